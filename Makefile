@@ -1,0 +1,37 @@
+# Everything a user or a reviewer runs. Needs Python >= 3.11 and make; PYTHON=python3.12 picks another one.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test quick check format bench clean
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed ## the whole path on a small network: profile, plan, train, shrink, export, measure
+	$(BIN)/halpiee demo
+
+test: $(VENV)/.installed ## the CPU test suite
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.installed ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/.installed ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed ## what masking costs a training step, and what shrinking saves
+	$(BIN)/python -m tools.bench_training
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Quantities read off a model or a history: FLOPs, survival, plasticity."""

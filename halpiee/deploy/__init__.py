@@ -1,0 +1,1 @@
+"""Export and the proof that what is exported is what was trained."""

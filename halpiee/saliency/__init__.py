@@ -1,0 +1,1 @@
+"""Scores of units: one short function per criterion."""

@@ -1,0 +1,1 @@
+"""Which units to keep within a budget, with a certificate."""

@@ -1,0 +1,1 @@
+"""Masks, budgets and schedules: what is active, how much, when."""

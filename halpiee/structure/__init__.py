@@ -1,0 +1,1 @@
+"""What can be removed: coupled units of a model, and their exact removal."""

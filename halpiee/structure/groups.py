@@ -1,0 +1,199 @@
+"""What can be removed from a model: units, the groups they form, and where each unit lives.
+
+A *unit* is one set of channel slots that can only be removed together; a *group* holds all units with the same
+footprint (the same layers on the same sides, equally often), so a layer's width is a sum of group counts. Units
+are numbered through the whole structure: unit ``j`` of group ``g`` has the global index ``g.start + j``. A *slot*
+is one dimension of one parameter or buffer, with the global unit index of each of its positions; masks, shrinking
+and training read nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halpiee.errors import StructureError
+from latency.op import Op
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ChannelGroup", "GroupRef", "Layer", "Slot", "Structure", "TimedOp"]
+
+GroupRef = tuple[str, int]
+"""A group's name and how many channels of a layer's side each of its units stands for."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer call that contracts channels (conv, linear) with the groups on both its sides.
+
+    Attributes:
+        name: module path; a second call of the same module gets the suffix ``#2``.
+        kind: ``conv``, ``conv_transpose``, ``linear`` …
+        in_groups: groups of its input channels; ``C_in = sum(size * multiplicity)``.
+        out_groups: groups of its output channels.
+    """
+
+    name: str
+    kind: str
+    in_groups: tuple[GroupRef, ...]
+    out_groups: tuple[GroupRef, ...]
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Units that are interchangeable in cost.
+
+    Attributes:
+        name: deterministic across processes.
+        size: number of units.
+        start: global index of the first unit.
+        prunable: whether units may be removed.
+        may_vanish: whether all of them may be (every path through it has a parallel skip).
+        reason: why it is not prunable, or ``None``.
+        trainable: whether zeroing the producers' affine and the consumers' columns in place is exact, so that
+            training methods can mask it; otherwise it is prunable by plan and shrink only.
+        untrainable_reason: why not, or ``None``.
+        members: ``(layer name, "in" | "out")`` of every layer side it is part of.
+    """
+
+    name: str
+    size: int
+    start: int
+    prunable: bool
+    may_vanish: bool = False
+    reason: str | None = None
+    trainable: bool = True
+    untrainable_reason: str | None = None
+    members: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class TimedOp:
+    """One op of the network that takes time, in execution order, tied to the groups that set its width.
+
+    Attributes:
+        op: as built, at the batch size of the traced inputs, with its tail.
+        layer: name of the layer (module path) it belongs to.
+        in_groups: groups whose counts give its ``c_in``.
+        out_groups: groups whose counts give its ``c_out``.
+    """
+
+    op: Op
+    layer: str
+    in_groups: tuple[GroupRef, ...]
+    out_groups: tuple[GroupRef, ...]
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """What follows the op and may be fused into it; the backend decides which of it fuses."""
+        return self.op.tail
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One dimension of one parameter or buffer whose positions belong to units.
+
+    Attributes:
+        tensor: qualified name, as in ``state_dict``.
+        module: path of the module that holds it.
+        kind: ``conv``, ``conv_transpose``, ``linear``, ``batch_norm`` …
+        side: ``out`` (rows a layer produces), ``in`` (columns it contracts) or ``norm`` (affine and statistics).
+        dim: the dimension.
+        units: int64 ``[size of the dimension]``, global unit index of each position.
+    """
+
+    tensor: str
+    module: str
+    kind: str
+    side: Literal["out", "in", "norm"]
+    dim: int
+    units: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Layers, groups, timed ops and slots of one model.
+
+    Attributes:
+        layers: every conv and linear call, in execution order.
+        groups: every group; network inputs, outputs and frozen units are groups too.
+        ops: what takes time, in execution order.
+        slots: where each unit lives in the model's parameters and buffers.
+        details: what ``shrink`` needs beyond the slots (private to this package).
+    """
+
+    layers: tuple[Layer, ...]
+    groups: tuple[ChannelGroup, ...]
+    ops: tuple[TimedOp, ...]
+    slots: tuple[Slot, ...]
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def n_units(self) -> int:
+        """Number of units of all groups."""
+        return sum(g.size for g in self.groups)
+
+    @cached_property
+    def by_name(self) -> dict[str, ChannelGroup]:
+        """Groups by name."""
+        return {g.name: g for g in self.groups}
+
+    @cached_property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        """The prunable groups, in order."""
+        return tuple(g for g in self.groups if g.prunable)
+
+    def channels(self, refs: tuple[GroupRef, ...], counts: Mapping[str, int]) -> int:
+        """Returns how many channels a layer's side has; a group missing from ``counts`` counts whole."""
+        return sum(mult * counts.get(name, self.by_name[name].size) for name, mult in refs)
+
+    def keep_vector(self, keep: Mapping[str, Tensor]) -> NDArray[np.bool_]:
+        """Returns bool ``[n_units]``: which units stay.
+
+        Args:
+            keep: group name → BoolTensor ``[size]``; a missing group is kept whole.
+
+        Raises:
+            StructureError: an unknown group, a wrong size or dtype, a unit removed from a group that is not
+                prunable, or an emptied group that may not vanish.
+        """
+        import difflib
+
+        import torch
+
+        alive = np.ones(self.n_units, dtype=np.bool_)
+        for name, mask in keep.items():
+            group = self.by_name.get(name)
+            if group is None:
+                close = difflib.get_close_matches(name, self.by_name, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise StructureError(f"keep names the group {name!r}, which this structure does not have{hint}")
+            if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (group.size,):
+                found = (
+                    f"{mask.dtype} of shape {tuple(mask.shape)}"
+                    if isinstance(mask, torch.Tensor)
+                    else type(mask).__name__
+                )
+                raise StructureError(
+                    f"keep[{name!r}] must be a bool tensor of shape ({group.size},), found {found}; "
+                    f"build it with torch.ones({group.size}, dtype=torch.bool)"
+                )
+            vector = mask.detach().cpu().numpy()
+            if not vector.all() and not group.prunable:
+                raise StructureError(
+                    f"keep removes units of {name!r}, which is not prunable ({group.reason}); leave it out of keep"
+                )
+            if not vector.any() and not group.may_vanish:
+                raise StructureError(
+                    f"keep empties {name!r}, which may not vanish: no parallel skip carries its signal; "
+                    "keep at least one unit"
+                )
+            alive[group.start : group.start + group.size] = vector
+        return alive

@@ -1,0 +1,1 @@
+"""Data, training loop, checkpoints and the run that ties them together."""

@@ -1,0 +1,1 @@
+"""How long does it take? Ops, backends, profiles and measurements; imports no torch."""

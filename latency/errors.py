@@ -1,0 +1,109 @@
+"""Every error of halpiee, and the exit code each one ends a command with.
+
+The tree (the root stands here because ``latency`` imports nothing of ``halpiee``)::
+
+    HalpieeError                      1  our bug
+    ├── UsageError                    2  what was asked cannot be done as asked
+    │   ├── ProfileError              2  a profile that is foreign, torn or lacks cells
+    │   ├── BudgetError               2  a budget below what the smallest network needs (.minimum)
+    │   ├── StructureError            2  a model, keep or plan that does not fit
+    │   ├── DataError                 2  a data source that is empty, unreadable or of another shape
+    │   └── OutputInUseError          2  an output path that already holds something
+    ├── MissingError                  3  a device, driver or extra that is not there
+    │   └── UnsupportedOpError        3  an op that a backend cannot build
+    └── PromiseError                  4  the result misses its promise
+        ├── MeasurementError          4  a latency that could not be measured within the limits asked
+        └── MismatchError             4  outputs that differ by more than the tolerance (.error)
+
+0 is success and 130 is an interruption with its state saved.
+A message has three parts: what was asked, what was found, what to type next.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BudgetError",
+    "DataError",
+    "HalpieeError",
+    "MeasurementError",
+    "MismatchError",
+    "MissingError",
+    "OutputInUseError",
+    "ProfileError",
+    "PromiseError",
+    "StructureError",
+    "UnsupportedOpError",
+    "UsageError",
+]
+
+
+class HalpieeError(Exception):
+    """Root of every error that halpiee raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(HalpieeError):
+    """What was asked cannot be done as asked."""
+
+    exit_code = 2
+
+
+class ProfileError(UsageError):
+    """A profile that belongs to another device or schema, is torn, or lacks cells."""
+
+
+class BudgetError(UsageError):
+    """A budget below what the smallest legal network needs.
+
+    Attributes:
+        minimum: the smallest reachable cost, in the unit of the budget.
+    """
+
+    def __init__(self, message: str, minimum: float = float("nan")) -> None:
+        super().__init__(message)
+        self.minimum = minimum
+
+
+class StructureError(UsageError):
+    """A model, a keep or a plan that does not fit the structure it is used with."""
+
+
+class DataError(UsageError):
+    """A data source that is empty, unreadable or of another shape."""
+
+
+class OutputInUseError(UsageError):
+    """An output path that already holds something; nothing was written."""
+
+
+class MissingError(HalpieeError):
+    """A device, driver or optional package that is not there."""
+
+    exit_code = 3
+
+
+class UnsupportedOpError(MissingError):
+    """An op that a backend cannot build."""
+
+
+class PromiseError(HalpieeError):
+    """A result that misses its promise: budget or tolerance."""
+
+    exit_code = 4
+
+
+class MeasurementError(PromiseError):
+    """A latency that could not be measured within the limits asked."""
+
+
+class MismatchError(PromiseError):
+    """Outputs that differ by more than the tolerance.
+
+    Attributes:
+        error: the error that was found, in the measure the message names.
+    """
+
+    def __init__(self, message: str, error: float = float("nan")) -> None:
+        super().__init__(message)
+        self.error = error

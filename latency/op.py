@@ -1,0 +1,120 @@
+"""What is timed: one op of a network, with everything its latency depends on.
+
+An op is a convolution, a linear layer or another op that takes time, with its shape and with the *tail* of
+cheap ops that follow it and that a runtime may fuse into it. Its JSON form is the key of a profile's cells
+(one cell = one op at one (C_in, C_out)).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+__all__ = ["CHANNEL_KEYS", "Op"]
+
+CHANNEL_KEYS = ("c_in", "c_out", "groups")
+"""Keys that change when channels are removed; the others name the op's table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One timed op at one size.
+
+    Attributes:
+        kind: ``conv`` (1d, 2d or 3d by the length of ``kernel``), ``conv_transpose``, ``linear``, or an op that
+            moves or combines activations: ``max_pool``, ``avg_pool``, ``global_avg_pool``, ``add``, ``mul``,
+            ``concat``, ``batch_norm``, ``upsample``, or an activation (``relu``, ``relu6``, ``silu``,
+            ``hardswish``, ``sigmoid``, ``hardsigmoid``, ``gelu``). For ops other than conv and linear,
+            ``c_in`` is what goes in (all inputs of a concat together) and ``c_out`` what comes out.
+        c_in: input channels (features of a linear layer).
+        c_out: output channels (features of a linear layer).
+        h: input height; 1 for a linear layer on vectors, the number of tokens for one on sequences.
+        w: input width; 1 for 1d inputs and for linear layers.
+        batch: images per call.
+        kernel: kernel size, one number per spatial dimension; ``()`` where there is none.
+        stride: like ``kernel``.
+        padding: like ``kernel``.
+        dilation: like ``kernel``.
+        groups: groups of a convolution; ``groups == c_in`` marks a depthwise one, whose groups shrink with it.
+        tail: what follows the op with no other reader in between, in order: ``batch_norm``, an activation, or
+            ``add`` (a second tensor of the op's output shape is added). A backend fuses as much of it as its
+            runtime does, and the measured time includes all of it.
+        dtype: ``float32``, ``float16``, ``bfloat16``.
+        layout: ``nchw`` or ``nhwc``.
+    """
+
+    kind: str
+    c_in: int
+    c_out: int
+    h: int = 1
+    w: int = 1
+    batch: int = 1
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    tail: tuple[str, ...] = ()
+    dtype: str = "float32"
+    layout: str = "nchw"
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether input and output channels are the same channels, each with its own kernel."""
+        return self.kind in ("conv", "conv_transpose") and self.groups > 1 and self.groups == self.c_in == self.c_out
+
+    def with_channels(self, c_in: int, c_out: int) -> Op:
+        """Returns the same op at another width; a depthwise op's groups follow its channels."""
+        groups = c_in if self.depthwise else self.groups
+        return replace(self, c_in=c_in, c_out=c_out, groups=groups)
+
+    def key(self) -> dict[str, Any]:
+        """Returns the JSON keys of this op's cell, as a profile writes them."""
+        return {
+            "op": self.kind,
+            "kernel": list(self.kernel),
+            "stride": list(self.stride),
+            "pad": list(self.padding),
+            "dilation": list(self.dilation),
+            "groups": self.groups,
+            "c_in": self.c_in,
+            "c_out": self.c_out,
+            "h": self.h,
+            "w": self.w,
+            "batch": self.batch,
+            "tail": list(self.tail),
+            "dtype": self.dtype,
+            "layout": self.layout,
+        }
+
+    @classmethod
+    def from_key(cls, key: Mapping[str, Any]) -> Op:
+        """Builds the op of a cell; keys that are not the op's (``us``, ``n`` …) are ignored."""
+        return cls(
+            kind=key["op"],
+            c_in=key["c_in"],
+            c_out=key["c_out"],
+            h=key.get("h", 1),
+            w=key.get("w", 1),
+            batch=key.get("batch", 1),
+            kernel=tuple(key.get("kernel", ())),
+            stride=tuple(key.get("stride", ())),
+            padding=tuple(key.get("pad", ())),
+            dilation=tuple(key.get("dilation", ())),
+            groups=key.get("groups", 1),
+            tail=tuple(key.get("tail", ())),
+            dtype=key.get("dtype", "float32"),
+            layout=key.get("layout", "nchw"),
+        )
+
+    def table_key(self) -> str:
+        """Returns the canonical JSON of everything but the channel counts: the name of the op's table.
+
+        A depthwise op and a dense or grouped one of the same shape have different tables; ``groups`` of a
+        grouped conv that is not depthwise is part of the name.
+        """
+        key = {k: v for k, v in self.key().items() if k not in CHANNEL_KEYS}
+        key["groups"] = "depthwise" if self.depthwise else self.groups
+        return json.dumps(key, sort_keys=True, separators=(",", ":"))
