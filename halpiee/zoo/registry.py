@@ -1,0 +1,143 @@
+"""Which network a MODEL string means: a zoo, torchvision or timm name, or ``package.module:function``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from halpiee.errors import UsageError
+from halpiee.zoo.mobilenet import mobilenet_v1, mobilenet_v1_cifar
+from halpiee.zoo.resnet import resnet18_modified, resnet20, resnet50_cifar, resnet56
+from halpiee.zoo.vgg import vgg13_bn, vgg16_bn, vgg19_bn
+from halpiee.zoo.wide_resnet import wrn22_2
+
+__all__ = ["build", "names", "resolve"]
+
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v1_cifar": mobilenet_v1_cifar,
+    "resnet18_modified": resnet18_modified,
+    "resnet20": resnet20,
+    "resnet50_cifar": resnet50_cifar,
+    "resnet56": resnet56,
+    "vgg13_bn": vgg13_bn,
+    "vgg16_bn": vgg16_bn,
+    "vgg19_bn": vgg19_bn,
+    "wrn22_2": wrn22_2,
+}
+"""The project's own networks; they come before torchvision's of the same name."""
+
+
+def names(*, everything: bool = False) -> tuple[str, ...]:
+    """Returns the names that :func:`build` knows, sorted.
+
+    Args:
+        everything: also torchvision's names and, where it is installed, timm's.
+    """
+    known = set(ZOO)
+    if everything:
+        from torchvision.models import list_models
+
+        known.update(list_models())
+        if importlib.util.find_spec("timm") is not None:
+            known.update(importlib.import_module("timm").list_models())
+    return tuple(sorted(known))
+
+
+def build(name: str, **kwargs: Any) -> nn.Module:
+    """Builds the network that a MODEL string names, with random weights.
+
+    Args:
+        name: a zoo name, a torchvision name (``torchvision/vgg16_bn`` where the zoo has the same name),
+            a timm name, or ``package.module:function``.
+        **kwargs: passed to the builder, for example ``num_classes`` and, for zoo networks, ``width``.
+
+    Raises:
+        UsageError: the name is unknown, or its builder refuses the arguments or returns no module.
+    """
+    builder = resolve(name)
+    try:
+        model = builder(**kwargs)
+    except TypeError as error:
+        asked = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise UsageError(
+            f"the model {name!r} was asked for with ({asked}), and its builder answered: {error}; "
+            "leave out the arguments that it does not take"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"the model {name!r} must be a function that returns a torch.nn.Module, it returned "
+            f"{type(model).__name__}; name a function that builds the network"
+        )
+    return model
+
+
+def resolve(name: str) -> Callable[..., nn.Module]:
+    """Returns the builder that a MODEL string names.
+
+    Raises:
+        UsageError: no such network; the message has the closest names.
+    """
+    if ":" in name:
+        return from_path(name)
+    if name in ZOO:
+        return ZOO[name]
+    from torchvision.models import get_model, list_models
+
+    plain = name.removeprefix("torchvision/")
+    if plain in list_models():
+        return lambda **kwargs: get_model(plain, **torchvision_defaults(kwargs, plain))
+    has_timm = importlib.util.find_spec("timm") is not None
+    if has_timm:
+        timm = importlib.import_module("timm")
+        if timm.is_model(name.removeprefix("timm/")):
+            return lambda **kwargs: timm.create_model(name.removeprefix("timm/"), **kwargs)
+    known = names(everything=True)
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"for example {', '.join(ZOO)}"
+    raise UsageError(
+        f"the model {name!r} is not one of the {len(known)} names of the zoo, torchvision"
+        f"{' and timm' if has_timm else ''}; {hint} Your own network is named package.module:function"
+    )
+
+
+def torchvision_defaults(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns the arguments with no weights to download: neither the network's nor its backbone's."""
+    defaults: dict[str, Any] = {"weights": None}
+    from torchvision.models import detection, list_models, segmentation
+
+    if name in list_models(module=detection) or name in list_models(module=segmentation):
+        defaults["weights_backbone"] = None
+    return defaults | kwargs
+
+
+def from_path(name: str) -> Callable[..., nn.Module]:
+    """Returns the function that ``package.module:function`` names; the working directory is on the path."""
+    module_name, _, function = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise UsageError(
+            f"the model {name!r} asks for the module {module_name!r}, which does not import ({error}); "
+            "run from the folder that holds it, or install the package it is in"
+        ) from error
+    builder = getattr(module, function, None)
+    if not callable(builder):
+        close = difflib.get_close_matches(function, [n for n in dir(module) if not n.startswith("_")], n=1)
+        hint = f"did you mean {module_name}:{close[0]}?" if close else f"define it in {module_name}"
+        raise UsageError(
+            f"the model {name!r} asks for the function {function!r}, "
+            f"which {module_name} does not have; {hint}"
+        )
+    found: Callable[..., nn.Module] = builder
+    return found

@@ -1,0 +1,134 @@
+"""Residual networks for small images (He et al. 2016, sections 4.1 and 4.2).
+
+``resnet20`` and ``resnet56`` are the CIFAR networks 16-32-64, with 1×1 projections where the shape changes;
+``resnet18_modified`` and ``resnet50_cifar`` are ImageNet's with a 3×3 stem of stride 1 and no max-pool.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from halpiee.zoo.layers import conv_bn, initialise, scaled
+
+__all__ = [
+    "BasicBlock",
+    "Bottleneck",
+    "ResNet",
+    "resnet18_modified",
+    "resnet20",
+    "resnet50_cifar",
+    "resnet56",
+]
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a skip."""
+
+    expansion = 1
+
+    def __init__(self, c_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(c_in, channels, 3, stride)
+        self.conv2, self.bn2 = conv_bn(channels, channels)
+        self.relu = nn.ReLU()
+        self.shortcut = shortcut(c_in, channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[N, c_in, H, W]`` to ``[N, channels, H / stride, W / stride]``."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        out: Tensor = self.relu(y + self.shortcut(x))
+        return out
+
+
+class Bottleneck(nn.Module):
+    """A 3×3 convolution between two 1×1 ones, four times as wide outside, and a skip."""
+
+    expansion = 4
+
+    def __init__(self, c_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(c_in, channels, 1)
+        self.conv2, self.bn2 = conv_bn(channels, channels, 3, stride)
+        self.conv3, self.bn3 = conv_bn(channels, channels * self.expansion, 1)
+        self.relu = nn.ReLU()
+        self.shortcut = shortcut(c_in, channels * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[N, c_in, H, W]`` to ``[N, 4 · channels, H / stride, W / stride]``."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        out: Tensor = self.relu(y + self.shortcut(x))
+        return out
+
+
+def shortcut(c_in: int, c_out: int, stride: int) -> nn.Module:
+    """Returns the identity, or a 1×1 projection with batch norm where the shape changes (option B)."""
+    if c_in == c_out and stride == 1:
+        return nn.Identity()
+    return nn.Sequential(*conv_bn(c_in, c_out, 1, stride))
+
+
+class ResNet(nn.Module):
+    """A 3×3 stem, stages of residual blocks, global average pooling and one linear layer.
+
+    Args:
+        block: the residual block.
+        depths: blocks per stage.
+        channels: channels per stage, before the block's expansion; every stage but the first halves the size.
+        width: factor on all channels.
+        num_classes: outputs.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, ...],
+        channels: tuple[int, ...],
+        *,
+        width: float = 1,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        c_in = scaled(channels[0], width)
+        self.conv1, self.bn1 = conv_bn(3, c_in)
+        self.relu = nn.ReLU()
+        stages = []
+        for stage, (depth, base) in enumerate(zip(depths, channels, strict=True)):
+            blocks = []
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(block(c_in, scaled(base, width), stride))
+                c_in = scaled(base, width) * block.expansion
+            stages.append(nn.Sequential(*blocks))
+        self.layers = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(c_in, num_classes)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images ``[N, 3, H, W]`` to logits ``[N, num_classes]``."""
+        x = self.layers(self.relu(self.bn1(self.conv1(x))))
+        logits: Tensor = self.fc(self.pool(x).flatten(1))
+        return logits
+
+
+def resnet20(width: float = 1, num_classes: int = 10) -> ResNet:
+    """Builds the CIFAR ResNet-20: 272,474 parameters, 40.8 M MACs at 32×32."""
+    return ResNet(BasicBlock, (3, 3, 3), (16, 32, 64), width=width, num_classes=num_classes)
+
+
+def resnet56(width: float = 1, num_classes: int = 10) -> ResNet:
+    """Builds the CIFAR ResNet-56: 855,770 parameters, 125.8 M MACs at 32×32."""
+    return ResNet(BasicBlock, (9, 9, 9), (16, 32, 64), width=width, num_classes=num_classes)
+
+
+def resnet18_modified(width: float = 1, num_classes: int = 200) -> ResNet:
+    """Builds ResNet-18 with a 3×3 stem of stride 1 and no max-pool (TinyImageNet, 64×64)."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), (64, 128, 256, 512), width=width, num_classes=num_classes)
+
+
+def resnet50_cifar(width: float = 1, num_classes: int = 10) -> ResNet:
+    """Builds ResNet-50 with a 3×3 stem of stride 1 and no max-pool (CIFAR, 32×32)."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), width=width, num_classes=num_classes)

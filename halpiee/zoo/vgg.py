@@ -1,0 +1,54 @@
+"""VGG in its CIFAR form: batch norm after each convolution, one linear layer (Simonyan & Zisserman 2015)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from halpiee.zoo.layers import conv_bn, initialise, scaled
+
+__all__ = ["VGG", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
+
+
+class VGG(nn.Module):
+    """Five stages of 3×3 convolutions with 2×2 max-pools between, global pooling, one linear layer.
+
+    Args:
+        depths: convolutions per stage; the stages have 64, 128, 256, 512 and 512 channels.
+        width: factor on all channels.
+        num_classes: outputs.
+    """
+
+    def __init__(self, depths: tuple[int, ...], *, width: float = 1, num_classes: int = 10) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        c_in = 3
+        for stage, (depth, base) in enumerate(zip(depths, (64, 128, 256, 512, 512), strict=True)):
+            if stage > 0:
+                layers.append(nn.MaxPool2d(2))
+            for _ in range(depth):
+                layers += [*conv_bn(c_in, scaled(base, width)), nn.ReLU()]
+                c_in = scaled(base, width)
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(c_in, num_classes)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps images ``[N, 3, H, W]`` (H, W ≥ 16) to logits ``[N, num_classes]``."""
+        logits: Tensor = self.classifier(self.pool(self.features(x)).flatten(1))
+        return logits
+
+
+def vgg13_bn(width: float = 1, num_classes: int = 10) -> VGG:
+    """Builds the CIFAR VGG-13: ten convolutions and one linear layer."""
+    return VGG((2, 2, 2, 2, 2), width=width, num_classes=num_classes)
+
+
+def vgg16_bn(width: float = 1, num_classes: int = 10) -> VGG:
+    """Builds the CIFAR VGG-16: 14,724,042 parameters, 313.2 M MACs at 32×32."""
+    return VGG((2, 2, 3, 3, 3), width=width, num_classes=num_classes)
+
+
+def vgg19_bn(width: float = 1, num_classes: int = 10) -> VGG:
+    """Builds the CIFAR VGG-19: sixteen convolutions and one linear layer."""
+    return VGG((2, 2, 4, 4, 4), width=width, num_classes=num_classes)
