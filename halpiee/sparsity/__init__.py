@@ -1,1 +1,25 @@
 """Masks, budgets and schedules: what is active, how much, when."""
+
+from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, Uniform, erk
+from halpiee.sparsity.granularity import Channels, Units, Weights
+from halpiee.sparsity.mask import Mask
+from halpiee.sparsity.schedule import Constant, Cosine, Cubic, Curve, Exponential
+
+__all__ = [
+    "ERK",
+    "NM",
+    "Budget",
+    "Channels",
+    "Constant",
+    "Cosine",
+    "Cubic",
+    "Curve",
+    "Exponential",
+    "Global",
+    "Latency",
+    "Mask",
+    "Uniform",
+    "Units",
+    "Weights",
+    "erk",
+]

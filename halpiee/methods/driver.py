@@ -1,0 +1,510 @@
+"""Runs a recipe from an optimizer's step hooks, so that the user's training loop does not change.
+
+Parameters stay plain tensors: what the forward mask leaves out is written as zero (its last value is remembered),
+what the update mask leaves out is put back after every step. ``deepcopy``, ``state_dict``, EMA, ``torch.compile``
+and DDP therefore see an ordinary model. Steps that a GradScaler skips are not counted; scores use unscaled
+gradients; under DDP gradients are the reduced ones, so that all ranks choose alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from halpiee.errors import HalpieeError, PromiseError, UsageError
+from halpiee.methods.guard import Guard
+from halpiee.methods.phases import Drop, Grow, Recipe, Start, Train
+from halpiee.methods.pools import Choice, Pool
+from halpiee.saliency.criterion import Criterion
+from halpiee.sparsity.granularity import Units
+from halpiee.sparsity.mask import Mask
+
+__all__ = ["Event", "Sparse", "bare"]
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Returns the model inside DDP, DataParallel and torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change of the active units.
+
+    Attributes:
+        step: optimizer steps done before it.
+        event: ``init``, ``prune``, ``grow`` or ``shrink``.
+        budget: Ψ, in the pool's unit (µs, or units kept).
+        used: R of the active units after it.
+        omega: Ω, what this cycle exchanges, in the same unit.
+        gap: certified relative gap of the selection.
+        slack: capacity minus used; the capacity is Ψ − Ω after a prune, Ψ otherwise.
+        next_step: smallest extra cost of any next allowed size.
+        iou: overlap with the units that were active after the previous event of the same kind.
+        skipped: steps of the phase whose scores were not finite and did not count.
+        counts: active units per group.
+    """
+
+    step: int
+    event: str
+    budget: float
+    used: float
+    omega: float
+    gap: float
+    slack: float
+    next_step: float
+    iou: float
+    skipped: int
+    counts: dict[str, int]
+
+
+@dataclass
+class _Scores:
+    """Sums of per-step scores over a phase."""
+
+    total: dict[str, Tensor]
+    steps: int = 0
+    skipped: int = 0
+
+    def add(self, scores: Mapping[str, Tensor]) -> None:
+        flat = [score for score in scores.values()]
+        if not flat or not bool(torch.stack([torch.isfinite(s).all() for s in flat]).all()):
+            self.skipped += 1
+            return
+        for name, score in scores.items():
+            held = self.total.get(name)
+            self.total[name] = score.clone() if held is None else held + score
+        self.steps += 1
+
+    def mean(self) -> dict[str, Tensor]:
+        return {name: (total / max(self.steps, 1)).cpu() for name, total in self.total.items()}
+
+
+class Sparse:
+    """A recipe attached to a model and its optimizer.
+
+    Args:
+        model: trained in place; its parameters keep their identity.
+        optimizer: any whose state has the parameter's shape or is a scalar.
+        units: what is removed and brought back.
+        pool: the budget, bound to the units.
+        recipe: phases, in order; after the last one the active units train on.
+        criterion: scores units, for dropping and growing alike.
+        seed: of every random choice.
+        explore_init: never-active units start from the model's initialisation, or from zero.
+
+    Attributes:
+        reports: the events so far.
+        alive: the active units.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        units: Units,
+        pool: Pool,
+        recipe: Recipe,
+        criterion: Criterion,
+        seed: int = 0,
+        explore_init: str = "model",
+    ) -> None:
+        self.model, self.optimizer = bare(model), optimizer
+        self.units, self.pool, self.recipe, self.criterion, self.seed = units, pool, recipe, criterion, seed
+        self._parameters = dict(self.model.named_parameters())
+        named = {**self._parameters, **dict(self.model.named_buffers())}
+        in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        missing = [n for n in units.tensors if n in self._parameters and id(named[n]) not in in_optimizer]
+        if missing:
+            raise UsageError(
+                f"the optimizer does not hold {missing[0]!r} (and {len(missing) - 1} more masked parameters); "
+                "build it from this model's parameters()"
+            )
+        # Everything a step can move: the model's parameters, and the running statistics of norms.
+        self._tensors = {
+            name: tensor
+            for name, tensor in named.items()
+            if id(tensor) in in_optimizer or name in units.tensors or name.endswith(("running_mean", "running_var"))
+        }
+        self._guard = Guard(self._tensors, optimizer)
+        self._fused_skip = False
+        self.reports: list[Event] = []
+        self.alive = Mask.full(units.sizes)
+        self.step = 0
+        self.phase = 0
+        self.phase_steps = 0
+        self.log: list[tuple[int, str, dict[str, int]]] = []
+        self._scores = _Scores({})
+        self._forward_all = False
+        self._memory = {n: self._tensors[n].detach().clone() for n in units.tensors if n in self._parameters}
+        self._explore_init = explore_init
+        self._masks_after: dict[str, Mask] = {}
+        self._last_drop: tuple[Mask, dict[str, Tensor], Mask] | None = None
+        self._last_grow: tuple[Mask, dict[str, Tensor]] | None = None
+        self._masks = units.masks(self.alive)
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._advance()
+
+    # -- what users see ---------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether the active units are final."""
+        return self.phase >= len(self.recipe)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the model holds its active units only, also while it explores; for evaluation and export."""
+        if not self._forward_all:
+            yield
+            return
+        explored = {name: self._parameters[name].detach().clone() for name in self._masks if name in self._parameters}
+        with torch.no_grad():
+            for name, mask in self._on_device(self._masks):
+                if name in explored:
+                    self._parameters[name].masked_fill_(~mask, 0.0)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in explored.items():
+                    self._parameters[name].copy_(value)
+
+    def finish(self) -> None:
+        """Ends the updates now, on a grow: a cycle that has pruned and not yet grown is closed first."""
+        if self.finished:
+            return
+        opened = isinstance(self._last_open(), Drop)
+        exploring = self._forward_all and (self._scores.steps > 0 or not self.criterion.per_step)
+        self.phase = len(self.recipe)
+        self.phase_steps = 0
+        if opened and exploring:
+            self._grow(Grow(self._omega))
+        elif opened and self._last_drop is not None:
+            # No score of the inactive units in this cycle: what it has just pruned comes back.
+            choice = Choice(self._last_drop[0], self.pool.used(self._last_drop[0]), 0.0, math.nan, 0.0)
+            choice = self._with_slack(choice)
+            self._apply(choice, "grow", self._omega)
+        self._enter(Train(0))
+
+    def detach(self) -> None:
+        """Takes the hooks off the optimizer; the model keeps its active units."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything a resumed run needs beside the model's and the optimizer's own state."""
+        return {
+            "step": self.step,
+            "phase": self.phase,
+            "phase_steps": self.phase_steps,
+            "forward_all": self._forward_all,
+            "alive": dict(self.alive),
+            "memory": dict(self._memory),
+            "scores": {"total": dict(self._scores.total), "steps": self._scores.steps, "skipped": self._scores.skipped},
+            "last_drop": None if self._last_drop is None else [dict(self._last_drop[0]), self._last_drop[1], dict(self._last_drop[2])],
+            "last_grow": None if self._last_grow is None else [dict(self._last_grow[0]), self._last_grow[1]],
+            "masks_after": {kind: dict(mask) for kind, mask in self._masks_after.items()},
+            "reports": [asdict(event) for event in self.reports],
+            "log": [list(entry) for entry in self.log],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues where ``state_dict`` was taken; load the model's and the optimizer's state first."""
+        expected = {name: tuple(size) for name, size in self.units.sizes.items()}
+        found = {name: tuple(mask.shape) for name, mask in state["alive"].items()}
+        if expected != found:
+            raise UsageError(
+                f"the saved state masks {len(found)} groups, this model has {len(expected)} of other sizes or names; "
+                "resume with the model and settings of the run that saved it"
+            )
+        self.step, self.phase, self.phase_steps = state["step"], state["phase"], state["phase_steps"]
+        self.alive = Mask(dict(state["alive"]))
+        self._masks = self.units.masks(self.alive)
+        for name, value in state["memory"].items():
+            self._memory[name].copy_(value)
+        scores = state["scores"]
+        self._scores = _Scores(dict(scores["total"]), scores["steps"], scores["skipped"])
+        drop, grow = state["last_drop"], state["last_grow"]
+        self._last_drop = None if drop is None else (Mask(dict(drop[0])), dict(drop[1]), Mask(dict(drop[2])))
+        self._last_grow = None if grow is None else (Mask(dict(grow[0])), dict(grow[1]))
+        self._masks_after = {kind: Mask(dict(mask)) for kind, mask in state["masks_after"].items()}
+        self.reports = [Event(**event) for event in state["reports"]]
+        self.log = [(int(n), str(kind), dict(counts)) for n, kind, counts in state["log"]]
+        self._forward_all = state["forward_all"]
+        self._hold(self._train())
+
+    # -- hooks ------------------------------------------------------------------------------------------------
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = kwargs.get("closure", args[0] if args else None)
+        if closure is None:
+            self._look()
+            return None
+
+        def looked() -> Any:
+            result = closure()
+            self._look()
+            return result
+
+        return (looked, *args[1:]) if args else args, {**kwargs, **({"closure": looked} if not args else {})}
+
+    def _look(self) -> None:
+        """Reads scores from this step's gradients, before the optimizer uses them."""
+        found_inf = getattr(self.optimizer, "found_inf", None)
+        self._fused_skip = found_inf is not None and bool(found_inf)
+        phase = self._train()
+        if self._fused_skip or not phase.collect or not self.criterion.per_step:
+            return
+        scale = getattr(self.optimizer, "grad_scale", None)
+        unscale = 1.0 if scale is None else 1.0 / float(scale)
+
+        def gradient(name: str) -> Tensor | None:
+            grad = self._parameters[name].grad
+            return None if grad is None else grad.detach() * unscale if unscale != 1.0 else grad.detach()
+
+        with torch.no_grad():
+            self._scores.add(self.criterion(self.units, self._parameters.get, gradient))
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._guard.restore()
+        if self._fused_skip:
+            return
+        self.step += 1
+        phase = self._train()
+        self._note_step(phase)
+        self.phase_steps += 1
+        if not self.finished and self.phase_steps >= phase.steps:
+            self.phase += 1
+            self.phase_steps = 0
+            self._advance()
+
+    # -- phases -----------------------------------------------------------------------------------------------
+
+    def _train(self) -> Train:
+        if self.finished:
+            return Train(0)
+        phase = self.recipe[self.phase]
+        if not isinstance(phase, Train):
+            raise HalpieeError(f"phase {self.phase} of the recipe is {phase}, between two steps it must be a Train")
+        return phase
+
+    def _advance(self) -> None:
+        """Carries out the phases that happen between two steps, up to the next training phase."""
+        while not self.finished:
+            phase = self.recipe[self.phase]
+            if isinstance(phase, Train) and phase.steps > 0:
+                break
+            if isinstance(phase, Start):
+                self._start(phase)
+            elif isinstance(phase, Drop):
+                self._drop(phase)
+            elif isinstance(phase, Grow):
+                self._grow(phase)
+            self.phase += 1
+        self._enter(self._train())
+
+    def _enter(self, phase: Train) -> None:
+        if phase.collect:
+            self._scores = _Scores({})
+        self._set_forward(phase.forward == "all")
+        self._hold(phase)
+
+    def _start(self, phase: Start) -> None:
+        if phase.by == "random":
+            choice = self.pool.start(self._generator("start"))
+        else:
+            nothing = Mask.full(self.units.sizes, False)
+            scores = self._collected() if phase.by == "scores" else self._random("start")
+            choice = self.pool.choose(scores, must=nothing, may=~nothing, level=1.0)
+        self._apply(choice, "init", 0.0)
+        if self._explore_init == "zero":
+            with torch.no_grad():
+                for name, memory in self._memory.items():
+                    memory.masked_fill_(~self._masks[name].to(memory.device), 0.0)
+
+    def _drop(self, phase: Drop) -> None:
+        scores = self._collected()
+        nothing = Mask.full(self.units.sizes, False)
+        before = self.alive
+        choice = self.pool.choose(scores, must=nothing, may=before, level=1 - phase.omega)
+        self._apply(choice, "prune", phase.omega)
+        self._last_drop = (before, scores, self.alive)
+
+    def _grow(self, phase: Grow) -> None:
+        kept = self.alive
+        scores = self._collected() if phase.by == "score" else self._random(f"grow {self.step}")
+        choice = self.pool.choose(scores, must=kept, may=~kept, level=1.0)
+        self._last_grow = (kept, scores)
+        self._apply(choice, "grow", phase.omega, zero=phase.values == "zero")
+
+    def choose_again(self, pool: Pool) -> Event:
+        """Repeats the last prune and grow under another pool: what a corrected latency model asks for.
+
+        The last grow is solved again; when even the kept units are too slow now, the prune before it is, too.
+        Scores are those of the cycle; units without one are only used to fill what is left.
+        """
+        self.pool = pool
+        if self._last_grow is None:
+            nothing = Mask.full(self.units.sizes, False)
+            choice = pool.choose(self._random("start"), must=nothing, may=~nothing, level=1.0)
+            return self._settle(choice, "init")
+        kept, grow_scores = self._last_grow
+        if pool.used(kept) > pool.total and self._last_drop is not None:
+            before, drop_scores, _ = self._last_drop
+            nothing = Mask.full(self.units.sizes, False)
+            kept = pool.choose(drop_scores, must=nothing, may=before, level=1 - self._omega).alive
+            known = self._last_grow[0]
+            grow_scores = {n: torch.where(known[n] & ~kept[n], 0.0, s) for n, s in grow_scores.items()}
+        choice = pool.choose(grow_scores, must=kept, may=~kept, level=1.0)
+        return self._settle(choice, "grow")
+
+    def _settle(self, choice: Choice, event: str) -> Event:
+        report = self._apply(choice, event, self._omega)
+        self._hold(self._train())
+        return report
+
+    @property
+    def _omega(self) -> float:
+        return next((e.omega / e.budget for e in reversed(self.reports) if e.event == "prune"), 0.0)
+
+    def _last_open(self) -> Drop | Grow | Start | None:
+        done = self.recipe[: self.phase]
+        return next((p for p in reversed(done) if isinstance(p, Drop | Grow | Start)), None)
+
+    # -- masks ------------------------------------------------------------------------------------------------
+
+    def _apply(self, choice: Choice, event: str, omega: float, *, zero: bool = False) -> Event:
+        """Makes ``choice`` the active units, records it, and forgets the optimizer state of what it removed."""
+        self._set_forward(False)
+        before_masks = self._masks
+        self._check_ranks(choice.alive)
+        previous = self._masks_after.get(event)
+        overlap = previous.iou(choice.alive) if previous is not None else math.nan
+        self._masks_after[event] = choice.alive
+        masks = self.units.masks(choice.alive)
+        with torch.no_grad():
+            for name, mask in self._on_device(masks):
+                if name not in self._parameters:
+                    continue
+                parameter, memory = self._parameters[name], self._memory[name]
+                old = before_masks[name].to(parameter.device)
+                torch.where(old, parameter, memory, out=memory)
+                if zero:
+                    memory.masked_fill_(mask & ~old, 0.0)
+                torch.where(mask, memory, torch.zeros_like(memory), out=parameter.data)
+            self._guard.forget_state(
+                {n: ~mask for n, mask in masks.items() if n in self._parameters}
+            )
+        self.alive, self._masks = choice.alive, masks
+        total = self.pool.total
+        report = Event(
+            step=self.step,
+            event=event,
+            budget=total,
+            used=choice.used,
+            omega=omega * total,
+            gap=choice.gap,
+            slack=choice.slack,
+            next_step=choice.next_step,
+            iou=overlap,
+            skipped=self._scores.skipped,
+            counts=choice.alive.counts,
+        )
+        self.reports.append(report)
+        return report
+
+    def _with_slack(self, choice: Choice) -> Choice:
+        return Choice(choice.alive, choice.used, self.pool.total - choice.used, choice.next_step, choice.gap)
+
+    def _set_forward(self, everything: bool) -> None:
+        """Writes the inactive units' last values into the model, or takes them out and remembers them."""
+        if everything == self._forward_all:
+            return
+        with torch.no_grad():
+            for name, mask in self._on_device(self._masks):
+                if name not in self._parameters:
+                    continue
+                parameter, memory = self._parameters[name].data, self._memory[name]
+                if everything:
+                    torch.where(mask, parameter, memory, out=parameter)
+                else:
+                    torch.where(mask, memory, parameter, out=memory)
+                    parameter.masked_fill_(~mask, 0.0)
+            inactive = {n: ~mask for n, mask in self._masks.items() if n in self._parameters}
+            self._guard.forget_state(inactive)
+        self._forward_all = everything
+
+    def _hold(self, phase: Train) -> None:
+        """Tells the guard what may not move in this phase."""
+        if phase.update == "alive":
+            self._guard.hold(dict(self._masks))
+        elif phase.update == "dead":
+            self._guard.hold({n: ~self._masks[n] if n in self._masks else None for n in self._tensors})
+        else:
+            self._guard.hold({})
+
+    def _on_device(self, masks: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for name, mask in masks.items():
+            yield name, mask.to(self._tensors[name].device)
+
+    # -- scores and randomness --------------------------------------------------------------------------------
+
+    def _collected(self) -> dict[str, Tensor]:
+        """Returns the phase's mean scores, or reads them now; units without one score zero."""
+        if self.criterion.per_step:
+            found = self._scores.mean()
+        else:
+            with torch.no_grad():
+                look: Callable[[str], Tensor | None] = self._parameters.get
+                found = {n: s.cpu() for n, s in self.criterion(self.units, look, lambda _: None).items()}
+        return {n: found.get(n, torch.zeros(size)) for n, size in self.units.sizes.items()}
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        import zlib
+
+        return torch.Generator().manual_seed((self.seed << 32) ^ zlib.crc32(purpose.encode()))
+
+    def _random(self, purpose: str) -> dict[str, Tensor]:
+        generator = self._generator(purpose)
+        return {n: torch.rand(size, generator=generator) for n, size in self.units.sizes.items()}
+
+    def _check_ranks(self, alive: Mask) -> None:
+        """Refuses to go on when ranks of a distributed run have chosen differently."""
+        dist = torch.distributed
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        digests: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(digests, alive.digest())
+        if len(set(digests)) > 1:
+            raise PromiseError(
+                f"at step {self.step} the ranks chose different units ({len(set(digests))} different masks of "
+                f"{len(digests)}); give every rank the same seed and reduced gradients (DistributedDataParallel)"
+            )
+
+    def _note_step(self, phase: Train) -> None:
+        """Counts the step under its masks, for the training FLOPs."""
+        kind = "explore" if phase.forward == "all" else "train"
+        counts = self.alive.counts
+        if self.log and self.log[-1][1] == kind and self.log[-1][2] == counts:
+            self.log[-1] = (self.log[-1][0] + 1, kind, counts)
+        else:
+            self.log.append((1, kind, counts))

@@ -1,0 +1,277 @@
+"""The verb: keep the best-scoring units within a budget. Prune and grow are the same call on complementary sets.
+
+A pool is a budget bound to the units of a model. ``choose`` keeps all of ``must``, adds the best of ``may``, and
+fills the pool to ``level`` times the budget: counts are exact, ties go to the lower index, every layer or group
+keeps at least one unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from halpiee.errors import BudgetError, UsageError
+from halpiee.selection.choose import choose as choose_by_latency
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.uniform import uniform
+from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, Uniform, erk
+from halpiee.sparsity.granularity import Channels, Units
+from halpiee.sparsity.mask import Mask
+
+__all__ = ["Choice", "LatencyPool", "LayerPools", "Pool", "bind"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        alive: the units that are active from now on.
+        used: what they cost, in the pool's unit.
+        slack: what is left below the capacity that was asked.
+        next_step: smallest extra cost of any next allowed size; NaN when everything is active.
+        gap: (upper bound − value) / upper bound of the selection; 0 where top-k is exact.
+    """
+
+    alive: Mask
+    used: float
+    slack: float
+    next_step: float
+    gap: float
+
+
+class Pool(Protocol):
+    """A budget bound to units."""
+
+    @property
+    def total(self) -> float:
+        """The budget Ψ, in the pool's unit."""
+        ...
+
+    @property
+    def floor(self) -> float:
+        """The smallest share of Ψ worth exchanging at the end of training."""
+        ...
+
+    def used(self, alive: Mask) -> float:
+        """Returns R(alive), in the pool's unit."""
+        ...
+
+    def start(self, generator: torch.Generator) -> Choice:
+        """Returns a random choice that fills the budget."""
+        ...
+
+    def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Choice:
+        """Returns all of ``must`` with the best of ``may``, within ``level · Ψ``."""
+        ...
+
+
+class LatencyPool:
+    """One pool for the whole network: predicted latency, both sides of every layer priced.
+
+    Args:
+        units: channels of the structure that ``cost`` was built from.
+        cost: the latency model.
+        budget_us: Ψ.
+        solver: ``joint``, ``cpsat`` or ``linear`` (HALP's own formulation).
+        gap: relative gap to certify.
+    """
+
+    def __init__(
+        self, units: Channels, cost: LatencyCost, budget_us: float, *, solver: str = "joint", gap: float = 1e-3
+    ) -> None:
+        self.units, self.cost, self.budget_us, self._solver, self._gap = units, cost, budget_us, solver, gap
+        sizes = {name: size[0] for name, size in units.sizes.items()}
+        smallest = cost.total_us({name: max(1, cost.candidates[name][0]) for name in sizes})
+        if budget_us < smallest:
+            share = smallest / cost.dense_us
+            raise BudgetError(
+                f"a budget of {budget_us:.0f} µs was asked; the smallest network that training can reach needs "
+                f"{smallest:.0f} µs ({share:.0%} of dense); ask for at least --budget {math.ceil(share * 100) / 100}",
+                minimum=smallest,
+            )
+        self.smallest_us = smallest
+
+    @property
+    def total(self) -> float:
+        """The budget Ψ in µs."""
+        return self.budget_us
+
+    @property
+    def floor(self) -> float:
+        """1 % of Ψ, or one step of the coarsest group of the uniform start where that is more."""
+        start = uniform(self.cost, self.budget_us, protect=self.units.left_out)
+        base = self.cost.total_us(start)
+        steps = []
+        for name in self.units.sizes:
+            wider = [k for k in self.cost.candidates[name] if k > start[name]]
+            if wider:
+                steps.append(self.cost.total_us({**start, name: wider[0]}) - base)
+        return max([0.01, *(step / self.budget_us for step in steps)])
+
+    def used(self, alive: Mask) -> float:
+        """Returns the predicted latency in µs."""
+        return self.cost.total_us(alive.counts)
+
+    def start(self, generator: torch.Generator) -> Choice:
+        """Returns the largest uniform width that fits, filled by the solver; which units is random."""
+        counts = uniform(self.cost, self.budget_us, protect=self.units.left_out)
+        scores = {name: torch.rand(size, generator=generator) for name, size in self.units.sizes.items()}
+        must = {}
+        for name, score in scores.items():
+            must[name] = torch.zeros(len(score), dtype=torch.bool)
+            must[name][score.argsort(descending=True, stable=True)[: counts[name]]] = True
+        start = Mask(must)
+        return self.choose(scores, must=start, may=~start, level=1.0)
+
+    def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Choice:
+        """Returns the solver's selection; after it no group has a next allowed size that still fits."""
+        capacity = max(level * self.budget_us, min(self.smallest_us, self.budget_us))
+        selection = choose_by_latency(
+            {name: scores[name] for name in self.units.sizes},
+            self.cost,
+            capacity,
+            must=dict(must),
+            may=dict(may),
+            solver=self._solver,
+            gap=self._gap,
+            protect=frozenset(self.units.left_out),
+        )
+        alive = Mask({name: selection.keep[name] for name in self.units.sizes})
+        return Choice(alive, selection.latency_us, selection.slack_us, selection.next_step_us, selection.gap)
+
+
+class LayerPools:
+    """Pools of equally priced units: one a layer (Uniform, ERK), one for all (Global), one per M weights (N:M).
+
+    Args:
+        units: what is chosen from.
+        budget: how much is kept where.
+    """
+
+    def __init__(self, units: Units, budget: Uniform | ERK | Global | NM) -> None:
+        self.units, self.budget = units, budget
+        sizes = {name: math.prod(shape) for name, shape in units.sizes.items()}
+        if isinstance(budget, Uniform):
+            density = dict.fromkeys(sizes, budget.density)
+        elif isinstance(budget, ERK):
+            density = erk(units.sizes, budget.density)
+        elif isinstance(budget, NM):
+            density = dict.fromkeys(sizes, budget.n / budget.m)
+            for name, shape in units.sizes.items():
+                if shape[1] % budget.m:
+                    raise UsageError(
+                        f"{budget.n}:{budget.m} was asked of {name!r}, whose {shape[1]} input channels do not divide by "
+                        f"{budget.m}; leave it out with pinned={{{name!r}}}"
+                    )
+        else:
+            density = {}
+        self._counts = {name: max(1, round(density[name] * sizes[name])) for name in density}
+        if isinstance(budget, Global):
+            self._total = max(len(sizes), round(budget.density * sum(sizes.values())))
+        else:
+            self._total = sum(self._counts.values())
+
+    @property
+    def total(self) -> float:
+        """The number of units that are kept."""
+        return float(self._total)
+
+    @property
+    def floor(self) -> float:
+        """1 % of Ψ."""
+        return 0.01
+
+    def used(self, alive: Mask) -> float:
+        """Returns the number of active units."""
+        return float(sum(alive.counts.values()))
+
+    def start(self, generator: torch.Generator) -> Choice:
+        """Returns random units: exact counts per pool."""
+        scores = {name: torch.rand(size, generator=generator) for name, size in self.units.sizes.items()}
+        nothing = Mask.full(self.units.sizes, False)
+        return self.choose(scores, must=nothing, may=~nothing, level=1.0)
+
+    def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Choice:
+        """Returns the top-k of every pool."""
+        if isinstance(self.budget, Global):
+            alive = self._choose_global(scores, must, may, round(level * self._total))
+        else:
+            alive = Mask(
+                {
+                    name: self._choose_layer(scores[name], must[name], may[name], name, level)
+                    for name in self.units.sizes
+                }
+            )
+        used = self.used(alive)
+        next_step = 1.0 if alive.density < 1 else math.nan
+        return Choice(alive, used, level * self._total - used, next_step, 0.0)
+
+    def _choose_layer(self, score: Tensor, must: Tensor, may: Tensor, name: str, level: float) -> Tensor:
+        count = max(1, round(level * self._counts[name]))
+        if isinstance(self.budget, NM):
+            may = _within_runs(score, must, may, self.budget.n, self.budget.m)
+        return must | _best(score.flatten(), may.flatten(), count - int(must.sum())).reshape(must.shape)
+
+    def _choose_global(self, scores: Mapping[str, Tensor], must: Mask, may: Mask, count: int) -> Mask:
+        names = list(self.units.sizes)
+        first = {
+            name: must[name]
+            if bool(must[name].any())
+            else _best(scores[name].flatten(), may[name].flatten(), 1).reshape(must[name].shape)
+            for name in names
+        }
+        have = sum(int(mask.sum()) for mask in first.values())
+        rest = torch.cat([(may[name] & ~first[name]).flatten() for name in names])
+        flat = torch.cat([scores[name].flatten() for name in names])
+        added = _best(flat, rest, count - have)
+        alive, at = {}, 0
+        for name in names:
+            n = first[name].numel()
+            alive[name] = first[name] | added[at : at + n].reshape(first[name].shape)
+            at += n
+        return Mask(alive)
+
+
+def _best(score: Tensor, may: Tensor, count: int) -> Tensor:
+    """Returns a mask of the ``count`` best of ``may``; ties go to the lower index."""
+    chosen = torch.zeros_like(may)
+    candidates = may.nonzero().flatten()
+    order = score[candidates].argsort(descending=True, stable=True)
+    chosen[candidates[order[: max(count, 0)]]] = True
+    return chosen
+
+
+def _within_runs(score: Tensor, must: Tensor, may: Tensor, n: int, m: int) -> Tensor:
+    """Returns the part of ``may`` that leaves at most ``n`` active in every run of ``m`` input channels."""
+
+    def runs(tensor: Tensor) -> Tensor:
+        return tensor.movedim(1, -1).reshape(-1, m)
+
+    must_runs, may_runs = runs(must), runs(may)
+    order = runs(score).masked_fill(~may_runs, -math.inf).argsort(1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(m).expand_as(order).contiguous())
+    room = n - must_runs.sum(1, keepdim=True)
+    return (may_runs & (rank < room)).reshape(may.movedim(1, -1).shape).movedim(-1, 1)
+
+
+def bind(budget: Budget, units: Units, cost: LatencyCost | None, *, solver: str = "joint", gap: float = 1e-3) -> Pool:
+    """Returns the pool of a budget over the units of a model.
+
+    Raises:
+        UsageError: a latency without a cost, or without channels to remove.
+        BudgetError: a budget below what the smallest network needs.
+    """
+    if isinstance(budget, Latency):
+        if cost is None or not isinstance(units, Channels):
+            raise UsageError(
+                "a latency budget was given without a cost; pass cost=halpiee.LatencyCost(structure, profile)"
+            )
+        us = budget.us if budget.us is not None else (budget.fraction or 1.0) * cost.dense_us
+        return LatencyPool(units, cost, us, solver=solver, gap=gap)
+    return LayerPools(units, budget)
