@@ -1,0 +1,283 @@
+"""Labelled images in memory, and the batches a training run draws from them.
+
+Everything is decoded once into uint8 tensors ``[N, 3, H, W]``; a batch is an index, a shift, a flip and an
+affine map. All of an epoch's random numbers come from one generator seeded with (seed, epoch) and are drawn
+before its first batch, so an interrupted epoch continues bit for bit: ``batches(..., start=k)`` is the tail
+of ``batches(...)``. Where images come from is ``sources.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halpiee.errors import DataError, UsageError
+
+__all__ = ["Augmentation", "Data", "Summary", "check", "load"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image: a random horizontal flip and a random shift (CIFAR's usual pair).
+
+    Attributes:
+        flip: mirror every second image on average; off where mirrored images are other classes (digits).
+        shift: largest shift in pixels, in each direction, along each axis.
+        padding: what comes in at the border: black (``zero``) or the mirrored image (``reflect``).
+    """
+
+    flip: bool = True
+    shift: int = 4
+    padding: Literal["zero", "reflect"] = "zero"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is known of a source without decoding it.
+
+    Attributes:
+        name: the source as asked for.
+        n_train: training images; ``None`` where only loading tells.
+        n_test: test images; likewise.
+        n_classes: classes; likewise.
+        shape: (channels, height, width) of the images as they will be loaded; likewise.
+    """
+
+    name: str
+    n_train: int | None = None
+    n_test: int | None = None
+    n_classes: int | None = None
+    shape: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A training and a test set in memory.
+
+    Attributes:
+        name: the source as asked for.
+        train_x: ``[N, C, H, W]``, uint8 (0–255) or float32.
+        train_y: int64 ``[N]``.
+        test_x: like ``train_x``, same C, H, W.
+        test_y: like ``train_y``.
+        classes: one name per label.
+        augmentation: what ``batches`` does to training images.
+        mean: float32 ``[C]``, mean of the training images per channel (uint8 images read as 0–1); computed
+            when left out.
+        std: float32 ``[C]``, their standard deviation; likewise.
+
+    Raises:
+        DataError: a split is empty, shapes or lengths do not fit, or a label is out of range.
+    """
+
+    name: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: tuple[str, ...]
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for split, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
+            _check_split(self.name, split, x, y, len(self.classes))
+        if self.train_x.shape[1:] != self.test_x.shape[1:] or self.train_x.dtype != self.test_x.dtype:
+            raise DataError(
+                f"data {self.name!r}: training images are {_kind(self.train_x)}, "
+                f"test images {_kind(self.test_x)}; both must be of one shape and dtype: "
+                "give --size to resize them"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise DataError(f"data {self.name!r}: mean and std come together; give both or neither")
+        if self.mean is None:
+            mean, std = _statistics(self.train_x)
+            object.__setattr__(self, "mean", mean)
+            object.__setattr__(self, "std", std)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        _, c, h, w = self.train_x.shape
+        return c, h, w
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def to(self, device: torch.device | str) -> Data:
+        """Returns the same data with its tensors on another device; the batches stay the same."""
+        names = ("train_x", "train_y", "test_x", "test_y", "mean", "std")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Returns the number of training batches of an epoch; a last incomplete one is left out."""
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size} was asked; it must be at least 1")
+        return max(1, len(self.train_y) // batch_size)
+
+    def batches(
+        self, epoch: int, batch_size: int, *, seed: int = 0, augment: bool = True, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the training batches of one epoch, the same for the same (seed, epoch) on every device.
+
+        Args:
+            epoch: number of the epoch; each has its own order and augmentation.
+            batch_size: images per batch.
+            seed: seed of the run.
+            augment: whether to shift and flip.
+            start: batches to leave out at the beginning, at no cost; the rest equals that of a full epoch bit
+                for bit.
+
+        Yields:
+            Normalised images, float32 ``[B, C, H, W]``, and labels, int64 ``[B]``.
+        """
+        n, steps = len(self.train_y), self.steps_per_epoch(batch_size)
+        state = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state) & (2**63 - 1))
+        order = torch.randperm(n, generator=generator)
+        flips = torch.rand(n, generator=generator) < 0.5
+        limit = self.augmentation.shift
+        shifts = torch.randint(-limit, limit + 1, (2, n), generator=generator)
+        device = self.train_x.device
+        for step in range(start, steps):
+            at = slice(step * batch_size, (step + 1) * batch_size)
+            index = order[at].to(device)
+            x, y = self.train_x[index], self.train_y[index]
+            if augment:
+                flip = flips[at].to(device) if self.augmentation.flip else None
+                x = shift_and_flip(x, shifts[:, at].to(device), flip, self.augmentation.padding)
+            yield self.normalised(x), y
+
+    def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields all test images in order, normalised, with their labels; the last batch may be smaller."""
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size} was asked; it must be at least 1")
+        for x, y in zip(
+            torch.split(self.test_x, batch_size), torch.split(self.test_y, batch_size), strict=True
+        ):
+            yield self.normalised(x), y
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Returns float32 images with (x − mean) / std per channel, as one multiply and one add."""
+        assert self.mean is not None
+        assert self.std is not None
+        scale = 1.0 / (self.std * (255.0 if x.dtype == torch.uint8 else 1.0))
+        offset = -self.mean / self.std
+        return x.to(torch.float32, copy=True).mul_(scale.view(-1, 1, 1)).add_(offset.view(-1, 1, 1))
+
+
+def load(source: str, *, size: int | None = None) -> Data:
+    """Loads and decodes a data source.
+
+    Args:
+        source: ``digits``; ``cifar10`` or ``cifar100`` (torchvision's, downloaded when they are not there); a
+            folder of ``train*.parquet`` and ``test*.parquet`` files in the Hugging Face layout; a folder with
+            ``train/`` and ``val/`` or ``test/``, each with one folder per class; or
+            ``package.module:function``, which returns (train, test), each a pair of tensors or a dataset.
+        size: height and width to bring the images to: shorter side scaled (bilinear), centre cut out. Needed
+            where images differ in size; digits are 16 × 16 by default.
+
+    Raises:
+        DataError: the source is missing, empty, unreadable, corrupted (which file), or does not fit together.
+    """
+    from halpiee.training import sources
+
+    return sources.find(source, size).load()
+
+
+def check(source: str, *, size: int | None = None) -> Summary:
+    """Looks whether a source can be loaded, in a second or two: files are there, a few of them decode.
+
+    Args:
+        source: as for ``load``.
+        size: as for ``load``.
+
+    Raises:
+        DataError: as ``load``, as far as a look at the file lists and a few images can tell.
+    """
+    from halpiee.training import sources
+
+    return sources.find(source, size).check()
+
+
+def shift_and_flip(x: Tensor, shifts: Tensor, flip: Tensor | None, padding: str) -> Tensor:
+    """Moves every image by its own shift, then mirrors some of them.
+
+    Args:
+        x: images ``[B, C, H, W]``.
+        shifts: int64 ``[2, B]``, pixels down and right; negative: up and left.
+        flip: bool ``[B]``, which images to mirror left to right; ``None``: none.
+        padding: ``zero`` or ``reflect``.
+
+    Returns:
+        ``out[b, c, i, j] = x[b, c, i − shifts[0, b], j' − shifts[1, b]]`` with j' = W − 1 − j where mirrored.
+    """
+    b, c, h, w = x.shape
+    rows = torch.arange(h, device=x.device) - shifts[0, :, None]
+    columns = torch.arange(w, device=x.device).expand(b, w)
+    if flip is not None:
+        columns = torch.where(flip[:, None], w - 1 - columns, columns)
+    columns = columns - shifts[1, :, None]
+    inside = (((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :])[:, None]
+    if padding == "reflect":
+        rows, columns = (_reflected(i, n) for i, n in ((rows, h), (columns, w)))
+    flat = rows.clamp(0, h - 1)[:, :, None] * w + columns.clamp(0, w - 1)[:, None, :]
+    moved = x.flatten(2).gather(2, flat.view(b, 1, h * w).expand(b, c, h * w)).view(b, c, h, w)
+    return moved if padding == "reflect" else moved * inside
+
+
+def _reflected(index: Tensor, n: int) -> Tensor:
+    """Returns positions mirrored at the border without repeating the edge: −1 → 1, n → n − 2."""
+    index = index.abs()
+    return (n - 1) - ((n - 1) - index).abs()
+
+
+def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation per channel, float32 ``[C]``; a constant channel gets std 1."""
+    means, stds = [], []
+    for channel in x.unbind(1):
+        if x.dtype == torch.uint8:  # a histogram says all, and is several times faster than float sums
+            share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+            level = torch.arange(256, device=x.device, dtype=torch.float64) / 255.0
+            mean = (share * level).sum()
+            std = (share * (level - mean).square()).sum().sqrt()
+        else:
+            mean = channel.double().mean()
+            std = channel.double().std(correction=0)
+        means.append(mean)
+        stds.append(torch.where(std > 1e-6, std, torch.ones_like(std)))
+    return torch.stack(means).float(), torch.stack(stds).float()
+
+
+def _check_split(name: str, split: str, x: Tensor, y: Tensor, n_classes: int) -> None:
+    if x.ndim != 4 or x.dtype not in (torch.uint8, torch.float32):
+        raise DataError(
+            f"data {name!r}: {split} images are {_kind(x)}; "
+            "they must be uint8 or float32 of shape [N, channels, height, width]"
+        )
+    if len(x) == 0:
+        raise DataError(f"data {name!r}: the {split} split holds no images; give a source with at least one")
+    if y.dtype != torch.int64 or y.shape != (len(x),):
+        raise DataError(
+            f"data {name!r}: {split} labels are {_kind(y)}; "
+            f"they must be int64 of shape [{len(x)}], one per image"
+        )
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= n_classes:
+        at = int((y < 0).nonzero()[0]) if low < 0 else int((y >= n_classes).nonzero()[0])
+        raise DataError(
+            f"data {name!r}: {split} image {at} has the label {int(y[at])}, "
+            f"but the {n_classes} classes are 0 to {n_classes - 1}; take out or relabel such images"
+        )
+
+
+def _kind(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
