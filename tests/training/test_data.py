@@ -443,7 +443,7 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, bod
 
 
 def test_a_function_may_return_pairs_of_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = "def make():\n    x, y = torch.rand(4, 1, 6, 6), torch.tensor([0, 1, 2, 0])\n    return (x, y), (x, y)\n"
+    body = "def make():\n    pair = torch.rand(4, 1, 6, 6), torch.arange(4) % 3\n    return pair, pair\n"
     write_module(tmp_path, monkeypatch, "my_pairs", body)
     data = load("my_pairs:make", size=3)
     assert data.shape == (1, 3, 3)

@@ -1,0 +1,291 @@
+"""From a PyTorch model to an ONNX file that is shown to compute the same.
+
+Export (the one PyTorch → ONNX step is the ONNX Runtime backend's), batch norm folded, metadata, the checker,
+then PyTorch against ONNX Runtime on random batches of several sizes. The file appears under its name only
+when all of that holds: it is written beside it and renamed.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from halpiee import __version__
+from halpiee.deploy.verify import Comparison, compare, outputs, random_batches, reference
+from halpiee.errors import MismatchError, OutputInUseError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["TOLERANCE", "ExportReport", "export_onnx", "fold_batch_norm", "onnx_outputs", "write_atomically"]
+
+Precision = Literal["fp32", "fp16"]
+
+TOLERANCE: Mapping[Precision, float] = {"fp32": 1e-5, "fp16": 1e-2}
+"""Largest relative L2 error: ResNet-50 in fp32 comes out at 4e-7, with fp16 weights at 6e-4."""
+
+MAX_BYTES = 2**31 - 1
+"""Largest ONNX file without external data: the limit of its serialisation."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how far it is from PyTorch.
+
+    Attributes:
+        path: the file.
+        size_bytes: its size.
+        precision: precision of the weights.
+        rel_l2: ‖a − b‖₂ / ‖b‖₂ of ONNX Runtime's outputs against float32 PyTorch, the worst batch.
+        max_abs_error: largest difference of one output.
+        top1_agreement: share of inputs for which the largest output is the same one.
+        batch_sizes: batch sizes that were compared.
+        opset: ONNX operator set of the file.
+    """
+
+    path: Path
+    size_bytes: int
+    precision: Precision
+    rel_l2: float
+    max_abs_error: float
+    top1_agreement: float
+    batch_sizes: tuple[int, ...]
+    opset: int
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    path: str | Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    precision: Precision = "fp32",
+    fp32_io: bool = True,
+    tolerance: float | None = None,
+    batches: Sequence[int] = (1, 2, 5),
+    seed: int = 0,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Exports a model with a free batch dimension; the file gets its name once it is shown to equal PyTorch.
+
+    Args:
+        model: any module; its mode, device and weights are left alone.
+        example_inputs: tensors ``[N, …]`` that give shapes and dtypes.
+        path: the file to write; folders above it are made.
+        metadata: names and values for the file's metadata; ``halpiee_version`` is added.
+        precision: ``fp32``, or ``fp16`` for half-precision weights and arithmetic.
+        fp32_io: whether an fp16 file takes and gives float32.
+        tolerance: largest relative L2 error; by default 1e-5 for fp32, 1e-2 for fp16.
+        batches: batch sizes to compare on.
+        seed: of the random inputs.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        OutputInUseError: the file exists.
+        MismatchError: the outputs differ by more than the tolerance; no file is written.
+        UsageError: the model's outputs are no tensors, or it is too large for one file.
+    """
+    import onnx
+    from latency.backends.onnxruntime import to_onnx
+
+    path = Path(path)
+    _refuse_existing(path, overwrite)
+    allowed = TOLERANCE[precision] if tolerance is None else tolerance
+    trusted = reference(model)
+    inputs = tuple(x.detach().cpu() for x in example_inputs)
+    outputs(trusted, inputs)  # refuses outputs that are no tensors before the export does so obscurely
+    half = precision == "fp16"
+    exported = copy.deepcopy(trusted).half() if half else trusted
+    dtype = torch.float16 if half else torch.float32
+    proto = to_onnx(exported, tuple(_cast(x, dtype) for x in inputs), dynamic_batch=True)
+    fold_batch_norm(proto)
+    if half and fp32_io:
+        _take_float32(proto)
+        dtype = torch.float32
+    onnx.helper.set_model_props(proto, {"halpiee_version": __version__, **(metadata or {})})
+    size_bytes = proto.ByteSize()
+    if size_bytes > MAX_BYTES:
+        raise UsageError(
+            f"{path} would hold {size_bytes / 1e9:.1f} GB, one ONNX file at most 2.1 GB; "
+            "export with precision fp16, or prune further"
+        )
+    onnx.checker.check_model(proto, full_check=True)
+    run = onnx_outputs(proto)
+    result = compare(
+        lambda x: run(tuple(_cast(t, dtype) for t in x)),
+        lambda x: outputs(trusted, x),
+        random_batches(inputs, batches, seed=seed),
+    )
+    _refuse_mismatch(path, precision, result, allowed)
+    write_atomically(path, proto.SerializeToString(), overwrite=overwrite)
+    return ExportReport(
+        path=path,
+        size_bytes=path.stat().st_size,
+        precision=precision,
+        rel_l2=result.rel_l2,
+        max_abs_error=result.max_abs_error,
+        top1_agreement=result.top1_agreement,
+        batch_sizes=result.batch_sizes,
+        opset=next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")),
+    )
+
+
+def fold_batch_norm(proto: onnx.ModelProto) -> int:
+    """Replaces in place every batch norm that the export left by one multiplication and one addition.
+
+    The export folds those that follow a convolution into its weights. Others (before the convolution, after a
+    concat) have nothing to fold into: y = x·s + (β − μ·s) with s = γ/√(σ² + ε) is the same; s and the shift
+    are computed in float64.
+
+    Returns:
+        How many were replaced.
+
+    Raises:
+        MismatchError: one is left, because its parameters are not constants of the graph.
+    """
+    from onnx import helper, numpy_helper
+
+    constants = {t.name: t for t in proto.graph.initializer}
+    nodes: list[Any] = []
+    folded = 0
+    for node in proto.graph.node:
+        parameters = [constants[name] for name in node.input[1:5] if name in constants]
+        if node.op_type != "BatchNormalization" or len(parameters) < 4:
+            nodes.append(node)
+            continue
+        gamma, beta, mean, var = (numpy_helper.to_array(t).astype(np.float64) for t in parameters)
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        scale = gamma / np.sqrt(var + epsilon)
+        rank = _rank(proto, node)
+        dtype = numpy_helper.to_array(parameters[0]).dtype
+        names = [f"{node.output[0]}.{part}" for part in ("scale", "shift", "scaled")]
+        for name, values in zip(names, (scale, beta - mean * scale), strict=False):
+            shaped = values.reshape(1, -1, *[1] * (rank - 2)).astype(dtype)
+            proto.graph.initializer.append(numpy_helper.from_array(shaped, name))
+        nodes.append(helper.make_node("Mul", [node.input[0], names[0]], [names[2]], name=f"{node.name}.mul"))
+        nodes.append(helper.make_node("Add", [names[2], names[1]], [node.output[0]], name=f"{node.name}.add"))
+        folded += 1
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    used = {name for node in proto.graph.node for name in node.input}
+    for tensor in [t for t in proto.graph.initializer if t.name not in used]:
+        proto.graph.initializer.remove(tensor)
+    left = [
+        n
+        for graph in (proto.graph, *proto.functions)
+        for n in graph.node
+        if n.op_type == "BatchNormalization"
+    ]
+    if left:
+        raise MismatchError(
+            f"the exported graph still holds the batch norm {left[0].name!r}, whose parameters are no "
+            "constants; put the model into eval mode, and track running statistics in every batch norm"
+        )
+    return folded
+
+
+def onnx_outputs(
+    model: onnx.ModelProto | Path, *, threads: int = 1
+) -> Callable[[tuple[Tensor, ...]], list[NDArray[Any]]]:
+    """Returns what runs a model through ONNX Runtime on this CPU: input tensors → output arrays."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+
+    def run(inputs: tuple[Tensor, ...]) -> list[NDArray[Any]]:
+        arrays = session.run(None, {n: x.detach().cpu().numpy() for n, x in zip(names, inputs, strict=True)})
+        return [a.astype(np.float32) if a.dtype == np.float16 else a for a in arrays]
+
+    return run
+
+
+def write_atomically(path: Path, content: bytes, *, overwrite: bool = False) -> None:
+    """Writes a file so that it is there whole or not at all.
+
+    Raises:
+        OutputInUseError: it exists, and may not be replaced.
+    """
+    _refuse_existing(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _take_float32(proto: onnx.ModelProto) -> None:
+    """Puts a cast behind every half-precision input and before every such output, in place."""
+    from onnx import TensorProto, helper
+
+    inner: dict[str, str] = {}
+    casts: list[list[Any]] = [[], []]
+    for side, values in enumerate((proto.graph.input, proto.graph.output)):
+        for value in values:
+            if value.type.tensor_type.elem_type != TensorProto.FLOAT16:
+                continue
+            inner[value.name] = f"{value.name}.half"
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+            ends = [value.name, inner[value.name]]
+            source, target = ends if side == 0 else ends[::-1]
+            to = (TensorProto.FLOAT16, TensorProto.FLOAT)[side]
+            casts[side].append(helper.make_node("Cast", [source], [target], name=f"{target}.cast", to=to))
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [inner.get(name, name) for name in names]
+    nodes = [*casts[0], *proto.graph.node, *casts[1]]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def _rank(proto: onnx.ModelProto, node: Any) -> int:
+    """Returns how many dimensions a node's output has, by shape inference; 4 where that does not tell."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    for value in (*inferred.value_info, *inferred.output):
+        if value.name == node.output[0] and value.type.tensor_type.HasField("shape"):
+            return len(value.type.tensor_type.shape.dim)
+    return 4
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise OutputInUseError(
+            f"{path} was asked as the file to write, but is a folder; give the name of a file"
+        )
+    if path.exists() and not overwrite:
+        raise OutputInUseError(f"{path} exists already and was left alone; give another name or remove it")
+
+
+def _refuse_mismatch(path: Path, precision: str, result: Comparison, allowed: float) -> None:
+    if not result.within(allowed):
+        raise MismatchError(
+            f"{path} was not written: in {precision} the exported model differs from PyTorch by a relative "
+            f"L2 error of {result.rel_l2:.2g}, {allowed:.2g} is allowed (largest difference "
+            f"{result.max_abs_error:.2g}, top-1 agreement {result.top1_agreement:.1%}); "
+            "try precision fp32, or allow more by a tolerance",
+            result.rel_l2,
+        )

@@ -1,0 +1,192 @@
+"""How far two networks' outputs are apart, and whether that is near enough.
+
+One measure everywhere: the relative L2 error ‖a − b‖₂ / ‖b‖₂ over all outputs of a batch, b the reference;
+the worst batch counts. In float32, PyTorch itself is within 1.2e-6 of float64, so 1e-5 tells a fault from
+rounding. Two comparisons keep faults apart: masked against compact (a pruning fault) and PyTorch against the
+exported file (an export fault).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from halpiee.errors import MismatchError, UsageError
+from halpiee.structure.groups import Structure
+
+__all__ = ["Comparison", "check_shrunk", "compare", "outputs", "random_batches", "reference", "relative_l2"]
+
+Arrays = list[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far two networks are apart on some batches.
+
+    Attributes:
+        rel_l2: ‖a − b‖₂ / ‖b‖₂ over all outputs of a batch, the worst batch; NaN if an output is not finite.
+        max_abs_error: largest |a − b| of all.
+        top1_agreement: share of rows (of the first output) whose largest entry is the same one.
+        batch_sizes: sizes of the batches, in order.
+    """
+
+    rel_l2: float
+    max_abs_error: float
+    top1_agreement: float
+    batch_sizes: tuple[int, ...]
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the relative error is at most the tolerance; a NaN is not."""
+        return self.rel_l2 <= tolerance
+
+
+def relative_l2(a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]]) -> float:
+    """Returns ‖a − b‖₂ / ‖b‖₂ over all arrays together, summed in float64; 0/0 is 0.
+
+    Args:
+        a: what is checked.
+        b: the reference, array by array of the same shapes.
+
+    Raises:
+        MismatchError: the numbers of arrays or their shapes differ.
+    """
+    shapes = [[x.shape for x in arrays] for arrays in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise MismatchError(
+            f"outputs of the shapes {shapes[0]} were compared with {shapes[1]}; "
+            "both networks must give the same"
+        )
+    error = sum(float(np.square(x.astype(np.float64) - y).sum()) for x, y in zip(a, b, strict=True))
+    norm = sum(float(np.square(y.astype(np.float64)).sum()) for y in b)
+    if error == 0:
+        return 0.0
+    return float(np.sqrt(error) / np.sqrt(norm)) if norm else float("inf")
+
+
+def compare(
+    checked: Callable[[tuple[Tensor, ...]], Arrays],
+    trusted: Callable[[tuple[Tensor, ...]], Arrays],
+    batches: Iterable[tuple[Tensor, ...]],
+) -> Comparison:
+    """Runs both networks on every batch and returns how far they are apart.
+
+    Args:
+        checked: inputs → outputs of what is checked.
+        trusted: inputs → outputs of the reference.
+        batches: tuples of input tensors.
+    """
+    worst, largest, same, rows = 0.0, 0.0, 0, 0
+    sizes = []
+    for inputs in batches:
+        a, b = checked(inputs), trusted(inputs)
+        error = relative_l2(a, b)
+        worst = max(worst, error) if error == error else float("nan")
+        for x, y in zip(a, b, strict=True):
+            largest = max(largest, float(np.abs(x.astype(np.float64) - y).max(initial=0.0)))
+        top = [np.argmax(x[0].reshape(len(x[0]), -1), axis=1) for x in (a, b)]
+        same, rows = same + int((top[0] == top[1]).sum()), rows + len(top[0])
+        sizes.append(len(inputs[0]))
+        if worst != worst:
+            break
+    return Comparison(worst, largest, same / max(rows, 1), tuple(sizes))
+
+
+def random_batches(
+    example_inputs: tuple[Tensor, ...], sizes: Sequence[int], *, seed: int = 0
+) -> list[tuple[Tensor, ...]]:
+    """Returns one batch of each size: standard normal where the example is floating, else within its range.
+
+    Args:
+        example_inputs: give shapes (all but the first dimension) and dtypes.
+        sizes: batch sizes, each ≥ 1.
+        seed: of the batches' own generator.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for size in sizes:
+        inputs = []
+        for example in example_inputs:
+            shape = (size, *example.shape[1:])
+            if example.is_floating_point():
+                inputs.append(torch.randn(shape, generator=generator))
+            else:
+                low, high = int(example.min()), int(example.max())
+                inputs.append(torch.randint(low, high + 1, shape, generator=generator).to(example.dtype))
+        batches.append(tuple(inputs))
+    return batches
+
+
+def reference(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model to compare with: on the CPU, float32, eval mode; the model is left alone."""
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
+    """Returns every output tensor of a model as an array, in order.
+
+    Raises:
+        UsageError: the model returns something that holds other things than tensors.
+    """
+    with torch.no_grad():
+        return [tensor.numpy() for tensor in _tensors(model(*inputs))]
+
+
+def check_shrunk(
+    model: nn.Module,
+    structure: Structure,
+    keep: Mapping[str, Tensor],
+    compact: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    tolerance: float = 1e-5,
+    sizes: Sequence[int] = (1, 2, 5),
+    seed: int = 0,
+) -> Comparison:
+    """Compares a compact model with the masked dense one that it must equal.
+
+    Args:
+        model: the dense model that was pruned.
+        structure: its structure.
+        keep: group name → BoolTensor ``[size]``, as given to ``shrink``.
+        compact: what ``shrink`` returned.
+        example_inputs: give shapes and dtypes of the inputs.
+        tolerance: largest relative L2 error that counts as equal.
+        sizes: batch sizes that are tried.
+        seed: of the random inputs.
+
+    Raises:
+        MismatchError: they differ by more than the tolerance.
+    """
+    from halpiee.structure.shrink import masked
+
+    wide, small = reference(masked(model, structure, keep)), reference(compact)
+    batches = random_batches(example_inputs, sizes, seed=seed)
+    result = compare(lambda x: outputs(small, x), lambda x: outputs(wide, x), batches)
+    if not result.within(tolerance):
+        raise MismatchError(
+            f"the compact model differs from the masked one by a relative L2 error of {result.rel_l2:.2g}, "
+            f"{tolerance:.2g} is allowed; nothing was written: this is a fault of the pruning, not of the "
+            "export; report it with the model's name",
+            result.rel_l2,
+        )
+    return result
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value.detach().float() if value.is_floating_point() else value.detach()]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for part in value for tensor in _tensors(part)]
+    raise UsageError(
+        f"the model returns {type(value).__name__}, which cannot be compared or exported; "
+        "wrap it so that it returns a tensor, or a tuple or dict of tensors"
+    )

@@ -1,0 +1,189 @@
+"""An exported file computes what the model computes, or it is not written."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+import halpiee
+from halpiee.deploy.onnx import ExportReport, export_onnx, fold_batch_norm, onnx_outputs, write_atomically
+from halpiee.errors import MismatchError, OutputInUseError, UsageError
+
+
+def small_net(*, first: nn.Module | None = None) -> nn.Module:
+    """Conv–BN–ReLU–conv–pool–linear with statistics and affine that are not the identity."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3, stride=2),
+    ]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)]
+    model = nn.Sequential(*([first] if first else []), *layers, *head)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean):
+                tensor.normal_()  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    return model
+
+
+EXAMPLE = (torch.zeros(1, 3, 8, 8),)
+
+
+def kinds(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def left_overs(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, ExportReport]:
+    """A model in training mode, with one norm in eval mode, and its export."""
+    model = small_net().train()
+    model[1].eval()  # type: ignore[index]
+    path = tmp_path_factory.mktemp("deep") / "a/b/net.onnx"
+    return model, export_onnx(
+        model, EXAMPLE, path, batches=(1, 2, 6), metadata={"budget": "50%", "device": "a < b"}
+    )
+
+
+def test_the_file_computes_what_the_model_computes_at_every_batch_size(
+    exported: tuple[nn.Module, ExportReport],
+) -> None:
+    model, run = small_net().eval(), onnx_outputs(exported[1].path)
+    for size in (1, 4, 9):
+        x = torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(size))
+        with torch.no_grad():
+            np.testing.assert_allclose(run((x,))[0], model(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_report_says_what_was_compared_and_written(exported: tuple[nn.Module, ExportReport]) -> None:
+    report = exported[1]
+    assert report.rel_l2 <= 1e-5
+    assert report.top1_agreement == 1.0
+    assert report.batch_sizes == (1, 2, 6)
+    assert report.size_bytes == report.path.stat().st_size
+    assert report.opset == onnx.load(report.path).opset_import[0].version
+
+
+def test_exporting_leaves_the_model_as_it_was(exported: tuple[nn.Module, ExportReport]) -> None:
+    model, fresh = exported[0], small_net().state_dict()
+    assert model.training
+    assert not model[1].training  # type: ignore[index]
+    assert all(torch.equal(value, fresh[name]) for name, value in model.state_dict().items())
+
+
+def test_metadata_is_in_the_file(exported: tuple[nn.Module, ExportReport]) -> None:
+    found = {p.key: p.value for p in onnx.load(exported[1].path).metadata_props}
+    assert found["budget"] == "50%"
+    assert found["device"] == "a < b"
+    assert found["halpiee_version"] == halpiee.__version__
+
+
+def test_no_batch_norm_is_left_after_or_before_a_convolution(tmp_path: Path) -> None:
+    export_onnx(small_net(first=nn.BatchNorm2d(3)), EXAMPLE, tmp_path / "net.onnx")
+    assert "BatchNormalization" not in kinds(tmp_path / "net.onnx")
+
+
+def test_a_half_precision_file_takes_float32_and_stays_near(tmp_path: Path) -> None:
+    report = export_onnx(small_net(), EXAMPLE, tmp_path / "net.onnx", precision="fp16")
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    assert graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    assert graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    weights = [t for t in graph.initializer if len(t.dims) == 4]
+    assert {t.data_type for t in weights} == {TensorProto.FLOAT16}
+    assert 1e-6 < report.rel_l2 <= 1e-2
+
+
+def test_a_half_precision_file_may_take_half_precision(tmp_path: Path) -> None:
+    export_onnx(small_net(), EXAMPLE, tmp_path / "net.onnx", precision="fp16", fp32_io=False)
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    assert graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16
+    assert graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT16
+
+
+def test_over_the_tolerance_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        MismatchError, match=r"net\.onnx was not written: in fp16 .* 1e-09 is allowed"
+    ) as caught:
+        export_onnx(small_net(), EXAMPLE, tmp_path / "net.onnx", precision="fp16", tolerance=1e-9)
+    assert caught.value.exit_code == 4
+    assert caught.value.error > 1e-9
+    assert left_overs(tmp_path) == []
+
+
+def test_an_existing_file_is_left_alone_unless_told(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"mine")
+    with pytest.raises(OutputInUseError, match="exists already and was left alone; give another name"):
+        export_onnx(small_net(), EXAMPLE, path)
+    assert path.read_bytes() == b"mine"
+    export_onnx(small_net(), EXAMPLE, path, overwrite=True)
+    assert "Conv" in kinds(path)
+    assert left_overs(tmp_path) == ["net.onnx"]
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputInUseError, match="is a folder; give the name of a file"):
+        export_onnx(small_net(), EXAMPLE, tmp_path, overwrite=True)
+
+
+def test_outputs_that_are_no_tensors_are_refused_before_the_export(tmp_path: Path) -> None:
+    class Text(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "cat"
+
+    with pytest.raises(UsageError, match="the model returns str"):
+        export_onnx(Text(), EXAMPLE, tmp_path / "net.onnx")
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, target: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(tmp_path / "net.onnx", b"content")
+    assert left_overs(tmp_path) == []
+
+
+def batch_norm_graph(rank: int) -> onnx.ModelProto:
+    """One batch norm on the input, γ = (2, 1), β = (1, 0), μ = (3, −1), σ² = (4, 1), ε = 0."""
+    shape: list[str | int | None] = ["batch", 2, 3, 3]
+    values = {"g": [2.0, 1.0], "b": [1.0, 0.0], "m": [3.0, -1.0], "v": [4.0, 1.0]}
+    initializers = [numpy_helper.from_array(np.array(v, np.float32), k) for k, v in values.items()]
+    node = helper.make_node("BatchNormalization", ["x", "g", "b", "m", "v"], ["y"], name="norm", epsilon=0.0)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape[:rank]) for name in "xy")
+    graph = helper.make_graph([node], "one", [x], [y], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_a_lone_batch_norm_becomes_a_product_and_a_sum(rank: int) -> None:
+    model = batch_norm_graph(rank)
+    assert fold_batch_norm(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Mul", "Add"]
+    x = torch.full((1, 2, 3, 3)[:rank], 5.0)
+    y = onnx_outputs(model)((x,))[0].reshape(2, -1)
+    assert y[0].tolist() == [3.0] * y.shape[1]  # (5 − 3) · 2/2 + 1
+    assert y[1].tolist() == [6.0] * y.shape[1]  # (5 + 1) · 1/1 + 0
+
+
+def test_a_batch_norm_whose_parameters_are_computed_is_refused() -> None:
+    model = batch_norm_graph(4)
+    mean = next(t for t in model.graph.initializer if t.name == "m")
+    model.graph.initializer.remove(mean)
+    model.graph.input.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, [2]))
+    with pytest.raises(
+        MismatchError, match="still holds the batch norm 'norm', whose parameters are no constants"
+    ):
+        fold_batch_norm(model)
