@@ -1,1 +1,76 @@
 """Make a network meet a latency on a device, and keep as much accuracy as that latency allows."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from halpiee import analysis, sparsity
+    from halpiee.errors import BudgetError, HalpieeError
+    from halpiee.methods.iee import IEE
+    from halpiee.selection.choose import Selection, select
+    from halpiee.selection.cost import LatencyCost
+    from halpiee.selection.problem import GridSolution, solve_grid
+    from halpiee.sparsity.distribution import ERK, NM, Global, Latency, Uniform
+    from halpiee.structure.groups import Structure
+    from halpiee.structure.plan import Plan
+    from halpiee.structure.shrink import masked, shrink
+    from halpiee.structure.trace import trace
+
+__all__ = [
+    "ERK",
+    "IEE",
+    "NM",
+    "BudgetError",
+    "Global",
+    "GridSolution",
+    "HalpieeError",
+    "Latency",
+    "LatencyCost",
+    "Plan",
+    "Selection",
+    "Structure",
+    "Uniform",
+    "analysis",
+    "masked",
+    "select",
+    "shrink",
+    "solve_grid",
+    "sparsity",
+    "trace",
+]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ERK": "halpiee.sparsity.distribution",
+    "IEE": "halpiee.methods.iee",
+    "NM": "halpiee.sparsity.distribution",
+    "BudgetError": "halpiee.errors",
+    "Global": "halpiee.sparsity.distribution",
+    "GridSolution": "halpiee.selection.problem",
+    "HalpieeError": "halpiee.errors",
+    "Latency": "halpiee.sparsity.distribution",
+    "LatencyCost": "halpiee.selection.cost",
+    "Plan": "halpiee.structure.plan",
+    "Selection": "halpiee.selection.choose",
+    "Structure": "halpiee.structure.groups",
+    "Uniform": "halpiee.sparsity.distribution",
+    "masked": "halpiee.structure.shrink",
+    "select": "halpiee.selection.choose",
+    "shrink": "halpiee.structure.shrink",
+    "solve_grid": "halpiee.selection.problem",
+    "trace": "halpiee.structure.trace",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that ``import halpiee`` loads no torch."""
+    if name in ("analysis", "sparsity"):
+        return import_module(f"halpiee.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'halpiee' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

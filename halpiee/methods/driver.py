@@ -71,6 +71,28 @@ class Event:
     counts: dict[str, int]
 
 
+def running_norm(mean: Tensor, variance: Tensor | None, active: Tensor) -> Callable[..., Tensor | None]:
+    """Returns a forward hook of a batch norm: active channels come out normalised by the statistics given here.
+
+    Args:
+        mean: float ``[C]``; copied, since a forward in train mode moves it.
+        variance: float ``[C]``; likewise.
+        active: bool ``[C]``.
+    """
+    held_mean = mean.detach().clone()
+    held_variance = torch.ones_like(held_mean) if variance is None else variance.detach().clone()
+
+    def hook(module: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not module.training:
+            return None
+        x = inputs[0]
+        fixed = nn.functional.batch_norm(x, held_mean, held_variance, module.weight, module.bias, False, 0.0, module.eps)
+        channel = active.to(x.device).view(1, -1, *[1] * (x.dim() - 2))
+        return torch.where(channel, fixed, output)
+
+    return hook
+
+
 @dataclass
 class _Scores:
     """Sums of per-step scores over a phase."""
@@ -138,7 +160,9 @@ class Sparse:
         self._tensors = {
             name: tensor
             for name, tensor in named.items()
-            if id(tensor) in in_optimizer or name in units.tensors or name.endswith(("running_mean", "running_var"))
+            if id(tensor) in in_optimizer
+            or name in units.tensors
+            or name.endswith(("running_mean", "running_var"))
         }
         self._guard = Guard(self._tensors, optimizer)
         self._fused_skip = False
@@ -156,6 +180,7 @@ class Sparse:
         self._last_drop: tuple[Mask, dict[str, Tensor], Mask] | None = None
         self._last_grow: tuple[Mask, dict[str, Tensor]] | None = None
         self._masks = units.masks(self.alive)
+        self._norm_handles: list[Any] = []
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -175,7 +200,9 @@ class Sparse:
         if not self._forward_all:
             yield
             return
-        explored = {name: self._parameters[name].detach().clone() for name in self._masks if name in self._parameters}
+        explored = {
+            name: self._parameters[name].detach().clone() for name in self._masks if name in self._parameters
+        }
         with torch.no_grad():
             for name, mask in self._on_device(self._masks):
                 if name in explored:
@@ -206,9 +233,9 @@ class Sparse:
 
     def detach(self) -> None:
         """Takes the hooks off the optimizer; the model keeps its active units."""
-        for handle in self._handles:
+        for handle in [*self._handles, *self._norm_handles]:
             handle.remove()
-        self._handles = []
+        self._handles, self._norm_handles = [], []
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything a resumed run needs beside the model's and the optimizer's own state."""
@@ -219,13 +246,25 @@ class Sparse:
             "forward_all": self._forward_all,
             "alive": dict(self.alive),
             "memory": dict(self._memory),
-            "scores": {"total": dict(self._scores.total), "steps": self._scores.steps, "skipped": self._scores.skipped},
-            "last_drop": None if self._last_drop is None else [dict(self._last_drop[0]), self._last_drop[1], dict(self._last_drop[2])],
+            "scores": {
+                "total": dict(self._scores.total),
+                "steps": self._scores.steps,
+                "skipped": self._scores.skipped,
+            },
+            "last_drop": None
+            if self._last_drop is None
+            else [dict(self._last_drop[0]), self._last_drop[1], dict(self._last_drop[2])],
             "last_grow": None if self._last_grow is None else [dict(self._last_grow[0]), self._last_grow[1]],
             "masks_after": {kind: dict(mask) for kind, mask in self._masks_after.items()},
             "reports": [asdict(event) for event in self.reports],
             "log": [list(entry) for entry in self.log],
         }
+
+    def load_record(self, state: Mapping[str, Any]) -> None:
+        """Takes over what was recorded, not what is active: for a run that goes on with the compact network."""
+        self.step = state["step"]
+        self.reports = [Event(**event) for event in state["reports"]]
+        self.log = [(int(n), str(kind), dict(counts)) for n, kind, counts in state["log"]]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where ``state_dict`` was taken; load the model's and the optimizer's state first."""
@@ -236,7 +275,7 @@ class Sparse:
                 f"the saved state masks {len(found)} groups, this model has {len(expected)} of other sizes or names; "
                 "resume with the model and settings of the run that saved it"
             )
-        self.step, self.phase, self.phase_steps = state["step"], state["phase"], state["phase_steps"]
+        self.phase, self.phase_steps = state["phase"], state["phase_steps"]
         self.alive = Mask(dict(state["alive"]))
         self._masks = self.units.masks(self.alive)
         for name, value in state["memory"].items():
@@ -247,15 +286,15 @@ class Sparse:
         self._last_drop = None if drop is None else (Mask(dict(drop[0])), dict(drop[1]), Mask(dict(drop[2])))
         self._last_grow = None if grow is None else (Mask(dict(grow[0])), dict(grow[1]))
         self._masks_after = {kind: Mask(dict(mask)) for kind, mask in state["masks_after"].items()}
-        self.reports = [Event(**event) for event in state["reports"]]
-        self.log = [(int(n), str(kind), dict(counts)) for n, kind, counts in state["log"]]
+        self.load_record(state)
         self._forward_all = state["forward_all"]
         self._hold(self._train())
+        self._normalise(self._train())
 
     # -- hooks ------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        closure = kwargs.get("closure", args[0] if args else None)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
         if closure is None:
             self._look()
             return None
@@ -265,7 +304,7 @@ class Sparse:
             self._look()
             return result
 
-        return (looked, *args[1:]) if args else args, {**kwargs, **({"closure": looked} if not args else {})}
+        return args[:1], {**kwargs, "closure": looked}
 
     def _look(self) -> None:
         """Reads scores from this step's gradients, before the optimizer uses them."""
@@ -304,7 +343,9 @@ class Sparse:
             return Train(0)
         phase = self.recipe[self.phase]
         if not isinstance(phase, Train):
-            raise HalpieeError(f"phase {self.phase} of the recipe is {phase}, between two steps it must be a Train")
+            raise HalpieeError(
+                f"phase {self.phase} of the recipe is {phase}, between two steps it must be a Train"
+            )
         return phase
 
     def _advance(self) -> None:
@@ -327,6 +368,21 @@ class Sparse:
             self._scores = _Scores({})
         self._set_forward(phase.forward == "all")
         self._hold(phase)
+        self._normalise(phase)
+
+    def _normalise(self, phase: Train) -> None:
+        """Makes active units use the running statistics they had at the phase's begin, if the phase asks for it."""
+        for handle in self._norm_handles:
+            handle.remove()
+        self._norm_handles = []
+        if phase.norm == "batch" or phase.forward != "all":
+            return
+        for path, module in self.model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                mask = self._masks.get(f"{path}.running_mean")
+                active = torch.ones_like(module.running_mean, dtype=torch.bool) if mask is None else mask
+                hook = running_norm(module.running_mean, module.running_var, active)
+                self._norm_handles.append(module.register_forward_hook(hook))
 
     def _start(self, phase: Start) -> None:
         if phase.by == "random":
@@ -411,9 +467,7 @@ class Sparse:
                 if zero:
                     memory.masked_fill_(mask & ~old, 0.0)
                 torch.where(mask, memory, torch.zeros_like(memory), out=parameter.data)
-            self._guard.forget_state(
-                {n: ~mask for n, mask in masks.items() if n in self._parameters}
-            )
+            self._guard.forget_state({n: ~mask for n, mask in masks.items() if n in self._parameters})
         self.alive, self._masks = choice.alive, masks
         total = self.pool.total
         report = Event(

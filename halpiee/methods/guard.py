@@ -7,6 +7,7 @@ every optimizer step.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,7 +46,9 @@ def fresh_state(optimizer: Optimizer) -> dict[str, float]:
     probe.grad = torch.zeros_like(probe)
     name = type(optimizer).__name__
     try:
-        copy = type(optimizer)([probe], **optimizer.defaults)
+        accepted = inspect.signature(type(optimizer)).parameters
+        options = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+        copy = type(optimizer)([probe], **options)
         copy.step()
     except TypeError as error:
         raise UsageError(

@@ -42,6 +42,7 @@ def recipe(
     grow_by: Literal["score", "random"] = "score",
     grow_values: Literal["last", "zero"] = "last",
     freeze: bool = True,
+    explore_norm: Literal["batch", "running"] = "batch",
 ) -> Recipe:
     """Returns IEE as phases.
 
@@ -56,6 +57,7 @@ def recipe(
         grow_by: grow the best-scoring units, or random ones.
         grow_values: grown units keep the values they were explored with, or start at zero.
         freeze: active units stand still while the inactive ones are explored.
+        explore_norm: active units normalise by the batch while exploring, or by their running statistics.
 
     Raises:
         UsageError: less than one cycle fits.
@@ -78,7 +80,7 @@ def recipe(
             Train(h, collect=True),
             Drop(share),
             Train(j),
-            Train(q, forward="all", update="dead" if freeze else "all", collect=True),
+            Train(q, forward="all", update="dead" if freeze else "all", collect=True, norm=explore_norm),
             Grow(share, by=grow_by, values=grow_values),
         ]
     return tuple(phases)
@@ -108,6 +110,7 @@ class IEE(Sparse):
         grow_by: see ``recipe``.
         grow_values: see ``recipe``.
         freeze: see ``recipe``.
+        explore_norm: see ``recipe``.
         solver: for latencies: ``joint``, ``cpsat``, or ``linear`` (the paper's own knapsack).
         gap: relative gap the solver certifies.
         protect: groups to leave whole.
@@ -141,13 +144,16 @@ class IEE(Sparse):
         grow_by: Literal["score", "random"] = "score",
         grow_values: Literal["last", "zero"] = "last",
         freeze: bool = True,
+        explore_norm: Literal["batch", "running"] = "batch",
         solver: Literal["joint", "cpsat", "linear"] = "joint",
         gap: float = 1e-3,
         protect: Collection[str] = (),
         seed: int = 0,
     ) -> None:
         if not 0 < omega < 1:
-            raise UsageError(f"omega={omega} was asked; it is the share of the budget that is exchanged, in (0, 1)")
+            raise UsageError(
+                f"omega={omega} was asked; it is the share of the budget that is exchanged, in (0, 1)"
+            )
         if units is None:
             if isinstance(budget, Latency):
                 if structure is None:
@@ -163,7 +169,9 @@ class IEE(Sparse):
         pool = bind(budget, units, cost, solver=solver, gap=gap)
         cycles = max(1, int(end * total_steps) // max(h + j + q, 1))
         floor = min(omega, max(pool.floor, 0.01))
-        curve: Curve = Exponential(omega, floor, cycles) if decay == "exponential" else Cosine(omega, 0.0, cycles)
+        curve: Curve = (
+            Exponential(omega, floor, cycles) if decay == "exponential" else Cosine(omega, 0.0, cycles)
+        )
         self._structure = structure
         self._compact: tuple[nn.Module, Optimizer] | None = None
         super().__init__(
@@ -182,6 +190,7 @@ class IEE(Sparse):
                 grow_by=grow_by,
                 grow_values=grow_values,
                 freeze=freeze,
+                explore_norm=explore_norm,
             ),
             criterion=criterion or (Taylor() if isinstance(units, Channels) else Magnitude()),
             seed=seed,
@@ -214,4 +223,3 @@ class IEE(Sparse):
     def rebind(self, scheduler: Any) -> Any:
         """Points a learning-rate scheduler at the compact model's optimizer and returns it."""
         return rebind(scheduler, self.optimizer, self.shrink()[1])
-

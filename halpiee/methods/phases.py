@@ -21,12 +21,15 @@ class Train:
         forward: units used in forward: the active ones, or all.
         update: units that may move: the active ones, the others, or all.
         collect: whether the criterion is accumulated over the phase.
+        norm: what active units normalise by while all units are used in forward: the ``batch``, as in any
+            training step, or the ``running`` statistics they had when the phase began.
     """
 
     steps: int
     forward: Literal["alive", "all"] = "alive"
     update: Literal["alive", "dead", "all"] = "alive"
     collect: bool = False
+    norm: Literal["batch", "running"] = "batch"
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,13 @@ class LatencyPool:
     """
 
     def __init__(
-        self, units: Channels, cost: LatencyCost, budget_us: float, *, solver: str = "joint", gap: float = 1e-3
+        self,
+        units: Channels,
+        cost: LatencyCost,
+        budget_us: float,
+        *,
+        solver: str = "joint",
+        gap: float = 1e-3,
     ) -> None:
         self.units, self.cost, self.budget_us, self._solver, self._gap = units, cost, budget_us, solver, gap
         sizes = {name: size[0] for name, size in units.sizes.items()}
@@ -96,6 +102,10 @@ class LatencyPool:
                 minimum=smallest,
             )
         self.smallest_us = smallest
+
+    def with_cost(self, cost: LatencyCost) -> LatencyPool:
+        """Returns the same budget under a corrected latency model."""
+        return LatencyPool(self.units, cost, self.budget_us, solver=self._solver, gap=self._gap)
 
     @property
     def total(self) -> float:
@@ -260,7 +270,9 @@ def _within_runs(score: Tensor, must: Tensor, may: Tensor, n: int, m: int) -> Te
     return (may_runs & (rank < room)).reshape(may.movedim(1, -1).shape).movedim(-1, 1)
 
 
-def bind(budget: Budget, units: Units, cost: LatencyCost | None, *, solver: str = "joint", gap: float = 1e-3) -> Pool:
+def bind(
+    budget: Budget, units: Units, cost: LatencyCost | None, *, solver: str = "joint", gap: float = 1e-3
+) -> Pool:
     """Returns the pool of a budget over the units of a model.
 
     Raises:

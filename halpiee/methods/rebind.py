@@ -27,7 +27,9 @@ def rebind(scheduler: Any, old: Optimizer, new: Optimizer) -> Any:
     """
     parts = list(getattr(scheduler, "_schedulers", []))
     if not parts and scheduler.optimizer not in (old, new):
-        raise UsageError("rebind was given a scheduler of another optimizer; pass the one built on this optimizer")
+        raise UsageError(
+            "rebind was given a scheduler of another optimizer; pass the one built on this optimizer"
+        )
     for part in parts:
         rebind(part, old, new)
     if hasattr(scheduler, "optimizer"):

@@ -40,7 +40,9 @@ class Latency:
 
 def _check_density(density: float) -> None:
     if not 0 < density <= 1:
-        raise UsageError(f"a density of {density} was asked; density is the share that is kept, above 0 and up to 1")
+        raise UsageError(
+            f"a density of {density} was asked; density is the share that is kept, above 0 and up to 1"
+        )
 
 
 @dataclass(frozen=True)

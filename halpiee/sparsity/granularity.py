@@ -93,7 +93,9 @@ class Channels:
 
     zero_is_dead = True
 
-    def __init__(self, model: nn.Module, structure: Structure, *, protect: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, model: nn.Module, structure: Structure, *, protect: frozenset[str] = frozenset()
+    ) -> None:
         self.structure = structure
         shapes = {name: tuple(t.shape) for name, t in _tensors(model).items()}
         self.sizes: dict[str, tuple[int, ...]] = {}
@@ -182,7 +184,8 @@ class Channels:
         if total is None:
             return {}
         return {
-            name: total[self.structure.by_name[name].start :][: size[0]].clone() for name, size in self.sizes.items()
+            name: total[self.structure.by_name[name].start :][: size[0]].clone()
+            for name, size in self.sizes.items()
         }
 
 

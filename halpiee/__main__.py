@@ -1,0 +1,6 @@
+"""``python -m halpiee``."""
+
+from halpiee.cli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What the verbs share: options, the way they talk, and how they answer."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["ScreenTalk", "answer", "examples", "free_folder", "input_size", "json_option", "say"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(function: F) -> F:
+    """Adds ``--json``: one object on stdout, talk on stderr."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; talk goes to stderr.")(
+        function
+    )
+
+
+def examples(*lines: str) -> str:
+    """Returns an epilog of runnable examples."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def say(text: str) -> None:
+    """Talks, on stderr."""
+    click.echo(text, err=True)
+
+
+def answer(value: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> None:
+    """Prints the answer: as one JSON object, or as ``show`` does."""
+    if as_json:
+        click.echo(json.dumps(value, default=str))
+    else:
+        show()
+
+
+def input_size(text: str) -> tuple[int, ...]:
+    """Returns (channels, height, width) of ``224``, ``3x224x224`` or ``1x28x28``.
+
+    Raises:
+        click.BadParameter: the text is none of these.
+    """
+    try:
+        numbers = tuple(int(n) for n in text.lower().split("x"))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1:
+        numbers = (3, numbers[0], numbers[0])
+    if len(numbers) != 3 or min(numbers) < 1:
+        raise click.BadParameter(f"{text!r} is no image size; give 224 or 3x224x224")
+    return numbers
+
+
+class ScreenTalk:
+    """Stages, notes and progress bars on stderr; plain lines where that is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, highlight=False)
+        self._bar: Any = None
+        self._task: Any = None
+        self._label = ""
+        self._said = 0.0
+
+    def stage(self, text: str) -> None:
+        """Begins a stage."""
+        self._close()
+        self.console.print(f"[bold]{text}[/bold]")
+
+    def note(self, text: str) -> None:
+        """Prints a fact."""
+        if self._bar is not None:
+            self._bar.console.print(f"  {text}")
+        else:
+            self.console.print(f"  {text}")
+
+    def sweeping(self, done: int, total: int) -> None:
+        """Moves the sweep's bar."""
+        self._move("measuring cells", done, total)
+
+    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None:
+        """Moves the training's bar; says an epoch's result where there is no bar."""
+        extra = ""
+        if entry is not None:
+            us = entry.get("latency_us")
+            extra = f"loss {entry['loss']:.3f}  top-1 {entry['accuracy']:.1%}" + (f"  {us:.0f} µs" if us else "")
+        self._move(f"training {label}", step, total, extra)
+
+    def _move(self, label: str, done: int, total: int, extra: str = "") -> None:
+        if not self.console.is_terminal:
+            now = time.monotonic()
+            if done >= total or now - self._said > 15 or label != self._label:
+                self._said, self._label = now, label
+                self.console.print(f"  {label}: {done}/{total} {extra}".rstrip())
+            return
+        if self._bar is None or self._label != label:
+            self._close()
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[extra]}"),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(label, total=total, extra="")
+            self._label = label
+        fields = {"extra": extra} if extra else {}
+        self._bar.update(self._task, completed=done, total=total, **fields)
+        if done >= total:
+            self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __del__(self) -> None:
+        self._close()
+
+
+def free_folder(base: Path) -> Path:
+    """Returns ``base``, or ``base-2``, ``base-3`` … : the first that does not exist."""
+    folder, n = base, 2
+    while folder.exists():
+        folder, n = base.with_name(f"{base.name}-{n}"), n + 1
+    return folder
+
+

@@ -1,0 +1,6 @@
+import click
+
+
+@click.command("explain")
+def command() -> None:
+    pass

@@ -1,0 +1,6 @@
+import click
+
+
+@click.command("export")
+def command() -> None:
+    pass

@@ -1,0 +1,6 @@
+import click
+
+
+@click.command("inspection")
+def command() -> None:
+    pass

@@ -1,0 +1,6 @@
+import click
+
+
+@click.command("planning")
+def command() -> None:
+    pass

@@ -1,0 +1,6 @@
+import click
+
+
+@click.command("profiling")
+def command() -> None:
+    pass

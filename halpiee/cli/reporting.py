@@ -1,0 +1,6 @@
+import click
+
+
+@click.command("reporting")
+def command() -> None:
+    pass

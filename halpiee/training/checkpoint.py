@@ -1,0 +1,93 @@
+"""Files that survive an interruption: written whole or not at all, and read without executing code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halpiee.errors import UsageError
+
+__all__ = ["load_state", "load_weights", "save_json", "save_state", "save_weights"]
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Writes beside ``path``, flushes to disk, then renames over it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Saves tensors and plain values; only ``load_state`` reads them back."""
+    _replace(path, lambda temporary: torch.save(dict(state), temporary))
+
+
+def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """Loads what ``save_state`` wrote; nothing in the file is executed.
+
+    Raises:
+        UsageError: the file is not such a state.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise UsageError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); delete it to start this stage again"
+        ) from error
+    return state
+
+
+def save_weights(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Saves a state dict as safetensors."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    _replace(path, lambda temporary: save_file(plain, temporary, dict(metadata or {})))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Loads a safetensors state dict.
+
+    Raises:
+        UsageError: there is no such file, or it is not safetensors.
+    """
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UsageError(f"weights {path} were asked for, and there is no such file; check the path")
+    try:
+        loaded: dict[str, Tensor] = load_file(path)
+    except Exception as error:
+        raise UsageError(
+            f"{path} is not a safetensors file ({error}); convert it with safetensors.torch.save_file(model.state_dict(), …)"
+        ) from error
+    return loaded
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Saves JSON with NaN written as null."""
+
+    def clean(item: Any) -> Any:
+        if isinstance(item, float) and item != item:
+            return None
+        if isinstance(item, Mapping):
+            return {key: clean(entry) for key, entry in item.items()}
+        if isinstance(item, list | tuple):
+            return [clean(entry) for entry in item]
+        return item
+
+    text = json.dumps(clean(value), indent=1, allow_nan=False) + "\n"
+    _replace(path, lambda temporary: Path(temporary).write_text(text))

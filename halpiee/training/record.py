@@ -1,0 +1,82 @@
+"""A run's report: one flat dict of numbers, written as report.json and read by every table, page and check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from halpiee.methods.driver import Event
+
+__all__ = ["SCHEMA", "events", "promise", "train_flops"]
+
+SCHEMA = 1
+
+
+def events(reports: Iterable[Event]) -> list[dict[str, Any]]:
+    """Returns the events of a latency budget as JSON values, in µs."""
+    return [
+        {
+            "step": e.step,
+            "event": e.event,
+            "budget_us": e.budget,
+            "used_us": e.used,
+            "omega_us": e.omega,
+            "gap": e.gap,
+            "slack_us": e.slack,
+            "next_step_us": e.next_step,
+            "iou": e.iou,
+            "skipped": e.skipped,
+            "counts": e.counts,
+        }
+        for e in reports
+    ]
+
+
+def promise(measured_us: float, budget_us: float, next_step_us: float) -> dict[str, Any]:
+    """Returns whether a measured latency keeps the budget and uses it.
+
+    Kept: ``measured ≤ 1.03 · budget``. Used: ``measured ≥ min(0.93, 1 − 1.5 · next_step/budget) · budget``; with
+    everything active there is no next step and nothing more to use.
+    """
+    step = 0.0 if math.isnan(next_step_us) else next_step_us / budget_us
+    share = measured_us / budget_us
+    least = 0.0 if math.isnan(next_step_us) else min(0.93, 1 - 1.5 * step)
+    met = least <= share <= 1.03
+    text = f"measured {measured_us:.0f} µs is {share:.1%} of the budget of {budget_us:.0f} µs"
+    if share > 1.03:
+        text += ": over it (at most 103% is promised)"
+    elif share < least:
+        text += f": more than a step is left unused (at least {least:.1%} is promised)"
+    return {"met": met, "text": text, "share": share, "least": least, "most": 1.03}
+
+
+def train_flops(
+    log: Sequence[tuple[int, str, Mapping[str, int]]],
+    macs: Any,
+    dense_macs: int,
+    dense_steps: int,
+) -> dict[str, float]:
+    """Returns the training FLOPs as a multiple of the dense network's, by both accountings.
+
+    A step costs its forward, the gradients of its activations and those of its weights; dense that is 3 · dense.
+    Exploring runs the whole network forward and trains the inactive part: the paper charges dense + 2 · active,
+    strictly it is dense + dense + (dense − active).
+
+    Args:
+        log: (steps, ``train`` | ``explore`` | ``compact``, active units per group).
+        macs: counts → multiply-accumulates of one forward.
+        dense_macs: of the dense network.
+        dense_steps: steps of the dense training it is compared with.
+    """
+    paper = strict = 0.0
+    for steps, kind, counts in log:
+        active = float(macs(counts))
+        if kind == "explore":
+            paper += steps * (dense_macs + 2 * active)
+            strict += steps * (3 * dense_macs - active)
+        else:
+            paper += steps * 3 * active
+            strict += steps * 3 * active
+    whole = 3.0 * dense_macs * dense_steps
+    return {"paper": paper / whole, "strict": strict / whole}

@@ -1,0 +1,423 @@
+"""IEE on a hand-written structure: its cycle, its two scores, and what stands still while it explores."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from halpiee.errors import UsageError
+from halpiee.methods.iee import IEE, recipe
+from halpiee.methods.phases import Drop, Grow, Start, Train
+from halpiee.saliency import Taylor
+from halpiee.sparsity import Channels, Constant, Mask, Uniform, Weights
+from halpiee.structure.groups import ChannelGroup, Slot, Structure
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def attach(net: nn.Module, structure: Structure, optimizer: Optimizer, **extra: object) -> IEE:
+    options = {"budget": Uniform(0.5), "total_steps": 40, "h": 3, "j": 2, "q": 3, "end": 0.8, "omega": 0.34, **extra}
+    return IEE(net, optimizer, units=Channels(net, structure), criterion=Taylor(), **options)  # type: ignore[arg-type]
+
+
+def step(net: nn.Module, optimizer: Optimizer, batch: tuple[Tensor, Tensor]) -> None:
+    optimizer.zero_grad()
+    cross_entropy(net(batch[0]), batch[1]).backward()
+    optimizer.step()
+
+
+def sgd(net: nn.Module) -> Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+
+
+def everything(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """All parameters, float buffers and optimizer state, by name."""
+    found = {n: t.detach().clone() for n, t in net.state_dict().items() if t.is_floating_point()}
+    for name, p in net.named_parameters():
+        for key, value in optimizer.state.get(p, {}).items():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                found[f"{name}/{key}"] = value.detach().clone()
+    return found
+
+
+def active_elements(net: nn.Module, iee: IEE, name: str) -> Tensor:
+    """By hand: an element is active when its output unit and its input unit both are."""
+    a, b = iee.alive["a"], iee.alive["b"]
+    image, classes = torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
+    sides = {
+        "conv1.weight": (a, image),
+        "conv2.weight": (b, a),
+        "fc.weight": (classes, b),
+        "fc.bias": (classes, None),
+        **{f"bn1.{t}": (a, None) for t in ("weight", "bias", "running_mean", "running_var")},
+        **{f"bn2.{t}": (b, None) for t in ("weight", "bias", "running_mean", "running_var")},
+    }
+    out, into = sides[name]
+    tensor = net.state_dict()[name]
+    mask = out if into is None else out[:, None] & into[None, :]
+    return mask.reshape(mask.shape + (1,) * (tensor.dim() - mask.dim())).expand(tensor.shape)
+
+
+def test_the_recipe_is_init_then_cycles_of_train_prune_train_explore_grow() -> None:
+    phases = recipe(total_steps=100, h=5, j=3, q=2, end=0.75, omega=Constant(0.3))
+    assert phases[0] == Start("random")
+    assert phases[1:6] == (
+        Train(5, collect=True),
+        Drop(0.3),
+        Train(3),
+        Train(2, forward="all", update="dead", collect=True),
+        Grow(0.3),
+    )
+    assert len(phases) == 1 + 5 * 7  # floor(75 / 10) cycles
+
+
+def test_less_than_one_cycle_is_refused_with_what_would_fit() -> None:
+    with pytest.raises(UsageError, match=r"h \+ j \+ q = 450 steps does not fit .* add up to at most 75"):
+        recipe(total_steps=100, omega=Constant(0.3))
+
+
+def test_prune_and_grow_come_at_the_steps_the_paper_says(net: nn.Module, structure: Structure, batches: Batches) -> None:
+    optimizer = sgd(net)
+    iee = attach(net, structure, optimizer)
+    for batch in batches:
+        step(net, optimizer, batch)
+    # h=3, j=2, q=3: prune after 3, 11, 19, 27; grow after 8, 16, 24, 32; end = 32 = 0.8 · 40
+    assert [(e.event, e.step) for e in iee.reports] == [
+        ("init", 0),
+        *[(kind, at + 8 * cycle) for cycle in range(4) for kind, at in (("prune", 3), ("grow", 8))],
+    ]
+    assert iee.finished
+
+
+def test_the_budget_holds_after_every_event(net: nn.Module, structure: Structure, batches: Batches) -> None:
+    optimizer = sgd(net)
+    iee = attach(net, structure, optimizer)
+    for batch in batches:
+        step(net, optimizer, batch)
+    # Uniform(0.5): 2 of 4 and 3 of 6 channels
+    for event in iee.reports:
+        if event.event == "prune":
+            assert event.used <= 5
+        else:
+            assert event.counts == {"a": 2, "b": 3}
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "GradScaler"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9, weight_decay=0.01),
+        lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9, weight_decay=0.01, fused=True),
+        lambda ps: torch.optim.AdamW(ps, lr=0.01, weight_decay=0.1),
+        lambda ps: torch.optim.AdamW(ps, lr=0.01, weight_decay=0.1, fused=True),
+    ],
+    ids=["SGD", "fused SGD", "AdamW", "fused AdamW"],
+)
+def test_nothing_active_moves_by_one_bit_while_exploring(
+    net: nn.Module,
+    structure: Structure,
+    batches: Batches,
+    make: Callable[..., Optimizer],
+    scaled: bool,
+) -> None:
+    optimizer = make(net.parameters())
+    iee = attach(net, structure, optimizer)
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=1024.0)
+    for i, (x, y) in enumerate(batches[:8]):
+        if i == 5:
+            before = everything(net, optimizer)  # after h + j steps: the first step of exploring comes next
+        optimizer.zero_grad()
+        scaler.scale(cross_entropy(net(x), y)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if i in (5, 6):
+            now = everything(net, optimizer)
+            moved = []
+            for name, value in now.items():
+                active = active_elements(net, iee, name.split("/")[0])
+                assert torch.equal(value[active], before[name][active]), name
+                moved.append(not torch.equal(value[~active], before[name][~active]))
+            assert sum(moved) >= 8  # the inactive parts of weights, affine and statistics do train
+
+
+def test_inactive_channels_are_zero_and_still_while_the_active_ones_train(
+    net: nn.Module, structure: Structure, batches: Batches
+) -> None:
+    optimizer = sgd(net)
+    iee = attach(net, structure, optimizer)
+    statistics = {n: t.clone() for n, t in net.state_dict().items() if "running" in n}
+    for batch in batches[:2]:
+        step(net, optimizer, batch)
+    for name, value in net.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        active = active_elements(net, iee, name)
+        if name in statistics:
+            assert torch.equal(value[~active], statistics[name][~active])
+        else:
+            assert bool((value[~active] == 0).all()), name
+            assert bool((value[active] != 0).all()), name
+
+
+def test_inactive_channels_come_back_with_their_last_values(
+    net: nn.Module, structure: Structure, batches: Batches
+) -> None:
+    initial = {n: t.clone() for n, t in net.state_dict().items()}
+    optimizer = sgd(net)
+    iee = attach(net, structure, optimizer)
+    never = ~iee.alive["a"]
+    for batch in batches[:3]:
+        step(net, optimizer, batch)
+    value_when_pruned = {"a": iee.alive["a"].clone()}
+    for batch in batches[3:5]:
+        step(net, optimizer, batch)
+    # exploring has begun: never-active channels of conv1 hold the model's own initialisation
+    assert torch.equal(net.state_dict()["conv1.weight"][never], initial["conv1.weight"][never])
+    pruned = ~value_when_pruned["a"] & ~never
+    assert bool((net.state_dict()["conv1.weight"][pruned] != 0).all())
+
+
+def test_scores_are_taylor_on_batch_norms_averaged_over_the_phase(
+    net: nn.Module, structure: Structure, batches: Batches
+) -> None:
+    optimizer = sgd(net)
+    iee = attach(net, structure, optimizer)
+    expected = torch.zeros(6)
+    for i, (x, y) in enumerate(batches[:3]):
+        optimizer.zero_grad()
+        cross_entropy(net(x), y).backward()
+        bn = net.bn2
+        expected += (bn.weight * bn.weight.grad + bn.bias * bn.bias.grad).detach().abs() / 3
+        if i < 2:
+            optimizer.step()
+    scores = {}
+    original = iee.pool.choose
+    iee.pool.choose = lambda s, **kw: (scores.update(s), original(s, **kw))[1]  # type: ignore[method-assign]
+    optimizer.step()
+    torch.testing.assert_close(scores["b"], expected)
+
+
+def test_prune_reads_only_active_and_grow_only_explored_scores(
+    net: nn.Module, structure: Structure, batches: Batches
+) -> None:
+    optimizer = sgd(net)
+    iee = attach(net, structure, optimizer)
+    calls: list[tuple[Mask, Mask, Mask]] = []
+    original = iee.pool.choose
+
+    def spy(scores: dict[str, Tensor], *, must: Mask, may: Mask, level: float):  # type: ignore[no-untyped-def]
+        calls.append((must, may, iee.alive))
+        return original(scores, must=must, may=may, level=level)
+
+    iee.pool.choose = spy  # type: ignore[method-assign]
+    for batch in batches[:8]:
+        step(net, optimizer, batch)
+    (prune_must, prune_may, before), (grow_must, grow_may, kept) = calls
+    for name in ("a", "b"):
+        assert not bool(prune_must[name].any())
+        assert torch.equal(prune_may[name], before[name])
+        assert torch.equal(grow_must[name], kept[name])
+        assert torch.equal(grow_may[name], ~kept[name])
+
+
+def test_a_step_with_a_nan_gradient_is_left_out_of_the_scores_and_counted(
+    net: nn.Module, structure: Structure, batches: Batches
+) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    iee = attach(net, structure, optimizer)
+    for i, (x, y) in enumerate(batches[:3]):
+        optimizer.zero_grad()
+        cross_entropy(net(x), y).backward()
+        if i == 1:
+            net.bn1.weight.grad[0] = float("nan")
+        optimizer.step()
+        net.bn1.weight.data.nan_to_num_(1.0)
+    assert iee.reports[-1].event == "prune"
+    assert iee.reports[-1].skipped == 1
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_counts_for_nothing(
+    net: nn.Module, structure: Structure, batches: Batches, fused: bool
+) -> None:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, fused=fused)
+    iee = attach(net, structure, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for i, (x, y) in enumerate(batches[:3]):
+        optimizer.zero_grad()
+        scaler.scale(cross_entropy(net(x), y)).backward()
+        if i == 1:
+            net.fc.weight.grad[0, 0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+    assert iee.step == 2
+    assert [e.event for e in iee.reports] == ["init"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_scores_use_unscaled_gradients(
+    net: nn.Module, structure: Structure, batches: Batches, fused: bool
+) -> None:
+    found = []
+    for enabled in (False, True):
+        model = copy.deepcopy(net)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
+        iee = attach(model, structure, optimizer)
+        scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0)
+        x, y = batches[0]
+        scaler.scale(cross_entropy(model(x), y)).backward()
+        scaler.step(optimizer)
+        found.append(iee._scores.mean()["b"])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
+
+
+def test_evaluating_while_exploring_sees_the_active_units_only(
+    net: nn.Module, structure: Structure, batches: Batches
+) -> None:
+    optimizer = sgd(net)
+    iee = attach(net, structure, optimizer)
+    for batch in batches[:6]:
+        step(net, optimizer, batch)
+    explored = net.conv2.weight.detach().clone()
+    with iee.evaluating():
+        active = active_elements(net, iee, "conv2.weight")
+        assert bool((net.conv2.weight[~active] == 0).all())
+        assert torch.equal(net.conv2.weight[active], explored[active])
+    assert torch.equal(net.conv2.weight, explored)
+
+
+def test_ending_early_after_a_prune_brings_back_what_it_removed(
+    net: nn.Module, structure: Structure, batches: Batches
+) -> None:
+    optimizer = sgd(net)
+    iee = attach(net, structure, optimizer)
+    start = iee.alive
+    for batch in batches[:4]:
+        step(net, optimizer, batch)
+    assert iee.alive.digest() != start.digest()
+    iee.finish()
+    assert iee.finished
+    assert iee.alive.digest() == start.digest()
+    assert iee.reports[-1].event == "grow"
+
+
+def test_ending_early_while_exploring_grows_first(net: nn.Module, structure: Structure, batches: Batches) -> None:
+    optimizer = sgd(net)
+    iee = attach(net, structure, optimizer)
+    for batch in batches[:6]:
+        step(net, optimizer, batch)
+    iee.finish()
+    assert iee.reports[-1].event == "grow"
+    assert iee.reports[-1].counts == {"a": 2, "b": 3}
+
+
+@pytest.mark.parametrize("at", [2, 4, 6, 9, 35], ids=["train", "improve", "explore", "second cycle", "finished"])
+def test_a_run_resumed_at_any_phase_ends_bit_equal(
+    net: nn.Module, structure: Structure, batches: Batches, at: int
+) -> None:
+    def build() -> tuple[nn.Module, Optimizer, IEE]:
+        model = copy.deepcopy(net)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+        return model, optimizer, attach(model, structure, optimizer)
+
+    whole, optimizer, _ = build()
+    for batch in batches:
+        step(whole, optimizer, batch)
+    first, optimizer, iee = build()
+    for batch in batches[:at]:
+        step(first, optimizer, batch)
+    file = io.BytesIO()
+    torch.save({"m": first.state_dict(), "o": optimizer.state_dict(), "i": iee.state_dict()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    second, optimizer, iee = build()
+    second.load_state_dict(state["m"])
+    optimizer.load_state_dict(state["o"])
+    iee.load_state_dict(state["i"])
+    for batch in batches[at:]:
+        step(second, optimizer, batch)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+class TwoUnits(nn.Module):
+    """Two channels that only a batch norm touches, added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x)
+
+
+@pytest.mark.parametrize("choice", ["batch", "running"])
+def test_what_active_units_normalise_by_while_exploring_is_one_choice(choice: str) -> None:
+    net = TwoUnits()
+    net.bn.running_mean.copy_(torch.tensor([10.0, 10.0]))
+    net.bn.running_var.copy_(torch.tensor([4.0, 4.0]))
+    structure = Structure(
+        layers=(),
+        groups=(ChannelGroup("u", 2, 0, True),),
+        ops=(),
+        slots=tuple(
+            Slot(f"bn.{t}", "bn", "batch_norm", "norm", 0, np.arange(2))
+            for t in ("weight", "bias", "running_mean", "running_var")
+        ),
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    iee = attach(net, structure, optimizer, total_steps=10, h=1, j=0, q=3, end=0.5, explore_norm=choice)
+    x = torch.tensor([[0.0, 0.0], [2.0, 2.0]])  # batch mean 1, variance 1; running mean 10, variance 4
+    net(x).sum().backward()
+    optimizer.step()  # h = 1, j = 0: exploring begins
+    active = int(iee.alive["u"].nonzero())
+    out = net(x)
+    by_batch = -1 / math.sqrt(1 + net.bn.eps)
+    # the only training forward before (momentum 0.1) moved the active unit's statistics to 0.9·10 + 0.1·1 = 9.1 and,
+    # with the unbiased variance 2, to 0.9·4 + 0.1·2 = 3.8
+    by_running = (0 - 9.1) / math.sqrt(3.8 + net.bn.eps)
+    assert out[0, active].item() == pytest.approx(by_batch if choice == "batch" else by_running, rel=1e-5)
+    assert out[0, 1 - active].item() == pytest.approx(by_batch, rel=1e-5)
+    out.sum().backward()
+    optimizer.step()
+    assert net.bn.running_mean[active].item() == pytest.approx(9.1)
+    assert net.bn.running_mean[1 - active].item() == pytest.approx(0.9 * 10 + 0.1)
+
+
+def test_zero_is_refused_as_a_start_for_channels(net: nn.Module, structure: Structure) -> None:
+    with pytest.raises(UsageError, match="zero channel has zero gradients"):
+        attach(net, structure, sgd(net), explore_init="zero")
+
+
+def test_parameters_outside_the_optimizer_are_named(net: nn.Module, structure: Structure) -> None:
+    with pytest.raises(UsageError, match="does not hold"):
+        attach(net, structure, torch.optim.SGD([net.fc.bias], lr=0.1))
+
+
+def test_with_plain_sgd_and_one_explore_step_the_score_is_the_weight_after_it(
+    net: nn.Module, batches: Batches
+) -> None:
+    # Magnitude, Q = 1: I(Θ_P) = |θ_P − η g| exactly, g at the explored network.
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    iee = IEE(net, optimizer, budget=Uniform(0.5), total_steps=20, units=Weights(net), h=2, j=1, q=1, end=1.0)
+    for batch in batches[:3]:
+        step(net, optimizer, batch)
+    dead = ~iee.alive["conv2.weight"]
+    x, y = batches[3]
+    twin = copy.deepcopy(net)
+    cross_entropy(twin(x), y).backward()
+    expected = torch.add(twin.conv2.weight, twin.conv2.weight.grad, alpha=-0.05).detach().abs()
+    scores: dict[str, Tensor] = {}
+    original = iee.pool.choose
+    iee.pool.choose = lambda s, **kw: (scores.update(s), original(s, **kw))[1]  # type: ignore[method-assign]
+    step(net, optimizer, batches[3])
+    assert torch.equal(scores["conv2.weight"][dead], expected[dead])
