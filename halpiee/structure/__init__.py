@@ -1,1 +1,24 @@
 """What can be removed: coupled units of a model, and their exact removal."""
+
+from halpiee.structure.groups import ChannelGroup, GroupRef, Layer, Slot, Structure, TimedOp
+from halpiee.structure.masked import masked, relative_error, verify
+from halpiee.structure.shrink import shrink
+from halpiee.structure.size import macs, parameters, widths
+from halpiee.structure.trace import trace
+
+__all__ = [
+    "ChannelGroup",
+    "GroupRef",
+    "Layer",
+    "Slot",
+    "Structure",
+    "TimedOp",
+    "macs",
+    "masked",
+    "parameters",
+    "relative_error",
+    "shrink",
+    "trace",
+    "verify",
+    "widths",
+]

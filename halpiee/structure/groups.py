@@ -174,8 +174,14 @@ class Structure:
             if group is None:
                 close = difflib.get_close_matches(name, self.by_name, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise StructureError(f"keep names the group {name!r}, which this structure does not have{hint}")
-            if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or tuple(mask.shape) != (group.size,):
+                raise StructureError(
+                    f"keep names the group {name!r}, which this structure does not have{hint}"
+                )
+            if (
+                not isinstance(mask, torch.Tensor)
+                or mask.dtype != torch.bool
+                or tuple(mask.shape) != (group.size,)
+            ):
                 found = (
                     f"{mask.dtype} of shape {tuple(mask.shape)}"
                     if isinstance(mask, torch.Tensor)

@@ -21,7 +21,7 @@ def conv_bn(
 
 
 def initialise(model: nn.Module) -> None:
-    """Sets weights to Kaiming normal over fan in (He et al. 2015, eq. 10), batch norms to 1 and 0, biases to 0."""
+    """Sets weights to Kaiming normal over fan in (He et al. 2015, eq. 10), norms to 1 and 0, biases to 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")

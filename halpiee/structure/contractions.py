@@ -1,0 +1,252 @@
+"""Ops that contract channels: convolutions and matrix products with a weight, and products of two activations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from halpiee.structure.labels import Tag, varying
+from halpiee.structure.recorder import Call, LayerCall, Recorder, Timing
+from halpiee.structure.units import Atoms
+
+__all__ = ["convolution", "matrix_product"]
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def convolution(recorder: Recorder, call: Call) -> Timing | None:
+    """Convolution: reads the channels of its input, gives out those of its weight's rows.
+
+    A depthwise convolution passes channels through; the unit of a grouped one is one group, or, by name in
+    ``recorder.positions``, position j of every group.
+    """
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = call.args[:9]
+    if not recorder.tag(weight).parameter or recorder.tag(x).parameter:
+        recorder.freeze_call(call)
+        return None
+    kind = "conv_transpose" if transposed else "conv"
+    owner = recorder.owner(weight, call)
+    name = recorder.call_name(owner)
+    module = recorder.modules.get(owner)
+    c_out = call.out.shape[1]
+    ins = recorder.read(x, 1, call)
+    in_dim, out_dim = (0, 1) if transposed else (1, 0)
+    if groups == 1:
+        columns, rows = recorder.axis(weight, in_dim), recorder.axis(weight, out_dim)
+        join(recorder, call, ins, columns)
+        outs = rows
+        recorder.serve(columns, "in", kind)
+        recorder.serve(rows, "out", kind)
+        if isinstance(module, CONVS):
+            recorder.attribute(owner, "in_channels", columns)
+            recorder.attribute(owner, "out_channels", rows)
+    else:
+        outs = grouped(recorder, call, kind, owner, ins, weight, groups, c_out, name)
+    outs = with_bias(recorder, call, bias, outs, kind)
+    label = outs.reshape(1, -1, *(1,) * (call.out.dim() - 2))
+    recorder.set(call.out, Tag(zero=True).with_axes([label] if c_out > 1 else []))
+    recorder.layers.append(LayerCall(name, kind, ins, outs))
+    spatial = x.shape[2:]
+    fields: dict[str, Any] = {
+        "batch": x.shape[0],
+        "h": spatial[-2] if len(spatial) > 1 else spatial[0],
+        "w": spatial[-1] if len(spatial) > 1 else 1,
+        "kernel": tuple(weight.shape[2:]),
+        "stride": wide(stride, len(spatial)),
+        "padding": wide(padding, len(spatial)),
+        "dilation": wide(dilation, len(spatial)),
+        "groups": groups,
+        "dtype": str(x.dtype).removeprefix("torch."),
+    }
+    positions = x if transposed else call.out
+    recorder.output_positions[name] = math.prod(positions.shape[2:])
+    return Timing(kind, ins, outs, fields, layer=name)
+
+
+def wide(values: Any, n: int) -> tuple[int, ...]:
+    """Returns one number per spatial dimension."""
+    values = tuple(values)
+    return values * n if len(values) == 1 else values
+
+
+def join(recorder: Recorder, call: Call, ins: Atoms, columns: Atoms) -> None:
+    """Unites what a layer reads with the columns of its weight; what only one side knows stays."""
+    recorder.units.unite(ins, columns)
+    recorder.units.freeze(columns[ins == 0], f"{call.where} reads channels that belong to no layer")
+    recorder.units.freeze(ins[columns == 0], f"{call.where} with a weight that does not shrink")
+
+
+def with_bias(recorder: Recorder, call: Call, bias: Tensor | None, outs: Atoms, kind: str) -> Atoms:
+    """Unites a bias with the rows; a layer of one channel gets a unit that stays."""
+    if isinstance(bias, Tensor):
+        axis = recorder.axis(bias, 0)
+        if recorder.tag(bias).parameter:
+            recorder.units.unite(outs, axis)
+            recorder.serve(axis, "out", kind)
+        else:
+            recorder.freeze(bias, call.where)
+            recorder.units.freeze(outs, f"{call.where} with a computed bias")
+    if not outs.all():
+        outs = outs.copy()
+        fresh = recorder.units.fresh(int((outs == 0).sum()))
+        recorder.units.freeze(
+            fresh, "a single channel" if outs.size == 1 else f"{call.where} with a computed weight"
+        )
+        outs[outs == 0] = fresh
+    return outs
+
+
+def grouped(
+    recorder: Recorder,
+    call: Call,
+    kind: str,
+    owner: str,
+    ins: Atoms,
+    weight: Tensor,
+    groups: int,
+    c_out: int,
+    name: str,
+) -> Atoms:
+    """Returns the output atoms of a grouped convolution, tied to its input's."""
+    units = recorder.units
+    module = recorder.modules.get(owner)
+    c_in = ins.size
+    per_in, per_out = c_in // groups, c_out // groups
+    transposed = kind == "conv_transpose"
+    rows = recorder.axis(weight, 0)  # c_out of them, c_in where transposed
+    inner = recorder.axis(weight, 1)  # c_in / groups of them, c_out / groups where transposed
+    recorder.serve(rows, "in" if transposed and per_in > 1 else "out", kind)
+    per_row = per_in if transposed else per_out
+    if not isinstance(module, CONVS):
+        units.freeze(ins, f"{call.where} with a literal number of groups")
+        units.freeze(rows, f"{call.where} with a literal number of groups")
+    if (ins == 0).any():
+        units.freeze(ins, f"{call.where} reads channels that belong to no layer")
+        units.freeze(rows, f"{call.where} reads channels that belong to no layer")
+    if owner in recorder.positions and per_in > 1 and not transposed:
+        by_group = ins.reshape(groups, per_in)
+        units.unite(by_group[1:], by_group[:1])
+        units.unite(by_group[0], inner)
+        recorder.serve(inner, "in", kind)
+        out_rows = rows.reshape(groups, per_out)
+        units.unite(out_rows[1:], out_rows[:1])
+        recorder.attribute(owner, "in_channels", ins)
+        recorder.attribute(owner, "out_channels", rows)
+        return rows
+    first = ins.reshape(groups, per_in)[:, :1]
+    units.unite(ins.reshape(groups, per_in), first)
+    units.unite(rows.reshape(groups, per_row), first)
+    if per_in > 1:
+        recorder.grouped[owner] = ins
+    recorder.attribute(owner, "groups", rows, div=per_row)
+    recorder.attribute(owner, "in_channels", rows, mul=per_in, div=per_row)
+    recorder.attribute(owner, "out_channels", rows, mul=per_out, div=per_row)
+    del inner, name
+    return np.repeat(first[:, 0], per_out) if transposed else rows
+
+
+def matrix_product(recorder: Recorder, call: Call) -> Timing | None:
+    """A product with a weight is a linear layer; one of two activations ties what it contracts."""
+    bias, a, b, scaled = operands(call)
+    if a.dim() < 2 or b.dim() < 2 or scaled:
+        recorder.freeze_call(call)
+        return None
+    a_weight, b_weight = recorder.tag(a).parameter, recorder.tag(b).parameter
+    if a_weight and b_weight:
+        recorder.freeze_call(call)
+        recorder.set(call.out, Tag(parameter=True))
+        return None
+    if call.name == "linear":
+        return linear(recorder, call, a, b, -1, 1, 0, bias, call.out.dim() - 1)
+    if b_weight and b.dim() == a.dim():
+        return linear(recorder, call, a, b, -1, -2, -1, bias, call.out.dim() - 1)
+    if a_weight and b.dim() == a.dim():
+        return linear(recorder, call, b, a, -2, -1, -2, bias, call.out.dim() - 2)
+    return two_activations(recorder, call, a, b, bias)
+
+
+def operands(call: Call) -> tuple[Tensor | None, Tensor, Tensor, bool]:
+    """Returns bias, left and right of a matrix product, and whether it scales by other than 1."""
+    args = call.args
+    if call.name in ("addmm", "baddbmm", "addmv"):
+        scaled = any(call.kwargs.get(k, 1) != 1 for k in ("alpha", "beta"))
+        return args[0], args[1], args[2], scaled
+    if call.name == "linear":
+        return (args[2] if len(args) > 2 else None), args[0], args[1], False
+    return None, args[0], args[1], False
+
+
+def linear(
+    recorder: Recorder,
+    call: Call,
+    x: Tensor,
+    weight: Tensor,
+    x_dim: int,
+    in_dim: int,
+    out_dim: int,
+    bias: Tensor | None,
+    label_dim: int,
+) -> Timing:
+    """A linear layer: contracts ``x_dim`` of x with ``in_dim`` of the weight; its channels lie along ``label_dim``."""
+    owner = recorder.owner(weight, call)
+    name = recorder.call_name(owner)
+    ins = recorder.read(x, x_dim, call)
+    columns, rows = recorder.axis(weight, in_dim), recorder.axis(weight, out_dim)
+    join(recorder, call, ins, columns)
+    recorder.serve(columns, "in", "linear")
+    recorder.serve(rows, "out", "linear")
+    if isinstance(recorder.modules.get(owner), nn.Linear):
+        recorder.attribute(owner, "in_features", columns)
+        recorder.attribute(owner, "out_features", rows)
+    outs = with_bias(recorder, call, bias, rows, "linear")
+    shape = [1] * call.out.dim()
+    shape[label_dim] = outs.size
+    recorder.set(call.out, Tag(zero=True).with_axes([outs.reshape(shape)] if outs.size > 1 else []))
+    recorder.layers.append(LayerCall(name, "linear", ins, outs))
+    positions = call.out.numel() // max(1, outs.size)
+    recorder.output_positions[name] = max(1, positions // recorder.batch)
+    fields = {"positions": positions, "dtype": str(x.dtype).removeprefix("torch.")}
+    return Timing("linear", ins, outs, fields, layer=name)
+
+
+def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
+    """A batched product: contracted channels are tied, the channels of one operand may pass through."""
+    units = recorder.units
+    recorder.set(call.out, Tag())
+    if bias is not None:
+        recorder.freeze(bias, call.where)
+    passed = []
+    contracted = []
+    for tensor, inner, free in ((a, a.dim() - 1, a.dim() - 2), (b, b.dim() - 2, b.dim() - 1)):
+        label = recorder.label(tensor)
+        if label is None or recorder.tag(tensor).parameter or a.dim() != b.dim():
+            recorder.freeze(tensor, call.where)
+            contracted.append(None)
+            continue
+        if label.shape[inner] > 1:
+            contracted.append(np.moveaxis(label, inner, -1))
+            if len(varying(label)) > 1:
+                units.freeze(label, f"{call.where} over channels of several heads")
+        else:
+            contracted.append(None)
+            passed.append(label)
+        del free
+    if contracted[0] is not None and contracted[1] is not None:
+        first, second = (c.reshape(-1) for c in contracted)
+        if first.size == second.size:
+            units.unite(first, second)
+        for tensor in (a, b):
+            if not recorder.tag(tensor).zero:
+                recorder.freeze(tensor, f"{call.where} of channels that are not 0 when removed")
+    else:
+        for side in contracted:
+            if side is not None:
+                units.freeze(side, f"{call.where} over channels")
+    if len(passed) == 2:
+        for label in passed:
+            units.freeze(label, f"{call.where} of two tensors with channels")
+    elif passed:
+        recorder.set(call.out, Tag(zero=True).with_axes(passed))

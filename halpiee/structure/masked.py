@@ -1,0 +1,181 @@
+"""The same network without the removed units, in the shapes of the full one; and the proof that both are equal.
+
+Rows of removed units, their affine and the columns that read them are 0. A norm over channels sees the kept ones
+only. The output equals the shrunk model's exactly, in exact arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from halpiee.errors import MismatchError
+from halpiee.structure.groups import Structure
+from halpiee.structure.recorder import tensors_of
+from halpiee.structure.shrink import alive_of, check_shapes, shrink
+
+__all__ = ["masked", "relative_error", "verify"]
+
+
+def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> nn.Module:
+    """Returns a copy of the same shapes whose outputs are those of ``shrink(model, structure, keep)``.
+
+    Args:
+        model: the traced model.
+        structure: its structure.
+        keep: group name → BoolTensor ``[size]``; a missing group is kept whole.
+
+    Raises:
+        StructureError: the keep does not fit the structure, or the model is not the traced one.
+    """
+    alive = structure.keep_vector(keep)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    check_shapes(tensors, structure.details["shapes"])
+    full = copy.deepcopy(model)
+    copies = dict(full.named_parameters()) | dict(full.named_buffers())
+    with torch.no_grad():
+        for slot in structure.slots:
+            stays = alive_of(alive, slot.units)
+            if (
+                stays.all()
+                or slot.kind == "parameter"
+                or slot.tensor.endswith((".running_mean", ".running_var"))
+            ):
+                continue
+            index = torch.from_numpy(np.flatnonzero(~stays)).to(copies[slot.tensor].device)
+            copies[slot.tensor].index_fill_(slot.dim, index, 0)
+    for norm in structure.details["norms"]:
+        stays = alive_of(alive, norm.units)
+        if not stays.all():
+            attributes = [
+                (a.name, a.at, int(alive_of(alive, a.units).sum()) * a.mul // a.div)
+                for a in structure.details["attributes"]
+                if a.module == norm.module
+            ]
+            kept = torch.from_numpy(np.flatnonzero(stays))
+            full.set_submodule(
+                norm.module, KeptNorm(full.get_submodule(norm.module), norm.dim, kept, attributes)
+            )
+    return full
+
+
+class KeptNorm(nn.Module):
+    """A norm over channels that sees the kept ones only; the others come out as 0.
+
+    Args:
+        norm: the full norm, whose parameters it takes over.
+        dim: channel dimension of its input.
+        kept: int64 indices of the kept channels.
+        attributes: name, index or None, value of the numbers of the norm over the kept channels.
+    """
+
+    def __init__(
+        self, norm: nn.Module, dim: int, kept: Tensor, attributes: list[tuple[str, int | None, int]]
+    ) -> None:
+        super().__init__()
+        from halpiee.structure.shrink import set_number
+
+        for name, parameter in norm.named_parameters(recurse=False):
+            self.register_parameter(
+                name, nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+            )
+        self.register_buffer("kept", kept, persistent=False)
+        self.dim = dim
+        compact = copy.deepcopy(norm)
+        for name, at, value in attributes:
+            set_number(compact, name, at, value)
+        self._compact = (compact,)  # in a tuple: its parameters are not this module's
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises ``x`` over its kept channels."""
+        kept: Tensor = self.get_buffer("kept").to(x.device)
+        compact = self._compact[0]
+        parameters = {
+            name: p.index_select(0, kept.to(p.device)) for name, p in self.named_parameters(recurse=False)
+        }
+        y = torch.func.functional_call(compact, parameters, (x.index_select(self.dim, kept),))
+        return torch.zeros_like(x, dtype=y.dtype).index_copy(self.dim, kept, y)
+
+
+def relative_error(a: Any, b: Any) -> float:
+    """Returns ‖a − b‖₂ / ‖b‖₂ over all tensors of two nested outputs, in double precision.
+
+    It is infinite where the two differ in number, in shape, or in which elements are not finite.
+    """
+    left, right = tensors_of(a), tensors_of(b)
+    if len(left) != len(right) or any(x.shape != y.shape for x, y in zip(left, right, strict=True)):
+        return float("inf")
+    difference = norm = 0.0
+    for x, y in zip(left, right, strict=True):
+        x, y = x.detach().double(), y.detach().double()
+        finite = torch.isfinite(x) & torch.isfinite(y)
+        if not torch.equal(torch.isfinite(x), torch.isfinite(y)):
+            return float("inf")
+        difference += float((x - y)[finite].square().sum())
+        norm += float(y[finite].square().sum())
+    if norm == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return float((difference / norm) ** 0.5)
+
+
+def verify(
+    model: nn.Module,
+    structure: Structure,
+    keep: Mapping[str, Tensor],
+    example_inputs: tuple[Any, ...],
+    *,
+    tolerance: float = 1e-5,
+    seed: int = 0,
+) -> float:
+    """Runs the masked and the compact model on random inputs and refuses a difference.
+
+    Args:
+        model: the traced model; it stays as it is.
+        structure: its structure.
+        keep: what stays.
+        example_inputs: inputs whose shapes and types the random ones take; integers are used as they are.
+        tolerance: largest relative error allowed.
+        seed: seed of the random inputs.
+
+    Returns:
+        The relative error ‖masked − compact‖₂ / ‖compact‖₂ over all outputs.
+
+    Raises:
+        MismatchError: the two differ by more than the tolerance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs = random_like(example_inputs, generator)
+    full = masked(model, structure, keep).eval()
+    compact = shrink(model, structure, keep).eval()
+    with torch.no_grad():
+        error = relative_error(full(*inputs), compact(*inputs))
+    if not error <= tolerance:
+        removed = [name for name, mask in keep.items() if not bool(mask.all())]
+        raise MismatchError(
+            f"the compact model was to equal the masked one within {tolerance:g}, the relative error is {error:.3g}; "
+            f"keep these groups whole one after the other to find the one at fault: {', '.join(removed[:8])}"
+            f"{' …' if len(removed) > 8 else ''}",
+            error,
+        )
+    return error
+
+
+def random_like(value: Any, generator: torch.Generator) -> Any:
+    """Returns the same nested inputs with floating tensors drawn from a normal distribution."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            return value
+        return torch.randn(value.shape, generator=generator).to(dtype=value.dtype, device=value.device)
+    if isinstance(value, dict):
+        return {k: random_like(v, generator) for k, v in value.items()}
+    if isinstance(value, list):
+        return [random_like(v, generator) for v in value]
+    if isinstance(value, tuple):
+        items = [random_like(v, generator) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value

@@ -1,0 +1,297 @@
+"""What one traced forward leaves behind: labels of every tensor, the layer calls, and the ops in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from halpiee.structure.labels import Label, Tag, along, varying
+from halpiee.structure.units import Atoms, Units
+
+__all__ = ["Call", "Event", "LayerCall", "NormCall", "Recorder", "Timing", "tensors_of"]
+
+Role = tuple[str, str]
+"""Side of a layer (``out``, ``in``, ``norm``) and kind of the layer that a parameter dimension serves."""
+
+
+@dataclass
+class Call:
+    """One op as the dispatcher saw it.
+
+    Attributes:
+        name: op name without namespace and overload, for example ``convolution``.
+        func: the overload itself.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        out: what it returned.
+        module: path of the innermost module that was running.
+        api: name of the torch function that led to it.
+        reads: value numbers of its tensor inputs.
+    """
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    module: str
+    api: str
+    reads: tuple[int, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The op and where it ran, as reasons name it."""
+        return f"{self.name} in {self.module}" if self.module else self.name
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Its tensor inputs, in order, those in lists included."""
+        return tensors_of([self.args, self.kwargs])
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """Its tensor outputs, in order."""
+        return tensors_of(self.out)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Returns the tensors in nested lists, tuples, dicts and objects with fields, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in tensors_of(v)]
+    if isinstance(value, list | tuple | set):
+        return [t for v in value for t in tensors_of(v)]
+    if hasattr(value, "__dataclass_fields__") or hasattr(value, "tensors"):
+        return [t for v in vars(value).values() for t in tensors_of(v)]
+    return []
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One conv or linear call: its name, kind and the atoms on its two sides."""
+
+    name: str
+    kind: str
+    ins: Atoms
+    outs: Atoms
+
+
+@dataclass(frozen=True)
+class NormCall:
+    """One norm over channels whose statistics must leave removed channels out.
+
+    Attributes:
+        module: path of the norm module.
+        dim: channel dimension of its input.
+        atoms: atoms along it.
+    """
+
+    module: str
+    dim: int
+    atoms: Atoms
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a rule knows of the time its op takes.
+
+    Attributes:
+        kind: kind of the timed op.
+        ins: atoms of the channels that go in.
+        outs: atoms of the channels that come out.
+        fields: the other fields of the timed op.
+        layer: name of the layer, where it is one.
+    """
+
+    kind: str
+    ins: Atoms
+    outs: Atoms
+    fields: dict[str, Any] = field(default_factory=dict)
+    layer: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One op in execution order, timed or not.
+
+    Attributes:
+        name: name of the op.
+        module: path of the module.
+        reads: value numbers it reads.
+        writes: value numbers of its outputs.
+        timing: what is known of its time, or None.
+        batch: first size of the network's first input.
+    """
+
+    name: str
+    module: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    timing: Timing | None
+    batch: int = 1
+
+
+class Recorder:
+    """Labels and records of one forward; the rules write into it.
+
+    Args:
+        modules: path → module of the traced copy.
+        positions: grouped layers and norms (by name) whose unit is a position across groups, not one group.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], positions: frozenset[str]) -> None:
+        self.modules = modules
+        self.positions = positions
+        self.units = Units()
+        self.parameters: dict[str, tuple[Atoms, ...]] = {}
+        self.roles: dict[tuple[str, int], Role] = {}
+        self.layers: list[LayerCall] = []
+        self.norms: list[NormCall] = []
+        self.attributes: list[tuple[str, str, Atoms, int, int, int | None]] = []
+        self.events: list[Event] = []
+        self.spreads: list[tuple[Label, str]] = []
+        self.output_positions: dict[str, int] = {}
+        self.learned: set[str] = set()
+        self.grouped: dict[str, Atoms] = {}
+        self.inputs: list[tuple[str, int]] = []
+        self.outputs: list[int] = []
+        self.batch = 1
+        self._tags: dict[int, tuple[Tensor, Tag]] = {}
+        self._values: dict[int, int] = {}
+        self._n_values = 0
+        self._names: dict[int, str] = {}
+        self._starts: list[tuple[int, str, int]] = []
+        self._calls: dict[str, int] = {}
+
+    # -- tensors -----------------------------------------------------------------------------------------------
+
+    def add_parameter(self, name: str, tensor: Tensor) -> None:
+        """Gives every position of every dimension of a parameter or buffer its own atom."""
+        atoms = []
+        axes = []
+        for dim, size in enumerate(tensor.shape):
+            fresh = self.units.fresh(size)
+            if size:
+                self._starts.append((int(fresh[0]), name, dim))
+            atoms.append(fresh)
+            if size > 1:
+                shape = [1] * tensor.dim()
+                shape[dim] = size
+                axes.append(fresh.reshape(shape))
+        self.parameters[name] = tuple(atoms)
+        self._names[id(tensor)] = name
+        if isinstance(tensor, nn.Parameter):
+            self.learned.add(name)
+        self.set(tensor, Tag(tuple(axes), parameter=True))
+
+    def tag(self, tensor: Tensor) -> Tag:
+        """Returns what is known of a tensor, its labels at their present roots and compressed."""
+        found = self._tags.get(id(tensor))
+        return Tag() if found is None else found[1]
+
+    def label(self, tensor: Tensor) -> Label | None:
+        """Returns the label of an activation, or None where its elements belong to nothing."""
+        axes = self.tag(tensor).axes
+        return self.units.find(axes[0]) if axes else None
+
+    def set(self, tensor: Tensor, tag: Tag) -> None:
+        """Sets what is known of a tensor, which becomes a new value."""
+        self._tags[id(tensor)] = (tensor, tag)
+        self._values[id(tensor)] = self._n_values
+        self._n_values += 1
+
+    def value(self, tensor: Tensor) -> int:
+        """Returns the value number of a tensor."""
+        if id(tensor) not in self._values:
+            self.set(tensor, Tag())
+        return self._values[id(tensor)]
+
+    def name(self, tensor: Tensor) -> str | None:
+        """Returns the qualified name of a parameter or buffer, or None."""
+        return self._names.get(id(tensor))
+
+    # -- reading and freezing ----------------------------------------------------------------------------------
+
+    def read(self, tensor: Tensor, dim: int, call: Call) -> Atoms:
+        """Returns the atoms along a dimension of an activation; 0 where there are none."""
+        dim %= tensor.dim()
+        label = self.label(tensor)
+        if label is None:
+            return np.zeros(tensor.shape[dim], dtype=np.int64)
+        return along(self.units, label, dim, tensor.shape[dim], f"partly constant channels at {call.where}")
+
+    def peek(self, tensor: Tensor) -> tuple[int, Atoms]:
+        """Returns the channel dimension of an activation and the atoms along it, tying nothing; else nothing."""
+        label = self.label(tensor)
+        if label is None or label.size == 1:
+            dim = min(1, tensor.dim() - 1)
+            atom = 0 if label is None else int(label.reshape(-1)[0])
+            return dim, np.full(tensor.shape[dim] if atom else 0, atom, dtype=np.int64)
+        dims = varying(label)
+        return dims[0], label.reshape(-1) if len(dims) == 1 else np.zeros(0, dtype=np.int64)
+
+    def axis(self, tensor: Tensor, dim: int) -> Atoms:
+        """Returns the atoms along a dimension of a tensor made of parameters; 0 where there are none."""
+        dim %= tensor.dim()
+        for axis in self.tag(tensor).axes:
+            if varying(axis) == (dim,):
+                return axis.reshape(-1)
+        return np.zeros(tensor.shape[dim], dtype=np.int64)
+
+    def freeze(self, tensor: Tensor, reason: str) -> None:
+        """Freezes every unit that a tensor's elements belong to."""
+        for axis in self.tag(tensor).axes:
+            self.units.freeze(axis, reason)
+
+    def freeze_call(self, call: Call, reason: str | None = None) -> None:
+        """Freezes what a call reads; its outputs belong to nothing."""
+        for tensor in call.tensors:
+            self.freeze(tensor, reason or call.where)
+        for tensor in call.outputs:
+            self.set(tensor, Tag())
+
+    # -- layers ------------------------------------------------------------------------------------------------
+
+    def serve(self, atoms: Atoms, side: str, kind: str) -> None:
+        """Notes the role of the parameter dimensions that these atoms are positions of."""
+        for first in np.unique(atoms[atoms != 0])[:1].tolist():
+            index = self._index(first)
+            _, name, dim = self._starts[index]
+            self.roles.setdefault((name, dim), (side, kind))
+
+    def owner(self, tensor: Tensor, call: Call) -> str:
+        """Returns the path of the module that holds a weight: of its parameter, else of the running module."""
+        name = self.name(tensor)
+        if name is None:
+            axes = self.tag(tensor).axes
+            if not axes:
+                return call.module
+            name = self._starts[self._index(int(axes[0].reshape(-1)[0]))][1]
+        path, _, leaf = name.rpartition(".")
+        return path if leaf == "weight" else name
+
+    def call_name(self, owner: str) -> str:
+        """Returns the layer's name: its path, with ``#2`` … from its second call on."""
+        self._calls[owner] = self._calls.get(owner, 0) + 1
+        return owner if self._calls[owner] == 1 else f"{owner}#{self._calls[owner]}"
+
+    def _index(self, atom: int) -> int:
+        low, high = 0, len(self._starts)
+        while low < high:
+            middle = (low + high) // 2
+            if self._starts[middle][0] <= atom:
+                low = middle + 1
+            else:
+                high = middle
+        return low - 1
+
+    def attribute(
+        self, module: str, name: str, atoms: Atoms, mul: int = 1, div: int = 1, at: int | None = None
+    ) -> None:
+        """Notes that a module's attribute (or its item ``at``) is the number of kept atoms · mul / div."""
+        if atoms.any():
+            self.attributes.append((module, name, atoms, mul, div, at))

@@ -1,0 +1,196 @@
+"""Taking units out of a model, exactly: a smaller model of the same classes, optimizer state with it.
+
+Only copies are made; the model, its gradients and its optimizer stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from halpiee.errors import StructureError
+from halpiee.structure.groups import Structure
+
+__all__ = ["kept_positions", "shrink"]
+
+Kept = dict[str, dict[int, Tensor]]
+"""Tensor name → dimension → int64 indices of the positions that stay."""
+
+
+@overload
+def shrink(
+    model: nn.Module, structure: Structure, keep: Mapping[str, Tensor], optimizer: None = None
+) -> nn.Module: ...
+@overload
+def shrink(
+    model: nn.Module, structure: Structure, keep: Mapping[str, Tensor], optimizer: Optimizer
+) -> tuple[nn.Module, Optimizer]: ...
+def shrink(
+    model: nn.Module, structure: Structure, keep: Mapping[str, Tensor], optimizer: Optimizer | None = None
+) -> nn.Module | tuple[nn.Module, Optimizer]:
+    """Returns the model without the units that are not kept.
+
+    Args:
+        model: the traced model, or another one of the same shapes.
+        structure: its structure.
+        keep: group name → BoolTensor ``[size]``; a missing group is kept whole.
+        optimizer: an optimizer over the model's parameters; it comes back as a new one of the same class over the
+            new parameters, every state tensor of a parameter's shape sliced alike.
+
+    Returns:
+        The new model, and the new optimizer where one was given.
+
+    Raises:
+        StructureError: the keep does not fit the structure, the model is not the traced one, or the optimizer has
+            state that cannot be sliced.
+    """
+    alive = structure.keep_vector(keep)
+    kept = kept_positions(structure, alive)
+    attributes = [
+        (a.module, a.name, a.at, int(alive_of(alive, a.units).sum()) * a.mul // a.div)
+        for a in structure.details["attributes"]
+    ]
+    return apply_kept(model, kept, attributes, structure.details["shapes"], optimizer)
+
+
+def alive_of(alive: NDArray[np.bool_], units: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Returns whether the unit of each position stays; positions of no unit (−1) always do."""
+    return np.where(units < 0, True, alive[units])
+
+
+def kept_positions(structure: Structure, alive: NDArray[np.bool_]) -> Kept:
+    """Returns the positions that stay, for every tensor dimension that loses some."""
+    kept: Kept = {}
+    for slot in structure.slots:
+        stays = alive_of(alive, slot.units)
+        if not stays.all():
+            kept.setdefault(slot.tensor, {})[slot.dim] = torch.from_numpy(np.flatnonzero(stays))
+    return kept
+
+
+def apply_kept(
+    model: nn.Module,
+    kept: Kept,
+    attributes: list[tuple[str, str, int | None, int]],
+    shapes: Mapping[str, tuple[int, ...]],
+    optimizer: Optimizer | None,
+) -> Any:
+    """Copies the model with its tensors sliced and its modules' numbers set.
+
+    Args:
+        model: the dense model.
+        kept: positions that stay.
+        attributes: module path, attribute, index into it or None, new value.
+        shapes: tensor name → shape of the traced model, to be checked.
+        optimizer: the optimizer to copy alike, or None.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    check_shapes(tensors, shapes)
+    if optimizer is not None:
+        check_state(optimizer, {id(t): name for name, t in tensors.items() if name in kept})
+    memo: dict[int, Any] = {}
+    for name, dims in kept.items():
+        memo[id(tensors[name])] = sliced(tensors[name], dims)
+    state_memo = dict(memo)
+    for parameter, state in optimizer.state.items() if optimizer is not None else ():
+        dims = next((d for n, d in kept.items() if tensors[n] is parameter), {})
+        for value in state.values():
+            if isinstance(value, Tensor) and dims and value.shape == parameter.shape:
+                state_memo[id(value)] = sliced(value, dims)
+    compact = copy.deepcopy(model, memo)
+    modules = dict(compact.named_modules())
+    for path, name, at, value in attributes:
+        if path in modules:
+            set_number(modules[path], name, at, value)
+    if optimizer is None:
+        return compact
+    return compact, copied_optimizer(optimizer, model, compact, state_memo)
+
+
+def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuses a model that is not the traced one, naming the first layer that differs."""
+    for name, shape in shapes.items():
+        layer = name.rpartition(".")[0] or name
+        if name not in tensors:
+            raise StructureError(
+                f"the structure names {name!r}, which this model does not have (layer {layer!r}); "
+                "use the model that was traced, or trace this one"
+            )
+        if tuple(tensors[name].shape) != tuple(shape):
+            raise StructureError(
+                f"the layer {layer!r} does not fit: {name!r} was {list(shape)} when traced and is "
+                f"{list(tensors[name].shape)} here; use the model that was traced, or trace this one"
+            )
+
+
+def sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
+    """Returns a new tensor with only these positions, a parameter where it was one, its gradient sliced alike."""
+    with torch.no_grad():
+        data = tensor.detach()
+        for dim, index in dims.items():
+            data = data.index_select(dim, index.to(tensor.device))
+        data = data.clone(memory_format=torch.contiguous_format) if data is tensor.detach() else data
+        if (
+            data.dim() == 4
+            and tensor.is_contiguous(memory_format=torch.channels_last)
+            and not tensor.is_contiguous()
+        ):
+            data = data.contiguous(memory_format=torch.channels_last)
+        if isinstance(tensor, nn.Parameter):
+            result = nn.Parameter(data, requires_grad=tensor.requires_grad)
+            if tensor.grad is not None:
+                result.grad = sliced(tensor.grad, dims)
+            return result
+        return data
+
+
+def set_number(module: nn.Module, name: str, at: int | None, value: int) -> None:
+    """Sets a number that a module holds, or one item of a tuple it holds."""
+    if at is None:
+        setattr(module, name, value)
+    else:
+        numbers = list(getattr(module, name))
+        numbers[at] = value
+        setattr(module, name, tuple(numbers))
+
+
+def check_state(optimizer: Optimizer, names: Mapping[int, str]) -> None:
+    """Refuses optimizer state that has neither its parameter's shape nor one element."""
+    for parameter, state in optimizer.state.items():
+        name = names.get(id(parameter))
+        if name is None:
+            continue
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() != 1:
+                raise StructureError(
+                    f"{type(optimizer).__name__} keeps {key!r} of shape {list(value.shape)} for {name!r} of shape "
+                    f"{list(parameter.shape)}, which cannot be sliced with it; shrink without the optimizer and "
+                    "create a new one, or train with an optimizer whose state has the parameter's shape"
+                )
+
+
+def copied_optimizer(
+    optimizer: Optimizer, model: nn.Module, compact: nn.Module, memo: dict[int, Any]
+) -> Optimizer:
+    """Returns an optimizer of the same class over the compact model, groups, order and settings as they were.
+
+    Parameters that are not the model's stay the same objects. Hooks are not copied: they belong to the old one.
+    """
+    memo = dict(memo)
+    for old, new in zip(model.parameters(), compact.parameters(), strict=True):
+        memo[id(old)] = new
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            memo.setdefault(id(parameter), parameter)
+    copied = copy.deepcopy(optimizer, memo)
+    for name, value in vars(optimizer).items():
+        if name not in vars(copied):
+            setattr(copied, name, value)
+    return copied

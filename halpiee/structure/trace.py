@@ -1,0 +1,241 @@
+"""Which channels of a model belong together: one forward on fake tensors, with a label beside every tensor.
+
+The model is copied with fake parameters (no memory, no arithmetic, any device) and run once in eval mode; below
+autograd, every op passes by and its rule (``rules.py``) does to the labels what the op does to the elements.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from halpiee.errors import StructureError
+from halpiee.structure.assemble import assemble, collapsed
+from halpiee.structure.groups import Structure
+from halpiee.structure.labels import Tag
+from halpiee.structure.recorder import Call, Event, Recorder, tensors_of
+from halpiee.structure.rules import apply
+
+__all__ = ["trace"]
+
+MAX_ROUNDS = 4
+"""Traces of one model: a grouped layer whose groups all hang together is traced again by positions."""
+
+
+def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Structure:
+    """Finds the layers, groups, timed ops and slots of a model.
+
+    Nothing of the model changes: not its mode, gradients, buffers or the random state.
+
+    Args:
+        model: any module that runs on the example inputs.
+        example_inputs: positional arguments of its forward; tensors may be nested. Only shapes, types and devices
+            count.
+
+    Raises:
+        StructureError: the model cannot be traced: its forward fails, or its parameters are quantised or
+            parametrised.
+    """
+    if not isinstance(example_inputs, tuple):
+        raise StructureError(
+            f"trace takes the example inputs as a tuple, found {type(example_inputs).__name__}; "
+            "write trace(model, (x,))"
+        )
+    refuse_foreign(model)
+    positions: frozenset[str] = frozenset()
+    for _ in range(MAX_ROUNDS):
+        recorder, outputs = record(model, example_inputs, positions)
+        found = collapsed(recorder) - positions
+        if not found:
+            break
+        positions |= found
+    return assemble(recorder, outputs)
+
+
+def refuse_foreign(model: nn.Module) -> None:
+    """Refuses modules whose parameters are not plain tensors of the module."""
+    if not isinstance(model, nn.Module):
+        raise StructureError(
+            f"trace takes a torch.nn.Module, found {type(model).__name__}; build the network first"
+        )
+    for name, module in model.named_modules():
+        where = name or type(module).__name__
+        if hasattr(module, "parametrizations"):
+            raise StructureError(
+                f"the module {where!r} is parametrised, its weight is computed from other tensors; "
+                "call torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+        if "quantized" in type(module).__module__:
+            raise StructureError(
+                f"the module {where!r} is quantised; prune the float model, then quantise it"
+            )
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+                raise StructureError(
+                    f"the parameter {parameter_name!r} of {where!r} has no shape yet; run the model once first"
+                )
+
+
+def record(
+    model: nn.Module, example_inputs: tuple[Any, ...], positions: frozenset[str]
+) -> tuple[Recorder, list[Tensor]]:
+    """Runs a fake copy of the model and returns what was recorded, and its output tensors."""
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    memo: dict[int, Any] = {}
+    names: dict[int, str] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) not in memo:
+            fake: Tensor = fake_mode.from_tensor(tensor.detach())
+            memo[id(tensor)] = (
+                nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
+            )
+            names[id(tensor)] = name
+    with torch.random.fork_rng(devices=[]):
+        try:
+            copied = copy.deepcopy(model, dict(memo)).eval()
+        except Exception as error:
+            raise StructureError(
+                f"the model {type(model).__name__} cannot be copied ({error}); "
+                "remove tensors that are not parameters or buffers from its attributes"
+            ) from error
+        recorder = Recorder(dict(copied.named_modules()), positions)
+        for identity, name in names.items():
+            recorder.add_parameter(name, memo[identity])
+        inputs = fake_inputs(fake_mode, example_inputs)
+        for index, tensor in enumerate(tensors_of(inputs)):
+            if index == 0 and tensor.dim():
+                recorder.batch = tensor.shape[0]
+            atom = recorder.units.fresh(1)
+            recorder.units.freeze(atom, "a network input")
+            recorder.inputs.append((f"input#{index + 1}" if index else "input", int(atom[0])))
+            recorder.set(tensor, Tag().with_axes([atom.reshape((1,) * tensor.dim())] if tensor.dim() else []))
+        outputs = forward(copied, recorder, fake_mode, inputs)
+    for tensor in outputs:
+        recorder.freeze(tensor, "feeds the network's output")
+        recorder.outputs.append(recorder.value(tensor))
+    return recorder, outputs
+
+
+def fake_inputs(fake_mode: FakeTensorMode, value: Any) -> Any:
+    """Returns the same nested value with fake tensors."""
+    if isinstance(value, Tensor):
+        return fake_mode.from_tensor(value.detach())
+    if isinstance(value, dict):
+        return {k: fake_inputs(fake_mode, v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [fake_inputs(fake_mode, v) for v in value]
+    if isinstance(value, tuple):
+        items = [fake_inputs(fake_mode, v) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
+def forward(
+    model: nn.Module, recorder: Recorder, fake_mode: FakeTensorMode, inputs: tuple[Any, ...]
+) -> list[Tensor]:
+    """Runs the fake copy under the recording modes and returns its output tensors."""
+    path = Path()
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(path.enter(name))
+        module.register_forward_hook(path.leave, always_call=True)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.no_grad(), fake_mode, Api(path), Dispatch(recorder, path):
+            result = model(*inputs)
+    except StructureError:
+        raise
+    except Exception as error:
+        where = path.stack[-1] if path.stack else ""
+        raise StructureError(
+            f"the forward of {type(model).__name__} fails on the example inputs"
+            f"{f' in {where!r}' if where else ''}: {type(error).__name__}: {error}; "
+            "check the inputs' shapes and types by calling the model yourself"
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    outputs = tensors_of(result)
+    if not outputs:
+        raise StructureError(
+            f"the forward of {type(model).__name__} returned {type(result).__name__} without a tensor in it; "
+            "what feeds no output cannot be told from what does: return tensors, lists or dicts of them"
+        )
+    return outputs
+
+
+class Path:
+    """Where in the model the forward is: the stack of module paths, and the torch function being called."""
+
+    def __init__(self) -> None:
+        self.stack: list[str] = []
+        self.api = ""
+
+    def enter(self, name: str) -> Callable[[nn.Module, Any], None]:
+        """Returns the hook that notes that a module's forward begins."""
+
+        def hook(module: nn.Module, inputs: Any) -> None:
+            self.stack.append(name)
+
+        return hook
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Notes that a module's forward has ended."""
+        self.stack.pop()
+
+
+class Api(TorchFunctionMode):
+    """Notes the name of the torch function that the model's code calls."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the function with its name noted."""
+        before, self.path.api = self.path.api, getattr(func, "__name__", "")
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.path.api = before
+
+
+class Dispatch(TorchDispatchMode):
+    """Applies the rule of every op to the labels, after the op has run on fake tensors."""
+
+    def __init__(self, recorder: Recorder, path: Path) -> None:
+        super().__init__()
+        self.recorder = recorder
+        self.path = path
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the op, then its rule."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.namespace == "prim":
+            return out
+        name = func.overloadpacket.__name__
+        module = self.path.stack[-1] if self.path.stack else ""
+        call = Call(name, func, args, kwargs, out, module, self.path.api)
+        with plain_tensors():
+            reads = tuple(self.recorder.value(t) for t in call.tensors)
+            timing = apply(self.recorder, call)
+            outs = call.outputs
+            if outs:
+                writes = tuple(self.recorder.value(t) for t in outs)
+                self.recorder.events.append(Event(name, module, reads, writes, timing, self.recorder.batch))
+        return out
+
+
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Lets the rules work on ordinary tensors."""
+    with _disable_current_modes():
+        yield
