@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from halpiee.structure.elementwise import shape_fields
-from halpiee.structure.labels import Tag
+from halpiee.structure.labels import Tag, varying
 from halpiee.structure.recorder import Call, NormCall, Recorder, Timing
 
 __all__ = ["batch_norm", "group_norm", "layer_norm"]
@@ -63,7 +63,7 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
         attach(recorder, call, atoms, affine, "layer_norm")
         if isinstance(module, nn.LayerNorm):
             recorder.attribute(call.module, "normalized_shape", atoms, at=0)
-            recorder.norms.append(NormCall(call.module, -1, atoms))
+            recorder.norms.append(NormCall(call.module, channel_dim(recorder, call, source), atoms))
         else:
             recorder.units.freeze(atoms, f"{call.where} outside a LayerNorm module")
     else:
@@ -72,6 +72,15 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
     recorder.set(outs[0], Tag(zero=len(affine) > 0).with_axes([] if label is None else [label]))
     for statistic in outs[1:]:
         recorder.set(statistic, Tag())
+
+
+def channel_dim(recorder: Recorder, call: Call, source: Tensor) -> int:
+    """Returns where the channels lie in what the norm module was called with: it may permute before the norm."""
+    given = call.module_input
+    label = None if given is None else recorder.label(given)
+    if given is None or label is None or len(varying(label)) != 1:
+        return source.dim() - 1
+    return varying(label)[0]
 
 
 def group_norm(recorder: Recorder, call: Call) -> None:

@@ -30,6 +30,7 @@ class Call:
         module: path of the innermost module that was running.
         api: name of the torch function that led to it.
         reads: value numbers of its tensor inputs.
+        module_input: first tensor that the innermost module was called with.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Call:
     module: str
     api: str
     reads: tuple[int, ...] = ()
+    module_input: Tensor | None = None
 
     @property
     def where(self) -> str:

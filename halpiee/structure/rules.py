@@ -30,14 +30,23 @@ def apply(recorder: Recorder, call: Call) -> Timing | None:
         return rule(recorder, call)
     if not call.tensors:
         return None
-    if torch.Tag.pointwise in call.func.tags:
+    if torch.Tag.pointwise in call.func.tags or call.name.rstrip("_") in POINTWISE:
         return pointwise(recorder, call)
     recorder.freeze_call(call)
     return None
 
 
+POINTWISE = frozenset(
+    {"hardswish", "hardsigmoid", "_prelu_kernel", "elu", "leaky_relu", "copy", "log_sigmoid_forward"}
+)
+"""Pointwise ops that torch does not mark as such."""
+
+
 def same(recorder: Recorder, call: Call) -> None:
     """A copy in another dtype, layout or memory: the labels stay."""
+    if call.out.shape != call.tensors[0].shape:
+        recorder.freeze_call(call)
+        return
     for out in call.outputs[:1]:
         recorder.set(out, recorder.tag(call.tensors[0]))
 
@@ -146,6 +155,15 @@ def concat(recorder: Recorder, call: Call) -> Timing | None:
             if wide:
                 for other in parts:
                     recorder.units.freeze(other, f"constant channels at {call.where}")
+    if wide and not any(
+        p.shape[dim] > 1 and t.axes and dim in varying(t.axes[0]) for p, t in zip(parts, tags, strict=False)
+    ):
+        for part in parts[1:]:  # behind one another along positions: the channels are the same ones
+            if [s for d, s in enumerate(part.shape) if d != dim] == [
+                s for d, s in enumerate(parts[0].shape) if d != dim
+            ]:
+                recorder.units.unite(part.take([0], axis=dim), parts[0].take([0], axis=dim))
+        parts = [recorder.units.find(np.ascontiguousarray(p)) for p in parts]
     target = [max(p.shape[d] for p in parts) for d in range(out.dim())]
     full = []
     for part in parts:
@@ -329,15 +347,30 @@ def index(recorder: Recorder, call: Call) -> None:
     recorder.set(call.out, Tag(parameter=tag.parameter, zero=tag.zero).with_axes(axes))
 
 
-MOVEMENTS = ["view", "_unsafe_view", "_reshape_alias", "reshape", "expand", "permute", "transpose", "t", "squeeze", "unsqueeze", "select", "slice", "narrow", "split", "split_with_sizes", "unbind", "unfold", "diagonal", "repeat", "roll", "flip", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"]
-SAME = ["clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "lift_fresh_copy", "tril", "triu", "native_dropout", "bernoulli"]
-REDUCTIONS = (
-    ["sum", "mean", "amax", "amin", "max", "min", "var", "std", "linalg_vector_norm", "logsumexp", "prod", "any", "all", "argmax", "argmin"]
+def words(text: str) -> list[str]:
+    """Returns the op names in a text."""
+    return text.split()
+
+
+MOVEMENTS = words("""view _unsafe_view _reshape_alias reshape expand permute transpose t squeeze unsqueeze select slice narrow
+    split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle channel_shuffle
+    native_channel_shuffle""")
+SAME = words("""clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided tril triu native_dropout
+    bernoulli""")
+REDUCTIONS = words(
+    """sum mean amax amin max min var std linalg_vector_norm logsumexp prod any all argmax argmin"""
 )
-MIXERS = ["_softmax", "_log_softmax", "cumsum", "cumprod", "sort"]
-SPATIAL = ["max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_linear1d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d"]
-LIKE = ["zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"]
-NEW = ["new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "sym_size", "sym_numel", "_local_scalar_dense"]
+MIXERS = words("""_softmax _log_softmax cumsum cumprod sort""")
+SPATIAL = words("""max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
+    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d
+    upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d
+    upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_bilinear2d_aa
+    _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    replication_pad3d""")
+LIKE = words("""zeros_like ones_like full_like empty_like rand_like randn_like""")
+NEW = words(
+    """new_zeros new_ones new_full new_empty new_empty_strided sym_size sym_numel _local_scalar_dense"""
+)
 
 RULES: dict[str, Rule] = {
     "convolution": convolution,

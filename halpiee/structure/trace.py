@@ -176,6 +176,8 @@ class Path:
 
     def __init__(self) -> None:
         self.stack: list[str] = []
+        self.inputs: list[Tensor | None] = []
+        self.last = ""
         self.api = ""
 
     def enter(self, name: str) -> Callable[[nn.Module, Any], None]:
@@ -183,12 +185,15 @@ class Path:
 
         def hook(module: nn.Module, inputs: Any) -> None:
             self.stack.append(name)
+            self.inputs.append(next(iter(tensors_of(inputs)), None))
+            self.last = name
 
         return hook
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Notes that a module's forward has ended."""
         self.stack.pop()
+        self.inputs.pop()
 
 
 class Api(TorchFunctionMode):
@@ -223,9 +228,10 @@ class Dispatch(TorchDispatchMode):
             return out
         name = func.overloadpacket.__name__
         module = self.path.stack[-1] if self.path.stack else ""
-        call = Call(name, func, args, kwargs, out, module, self.path.api)
         with plain_tensors():
-            reads = tuple(self.recorder.value(t) for t in call.tensors)
+            reads = tuple(self.recorder.value(t) for t in tensors_of([args, kwargs]))
+            given = self.path.inputs[-1] if self.path.inputs else None
+            call = Call(name, func, args, kwargs, out, module, self.path.api, reads, given)
             timing = apply(self.recorder, call)
             outs = call.outputs
             if outs:
