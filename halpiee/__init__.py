@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from halpiee.sparsity.distribution import ERK, NM, Global, Latency, Uniform
     from halpiee.structure.groups import Structure
     from halpiee.structure.plan import Plan
-    from halpiee.structure.shrink import masked, shrink
+    from halpiee.structure.masked import masked
+    from halpiee.structure.shrink import shrink
     from halpiee.structure.trace import trace
 
 __all__ = [
@@ -57,7 +58,7 @@ _HOME = {
     "Selection": "halpiee.selection.choose",
     "Structure": "halpiee.structure.groups",
     "Uniform": "halpiee.sparsity.distribution",
-    "masked": "halpiee.structure.shrink",
+    "masked": "halpiee.structure.masked",
     "select": "halpiee.selection.choose",
     "shrink": "halpiee.structure.shrink",
     "solve_grid": "halpiee.selection.problem",

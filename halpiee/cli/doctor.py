@@ -1,6 +1,144 @@
+"""``halpiee doctor``: what is installed, what can be measured here, and what to type where something is amiss."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Literal
+
 import click
 
+from halpiee.cli.common import answer, examples, json_option
 
-@click.command("doctor")
-def command() -> None:
-    pass
+__all__ = ["Finding", "command", "examine"]
+
+LEAST = {"torch": (2, 11), "torchvision": (0, 26), "onnx": (1, 18), "onnxruntime": (1, 22), "ortools": (9, 10)}
+"""Oldest versions that the tests have run with (pyproject.toml)."""
+
+BUSY = 0.10
+"""Share of wall time that is not ours above which timings need care (measured: spread grows past it)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes:
+        what: what was looked at.
+        state: ``ok``, ``note`` (works, but know this) or ``broken``.
+        found: what was found.
+        fix: what to type, or an empty string.
+    """
+
+    what: str
+    state: Literal["ok", "note", "broken"]
+    found: str
+    fix: str = ""
+
+
+@click.command("doctor", epilog=examples("halpiee doctor", "halpiee doctor --json"))
+@json_option
+def command(as_json: bool) -> None:
+    """Look at versions, backends, threads and contention; say what to fix and how."""
+    findings = examine()
+    broken = any(f.state == "broken" for f in findings)
+
+    def show() -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for title in ("", "", "found", "what to do"):
+            table.add_column(title, overflow="fold")
+        mark = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
+        for f in findings:
+            table.add_row(mark[f.state], f.what, f.found, f.fix)
+        Console().print(table)
+
+    answer({"healthy": not broken, "findings": [asdict(f) for f in findings]}, as_json, show)
+    if broken:
+        raise click.exceptions.Exit(3)
+
+
+def examine() -> list[Finding]:
+    """Returns every finding, the basics first."""
+    return [*_python(), *_packages(), *_backends(), *_threads(), _contention()]
+
+
+def _python() -> list[Finding]:
+    version = platform.python_version()
+    if sys.version_info < (3, 11):
+        return [Finding("Python", "broken", version, "make clean; make test PYTHON=python3.11")]
+    return [Finding("Python", "ok", version)]
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name, least in LEAST.items():
+        wanted = ".".join(map(str, least))
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding(name, "broken", "not installed", f"pip install '{name}>={wanted}'"))
+            continue
+        numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+        if numbers < least:
+            findings.append(Finding(name, "broken", version, f"pip install -U '{name}>={wanted}'"))
+        else:
+            findings.append(Finding(name, "ok", version))
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        fix = "pip install --force-reinstall torch torchvision (a CPU-only torch does not load PyPI's torchvision)"
+        findings.append(Finding("torchvision loads", "broken", str(error).splitlines()[0], fix))
+    return findings
+
+
+def _backends() -> list[Finding]:
+    findings = []
+    if importlib.util.find_spec("onnxruntime") is not None:
+        import onnxruntime
+
+        findings.append(Finding("backend onnxruntime", "ok", ", ".join(onnxruntime.get_available_providers())))
+    import torch
+
+    if torch.cuda.is_available():
+        findings.append(Finding("backend torch on CUDA", "ok", torch.cuda.get_device_name()))
+    else:
+        findings.append(Finding("backend torch on CUDA", "note", "no CUDA device; everything runs on the CPU"))
+    for name, extra in (("tensorrt", "tensorrt"), ("pycuda", "pycuda")):
+        if importlib.util.find_spec(name) is None:
+            text = "not installed; needed only to measure with TensorRT"
+            findings.append(Finding(name, "note", text, f"pip install 'halpiee[{extra}]' (on a machine with a GPU)"))
+        else:
+            findings.append(Finding(name, "ok", importlib.metadata.version(name)))
+    return findings
+
+
+def _threads() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    policy = os.environ.get("OMP_WAIT_POLICY", "unset")
+    findings = [Finding("cores", "ok" if cores > 1 else "note", str(cores))]
+    if policy.upper() == "PASSIVE":
+        findings.append(Finding("OMP_WAIT_POLICY", "ok", policy))
+    else:
+        text = f"{policy}: spinning threads can slow training thirty times on a shared machine"
+        findings.append(Finding("OMP_WAIT_POLICY", "note", text, "export OMP_WAIT_POLICY=PASSIVE"))
+    return findings
+
+
+def _contention(seconds: float = 0.5) -> Finding:
+    """Returns the share of a busy half second that other processes took."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    while time.perf_counter() - wall < seconds:
+        pass
+    index = 1 - (time.thread_time() - cpu) / (time.perf_counter() - wall)
+    text = f"{max(index, 0.0):.0%} of the time went to others"
+    if index > BUSY:
+        return Finding("contention", "note", text, "close other work, or measure with one thread (CPU time)")
+    return Finding("contention", "ok", text)

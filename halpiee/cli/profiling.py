@@ -1,6 +1,62 @@
+"""``halpiee profile``: latencies of a network's ops on this device, into a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
 import click
 
+from halpiee.cli.common import ScreenTalk, answer, examples, input_size, json_option, say
 
-@click.command("profiling")
-def command() -> None:
-    pass
+__all__ = ["command"]
+
+
+@click.command(
+    "profile",
+    epilog=examples(
+        "halpiee profile resnet20 --size 32 --batch 1 --out resnet20.jsonl",
+        "halpiee profile resnet50 --size 224 --dry-run",
+    ),
+)
+@click.argument("model")
+@click.option("--out", type=click.Path(path_type=Path), help="Profile file; a killed sweep resumes into it.")
+@click.option("--backend", default="onnxruntime", show_default=True, type=click.Choice(["onnxruntime", "torch"]))
+@click.option("--batch", default=1, show_default=True, help="Images per inference.")
+@click.option("--size", default="224", show_default=True, help="Image size: 224, 3x224x224.")
+@click.option("--width", type=float, help="Width multiplier of a zoo network.")
+@click.option("--classes", default=None, type=int, help="Classes of the network, if not its own default.")
+@click.option("--threads", default=1, show_default=True, help="Threads of the runtime.")
+@click.option("--dry-run", is_flag=True, help="Say how many ops and cells, and how long; measure nothing.")
+@click.option("--seed", default=0, show_default=True)
+@json_option
+def command(
+    model: str,
+    out: Path | None,
+    backend: str,
+    batch: int,
+    size: str,
+    width: float | None,
+    classes: int | None,
+    threads: int,
+    dry_run: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure how long MODEL's ops take on this device at every useful width."""
+    shape = input_size(size)
+    if out is None and not dry_run:
+        raise click.UsageError("--out is missing; name the profile file, or add --dry-run to measure nothing")
+    import latency
+    from halpiee.cli.loading import traced
+
+    structure = traced(model, batch, shape, width=width, classes=classes).structure
+    ops = [timed.op for timed in structure.ops]
+    if dry_run:
+        estimate = latency.sweep(ops, backend=backend, threads=threads, seed=seed, dry_run=True)
+        answer(vars(estimate), as_json, lambda: say(str(estimate)))
+        return
+    talk = ScreenTalk()
+    talk.stage(f"Profile {model}")
+    profile = latency.sweep(ops, backend=backend, path=out, threads=threads, seed=seed, progress=talk.sweeping)
+    result = {"out": str(out), "cells": len(profile.cells), "ops": len({op.table_key() for op in ops})}
+    answer(result, as_json, lambda: say(f"{result['cells']} cells of {result['ops']} ops in {out}"))

@@ -89,12 +89,18 @@ class Channels:
         model: the network the structure was traced from.
         structure: its units; groups that cannot be masked in place exactly go to ``left_out``.
         protect: groups to leave whole.
+        trainable_only: whether groups that cannot be masked in place exactly are left out; a plan takes them too.
     """
 
     zero_is_dead = True
 
     def __init__(
-        self, model: nn.Module, structure: Structure, *, protect: frozenset[str] = frozenset()
+        self,
+        model: nn.Module,
+        structure: Structure,
+        *,
+        protect: frozenset[str] = frozenset(),
+        trainable_only: bool = True,
     ) -> None:
         self.structure = structure
         shapes = {name: tuple(t.shape) for name, t in _tensors(model).items()}
@@ -103,7 +109,7 @@ class Channels:
         for group in structure.prunable:
             if group.name in protect:
                 self.left_out[group.name] = "protected by the caller"
-            elif not group.trainable:
+            elif trainable_only and not group.trainable:
                 self.left_out[group.name] = group.untrainable_reason or "cannot be masked in place exactly"
             else:
                 self.sizes[group.name] = (group.size,)

@@ -2,6 +2,7 @@
 
 from halpiee.structure.groups import ChannelGroup, GroupRef, Layer, Slot, Structure, TimedOp
 from halpiee.structure.masked import masked, relative_error, verify
+from halpiee.structure.plan import Plan
 from halpiee.structure.shrink import shrink
 from halpiee.structure.size import macs, parameters, widths
 from halpiee.structure.trace import trace
@@ -10,6 +11,7 @@ __all__ = [
     "ChannelGroup",
     "GroupRef",
     "Layer",
+    "Plan",
     "Slot",
     "Structure",
     "TimedOp",

@@ -6,7 +6,7 @@ Only copies are made; the model, its gradients and its optimizer stay as they ar
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from halpiee.errors import StructureError
 from halpiee.structure.groups import Structure
 
-__all__ = ["kept_positions", "shrink"]
+__all__ = ["alive_of", "apply_kept", "kept_in", "shrink"]
 
 Kept = dict[str, dict[int, Tensor]]
 """Tensor name → dimension → int64 indices of the positions that stay."""
@@ -67,11 +67,16 @@ def alive_of(alive: NDArray[np.bool_], units: NDArray[np.int64]) -> NDArray[np.b
 
 def kept_positions(structure: Structure, alive: NDArray[np.bool_]) -> Kept:
     """Returns the positions that stay, for every tensor dimension that loses some."""
+    return kept_in(((slot.tensor, slot.dim, slot.units) for slot in structure.slots), alive)
+
+
+def kept_in(slots: Iterable[tuple[str, int, NDArray[np.int64]]], alive: NDArray[np.bool_]) -> Kept:
+    """Returns the positions that stay, given the unit of each position as (tensor, dimension, units)."""
     kept: Kept = {}
-    for slot in structure.slots:
-        stays = alive_of(alive, slot.units)
+    for tensor, dim, units in slots:
+        stays = alive_of(alive, units)
         if not stays.all():
-            kept.setdefault(slot.tensor, {})[slot.dim] = torch.from_numpy(np.flatnonzero(stays))
+            kept.setdefault(tensor, {})[dim] = torch.from_numpy(np.flatnonzero(stays))
     return kept
 
 

@@ -163,7 +163,7 @@ class Run:
 
     def macs(self, counts: dict[str, int]) -> int:
         """Returns the multiply-accumulates of one image."""
-        return sum(macs(self.structure, counts).values()) // self.settings.batch
+        return sum(macs(self.structure, counts).values())
 
     def params(self, model: nn.Module) -> int:
         """Returns the number of parameters."""

@@ -1,0 +1,45 @@
+"""The promise, and training FLOPs from what each step used and moved."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from halpiee.training.record import promise, train_flops
+
+
+def test_a_latency_over_103_percent_of_the_budget_breaks_the_promise() -> None:
+    assert promise(103.0, 100.0, 5.0)["met"]
+    missed = promise(103.1, 100.0, 5.0)
+    assert not missed["met"]
+    assert "over it" in missed["text"]
+
+
+def test_leaving_more_than_a_step_unused_breaks_it_too() -> None:
+    # next step 2 %: at least min(0.93, 1 − 0.03) = 0.93 is promised
+    assert promise(93.0, 100.0, 2.0)["met"]
+    assert not promise(92.9, 100.0, 2.0)["met"]
+    # next step 10 %: at least 0.85
+    assert promise(85.0, 100.0, 10.0)["met"]
+    assert not promise(84.9, 100.0, 10.0)["met"]
+
+
+def test_a_network_with_everything_active_has_nothing_left_to_use() -> None:
+    assert promise(50.0, 100.0, math.nan)["met"]
+
+
+def test_training_flops_follow_from_the_two_masks() -> None:
+    # dense 10 MACs, 10 steps; 4 active while training 6 steps and exploring 2, then 2 compact steps
+    log = [(6, "train", {"g": 4}), (2, "explore", {"g": 4}), (2, "compact", {"g": 4})]
+    found = train_flops(log, lambda counts: counts["g"], 10, 10)
+    # paper: 6·3·4 + 2·(10 + 2·4) + 2·3·4 = 132; strict: 6·12 + 2·(30 − 4) + 24 = 148; of 3·10·10
+    assert found == {"paper": pytest.approx(132 / 300), "strict": pytest.approx(148 / 300)}
+
+
+def test_iee_formula_of_the_paper_comes_out() -> None:
+    # Equal thirds of H, J and Q in the first 3/4, active share p: paper (11 p + 1)/12, strict (2 p + 0.75)/3
+    p, log = 0.4, [(50, "train", {"g": 4}), (25, "explore", {"g": 4}), (25, "train", {"g": 4})]
+    found = train_flops(log, lambda counts: counts["g"], 10, 100)
+    assert found["paper"] == pytest.approx((11 * p + 1) / 12)
+    assert found["strict"] == pytest.approx((2 * p + 0.75) / 3)

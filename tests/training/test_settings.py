@@ -1,0 +1,58 @@
+"""Budgets as text, settings as a hash, cycles that fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from halpiee.errors import UsageError
+from halpiee.training.settings import Cycle, Settings, parse_budget
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.5", (None, 0.5)),
+        ("50%", (None, 0.5)),
+        ("12.5ms", (12500.0, None)),
+        ("800us", (800.0, None)),
+        ("800µs", (800.0, None)),
+        ("1", (None, 1.0)),
+        ("0.002 s", (2000.0, None)),
+    ],
+)
+def test_a_budget_is_a_share_or_a_time(text: str, expected: tuple[float | None, float | None]) -> None:
+    assert parse_budget(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-1", "0", "5 parsecs"])
+def test_what_is_no_budget_says_what_one_looks_like(text: str) -> None:
+    with pytest.raises(UsageError, match=r"give a share of the dense latency such as 0.5 or 50%"):
+        parse_budget(text)
+
+
+def test_a_share_above_one_suggests_a_unit() -> None:
+    with pytest.raises(UsageError, match="'12.5' is 12.5 times the dense latency; .* such as 12.5ms"):
+        parse_budget("12.5")
+
+
+def test_open_cycle_lengths_share_what_the_cycles_leave() -> None:
+    # 0.75 · 440 = 330 steps, 8 cycles of 41: 13 each
+    assert Cycle().steps(440) == (13, 13, 13)
+    # h given: 41 − 20 = 21 for j and q
+    assert Cycle(h=20).steps(440) == (20, 10, 10)
+
+
+def test_too_many_cycles_are_refused() -> None:
+    with pytest.raises(UsageError, match="8 cycles were asked of 20 steps"):
+        Cycle().steps(20)
+
+
+def test_the_digest_names_the_settings() -> None:
+    one = Settings(model="resnet20", data="digits", budget="0.5")
+    assert one.digest == Settings.from_dict(one.as_dict()).digest
+    assert one.digest != Settings(model="resnet20", data="digits", budget="0.5", seed=1).digest
+
+
+def test_unknown_settings_are_named() -> None:
+    with pytest.raises(UsageError, match=r"\['learning_rate'\]"):
+        Settings.from_dict({"model": "m", "data": "d", "budget": "0.5", "learning_rate": 1})
