@@ -1,0 +1,117 @@
+"""A training that is interrupted anywhere ends as if it had not been."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from halpiee.errors import PromiseError
+from halpiee.training.checkpoint import load_state
+from halpiee.training.data import Data
+from halpiee.training.loop import Trainer, evaluate, learning_rate, make_optimizer
+from halpiee.training.settings import Settings
+
+SETTINGS = Settings(model="m", data="d", budget="0.5", epochs=3, batch_size=4, lr=0.1, warmup=0.25)
+
+
+def data(n_classes: int = 3) -> Data:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (22, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(22) % n_classes
+    return Data("d", images[:14], labels[:14], images[14:], labels[14:], tuple("abcdefgh"[:n_classes]))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.Flatten(), nn.Linear(16, 3))
+
+
+def trainer(checkpoint: Path | None = None, report: Any = lambda *_: None) -> Trainer:
+    model = net()
+    torch.manual_seed(2)
+    return Trainer(model, make_optimizer(model, SETTINGS), data(), SETTINGS, checkpoint=checkpoint, report=report)
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 8])
+def test_an_interrupted_training_ends_bit_equal(tmp_path: Path, at: int) -> None:
+    whole = trainer()
+    whole.run()
+    path = tmp_path / "state"
+
+    def interrupt(step: int, total: int, entry: object) -> None:
+        if step == at and entry is None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    first = trainer(path, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    assert first.step == at
+    second = trainer(path)
+    torch.manual_seed(99)
+    second.load(load_state(path, torch.device("cpu")))
+    second.run()
+    assert second.step == whole.step == 9
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert [e["loss"] for e in second.history] == [e["loss"] for e in whole.history]
+
+
+def test_running_until_a_condition_stops_before_the_next_step() -> None:
+    t = trainer()
+    t.run(until=lambda t: t.step == 5)
+    assert t.step == 5
+    t.run(until=lambda t: t.step == 5)
+    assert t.step == 5
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
+    rates = [learning_rate(step, SETTINGS, 9) for step in range(10)]
+    # warm-up: round(0.25 · 9) = 2 steps; then half a cosine over 7
+    assert rates[:3] == pytest.approx([0.05, 0.1, 0.1])
+    assert rates[5] == pytest.approx(0.05 * (1 + math.cos(math.pi * 3 / 7)))
+    assert rates[9] == pytest.approx(0.0, abs=1e-12)
+
+
+class Fixed(nn.Module):
+    """Answers with the first pixel's label order, whatever the weights."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits[: len(x)]
+
+
+def test_accuracies_count_the_label_among_the_first_one_and_five() -> None:
+    d = data(n_classes=7)  # 8 test images with labels 0 … 6, 0 (arange(22) % 7 from 14 on)
+    assert d.test_y.tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+    # every image answered 0 > 1 > 2 > 3 > 4 > 5 > 6: top-1 right for the two zeros, top-5 for labels 0 … 4
+    logits = torch.arange(7, 0, -1.0).repeat(8, 1)
+    assert evaluate(Fixed(logits), d) == (2 / 8, 6 / 8)
+
+
+def test_five_classes_or_fewer_have_no_top5() -> None:
+    assert evaluate(Fixed(torch.zeros(8, 3)), data(3))[1] is None
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_with_advice() -> None:
+    t = trainer()
+    next(iter(t.model.parameters())).data.fill_(float("inf"))
+    with pytest.raises(PromiseError, match=r"the loss became nan at step 0; lower --lr"):
+        t.run()
+
+
+def test_weight_decay_leaves_norms_and_biases_alone() -> None:
+    model = net()
+    groups = make_optimizer(model, SETTINGS).param_groups
+    assert [g["weight_decay"] for g in groups] == [5e-4, 0.0]
+    assert all(p.dim() > 1 for p in groups[0]["params"])
+    assert all(p.dim() == 1 for p in groups[1]["params"])
