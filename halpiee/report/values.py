@@ -1,0 +1,211 @@
+"""A report's numbers as text: one set of rows for the table on screen, the page and the Markdown.
+
+Any value may be missing (an interrupted run, no baseline) or not finite: it becomes a dash, never a guess. A
+latency is written with the digits that its spread supports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["DASH", "Row", "comparison", "count", "facts", "latency", "number", "percent", "seconds", "title"]
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison.
+
+    Attributes:
+        label: what is compared.
+        dense: its value for the dense network.
+        pruned: for the pruned one.
+        ratio: pruned over dense, or the difference in percentage points.
+    """
+
+    label: str
+    dense: str = DASH
+    pruned: str = DASH
+    ratio: str = DASH
+
+
+def number(report: Mapping[str, Any], *path: str | int) -> float | None:
+    """Returns a finite number of a report, ``None`` where it is missing or not one."""
+    value: Any = report
+    for key in path:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def title(report: Mapping[str, Any]) -> str:
+    """Returns the one line that says what the run was."""
+    budget = _text(report, "budget")
+    with suppress(ValueError):  # a time with its unit stays as it was given
+        budget = f"{100 * float(budget):g}% of the dense latency"
+    return f"{_text(report, 'model')} on {_text(report, 'data')}, budget {budget}"
+
+
+def latency(value_us: float | None, spread_us: float | None = None) -> str:
+    """Returns a latency with the digits its spread supports: its two leading ones, or else three of its own.
+
+    Args:
+        value_us: in µs.
+        spread_us: its interquartile range in µs.
+    """
+    if value_us is None:
+        return DASH
+    scale, unit = (1e3, "ms") if abs(value_us) >= 1e4 else (1.0, "µs")
+    value = value_us / scale
+    if spread_us is not None and spread_us > 0:
+        decimals = 1 - math.floor(math.log10(spread_us / scale))
+    else:
+        decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{min(max(decimals, 0), 3)}f} {unit}"
+
+
+def percent(share: float | None, decimals: int = 2) -> str:
+    """Returns a fraction as a percentage."""
+    return DASH if share is None else f"{100 * share:.{decimals}f}%"
+
+
+def count(value: float | None) -> str:
+    """Returns a count with three digits and a unit: 40.8 M."""
+    if value is None:
+        return DASH
+    for scale, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            scaled = value / scale
+            return f"{scaled:.{max(0, 2 - math.floor(math.log10(abs(scaled))))}f} {unit}"
+    return f"{value:.0f}"
+
+
+def seconds(value: float | None) -> str:
+    """Returns a duration: 8.3 s, 2 min 05 s, 1 h 10 min."""
+    if value is None:
+        return DASH
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def comparison(report: Mapping[str, Any]) -> list[Row]:
+    """Returns dense | pruned | ratio, row by row; top-5 only where there are more than five classes."""
+
+    def get(*path: str | int) -> float | None:
+        return number(report, *path)
+
+    dense_us = get("dense_us")
+    rows = [
+        Row("Latency, budget", DASH, latency(get("budget_us")), _ratio(get("budget_us"), dense_us)),
+        Row("Latency, predicted", DASH, latency(get("predicted_us")), _ratio(get("predicted_us"), dense_us)),
+        Row(
+            "Latency, measured",
+            _with_spread(dense_us, get("dense_iqr_us")),
+            _with_spread(get("measured_us"), get("measured_iqr_us")),
+            _ratio(get("measured_us"), dense_us),
+        ),
+        Row("Speed-up, side by side", DASH, _interval(report), DASH),
+        Row("Images per second", *_pair(get("fps_dense"), get("fps_pruned"), _rate)),
+        Row("MACs per image", *_pair(get("macs_dense"), get("macs_pruned"), count)),
+        Row("Parameters", *_pair(get("params_dense"), get("params_pruned"), count)),
+        Row("Top-1 accuracy", *_shares(get("accuracy_dense"), get("accuracy_pruned"))),
+    ]
+    if get("top5_dense") is not None or get("top5_pruned") is not None:
+        rows.append(Row("Top-5 accuracy", *_shares(get("top5_dense"), get("top5_pruned"))))
+    for accounting in ("paper", "strict"):
+        cost = get("train_flops_ratio", accounting)
+        known = (DASH, DASH) if cost is None else ("1", f"{cost:.3f}")
+        rows.append(Row(f"Training FLOPs, {accounting}", *known, _times(cost)))
+    spent = [get("seconds_training", side) or get("seconds_by_stage", side) for side in ("dense", "pruned")]
+    rows.append(Row("Training time", *_pair(spent[0], spent[1], seconds)))
+    return rows
+
+
+def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what else a reader wants to know, as (name, value)."""
+
+    def get(*path: str | int) -> float | None:
+        return number(report, *path)
+
+    rel, largest = get("onnx_rel_l2"), get("onnx_max_abs_error")
+    gap, step, worst = get("gap"), get("next_step_us"), get("calibration", "worst")
+    network = [get("calibration", name) for name in ("a_us", "b")]
+    items = [
+        ("Method", _text(report, "method")),
+        ("Measured with", _text(report, "backend")),
+        ("Precision", _text(report, "precision")),
+        ("Batch", _text(report, "batch")),
+        ("Threads", _text(report, "threads")),
+        ("ONNX against PyTorch, relative L2", DASH if rel is None else f"{rel:.1e}"),
+        ("ONNX against PyTorch, largest difference", DASH if largest is None else f"{largest:.1e}"),
+        ("Next step of the selection", latency(step)),
+        ("Certified gap of the selection", DASH if gap is None else f"{100 * gap:.2g}%"),
+        (
+            "Network = a + b · sum of layers",
+            DASH if None in network else f"a = {latency(network[0])}, b = {network[1]:.3f}",
+        ),
+        ("Worst residual of that fit", percent(worst, 1)),
+        ("Whole run", seconds(get("seconds"))),
+    ]
+    return [(name, value) for name, value in items]
+
+
+def _text(report: Mapping[str, Any], key: str) -> str:
+    value = report.get(key)
+    return DASH if value is None or (isinstance(value, float) and not math.isfinite(value)) else str(value)
+
+
+def _with_spread(value_us: float | None, spread_us: float | None) -> str:
+    if value_us is None or spread_us is None:
+        return latency(value_us)
+    text, unit = latency(value_us, spread_us).rsplit(" ", 1)
+    scale = 1e3 if unit == "ms" else 1.0
+    decimals = len(text.partition(".")[2])
+    return f"{text} {unit} (IQR {spread_us / scale:.{decimals}f})"
+
+
+def _interval(report: Mapping[str, Any]) -> str:
+    ratio, low, high = (
+        number(report, "speedup"),
+        number(report, "speedup_ci", 0),
+        number(report, "speedup_ci", 1),
+    )
+    if ratio is None:
+        return DASH
+    return _times(ratio) if low is None or high is None else f"{_times(ratio)} (95%: {low:.2f} to {high:.2f})"
+
+
+def _pair(dense: float | None, pruned: float | None, form: Any) -> tuple[str, str, str]:
+    return form(dense), form(pruned), _ratio(pruned, dense)
+
+
+def _shares(dense: float | None, pruned: float | None) -> tuple[str, str, str]:
+    if dense is None or pruned is None:
+        return percent(dense), percent(pruned), DASH
+    points = 100 * (pruned - dense)
+    return percent(dense), percent(pruned), f"{'−' if points < 0 else '+'}{abs(points):.2f} points"
+
+
+def _ratio(pruned: float | None, dense: float | None) -> str:
+    return DASH if pruned is None or not dense else _times(pruned / dense)
+
+
+def _times(ratio: float | None) -> str:
+    return DASH if ratio is None else f"{ratio:.2f}×"
+
+
+def _rate(value: float | None) -> str:
+    return DASH if value is None else f"{value:,.0f}"

@@ -1,0 +1,246 @@
+"""The page stands alone, says everything once, and shows what it is given as text."""
+
+import io
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from halpiee.report import render_html, render_markdown, table
+
+VOID = {"meta", "br", "rect", "circle", "line", "path"}
+HOSTILE = "<script>alert(1)</script>\"'&|`"
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects tags, attributes, text and table cells."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.words)
+
+
+def hostile(value: Any) -> Any:
+    """Puts markup into every text and every name below the top level."""
+    if isinstance(value, dict):
+        return {
+            HOSTILE + key if key in ("conv1", "device", "profile") else key: hostile(v)
+            for key, v in value.items()
+        }
+    if isinstance(value, list):
+        return [hostile(v) for v in value]
+    return HOSTILE + value if isinstance(value, str) else value
+
+
+def test_the_page_loads_nothing_from_anywhere(report: dict[str, Any]) -> None:
+    html = render_html(report)
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert not [
+        name for name, _ in page.attributes if name in ("src", "href", "xlink:href", "srcset", "action")
+    ]
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert not re.search(r"https?:|url\(|@import", html)
+
+
+def test_every_number_of_the_comparison_stands_on_the_page(report: dict[str, Any]) -> None:
+    text = Page(render_html(report)).text
+    for expected in (
+        "260 µs",
+        "262.9 µs (IQR 4.4)",
+        "1.98× (95%: 1.95 to 2.01)",
+        "40.8 M",
+        "−0.50 points",
+        "0.613",
+    ):
+        assert expected in text
+
+
+def test_all_plots_are_there(report: dict[str, Any]) -> None:
+    page = Page(render_html(report))
+    charts = [value for name, value in page.attributes if name == "aria-label"]
+    assert charts == [
+        "Top-1 accuracy over training step",
+        "Training loss over training step",
+        "Predicted latency over training step",
+        "Latency of the candidate over round",
+    ]
+    for section in (
+        "Latency",
+        "Channels per layer",
+        "Pruning and growing",
+        "Closed loop",
+        "Time spent",
+        "Environment",
+    ):
+        assert section in page.words
+
+
+def test_a_layer_bar_is_as_long_as_its_share(report: dict[str, Any]) -> None:
+    html = render_html(report)
+    # conv2 has 32 channels, the most, and keeps 8; conv1 keeps all of its 16.
+    bar = '<span class="whole" style="width:{}%"><span class="part" style="width:{}%"></span></span></span>{}'
+    assert bar.format("100.00", "25.00", '<span class="value">8 / 32</span>') in html
+    assert bar.format("50.00", "100.00", '<span class="value">16 / 16</span>') in html
+
+
+def test_the_budget_line_stands_at_its_share_of_the_dense_latency(report: dict[str, Any]) -> None:
+    assert 'class="budget" style="left:50.00%"' in render_html(report)
+
+
+def test_a_prune_is_marked_at_what_it_left_and_its_target(report: dict[str, Any]) -> None:
+    text = Page(render_html(report)).text
+    assert "Prune: 180 µs at 10" in text
+    assert "Grow: 258 µs at 20" in text
+    assert "Prune target Ψ − Ω: 182 µs at 10" in text
+
+
+@pytest.mark.parametrize(("met", "words"), [(True, "Promise kept"), (False, "Promise missed")])
+def test_the_promise_is_said_first(report: dict[str, Any], met: bool, words: str) -> None:
+    report["promise"] = {"met": met, "text": "measured so and so"}
+    page = Page(render_html(report))
+    assert page.words.index(words) < page.words.index("Latency")
+    assert "measured so and so" in page.words
+
+
+def test_markup_in_any_text_or_name_is_shown_not_run(report: dict[str, Any]) -> None:
+    html = render_html(hostile(report))
+    page = Page(html)
+    assert "script" not in page.tags
+    assert HOSTILE + "resnet20" in page.text
+    assert HOSTILE + "conv1" in page.words
+    assert (name := "title", HOSTILE + "conv1") in page.attributes, name
+
+
+def test_markup_in_markdown_is_text(report: dict[str, Any]) -> None:
+    text = render_markdown(hostile(report))
+    assert "<script>" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "conv1" in line]
+    assert len(rows) == 1
+    assert len(re.findall(r"(?<!\\)\|", rows[0])) == 4
+
+
+def test_a_bare_report_has_no_plots_and_only_dashes() -> None:
+    page = Page(render_html({}))
+    assert "figure" not in page.tags
+    assert "Promise kept" not in page.words
+    assert page.words.count("–") > 30
+
+
+NUMBERS = [
+    "budget_us",
+    "dense_us",
+    "measured_us",
+    "dense_iqr_us",
+    "speedup",
+    "gap",
+    "accuracy_dense",
+    "macs_dense",
+]
+OTHERS = ["model", "budget", "speedup_ci", "history", "train_flops_ratio", "widths", "widths_dense", "events"]
+OTHERS += ["closed_loop", "calibration", "promise", "environment", "seconds_by_stage", "files", "schema"]
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sets(st.sampled_from(NUMBERS + OTHERS)),
+    st.sets(st.sampled_from(NUMBERS)),
+    st.sets(st.sampled_from(OTHERS)),
+)
+def test_any_missing_value_still_gives_a_whole_page(
+    report: dict[str, Any], null: set[str], nan: set[str], absent: set[str]
+) -> None:
+    changed = report | dict.fromkeys(null) | dict.fromkeys(nan, float("nan"))
+    changed = {key: value for key, value in changed.items() if key not in absent}
+    page = Page(render_html(changed))
+    for text in (page.text, render_markdown(changed)):
+        assert not re.search(r"\b(nan|None|inf)\b", text)
+
+
+def test_markdown_is_exactly_this() -> None:
+    report = {
+        "model": "net_a",
+        "data": "digits",
+        "budget": "260us",
+        "dense_us": 520.0,
+        "budget_us": 260.0,
+        "measured_us": 255.0,
+        "widths": {"conv1": 8},
+        "widths_dense": {"conv1": 16},
+        "events": [{"step": 3, "event": "grow", "used_us": 255.0, "budget_us": 260.0, "slack_us": 5.0}],
+        "promise": {"met": False, "text": "missed"},
+    }
+    head, rest = render_markdown(report).split("## Circumstances")
+    assert head == (
+        "# net\\_a on digits, budget 260us\n\n"
+        "**Promise missed**: missed\n\n"
+        "|  | Dense | Pruned | Ratio |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        "| Latency, budget | – | 260 µs | 0.50× |\n"
+        "| Latency, predicted | – | – | – |\n"
+        "| Latency, measured | 520 µs | 255 µs | 0.49× |\n"
+        "| Speed-up, side by side | – | – | – |\n"
+        "| Images per second | – | – | – |\n"
+        "| MACs per image | – | – | – |\n"
+        "| Parameters | – | – | – |\n"
+        "| Top-1 accuracy | – | – | – |\n"
+        "| Training FLOPs, paper | – | – | – |\n"
+        "| Training FLOPs, strict | – | – | – |\n"
+        "| Training time | – | – | – |\n\n"
+        "## Channels per layer\n\n"
+        "| Layer | Dense | Pruned |\n"
+        "| --- | ---: | ---: |\n"
+        "| conv1 | 16 | 8 |\n\n"
+        "## Pruning and growing\n\n"
+        "| Step | Event | Used | Budget | Slack |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| 3 | grow | 255 µs | 260 µs | 5.00 µs |\n\n"
+    )
+    assert "| Method | – |" in rest
+
+
+def test_the_table_prints_names_with_brackets_as_they_are(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    report["model"] = "net[bold]"
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table(report))
+    lines = console.export_text().splitlines()
+    assert lines[0].strip() == "net[bold] on digits, budget 50% of the dense latency"
+    measured = next(line for line in lines if "Latency, measured" in line)
+    assert [cell.strip() for cell in measured.split("│")[1:-1]] == [
+        "Latency, measured",
+        "520 µs (IQR 12)",
+        "262.9 µs (IQR 4.4)",
+        "0.51×",
+    ]
