@@ -1,0 +1,283 @@
+"""The grid problem: one option per group, total cost within a budget, total value as large as possible.
+
+``maximise  Σ_g V_g(k_g)   subject to   Σ_t C_t(in_t, out_t) ≤ budget``
+
+where a side of a cost term is fixed, the option of one group, or the sum of the widths of several. Costs are
+in whatever unit the budget is in. This file holds the public verb ``solve_grid``, its result, and the checks
+of what comes in; the normal form the solvers work on is in ``terms.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from halpiee.errors import UsageError
+from halpiee.selection.terms import FloatArray, Grid, IntArray, Side, Term, normalise
+
+__all__ = ["GridSolution", "Solver", "relative_gap", "solve_grid"]
+
+Solver = Literal["joint", "linear", "cpsat"]
+
+
+def relative_gap(value: float, upper_bound: float) -> float:
+    """Returns how far from optimal ``value`` can be at most: (upper bound − value) / |upper bound|."""
+    return (upper_bound - value) / max(abs(upper_bound), 1e-12)
+
+
+@dataclass(frozen=True)
+class GridSolution:
+    """One option per group, with its proof.
+
+    Attributes:
+        choice: int64 ``[G]``, the chosen option of every group.
+        cost: true cost of ``choice``, in the budget's unit.
+        value: ``Σ values[g][choice[g]]``.
+        upper_bound: no choice within the budget has a higher value. For ``linear`` it bounds the linearised
+            problem, the one that solver solves.
+        budget: what was asked.
+        path: how it was solved: ``whole`` (the best options all fit), ``dual`` (Lagrangian bound and repair),
+            ``frontier`` (Pareto elimination), ``mini-bucket`` (the coupling is too wide for exact
+            elimination: the bound is relaxed), ``cpsat``, ``linear``; ``+time`` is appended when the time
+            limit cut it short.
+        own_cost: what the solver itself believes ``choice`` costs; differs from ``cost`` only for ``linear``.
+    """
+
+    choice: IntArray
+    cost: float
+    value: float
+    upper_bound: float
+    budget: float
+    path: str
+    own_cost: float
+
+    @property
+    def gap(self) -> float:
+        """Certified relative gap: (upper_bound − value) / max(|upper_bound|, 1e-12)."""
+        return relative_gap(self.value, self.upper_bound)
+
+    @property
+    def meets_budget(self) -> bool:
+        """Whether the true cost is within the budget, up to a relative 1e-9."""
+        return self.cost <= self.budget + 1e-9 * abs(self.budget)
+
+    @property
+    def slack(self) -> float:
+        """What is left of the budget, in its unit."""
+        return self.budget - self.cost
+
+
+def solve_grid(
+    values: Sequence[ArrayLike],
+    terms: Sequence[tuple[Side, Side, ArrayLike]],
+    budget: float,
+    *,
+    widths: Sequence[ArrayLike] | None = None,
+    solver: Solver = "joint",
+    start: Sequence[int] | NDArray[np.integer] | None = None,
+    gap: float = 1e-3,
+    time_limit_s: float | None = None,
+    seed: int = 0,
+) -> GridSolution:
+    """Chooses one option per group: the most value that the budget allows, with a bound on what was missed.
+
+    Args:
+        values: per group a float array ``[n_g]``; options in ascending width, the last one is dense.
+        terms: ``(ins, outs, cost [n_in, n_out])``. A side is ``None`` (fixed, axis of length 1), a group
+            index (axis = its options) or a tuple of group indices (axis = the sum of
+            ``widths[g][choice[g]]``). ``ins == outs`` makes a term of which only the diagonal counts
+            (depthwise). Repeated pairs add up.
+        budget: the largest total cost, in the unit of the costs.
+        widths: int array ``[n_g]`` per group; needed where a side is a tuple.
+        solver: ``joint`` (dual bound, exact elimination, frontier), ``cpsat`` (OR-Tools, hinted by joint) or
+            ``linear`` (HALP's Eq. 5 around ``start``: keeps *its own* cost within the budget).
+        start: one option per group: where ``linear`` linearises (default: all dense); a first answer for
+            others.
+        gap: relative gap to prove before stopping.
+        time_limit_s: after this the best answer so far is returned with its gap.
+        seed: of whatever is random (CP-SAT's search).
+
+    Returns:
+        The solution. ``joint`` and ``cpsat`` cost at most ``budget · (1 + 1e-9)``, and no single group has a
+        wider option of no less value that still fits.
+
+    Raises:
+        UsageError: an empty problem, wrong shapes, values or costs that are not finite.
+        BudgetError: a budget below the cheapest choice; ``.minimum`` holds its cost.
+    """
+    if solver not in ("joint", "linear", "cpsat"):
+        raise UsageError(f"solver={solver!r} was asked; choose 'joint', 'linear' or 'cpsat'")
+    if not gap >= 0:
+        raise UsageError(f"gap={gap!r} was asked; give a number of at least 0, such as 1e-3")
+    if time_limit_s is not None and not time_limit_s > 0:
+        raise UsageError(
+            f"time_limit_s={time_limit_s!r} was asked; give seconds above 0, or None for no limit"
+        )
+    checked_values = _check_values(values)
+    checked_widths = _check_widths(widths, checked_values)
+    checked_terms = [_check_term(i, t, checked_values, checked_widths) for i, t in enumerate(terms)]
+    number = _check_budget(budget)
+    first = _check_start(start, checked_values)
+    grid = normalise(checked_values, checked_terms, checked_widths)
+    if solver == "linear":
+        from halpiee.selection.linear import solve_linear
+
+        return solve_linear(grid, number, first, gap=gap, time_limit_s=time_limit_s)
+    if solver == "cpsat":
+        from halpiee.selection.cpsat import solve_cpsat
+
+        return solve_cpsat(grid, number, first, gap=gap, time_limit_s=time_limit_s, seed=seed)
+    return solve_joint(grid, number, first, gap=gap, time_limit_s=time_limit_s)
+
+
+def solve_joint(
+    grid: Grid,
+    budget: float,
+    start: IntArray | None = None,
+    *,
+    gap: float = 1e-3,
+    time_limit_s: float | None = None,
+) -> GridSolution:
+    """Solves a normalised grid: dual bound with repair, then the frontier where the gap asked is not met yet."""
+    from halpiee.selection.lagrangian import solve_dual
+
+    found = solve_dual(grid, budget, start, gap=gap, time_limit_s=time_limit_s)
+    return GridSolution(
+        choice=found.choice,
+        cost=found.cost,
+        value=found.value,
+        upper_bound=found.upper_bound,
+        budget=budget,
+        path=found.path,
+        own_cost=found.cost,
+    )
+
+
+def _check_values(values: Sequence[ArrayLike]) -> list[FloatArray]:
+    if len(values) == 0:
+        raise UsageError("a problem with no groups was given; pass one array of values per group")
+    checked = []
+    for g, value in enumerate(values):
+        array = np.asarray(value, dtype=np.float64)
+        if array.ndim != 1 or len(array) == 0:
+            raise UsageError(
+                f"values[{g}] must be a 1-d array with one value per option, found shape {array.shape}; "
+                "give every group at least one option"
+            )
+        if not np.isfinite(array).all():
+            at = int(np.flatnonzero(~np.isfinite(array))[0])
+            raise UsageError(
+                f"values[{g}] holds {array[at]} at option {at}; every value must be finite: drop that batch's scores"
+            )
+        checked.append(array)
+    return checked
+
+
+def _check_widths(widths: Sequence[ArrayLike] | None, values: list[FloatArray]) -> list[IntArray] | None:
+    if widths is None:
+        return None
+    if len(widths) != len(values):
+        raise UsageError(f"widths has {len(widths)} arrays for {len(values)} groups; pass one per group")
+    checked = []
+    for g, width in enumerate(widths):
+        array = np.asarray(width)
+        if array.shape != values[g].shape or not np.issubdtype(array.dtype, np.number):
+            raise UsageError(
+                f"widths[{g}] must be {len(values[g])} integers, one per option, found {array.dtype} {array.shape}"
+            )
+        whole = np.asarray(array, dtype=np.int64)
+        if (whole != array).any() or (whole < 0).any() or (np.diff(whole) < 0).any():
+            raise UsageError(
+                f"widths[{g}] must be ascending non-negative integers, found {array.tolist()[:8]}; sort the options"
+            )
+        checked.append(whole)
+    return checked
+
+
+def _check_term(
+    index: int,
+    term: tuple[Side, Side, ArrayLike],
+    values: list[FloatArray],
+    widths: list[IntArray] | None,
+) -> Term:
+    try:
+        ins, outs, cost = term
+    except (TypeError, ValueError):
+        raise UsageError(f"terms[{index}] must be (ins, outs, cost [n_in, n_out]), found {term!r}") from None
+    table = np.asarray(cost, dtype=np.float64)
+    sides = (_check_side(index, ins, len(values)), _check_side(index, outs, len(values)))
+    if table.ndim != 2:
+        raise UsageError(f"terms[{index}]'s cost must have two axes [n_in, n_out], found shape {table.shape}")
+    for axis, (name, side) in enumerate(zip(("ins", "outs"), sides, strict=True)):
+        length = table.shape[axis]
+        if isinstance(side, tuple):
+            if widths is None:
+                raise UsageError(
+                    f"terms[{index}] has the tuple {side} as {name}, a sum of widths; pass widths=[...], "
+                    "one int array per group"
+                )
+            need = 1 + sum(int(widths[g][-1]) for g in side)
+            if length < need:
+                raise UsageError(
+                    f"terms[{index}]'s cost has {length} entries along {name}={side}; the widths of those groups add "
+                    f"up to {need - 1}, so it needs {need} (index = sum of widths)"
+                )
+        else:
+            need = 1 if side is None else len(values[side])
+            if length != need:
+                raise UsageError(
+                    f"terms[{index}]'s cost has {length} entries along {name}={side}, expected {need}; "
+                    "one per option of the group, or 1 where the side is fixed"
+                )
+    if not np.isfinite(table).all():
+        i, j = (int(x) for x in np.argwhere(~np.isfinite(table))[0])
+        raise UsageError(
+            f"terms[{index}] (ins={sides[0]}, outs={sides[1]}) costs {table[i, j]} at [{i}, {j}]; every cost must be "
+            "finite: measure that cell again or leave the option out"
+        )
+    return Term(sides[0], sides[1], table)
+
+
+def _check_side(index: int, side: Side, n_groups: int) -> Side:
+    if side is None:
+        return None
+    members = side if isinstance(side, tuple) else (side,)
+    for g in members:
+        if isinstance(g, bool) or not isinstance(g, (int, np.integer)) or not 0 <= g < n_groups:
+            raise UsageError(
+                f"terms[{index}] names the group {g!r}; groups are numbered 0 … {n_groups - 1}, a side is None, "
+                "a number or a tuple of numbers"
+            )
+    if isinstance(side, tuple):
+        if not side:
+            raise UsageError(f"terms[{index}] has an empty tuple as a side; write None for a fixed side")
+        return tuple(int(g) for g in side)
+    return int(side)
+
+
+def _check_budget(budget: float) -> float:
+    number = float(budget)
+    if math.isnan(number):
+        raise UsageError("the budget is NaN; give a number in the unit of the costs")
+    return min(max(number, -1e300), 1e300)
+
+
+def _check_start(
+    start: Sequence[int] | NDArray[np.integer] | None, values: list[FloatArray]
+) -> IntArray | None:
+    if start is None:
+        return None
+    array = np.asarray(start)
+    if array.shape != (len(values),) or not np.issubdtype(array.dtype, np.integer):
+        raise UsageError(
+            f"start must be {len(values)} option indices, one per group, found {array.dtype} {array.shape}"
+        )
+    for g, k in enumerate(array):
+        if not 0 <= k < len(values[g]):
+            raise UsageError(f"start[{g}] is {k}, but group {g} has the options 0 … {len(values[g]) - 1}")
+    return array.astype(np.int64)

@@ -1,0 +1,101 @@
+"""A small network and made-up tables, so that costs can be checked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from halpiee.structure.groups import ChannelGroup, GroupRef, Structure, TimedOp
+from latency.op import Op
+
+Refs = tuple[GroupRef, ...]
+
+
+class FormulaTable:
+    """A table that answers from a formula; cells whose widths are multiples of ``step`` count as measured."""
+
+    def __init__(self, formula: Callable[[np.ndarray, np.ndarray], np.ndarray], step: int = 1) -> None:
+        self.formula, self.step = formula, step
+
+    def lookup(self, c_in, c_out):
+        c_in, c_out = np.broadcast_arrays(np.asarray(c_in), np.asarray(c_out))
+        return np.asarray(self.formula(c_in.astype(float), c_out.astype(float)))
+
+    def measured(self, c_in, c_out):
+        c_in, c_out = np.broadcast_arrays(np.asarray(c_in), np.asarray(c_out))
+        return (c_in % self.step == 0) & (c_out % self.step == 0)
+
+
+class FormulaProfile:
+    """One formula per kind of op; kinds that are not named have no table."""
+
+    def __init__(self, step: int = 1, **formulas) -> None:
+        self.step, self.formulas = step, formulas
+
+    def table(self, op: Op):
+        formula = self.formulas.get("depthwise" if op.depthwise else op.kind)
+        return None if formula is None else FormulaTable(formula, self.step)
+
+
+class Line:
+    """A calibration: a + b · sum."""
+
+    def __init__(self, a_us: float, b: float) -> None:
+        self.a_us, self.b = a_us, b
+
+    def apply(self, sum_us: float) -> float:
+        return self.a_us + self.b * sum_us
+
+
+def group(name: str, size: int, *, prunable: bool = True, may_vanish: bool = False) -> ChannelGroup:
+    reason = None if prunable else "network input"
+    return ChannelGroup(name, size, 0, prunable, may_vanish, reason)
+
+
+def conv(layer: str, ins: Refs, outs: Refs, sizes: dict[str, int], kernel: int = 3) -> TimedOp:
+    c_in, c_out = (sum(m * sizes[g] for g, m in refs) for refs in (ins, outs))
+    depthwise = ins == outs
+    op = Op(
+        kind="conv",
+        c_in=c_in,
+        c_out=c_out,
+        h=8,
+        w=8,
+        kernel=(kernel, kernel),
+        stride=(1, 1),
+        padding=(1, 1),
+        dilation=(1, 1),
+        groups=c_in if depthwise else 1,
+    )
+    return TimedOp(op, layer, ins, outs)
+
+
+def other(kind: str, layer: str, ins: Refs, outs: Refs, sizes: dict[str, int]) -> TimedOp:
+    c_in, c_out = (sum(m * sizes[g] for g, m in refs) for refs in (ins, outs))
+    return TimedOp(Op(kind=kind, c_in=c_in, c_out=c_out, h=8, w=8), layer, ins, outs)
+
+
+def structure(groups: list[ChannelGroup], ops: list[TimedOp]) -> Structure:
+    return Structure(layers=(), groups=tuple(groups), ops=tuple(ops), slots=())
+
+
+def residual(sizes: dict[str, int] | None = None) -> Structure:
+    """Stem → (a: 3×3, 3×3 back onto the stream) + skip → linear head."""
+    sizes = {"input": 3, "stream": 8, "a": 8, "head": 10, **(sizes or {})}
+    one = {name: ((name, 1),) for name in sizes}
+    return structure(
+        [
+            group("input", 3, prunable=False),
+            group("stream", sizes["stream"]),
+            group("a", sizes["a"], may_vanish=True),
+            group("head", 10, prunable=False),
+        ],
+        [
+            conv("stem", one["input"], one["stream"], sizes),
+            conv("block.conv1", one["stream"], one["a"], sizes),
+            conv("block.conv2", one["a"], one["stream"], sizes),
+            other("add", "block.add", one["stream"], one["stream"], sizes),
+            other("linear", "head", one["stream"], one["head"], sizes),
+        ],
+    )
