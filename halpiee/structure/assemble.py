@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from halpiee.structure.groups import ChannelGroup, GroupRef, Layer, Slot, Structure
 from halpiee.structure.recorder import Recorder
@@ -63,7 +62,7 @@ def collapsed(recorder: Recorder) -> frozenset[str]:
     return frozenset(found)
 
 
-def assemble(recorder: Recorder, outputs: list[Tensor]) -> Structure:
+def assemble(recorder: Recorder) -> Structure:
     """Builds the structure from what one forward left behind.
 
     Units get consecutive numbers, group by group; groups are ordered by the first layer that reads or produces
@@ -182,6 +181,9 @@ def assemble(recorder: Recorder, outputs: list[Tensor]) -> Structure:
             ),
             "norms": tuple(Norm(n.module, n.dim, numbered(n.atoms)) for n in recorder.norms),
             "calls": tuple(recorder.layers),
+            "roots": np.array(
+                [r for r, n in sorted(index.items(), key=lambda item: item[1]) if n >= 0], dtype=np.int64
+            ),
             "positions": recorder.positions,
             "positions_of": dict(recorder.output_positions),
             "learned": frozenset(recorder.learned),

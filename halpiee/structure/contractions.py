@@ -126,7 +126,7 @@ def grouped(
     if (ins == 0).any():
         units.freeze(ins, f"{call.where} reads channels that belong to no layer")
         units.freeze(rows, f"{call.where} reads channels that belong to no layer")
-    if owner in recorder.positions and per_in > 1 and not transposed:
+    if owner in recorder.positions and not transposed:
         by_group = ins.reshape(groups, per_in)
         units.unite(by_group[1:], by_group[:1])
         units.unite(by_group[0], inner)

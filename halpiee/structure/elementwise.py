@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
@@ -41,6 +42,11 @@ def pointwise(recorder: Recorder, call: Call) -> Timing | None:
         recorder.units.freeze(result.axes[0], f"{call.where} writes into a constant tensor")
     for tensor in call.outputs:
         recorder.set(tensor, result)
+    numbers = tuple(a for a in call.args if isinstance(a, int | float))
+    label_now = np.concatenate([np.zeros(0, dtype=np.int64), *(a.reshape(-1) for t in tags for a in t.axes)])
+    recorder.scalars.append((call.where, numbers, label_now))
+    if numbers and label_now.size and not type(recorder.modules.get(call.module)).__module__.startswith("torch.nn"):
+        recorder.literal = True
     return timing(recorder, call, operands, out)
 
 

@@ -22,10 +22,10 @@ def batch_norm(recorder: Recorder, call: Call) -> Timing | None:
     atoms = recorder.read(source, 1, call)
     attached = [t for t in call.args[1:5] if isinstance(t, Tensor)]
     attach(recorder, call, atoms, attached, "batch_norm")
-    module = next((recorder.owner(t, call) for t in attached if recorder.name(t)), "")
-    module = module.removesuffix(".running_mean")
-    if isinstance(recorder.modules.get(module), nn.modules.batchnorm._NormBase):
-        recorder.attribute(module, "num_features", atoms)
+    module = recorder.modules.get(call.module)
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        # Instance norm runs as batch norm over [1, N·C]: the first C positions are the channels.
+        recorder.attribute(call.module, "num_features", atoms[: module.num_features])
     label = recorder.label(source)
     outs = call.outputs
     zero = isinstance(call.args[1], Tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,10 +146,12 @@ class Recorder:
         positions: grouped layers and norms (by name) whose unit is a position across groups, not one group.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], positions: frozenset[str]) -> None:
+    def __init__(
+        self, modules: dict[str, nn.Module], positions: frozenset[str], units: Units | None = None
+    ) -> None:
         self.modules = modules
         self.positions = positions
-        self.units = Units()
+        self.units = Units() if units is None else units
         self.parameters: dict[str, tuple[Atoms, ...]] = {}
         self.roles: dict[tuple[str, int], Role] = {}
         self.layers: list[LayerCall] = []
@@ -162,6 +165,12 @@ class Recorder:
         self.inputs: list[tuple[str, int]] = []
         self.outputs: list[int] = []
         self.batch = 1
+        self.literal = False
+        self.scalars: list[tuple[str, tuple[Any, ...], Atoms]] = []
+        self.output_shapes: list[tuple[int, ...]] = []
+        self.failed: list[Atoms] = []
+        self.failed_at = ""
+        self.last_module = ""
         self._tags: dict[int, tuple[Tensor, Tag]] = {}
         self._values: dict[int, int] = {}
         self._n_values = 0
@@ -171,12 +180,14 @@ class Recorder:
 
     # -- tensors -----------------------------------------------------------------------------------------------
 
-    def add_parameter(self, name: str, tensor: Tensor) -> None:
-        """Gives every position of every dimension of a parameter or buffer its own atom."""
+    def add_parameter(self, name: str, tensor: Tensor, given: Mapping[int, Atoms] | None = None) -> None:
+        """Gives every position of every dimension of a parameter or buffer its own atom, or the atom given."""
         atoms = []
         axes = []
         for dim, size in enumerate(tensor.shape):
             fresh = self.units.fresh(size)
+            if given is not None and dim in given:
+                fresh = np.where(given[dim] > 0, given[dim], fresh)
             if size:
                 self._starts.append((int(fresh[0]), name, dim))
             atoms.append(fresh)

@@ -63,6 +63,15 @@ def nothing(recorder: Recorder, call: Call) -> None:
         recorder.set(out, Tag())
 
 
+SIZED = frozenset(
+    {"view", "_unsafe_view", "reshape", "expand", "repeat", "slice", "split", "split_with_sizes", "select"}
+)
+"""Movements with sizes or indices of their own."""
+
+COMPUTED = frozenset({"flatten", "linear", "batch_norm", "instance_norm", "expand_as", "view_as", "conv2d"})
+"""Functions that work their sizes out from their input."""
+
+
 def movement(recorder: Recorder, call: Call) -> None:
     """Elements change places: the same op runs on the labels."""
     source = call.tensors[0]
@@ -70,6 +79,8 @@ def movement(recorder: Recorder, call: Call) -> None:
     if len(call.tensors) > 1:
         recorder.freeze_call(call)
         return
+    if tag.axes and not tag.parameter and call.name in SIZED and call.api not in COMPUTED:
+        recorder.literal = True
     if call.name in ("split", "split_with_sizes", "chunk", "unbind", "select", "slice", "narrow"):
         tag = cut(recorder, call, tag)
     outs = call.outputs

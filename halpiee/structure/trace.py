@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,8 +22,10 @@ from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble, collapsed
 from halpiee.structure.groups import Structure
 from halpiee.structure.labels import Tag
+from halpiee.structure.probe import CheckedUnits, Cut, cut_for, differences
 from halpiee.structure.recorder import Call, Event, Recorder, tensors_of
 from halpiee.structure.rules import apply
+from halpiee.structure.shrink import set_number
 
 __all__ = ["trace"]
 
@@ -52,12 +55,42 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Structure:
     refuse_foreign(model)
     positions: frozenset[str] = frozenset()
     for _ in range(MAX_ROUNDS):
-        recorder, outputs = record(model, example_inputs, positions)
+        recorder = record(model, example_inputs, positions)
         found = collapsed(recorder) - positions
         if not found:
             break
         positions |= found
-    return assemble(recorder, outputs)
+    structure = assemble(recorder)
+    if recorder.literal or any(isinstance(m, nn.MultiheadAttention) for m in model.modules()):
+        structure = probed(model, example_inputs, positions, recorder, structure)
+    return structure
+
+
+def probed(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    positions: frozenset[str],
+    recorder: Recorder,
+    structure: Structure,
+) -> Structure:
+    """Cuts the model on paper and traces it again until nothing is found that does not follow the channels."""
+    while (cut := cut_for(structure)) is not None:
+        error: Exception | None = None
+        small = Recorder({}, positions, CheckedUnits(cut.n_units))
+        try:
+            record(model, example_inputs, positions, cut, small)
+        except StructureError as raised:
+            error = raised.__cause__ if isinstance(raised.__cause__, Exception) else raised
+        findings = differences(structure, recorder, small, error)
+        if not findings:
+            break
+        for units, reason in findings:
+            for group in structure.groups:  # its removed units were not there to be found
+                mine = np.arange(group.start, group.start + group.size)
+                if np.isin(mine, units).any():
+                    recorder.units.freeze(structure.details["roots"][mine], reason)
+        structure = assemble(recorder)
+    return structure
 
 
 def refuse_foreign(model: nn.Module) -> None:
@@ -85,15 +118,22 @@ def refuse_foreign(model: nn.Module) -> None:
 
 
 def record(
-    model: nn.Module, example_inputs: tuple[Any, ...], positions: frozenset[str]
-) -> tuple[Recorder, list[Tensor]]:
-    """Runs a fake copy of the model and returns what was recorded, and its output tensors."""
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    positions: frozenset[str],
+    cut: Cut | None = None,
+    recorder: Recorder | None = None,
+) -> Recorder:
+    """Runs a fake copy of the model, cut where asked, and returns what was recorded."""
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     memo: dict[int, Any] = {}
     names: dict[int, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) not in memo:
             fake: Tensor = fake_mode.from_tensor(tensor.detach())
+            if cut is not None and cut.shapes[name] != tuple(fake.shape):
+                with fake_mode:
+                    fake = torch.empty(cut.shapes[name], dtype=fake.dtype, device=fake.device)
             memo[id(tensor)] = (
                 nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
             )
@@ -106,9 +146,14 @@ def record(
                 f"the model {type(model).__name__} cannot be copied ({error}); "
                 "remove tensors that are not parameters or buffers from its attributes"
             ) from error
-        recorder = Recorder(dict(copied.named_modules()), positions)
+        modules = dict(copied.named_modules())
+        recorder = Recorder({}, positions) if recorder is None else recorder
+        recorder.modules.update(modules)
+        for path, name, at, value in cut.attributes if cut is not None else ():
+            set_number(modules[path], name, at, value)
         for identity, name in names.items():
-            recorder.add_parameter(name, memo[identity])
+            given = {d: u + 1 for d, u in cut.units.get(name, {}).items()} if cut is not None else None
+            recorder.add_parameter(name, memo[identity], given)
         inputs = fake_inputs(fake_mode, example_inputs)
         for index, tensor in enumerate(tensors_of(inputs)):
             if index == 0 and tensor.dim():
@@ -121,7 +166,8 @@ def record(
     for tensor in outputs:
         recorder.freeze(tensor, "feeds the network's output")
         recorder.outputs.append(recorder.value(tensor))
-    return recorder, outputs
+        recorder.output_shapes.append(tuple(tensor.shape))
+    return recorder
 
 
 def fake_inputs(fake_mode: FakeTensorMode, value: Any) -> Any:
@@ -154,7 +200,7 @@ def forward(
     except StructureError:
         raise
     except Exception as error:
-        where = path.stack[-1] if path.stack else ""
+        where = recorder.last_module = path.last
         raise StructureError(
             f"the forward of {type(model).__name__} fails on the example inputs"
             f"{f' in {where!r}' if where else ''}: {type(error).__name__}: {error}; "
@@ -223,11 +269,20 @@ class Dispatch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the op, then its rule."""
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if func.namespace == "prim":
-            return out
         name = func.overloadpacket.__name__
         module = self.path.stack[-1] if self.path.stack else ""
+        self.path.last = module
+        if isinstance(self.recorder.units, CheckedUnits):
+            self.recorder.units.where = f"{name} in {module}" if module else name
+        try:
+            out = func(*args, **kwargs)
+        except Exception:
+            tags = [self.recorder.tag(t) for t in tensors_of([args, kwargs])]
+            self.recorder.failed = [axis for tag in tags if not tag.parameter for axis in tag.axes]
+            self.recorder.failed_at = f"{name} in {module}" if module else name
+            raise
+        if func.namespace == "prim":
+            return out
         with plain_tensors():
             reads = tuple(self.recorder.value(t) for t in tensors_of([args, kwargs]))
             given = self.path.inputs[-1] if self.path.inputs else None

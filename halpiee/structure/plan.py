@@ -1,0 +1,273 @@
+"""A selection bound to a model: which units stay, as JSON that cuts a fresh copy in another process.
+
+The file holds all that cutting needs (the unit at each position of each tensor, run-length coded, and the numbers
+that modules hold), so applying a plan traces nothing and needs no inputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from halpiee.errors import OutputInUseError, StructureError
+from halpiee.structure.groups import Structure
+from halpiee.structure.shrink import alive_of, apply_kept, kept_in
+
+__all__ = ["SCHEMA", "Plan"]
+
+SCHEMA = 1
+"""Version of the file's layout."""
+
+Runs = list[list[int]]
+"""``[first, step, count]`` triples that spell an integer array."""
+
+
+class SelectionLike(Protocol):
+    """What a plan takes from a selection."""
+
+    keep: Mapping[str, Tensor]
+    latency_us: float
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """One prunable group: its size and the units that stay, ascending."""
+
+    name: str
+    start: int
+    size: int
+    kept: list[int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units of which model stay, and what was predicted for them.
+
+    Attributes:
+        groups: the prunable groups, with the units that stay.
+        n_units: number of units of all groups.
+        shapes: tensor name → shape of the dense model.
+        slots: tensor name → dimension (as text, for JSON) → runs of unit numbers, −1 where a position always stays.
+        attributes: module path, attribute, index or None, runs of the units counted, factor, divisor.
+        model: the MODEL string that builds the dense model, where it is known.
+        arguments: arguments of its builder.
+        latency_us: predicted latency of the selection.
+        budget_us: latency that was asked for, or None.
+        upper_bound: no selection within the budget has a higher value, or None.
+        gap: distance of the selection's value to it, relative, or None.
+    """
+
+    groups: tuple[PlannedGroup, ...]
+    n_units: int
+    shapes: dict[str, list[int]]
+    slots: dict[str, dict[str, Runs]]
+    attributes: list[list[Any]]
+    model: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    latency_us: float | None = None
+    budget_us: float | None = None
+    upper_bound: float | None = None
+    gap: float | None = None
+
+    @classmethod
+    def from_selection(
+        cls,
+        structure: Structure,
+        selection: SelectionLike,
+        *,
+        model: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        budget_us: float | None = None,
+    ) -> Plan:
+        """Binds a selection to the structure it was made for.
+
+        Args:
+            structure: the traced model.
+            selection: has ``keep``, and ``latency_us``, ``upper_bound`` and ``gap`` where it was solved for.
+            model: the MODEL string that builds the dense model.
+            arguments: arguments of its builder.
+            budget_us: latency that was asked for, in µs.
+
+        Raises:
+            StructureError: the selection's keep does not fit the structure.
+        """
+        alive = structure.keep_vector(selection.keep)
+        return cls(
+            groups=tuple(
+                PlannedGroup(
+                    g.name, g.start, g.size, np.flatnonzero(alive[g.start : g.start + g.size]).tolist()
+                )
+                for g in structure.prunable
+            ),
+            n_units=structure.n_units,
+            shapes={name: list(shape) for name, shape in structure.details["shapes"].items()},
+            slots=slots_of(structure),
+            attributes=[
+                [a.module, a.name, a.at, runs(a.units), a.mul, a.div] for a in structure.details["attributes"]
+            ],
+            model=model,
+            arguments=dict(arguments or {}),
+            latency_us=number(selection, "latency_us"),
+            budget_us=budget_us if budget_us is not None else number(selection, "budget_us"),
+            upper_bound=number(selection, "upper_bound"),
+            gap=number(selection, "gap"),
+        )
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Units that stay, per prunable group."""
+        return {group.name: len(group.kept) for group in self.groups}
+
+    @property
+    def keep(self) -> dict[str, Tensor]:
+        """The keep of every prunable group, as bool tensors ``[size]``."""
+        found = {}
+        for group in self.groups:
+            mask = torch.zeros(group.size, dtype=torch.bool)
+            mask[group.kept] = True
+            found[group.name] = mask
+        return found
+
+    def apply(self, fresh_model: nn.Module) -> nn.Module:
+        """Returns the pruned copy of a dense model; the model stays as it is.
+
+        Args:
+            fresh_model: a model of the traced one's shapes, with any weights.
+
+        Raises:
+            StructureError: a layer of the model is not the traced one's; the message names it.
+        """
+        alive = np.ones(self.n_units, dtype=np.bool_)
+        for group in self.groups:
+            alive[group.start : group.start + group.size] = False
+            alive[group.start + np.asarray(group.kept, dtype=np.int64)] = True
+        kept = kept_in(
+            (
+                (name, int(dim), spelled(units))
+                for name, dims in self.slots.items()
+                for dim, units in dims.items()
+            ),
+            alive,
+        )
+        attributes = [
+            (module, name, at, int(alive_of(alive, spelled(units)).sum()) * mul // div)
+            for module, name, at, units, mul, div in self.attributes
+        ]
+        shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
+        compact = apply_kept(fresh_model, kept, attributes, shapes, None)
+        assert isinstance(compact, nn.Module)
+        return compact
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the plan as JSON, one line per group and tensor; a torn file never appears.
+
+        Args:
+            path: the file to write.
+            overwrite: whether a file that is there may be replaced.
+
+        Raises:
+            OutputInUseError: the file is there and may not be replaced; nothing was written.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise OutputInUseError(
+                f"the plan was to be written to {path}, which already exists; choose another name or remove it"
+            )
+        text = indented({"schema": SCHEMA, **asdict(self)})
+        part = path.with_name(path.name + ".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Reads a plan.
+
+        Raises:
+            StructureError: the file is not there, is no plan, or has another schema version.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StructureError(
+                f"the plan {path} cannot be read ({error.strerror}); write one with halpiee plan"
+            ) from error
+        except ValueError as error:
+            raise StructureError(
+                f"the plan {path} is not JSON ({error}); write it again with halpiee plan"
+            ) from error
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            found = record.get("schema") if isinstance(record, dict) else type(record).__name__
+            raise StructureError(
+                f"the plan {path} has schema {found!r}, this version reads {SCHEMA}; write it again with halpiee plan"
+            )
+        del record["schema"]
+        try:
+            record["groups"] = tuple(PlannedGroup(**group) for group in record["groups"])
+            return cls(**record)
+        except (KeyError, TypeError) as error:
+            raise StructureError(
+                f"the plan {path} lacks or adds a field ({error}); write it again with halpiee plan"
+            ) from error
+
+
+def number(selection: object, name: str) -> float | None:
+    """Returns a selection's number as a plain float, or None where it has none."""
+    value = getattr(selection, name, None)
+    return None if value is None else float(value)
+
+
+def slots_of(structure: Structure) -> dict[str, dict[str, Runs]]:
+    """Returns the unit numbers of every slot that a prunable unit is in, as runs."""
+    prunable = np.zeros(structure.n_units, dtype=np.bool_)
+    for group in structure.prunable:
+        prunable[group.start : group.start + group.size] = True
+    found: dict[str, dict[str, Runs]] = {}
+    for slot in structure.slots:
+        if prunable[slot.units[slot.units >= 0]].any():
+            found.setdefault(slot.tensor, {})[str(slot.dim)] = runs(slot.units)
+    return found
+
+
+def runs(values: NDArray[np.int64]) -> Runs:
+    """Returns ``[first, step, count]`` triples that spell an array, steps being 0 or 1 where they can."""
+    found: Runs = []
+    for value in values.tolist():
+        if found:
+            first, step, count = found[-1]
+            if count == 1 and value - first in (0, 1):
+                found[-1] = [first, value - first, 2]
+                continue
+            if count > 1 and value == first + step * count:
+                found[-1][2] += 1
+                continue
+        found.append([value, 0, 1])
+    return found
+
+
+def spelled(coded: Runs) -> NDArray[np.int64]:
+    """Returns the array that runs spell."""
+    parts = [first + step * np.arange(count, dtype=np.int64) for first, step, count in coded]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def indented(record: dict[str, Any]) -> str:
+    """Returns JSON with one line per item of the top-level lists and dicts: short, and good to compare."""
+    lines = []
+    for key, value in record.items():
+        if isinstance(value, dict) and value:
+            inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+            lines.append(f"{json.dumps(key)}: {{\n{inner}\n }}")
+        elif isinstance(value, list | tuple) and value:
+            inner = ",\n".join(f"  {json.dumps(v)}" for v in value)
+            lines.append(f"{json.dumps(key)}: [\n{inner}\n ]")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    return "{\n " + ",\n ".join(lines) + "\n}\n"

@@ -1,0 +1,158 @@
+"""Do the forward's own numbers follow the channels? The traced model is cut on paper and traced once more.
+
+A reshape, a slice or a divisor written as a number stays when channels go. So every prunable group loses some units,
+the smaller fake model runs again with the *original* units as labels, and whatever no longer fits is frozen: an op
+that fails, two different units that meet in one place, a scalar or an output shape that has changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halpiee.structure.groups import Structure
+from halpiee.structure.recorder import Recorder
+from halpiee.structure.shrink import alive_of, kept_positions
+from halpiee.structure.units import Atoms, Units
+
+__all__ = ["Cut", "CheckedUnits", "cut_for", "differences"]
+
+Finding = tuple[Atoms, str]
+"""Numbers of units that must stay, and why."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A smaller model on paper.
+
+    Attributes:
+        n_units: number of units of the structure; unit u is atom u + 1.
+        units: tensor name → dimension → unit of each position that stays, −1 for none.
+        shapes: tensor name → new shape.
+        attributes: module path, attribute, index or None, new value.
+    """
+
+    n_units: int
+    units: dict[str, dict[int, Atoms]]
+    shapes: dict[str, tuple[int, ...]]
+    attributes: list[tuple[str, str, int | None, int]]
+
+
+class CheckedUnits(Units):
+    """A union-find that notes when two units of the structure are united, and where."""
+
+    def __init__(self, n_units: int) -> None:
+        super().__init__()
+        self.fresh(n_units)
+        self.n_units = n_units
+        self.where = ""
+        self.met: list[Finding] = []
+
+    def unite(self, a: Atoms, b: Atoms) -> None:
+        """Unites, and notes units of the structure that meet although they are different."""
+        a, b = np.broadcast_arrays(a, b)
+        x, y = self.find(a.ravel()), self.find(b.ravel())
+        wrong = (x != y) & (x != 0) & (y != 0) & (x <= self.n_units) & (y <= self.n_units)
+        if wrong.any():
+            self.met.append((np.unique(np.concatenate([x[wrong], y[wrong]])) - 1, self.where))
+        super().unite(a, b)
+
+
+def cut_for(structure: Structure) -> Cut | None:
+    """Returns a cut that takes an irregular third of the units out of every prunable group, or None."""
+    generator = torch.Generator().manual_seed(1)
+    keep: dict[str, Tensor] = {}
+    for group in structure.prunable:
+        mask = torch.ones(group.size, dtype=torch.bool)
+        mask[torch.randperm(group.size, generator=generator)[: max(1, group.size // 3)]] = False
+        keep[group.name] = mask
+    if not keep:
+        return None
+    alive = structure.keep_vector(keep)
+    shapes = {name: list(shape) for name, shape in structure.details["shapes"].items()}
+    for name, dims in kept_positions(structure, alive).items():
+        for dim, index in dims.items():
+            shapes[name][dim] = index.numel()
+    units: dict[str, dict[int, Atoms]] = {}
+    for slot in structure.slots:
+        units.setdefault(slot.tensor, {})[slot.dim] = slot.units[alive_of(alive, slot.units)]
+    attributes = [
+        (a.module, a.name, a.at, int(alive_of(alive, a.units).sum()) * a.mul // a.div)
+        for a in structure.details["attributes"]
+    ]
+    return Cut(structure.n_units, units, {name: tuple(shape) for name, shape in shapes.items()}, attributes)
+
+
+def differences(
+    structure: Structure, full: Recorder, small: Recorder, error: Exception | None
+) -> list[Finding]:
+    """Returns the units that must stay: where the smaller model failed, mixed units up or calculated otherwise.
+
+    Args:
+        structure: what was found so far.
+        full: record of the full model.
+        small: record of the smaller one, with the structure's units as atoms.
+        error: what its forward raised, or None.
+    """
+    assert isinstance(small.units, CheckedUnits)
+    found = [
+        (units, f"{where}: a size or an index there does not follow the channels")
+        for units, where in small.units.met
+    ]
+    if found:
+        return found[:1] if error is None else found
+    if error is not None:
+        return failure(structure, small, error)
+    for (name, scalars, _), (other, others, label) in zip(full.scalars, small.scalars, strict=False):
+        if name != other:
+            return [(everything(structure), "the forward takes another path at another width")]
+        if scalars != others:
+            return [(known(small, label), f"{name}: a number computed from the width")]
+    if len(full.scalars) != len(small.scalars):
+        return [(everything(structure), "the forward takes another path at another width")]
+    if full.output_shapes != small.output_shapes:
+        return [(everything(structure), "the outputs change their shape with the width")]
+    return []
+
+
+def failure(structure: Structure, small: Recorder, error: Exception) -> list[Finding]:
+    """Returns the units at the op or in the module whose forward failed."""
+    reason = f"{small.failed_at or type(error).__name__} with sizes that do not follow the channels"
+    units = known(
+        small, np.concatenate([np.zeros(0, dtype=np.int64), *(a.reshape(-1) for a in small.failed)])
+    )
+    prunable = np.concatenate([np.zeros(0, dtype=np.int64), *(unit_range(g) for g in structure.prunable)])
+    units = np.intersect1d(units, prunable)
+    if not units.size:
+        inside = [s.units for s in structure.slots if (s.tensor + ".").startswith(small.last_module + ".")]
+        units = np.intersect1d(np.concatenate([np.zeros(0, dtype=np.int64), *inside]), prunable)
+        reason = f"the forward of {small.last_module or 'the network'} checks its widths: {first_line(error)}"
+    if not units.size:
+        return [(prunable, f"the forward fails at other widths: {first_line(error)}")]
+    return [(units, reason)]
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error, at most 100 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+
+
+def unit_range(group: Any) -> Atoms:
+    """Returns the unit numbers of a group."""
+    return np.arange(group.start, group.start + group.size, dtype=np.int64)
+
+
+def everything(structure: Structure) -> Atoms:
+    """Returns the unit numbers of all prunable groups."""
+    return np.concatenate([unit_range(g) for g in structure.prunable])
+
+
+def known(small: Recorder, atoms: Atoms) -> Atoms:
+    """Returns the unit numbers among atoms of the smaller model's record."""
+    roots = np.unique(small.units.find(atoms.reshape(-1)))
+    assert isinstance(small.units, CheckedUnits)
+    return roots[(roots > 0) & (roots <= small.units.n_units)] - 1
