@@ -16,7 +16,7 @@ from halpiee.structure.contractions import convolution, matrix_product
 from halpiee.structure.elementwise import pointwise, shape_fields
 from halpiee.structure.labels import Tag, compressed, moved, varying
 from halpiee.structure.norms import batch_norm, group_norm, layer_norm
-from halpiee.structure.recorder import Call, Recorder, Timing
+from halpiee.structure.recorder import Call, LayerCall, Recorder, Timing
 
 __all__ = ["RULES", "apply"]
 
@@ -326,6 +326,7 @@ def embedding(recorder: Recorder, call: Call) -> None:
     recorder.serve(atoms, "out", "embedding")
     if isinstance(recorder.modules.get(owner), nn.Embedding):
         recorder.attribute(owner, "embedding_dim", atoms)
+    recorder.layers.append(LayerCall(recorder.call_name(owner), "embedding", np.zeros(0, dtype=np.int64), atoms))
     shape = [1] * call.out.dim()
     shape[-1] = atoms.size
     recorder.set(call.out, Tag(zero=True).with_axes([atoms.reshape(shape)]))
