@@ -164,7 +164,7 @@ def check_shrunk(
     Raises:
         MismatchError: they differ by more than the tolerance.
     """
-    from halpiee.structure.shrink import masked
+    from halpiee.structure.masked import masked
 
     wide, small = reference(masked(model, structure, keep)), reference(compact)
     batches = random_batches(example_inputs, sizes, seed=seed)

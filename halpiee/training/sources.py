@@ -58,6 +58,10 @@ def find(source: str, size: int | None = None) -> Source:
         return CifarSource(source, size)
     path = Path(source).expanduser()
     if path.is_dir():
+        try:
+            os.listdir(path)
+        except OSError as error:
+            raise DataError(f"--data {source!r} cannot be read ({error}); check its permissions") from error
         if any(path.rglob("*.parquet")):
             return ParquetSource(path, size)
         return FolderSource(path, size)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -485,6 +486,15 @@ def test_an_unknown_name_lists_what_can_be_given() -> None:
         DataError, match="there is no such folder and no data set of that name; give digits, cifar10"
     ):
         check("nowhere/at/all")
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", closed)
+    with pytest.raises(DataError, match=r"cannot be read \(.*Permission denied\); check its permissions"):
+        check(str(tmp_path))
 
 
 def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
