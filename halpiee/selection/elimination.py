@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from halpiee.selection.convolution import adder_first, pull, push
 from halpiee.selection.terms import Adder, FloatArray, Grid
 
 __all__ = ["Elimination", "Step"]
@@ -68,13 +69,14 @@ class Elimination:
         self.limit = limit
         self.exact = True
         self.steps: list[Step] = []
+        self.factor_scopes = [tuple(s) for s in scopes]
         self.n_factors = len(scopes)
-        self._plan([tuple(s) for s in scopes], list(adders))
+        self._plan(list(self.factor_scopes), list(adders))
 
     @classmethod
     def of(cls, grid: Grid, *, limit: float = 4e6) -> Elimination:
         """Plans for a grid: one table per group (its value and own cost), then one per wider factor."""
-        scopes = [(g,) for g in range(grid.n_groups)]
+        scopes: list[tuple[int, ...]] = [(g,) for g in range(grid.n_groups)]
         scopes += [f.scope for f in grid.factors if f.scope[0] >= grid.n_groups or len(f.scope) > 1]
         return cls(grid.domains, scopes, grid.adders, limit=limit)
 
@@ -130,50 +132,38 @@ class Elimination:
             states[v] = int(np.argmax(row))
         return states
 
+    def outside(self, store: Sequence[FloatArray]) -> list[FloatArray]:
+        """Returns, per step, the maximum over everything that is not behind its message, over the message's axes.
+
+        A message plus its outside is the max-marginal: the best total for each of its states.
+        """
+        reader = {part - self.n_factors: i for i, step in enumerate(self.steps) for part, _ in step.parts}
+        roots = [i for i, step in enumerate(self.steps) if not step.message]
+        total = sum(float(store[self.n_factors + i]) for i in roots)
+        found: list[FloatArray] = [np.zeros(())] * len(self.steps)
+        for i in range(len(self.steps) - 1, -1, -1):
+            if not self.steps[i].message:
+                found[i] = np.asarray(total - float(store[self.n_factors + i]))
+                continue
+            step = self.steps[reader[i]]
+            table = self.join(step, store, without=self.n_factors + i) + self.pull(step, found[reader[i]])
+            axes = tuple(a for a, v in enumerate(step.scope) if v not in self.steps[i].message)
+            found[i] = table.max(axis=axes)
+        return found
+
+    def pull(self, step: Step, message: FloatArray) -> FloatArray:
+        """Returns a table over a step's message as one over its scope; −∞ where a sum is not its summands'."""
+        if step.adder is None:
+            return np.expand_dims(message, step.scope.index(step.gone[0]))
+        return pull(step.adder, step.scope, step.message, self.domains, message)
+
     def _pass_on(self, step: Step, table: FloatArray) -> FloatArray:
         if step.adder is None:
             return np.asarray(table.max(axis=step.scope.index(step.gone[0])))
-        adder = step.adder
-        table = self.adder_first(step, table)
-        n_left, n_group = table.shape[:2]
-        rest = [v for v in step.scope if v not in (adder.left, adder.group)]
-        at = np.arange(n_left)
-        if adder.out in rest:
-            # Some table reads both the sum and a summand: keep the cells where the sum is what the summands make.
-            table = np.moveaxis(table, 2 + rest.index(adder.out), 2)
-            index = (at[:, None], np.arange(n_group)[None], at[:, None] + adder.steps[None])
-            table = table[index]
-            rest.remove(adder.out)
-        keeps_left = adder.left is not None and adder.left not in step.gone
-        keeps_group = adder.group not in step.gone
-        shape = [self.domains[adder.out]]
-        shape += [n_left] * keeps_left + [n_group] * keeps_group + list(table.shape[2:])
-        out = np.full(shape, -np.inf)
-        for k, step_k in enumerate(adder.steps):
-            rows = slice(int(step_k), int(step_k) + n_left)
-            if keeps_left:
-                cells = (at + int(step_k), at, k) if keeps_group else (at + int(step_k), at)
-                out[cells] = np.maximum(out[cells], table[:, k])
-            elif keeps_group:
-                out[rows, k] = table[:, k]
-            else:
-                np.maximum(out[rows], table[:, k], out=out[rows])
-        axes = [adder.out]
-        axes += [adder.left] * keeps_left + [adder.group] * keeps_group  # type: ignore[list-item]
-        axes += rest
-        return np.ascontiguousarray(out.transpose([axes.index(v) for v in step.message]))
-
-    def adder_first(self, step: Step, table: FloatArray) -> FloatArray:
-        """Returns a view of an adder step's joined table with the axes left, group, then the rest."""
-        assert step.adder is not None
-        table = np.moveaxis(table, step.scope.index(step.adder.group), 0)
-        if step.adder.left is None:
-            return table[None]
-        rest = [v for v in step.scope if v != step.adder.group]
-        return np.moveaxis(table, 1 + rest.index(step.adder.left), 0)
+        return push(step.adder, step.scope, step.message, self.domains, table)
 
     def _decode_adder(self, step: Step, adder: Adder, table: FloatArray, states: list[int]) -> None:
-        table = self.adder_first(step, table)
+        table = adder_first(adder, step.scope, table)
         rest = tuple(states[v] for v in step.scope if v not in (adder.left, adder.group))
         table = table[(slice(None), slice(None), *rest)]
         left = states[adder.out] - adder.steps

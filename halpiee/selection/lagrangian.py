@@ -142,7 +142,21 @@ def solve_dual(
     best = max(filled, key=grid.value)
     found = Found(best, grid.cost(best), grid.value(best), upper, path, multiplier)
     found.upper_bound = max(found.upper_bound, found.value)
+    if dual.plan.exact and found.gap > gap and time.monotonic() <= until:
+        _close(grid, dual, found, room, gap=gap, until=until)
     return found
+
+
+def _close(grid: Grid, dual: Dual, found: Found, room: float, *, gap: float, until: float) -> None:
+    from halpiee.selection.frontier import close_gap
+
+    choice, found.upper_bound = close_gap(
+        grid, dual, found.multiplier, room, found.value, found.upper_bound, gap=gap, until=until
+    )
+    if choice is not None:
+        found.choice = fill(grid, choice, room)
+        found.cost, found.value = grid.cost(found.choice), grid.value(found.choice)
+    found.path = "frontier" if time.monotonic() <= until else "frontier+time"
 
 
 def fill(grid: Grid, choice: IntArray, room: float) -> IntArray:
