@@ -65,7 +65,8 @@ def widths_plot(report: Mapping[str, Any]) -> str:
         part = 0.0 if after is None or not (before or after) else 100 * after / (before or after or 1.0)
         text = f"{'–' if after is None else f'{after:.0f}'} / {'–' if before is None else f'{before:.0f}'}"
         rows.append(
-            f'<div class="row"><span class="name mono" title="{escape(name)}">{escape(name)}</span>'
+            f'<div class="row"><span class="name mono" title="{escape(name)}">'
+            f"<bdi>{escape(name)}</bdi></span>"
             f'<span class="track bare"><span class="whole" style="width:{whole:.2f}%">'
             f'<span class="part" style="width:{min(part, 100.0):.2f}%"></span></span></span>'
             f'<span class="value">{text}</span></div>'

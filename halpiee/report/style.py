@@ -62,7 +62,8 @@ td:last-child,thead th:last-child{padding-right:0}
 .swatch{display:inline-block;width:1.2rem;border-top:2px dashed var(--limit);vertical-align:middle;
 margin-right:.4rem}
 .widths .track{height:.85rem}.widths .whole,.widths .part{border-radius:3px}
-.widths{columns:2;column-gap:28px}.widths .row{break-inside:avoid;grid-template-columns:9rem 1fr 4.6rem}
+.widths{columns:2;column-gap:28px}.widths .row{break-inside:avoid;grid-template-columns:10rem 1fr 5.6rem}
+.widths .name{direction:rtl;text-align:left}
 figure{margin:0}
 figcaption{display:flex;flex-wrap:wrap;gap:.15rem .9rem;font-size:.82rem;color:var(--soft);
 margin:0 0 .3rem}
@@ -90,7 +91,7 @@ footer{color:var(--soft);font-size:.82rem;margin-top:20px}
 @media (max-width:760px){main{padding:18px 12px 28px}.pair{grid-template-columns:1fr}
 .tiles{grid-template-columns:1fr 1fr}.tile strong{font-size:1.3rem}section{padding:14px}
 .row{grid-template-columns:8.6rem 1fr 5rem;gap:.5rem}.widths{columns:1}
-.widths .row{grid-template-columns:7.5rem 1fr 4.4rem}
+.widths .row{grid-template-columns:8.6rem 1fr 5.4rem}
 .tick,.axis{font-size:17px}th,td{padding:.4rem .25rem;font-size:.85rem;white-space:normal}}
 @media print{body{background:#fff}section,.tile{break-inside:avoid}}
 """
