@@ -51,8 +51,12 @@ class Norm:
     units: Atoms
 
 
+Footprint = tuple[tuple[tuple[tuple[str, str], int], ...], tuple[tuple[str, int, int], ...], str | None]
+"""Layer sides and parameter dimensions that a unit is on, each with how often; and why it stays, or None."""
+
+
 def collapsed(recorder: Recorder) -> frozenset[str]:
-    """Returns the grouped layers and norms whose groups all belong to one unit, which positions would separate."""
+    """Returns the grouped layers and norms whose groups all belong to one unit."""
     reasons = recorder.units.reasons()
     found = set()
     for name, atoms in recorder.grouped.items():
@@ -65,85 +69,25 @@ def collapsed(recorder: Recorder) -> frozenset[str]:
 def assemble(recorder: Recorder) -> Structure:
     """Builds the structure from what one forward left behind.
 
-    Units get consecutive numbers, group by group; groups are ordered by the first layer that reads or produces
-    them, so names and numbers are the same in every process.
+    Units get consecutive numbers, group by group; groups are ordered by the first layer that produces (else
+    reads) them, so names and numbers are the same in every process.
     """
-    units = recorder.units
-    for axis in range(len(recorder.spreads)):
-        label, where = recorder.spreads[axis]
+    for label, where in recorder.spreads:
         rectangular(recorder, label, where)
-    reasons = units.reasons()
-    sides: dict[int, Counter[tuple[str, str]]] = {}
-    order: dict[int, tuple[int, int]] = {}
-    produced: dict[int, tuple[int, int]] = {}
-    for number, layer in enumerate(recorder.layers):
-        for side, atoms in (("in", layer.ins), ("out", layer.outs)):
-            roots = units.find(atoms)
-            for position, root in enumerate(roots.tolist()):
-                if root == 0:
-                    continue
-                sides.setdefault(root, Counter())[(layer.name, side)] += 1
-                order.setdefault(root, (number, position))
-                if side == "out":
-                    produced.setdefault(root, (number, position))
-    slots: list[tuple[str, int, Atoms]] = []
-    members: dict[int, list[tuple[str, int, int]]] = {root: [] for root in sides}
-    for name, dims in recorder.parameters.items():
-        for dim, atoms in enumerate(dims):
-            if not atoms.size:
-                continue
-            roots = units.find(atoms)
-            known, counts = np.unique(roots, return_counts=True)
-            inside = False
-            for root, count in zip(known.tolist(), counts.tolist(), strict=True):
-                if root in sides:
-                    members[root].append((name, dim, count))
-                    inside = True
-            if inside:
-                slots.append((name, dim, roots))
-    over = {root for norm in recorder.norms for root in np.unique(units.find(norm.atoms)).tolist()}
-    footprints: dict[object, list[int]] = {}
-    for root in sorted(sides, key=lambda r: produced.get(r, order[r])):
-        reason = reasons.get(root)
-        if reason is None and root not in produced:
-            reason = "produced by no layer"
-        key = (tuple(sorted(sides[root].items())), tuple(members[root]), reason)
-        footprints.setdefault(key, []).append(root)
+    units = recorder.units
+    membership = Membership(recorder)
     groups: list[ChannelGroup] = []
+    number_of: dict[int, int] = {0: -1}
+    name_of: dict[int, str] = {}
     taken: Counter[str] = Counter()
-    index: dict[int, int] = {0: -1}
-    names: dict[int, str] = {}
-    inputs = {int(units.find(np.array([atom]))[0]): name for name, atom in recorder.inputs}
-    start = 0
-    for (footprint, _, reason), roots in footprints.items():  # type: ignore[misc]
-        first = roots[0]
-        base = inputs.get(first) or recorder.layers[produced.get(first, order[first])[0]].name
-        taken[base] += 1
-        name = base if taken[base] == 1 else f"{base}/{taken[base]}"
-        single = reason is None and len(roots) == 1
-        groups.append(
-            ChannelGroup(
-                name=name,
-                size=len(roots),
-                start=start,
-                prunable=reason is None and not single,
-                reason="its channels hang together: a single unit" if single else reason,
-                trainable=reason is None and not single and first not in over,
-                untrainable_reason=(
-                    "a norm over these channels: its statistics would still see the removed ones"
-                    if first in over
-                    else ("not prunable" if reason is not None or single else None)
-                ),
-                members=tuple(side for side, _ in footprint),
-            )
-        )
+    for footprint, roots in membership.footprints().items():
+        group = membership.group(footprint, roots, start=len(number_of) - 1, taken=taken)
+        groups.append(group)
         for offset, root in enumerate(roots):
-            index[root] = start + offset
-            names[root] = name
-        start += len(roots)
-
+            number_of[root] = group.start + offset
+            name_of[root] = group.name
     lookup = np.full(len(units), -1, dtype=np.int64)
-    lookup[list(index)] = list(index.values())
+    lookup[np.fromiter(number_of.keys(), np.int64)] = np.fromiter(number_of.values(), np.int64)
 
     def numbered(atoms: Atoms) -> Atoms:
         """Unit number of each atom; −1 where it belongs to no group."""
@@ -151,39 +95,24 @@ def assemble(recorder: Recorder) -> Structure:
 
     def refs(atoms: Atoms) -> tuple[GroupRef, ...]:
         """Groups of a side in order of appearance, and channels per unit."""
-        roots = units.find(atoms)
-        per_unit = Counter(roots.tolist())
         seen: dict[str, int] = {}
-        for root, count in per_unit.items():
-            if root in names:
-                seen.setdefault(names[root], count)
+        for root, count in Counter(units.find(atoms).tolist()).items():
+            if root in name_of:
+                seen.setdefault(name_of[root], count)
         return tuple(seen.items())
 
     return Structure(
         layers=tuple(Layer(c.name, c.kind, refs(c.ins), refs(c.outs)) for c in recorder.layers),
         groups=tuple(groups),
         ops=timed_ops(recorder, refs),
-        slots=tuple(
-            Slot(
-                tensor=name,
-                module=name.rpartition(".")[0],
-                kind=recorder.roles.get((name, dim), ("norm", "parameter"))[1],
-                side=recorder.roles.get((name, dim), ("norm", "parameter"))[0],  # type: ignore[arg-type]
-                dim=dim,
-                units=numbered(roots),
-            )
-            for name, dim, roots in slots
-        ),
+        slots=tuple(slot(recorder, name, dim, numbered(roots)) for name, dim, roots in membership.slots),
         details={
             "attributes": tuple(
                 Attribute(module, name, numbered(atoms), mul, div, at)
                 for module, name, atoms, mul, div, at in recorder.attributes
             ),
             "norms": tuple(Norm(n.module, n.dim, numbered(n.atoms)) for n in recorder.norms),
-            "calls": tuple(recorder.layers),
-            "roots": np.array(
-                [r for r, n in sorted(index.items(), key=lambda item: item[1]) if n >= 0], dtype=np.int64
-            ),
+            "roots": np.array(list(number_of)[1:], dtype=np.int64),
             "positions": recorder.positions,
             "positions_of": dict(recorder.output_positions),
             "learned": frozenset(recorder.learned),
@@ -192,8 +121,85 @@ def assemble(recorder: Recorder) -> Structure:
     )
 
 
+def slot(recorder: Recorder, name: str, dim: int, numbers: Atoms) -> Slot:
+    """Builds the slot of one parameter dimension."""
+    side, kind = recorder.roles.get((name, dim), ("norm", "parameter"))
+    return Slot(name, name.rpartition(".")[0], kind, side, dim, numbers)
+
+
+class Membership:
+    """Which layer sides and parameter dimensions each unit is on.
+
+    Attributes:
+        slots: name, dimension and roots of every parameter dimension that some layer's unit is in.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        units = recorder.units
+        self.sides: dict[int, Counter[tuple[str, str]]] = {}
+        self.first: dict[int, tuple[int, int]] = {}
+        self.produced: dict[int, tuple[int, int]] = {}
+        for number, layer in enumerate(recorder.layers):
+            for side, atoms in (("in", layer.ins), ("out", layer.outs)):
+                for position, root in enumerate(units.find(atoms).tolist()):
+                    if root:
+                        self.sides.setdefault(root, Counter())[(layer.name, side)] += 1
+                        self.first.setdefault(root, (number, position))
+                        if side == "out":
+                            self.produced.setdefault(root, (number, position))
+        self.slots: list[tuple[str, int, Atoms]] = []
+        self.places: dict[int, list[tuple[str, int, int]]] = {root: [] for root in self.sides}
+        for name, dims in recorder.parameters.items():
+            for dim, atoms in enumerate(dims):
+                roots = units.find(atoms)
+                known, counts = np.unique(roots, return_counts=True)
+                here = [p for p in zip(known.tolist(), counts.tolist(), strict=True) if p[0] in self.sides]
+                for root, count in here:
+                    self.places[root].append((name, dim, count))
+                if here:
+                    self.slots.append((name, dim, roots))
+        self.normed = {r for norm in recorder.norms for r in np.unique(units.find(norm.atoms)).tolist()}
+        self.inputs = {int(units.find(np.array([a]))[0]): name for name, a in recorder.inputs}
+
+    def footprints(self) -> dict[Footprint, list[int]]:
+        """Returns the units (roots) of each footprint, in order of appearance."""
+        reasons = self.recorder.units.reasons()
+        found: dict[Footprint, list[int]] = {}
+        for root in sorted(self.sides, key=lambda r: self.produced.get(r, self.first[r])):
+            reason = reasons.get(root) or (None if root in self.produced else "produced by no layer")
+            key = (tuple(sorted(self.sides[root].items())), tuple(self.places[root]), reason)
+            found.setdefault(key, []).append(root)
+        return found
+
+    def group(self, footprint: Footprint, roots: list[int], start: int, taken: Counter[str]) -> ChannelGroup:
+        """Builds the group of one footprint; it is named after the first layer that produces it."""
+        sides, _, reason = footprint
+        first = roots[0]
+        number, _ = self.produced.get(first, self.first[first])
+        base = self.inputs.get(first) or self.recorder.layers[number].name
+        taken[base] += 1
+        if reason is None and len(roots) == 1:
+            reason = "its channels hang together: a single unit"
+        untrainable = None
+        if reason is not None:
+            untrainable = "not prunable"
+        elif first in self.normed:
+            untrainable = "a norm over these channels: its statistics would still see the removed ones"
+        return ChannelGroup(
+            name=base if taken[base] == 1 else f"{base}/{taken[base]}",
+            size=len(roots),
+            start=start,
+            prunable=reason is None,
+            reason=reason,
+            trainable=untrainable is None,
+            untrainable_reason=untrainable,
+            members=tuple(side for side, _ in sides),
+        )
+
+
 def rectangular(recorder: Recorder, label: Atoms, where: str) -> None:
-    """Ties what a reshape has spread over several dimensions, so that it can still be laid out after removals.
+    """Ties what a reshape has spread over several dimensions, so that it stays rectangular after removals.
 
     Position j of the last varying dimension is tied across the others.
     """

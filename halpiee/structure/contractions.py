@@ -1,4 +1,4 @@
-"""Ops that contract channels: convolutions and matrix products with a weight, and products of two activations."""
+"""Ops that contract channels: convolutions, matrix products with a weight, products of two activations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from halpiee.structure.labels import Tag, varying
+from halpiee.structure.labels import Label, Tag, varying
 from halpiee.structure.recorder import Call, LayerCall, Recorder, Timing
 from halpiee.structure.units import Atoms
 
@@ -44,7 +44,7 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
             recorder.attribute(owner, "in_channels", columns)
             recorder.attribute(owner, "out_channels", rows)
     else:
-        outs = grouped(recorder, call, kind, owner, ins, weight, groups, c_out, name)
+        outs = grouped(recorder, call, kind, owner, ins, weight, groups, c_out)
     outs = with_bias(recorder, call, bias, outs, kind)
     label = outs.reshape(1, -1, *(1,) * (call.out.dim() - 2))
     recorder.set(call.out, Tag(zero=True).with_axes([label] if c_out > 1 else []))
@@ -68,8 +68,8 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
 
 def wide(values: Any, n: int) -> tuple[int, ...]:
     """Returns one number per spatial dimension."""
-    values = tuple(values)
-    return values * n if len(values) == 1 else values
+    numbers: tuple[int, ...] = tuple(values)
+    return numbers * n if len(numbers) == 1 else numbers
 
 
 def join(recorder: Recorder, call: Call, ins: Atoms, columns: Atoms) -> None:
@@ -108,7 +108,6 @@ def grouped(
     weight: Tensor,
     groups: int,
     c_out: int,
-    name: str,
 ) -> Atoms:
     """Returns the output atoms of a grouped convolution, tied to its input's."""
     units = recorder.units
@@ -144,7 +143,6 @@ def grouped(
     recorder.attribute(owner, "groups", rows, div=per_row)
     recorder.attribute(owner, "in_channels", rows, mul=per_in, div=per_row)
     recorder.attribute(owner, "out_channels", rows, mul=per_out, div=per_row)
-    del inner, name
     return np.repeat(first[:, 0], per_out) if transposed else rows
 
 
@@ -165,7 +163,8 @@ def matrix_product(recorder: Recorder, call: Call) -> Timing | None:
         return linear(recorder, call, a, b, -1, -2, -1, bias, call.out.dim() - 1)
     if a_weight and b.dim() == a.dim():
         return linear(recorder, call, b, a, -2, -1, -2, bias, call.out.dim() - 2)
-    return two_activations(recorder, call, a, b, bias)
+    two_activations(recorder, call, a, b, bias)
+    return None
 
 
 def operands(call: Call) -> tuple[Tensor | None, Tensor, Tensor, bool]:
@@ -190,7 +189,7 @@ def linear(
     bias: Tensor | None,
     label_dim: int,
 ) -> Timing:
-    """A linear layer: contracts ``x_dim`` of x with ``in_dim`` of the weight; its channels lie along ``label_dim``."""
+    """A linear layer: contracts ``x_dim`` of x with ``in_dim`` of the weight; out: ``label_dim``."""
     owner = recorder.owner(weight, call)
     name = recorder.call_name(owner)
     ins = recorder.read(x, x_dim, call)
@@ -218,9 +217,9 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
     recorder.set(call.out, Tag())
     if bias is not None:
         recorder.freeze(bias, call.where)
-    passed = []
-    contracted = []
-    for tensor, inner, free in ((a, a.dim() - 1, a.dim() - 2), (b, b.dim() - 2, b.dim() - 1)):
+    passed: list[Label] = []
+    contracted: list[Label | None] = []
+    for tensor, inner in ((a, a.dim() - 1), (b, b.dim() - 2)):
         label = recorder.label(tensor)
         if label is None or recorder.tag(tensor).parameter or a.dim() != b.dim():
             recorder.freeze(tensor, call.where)
@@ -233,9 +232,8 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
         else:
             contracted.append(None)
             passed.append(label)
-        del free
     if contracted[0] is not None and contracted[1] is not None:
-        first, second = (c.reshape(-1) for c in contracted)
+        first, second = contracted[0].reshape(-1), contracted[1].reshape(-1)
         if first.size == second.size:
             units.unite(first, second)
         for tensor in (a, b):

@@ -1,4 +1,4 @@
-"""Pointwise ops: operands that vary alike are united; whatever does not shrink with the others freezes them."""
+"""Pointwise ops: operands that vary alike are united; what does not shrink with the others freezes them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def pointwise(recorder: Recorder, call: Call) -> Timing | None:
     numbers = tuple(a for a in call.args if isinstance(a, int | float))
     label_now = np.concatenate([np.zeros(0, dtype=np.int64), *(a.reshape(-1) for t in tags for a in t.axes)])
     recorder.scalars.append((call.where, numbers, label_now))
-    if numbers and label_now.size and not type(recorder.modules.get(call.module)).__module__.startswith("torch.nn"):
+    if (
+        numbers
+        and label_now.size
+        and not type(recorder.modules.get(call.module)).__module__.startswith("torch.nn")
+    ):
         recorder.literal = True
     return timing(recorder, call, operands, out)
 
@@ -71,7 +75,7 @@ def united_activations(
     """Unites the labels of the operands that are activations."""
     label: Label | None = None
     frozen: set[int] | None = None
-    for tensor, tag in zip(operands, tags, strict=True):
+    for tag in tags:
         if tag.parameter or not tag.axes:
             continue
         other = aligned(recorder.units.find(tag.axes[0]), dims)
@@ -98,7 +102,7 @@ def united_activations(
 
 
 def narrow_at(operands: list[Tensor], tags: list[Tag], single: Label, at: tuple[int, ...], dims: int) -> bool:
-    """Returns whether the operand with a label that does not vary is broadcast along the dimensions ``at``."""
+    """Returns whether the operand whose label does not vary is broadcast along the dimensions ``at``."""
     for tensor, tag in zip(operands, tags, strict=True):
         if tag.axes and not tag.parameter and aligned(tag.axes[0], dims).size == 1:
             shape = (1,) * (dims - tensor.dim()) + tuple(tensor.shape)

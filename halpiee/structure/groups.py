@@ -1,10 +1,10 @@
 """What can be removed from a model: units, the groups they form, and where each unit lives.
 
-A *unit* is one set of channel slots that can only be removed together; a *group* holds all units with the same
-footprint (the same layers on the same sides, equally often), so a layer's width is a sum of group counts. Units
-are numbered through the whole structure: unit ``j`` of group ``g`` has the global index ``g.start + j``. A *slot*
-is one dimension of one parameter or buffer, with the global unit index of each of its positions; masks, shrinking
-and training read nothing else.
+A *unit* is one set of channel slots that can only be removed together; a *group* holds all units with the
+same footprint (the same layers on the same sides, equally often), so a layer's width is a sum of group
+counts. Units are numbered through the whole structure: unit ``j`` of group ``g`` has the global index
+``g.start + j``. A *slot* is one dimension of one parameter or buffer, with the global unit index of each of
+its positions; masks, shrinking and training read nothing else.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class Slot:
         tensor: qualified name, as in ``state_dict``.
         module: path of the module that holds it.
         kind: ``conv``, ``conv_transpose``, ``linear``, ``batch_norm`` …
-        side: ``out`` (rows a layer produces), ``in`` (columns it contracts) or ``norm`` (affine and statistics).
+        side: ``out`` (rows a layer produces), ``in`` (columns it contracts) or ``norm`` (affine and
+            statistics).
         dim: the dimension.
         units: int64 ``[size of the dimension]``, global unit index of each position.
     """
@@ -194,7 +195,8 @@ class Structure:
             vector = mask.detach().cpu().numpy()
             if not vector.all() and not group.prunable:
                 raise StructureError(
-                    f"keep removes units of {name!r}, which is not prunable ({group.reason}); leave it out of keep"
+                    f"keep removes units of {name!r}, which is not prunable ({group.reason}); "
+                    "leave it out of keep"
                 )
             if not vector.any() and not group.may_vanish:
                 raise StructureError(

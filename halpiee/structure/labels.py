@@ -1,8 +1,9 @@
 """Which unit each element of a tensor belongs to, kept as small as it varies.
 
-A label has the dimensions of its tensor, with size 1 along every dimension where it does not vary, so the label of
-``[N, C, H, W]`` is ``[1, C, 1, 1]``. An activation has one label; a tensor made of parameters alone has one label
-per parameter dimension (``axes``), because an element of a weight belongs to a row and to a column.
+A label has the dimensions of its tensor, with size 1 along every dimension where it does not vary, so the
+label of ``[N, C, H, W]`` is ``[1, C, 1, 1]``. An activation has one label; a tensor made of parameters alone
+has one label per parameter dimension (``axes``), because an element of a weight belongs to a row and to a
+column.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def moved(label: Label, shape: tuple[int, ...], move: Callable[[Tensor], Tensor]
 
 
 def along(units: Units, label: Label, dim: int, size: int, reason: str) -> Atoms:
-    """Returns the atoms along one dimension; what varies along the others is united, for it must stay rectangular.
+    """Returns the atoms along one dimension; what varies along the others is united: it stays rectangular.
 
     Args:
         units: the union-find.

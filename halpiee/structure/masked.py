@@ -1,7 +1,7 @@
-"""The same network without the removed units, in the shapes of the full one; and the proof that both are equal.
+"""The same network without the removed units, in the shapes of the full one; the proof that both are equal.
 
-Rows of removed units, their affine and the columns that read them are 0. A norm over channels sees the kept ones
-only. The output equals the shrunk model's exactly, in exact arithmetic.
+Rows of removed units, their affine and the columns that read them are 0. A norm over channels sees the kept
+ones only. The output equals the shrunk model's exactly, in exact arithmetic.
 """
 
 from __future__ import annotations
@@ -157,9 +157,9 @@ def verify(
     if not error <= tolerance:
         removed = [name for name, mask in keep.items() if not bool(mask.all())]
         raise MismatchError(
-            f"the compact model was to equal the masked one within {tolerance:g}, the relative error is {error:.3g}; "
-            f"keep these groups whole one after the other to find the one at fault: {', '.join(removed[:8])}"
-            f"{' …' if len(removed) > 8 else ''}",
+            f"the compact model was to equal the masked one within {tolerance:g}, the relative error is "
+            f"{error:.3g}; keep these groups whole one after the other to find the one at fault: "
+            f"{', '.join(removed[:8])}{' …' if len(removed) > 8 else ''}",
             error,
         )
     return error

@@ -1,7 +1,7 @@
 """Norms: channels keep their labels, affine and statistics join their units.
 
-Batch and instance norm work on each channel alone. A norm *over* channels (layer norm, and group norm with several
-channels a group) changes when channels go: the pruned network normalises over the kept ones.
+Batch and instance norm work on each channel alone. A norm *over* channels (layer norm, and group norm with
+several channels a group) changes when channels go: the pruned network normalises over the kept ones.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
 
 
 def channel_dim(recorder: Recorder, call: Call, source: Tensor) -> int:
-    """Returns where the channels lie in what the norm module was called with: it may permute before the norm."""
+    """Returns where the channels lie in the norm module's own input: it may permute before the norm."""
     given = call.module_input
     label = None if given is None else recorder.label(given)
     if given is None or label is None or len(varying(label)) != 1:

@@ -1,7 +1,7 @@
 """A selection bound to a model: which units stay, as JSON that cuts a fresh copy in another process.
 
-The file holds all that cutting needs (the unit at each position of each tensor, run-length coded, and the numbers
-that modules hold), so applying a plan traces nothing and needs no inputs.
+The file holds all that cutting needs (the unit at each position of each tensor, run-length coded, and the
+numbers that modules hold), so applying a plan traces nothing and needs no inputs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Plan:
         groups: the prunable groups, with the units that stay.
         n_units: number of units of all groups.
         shapes: tensor name → shape of the dense model.
-        slots: tensor name → dimension (as text, for JSON) → runs of unit numbers, −1 where a position always stays.
+        slots: tensor name → dimension (as text, for JSON) → runs of unit numbers, −1 where a position always
+            stays.
         attributes: module path, attribute, index or None, runs of the units counted, factor, divisor.
         model: the MODEL string that builds the dense model, where it is known.
         arguments: arguments of its builder.
@@ -179,7 +180,8 @@ class Plan:
         path = Path(path)
         if path.exists() and not overwrite:
             raise OutputInUseError(
-                f"the plan was to be written to {path}, which already exists; choose another name or remove it"
+                f"the plan was to be written to {path}, which already exists; "
+                "choose another name or remove it"
             )
         text = indented({"schema": SCHEMA, **asdict(self)})
         part = path.with_name(path.name + ".part")
@@ -206,7 +208,8 @@ class Plan:
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             found = record.get("schema") if isinstance(record, dict) else type(record).__name__
             raise StructureError(
-                f"the plan {path} has schema {found!r}, this version reads {SCHEMA}; write it again with halpiee plan"
+                f"the plan {path} has schema {found!r}, this version reads {SCHEMA}; "
+                "write it again with halpiee plan"
             )
         del record["schema"]
         try:

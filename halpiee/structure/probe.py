@@ -1,8 +1,9 @@
 """Do the forward's own numbers follow the channels? The traced model is cut on paper and traced once more.
 
-A reshape, a slice or a divisor written as a number stays when channels go. So every prunable group loses some units,
-the smaller fake model runs again with the *original* units as labels, and whatever no longer fits is frozen: an op
-that fails, two different units that meet in one place, a scalar or an output shape that has changed.
+A reshape, a slice or a divisor written as a number stays when channels go. So every prunable group loses some
+units, the smaller fake model runs again with the *original* units as labels, and whatever no longer fits is
+frozen: an op that fails, two different units that meet in one place, a scalar or an output shape that has
+    changed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.shrink import alive_of, kept_positions
 from halpiee.structure.units import Atoms, Units
 
-__all__ = ["Cut", "CheckedUnits", "cut_for", "differences"]
+__all__ = ["CheckedUnits", "Cut", "cut_for", "differences"]
 
 Finding = tuple[Atoms, str]
 """Numbers of units that must stay, and why."""
@@ -90,7 +91,7 @@ def cut_for(structure: Structure) -> Cut | None:
 def differences(
     structure: Structure, full: Recorder, small: Recorder, error: Exception | None
 ) -> list[Finding]:
-    """Returns the units that must stay: where the smaller model failed, mixed units up or calculated otherwise.
+    """Returns the units that must stay: where the smaller model failed, mixed units or differed.
 
     Args:
         structure: what was found so far.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,7 +14,9 @@ from halpiee.structure.units import Atoms, Units
 
 __all__ = ["Call", "Event", "LayerCall", "NormCall", "Recorder", "Timing", "tensors_of"]
 
-Role = tuple[str, str]
+Side = Literal["out", "in", "norm"]
+
+Role = tuple[Side, str]
 """Side of a layer (``out``, ``in``, ``norm``) and kind of the layer that a parameter dimension serves."""
 
 
@@ -178,10 +180,8 @@ class Recorder:
         self._starts: list[tuple[int, str, int]] = []
         self._calls: dict[str, int] = {}
 
-    # -- tensors -----------------------------------------------------------------------------------------------
-
     def add_parameter(self, name: str, tensor: Tensor, given: Mapping[int, Atoms] | None = None) -> None:
-        """Gives every position of every dimension of a parameter or buffer its own atom, or the atom given."""
+        """Gives every position of every dimension of a parameter an atom: its own, or the given one."""
         atoms = []
         axes = []
         for dim, size in enumerate(tensor.shape):
@@ -227,8 +227,6 @@ class Recorder:
         """Returns the qualified name of a parameter or buffer, or None."""
         return self._names.get(id(tensor))
 
-    # -- reading and freezing ----------------------------------------------------------------------------------
-
     def read(self, tensor: Tensor, dim: int, call: Call) -> Atoms:
         """Returns the atoms along a dimension of an activation; 0 where there are none."""
         dim %= tensor.dim()
@@ -238,7 +236,7 @@ class Recorder:
         return along(self.units, label, dim, tensor.shape[dim], f"partly constant channels at {call.where}")
 
     def peek(self, tensor: Tensor) -> tuple[int, Atoms]:
-        """Returns the channel dimension of an activation and the atoms along it, tying nothing; else nothing."""
+        """Returns the channel dimension of an activation and the atoms along it, tying nothing."""
         label = self.label(tensor)
         if label is None or label.size == 1:
             dim = min(1, tensor.dim() - 1)
@@ -267,9 +265,7 @@ class Recorder:
         for tensor in call.outputs:
             self.set(tensor, Tag())
 
-    # -- layers ------------------------------------------------------------------------------------------------
-
-    def serve(self, atoms: Atoms, side: str, kind: str) -> None:
+    def serve(self, atoms: Atoms, side: Side, kind: str) -> None:
         """Notes the role of the parameter dimensions that these atoms are positions of."""
         for first in np.unique(atoms[atoms != 0])[:1].tolist():
             index = self._index(first)
@@ -277,7 +273,7 @@ class Recorder:
             self.roles.setdefault((name, dim), (side, kind))
 
     def owner(self, tensor: Tensor, call: Call) -> str:
-        """Returns the path of the module that holds a weight: of its parameter, else of the running module."""
+        """Returns the path of the module that holds a weight: by its parameter, else the running one."""
         name = self.name(tensor)
         if name is None:
             axes = self.tag(tensor).axes

@@ -87,9 +87,9 @@ def movement(recorder: Recorder, call: Call) -> None:
     many = not isinstance(call.out, Tensor)
     for index, out in enumerate(outs):
 
-        def move(label: Tensor, index: int = index) -> Tensor:
+        def move(label: Tensor, index: int = index, shape: torch.Size = out.shape) -> Tensor:
             if call.name in ("view", "_unsafe_view", "_reshape_alias", "reshape"):
-                return label.reshape(out.shape)
+                return label.reshape(shape)
             if call.name == "expand":
                 return label.expand(call.args[1])
             result = call.func(label, *call.args[1:], **call.kwargs)
@@ -123,7 +123,7 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
             equal = call.api in ("chunk", "tensor_split", "hsplit") and not tag.parameter
             parts = len(call.outputs)
             if equal and size % parts == 0:
-                shape = label.shape[:dim] + (parts, size // parts) + label.shape[dim + 1 :]
+                shape = (*label.shape[:dim], parts, size // parts, *label.shape[dim + 1 :])
                 rows = np.moveaxis(label.reshape(shape), dim, 0)
                 recorder.units.unite(rows[1:], rows[:1])
             elif len(varying(label)) > 1 and call.name in ("unbind", "select"):
@@ -192,7 +192,7 @@ def concat(recorder: Recorder, call: Call) -> Timing | None:
 
 
 def pad(recorder: Recorder, call: Call) -> None:
-    """Padding with a constant: along positions it belongs to the channel, along channels it keeps its place."""
+    """Padding with a constant: along positions it joins the channel, along channels it keeps its place."""
     source, widths = call.args[0], call.args[1]
     tag = recorder.tag(source)
     label = recorder.label(source)
@@ -326,7 +326,9 @@ def embedding(recorder: Recorder, call: Call) -> None:
     recorder.serve(atoms, "out", "embedding")
     if isinstance(recorder.modules.get(owner), nn.Embedding):
         recorder.attribute(owner, "embedding_dim", atoms)
-    recorder.layers.append(LayerCall(recorder.call_name(owner), "embedding", np.zeros(0, dtype=np.int64), atoms))
+    recorder.layers.append(
+        LayerCall(recorder.call_name(owner), "embedding", np.zeros(0, dtype=np.int64), atoms)
+    )
     shape = [1] * call.out.dim()
     shape[-1] = atoms.size
     recorder.set(call.out, Tag(zero=True).with_axes([atoms.reshape(shape)]))
@@ -364,10 +366,12 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-MOVEMENTS = words("""view _unsafe_view _reshape_alias reshape expand permute transpose t squeeze unsqueeze select slice narrow
-    split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle channel_shuffle
-    native_channel_shuffle""")
-SAME = words("""clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided tril triu native_dropout
+MOVEMENTS = words("""view _unsafe_view _reshape_alias reshape expand permute transpose t squeeze unsqueeze
+select slice narrow
+    split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle
+    channel_shuffle native_channel_shuffle""")
+SAME = words("""clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided tril triu
+native_dropout
     bernoulli""")
 REDUCTIONS = words(
     """sum mean amax amin max min var std linalg_vector_norm logsumexp prod any all argmax argmin"""
@@ -377,8 +381,8 @@ SPATIAL = words("""max_pool2d_with_indices max_pool3d_with_indices avg_pool1d av
     _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d
     upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d
     upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_bilinear2d_aa
-    _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
-    replication_pad3d""")
+    _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+    replication_pad2d replication_pad3d""")
 LIKE = words("""zeros_like ones_like full_like empty_like rand_like randn_like""")
 NEW = words(
     """new_zeros new_ones new_full new_empty new_empty_strided sym_size sym_numel _local_scalar_dense"""

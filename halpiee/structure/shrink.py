@@ -41,15 +41,15 @@ def shrink(
         model: the traced model, or another one of the same shapes.
         structure: its structure.
         keep: group name → BoolTensor ``[size]``; a missing group is kept whole.
-        optimizer: an optimizer over the model's parameters; it comes back as a new one of the same class over the
-            new parameters, every state tensor of a parameter's shape sliced alike.
+        optimizer: an optimizer over the model's parameters; it comes back as a new one of the same class over
+            the new parameters, every state tensor of a parameter's shape sliced alike.
 
     Returns:
         The new model, and the new optimizer where one was given.
 
     Raises:
-        StructureError: the keep does not fit the structure, the model is not the traced one, or the optimizer has
-            state that cannot be sliced.
+        StructureError: the keep does not fit the structure, the model is not the traced one, or the optimizer
+            has state that cannot be sliced.
     """
     alive = structure.keep_vector(keep)
     kept = kept_positions(structure, alive)
@@ -57,7 +57,10 @@ def shrink(
         (a.module, a.name, a.at, int(alive_of(alive, a.units).sum()) * a.mul // a.div)
         for a in structure.details["attributes"]
     ]
-    return apply_kept(model, kept, attributes, structure.details["shapes"], optimizer)
+    cut: nn.Module | tuple[nn.Module, Optimizer] = apply_kept(
+        model, kept, attributes, structure.details["shapes"], optimizer
+    )
+    return cut
 
 
 def alive_of(alive: NDArray[np.bool_], units: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -136,7 +139,7 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
 
 
 def sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """Returns a new tensor with only these positions, a parameter where it was one, its gradient sliced alike."""
+    """Returns a new tensor of these positions: a parameter where it was one, its gradient cut alike."""
     with torch.no_grad():
         data = tensor.detach()
         for dim, index in dims.items():
@@ -175,9 +178,10 @@ def check_state(optimizer: Optimizer, names: Mapping[int, str]) -> None:
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape != parameter.shape and value.numel() != 1:
                 raise StructureError(
-                    f"{type(optimizer).__name__} keeps {key!r} of shape {list(value.shape)} for {name!r} of shape "
-                    f"{list(parameter.shape)}, which cannot be sliced with it; shrink without the optimizer and "
-                    "create a new one, or train with an optimizer whose state has the parameter's shape"
+                    f"{type(optimizer).__name__} keeps {key!r} of shape {list(value.shape)} for {name!r} of "
+                    f"shape {list(parameter.shape)}, which cannot be sliced with it; shrink without the "
+                    "optimizer and create a new one, or train with an optimizer whose state has the "
+                    "parameter's shape"
                 )
 
 
@@ -186,7 +190,8 @@ def copied_optimizer(
 ) -> Optimizer:
     """Returns an optimizer of the same class over the compact model, groups, order and settings as they were.
 
-    Parameters that are not the model's stay the same objects. Hooks are not copied: they belong to the old one.
+    Parameters that are not the model's stay the same objects. Hooks are not copied: they belong to the old
+    one.
     """
     memo = dict(memo)
     for old, new in zip(model.parameters(), compact.parameters(), strict=True):

@@ -19,9 +19,9 @@ ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "
 def timed_ops(recorder: Recorder, refs: Callable[[Atoms], tuple[GroupRef, ...]]) -> tuple[TimedOp, ...]:
     """Builds the timed ops of what was recorded.
 
-    A batch norm, an activation or an addition joins the tail of the conv or linear layer before it when nothing
-    else reads what lies between; an addition joins the later of its two producers. What joins no tail is an op of
-    its own.
+    A batch norm, an activation or an addition joins the tail of the conv or linear layer before it when
+    nothing else reads what lies between; an addition joins the later of its two producers. What joins no tail
+    is an op of its own.
     """
     events = recorder.events
     readers: dict[int, list[int]] = {}
@@ -50,7 +50,7 @@ def timed_ops(recorder: Recorder, refs: Callable[[Atoms], tuple[GroupRef, ...]])
     for number, event in enumerate(events):
         if event.timing is None or number in taken:
             continue
-        found.append(timed_op(event, tuple(tails.get(number, ())), readers, refs, events))
+        found.append(timed_op(event, tuple(tails.get(number, ())), refs))
     return tuple(found)
 
 
@@ -80,9 +80,7 @@ def follows(
 def timed_op(
     event: Event,
     tail: tuple[str, ...],
-    readers: dict[int, list[int]],
     refs: Callable[[Atoms], tuple[GroupRef, ...]],
-    events: list[Event],
 ) -> TimedOp:
     """Builds one timed op."""
     timing = event.timing
@@ -95,6 +93,5 @@ def timed_op(
             "batch": batch if rows % batch == 0 else rows,
             "h": rows // batch if rows % batch == 0 else 1,
         }
-    del readers, events
     op = Op(kind=timing.kind, c_in=timing.ins.size, c_out=timing.outs.size, tail=tail, **fields)
     return TimedOp(op, timing.layer or event.module, refs(timing.ins), refs(timing.outs))

@@ -1,7 +1,8 @@
 """Which channels of a model belong together: one forward on fake tensors, with a label beside every tensor.
 
-The model is copied with fake parameters (no memory, no arithmetic, any device) and run once in eval mode; below
-autograd, every op passes by and its rule (``rules.py``) does to the labels what the op does to the elements.
+The model is copied with fake parameters (no memory, no arithmetic, any device) and run once in eval mode;
+below autograd, every op passes by and its rule (``rules.py``) does to the labels what the op does to the
+elements.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -40,8 +42,8 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Structure:
 
     Args:
         model: any module that runs on the example inputs.
-        example_inputs: positional arguments of its forward; tensors may be nested. Only shapes, types and devices
-            count.
+        example_inputs: positional arguments of its forward; tensors may be nested. Only shapes, types and
+            devices count.
 
     Raises:
         StructureError: the model cannot be traced: its forward fails, or its parameters are quantised or
@@ -73,7 +75,7 @@ def probed(
     recorder: Recorder,
     structure: Structure,
 ) -> Structure:
-    """Cuts the model on paper and traces it again until nothing is found that does not follow the channels."""
+    """Cuts the model on paper and traces it again until all that is found follows the channels."""
     while (cut := cut_for(structure)) is not None:
         error: Exception | None = None
         small = Recorder({}, positions, CheckedUnits(cut.n_units))
@@ -111,9 +113,10 @@ def refuse_foreign(model: nn.Module) -> None:
                 f"the module {where!r} is quantised; prune the float model, then quantise it"
             )
         for parameter_name, parameter in module.named_parameters(recurse=False):
-            if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+            if isinstance(parameter, UninitializedParameter):
                 raise StructureError(
-                    f"the parameter {parameter_name!r} of {where!r} has no shape yet; run the model once first"
+                    f"the parameter {parameter_name!r} of {where!r} has no shape yet; "
+                    "run the model once first"
                 )
 
 
@@ -258,11 +261,11 @@ class Api(TorchFunctionMode):
             self.path.api = before
 
 
-class Dispatch(TorchDispatchMode):
+class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Applies the rule of every op to the labels, after the op has run on fake tensors."""
 
     def __init__(self, recorder: Recorder, path: Path) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
         self.path = path
 

@@ -1,7 +1,7 @@
 """Which channel slots belong together: a union-find over integer atoms, with the reasons why some may not go.
 
-Every position of every parameter dimension is an *atom*; what must be removed together is united, and one united
-set is a unit. Arrays in, arrays out: all calls are vectorised. Atom 0 means "belongs to nothing".
+Every position of every parameter dimension is an *atom*; what must be removed together is united, and one
+united set is a unit. Arrays in, arrays out: all calls are vectorised. Atom 0 means "belongs to nothing".
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Pruned networks against the same networks written by hand without those channels; the structure is not consulted.
+"""Pruned networks against the same networks written by hand without those channels.
 
-Each reference takes the full network's tensors, picks the kept rows and columns by hand and computes the output with
-``torch.nn.functional`` alone.
+Each reference takes the full network's tensors, picks the kept rows and columns by hand and computes the
+output with ``torch.nn.functional`` alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def residual(m: nets.Residual, k: dict[str, list[int]], x: Tensor) -> Tensor:
 def concat(m: nets.Concat, k: dict[str, list[int]], x: Tensor) -> Tensor:
     a, b, j = k["a"], k["b"], k["join"]
     both = a + [4 + i for i in b]
-    x = torch.cat([F.conv2d(x, m.a.weight[a], m.a.bias[a]), F.conv2d(x, m.b.weight[b], m.b.bias[b], padding=1)], 1)
+    x = torch.cat(
+        [F.conv2d(x, m.a.weight[a], m.a.bias[a]), F.conv2d(x, m.b.weight[b], m.b.bias[b], padding=1)], 1
+    )
     n = m.bn
     x = F.batch_norm(x, n.running_mean[both], n.running_var[both], n.weight[both], n.bias[both], eps=n.eps)
     x = torch.sigmoid(x)
@@ -167,7 +169,9 @@ CASES: list[tuple[Callable[[], nn.Module], Reference, tuple[int, ...], dict[str,
 
 
 @pytest.mark.parametrize(("builder", "reference", "shape", "kept"), CASES, ids=[c[1].__name__ for c in CASES])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["fp32", "fp64"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["fp32", "fp64"]
+)
 def test_masked_and_shrunk_equal_the_network_written_without_those_channels(
     builder: Callable[[], nn.Module],
     reference: Reference,
