@@ -155,6 +155,7 @@ def fold_batch_norm(proto: onnx.ModelProto) -> int:
     from onnx import helper, numpy_helper
 
     constants = {t.name: t for t in proto.graph.initializer}
+    ranks = _ranks(proto)
     nodes: list[Any] = []
     folded = 0
     for node in proto.graph.node:
@@ -165,7 +166,7 @@ def fold_batch_norm(proto: onnx.ModelProto) -> int:
         gamma, beta, mean, var = (numpy_helper.to_array(t).astype(np.float64) for t in parameters)
         epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
         scale = gamma / np.sqrt(var + epsilon)
-        rank = _rank(proto, node)
+        rank = ranks.get(node.output[0], 4)
         dtype = numpy_helper.to_array(parameters[0]).dtype
         names = [f"{node.output[0]}.{part}" for part in ("scale", "shift", "scaled")]
         for name, values in zip(names, (scale, beta - mean * scale), strict=False):
@@ -260,15 +261,13 @@ def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def _rank(proto: onnx.ModelProto, node: Any) -> int:
-    """Returns how many dimensions a node's output has, by shape inference; 4 where that does not tell."""
+def _ranks(proto: onnx.ModelProto) -> dict[str, int]:
+    """Returns how many dimensions each tensor has, as far as shape inference tells."""
     import onnx
 
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    for value in (*inferred.value_info, *inferred.output):
-        if value.name == node.output[0] and value.type.tensor_type.HasField("shape"):
-            return len(value.type.tensor_type.shape.dim)
-    return 4
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    kinds = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+    return {name: len(kind.shape.dim) for name, kind in kinds.items() if kind.HasField("shape")}
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
