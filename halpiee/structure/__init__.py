@@ -1,5 +1,6 @@
 """What can be removed: coupled units of a model, and their exact removal."""
 
+from halpiee.structure.explain import Explanation, explain
 from halpiee.structure.groups import ChannelGroup, GroupRef, Layer, Slot, Structure, TimedOp
 from halpiee.structure.masked import masked, relative_error, verify
 from halpiee.structure.plan import Plan
@@ -9,12 +10,14 @@ from halpiee.structure.trace import trace
 
 __all__ = [
     "ChannelGroup",
+    "Explanation",
     "GroupRef",
     "Layer",
     "Plan",
     "Slot",
     "Structure",
     "TimedOp",
+    "explain",
     "macs",
     "masked",
     "parameters",

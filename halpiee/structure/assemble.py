@@ -112,6 +112,8 @@ def assemble(recorder: Recorder) -> Structure:
                 for module, name, atoms, mul, div, at in recorder.attributes
             ),
             "norms": tuple(Norm(n.module, n.dim, numbered(n.atoms)) for n in recorder.norms),
+            "sources": {name_of[r]: s for r, s in units.sources().items() if r in name_of},
+            "untimed": untimed(recorder),
             "roots": np.array(list(number_of)[1:], dtype=np.int64),
             "positions": recorder.positions,
             "positions_of": dict(recorder.output_positions),
@@ -119,6 +121,15 @@ def assemble(recorder: Recorder) -> Structure:
             "shapes": {name: tuple(a.size for a in dims) for name, dims in recorder.parameters.items()},
         },
     )
+
+
+UNTIMED = ["native_layer_norm", "native_group_norm", "_softmax", "bmm", "baddbmm", "roll", "grid_sampler_2d", "constant_pad_nd", "embedding", "index", "_fft_r2c", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention"]
+"""Ops that take time of their own and that no profile has an entry for."""
+
+
+def untimed(recorder: Recorder) -> dict[str, int]:
+    """Returns how often each op that takes time occurs without a timed op for it."""
+    return dict(Counter(e.name for e in recorder.events if e.timing is None and e.name in UNTIMED))
 
 
 def slot(recorder: Recorder, name: str, dim: int, numbers: Atoms) -> Slot:

@@ -6,6 +6,8 @@ united set is a unit. Arrays in, arrays out: all calls are vectorised. Atom 0 me
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +15,25 @@ from numpy.typing import NDArray
 
 __all__ = ["Atoms", "Units"]
 
+HERE = os.path.dirname(__file__)
+
 Atoms = NDArray[np.int64]
 """Atom ids; 0 where a position belongs to nothing."""
+
+
+def source_line() -> str:
+    """Returns file and line of the innermost frame of a forward outside torch and this package."""
+    frame = sys._getframe(1)
+    found = ""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if os.sep + "torch" + os.sep in name or os.path.dirname(name) == HERE:
+            if frame.f_code.co_name == "_call_impl" and found:
+                return found
+        elif not found:
+            found = f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
 
 
 class Units:
@@ -23,7 +42,7 @@ class Units:
     def __init__(self) -> None:
         self._parent: Atoms = np.zeros(1024, dtype=np.int64)
         self._size = 1
-        self._frozen: list[tuple[Atoms, str]] = []
+        self._frozen: list[tuple[Atoms, str, str]] = []
 
     def __len__(self) -> int:
         """Number of atoms, the empty atom 0 included."""
@@ -63,15 +82,23 @@ class Units:
         atoms = np.unique(atoms)
         atoms = atoms[atoms != 0]
         if atoms.size:
-            self._frozen.append((atoms, reason))
+            self._frozen.append((atoms, reason, source_line()))
 
     def reasons(self) -> dict[int, str]:
         """Returns root → reason for every frozen unit."""
         found: dict[int, str] = {}
-        for atoms, reason in self._frozen:
+        for atoms, reason, _ in self._frozen:
             for root in np.unique(self.find(atoms)).tolist():
                 found.setdefault(root, reason)
         return found
+
+    def sources(self) -> dict[int, str]:
+        """Returns root → file and line of the forward, for every frozen unit where they are known."""
+        found: dict[int, str] = {}
+        for atoms, _, source in self._frozen:
+            for root in np.unique(self.find(atoms)).tolist():
+                found.setdefault(root, source)
+        return {root: source for root, source in found.items() if source}
 
     def unite_all(self, atoms: Atoms | Sequence[int]) -> None:
         """Unites all atoms given with each other."""

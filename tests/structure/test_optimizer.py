@@ -87,7 +87,7 @@ def test_the_old_optimizer_and_its_state_stay() -> None:
 
 
 def test_a_step_after_shrinking_moves_the_kept_part_alike() -> None:
-    # Without a skip through removed units the kept part moves as in the masked network: one conv, one head, SGD.
+    # No skip goes through removed units, so the kept part moves as it does in the masked network.
     model = nets.randomise(nets.Flatten())
     x = torch.randn(nets.IMAGE, generator=torch.Generator().manual_seed(1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -1,0 +1,152 @@
+"""What of a network can be removed and what cannot, and why: the data behind ``halpiee explain``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from halpiee.structure.groups import ChannelGroup, Structure
+from halpiee.structure.size import macs
+
+__all__ = ["ExplainedGroup", "ExplainedLayer", "Explanation", "explain"]
+
+UNLOCK = (
+    ("a network input", "nothing: the inputs are what they are"),
+    ("feeds the network's output", "nothing: the outputs are what is asked for"),
+    ("a single unit", "nothing: its channels can only go together, which would empty the layer"),
+    ("single channel", "nothing: it has one channel"),
+    ("literal bounds", "cut with chunk(), or put the parts into layers of their own"),
+    ("do not follow", "work sizes out from the tensor's shape instead of writing numbers"),
+    ("does not follow", "work sizes out from the tensor's shape instead of writing numbers"),
+    ("checks its widths", "work widths out from the tensor's shape instead of storing them"),
+    ("computed from the width", "write the number down, so that it stays when channels go"),
+    ("literal number of groups", "use a Conv module, whose groups can follow"),
+    ("constant of the same width", "register the constant as a buffer, so that it can be cut"),
+    ("over channels", "normalise with a norm layer, or work on each channel alone"),
+    ("outside a", "use the norm module, so that its width can follow"),
+    ("padded channels", "use a 1×1 projection instead of padding channels"),
+)
+"""Part of a reason → what the network's author could change; the first that fits is shown."""
+
+OTHERWISE = "the op is not understood: build the layer from ops that are, or leave it whole"
+
+
+@dataclass(frozen=True)
+class ExplainedGroup:
+    """One group as a reader wants to see it.
+
+    Attributes:
+        name: its name.
+        size: number of units.
+        prunable: whether units can be removed.
+        trainable: whether training methods can mask it.
+        may_vanish: whether all of it can go.
+        members: layer sides that are cut together.
+        reason: why it stays, or why training leaves it out, or None.
+        source: file and line of the forward that holds it, where it is known.
+        unlock: what would make it prunable, or None.
+    """
+
+    name: str
+    size: int
+    prunable: bool
+    trainable: bool
+    may_vanish: bool
+    members: tuple[str, ...]
+    reason: str | None
+    source: str | None
+    unlock: str | None
+
+
+@dataclass(frozen=True)
+class ExplainedLayer:
+    """One layer call.
+
+    Attributes:
+        name: its name.
+        kind: conv, linear …
+        c_in: input channels.
+        c_out: output channels.
+        macs: multiply-accumulates for one input.
+        prunable: whether a group on either side is prunable.
+        in_groups: groups on its input side.
+        out_groups: groups on its output side.
+        reasons: why its frozen sides stay.
+    """
+
+    name: str
+    kind: str
+    c_in: int
+    c_out: int
+    macs: int
+    prunable: bool
+    in_groups: tuple[str, ...]
+    out_groups: tuple[str, ...]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What of a network can be removed.
+
+    Attributes:
+        layers: every layer call, in order.
+        groups: every group.
+        prunable_macs_share: share of the multiply-accumulates in layers with a prunable group on either side.
+        untimed: ops that take time and have no entry in a profile, with how often they occur.
+    """
+
+    layers: tuple[ExplainedLayer, ...]
+    groups: tuple[ExplainedGroup, ...]
+    prunable_macs_share: float
+    untimed: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the explanation as plain lists and dicts, for JSON."""
+        return asdict(self)
+
+
+def explain(structure: Structure) -> Explanation:
+    """Explains a traced network layer by layer and group by group."""
+    per_layer = macs(structure)
+    layers = []
+    for layer in structure.layers:
+        sides = [structure.by_name[name] for name, _ in (*layer.in_groups, *layer.out_groups)]
+        layers.append(
+            ExplainedLayer(
+                name=layer.name,
+                kind=layer.kind,
+                c_in=structure.channels(layer.in_groups, {}),
+                c_out=structure.channels(layer.out_groups, {}),
+                macs=per_layer.get(layer.name, 0),
+                prunable=any(g.prunable for g in sides),
+                in_groups=tuple(name for name, _ in layer.in_groups),
+                out_groups=tuple(name for name, _ in layer.out_groups),
+                reasons=tuple(dict.fromkeys(g.reason for g in sides if g.reason is not None)),
+            )
+        )
+    total = sum(item.macs for item in layers)
+    return Explanation(
+        layers=tuple(layers),
+        groups=tuple(explained(structure, group) for group in structure.groups),
+        prunable_macs_share=sum(item.macs for item in layers if item.prunable) / total if total else 0.0,
+        untimed=dict(structure.details.get("untimed", {})),
+    )
+
+
+def explained(structure: Structure, group: ChannelGroup) -> ExplainedGroup:
+    """Explains one group."""
+    unlock = None
+    if group.reason is not None:
+        unlock = next((hint for part, hint in UNLOCK if part in group.reason), OTHERWISE)
+    return ExplainedGroup(
+        name=group.name,
+        size=group.size,
+        prunable=group.prunable,
+        trainable=group.trainable,
+        may_vanish=group.may_vanish,
+        members=tuple(f"{layer}.{side}" for layer, side in group.members),
+        reason=group.reason or group.untrainable_reason,
+        source=structure.details.get("sources", {}).get(group.name),
+        unlock=unlock,
+    )

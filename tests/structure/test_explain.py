@@ -1,0 +1,61 @@
+"""What an explanation says of each layer and group."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from halpiee.structure import explain, trace
+
+from . import nets
+
+
+def test_layers_say_what_can_go_and_what_holds_the_rest() -> None:
+    found = explain(trace(nets.Residual(), (torch.zeros(nets.IMAGE),)))
+    layers = {layer.name: layer for layer in found.layers}
+    assert layers["stem"].prunable
+    assert layers["stem"].reasons == ("a network input",)
+    assert (layers["conv2"].c_in, layers["conv2"].c_out, layers["conv2"].macs) == (6, 8, 432 * 64)
+    assert layers["head"].reasons == ("feeds the network's output",)
+    assert found.prunable_macs_share == 1.0
+
+
+def test_groups_list_what_is_cut_together() -> None:
+    groups = {g.name: g for g in explain(trace(nets.Residual(), (torch.zeros(nets.IMAGE),))).groups}
+    assert set(groups["stem"].members) == {"stem.out", "conv1.in", "conv2.out", "head.in"}
+    assert groups["stem"].unlock is None
+    assert groups["head"].unlock == "nothing: the outputs are what is asked for"
+
+
+def test_a_frozen_group_names_its_source_line_and_what_would_unlock_it() -> None:
+    found = explain(trace(nets.Mixer("softmax"), (torch.zeros(nets.IMAGE),)))
+    group = next(g for g in found.groups if g.name == "a")
+    assert group.reason == "_softmax over channels"
+    assert group.unlock == "normalise with a norm layer, or work on each channel alone"
+    assert group.source is not None
+    file, _, line = group.source.rpartition(":")
+    assert file.endswith("nets.py")
+    with open(file, encoding="utf-8") as source:
+        assert "softmax(1)" in source.read().splitlines()[int(line) - 1]
+
+
+def test_the_share_of_macs_leaves_frozen_layers_out() -> None:
+    found = explain(trace(nets.Mixer("softmax"), (torch.zeros(nets.IMAGE),)))
+    # a: 3·8 weights, frozen on both sides; b: 8·6 and c: 6·5 share a prunable group
+    assert found.prunable_macs_share == pytest.approx((48 + 30) / (24 + 48 + 30))
+
+
+def test_a_group_that_only_plans_may_cut_says_why_training_may_not() -> None:
+    found = explain(trace(nets.LayerNormed(), (torch.zeros(2, 4, 3),)))
+    group = next(g for g in found.groups if g.name == "a")
+    assert group.prunable
+    assert not group.trainable
+    assert group.reason == "a norm over these channels: its statistics would still see the removed ones"
+    assert found.untimed == {"native_layer_norm": 1}
+
+
+def test_an_explanation_is_plain_json() -> None:
+    found = explain(trace(nets.Outputs(), (torch.zeros(nets.IMAGE),)))
+    assert json.loads(json.dumps(found.as_dict()))["layers"][0]["name"] == "a"
