@@ -123,7 +123,22 @@ def assemble(recorder: Recorder) -> Structure:
     )
 
 
-UNTIMED = ["native_layer_norm", "native_group_norm", "_softmax", "bmm", "baddbmm", "roll", "grid_sampler_2d", "constant_pad_nd", "embedding", "index", "_fft_r2c", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention"]
+UNTIMED = frozenset(
+    {
+        "_fft_r2c",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "baddbmm",
+        "bmm",
+        "grid_sampler_2d",
+        "index",
+        "native_group_norm",
+        "native_layer_norm",
+        "roi_align",
+        "_softmax",
+    }
+)
 """Ops that take time of their own and that no profile has an entry for."""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from halpiee.errors import MismatchError
 from halpiee.structure.groups import Structure
-from halpiee.structure.recorder import tensors_of
+from halpiee.structure.recorder import random_like, tensors_of
 from halpiee.structure.shrink import alive_of, check_shapes, shrink
 
 __all__ = ["masked", "relative_error", "verify"]
@@ -163,19 +163,3 @@ def verify(
             error,
         )
     return error
-
-
-def random_like(value: Any, generator: torch.Generator) -> Any:
-    """Returns the same nested inputs with floating tensors drawn from a normal distribution."""
-    if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            return value
-        return torch.randn(value.shape, generator=generator).to(dtype=value.dtype, device=value.device)
-    if isinstance(value, dict):
-        return {k: random_like(v, generator) for k, v in value.items()}
-    if isinstance(value, list):
-        return [random_like(v, generator) for v in value]
-    if isinstance(value, tuple):
-        items = [random_like(v, generator) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from halpiee.structure.labels import Label, Tag, along, varying
 from halpiee.structure.units import Atoms, Units
 
-__all__ = ["Call", "Event", "LayerCall", "NormCall", "Recorder", "Timing", "tensors_of"]
+__all__ = ["Call", "Event", "LayerCall", "NormCall", "Recorder", "Timing", "random_like", "tensors_of"]
 
 Side = Literal["out", "in", "norm"]
 
@@ -73,6 +74,22 @@ def tensors_of(value: Any) -> list[Tensor]:
     if hasattr(value, "__dataclass_fields__") or hasattr(value, "tensors"):
         return [t for v in vars(value).values() for t in tensors_of(v)]
     return []
+
+
+def random_like(value: Any, generator: torch.Generator) -> Any:
+    """Returns the same nested inputs with floating tensors drawn from a normal distribution."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            return value
+        return torch.randn(value.shape, generator=generator).to(dtype=value.dtype, device=value.device)
+    if isinstance(value, dict):
+        return {k: random_like(v, generator) for k, v in value.items()}
+    if isinstance(value, list):
+        return [random_like(v, generator) for v in value]
+    if isinstance(value, tuple):
+        items = [random_like(v, generator) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
 
 
 @dataclass(frozen=True)

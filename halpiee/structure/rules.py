@@ -361,6 +361,52 @@ def index(recorder: Recorder, call: Call) -> None:
     recorder.set(call.out, Tag(parameter=tag.parameter, zero=tag.zero).with_axes(axes))
 
 
+def index_put(recorder: Recorder, call: Call) -> None:
+    """Writing at indexed positions: what is written lends its channels to what it is written into."""
+    target, indices, values = call.args[:3]
+    out = call.outputs[0]
+    for picked in (i for i in indices if isinstance(i, Tensor)):
+        recorder.freeze(picked, call.where)
+    label, mine = recorder.label(values), recorder.label(target)
+    at = [d for d, i in enumerate(indices) if i is not None]
+    own_dims = target.dim() - len(at)
+    plain = (
+        label is not None
+        and not recorder.tag(target).parameter
+        and not recorder.tag(values).parameter
+        and at == list(range(len(at)))
+        and not any(size > 1 for size in label.shape[: max(0, label.ndim - own_dims)])
+        and (mine is None or not any(mine.shape[d] > 1 for d in at))
+    )
+    if not plain or label is None:
+        recorder.freeze_call(call)
+        return
+    lent = (
+        label.reshape((1,) * (target.dim() - label.ndim) + label.shape)
+        if label.ndim <= target.dim()
+        else None
+    )
+    if lent is None:
+        recorder.freeze_call(call)
+        return
+    if mine is not None:
+        recorder.units.unite(mine, lent)
+    recorder.set(out, Tag(zero=recorder.tag(values).zero).with_axes([lent]))
+
+
+def region(recorder: Recorder, call: Call) -> None:
+    """Pooling of regions: each channel alone, at places that other tensors give."""
+    source = call.args[0]
+    for other in call.tensors[1:]:
+        recorder.freeze(other, call.where)
+    label = recorder.label(source)
+    if label is None or any(size > 1 for d, size in enumerate(label.shape) if d != 1):
+        recorder.freeze_call(call)
+        return
+    for out in call.outputs:
+        recorder.set(out, Tag(zero=recorder.tag(source).zero).with_axes([label]))
+
+
 def words(text: str) -> list[str]:
     """Returns the op names in a text."""
     return text.split()
@@ -408,6 +454,8 @@ RULES: dict[str, Rule] = {
     "native_group_norm": group_norm,
     "embedding": embedding,
     "constant_pad_nd": pad,
+    **dict.fromkeys(("index_put", "_index_put_impl"), index_put),
+    **dict.fromkeys(("roi_align", "roi_pool", "_roi_align_forward"), region),
     **dict.fromkeys(("cat", "stack"), concat),
     **dict.fromkeys(("index", "index_select"), index),
     **dict.fromkeys(MOVEMENTS, movement),

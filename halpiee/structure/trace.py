@@ -8,14 +8,19 @@ elements.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -25,11 +30,19 @@ from halpiee.structure.assemble import assemble, collapsed
 from halpiee.structure.groups import Structure
 from halpiee.structure.labels import Tag
 from halpiee.structure.probe import CheckedUnits, Cut, cut_for, differences
-from halpiee.structure.recorder import Call, Event, Recorder, tensors_of
+from halpiee.structure.recorder import Call, Event, Recorder, random_like, tensors_of
 from halpiee.structure.rules import apply
-from halpiee.structure.shrink import set_number
+from halpiee.structure.shrink import set_number, sliced
 
 __all__ = ["trace"]
+
+NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+"""What fake tensors raise where the forward asks for a number that only real ones have."""
+
+
+class NeedsValuesError(Exception):
+    """The forward cannot run on fake tensors."""
+
 
 MAX_ROUNDS = 4
 """Traces of one model: a grouped layer whose groups all hang together is traced again by positions."""
@@ -55,16 +68,36 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Structure:
             "write trace(model, (x,))"
         )
     refuse_foreign(model)
+    try:
+        return traced(model, example_inputs, real=False)
+    except NeedsValuesError:
+        pass
+    structure = traced(model, example_inputs, real=True)
+    again = traced(model, random_like(example_inputs, torch.Generator().manual_seed(0)), real=True)
+    if structure.groups != again.groups:
+        differing = next(
+            (a.name for a, b in zip(structure.groups, again.groups, strict=False) if a != b),
+            "the number of groups",
+        )
+        raise StructureError(
+            f"the forward of {type(model).__name__} takes another path for other inputs (two traces disagree "
+            f"on {differing}); trace the part of it that always runs alike, for example its backbone"
+        )
+    return structure
+
+
+def traced(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> Structure:
+    """Traces on fake or on real tensors."""
     positions: frozenset[str] = frozenset()
     for _ in range(MAX_ROUNDS):
-        recorder = record(model, example_inputs, positions)
+        recorder = record(model, example_inputs, positions, real=real)
         found = collapsed(recorder) - positions
         if not found:
             break
         positions |= found
     structure = assemble(recorder)
     if recorder.literal or any(isinstance(m, nn.MultiheadAttention) for m in model.modules()):
-        structure = probed(model, example_inputs, positions, recorder, structure)
+        structure = probed(model, example_inputs, positions, recorder, structure, real=real)
     return structure
 
 
@@ -74,16 +107,18 @@ def probed(
     positions: frozenset[str],
     recorder: Recorder,
     structure: Structure,
+    *,
+    real: bool,
 ) -> Structure:
     """Cuts the model on paper and traces it again until all that is found follows the channels."""
     while (cut := cut_for(structure)) is not None:
         error: Exception | None = None
         small = Recorder({}, positions, CheckedUnits(cut.n_units))
         try:
-            record(model, example_inputs, positions, cut, small)
+            record(model, example_inputs, positions, cut, small, real=real)
         except StructureError as raised:
             error = raised.__cause__ if isinstance(raised.__cause__, Exception) else raised
-        findings = differences(structure, recorder, small, error)
+        findings = differences(structure, recorder, small, error, real=real)
         if not findings:
             break
         for units, reason in findings:
@@ -126,19 +161,18 @@ def record(
     positions: frozenset[str],
     cut: Cut | None = None,
     recorder: Recorder | None = None,
+    *,
+    real: bool = False,
 ) -> Recorder:
-    """Runs a fake copy of the model, cut where asked, and returns what was recorded."""
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    """Runs a copy of the model, fake unless asked, cut where asked, and returns what was recorded."""
+    fake_mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     memo: dict[int, Any] = {}
     names: dict[int, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) not in memo:
-            fake: Tensor = fake_mode.from_tensor(tensor.detach())
-            if cut is not None and cut.shapes[name] != tuple(fake.shape):
-                with fake_mode:
-                    fake = torch.empty(cut.shapes[name], dtype=fake.dtype, device=fake.device)
+            data = stand_in(tensor.detach(), fake_mode, cut.kept.get(name, {}) if cut is not None else {})
             memo[id(tensor)] = (
-                nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
+                nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
             )
             names[id(tensor)] = name
     with torch.random.fork_rng(devices=[]):
@@ -173,10 +207,21 @@ def record(
     return recorder
 
 
-def fake_inputs(fake_mode: FakeTensorMode, value: Any) -> Any:
-    """Returns the same nested value with fake tensors."""
+def stand_in(tensor: Tensor, fake_mode: FakeTensorMode | None, kept: Mapping[int, Tensor]) -> Tensor:
+    """Returns a fake tensor in place of a real one, or a real copy, with only the kept positions."""
+    if fake_mode is None:
+        return sliced(tensor, kept) if kept else tensor.clone()
+    if not kept:
+        return fake_mode.from_tensor(tensor)
+    shape = [kept[d].numel() if d in kept else size for d, size in enumerate(tensor.shape)]
+    with fake_mode:
+        return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def fake_inputs(fake_mode: FakeTensorMode | None, value: Any) -> Any:
+    """Returns the same nested value with fake tensors, or with copies."""
     if isinstance(value, Tensor):
-        return fake_mode.from_tensor(value.detach())
+        return value.detach().clone() if fake_mode is None else fake_mode.from_tensor(value.detach())
     if isinstance(value, dict):
         return {k: fake_inputs(fake_mode, v) for k, v in value.items()}
     if isinstance(value, list):
@@ -188,7 +233,7 @@ def fake_inputs(fake_mode: FakeTensorMode, value: Any) -> Any:
 
 
 def forward(
-    model: nn.Module, recorder: Recorder, fake_mode: FakeTensorMode, inputs: tuple[Any, ...]
+    model: nn.Module, recorder: Recorder, fake_mode: FakeTensorMode | None, inputs: tuple[Any, ...]
 ) -> list[Tensor]:
     """Runs the fake copy under the recording modes and returns its output tensors."""
     path = Path()
@@ -198,10 +243,12 @@ def forward(
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), fake_mode, Api(path), Dispatch(recorder, path):
+        with torch.no_grad(), fake_mode or nullcontext(), Api(path), Dispatch(recorder, path):
             result = model(*inputs)
     except StructureError:
         raise
+    except NEEDS_VALUES as error:
+        raise NeedsValuesError from error
     except Exception as error:
         where = recorder.last_module = path.last
         raise StructureError(
