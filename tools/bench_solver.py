@@ -4,9 +4,10 @@
     python -m tools.bench_solver resnet50 --profile profiles/cpu.jsonl
     python -m tools.bench_solver --small 5000     random small problems against enumeration
 
-Costs come from a measured profile where one is given, else from seeded random staircases: steps of ``--quantum``
-channels on both sides and ±5 % from cell to cell, so that neither width nor cost is monotone. Scores are log-normal,
-with a random scale per group. Times are wall-clock medians over the budgets, one thread.
+Costs come from a measured profile where one is given, else from seeded random staircases: steps of
+``--quantum`` channels on both sides and ±5 % from cell to cell, so that neither width nor cost is monotone.
+Scores are log-normal, with a random scale per group. Times are wall-clock medians over the budgets, one
+thread.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 class Staircase:
-    """A made-up table: whole blocks of channels cost, each block pair a little more or less than its share."""
+    """A made-up table: blocks of channels cost, each block pair a little more or less than its share."""
 
     def __init__(self, op: Op, quantum: int, seed: int) -> None:
         key = zlib.crc32(op.table_key().encode())
@@ -87,7 +88,9 @@ class Staircases:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints one line per problem."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("networks", nargs="*", help=f"default: {' '.join(NETWORKS)}")
     parser.add_argument("--profile", help="measured tables to use instead of random staircases")
     parser.add_argument("--quantum", type=int, default=8, help="channels per step of a random staircase (8)")
@@ -107,7 +110,9 @@ def report(row: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(row), flush=True)
         return
-    print("  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True)
+    print(
+        "  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True
+    )
 
 
 def bench_network(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -159,7 +164,7 @@ def bench_network(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def bench_linear(scores: dict[str, Any], cost: LatencyCost) -> dict[str, Any]:
-    """Times the linear baseline against a plain Python program of the same knapsack, and compares what is kept."""
+    """Times the linear baseline against a plain Python program of the same knapsack."""
     budget_us = 0.5 * cost.dense_us
     begin = time.perf_counter()
     kept = choose(scores, cost, budget_us, solver="linear")
@@ -193,7 +198,7 @@ def bench_linear(scores: dict[str, Any], cost: LatencyCost) -> dict[str, Any]:
 def plain_knapsack(
     values: Sequence[NDArray[np.float64]], costs: Sequence[NDArray[np.float64]], capacity: float
 ) -> float:
-    """Returns the optimum of the multiple-choice knapsack in whole µs: the straightforward program, plain lists."""
+    """Returns the optimum of the multiple-choice knapsack in whole µs: the straightforward program."""
     least = [float(c.min()) for c in costs]
     room = int(capacity - sum(least))
     best = [0.0] * (room + 1)

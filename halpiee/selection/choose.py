@@ -196,7 +196,7 @@ def choose(
         budget_us=float(budget_us),
         value=value,
         upper_bound=upper_bound,
-        next_step_us=_next_step_us(cost, counts, latency_us, options),
+        next_step_us=_next_step_us(cost, counts, options),
         solver=solver,
         path=path,
     )
@@ -227,7 +227,8 @@ def _solve(
         )
     except BudgetError as error:
         raise BudgetError(
-            f"a budget of {budget_us:.1f} µs was asked; the narrowest network allowed takes {error.minimum:.1f} µs; "
+            f"a budget of {budget_us:.1f} µs was asked; the narrowest network allowed takes "
+            f"{error.minimum:.1f} µs; "
             f"ask for at least {math.ceil(error.minimum * 10) / 10:.1f} µs",
             minimum=error.minimum,
         ) from None
@@ -246,21 +247,20 @@ def _offer(
         counts.add(most)
     if not counts:
         raise UsageError(
-            f"must and may together leave no unit in {name!r}, which may not vanish; offer at least one unit of it"
+            f"must and may together leave no unit in {name!r}, which may not vanish; "
+            "offer at least one unit of it"
         )
     widths = np.array(sorted(counts), dtype=np.int64)
     sums = np.concatenate([[0.0], np.cumsum(score[order].numpy())])
     return _Offer(must, order, widths, sums[widths - base])
 
 
-def _next_step_us(
-    cost: LatencyCost, counts: dict[str, int], latency_us: float, options: Mapping[str, IntArray]
-) -> float:
+def _next_step_us(cost: LatencyCost, counts: dict[str, int], options: Mapping[str, IntArray]) -> float:
     extra = math.nan
     for name, allowed in options.items():
         wider = allowed[allowed > counts[name]]
         if len(wider):
-            step = cost.total_us({**counts, name: int(wider[0])}) - latency_us
+            step = cost.step_us(counts, name, int(wider[0]))
             extra = step if math.isnan(extra) else min(extra, step)
     return extra
 
@@ -279,8 +279,8 @@ def _mask(given: Mapping[str, Tensor], name: str, size: int, *, default: bool, w
         return torch.full((size,), default, dtype=torch.bool)
     if mask.dtype != torch.bool or tuple(mask.shape) != (size,):
         raise UsageError(
-            f"{what}[{name!r}] must be a bool tensor of shape ({size},), found {mask.dtype} {tuple(mask.shape)}; "
-            "one entry per unit"
+            f"{what}[{name!r}] must be a bool tensor of shape ({size},), one entry per unit; "
+            f"found {mask.dtype} {tuple(mask.shape)}"
         )
     return mask.detach().cpu()
 

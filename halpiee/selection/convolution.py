@@ -1,8 +1,8 @@
-"""Sums inside a max-plus elimination: pushing a table through ``out = left + steps[group]`` and pulling one back.
+"""Sums inside a max-plus elimination: a table pushed through ``out = left + steps[group]``, or pulled back.
 
-A joined table has one axis per variable of its scope, ascending. Pushing replaces the summands that are done with by
-the sum, taking the maximum over all ways to make it (a max-plus convolution, one shifted slice per option of the
-group); pulling reads a table over the sum at the state its summands make.
+A joined table has one axis per variable of its scope, ascending. Pushing replaces the summands that are done
+with by the sum, taking the maximum over all ways to make it (a max-plus convolution, one shifted slice per
+option of the group); pulling reads a table over the sum at the state its summands make.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def pull(
         pulled, axes = spread, [*axes[:2], adder.out, *rest]
     if adder.left is None:
         pulled, axes = pulled[0], axes[1:]
-    return pulled.transpose([axes.index(v) for v in scope])
+    return np.asarray(pulled.transpose([axes.index(v) for v in scope]))
 
 
 def _axes(adder: Adder, keeps_left: bool, keeps_group: bool, rest: list[int]) -> list[int]:

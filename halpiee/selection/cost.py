@@ -1,4 +1,4 @@
-"""How long will the network take, as a function of how many units every group keeps? In µs, from measured tables.
+"""How long does the network take, as a function of the units every group keeps? In µs, from measured tables.
 
 ``R(k) = a + b · Σ_ops T_op(C_in(k), C_out(k))``: the tables price both sides of every op; ``a`` and ``b`` are
 the calibration that makes the sum of layers agree with networks measured whole. The width of a side is the
@@ -33,7 +33,7 @@ CONTRACTIONS = ("conv", "conv_transpose", "linear")
 """Ops that a cost must never leave out."""
 
 MOST_CANDIDATES = 128
-"""Candidate widths per group; a smooth table offers every width, and the joined tables grow with their square."""
+"""Candidate widths per group: a smooth table offers every width, and joined tables grow with their square."""
 
 STEP = 1e-6
 """A narrower width is a candidate when it is cheaper than every wider one by more than this share."""
@@ -153,8 +153,11 @@ class LatencyCost:
         self.profile = profile
         self.calibration = calibration
         self._sizes = {g.name: g.size for g in structure.prunable}
-        self._sums: dict[tuple[int, ...], float] = {}
         self._ops, self.not_covered = self._price(structure.ops, profile)
+        self._ops_of: dict[str, list[_Priced]] = {name: [] for name in self._sizes}
+        for op in self._ops:
+            for name in {name for side in (op.ins, op.outs) for name, _ in side.units}:
+                self._ops_of[name].append(op)
 
     def with_calibration(self, calibration: Calibration | None) -> LatencyCost:
         """Returns the same cost under another calibration; tables and candidates are shared."""
@@ -181,6 +184,19 @@ class LatencyCost:
             counts: group name → units kept, for any subset of the prunable groups; the others are whole.
         """
         return self._calibrated(self.sum_us(counts))
+
+    def step_us(self, counts: Mapping[str, int], name: str, count: int) -> float:
+        """Returns the calibrated latency added by changing one group of ``counts`` to another count."""
+        full = self._full(counts)
+        other = {**full, name: count}
+        extra = 0.0
+        for op in self._ops_of[name]:
+            before, after = (
+                op.cells.at(op.ins.channels(c, self._sizes), op.outs.channels(c, self._sizes))
+                for c in (full, other)
+            )
+            extra += after - before
+        return self._calibrated(extra) - self._calibrated(0.0)
 
     def interpolated(self, counts: Mapping[str, int]) -> tuple[str, ...]:
         """Returns the layers whose cell at these counts was not measured itself."""
@@ -295,14 +311,13 @@ class LatencyCost:
     def _curve(self, name: str, counts: IntArray) -> FloatArray:
         """Returns the cost of the ops a group is part of, over its counts, with the other groups dense."""
         total = np.zeros(len(counts))
-        for op in self._ops:
-            if any(name == unit for side in (op.ins, op.outs) for unit, _ in side.units):
-                c_in, c_out = (
-                    np.full(len(counts), side.channels(self._sizes, self._sizes))
-                    + dict(side.units).get(name, 0) * (counts - self._sizes[name])
-                    for side in (op.ins, op.outs)
-                )
-                total += op.cells.pairs(c_in, c_out)
+        for op in self._ops_of[name]:
+            c_in, c_out = (
+                side.channels(self._sizes, self._sizes)
+                + dict(side.units).get(name, 0) * (counts - self._sizes[name])
+                for side in (op.ins, op.outs)
+            )
+            total += op.cells.pairs(c_in, c_out)
         return total
 
     def _price(
@@ -328,8 +343,9 @@ class LatencyCost:
         if refused:
             shown = ", ".join(refused[:5]) + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
             raise ProfileError(
-                f"a latency was asked for {len(priced) + len(missing) + len(refused)} ops; the profile has no table "
-                f"for {shown}; profile this model at this input size, batch and precision: halpiee profile MODEL"
+                f"a latency was asked for {len(priced) + len(missing) + len(refused)} ops; the profile has "
+                f"no table for {shown}; profile this model at this input size, batch and precision: "
+                "halpiee profile MODEL"
             )
         return tuple(priced), tuple(dict.fromkeys(missing))
 
@@ -373,7 +389,7 @@ def _axis(
 
 
 def _thin(candidates: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Returns at most MOST_CANDIDATES of them: the multiples of a power of two, the narrowest and the dense one."""
+    """Returns at most MOST_CANDIDATES: multiples of a power of two, the narrowest and the dense width."""
     step = 1
     kept = candidates
     while len(kept) > MOST_CANDIDATES:

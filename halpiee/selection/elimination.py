@@ -68,6 +68,7 @@ class Elimination:
         self.domains = list(domains)
         self.limit = limit
         self.exact = True
+        self._buffers: dict[int, FloatArray] = {}
         self.steps: list[Step] = []
         self.factor_scopes = [tuple(s) for s in scopes]
         self.n_factors = len(scopes)
@@ -91,8 +92,8 @@ class Elimination:
             factors, and the joined table of every step.
         """
         store, joined, total = list(tables), [], 0.0
-        for step in self.steps:
-            table = self.join(step, store)
+        for i, step in enumerate(self.steps):
+            table = self.join(step, store, buffer=i)
             joined.append(table)
             message = self._pass_on(step, table)
             if not step.message:
@@ -100,20 +101,35 @@ class Elimination:
             store.append(message)
         return total, store, joined
 
-    def join(self, step: Step, store: Sequence[FloatArray], without: int | None = None) -> FloatArray:
-        """Returns the sum of a step's tables over its scope, one of them left out on request."""
-        table: FloatArray | None = None
-        for part, shape in step.parts:
-            if part != without:
-                one = store[part].reshape(shape)
-                table = one if table is None else table + one
+    def join(
+        self,
+        step: Step,
+        store: Sequence[FloatArray],
+        without: int | None = None,
+        *,
+        buffer: int | None = None,
+    ) -> FloatArray:
+        """Returns the sum of a step's tables over its scope, one of them left out on request.
+
+        With ``buffer`` the sum of that step is written over the one of the run before: fresh pages for large
+        tables cost more than the additions.
+        """
         shape = tuple(self.domains[v] for v in step.scope)
-        if table is None:
-            return np.zeros(shape)
-        return table if table.shape == shape else np.broadcast_to(table, shape)
+        tables = [store[part].reshape(small) for part, small in step.parts if part != without]
+        if len(tables) < 2:
+            return np.broadcast_to(tables[0], shape) if tables else np.zeros(shape)
+        tables.sort(key=np.size)
+        total = tables[0]
+        for table in tables[1:-1]:
+            total = total + table
+        if buffer is None:
+            return np.broadcast_to(total + tables[-1], shape)
+        if buffer not in self._buffers:
+            self._buffers[buffer] = np.empty(shape)
+        return np.add(total, tables[-1], out=self._buffers[buffer])
 
     def decode(self, joined: Sequence[FloatArray]) -> list[int]:
-        """Returns the state of every variable that attains the maximum (the best found where it is a bound)."""
+        """Returns the states that attain the maximum (good ones, where the maximum is only a bound)."""
         states = [0] * len(self.domains)
         again: list[FloatArray] = []
         for step, table in zip(reversed(self.steps), reversed(joined), strict=True):
@@ -133,7 +149,7 @@ class Elimination:
         return states
 
     def outside(self, store: Sequence[FloatArray]) -> list[FloatArray]:
-        """Returns, per step, the maximum over everything that is not behind its message, over the message's axes.
+        """Returns, per step, the maximum over everything not behind its message, over the message's axes.
 
         A message plus its outside is the max-marginal: the best total for each of its states.
         """
@@ -152,7 +168,7 @@ class Elimination:
         return found
 
     def pull(self, step: Step, message: FloatArray) -> FloatArray:
-        """Returns a table over a step's message as one over its scope; −∞ where a sum is not its summands'."""
+        """Returns a table over a step's message over its scope; −∞ where a sum is not its summands'."""
         if step.adder is None:
             return np.expand_dims(message, step.scope.index(step.gone[0]))
         return pull(step.adder, step.scope, step.message, self.domains, message)
@@ -165,7 +181,8 @@ class Elimination:
     def _decode_adder(self, step: Step, adder: Adder, table: FloatArray, states: list[int]) -> None:
         table = adder_first(adder, step.scope, table)
         rest = tuple(states[v] for v in step.scope if v not in (adder.left, adder.group))
-        table = table[(slice(None), slice(None), *rest)]
+        index: tuple[int | slice, ...] = (slice(None), slice(None), *rest)
+        table = table[index]
         left = states[adder.out] - adder.steps
         possible = (left >= 0) & (left < table.shape[0])
         if adder.group not in step.gone:

@@ -1,9 +1,10 @@
 """Exact elimination with costs: what the Lagrangian bound leaves open is closed by carrying Pareto frontiers.
 
-The same elimination as the dual's, but a message holds, per state, the (cost, value) pairs of the choices behind it
-that no other one beats on both. A pair is dropped when even its best completion, by the dual's max-marginals at the
-multiplier λ, is worth no more than what is already known: near the optimum of the dual almost everything is. Where
-more than ``cap`` pairs remain the least promising ones go, and the best bound among those that went stays in the
+The same elimination as the dual's, but a message holds, per state, the (cost, value) pairs of the choices
+behind it that no other one beats on both. A pair is dropped when even its best completion, by the dual's
+max-marginals at the multiplier λ, is worth no more than what is already known: near the optimum of the dual
+almost everything is. Where more than ``cap`` pairs remain the least promising ones go, and the best bound
+among those that went stays in the
 answer: the result is always certified, and exact when nothing went.
 
 The slow reference is the enumeration of all choices.
@@ -104,7 +105,9 @@ class Frontier:
         plan = self.plan
         bound = plan.join(step, self.store) + plan.pull(step, self.outside[i]) + self.offset
         flat = np.flatnonzero(bound.ravel() > self._threshold)
-        states = np.stack(np.unravel_index(flat, bound.shape), axis=1) if bound.ndim else np.zeros((1, 0), int)
+        states = (
+            np.stack(np.unravel_index(flat, bound.shape), axis=1) if bound.ndim else np.zeros((1, 0), int)
+        )
         axis = {v: a for a, v in enumerate(step.scope)}
         rows = _Rows(np.arange(len(flat)), bound.ravel()[flat], np.zeros(len(flat)), np.zeros(len(flat)), [])
         children = []
@@ -128,9 +131,15 @@ class Frontier:
             columns[step.adder.out] = left + step.adder.steps[columns[step.adder.group]]
         key = self._key(step.message, [columns[v] for v in step.message], len(rows.state))
         keep = self._thin(key, rows)
-        gone = np.stack([columns[v] for v in step.gone], axis=1) if step.gone else np.zeros((len(key), 0), int)
+        gone = (
+            np.stack([columns[v] for v in step.gone], axis=1) if step.gone else np.zeros((len(key), 0), int)
+        )
         return _Points(
-            key[keep], rows.cost[keep], rows.value[keep], gone[keep], tuple((j, at[keep]) for j, at in rows.back)
+            key[keep],
+            rows.cost[keep],
+            rows.value[keep],
+            gone[keep],
+            tuple((j, at[keep]) for j, at in rows.back),
         )
 
     def _join(
@@ -164,17 +173,20 @@ class Frontier:
             begin = end
         if not pieces:
             return _Rows(
-                rows.state[:0], rows.bound[:0], rows.cost[:0], rows.value[:0],
+                rows.state[:0],
+                rows.bound[:0],
+                rows.cost[:0],
+                rows.value[:0],
                 [*((j, back[:0]) for j, back in rows.back), (index, np.zeros(0, dtype=np.int64))],
             )
         joined = _Rows.concatenate(pieces)
         return joined.take(self._thin(joined.state, joined)) if len(pieces) > 1 else joined
 
     def _thin(self, key: IntArray, rows: _Rows) -> IntArray:
-        """Returns which rows stay, sorted by key and cost: the frontier of every key, at most ``cap`` in all."""
+        """Returns which rows stay, sorted by key and cost: every key's frontier, at most ``cap`` in all."""
         order = np.lexsort((-rows.value, rows.cost, key))
         if len(order) == 0:
-            return order
+            return np.asarray(order)
         sorted_key = key[order]
         rank = np.unique(rows.value[order], return_inverse=True)[1].astype(np.int64)
         block = np.cumsum(np.concatenate([[0], sorted_key[1:] != sorted_key[:-1]]))
@@ -188,7 +200,7 @@ class Frontier:
             chosen = bound >= limit
             self._lost = max(self._lost, float(bound[~chosen].max(initial=-math.inf)))
             order = order[chosen]
-        return order
+        return np.asarray(order)
 
     def _combine(self, roots: list[int], points: list[_Points]) -> _Points:
         """Returns the points of independent parts of the problem taken together."""
@@ -246,10 +258,7 @@ class _Rows:
             np.concatenate([p.bound for p in pieces]),
             np.concatenate([p.cost for p in pieces]),
             np.concatenate([p.value for p in pieces]),
-            [
-                (j, np.concatenate([p.back[n][1] for p in pieces]))
-                for n, (j, _) in enumerate(pieces[0].back)
-            ],
+            [(j, np.concatenate([p.back[n][1] for p in pieces])) for n, (j, _) in enumerate(pieces[0].back)],
         )
 
 
@@ -264,7 +273,7 @@ def close_gap(
     gap: float,
     until: float,
 ) -> tuple[IntArray | None, float]:
-    """Carries frontiers with ever more pairs until the gap is met; returns the best choice found and a bound."""
+    """Carries ever larger frontiers until the gap is met; returns the best choice found and a bound."""
     frontier = Frontier(dual, multiplier, room)
     best: IntArray | None = None
     for cap in (2_000, 20_000, 200_000):

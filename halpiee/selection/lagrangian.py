@@ -18,9 +18,10 @@ import numpy as np
 
 from halpiee.errors import BudgetError
 from halpiee.selection.elimination import Elimination
+from halpiee.selection.moves import descend, fill, repair
 from halpiee.selection.terms import FloatArray, Grid, IntArray
 
-__all__ = ["Dual", "Found", "fill", "solve_dual"]
+__all__ = ["Dual", "Found", "solve_dual"]
 
 TOLERANCE = 5e-10
 """Relative excess over the budget that counts as rounding: half of what the contract allows."""
@@ -69,7 +70,7 @@ class Dual:
         return tables + [-multiplier * c for c in self.wide]
 
     def best(self, multiplier: float, weight: float = 1.0) -> tuple[float, IntArray]:
-        """Returns the maximum of ``weight · V − multiplier · C`` (or a bound on it) and the choice it belongs to."""
+        """Returns the maximum of ``weight · V − multiplier · C``, or a bound on it, and its choice."""
         bound, _, joined = self.plan.run(self.tables(multiplier, weight))
         states = self.plan.decode(joined)
         choice = np.array(states[: self.grid.n_groups], dtype=np.int64)
@@ -100,7 +101,7 @@ def solve_dual(
     dual = Dual(grid, limit=limit)
     bound, cheap = dual.best(1.0, 0.0)
     if not dual.plan.exact:
-        cheap = _descend(grid, cheap)
+        cheap = descend(grid, cheap)
     cheap_cost, cheap_value = grid.cost(cheap), grid.value(cheap)
     if start is not None and cheap_cost > room >= grid.cost(start):
         cheap, cheap_cost, cheap_value = start, grid.cost(start), grid.value(start)
@@ -116,7 +117,7 @@ def solve_dual(
     upper, multiplier = top_value, 0.0
     path = "dual" if dual.plan.exact else "mini-bucket"
     for _ in range(100):
-        if above[0] <= below[0] or time.monotonic() > until:
+        if upper - below[0] <= 0.1 * gap * abs(upper) or time.monotonic() > until:
             break
         slope = (above[0] - below[0]) / (above[1] - below[1])
         bound, choice = dual.best(slope)
@@ -134,7 +135,7 @@ def solve_dual(
             above, outside = point, choice
     if time.monotonic() > until:
         path += "+time"
-    inside = inside[-2:] if start is None else [*inside[-2:], *inside[1:2]]
+    inside = [inside[-1]] if start is None or len(inside) < 2 else [inside[-1], inside[1]]
     fixed = repair(grid, outside, room)
     if fixed is not None:
         inside.append(fixed)
@@ -157,98 +158,3 @@ def _close(grid: Grid, dual: Dual, found: Found, room: float, *, gap: float, unt
         found.choice = fill(grid, choice, room)
         found.cost, found.value = grid.cost(found.choice), grid.value(found.choice)
     found.path = "frontier" if time.monotonic() <= until else "frontier+time"
-
-
-def fill(grid: Grid, choice: IntArray, room: float) -> IntArray:
-    """Returns a choice of no less value in which no group has a better, or wider and no worse, option that fits.
-
-    Takes the single change of most value per cost that fits, until there is none.
-    """
-    choice = np.array(choice, dtype=np.int64)
-    states = grid.states(choice)
-    rows: dict[int, FloatArray] = {}
-    neighbours = _neighbours(grid)
-    cost = grid.cost(choice)
-    while True:
-        best: tuple[float, float, int, int] | None = None
-        for g, value in enumerate(grid.values):
-            if len(value) == 1:
-                continue
-            if g not in rows:
-                rows[g] = grid.row(states, g)
-            k = states[g]
-            gain, extra = value - value[k], rows[g] - rows[g][k]
-            better = gain > 0
-            better[k + 1 :] |= gain[k + 1 :] >= 0
-            options = np.flatnonzero(better & (cost + extra <= room))
-            if len(options) == 0:
-                continue
-            rate = gain[options] / np.maximum(extra[options], 1e-9 * max(abs(room), 1e-300))
-            at = int(np.lexsort((options, gain[options], rate))[-1])
-            entry = (float(rate[at]), float(gain[options[at]]), -g, int(options[at]))
-            if best is None or entry > best:
-                best = entry
-        if best is None:
-            return choice
-        g, k = -best[2], best[3]
-        choice[g] = k
-        states = grid.states(choice)
-        cost = grid.cost(choice)
-        for h in neighbours[g]:
-            rows.pop(h, None)
-
-
-def repair(grid: Grid, choice: IntArray, room: float) -> IntArray | None:
-    """Returns a choice within the budget, reached by giving up the least value per cost, or ``None``."""
-    choice = np.array(choice, dtype=np.int64)
-    neighbours = _neighbours(grid)
-    rows: dict[int, FloatArray] = {}
-    states, cost = grid.states(choice), grid.cost(choice)
-    while cost > room:
-        best: tuple[float, int, int] | None = None
-        for g, value in enumerate(grid.values):
-            if g not in rows:
-                rows[g] = grid.row(states, g)
-            k = states[g]
-            saved = rows[g][k] - rows[g]
-            options = np.flatnonzero(saved > 1e-12 * abs(cost))
-            if len(options) == 0:
-                continue
-            useful = np.minimum(saved[options], cost - room)
-            rate = (value[k] - value[options]) / useful
-            at = int(np.argmin(rate))
-            entry = (float(rate[at]), g, int(options[at]))
-            if best is None or entry < best:
-                best = entry
-        if best is None:
-            return None
-        _, g, k = best
-        choice[g] = k
-        states, cost = grid.states(choice), grid.cost(choice)
-        for h in neighbours[g]:
-            rows.pop(h, None)
-    return choice
-
-
-def _neighbours(grid: Grid) -> list[set[int]]:
-    """Returns, per group, the groups whose cost depends on its option (itself included)."""
-    near: list[set[int]] = [{g} for g in range(grid.n_groups)]
-    for factor in grid.factors:
-        groups = grid.groups_of(factor)
-        for g in groups:
-            near[g].update(groups)
-    return near
-
-
-def _descend(grid: Grid, choice: IntArray) -> IntArray:
-    """Returns a choice that no single change makes cheaper."""
-    choice = np.array(choice, dtype=np.int64)
-    moved = True
-    while moved:
-        moved = False
-        for g in range(grid.n_groups):
-            row = grid.row(grid.states(choice), g)
-            k = int(np.argmin(row))
-            if row[k] < row[choice[g]] - 1e-12 * abs(row[choice[g]]):
-                choice[g], moved = k, True
-    return choice

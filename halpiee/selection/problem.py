@@ -143,7 +143,7 @@ def solve_joint(
     gap: float = 1e-3,
     time_limit_s: float | None = None,
 ) -> GridSolution:
-    """Solves a normalised grid: dual bound with repair, then the frontier where the gap asked is not met yet."""
+    """Solves a normalised grid: dual bound and repair, then the frontier where the gap is not met yet."""
     from halpiee.selection.lagrangian import solve_dual
 
     found = solve_dual(grid, budget, start, gap=gap, time_limit_s=time_limit_s)
@@ -172,7 +172,8 @@ def _check_values(values: Sequence[ArrayLike]) -> list[FloatArray]:
         if not np.isfinite(array).all():
             at = int(np.flatnonzero(~np.isfinite(array))[0])
             raise UsageError(
-                f"values[{g}] holds {array[at]} at option {at}; every value must be finite: drop that batch's scores"
+                f"values[{g}] holds {array[at]} at option {at}; every value must be finite: "
+                "drop that batch's scores"
             )
         checked.append(array)
     return checked
@@ -188,12 +189,14 @@ def _check_widths(widths: Sequence[ArrayLike] | None, values: list[FloatArray]) 
         array = np.asarray(width)
         if array.shape != values[g].shape or not np.issubdtype(array.dtype, np.number):
             raise UsageError(
-                f"widths[{g}] must be {len(values[g])} integers, one per option, found {array.dtype} {array.shape}"
+                f"widths[{g}] must be {len(values[g])} integers, one per option, "
+                f"found {array.dtype} {array.shape}"
             )
         whole = np.asarray(array, dtype=np.int64)
         if (whole != array).any() or (whole < 0).any() or (np.diff(whole) < 0).any():
             raise UsageError(
-                f"widths[{g}] must be ascending non-negative integers, found {array.tolist()[:8]}; sort the options"
+                f"widths[{g}] must be ascending non-negative integers, found {array.tolist()[:8]}; "
+                "sort the options"
             )
         checked.append(whole)
     return checked
@@ -224,8 +227,8 @@ def _check_term(
             need = 1 + sum(int(widths[g][-1]) for g in side)
             if length < need:
                 raise UsageError(
-                    f"terms[{index}]'s cost has {length} entries along {name}={side}; the widths of those groups add "
-                    f"up to {need - 1}, so it needs {need} (index = sum of widths)"
+                    f"terms[{index}]'s cost has {length} entries along {name}={side}; the widths of those "
+                    f"groups add up to {need - 1}, so it needs {need} (index = sum of widths)"
                 )
         else:
             need = 1 if side is None else len(values[side])
@@ -237,8 +240,8 @@ def _check_term(
     if not np.isfinite(table).all():
         i, j = (int(x) for x in np.argwhere(~np.isfinite(table))[0])
         raise UsageError(
-            f"terms[{index}] (ins={sides[0]}, outs={sides[1]}) costs {table[i, j]} at [{i}, {j}]; every cost must be "
-            "finite: measure that cell again or leave the option out"
+            f"terms[{index}] (ins={sides[0]}, outs={sides[1]}) costs {table[i, j]} at [{i}, {j}]; "
+            "every cost must be finite: measure that cell again or leave the option out"
         )
     return Term(sides[0], sides[1], table)
 
@@ -250,8 +253,8 @@ def _check_side(index: int, side: Side, n_groups: int) -> Side:
     for g in members:
         if isinstance(g, bool) or not isinstance(g, (int, np.integer)) or not 0 <= g < n_groups:
             raise UsageError(
-                f"terms[{index}] names the group {g!r}; groups are numbered 0 … {n_groups - 1}, a side is None, "
-                "a number or a tuple of numbers"
+                f"terms[{index}] names the group {g!r}; groups are numbered 0 … {n_groups - 1}, "
+                "a side is None, a number or a tuple of numbers"
             )
     if isinstance(side, tuple):
         if not side:

@@ -61,6 +61,8 @@ class Grid:
         members: per sum variable its ``{group: steps [n_g]}``.
         terms: the terms as given (what ``linear`` linearises).
         widths: as given.
+        touching: per group the factors that depend on it (derived).
+        near: per group the groups that share a factor with it, itself included (derived).
     """
 
     values: list[FloatArray]
@@ -74,9 +76,12 @@ class Grid:
 
     def __post_init__(self) -> None:
         self.touching: list[list[Factor]] = [[] for _ in self.values]
+        self.near: list[set[int]] = [{g} for g in range(len(self.values))]
         for factor in self.factors:
-            for g in self.groups_of(factor):
+            groups = self.groups_of(factor)
+            for g in groups:
                 self.touching[g].append(factor)
+                self.near[g].update(groups)
 
     @property
     def n_groups(self) -> int:
@@ -107,7 +112,7 @@ class Grid:
         return float(sum(value[k] for value, k in zip(self.values, choice, strict=True)))
 
     def row(self, states: Sequence[int], g: int) -> FloatArray:
-        """Returns float ``[n_g]``: the cost of all factors that touch group ``g``, for each of its options."""
+        """Returns float ``[n_g]``: the cost of all factors that touch a group, for each of its options."""
         total = np.zeros(self.domains[g])
         own = states[g]
         for factor in self.touching[g]:
