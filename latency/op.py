@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["CHANNEL_KEYS", "Op"]
+__all__ = ["CHANNEL_KEYS", "CONTRACTIONS", "Op"]
 
 CHANNEL_KEYS = ("c_in", "c_out", "groups")
 """Keys that change when channels are removed; the others name the op's table."""
+
+CONTRACTIONS = ("conv", "conv_transpose", "linear")
+"""Kinds whose two sides are different channels; of all others c_out follows from c_in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +66,24 @@ class Op:
     @property
     def depthwise(self) -> bool:
         """Whether input and output channels are the same channels, each with its own kernel."""
-        return self.kind in ("conv", "conv_transpose") and self.groups > 1 and self.groups == self.c_in == self.c_out
+        return (
+            self.kind in ("conv", "conv_transpose")
+            and self.groups > 1
+            and self.groups == self.c_in == self.c_out
+        )
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether both sides are the same channels, so that only cells along one line exist.
+
+        True for all but dense convs and linear layers; the sides of a grouped conv shrink together, a group at
+        a time.
+        """
+        return self.kind not in CONTRACTIONS or self.groups > 1 or self.depthwise
 
     def with_channels(self, c_in: int, c_out: int) -> Op:
-        """Returns the same op at another width; a depthwise op's groups follow its channels."""
-        groups = c_in if self.depthwise else self.groups
+        """Returns the same op at another width; a grouped op keeps the width of a group, not their number."""
+        groups = max(1, c_in * self.groups // self.c_in) if self.groups > 1 else 1
         return replace(self, c_in=c_in, c_out=c_out, groups=groups)
 
     def key(self) -> dict[str, Any]:
@@ -112,9 +128,14 @@ class Op:
     def table_key(self) -> str:
         """Returns the canonical JSON of everything but the channel counts: the name of the op's table.
 
-        A depthwise op and a dense or grouped one of the same shape have different tables; ``groups`` of a
-        grouped conv that is not depthwise is part of the name.
+        ``groups`` becomes ``depthwise`` or, of any other grouped conv, the channels of one group on both sides:
+        that is what stays when groups are removed.
         """
         key = {k: v for k, v in self.key().items() if k not in CHANNEL_KEYS}
-        key["groups"] = "depthwise" if self.depthwise else self.groups
+        if self.depthwise:
+            key["groups"] = "depthwise"
+        elif self.groups > 1:
+            key["groups"] = f"{self.c_in // self.groups}x{self.c_out // self.groups}"
+        else:
+            key["groups"] = 1
         return json.dumps(key, sort_keys=True, separators=(",", ":"))

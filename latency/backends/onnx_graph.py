@@ -1,0 +1,340 @@
+"""The graph around one op, so that ONNX Runtime treats it as it would inside a network.
+
+A lone op pays what it does not pay in a network: the change of layout on both sides, the call, its outputs. In a
+*twin* these are there twice: the graph with two copies of the op, whose results go to a sink each, minus the graph
+with one copy that goes to both sinks, is the op alone. Its inputs come from cheap producers, so that they
+already lie in the runtime's own layout; every tensor an op reads has a second reader, so that the runtime cannot
+fuse the op into its producer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latency.errors import UnsupportedOpError
+from latency.op import Op
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["IMAGE_CHANNELS", "KINDS", "OPSET", "output_size", "twin"]
+
+OPSET = 20
+IR_VERSION = 10
+
+IMAGE_CHANNELS = 4
+"""An op that reads at most so many channels reads a network's input, which is in the plain layout."""
+
+ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "relu": ("Relu", {}),
+    "sigmoid": ("Sigmoid", {}),
+    "hardswish": ("HardSwish", {}),
+    "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
+    "gelu": ("Gelu", {}),
+}
+
+KINDS = (
+    "conv", "conv_transpose", "linear", "max_pool", "avg_pool", "global_avg_pool", "add", "mul", "concat",
+    "batch_norm", "upsample", "relu6", "silu", *ACTIVATIONS,
+)  # fmt: skip
+"""Kinds of op that can be built."""
+
+FOLDED = ("batch_norm",)
+"""Parts of a tail that an export folds into the weights."""
+
+
+def twin(op: Op, copies: int) -> onnx.ModelProto:
+    """Builds the graph that holds ``copies`` (1 or 2) of an op between the same producers and sinks.
+
+    Raises:
+        UnsupportedOpError: an op, precision or layout that is not built here.
+    """
+    _refuse(op)
+    graph = _Graph(op)
+    inputs = graph.inputs()
+    results = [graph.op(inputs, number) for number in range(copies)]
+    graph.sinks(results[0], results[-1])
+    return graph.model()
+
+
+def output_size(op: Op) -> tuple[int, ...]:
+    """Returns the positions of the op's output: ``(h, w)``, or ``(h,)`` for 1d kernels."""
+    size = (op.h, op.w)[: len(op.kernel)] if op.kernel else (op.h, op.w)
+    if op.kind == "global_avg_pool":
+        return (1,) * len(size)
+    if op.kind == "upsample":
+        return tuple(s * f for s, f in zip(size, op.stride or (2,) * len(size), strict=True))
+    if not op.kernel:
+        return size
+    n = len(op.kernel)
+    stride, padding, dilation = _full(op.stride, n, 1), _full(op.padding, n, 0), _full(op.dilation, n, 1)
+    geometry = zip(size, op.kernel, stride, padding, dilation, strict=True)
+    if op.kind == "conv_transpose":
+        return tuple((x - 1) * s - 2 * p + d * (k - 1) + 1 for x, k, s, p, d in geometry)
+    return tuple((x + 2 * p - d * (k - 1) - 1) // s + 1 for x, k, s, p, d in geometry)
+
+
+class _Graph:
+    """Nodes, constants and graph inputs as they are added."""
+
+    def __init__(self, op: Op) -> None:
+        self.made = op
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.feeds: list[tuple[str, tuple[int, ...]]] = []
+        self.outputs: list[str] = []
+        self.spatial = (op.h, op.w)[: len(op.kernel)] if len(op.kernel) == 1 else (op.h, op.w)
+
+    def inputs(self) -> list[str]:
+        """Adds what the op reads: one tensor, two for an addition, product or concat; plus the residual."""
+        op = self.made
+        if op.kind == "linear":
+            shape = (op.batch, op.c_in) if op.h * op.w == 1 else (op.batch, op.h * op.w, op.c_in)
+            return [self.feed("x", shape)]
+        if op.c_in <= IMAGE_CHANNELS and op.kind in ("conv", "conv_transpose") and op.groups == 1:
+            names = [self.feed("x", (op.batch, op.c_in, *self.spatial))]
+        elif op.kind == "concat":
+            first = min(op.c_in - 1, -(-op.c_in // 16) * 8) if op.c_in > 1 else 1
+            parts = [first, op.c_in - first] if op.c_in > 1 else [1]
+            names = [self.producer(f"x{i}", c, self.spatial) for i, c in enumerate(parts)]
+        else:
+            count = 2 if op.kind in ("add", "mul") else 1
+            names = [self.producer(f"x{i}", op.c_in, self.spatial) for i in range(count)]
+        if op.kind not in ("conv", "conv_transpose"):
+            for name in names:
+                self.read_twice(name)
+        if "add" in op.tail:
+            names.append(self.producer("r", op.c_out, output_size(op)))
+            self.read_twice(names[-1])
+        return names
+
+    def op(self, inputs: Sequence[str], number: int) -> str:
+        """Adds one copy of the op and its tail, with weights of its own."""
+        op, tag = self.made, f"_{number}"
+        name = _BUILDERS.get(op.kind, _Graph.activation)(self, list(inputs), tag)
+        for i, part in enumerate(op.tail):
+            if part in FOLDED:
+                continue
+            label = f"t{i}{tag}"
+            if part == "add":
+                name = self.node("Add", [name, inputs[-1] if op.kind != "linear" else name], label)
+            else:
+                name = self.activate(part, name, label)
+        return name
+
+    def sinks(self, a: str, b: str) -> None:
+        """Reads the results by two different ops that only pass on a number per channel or per row."""
+        if self.made.kind == "linear":
+            axes = self.constant("axes", np.array([-1], dtype=np.int64))
+            self.outputs += [self.node("ReduceMax", [a, axes], "o0"), self.node("ReduceMin", [b, axes], "o1")]
+        else:
+            self.outputs += [
+                self.node("GlobalAveragePool", [a], "o0"),
+                self.node("GlobalMaxPool", [b], "o1"),
+            ]
+
+    def conv(self, inputs: list[str], tag: str) -> str:
+        """Adds a convolution with bias."""
+        op = self.made
+        n = len(op.kernel)
+        weight = self.weight(f"w{tag}", (op.c_out, op.c_in // op.groups, *op.kernel))
+        bias = self.weight(f"b{tag}", (op.c_out,))
+        return self.node(
+            "Conv",
+            [inputs[0], weight, bias],
+            f"y{tag}",
+            kernel_shape=list(op.kernel),
+            strides=list(_full(op.stride, n, 1)),
+            pads=list(_full(op.padding, n, 0)) * 2,
+            dilations=list(_full(op.dilation, n, 1)),
+            group=op.groups,
+        )
+
+    def conv_transpose(self, inputs: list[str], tag: str) -> str:
+        """Adds a transposed convolution with bias."""
+        op = self.made
+        n = len(op.kernel)
+        weight = self.weight(f"w{tag}", (op.c_in, op.c_out // op.groups, *op.kernel))
+        bias = self.weight(f"b{tag}", (op.c_out,))
+        return self.node(
+            "ConvTranspose",
+            [inputs[0], weight, bias],
+            f"y{tag}",
+            strides=list(_full(op.stride, n, 1)),
+            pads=list(_full(op.padding, n, 0)) * 2,
+            dilations=list(_full(op.dilation, n, 1)),
+            group=op.groups,
+        )
+
+    def linear(self, inputs: list[str], tag: str) -> str:
+        """Adds a linear layer with bias: Gemm on vectors, MatMul and Add on sequences, as PyTorch exports it."""
+        op = self.made
+        bias = self.weight(f"b{tag}", (op.c_out,))
+        if op.h * op.w == 1:
+            weight = self.weight(f"w{tag}", (op.c_out, op.c_in))
+            return self.node("Gemm", [inputs[0], weight, bias], f"y{tag}", transB=1)
+        weight = self.weight(f"w{tag}", (op.c_in, op.c_out))
+        return self.node("Add", [self.node("MatMul", [inputs[0], weight], f"m{tag}"), bias], f"y{tag}")
+
+    def pool(self, inputs: list[str], tag: str) -> str:
+        """Adds a pooling."""
+        op = self.made
+        if op.kind == "global_avg_pool":
+            return self.node("GlobalAveragePool", [inputs[0]], f"y{tag}")
+        n = len(op.kernel)
+        fields: dict[str, Any] = {
+            "kernel_shape": list(op.kernel),
+            "strides": list(_full(op.stride, n, 1)),
+            "pads": list(_full(op.padding, n, 0)) * 2,
+        }
+        if op.kind == "avg_pool":
+            return self.node("AveragePool", [inputs[0]], f"y{tag}", count_include_pad=1, **fields)
+        return self.node("MaxPool", [inputs[0]], f"y{tag}", **fields)
+
+    def combine(self, inputs: list[str], tag: str) -> str:
+        """Adds an addition, a product or a concat of all inputs."""
+        if self.made.kind == "concat":
+            return self.node("Concat", inputs, f"y{tag}", axis=1)
+        return self.node({"add": "Add", "mul": "Mul"}[self.made.kind], inputs[:2], f"y{tag}")
+
+    def batch_norm(self, inputs: list[str], tag: str) -> str:
+        """Adds a batch norm that nothing folds."""
+        c = self.made.c_in
+        parts = [self.weight(f"{part}{tag}", (c,), positive=True) for part in ("gamma", "beta", "mean", "var")]
+        return self.node("BatchNormalization", [inputs[0], *parts], f"y{tag}")
+
+    def upsample(self, inputs: list[str], tag: str) -> str:
+        """Adds a nearest-neighbour enlargement by the op's stride, 2 if it has none."""
+        op = self.made
+        factors = op.stride or (2,) * len(self.spatial)
+        scales = self.constant(f"s{tag}", np.array([1, 1, *factors], dtype=np.float32))
+        return self.node(
+            "Resize",
+            [inputs[0], "", scales],
+            f"y{tag}",
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+
+    def activation(self, inputs: list[str], tag: str) -> str:
+        """Adds the activation that the op itself is."""
+        return self.activate(self.made.kind, inputs[0], f"y{tag}")
+
+    def activate(self, kind: str, x: str, name: str) -> str:
+        """Adds an activation behind ``x``, in the nodes PyTorch exports for it."""
+        if kind == "relu6":
+            low = self.constant(f"{name}.low", np.array(0, dtype=np.float32))
+            high = self.constant(f"{name}.high", np.array(6, dtype=np.float32))
+            return self.node("Clip", [x, low, high], name)
+        if kind == "silu":
+            return self.node("Mul", [x, self.node("Sigmoid", [x], f"{name}.gate")], name)
+        node, fields = ACTIVATIONS[kind]
+        return self.node(node, [x], name, **fields)
+
+    def feed(self, name: str, shape: tuple[int, ...]) -> str:
+        """Adds an input of the graph."""
+        self.feeds.append((name, shape))
+        return name
+
+    def producer(self, name: str, channels: int, positions: tuple[int, ...]) -> str:
+        """Adds a 1×1 convolution of a single channel: the cheapest way to a tensor in the runtime's layout."""
+        source = self.feed(f"{name}.source", (self.made.batch, 1, *positions))
+        weight = self.weight(f"{name}.weight", (channels, 1, *(1,) * len(positions)))
+        bias = self.weight(f"{name}.bias", (channels,))
+        return self.node("Conv", [source, weight, bias], name)
+
+    def read_twice(self, name: str) -> None:
+        """Adds a second reader of a tensor."""
+        self.outputs.append(self.node("GlobalMaxPool", [name], f"{name}.seen"))
+
+    def node(self, kind: str, inputs: Sequence[str], output: str, **fields: Any) -> str:
+        """Adds a node and returns the name of its output."""
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **fields))
+        return output
+
+    def weight(self, name: str, shape: tuple[int, ...], *, positive: bool = False) -> str:
+        """Adds constant random numbers; zeros and equal values could be faster."""
+        values = _random(int(np.prod(shape)), sum(name.encode())).reshape(shape)
+        return self.constant(name, np.abs(values) + 0.5 if positive else values)
+
+    def constant(self, name: str, values: NDArray[Any]) -> str:
+        """Adds a constant."""
+        from onnx import numpy_helper
+
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def model(self) -> onnx.ModelProto:
+        """Returns all of it as a model."""
+        from onnx import TensorProto, helper
+
+        graph = helper.make_graph(
+            self.nodes,
+            "op",
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, list(shape)) for n, shape in self.feeds],
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in self.outputs],
+            self.constants,
+        )
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        )
+
+
+_BUILDERS = {
+    "conv": _Graph.conv,
+    "conv_transpose": _Graph.conv_transpose,
+    "linear": _Graph.linear,
+    "max_pool": _Graph.pool,
+    "avg_pool": _Graph.pool,
+    "global_avg_pool": _Graph.pool,
+    "add": _Graph.combine,
+    "mul": _Graph.combine,
+    "concat": _Graph.combine,
+    "batch_norm": _Graph.batch_norm,
+    "upsample": _Graph.upsample,
+}
+
+_POOL: list[NDArray[np.float32]] = []
+
+
+def _random(n: int, offset: int) -> NDArray[np.float32]:
+    """Returns ``n`` normal numbers of standard deviation 0.05, cut from one pool: drawing them takes longer."""
+    if not _POOL:
+        _POOL.append(np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32) * np.float32(0.05))
+    pool = _POOL[0]
+    return np.resize(np.roll(pool, offset) if n < len(pool) else pool, n) if n > 4096 else pool[offset : offset + n]
+
+
+def _full(values: tuple[int, ...], n: int, default: int) -> tuple[int, ...]:
+    return values if values else (default,) * n
+
+
+def _refuse(op: Op) -> None:
+    tail = [t for t in op.tail if t not in (*FOLDED, "add", "relu6", "silu", *ACTIVATIONS)]
+    if op.kind not in KINDS or tail:
+        raise UnsupportedOpError(
+            f"an op {op.kind!r} with tail {list(op.tail)} was asked for; ONNX Runtime ops here are "
+            f"{', '.join(KINDS)}; leave it out of the sweep"
+        )
+    if op.dtype != "float32" or op.layout != "nchw":
+        raise UnsupportedOpError(
+            f"an op in {op.dtype}, {op.layout} was asked for; ONNX Runtime on CPU is measured in float32, nchw; "
+            "use the torch backend on a GPU, or trace the model in float32"
+        )
+    if op.kind in ("conv", "conv_transpose", "max_pool", "avg_pool") and len(op.kernel) not in (1, 2):
+        raise UnsupportedOpError(
+            f"an op {op.kind!r} with kernel {op.kernel} was asked for; 1d and 2d are built; "
+            "leave it out of the sweep"
+        )
+    if min(output_size(op), default=1) < 1:
+        raise UnsupportedOpError(
+            f"an op {op.kind!r} with kernel {op.kernel} on {op.h}×{op.w} was asked for, which leaves no "
+            "output; give the shapes as the network has them"
+        )

@@ -1,0 +1,227 @@
+"""ONNX Runtime on CPU: ops as twins, whole models as sessions, and the one way from PyTorch to ONNX.
+
+Constants of every session, for ops and networks alike: sequential execution, all graph optimisations, initialisers
+constant (else the runtime leaves its blocked layout), ``threads`` intra-op threads, each on a core of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latency.backends import Built
+from latency.backends.onnx_graph import OPSET, twin
+from latency.device import environment
+from latency.errors import UsageError
+from latency.op import Op
+from latency.timer import Clock, CpuClock, WallClock
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime as ort
+    from torch import nn
+
+__all__ = ["OnnxRuntime", "feeds", "session", "to_onnx"]
+
+
+class OnnxRuntime:
+    """Ops on ONNX Runtime's CPU provider.
+
+    Args:
+        threads: intra-op threads. One is timed by CPU time, several by the wall clock.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = threads
+
+    def environment(self) -> dict[str, Any]:
+        """Returns the circumstances of everything this backend measures."""
+        return environment("onnxruntime", self.threads, optimization="all")
+
+    def clock(self) -> Clock:
+        """Returns the CPU clock for one thread, the wall clock for several."""
+        return CpuClock() if self.threads == 1 else WallClock()
+
+    def anchor(self) -> Callable[[], object]:
+        """Returns a 3×3 convolution of about 20 µs."""
+        op = Op(kind="conv", c_in=32, c_out=32, h=8, w=8, kernel=(3, 3), stride=(1, 1), padding=(1, 1))
+        return _runner(session(twin(op, 1), threads=self.threads))
+
+    def build(self, op: Op) -> Built:
+        """Builds an op as a twin: two copies minus one.
+
+        Raises:
+            UnsupportedOpError: an op, precision or layout that is not built here.
+        """
+        runs = [_runner(session(twin(op, copies), threads=self.threads, merge=False)) for copies in (2, 1)]
+        return Built(run=runs[0], minus=runs[1], method="twin")
+
+
+def session(
+    model: onnx.ModelProto | bytes | str | Path, threads: int = 1, *, merge: bool = True
+) -> ort.InferenceSession:
+    """Returns a session with the constants that every measurement here shares.
+
+    Args:
+        model: a model or the path of one.
+        threads: intra-op threads; beyond one, all but the caller's are tied to a core each.
+        merge: whether equal nodes may be merged; not in a twin.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    cores = os.cpu_count() or 1
+    if 1 < threads <= cores:
+        options.add_session_config_entry(
+            "session.intra_op_thread_affinities", ";".join(str(core + 1) for core in range(1, threads))
+        )
+    if isinstance(model, str | Path):
+        if not Path(model).is_file():
+            raise UsageError(f"the model {str(model)!r} was asked for, and there is no such file; check the path")
+        source: Any = str(model)
+    else:
+        source = model if isinstance(model, bytes) else model.SerializeToString()
+    without = None if merge else ["CommonSubexpressionElimination"]
+    try:
+        return ort.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=without
+        )
+    except (RuntimeError, ValueError) as error:  # its own exceptions derive from RuntimeError
+        what = str(model) if isinstance(model, str | Path) else "the model"
+        raise UsageError(
+            f"ONNX Runtime was asked to run {what} and refused: {str(error).splitlines()[0][:300]}; "
+            "check the file with onnx.checker"
+        ) from error
+
+
+def feeds(runtime: ort.InferenceSession, *, batch: int = 1, seed: int = 0) -> dict[str, Any]:
+    """Returns random inputs for a session; free dimensions become ``batch``."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for value in runtime.get_inputs():
+        shape = [d if isinstance(d, int) else batch for d in value.shape]
+        dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(value.type, np.float32)
+        if value.type.startswith("tensor(int"):
+            found[value.name] = np.zeros(shape, dtype=np.dtype(value.type[7:-1]))
+        else:
+            found[value.name] = rng.standard_normal(shape).astype(dtype)
+    return found
+
+
+def _runner(runtime: ort.InferenceSession) -> Callable[[], object]:
+    inputs = feeds(runtime)
+    return lambda: runtime.run(None, inputs)
+
+
+def to_onnx(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    dynamic_batch: bool = True,
+    opset: int = OPSET,
+) -> onnx.ModelProto:
+    """Converts a model to ONNX, in evaluation mode and with batch norm folded into the convolutions.
+
+    Inputs are named ``input`` (``input_0`` … if several), outputs ``output`` alike. A mean over all positions
+    becomes GlobalAveragePool, which ONNX Runtime computes in its own layout (ReduceMean: after a change of it).
+
+    Args:
+        model: any module; it keeps its mode, device and weights.
+        example_inputs: tensors that give shapes and dtypes.
+        dynamic_batch: whether the first dimension of all inputs is free, and named ``batch``.
+        opset: version of the operator set.
+
+    Raises:
+        UsageError: PyTorch cannot export the model.
+    """
+    import copy
+
+    import torch
+
+    inputs = tuple(x.detach().cpu() for x in example_inputs)
+    trained = copy.deepcopy(model).cpu().eval()
+    names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
+    with torch.no_grad():
+        result = trained(*inputs)
+    count = len(result) if isinstance(result, tuple | list | dict) else 1
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                trained,
+                inputs,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                opset_version=opset,
+                input_names=names,
+                output_names=["output"] if count == 1 else [f"output_{i}" for i in range(count)],
+                dynamic_shapes=shapes,
+            )
+        except Exception as error:  # the exporter raises what its passes raise
+            raise UsageError(
+                f"{type(model).__name__} was to be exported to ONNX and PyTorch could not: "
+                f"{str(error).strip().splitlines()[0][:300]}; try torch.onnx.export on it by itself"
+            ) from error
+    assert program is not None
+    proto = program.model_proto
+    _use_global_pools(proto)
+    return proto
+
+
+def _use_global_pools(proto: onnx.ModelProto) -> None:
+    """Replaces means over the positions of a feature map [N, C, H, W] by GlobalAveragePool, in place."""
+    from onnx import helper, numpy_helper
+
+    constants = {t.name: t for t in proto.graph.initializer}
+    maps = {n.output[0] for n in proto.graph.node if n.op_type in ("Conv", "MaxPool", "AveragePool")}
+    for node in proto.graph.node:
+        # What is known to have four dimensions: convolutions and pools, and what is computed element by element.
+        if node.op_type in ("Relu", "Clip", "Add", "Mul", "HardSwish", "Sigmoid", "BatchNormalization", "Concat"):
+            maps |= {node.output[0]} if any(name in maps for name in node.input) else set()
+    for node in proto.graph.node:
+        if node.op_type != "ReduceMean" or node.input[0] not in maps or len(node.input) < 2:
+            continue
+        if node.input[1] not in constants:
+            continue
+        axes = sorted(int(a) % 4 for a in numpy_helper.to_array(constants[node.input[1]]).reshape(-1))
+        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        if axes == [2, 3] and keep == 1:
+            node.CopyFrom(
+                helper.make_node("GlobalAveragePool", [node.input[0]], [node.output[0]], name=node.name)
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's progress lines and warnings away from the screen."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
