@@ -115,6 +115,7 @@ def assemble(recorder: Recorder) -> Structure:
             "sources": {name_of[r]: s for r, s in units.sources().items() if r in name_of},
             "untimed": untimed(recorder),
             "roots": np.array(list(number_of)[1:], dtype=np.int64),
+            "real": False,
             "positions": recorder.positions,
             "positions_of": dict(recorder.output_positions),
             "learned": frozenset(recorder.learned),

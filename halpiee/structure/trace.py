@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Structure:
     except NeedsValuesError:
         pass
     structure = traced(model, example_inputs, real=True)
+    structure = replace(structure, details={**structure.details, "real": True})
     again = traced(model, random_like(example_inputs, torch.Generator().manual_seed(0)), real=True)
     if structure.groups != again.groups:
         differing = next(

@@ -1,0 +1,218 @@
+"""Traces, cuts and checks the networks of torchvision and writes the table of ``docs/models.md``.
+
+One network is in memory at a time, with random weights and the smallest input it takes::
+
+    python -m tools.models_table --out docs/models.md
+    python -m tools.models_table resnet18 vgg16
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import (
+    detection,
+    get_model,
+    list_models,
+    optical_flow,
+    quantization,
+    segmentation,
+    video,
+)
+
+from halpiee.errors import HalpieeError
+from halpiee.structure import Structure, explain, trace, verify
+
+IMAGE_SIZES = {"inception_v3": 96, "maxvit_t": 224}
+"""Smallest inputs that are not 64×64."""
+
+PLAIN = ("a network input", "feeds the network's output")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one network gave.
+
+    Attributes:
+        name: its name.
+        shape: input that was used.
+        trace_s: seconds of the trace, construction excluded.
+        prunable: prunable groups.
+        groups: all groups.
+        parameter_share: share of the parameters in tensors that a prunable unit is in.
+        macs_share: share of the multiply-accumulates in layers with a prunable group on either side.
+        error: largest relative error of masked against compact, over the keeps tried.
+        frozen: reasons with the number of groups they hold.
+    """
+
+    name: str
+    shape: str
+    trace_s: float
+    prunable: int
+    groups: int
+    parameter_share: float
+    macs_share: float
+    error: float
+    frozen: dict[str, int]
+
+    def cells(self) -> str:
+        """Returns the row of the table."""
+        frozen = "; ".join(f"{reason} ({count})" for reason, count in self.frozen.items()) or "–"
+        return (
+            f"| {self.name} | {self.shape} | {self.trace_s:.1f} | {self.prunable}/{self.groups} | "
+            f"{self.parameter_share:.1%} | {self.macs_share:.1%} | {self.error:.0e} | {frozen} |"
+        )
+
+
+HEADER = (
+    "| network | input | trace, s | groups prunable | parameters prunable | MACs prunable | rel. error | frozen |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+
+
+def names() -> list[str]:
+    """Returns torchvision's networks, the quantised ones left out."""
+    return [n for n in list_models() if n not in list_models(module=quantization)]
+
+
+def build(name: str) -> nn.Module:
+    """Builds a network with random weights and irregular statistics."""
+    arguments: dict[str, Any] = {"weights": None}
+    if name in list_models(module=detection) + list_models(module=segmentation):
+        arguments["weights_backbone"] = None
+    if name in list_models(module=detection) and not name.startswith("ssd"):
+        arguments |= {"min_size": 64, "max_size": 96}
+    torch.manual_seed(0)
+    model = get_model(name, **arguments).eval()
+    for module in model.modules():
+        if "BatchNorm" in type(module).__name__:
+            for tensor, low, high in (
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.5, 1.5),
+                (module.weight.data, 0.5, 1.5),
+                (module.bias.data, -0.2, 0.2),
+            ):
+                tensor.uniform_(low, high)
+    network: nn.Module = model
+    return network
+
+
+def example_inputs(name: str) -> tuple[Any, ...]:
+    """Returns the smallest inputs that a network takes."""
+    if name in list_models(module=detection):
+        return ([torch.rand(3, 64, 64)],)
+    if name in list_models(module=optical_flow):
+        return (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
+    if name in list_models(module=video):
+        return (
+            (torch.randn(1, 3, 16, 224, 224),) if name.startswith("mvit") else (torch.randn(1, 3, 8, 64, 64),)
+        )
+    size = 224 if name.startswith("vit") else IMAGE_SIZES.get(name, 64)
+    return (torch.randn(1, 3, size, size),)
+
+
+def random_keep(structure: Structure, seed: int) -> dict[str, Tensor]:
+    """Draws 30 to 70 % of every prunable group, at least one unit."""
+    generator = torch.Generator().manual_seed(seed)
+    keep = {}
+    for group in structure.prunable:
+        share = 0.3 + 0.4 * torch.rand((), generator=generator)
+        mask = torch.rand(group.size, generator=generator) < share
+        mask[torch.randint(group.size, (1,), generator=generator)] = True
+        keep[group.name] = mask
+    return keep
+
+
+def parameter_share(model: nn.Module, structure: Structure) -> float:
+    """Returns the share of the parameters in tensors that a prunable unit is in."""
+    prunable = {u for g in structure.prunable for u in range(g.start, g.start + g.size)}
+    cut = {slot.tensor for slot in structure.slots if prunable.intersection(slot.units.tolist())}
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    return sum(n for name, n in sizes.items() if name in cut) / sum(sizes.values())
+
+
+def row(name: str, keeps: int = 3) -> Row:
+    """Traces one network and checks it with random keeps."""
+    model = build(name)
+    inputs = example_inputs(name)
+    start = time.perf_counter()
+    structure = trace(model, inputs)
+    seconds = time.perf_counter() - start
+    error = max(
+        verify(model, structure, random_keep(structure, seed), inputs, tolerance=1e-5, seed=seed)
+        for seed in range(keeps)
+    )
+    frozen = Counter(g.reason for g in structure.groups if g.reason is not None and g.reason not in PLAIN)
+    general = Counter({shortened(reason): 0 for reason in frozen})
+    for reason, count in frozen.items():
+        general[shortened(reason)] += count
+    first = next(t for t in flat(inputs))
+    return Row(
+        name=name,
+        shape="×".join(str(s) for s in first.shape),
+        trace_s=seconds,
+        prunable=len(structure.prunable),
+        groups=len(structure.groups),
+        parameter_share=parameter_share(model, structure),
+        macs_share=explain(structure).prunable_macs_share,
+        error=error,
+        frozen=dict(general),
+    )
+
+
+def flat(value: Any) -> Iterator[Tensor]:
+    """Yields the tensors of nested inputs."""
+    if isinstance(value, Tensor):
+        yield value
+    else:
+        for item in value:
+            yield from flat(item)
+
+
+def shortened(reason: str) -> str:
+    """Returns a reason without the module it names, so that equal ones add up."""
+    words = reason.replace(":", " :").split()
+    if " in " in reason:
+        at = words.index("in")
+        words[at : at + 2] = []
+    return " ".join(words).replace(" :", ":").replace("|", "/")
+
+
+def main() -> int:
+    """Writes the table, or prints the rows of the networks named."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", help="torchvision networks; all of them where none is named")
+    parser.add_argument("--out", type=Path, help="file to write; it is replaced")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    lines = ["# Networks that halpiee traces, cuts and checks", "", HEADER]
+    failed = 0
+    for name in arguments.names or names():
+        try:
+            line = row(name).cells()
+        except HalpieeError as error:
+            failed += 1
+            line = f"| {name} | – | – | – | – | – | – | {' '.join(str(error).split())} |"
+        print(line, flush=True)
+        lines.append(line)
+        gc.collect()
+    if arguments.out is not None:
+        arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
