@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from halpiee.errors import MissingError
+from halpiee.selection.moves import fill, repair
 from halpiee.selection.problem import GridSolution, relative_gap, solve_joint
 from halpiee.selection.terms import FloatArray, Grid, IntArray
 
@@ -26,13 +27,17 @@ __all__ = ["DEFAULT_TIME_LIMIT_S", "Searched", "search", "solve_cpsat"]
 DEFAULT_TIME_LIMIT_S = 30.0
 """Seconds of search where no limit was asked: CP-SAT gives its best answer and bound then."""
 
-RANGE = 2.0**40
-"""Integers that a sum of costs or values is spread over: hundreds of roundings stay below 1e-9 of it."""
+RANGE = 2.0**30
+"""Integers that a sum of costs or values is spread over.
+
+CP-SAT 9.15 cuts off optimal choices when coefficients get larger: at 2^36 in 26 of 420 random small problems, at
+2^33 and below in none.
+"""
 
 
 @dataclass(frozen=True)
 class Searched:
-    """What CP-SAT found: a choice or ``None``, a bound on every choice, and whether it proved there is none."""
+    """A choice or ``None``, a bound on every choice, and whether it is proved that there is none."""
 
     choice: IntArray | None
     upper_bound: float
@@ -67,12 +72,11 @@ def solve_cpsat(
         time_limit_s=limit_s / 2,
         seed=seed,
     )
-    from halpiee.selection.moves import fill
-
     choice, value = joint.choice, joint.value
     room = budget + 5e-10 * abs(budget)
-    if found.choice is not None and grid.cost(found.choice) <= room:
-        filled = fill(grid, found.choice, room)
+    within = None if found.choice is None else repair(grid, found.choice, room)
+    if within is not None:
+        filled = fill(grid, within, room)
         if grid.value(filled) > value:
             choice, value = filled, grid.value(filled)
     upper_bound = max(min(joint.upper_bound, found.upper_bound), value)

@@ -58,7 +58,7 @@ def solve_linear(
 
 
 def linearise(grid: Grid, start: IntArray) -> Grid:
-    """Returns the separable problem whose costs are Eq. 5 summed from ``start``'s option to each other one."""
+    """Returns the separable problem whose costs are Eq. 5 summed from ``start``'s option to every other."""
     extra = [np.zeros(len(v)) for v in grid.values]
     for ins, outs, cost in grid.terms:
         members = Counter(outs if isinstance(outs, tuple) else () if outs is None else (outs,))

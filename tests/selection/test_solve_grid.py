@@ -1,0 +1,209 @@
+"""The joint solver against enumeration, and its laws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halpiee.errors import BudgetError
+from halpiee.selection.problem import solve_grid
+
+from .problems import SHAPES, Problem, random_problem
+
+
+def solve(problem: Problem, **more):
+    return solve_grid(problem.values, problem.terms, problem.budget, widths=problem.widths, **more)
+
+
+def check(problem: Problem, **more) -> None:
+    best, _ = problem.enumerate()
+    found = solve(problem, **more)
+    assert found.cost == pytest.approx(problem.cost(found.choice), rel=1e-12, abs=1e-12)
+    assert found.value == pytest.approx(problem.value(found.choice), rel=1e-12, abs=1e-12)
+    assert found.cost <= problem.budget + 1e-9 * abs(problem.budget)
+    assert found.meets_budget
+    assert found.upper_bound >= best - 1e-9 * max(1, abs(best))
+    assert found.value <= best + 1e-9
+    if found.gap <= 1e-9:
+        assert found.value == pytest.approx(best, abs=1e-8)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gap_zero_is_the_optimum_of_random_problems(shape):
+    rng = np.random.default_rng([1, SHAPES.index(shape)])
+    for _ in range(150):
+        problem = random_problem(rng, shape)
+        best, _ = problem.enumerate()
+        found = solve(problem, gap=0.0)
+        assert found.value == pytest.approx(best, abs=1e-8)
+        assert found.gap <= 1e-9
+        assert found.upper_bound >= best - 1e-9
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_never_over_budget_and_never_a_bound_below_the_optimum(shape):
+    rng = np.random.default_rng([2, SHAPES.index(shape)])
+    for _ in range(90):
+        check(random_problem(rng, shape), gap=float(rng.choice([1e-3, 0.05, 0.3])))
+
+
+@pytest.mark.slow  # 5,000 problems, about 40 s
+@pytest.mark.parametrize("shape", SHAPES)
+def test_five_thousand_small_problems_equal_enumeration(shape):
+    rng = np.random.default_rng([3, SHAPES.index(shape)])
+    for _ in range(850):
+        check(random_problem(rng, shape), gap=0.0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), shape=st.sampled_from(SHAPES), gap=st.sampled_from([0.0, 1e-3, 0.1]))
+def test_laws_hold_for_any_seed(seed, shape, gap):
+    check(random_problem(np.random.default_rng(seed), shape), gap=gap)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_budget_below_the_cheapest_choice_names_its_cost(shape):
+    rng = np.random.default_rng([4, SHAPES.index(shape)])
+    for _ in range(40):
+        problem = random_problem(rng, shape)
+        least = problem.enumerate()[1]
+        problem.budget = least - 0.01 * abs(least) - 1e-6
+        with pytest.raises(BudgetError) as error:
+            solve(problem)
+        assert error.value.minimum == pytest.approx(least, rel=1e-12, abs=1e-12)
+        problem.budget = error.value.minimum
+        assert solve(problem).cost == pytest.approx(least, rel=1e-9, abs=1e-12)
+
+
+def test_no_group_has_a_wider_option_that_still_fits():
+    rng = np.random.default_rng(5)
+    for i in range(200):
+        problem = random_problem(rng, SHAPES[i % len(SHAPES)])
+        problem.values = [np.cumsum(rng.random(len(v)) * rng.integers(0, 2)) for v in problem.values]
+        found = solve(problem, gap=0.05)
+        for g, value in enumerate(problem.values):
+            for wider in range(int(found.choice[g]) + 1, len(value)):
+                other = found.choice.copy()
+                other[g] = wider
+                assert problem.cost(other) > problem.budget * (1 - 1e-12)
+
+
+def test_both_sides_of_a_layer_are_priced():
+    # Two layers in a row, cost c_in · c_out with 2 → g0 → 2: narrowing g0 from 2 to 1 saves in both layers.
+    values = [[1.0, 2.0]]
+    terms = [(None, 0, [[2.0, 4.0]]), (0, None, [[2.0], [4.0]])]
+    assert solve_grid(values, terms, 8.0).choice.tolist() == [1]
+    found = solve_grid(values, terms, 7.9)
+    assert (found.choice.tolist(), found.cost, found.value, found.slack) == (
+        [0],
+        4.0,
+        1.0,
+        pytest.approx(3.9),
+    )
+
+
+def test_a_term_of_a_group_with_itself_costs_its_diagonal():
+    table = [[1.0, 100.0], [100.0, 3.0]]
+    assert solve_grid([[0.0, 1.0]], [(0, 0, table)], 3.0).cost == 3.0
+
+
+def test_repeated_pairs_add_up_in_either_direction():
+    a, b = np.array([[1.0, 2.0], [3.0, 5.0]]), np.array([[10.0, 20.0], [30.0, 40.0]])
+    found = solve_grid([[0.0, 1.0], [0.0, 1.0]], [(0, 1, a), (0, 1, a), (1, 0, b)], 1e9)
+    assert found.cost == 5.0 + 5.0 + 40.0
+    assert found.path == "whole"
+
+
+def test_a_tuple_side_is_indexed_by_the_sum_of_widths():
+    # Widths 2 or 4 and 1 or 3: the sums 3, 5, 7 cost 30, 50, 70.
+    cost = 10.0 * np.arange(8)[:, None]
+    found = solve_grid([[0, 5], [0, 4]], [((0, 1), None, cost)], 50, widths=[[2, 4], [1, 3]], gap=0.0)
+    assert (found.choice.tolist(), found.cost) == ([1, 0], 50.0)
+
+
+def test_a_group_named_twice_in_a_tuple_counts_twice():
+    cost = np.arange(9.0)[:, None]
+    found = solve_grid([[0, 1], [0, 1]], [((0, 0, 1), None, cost)], 100, widths=[[1, 3], [1, 2]])
+    assert found.cost == 8.0
+
+
+def test_an_option_that_is_narrower_but_slower_is_not_taken():
+    # 63 channels cost more than 64, as on a CPU whose kernels work in blocks of 16.
+    found = solve_grid([[48.0, 63.0, 64.0]], [(None, 0, [[228.0, 422.0, 304.0]])], 310.0)
+    assert found.choice.tolist() == [2]
+
+
+def test_equal_values_everywhere_still_fill_the_budget():
+    found = solve_grid([[0.0, 0.0, 0.0]] * 2, [(None, 0, [[1, 2, 3]]), (None, 1, [[1, 2, 3]])], 5.0)
+    assert found.cost == 5.0
+    assert found.gap == 0.0
+
+
+def test_the_gap_asked_is_proved_where_the_dual_leaves_one():
+    # Subset sum: the dual bound is 8.33, the optimum 8; only exact steps close it.
+    values = [[0, 6.0], [0, 5.0], [0, 3.0]]
+    terms = [(None, g, [[0.0, c]]) for g, c in enumerate([6.0, 5.0, 4.0])]
+    found = solve_grid(values, terms, 9.5, gap=0.0)
+    assert (found.value, found.upper_bound) == (8.0, pytest.approx(8.0))
+    assert found.path == "frontier"
+
+
+def test_a_budget_that_is_met_exactly_counts_as_met():
+    third = 1 / 3
+    found = solve_grid([[0, 1]] * 3, [(None, g, [[0, third]]) for g in range(3)], 1.0)
+    assert found.value == 3
+
+
+def test_negative_costs_and_budgets_are_fine():
+    found = solve_grid([[0.0, 1.0]], [(None, 0, [[-5.0, -2.0]])], -3.0)
+    assert found.choice.tolist() == [0]
+    assert found.meets_budget
+
+
+def test_start_is_a_first_answer():
+    # A budget at the cost of the start itself: the answer is at least as good.
+    rng = np.random.default_rng(8)
+    for _ in range(30):
+        problem = random_problem(rng, "chain")
+        start = [int(rng.integers(len(v))) for v in problem.values]
+        problem.budget = problem.cost(start)
+        assert solve(problem, start=start, gap=1.0).value >= problem.value(start) - 1e-12
+
+
+def test_the_time_limit_gives_an_answer_with_its_gap():
+    rng = np.random.default_rng(9)
+    values = [np.cumsum(rng.random(40)) for _ in range(30)]
+    terms = [
+        (g - 1 if g else None, g, rng.random((40 if g else 1, 40)).cumsum(0).cumsum(1)) for g in range(30)
+    ]
+    found = solve_grid(values, terms, 3000.0, gap=0.0, time_limit_s=1e-6)
+    assert found.path.endswith("+time")
+    assert found.meets_budget
+    assert found.gap > 0
+    assert solve_grid(values, terms, 3000.0, gap=1e-3).value <= found.upper_bound
+
+
+def test_a_coupling_graph_too_wide_for_elimination_still_gets_a_valid_bound():
+    # A clique of 9 groups with 4 options each: 262,144 choices, enumerated with broadcasting.
+    rng = np.random.default_rng(10)
+    n = 9
+    values = [np.cumsum(rng.random(4)) for _ in range(n)]
+    terms = [(i, j, rng.random((4, 4)).cumsum(0).cumsum(1)) for i in range(n) for j in range(i)]
+    axes = [np.arange(4).reshape([-1 if a == g else 1 for a in range(n)]) for g in range(n)]
+    cost = sum(t[axes[i], axes[j]] for i, j, t in terms)
+    value = sum(v[axes[g]] for g, v in enumerate(values))
+    budget = float(np.quantile(cost, 0.3))
+    best = float(value[cost <= budget].max())
+    from halpiee.selection.lagrangian import solve_dual
+    from halpiee.selection.terms import Term, normalise
+
+    grid = normalise(values, [Term(*t) for t in terms], None)
+    narrow = solve_dual(grid, budget, limit=300)
+    assert narrow.path == "mini-bucket"
+    assert narrow.cost <= budget
+    assert narrow.value <= best <= narrow.upper_bound
+    wide = solve_dual(grid, budget, gap=0.0)
+    assert wide.path == "frontier"
+    assert wide.value == pytest.approx(best)
