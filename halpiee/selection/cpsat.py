@@ -30,7 +30,7 @@ DEFAULT_TIME_LIMIT_S = 30.0
 RANGE = 2.0**30
 """Integers that a sum of costs or values is spread over.
 
-CP-SAT 9.15 cuts off optimal choices when coefficients get larger: at 2^36 in 26 of 420 random small problems, at
+CP-SAT 9.15 cuts off optimal choices when coefficients get larger: at 2^36 in 26 of 420 small problems, at
 2^33 and below in none.
 """
 

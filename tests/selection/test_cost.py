@@ -1,0 +1,184 @@
+"""Latency of counts, candidate widths and the grid, on a network priced by hand."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from halpiee.errors import ProfileError, UsageError
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.problem import solve_grid
+
+from .fakes import FormulaProfile, Line, conv, group, other, residual, structure
+
+
+def product(c_in, c_out):
+    return c_in * c_out
+
+
+@pytest.fixture
+def cost():
+    """Stem 3·s, conv1 s·a, conv2 a·s, add s, head 10·s; s = 8, a = 8 when dense."""
+    return LatencyCost(residual(), FormulaProfile(step=4, conv=product, linear=product, add=lambda i, o: i))
+
+
+def test_the_dense_cost_is_the_sum_of_all_ops(cost):
+    assert cost.dense_us == 3 * 8 + 8 * 8 + 8 * 8 + 8 + 10 * 8
+
+
+def test_a_width_is_priced_on_both_sides_of_every_op(cost):
+    assert cost.total_us({"stream": 5, "a": 2}) == 3 * 5 + 5 * 2 + 2 * 5 + 5 + 10 * 5
+
+
+def test_groups_that_are_not_named_are_whole(cost):
+    assert cost.total_us({"a": 2}) == cost.total_us({"a": 2, "stream": 8})
+
+
+def test_an_op_whose_side_has_vanished_costs_nothing():
+    overhead = LatencyCost(residual(), FormulaProfile(conv=lambda i, o: 7 + i * o, linear=lambda i, o: i))
+    assert overhead.total_us({"a": 0}) == 7 + 3 * 8 + 8
+
+
+def test_calibration_moves_the_sum_and_shares_the_rest(cost):
+    line = cost.with_calibration(Line(10.0, 2.0))
+    assert line.total_us({"a": 2}) == 10 + 2 * cost.total_us({"a": 2})
+    assert line.dense_us == 10 + 2 * cost.dense_us
+    assert line.sum_us({"a": 2}) == cost.total_us({"a": 2})
+    assert line.candidates is cost.candidates
+    assert cost.calibration is None
+
+
+def test_cells_that_were_not_measured_are_named(cost):
+    assert cost.interpolated({}) == ("stem", "head")  # 3 and 10 are not multiples of 4
+    assert "block.conv1" in cost.interpolated({"a": 6})
+
+
+def test_cheap_ops_without_a_table_are_named():
+    cost = LatencyCost(residual(), FormulaProfile(conv=product, linear=product))
+    assert cost.not_covered == ("block.add (add)",)
+
+
+def test_a_layer_without_a_table_is_refused():
+    with pytest.raises(ProfileError, match=r"no table for stem \(conv\), block\.conv1 \(conv\)"):
+        LatencyCost(residual(), FormulaProfile(linear=product))
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ({"steam": 3}, "did you mean 'stream'"),
+        ({"stream": 9}, "9 units of 'stream', which has 8"),
+        ({"head": 3}, "'head', which is not prunable"),
+    ],
+)
+def test_counts_that_do_not_fit_are_refused(cost, counts, text):
+    with pytest.raises(UsageError, match=text):
+        cost.total_us(counts)
+
+
+def test_candidates_are_the_right_edges_of_a_staircase():
+    cost = LatencyCost(
+        residual({"stream": 64, "a": 48}),
+        FormulaProfile(
+            conv=lambda i, o: np.ceil(i / 16) * np.ceil(o / 16), linear=lambda i, o: np.ceil(i / 16)
+        ),
+    )
+    assert cost.candidates == {"stream": (16, 32, 48, 64), "a": (0, 16, 32, 48)}
+
+
+def test_a_width_that_is_slower_than_a_wider_one_is_no_candidate():
+    # 1 2 3 4 5 6 7 8 units cost 10 30 20 25 24 50 60 55 per stem channel: only widths cheaper than all wider
+    # ones.
+    curve = np.array([0, 10, 30, 20, 25, 24, 50, 60, 55])
+    cost = LatencyCost(
+        structure(
+            [group("input", 3, prunable=False), group("g", 8)],
+            [conv("stem", (("input", 1),), (("g", 1),), {"input": 3, "g": 8})],
+        ),
+        FormulaProfile(conv=lambda i, o: curve[o.astype(int)]),
+    )
+    assert cost.candidates == {"g": (1, 3, 5, 6, 8)}
+
+
+def test_a_smooth_table_offers_at_most_128_widths():
+    cost = LatencyCost(residual({"stream": 1000}), FormulaProfile(conv=product, linear=product))
+    candidates = cost.candidates["stream"]
+    assert len(candidates) <= 128
+    assert candidates[-1] == 1000
+    assert all(k % 8 == 0 for k in candidates[1:])
+
+
+def concat_network():
+    """Two branches into a concat that a conv and a flattened linear read, plus a depthwise conv on one branch."""
+    sizes = {"input": 3, "a": 4, "b": 6, "c": 5, "head": 2}
+    one = {n: ((n, 1),) for n in sizes}
+    both = (("a", 1), ("b", 1))
+    return structure(
+        [
+            group("input", 3, prunable=False),
+            group("a", 4),
+            group("b", 6),
+            group("c", 5),
+            group("head", 2, prunable=False),
+        ],
+        [
+            conv("a", one["input"], one["a"], sizes),
+            conv("b", one["input"], one["b"], sizes),
+            conv("dw", one["b"], one["b"], sizes),
+            other("concat", "cat", both, both, sizes),
+            conv("c", both, one["c"], sizes),
+            other("linear", "fc", (("c", 9),), one["head"], sizes),
+            other("linear", "aux", (("a", 2), ("c", 4)), one["head"], sizes),
+        ],
+    )
+
+
+def test_the_grid_costs_what_the_cost_says():
+    def jagged(c_in, c_out):
+        return c_in * c_out + 3 * np.sin(c_in + 2 * c_out) + 5
+
+    profile = FormulaProfile(conv=jagged, depthwise=jagged, linear=jagged, concat=lambda i, o: np.sqrt(i))
+    cost = LatencyCost(concat_network(), profile, Line(4.0, 1.5))
+    options = {"a": [1, 3, 4], "b": [2, 6], "c": [5]}
+    terms, constant_us = cost.grid(options)
+    for choice in itertools.product(range(3), range(2)):
+        counts = {"a": options["a"][choice[0]], "b": options["b"][choice[1]], "c": 5}
+        pinned = [
+            [0.0 if k == j else -100.0 for k in range(n)]
+            for j, n in zip((*choice, 0), (3, 2, 1), strict=True)
+        ]
+        found = solve_grid(pinned, terms, 1e9, widths=list(options.values()))
+        assert found.cost + constant_us == pytest.approx(cost.total_us(counts))
+
+
+def test_the_grid_of_other_options_does_not_remember_the_first():
+    def jagged(c_in, c_out):
+        return c_in * c_out + 3 * np.sin(c_in + 2 * c_out) + 5
+
+    profile = FormulaProfile(conv=jagged, depthwise=jagged, linear=jagged, concat=lambda i, o: np.sqrt(i))
+    cost = LatencyCost(concat_network(), profile)
+    for options in ({"a": [1, 4], "c": [2, 5]}, {"a": [2, 3], "c": [1, 3, 4]}, {"b": [1, 5], "c": [1, 2, 5]}):
+        terms, constant_us = cost.grid(options)
+        names = list(options)
+        found = solve_grid(
+            [[1.0, *[0.0] * (len(k) - 1)] for k in options.values()],
+            terms,
+            1e9,
+            widths=list(options.values()),
+        )
+        counts = {n: options[n][k] for n, k in zip(names, found.choice, strict=True)}
+        assert found.cost + constant_us == pytest.approx(cost.total_us(counts))
+
+
+def test_what_no_free_group_touches_is_in_the_constant(cost):
+    terms, constant_us = cost.grid({"a": [0, 8]})
+    assert constant_us == 3 * 8 + 8 + 10 * 8
+    assert len(terms) == 2
+
+
+def test_a_step_costs_the_difference_of_two_totals(cost):
+    line = cost.with_calibration(Line(10.0, 2.0))
+    expected = line.total_us({"stream": 5, "a": 4}) - line.total_us({"stream": 5, "a": 2})
+    assert line.step_us({"stream": 5, "a": 2}, "a", 4) == pytest.approx(expected)
