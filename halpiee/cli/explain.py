@@ -1,6 +1,81 @@
+"""``halpiee explain``: what of a network can be removed, what stays and why, and the ops that take time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
 import click
 
+from halpiee.cli.common import answer, examples, input_size, json_option, say
+from halpiee.errors import OutputInUseError
 
-@click.command("explain")
-def command() -> None:
-    pass
+__all__ = ["command"]
+
+
+@click.command(
+    "explain",
+    epilog=examples(
+        "halpiee explain resnet20 --size 32",
+        "halpiee explain shufflenet_v2_x1_0 --size 64 --json",
+        "halpiee explain resnet50 --batch 32 --ops resnet50.ops.jsonl",
+    ),
+)
+@click.argument("model")
+@click.option("--batch", default=1, show_default=True, help="Images per inference.")
+@click.option("--size", default="224", show_default=True, help="Image size: 224, 3x224x224.")
+@click.option("--width", type=float, help="Width multiplier of a zoo network.")
+@click.option("--classes", default=None, type=int, help="Classes of the network, if not its own default.")
+@click.option("--ops", type=click.Path(path_type=Path), help="Write the ops to profile, for a machine without torch.")
+@json_option
+def command(
+    model: str,
+    batch: int,
+    size: str,
+    width: float | None,
+    classes: int | None,
+    ops: Path | None,
+    as_json: bool,
+) -> None:
+    """Say per layer of MODEL whether channels can go, or which op holds them; list ties and protected ends."""
+    shape = input_size(size)
+    if ops is not None and ops.exists():
+        raise OutputInUseError(f"--ops {ops} exists; choose another name, nothing is overwritten")
+    from halpiee.cli.loading import traced
+    from halpiee.structure.explain import explain
+
+    structure = traced(model, batch, shape, width=width, classes=classes).structure
+    found = explain(structure)
+    if ops is not None:
+        unique = {json.dumps(timed.op.key(), sort_keys=True): None for timed in structure.ops}
+        ops.write_text("".join(f"{line}\n" for line in unique))
+        say(f"{len(unique)} ops in {ops}")
+
+    def show() -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console()
+        layers = Table(title=f"{model}: {found.prunable_macs_share:.1%} of the MACs lie in prunable layers", box=None)
+        for title in ("layer", "kind", "in", "out", "MACs", "", "why not"):
+            layers.add_column(title, justify="right" if title in ("in", "out", "MACs") else "left", overflow="fold")
+        for layer in found.layers:
+            state = "[green]prunable[/green]" if layer.prunable else "[yellow]frozen[/yellow]"
+            reason = "" if layer.prunable else "; ".join(layer.reasons)
+            layers.add_row(
+                layer.name, layer.kind, str(layer.c_in), str(layer.c_out), f"{layer.macs:,}", state, reason
+            )
+        console.print(layers)
+        groups = Table(title="groups: channels that go together", box=None)
+        for title in ("group", "units", "", "layer sides", "why not, where, and what would unlock it"):
+            groups.add_column(title, overflow="fold")
+        for group in found.groups:
+            state = "prunable" if group.prunable and group.trainable else "by plan only" if group.prunable else "frozen"
+            text = " · ".join(part for part in (group.reason, group.source, group.unlock) if part)
+            sides = ", ".join(group.members[:4]) + (f" and {len(group.members) - 4} more" if len(group.members) > 4 else "")
+            groups.add_row(group.name, str(group.size), state, sides, text)
+        console.print(groups)
+        if found.untimed:
+            console.print("not timed: " + ", ".join(f"{name} ×{n}" for name, n in found.untimed.items()))
+
+    answer(found.as_dict(), as_json, show)

@@ -7,9 +7,10 @@ the budget the line is drawn through that measurement and the selection is solve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 
-__all__ = ["Round", "calibrate", "close_loop", "first_units", "random_counts"]
+__all__ = ["Candidate", "Round", "calibrate", "close_loop", "first_units", "random_counts"]
 
 
 @dataclass(frozen=True)
@@ -105,56 +106,87 @@ def calibrate(
     return fit(points, anchor=(cost.sum_us({}), dense_us))
 
 
+class Candidate(Protocol):
+    """A selection that can be measured, replaced by another solve, and taken back."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Units per group."""
+        ...
+
+    @property
+    def next_step_us(self) -> float:
+        """Smallest extra cost of any next allowed size; NaN when everything is active."""
+        ...
+
+    def solve_again(self, cost: LatencyCost) -> None:
+        """Replaces the selection under a corrected cost."""
+        ...
+
+    def go_back(self, turn: int) -> None:
+        """Takes the selection of an earlier turn (from 0) again."""
+        ...
+
+
 def close_loop(
     model: nn.Module,
     cost: LatencyCost,
     example_inputs: tuple[Any, ...],
+    candidate: Candidate,
     *,
     budget_us: float,
-    counts: Callable[[], dict[str, int]],
-    next_step_us: Callable[[], float],
-    solve_again: Callable[[LatencyCost], None],
     threads: int = 1,
     rounds: int = 20,
     turns: int = 5,
 ) -> tuple[LatencyCost, list[Round]]:
     """Measures the selection and solves again under a corrected line until it meets the budget.
 
+    The corrected line passes through the dense network and, in least squares, through all candidates measured so
+    far: one noisy measurement does not tip it. If no turn meets the budget, the candidate closest below its upper
+    limit is taken.
+
     Args:
-        model: dense-shaped, with its current weights.
+        model: dense-shaped; its weights do not matter.
         cost: calibrated.
         example_inputs: at the profile's batch size.
+        candidate: the selection.
         budget_us: Ψ on the scale of ``cost.dense_us``.
-        counts: the selection as it stands.
-        next_step_us: the extra cost of its cheapest next step.
-        solve_again: replaces the selection under another cost.
         threads: of the runtime.
         rounds: interleaved rounds of each measurement.
-        turns: how often to try at most.
+        turns: how often to measure at most.
 
     Returns:
-        The last cost, and what was measured in every turn. The selection of the last turn is the one to use.
+        The cost that the accepted candidate was solved under, and every turn.
     """
-    structure = cost.structure
-    dense = to_onnx(model, example_inputs)
-    turn: list[Round] = []
-    seen: dict[tuple[tuple[str, int], ...], float] = {}
+    structure, dense = cost.structure, to_onnx(model, example_inputs)
+    seen: list[Round] = []
+    costs: list[LatencyCost] = []
+    points: list[tuple[float, float]] = []
     while True:
-        now = counts()
-        compact = to_onnx(shrink(model, structure, first_units(structure, now)), example_inputs)
+        counts = candidate.counts
+        compact = to_onnx(shrink(model, structure, first_units(structure, counts)), example_inputs)
         found = compare(
             {"dense": dense, "pruned": compact}, example_inputs=example_inputs, rounds=rounds, threads=threads
         )
-        measured = found["pruned"].median_us / found["dense"].median_us * cost.dense_us
-        predicted = cost.total_us(now)
-        step = next_step_us()
-        lower = budget_us - (step if step == step else budget_us)
-        turn.append(Round(len(turn) + 1, predicted, measured, lower, 1.02 * budget_us, measured / predicted))
-        key = tuple(sorted(now.items()))
-        again = key in seen
-        seen[key] = measured
-        if lower <= measured <= 1.02 * budget_us or len(turn) >= turns or again:
-            return cost, turn
-        line = fit([(cost.sum_us(now), measured)], anchor=(cost.sum_us({}), cost.dense_us))
+        measured = cost.dense_us / found.ratio("dense", "pruned").median
+        predicted, step = cost.total_us(counts), candidate.next_step_us
+        lower, upper = budget_us - (budget_us if math.isnan(step) else step), 1.02 * budget_us
+        seen.append(Round(len(seen) + 1, predicted, measured, lower, upper, measured / predicted))
+        costs.append(cost)
+        points.append((cost.sum_us(counts), measured))
+        if lower <= measured <= upper:
+            return cost, seen
+        if len(seen) >= turns:
+            break
+        line = fit(points, anchor=(cost.sum_us({}), cost.dense_us))
         cost = cost.with_calibration(line)
-        solve_again(cost)
+        candidate.solve_again(cost)
+    best = max(range(len(seen)), key=lambda i: _merit(seen[i]))
+    candidate.go_back(best)
+    return costs[best], seen
+
+
+def _merit(turn: Round) -> tuple[bool, float]:
+    """Ranks candidates: within the limit before over it, then the closest to it."""
+    within = turn.measured_us <= turn.upper_us
+    return within, turn.measured_us if within else -turn.measured_us

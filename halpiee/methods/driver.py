@@ -433,6 +433,10 @@ class Sparse:
         choice = pool.choose(grow_scores, must=kept, may=~kept, level=1.0)
         return self._settle(choice, "grow")
 
+    def adopt(self, alive: Mask, event: Event) -> Event:
+        """Makes the units that were active after an earlier event active again, with their last values."""
+        return self._settle(Choice(alive, event.used, event.slack, event.next_step, event.gap), event.event)
+
     def _settle(self, choice: Choice, event: str) -> Event:
         report = self._apply(choice, event, self._omega)
         self._hold(self._train())

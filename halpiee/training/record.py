@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from halpiee.analysis.flops import FlopsMeter
 from halpiee.methods.driver import Event
 
 __all__ = ["SCHEMA", "events", "promise", "train_flops"]
@@ -53,30 +54,20 @@ def promise(measured_us: float, budget_us: float, next_step_us: float) -> dict[s
 
 def train_flops(
     log: Sequence[tuple[int, str, Mapping[str, int]]],
-    macs: Any,
-    dense_macs: int,
+    macs: Callable[[Mapping[str, int]], int],
     dense_steps: int,
 ) -> dict[str, float]:
     """Returns the training FLOPs as a multiple of the dense network's, by both accountings.
 
-    A step costs its forward, the gradients of its activations and those of its weights; dense that is 3 · dense.
-    Exploring runs the whole network forward and trains the inactive part: the paper charges dense + 2 · active,
-    strictly it is dense + dense + (dense − active).
-
     Args:
         log: (steps, ``train`` | ``explore`` | ``compact``, active units per group).
-        macs: counts → multiply-accumulates of one forward.
-        dense_macs: of the dense network.
+        macs: counts → multiply-accumulates of one forward; no counts: dense.
         dense_steps: steps of the dense training it is compared with.
     """
-    paper = strict = 0.0
+    meter, dense = FlopsMeter(), macs({})
     for steps, kind, counts in log:
-        active = float(macs(counts))
         if kind == "explore":
-            paper += steps * (dense_macs + 2 * active)
-            strict += steps * (3 * dense_macs - active)
+            meter.explore(steps, macs(counts), dense)
         else:
-            paper += steps * 3 * active
-            strict += steps * 3 * active
-    whole = 3.0 * dense_macs * dense_steps
-    return {"paper": paper / whole, "strict": strict / whole}
+            meter.train(steps, macs(counts))
+    return meter.ratio(dense, dense_steps)

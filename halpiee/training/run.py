@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,11 @@ from latency.predict import Calibration
 from torch import nn
 
 import latency
-from halpiee.deploy.calibrate import calibrate, close_loop
+from halpiee.deploy.calibrate import Round, calibrate, close_loop
 from halpiee.deploy.onnx import ExportReport, export_onnx
 from halpiee.errors import MissingError, OutputInUseError, UsageError
 from halpiee.methods.iee import IEE
+from halpiee.methods.pools import LatencyPool
 from halpiee.report import render_html, render_markdown
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Latency
@@ -37,7 +38,7 @@ from halpiee.training.checkpoint import load_state, load_weights, save_json, sav
 from halpiee.training.data import Data, check, load
 from halpiee.training.loop import Trainer, evaluate, make_optimizer, pick_threads
 from halpiee.training.settings import Settings, parse_budget
-from halpiee.zoo import build
+from halpiee.zoo import build, resolve
 
 __all__ = ["Run", "Talk"]
 
@@ -118,6 +119,7 @@ class Run:
     def check(self) -> None:
         """Looks at everything that could be wrong before the long work starts."""
         s = self.settings
+        resolve(s.model)
         check(s.data, size=s.size)
         if s.backend != "onnxruntime":
             raise UsageError(
@@ -161,7 +163,7 @@ class Run:
         """Units and ops of the network."""
         return trace(self.build(), self.example)
 
-    def macs(self, counts: dict[str, int]) -> int:
+    def macs(self, counts: Mapping[str, int]) -> int:
         """Returns the multiply-accumulates of one image."""
         return sum(macs(self.structure, counts).values())
 
@@ -378,31 +380,25 @@ class Run:
         trainer.run()
         return self._finish_pruned(trainer, iee, path)
 
-    def _close(self, iee: IEE, cost: LatencyCost, budget_us: float) -> tuple[LatencyCost, list[Any]]:
+    def _close(self, iee: IEE, cost: LatencyCost, budget_us: float) -> tuple[LatencyCost, list[Round]]:
         """Measures the candidate beside the dense network and solves again until it meets the budget."""
         self.talk.note("measuring the candidate beside the dense network")
-
-        def again(corrected: LatencyCost) -> None:
-            iee.choose_again(iee.pool.with_cost(corrected))  # type: ignore[attr-defined]
-
-        with iee.evaluating():
-            cost, rounds = close_loop(
-                self.build(),
-                cost,
-                self.example,
-                budget_us=budget_us,
-                counts=lambda: iee.alive.counts,
-                next_step_us=lambda: iee.reports[-1].next_step,
-                solve_again=again,
-                threads=self.settings.threads,
-                rounds=self.settings.rounds,
-            )
-        for r in rounds:
+        s = self.settings
+        cost, turns = close_loop(
+            self.build(),
+            cost,
+            self.example,
+            _Candidate(iee),
+            budget_us=budget_us,
+            threads=s.threads,
+            rounds=s.rounds,
+        )
+        for turn in turns:
             self.talk.note(
-                f"round {r.round}: predicted {r.predicted_us:.0f} µs, measured {r.measured_us:.0f} µs, "
-                f"wanted {r.lower_us:.0f} … {r.upper_us:.0f} µs"
+                f"round {turn.round}: predicted {turn.predicted_us:.0f} µs, measured {turn.measured_us:.0f} µs, "
+                f"wanted {turn.lower_us:.0f} … {turn.upper_us:.0f} µs"
             )
-        return cost, rounds
+        return cost, turns
 
     def _finish_pruned(self, trainer: Trainer, iee: IEE, path: Path) -> dict[str, Any]:
         model = trainer.model
@@ -410,7 +406,6 @@ class Run:
         counts = {name: int(mask.sum()) for name, mask in trainer.extra["keep"].items()}
         compact_steps = trainer.total_steps - sum(steps for steps, _, _ in iee.log)
         log = [*iee.log, (compact_steps, "compact", counts)]
-        dense_macs = self.macs({})
         extra = {key: value for key, value in trainer.extra.items() if key != "keep"}
         result = {
             "accuracy": top1,
@@ -420,7 +415,7 @@ class Run:
             "params": self.params(model),
             "counts": counts,
             "events": record.events(iee.reports),
-            "train_flops_ratio": record.train_flops(log, self.macs, dense_macs, trainer.total_steps),
+            "train_flops_ratio": record.train_flops(log, self.macs, trainer.total_steps),
             **extra,
         }
         plan = Plan.from_selection(self.structure, _Selected(trainer.extra["keep"], counts, result))
@@ -539,6 +534,30 @@ class Run:
         (self.folder / "report.md").write_text(render_markdown(report))
         save_json(self.folder / "report.json", report)
         return dict(json.loads((self.folder / "report.json").read_text()))
+
+
+class _Candidate:
+    """IEE's selection as the closed loop sees it."""
+
+    def __init__(self, iee: IEE) -> None:
+        self._iee = iee
+        self._turns = [(iee.alive, iee.reports[-1])]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self._iee.alive.counts
+
+    @property
+    def next_step_us(self) -> float:
+        return self._iee.reports[-1].next_step
+
+    def solve_again(self, cost: LatencyCost) -> None:
+        assert isinstance(self._iee.pool, LatencyPool)
+        self._iee.choose_again(self._iee.pool.with_cost(cost))
+        self._turns.append((self._iee.alive, self._iee.reports[-1]))
+
+    def go_back(self, turn: int) -> None:
+        self._iee.adopt(*self._turns[turn])
 
 
 @dataclass(frozen=True)

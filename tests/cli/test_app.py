@@ -1,0 +1,113 @@
+"""The program as a user meets it: help, errors of one sentence, exit codes. Each case is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def halpiee(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "halpiee", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+
+
+def test_help_names_every_verb() -> None:
+    shown = halpiee("--help")
+    assert shown.returncode == 0
+    for verb in ("demo", "train", "profile", "plan", "explain", "export", "bench", "report", "inspect", "doctor"):
+        assert f"\n  {verb} " in shown.stdout
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys, halpiee.cli.app; sys.exit('torch' in sys.modules or 'onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_importing_latency_loads_no_torch() -> None:
+    code = "import sys, latency; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_verb_ends_its_help_in_examples() -> None:
+    for verb in ("demo", "train", "profile", "plan", "explain", "export", "bench", "report", "inspect", "doctor"):
+        shown = halpiee(verb, "--help")
+        assert "Examples:\n" in shown.stdout, verb
+        assert shown.stdout.rstrip().splitlines()[-1].strip().startswith("halpiee "), verb
+
+
+def test_an_unknown_model_is_one_sentence_with_close_names_and_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shown = halpiee("train", "resnet2O", "--data", "digits", "--budget", "0.5", "--out", str(out))
+    assert shown.returncode == 2
+    assert "resnet2O" in shown.stderr
+    assert "resnet20" in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--budget", "quick"), "such as 0.5 or 50%"),
+        (("--budget", "1.5"), "give a share up to 1"),
+        (("--epochs", "0"), "at least 1"),
+        (("--data", "no/such/folder"), "no/such/folder"),
+        (("--weights", "no.safetensors"), "no such file"),
+        (("--profile", "no.jsonl"), "no such file"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    out = tmp_path / "run"
+    base = ["train", "resnet20", "--data", "digits", "--budget", "0.5", "--out", str(out)]
+    shown = halpiee(*base, *options)
+    assert shown.returncode == 2, shown.stderr
+    assert words in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert not out.exists()
+
+
+def test_an_empty_data_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shown = halpiee(
+        "train", "resnet20", "--data", str(tmp_path / "empty"), "--budget", "0.5", "--out", str(tmp_path / "run")
+    )
+    assert shown.returncode == 2
+    assert "empty" in shown.stderr
+
+
+def test_a_folder_in_use_is_not_touched(tmp_path: Path) -> None:
+    kept = tmp_path / "mine.txt"
+    kept.write_text("mine")
+    shown = halpiee("train", "resnet20", "--data", "digits", "--budget", "0.5", "--out", str(tmp_path))
+    assert shown.returncode == 2
+    assert "choose another folder" in shown.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt"]
+    assert halpiee("demo", "--out", str(tmp_path)).returncode == 2
+
+
+def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
+    shown = halpiee("train", "--resume", "--out", str(tmp_path))
+    assert shown.returncode == 2
+    assert "holds no run" in shown.stderr
+
+
+def test_an_error_under_json_is_one_object(tmp_path: Path) -> None:
+    shown = halpiee("train", "resnet20", "--data", "digits", "--budget", "x", "--out", str(tmp_path / "r"), "--json")
+    answer = json.loads(shown.stdout)
+    assert answer["exit_code"] == shown.returncode == 2
+
+
+def test_doctor_answers_in_json_with_a_fix_for_what_is_broken() -> None:
+    shown = halpiee("doctor", "--json")
+    answer = json.loads(shown.stdout)
+    assert shown.returncode == (0 if answer["healthy"] else 3)
+    whats = [f["what"] for f in answer["findings"]]
+    assert {"Python", "torch", "onnxruntime", "cores", "OMP_WAIT_POLICY", "contention"} <= set(whats)
+    for finding in answer["findings"]:
+        assert finding["fix"] or finding["state"] != "broken"
