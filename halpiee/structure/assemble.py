@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from halpiee.structure.groups import ChannelGroup, GroupRef, Layer, Slot, Structure
+from halpiee.structure.membership import Alike, Membership
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.timed import timed_ops
 from halpiee.structure.units import Atoms
@@ -51,10 +52,6 @@ class Norm:
     units: Atoms
 
 
-Footprint = tuple[tuple[tuple[tuple[str, str], int], ...], tuple[tuple[str, int, int], ...], str | None]
-"""Layer sides and parameter dimensions that a unit is on, each with how often; and why it stays, or None."""
-
-
 def collapsed(recorder: Recorder) -> frozenset[str]:
     """Returns the grouped layers and norms whose groups all belong to one unit."""
     reasons = recorder.units.reasons()
@@ -76,31 +73,34 @@ def assemble(recorder: Recorder) -> Structure:
         rectangular(recorder, label, where)
     units = recorder.units
     membership = Membership(recorder)
+    inputs = {int(units.find(np.array([atom]))[0]): name for name, atom in recorder.inputs}
     groups: list[ChannelGroup] = []
-    number_of: dict[int, int] = {0: -1}
-    name_of: dict[int, str] = {}
+    numbers = np.full(len(units), -1, dtype=np.int64)
+    group_of = np.full(len(units), -1, dtype=np.int64)
+    roots = np.zeros(0, dtype=np.int64)
     taken: Counter[str] = Counter()
-    for footprint, roots in membership.footprints().items():
-        group = membership.group(footprint, roots, start=len(number_of) - 1, taken=taken)
-        groups.append(group)
-        for offset, root in enumerate(roots):
-            number_of[root] = group.start + offset
-            name_of[root] = group.name
-    lookup = np.full(len(units), -1, dtype=np.int64)
-    lookup[np.fromiter(number_of.keys(), np.int64)] = np.fromiter(number_of.values(), np.int64)
+    for alike in membership.alike():
+        base = inputs.get(int(alike.roots[0])) or recorder.layers[alike.layer].name
+        taken[base] += 1
+        numbers[alike.roots] = roots.size + np.arange(alike.roots.size)
+        group_of[alike.roots] = len(groups)
+        groups.append(group(alike, base if taken[base] == 1 else f"{base}/{taken[base]}", start=roots.size))
+        roots = np.concatenate([roots, alike.roots])
 
     def numbered(atoms: Atoms) -> Atoms:
         """Unit number of each atom; −1 where it belongs to no group."""
-        return lookup[units.find(atoms)]
+        return numbers[units.find(atoms)]
 
     def refs(atoms: Atoms) -> tuple[GroupRef, ...]:
         """Groups of a side in order of appearance, and channels per unit."""
-        seen: dict[str, int] = {}
-        for root, count in Counter(units.find(atoms).tolist()).items():
-            if root in name_of:
-                seen.setdefault(name_of[root], count)
-        return tuple(seen.items())
+        here = units.find(atoms)
+        found, places = np.unique(group_of[here], return_index=True)
+        order = np.argsort(places, kind="stable")
+        return tuple(
+            (groups[int(found[i])].name, int((here == here[places[i]]).sum())) for i in order if found[i] >= 0
+        )
 
+    sources = {groups[group_of[r]].name: s for r, s in units.sources().items() if group_of[r] >= 0}
     return Structure(
         layers=tuple(Layer(c.name, c.kind, refs(c.ins), refs(c.outs)) for c in recorder.layers),
         groups=tuple(groups),
@@ -112,9 +112,9 @@ def assemble(recorder: Recorder) -> Structure:
                 for module, name, atoms, mul, div, at in recorder.attributes
             ),
             "norms": tuple(Norm(n.module, n.dim, numbered(n.atoms)) for n in recorder.norms),
-            "sources": {name_of[r]: s for r, s in units.sources().items() if r in name_of},
+            "sources": sources,
             "untimed": untimed(recorder),
-            "roots": np.array(list(number_of)[1:], dtype=np.int64),
+            "roots": roots,
             "real": False,
             "positions": recorder.positions,
             "positions_of": dict(recorder.output_positions),
@@ -154,75 +154,26 @@ def slot(recorder: Recorder, name: str, dim: int, numbers: Atoms) -> Slot:
     return Slot(name, name.rpartition(".")[0], kind, side, dim, numbers)
 
 
-class Membership:
-    """Which layer sides and parameter dimensions each unit is on.
-
-    Attributes:
-        slots: name, dimension and roots of every parameter dimension that some layer's unit is in.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-        units = recorder.units
-        self.sides: dict[int, Counter[tuple[str, str]]] = {}
-        self.first: dict[int, tuple[int, int]] = {}
-        self.produced: dict[int, tuple[int, int]] = {}
-        for number, layer in enumerate(recorder.layers):
-            for side, atoms in (("in", layer.ins), ("out", layer.outs)):
-                for position, root in enumerate(units.find(atoms).tolist()):
-                    if root:
-                        self.sides.setdefault(root, Counter())[(layer.name, side)] += 1
-                        self.first.setdefault(root, (number, position))
-                        if side == "out":
-                            self.produced.setdefault(root, (number, position))
-        self.slots: list[tuple[str, int, Atoms]] = []
-        self.places: dict[int, list[tuple[str, int, int]]] = {root: [] for root in self.sides}
-        for name, dims in recorder.parameters.items():
-            for dim, atoms in enumerate(dims):
-                roots = units.find(atoms)
-                known, counts = np.unique(roots, return_counts=True)
-                here = [p for p in zip(known.tolist(), counts.tolist(), strict=True) if p[0] in self.sides]
-                for root, count in here:
-                    self.places[root].append((name, dim, count))
-                if here:
-                    self.slots.append((name, dim, roots))
-        self.normed = {r for norm in recorder.norms for r in np.unique(units.find(norm.atoms)).tolist()}
-        self.inputs = {int(units.find(np.array([a]))[0]): name for name, a in recorder.inputs}
-
-    def footprints(self) -> dict[Footprint, list[int]]:
-        """Returns the units (roots) of each footprint, in order of appearance."""
-        reasons = self.recorder.units.reasons()
-        found: dict[Footprint, list[int]] = {}
-        for root in sorted(self.sides, key=lambda r: self.produced.get(r, self.first[r])):
-            reason = reasons.get(root) or (None if root in self.produced else "produced by no layer")
-            key = (tuple(sorted(self.sides[root].items())), tuple(self.places[root]), reason)
-            found.setdefault(key, []).append(root)
-        return found
-
-    def group(self, footprint: Footprint, roots: list[int], start: int, taken: Counter[str]) -> ChannelGroup:
-        """Builds the group of one footprint; it is named after the first layer that produces it."""
-        sides, _, reason = footprint
-        first = roots[0]
-        number, _ = self.produced.get(first, self.first[first])
-        base = self.inputs.get(first) or self.recorder.layers[number].name
-        taken[base] += 1
-        if reason is None and len(roots) == 1:
-            reason = "its channels hang together: a single unit"
-        untrainable = None
-        if reason is not None:
-            untrainable = "not prunable"
-        elif first in self.normed:
-            untrainable = "a norm over these channels: its statistics would still see the removed ones"
-        return ChannelGroup(
-            name=base if taken[base] == 1 else f"{base}/{taken[base]}",
-            size=len(roots),
-            start=start,
-            prunable=reason is None,
-            reason=reason,
-            trainable=untrainable is None,
-            untrainable_reason=untrainable,
-            members=tuple(side for side, _ in sides),
-        )
+def group(alike: Alike, name: str, start: int) -> ChannelGroup:
+    """Builds the group of one footprint."""
+    reason = alike.reason
+    if reason is None and alike.roots.size == 1:
+        reason = "its channels hang together: a single unit"
+    untrainable = None
+    if reason is not None:
+        untrainable = "not prunable"
+    elif alike.normed:
+        untrainable = "a norm over these channels: its statistics would still see the removed ones"
+    return ChannelGroup(
+        name=name,
+        size=int(alike.roots.size),
+        start=start,
+        prunable=reason is None,
+        reason=reason,
+        trainable=untrainable is None,
+        untrainable_reason=untrainable,
+        members=alike.members,
+    )
 
 
 def rectangular(recorder: Recorder, label: Atoms, where: str) -> None:

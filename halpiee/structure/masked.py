@@ -98,6 +98,8 @@ class KeptNorm(nn.Module):
         parameters = {
             name: p.index_select(0, kept.to(p.device)) for name, p in self.named_parameters(recurse=False)
         }
+        if kept.numel() == 0:
+            return torch.zeros_like(x)
         y = torch.func.functional_call(compact, parameters, (x.index_select(self.dim, kept),))
         return torch.zeros_like(x, dtype=y.dtype).index_copy(self.dim, kept, y)
 

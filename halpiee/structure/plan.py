@@ -33,8 +33,15 @@ Runs = list[list[int]]
 class SelectionLike(Protocol):
     """What a plan takes from a selection."""
 
-    keep: Mapping[str, Tensor]
-    latency_us: float
+    @property
+    def keep(self) -> Mapping[str, Tensor]:
+        """Group name → which units stay."""
+        ...
+
+    @property
+    def latency_us(self) -> float:
+        """Predicted latency in µs."""
+        ...
 
 
 @dataclass(frozen=True)

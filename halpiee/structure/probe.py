@@ -8,6 +8,7 @@ frozen: an op that fails, two different units that meet in one place, a scalar o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.shrink import alive_of, kept_positions
 from halpiee.structure.units import Atoms, Units
 
-__all__ = ["CheckedUnits", "Cut", "cut_for", "differences"]
+__all__ = ["CheckedUnits", "Cut", "cut_for", "differences", "irregular_keep"]
 
 Finding = tuple[Atoms, str]
 """Numbers of units that must stay, and why."""
@@ -63,16 +64,19 @@ class CheckedUnits(Units):
         super().unite(a, b)
 
 
-def cut_for(structure: Structure) -> Cut | None:
-    """Returns a cut that takes an irregular third of the units out of every prunable group, or None."""
+def irregular_keep(structure: Structure) -> dict[str, Tensor]:
+    """Returns a keep that takes an irregular third of the units out of every prunable group."""
     generator = torch.Generator().manual_seed(1)
     keep: dict[str, Tensor] = {}
     for group in structure.prunable:
         mask = torch.ones(group.size, dtype=torch.bool)
         mask[torch.randperm(group.size, generator=generator)[: max(1, group.size // 3)]] = False
         keep[group.name] = mask
-    if not keep:
-        return None
+    return keep
+
+
+def cut_for(structure: Structure, keep: Mapping[str, Tensor]) -> Cut:
+    """Returns the cut that a keep means."""
     alive = structure.keep_vector(keep)
     units: dict[str, dict[int, Atoms]] = {}
     for slot in structure.slots:

@@ -183,6 +183,7 @@ class Recorder:
         self.grouped: dict[str, Atoms] = {}
         self.inputs: list[tuple[str, int]] = []
         self.outputs: list[int] = []
+        self.parameter_values: set[int] = set()
         self.batch = 1
         self.literal = False
         self.scalars: list[tuple[str, tuple[Any, ...], Atoms]] = []
@@ -230,6 +231,8 @@ class Recorder:
 
     def set(self, tensor: Tensor, tag: Tag) -> None:
         """Sets what is known of a tensor, which becomes a new value."""
+        if tag.parameter:
+            self.parameter_values.add(self._n_values)
         self._tags[id(tensor)] = (tensor, tag)
         self._values[id(tensor)] = self._n_values
         self._n_values += 1

@@ -28,12 +28,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble, collapsed
-from halpiee.structure.groups import Structure
+from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Tag
-from halpiee.structure.probe import CheckedUnits, Cut, cut_for, differences
+from halpiee.structure.probe import CheckedUnits, Cut, cut_for, differences, irregular_keep
 from halpiee.structure.recorder import Call, Event, Recorder, random_like, tensors_of
 from halpiee.structure.rules import apply
 from halpiee.structure.shrink import set_number, sliced
+from halpiee.structure.vanish import emptied, vanishable
 
 __all__ = ["trace"]
 
@@ -49,7 +50,7 @@ MAX_ROUNDS = 4
 """Traces of one model: a grouped layer whose groups all hang together is traced again by positions."""
 
 
-def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Structure:
+def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = False) -> Structure:
     """Finds the layers, groups, timed ops and slots of a model.
 
     Nothing of the model changes: not its mode, gradients, buffers or the random state.
@@ -58,6 +59,9 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Structure:
         model: any module that runs on the example inputs.
         example_inputs: positional arguments of its forward; tensors may be nested. Only shapes, types and
             devices count.
+        vanish: whether whole branches may go: groups that a parallel path makes dispensable get
+            ``may_vanish``. It is off by default, because a network that loses blocks is another decision than
+            one that gets narrower.
 
     Raises:
         StructureError: the model cannot be traced: its forward fails, or its parameters are quantised or
@@ -70,12 +74,14 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Structure:
         )
     refuse_foreign(model)
     try:
-        return traced(model, example_inputs, real=False)
+        return traced(model, example_inputs, real=False, vanish=vanish)
     except NeedsValuesError:
         pass
-    structure = traced(model, example_inputs, real=True)
+    structure = traced(model, example_inputs, real=True, vanish=vanish)
     structure = replace(structure, details={**structure.details, "real": True})
-    again = traced(model, random_like(example_inputs, torch.Generator().manual_seed(0)), real=True)
+    again = traced(
+        model, random_like(example_inputs, torch.Generator().manual_seed(0)), real=True, vanish=vanish
+    )
     if structure.groups != again.groups:
         differing = next(
             (a.name for a, b in zip(structure.groups, again.groups, strict=False) if a != b),
@@ -88,7 +94,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...]) -> Structure:
     return structure
 
 
-def traced(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> Structure:
+def traced(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool, vanish: bool) -> Structure:
     """Traces on fake or on real tensors."""
     positions: frozenset[str] = frozenset()
     for _ in range(MAX_ROUNDS):
@@ -100,7 +106,41 @@ def traced(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool) -> 
     structure = assemble(recorder)
     if recorder.literal or any(isinstance(m, nn.MultiheadAttention) for m in model.modules()):
         structure = probed(model, example_inputs, positions, recorder, structure, real=real)
-    return structure
+    return (
+        with_vanishing(model, example_inputs, positions, recorder, structure, real) if vanish else structure
+    )
+
+
+def with_vanishing(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    positions: frozenset[str],
+    recorder: Recorder,
+    structure: Structure,
+    real: bool,
+) -> Structure:
+    """Marks the groups that may vanish: a parallel path stays, and the forward runs without them."""
+    roots = structure.details["roots"]
+    candidates = [roots[g.start : g.start + g.size] for g in structure.prunable]
+    verdicts = dict(zip(structure.prunable, vanishable(recorder, candidates), strict=True))
+    for tried in [
+        [g for g, legal in verdicts.items() if legal],
+        *([g] for g, legal in verdicts.items() if legal),
+    ]:
+        marked = tuple(replace(g, may_vanish=g in tried) for g in structure.groups)
+        without = replace(structure, groups=marked)
+        keep = {g.name: torch.zeros(g.size, dtype=torch.bool) for g in tried}
+        small = Recorder({}, positions, CheckedUnits(structure.n_units))
+        try:
+            record(model, example_inputs, positions, cut_for(without, keep), small, real=real)
+        except StructureError:
+            verdicts.update(dict.fromkeys(tried, False) if len(tried) == 1 else {})
+            continue
+        if len(tried) != 1:
+            break
+    return replace(
+        structure, groups=tuple(replace(g, may_vanish=verdicts.get(g, False)) for g in structure.groups)
+    )
 
 
 def probed(
@@ -113,7 +153,8 @@ def probed(
     real: bool,
 ) -> Structure:
     """Cuts the model on paper and traces it again until all that is found follows the channels."""
-    while (cut := cut_for(structure)) is not None:
+    while keep := irregular_keep(structure):
+        cut = cut_for(structure, keep)
         error: Exception | None = None
         small = Recorder({}, positions, CheckedUnits(cut.n_units))
         try:
@@ -124,12 +165,31 @@ def probed(
         if not findings:
             break
         for units, reason in findings:
-            for group in structure.groups:  # its removed units were not there to be found
-                mine = np.arange(group.start, group.start + group.size)
-                if np.isin(mine, units).any():
-                    recorder.units.freeze(structure.details["roots"][mine], reason)
+            # whole groups: the units that were removed on paper were not there to be found
+            touched = [
+                g for g in structure.groups if np.isin(np.arange(g.start, g.start + g.size), units).any()
+            ]
+            for group in [*touched, *siblings(structure, recorder, small.last_module, touched)]:
+                mine = structure.details["roots"][group.start : group.start + group.size]
+                recorder.units.freeze(mine, reason)
         structure = assemble(recorder)
     return structure
+
+
+def siblings(
+    structure: Structure, recorder: Recorder, failed: str, touched: list[ChannelGroup]
+) -> list[ChannelGroup]:
+    """Returns the prunable groups that play the same part in other modules of the class whose forward failed.
+
+    They would fail next, one by one, each for the price of a trace; so they are frozen with the first.
+    """
+    kind = type(recorder.modules.get(failed))
+    if not failed or kind.__module__.startswith("torch.nn"):
+        return []
+    parts = {g.name.removeprefix(failed) for g in touched if g.name.startswith(failed + ".")}
+    others = [path for path, module in recorder.modules.items() if type(module) is kind and path != failed]
+    names = {path + part for path in others for part in parts}
+    return [g for g in structure.prunable if g.name in names]
 
 
 def refuse_foreign(model: nn.Module) -> None:
@@ -190,6 +250,7 @@ def record(
         recorder.modules.update(modules)
         for path, name, at, value in cut.attributes if cut is not None else ():
             set_number(modules[path], name, at, value)
+        emptied(copied)
         for identity, name in names.items():
             given = {d: u + 1 for d, u in cut.units.get(name, {}).items()} if cut is not None else None
             recorder.add_parameter(name, memo[identity], given)

@@ -34,7 +34,7 @@ SLOW: dict[str, tuple[int, int | None]] = {
     "regnet_x_400mf": (32, None),
     "resnet50": (32, 37),
 }
-"""Network → input size, prunable groups as an independent tool counts them (Torch-Pruning 1.6.1), where it can."""
+"""Network → input size, prunable groups as an independent tool (Torch-Pruning 1.6.1) counts them, or None."""
 
 
 @pytest.fixture(autouse=True)
