@@ -8,19 +8,18 @@ cost.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.problem import GridSolution, Solver, relative_gap, solve_grid
-from halpiee.selection.terms import FloatArray, IntArray
+from halpiee.selection.offer import Offers, offer
+from halpiee.selection.problem import Solver, relative_gap, solve_grid
+from halpiee.selection.terms import IntArray
 
 __all__ = ["Selection", "choose", "select"]
 
@@ -61,29 +60,6 @@ class Selection:
     def slack_us(self) -> float:
         """What is left of the budget."""
         return self.budget_us - self.latency_us
-
-
-@dataclass(frozen=True)
-class _Offer:
-    """What one free group offers.
-
-    Attributes:
-        must: bool ``[size]``, kept in any case.
-        order: units that may be added, best first.
-        counts: int ``[n]``, widths to choose from, ascending.
-        values: float ``[n]``, summed score of the units added at each width.
-    """
-
-    must: Tensor
-    order: Tensor
-    counts: IntArray
-    values: FloatArray
-
-    def keep(self, count: int) -> Tensor:
-        """Returns bool ``[size]`` with ``count`` units."""
-        keep = self.must.clone()
-        keep[self.order[: count - int(self.must.sum())]] = True
-        return keep
 
 
 def select(
@@ -152,107 +128,68 @@ def choose(
             empty.
         BudgetError: a budget that ``must`` and the narrowest widths do not fit in; ``.minimum`` in µs.
     """
-    must, may = must or {}, may or {}
-    _check_names(scores, cost, "scores")
-    _check_names(must, cost, "must")
-    _check_names(may, cost, "may")
-    offers: dict[str, _Offer] = {}
-    whole: dict[str, Tensor] = {}
-    for group in cost.structure.prunable:
-        needed = _mask(must, group.name, group.size, default=False, what="must")
-        possible = _mask(may, group.name, group.size, default=True, what="may")
-        if group.name in protect or group.name not in scores:
-            whole[group.name] = needed | possible
-        else:
-            score = _score(scores, group.name, group.size)
-            offers[group.name] = _offer(
-                group.name, score, needed, possible & ~needed, cost.candidates[group.name], group.may_vanish
-            )
-    options = {name: offer.counts for name, offer in offers.items()}
-    fixed = {name: np.array([int(mask.sum())]) for name, mask in whole.items()}
-    keep = dict(whole)
-    if offers:
-        terms, constant_us = cost.grid({**options, **fixed})
-        solution = _solve(
-            offers, terms, budget_us, constant_us, solver=solver, gap=gap, time_limit_s=time_limit_s
-        )
-        for k, (name, offer) in zip(solution.choice, offers.items(), strict=True):
-            keep[name] = offer.keep(int(offer.counts[k]))
-        value, upper_bound, path = solution.value, solution.upper_bound, solution.path
-    else:
-        value, upper_bound, path = 0.0, 0.0, "whole"
-    counts = {g.name: int(keep[g.name].sum()) for g in cost.structure.prunable}
-    latency_us = cost.total_us(counts)
-    if not offers and latency_us > budget_us * (1 + 1e-9):
-        raise BudgetError(
-            f"a budget of {budget_us:.1f} µs was asked; nothing may be removed and the network takes "
-            f"{latency_us:.1f} µs; ask for at least that",
-            minimum=latency_us,
-        )
-    return Selection(
-        keep={g.name: keep[g.name] for g in cost.structure.prunable},
-        counts=counts,
-        latency_us=latency_us,
-        budget_us=float(budget_us),
-        value=value,
-        upper_bound=upper_bound,
-        next_step_us=_next_step_us(cost, counts, options),
-        solver=solver,
-        path=path,
-    )
-
-
-def _solve(
-    offers: dict[str, _Offer],
-    terms: list[tuple[int | tuple[int, ...] | None, int | tuple[int, ...] | None, FloatArray]],
-    budget_us: float,
-    constant_us: float,
-    *,
-    solver: Solver,
-    gap: float,
-    time_limit_s: float | None,
-) -> GridSolution:
-    start = [0 if bool(offer.must.any()) else len(offer.counts) - 1 for offer in offers.values()]
+    offers = offer(scores, cost, must=must, may=may, protect=protect)
+    if not offers.free:
+        return _all_or_nothing(cost, offers, budget_us, solver)
+    start = [0 if bool(one.must.any()) else len(one.counts) - 1 for one in offers.free.values()]
     try:
-        return solve_grid(
-            [offer.values for offer in offers.values()],
-            # A fixed term of the constant keeps the budget, and what is reported of it, in whole latencies.
-            [*terms, (None, None, np.array([[constant_us]]))],
+        solution = solve_grid(
+            offers.values,
+            offers.terms,
             budget_us,
-            widths=[offer.counts for offer in offers.values()],
+            widths=offers.counts,
             solver=solver,
             start=start if solver == "linear" else None,
             gap=gap,
             time_limit_s=time_limit_s,
         )
     except BudgetError as error:
-        raise BudgetError(
-            f"a budget of {budget_us:.1f} µs was asked; the narrowest network allowed takes "
-            f"{error.minimum:.1f} µs; "
-            f"ask for at least {math.ceil(error.minimum * 10) / 10:.1f} µs",
-            minimum=error.minimum,
-        ) from None
+        raise _too_small(budget_us, error.minimum) from None
+    return _selection(
+        cost, offers, budget_us, solver, solution.choice, solution.value, solution.upper_bound, solution.path
+    )
 
 
-def _offer(
-    name: str, score: Tensor, must: Tensor, may: Tensor, candidates: tuple[int, ...], may_vanish: bool
-) -> _Offer:
-    units = may.nonzero().flatten()
-    order = units[torch.argsort(score[units], descending=True, stable=True)]
-    base, most = int(must.sum()), int(must.sum()) + len(order)
-    counts = {k for k in candidates if base <= k <= most}
-    if base > 0 or may_vanish:
-        counts.add(base)
-    if not counts and most > 0:
-        counts.add(most)
-    if not counts:
-        raise UsageError(
-            f"must and may together leave no unit in {name!r}, which may not vanish; "
-            "offer at least one unit of it"
-        )
-    widths = np.array(sorted(counts), dtype=np.int64)
-    sums = np.concatenate([[0.0], np.cumsum(score[order].numpy())])
-    return _Offer(must, order, widths, sums[widths - base])
+def _all_or_nothing(cost: LatencyCost, offers: Offers, budget_us: float, solver: str) -> Selection:
+    """Returns the selection where every group is fixed."""
+    found = _selection(cost, offers, budget_us, solver, np.zeros(0, dtype=np.int64), 0.0, 0.0, "whole")
+    if found.latency_us > budget_us + 1e-9 * abs(budget_us):
+        raise _too_small(budget_us, found.latency_us)
+    return found
+
+
+def _too_small(budget_us: float, minimum: float) -> BudgetError:
+    return BudgetError(
+        f"a budget of {budget_us:.1f} µs was asked; the narrowest network allowed takes {minimum:.1f} µs; "
+        f"ask for at least {math.ceil(minimum * 10) / 10:.1f} µs",
+        minimum=minimum,
+    )
+
+
+def _selection(
+    cost: LatencyCost,
+    offers: Offers,
+    budget_us: float,
+    solver: str,
+    choice: IntArray,
+    value: float,
+    upper_bound: float,
+    path: str,
+) -> Selection:
+    kept = offers.keep(choice)
+    keep = {g.name: kept[g.name] for g in cost.structure.prunable}
+    counts = {name: int(mask.sum()) for name, mask in keep.items()}
+    return Selection(
+        keep=keep,
+        counts=counts,
+        latency_us=cost.total_us(counts),
+        budget_us=float(budget_us),
+        value=value,
+        upper_bound=upper_bound,
+        next_step_us=_next_step_us(cost, counts, {name: one.counts for name, one in offers.free.items()}),
+        solver=solver,
+        path=path,
+    )
 
 
 def _next_step_us(cost: LatencyCost, counts: dict[str, int], options: Mapping[str, IntArray]) -> float:
@@ -263,38 +200,3 @@ def _next_step_us(cost: LatencyCost, counts: dict[str, int], options: Mapping[st
             step = cost.step_us(counts, name, int(wider[0]))
             extra = step if math.isnan(extra) else min(extra, step)
     return extra
-
-
-def _check_names(given: Mapping[str, Tensor], cost: LatencyCost, what: str) -> None:
-    for name in given:
-        if name not in cost.structure.by_name:
-            close = difflib.get_close_matches(name, cost.structure.by_name, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"{what} names the group {name!r}, which the structure does not have{hint}")
-
-
-def _mask(given: Mapping[str, Tensor], name: str, size: int, *, default: bool, what: str) -> Tensor:
-    mask = given.get(name)
-    if mask is None:
-        return torch.full((size,), default, dtype=torch.bool)
-    if mask.dtype != torch.bool or tuple(mask.shape) != (size,):
-        raise UsageError(
-            f"{what}[{name!r}] must be a bool tensor of shape ({size},), one entry per unit; "
-            f"found {mask.dtype} {tuple(mask.shape)}"
-        )
-    return mask.detach().cpu()
-
-
-def _score(scores: Mapping[str, Tensor], name: str, size: int) -> Tensor:
-    score = scores[name].detach().to("cpu", torch.float64)
-    if tuple(score.shape) != (size,):
-        raise UsageError(
-            f"scores[{name!r}] must have shape ({size},), found {tuple(score.shape)}; one per unit"
-        )
-    if not bool(torch.isfinite(score).all()):
-        at = int((~torch.isfinite(score)).nonzero()[0])
-        raise UsageError(
-            f"scores[{name!r}] holds {float(score[at])} at unit {at}; every score must be finite: "
-            "drop the batches that gave NaN or infinity"
-        )
-    return score

@@ -50,6 +50,10 @@ class Dual:
     Args:
         grid: the problem.
         limit: cells that a table of the elimination may have.
+
+    Attributes:
+        known: ``(value, cost, choice)`` of every choice that was best at some multiplier, where that is exact: points
+            of the upper hull, good starting points for any budget.
     """
 
     def __init__(self, grid: Grid, *, limit: float = 4e6) -> None:
@@ -63,6 +67,8 @@ class Dual:
             else:
                 self.wide.append(factor.table)
         self.own = own
+        self.known: list[tuple[float, float, IntArray]] = []
+        self._answers: dict[tuple[float, float], tuple[float, IntArray]] = {}
 
     def tables(self, multiplier: float, weight: float = 1.0) -> list[FloatArray]:
         """Returns ``weight · values − multiplier · costs`` as one table per factor of the plan."""
@@ -71,10 +77,24 @@ class Dual:
 
     def best(self, multiplier: float, weight: float = 1.0) -> tuple[float, IntArray]:
         """Returns the maximum of ``weight · V − multiplier · C``, or a bound on it, and its choice."""
-        bound, _, joined = self.plan.run(self.tables(multiplier, weight))
-        states = self.plan.decode(joined)
-        choice = np.array(states[: self.grid.n_groups], dtype=np.int64)
-        return bound - multiplier * self.grid.constant, choice
+        key = (multiplier, weight)
+        if key not in self._answers:
+            bound, _, joined = self.plan.run(self.tables(multiplier, weight))
+            states = self.plan.decode(joined)
+            choice = np.array(states[: self.grid.n_groups], dtype=np.int64)
+            self._answers[key] = (bound - multiplier * self.grid.constant, choice)
+            if self.plan.exact:
+                self.known.append((self.grid.value(choice), self.grid.cost(choice), choice))
+        return self._answers[key]
+
+    def around(self, room: float) -> tuple[tuple[float, float, IntArray] | None, ...]:
+        """Returns the known choices next to a budget: the dearest within it, the cheapest beyond it."""
+        within = [point for point in self.known if point[1] <= room]
+        beyond = [point for point in self.known if point[1] > room]
+        return (
+            max(within, key=lambda p: (p[1], p[0]), default=None),
+            min(beyond, key=lambda p: (p[1], -p[0]), default=None),
+        )
 
 
 def solve_dual(
@@ -85,8 +105,18 @@ def solve_dual(
     gap: float = 1e-3,
     time_limit_s: float | None = None,
     limit: float = 4e6,
+    dual: Dual | None = None,
 ) -> Found:
     """Minimises the dual bound and repairs; goes on to the frontier where the gap asked is not met.
+
+    Args:
+        grid: the problem.
+        budget: the largest total cost.
+        start: a choice that may be within the budget already.
+        gap: relative gap to prove.
+        time_limit_s: after this the best choice so far is returned.
+        limit: cells that a table of the elimination may have.
+        dual: of this grid, with what earlier budgets found.
 
     Raises:
         BudgetError: a budget below the cheapest choice.
@@ -94,67 +124,85 @@ def solve_dual(
     until = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
     room = budget + TOLERANCE * abs(budget)
     top = np.array([int(np.argmax(v)) for v in grid.values], dtype=np.int64)
-    top_value, top_cost = grid.value(top), grid.cost(top)
-    if top_cost <= room:
+    top_value = grid.value(top)
+    if grid.cost(top) <= room:
         choice = fill(grid, top, room)
         return Found(choice, grid.cost(choice), grid.value(choice), top_value, "whole")
-    dual = Dual(grid, limit=limit)
-    bound, cheap = dual.best(1.0, 0.0)
-    if not dual.plan.exact:
-        cheap = descend(grid, cheap)
-    cheap_cost, cheap_value = grid.cost(cheap), grid.value(cheap)
-    if start is not None and cheap_cost > room >= grid.cost(start):
-        cheap, cheap_cost, cheap_value = start, grid.cost(start), grid.value(start)
-    if cheap_cost > room:
-        raise BudgetError(
-            f"a budget of {budget:.6g} was asked; the cheapest choice costs {cheap_cost:.6g}; "
-            f"ask for at least {cheap_cost:.6g}",
-            minimum=cheap_cost,
-        )
-    below, above = (cheap_value, cheap_cost), (top_value, top_cost)
-    inside: list[IntArray] = [cheap] if start is None or grid.cost(start) > room else [cheap, start]
-    outside = top
-    upper, multiplier = top_value, 0.0
+    dual = dual or Dual(grid, limit=limit)
+    cheap = _cheapest(dual, budget, room, start)
+    inside, outside, upper, multiplier = _minimise(dual, room, cheap, top, gap=gap, until=until)
+    choices = [inside] if start is None or grid.cost(start) > room else [inside, start]
+    repaired = repair(grid, outside, room)
+    if repaired is not None:
+        choices.append(repaired)
+    best = max((fill(grid, choice, room) for choice in choices), key=grid.value)
     path = "dual" if dual.plan.exact else "mini-bucket"
+    found = Found(best, grid.cost(best), grid.value(best), upper, path, multiplier)
+    found.upper_bound = max(found.upper_bound, found.value)
+    if found.gap > gap and dual.plan.exact and time.monotonic() <= until:
+        _close(dual, found, room, gap=gap, until=until)
+    if time.monotonic() > until and found.gap > gap:
+        found.path += "+time"
+    return found
+
+
+def _cheapest(dual: Dual, budget: float, room: float, start: IntArray | None) -> IntArray:
+    """Returns a choice within the budget: the cheapest one, or ``start`` where the cheapest is not known exactly."""
+    _, cheap = dual.best(1.0, 0.0)
+    if not dual.plan.exact:
+        cheap = descend(dual.grid, cheap)
+        if start is not None and dual.grid.cost(start) < dual.grid.cost(cheap):
+            cheap = start
+    cost = dual.grid.cost(cheap)
+    if cost > room:
+        raise BudgetError(
+            f"a budget of {budget:.6g} was asked; the cheapest choice costs {cost:.6g}; ask for at least {cost:.6g}",
+            minimum=cost,
+        )
+    return cheap
+
+
+def _minimise(
+    dual: Dual, room: float, cheap: IntArray, top: IntArray, *, gap: float, until: float
+) -> tuple[IntArray, IntArray, float, float]:
+    """Returns the choices on either side of the budget where the bound is least, the bound, and its multiplier."""
+    grid = dual.grid
+    below, above = dual.around(room)
+    below = below or (grid.value(cheap), grid.cost(cheap), cheap)
+    above = above or (grid.value(top), grid.cost(top), top)
+    upper, multiplier = grid.value(top), 0.0
     for _ in range(100):
-        if upper - below[0] <= 0.1 * gap * abs(upper) or time.monotonic() > until:
+        if (
+            above[0] <= below[0]
+            or upper - below[0] <= 0.1 * gap * abs(upper)
+            or (multiplier > 0 and time.monotonic() > until)
+        ):
             break
         slope = (above[0] - below[0]) / (above[1] - below[1])
         bound, choice = dual.best(slope)
         if bound + slope * room < upper:
             upper, multiplier = bound + slope * room, slope
-        point = (grid.value(choice), grid.cost(choice))
+        point = (grid.value(choice), grid.cost(choice), choice)
         line = above[0] - slope * above[1]
-        scale = abs(above[0]) + abs(slope * above[1]) + abs(line)
-        if point[0] - slope * point[1] <= line + 1e-13 * scale or point in (below, above):
+        rounding = 1e-13 * (abs(above[0]) + abs(slope * above[1]))
+        if point[0] - slope * point[1] <= line + rounding or point[:2] in (below[:2], above[:2]):
             break
         if point[1] <= room:
             below = point
-            inside.append(choice)
         else:
-            above, outside = point, choice
-    if time.monotonic() > until:
-        path += "+time"
-    inside = [inside[-1]] if start is None or len(inside) < 2 else [inside[-1], inside[1]]
-    fixed = repair(grid, outside, room)
-    if fixed is not None:
-        inside.append(fixed)
-    filled = [fill(grid, choice, room) for choice in inside]
-    best = max(filled, key=grid.value)
-    found = Found(best, grid.cost(best), grid.value(best), upper, path, multiplier)
-    found.upper_bound = max(found.upper_bound, found.value)
-    if dual.plan.exact and found.gap > gap and time.monotonic() <= until:
-        _close(grid, dual, found, room, gap=gap, until=until)
-    return found
+            above = point
+    return below[2], above[2], upper, multiplier
 
 
-def _close(grid: Grid, dual: Dual, found: Found, room: float, *, gap: float, until: float) -> None:
+def _close(dual: Dual, found: Found, room: float, *, gap: float, until: float) -> None:
     from halpiee.selection.frontier import close_gap
 
+    grid = dual.grid
     choice, found.upper_bound = close_gap(
         grid, dual, found.multiplier, room, found.value, found.upper_bound, gap=gap, until=until
     )
     if choice is not None:
         found.choice = fill(grid, choice, room)
         found.cost, found.value = grid.cost(found.choice), grid.value(found.choice)
-    found.path = "frontier" if time.monotonic() <= until else "frontier+time"
+        found.upper_bound = max(found.upper_bound, found.value)
+    found.path = "frontier"

@@ -1,0 +1,170 @@
+"""What may be chosen: per group the units in order of preference, the widths allowed, and what they are worth.
+
+Scores and masks are checked here, and turned into the values and terms of a grid problem.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halpiee.errors import UsageError
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.terms import FloatArray, IntArray, Side
+
+__all__ = ["Offer", "Offers", "offer"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What one free group offers.
+
+    Attributes:
+        must: bool ``[size]``, kept in any case.
+        order: units that may be added, best first.
+        counts: int ``[n]``, widths to choose from, ascending.
+        values: float ``[n]``, summed score of the units added at each width.
+    """
+
+    must: Tensor
+    order: Tensor
+    counts: IntArray
+    values: FloatArray
+
+    def keep(self, count: int) -> Tensor:
+        """Returns bool ``[size]`` with ``count`` units."""
+        keep = self.must.clone()
+        keep[self.order[: count - int(self.must.sum())]] = True
+        return keep
+
+
+@dataclass(frozen=True)
+class Offers:
+    """A choice of widths as a grid problem in calibrated µs.
+
+    Attributes:
+        free: groups whose width is chosen, in the order of the grid.
+        whole: groups that are not chosen, with what they keep.
+        terms: for ``solve_grid``; what no choice changes is a term with two fixed sides, so that the budget, and
+            what is reported of it, speak of whole latencies.
+    """
+
+    free: dict[str, Offer]
+    whole: dict[str, Tensor]
+    terms: list[tuple[Side, Side, FloatArray]]
+
+    @property
+    def values(self) -> list[FloatArray]:
+        """Per free group the value of every width."""
+        return [offer.values for offer in self.free.values()]
+
+    @property
+    def counts(self) -> list[IntArray]:
+        """Per free group the widths allowed."""
+        return [offer.counts for offer in self.free.values()]
+
+    def keep(self, choice: IntArray) -> dict[str, Tensor]:
+        """Returns bool ``[size]`` per group for one option per free group."""
+        keep = dict(self.whole)
+        for k, (name, one) in zip(choice, self.free.items(), strict=True):
+            keep[name] = one.keep(int(one.counts[k]))
+        return keep
+
+
+def offer(
+    scores: Mapping[str, Tensor],
+    cost: LatencyCost,
+    *,
+    must: Mapping[str, Tensor] | None = None,
+    may: Mapping[str, Tensor] | None = None,
+    protect: Collection[str] = (),
+) -> Offers:
+    """Returns what may be chosen; the arguments are those of ``choose``.
+
+    Raises:
+        UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left empty.
+    """
+    must, may = must or {}, may or {}
+    for given, what in (
+        (scores, "scores"),
+        (must, "must"),
+        (may, "may"),
+        (dict.fromkeys(protect), "protect"),
+    ):
+        _check_names(given, cost, what)
+    free: dict[str, Offer] = {}
+    whole: dict[str, Tensor] = {}
+    for group in cost.structure.prunable:
+        needed = _mask(must, group.name, group.size, default=False, what="must")
+        possible = _mask(may, group.name, group.size, default=True, what="may")
+        if group.name in protect or group.name not in scores:
+            whole[group.name] = needed | possible
+        else:
+            score = _score(scores, group.name, group.size)
+            free[group.name] = _offer(
+                group.name, score, needed, possible & ~needed, cost.candidates[group.name], group.may_vanish
+            )
+    fixed = {name: np.array([int(mask.sum())]) for name, mask in whole.items()}
+    terms, constant_us = cost.grid({**{name: one.counts for name, one in free.items()}, **fixed})
+    return Offers(free, whole, [*terms, (None, None, np.array([[constant_us]]))])
+
+
+def _offer(
+    name: str, score: Tensor, must: Tensor, may: Tensor, candidates: tuple[int, ...], may_vanish: bool
+) -> Offer:
+    units = may.nonzero().flatten()
+    order = units[torch.argsort(score[units], descending=True, stable=True)]
+    base, most = int(must.sum()), int(must.sum()) + len(order)
+    counts = {k for k in candidates if base <= k <= most}
+    if base > 0 or may_vanish:
+        counts.add(base)
+    if not counts and most > 0:
+        counts.add(most)
+    if not counts:
+        raise UsageError(
+            f"must and may together leave no unit in {name!r}, which may not vanish; "
+            "offer at least one unit of it"
+        )
+    widths = np.array(sorted(counts), dtype=np.int64)
+    sums = np.concatenate([[0.0], np.cumsum(score[order].numpy())])
+    return Offer(must, order, widths, sums[widths - base])
+
+
+def _check_names(given: Mapping[str, object], cost: LatencyCost, what: str) -> None:
+    for name in given:
+        if name not in cost.structure.by_name:
+            close = difflib.get_close_matches(name, cost.structure.by_name, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UsageError(f"{what} names the group {name!r}, which the structure does not have{hint}")
+
+
+def _mask(given: Mapping[str, Tensor], name: str, size: int, *, default: bool, what: str) -> Tensor:
+    mask = given.get(name)
+    if mask is None:
+        return torch.full((size,), default, dtype=torch.bool)
+    if mask.dtype != torch.bool or tuple(mask.shape) != (size,):
+        raise UsageError(
+            f"{what}[{name!r}] must be a bool tensor of shape ({size},), one entry per unit; "
+            f"found {mask.dtype} {tuple(mask.shape)}"
+        )
+    return mask.detach().cpu()
+
+
+def _score(scores: Mapping[str, Tensor], name: str, size: int) -> Tensor:
+    score = scores[name].detach().to("cpu", torch.float64)
+    if tuple(score.shape) != (size,):
+        raise UsageError(
+            f"scores[{name!r}] must have shape ({size},), found {tuple(score.shape)}; one per unit"
+        )
+    if not bool(torch.isfinite(score).all()):
+        at = int((~torch.isfinite(score)).nonzero()[0])
+        raise UsageError(
+            f"scores[{name!r}] holds {float(score[at])} at unit {at}; every score must be finite: "
+            "drop the batches that gave NaN or infinity"
+        )
+    return score
