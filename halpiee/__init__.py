@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from halpiee.selection.problem import GridSolution, solve_grid
     from halpiee.sparsity.distribution import ERK, NM, Global, Latency, Uniform
     from halpiee.structure.groups import Structure
-    from halpiee.structure.plan import Plan
     from halpiee.structure.masked import masked
+    from halpiee.structure.plan import Plan
     from halpiee.structure.shrink import shrink
     from halpiee.structure.trace import trace
 

@@ -25,7 +25,9 @@ from halpiee.structure.trace import trace
 from halpiee.zoo import build
 
 
-def stepper(model: nn.Module, optimizer: Optimizer, batch: tuple[torch.Tensor, torch.Tensor]) -> Callable[[], None]:
+def stepper(
+    model: nn.Module, optimizer: Optimizer, batch: tuple[torch.Tensor, torch.Tensor]
+) -> Callable[[], None]:
     """Returns one training step on a fixed batch."""
 
     def step() -> None:
@@ -108,12 +110,18 @@ def main() -> None:
     dense_step, masked_step = stepper(dense, sgd(dense), batch), stepper(masked, optimizer, batch)
     # The networks' own arithmetic must be alike: zeros cost what other numbers cost, but not denormals.
     torch.set_flush_denormal(True)
-    for label, bound in (("masked, scoring (h)", 1.05), ("exploring (q)", 1.10), ("masked, updates over", 1.05)):
+    for label, bound in (
+        ("masked, scoring (h)", 1.05),
+        ("exploring (q)", 1.10),
+        ("masked, updates over", 1.05),
+    ):
         median, lo, hi = median_interval(pairs(dense_step, masked_step, options.pairs))
         print(f"  {label:24} / dense step   {median:.3f}  [{lo:.3f}, {hi:.3f}]   at most {bound:.2f} asked")
     compact, compact_optimizer = iee.shrink()
     share = sum(macs(structure, iee.alive.counts).values()) / sum(macs(structure).values())
-    median, lo, hi = median_interval(pairs(dense_step, stepper(compact, compact_optimizer, batch), options.pairs))
+    median, lo, hi = median_interval(
+        pairs(dense_step, stepper(compact, compact_optimizer, batch), options.pairs)
+    )
     print(f"  {'compact':24} / dense step   {median:.3f}  [{lo:.3f}, {hi:.3f}]   MACs {share:.3f} of dense")
 
 

@@ -54,9 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except HalpieeError as error:
         click.echo(f"halpiee: {error}", err=True)
         if "--json" in arguments:
-            click.echo(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}))
+            click.echo(
+                json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code})
+            )
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("halpiee: interrupted; what was done is saved. Continue a run with `halpiee train --resume --out DIR`", err=True)
+        click.echo(
+            "halpiee: interrupted; what was done is saved. Continue a run with `halpiee train --resume --out DIR`",
+            err=True,
+        )
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

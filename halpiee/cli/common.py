@@ -17,9 +17,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def json_option(function: F) -> F:
     """Adds ``--json``: one object on stdout, talk on stderr."""
-    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; talk goes to stderr.")(
-        function
-    )
+    return click.option(
+        "--json", "as_json", is_flag=True, help="One JSON object on stdout; talk goes to stderr."
+    )(function)
 
 
 def examples(*lines: str) -> str:
@@ -90,7 +90,9 @@ class ScreenTalk:
         extra = ""
         if entry is not None:
             us = entry.get("latency_us")
-            extra = f"loss {entry['loss']:.3f}  top-1 {entry['accuracy']:.1%}" + (f"  {us:.0f} µs" if us else "")
+            extra = f"loss {entry['loss']:.3f}  top-1 {entry['accuracy']:.1%}" + (
+                f"  {us:.0f} µs" if us else ""
+            )
         self._move(f"training {label}", step, total, extra)
 
     def _move(self, label: str, done: int, total: int, extra: str = "") -> None:
@@ -135,5 +137,3 @@ def free_folder(base: Path) -> Path:
     while folder.exists():
         folder, n = base.with_name(f"{base.name}-{n}"), n + 1
     return folder
-
-

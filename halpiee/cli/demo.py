@@ -13,8 +13,12 @@ __all__ = ["command"]
 
 
 @click.command("demo", epilog=examples("halpiee demo", "halpiee demo --out runs/first --json"))
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run (default: runs/demo, runs/demo-2 …).")
-@click.option("--budget", default="0.5", show_default=True, help="Share of the dense latency, or a time such as 300us.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the run (default: runs/demo, runs/demo-2 …)."
+)
+@click.option(
+    "--budget", default="0.5", show_default=True, help="Share of the dense latency, or a time such as 300us."
+)
 @click.option("--seed", default=0, show_default=True, help="Of every random choice.")
 @json_option
 def command(out: Path | None, budget: str, seed: int, as_json: bool) -> None:

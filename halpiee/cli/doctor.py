@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import sys
 import time
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -17,7 +16,13 @@ from halpiee.cli.common import answer, examples, json_option
 
 __all__ = ["Finding", "command", "examine"]
 
-LEAST = {"torch": (2, 11), "torchvision": (0, 26), "onnx": (1, 18), "onnxruntime": (1, 22), "ortools": (9, 10)}
+LEAST = {
+    "torch": (2, 11),
+    "torchvision": (0, 26),
+    "onnx": (1, 18),
+    "onnxruntime": (1, 22),
+    "ortools": (9, 10),
+}
 """Oldest versions that the tests have run with (pyproject.toml)."""
 
 BUSY = 0.10
@@ -71,10 +76,7 @@ def examine() -> list[Finding]:
 
 
 def _python() -> list[Finding]:
-    version = platform.python_version()
-    if sys.version_info < (3, 11):
-        return [Finding("Python", "broken", version, "make clean; make test PYTHON=python3.11")]
-    return [Finding("Python", "ok", version)]
+    return [Finding("Python", "ok", platform.python_version())]
 
 
 def _packages() -> list[Finding]:
@@ -104,17 +106,23 @@ def _backends() -> list[Finding]:
     if importlib.util.find_spec("onnxruntime") is not None:
         import onnxruntime
 
-        findings.append(Finding("backend onnxruntime", "ok", ", ".join(onnxruntime.get_available_providers())))
+        findings.append(
+            Finding("backend onnxruntime", "ok", ", ".join(onnxruntime.get_available_providers()))
+        )
     import torch
 
     if torch.cuda.is_available():
         findings.append(Finding("backend torch on CUDA", "ok", torch.cuda.get_device_name()))
     else:
-        findings.append(Finding("backend torch on CUDA", "note", "no CUDA device; everything runs on the CPU"))
+        findings.append(
+            Finding("backend torch on CUDA", "note", "no CUDA device; everything runs on the CPU")
+        )
     for name, extra in (("tensorrt", "tensorrt"), ("pycuda", "pycuda")):
         if importlib.util.find_spec(name) is None:
             text = "not installed; needed only to measure with TensorRT"
-            findings.append(Finding(name, "note", text, f"pip install 'halpiee[{extra}]' (on a machine with a GPU)"))
+            findings.append(
+                Finding(name, "note", text, f"pip install 'halpiee[{extra}]' (on a machine with a GPU)")
+            )
         else:
             findings.append(Finding(name, "ok", importlib.metadata.version(name)))
     return findings

@@ -26,7 +26,9 @@ __all__ = ["command"]
 @click.option("--size", default="224", show_default=True, help="Image size: 224, 3x224x224.")
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
 @click.option("--classes", default=None, type=int, help="Classes of the network, if not its own default.")
-@click.option("--ops", type=click.Path(path_type=Path), help="Write the ops to profile, for a machine without torch.")
+@click.option(
+    "--ops", type=click.Path(path_type=Path), help="Write the ops to profile, for a machine without torch."
+)
 @json_option
 def command(
     model: str,
@@ -56,9 +58,13 @@ def command(
         from rich.table import Table
 
         console = Console()
-        layers = Table(title=f"{model}: {found.prunable_macs_share:.1%} of the MACs lie in prunable layers", box=None)
+        layers = Table(
+            title=f"{model}: {found.prunable_macs_share:.1%} of the MACs lie in prunable layers", box=None
+        )
         for title in ("layer", "kind", "in", "out", "MACs", "", "why not"):
-            layers.add_column(title, justify="right" if title in ("in", "out", "MACs") else "left", overflow="fold")
+            layers.add_column(
+                title, justify="right" if title in ("in", "out", "MACs") else "left", overflow="fold"
+            )
         for layer in found.layers:
             state = "[green]prunable[/green]" if layer.prunable else "[yellow]frozen[/yellow]"
             reason = "" if layer.prunable else "; ".join(layer.reasons)
@@ -70,9 +76,17 @@ def command(
         for title in ("group", "units", "", "layer sides", "why not, where, and what would unlock it"):
             groups.add_column(title, overflow="fold")
         for group in found.groups:
-            state = "prunable" if group.prunable and group.trainable else "by plan only" if group.prunable else "frozen"
+            state = (
+                "prunable"
+                if group.prunable and group.trainable
+                else "by plan only"
+                if group.prunable
+                else "frozen"
+            )
             text = " · ".join(part for part in (group.reason, group.source, group.unlock) if part)
-            sides = ", ".join(group.members[:4]) + (f" and {len(group.members) - 4} more" if len(group.members) > 4 else "")
+            sides = ", ".join(group.members[:4]) + (
+                f" and {len(group.members) - 4} more" if len(group.members) > 4 else ""
+            )
             groups.add_row(group.name, str(group.size), state, sides, text)
         console.print(groups)
         if found.untimed:

@@ -14,10 +14,17 @@ from halpiee.errors import OutputInUseError, UsageError
 __all__ = ["command"]
 
 
-@click.command("export", epilog=examples("halpiee export runs/demo --out small.onnx", "halpiee export runs/demo --dense --out dense.onnx"))
+@click.command(
+    "export",
+    epilog=examples(
+        "halpiee export runs/demo --out small.onnx", "halpiee export runs/demo --dense --out dense.onnx"
+    ),
+)
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "kind", default="onnx", show_default=True, type=click.Choice(["onnx"]))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write; never overwritten.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File to write; never overwritten."
+)
 @click.option("--dense", is_flag=True, help="The dense network instead of the pruned one.")
 @json_option
 def command(run: Path, kind: str, out: Path, dense: bool, as_json: bool) -> None:
@@ -35,5 +42,7 @@ def command(run: Path, kind: str, out: Path, dense: bool, as_json: bool) -> None
 
     opened = Run(settings, run, ScreenTalk())
     model = opened.dense() if dense else opened.compact()
-    done = export_onnx(model, opened.example, out, metadata={"run": settings.digest, "budget": settings.budget})
+    done = export_onnx(
+        model, opened.example, out, metadata={"run": settings.digest, "budget": settings.budget}
+    )
     answer(asdict(done), as_json, lambda: say(f"{out}: relative L2 to PyTorch {done.rel_l2:.1e}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -22,9 +22,15 @@ __all__ = ["command"]
     ),
 )
 @click.argument("model")
-@click.option("--profile", type=click.Path(path_type=Path), required=True, help="Made with `halpiee profile`.")
-@click.option("--budget", required=True, help="Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).")
-@click.option("--weights", type=click.Path(path_type=Path), help="Score channels by the magnitude of these weights.")
+@click.option(
+    "--profile", type=click.Path(path_type=Path), required=True, help="Made with `halpiee profile`."
+)
+@click.option(
+    "--budget", required=True, help="Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us)."
+)
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Score channels by the magnitude of these weights."
+)
 @click.option("--batch", default=1, show_default=True, help="Images per inference, as profiled.")
 @click.option("--size", default="224", show_default=True, help="Image size: 224, 3x224x224.")
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
@@ -43,7 +49,7 @@ def command(
     size: str,
     width: float | None,
     classes: int | None,
-    solver: str,
+    solver: Literal["joint", "cpsat", "linear"],
     sweep: bool,
     out: Path | None,
     seed: int,
@@ -75,7 +81,9 @@ def command(
     scores = Magnitude()(units, parameters.get, lambda _: None)
     budget_us = us if us is not None else (fraction or 1.0) * cost.dense_us
     selection = select(scores, cost, budget_us, solver=solver)
-    total = {key: sum(macs(structure, counts).values()) for key, counts in (("d", {}), ("p", selection.counts))}
+    total = {
+        key: sum(macs(structure, counts).values()) for key, counts in (("d", {}), ("p", selection.counts))
+    }
     result: dict[str, Any] = {
         "model": model,
         "dense_us": cost.dense_us,
@@ -116,7 +124,9 @@ def command(
             f"MACs {total['p'] / total['d']:.1%} of dense, at most {selection.gap:.2%} from optimal"
         )
         for point in result.get("curve", []):
-            console.print(f"  {point['latency_us']:9.0f} µs  value {point['value']:.4g}  gap {point['gap']:.2%}")
+            console.print(
+                f"  {point['latency_us']:9.0f} µs  value {point['value']:.4g}  gap {point['gap']:.2%}"
+            )
         if cost.not_covered:
             say(f"not timed: {', '.join(cost.not_covered)}")
 

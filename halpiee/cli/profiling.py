@@ -20,7 +20,9 @@ __all__ = ["command"]
 )
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), help="Profile file; a killed sweep resumes into it.")
-@click.option("--backend", default="onnxruntime", show_default=True, type=click.Choice(["onnxruntime", "torch"]))
+@click.option(
+    "--backend", default="onnxruntime", show_default=True, type=click.Choice(["onnxruntime", "torch"])
+)
 @click.option("--batch", default=1, show_default=True, help="Images per inference.")
 @click.option("--size", default="224", show_default=True, help="Image size: 224, 3x224x224.")
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
@@ -57,6 +59,8 @@ def command(
         return
     talk = ScreenTalk()
     talk.stage(f"Profile {model}")
-    profile = latency.sweep(ops, backend=backend, path=out, threads=threads, seed=seed, progress=talk.sweeping)
+    profile = latency.sweep(
+        ops, backend=backend, path=out, threads=threads, seed=seed, progress=talk.sweeping
+    )
     result = {"out": str(out), "cells": len(profile.cells), "ops": len({op.table_key() for op in ops})}
     answer(result, as_json, lambda: say(f"{result['cells']} cells of {result['ops']} ops in {out}"))

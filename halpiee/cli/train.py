@@ -28,9 +28,13 @@ MISSED = 4
     ),
 )
 @click.argument("model", required=False)
-@click.option("--data", help="Parquet folder, ImageFolder tree, cifar10, cifar100, digits, or package.module:function.")
+@click.option(
+    "--data", help="Parquet folder, ImageFolder tree, cifar10, cifar100, digits, or package.module:function."
+)
 @click.option("--budget", help="Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; never overwritten.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; never overwritten."
+)
 @click.option("--method", type=click.Choice(["iee"]), help="How the budget is met.  [default: iee]")
 @click.option("--weights", type=click.Path(), help="Start from these safetensors weights.")
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
@@ -49,7 +53,9 @@ MISSED = 4
 @click.option("--j", type=int, help="Steps between prune and exploring.")
 @click.option("--q", type=int, help="Steps of exploring.")
 @click.option("--omega", type=float, help="Share of the budget exchanged in the first cycle.  [default: 0.3]")
-@click.option("--end", type=float, help="Share of the training after which updates have ended.  [default: 0.75]")
+@click.option(
+    "--end", type=float, help="Share of the training after which updates have ended.  [default: 0.75]"
+)
 @click.option("--solver", type=click.Choice(["joint", "cpsat", "linear"]), help="[default: joint]")
 @click.option("--device", help="Where to train: auto, cpu, cuda.  [default: auto]")
 @click.option("--seed", type=int, help="Of every random choice.  [default: 0]")
@@ -80,7 +86,9 @@ def gather(given: dict[str, Any], out: Path, resume: bool) -> Settings:
     cycle_keys = {"cycles", "h", "j", "q", "omega", "end", "solver"}
     cycle = {**values.get("cycle", {}), **{k: v for k, v in given.items() if k in cycle_keys}}
     values = {**values, **{k: v for k, v in given.items() if k not in cycle_keys}, "cycle": cycle}
-    missing = [f"--{key}" if key != "model" else "MODEL" for key in ("model", "data", "budget") if key not in values]
+    missing = [
+        f"--{key}" if key != "model" else "MODEL" for key in ("model", "data", "budget") if key not in values
+    ]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing; see `halpiee train --help` for examples")
     return Settings.from_dict(values)

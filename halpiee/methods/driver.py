@@ -82,11 +82,15 @@ def running_norm(mean: Tensor, variance: Tensor | None, active: Tensor) -> Calla
     held_mean = mean.detach().clone()
     held_variance = torch.ones_like(held_mean) if variance is None else variance.detach().clone()
 
-    def hook(module: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def hook(
+        module: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor | None:
         if not module.training:
             return None
         x = inputs[0]
-        fixed = nn.functional.batch_norm(x, held_mean, held_variance, module.weight, module.bias, False, 0.0, module.eps)
+        fixed = nn.functional.batch_norm(
+            x, held_mean, held_variance, module.weight, module.bias, False, 0.0, module.eps
+        )
         channel = active.to(x.device).view(1, -1, *[1] * (x.dim() - 2))
         return torch.where(channel, fixed, output)
 

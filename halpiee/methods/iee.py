@@ -69,7 +69,8 @@ def recipe(
     if cycles < 1:
         raise UsageError(
             f"one cycle of h + j + q = {h + j + q} steps does not fit into the first {end:.0%} of {total_steps} "
-            f"steps; train longer, or choose h, j and q so that they add up to at most {int(end * total_steps - before)}"
+            "steps; train longer, or choose h, j and q so that they add up to at most "
+            f"{int(end * total_steps - before)}"
         )
     phases: list[Train | Start | Drop | Grow] = [Start(start)]
     if start == "scores":
@@ -154,13 +155,7 @@ class IEE(Sparse):
             raise UsageError(
                 f"omega={omega} was asked; it is the share of the budget that is exchanged, in (0, 1)"
             )
-        if units is None:
-            if isinstance(budget, Latency):
-                if structure is None:
-                    raise UsageError("a latency budget needs structure=halpiee.trace(model, example_inputs)")
-                units = Channels(bare(model), structure, protect=frozenset(protect))
-            else:
-                units = Weights(bare(model))
+        units = units or _default_units(bare(model), budget, structure, frozenset(protect))
         if units.zero_is_dead and (explore_init == "zero" or grow_values == "zero"):
             raise UsageError(
                 "channels were asked to start from zero: a zero channel has zero gradients and a zero score for ever; "
@@ -223,3 +218,16 @@ class IEE(Sparse):
     def rebind(self, scheduler: Any) -> Any:
         """Points a learning-rate scheduler at the compact model's optimizer and returns it."""
         return rebind(scheduler, self.optimizer, self.shrink()[1])
+
+
+def _default_units(
+    model: nn.Module, budget: Budget, structure: Structure | None, protect: frozenset[str]
+) -> Units:
+    """Returns channels for a latency, weights for everything else."""
+    if not isinstance(budget, Latency):
+        return Weights(model)
+    if structure is None:
+        raise UsageError(
+            "a latency budget was given without a structure; pass structure=halpiee.trace(model, inputs)"
+        )
+    return Channels(model, structure, protect=protect)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from halpiee.selection.uniform import uniform
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, Uniform, erk
 from halpiee.sparsity.granularity import Channels, Units
 from halpiee.sparsity.mask import Mask
+
+Solver = Literal["joint", "linear", "cpsat"]
 
 __all__ = ["Choice", "LatencyPool", "LayerPools", "Pool", "bind"]
 
@@ -88,7 +90,7 @@ class LatencyPool:
         cost: LatencyCost,
         budget_us: float,
         *,
-        solver: str = "joint",
+        solver: Solver = "joint",
         gap: float = 1e-3,
     ) -> None:
         self.units, self.cost, self.budget_us, self._solver, self._gap = units, cost, budget_us, solver, gap
@@ -176,8 +178,8 @@ class LayerPools:
             for name, shape in units.sizes.items():
                 if shape[1] % budget.m:
                     raise UsageError(
-                        f"{budget.n}:{budget.m} was asked of {name!r}, whose {shape[1]} input channels do not divide by "
-                        f"{budget.m}; leave it out with pinned={{{name!r}}}"
+                        f"{budget.n}:{budget.m} was asked of {name!r}, whose {shape[1]} input channels do not divide "
+                        f"by {budget.m}; leave it out with pinned={{{name!r}}}"
                     )
         else:
             density = {}
@@ -264,14 +266,14 @@ def _within_runs(score: Tensor, must: Tensor, may: Tensor, n: int, m: int) -> Te
         return tensor.movedim(1, -1).reshape(-1, m)
 
     must_runs, may_runs = runs(must), runs(may)
-    order = runs(score).masked_fill(~may_runs, -math.inf).argsort(1, descending=True, stable=True)
+    order = runs(score).masked_fill(~may_runs, -math.inf).argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(m).expand_as(order).contiguous())
     room = n - must_runs.sum(1, keepdim=True)
     return (may_runs & (rank < room)).reshape(may.movedim(1, -1).shape).movedim(-1, 1)
 
 
 def bind(
-    budget: Budget, units: Units, cost: LatencyCost | None, *, solver: str = "joint", gap: float = 1e-3
+    budget: Budget, units: Units, cost: LatencyCost | None, *, solver: Solver = "joint", gap: float = 1e-3
 ) -> Pool:
     """Returns the pool of a budget over the units of a model.
 

@@ -21,17 +21,25 @@ __all__ = ["Channels", "Units", "Weights"]
 class Units(Protocol):
     """What a method removes and brings back."""
 
-    sizes: Mapping[str, tuple[int, ...]]
-    """Name → shape of its scores and masks."""
+    @property
+    def sizes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name → shape of its scores and masks."""
+        ...
 
-    left_out: Mapping[str, str]
-    """Name → reason, for what could be pruned in principle but not by masks during training."""
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Name → reason, for what could be pruned in principle but not by masks during training."""
+        ...
 
-    tensors: frozenset[str]
-    """Parameters and buffers whose elements belong to units."""
+    @property
+    def tensors(self) -> frozenset[str]:
+        """Parameters and buffers whose elements belong to units."""
+        ...
 
-    zero_is_dead: bool
-    """Whether a unit whose values are zero has zero gradients for ever, and could never be grown."""
+    @property
+    def zero_is_dead(self) -> bool:
+        """Whether a unit whose values are zero has zero gradients for ever, and could never be grown."""
+        ...
 
     def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns tensor name → BoolTensor of the tensor's shape: which elements are active."""

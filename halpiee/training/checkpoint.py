@@ -72,7 +72,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         loaded: dict[str, Tensor] = load_file(path)
     except Exception as error:
         raise UsageError(
-            f"{path} is not a safetensors file ({error}); convert it with safetensors.torch.save_file(model.state_dict(), …)"
+            f"{path} is not a safetensors file ({error}); "
+            "write one with safetensors.torch.save_file(model.state_dict(), path)"
         ) from error
     return loaded
 

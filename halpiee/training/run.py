@@ -241,7 +241,8 @@ class Run:
         line = Calibration.from_dict(json.loads(path.read_text()))
         cost = cost.with_calibration(line)
         self.talk.note(
-            f"dense {cost.dense_us:.0f} µs; whole = {line.a_us:.1f} µs + {line.b:.3f} · Σ, worst residual {line.worst:.1%}"
+            f"dense {cost.dense_us:.0f} µs; whole = {line.a_us:.1f} µs + {line.b:.3f} · Σ, "
+            f"worst residual {line.worst:.1%}"
         )
         return cost
 

@@ -18,7 +18,18 @@ def halpiee(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPro
 def test_help_names_every_verb() -> None:
     shown = halpiee("--help")
     assert shown.returncode == 0
-    for verb in ("demo", "train", "profile", "plan", "explain", "export", "bench", "report", "inspect", "doctor"):
+    for verb in (
+        "demo",
+        "train",
+        "profile",
+        "plan",
+        "explain",
+        "export",
+        "bench",
+        "report",
+        "inspect",
+        "doctor",
+    ):
         assert f"\n  {verb} " in shown.stdout
 
 
@@ -33,7 +44,18 @@ def test_importing_latency_loads_no_torch() -> None:
 
 
 def test_every_verb_ends_its_help_in_examples() -> None:
-    for verb in ("demo", "train", "profile", "plan", "explain", "export", "bench", "report", "inspect", "doctor"):
+    for verb in (
+        "demo",
+        "train",
+        "profile",
+        "plan",
+        "explain",
+        "export",
+        "bench",
+        "report",
+        "inspect",
+        "doctor",
+    ):
         shown = halpiee(verb, "--help")
         assert "Examples:\n" in shown.stdout, verb
         assert shown.stdout.rstrip().splitlines()[-1].strip().startswith("halpiee "), verb
@@ -75,7 +97,14 @@ def test_bad_input_is_refused_before_anything_is_written(
 def test_an_empty_data_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     shown = halpiee(
-        "train", "resnet20", "--data", str(tmp_path / "empty"), "--budget", "0.5", "--out", str(tmp_path / "run")
+        "train",
+        "resnet20",
+        "--data",
+        str(tmp_path / "empty"),
+        "--budget",
+        "0.5",
+        "--out",
+        str(tmp_path / "run"),
     )
     assert shown.returncode == 2
     assert "empty" in shown.stderr
@@ -98,7 +127,9 @@ def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
 
 
 def test_an_error_under_json_is_one_object(tmp_path: Path) -> None:
-    shown = halpiee("train", "resnet20", "--data", "digits", "--budget", "x", "--out", str(tmp_path / "r"), "--json")
+    shown = halpiee(
+        "train", "resnet20", "--data", "digits", "--budget", "x", "--out", str(tmp_path / "r"), "--json"
+    )
     answer = json.loads(shown.stdout)
     assert answer["exit_code"] == shown.returncode == 2
 

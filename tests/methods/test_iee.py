@@ -25,7 +25,16 @@ Batches = list[tuple[Tensor, Tensor]]
 
 
 def attach(net: nn.Module, structure: Structure, optimizer: Optimizer, **extra: object) -> IEE:
-    options = {"budget": Uniform(0.5), "total_steps": 40, "h": 3, "j": 2, "q": 3, "end": 0.8, "omega": 0.34, **extra}
+    options = {
+        "budget": Uniform(0.5),
+        "total_steps": 40,
+        "h": 3,
+        "j": 2,
+        "q": 3,
+        "end": 0.8,
+        "omega": 0.34,
+        **extra,
+    }
     return IEE(net, optimizer, units=Channels(net, structure), criterion=Taylor(), **options)  # type: ignore[arg-type]
 
 
@@ -85,7 +94,9 @@ def test_less_than_one_cycle_is_refused_with_what_would_fit() -> None:
         recipe(total_steps=100, omega=Constant(0.3))
 
 
-def test_prune_and_grow_come_at_the_steps_the_paper_says(net: nn.Module, structure: Structure, batches: Batches) -> None:
+def test_prune_and_grow_come_at_the_steps_the_paper_says(
+    net: nn.Module, structure: Structure, batches: Batches
+) -> None:
     optimizer = sgd(net)
     iee = attach(net, structure, optimizer)
     for batch in batches:
@@ -310,7 +321,9 @@ def test_ending_early_after_a_prune_brings_back_what_it_removed(
     assert iee.reports[-1].event == "grow"
 
 
-def test_ending_early_while_exploring_grows_first(net: nn.Module, structure: Structure, batches: Batches) -> None:
+def test_ending_early_while_exploring_grows_first(
+    net: nn.Module, structure: Structure, batches: Batches
+) -> None:
     optimizer = sgd(net)
     iee = attach(net, structure, optimizer)
     for batch in batches[:6]:
@@ -320,7 +333,9 @@ def test_ending_early_while_exploring_grows_first(net: nn.Module, structure: Str
     assert iee.reports[-1].counts == {"a": 2, "b": 3}
 
 
-@pytest.mark.parametrize("at", [2, 4, 6, 9, 35], ids=["train", "improve", "explore", "second cycle", "finished"])
+@pytest.mark.parametrize(
+    "at", [2, 4, 6, 9, 35], ids=["train", "improve", "explore", "second cycle", "finished"]
+)
 def test_a_run_resumed_at_any_phase_ends_bit_equal(
     net: nn.Module, structure: Structure, batches: Batches, at: int
 ) -> None:

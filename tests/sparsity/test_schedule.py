@@ -15,12 +15,16 @@ def test_cubic_is_gmps_schedule() -> None:
     assert found[5] == pytest.approx(0.9 - 0.9 / 75**3, abs=1e-12)
     assert found[6] == 0.9
     half = Cubic(0.5, 0.9, 0, 75)
-    assert [half(k) for k in (0, 1, 18, 37, 56)] == pytest.approx([0.5, 0.5158, 0.7244, 0.8480, 0.8935], abs=5e-5)
+    assert [half(k) for k in (0, 1, 18, 37, 56)] == pytest.approx(
+        [0.5, 0.5158, 0.7244, 0.8480, 0.8935], abs=5e-5
+    )
 
 
 def test_cosine_is_rigls_drop_fraction_and_granets_regeneration() -> None:
     rigl = Cosine(0.3, 0.0, 1)
-    assert [rigl(t) for t in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx([0.3, 0.2561, 0.15, 0.0439, 0], abs=5e-5)
+    assert [rigl(t) for t in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(
+        [0.3, 0.2561, 0.15, 0.0439, 0], abs=5e-5
+    )
     granet = Cosine(0.5, 0.005, 1)
     expected = [0.5, 0.4275, 0.2525, 0.0775, 0.005]
     assert [granet(t) for t in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(expected, abs=5e-5)

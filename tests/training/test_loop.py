@@ -30,13 +30,17 @@ def data(n_classes: int = 3) -> Data:
 
 def net() -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.Flatten(), nn.Linear(16, 3))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.Flatten(), nn.Linear(16, 3)
+    )
 
 
 def trainer(checkpoint: Path | None = None, report: Any = lambda *_: None) -> Trainer:
     model = net()
     torch.manual_seed(2)
-    return Trainer(model, make_optimizer(model, SETTINGS), data(), SETTINGS, checkpoint=checkpoint, report=report)
+    return Trainer(
+        model, make_optimizer(model, SETTINGS), data(), SETTINGS, checkpoint=checkpoint, report=report
+    )
 
 
 @pytest.mark.parametrize("at", [1, 3, 4, 8])
