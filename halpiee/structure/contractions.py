@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from halpiee.structure.labels import Label, Tag, varying
+from halpiee.structure.labels import Label, Tag, along
 from halpiee.structure.recorder import Call, LayerCall, Recorder, Timing
 from halpiee.structure.units import Atoms
 
-__all__ = ["convolution", "matrix_product"]
+__all__ = ["attention", "convolution", "matrix_product"]
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -218,7 +218,7 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
     if bias is not None:
         recorder.freeze(bias, call.where)
     passed: list[Label] = []
-    contracted: list[Label | None] = []
+    contracted: list[Atoms | None] = []
     for tensor, inner in ((a, a.dim() - 1), (b, b.dim() - 2)):
         label = recorder.label(tensor)
         if label is None or recorder.tag(tensor).parameter or a.dim() != b.dim():
@@ -226,18 +226,16 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
             contracted.append(None)
             continue
         if label.shape[inner] > 1:
-            contracted.append(np.moveaxis(label, inner, -1))
-            if len(varying(label)) > 1:
-                units.freeze(label, f"{call.where} over channels of several heads")
+            # position j of every head, so that what is summed stays rectangular
+            reason = f"{call.where} over partly constant channels"
+            contracted.append(along(units, label, inner, tensor.shape[inner], reason))
         else:
             contracted.append(None)
             passed.append(label)
     if contracted[0] is not None and contracted[1] is not None:
-        first, second = contracted[0].reshape(-1), contracted[1].reshape(-1)
-        if first.size == second.size:
-            units.unite(first, second)
-        for tensor in (a, b):
-            if not recorder.tag(tensor).zero:
+        units.unite(contracted[0], contracted[1])
+        if not (recorder.tag(a).zero or recorder.tag(b).zero):
+            for tensor in (a, b):
                 recorder.freeze(tensor, f"{call.where} of channels that are not 0 when removed")
     else:
         for side in contracted:
@@ -248,3 +246,35 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
             units.freeze(label, f"{call.where} of two tensors with channels")
     elif passed:
         recorder.set(call.out, Tag(zero=True).with_axes(passed))
+
+
+def attention(recorder: Recorder, call: Call) -> None:
+    """Fused attention: queries and keys are tied where they are contracted, the values' channels pass through.
+
+    Its scale follows the width of a head unless it is given, so without one queries and keys stay whole.
+    """
+    query, key, value = call.args[:3]
+    units = recorder.units
+    sides = []
+    for tensor in (query, key):
+        label = recorder.label(tensor)
+        if label is not None and label.shape[-1] > 1:
+            atoms = along(units, label, -1, tensor.shape[-1], f"{call.where} over partly constant channels")
+            if call.kwargs.get("scale") is None:
+                units.freeze(atoms, f"{call.where}, whose scale follows the width of a head")
+            sides.append(atoms)
+        else:
+            recorder.freeze(tensor, call.where)
+    if len(sides) == 2:
+        units.unite(sides[0], sides[1])
+    else:
+        for atoms in sides:
+            units.freeze(atoms, call.where)
+    for tensor in call.tensors[3:]:
+        recorder.freeze(tensor, call.where)
+    label = recorder.label(value)
+    for index, out in enumerate(call.outputs):
+        own = index == 0 and label is not None and label.shape[-2] == 1
+        recorder.set(out, Tag(zero=True).with_axes([label]) if own and label is not None else Tag())
+    if label is not None and label.shape[-2] > 1:
+        units.freeze(label, call.where)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halpiee.structure.contractions import convolution, matrix_product
+from halpiee.structure.contractions import attention, convolution, matrix_product
 from halpiee.structure.elementwise import pointwise, shape_fields
 from halpiee.structure.labels import Tag, compressed, moved, varying
 from halpiee.structure.norms import batch_norm, group_norm, layer_norm
@@ -449,6 +449,16 @@ RULES: dict[str, Rule] = {
             "batch_norm",
         ),
         batch_norm,
+    ),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_attention_math",
+        ),
+        attention,
     ),
     "native_layer_norm": layer_norm,
     "native_group_norm": group_norm,

@@ -439,6 +439,27 @@ class SliceHalf(nn.Module):
         return self.b(torch.sigmoid(self.a(x))[:, :3])
 
 
+class Attention(nn.Module):
+    """Self-attention whose shapes follow its projections; the scale is a number."""
+
+    def __init__(self, fused: bool, joint: bool = False) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(6, 24) if joint else None
+        self.q, self.k, self.v = (nn.Linear(6, 8) for _ in range(3)) if not joint else (None, None, None)
+        self.out = nn.Linear(8, 5)
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        parts = self.qkv(x).chunk(3, -1) if self.qkv is not None else (self.q(x), self.k(x), self.v(x))
+        q, k, v = (p.view(n, t, 2, -1).transpose(1, 2) for p in parts)
+        if self.fused:
+            y = F.scaled_dot_product_attention(q, k, v, scale=0.5)
+        else:
+            y = (q * 0.5 @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(n, t, -1))
+
+
 IMAGE = (2, 3, 8, 8)
 
 PRUNED: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -471,5 +492,8 @@ PRUNED: dict[str, tuple[Any, tuple[int, ...]]] = {
     "outputs": (Outputs, IMAGE),
     "channel sum": (lambda: ChannelSum("relu"), IMAGE),
     "pixel shuffle": (PixelShuffled, IMAGE),
+    "attention": (lambda: Attention(False), (2, 5, 6)),
+    "attention, fused": (lambda: Attention(True), (2, 5, 6)),
+    "attention, joint": (lambda: Attention(False, True), (2, 5, 6)),
 }
 """Networks of which something can be removed: builder and input shape."""

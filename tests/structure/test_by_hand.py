@@ -149,6 +149,20 @@ def glu(m: nets.Glu, k: dict[str, list[int]], x: Tensor) -> Tensor:
     return F.conv2d(value * gate, m.b.weight[:, j], m.b.bias)
 
 
+def attention(m: nets.Attention, k: dict[str, list[int]], x: Tensor) -> Tensor:
+    # dimension j of both heads: rows j and 4 + j
+    qk = [[4 * head + j for j in k["q"]] for head in range(2)]
+    vs = [[4 * head + j for j in k["v"]] for head in range(2)]
+    y = m.out.bias
+    for head in range(2):
+        query = F.linear(x, m.q.weight[qk[head]], m.q.bias[qk[head]])
+        keys = F.linear(x, m.k.weight[qk[head]], m.k.bias[qk[head]])
+        values = F.linear(x, m.v.weight[vs[head]], m.v.bias[vs[head]])
+        weights = (query * 0.5 @ keys.transpose(1, 2)).softmax(-1)
+        y = y + F.linear(weights @ values, m.out.weight[:, vs[head]])
+    return y
+
+
 CASES: list[tuple[Callable[[], nn.Module], Reference, tuple[int, ...], dict[str, list[int]]]] = [
     (nets.Residual, residual, nets.IMAGE, {"stem": [0, 2, 3, 7], "conv1": [1, 5]}),
     (nets.Concat, concat, nets.IMAGE, {"a": [0, 3], "b": [1, 2, 5], "join": [4]}),
@@ -164,11 +178,17 @@ CASES: list[tuple[Callable[[], nn.Module], Reference, tuple[int, ...], dict[str,
     (nets.GroupNormed, group_norm, nets.IMAGE, {"a": [1, 2]}),
     (lambda: nets.GroupNormed(1), one_group_norm, nets.IMAGE, {"a": [0, 1, 5]}),
     (nets.Shared, shared, nets.IMAGE, {"stem": [0, 2, 5]}),
+    (lambda: nets.Attention(False), attention, (2, 5, 6), {"q": [0, 3], "v": [1]}),
+    (lambda: nets.Attention(True), attention, (2, 5, 6), {"q": [0, 3], "v": [1]}),
     (nets.Functional, functional, nets.IMAGE, {"kernel": [0, 4]}),
 ]
 
 
-@pytest.mark.parametrize(("builder", "reference", "shape", "kept"), CASES, ids=[c[1].__name__ for c in CASES])
+@pytest.mark.parametrize(
+    ("builder", "reference", "shape", "kept"),
+    CASES,
+    ids=[f"{i} {c[1].__name__}" for i, c in enumerate(CASES)],
+)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["fp32", "fp64"]
 )
