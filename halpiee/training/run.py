@@ -22,12 +22,13 @@ from torch import nn
 import latency
 from halpiee.deploy.calibrate import Round, calibrate, close_loop
 from halpiee.deploy.onnx import ExportReport, export_onnx
-from halpiee.errors import MissingError, OutputInUseError, UsageError
+from halpiee.errors import MissingError, OutputInUseError, ProfileError, UsageError
 from halpiee.methods.iee import IEE
-from halpiee.methods.pools import LatencyPool
+from halpiee.methods.pools import LatencyPool, bind
 from halpiee.report import render_html, render_markdown
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Latency
+from halpiee.sparsity.granularity import Channels
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Plan
 from halpiee.structure.shrink import shrink
@@ -35,7 +36,7 @@ from halpiee.structure.size import macs, widths
 from halpiee.structure.trace import trace
 from halpiee.training import record
 from halpiee.training.checkpoint import load_state, load_weights, save_json, save_weights
-from halpiee.training.data import Data, check, load
+from halpiee.training.data import Data, Summary, check, load
 from halpiee.training.loop import Trainer, evaluate, make_optimizer, pick_threads
 from halpiee.training.settings import Settings, parse_budget
 from halpiee.zoo import build, resolve
@@ -120,7 +121,7 @@ class Run:
         """Looks at everything that could be wrong before the long work starts."""
         s = self.settings
         resolve(s.model)
-        check(s.data, size=s.size)
+        summary = check(s.data, size=s.size)
         if s.backend != "onnxruntime":
             raise UsageError(
                 f"--backend {s.backend} was asked; training to a latency measures with onnxruntime"
@@ -130,7 +131,30 @@ class Run:
         if s.weights is not None:
             load_weights(Path(s.weights))
         if s.profile is not None:
-            _check_profile(Path(s.profile), s)
+            self._check_profile(Path(s.profile), summary)
+
+    def _check_profile(self, path: Path, summary: Summary) -> None:
+        """Refuses a profile of another device, or one that lacks ops of this network."""
+        s = self.settings
+        shape = "" if summary.shape is None else f"--size {'x'.join(map(str, summary.shape))} "
+        command = f"`halpiee profile {s.model} {shape}--batch {s.batch} --out FILE`"
+        if not path.is_file():
+            raise UsageError(
+                f"--profile {path} was asked for, and there is no such file; make one with {command}"
+            )
+        profile = latency.Profile.load(path)
+        profile.require(latency.environment(backend=s.backend, threads=s.threads))
+        if summary.shape is None or summary.n_classes is None:
+            return  # only loading tells; missing ops are found when the cost is built
+        example = torch.zeros(s.batch, *summary.shape)
+        ops = [timed.op for timed in trace(self._network(summary.n_classes), (example,)).ops]
+        lacking = [op for op in ops if op.kind in ("conv", "linear") and not profile.has_table(op)]
+        if lacking:
+            op = lacking[0]
+            raise ProfileError(
+                f"--profile {path} lacks {len(lacking)} of the network's {len(ops)} ops, the first of them "
+                f"{op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this network with {command}"
+            )
 
     # -- parts, made when they are needed -----------------------------------------------------------------------
 
@@ -148,9 +172,12 @@ class Run:
 
     def build(self) -> nn.Module:
         """Returns the network with the run's initial weights."""
+        return self._network(self.data.n_classes)
+
+    def _network(self, n_classes: int) -> nn.Module:
         torch.manual_seed(self.settings.seed)
         extra = {} if self.settings.width is None else {"width": self.settings.width}
-        return build(self.settings.model, num_classes=self.data.n_classes, **extra)
+        return build(self.settings.model, num_classes=n_classes, **extra)
 
     @cached_property
     def example(self) -> tuple[torch.Tensor]:
@@ -187,7 +214,7 @@ class Run:
         cost = self._timed(
             seconds, "calibrate", lambda: self._calibrate(LatencyCost(self.structure, profile))
         )
-        self._budget_us(cost)
+        bind(Latency(us=self._budget_us(cost)), Channels(self.build(), self.structure), cost)  # reachable?
         dense = None
         if self.settings.baseline or self.settings.weights:
             self.talk.stage("Train dense" if not self.settings.weights else "Given weights")
@@ -588,14 +615,3 @@ class _Selected:
     @property
     def upper_bound(self) -> float:
         return float("nan")
-
-
-def _check_profile(path: Path, settings: Settings) -> None:
-    """Refuses a profile of another device before anything long starts."""
-    if not path.is_file():
-        raise UsageError(
-            f"--profile {path} was asked for, and there is no such file; "
-            f"make it with `halpiee profile {settings.model} --batch {settings.batch} --out {path}`"
-        )
-    profile = latency.Profile.load(path)
-    profile.require(latency.environment(backend=settings.backend, threads=settings.threads))

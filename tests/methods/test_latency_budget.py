@@ -78,7 +78,15 @@ def test_the_start_fills_the_budget_and_is_random_but_seeded(timed: Structure, n
 def run(net: nn.Module, timed: Structure, batches: Batches, **extra: object) -> IEE:
     cost = LatencyCost(timed, Tables())
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-    options = {"budget": Latency(fraction=0.6), "total_steps": 40, "h": 3, "j": 1, "q": 2, "end": 0.9, **extra}
+    options = {
+        "budget": Latency(fraction=0.6),
+        "total_steps": 40,
+        "h": 3,
+        "j": 1,
+        "q": 2,
+        "end": 0.9,
+        **extra,
+    }
     iee = IEE(net, optimizer, structure=timed, cost=cost, **options)  # type: ignore[arg-type]
     for x, y in batches:
         optimizer.zero_grad()
@@ -118,7 +126,9 @@ def test_omega_decays_geometrically_to_its_floor(timed: Structure, net: nn.Modul
     assert ratios == pytest.approx([ratios[0]] * 5)
 
 
-def test_a_budget_below_the_smallest_network_names_what_is_reachable(timed: Structure, net: nn.Module) -> None:
+def test_a_budget_below_the_smallest_network_names_what_is_reachable(
+    timed: Structure, net: nn.Module
+) -> None:
     # smallest: one candidate unit each; 2-steps make the narrowest candidates a = 2 … or 1 where it is cheaper
     cost = LatencyCost(timed, Tables())
     smallest = latency_by_hand(cost.candidates["a"][0], cost.candidates["b"][0])
@@ -140,11 +150,12 @@ def test_pretrained_starts_dense_scores_h_steps_and_solves_once(
     assert iee.reports[0].used <= iee.reports[0].budget
 
 
-def test_a_corrected_cost_solves_the_last_cycle_again(timed: Structure, net: nn.Module, batches: Batches) -> None:
+def test_a_corrected_cost_solves_the_last_cycle_again(
+    timed: Structure, net: nn.Module, batches: Batches
+) -> None:
     iee = run(net, timed, batches)
     pool = iee.pool
     assert isinstance(pool, LatencyPool)
-
 
     from latency.predict import Calibration
 
