@@ -81,6 +81,20 @@ class Op:
         """
         return self.kind not in CONTRACTIONS or self.groups > 1 or self.depthwise
 
+    @property
+    def macs(self) -> int:
+        """Multiplications of the op, or, where it has no weights, numbers it reads."""
+        positions = self.batch * self.h * self.w
+        if self.kind not in CONTRACTIONS:
+            return positions * self.c_in
+        taps, step = 1, 1
+        for k in self.kernel:
+            taps *= k
+        for s in self.stride:
+            step *= s
+        step = 1 if self.kind == "conv_transpose" else step
+        return positions * self.c_in * self.c_out * taps // (step * self.groups)
+
     def with_channels(self, c_in: int, c_out: int) -> Op:
         """Returns the same op at another width; a grouped op keeps the width of a group, not their number."""
         groups = max(1, c_in * self.groups // self.c_in) if self.groups > 1 else 1

@@ -7,7 +7,7 @@ CPU time is not immune to who shares the core: a hyperthread neighbour slows it 
 0.1 … 100 ms, while the undisturbed floor repeats within 0.5 %. So a short *anchor* runs between any two runs, and
 a run counts as quiet when the anchors on both sides are at the anchor's floor. The statistic is the median of the
 quiet runs with its distribution-free 95 % interval (order statistics); where a machine grants too few quiet runs,
-all runs count, each divided by what its anchors say.
+it is the median of the fastest twentieth, and says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Anchor", "Clock", "CpuClock", "Precision", "Timing", "WallClock", "median_interval", "time_call"]
+__all__ = [
+    "Anchor",
+    "Clock",
+    "CpuClock",
+    "Precision",
+    "Sampling",
+    "Timing",
+    "WallClock",
+    "median_interval",
+    "time_call",
+]
 
 QUIET = 1.03
 """An anchor up to this multiple of its floor counts as undisturbed; the floor itself repeats within 0.5 %."""
@@ -99,7 +109,7 @@ class Timing:
         ci_hi: upper end.
         n: runs that count.
         contention: share of the wall time in which the thread did not run.
-        quiet: whether the runs were undisturbed; otherwise they were divided by what the anchor says.
+        quiet: whether the runs were undisturbed; otherwise they are the fastest twentieth of all.
         slowdown: median of the anchor over its floor while this was measured.
     """
 
@@ -137,7 +147,8 @@ class Anchor:
         self._recount()
 
     def sample(self) -> float:
-        """Runs once and returns µs."""
+        """Runs twice and returns µs of the second run: the first brings its data back into the caches."""
+        self.run()
         us = self.clock.time_us(self.run)[0]
         self._recent.append(us)
         self.runs += 1
@@ -165,6 +176,95 @@ def median_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[floa
     return float(np.median(x)), float(x[j - 1]), float(x[n - j])
 
 
+class Sampling:
+    """Runs of a call, or of two calls in turn, over one or several visits.
+
+    Args:
+        clock: what times a run.
+        anchor: runs between any two runs; without one every run counts as quiet.
+        precision: when to stop.
+    """
+
+    def __init__(
+        self, *, clock: Clock, anchor: Anchor | None = None, precision: Precision | None = None
+    ) -> None:
+        self.clock = clock
+        self.anchor = anchor
+        self.precision = precision or Precision()
+        self._runs: tuple[list[float], list[float]] = ([], [])
+        self._anchors: tuple[list[float], list[float]] = ([], [])
+        self._timed_us = self._wall_us = 0.0
+
+    def visit(
+        self, run: Callable[[], object], minus: Callable[[], object] | None = None, *, warm_up: int = 2
+    ) -> Timing:
+        """Runs until the precision is met, the runs of earlier visits included; returns what is known then."""
+        sides = [run] if minus is None else [run, minus]
+        for _ in range(warm_up):
+            for side in sides:
+                side()
+        precision = self.precision
+        end = time.perf_counter() + precision.seconds
+        check = precision.n_min
+        n = 0
+        while True:
+            before = self.anchor.sample() if self.anchor else 1.0
+            for side, runs, anchors in zip(sides, self._runs, self._anchors, strict=False):
+                us, wall = self.clock.time_us(side)
+                after = self.anchor.sample() if self.anchor else 1.0
+                runs.append(us)
+                anchors.append(max(before, after))
+                before = after
+                self._timed_us += us
+                self._wall_us += wall
+            n += 1
+            if n < check:
+                continue
+            found = self.timing()
+            wide = found.ci_hi - found.ci_lo > 2 * max(
+                precision.relative * abs(found.us), precision.absolute_us
+            )
+            if n >= precision.n_max or time.perf_counter() >= end or (found.quiet and not wide):
+                return found
+            check = n + max(1, n // 8)
+
+    def timing(self) -> Timing:
+        """Returns the time over all visits: of the first call, minus that of the second."""
+        parts = [
+            self._side(runs, anchors) for runs, anchors in zip(self._runs, self._anchors, strict=True) if runs
+        ]
+        us, lo, hi = parts[0][0]
+        if len(parts) == 2:
+            less = parts[1][0]
+            us -= less[0]
+            half = math.hypot(hi - lo, less[2] - less[1]) / 2
+            lo, hi = us - half, us + half
+        slow = [a / self.anchor.floor_us for side in self._anchors for a in side] if self.anchor else [1.0]
+        return Timing(
+            us=us,
+            ci_lo=lo,
+            ci_hi=hi,
+            n=min(count for _, count, _ in parts),
+            contention=max(0.0, 1.0 - self._timed_us / self._wall_us) if self._wall_us > 0 else 0.0,
+            quiet=all(quiet for _, _, quiet in parts),
+            slowdown=float(np.median(slow)),
+        )
+
+    def _side(self, runs: list[float], anchors: list[float]) -> tuple[tuple[float, float, float], int, bool]:
+        """Returns median and interval of one call, from how many runs, and whether these were quiet."""
+        us = np.array(runs)
+        if self.anchor is None:
+            return median_interval(us), len(us), True
+        quiet = us[np.array(anchors) <= QUIET * self.anchor.floor_us]
+        if len(quiet):
+            quiet = quiet[quiet <= BURST * quiet.min()]
+        if len(quiet) >= max(5, self.precision.n_min // 2):
+            return median_interval(quiet), len(quiet), True
+        # The machine was never quiet for long enough: the fastest twentieth was disturbed least.
+        low = np.sort(us)[: max(3, len(us) // 20)]
+        return (float(np.median(low)), float(low[0]), float(low[-1])), len(low), False
+
+
 def time_call(
     run: Callable[[], object],
     *,
@@ -174,7 +274,7 @@ def time_call(
     precision: Precision | None = None,
     warm_up: int = 2,
 ) -> Timing:
-    """Times a call, or the difference of two calls that are run in turn.
+    """Times a call, or the difference of two calls that are run in turn, in one visit.
 
     Args:
         run: what is timed.
@@ -184,63 +284,5 @@ def time_call(
         precision: when to stop.
         warm_up: runs before the first that counts.
     """
-    precision = precision or Precision()
-    sides = [run] if minus is None else [run, minus]
-    for _ in range(warm_up):
-        for side in sides:
-            side()
-    recorded: list[list[tuple[float, float]]] = [[] for _ in sides]
-    timed_us = wall_us = 0.0
-    end = time.perf_counter() + precision.seconds
-    check = precision.n_min
-    n = 0
-    while True:
-        before = anchor.sample() if anchor else 1.0
-        for side, record in zip(sides, recorded, strict=True):
-            us, wall = clock.time_us(side)
-            after = anchor.sample() if anchor else 1.0
-            record.append((us, max(before, after)))
-            before = after
-            timed_us += us
-            wall_us += wall
-        n += 1
-        if n < check:
-            continue
-        us, lo, hi, count, quiet, slowdown = _difference(recorded, anchor, precision.n_min)
-        wide = hi - lo > 2 * max(precision.relative * abs(us), precision.absolute_us)
-        if n >= precision.n_max or time.perf_counter() >= end or (quiet and not wide):
-            contention = max(0.0, 1.0 - timed_us / wall_us) if wall_us > 0 else 0.0
-            return Timing(
-                us=us, ci_lo=lo, ci_hi=hi, n=count, contention=contention, quiet=quiet, slowdown=slowdown
-            )
-        check = n + max(1, n // 8)
-
-
-def _difference(
-    recorded: list[list[tuple[float, float]]], anchor: Anchor | None, n_min: int
-) -> tuple[float, float, float, int, bool, float]:
-    """Returns value, interval, runs, whether they were quiet, and the anchor's slowdown."""
-    parts = []
-    all_quiet = True
-    slowdowns = [1.0]
-    count = len(recorded[0])
-    for record in recorded:
-        us = np.array([u for u, _ in record])
-        quiet = us
-        if anchor is not None:
-            slow = np.array([a for _, a in record]) / anchor.floor_us
-            slowdowns.extend(slow.tolist())
-            quiet = us[slow <= QUIET]
-            if len(quiet):
-                quiet = quiet[quiet <= BURST * quiet.min()]
-            if len(quiet) < max(5, n_min // 2):
-                all_quiet = False
-                quiet = us / np.maximum(slow, 1.0)
-        parts.append(median_interval(quiet))
-        count = min(count, len(quiet))
-    us_, lo, hi = parts[0]
-    if len(parts) == 2:
-        us_ -= parts[1][0]
-        half = math.hypot(parts[0][2] - parts[0][1], parts[1][2] - parts[1][1]) / 2
-        lo, hi = us_ - half, us_ + half
-    return us_, lo, hi, count, all_quiet, float(np.median(slowdowns))
+    sampling = Sampling(clock=clock, anchor=anchor, precision=precision)
+    return sampling.visit(run, minus, warm_up=warm_up)

@@ -204,7 +204,9 @@ class _Graph:
     def batch_norm(self, inputs: list[str], tag: str) -> str:
         """Adds a batch norm that nothing folds."""
         c = self.made.c_in
-        parts = [self.weight(f"{part}{tag}", (c,), positive=True) for part in ("gamma", "beta", "mean", "var")]
+        parts = [
+            self.weight(f"{part}{tag}", (c,), positive=True) for part in ("gamma", "beta", "mean", "var")
+        ]
         return self.node("BatchNormalization", [inputs[0], *parts], f"y{tag}")
 
     def upsample(self, inputs: list[str], tag: str) -> str:
@@ -282,9 +284,7 @@ class _Graph:
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in self.outputs],
             self.constants,
         )
-        return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 _BUILDERS = {
@@ -307,9 +307,10 @@ _POOL: list[NDArray[np.float32]] = []
 def _random(n: int, offset: int) -> NDArray[np.float32]:
     """Returns ``n`` normal numbers of standard deviation 0.05, cut from one pool: drawing them takes longer."""
     if not _POOL:
-        _POOL.append(np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32) * np.float32(0.05))
-    pool = _POOL[0]
-    return np.resize(np.roll(pool, offset) if n < len(pool) else pool, n) if n > 4096 else pool[offset : offset + n]
+        drawn = np.random.default_rng(0).standard_normal((1 << 20) + (1 << 16), dtype=np.float32)
+        _POOL.append(drawn * np.float32(0.05))
+    pool = _POOL[0][offset % (1 << 16) :]
+    return pool[:n] if n <= len(pool) else np.resize(pool, n)
 
 
 def _full(values: tuple[int, ...], n: int, default: int) -> tuple[int, ...]:

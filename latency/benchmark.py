@@ -1,0 +1,286 @@
+"""How long does a whole network take, and how much faster is one than another? In µs, end to end.
+
+Two networks are compared in turns within one run, A B A B …, because the machine's speed drifts by more than they
+differ; the ratio is the median of the rounds' ratios with its distribution-free 95 % interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latency.backends import BACKENDS
+from latency.device import pinned
+from latency.errors import MissingError, UsageError
+from latency.timer import Clock, CpuClock, WallClock, median_interval
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+    Model = nn.Module | onnx.ModelProto | str | Path
+
+__all__ = ["Comparison", "Measurement", "Ratio", "compare", "measure"]
+
+WARM_UP = 5
+"""Runs before the first that counts; ONNX Runtime allocates its arenas in the first two."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Latency of one network.
+
+    Attributes:
+        median_us: median of the runs.
+        iqr_us: distance of their quartiles.
+        n: runs.
+        clock: ``cpu`` (time of the calling thread) or ``wall``.
+        contention: share of the wall time in which the thread did not run.
+        p10_us: a tenth of the runs was faster.
+        p90_us: a tenth was slower.
+        ci_lo_us: lower end of the median's 95 % interval.
+        ci_hi_us: its upper end.
+    """
+
+    median_us: float
+    iqr_us: float
+    n: int
+    clock: str
+    contention: float
+    p10_us: float = float("nan")
+    p90_us: float = float("nan")
+    ci_lo_us: float = float("nan")
+    ci_hi_us: float = float("nan")
+
+    @classmethod
+    def of(cls, us: Sequence[float], clock: str, contention: float = 0.0) -> Measurement:
+        """Sums up single runs."""
+        p10, q1, q3, p90 = np.percentile(us, [10, 25, 75, 90])
+        median, lo, hi = median_interval(us)
+        return cls(
+            median_us=median,
+            iqr_us=float(q3 - q1),
+            n=len(us),
+            clock=clock,
+            contention=contention,
+            p10_us=float(p10),
+            p90_us=float(p90),
+            ci_lo_us=lo,
+            ci_hi_us=hi,
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against trusting it, in words."""
+        found = []
+        if self.iqr_us > 0.1 * self.median_us:
+            found.append(f"spread: the quartiles are {self.iqr_us / self.median_us:.0%} apart; measure again")
+        if self.contention > 0.1:
+            found.append(f"contention: {self.contention:.0%} of the time went to others; stop other work")
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One latency over another, round by round.
+
+    Attributes:
+        median: median of the rounds' ratios.
+        lo: lower end of its 95 % interval.
+        hi: upper end.
+    """
+
+    median: float
+    lo: float
+    hi: float
+
+
+class Comparison(Mapping[str, Measurement]):
+    """Measurements of one interleaved run, by name.
+
+    Attributes:
+        runs_us: µs of every round, by name.
+    """
+
+    def __init__(
+        self, runs_us: Mapping[str, Sequence[float]], clock: str, contention: Mapping[str, float]
+    ) -> None:
+        self.runs_us = {name: np.asarray(us, dtype=np.float64) for name, us in runs_us.items()}
+        self._found = {
+            name: Measurement.of(us.tolist(), clock, contention.get(name, 0.0))
+            for name, us in self.runs_us.items()
+        }
+
+    def __getitem__(self, name: str) -> Measurement:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def ratio(self, over: str, under: str) -> Ratio:
+        """Returns the latency of ``over`` divided by that of ``under``: how much faster ``under`` is."""
+        return Ratio(*median_interval(self.runs_us[over] / self.runs_us[under]))
+
+
+def measure(
+    model: Model,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    backend: str = "onnxruntime",
+    device: str = "auto",
+    threads: int = 1,
+    rounds: int = 100,
+    seconds: float = 20.0,
+    batch: int = 1,
+) -> Measurement:
+    """Measures a network end to end.
+
+    Args:
+        model: a module, an ONNX model, or the path of one.
+        example_inputs: its inputs; for an ONNX model without them, random ones.
+        backend: ``onnxruntime``, or ``torch`` for a module.
+        device: ``auto``, ``cpu`` or ``cuda``; ONNX Runtime is measured on the CPU.
+        threads: threads of the runtime.
+        rounds: runs that count.
+        seconds: fewer runs, but nine, where they would take longer than this.
+        batch: images per call where there are no example inputs.
+
+    Raises:
+        UsageError: a backend or a model of another kind.
+        MissingError: a device that is not there.
+    """
+    return compare(
+        {"model": model},
+        example_inputs=example_inputs,
+        backend=backend,
+        device=device,
+        threads=threads,
+        rounds=rounds,
+        seconds=seconds,
+        batch=batch,
+    )["model"]
+
+
+def compare(
+    models: Mapping[str, Model | Callable[[], object]],
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    backend: str = "onnxruntime",
+    device: str = "auto",
+    threads: int = 1,
+    rounds: int = 30,
+    seconds: float = 60.0,
+    batch: int = 1,
+    clock: Clock | None = None,
+) -> Comparison:
+    """Measures networks in turns.
+
+    Args:
+        models: by name: modules, ONNX models, paths of ones, or calls without arguments.
+        example_inputs: what all of them read; without it every ONNX model reads random inputs.
+        backend: ``onnxruntime`` or ``torch``.
+        device: as in ``measure``.
+        threads: threads of the runtime.
+        rounds: turns that count.
+        seconds: fewer rounds, but nine, where they would take longer than this.
+        batch: images per call where there are no example inputs.
+        clock: what times a run; by default as the backend does.
+
+    Raises:
+        UsageError: a backend or a model of another kind.
+        MissingError: a device that is not there.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(
+            f"backend {backend!r} was asked for; there are {', '.join(BACKENDS)}; name one of them"
+        )
+    if backend == "onnxruntime" and device not in ("auto", "cpu"):
+        raise MissingError(
+            f"ONNX Runtime on {device} was asked for; it is measured on the CPU here; use --backend torch for a GPU"
+        )
+    with pinned(threads):
+        calls: dict[str, Callable[[], object]] = {}
+        for name, model in models.items():
+            if callable(model) and not _is_module(model):
+                calls[name] = model
+            elif backend == "torch":
+                from latency.backends.torch import module_call
+
+                calls[name] = module_call(model, example_inputs, device=device, threads=threads)
+            else:
+                calls[name] = _onnx_call(model, example_inputs, threads, batch)
+        if clock is None and backend == "torch":
+            from latency.backends.torch import module_clock
+
+            clock = module_clock(device, threads)
+        clock = clock or (CpuClock() if threads == 1 else WallClock())
+        return _interleaved(calls, clock, rounds, seconds)
+
+
+def _interleaved(
+    calls: Mapping[str, Callable[[], object]], clock: Clock, rounds: int, seconds: float
+) -> Comparison:
+    runs: dict[str, list[float]] = {name: [] for name in calls}
+    walls = dict.fromkeys(calls, 0.0)
+    for call in calls.values():
+        for _ in range(WARM_UP):
+            call()
+    names = list(calls)
+    spent_us = 0.0
+    for done in range(rounds):
+        if done >= 9 and spent_us > seconds * 1e6:
+            break
+        for name in names if done % 2 == 0 else reversed(names):
+            us, wall = clock.time_us(calls[name])
+            runs[name].append(us)
+            walls[name] += wall
+            spent_us += wall
+    contention = {
+        name: max(0.0, 1.0 - sum(us) / walls[name]) if walls[name] > 0 else 0.0 for name, us in runs.items()
+    }
+    return Comparison(runs, clock.kind, contention)
+
+
+def _onnx_call(
+    model: Any, example_inputs: Sequence[Any] | None, threads: int, batch: int
+) -> Callable[[], object]:
+    from latency.backends.onnxruntime import feeds, session, to_onnx
+
+    if _is_module(model):
+        if example_inputs is None:
+            raise UsageError(
+                f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
+            )
+        model = to_onnx(model, example_inputs)
+    elif not isinstance(model, str | Path | bytes) and not hasattr(model, "SerializeToString"):
+        raise UsageError(
+            f"the latency of a {type(model).__name__} was asked for; pass a torch module, an ONNX model or a path"
+        )
+    runtime = session(model, threads=threads)
+    inputs = feeds(runtime, batch=batch)
+    if example_inputs is not None:
+        if len(example_inputs) != len(inputs):
+            raise UsageError(
+                f"{len(example_inputs)} example inputs were passed; the model reads {len(inputs)} "
+                f"({', '.join(inputs)}); pass as many"
+            )
+        inputs = {name: _array(x) for name, x in zip(inputs, example_inputs, strict=True)}
+    return lambda: runtime.run(None, inputs)
+
+
+def _array(x: Any) -> Any:
+    return x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
+
+
+def _is_module(model: object) -> bool:
+    return any(
+        cls.__module__ == "torch.nn.modules.module" and cls.__name__ == "Module"
+        for cls in type(model).__mro__
+    )

@@ -1,0 +1,199 @@
+"""Which cells to measure so that few tell all: edges of the steps, a cross of rows and columns, a hold-out.
+
+Between edges nothing changes, so only edges are measured. Along a long axis a few edges are enough, at the ends of
+periods, narrow ones closer together. Of the grid of two axes three full rows and three full columns are measured; the table fills the
+rest (`latency.table.gordon`), and a few random cells that are measured but not used say how well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latency.op import Op
+from latency.probing import Steps
+from latency.profiles import Profile
+
+__all__ = ["IMAGE_CHANNELS", "Design", "Spec", "design", "edges", "refined", "specs"]
+
+IMAGE_CHANNELS = 4
+"""At most so many input channels are a network's input, which no pruning changes."""
+
+DENSE_AXIS = 8
+"""Axes with at most so many edges are measured at all of them."""
+
+WRONG = 0.06
+"""A held-out cell that the table misses by more than this share asks for more cells around it."""
+
+WHOLE_GRID = 16
+"""Grids with at most so many cells are measured whole."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a table must cover.
+
+    Attributes:
+        op: the op at its widest.
+        ins: widths of C_in at which networks were built.
+        outs: likewise of C_out.
+        fixed_in: whether C_in takes no other width.
+        fixed_out: whether C_out takes no other width.
+    """
+
+    op: Op
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    fixed_in: bool = False
+    fixed_out: bool = False
+
+
+@dataclass(frozen=True)
+class Design:
+    """The cells of one table, as widths (C_in, C_out).
+
+    Attributes:
+        sweep: cells that the table is made of.
+        holdout: cells that only judge it.
+        candidates: number of cells at the crossings of all edges.
+    """
+
+    sweep: tuple[tuple[int, int], ...]
+    holdout: tuple[tuple[int, int], ...]
+    candidates: int
+
+
+def specs(ops: Iterable[Op], fixed: Mapping[Op, tuple[bool, bool]] | None = None) -> list[Spec]:
+    """Returns the unique tables of some ops, in order of appearance.
+
+    Args:
+        ops: ops as built.
+        fixed: for some of them, whether C_in and C_out never change.
+    """
+    fixed = fixed or {}
+    found: dict[str, list[Op]] = {}
+    for op in ops:
+        found.setdefault(op.table_key(), []).append(op)
+    result = []
+    for members in found.values():
+        widest_in, widest_out = max(o.c_in for o in members), max(o.c_out for o in members)
+        result.append(
+            Spec(
+                op=members[0].with_channels(widest_in, widest_out),
+                ins=tuple(sorted({o.c_in for o in members})),
+                outs=tuple(sorted({o.c_out for o in members})),
+                fixed_in=all(o.c_in <= IMAGE_CHANNELS or fixed.get(o, (False, False))[0] for o in members),
+                fixed_out=all(fixed.get(o, (False, False))[1] for o in members),
+            )
+        )
+    return result
+
+
+def edges(built: tuple[int, ...], step: int, unit: int = 1) -> list[int]:
+    """Returns all right edges up to the widest built width: multiples of the step, and the built widths.
+
+    Args:
+        built: widths at which networks were built.
+        step: the step found by probing.
+        unit: channels that go together, of a grouped op.
+    """
+    whole = step if step % unit == 0 else step * unit // int(np.gcd(step, unit))
+    return sorted({*range(whole, built[-1] + 1, whole), *built})
+
+
+def sampled(all_edges: list[int], period: int, keep: tuple[int, ...], at_most: int) -> list[int]:
+    """Returns some of the edges: all of a short axis; else the first, and ends of periods with growing distance."""
+    if len(all_edges) <= DENSE_AXIS:
+        return all_edges
+    ends = [e for e in all_edges if e % period == 0] or all_edges
+    index = np.unique(np.round(np.geomspace(1, len(ends), min(at_most, len(ends)))).astype(int)) - 1
+    return sorted({all_edges[0], *(ends[i] for i in index), *keep})
+
+
+def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 7) -> Design:
+    """Returns the cells of one table.
+
+    Args:
+        spec: what the table must cover.
+        found: steps of both axes, and their patterns.
+        holdout: cells to hold out at most; a twentieth of the candidates at most.
+        seed: of the hold-out's choice.
+        at_most: edges along a long axis.
+    """
+    rng = np.random.default_rng([seed, *spec.op.table_key().encode()])
+    steps = found.steps
+    periods = [step * len(shape or (1,)) for step, shape in zip(steps, found.pattern, strict=True)]
+    if spec.op.diagonal:
+        unit = spec.op.c_in // spec.op.groups if spec.op.groups > 1 else 1
+        ratio = spec.op.c_out / spec.op.c_in
+        line = list(spec.ins) if spec.fixed_in else edges(spec.ins, max(steps), unit)
+        # A single channel is no longer told from a dense op.
+        line = [c for c in line if c > 1 or not spec.op.depthwise] or line
+        used = sampled(line, max(periods), spec.ins, at_most)
+        rest = [c for c in line if c not in used]
+        held = [int(c) for c in rng.permutation(rest)[: min(holdout, len(line) // 10)]]
+        pairs = [(c, round(c * ratio)) for c in used]
+        return Design(tuple(pairs), tuple((c, round(c * ratio)) for c in held), len(line))
+    ins = list(spec.ins) if spec.fixed_in else edges(spec.ins, steps[0])
+    outs = list(spec.outs) if spec.fixed_out else edges(spec.outs, steps[1])
+    rows = sampled(ins, periods[0], spec.ins, at_most)
+    columns = sampled(outs, periods[1], spec.outs, at_most)
+    built = {(i, o) for i in spec.ins for o in spec.outs} if len(spec.ins) * len(spec.outs) <= 16 else set()
+    if len(rows) * len(columns) <= WHOLE_GRID:
+        used_cells = {(i, o) for i in rows for o in columns}
+    else:
+        full_rows, full_columns = _three(rows), _three(columns)
+        used_cells = {(i, o) for i in full_rows for o in columns} | {
+            (i, o) for i in rows for o in full_columns
+        }
+        used_cells |= built
+    rest_cells = sorted({(i, o) for i in ins for o in outs} - used_cells)
+    count = min(holdout, (len(ins) * len(outs)) // 20, len(rest_cells))
+    held_cells = [rest_cells[k] for k in rng.permutation(len(rest_cells))[:count]]
+    return Design(tuple(sorted(used_cells)), tuple(held_cells), len(ins) * len(outs))
+
+
+def refined(spec: Spec, found: Steps, cells: Design, profile: Profile) -> list[tuple[int, int]]:
+    """Returns further cells where the held-out cells show a table wrong: rows and columns between the worst.
+
+    Args:
+        spec: what the table covers.
+        found: steps of both axes.
+        cells: what was measured at first.
+        profile: what was measured so far.
+    """
+    held = [
+        c
+        for c in profile.cells
+        if c.get("role") == "holdout" and Op.from_key(c).table_key() == spec.op.table_key()
+    ]
+    if not held or not profile.has_table(spec.op):
+        return []
+    table = profile.table(spec.op)
+    wrong = [c for c in held if abs(float(table.lookup(c["c_in"], c["c_out"])) / c["us"] - 1.0) > WRONG]
+    measured = {(c["c_in"], c["c_out"]) for c in profile.cells if _is_of(c, spec)}
+    more: set[tuple[int, int]] = set()
+    for cell in wrong:
+        i, o = cell["c_in"], cell["c_out"]
+        if spec.op.diagonal:
+            more.add((i, o))
+            continue
+        rows = sorted({a for a, _ in measured})
+        columns = sorted({b for _, b in measured})
+        more |= {(i, b) for b in {*columns, o}} | {(a, o) for a in {*rows, i}}
+    return sorted(more - measured)
+
+
+def _is_of(cell: Mapping[str, Any], spec: Spec) -> bool:
+    return cell.get("role", "sweep") == "sweep" and Op.from_key(cell).table_key() == spec.op.table_key()
+
+
+def _three(values: list[int]) -> list[int]:
+    """Returns the first, a middle and the last; all of up to three."""
+    if len(values) <= 3:
+        return values
+    middle = min(values[1:-1], key=lambda v: abs(v - 0.4 * values[-1]))
+    return [values[0], middle, values[-1]]

@@ -1,0 +1,134 @@
+"""A profile file while it is being written: every measurement is on the disk before the next one begins."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from latency.device import differences, environment_id
+from latency.errors import OutputInUseError, ProfileError, UsageError
+from latency.profiles import header_line, read_lines
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Appends cells to a profile file; without a path it only remembers them.
+
+    A file that is there is resumed: its cells are read, a torn last line is cut off. Only one sweep may write a
+    file at a time.
+
+    Args:
+        path: the file, or None.
+        environment: circumstances of what will be appended.
+        resume: whether a file that is there is continued; otherwise it is refused.
+
+    Attributes:
+        cells: the cells of the file, then those appended.
+
+    Raises:
+        OutputInUseError: the file is there and not to be resumed, or another sweep writes it.
+        ProfileError: it belongs to another environment, or is no profile.
+    """
+
+    def __init__(self, path: Path | None, environment: Mapping[str, Any], *, resume: bool = True) -> None:
+        self.path = path
+        self.environment = dict(environment)
+        self.cells: list[dict[str, Any]] = []
+        self._fd: int | None = None
+        if path is None:
+            return
+        if path.exists() and not resume:
+            raise OutputInUseError(
+                f"{path} exists already and was left alone; name another file, or let the sweep resume it"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as error:
+            raise UsageError(
+                f"a profile was to be written to {path}, which cannot be opened: {error.strerror}; name another file"
+            ) from None
+        try:
+            self._lock()
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, cell: Mapping[str, Any]) -> None:
+        """Writes one cell and waits until it is on the disk.
+
+        Raises:
+            UsageError: the disk is full; the file holds all cells before this one.
+        """
+        if self._fd is not None:
+            self._write(json.dumps(cell, separators=(",", ":")))
+        self.cells.append(dict(cell))
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _begin(self) -> None:
+        assert self.path is not None and self._fd is not None
+        size = os.fstat(self._fd).st_size
+        if size and b"\n" in self.path.read_bytes():
+            environment, self.cells, whole = read_lines(self.path)
+            other = differences(environment, self.environment)
+            if other:
+                told = "; ".join(f"{k} is {a!r} in the file, {b!r} here" for k, (a, b) in other.items())
+                raise ProfileError(
+                    f"{self.path} was to be resumed; it belongs to another environment: {told}; "
+                    "name another file with --out"
+                )
+            if whole < size:
+                os.ftruncate(self._fd, whole)
+            self.environment = environment
+        else:
+            os.ftruncate(self._fd, 0)  # nothing, or a header that was torn
+            self.environment.setdefault("id", environment_id(self.environment))
+            self._write(header_line(self.environment))
+
+    def _write(self, line: str) -> None:
+        assert self._fd is not None
+        data = (line + "\n").encode()
+        start = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, data)
+            if written < len(data):
+                raise OSError(28, "no space left")
+            os.fsync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, start)
+            raise UsageError(
+                f"a cell was to be written to {self.path} and could not: {error.strerror}; free some space and "
+                "start the same command again, it resumes"
+            ) from error
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not on Windows: two sweeps on one file are not told apart there
+            return
+        assert self._fd is not None
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OutputInUseError(
+                f"{self.path} is being written by another sweep; wait for it, or name another file"
+            ) from None

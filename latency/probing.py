@@ -1,0 +1,184 @@
+"""Where are the steps? Found by measuring a standard shape of each kind of op, never assumed.
+
+Along one axis of a 64-channel op a dozen widths below 64 tell the step: the largest g of 2, 4 … 32 for which no
+width between 64 − g and 64 is cheaper than 64 by more than 70 % of what a proportional saving would be. (On a CPU
+with AVX-512 that is 16, with AVX2 8; widths inside a step may be *slower* than its edge, by 30 % and more.) The
+edges up to 128 then tell the pattern: whether the steps differ in a period of 2, 4 or 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from latency.op import Op
+
+__all__ = ["BASE", "Steps", "found_pattern", "found_step", "kind_of", "probe", "probe_op"]
+
+BASE = 64
+"""Width of the standard shape: a multiple of every block of channels in use."""
+
+FLAT = 0.7
+"""A width inside a step may save this share of a proportional saving: noise, and a little less arithmetic."""
+
+REPEATS = 0.03
+"""A pattern repeats when it predicts every edge within this share of the axis's widest time."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of the two axes of one kind of op, and the patterns in which they repeat.
+
+    Attributes:
+        steps: widths whose multiples are the edges, for C_in and C_out.
+        pattern: for each axis None (equal steps) or the shares of a period's cost at its edges, up to 1.
+    """
+
+    steps: tuple[int, int]
+    pattern: tuple[tuple[float, ...] | None, tuple[float, ...] | None] = (None, None)
+
+
+def kind_of(op: Op) -> tuple[object, ...]:
+    """Returns what decides an op's steps: ops with the same are probed once."""
+    return op.kind, op.kernel, op.depthwise, op.dtype, op.layout
+
+
+def axes_of(op: Op) -> tuple[int, ...]:
+    """Returns the axes that are probed: 0 for C_in (or both sides of a diagonal op), 1 for C_out."""
+    return (0,) if op.diagonal else (0, 1)
+
+
+def probe_op(op: Op, axis: int, width: int) -> Op:
+    """Returns the standard shape of an op's kind, with one axis at a width."""
+    groups = BASE if op.depthwise else 1
+    small = replace(
+        op,
+        c_in=BASE,
+        c_out=BASE,
+        groups=groups,
+        h=min(op.h, 14),
+        w=min(op.w, 14),
+        batch=1,
+        stride=(1,) * len(op.kernel),
+    )
+    if op.diagonal:
+        return small.with_channels(width, width)
+    return small.with_channels(*((width, BASE) if axis == 0 else (BASE, width)))
+
+
+def widths_for_step() -> tuple[int, ...]:
+    """Returns the widths that tell the step: the edge, and what lies just above and at each smaller one."""
+    below = {BASE - g + d for g in (2, 4, 8, 16, 32) for d in (0, 1)} | {BASE - 1}
+    return (BASE, *sorted(below, reverse=True))
+
+
+def found_step(us: Mapping[int, float]) -> int:
+    """Returns the step: 1 where every width counts.
+
+    Args:
+        us: time at each of ``widths_for_step()``.
+    """
+    top = us[BASE]
+    share = float(np.clip(2.0 * (top - us[BASE // 2]) / top, 0.0, 1.0))
+    if share < 0.1:
+        return BASE // 2  # nothing is saved at all by removing half
+    for step in (32, 16, 8, 4, 2):
+        inside = [w for w in us if BASE - step < w < BASE]
+        if all(us[w] >= top * (1.0 - FLAT * share * (BASE - w) / BASE) for w in inside):
+            return step
+    return 1
+
+
+def widths_for_pattern(step: int) -> tuple[int, ...]:
+    """Returns the edges that tell the pattern, up to twice the standard width; none where there are no steps."""
+    return tuple(range(step, 2 * BASE + 1, step)) if 4 <= step <= BASE // 4 else ()
+
+
+def found_pattern(us: Mapping[int, float], step: int) -> tuple[float, ...] | None:
+    """Returns the shares of a period's cost at its edges, or None where steps are equal.
+
+    Args:
+        us: time at each of ``widths_for_pattern(step)``.
+        step: as found.
+    """
+    edges = np.array(widths_for_pattern(step))
+    if not len(edges):
+        return None
+    times = np.array([us[int(e)] for e in edges])
+    for length in (1, 2, 4, 8):
+        period = length * step
+        ends = edges % period == 0
+        if ends.sum() < 2:
+            break
+        shape = _mean_shape(times, length)
+        starts = np.concatenate([[_origin(times, edges, ends)], times[ends][:-1]])
+        predicted = np.concatenate(
+            [low + (high - low) * shape for low, high in zip(starts, times[ends], strict=True)]
+        )
+        if np.abs(predicted - times).max() <= REPEATS * times[-1]:
+            return None if length == 1 else tuple(round(float(s), 4) for s in shape)
+    return None
+
+
+def _origin(times: np.ndarray, edges: np.ndarray, ends: np.ndarray) -> float:
+    """Returns the time at width 0 on the line through the periods' ends."""
+    slope, at_zero = np.polyfit(edges[ends], times[ends], 1)
+    del slope
+    return float(max(0.0, at_zero))
+
+
+def _mean_shape(times: np.ndarray, length: int) -> np.ndarray:
+    """Returns the mean rise inside a period, as ascending shares of the period's own rise, up to 1."""
+    whole = times[: len(times) // length * length].reshape(-1, length)
+    rises = [
+        (row - before) / (row[-1] - before)
+        for before, row in zip(whole[:-1, -1], whole[1:], strict=True)
+        if row[-1] > before
+    ]
+    if not rises:
+        return np.arange(1, length + 1) / length
+    shape = np.maximum.accumulate(np.clip(np.median(rises, axis=0), 1e-3, 1.0))
+    shape[-1] = 1.0
+    return shape
+
+
+def probe(
+    ops: Sequence[Op], measure_us: Callable[[Op], float]
+) -> tuple[dict[tuple[object, ...], Steps], int]:
+    """Finds the steps of every kind of op, and the resolution of all.
+
+    Convolutions are probed; where there are none, linear layers, then whatever there is. Ops that are not probed
+    live in between: their widths are rounded up to the resolution, the largest step that was found, for a channel
+    that saves next to nothing must not look like a choice.
+
+    Args:
+        ops: the ops of a sweep.
+        measure_us: measures one op.
+
+    Returns:
+        Steps by ``kind_of``, and the resolution.
+    """
+    kinds: dict[tuple[object, ...], Op] = {}
+    for op in ops:
+        if op.groups == 1 or op.depthwise:
+            kinds.setdefault(kind_of(op), op)
+    chosen = [op for op in kinds.values() if op.kind in ("conv", "conv_transpose")]
+    chosen = chosen or [op for op in kinds.values() if op.kind == "linear"] or list(kinds.values())
+    found: dict[tuple[object, ...], Steps] = {}
+    for op in chosen:
+        steps = [1, 1]
+        patterns: list[tuple[float, ...] | None] = [None, None]
+        for axis in axes_of(op):
+            us = {w: measure_us(probe_op(op, axis, w)) for w in widths_for_step()}
+            steps[axis] = found_step(us)
+            us |= {
+                w: measure_us(probe_op(op, axis, w)) for w in widths_for_pattern(steps[axis]) if w not in us
+            }
+            patterns[axis] = found_pattern(us, steps[axis])
+        if op.diagonal:
+            steps[1], patterns[1] = steps[0], patterns[0]
+        found[kind_of(op)] = Steps((steps[0], steps[1]), (patterns[0], patterns[1]))
+    resolution = max((max(s.steps) for s in found.values()), default=1)
+    return found, resolution

@@ -1,0 +1,230 @@
+"""A profile: the tables of one device, in a file a review can read.
+
+JSON Lines. The first line holds the schema and the environment, every other line one measurement: the op's key
+(``op kernel stride pad dilation groups c_in c_out h w batch tail dtype layout cache``) and its value
+(``us ci_lo ci_hi n method contention tactic time env role steps``). The last line for a key wins, a torn last line
+is left out. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from latency.device import differences, environment_id
+from latency.errors import OutputInUseError, ProfileError
+from latency.op import Op
+from latency.table import Table
+
+__all__ = ["SCHEMA", "Profile", "cell_key", "header_line", "read_lines"]
+
+SCHEMA = "halpiee.profile/1"
+
+KEYS = (
+    "op", "kernel", "stride", "pad", "dilation", "groups", "c_in", "c_out", "h", "w", "batch", "tail", "dtype",
+    "layout", "cache",
+)  # fmt: skip
+"""What names a cell, in the order a line states it."""
+
+
+class Profile:
+    """Measured cells of one environment.
+
+    Args:
+        environment: circumstances of all cells.
+        cells: mappings with the keys above; of a value only ``us`` must be there. Of several with the same key and
+            role the last one counts.
+
+    Attributes:
+        environment: circumstances of all cells.
+        cells: the cells, in the order they came.
+
+    Raises:
+        ProfileError: a cell without a key or of another environment.
+    """
+
+    def __init__(self, environment: Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> None:
+        self.environment: dict[str, Any] = dict(environment)
+        known = self.environment.get("id")
+        found: dict[str, dict[str, Any]] = {}
+        for number, cell in enumerate(cells):
+            missing = [k for k in ("op", "c_in", "c_out", "us") if k not in cell]
+            if missing:
+                raise ProfileError(
+                    f"cell {number} of a profile was read; it has no {', '.join(missing)}; each cell needs op, "
+                    "c_in, c_out and us: measure it again with halpiee profile"
+                )
+            if known is not None and cell.get("env", known) != known:
+                raise ProfileError(
+                    f"cell {number} was measured in the environment {cell['env']}, this profile is of {known}; "
+                    "keep the profiles of two environments in two files"
+                )
+            name = cell_key(cell)
+            found.pop(name, None)
+            found[name] = dict(cell)
+        self.cells: list[dict[str, Any]] = list(found.values())
+        self._by_table: dict[str, list[dict[str, Any]]] | None = None
+        self._tables: dict[str, Table] = {}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Reads a profile.
+
+        Raises:
+            ProfileError: no such file, no profile, another schema, or a line that is damaged and not the last.
+        """
+        environment, cells, _ = read_lines(Path(path))
+        return cls(environment, cells)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the profile, whole or not at all, its cells sorted by key.
+
+        Raises:
+            OutputInUseError: the file exists.
+        """
+        path = Path(path)
+        if path.exists() and not overwrite:
+            raise OutputInUseError(
+                f"{path} exists already and was left alone; give another name or remove it"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        lines = [header_line(self.environment), *(_line(c) for c in self.pack().cells)]
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def has_table(self, op: Op) -> bool:
+        """Returns whether any cell of the op's table was measured."""
+        return op.table_key() in self._index()
+
+    def table(self, op: Op) -> Table:
+        """Returns the table of an op, whatever its width.
+
+        Raises:
+            ProfileError: there is none.
+        """
+        name = op.table_key()
+        if name not in self._tables:
+            self._tables[name] = Table(op, self._index().get(name, ()))
+        return self._tables[name]
+
+    def require(self, environment: Mapping[str, Any]) -> None:
+        """Refuses an environment other than the profile's own.
+
+        Raises:
+            ProfileError: names the fields that differ.
+        """
+        other = differences(self.environment, environment)
+        if other:
+            told = "; ".join(f"{k} is {a!r} in the profile, {b!r} here" for k, (a, b) in other.items())
+            raise ProfileError(
+                f"the profile was measured elsewhere: {told}; measure this device: halpiee profile MODEL --out FILE"
+            )
+
+    def merge(self, *others: Profile) -> Profile:
+        """Returns the union with profiles of the same environment; of cells with the same key the newest counts.
+
+        Raises:
+            ProfileError: the environments differ.
+        """
+        for other in others:
+            other.require(self.environment)
+        cells = [c for profile in (self, *others) for c in profile.cells]
+        return Profile(self.environment, sorted(cells, key=lambda c: str(c.get("time", ""))))
+
+    def pack(self) -> Profile:
+        """Returns the same profile with its cells sorted by key, so that two versions compare line by line."""
+        return Profile(self.environment, sorted(self.cells, key=_order))
+
+    def _index(self) -> dict[str, list[dict[str, Any]]]:
+        if self._by_table is None:
+            self._by_table = {}
+            for cell in self.cells:
+                if cell.get("role", "sweep") == "sweep":
+                    self._by_table.setdefault(Op.from_key(cell).table_key(), []).append(cell)
+        return self._by_table
+
+
+def cell_key(cell: Mapping[str, Any]) -> str:
+    """Returns what names a cell: its op at its width, cache state and role."""
+    op = Op.from_key(cell)
+    named = {**op.key(), "cache": cell.get("cache", "warm"), "role": cell.get("role", "sweep")}
+    return json.dumps(named, sort_keys=True, separators=(",", ":"))
+
+
+def header_line(environment: Mapping[str, Any]) -> str:
+    """Returns the first line of a profile file."""
+    stated = {"id": environment_id(environment), **environment}
+    return json.dumps({"schema": SCHEMA, "environment": stated}, separators=(",", ":"), default=str)
+
+
+def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+    """Reads a profile file.
+
+    Returns:
+        The environment, the cells, and how many bytes of the file are whole lines.
+    """
+    again = "measure again: halpiee profile MODEL --out FILE"
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise ProfileError(
+            f"the profile {path} was asked for, and there is no such file; check the path, or {again}"
+        ) from None
+    except OSError as error:
+        raise ProfileError(
+            f"the profile {path} was asked for and cannot be read: {error}; check the path"
+        ) from None
+    whole = raw.rfind(b"\n") + 1
+    lines = raw[:whole].split(b"\n")[:-1]
+    try:
+        head = json.loads(lines[0]) if lines else None
+        schema = head.get("schema") if isinstance(head, dict) else None
+    except ValueError:
+        schema = head = None
+    if schema != SCHEMA or not isinstance(head, dict) or not isinstance(head.get("environment"), dict):
+        raise ProfileError(
+            f"{path} was read as a profile; its first line states the schema {schema!r}, {SCHEMA!r} is read here; "
+            f"{again}"
+        )
+    cells = []
+    for number, line in enumerate(lines[1:], 2):
+        if not line.strip():
+            continue
+        try:
+            cell = json.loads(line)
+            if not isinstance(cell, dict):
+                raise ValueError("no object")
+        except ValueError:
+            if number == len(lines):
+                whole -= len(line) + 1
+                break
+            raise ProfileError(
+                f"{path} was read as a profile; line {number} is damaged; remove that line, a resumed sweep "
+                "measures the cell again"
+            ) from None
+        cells.append(cell)
+    return dict(head["environment"]), cells, whole
+
+
+def _line(cell: Mapping[str, Any]) -> str:
+    ordered = {k: cell[k] for k in KEYS if k in cell} | {k: v for k, v in cell.items() if k not in KEYS}
+    return json.dumps(ordered, separators=(",", ":"))
+
+
+def _order(cell: Mapping[str, Any]) -> tuple[str, str, int, int]:
+    return (
+        Op.from_key(cell).table_key(),
+        str(cell.get("role", "sweep")),
+        int(cell["c_in"]),
+        int(cell["c_out"]),
+    )

@@ -1,0 +1,341 @@
+"""Measure the tables of some ops: few cells, in random order, each on the disk before the next.
+
+Steps are probed first (`latency.probing`), then the cells that tell the tables (`latency.design`) are measured in one
+shuffled order over all tables, so that drift of the machine does not become a slope of a table. A cell that found
+no quiet moment goes back to the end of the queue; after three visits it is written as it stands, and says so.
+Where the held-out cells of a table show it wrong by more than a few per cent, it gets further rows and columns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from latency import backends
+from latency.backends import Backend
+from latency.design import Design, Spec, design, refined, specs
+from latency.device import environment_id, pinned
+from latency.errors import UnsupportedOpError
+from latency.journal import Journal
+from latency.op import Op
+from latency.probing import Steps, kind_of, probe
+from latency.profiles import Profile, cell_key
+from latency.timer import Anchor, Precision, Sampling
+
+__all__ = ["Estimate", "sweep"]
+
+Progress = Callable[[int, int], None]
+
+VISITS = 3
+"""How often a cell that finds no quiet moment is measured before it is written as it stands."""
+
+ROUNDS_OF_REFINEMENT = 2
+
+PROBES = Precision(relative=0.01, absolute_us=0.05, n_min=15)
+"""What steps are told from must be sharper than a cell: one per cent decides."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep would do.
+
+    Attributes:
+        ops: ops that were named.
+        tables: unique tables among them.
+        cells: cells that would be measured.
+        holdout: of these, cells that only judge the tables.
+        candidates: cells at the crossings of all edges, which the tables will answer for.
+        seconds: roughly how long it takes on one undisturbed core.
+    """
+
+    ops: int
+    tables: int
+    cells: int
+    holdout: int
+    candidates: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.ops} ops, {self.tables} tables: {self.cells} cells ({self.holdout} held out) of "
+            f"{self.candidates}, about {self.seconds:.0f} s"
+        )
+
+
+@dataclass
+class _Job:
+    """A cell to be measured."""
+
+    op: Op
+    role: str
+    steps: Steps | None
+    sampling: Sampling
+    visits: int = 0
+
+
+@dataclass
+class _State:
+    """What one sweep shares between its cells."""
+
+    backend: Backend
+    journal: Journal
+    anchor: Anchor | None
+    rng: np.random.Generator
+    told: Progress | None
+    done: int = 0
+    total: int = 0
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@overload
+def sweep(
+    ops: Iterable[Op],
+    *,
+    backend: str | Backend = ...,
+    path: str | Path | None = ...,
+    resume: bool = ...,
+    threads: int = ...,
+    progress: Progress | bool | None = ...,
+    seed: int = ...,
+    fixed: Mapping[Op, tuple[bool, bool]] | None = ...,
+    holdout: int = ...,
+    precision: Precision | None = ...,
+    settings: Mapping[str, Any] | None = ...,
+    dry_run: Literal[False] = ...,
+) -> Profile: ...
+
+
+@overload
+def sweep(
+    ops: Iterable[Op],
+    *,
+    backend: str | Backend = ...,
+    path: str | Path | None = ...,
+    resume: bool = ...,
+    threads: int = ...,
+    progress: Progress | bool | None = ...,
+    seed: int = ...,
+    fixed: Mapping[Op, tuple[bool, bool]] | None = ...,
+    holdout: int = ...,
+    precision: Precision | None = ...,
+    settings: Mapping[str, Any] | None = ...,
+    dry_run: Literal[True],
+) -> Estimate: ...
+
+
+def sweep(
+    ops: Iterable[Op],
+    *,
+    backend: str | Backend = "onnxruntime",
+    path: str | Path | None = None,
+    resume: bool = True,
+    threads: int = 1,
+    progress: Progress | bool | None = None,
+    seed: int = 0,
+    fixed: Mapping[Op, tuple[bool, bool]] | None = None,
+    holdout: int = 6,
+    precision: Precision | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+) -> Profile | Estimate:
+    """Measures every table that some ops need, over all widths up to those they are built at.
+
+    Args:
+        ops: ops as built; equal ones are measured once.
+        backend: a name, or a backend itself.
+        path: the profile's file; a killed sweep is resumed from it.
+        resume: whether a file that is there is continued.
+        threads: threads of the runtime.
+        progress: called with (cells done, cells in all), or True for a bar on stderr.
+        seed: of order and hold-out.
+        fixed: for some ops, whether C_in and C_out never change.
+        holdout: held-out cells per table at most.
+        precision: of one cell.
+        settings: more arguments of the backend.
+        dry_run: return what would be done, measure nothing.
+
+    Returns:
+        The profile, or the estimate of a dry run. Ops that the backend cannot build have no table; what was asked
+        and not measured stands in ``environment["not_measured"]``.
+
+    Raises:
+        ProfileError: the file belongs to another environment.
+        OutputInUseError: the file is there and not to be resumed, or another sweep writes it.
+    """
+    listed = list(ops)
+    wanted = specs(listed, fixed)
+    runtime = (
+        backends.load(backend, threads=threads, settings=settings) if isinstance(backend, str) else backend
+    )
+    if dry_run:
+        return _estimate(listed, wanted, holdout, seed)
+    journal = Journal(None if path is None else Path(path), runtime.environment(), resume=resume)
+    with journal, _told(progress) as told, pinned(threads):
+        call = runtime.anchor()
+        anchor = Anchor(call, runtime.clock()) if call is not None else None
+        state = _State(runtime, journal, anchor, np.random.default_rng(seed), told)
+        state.known = {cell_key(c): c for c in journal.cells}
+        if anchor is not None:
+            anchor.settle()
+        refused = _sweep(state, wanted, holdout=holdout, seed=seed, precision=precision or Precision())
+    environment = dict(journal.environment)
+    if refused:
+        environment["not_measured"] = refused
+    return Profile(environment, journal.cells)
+
+
+def _sweep(state: _State, wanted: list[Spec], *, holdout: int, seed: int, precision: Precision) -> list[str]:
+    """Probes, measures, refines; returns the ops that could not be built."""
+    buildable, refused = [], []
+    for spec in wanted:
+        try:
+            state.backend.build(spec.op)
+        except UnsupportedOpError:
+            refused.append(f"{spec.op.kind} {spec.op.c_in}→{spec.op.c_out} at {spec.op.h}×{spec.op.w}")
+        else:
+            buildable.append(spec)
+    state.total = sum(len(d.sweep) + len(d.holdout) for d in _guessed(buildable, holdout, seed))
+
+    def probed_us(op: Op) -> float:
+        cell = state.known.get(cell_key({**op.key(), "role": "probe"}))
+        if cell is None:
+            cell = _measured(state, [(op, "probe", None)], PROBES)[0]
+        return float(cell["us"])
+
+    found, resolution = probe([s.op for s in buildable], probed_us)
+    steps = [found.get(kind_of(s.op), Steps((resolution, resolution))) for s in buildable]
+    designs = [design(s, g, holdout=holdout, seed=seed) for s, g in zip(buildable, steps, strict=True)]
+    todo = [
+        (spec.op.with_channels(i, o), role, step)
+        for spec, step, cells in zip(buildable, steps, designs, strict=True)
+        for role, pairs in (("sweep", cells.sweep), ("holdout", cells.holdout))
+        for i, o in pairs
+    ]
+    state.total = state.done + len(todo)
+    _measured(state, todo, precision)
+    for _ in range(ROUNDS_OF_REFINEMENT):
+        profile = Profile(state.journal.environment, state.journal.cells)
+        more = [
+            (spec.op.with_channels(i, o), "sweep", step)
+            for spec, step, cells in zip(buildable, steps, designs, strict=True)
+            for i, o in refined(spec, step, cells, profile)
+        ]
+        if not more:
+            break
+        state.total += len(more)
+        _measured(state, more, precision)
+    return refused
+
+
+def _measured(
+    state: _State, todo: list[tuple[Op, str, Steps | None]], precision: Precision
+) -> list[dict[str, Any]]:
+    """Measures cells in random order, those that are known already left out; returns what was appended."""
+    jobs = []
+    for op, role, steps in todo:
+        if cell_key({**op.key(), "role": role}) in state.known:
+            state.done += 1
+            continue
+        sampling = Sampling(clock=state.backend.clock(), anchor=state.anchor, precision=precision)
+        jobs.append(_Job(op, role, steps, sampling))
+    queue = deque(jobs[k] for k in state.rng.permutation(len(jobs)))
+    appended = []
+    _tell(state)
+    while queue:
+        job = queue.popleft()
+        built = state.backend.build(job.op)
+        timing = job.sampling.visit(built.run, built.minus)
+        job.visits += 1
+        if not timing.quiet and job.visits < VISITS:
+            queue.append(job)
+            continue
+        cell: dict[str, Any] = {
+            **job.op.key(),
+            "cache": "warm",
+            "us": round(timing.us / built.copies, 3),
+            "ci_lo": round(timing.ci_lo / built.copies, 3),
+            "ci_hi": round(timing.ci_hi / built.copies, 3),
+            "n": timing.n,
+            "method": built.method if timing.quiet else f"{built.method}/disturbed",
+            "contention": round(timing.contention, 3),
+            "slowdown": round(timing.slowdown, 3),
+            "tactic": built.tactic,
+            "time": int(time.time()),
+            "env": state.journal.environment.get("id") or environment_id(state.journal.environment),
+            "role": job.role,
+        }
+        if job.steps is not None:
+            cell["steps"] = list(job.steps.steps)
+            if any(job.steps.pattern):
+                cell["pattern"] = [list(p) if p else None for p in job.steps.pattern]
+        state.journal.append(cell)
+        state.known[cell_key(cell)] = cell
+        appended.append(cell)
+        state.done += 1
+        state.total = max(state.total, state.done)
+        _tell(state)
+    return appended
+
+
+def _tell(state: _State) -> None:
+    if state.told is not None:
+        state.told(state.done, max(state.total, 1))
+
+
+def _guessed(wanted: list[Spec], holdout: int, seed: int) -> list[Design]:
+    """Returns the designs for steps of eight, which most CPUs have: what a dry run counts with."""
+    return [design(s, Steps((8, 8)), holdout=holdout, seed=seed) for s in wanted]
+
+
+def _estimate(listed: list[Op], wanted: list[Spec], holdout: int, seed: int) -> Estimate:
+    designs = _guessed(wanted, holdout, seed)
+    seconds = 2.0
+    for spec, cells in zip(wanted, designs, strict=True):
+        for c_in, c_out in (*cells.sweep, *cells.holdout):
+            # Per cell: two sessions, and some twenty rounds of three times the op at 20 GMAC/s.
+            seconds += 0.008 + 60.0 * spec.op.with_channels(c_in, c_out).macs / 2e10
+    return Estimate(
+        ops=len(listed),
+        tables=len(wanted),
+        cells=sum(len(d.sweep) + len(d.holdout) for d in designs),
+        holdout=sum(len(d.holdout) for d in designs),
+        candidates=sum(d.candidates for d in designs),
+        seconds=seconds,
+    )
+
+
+class _told:  # noqa: N801 - a context manager that reads as a verb
+    """Gives a progress callback, and closes the bar where there is one."""
+
+    def __init__(self, progress: Progress | bool | None) -> None:
+        self._progress = progress
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress | None:
+        if not isinstance(self._progress, bool):
+            return self._progress
+        if not self._progress:
+            return None
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("measuring cells"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._bar.start()
+        task = self._bar.add_task("", total=None)
+        return lambda done, total: self._bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
