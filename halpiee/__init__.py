@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from halpiee import analysis, sparsity
     from halpiee.errors import BudgetError, HalpieeError
     from halpiee.methods.iee import IEE
+    from halpiee.saliency.score import score
     from halpiee.selection.choose import Selection, select
     from halpiee.selection.cost import LatencyCost
     from halpiee.selection.problem import GridSolution, solve_grid
@@ -35,6 +36,7 @@ __all__ = [
     "Uniform",
     "analysis",
     "masked",
+    "score",
     "select",
     "shrink",
     "solve_grid",
@@ -59,6 +61,7 @@ _HOME = {
     "Structure": "halpiee.structure.groups",
     "Uniform": "halpiee.sparsity.distribution",
     "masked": "halpiee.structure.masked",
+    "score": "halpiee.saliency.score",
     "select": "halpiee.selection.choose",
     "shrink": "halpiee.structure.shrink",
     "solve_grid": "halpiee.selection.problem",

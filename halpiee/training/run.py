@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from latency.benchmark import compare
-from latency.predict import Calibration
 from torch import nn
 
 import latency
@@ -40,6 +38,8 @@ from halpiee.training.data import Data, Summary, check, load
 from halpiee.training.loop import Trainer, evaluate, make_optimizer, pick_threads
 from halpiee.training.settings import Settings, parse_budget
 from halpiee.zoo import build, resolve
+from latency.benchmark import compare
+from latency.predict import Calibration
 
 __all__ = ["Run", "Talk"]
 

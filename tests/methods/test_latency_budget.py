@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_omega_decays_geometrically_to_its_floor(timed: Structure, net: nn.Modul
     shares = [e.omega / e.budget for e in iee.reports if e.event == "prune"]
     assert len(shares) == 6  # 36 / (3 + 1 + 2)
     assert shares[0] == pytest.approx(0.3)
-    ratios = [b / a for a, b in zip(shares, shares[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(shares)]
     assert ratios == pytest.approx([ratios[0]] * 5)
 
 
