@@ -23,9 +23,8 @@ from halpiee.selection.terms import FloatArray, IntArray, Side
 from halpiee.structure.groups import GroupRef, Structure, TimedOp
 
 if TYPE_CHECKING:
-    from latency.predict import Calibration
-
     from latency.op import Op
+    from latency.predict import Calibration
 
 __all__ = ["LatencyCost", "LatencyTable", "TableSource"]
 

@@ -52,8 +52,8 @@ class Dual:
         limit: cells that a table of the elimination may have.
 
     Attributes:
-        known: ``(value, cost, choice)`` of every choice that was best at some multiplier, where that is exact: points
-            of the upper hull, good starting points for any budget.
+        known: ``(value, cost, choice)`` of every choice that was best at some multiplier, where that is
+            exact: points of the upper hull, good starting points for any budget.
     """
 
     def __init__(self, grid: Grid, *, limit: float = 4e6) -> None:

@@ -6,11 +6,13 @@ group recomputes only the groups it shares a cost with.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from halpiee.selection.terms import Grid, IntArray
 
-__all__ = ["descend", "fill", "repair"]
+__all__ = ["descend", "fill", "fill_within", "repair", "repair_within"]
 
 
 class _Moves:
@@ -55,27 +57,55 @@ def fill(grid: Grid, choice: IntArray, room: float) -> IntArray:
 
     Takes the change of most value per cost that fits, until there is none.
     """
-    moves = _Moves(grid, choice)
-    least = 1e-9 * max(abs(room), 1e-300)
-    while True:
-        fits = moves.extra <= room - moves.cost
-        at = np.flatnonzero(fits & ((moves.gain > 0) | (moves.wider & (moves.gain >= 0))))
-        if len(at) == 0:
-            return moves.choice
-        rate = moves.gain[at] / np.maximum(moves.extra[at], least)
-        moves.take(int(at[np.lexsort((moves.gain[at], rate))[-1]]))
+    return fill_within([grid], choice, [room])
 
 
 def repair(grid: Grid, choice: IntArray, room: float) -> IntArray | None:
     """Returns a choice within ``room``, reached by giving up the least value per cost, or ``None``."""
-    moves = _Moves(grid, choice)
-    while moves.cost > room:
-        at = np.flatnonzero(moves.extra < -1e-12 * abs(moves.cost))
+    return repair_within([grid], choice, [room])
+
+
+def fill_within(grids: Sequence[Grid], choice: IntArray, rooms: Sequence[float]) -> IntArray:
+    """Returns ``fill`` under several limits: costs are taken as shares of their limits."""
+    limits = [_Moves(grid, choice) for grid in grids]
+    scales = [max(abs(room), 1e-300) for room in rooms]
+    while True:
+        fits = limits[0].gain > -np.inf
+        for moves, room in zip(limits, rooms, strict=True):
+            fits &= moves.extra <= room - moves.cost
+        gain = limits[0].gain
+        at = np.flatnonzero(fits & ((gain > 0) | (limits[0].wider & (gain >= 0))))
+        if len(at) == 0:
+            return limits[0].choice
+        share = np.zeros(len(at))
+        for moves, scale in zip(limits, scales, strict=True):
+            share += moves.extra[at] / scale
+        rate = gain[at] / np.maximum(share, 1e-9)
+        best = int(at[np.lexsort((gain[at], rate))[-1]])
+        for moves in limits:
+            moves.take(best)
+
+
+def repair_within(grids: Sequence[Grid], choice: IntArray, rooms: Sequence[float]) -> IntArray | None:
+    """Returns ``repair`` under several limits: what exceeds them is taken as shares of them."""
+    limits = [_Moves(grid, choice) for grid in grids]
+    scales = [max(abs(room), 1e-300) for room in rooms]
+    while True:
+        excess = sum(
+            max(0.0, m.cost - room) / scale for m, room, scale in zip(limits, rooms, scales, strict=True)
+        )
+        if excess <= 0:
+            return limits[0].choice
+        left = np.zeros(len(limits[0].extra))
+        for moves, room, scale in zip(limits, rooms, scales, strict=True):
+            left += np.maximum(0.0, moves.cost + moves.extra - room) / scale
+        saved = excess - left
+        at = np.flatnonzero(saved > 1e-12 * excess)
         if len(at) == 0:
             return None
-        saved = np.minimum(-moves.extra[at], moves.cost - room)
-        moves.take(int(at[np.argmin(-moves.gain[at] / saved)]))
-    return moves.choice
+        best = int(at[np.argmin(-limits[0].gain[at] / saved[at])])
+        for moves in limits:
+            moves.take(best)
 
 
 def descend(grid: Grid, choice: IntArray) -> IntArray:

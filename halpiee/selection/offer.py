@@ -50,8 +50,8 @@ class Offers:
     Attributes:
         free: groups whose width is chosen, in the order of the grid.
         whole: groups that are not chosen, with what they keep.
-        terms: for ``solve_grid``; what no choice changes is a term with two fixed sides, so that the budget, and
-            what is reported of it, speak of whole latencies.
+        terms: for ``solve_grid``; what no choice changes is a term with two fixed sides, so that the budget,
+            and what is reported of it, speak of whole latencies.
     """
 
     free: dict[str, Offer]
@@ -87,7 +87,8 @@ def offer(
     """Returns what may be chosen; the arguments are those of ``choose``.
 
     Raises:
-        UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left empty.
+        UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left
+            empty.
     """
     must, may = must or {}, may or {}
     for given, what in (

@@ -1,7 +1,7 @@
 """The whole curve at once: what each latency keeps, from one dual pass shared by all budgets.
 
-Every choice that is best at some multiplier lies on the upper hull of (latency, value); budgets next to each other
-meet the same ones, so each budget starts from the hull points around it that earlier budgets found.
+Every choice that is best at some multiplier lies on the upper hull of (latency, value); budgets next to each
+other meet the same ones, so each budget starts from the hull points around it that earlier budgets found.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ of what comes in; the normal form the solvers work on is in ``terms.py``.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,9 @@ from halpiee.selection.terms import FloatArray, Grid, IntArray, Side, Term, norm
 __all__ = ["GridSolution", "Solver", "relative_gap", "solve_grid"]
 
 Solver = Literal["joint", "linear", "cpsat"]
+
+WIDE = 6.4e7
+"""Cells of a joined table where narrower mini-buckets leave the gap open: 0.5 GB."""
 
 
 def relative_gap(value: float, upper_bound: float) -> float:
@@ -146,7 +150,13 @@ def solve_joint(
     """Solves a normalised grid: dual bound and repair, then the frontier where the gap is not met yet."""
     from halpiee.selection.lagrangian import solve_dual
 
+    begin = time.monotonic()
     found = solve_dual(grid, budget, start, gap=gap, time_limit_s=time_limit_s)
+    left_s = None if time_limit_s is None else time_limit_s - (time.monotonic() - begin)
+    if found.path == "mini-bucket" and found.gap > gap and (left_s is None or left_s > 0):
+        wider = solve_dual(grid, budget, found.choice, gap=gap, time_limit_s=left_s, limit=WIDE)
+        wider.upper_bound = min(wider.upper_bound, found.upper_bound)
+        found = wider
     return GridSolution(
         choice=found.choice,
         cost=found.cost,

@@ -1,0 +1,203 @@
+"""Several limits at once: latency on two devices or at two batch sizes, MACs, parameters, memory.
+
+Any non-negative mix of the limits is one limit that every legal choice also keeps (a surrogate relaxation),
+so the joint solver gives a bound and a choice for each mix; mixes lean towards what the last choice exceeded.
+The best choice, brought within all limits by single changes, is CP-SAT's hint where the gap is still open.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from halpiee.errors import BudgetError, UsageError
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.cpsat import DEFAULT_TIME_LIMIT_S, search
+from halpiee.selection.lagrangian import TOLERANCE, solve_dual
+from halpiee.selection.moves import fill_within, repair_within
+from halpiee.selection.offer import offer
+from halpiee.selection.problem import relative_gap
+from halpiee.selection.terms import FloatArray, Grid, IntArray, Term, normalise
+
+__all__ = ["LimitedSelection", "select_within", "solve_limits"]
+
+ROUNDS = 12
+"""Mixes that are tried; each is one joint solve."""
+
+
+@dataclass(frozen=True)
+class LimitedSelection:
+    """Which units to keep under several limits.
+
+    Attributes:
+        keep: every prunable group: BoolTensor ``[size]``.
+        counts: every prunable group: units kept.
+        used: per limit what the selection uses.
+        budgets: per limit what was allowed.
+        value: summed score of what is kept.
+        upper_bound: no selection within all limits has a higher value.
+        path: ``surrogate`` or ``cpsat``, with ``+time`` where the gap asked was not proved.
+    """
+
+    keep: dict[str, Tensor]
+    counts: dict[str, int]
+    used: tuple[float, ...]
+    budgets: tuple[float, ...]
+    value: float
+    upper_bound: float
+    path: str
+
+    @property
+    def gap(self) -> float:
+        """Certified relative gap."""
+        return relative_gap(self.value, self.upper_bound)
+
+
+def select_within(
+    scores: Mapping[str, Tensor],
+    limits: Sequence[tuple[LatencyCost, float]],
+    *,
+    gap: float = 1e-3,
+    protect: Collection[str] = (),
+    time_limit_s: float | None = None,
+    seed: int = 0,
+) -> LimitedSelection:
+    """Selects units under several costs at once, over the candidate widths of the first.
+
+    Args:
+        scores: Tensor ``[size]`` per group; a group without scores stays whole.
+        limits: costs of one structure, each with the largest total in its own unit.
+        gap: relative gap to prove.
+        protect: groups that stay whole.
+        time_limit_s: of the search, 30 s if not given.
+        seed: of the search.
+
+    Raises:
+        UsageError: no limits, or costs of different structures.
+        BudgetError: limits that no network keeps; ``.minimum`` where one alone is too small.
+    """
+    if not limits or any(cost.structure is not limits[0][0].structure for cost, _ in limits):
+        raise UsageError(
+            f"{len(limits)} limits were given; pass at least one, all with costs of the same structure object"
+        )
+    offers = offer(scores, limits[0][0], protect=protect)
+    whole = {name: np.array([int(mask.sum())]) for name, mask in offers.whole.items()}
+    grids = []
+    for cost, budget in limits:
+        terms, constant = cost.grid({**dict(zip(offers.free, offers.counts, strict=True)), **whole})
+        fixed = Term(None, None, np.array([[constant]]))
+        grid = normalise(offers.values, [*(Term(*term) for term in terms), fixed], offers.counts)
+        grids.append((grid, float(budget)))
+    choice, upper_bound, path = solve_limits(grids, gap=gap, time_limit_s=time_limit_s, seed=seed)
+    kept = offers.keep(choice)
+    keep = {g.name: kept[g.name] for g in limits[0][0].structure.prunable}
+    counts = {name: int(mask.sum()) for name, mask in keep.items()}
+    return LimitedSelection(
+        keep=keep,
+        counts=counts,
+        used=tuple(cost.total_us(counts) for cost, _ in limits),
+        budgets=tuple(budget for _, budget in grids),
+        value=grids[0][0].value(choice),
+        upper_bound=upper_bound,
+        path=path,
+    )
+
+
+def solve_limits(
+    limits: Sequence[tuple[Grid, float]],
+    *,
+    gap: float = 1e-3,
+    time_limit_s: float | None = None,
+    seed: int = 0,
+) -> tuple[IntArray, float, str]:
+    """Solves grids over the same groups and values, each within its budget.
+
+    Returns:
+        The choice, a bound on the value of every choice within all limits, and how it was found.
+
+    Raises:
+        BudgetError: limits that no choice keeps; ``.minimum`` is NaN where each alone could be kept.
+    """
+    until = time.monotonic() + (DEFAULT_TIME_LIMIT_S if time_limit_s is None else time_limit_s)
+    grids = [grid for grid, _ in limits]
+    rooms = [budget + TOLERANCE * abs(budget) for _, budget in limits]
+    best, upper_bound = _surrogate(grids, rooms, gap=gap, until=until)
+    value = -math.inf if best is None else grids[0].value(best)
+    if best is not None and relative_gap(value, upper_bound) <= gap:
+        return best, max(upper_bound, value), "surrogate"
+    found = search(
+        grids[0].values,
+        limits,
+        hint=best,
+        upper_bound=upper_bound,
+        gap=gap,
+        time_limit_s=max(1.0, until - time.monotonic()),
+        seed=seed,
+    )
+    path = "surrogate"
+    if found.choice is not None:
+        within = repair_within(grids, found.choice, rooms)
+        if within is not None:
+            within = fill_within(grids, within, rooms)
+            if grids[0].value(within) > value:
+                best, value, path = within, grids[0].value(within), "cpsat"
+    if best is None:
+        reason = "no choice keeps them all" if found.infeasible else "none was found in the time allowed"
+        raise _incompatible(len(limits), reason)
+    upper_bound = max(value, found.upper_bound)
+    return best, upper_bound, path if relative_gap(value, upper_bound) <= gap else f"{path}+time"
+
+
+def _incompatible(n: int, reason: str) -> BudgetError:
+    return BudgetError(
+        f"{n} limits were asked at once; each can be kept alone, but {reason}; relax one of them"
+    )
+
+
+def _surrogate(
+    grids: Sequence[Grid], rooms: Sequence[float], *, gap: float, until: float
+) -> tuple[IntArray | None, float]:
+    """Returns the best choice within all limits that some mix leads to, and the least bound of all mixes."""
+    spread = np.array([sum(float(np.ptp(f.table)) for f in grid.factors) or 1.0 for grid in grids])
+    mix = np.ones(len(grids)) / len(grids)
+    best, value, upper_bound = None, -math.inf, math.inf
+    for turn in range(-len(grids), ROUNDS):
+        # First every limit by itself, then mixes of all.
+        mixed, room = (grids[turn], rooms[turn]) if turn < 0 else _mix(grids, rooms, mix / spread)
+        try:
+            found = solve_dual(mixed, room, gap=max(gap, 1e-4))
+        except BudgetError as error:
+            if turn < 0:
+                raise
+            raise _incompatible(len(grids), "no choice keeps them all") from error
+        upper_bound = min(upper_bound, found.upper_bound)
+        within = repair_within(grids, found.choice, rooms)
+        if within is not None:
+            within = fill_within(grids, within, rooms)
+            if grids[0].value(within) > value:
+                best, value = within, grids[0].value(within)
+        if (best is not None and relative_gap(value, upper_bound) <= gap) or time.monotonic() > until:
+            break
+        if turn >= 0:
+            excess = np.array(
+                [(g.cost(found.choice) - r) / s for g, r, s in zip(grids, rooms, spread, strict=True)]
+            )
+            mix = mix * np.exp(2.0 / (1 + turn) * excess / (np.abs(excess).max() or 1.0))
+            mix /= mix.sum()
+    return best, upper_bound
+
+
+def _mix(grids: Sequence[Grid], rooms: Sequence[float], weights: FloatArray) -> tuple[Grid, float]:
+    """Returns the weighted sum of limits as one limit."""
+    terms = [
+        Term(ins, outs, weight * cost)
+        for grid, weight in zip(grids, weights, strict=True)
+        for ins, outs, cost in grid.terms
+        if weight
+    ]
+    return normalise(grids[0].values, terms, grids[0].widths), float(np.dot(weights, rooms))

@@ -1,0 +1,103 @@
+"""Several limits at once against enumeration, and resources against formulas by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from halpiee.errors import BudgetError, UsageError
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.limits import select_within, solve_limits
+from halpiee.selection.resources import resource
+from halpiee.selection.terms import Term, normalise
+
+from .fakes import FormulaProfile, residual
+from .problems import SHAPES, Problem, random_problem
+
+
+def as_grid(problem):
+    return normalise(problem.values, [Term(*t) for t in problem.terms], problem.widths)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_two_limits_are_kept_and_solved_exactly(shape):
+    rng = np.random.default_rng([41, SHAPES.index(shape)])
+    for _ in range(6):
+        first = random_problem(rng, shape)
+        other = [(i, o, rng.random(t.shape).cumsum(0).cumsum(1)) for i, o, t in first.terms]
+        second = Problem(first.values, other, first.widths)
+        choices = list(first.choices())
+        somewhere = choices[int(rng.integers(len(choices)))]
+        first.budget = first.cost(somewhere) + 0.1
+        second.budget = second.cost(somewhere) + 0.1
+        best = max(
+            first.value(c)
+            for c in choices
+            if first.cost(c) <= first.budget and second.cost(c) <= second.budget
+        )
+        limits = [(as_grid(first), first.budget), (as_grid(second), second.budget)]
+        choice, upper_bound, _ = solve_limits(limits, gap=0.0)
+        assert first.cost(choice) <= first.budget + 1e-9
+        assert second.cost(choice) <= second.budget + 1e-9
+        assert first.value(choice) == pytest.approx(best, abs=1e-7)
+        assert upper_bound >= best - 1e-9
+
+
+def test_limits_that_no_choice_keeps_together_are_refused():
+    # Cheap on one device is dear on the other.
+    values = [np.array([0.0, 1.0])]
+    one = normalise(values, [Term(None, 0, np.array([[1.0, 5.0]]))], None)
+    other = normalise(values, [Term(None, 0, np.array([[5.0, 1.0]]))], None)
+    with pytest.raises(BudgetError, match="2 limits were asked at once; each can be kept alone") as error:
+        solve_limits([(one, 2.0), (other, 2.0)])
+    assert math.isnan(error.value.minimum)
+    with pytest.raises(BudgetError) as error:
+        solve_limits([(one, 0.5), (other, 2.0)])
+    assert error.value.minimum == 1.0
+
+
+def test_latency_on_two_devices_macs_and_memory_at_once():
+    net = residual()
+    fast = LatencyCost(net, FormulaProfile(conv=lambda i, o: i * o, linear=lambda i, o: i * o))
+    slow = LatencyCost(net, FormulaProfile(conv=lambda i, o: 50 + o, linear=lambda i, o: i))
+    macs = resource(net, "macs")
+    memory = resource(net, "peak_bytes", above=3_000)
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(8, generator=generator) for name in ("stream", "a")}
+    budgets = [0.6 * fast.dense_us, 0.99 * slow.dense_us, 0.7 * macs.dense_us, 0.0]
+    found = select_within(scores, list(zip((fast, slow, macs, memory), budgets, strict=True)), gap=0.0)
+    assert all(u <= b + 1e-9 for u, b in zip(found.used, budgets, strict=True))
+    tops = {n: [0.0, *v.double().sort(descending=True).values.cumsum(0).tolist()] for n, v in scores.items()}
+    best = max(
+        tops["stream"][s] + tops["a"][a]
+        for s, a in itertools.product(range(1, 9), range(9))
+        if all(
+            cost.total_us({"stream": s, "a": a}) <= b
+            for cost, b in zip((fast, slow, macs, memory), budgets, strict=True)
+        )
+    )
+    assert found.value == pytest.approx(best, abs=1e-6)
+    assert found.gap <= 1e-6
+    assert found.counts == {n: int(k.sum()) for n, k in found.keep.items()}
+
+
+def test_resources_by_hand():
+    # 3×3 convs at 8×8: 3→s, s→a, a→s; a linear layer of 8·8 rows, s→10.
+    net = residual()
+    for s, a in ((8, 8), (5, 2)):
+        counts = {"stream": s, "a": a}
+        assert resource(net, "macs").total_us(counts) == 64 * (9 * (3 * s + 2 * s * a) + 10 * s)
+        assert resource(net, "params").total_us(counts) == 9 * (3 * s + 2 * s * a) + 10 * s
+    # float32: input + output of stem, conv1, conv2, add, linear at 64 positions.
+    bytes_of = [4 * 64 * (i + o) for i, o in ((3, 8), (8, 8), (8, 8), (8, 8), (8, 10))]
+    assert resource(net, "peak_bytes", above=3000.0).total_us({}) == sum(max(0, b - 3000) for b in bytes_of)
+
+
+def test_limits_of_different_networks_are_refused():
+    scores = {name: torch.ones(8) for name in ("stream", "a")}
+    with pytest.raises(UsageError, match="same structure"):
+        select_within(scores, [(resource(residual(), "macs"), 1e9), (resource(residual(), "macs"), 1e9)])
