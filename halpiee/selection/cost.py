@@ -13,17 +13,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from halpiee.errors import ProfileError, UsageError
+from halpiee.selection.cells import Cells, LatencyTable, TableSource, table_of
 from halpiee.selection.terms import FloatArray, IntArray, Side
 from halpiee.structure.groups import GroupRef, Structure, TimedOp
 
 if TYPE_CHECKING:
-    from latency.op import Op
     from latency.predict import Calibration
 
 __all__ = ["LatencyCost", "LatencyTable", "TableSource"]
@@ -36,68 +35,6 @@ MOST_CANDIDATES = 128
 
 STEP = 1e-6
 """A narrower width is a candidate when it is cheaper than every wider one by more than this share."""
-
-
-class LatencyTable(Protocol):
-    """Latencies of one op over its channels."""
-
-    def lookup(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
-        """Returns µs; the arguments broadcast."""
-        ...
-
-    def measured(self, c_in: IntArray, c_out: IntArray) -> NDArray[np.bool_]:
-        """Returns whether the cell itself was measured; the arguments broadcast."""
-        ...
-
-
-class TableSource(Protocol):
-    """Where tables come from: a profile."""
-
-    def table(self, op: Op) -> LatencyTable | None:
-        """Returns the table of an op; ``None`` or a ProfileError where there is none."""
-        ...
-
-
-class _Cells:
-    """The cells of one table that were asked for, kept so that later questions are array indexing."""
-
-    def __init__(self, table: LatencyTable) -> None:
-        self.table = table
-        self._c_in = np.zeros(0, dtype=np.int64)
-        self._c_out = np.zeros(0, dtype=np.int64)
-        self._grid: FloatArray = np.zeros((0, 0))
-        self._single: dict[tuple[int, int], float] = {}
-
-    def at(self, c_in: int, c_out: int) -> float:
-        """Returns µs of one cell; 0 where a side has vanished."""
-        key = (c_in, c_out)
-        if key not in self._single:
-            self._single[key] = float(self.pairs(np.array([c_in]), np.array([c_out]))[0])
-        return self._single[key]
-
-    def pairs(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
-        """Returns µs of the cells ``(c_in[i], c_out[i])``; the arguments broadcast."""
-        shape = np.broadcast_shapes(c_in.shape, c_out.shape)
-        us = np.asarray(self.table.lookup(np.maximum(c_in, 1), np.maximum(c_out, 1)), dtype=np.float64)
-        return np.where((c_in > 0) & (c_out > 0), np.broadcast_to(us, shape), 0.0)
-
-    def grid(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
-        """Returns µs ``[len(c_in), len(c_out)]``."""
-        rows, columns = np.union1d(self._c_in, c_in), np.union1d(self._c_out, c_out)
-        if len(rows) > len(self._c_in) or len(columns) > len(self._c_out):
-            grid = np.empty((len(rows), len(columns)))
-            old_rows = np.searchsorted(rows, self._c_in)
-            old_columns = np.searchsorted(columns, self._c_out)
-            grid[np.ix_(old_rows, old_columns)] = self._grid
-            new_rows = np.setdiff1d(np.arange(len(rows)), old_rows)
-            new_columns = np.setdiff1d(np.arange(len(columns)), old_columns)
-            if len(new_rows):
-                grid[new_rows] = self.pairs(rows[new_rows, None], columns[None])
-            if len(new_columns) and len(old_rows):
-                new = self.pairs(rows[old_rows, None], columns[None, new_columns])
-                grid[np.ix_(old_rows, new_columns)] = new
-            self._c_in, self._c_out, self._grid = rows, columns, grid
-        return self._grid[np.ix_(np.searchsorted(rows, c_in), np.searchsorted(columns, c_out))]
 
 
 @dataclass(frozen=True)
@@ -116,7 +53,7 @@ class _Priced:
     """An op with its cells."""
 
     name: str
-    cells: _Cells
+    cells: Cells
     ins: _Side
     outs: _Side
 
@@ -303,7 +240,7 @@ class LatencyCost:
             full[name] = int(k)
         return full
 
-    def _at(self, full: Mapping[str, int]) -> Iterable[tuple[_Cells, int, int]]:
+    def _at(self, full: Mapping[str, int]) -> Iterable[tuple[Cells, int, int]]:
         for op in self._ops:
             yield op.cells, op.ins.channels(full, self._sizes), op.outs.channels(full, self._sizes)
 
@@ -323,12 +260,12 @@ class LatencyCost:
         self, ops: Iterable[TimedOp], profile: TableSource
     ) -> tuple[tuple[_Priced, ...], tuple[str, ...]]:
         priced, missing, refused = [], [], []
-        cells: dict[str, _Cells | None] = {}
+        cells: dict[str, Cells | None] = {}
         for timed in ops:
             key = timed.op.table_key()
             if key not in cells:
-                table = _table(profile, timed.op)
-                cells[key] = None if table is None else _Cells(table)
+                table = table_of(profile, timed.op)
+                cells[key] = None if table is None else Cells(table)
             found = cells[key]
             name = f"{timed.layer} ({timed.op.kind})"
             if found is not None:
@@ -357,13 +294,6 @@ class LatencyCost:
             else:
                 fixed += mult * self.structure.by_name[name].size
         return _Side(tuple(sorted(units.items())), fixed)
-
-
-def _table(profile: TableSource, op: Op) -> LatencyTable | None:
-    try:
-        return profile.table(op)
-    except (ProfileError, KeyError):
-        return None
 
 
 def _axis(

@@ -1,4 +1,4 @@
-"""Exact max-plus variable elimination over a coupling graph, and its planning.
+"""Exact max-plus variable elimination over a coupling graph.
 
 ``max over all states of Σ tables`` is found by eliminating one variable after the other: join the tables that
 mention it, take the maximum over it, pass the result on. The coupling graph of a CNN is almost a chain, so
@@ -13,38 +13,15 @@ Complexity: the sum of the joined tables' sizes. The slow reference is the maxim
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from halpiee.selection.convolution import adder_first, pull, push
+from halpiee.selection.ordering import Step, order
 from halpiee.selection.terms import Adder, FloatArray, Grid
 
-__all__ = ["Elimination", "Step"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One elimination.
-
-    Attributes:
-        gone: variables that are eliminated here.
-        scope: axes of the joined table, ascending.
-        parts: ``(table id, shape to broadcast it to the joined table)``; ids count factors first, then
-            messages.
-        adder: the sum that is made here, or ``None``.
-        message: axes of what is passed on, ascending.
-        again: whether this is a further mini-bucket of the variable eliminated by the step before.
-    """
-
-    gone: tuple[int, ...]
-    scope: tuple[int, ...]
-    parts: tuple[tuple[int, tuple[int, ...]], ...]
-    adder: Adder | None
-    message: tuple[int, ...]
-    again: bool = False
+__all__ = ["Elimination"]
 
 
 class Elimination:
@@ -55,6 +32,10 @@ class Elimination:
         scopes: variables of every factor, ascending.
         adders: how sums are made.
         limit: cells that a joined table may have.
+
+    Attributes:
+        steps: in the order they are taken; the message of step i is table ``n_factors + i``.
+        exact: whether the result is the maximum, not only a bound on it.
     """
 
     def __init__(
@@ -66,13 +47,10 @@ class Elimination:
         limit: float = 4e6,
     ) -> None:
         self.domains = list(domains)
-        self.limit = limit
-        self.exact = True
-        self._buffers: dict[int, FloatArray] = {}
-        self.steps: list[Step] = []
         self.factor_scopes = [tuple(s) for s in scopes]
         self.n_factors = len(scopes)
-        self._plan(list(self.factor_scopes), list(adders))
+        self.steps, self.exact = order(self.domains, self.factor_scopes, adders, limit)
+        self._buffers: dict[int, FloatArray] = {}
 
     @classmethod
     def of(cls, grid: Grid, *, limit: float = 4e6) -> Elimination:
@@ -198,119 +176,3 @@ class Elimination:
             states[adder.group] = k
         if adder.left is not None and adder.left in step.gone:
             states[adder.left] = int(left[k])
-
-    def _plan(self, scopes: list[tuple[int, ...]], adders: list[Adder]) -> None:
-        scope_of = dict(enumerate(scopes))
-        tables_of: dict[int, set[int]] = {v: set() for v in range(len(self.domains))}
-        for i, scope in scope_of.items():
-            for v in scope:
-                tables_of[v].add(i)
-        alive = set(range(len(self.domains)))
-        pending = dict(enumerate(adders))
-        work: dict[tuple[str, int], float] = {}
-
-        def gone_with(i: int) -> tuple[int, ...]:
-            others = [a for j, a in pending.items() if j != i]
-            gone = [v for v in (pending[i].left,) if v is not None and all(a.left != v for a in others)]
-            gone += [pending[i].group] * all(a.group != pending[i].group for a in others)
-            return tuple(sorted(gone))
-
-        def joined_scope(gone: tuple[int, ...], adder: Adder | None) -> set[int]:
-            scope = {u for v in gone for i in tables_of[v] for u in scope_of[i]} | set(gone)
-            if adder is not None:
-                scope |= {adder.group} | ({adder.left} if adder.left is not None else set())
-            return scope
-
-        def size(scope: set[int]) -> float:
-            return math.prod(float(self.domains[v]) for v in scope)
-
-        while alive or pending:
-            tied = {v for a in pending.values() for v in (a.left, a.group, a.out) if v is not None}
-            made = {a.out for a in pending.values()}
-            best: tuple[float, int, str, int] | None = None
-            for v in alive:
-                if v not in tied:
-                    key = ("variable", v)
-                    if key not in work:
-                        work[key] = size(joined_scope((v,), None))
-                    best = min(best or (math.inf, 0, "", 0), (work[key], 0, *key))
-            for i, adder in pending.items():
-                if adder.left not in made:
-                    cells = size(joined_scope(gone_with(i), adder))
-                    best = min(best or (math.inf, 0, "", 0), (cells, 1, "adder", i))
-            assert best is not None
-            chosen = pending.get(best[3]) if best[2] == "adder" else None
-            gone = gone_with(best[3]) if chosen is not None else (best[3],)
-            if chosen is not None:
-                del pending[best[3]]
-            ids = sorted({i for v in gone for i in tables_of[v]})
-            for n, bucket in enumerate(self._split(ids, scope_of, gone, chosen)):
-                adder_here = chosen if n == 0 else None
-                for step in self._steps_for(bucket, scope_of, gone, adder_here, again=n > 0):
-                    new = self.n_factors + len(self.steps)
-                    self.steps.append(step)
-                    scope_of[new] = step.message
-                    for v in step.message:
-                        tables_of[v].add(new)
-                        work.pop(("variable", v), None)
-                for i in bucket:
-                    for v in scope_of[i]:
-                        tables_of[v].discard(i)
-                        work.pop(("variable", v), None)
-            alive -= set(gone)
-
-    def _split(
-        self, ids: list[int], scope_of: dict[int, tuple[int, ...]], gone: tuple[int, ...], adder: Adder | None
-    ) -> list[list[int]]:
-        """Returns mini-buckets of tables, each within the limit where its members allow it."""
-        base = {v for v in (adder.group, adder.left) if v is not None} if adder is not None else set()
-        whole = {v for i in ids for v in scope_of[i]} | base
-        if math.prod(float(self.domains[v]) for v in whole) <= self.limit:
-            return [ids]
-        buckets: list[tuple[set[int], list[int]]] = [(set(base), [])] if adder is not None else []
-        for i in sorted(ids, key=lambda i: (-math.prod(self.domains[v] for v in scope_of[i]), i)):
-            for scope, members in buckets:
-                union = scope | set(scope_of[i])
-                if math.prod(float(self.domains[v]) for v in union) <= self.limit:
-                    scope.update(union)
-                    members.append(i)
-                    break
-            else:
-                buckets.append((set(scope_of[i]), [i]))
-        self.exact = self.exact and len(buckets) == 1
-        return [members for _, members in buckets]
-
-    def _steps_for(
-        self,
-        bucket: list[int],
-        scope_of: dict[int, tuple[int, ...]],
-        gone: tuple[int, ...],
-        adder: Adder | None,
-        *,
-        again: bool,
-    ) -> list[Step]:
-        scope = {v for i in bucket for v in scope_of[i]}
-        if adder is not None:
-            scope |= {adder.group} | ({adder.left} if adder.left is not None else set())
-            return [self._step(bucket, scope_of, scope, gone, adder, again=False)]
-        steps = []
-        for v in [v for v in gone if v in scope] or gone[:1]:
-            steps.append(self._step(bucket, scope_of, scope | {v}, (v,), None, again=again))
-            bucket, scope = [self.n_factors + len(self.steps) + len(steps) - 1], scope - {v}
-            scope_of = {**scope_of, bucket[0]: steps[-1].message}
-        return steps
-
-    def _step(
-        self,
-        bucket: list[int],
-        scope_of: dict[int, tuple[int, ...]],
-        scope: set[int],
-        gone: tuple[int, ...],
-        adder: Adder | None,
-        *,
-        again: bool,
-    ) -> Step:
-        axes = tuple(sorted(scope))
-        parts = tuple((i, tuple(self.domains[v] if v in scope_of[i] else 1 for v in axes)) for i in bucket)
-        message = set(scope) - set(gone) | ({adder.out} if adder is not None else set())
-        return Step(gone, axes, parts, adder, tuple(sorted(message)), again)

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halpiee.selection.elimination import Step
 from halpiee.selection.lagrangian import Dual
+from halpiee.selection.ordering import Step
 from halpiee.selection.terms import FloatArray, Grid, IntArray
 
 __all__ = ["Frontier", "Reached"]

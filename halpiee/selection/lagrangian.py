@@ -150,9 +150,12 @@ def _cheapest(dual: Dual, budget: float, room: float, start: IntArray | None) ->
     """Returns a choice within the budget: the cheapest one, or ``start`` where the cheapest is not known exactly."""
     _, cheap = dual.best(1.0, 0.0)
     if not dual.plan.exact:
-        cheap = descend(dual.grid, cheap)
-        if start is not None and dual.grid.cost(start) < dual.grid.cost(cheap):
-            cheap = start
+        # The least cost is only bounded: search from the relaxed answer, the narrowest widths and random ones.
+        rng = np.random.default_rng(0)
+        sizes = [len(v) for v in dual.grid.values]
+        starts = [cheap, np.zeros_like(cheap), *(rng.integers(sizes) for _ in range(8))]
+        found = [descend(dual.grid, one) for one in starts] + ([] if start is None else [start])
+        cheap = min(found, key=dual.grid.cost)
     cost = dual.grid.cost(cheap)
     if cost > room:
         raise BudgetError(

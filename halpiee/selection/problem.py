@@ -9,7 +9,6 @@ of what comes in; the normal form the solvers work on is in ``terms.py``.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from halpiee.errors import UsageError
-from halpiee.selection.terms import FloatArray, Grid, IntArray, Side, Term, normalise
+from halpiee.selection.checks import check_budget, check_start, check_term, check_values, check_widths
+from halpiee.selection.terms import Grid, IntArray, Side, normalise
 
 __all__ = ["GridSolution", "Solver", "relative_gap", "solve_grid"]
 
@@ -122,11 +122,11 @@ def solve_grid(
         raise UsageError(
             f"time_limit_s={time_limit_s!r} was asked; give seconds above 0, or None for no limit"
         )
-    checked_values = _check_values(values)
-    checked_widths = _check_widths(widths, checked_values)
-    checked_terms = [_check_term(i, t, checked_values, checked_widths) for i, t in enumerate(terms)]
-    number = _check_budget(budget)
-    first = _check_start(start, checked_values)
+    checked_values = check_values(values)
+    checked_widths = check_widths(widths, checked_values)
+    checked_terms = [check_term(i, t, checked_values, checked_widths) for i, t in enumerate(terms)]
+    number = check_budget(budget)
+    first = check_start(start, checked_values)
     grid = normalise(checked_values, checked_terms, checked_widths)
     if solver == "linear":
         from halpiee.selection.linear import solve_linear
@@ -166,131 +166,3 @@ def solve_joint(
         path=found.path,
         own_cost=found.cost,
     )
-
-
-def _check_values(values: Sequence[ArrayLike]) -> list[FloatArray]:
-    if len(values) == 0:
-        raise UsageError("a problem with no groups was given; pass one array of values per group")
-    checked = []
-    for g, value in enumerate(values):
-        array = np.asarray(value, dtype=np.float64)
-        if array.ndim != 1 or len(array) == 0:
-            raise UsageError(
-                f"values[{g}] must be a 1-d array with one value per option, found shape {array.shape}; "
-                "give every group at least one option"
-            )
-        if not np.isfinite(array).all():
-            at = int(np.flatnonzero(~np.isfinite(array))[0])
-            raise UsageError(
-                f"values[{g}] holds {array[at]} at option {at}; every value must be finite: "
-                "drop that batch's scores"
-            )
-        checked.append(array)
-    return checked
-
-
-def _check_widths(widths: Sequence[ArrayLike] | None, values: list[FloatArray]) -> list[IntArray] | None:
-    if widths is None:
-        return None
-    if len(widths) != len(values):
-        raise UsageError(f"widths has {len(widths)} arrays for {len(values)} groups; pass one per group")
-    checked = []
-    for g, width in enumerate(widths):
-        array = np.asarray(width)
-        if array.shape != values[g].shape or not np.issubdtype(array.dtype, np.number):
-            raise UsageError(
-                f"widths[{g}] must be {len(values[g])} integers, one per option, "
-                f"found {array.dtype} {array.shape}"
-            )
-        whole = np.asarray(array, dtype=np.int64)
-        if (whole != array).any() or (whole < 0).any() or (np.diff(whole) < 0).any():
-            raise UsageError(
-                f"widths[{g}] must be ascending non-negative integers, found {array.tolist()[:8]}; "
-                "sort the options"
-            )
-        checked.append(whole)
-    return checked
-
-
-def _check_term(
-    index: int,
-    term: tuple[Side, Side, ArrayLike],
-    values: list[FloatArray],
-    widths: list[IntArray] | None,
-) -> Term:
-    try:
-        ins, outs, cost = term
-    except (TypeError, ValueError):
-        raise UsageError(f"terms[{index}] must be (ins, outs, cost [n_in, n_out]), found {term!r}") from None
-    table = np.asarray(cost, dtype=np.float64)
-    sides = (_check_side(index, ins, len(values)), _check_side(index, outs, len(values)))
-    if table.ndim != 2:
-        raise UsageError(f"terms[{index}]'s cost must have two axes [n_in, n_out], found shape {table.shape}")
-    for axis, (name, side) in enumerate(zip(("ins", "outs"), sides, strict=True)):
-        length = table.shape[axis]
-        if isinstance(side, tuple):
-            if widths is None:
-                raise UsageError(
-                    f"terms[{index}] has the tuple {side} as {name}, a sum of widths; pass widths=[...], "
-                    "one int array per group"
-                )
-            need = 1 + sum(int(widths[g][-1]) for g in side)
-            if length < need:
-                raise UsageError(
-                    f"terms[{index}]'s cost has {length} entries along {name}={side}; the widths of those "
-                    f"groups add up to {need - 1}, so it needs {need} (index = sum of widths)"
-                )
-        else:
-            need = 1 if side is None else len(values[side])
-            if length != need:
-                raise UsageError(
-                    f"terms[{index}]'s cost has {length} entries along {name}={side}, expected {need}; "
-                    "one per option of the group, or 1 where the side is fixed"
-                )
-    if not np.isfinite(table).all():
-        i, j = (int(x) for x in np.argwhere(~np.isfinite(table))[0])
-        raise UsageError(
-            f"terms[{index}] (ins={sides[0]}, outs={sides[1]}) costs {table[i, j]} at [{i}, {j}]; "
-            "every cost must be finite: measure that cell again or leave the option out"
-        )
-    return Term(sides[0], sides[1], table)
-
-
-def _check_side(index: int, side: Side, n_groups: int) -> Side:
-    if side is None:
-        return None
-    members = side if isinstance(side, tuple) else (side,)
-    for g in members:
-        if isinstance(g, bool) or not isinstance(g, (int, np.integer)) or not 0 <= g < n_groups:
-            raise UsageError(
-                f"terms[{index}] names the group {g!r}; groups are numbered 0 … {n_groups - 1}, "
-                "a side is None, a number or a tuple of numbers"
-            )
-    if isinstance(side, tuple):
-        if not side:
-            raise UsageError(f"terms[{index}] has an empty tuple as a side; write None for a fixed side")
-        return tuple(int(g) for g in side)
-    return int(side)
-
-
-def _check_budget(budget: float) -> float:
-    number = float(budget)
-    if math.isnan(number):
-        raise UsageError("the budget is NaN; give a number in the unit of the costs")
-    return min(max(number, -1e300), 1e300)
-
-
-def _check_start(
-    start: Sequence[int] | NDArray[np.integer] | None, values: list[FloatArray]
-) -> IntArray | None:
-    if start is None:
-        return None
-    array = np.asarray(start)
-    if array.shape != (len(values),) or not np.issubdtype(array.dtype, np.integer):
-        raise UsageError(
-            f"start must be {len(values)} option indices, one per group, found {array.dtype} {array.shape}"
-        )
-    for g, k in enumerate(array):
-        if not 0 <= k < len(values[g]):
-            raise UsageError(f"start[{g}] is {k}, but group {g} has the options 0 … {len(values[g]) - 1}")
-    return array.astype(np.int64)

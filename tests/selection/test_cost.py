@@ -182,3 +182,38 @@ def test_a_step_costs_the_difference_of_two_totals(cost):
     line = cost.with_calibration(Line(10.0, 2.0))
     expected = line.total_us({"stream": 5, "a": 4}) - line.total_us({"stream": 5, "a": 2})
     assert line.step_us({"stream": 5, "a": 2}, "a", 4) == pytest.approx(expected)
+
+
+def test_a_measured_profile_is_priced_at_its_cells():
+    # Cells of every op at multiples of 4 and at 3 and 10, with jittered times; between cells the table rounds up.
+    from latency import Profile
+
+    net = residual()
+    rng = np.random.default_rng(0)
+    cells = []
+    for timed in net.ops:
+        ins = [3] if timed.op.c_in == 3 else [4, 8]
+        outs = [10] if timed.op.c_out == 10 else [4, 8]
+        for i, o in itertools.product(ins, outs):
+            if not timed.op.diagonal or i == o:
+                cells.append({**timed.op.with_channels(i, o).key(), "us": float(i * o + rng.random())})
+    cost = LatencyCost(net, Profile({}, cells))
+    by_kind = {(c["op"], c["c_in"], c["c_out"]): c["us"] for c in cells}
+
+    def expected(s, a):
+        return (
+            by_kind["conv", 3, s]
+            + by_kind["conv", s, a]
+            + by_kind["conv", a, s]
+            + by_kind["add", s, s]
+            + by_kind["linear", s, 10]
+        )
+
+    for s, a in itertools.product((4, 8), (4, 8)):
+        assert cost.total_us({"stream": s, "a": a}) == pytest.approx(expected(s, a))
+        assert cost.interpolated({"stream": s, "a": a}) == ()
+    assert cost.candidates == {"stream": (4, 8), "a": (0, 4, 8)}
+    assert cost.interpolated({"stream": 5}) != ()
+    terms, constant_us = cost.grid(cost.candidates)
+    found = solve_grid([[0.0, 1.0], [0.0, 1.0, 2.0]], terms, 1e9, widths=list(cost.candidates.values()))
+    assert found.cost + constant_us == pytest.approx(cost.dense_us)

@@ -207,3 +207,25 @@ def test_a_coupling_graph_too_wide_for_elimination_still_gets_a_valid_bound():
     wide = solve_dual(grid, budget, gap=0.0)
     assert wide.path == "frontier"
     assert wide.value == pytest.approx(best)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mini_buckets_of_any_shape_give_valid_bounds(shape):
+    from halpiee.selection.lagrangian import solve_dual
+    from halpiee.selection.terms import Term, normalise
+
+    rng = np.random.default_rng([12, SHAPES.index(shape)])
+    split = 0
+    for _ in range(80):
+        problem = random_problem(rng, shape)
+        best, _ = problem.enumerate()
+        grid = normalise(problem.values, [Term(*t) for t in problem.terms], problem.widths)
+        try:
+            found = solve_dual(grid, problem.budget, limit=6)
+        except BudgetError:
+            continue  # the relaxed search for the cheapest choice is not exact either
+        split += found.path == "mini-bucket"
+        assert found.cost <= problem.budget + 1e-9 * abs(problem.budget)
+        assert found.value <= best + 1e-9
+        assert found.upper_bound >= best - 1e-9
+    assert split > 5
