@@ -196,7 +196,8 @@ def test_a_measured_profile_is_priced_at_its_cells():
         outs = [10] if timed.op.c_out == 10 else [4, 8]
         for i, o in itertools.product(ins, outs):
             if not timed.op.diagonal or i == o:
-                cells.append({**timed.op.with_channels(i, o).key(), "us": float(i * o + rng.random())})
+                key = timed.op.with_channels(i, o).key()
+                cells.append({**key, "us": float(i * o + rng.random()), "steps": [4, 4]})
     cost = LatencyCost(net, Profile({}, cells))
     by_kind = {(c["op"], c["c_in"], c["c_out"]): c["us"] for c in cells}
 
