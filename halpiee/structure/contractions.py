@@ -31,6 +31,7 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
     owner = recorder.owner(weight, call)
     name = recorder.call_name(owner)
     module = recorder.modules.get(owner)
+    not_zero(recorder, call, weight)
     c_out = call.out.shape[1]
     ins = recorder.read(x, 1, call)
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
@@ -70,6 +71,12 @@ def wide(values: Any, n: int) -> tuple[int, ...]:
     """Returns one number per spatial dimension."""
     numbers: tuple[int, ...] = tuple(values)
     return numbers * n if len(numbers) == 1 else numbers
+
+
+def not_zero(recorder: Recorder, call: Call, weight: Tensor) -> None:
+    """Freezes the channels of a computed weight that is not 0 where its parameter is."""
+    if not recorder.tag(weight).zero:
+        recorder.freeze(weight, f"{call.where} with a weight that is a sum of parameters")
 
 
 def join(recorder: Recorder, call: Call, ins: Atoms, columns: Atoms) -> None:
@@ -190,6 +197,7 @@ def linear(
     label_dim: int,
 ) -> Timing:
     """A linear layer: contracts ``x_dim`` of x with ``in_dim`` of the weight; out: ``label_dim``."""
+    not_zero(recorder, call, weight)
     owner = recorder.owner(weight, call)
     name = recorder.call_name(owner)
     ins = recorder.read(x, x_dim, call)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from halpiee.structure.labels import Label, Tag, varying
 from halpiee.structure.recorder import Call, Recorder, Timing
 
-__all__ = ["ACTIVATIONS", "pointwise", "shape_fields"]
+__all__ = ["ACTIVATIONS", "numbers_of", "pointwise", "shape_fields"]
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -31,7 +34,7 @@ def pointwise(recorder: Recorder, call: Call) -> Timing | None:
     zero = stays_zero(recorder, call, operands, tags)
     if all(t.parameter for t in tags):
         axes = united_parameters(recorder, operands, tags, out.dim())
-        result = Tag(tuple(axes), parameter=True)
+        result = Tag(tuple(axes), parameter=True, zero=zero)
     else:
         label = united_activations(recorder, call, operands, tags, out.dim())
         label = with_parameters(recorder, call, operands, tags, label, out.dim())
@@ -42,16 +45,15 @@ def pointwise(recorder: Recorder, call: Call) -> Timing | None:
         recorder.units.freeze(result.axes[0], f"{call.where} writes into a constant tensor")
     for tensor in call.outputs:
         recorder.set(tensor, result)
-    numbers = tuple(a for a in call.args if isinstance(a, int | float))
+    numbers = numbers_of(call.args)
     label_now = np.concatenate([np.zeros(0, dtype=np.int64), *(a.reshape(-1) for t in tags for a in t.axes)])
     recorder.scalars.append((call.where, numbers, label_now))
-    if (
-        numbers
-        and label_now.size
-        and not type(recorder.modules.get(call.module)).__module__.startswith("torch.nn")
-    ):
-        recorder.literal = True
     return timing(recorder, call, operands, out)
+
+
+def numbers_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Returns the plain numbers among an op's arguments."""
+    return tuple(a for a in args if isinstance(a, int | float))
 
 
 def aligned(label: Label, dims: int) -> Label:
@@ -148,6 +150,11 @@ ADDITIVE = frozenset({"add", "sub", "rsub"})
 def stays_zero(recorder: Recorder, call: Call, operands: list[Tensor], tags: list[Tag]) -> bool:
     """Returns whether the result is 0 wherever the labelled operands are; freezes where it is not finite."""
     name = call.name.rstrip("_")
+    if all(t.parameter for t in tags):
+        if name in ADDITIVE and len({recorder.origin(t) for t in operands}) > 1:
+            return False  # only the weight's own rows and columns become 0
+    else:
+        tags = [replace(t, zero=t.zero and not t.parameter) for t in tags]
     if name in MULTIPLICATIVE:
         return any(t.zero for t in tags)
     if name in ADDITIVE and len(operands) == 2:

@@ -71,6 +71,9 @@ def irregular_keep(structure: Structure) -> dict[str, Tensor]:
     for group in structure.prunable:
         mask = torch.ones(group.size, dtype=torch.bool)
         mask[torch.randperm(group.size, generator=generator)[: max(1, group.size // 3)]] = False
+        if group.size > 3:
+            mask[[0, -1]] = False  # whatever begins or ends at a place of its own shows at the ends
+            mask[1:3] = True  # a width of 1 takes paths of its own
         keep[group.name] = mask
     return keep
 

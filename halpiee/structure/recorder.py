@@ -217,7 +217,7 @@ class Recorder:
         self._names[id(tensor)] = name
         if isinstance(tensor, nn.Parameter):
             self.learned.add(name)
-        self.set(tensor, Tag(tuple(axes), parameter=True))
+        self.set(tensor, Tag(tuple(axes), parameter=True, zero=True))
 
     def tag(self, tensor: Tensor) -> Tag:
         """Returns what is known of a tensor, its labels at their present roots and compressed."""
@@ -291,6 +291,11 @@ class Recorder:
             index = self._index(first)
             _, name, dim = self._starts[index]
             self.roles.setdefault((name, dim), (side, kind))
+
+    def origin(self, tensor: Tensor) -> str | None:
+        """Returns the name of the parameter that a tensor made of parameters has its first dimension from."""
+        axes = self.tag(tensor).axes
+        return self._starts[self._index(int(axes[0].reshape(-1)[0]))][1] if axes else None
 
     def owner(self, tensor: Tensor, call: Call) -> str:
         """Returns the path of the module that holds a weight: by its parameter, else the running one."""

@@ -18,7 +18,7 @@ from halpiee.structure.labels import Tag, compressed, moved, varying
 from halpiee.structure.norms import batch_norm, group_norm, layer_norm
 from halpiee.structure.recorder import Call, LayerCall, Recorder, Timing
 
-__all__ = ["RULES", "apply"]
+__all__ = ["RULES", "apply", "is_pointwise"]
 
 Rule = Callable[[Recorder, Call], Timing | None]
 
@@ -30,10 +30,17 @@ def apply(recorder: Recorder, call: Call) -> Timing | None:
         return rule(recorder, call)
     if not call.tensors:
         return None
-    if torch.Tag.pointwise in call.func.tags or call.name.rstrip("_") in POINTWISE:
+    if is_pointwise(call.name, call.func):
         return pointwise(recorder, call)
     recorder.freeze_call(call)
     return None
+
+
+def is_pointwise(name: str, func: Any) -> bool:
+    """Returns whether an op without a rule of its own works on each element alone."""
+    if name in RULES or name.rstrip("_") in RULES:
+        return False
+    return torch.Tag.pointwise in func.tags or name.rstrip("_") in POINTWISE
 
 
 POINTWISE = frozenset(
@@ -63,10 +70,8 @@ def nothing(recorder: Recorder, call: Call) -> None:
         recorder.set(out, Tag())
 
 
-SIZED = frozenset(
-    {"view", "_unsafe_view", "reshape", "expand", "repeat", "slice", "split", "split_with_sizes", "select"}
-)
-"""Movements with sizes or indices of their own."""
+SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip"})
+"""Movements without sizes or positions of their own."""
 
 COMPUTED = frozenset({"flatten", "linear", "batch_norm", "instance_norm", "expand_as", "view_as", "conv2d"})
 """Functions that work their sizes out from their input."""
@@ -79,7 +84,7 @@ def movement(recorder: Recorder, call: Call) -> None:
     if len(call.tensors) > 1:
         recorder.freeze_call(call)
         return
-    if tag.axes and not tag.parameter and call.name in SIZED and call.api not in COMPUTED:
+    if tag.axes and not tag.parameter and call.name not in SIZELESS and call.api not in COMPUTED:
         recorder.literal = True
     if call.name in ("split", "split_with_sizes", "chunk", "unbind", "select", "slice", "narrow"):
         tag = cut(recorder, call, tag)
@@ -101,6 +106,29 @@ def movement(recorder: Recorder, call: Call) -> None:
         for axis, before in zip(axes, tag.axes, strict=True):
             if len(varying(axis)) > len(varying(before)) and not tag.parameter:
                 recorder.spreads.append((axis, call.where))
+
+
+def shuffle(recorder: Recorder, call: Call) -> None:
+    """Channel shuffle: a view as (groups, channels a group), which must stay rectangular, turned over."""
+    source, groups = call.args[:2]
+    label = recorder.label(source)
+    if label is not None and label.shape[1] > 1:
+        shape = (label.shape[0], groups, label.shape[1] // groups, *label.shape[2:])
+        recorder.spreads.append((compressed(label.reshape(shape)), call.where))
+    movement(recorder, call)
+
+
+def glu(recorder: Recorder, call: Call) -> None:
+    """Gated linear unit: a value and its gate go together."""
+    source = call.args[0]
+    dim = (call.args[1] if len(call.args) > 1 else -1) % source.dim()
+    label = recorder.label(source)
+    if label is None or recorder.tag(source).parameter or label.shape[dim] == 1:
+        recorder.freeze_call(call)
+        return
+    values, gates = np.split(label, 2, axis=dim)
+    recorder.units.unite(values, gates)
+    recorder.set(call.out, Tag(zero=recorder.tag(source).zero).with_axes([compressed(values)]))
 
 
 def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
@@ -414,8 +442,7 @@ def words(text: str) -> list[str]:
 
 MOVEMENTS = words("""view _unsafe_view _reshape_alias reshape expand permute transpose t squeeze unsqueeze
 select slice narrow
-    split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle
-    channel_shuffle native_channel_shuffle""")
+    split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle""")
 SAME = words("""clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided tril triu
 native_dropout
     bernoulli""")
@@ -463,6 +490,8 @@ RULES: dict[str, Rule] = {
     "native_layer_norm": layer_norm,
     "native_group_norm": group_norm,
     "embedding": embedding,
+    "glu": glu,
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), shuffle),
     "constant_pad_nd": pad,
     **dict.fromkeys(("index_put", "_index_put_impl"), index_put),
     **dict.fromkeys(("roi_align", "roi_pool", "_roi_align_forward"), region),

@@ -28,11 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble, collapsed
+from halpiee.structure.elementwise import numbers_of
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Tag
 from halpiee.structure.probe import CheckedUnits, Cut, cut_for, differences, irregular_keep
 from halpiee.structure.recorder import Call, Event, Recorder, random_like, tensors_of
-from halpiee.structure.rules import apply
+from halpiee.structure.rules import apply, is_pointwise
 from halpiee.structure.shrink import set_number, sliced
 from halpiee.structure.vanish import emptied, vanishable
 
@@ -104,7 +105,7 @@ def traced(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool, van
             break
         positions |= found
     structure = assemble(recorder)
-    if recorder.literal or any(isinstance(m, nn.MultiheadAttention) for m in model.modules()):
+    if recorder.literal or real or not agrees(model, example_inputs, recorder, structure):
         structure = probed(model, example_inputs, positions, recorder, structure, real=real)
     return (
         with_vanishing(model, example_inputs, positions, recorder, structure, real) if vanish else structure
@@ -141,6 +142,55 @@ def with_vanishing(
     return replace(
         structure, groups=tuple(replace(g, may_vanish=verdicts.get(g, False)) for g in structure.groups)
     )
+
+
+def agrees(
+    model: nn.Module, example_inputs: tuple[Any, ...], recorder: Recorder, structure: Structure
+) -> bool:
+    """Returns whether the model, cut on paper, runs through the same ops with the same numbers as the full one.
+
+    It runs on tensors without values or labels, which is quicker than a trace; what differs is then looked
+    for by :func:`probed`.
+    """
+    keep = irregular_keep(structure)
+    if not keep:
+        return True
+    cut = cut_for(structure, keep)
+    memo: dict[int, Any] = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        kept = cut.kept.get(name, {})
+        shape = [kept[d].numel() if d in kept else size for d, size in enumerate(tensor.shape)]
+        data = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        memo.setdefault(id(tensor), nn.Parameter(data, False) if isinstance(tensor, nn.Parameter) else data)
+    watch = Watch()
+    try:
+        inputs = on_meta(example_inputs)
+        copied = copy.deepcopy(model, memo).eval()
+        modules = dict(copied.named_modules())
+        for path, name, at, value in cut.attributes:
+            set_number(modules[path], name, at, value)
+        with torch.no_grad(), watch:
+            result = copied(*inputs)
+    except Exception:  # whatever it was, the full probe finds out
+        return False
+    shapes = [tuple(tensor.shape) for tensor in tensors_of(result)]
+    ops = [event.name for event in recorder.events]
+    numbers = [scalars for _, scalars, _ in recorder.scalars]
+    return watch.ops == ops and watch.numbers == numbers and shapes == recorder.output_shapes
+
+
+def on_meta(value: Any) -> Any:
+    """Returns the same nested inputs without values."""
+    if isinstance(value, Tensor):
+        return value.detach().to("meta")
+    if isinstance(value, dict):
+        return {k: on_meta(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [on_meta(v) for v in value]
+    if isinstance(value, tuple):
+        items = [on_meta(v) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
 
 
 def probed(
@@ -405,6 +455,25 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if outs:
                 writes = tuple(self.recorder.value(t) for t in outs)
                 self.recorder.events.append(Event(name, module, reads, writes, timing, self.recorder.batch))
+        return out
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the ops that run, and the numbers of the pointwise ones."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops: list[str] = []
+        self.numbers: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the op and notes it."""
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if func.namespace != "prim" and tensors_of(out):
+            self.ops.append(name)
+            if is_pointwise(name, func) and tensors_of([args, kwargs or {}]):
+                self.numbers.append(numbers_of(args))
         return out
 
 
