@@ -136,24 +136,27 @@ class Run:
     def _check_profile(self, path: Path, summary: Summary) -> None:
         """Refuses a profile of another device, or one that lacks ops of this network."""
         s = self.settings
-        shape = "" if summary.shape is None else f"--size {'x'.join(map(str, summary.shape))} "
-        command = f"`halpiee profile {s.model} {shape}--batch {s.batch} --out FILE`"
         if not path.is_file():
             raise UsageError(
-                f"--profile {path} was asked for, and there is no such file; make one with {command}"
+                f"--profile {path} was asked for, and there is no such file; "
+                f"make it with `halpiee profile {s.model} --batch {s.batch} --out {path}`"
             )
         profile = latency.Profile.load(path)
         profile.require(latency.environment(backend=s.backend, threads=s.threads))
-        if summary.shape is None or summary.n_classes is None:
-            return  # only loading tells; missing ops are found when the cost is built
-        example = torch.zeros(s.batch, *summary.shape)
-        ops = [timed.op for timed in trace(self._network(summary.n_classes), (example,)).ops]
-        lacking = [op for op in ops if op.kind in ("conv", "linear") and not profile.has_table(op)]
+        if summary.shape is not None and summary.n_classes is not None:  # else only loading the data tells
+            example = torch.zeros(s.batch, *summary.shape)
+            self._check_cells(profile, trace(self._network(summary.n_classes), (example,)), summary.shape)
+
+    def _check_cells(self, profile: latency.Profile, structure: Structure, shape: tuple[int, ...]) -> None:
+        s = self.settings
+        ops = [timed.op for timed in structure.ops if timed.op.kind in ("conv", "linear")]
+        lacking = [op for op in ops if not _reaches(profile, op)]
         if lacking:
             op = lacking[0]
             raise ProfileError(
-                f"--profile {path} lacks {len(lacking)} of the network's {len(ops)} ops, the first of them "
-                f"{op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this network with {command}"
+                f"--profile {s.profile} lacks {len(lacking)} of the network's {len(ops)} convs and linears, the first "
+                f"of them {op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this network with "
+                f"`halpiee profile {s.model} --size {'x'.join(map(str, shape))} --batch {s.batch} --out FILE`"
             )
 
     # -- parts, made when they are needed -----------------------------------------------------------------------
@@ -240,7 +243,9 @@ class Run:
     def _profile(self) -> latency.Profile:
         s = self.settings
         if s.profile is not None:
-            return latency.Profile.load(Path(s.profile))
+            profile = latency.Profile.load(Path(s.profile))
+            self._check_cells(profile, self.structure, self.data.shape)
+            return profile
         return latency.sweep(
             [timed.op for timed in self.structure.ops],
             backend=s.backend,
@@ -264,8 +269,9 @@ class Run:
                 seed=s.seed,
                 progress=self.talk.note,
             )
-            save_json(path, found.as_dict())
-        line = Calibration.from_dict(json.loads(path.read_text()))
+            save_json(path, _line(found))
+        values = json.loads(path.read_text())
+        line = Calibration(values["a_us"], values["b"], tuple((x, y) for x, y in values["points"]))
         cost = cost.with_calibration(line)
         self.talk.note(
             f"dense {cost.dense_us:.0f} µs; whole = {line.a_us:.1f} µs + {line.b:.3f} · Σ, "
@@ -399,7 +405,7 @@ class Run:
                 "closed_loop": [asdict(r) for r in rounds],
                 "predicted_us": predicted,
                 "next_step_us": iee.reports[-1].next_step,
-                "calibration": cost.calibration.as_dict() if cost.calibration else None,
+                "calibration": _line(cost.calibration) if cost.calibration else None,
                 "gap": iee.reports[-1].gap,
                 "dense_us": cost.dense_us,
                 "budget_us": budget_us,
@@ -562,6 +568,20 @@ class Run:
         (self.folder / "report.md").write_text(render_markdown(report))
         save_json(self.folder / "report.json", report)
         return dict(json.loads((self.folder / "report.json").read_text()))
+
+
+def _reaches(profile: latency.Profile, op: latency.Op) -> bool:
+    """Whether the profile can price the op as built."""
+    try:
+        profile.table(op).lookup(op.c_in, op.c_out)
+    except ProfileError:
+        return False
+    return True
+
+
+def _line(calibration: Calibration) -> dict[str, Any]:
+    """Returns a calibration as JSON values, with its worst residual."""
+    return {**asdict(calibration), "worst": calibration.worst}
 
 
 class _Candidate:

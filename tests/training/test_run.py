@@ -1,0 +1,229 @@
+"""A whole run on a toy: every stage real, only the clock is a formula, so that what it must come to is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import latency
+from halpiee.deploy.calibrate import Round
+from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
+from halpiee.training import run as module
+from halpiee.training.run import Run
+from halpiee.training.settings import Cycle, Settings
+from latency.predict import Calibration
+
+KEYS = (
+    "dense_us budget_us predicted_us measured_us next_step_us accuracy_dense accuracy_pruned top5_dense top5_pruned "
+    "train_flops_ratio onnx_rel_l2 onnx_max_abs_error fps_dense fps_pruned macs_dense macs_pruned widths batch threads "
+    "backend precision seconds events"
+)
+
+
+class Quiet:
+    """Says nothing; may interrupt."""
+
+    def __init__(self, at: tuple[str, int] | None = None) -> None:
+        self.at = at
+
+    def stage(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def sweeping(self, done: int, total: int) -> None: ...
+
+    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None:
+        if self.at == (label, step) and entry is None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    # Latencies are measured elsewhere; here the line is known and the candidate always fits.
+    monkeypatch.setattr(module, "calibrate", lambda *_, **__: Calibration())
+    monkeypatch.setattr(
+        module,
+        "close_loop",
+        lambda model, cost, example, candidate, *, budget_us, **_: (
+            cost,
+            [Round(1, cost.total_us(candidate.counts), budget_us, 0.9 * budget_us, 1.02 * budget_us, 1.0)],
+        ),
+    )
+
+
+def settings(profile: Path, **other: Any) -> Settings:
+    values: dict[str, Any] = {
+        "model": "toy:net",
+        "data": "toy:data",
+        "budget": "0.5",
+        "epochs": 4,
+        "batch_size": 12,
+        "profile": str(profile),
+        "rounds": 3,
+        "cycle": Cycle(cycles=3),
+        **other,
+    }
+    return Settings(**values)
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    """Every op costs 4 + 0.25 · c_in · c_out µs (the diagonal: 1 + 0.1 · c)."""
+    import halpiee
+
+    structure = halpiee.trace(module.build("toy:net", num_classes=6), (torch.zeros(1, 3, 6, 6),))
+    cells = []
+    for timed in structure.ops:
+        op = timed.op
+        widths = [(i, o) for i in range(1, op.c_in + 1) for o in range(1, op.c_out + 1)]
+        if op.kind not in ("conv", "linear"):
+            widths = [(c, c) for c in range(1, op.c_out + 1)]
+        for i, o in widths:
+            us = 4 + 0.25 * i * o if op.kind in ("conv", "linear") else 1 + 0.1 * o
+            cells.append({**op.with_channels(i, o).key(), "us": us})
+    path = tmp_path / "profile.jsonl"
+    latency.Profile(latency.environment(), cells).save(path)
+    return path
+
+
+def execute(
+    settings: Settings, folder: Path, talk: Quiet | None = None, *, resume: bool = False
+) -> dict[str, Any]:
+    return Run.open(settings, folder, talk or Quiet(), resume=resume).execute()
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from halpiee.training.checkpoint import load_weights
+
+    return load_weights(folder / "pruned.safetensors")
+
+
+@pytest.mark.slow  # trains, exports and times two small networks
+def test_a_run_ends_in_a_network_within_its_budget_whose_files_agree(tmp_path: Path, profile: Path) -> None:
+    folder = tmp_path / "run"
+    report = execute(settings(profile), folder)
+    assert set(KEYS.split()) <= set(report)
+    # conv1 3→a, conv2 a→b, fc b→6, the pool on b
+    dense = 3 * 4 + 0.25 * (3 * 8 + 8 * 12 + 12 * 6) + 1 + 1.2
+    a, b = report["widths"]["conv1"], report["widths"]["conv2"]
+    used = 3 * 4 + 0.25 * (3 * a + a * b + b * 6) + 1 + 0.1 * b
+    last = report["events"][-1]
+    assert last["event"] == "shrink"
+    assert last["used_us"] == pytest.approx(used)
+    assert used <= 0.5 * dense + 1e-9 == pytest.approx(last["budget_us"] + 1e-9)
+    assert report["macs_pruned"] == 36 * 9 * (3 * a + a * b) + b * 6
+    assert report["macs_dense"] == 36 * 9 * (3 * 8 + 8 * 12) + 12 * 6
+    assert report["fps_pruned"] == pytest.approx(1e6 / report["measured_us"])
+    assert [e["event"] for e in report["events"]][:3] == ["init", "prune", "grow"]
+
+    # the exported file, the plan with its weights, and the report speak of one network
+    run = Run(settings(profile), folder, Quiet())
+    compact = run.compact()
+    x = torch.randn(3, 3, 6, 6)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / "pruned.onnx"), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    expected = compact(x).detach().numpy()
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) <= 1e-5
+    assert sum(p.numel() for p in compact.parameters()) == report["params_pruned"]
+
+    # what is finished is shown, not done again
+    assert execute(settings(profile), folder, resume=True) == report
+    page = (folder / "report.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+STEPS = 40  # 4 epochs of 10; updates end after 3 · 3 · 3 = 27 … 30
+
+
+@pytest.mark.slow  # the same run again for every place it is interrupted at
+@pytest.mark.parametrize(
+    "at", [("dense", 13), ("pruned", 4), ("pruned", 8), ("pruned", 17), ("pruned", 36)], ids=str
+)
+def test_an_interrupted_run_continues_bit_equal(tmp_path: Path, profile: Path, at: tuple[str, int]) -> None:
+    whole = execute(settings(profile), tmp_path / "whole")
+    folder = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        execute(settings(profile), folder, Quiet(at))
+    assert not (folder / "report.json").exists()
+    torch.manual_seed(1234)
+    report = execute(settings(profile), folder, resume=True)
+    first, second = weights(tmp_path / "whole"), weights(folder)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    assert report["events"] == whole["events"]
+    assert report["train_flops_ratio"] == whole["train_flops_ratio"]
+    assert [e["loss"] for e in report["history"]["pruned"]] == [e["loss"] for e in whole["history"]["pruned"]]
+
+
+@pytest.mark.slow  # trains a small network twice
+def test_a_pretrained_network_starts_from_its_weights(tmp_path: Path, profile: Path) -> None:
+    dense = tmp_path / "dense"
+    execute(settings(profile), dense)
+    start = str(dense / "dense.safetensors")
+    report = execute(settings(profile, weights=start), tmp_path / "run")
+    events = report["events"]
+    assert events[0]["event"] == "init"
+    assert events[0]["step"] > 0
+    before = json.loads((dense / "report.json").read_text())
+    assert report["accuracy_dense"] == before["accuracy_dense"]
+
+
+def refused(
+    change: Callable[[Path], Settings], tmp_path: Path, profile: Path, kind: type[Exception], words: str
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(kind, match=words):
+        Run.open(change(profile), folder, Quiet())
+    assert not folder.exists()
+
+
+def test_a_profile_of_another_device_is_refused_and_nothing_written(tmp_path: Path, profile: Path) -> None:
+    lines = profile.read_text().splitlines()
+    header = json.loads(lines[0])
+    header["environment"]["threads"] = 7
+    profile.write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
+    refused(settings, tmp_path, profile, ProfileError, "threads")
+
+
+def test_a_profile_that_lacks_cells_is_refused_and_nothing_written(tmp_path: Path, profile: Path) -> None:
+    kept = [line for line in profile.read_text().splitlines() if '"conv"' not in line]
+    profile.write_text("\n".join(kept) + "\n")
+    refused(
+        lambda path: settings(path, model="resnet20", data="digits"),
+        tmp_path,
+        profile,
+        ProfileError,
+        "lacks 22 of the",
+    )
+    with pytest.raises(ProfileError, match="lacks 2 of the network's 3 convs and linears"):
+        execute(settings(profile), tmp_path / "other")
+
+
+def test_an_unreachable_budget_is_refused_before_any_training(tmp_path: Path, profile: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(BudgetError, match="the smallest network that training can reach needs") as caught:
+        execute(settings(profile, budget="5us"), folder)
+    assert caught.value.minimum > 5
+    assert not (folder / "dense.state").exists()
+    assert not (folder / "dense.safetensors").exists()
+
+
+def test_other_settings_never_resume_nor_overwrite(tmp_path: Path, profile: Path) -> None:
+    folder = tmp_path / "run"
+    Run.open(settings(profile), folder, Quiet())
+    with pytest.raises(OutputInUseError, match="add --resume to continue it"):
+        Run.open(settings(profile), folder, Quiet())
+    with pytest.raises(UsageError, match=r"other settings \(seed: 0 then, 1 now\)"):
+        Run.open(settings(profile, seed=1), folder, Quiet(), resume=True)

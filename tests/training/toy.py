@@ -1,0 +1,38 @@
+"""A small network and small data, named as ``toy:net`` and ``toy:data`` by the tests of a run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    """conv(3→8) conv(8→12) with batch norms, mean, fc."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.fc = nn.Linear(12, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+def net(num_classes: int = 6) -> nn.Module:
+    return Net(num_classes)
+
+
+def data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Six classes told apart by the brightness of the channels."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(n: int) -> tuple[Tensor, Tensor]:
+        y = torch.arange(n) % 6
+        x = torch.randint(0, 120, (n, 3, 6, 6), generator=generator)
+        x[torch.arange(n), y % 3] += (40 + 40 * (y // 3))[:, None, None]
+        return x.to(torch.uint8), y
+
+    return split(120), split(36)
