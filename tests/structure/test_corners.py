@@ -1,0 +1,392 @@
+"""Ways of writing a forward that have led tools astray: each is cut exactly, or frozen with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halpiee.structure import trace, verify
+
+from . import nets
+
+sigmoid = torch.sigmoid
+
+
+class Net(nn.Module):
+    """Modules, and a forward over them."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+        self.run = forward
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.run(self, *inputs)
+
+
+def ab(forward: Callable[..., Any], width: int = 8, **parts: Any) -> Net:
+    """A convolution a from 3 to ``width`` channels, b from 8 to 5, and more."""
+    return Net(forward, a=nn.Conv2d(3, width, 1), b=nn.Conv2d(8, 5, 1), **parts)
+
+
+def number(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape))
+
+
+def written(m: Any, x: Tensor) -> Tensor:
+    """Writes channels into a part of a fresh tensor."""
+    out = x.new_zeros(2, 8, 8, 8)
+    out[:, 2:6] = sigmoid(m.c(x))
+    return m.b(out)
+
+
+def added_in_place(m: Any, x: Tensor) -> Tensor:
+    y = sigmoid(m.a(x))
+    y[:, :4].add_(sigmoid(m.c(x)))
+    return m.b(y)
+
+
+def width_switch(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(sigmoid(y) if y.shape[1] > 6 else torch.relu(y))
+
+
+def spatial_gate(m: Any, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return m.b(y * sigmoid(m.g(torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1))))
+
+
+def class_token(m: Any, x: Tensor) -> Tensor:
+    y = torch.cat([m.token.expand(2, -1, -1), m.a(x)], 1) + m.positions
+    return m.b(m.norm(y)[:, 0])
+
+
+def swapped(m: Any, x: Tensor) -> Tensor:
+    y = sigmoid(m.a(x))
+    return m.b(torch.cat([y[:, 4:], y[:, :4]], 1))
+
+
+IMAGE, TOKENS = nets.IMAGE, (2, 4, 3)
+
+CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
+    "a tensor beside itself": (
+        lambda: Net(
+            lambda m, x: m.b(torch.cat([y := sigmoid(m.a(x)), y], 1)),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(16, 5, 1),
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "input beside channels": (
+        lambda: Net(
+            lambda m, x: m.b(torch.cat([sigmoid(m.a(x)), x], 1)), a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(9, 5, 1)
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "constants beside channels": (
+        lambda: Net(
+            lambda m, x: m.b(torch.cat([sigmoid(m.a(x)), x.new_ones(2, 2, 8, 8)], 1)),
+            a=nn.Conv2d(3, 6, 1),
+            b=nn.Conv2d(8, 5, 1),
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "flipped channels": (lambda: ab(lambda m, x: m.b(sigmoid(m.a(x)).flip(1))), IMAGE, {"a"}),
+    "rolled positions": (lambda: ab(lambda m, x: m.b(sigmoid(m.a(x)).roll((1, 1), (2, 3)))), IMAGE, {"a"}),
+    "channel shuffle op": (lambda: ab(lambda m, x: m.b(F.channel_shuffle(sigmoid(m.a(x)), 2))), IMAGE, {"a"}),
+    "pixel unshuffle": (
+        lambda: Net(
+            lambda m, x: m.b(F.pixel_unshuffle(sigmoid(m.a(x)), 2)),
+            a=nn.Conv2d(3, 4, 1),
+            b=nn.Conv2d(16, 5, 1),
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "gated linear unit op": (lambda: ab(lambda m, x: m.b(F.glu(m.a(x), 1)), width=16), IMAGE, {"a"}),
+    "stacked and summed": (
+        lambda: ab(lambda m, x: m.b(sigmoid(torch.stack([m.a(x), m.c(x)]).sum(0))), c=nn.Conv2d(3, 8, 1)),
+        IMAGE,
+        {"a"},
+    ),
+    "learned weights of branches": (
+        lambda: ab(
+            lambda m, x: m.b(sigmoid(m.a(x) * m.w.softmax(0)[0] + m.c(x) * m.w.softmax(0)[1])),
+            c=nn.Conv2d(3, 8, 1),
+            w=number(2),
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "gate of one channel": (
+        lambda: ab(
+            lambda m, x: m.b((y := sigmoid(m.a(x))) * sigmoid(m.g(y))), g=nn.Conv2d(8, 1, 3, padding=1)
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "standardised weight": (
+        lambda: ab(
+            lambda m, x: m.b(
+                sigmoid(F.conv2d(x, m.a.weight / (m.a.weight.std((1, 2, 3), keepdim=True) + 0.1), m.a.bias))
+            )
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "scaled weight": (
+        lambda: ab(
+            lambda m, x: F.conv2d(sigmoid(m.a(x)), m.b.weight * m.rows * m.columns, m.b.bias),
+            rows=number(5, 1, 1, 1),
+            columns=number(1, 8, 1, 1),
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "one weight in two layers": (
+        lambda: Net(
+            lambda m, x: m.d(sigmoid(F.conv2d(sigmoid(m.b(sigmoid(m.a(x)))), m.b.weight, m.b.bias))),
+            a=nn.Conv2d(3, 6, 1),
+            b=nn.Conv2d(6, 6, 1),
+            d=nn.Conv2d(6, 2, 1),
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "prelu of one slope a channel": (lambda: ab(lambda m, x: m.b(m.p(m.a(x))), p=nn.PReLU(8)), IMAGE, {"a"}),
+    "norm without affine": (
+        lambda: ab(lambda m, x: m.b(sigmoid(m.n(m.a(x)))), n=nn.BatchNorm2d(8, affine=False)),
+        IMAGE,
+        {"a"},
+    ),
+    "where": (lambda: ab(lambda m, x: m.b(torch.where((y := m.a(x)) > 0, y, y * 0.1 - 0.3))), IMAGE, {"a"}),
+    "maximum of two": (
+        lambda: ab(lambda m, x: m.b(torch.maximum(m.a(x), m.c(x))), c=nn.Conv2d(3, 8, 1)),
+        IMAGE,
+        {"a"},
+    ),
+    "resized": (
+        lambda: ab(lambda m, x: m.b(sigmoid(F.interpolate(m.a(x), scale_factor=2, mode="bilinear")))),
+        IMAGE,
+        {"a"},
+    ),
+    "sum over positions by cumsum": (lambda: ab(lambda m, x: m.b(sigmoid(m.a(x)).cumsum(2))), IMAGE, {"a"}),
+    "two norms of groups on one stream": (
+        lambda: ab(
+            lambda m, x: m.b((y := sigmoid(m.n(m.a(x)))) + sigmoid(m.n2(m.g(y)))),
+            n=nn.GroupNorm(2, 8),
+            n2=nn.GroupNorm(4, 8),
+            g=nn.Conv2d(8, 8, 1),
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "norm groups across conv groups": (
+        lambda: Net(
+            lambda m, x: m.b(sigmoid(m.g(sigmoid(m.n(m.a(x)))))),
+            a=nn.Conv2d(3, 12, 1),
+            n=nn.GroupNorm(2, 12),
+            g=nn.Conv2d(12, 12, 1, groups=3),
+            b=nn.Conv2d(12, 5, 1),
+        ),
+        IMAGE,
+        {"a", "g"},
+    ),
+    "unflattened by shape": (
+        lambda: Net(
+            lambda m, x: m.b(sigmoid(m.a(x)).view(x.shape[0], -1, 2, 2)),
+            a=nn.Linear(3, 24),
+            b=nn.Conv2d(6, 5, 1),
+        ),
+        (2, 3),
+        {"a"},
+    ),
+    "einsum": (
+        lambda: Net(
+            lambda m, x: torch.einsum("bnc,dc->bdn", sigmoid(m.a(x)), m.w), a=nn.Linear(3, 8), w=number(5, 8)
+        ),
+        TOKENS,
+        {"a"},
+    ),
+    "weight on the left": (
+        lambda: Net(lambda m, x: m.w @ sigmoid(m.a(x)).T, a=nn.Linear(3, 8), w=number(5, 8)),
+        (4, 3),
+        {"a"},
+    ),
+    "class token and positions": (
+        lambda: Net(
+            class_token,
+            a=nn.Linear(3, 8),
+            token=number(1, 1, 8),
+            positions=number(1, 5, 8),
+            norm=nn.LayerNorm(8),
+            b=nn.Linear(8, 5),
+        ),
+        TOKENS,
+        {"a"},
+    ),
+    "encoder layer": (
+        lambda: Net(
+            lambda m, x: m.h(m.r(x)),
+            r=nn.TransformerEncoderLayer(4, 2, 16, batch_first=True),
+            h=nn.Linear(4, 3),
+        ),
+        (2, 6, 4),
+        {"r.linear1"},
+    ),
+}
+"""What is cut: builder, input shape, names of the prunable groups."""
+
+FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
+    "rolled channels": (
+        lambda: ab(lambda m, x: m.b(sigmoid(m.a(x)).roll(2, 1))),
+        IMAGE,
+        "a size or an index there",
+    ),
+    "permuted channels": (
+        lambda: ab(
+            lambda m, x: m.b(sigmoid(m.a(x))[:, m.order]), order=torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
+        ),
+        IMAGE,
+        "index",
+    ),
+    "halves swapped by numbers": (lambda: ab(swapped), IMAGE, "slice with literal bounds"),
+    "part added in place": (
+        lambda: ab(added_in_place, c=nn.Conv2d(3, 4, 1)),
+        IMAGE,
+        "slice with literal bounds",
+    ),
+    "part written": (
+        lambda: Net(written, c=nn.Conv2d(3, 4, 1), b=nn.Conv2d(8, 5, 1)),
+        IMAGE,
+        "copy_ with a constant of the same width",
+    ),
+    "spatial attention": (
+        lambda: ab(spatial_gate, g=nn.Conv2d(2, 1, 3, padding=1)),
+        IMAGE,
+        "mean over channels",
+    ),
+    "gram matrix": (
+        lambda: Net(
+            lambda m, x: m.h(((y := m.a(x).flatten(2)) @ y.transpose(1, 2)).flatten(1)),
+            a=nn.Conv2d(3, 8, 1),
+            h=nn.Linear(64, 4),
+        ),
+        IMAGE,
+        "bmm of two tensors with channels",
+    ),
+    "weight minus its mean over inputs": (
+        lambda: ab(
+            lambda m, x: F.conv2d(sigmoid(m.a(x)), m.b.weight - m.b.weight.mean((1, 2, 3), keepdim=True))
+        ),
+        IMAGE,
+        "mean over channels",
+    ),
+    "sum of weights": (
+        lambda: ab(lambda m, x: F.conv2d(sigmoid(m.a(x)), m.b.weight + m.shift), shift=number(1, 8, 1, 1)),
+        IMAGE,
+        "convolution with a weight that is a sum of parameters",
+    ),
+    "plain logarithm": (
+        lambda: ab(lambda m, x: m.b(torch.log(m.a(x).abs()))),
+        IMAGE,
+        "log is not finite at 0",
+    ),
+    "one over": (lambda: ab(lambda m, x: m.b(1 / m.a(x))), IMAGE, "reciprocal is not finite at 0"),
+    "a path by width": (lambda: ab(width_switch), IMAGE, "the forward takes another path at another width"),
+    "norm of the vector": (
+        lambda: ab(lambda m, x: m.b(F.normalize(m.a(x), dim=1))),
+        IMAGE,
+        "linalg_vector_norm over channels",
+    ),
+    "functional layer norm": (
+        lambda: Net(lambda m, x: m.b(F.layer_norm(m.a(x), (8,))), a=nn.Linear(3, 8), b=nn.Linear(8, 5)),
+        TOKENS,
+        "native_layer_norm outside a LayerNorm module",
+    ),
+    "norm over channels and positions": (
+        lambda: ab(lambda m, x: m.b(sigmoid(m.n(m.a(x)))), n=nn.LayerNorm((8, 8, 8))),
+        IMAGE,
+        "native_layer_norm in n over several dimensions",
+    ),
+    "unflattened by numbers": (
+        lambda: Net(
+            lambda m, x: m.b(sigmoid(m.a(x)).view(-1, 6, 2, 2)), a=nn.Linear(3, 24), b=nn.Conv2d(6, 5, 1)
+        ),
+        (2, 3),
+        "view with sizes that do not follow the channels",
+    ),
+    "patches": (
+        lambda: ab(lambda m, x: m.b(F.fold(F.unfold(sigmoid(m.a(x)), 1), (8, 8), 1))),
+        IMAGE,
+        "im2col",
+    ),
+    "depthwise by number": (
+        lambda: ab(lambda m, x: m.b(sigmoid(F.conv2d(m.a(x), m.k, groups=8))), k=number(8, 1, 1, 1)),
+        IMAGE,
+        "convolution with a literal number of groups",
+    ),
+    "attention module": (
+        lambda: Net(
+            lambda m, x: m.h(m.r(y := m.a(x), y, y)[0]),
+            a=nn.Linear(8, 8),
+            r=nn.MultiheadAttention(8, 2, batch_first=True),
+            h=nn.Linear(8, 4),
+        ),
+        (2, 6, 8),
+        "the forward of r checks its widths: was expecting embedding dimension of 8",
+    ),
+    "recurrent": (
+        lambda: Net(
+            lambda m, x: m.h(m.r(torch.tanh(m.a(x)))[0]),
+            a=nn.Linear(3, 8),
+            r=nn.LSTM(8, 6, batch_first=True),
+            h=nn.Linear(6, 4),
+        ),
+        (2, 6, 3),
+        "the forward of r checks its widths",
+    ),
+}
+"""What stays: builder, input shape, how the reason of the first layer's group begins."""
+
+
+def traced(builder: Callable[[], Net], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor, Any]:
+    model = nets.randomise(builder()).double().eval()
+    x = torch.ones(shape, dtype=torch.float64)
+    return model, x, trace(model, (x,))
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_what_can_be_cut_is_cut_exactly(name: str) -> None:
+    builder, shape, prunable = CUT[name]
+    model, x, structure = traced(builder, shape)
+    assert {g.name for g in structure.prunable} == prunable
+    for seed in range(3):
+        keep = nets.random_keep(structure, seed)
+        assert verify(model, structure, keep, (x,), tolerance=1e-12, seed=seed) <= 1e-12
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_cannot_be_cut_stays_and_says_why(name: str) -> None:
+    builder, shape, reason = FROZEN[name]
+    model, x, structure = traced(builder, shape)
+    first = next(
+        g for g in structure.groups if g.name != "input" and g.reason != "feeds the network's output"
+    )
+    assert not first.prunable
+    assert first.reason is not None
+    assert reason in first.reason
+    keep = nets.random_keep(structure, 0)
+    assert verify(model, structure, keep, (x,), tolerance=1e-12) <= 1e-12
