@@ -30,6 +30,6 @@ def command(out: Path | None, budget: str, seed: int, as_json: bool) -> None:
     from halpiee.training.settings import Settings
 
     settings = Settings(
-        model="resnet20", width=2, data="digits", size=16, budget=budget, epochs=12, batch_size=64, seed=seed
+        model="resnet20", width=2, data="digits", size=16, budget=budget, epochs=10, batch_size=64, seed=seed
     )
     carry_out(settings, out or free_folder(Path("runs/demo")), resume=False, as_json=as_json)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from latency.backends.onnxruntime import to_onnx
 from latency.benchmark import compare
 from latency.predict import Calibration, fit
 from torch import nn
@@ -22,6 +21,7 @@ from torch import nn
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
+from latency.backends.onnxruntime import to_onnx
 
 __all__ = ["Candidate", "Round", "calibrate", "close_loop", "first_units", "random_counts"]
 
