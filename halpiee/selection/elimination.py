@@ -13,6 +13,7 @@ Complexity: the sum of the joined tables' sizes. The slow reference is the maxim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,9 @@ from halpiee.selection.ordering import Step, order
 from halpiee.selection.terms import Adder, FloatArray, Grid
 
 __all__ = ["Elimination"]
+
+SLICE = 1 << 16
+"""Cells that are joined at a time: half a megabyte, within a second-level cache."""
 
 
 class Elimination:
@@ -50,7 +54,6 @@ class Elimination:
         self.factor_scopes = [tuple(s) for s in scopes]
         self.n_factors = len(scopes)
         self.steps, self.exact = order(self.domains, self.factor_scopes, adders, limit)
-        self._buffers: dict[int, FloatArray] = {}
 
     @classmethod
     def of(cls, grid: Grid, *, limit: float = 4e6) -> Elimination:
@@ -59,72 +62,91 @@ class Elimination:
         scopes += [f.scope for f in grid.factors if f.scope[0] >= grid.n_groups or len(f.scope) > 1]
         return cls(grid.domains, scopes, grid.adders, limit=limit)
 
-    def run(self, tables: Sequence[FloatArray]) -> tuple[float, list[FloatArray], list[FloatArray]]:
+    def run(self, tables: Sequence[FloatArray]) -> tuple[float, list[FloatArray]]:
         """Eliminates everything.
 
         Args:
             tables: one per factor, axes in the order of its scope.
 
         Returns:
-            The maximum (an upper bound where the plan is not exact), all tables with the messages after the
-            factors, and the joined table of every step.
+            The maximum (an upper bound where the plan is not exact), and all tables: the factors', then the
+            messages.
         """
-        store, joined, total = list(tables), [], 0.0
-        for i, step in enumerate(self.steps):
-            table = self.join(step, store, buffer=i)
-            joined.append(table)
-            message = self._pass_on(step, table)
+        store, total = list(tables), 0.0
+        for step in self.steps:
+            if step.adder is None:
+                message = self._maximum(step, store)
+            else:
+                message = push(step.adder, step.scope, step.message, self.domains, self.join(step, store))
             if not step.message:
                 total += float(message)
             store.append(message)
-        return total, store, joined
+        return total, store
 
-    def join(
-        self,
-        step: Step,
-        store: Sequence[FloatArray],
-        without: int | None = None,
-        *,
-        buffer: int | None = None,
-    ) -> FloatArray:
-        """Returns the sum of a step's tables over its scope, one of them left out on request.
-
-        With ``buffer`` the sum of that step is written over the one of the run before: fresh pages for large
-        tables cost more than the additions.
-        """
+    def join(self, step: Step, store: Sequence[FloatArray], without: int | None = None) -> FloatArray:
+        """Returns the sum of a step's tables over its scope, one of them left out on request."""
         shape = tuple(self.domains[v] for v in step.scope)
-        tables = [store[part].reshape(small) for part, small in step.parts if part != without]
-        if len(tables) < 2:
-            return np.broadcast_to(tables[0], shape) if tables else np.zeros(shape)
-        tables.sort(key=np.size)
-        total = tables[0]
-        for table in tables[1:-1]:
-            total = total + table
-        if buffer is None:
-            return np.broadcast_to(total + tables[-1], shape)
-        if buffer not in self._buffers:
-            self._buffers[buffer] = np.empty(shape)
-        return np.add(total, tables[-1], out=self._buffers[buffer])
+        total: FloatArray = np.zeros(())
+        for part, small in sorted(step.parts, key=lambda p: store[p[0]].size):
+            if part != without:
+                total = total + store[part].reshape(small)
+        return np.broadcast_to(total, shape)
 
-    def decode(self, joined: Sequence[FloatArray]) -> list[int]:
+    def decode(self, store: Sequence[FloatArray]) -> list[int]:
         """Returns the states that attain the maximum (good ones, where the maximum is only a bound)."""
         states = [0] * len(self.domains)
         again: list[FloatArray] = []
-        for step, table in zip(reversed(self.steps), reversed(joined), strict=True):
+        for step in reversed(self.steps):
             if step.adder is not None:
+                self._decode_adder(step, step.adder, store, states)
                 again = []
-                self._decode_adder(step, step.adder, table, states)
                 continue
-            (v,) = step.gone
-            row = table[tuple(slice(None) if u == v else states[u] for u in step.scope)]
+            row = self._at(step, store, states, step.gone)
             if step.again:
                 again.append(row)
                 continue
             for other in again:
                 row = row + other
             again = []
-            states[v] = int(np.argmax(row))
+            states[step.gone[0]] = int(np.argmax(row))
         return states
+
+    def _maximum(self, step: Step, store: Sequence[FloatArray]) -> FloatArray:
+        """Returns the joined table's maximum over the variable eliminated, a slice of it at a time.
+
+        Slices stay in the processor's cache; whole tables would go to memory and back twice.
+        """
+        shape = [self.domains[v] for v in step.scope]
+        axis = step.scope.index(step.gone[0])
+        cells = math.prod(shape)
+        if cells <= SLICE or len(shape) == 1:
+            return np.asarray(self.join(step, store).max(axis=axis))
+        along = 0 if axis else 1  # the first axis that stays, so the first of the message
+        rows = max(1, SLICE * shape[along] // cells)
+        tables = sorted((store[part].reshape(small) for part, small in step.parts), key=np.size)
+        message = np.empty([n for a, n in enumerate(shape) if a != axis])
+        buffer = np.empty([rows if a == along else n for a, n in enumerate(shape)])
+        whole: tuple[slice, ...] = (slice(None),) * along
+        for first in range(0, shape[along], rows):
+            here = slice(first, min(first + rows, shape[along]))
+            parts = [t[(*whole, here)] if t.shape[along] > 1 else t for t in tables]
+            joined = buffer[(*whole, slice(0, here.stop - first))]
+            np.add(parts[-1], sum(parts[:-1], np.zeros(())), out=joined)
+            np.max(joined, axis=axis, out=message[here])
+        return message
+
+    def _at(
+        self, step: Step, store: Sequence[FloatArray], states: Sequence[int], keep: Sequence[int]
+    ) -> FloatArray:
+        """Returns a step's joined table where all variables but ``keep`` are in their states."""
+        total: FloatArray = np.zeros([self.domains[v] for v in step.scope if v in keep])
+        for part, small in step.parts:
+            index = tuple(
+                slice(None) if v in keep else states[v] if n > 1 else 0
+                for v, n in zip(step.scope, small, strict=True)
+            )
+            total = total + store[part].reshape(small)[index]
+        return total
 
     def outside(self, store: Sequence[FloatArray]) -> list[FloatArray]:
         """Returns, per step, the maximum over everything not behind its message, over the message's axes.
@@ -151,16 +173,9 @@ class Elimination:
             return np.expand_dims(message, step.scope.index(step.gone[0]))
         return pull(step.adder, step.scope, step.message, self.domains, message)
 
-    def _pass_on(self, step: Step, table: FloatArray) -> FloatArray:
-        if step.adder is None:
-            return np.asarray(table.max(axis=step.scope.index(step.gone[0])))
-        return push(step.adder, step.scope, step.message, self.domains, table)
-
-    def _decode_adder(self, step: Step, adder: Adder, table: FloatArray, states: list[int]) -> None:
-        table = adder_first(adder, step.scope, table)
-        rest = tuple(states[v] for v in step.scope if v not in (adder.left, adder.group))
-        index: tuple[int | slice, ...] = (slice(None), slice(None), *rest)
-        table = table[index]
+    def _decode_adder(self, step: Step, adder: Adder, store: Sequence[FloatArray], states: list[int]) -> None:
+        summands = [v for v in step.scope if v in (adder.left, adder.group)]
+        table = adder_first(adder, summands, self._at(step, store, states, summands))
         left = states[adder.out] - adder.steps
         possible = (left >= 0) & (left < table.shape[0])
         if adder.group not in step.gone:

@@ -67,7 +67,7 @@ class Frontier:
     def __init__(self, dual: Dual, multiplier: float, room: float) -> None:
         self.dual, self.grid, self.multiplier, self.room = dual, dual.grid, multiplier, room
         self.plan = dual.plan
-        _, self.store, _ = self.plan.run(dual.tables(multiplier))
+        _, self.store = self.plan.run(dual.tables(multiplier))
         self.outside = self.plan.outside(self.store)
         self.offset = multiplier * (room - self.grid.constant)
         self.costs: list[FloatArray] = [*dual.own, *dual.wide]

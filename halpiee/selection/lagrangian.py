@@ -79,8 +79,8 @@ class Dual:
         """Returns the maximum of ``weight · V − multiplier · C``, or a bound on it, and its choice."""
         key = (multiplier, weight)
         if key not in self._answers:
-            bound, _, joined = self.plan.run(self.tables(multiplier, weight))
-            states = self.plan.decode(joined)
+            bound, store = self.plan.run(self.tables(multiplier, weight))
+            states = self.plan.decode(store)
             choice = np.array(states[: self.grid.n_groups], dtype=np.int64)
             self._answers[key] = (bound - multiplier * self.grid.constant, choice)
             if self.plan.exact:
@@ -150,7 +150,8 @@ def _cheapest(dual: Dual, budget: float, room: float, start: IntArray | None) ->
     """Returns a choice within the budget: the cheapest one, or ``start`` where the cheapest is not known exactly."""
     _, cheap = dual.best(1.0, 0.0)
     if not dual.plan.exact:
-        # The least cost is only bounded: search from the relaxed answer, the narrowest widths and random ones.
+        # The least cost is only bounded: search from the relaxed answer, the narrowest widths and random
+        # ones.
         rng = np.random.default_rng(0)
         sizes = [len(v) for v in dual.grid.values]
         starts = [cheap, np.zeros_like(cheap), *(rng.integers(sizes) for _ in range(8))]
@@ -177,7 +178,7 @@ def _minimise(
     for _ in range(100):
         if (
             above[0] <= below[0]
-            or upper - below[0] <= 0.1 * gap * abs(upper)
+            or upper - below[0] <= 0.2 * gap * abs(upper)
             or (multiplier > 0 and time.monotonic() > until)
         ):
             break

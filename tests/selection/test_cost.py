@@ -213,8 +213,11 @@ def test_a_measured_profile_is_priced_at_its_cells():
     for s, a in itertools.product((4, 8), (4, 8)):
         assert cost.total_us({"stream": s, "a": a}) == pytest.approx(expected(s, a))
         assert cost.interpolated({"stream": s, "a": a}) == ()
-    assert cost.candidates == {"stream": (4, 8), "a": (0, 4, 8)}
+    # All convs share a table, and 3 was measured in it, for the stem.
+    assert cost.candidates == {"stream": (3, 4, 8), "a": (0, 3, 4, 8)}
     assert cost.interpolated({"stream": 5}) != ()
     terms, constant_us = cost.grid(cost.candidates)
-    found = solve_grid([[0.0, 1.0], [0.0, 1.0, 2.0]], terms, 1e9, widths=list(cost.candidates.values()))
+    found = solve_grid(
+        [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0]], terms, 1e9, widths=list(cost.candidates.values())
+    )
     assert found.cost + constant_us == pytest.approx(cost.dense_us)
