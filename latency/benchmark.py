@@ -2,21 +2,27 @@
 
 Two networks are compared in turns within one run, A B A B …, because the machine's speed drifts by more than they
 differ; the ratio is the median of the rounds' ratios with its distribution-free 95 % interval.
+
+A short anchor runs before and after every run (`latency.timer`): where every network finds enough runs undisturbed
+by who shares the core, only those count; else all do.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from latency.backends import BACKENDS
+from latency.backends import BACKENDS, load
 from latency.device import pinned
 from latency.errors import MissingError, UsageError
-from latency.timer import Clock, CpuClock, WallClock, median_interval
+from latency.timer import BURST, QUIET, Anchor, Clock, CpuClock, WallClock, median_interval
 
 if TYPE_CHECKING:
     import onnx
@@ -25,6 +31,12 @@ if TYPE_CHECKING:
     Model = nn.Module | onnx.ModelProto | str | Path
 
 __all__ = ["Comparison", "Measurement", "Ratio", "compare", "measure"]
+
+ENOUGH = 9
+"""So many undisturbed runs give a median an interval."""
+
+LONG_US = 10_000.0
+"""A shorter call runs once untimed before each turn: the others have driven its data out of the caches."""
 
 WARM_UP = 5
 """Runs before the first that counts; ONNX Runtime allocates its arenas in the first two."""
@@ -102,16 +114,34 @@ class Ratio:
 class Comparison(Mapping[str, Measurement]):
     """Measurements of one interleaved run, by name.
 
+    Args:
+        runs_us: µs of every round, by name.
+        clock: ``cpu`` or ``wall``.
+        contention: of every network.
+        quiet: for every round, by name, whether it was undisturbed.
+
     Attributes:
         runs_us: µs of every round, by name.
+        quiet: whether only undisturbed rounds count.
     """
 
     def __init__(
-        self, runs_us: Mapping[str, Sequence[float]], clock: str, contention: Mapping[str, float]
+        self,
+        runs_us: Mapping[str, Sequence[float]],
+        clock: str,
+        contention: Mapping[str, float],
+        quiet: Mapping[str, Sequence[bool]] | None = None,
     ) -> None:
         self.runs_us = {name: np.asarray(us, dtype=np.float64) for name, us in runs_us.items()}
+        everything = {name: np.ones(len(us), dtype=bool) for name, us in self.runs_us.items()}
+        undisturbed = {
+            name: _undisturbed(us, np.asarray((quiet or everything)[name]), ENOUGH)
+            for name, us in self.runs_us.items()
+        }
+        self.quiet = all(mask is not None for mask in undisturbed.values())
+        self._counts = {n: m for n, m in undisturbed.items() if m is not None} if self.quiet else everything
         self._found = {
-            name: Measurement.of(us.tolist(), clock, contention.get(name, 0.0))
+            name: Measurement.of(us[self._counts[name]].tolist(), clock, contention.get(name, 0.0))
             for name, us in self.runs_us.items()
         }
 
@@ -126,7 +156,27 @@ class Comparison(Mapping[str, Measurement]):
 
     def ratio(self, over: str, under: str) -> Ratio:
         """Returns the latency of ``over`` divided by that of ``under``: how much faster ``under`` is."""
+        both = self._counts[over] & self._counts[under]
+        if both.sum() >= ENOUGH:
+            return Ratio(*median_interval(self.runs_us[over][both] / self.runs_us[under][both]))
+        if self.quiet:
+            a, b = self._found[over], self._found[under]
+            half = math.hypot(
+                (a.ci_hi_us - a.ci_lo_us) / a.median_us, (b.ci_hi_us - b.ci_lo_us) / b.median_us
+            )
+            middle = a.median_us / b.median_us
+            return Ratio(middle, middle * (1.0 - half / 2), middle * (1.0 + half / 2))
         return Ratio(*median_interval(self.runs_us[over] / self.runs_us[under]))
+
+
+def _undisturbed(us: NDArray[np.float64], quiet: NDArray[np.bool_], enough: int) -> NDArray[np.bool_] | None:
+    """Returns which runs were quiet and hit by no burst between their anchors; None where they are too few."""
+    if quiet.all():
+        return quiet
+    if quiet.sum() < enough:
+        return None
+    kept = quiet & (us <= BURST * us[quiet].min())
+    return kept if kept.sum() >= enough else None
 
 
 def measure(
@@ -220,32 +270,52 @@ def compare(
             from latency.backends.torch import module_clock
 
             clock = module_clock(device, threads)
+        own = clock is None
         clock = clock or (CpuClock() if threads == 1 else WallClock())
-        return _interleaved(calls, clock, rounds, seconds)
+        anchor = None
+        if own and clock.kind == "cpu":
+            call = load("onnxruntime").anchor()
+            anchor = Anchor(call, clock) if call is not None else None
+        return _interleaved(calls, clock, rounds, seconds, anchor)
 
 
 def _interleaved(
-    calls: Mapping[str, Callable[[], object]], clock: Clock, rounds: int, seconds: float
+    calls: Mapping[str, Callable[[], object]],
+    clock: Clock,
+    rounds: int,
+    seconds: float,
+    anchor: Anchor | None,
 ) -> Comparison:
     runs: dict[str, list[float]] = {name: [] for name in calls}
+    quiet: dict[str, list[bool]] = {name: [] for name in calls}
     walls = dict.fromkeys(calls, 0.0)
     for call in calls.values():
         for _ in range(WARM_UP):
             call()
+    if anchor is not None:
+        anchor.settle()
     names = list(calls)
-    spent_us = 0.0
-    for done in range(rounds):
-        if done >= 9 and spent_us > seconds * 1e6:
-            break
+    end = time.perf_counter() + seconds
+    done = 0
+    # A disturbed machine gets up to four times the rounds to find as many quiet ones.
+    while done < 9 or (
+        time.perf_counter() < end
+        and (done < rounds or (done < 4 * rounds and min(map(sum, quiet.values())) < rounds))
+    ):
         for name in names if done % 2 == 0 else reversed(names):
+            if len(names) > 1 and (not runs[name] or runs[name][-1] < LONG_US):
+                calls[name]()
+            before = anchor.sample() if anchor else 0.0
             us, wall = clock.time_us(calls[name])
+            after = anchor.sample() if anchor else 0.0
             runs[name].append(us)
+            quiet[name].append(anchor is None or max(before, after) <= QUIET * anchor.floor_us)
             walls[name] += wall
-            spent_us += wall
+        done += 1
     contention = {
         name: max(0.0, 1.0 - sum(us) / walls[name]) if walls[name] > 0 else 0.0 for name, us in runs.items()
     }
-    return Comparison(runs, clock.kind, contention)
+    return Comparison(runs, clock.kind, contention, quiet)
 
 
 def _onnx_call(

@@ -1,8 +1,9 @@
 """Which cells to measure so that few tell all: edges of the steps, a cross of rows and columns, a hold-out.
 
 Between edges nothing changes, so only edges are measured. Along a long axis a few edges are enough, at the ends of
-periods, narrow ones closer together. Of the grid of two axes three full rows and three full columns are measured; the table fills the
-rest (`latency.table.gordon`), and a few random cells that are measured but not used say how well.
+periods, narrow ones closer together. Of the grid of two axes three full rows and three full columns are measured;
+the table fills the rest (`latency.table.gordon`), and a few random cells that are measured but not used say how
+well.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from latency.op import Op
 from latency.probing import Steps
 from latency.profiles import Profile
 
-__all__ = ["IMAGE_CHANNELS", "Design", "Spec", "design", "edges", "refined", "specs"]
+__all__ = ["Design", "Spec", "design", "edges", "refined", "specs"]
 
-IMAGE_CHANNELS = 4
-"""At most so many input channels are a network's input, which no pruning changes."""
-
-DENSE_AXIS = 8
+DENSE_AXIS = 4
 """Axes with at most so many edges are measured at all of them."""
+
+IRREGULAR_AXIS = 16
+"""The same where steps are irregular."""
 
 WRONG = 0.06
 """A held-out cell that the table misses by more than this share asks for more cells around it."""
@@ -85,7 +86,7 @@ def specs(ops: Iterable[Op], fixed: Mapping[Op, tuple[bool, bool]] | None = None
                 op=members[0].with_channels(widest_in, widest_out),
                 ins=tuple(sorted({o.c_in for o in members})),
                 outs=tuple(sorted({o.c_out for o in members})),
-                fixed_in=all(o.c_in <= IMAGE_CHANNELS or fixed.get(o, (False, False))[0] for o in members),
+                fixed_in=all(o.reads_image or fixed.get(o, (False, False))[0] for o in members),
                 fixed_out=all(fixed.get(o, (False, False))[1] for o in members),
             )
         )
@@ -104,16 +105,18 @@ def edges(built: tuple[int, ...], step: int, unit: int = 1) -> list[int]:
     return sorted({*range(whole, built[-1] + 1, whole), *built})
 
 
-def sampled(all_edges: list[int], period: int, keep: tuple[int, ...], at_most: int) -> list[int]:
+def sampled(
+    all_edges: list[int], period: int, keep: tuple[int, ...], at_most: int, irregular: bool
+) -> list[int]:
     """Returns some of the edges: all of a short axis; else the first, and ends of periods with growing distance."""
-    if len(all_edges) <= DENSE_AXIS:
+    if len(all_edges) <= (IRREGULAR_AXIS if irregular else DENSE_AXIS):
         return all_edges
     ends = [e for e in all_edges if e % period == 0] or all_edges
     index = np.unique(np.round(np.geomspace(1, len(ends), min(at_most, len(ends)))).astype(int)) - 1
     return sorted({all_edges[0], *(ends[i] for i in index), *keep})
 
 
-def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 7) -> Design:
+def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 5) -> Design:
     """Returns the cells of one table.
 
     Args:
@@ -132,15 +135,15 @@ def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 
         line = list(spec.ins) if spec.fixed_in else edges(spec.ins, max(steps), unit)
         # A single channel is no longer told from a dense op.
         line = [c for c in line if c > 1 or not spec.op.depthwise] or line
-        used = sampled(line, max(periods), spec.ins, at_most)
+        used = sampled(line, max(periods), spec.ins, at_most, found.irregular[0])
         rest = [c for c in line if c not in used]
         held = [int(c) for c in rng.permutation(rest)[: min(holdout, len(line) // 10)]]
         pairs = [(c, round(c * ratio)) for c in used]
         return Design(tuple(pairs), tuple((c, round(c * ratio)) for c in held), len(line))
     ins = list(spec.ins) if spec.fixed_in else edges(spec.ins, steps[0])
     outs = list(spec.outs) if spec.fixed_out else edges(spec.outs, steps[1])
-    rows = sampled(ins, periods[0], spec.ins, at_most)
-    columns = sampled(outs, periods[1], spec.outs, at_most)
+    rows = sampled(ins, periods[0], spec.ins, at_most, found.irregular[0])
+    columns = sampled(outs, periods[1], spec.outs, at_most, found.irregular[1])
     built = {(i, o) for i in spec.ins for o in spec.outs} if len(spec.ins) * len(spec.outs) <= 16 else set()
     if len(rows) * len(columns) <= WHOLE_GRID:
         used_cells = {(i, o) for i in rows for o in columns}
@@ -156,24 +159,24 @@ def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 
     return Design(tuple(sorted(used_cells)), tuple(held_cells), len(ins) * len(outs))
 
 
-def refined(spec: Spec, found: Steps, cells: Design, profile: Profile) -> list[tuple[int, int]]:
+def refined(spec: Spec, profile: Profile, least_us: float) -> list[tuple[int, int]]:
     """Returns further cells where the held-out cells show a table wrong: rows and columns between the worst.
 
     Args:
         spec: what the table covers.
-        found: steps of both axes.
-        cells: what was measured at first.
         profile: what was measured so far.
+        least_us: errors below this time do not matter.
     """
-    held = [
-        c
-        for c in profile.cells
-        if c.get("role") == "holdout" and Op.from_key(c).table_key() == spec.op.table_key()
-    ]
+    held = [c for c in profile.cells if c.get("role") == "holdout" and _is_of({**c, "role": "sweep"}, spec)]
     if not held or not profile.has_table(spec.op):
         return []
     table = profile.table(spec.op)
-    wrong = [c for c in held if abs(float(table.lookup(c["c_in"], c["c_out"])) / c["us"] - 1.0) > WRONG]
+    wrong = []
+    for cell in held:
+        error = abs(float(table.lookup(cell["c_in"], cell["c_out"])) - cell["us"])
+        noise = cell.get("ci_hi", cell["us"]) - cell.get("ci_lo", cell["us"])
+        if error > max(WRONG * cell["us"], noise, least_us):
+            wrong.append(cell)
     measured = {(c["c_in"], c["c_out"]) for c in profile.cells if _is_of(c, spec)}
     more: set[tuple[int, int]] = set()
     for cell in wrong:

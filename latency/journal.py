@@ -85,7 +85,8 @@ class Journal:
         self.close()
 
     def _begin(self) -> None:
-        assert self.path is not None and self._fd is not None
+        assert self.path is not None
+        assert self._fd is not None
         size = os.fstat(self._fd).st_size
         if size and b"\n" in self.path.read_bytes():
             environment, self.cells, whole = read_lines(self.path)

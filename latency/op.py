@@ -12,10 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["CHANNEL_KEYS", "CONTRACTIONS", "Op"]
+__all__ = ["CHANNEL_KEYS", "CONTRACTIONS", "IMAGE_CHANNELS", "Op"]
 
 CHANNEL_KEYS = ("c_in", "c_out", "groups")
 """Keys that change when channels are removed; the others name the op's table."""
+
+IMAGE_CHANNELS = 4
+"""At most so many channels are an image, which no pruning changes."""
 
 CONTRACTIONS = ("conv", "conv_transpose", "linear")
 """Kinds whose two sides are different channels; of all others c_out follows from c_in."""
@@ -82,6 +85,14 @@ class Op:
         return self.kind not in CONTRACTIONS or self.groups > 1 or self.depthwise
 
     @property
+    def reads_image(self) -> bool:
+        """Whether the op reads a network's input rather than features: a dense conv of at most four channels.
+
+        Runtimes hold features in blocks of channels and images plainly, so the two are different measurements.
+        """
+        return self.kind == "conv" and self.groups == 1 and self.c_in <= IMAGE_CHANNELS
+
+    @property
     def macs(self) -> int:
         """Multiplications of the op, or, where it has no weights, numbers it reads."""
         positions = self.batch * self.h * self.w
@@ -143,7 +154,7 @@ class Op:
         """Returns the canonical JSON of everything but the channel counts: the name of the op's table.
 
         ``groups`` becomes ``depthwise`` or, of any other grouped conv, the channels of one group on both sides:
-        that is what stays when groups are removed.
+        that is what stays when groups are removed. A conv that reads an image has a table of its own.
         """
         key = {k: v for k, v in self.key().items() if k not in CHANNEL_KEYS}
         if self.depthwise:
@@ -152,4 +163,6 @@ class Op:
             key["groups"] = f"{self.c_in // self.groups}x{self.c_out // self.groups}"
         else:
             key["groups"] = 1
+        if self.reads_image:
+            key["image"] = True
         return json.dumps(key, sort_keys=True, separators=(",", ":"))

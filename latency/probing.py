@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from latency.op import Op
+from latency.table import FloatArray, bent
 
 __all__ = ["BASE", "Steps", "found_pattern", "found_step", "kind_of", "probe", "probe_op"]
 
@@ -23,7 +24,7 @@ BASE = 64
 FLAT = 0.7
 """A width inside a step may save this share of a proportional saving: noise, and a little less arithmetic."""
 
-REPEATS = 0.03
+REPEATS = 0.04
 """A pattern repeats when it predicts every edge within this share of the axis's widest time."""
 
 
@@ -34,15 +35,17 @@ class Steps:
     Attributes:
         steps: widths whose multiples are the edges, for C_in and C_out.
         pattern: for each axis None (equal steps) or the shares of a period's cost at its edges, up to 1.
+        irregular: for each axis whether steps are neither equal nor know a period: edges tell nothing of others.
     """
 
     steps: tuple[int, int]
     pattern: tuple[tuple[float, ...] | None, tuple[float, ...] | None] = (None, None)
+    irregular: tuple[bool, bool] = (False, False)
 
 
 def kind_of(op: Op) -> tuple[object, ...]:
-    """Returns what decides an op's steps: ops with the same are probed once."""
-    return op.kind, op.kernel, op.depthwise, op.dtype, op.layout
+    """Returns what decides an op's steps: of ops with the same the one with most work is probed, once."""
+    return op.kind, len(op.kernel), op.depthwise, op.dtype, op.layout
 
 
 def axes_of(op: Op) -> tuple[int, ...]:
@@ -97,7 +100,7 @@ def widths_for_pattern(step: int) -> tuple[int, ...]:
 
 
 def found_pattern(us: Mapping[int, float], step: int) -> tuple[float, ...] | None:
-    """Returns the shares of a period's cost at its edges, or None where steps are equal.
+    """Returns the shares of a period's cost at its edges: ``(1.0,)`` for equal steps, None for irregular ones.
 
     Args:
         us: time at each of ``widths_for_pattern(step)``.
@@ -105,32 +108,25 @@ def found_pattern(us: Mapping[int, float], step: int) -> tuple[float, ...] | Non
     """
     edges = np.array(widths_for_pattern(step))
     if not len(edges):
-        return None
+        return (1.0,)
     times = np.array([us[int(e)] for e in edges])
     for length in (1, 2, 4, 8):
-        period = length * step
-        ends = edges % period == 0
-        if ends.sum() < 2:
+        period = step * max(length, 4)
+        if edges[-1] < 2 * period:
             break
         shape = _mean_shape(times, length)
-        starts = np.concatenate([[_origin(times, edges, ends)], times[ends][:-1]])
-        predicted = np.concatenate(
-            [low + (high - low) * shape for low, high in zip(starts, times[ends], strict=True)]
-        )
-        if np.abs(predicted - times).max() <= REPEATS * times[-1]:
-            return None if length == 1 else tuple(round(float(s), 4) for s in shape)
+        u = bent(edges, step, shape)
+        ends = edges % period == 0
+        slope, at_zero = np.polyfit(u[ends], times[ends], 1)
+        nodes = np.concatenate([[0.0], u[ends]])
+        predicted = np.interp(u, nodes, np.concatenate([[max(0.0, at_zero)], times[ends]]))
+        if slope > 0 and np.abs(predicted - times).max() <= REPEATS * times[-1]:
+            return shape
     return None
 
 
-def _origin(times: np.ndarray, edges: np.ndarray, ends: np.ndarray) -> float:
-    """Returns the time at width 0 on the line through the periods' ends."""
-    slope, at_zero = np.polyfit(edges[ends], times[ends], 1)
-    del slope
-    return float(max(0.0, at_zero))
-
-
-def _mean_shape(times: np.ndarray, length: int) -> np.ndarray:
-    """Returns the mean rise inside a period, as ascending shares of the period's own rise, up to 1."""
+def _mean_shape(times: FloatArray, length: int) -> tuple[float, ...]:
+    """Returns the typical rise inside a period, as ascending shares of the period's own rise, up to 1."""
     whole = times[: len(times) // length * length].reshape(-1, length)
     rises = [
         (row - before) / (row[-1] - before)
@@ -138,10 +134,9 @@ def _mean_shape(times: np.ndarray, length: int) -> np.ndarray:
         if row[-1] > before
     ]
     if not rises:
-        return np.arange(1, length + 1) / length
+        return tuple(np.arange(1, length + 1) / length)
     shape = np.maximum.accumulate(np.clip(np.median(rises, axis=0), 1e-3, 1.0))
-    shape[-1] = 1.0
-    return shape
+    return (*(round(float(s), 4) for s in shape[:-1]), 1.0)
 
 
 def probe(
@@ -161,7 +156,7 @@ def probe(
         Steps by ``kind_of``, and the resolution.
     """
     kinds: dict[tuple[object, ...], Op] = {}
-    for op in ops:
+    for op in sorted(ops, key=lambda op: -probe_op(op, 0, BASE).macs):
         if op.groups == 1 or op.depthwise:
             kinds.setdefault(kind_of(op), op)
     chosen = [op for op in kinds.values() if op.kind in ("conv", "conv_transpose")]
@@ -169,7 +164,7 @@ def probe(
     found: dict[tuple[object, ...], Steps] = {}
     for op in chosen:
         steps = [1, 1]
-        patterns: list[tuple[float, ...] | None] = [None, None]
+        patterns: list[tuple[float, ...] | None] = [(1.0,), (1.0,)]
         for axis in axes_of(op):
             us = {w: measure_us(probe_op(op, axis, w)) for w in widths_for_step()}
             steps[axis] = found_step(us)
@@ -179,6 +174,11 @@ def probe(
             patterns[axis] = found_pattern(us, steps[axis])
         if op.diagonal:
             steps[1], patterns[1] = steps[0], patterns[0]
-        found[kind_of(op)] = Steps((steps[0], steps[1]), (patterns[0], patterns[1]))
+        bending = [shape if shape and len(shape) > 1 else None for shape in patterns]
+        found[kind_of(op)] = Steps(
+            (steps[0], steps[1]),
+            (bending[0], bending[1]),
+            (patterns[0] is None, patterns[1] is None),
+        )
     resolution = max((max(s.steps) for s in found.values()), default=1)
     return found, resolution

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from latency.device import differences, environment_id
 from latency.errors import OutputInUseError, ProfileError
-from latency.op import Op
+from latency.op import IMAGE_CHANNELS, Op
 from latency.table import Table
 
 __all__ = ["SCHEMA", "Profile", "cell_key", "header_line", "read_lines"]
@@ -104,7 +105,7 @@ class Profile:
 
     def has_table(self, op: Op) -> bool:
         """Returns whether any cell of the op's table was measured."""
-        return op.table_key() in self._index()
+        return bool(self._cells_of(op))
 
     def table(self, op: Op) -> Table:
         """Returns the table of an op, whatever its width.
@@ -114,8 +115,24 @@ class Profile:
         """
         name = op.table_key()
         if name not in self._tables:
-            self._tables[name] = Table(op, self._index().get(name, ()))
+            self._tables[name] = Table(op, self._cells_of(op))
         return self._tables[name]
+
+    def _cells_of(self, op: Op) -> list[dict[str, Any]]:
+        """Returns the cells of an op's table.
+
+        A sweep marks the cells that read an image; cells without a mark, as a grid over all widths has them, serve
+        both.
+        """
+        if self._by_table is None:
+            self._by_table = {}
+            for cell in self.cells:
+                if cell.get("role", "sweep") == "sweep":
+                    self._by_table.setdefault(_features_key(Op.from_key(cell)), []).append(cell)
+        cells = self._by_table.get(_features_key(op), [])
+        if op.reads_image:
+            return [c for c in cells if c.get("image")] or cells
+        return [c for c in cells if not c.get("image")]
 
     def require(self, environment: Mapping[str, Any]) -> None:
         """Refuses an environment other than the profile's own.
@@ -144,14 +161,6 @@ class Profile:
     def pack(self) -> Profile:
         """Returns the same profile with its cells sorted by key, so that two versions compare line by line."""
         return Profile(self.environment, sorted(self.cells, key=_order))
-
-    def _index(self) -> dict[str, list[dict[str, Any]]]:
-        if self._by_table is None:
-            self._by_table = {}
-            for cell in self.cells:
-                if cell.get("role", "sweep") == "sweep":
-                    self._by_table.setdefault(Op.from_key(cell).table_key(), []).append(cell)
-        return self._by_table
 
 
 def cell_key(cell: Mapping[str, Any]) -> str:
@@ -214,6 +223,11 @@ def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
             ) from None
         cells.append(cell)
     return dict(head["environment"]), cells, whole
+
+
+def _features_key(op: Op) -> str:
+    """Returns the key of the op's table as if it read features."""
+    return replace(op, c_in=IMAGE_CHANNELS + 1).table_key() if op.reads_image else op.table_key()
 
 
 def _line(cell: Mapping[str, Any]) -> str:

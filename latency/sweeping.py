@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -36,6 +36,9 @@ VISITS = 3
 """How often a cell that finds no quiet moment is measured before it is written as it stands."""
 
 ROUNDS_OF_REFINEMENT = 2
+
+MATTERS = 0.003
+"""Errors below this share of the widest ops together are left alone."""
 
 PROBES = Precision(relative=0.01, absolute_us=0.05, n_min=15)
 """What steps are told from must be sharper than a cell: one per cent decides."""
@@ -221,10 +224,11 @@ def _sweep(state: _State, wanted: list[Spec], *, holdout: int, seed: int, precis
     _measured(state, todo, precision)
     for _ in range(ROUNDS_OF_REFINEMENT):
         profile = Profile(state.journal.environment, state.journal.cells)
+        widest_us = sum(float(profile.table(s.op).lookup(s.op.c_in, s.op.c_out)) for s in buildable)
         more = [
             (spec.op.with_channels(i, o), "sweep", step)
-            for spec, step, cells in zip(buildable, steps, designs, strict=True)
-            for i, o in refined(spec, step, cells, profile)
+            for spec, step in zip(buildable, steps, strict=True)
+            for i, o in refined(spec, profile, MATTERS * widest_us)
         ]
         if not more:
             break
@@ -234,7 +238,7 @@ def _sweep(state: _State, wanted: list[Spec], *, holdout: int, seed: int, precis
 
 
 def _measured(
-    state: _State, todo: list[tuple[Op, str, Steps | None]], precision: Precision
+    state: _State, todo: Sequence[tuple[Op, str, Steps | None]], precision: Precision
 ) -> list[dict[str, Any]]:
     """Measures cells in random order, those that are known already left out; returns what was appended."""
     jobs = []
@@ -270,6 +274,8 @@ def _measured(
             "env": state.journal.environment.get("id") or environment_id(state.journal.environment),
             "role": job.role,
         }
+        if job.op.reads_image:
+            cell["image"] = True
         if job.steps is not None:
             cell["steps"] = list(job.steps.steps)
             if any(job.steps.pattern):

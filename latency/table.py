@@ -76,7 +76,7 @@ class Table:
         grid = np.full((len(self._ins), len(self._outs)), np.nan)
         grid[row, column] = us
         self._present = ~np.isnan(grid)
-        told = next((c for c in reversed(used) if c.get("steps")), {})
+        told: Mapping[str, Any] = next((c for c in reversed(used) if c.get("steps")), {})
         self.steps: tuple[int, int] = tuple(told.get("steps", ())) or (
             _common_step(self._ins),
             _common_step(self._outs),

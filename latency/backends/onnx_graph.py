@@ -21,13 +21,10 @@ from latency.op import Op
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["IMAGE_CHANNELS", "KINDS", "OPSET", "output_size", "twin"]
+__all__ = ["KINDS", "OPSET", "output_size", "twin"]
 
 OPSET = 20
 IR_VERSION = 10
-
-IMAGE_CHANNELS = 4
-"""An op that reads at most so many channels reads a network's input, which is in the plain layout."""
 
 ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
@@ -95,7 +92,7 @@ class _Graph:
         if op.kind == "linear":
             shape = (op.batch, op.c_in) if op.h * op.w == 1 else (op.batch, op.h * op.w, op.c_in)
             return [self.feed("x", shape)]
-        if op.c_in <= IMAGE_CHANNELS and op.kind in ("conv", "conv_transpose") and op.groups == 1:
+        if op.reads_image:
             names = [self.feed("x", (op.batch, op.c_in, *self.spatial))]
         elif op.kind == "concat":
             first = min(op.c_in - 1, -(-op.c_in // 16) * 8) if op.c_in > 1 else 1
