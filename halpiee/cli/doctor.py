@@ -55,6 +55,7 @@ def command(as_json: bool) -> None:
 
     def show() -> None:
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
@@ -62,7 +63,7 @@ def command(as_json: bool) -> None:
             table.add_column(title, overflow="fold")
         mark = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
         for f in findings:
-            table.add_row(mark[f.state], f.what, f.found, f.fix)
+            table.add_row(mark[f.state], f.what, escape(f.found), escape(f.fix))
         Console().print(table)
 
     answer({"healthy": not broken, "findings": [asdict(f) for f in findings]}, as_json, show)

@@ -1,0 +1,65 @@
+"""How ``halpiee train`` gathers its settings and ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from halpiee.cli import train
+from halpiee.errors import UsageError
+from halpiee.training import run as module
+from halpiee.training.record import promise
+from halpiee.training.settings import Settings
+
+SETTINGS = Settings(model="resnet20", data="digits", budget="0.5")
+
+
+class Finished:
+    """A run that is done, with a given promise."""
+
+    kept = True
+
+    @classmethod
+    def open(cls, *_: Any, **__: Any) -> Finished:
+        return cls()
+
+    def execute(self) -> dict[str, Any]:
+        share = 100.0 if self.kept else 140.0
+        return {"promise": promise(share, 100.0, 5.0), "measured_us": share, "events": []}
+
+
+def test_a_missed_promise_ends_in_exit_code_4_after_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "Run", Finished)
+    train.carry_out(SETTINGS, tmp_path / "kept", resume=False, as_json=True)
+    monkeypatch.setattr(Finished, "kept", False)
+    capsys.readouterr()
+    with pytest.raises(click.exceptions.Exit) as end:
+        train.carry_out(SETTINGS, tmp_path / "missed", resume=False, as_json=True)
+    assert end.value.exit_code == 4
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["measured_us"] == 140.0
+    assert "140.0% of the budget of 100 µs: over it" in shown.err
+
+
+def test_resuming_takes_the_settings_of_the_folder_and_what_is_given_on_top(tmp_path: Path) -> None:
+    stored = Settings(model="resnet20", data="digits", budget="0.4", epochs=3)
+    (tmp_path / "settings.json").write_text(json.dumps(stored.as_dict()))
+    assert train.gather({}, tmp_path, resume=True) == stored
+    assert train.gather({"epochs": 5, "omega": 0.2}, tmp_path, resume=True).digest != stored.digest
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="MODEL and --budget missing"):
+        train.gather({"data": "digits"}, tmp_path, resume=False)
+
+
+def test_cycle_options_reach_the_cycle(tmp_path: Path) -> None:
+    given = {"model": "m", "data": "d", "budget": "0.5", "h": 5, "q": 7, "solver": "linear"}
+    cycle = train.gather(given, tmp_path, resume=False).cycle
+    assert (cycle.h, cycle.j, cycle.q, cycle.solver) == (5, None, 7, "linear")
