@@ -87,10 +87,10 @@ class Elimination:
         """Returns the sum of a step's tables over its scope, one of them left out on request."""
         shape = tuple(self.domains[v] for v in step.scope)
         total: FloatArray = np.zeros(())
-        for part, small in sorted(step.parts, key=lambda p: store[p[0]].size):
+        for part, small in step.parts:
             if part != without:
                 total = total + store[part].reshape(small)
-        return np.broadcast_to(total, shape)
+        return total if total.shape == shape else np.broadcast_to(total, shape)
 
     def decode(self, store: Sequence[FloatArray]) -> list[int]:
         """Returns the states that attain the maximum (good ones, where the maximum is only a bound)."""
@@ -123,7 +123,7 @@ class Elimination:
             return np.asarray(self.join(step, store).max(axis=axis))
         along = 0 if axis else 1  # the first axis that stays, so the first of the message
         rows = max(1, SLICE * shape[along] // cells)
-        tables = sorted((store[part].reshape(small) for part, small in step.parts), key=np.size)
+        tables = [store[part].reshape(small) for part, small in step.parts]
         message = np.empty([n for a, n in enumerate(shape) if a != axis])
         buffer = np.empty([rows if a == along else n for a, n in enumerate(shape)])
         whole: tuple[slice, ...] = (slice(None),) * along

@@ -24,7 +24,7 @@ class Step:
         gone: variables that are eliminated here.
         scope: axes of the joined table, ascending.
         parts: ``(table id, shape to broadcast it to the joined table)``; ids count factors first, then
-            messages.
+            messages; the largest table comes last.
         adder: the sum that is made here, or ``None``.
         message: axes of what is passed on, ascending.
         again: whether this is a further mini-bucket of the variable eliminated by the step before.
@@ -159,6 +159,7 @@ class _Planner:
         parts = tuple(
             (i, tuple(self.domains[v] if v in self.scope_of[i] else 1 for v in axes)) for i in bucket
         )
+        parts = tuple(sorted(parts, key=lambda part: (math.prod(part[1]), part[0])))
         message = scope - set(gone) | ({adder.out} if adder is not None else set())
         self.steps.append(Step(gone, axes, parts, adder, tuple(sorted(message)), again))
         number = self.n_factors + len(self.steps) - 1

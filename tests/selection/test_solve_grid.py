@@ -229,3 +229,13 @@ def test_mini_buckets_of_any_shape_give_valid_bounds(shape):
         assert found.value <= best + 1e-9
         assert found.upper_bound >= best - 1e-9
     assert split > 5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tables_joined_a_slice_at_a_time_give_the_same_optimum(shape, monkeypatch):
+    monkeypatch.setattr("halpiee.selection.elimination.SLICE", 5)
+    rng = np.random.default_rng([13, SHAPES.index(shape)])
+    for _ in range(60):
+        problem = random_problem(rng, shape)
+        best, _ = problem.enumerate()
+        assert solve(problem, gap=0.0).value == pytest.approx(best, abs=1e-8)
