@@ -221,3 +221,57 @@ def test_masks_that_differ_between_pools_of_weights_stay_exact() -> None:
     two_of_four = LayerPools(units, NM(2, 4)).choose(scores, must=none, may=~none, level=1.0).alive
     assert two_of_four["0.weight"].tolist() == [[False, False, True, True]] * 4
     assert two_of_four["1.weight"].tolist() == [[True, True, False, False]] * 2
+
+
+class Staircase:
+    """T = 2 + c_in·⌈c_out⌉₁₆ · positions · 1e-5 µs: steps of 16 channels on both sides, as AVX-512 has them."""
+
+    def __init__(self, op: Op) -> None:
+        self.work = op.h * op.w * math.prod(op.kernel or (1,)) / math.prod(op.stride or (1,)) * 1e-5
+
+    def lookup(self, c_in: ArrayLike, c_out: ArrayLike) -> NDArray[np.float64]:
+        i, o = np.broadcast_arrays(np.asarray(c_in), np.asarray(c_out))
+        return np.where((i == 0) | (o == 0), 0.0, 2.0 + np.ceil(i / 16) * np.ceil(o / 16) * 256 * self.work)
+
+    def measured(self, c_in: ArrayLike, c_out: ArrayLike) -> NDArray[np.bool_]:
+        return np.ones(np.broadcast(c_in, c_out).shape, dtype=np.bool_)
+
+
+class Staircases:
+    def table(self, op: Op) -> Staircase:
+        return Staircase(op)
+
+
+@pytest.mark.slow  # traces ResNet-50 and solves it a few times
+@pytest.mark.parametrize("fraction", [0.55, 0.3])
+def test_on_resnet50_less_than_half_a_percent_of_the_budget_is_left(fraction: float) -> None:
+    from torchvision.models import resnet50
+
+    import halpiee
+
+    model = resnet50()
+    structure = halpiee.trace(model, (torch.zeros(1, 3, 64, 64),))
+    cost = LatencyCost(structure, Staircases())
+    pool = bind(Latency(fraction=fraction), Channels(model, structure), cost)
+    assert isinstance(pool, LatencyPool)
+    generator = torch.Generator().manual_seed(0)
+
+    def scores() -> dict[str, Tensor]:
+        return {name: torch.rand(size, generator=generator) for name, size in pool.units.sizes.items()}
+
+    alive = pool.start(generator).alive
+    none = Mask.full(pool.units.sizes, False)
+    for omega in (0.3, 0.1, 0.02):
+        kept = pool.choose(scores(), must=none, may=alive, level=1 - omega)
+        assert kept.used <= (1 - omega) * pool.total * (1 + 1e-9)
+        grown = pool.choose(scores(), must=kept.alive, may=~kept.alive, level=1.0)
+        alive = grown.alive
+        assert grown.used <= pool.total * (1 + 1e-9)
+        assert grown.slack <= 0.005 * pool.total
+        assert all(bool(alive[name][mask].all()) for name, mask in kept.alive.items())
+        base = cost.total_us(alive.counts)
+        for name, count in alive.counts.items():
+            wider = [k for k in cost.candidates[name] if k > count]
+            if wider:
+                assert cost.total_us({**alive.counts, name: wider[0]}) > pool.total * (1 - 1e-9), name
+        assert base == pytest.approx(grown.used)
