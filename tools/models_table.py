@@ -76,7 +76,8 @@ class Row:
 
 
 HEADER = (
-    "| network | input | trace, s | groups prunable | parameters prunable | MACs prunable | rel. error | frozen |\n"
+    "| network | input | trace, s | groups prunable | parameters prunable | MACs prunable | rel. error "
+    "| frozen |\n"
     "|---|---|---|---|---|---|---|---|"
 )
 
@@ -104,6 +105,10 @@ def build(name: str) -> nn.Module:
                 (module.bias.data, -0.2, 0.2),
             ):
                 tensor.uniform_(low, high)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():  # heads that start at zero would hide every difference
+                parameter.normal_(std=0.1)
     network: nn.Module = model
     return network
 
@@ -116,7 +121,9 @@ def example_inputs(name: str) -> tuple[Any, ...]:
         return (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
     if name in list_models(module=video):
         return (
-            (torch.randn(1, 3, 16, 224, 224),) if name.startswith("mvit") else (torch.randn(1, 3, 8, 64, 64),)
+            (torch.randn(1, 3, 16, 224, 224),)
+            if name.startswith(("mvit", "s3d"))
+            else (torch.randn(1, 3, 8, 64, 64),)
         )
     size = 224 if name.startswith("vit") else IMAGE_SIZES.get(name, 64)
     return (torch.randn(1, 3, size, size),)

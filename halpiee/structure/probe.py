@@ -119,6 +119,15 @@ def differences(
             return [(everything(structure), "the forward takes another path at another width")]
         if scalars != others:
             return [(known(small, label), f"{name}: a number computed from the width")]
+    if full.made != small.made:
+        changed = [n for a, b in zip(full.made, small.made, strict=False) if a != b for n in a]
+        named = [g for g in structure.prunable if g.size in changed] or list(structure.prunable)
+        return [
+            (
+                np.concatenate([unit_range(g) for g in named]),
+                "a number computed from the width becomes a tensor",
+            )
+        ]
     if len(full.scalars) != len(small.scalars):
         return [(everything(structure), "the forward takes another path at another width")]
     if full.output_shapes != small.output_shapes:

@@ -187,6 +187,7 @@ class Recorder:
         self.batch = 1
         self.literal = False
         self.scalars: list[tuple[str, tuple[Any, ...], Atoms]] = []
+        self.made: list[tuple[Any, ...]] = []
         self.output_shapes: list[tuple[int, ...]] = []
         self.failed: list[Atoms] = []
         self.failed_at = ""

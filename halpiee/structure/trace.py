@@ -169,14 +169,20 @@ def agrees(
         modules = dict(copied.named_modules())
         for path, name, at, value in cut.attributes:
             set_number(modules[path], name, at, value)
-        with torch.no_grad(), watch:
+        made: list[tuple[Any, ...]] = []
+        with torch.no_grad(), Api(Path(), made), watch:
             result = copied(*inputs)
     except Exception:  # whatever it was, the full probe finds out
         return False
     shapes = [tuple(tensor.shape) for tensor in tensors_of(result)]
     ops = [event.name for event in recorder.events]
     numbers = [scalars for _, scalars, _ in recorder.scalars]
-    return watch.ops == ops and watch.numbers == numbers and shapes == recorder.output_shapes
+    return (
+        made == recorder.made
+        and watch.ops == ops
+        and watch.numbers == numbers
+        and shapes == recorder.output_shapes
+    )
 
 
 def on_meta(value: Any) -> Any:
@@ -356,7 +362,7 @@ def forward(
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), fake_mode or nullcontext(), Api(path), Dispatch(recorder, path):
+        with torch.no_grad(), fake_mode or nullcontext(), Api(path, recorder.made), Dispatch(recorder, path):
             result = model(*inputs)
     except StructureError:
         raise
@@ -406,15 +412,18 @@ class Path:
 
 
 class Api(TorchFunctionMode):
-    """Notes the name of the torch function that the model's code calls."""
+    """Notes the name of the torch function that the model's code calls, and numbers made into tensors."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, made: list[tuple[Any, ...]]) -> None:
         super().__init__()
         self.path = path
+        self.made = made
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the function with its name noted."""
         before, self.path.api = self.path.api, getattr(func, "__name__", "")
+        if self.path.api in ("tensor", "as_tensor", "scalar_tensor", "full") and numbers_of(args):
+            self.made.append(numbers_of(args))
         try:
             return func(*args, **(kwargs or {}))
         finally:

@@ -328,6 +328,11 @@ FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
         (2, 3),
         "view with sizes that do not follow the channels",
     ),
+    "a tensor made of the width": (
+        lambda: ab(lambda m, x: m.b((y := m.a(x)) / torch.sqrt(torch.tensor(y.shape[1])))),
+        IMAGE,
+        "a number computed from the width becomes a tensor",
+    ),
     "patches": (
         lambda: ab(lambda m, x: m.b(F.fold(F.unfold(sigmoid(m.a(x)), 1), (8, 8), 1))),
         IMAGE,
