@@ -96,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quantum", type=int, default=8, help="channels per step of a random staircase (8)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gap", type=float, help="gap to prove; default: what each network must reach")
+    parser.add_argument(
+        "--retained", type=float, nargs="*", default=[], help="budgets at which to compare joint and linear"
+    )
     parser.add_argument("--small", type=int, default=0, help="random small problems to check by enumeration")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     args = parser.parse_args(argv)
@@ -160,6 +163,8 @@ def bench_network(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
     if name == "resnet50":
         row |= bench_linear(scores, cost)
+    for share in args.retained:
+        report(bench_retained(name, scores, cost, share), as_json=args.json)
     return row
 
 
@@ -193,6 +198,29 @@ def bench_linear(scores: dict[str, Any], cost: LatencyCost) -> dict[str, Any]:
         "linear_true_share": kept.latency_us / budget_us,
         "joint_value_at_same_true_latency": joint.value,
     }
+
+
+def bench_retained(name: str, scores: dict[str, Any], cost: LatencyCost, share: float) -> dict[str, Any]:
+    """Compares the share of all scores kept: linear in 1, 5 and 30 steps, joint at the same true latency."""
+    total = sum(float(score.sum()) for score in scores.values())
+    row: dict[str, Any] = {"problem": f"{name} at {share:g}"}
+    for steps in (1, 5, 30):
+        keep = None
+        for step in range(1, steps + 1):
+            budget_us = cost.dense_us * share ** (step / steps)
+            try:
+                found = choose(scores, cost, budget_us, may=keep, solver="linear")
+            except BudgetError:
+                break
+            keep = found.keep
+        joint = choose(scores, cost, found.latency_us)
+        row |= {
+            f"linear{steps}": found.value / total,
+            f"true_share{steps}": found.latency_us / (share * cost.dense_us),
+            f"joint_there{steps}": joint.value / total,
+        }
+    found = choose(scores, cost, share * cost.dense_us)
+    return row | {"joint": found.value / total, "bound": found.upper_bound / total}
 
 
 def plain_knapsack(

@@ -103,6 +103,32 @@ class LatencyCost:
         other.__dict__.pop("dense_us", None)
         return other
 
+    def restricted(self, *, multiple: int = 1, least: float = 0.0, vanish: bool = True) -> LatencyCost:
+        """Returns the same cost with fewer candidate widths; the dense width always stays one.
+
+        Args:
+            multiple: widths are multiples of this.
+            least: share of its units that every group keeps at least; a group that may vanish may still do so.
+            vanish: whether groups may be emptied where the structure allows it.
+        """
+        if multiple < 1 or not 0 <= least <= 1:
+            raise UsageError(
+                f"candidates of multiples of {multiple} and at least {least:g} of each group were asked; give a "
+                "multiple of at least 1 and a share between 0 and 1"
+            )
+        other = copy.copy(self)
+        other.__dict__["candidates"] = {
+            name: tuple(
+                k
+                for k in candidates
+                if k == self._sizes[name]
+                or (k == 0 and vanish)
+                or (k > 0 and k % multiple == 0 and k >= least * self._sizes[name])
+            )
+            for name, candidates in self.candidates.items()
+        }
+        return other
+
     @cached_property
     def dense_us(self) -> float:
         """Calibrated latency of the whole network."""

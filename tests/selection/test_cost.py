@@ -221,3 +221,13 @@ def test_a_measured_profile_is_priced_at_its_cells():
         [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0]], terms, 1e9, widths=list(cost.candidates.values())
     )
     assert found.cost + constant_us == pytest.approx(cost.dense_us)
+
+
+def test_candidates_can_be_restricted(cost):
+    assert cost.candidates == {"stream": (1, 2, 3, 4, 5, 6, 7, 8), "a": (0, 1, 2, 3, 4, 5, 6, 7, 8)}
+    assert cost.restricted(multiple=4).candidates == {"stream": (4, 8), "a": (0, 4, 8)}
+    assert cost.restricted(least=0.7, vanish=False).candidates == {"stream": (6, 7, 8), "a": (6, 7, 8)}
+    assert cost.restricted(multiple=3).candidates == {"stream": (3, 6, 8), "a": (0, 3, 6, 8)}
+    assert cost.restricted(multiple=3).dense_us == cost.dense_us
+    with pytest.raises(UsageError, match="share between 0 and 1"):
+        cost.restricted(least=1.5)

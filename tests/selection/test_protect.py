@@ -1,0 +1,30 @@
+"""The first layer is protected only where it does not share a residual stream."""
+
+from __future__ import annotations
+
+from halpiee.selection.protect import first_group
+from halpiee.structure.groups import Layer
+
+from .fakes import group, structure
+
+
+def network(layers):
+    groups = [group("input", 3, prunable=False), group("stem", 8), group("a", 8)]
+    net = structure(groups, [])
+    return type(net)(layers=tuple(layers), groups=net.groups, ops=(), slots=())
+
+
+STEM = Layer("stem", "conv", (("input", 1),), (("stem", 1),))
+
+
+def test_a_stem_of_its_own_is_protected():
+    assert first_group(network([STEM, Layer("a", "conv", (("stem", 1),), (("a", 1),))])) == "stem"
+
+
+def test_a_stem_that_shares_a_residual_stream_is_not():
+    back = Layer("a2", "conv", (("a", 1),), (("stem", 1),))
+    assert first_group(network([STEM, Layer("a", "conv", (("stem", 1),), (("a", 1),)), back])) is None
+
+
+def test_a_network_without_layers_protects_nothing():
+    assert first_group(network([])) is None
