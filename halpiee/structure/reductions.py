@@ -1,0 +1,122 @@
+"""Ops that combine elements: pooling and resizing within a channel, reductions, softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from halpiee.structure.elementwise import shape_fields
+from halpiee.structure.labels import Tag
+from halpiee.structure.recorder import Call, Recorder, Timing
+
+__all__ = ["reduction", "region", "softmax", "spatial"]
+
+
+def spatial(recorder: Recorder, call: Call) -> Timing | None:
+    """Pooling and resizing: positions mix within a channel."""
+    source, out = call.tensors[0], call.outputs[0]
+    tag = recorder.tag(source)
+    label = recorder.label(source)
+    n_positions = next((int(c) for c in "123" if f"{c}d" in call.name), source.dim() - 2)
+    dims = range(source.dim() - n_positions, source.dim())
+    if label is not None and any(label.shape[d] > 1 for d in dims):
+        recorder.freeze_call(call)
+        return None
+    for tensor in call.outputs:
+        recorder.set(tensor, tag)
+    kind, fields = pooling(call, source, out, n_positions)
+    dim, atoms = recorder.peek(source)
+    if kind is None or source.dim() != n_positions + 2 or not atoms.size:
+        return None
+    return Timing(kind, atoms, atoms, shape_fields(source, dim) | fields)
+
+
+def pooling(call: Call, source: Tensor, out: Tensor, n: int) -> tuple[str | None, dict[str, Any]]:
+    """Returns the kind of timed op a pooling or resizing op is, and its fields."""
+
+    def numbers(index: int, default: Any) -> tuple[int, ...]:
+        value = call.args[index] if len(call.args) > index else default
+        value = [value] if isinstance(value, int) else list(value or default)
+        return tuple(value * n if len(value) == 1 else value)
+
+    if call.name.startswith(("max_pool", "avg_pool")):
+        kernel = numbers(1, [1])
+        fields = {"kernel": kernel, "stride": numbers(2, kernel) or kernel, "padding": numbers(3, [0])}
+        fields["dilation"] = numbers(4, [1]) if call.name.startswith("max") else (1,) * n
+        return ("max_pool" if call.name.startswith("max") else "avg_pool"), fields
+    if "adaptive" in call.name:
+        sizes, targets = source.shape[-n:], out.shape[-n:]
+        if all(t == 1 for t in targets) and "avg" in call.name:
+            return "global_avg_pool", {}
+        stride = tuple(s // t for s, t in zip(sizes, targets, strict=True))
+        kernel = tuple(s - (t - 1) * k for s, t, k in zip(sizes, targets, stride, strict=True))
+        fields = {"kernel": kernel, "stride": stride, "padding": (0,) * n, "dilation": (1,) * n}
+        return ("avg_pool" if "avg" in call.name else "max_pool"), fields
+    if "upsample" in call.name:
+        return "upsample", {
+            "stride": tuple(o // s or 1 for o, s in zip(out.shape[-n:], source.shape[-n:], strict=True))
+        }
+    return None, {}
+
+
+def region(recorder: Recorder, call: Call) -> None:
+    """Pooling of regions: each channel alone, at places that other tensors give."""
+    source = call.args[0]
+    for other in call.tensors[1:]:
+        recorder.freeze(other, call.where)
+    label = recorder.label(source)
+    if label is None or any(size > 1 for d, size in enumerate(label.shape) if d != 1):
+        recorder.freeze_call(call)
+        return
+    for out in call.outputs:
+        recorder.set(out, Tag(zero=recorder.tag(source).zero).with_axes([label]))
+
+
+EXACT_SUMS = frozenset({"sum"})
+"""Reductions whose value does not change when elements that are 0 go."""
+
+
+def reduction(recorder: Recorder, call: Call) -> Timing | None:
+    """Reductions: over positions the channels stay; over channels only a sum of zeros may lose some."""
+    source = call.tensors[0]
+    tag = recorder.tag(source)
+    dims = reduced_dims(call, source)
+    keepdim = all(out.dim() == source.dim() for out in call.outputs[:1])
+    axes = []
+    for axis in tag.axes:
+        label = recorder.units.find(axis)
+        if any(label.shape[d] > 1 for d in dims):
+            if not (call.name in EXACT_SUMS and tag.zero and not tag.parameter):
+                recorder.units.freeze(label, f"{call.where} over channels")
+            continue
+        axes.append(label if keepdim else label.squeeze(tuple(dims)) if dims else label)
+    zero = tag.zero and call.name in ("sum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm")
+    for out in call.outputs:
+        recorder.set(out, Tag(parameter=tag.parameter, zero=zero).with_axes(axes))
+    spatial_dims = list(range(2, source.dim()))
+    if call.name == "mean" and spatial_dims and sorted(dims) == spatial_dims:
+        dim, atoms = recorder.peek(source)
+        return Timing("global_avg_pool", atoms, atoms, shape_fields(source, dim)) if atoms.size else None
+    return None
+
+
+def reduced_dims(call: Call, source: Tensor) -> list[int]:
+    """Returns the dimensions an op reduces."""
+    index = 2 if call.name == "linalg_vector_norm" else 1
+    dims = call.args[index] if len(call.args) > index else call.kwargs.get("dim")
+    if isinstance(dims, bool) or dims is None or dims == []:
+        return list(range(source.dim()))
+    return sorted(d % source.dim() for d in ([dims] if isinstance(dims, int) else dims))
+
+
+def softmax(recorder: Recorder, call: Call) -> None:
+    """Softmax and other ops that mix along one dimension and keep the shape."""
+    source = call.tensors[0]
+    tag = recorder.tag(source)
+    dims = reduced_dims(call, source)
+    for axis in tag.axes:
+        if any(recorder.units.find(axis).shape[d] > 1 for d in dims):
+            recorder.units.freeze(axis, f"{call.where} over channels")
+    for out in call.outputs:
+        recorder.set(out, Tag(tag.axes, tag.parameter))
