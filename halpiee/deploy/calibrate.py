@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from latency.benchmark import compare
-from latency.predict import Calibration, fit
 from torch import nn
 
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 from latency.backends.onnxruntime import to_onnx
+from latency.benchmark import compare
+from latency.predict import Calibration, fit
 
 __all__ = ["Candidate", "Round", "calibrate", "close_loop", "first_units", "random_counts"]
 
@@ -115,6 +115,11 @@ class Candidate(Protocol):
         ...
 
     @property
+    def keep(self) -> dict[str, torch.Tensor]:
+        """Which units stay."""
+        ...
+
+    @property
     def next_step_us(self) -> float:
         """Smallest extra cost of any next allowed size; NaN when everything is active."""
         ...
@@ -146,7 +151,7 @@ def close_loop(
     limit is taken.
 
     Args:
-        model: dense-shaped; its weights do not matter.
+        model: dense-shaped, with its current weights.
         cost: calibrated.
         example_inputs: at the profile's batch size.
         candidate: the selection.
@@ -164,7 +169,7 @@ def close_loop(
     points: list[tuple[float, float]] = []
     while True:
         counts = candidate.counts
-        compact = to_onnx(shrink(model, structure, first_units(structure, counts)), example_inputs)
+        compact = to_onnx(shrink(model, structure, candidate.keep), example_inputs)
         found = compare(
             {"dense": dense, "pruned": compact}, example_inputs=example_inputs, rounds=rounds, threads=threads
         )

@@ -95,6 +95,7 @@ def export_onnx(
         UsageError: the model's outputs are no tensors, or it is too large for one file.
     """
     import onnx
+
     from latency.backends.onnxruntime import to_onnx
 
     path = Path(path)

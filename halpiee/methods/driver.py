@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,104 +19,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import HalpieeError, PromiseError, UsageError
+from halpiee.methods.event import Event
 from halpiee.methods.guard import Guard
+from halpiee.methods.norm import running_norm
 from halpiee.methods.phases import Drop, Grow, Recipe, Start, Train
 from halpiee.methods.pools import Choice, Pool
+from halpiee.methods.tally import Tally
+from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
-__all__ = ["Event", "Sparse", "bare"]
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """Returns the model inside DDP, DataParallel and torch.compile wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-@dataclass(frozen=True)
-class Event:
-    """One change of the active units.
-
-    Attributes:
-        step: optimizer steps done before it.
-        event: ``init``, ``prune``, ``grow`` or ``shrink``.
-        budget: Ψ, in the pool's unit (µs, or units kept).
-        used: R of the active units after it.
-        omega: Ω, what this cycle exchanges, in the same unit.
-        gap: certified relative gap of the selection.
-        slack: capacity minus used; the capacity is Ψ − Ω after a prune, Ψ otherwise.
-        next_step: smallest extra cost of any next allowed size.
-        iou: overlap with the units that were active after the previous event of the same kind.
-        skipped: steps of the phase whose scores were not finite and did not count.
-        counts: active units per group.
-    """
-
-    step: int
-    event: str
-    budget: float
-    used: float
-    omega: float
-    gap: float
-    slack: float
-    next_step: float
-    iou: float
-    skipped: int
-    counts: dict[str, int]
-
-
-def running_norm(mean: Tensor, variance: Tensor | None, active: Tensor) -> Callable[..., Tensor | None]:
-    """Returns a forward hook of a batch norm: active channels come out normalised by the statistics given here.
-
-    Args:
-        mean: float ``[C]``; copied, since a forward in train mode moves it.
-        variance: float ``[C]``; likewise.
-        active: bool ``[C]``.
-    """
-    held_mean = mean.detach().clone()
-    held_variance = torch.ones_like(held_mean) if variance is None else variance.detach().clone()
-
-    def hook(
-        module: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> Tensor | None:
-        if not module.training:
-            return None
-        x = inputs[0]
-        fixed = nn.functional.batch_norm(
-            x, held_mean, held_variance, module.weight, module.bias, False, 0.0, module.eps
-        )
-        channel = active.to(x.device).view(1, -1, *[1] * (x.dim() - 2))
-        return torch.where(channel, fixed, output)
-
-    return hook
-
-
-@dataclass
-class _Scores:
-    """Sums of per-step scores over a phase."""
-
-    total: dict[str, Tensor]
-    steps: int = 0
-    skipped: int = 0
-
-    def add(self, scores: Mapping[str, Tensor]) -> None:
-        flat = [score for score in scores.values()]
-        if not flat or not bool(torch.stack([torch.isfinite(s).all() for s in flat]).all()):
-            self.skipped += 1
-            return
-        for name, score in scores.items():
-            held = self.total.get(name)
-            self.total[name] = score.clone() if held is None else held + score
-        self.steps += 1
-
-    def mean(self) -> dict[str, Tensor]:
-        return {name: (total / max(self.steps, 1)).cpu() for name, total in self.total.items()}
+__all__ = ["Sparse"]
 
 
 class Sparse:
@@ -176,7 +90,7 @@ class Sparse:
         self.phase = 0
         self.phase_steps = 0
         self.log: list[tuple[int, str, dict[str, int]]] = []
-        self._scores = _Scores({})
+        self._scores = Tally()
         self._forward_all = False
         self._memory = {n: self._tensors[n].detach().clone() for n in units.tensors if n in self._parameters}
         self._explore_init = explore_init
@@ -250,11 +164,7 @@ class Sparse:
             "forward_all": self._forward_all,
             "alive": dict(self.alive),
             "memory": dict(self._memory),
-            "scores": {
-                "total": dict(self._scores.total),
-                "steps": self._scores.steps,
-                "skipped": self._scores.skipped,
-            },
+            "scores": self._scores.state(),
             "last_drop": None
             if self._last_drop is None
             else [dict(self._last_drop[0]), self._last_drop[1], dict(self._last_drop[2])],
@@ -285,7 +195,7 @@ class Sparse:
         for name, value in state["memory"].items():
             self._memory[name].copy_(value)
         scores = state["scores"]
-        self._scores = _Scores(dict(scores["total"]), scores["steps"], scores["skipped"])
+        self._scores = Tally(dict(scores["total"]), scores["steps"], scores["skipped"])
         drop, grow = state["last_drop"], state["last_grow"]
         self._last_drop = None if drop is None else (Mask(dict(drop[0])), dict(drop[1]), Mask(dict(drop[2])))
         self._last_grow = None if grow is None else (Mask(dict(grow[0])), dict(grow[1]))
@@ -369,7 +279,7 @@ class Sparse:
 
     def _enter(self, phase: Train) -> None:
         if phase.collect:
-            self._scores = _Scores({})
+            self._scores = Tally()
         self._set_forward(phase.forward == "all")
         self._hold(phase)
         self._normalise(phase)

@@ -15,10 +15,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.driver import Sparse, bare
+from halpiee.methods.driver import Sparse
 from halpiee.methods.phases import Drop, Grow, Recipe, Start, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.rebind import rebind
+from halpiee.methods.unwrap import bare
 from halpiee.saliency import Criterion, Magnitude, Taylor
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Budget, Latency

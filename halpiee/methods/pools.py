@@ -93,6 +93,8 @@ class LatencyPool:
         solver: Solver = "joint",
         gap: float = 1e-3,
     ) -> None:
+        # A masked group keeps a unit: an emptied one has no gradients left to be grown by.
+        cost = cost.restricted(vanish=False)
         self.units, self.cost, self.budget_us, self._solver, self._gap = units, cost, budget_us, solver, gap
         sizes = {name: size[0] for name, size in units.sizes.items()}
         smallest = cost.total_us({name: max(1, cost.candidates[name][0]) for name in sizes})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from halpiee.analysis.flops import FlopsMeter
-from halpiee.methods.driver import Event
+from halpiee.methods.event import Event
+from latency.predict import Calibration
 
-__all__ = ["SCHEMA", "events", "promise", "train_flops"]
+__all__ = ["SCHEMA", "events", "line_values", "promise", "train_flops"]
 
 SCHEMA = 1
 
@@ -32,6 +34,11 @@ def events(reports: Iterable[Event]) -> list[dict[str, Any]]:
         }
         for e in reports
     ]
+
+
+def line_values(calibration: Calibration) -> dict[str, Any]:
+    """Returns a calibration as JSON values, with its worst residual."""
+    return {**asdict(calibration), "worst": calibration.worst}
 
 
 def promise(measured_us: float, budget_us: float, next_step_us: float) -> dict[str, Any]:

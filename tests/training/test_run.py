@@ -16,9 +16,11 @@ import torch
 import latency
 from halpiee.deploy.calibrate import Round
 from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
+from halpiee.training import baseline, pruning
 from halpiee.training import run as module
 from halpiee.training.run import Run
 from halpiee.training.settings import Cycle, Settings
+from halpiee.zoo import build
 from latency.predict import Calibration
 
 KEYS = (
@@ -47,11 +49,13 @@ class Quiet:
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Sums depend on how many threads share them: a run keeps its choice, two runs to compare make the same.
+    monkeypatch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     # Latencies are measured elsewhere; here the line is known and the candidate always fits.
     monkeypatch.setattr(module, "calibrate", lambda *_, **__: Calibration())
     monkeypatch.setattr(
-        module,
+        pruning,
         "close_loop",
         lambda model, cost, example, candidate, *, budget_us, **_: (
             cost,
@@ -80,7 +84,7 @@ def profile(tmp_path: Path) -> Path:
     """Every op costs 4 + 0.25 · c_in · c_out µs (the diagonal: 1 + 0.1 · c)."""
     import halpiee
 
-    structure = halpiee.trace(module.build("toy:net", num_classes=6), (torch.zeros(1, 3, 6, 6),))
+    structure = halpiee.trace(build("toy:net", num_classes=6), (torch.zeros(1, 3, 6, 6),))
     cells = []
     for timed in structure.ops:
         op = timed.op

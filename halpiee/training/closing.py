@@ -1,0 +1,126 @@
+"""The last stage: export with proof, time dense and pruned side by side, and write the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import latency
+from halpiee.deploy.onnx import ExportReport, export_onnx
+from halpiee.report import render_html, render_markdown
+from halpiee.structure.size import widths
+from halpiee.training import record
+from halpiee.training.checkpoint import save_json
+from halpiee.training.settings import parse_budget
+from latency.benchmark import compare
+
+if TYPE_CHECKING:
+    from halpiee.training.run import Run
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    run: Run, dense: dict[str, Any] | None, pruned: dict[str, Any], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Exports and measures both networks and returns the report as it was written.
+
+    Args:
+        run: whose folder holds the trained networks.
+        dense: results of the dense stage, or ``None`` without a baseline.
+        pruned: results of the stage that trained to the budget.
+        seconds: wall time of the stages before; this one's is added.
+    """
+    begun = time.perf_counter()
+    s = run.settings
+    exported: dict[str, ExportReport] = {}
+    for label, model in (("dense", run.dense()), ("pruned", run.compact())):
+        path = run.folder / f"{label}.onnx"
+        exported[label] = export_onnx(
+            model,
+            run.example,
+            path,
+            overwrite=True,
+            metadata={"halpiee": label, "run": s.digest, "budget": s.budget, "backend": s.backend},
+        )
+    run.talk.note("timing dense and pruned side by side")
+    found = compare(
+        {label: run.folder / f"{label}.onnx" for label in ("dense", "pruned")},
+        example_inputs=run.example,
+        rounds=max(s.rounds, 30),
+        threads=s.threads,
+    )
+    side = {label: found[label] for label in ("dense", "pruned")}
+    # The machine's clock may have moved since the profile: a share is of the dense latency measured now,
+    # and the prediction is brought to the same clock.
+    dense_us, measured_us = side["dense"].median_us, side["pruned"].median_us
+    drift = dense_us / pruned["dense_us"]
+    us, fraction = parse_budget(s.budget)
+    budget_us = us if us is not None else (fraction or 1.0) * dense_us
+    next_step_us = (math.nan if pruned["next_step_us"] is None else pruned["next_step_us"]) * drift
+    kept = record.promise(measured_us, budget_us, next_step_us)
+    ratio = found.ratio("dense", "pruned")
+    seconds["export"] = seconds.get("export", 0.0) + time.perf_counter() - begun
+    counts = pruned["counts"]
+    report: dict[str, Any] = {
+        "schema": record.SCHEMA,
+        "model": s.model if s.width is None else f"{s.model} ×{s.width:g}",
+        "data": s.data,
+        "method": s.method,
+        "budget": s.budget,
+        "backend": s.backend,
+        "precision": "float32",
+        "batch": s.batch,
+        "threads": s.threads,
+        "environment": dict(latency.environment(backend=s.backend, threads=s.threads)),
+        "dense_us": dense_us,
+        "budget_us": budget_us,
+        "predicted_us": pruned["predicted_us"] * drift,
+        "measured_us": measured_us,
+        "next_step_us": next_step_us,
+        "dense_iqr_us": side["dense"].iqr_us,
+        "measured_iqr_us": side["pruned"].iqr_us,
+        "contention": max(side["dense"].contention, side["pruned"].contention),
+        "clock": side["dense"].clock,
+        "clock_drift": drift,
+        "speedup": ratio.median,
+        "speedup_ci": [ratio.lo, ratio.hi],
+        "gap": pruned["gap"],
+        "accuracy_dense": dense["accuracy"] if dense else None,
+        "accuracy_pruned": pruned["accuracy"],
+        "top5_dense": dense["top5"] if dense else None,
+        "top5_pruned": pruned["top5"],
+        "train_flops_ratio": pruned["train_flops_ratio"],
+        "onnx_rel_l2": exported["pruned"].rel_l2,
+        "onnx_max_abs_error": exported["pruned"].max_abs_error,
+        "fps_dense": s.batch * 1e6 / dense_us,
+        "fps_pruned": s.batch * 1e6 / measured_us,
+        "macs_dense": run.macs({}),
+        "macs_pruned": run.macs(counts),
+        "params_dense": sum(p.numel() for p in run.dense().parameters()),
+        "params_pruned": pruned["params"],
+        "widths": widths(run.structure, counts),
+        "widths_dense": widths(run.structure),
+        "seconds": sum(seconds.values()),
+        "seconds_by_stage": seconds,
+        "seconds_training": {"dense": dense["seconds"] if dense else None, "pruned": pruned["seconds"]},
+        "events": pruned["events"],
+        "history": {"dense": dense["history"] if dense else [], "pruned": pruned["history"]},
+        "closed_loop": pruned["closed_loop"],
+        "calibration": pruned["calibration"],
+        "promise": kept,
+        "settings": s.as_dict(),
+        "files": {
+            "onnx": "pruned.onnx",
+            "dense_onnx": "dense.onnx",
+            "plan": "plan.json",
+            "weights": "pruned.safetensors",
+            "page": "report.html",
+        },
+    }
+    (run.folder / "report.html").write_text(render_html(report))
+    (run.folder / "report.md").write_text(render_markdown(report))
+    save_json(run.folder / "report.json", report)
+    return dict(json.loads((run.folder / "report.json").read_text()))

@@ -1,0 +1,41 @@
+"""The network of a run, with its initial weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from halpiee.errors import UsageError
+from halpiee.training.checkpoint import load_weights
+from halpiee.training.settings import Settings
+from halpiee.zoo import build
+
+__all__ = ["initial", "network"]
+
+
+def network(settings: Settings, n_classes: int) -> nn.Module:
+    """Returns the network with random weights of the run's seed."""
+    torch.manual_seed(settings.seed)
+    extra = {} if settings.width is None else {"width": settings.width}
+    return build(settings.model, num_classes=n_classes, **extra)
+
+
+def initial(settings: Settings, n_classes: int) -> nn.Module:
+    """Returns the network as training finds it: with the given weights, if there are any.
+
+    Raises:
+        UsageError: weights of another network.
+    """
+    model = network(settings, n_classes)
+    if settings.weights:
+        loaded = load_weights(Path(settings.weights))
+        try:
+            model.load_state_dict(loaded)
+        except RuntimeError as error:
+            raise UsageError(
+                f"--weights {settings.weights} does not fit {settings.model}: {error}; "
+                "give the weights of this very network"
+            ) from error
+    return model

@@ -1,0 +1,122 @@
+"""Everything that can be wrong with a run is looked for before the long work starts, and before anything is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+import latency
+from halpiee.errors import MissingError, OutputInUseError, ProfileError, UsageError
+from halpiee.structure.groups import Structure
+from halpiee.structure.trace import trace
+from halpiee.training.checkpoint import load_weights
+from halpiee.training.data import Summary, check
+from halpiee.training.network import network
+from halpiee.training.settings import Settings
+from halpiee.zoo import resolve
+
+__all__ = ["check_cells", "check_folder", "check_settings"]
+
+
+def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
+    """Refuses a folder that holds something else than this very run.
+
+    Raises:
+        OutputInUseError: the folder holds something, and ``resume`` was not asked.
+        UsageError: ``resume`` was asked of no run, or of one with other settings.
+    """
+    stored = folder / "settings.json"
+    if folder.exists() and not folder.is_dir():
+        raise OutputInUseError(f"--out {folder} is a file; choose a folder that does not exist yet")
+    if stored.is_file():
+        if not resume:
+            raise OutputInUseError(
+                f"--out {folder} already holds a run; add --resume to continue it, or choose another folder"
+            )
+        before = Settings.from_dict(json.loads(stored.read_text()))
+        if before.digest != settings.digest:
+            was, now = before.as_dict(), settings.as_dict()
+            changed = [f"{k}: {was[k]!r} then, {now[k]!r} now" for k in now if was.get(k) != now[k]]
+            raise UsageError(
+                f"--resume of {folder} was asked with other settings ({'; '.join(changed)}); "
+                "resume with the same ones, or choose another folder"
+            )
+    elif resume:
+        raise UsageError(f"--resume was asked, but {folder} holds no run; leave --resume out to start one")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise OutputInUseError(
+            f"--out {folder} is not empty; choose a folder that is empty or does not exist yet"
+        )
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuses what cannot work: model, data, device, weights, profile.
+
+    Raises:
+        UsageError: an unknown model or backend, weights or a profile that are not there.
+        DataError: data that is missing or unreadable.
+        MissingError: the device is not there.
+        ProfileError: a profile of another device, or one that lacks ops of this network.
+    """
+    s = settings
+    resolve(s.model)
+    summary = check(s.data, size=s.size)
+    if s.backend != "onnxruntime":
+        raise UsageError(f"--backend {s.backend} was asked; training to a latency measures with onnxruntime")
+    if s.device.startswith("cuda") and not torch.cuda.is_available():
+        raise MissingError("--device cuda was asked, and no CUDA device is there; use --device cpu")
+    if s.weights is not None:
+        load_weights(Path(s.weights))
+    if s.profile is not None:
+        _check_profile(Path(s.profile), s, summary)
+
+
+def check_cells(
+    profile: latency.Profile, structure: Structure, settings: Settings, shape: tuple[int, ...]
+) -> None:
+    """Refuses a profile that cannot price a conv or linear layer of the network.
+
+    Args:
+        profile: to be used.
+        structure: of the network.
+        settings: of the run.
+        shape: (channels, height, width) of the images.
+
+    Raises:
+        ProfileError: how many layers it lacks, and the command that measures them.
+    """
+    s = settings
+    ops = [timed.op for timed in structure.ops if timed.op.kind in ("conv", "linear")]
+    lacking = [op for op in ops if not _reaches(profile, op)]
+    if lacking:
+        op = lacking[0]
+        raise ProfileError(
+            f"--profile {s.profile} lacks {len(lacking)} of the network's {len(ops)} convs and linears, the first "
+            f"of them {op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this network with "
+            f"`halpiee profile {s.model} --size {'x'.join(map(str, shape))} --batch {s.batch} --out FILE`"
+        )
+
+
+def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:
+    s = settings
+    if not path.is_file():
+        raise UsageError(
+            f"--profile {path} was asked for, and there is no such file; "
+            f"make it with `halpiee profile {s.model} --batch {s.batch} --out {path}`"
+        )
+    profile = latency.Profile.load(path)
+    profile.require(latency.environment(backend=s.backend, threads=s.threads))
+    if summary.shape is not None and summary.n_classes is not None:  # else only loading the data tells
+        example = torch.zeros(s.batch, *summary.shape)
+        check_cells(profile, trace(network(s, summary.n_classes), (example,)), s, summary.shape)
+
+
+def _reaches(profile: latency.Profile, op: latency.Op) -> bool:
+    """Whether the profile can price the op as built."""
+    try:
+        profile.table(op).lookup(op.c_in, op.c_out)
+    except ProfileError:
+        return False
+    return True

@@ -1,0 +1,199 @@
+"""The stage that trains to the budget: IEE, the closed loop, the cut, and the rest of training at the compact size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from halpiee.deploy.calibrate import Round, close_loop
+from halpiee.deploy.verify import check_shrunk
+from halpiee.methods.iee import IEE
+from halpiee.methods.pools import LatencyPool
+from halpiee.selection.cost import LatencyCost
+from halpiee.sparsity.distribution import Latency
+from halpiee.structure.plan import Plan
+from halpiee.structure.shrink import shrink
+from halpiee.training import record
+from halpiee.training.baseline import choose_threads, trainer_of
+from halpiee.training.checkpoint import load_state, save_json, save_weights
+from halpiee.training.loop import Trainer, evaluate, make_optimizer
+from halpiee.training.network import initial
+from halpiee.training.record import line_values
+
+if TYPE_CHECKING:
+    from halpiee.training.run import Run
+
+__all__ = ["train_to_budget"]
+
+
+def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
+    """Trains to the budget, cuts, trains on, and returns the results; resumes where its state was saved."""
+    path = run.folder / "pruned.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    s = run.settings
+    model = initial(s, run.data.n_classes).to(run.device)
+    optimizer = make_optimizer(model, s)
+    total = run.data.steps_per_epoch(s.batch_size) * s.epochs
+    h, j, q = s.cycle.steps(total)
+    budget_us = run.budget_us(cost)
+    iee = IEE(
+        model,
+        optimizer,
+        budget=Latency(us=budget_us),
+        total_steps=total,
+        structure=run.structure,
+        cost=cost,
+        h=h,
+        j=j,
+        q=q,
+        omega=s.cycle.omega,
+        end=s.cycle.end,
+        decay=s.cycle.decay,
+        init=s.cycle.init,
+        solver=s.cycle.solver,
+        start="pretrained" if s.weights else "scratch",
+        seed=s.seed,
+    )
+    trainer = trainer_of(run, model, "pruned", optimizer, iee)
+    choose_threads(run)
+    torch.manual_seed(s.seed)
+    saved = run.folder / "pruned.state"
+    state = load_state(saved, run.device) if saved.is_file() else None
+    if state is not None and state["stage"] == "compact":
+        pair = shrink(model, run.structure, state["extra"]["keep"], optimizer)
+        assert isinstance(pair, tuple)
+        trainer.replace(*pair)
+        iee.detach()
+        trainer.load(state)
+    elif state is not None:
+        trainer.load(state)
+    if trainer.stage == "masked":
+        trainer.run(until=lambda t: iee.finished)
+        cost, rounds = _close(run, iee, cost, budget_us)
+        compact, slim = iee.shrink()
+        check_shrunk(iee.model, run.structure, iee.keep, compact, run.example)
+        trainer.replace(compact, slim)
+        predicted = cost.total_us(iee.alive.counts)
+        trainer.extra = {
+            "keep": dict(iee.alive),
+            "closed_loop": [asdict(r) for r in rounds],
+            "predicted_us": predicted,
+            "next_step_us": iee.reports[-1].next_step,
+            "calibration": line_values(cost.calibration) if cost.calibration else None,
+            "gap": iee.reports[-1].gap,
+            "dense_us": cost.dense_us,
+            "budget_us": budget_us,
+        }
+        trainer.save()
+    trainer.run()
+    return _finish(run, trainer, iee, path)
+
+
+def _close(run: Run, iee: IEE, cost: LatencyCost, budget_us: float) -> tuple[LatencyCost, list[Round]]:
+    """Measures the candidate beside the dense network and solves again until it meets the budget."""
+    run.talk.note("measuring the candidate beside the dense network")
+    s = run.settings
+    cost, turns = close_loop(
+        iee.model,
+        cost,
+        run.example,
+        _Candidate(iee),
+        budget_us=budget_us,
+        threads=s.threads,
+        rounds=s.rounds,
+    )
+    for turn in turns:
+        run.talk.note(
+            f"round {turn.round}: predicted {turn.predicted_us:.0f} µs, measured {turn.measured_us:.0f} µs, "
+            f"wanted {turn.lower_us:.0f} … {turn.upper_us:.0f} µs"
+        )
+    return cost, turns
+
+
+def _finish(run: Run, trainer: Trainer, iee: IEE, path: Path) -> dict[str, Any]:
+    """Writes plan, weights and results."""
+    model = trainer.model
+    top1, top5 = evaluate(model, run.data)
+    counts = {name: int(mask.sum()) for name, mask in trainer.extra["keep"].items()}
+    compact_steps = trainer.total_steps - sum(steps for steps, _, _ in iee.log)
+    log = [*iee.log, (compact_steps, "compact", counts)]
+    extra = {key: value for key, value in trainer.extra.items() if key != "keep"}
+    result = {
+        "accuracy": top1,
+        "top5": top5,
+        "history": trainer.history,
+        "seconds": trainer.seconds,
+        "params": sum(p.numel() for p in model.parameters()),
+        "counts": counts,
+        "events": record.events(iee.reports),
+        "train_flops_ratio": record.train_flops(log, run.macs, trainer.total_steps),
+        **extra,
+    }
+    plan = Plan.from_selection(run.structure, _Selected(trainer.extra["keep"], counts, result))
+    plan.save(run.folder / "plan.json", overwrite=True)
+    save_weights(run.folder / "pruned.safetensors", model.state_dict())
+    save_json(path, result)
+    (run.folder / "pruned.state").unlink(missing_ok=True)
+    return result
+
+
+class _Candidate:
+    """IEE's selection as the closed loop sees it."""
+
+    def __init__(self, iee: IEE) -> None:
+        self._iee = iee
+        self._turns = [(iee.alive, iee.reports[-1])]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self._iee.alive.counts
+
+    @property
+    def keep(self) -> dict[str, torch.Tensor]:
+        return self._iee.keep
+
+    @property
+    def next_step_us(self) -> float:
+        return self._iee.reports[-1].next_step
+
+    def solve_again(self, cost: LatencyCost) -> None:
+        assert isinstance(self._iee.pool, LatencyPool)
+        self._iee.choose_again(self._iee.pool.with_cost(cost))
+        self._turns.append((self._iee.alive, self._iee.reports[-1]))
+
+    def go_back(self, turn: int) -> None:
+        self._iee.adopt(*self._turns[turn])
+
+
+@dataclass(frozen=True)
+class _Selected:
+    """What a plan records of the units that training chose."""
+
+    keep: dict[str, torch.Tensor]
+    counts: dict[str, int]
+    result: dict[str, Any]
+
+    @property
+    def latency_us(self) -> float:
+        return float(self.result["predicted_us"])
+
+    @property
+    def budget_us(self) -> float:
+        return float(self.result["budget_us"])
+
+    @property
+    def gap(self) -> float:
+        return float(self.result["gap"])
+
+    @property
+    def value(self) -> float:
+        return float("nan")
+
+    @property
+    def upper_bound(self) -> float:
+        return float("nan")
