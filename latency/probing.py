@@ -1,9 +1,9 @@
 """Where are the steps? Found by measuring a standard shape of each kind of op, never assumed.
 
-Along one axis of a 64-channel op a dozen widths below 64 tell the step: the largest g of 2, 4 … 32 for which no
-width between 64 − g and 64 is cheaper than 64 by more than 70 % of what a proportional saving would be. (On a CPU
-with AVX-512 that is 16, with AVX2 8; widths inside a step may be *slower* than its edge, by 30 % and more.) The
-edges up to 128 then tell the pattern: whether the steps differ in a period of 2, 4 or 8.
+Along one axis of a 64-channel op a dozen widths below 64 tell the step: the largest g of 2, 4 … 32 for which the
+widths between 64 − g and 64 save next to nothing. (On a CPU with AVX-512 that is 16, with AVX2 8; widths inside a step
+may be *slower* than its edge, by 30 % and more.) The edges up to 128 then tell the pattern: whether the steps differ
+in a period of 2, 4 or 8.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ BASE = 64
 """Width of the standard shape: a multiple of every block of channels in use."""
 
 FLAT = 0.7
-"""A width inside a step may save this share of a proportional saving: noise, and a little less arithmetic."""
+"""One width inside a step may save this share of a proportional saving: noise, and a little less arithmetic."""
+
+INSIDE = 0.34
+"""All of them together may save this share."""
 
 REPEATS = 0.04
 """A pattern repeats when it predicts every edge within this share of the axis's widest time."""
@@ -80,6 +83,9 @@ def widths_for_step() -> tuple[int, ...]:
 def found_step(us: Mapping[int, float]) -> int:
     """Returns the step: 1 where every width counts.
 
+    A width that is slower than 64 counts as equal to it. A step g holds where the widths inside it save, in the least-squares sense, under a third of what proportional saving
+    would be, and the edge of the next smaller step, 64 − g/2, under 70 %.
+
     Args:
         us: time at each of ``widths_for_step()``.
     """
@@ -87,9 +93,15 @@ def found_step(us: Mapping[int, float]) -> int:
     share = float(np.clip(2.0 * (top - us[BASE // 2]) / top, 0.0, 1.0))
     if share < 0.1:
         return BASE // 2  # nothing is saved at all by removing half
+
+    def saved(width: int) -> float:
+        return max(0.0, top - us[width]) / (top * share)
+
     for step in (32, 16, 8, 4, 2):
-        inside = [w for w in us if BASE - step < w < BASE]
-        if all(us[w] >= top * (1.0 - FLAT * share * (BASE - w) / BASE) for w in inside):
+        inside = np.array([w for w in us if BASE - step < w < BASE])
+        removed = (BASE - inside) / BASE
+        slope = float(np.sum(removed * [saved(int(w)) for w in inside]) / np.sum(removed**2))
+        if slope < INSIDE and saved(BASE - step // 2) < FLAT * step / (2 * BASE):
             return step
     return 1
 

@@ -226,7 +226,7 @@ class Sampling:
             )
             if n >= precision.n_max or time.perf_counter() >= end or (found.quiet and not wide):
                 return found
-            check = n + max(1, n // 8)
+            check = min(n + max(1, n // 8), precision.n_max)
 
     def timing(self) -> Timing:
         """Returns the time over all visits: of the first call, minus that of the second."""

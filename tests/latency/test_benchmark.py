@@ -1,0 +1,87 @@
+"""Networks compared on a clock that the test moves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import latency
+from latency.benchmark import Comparison, compare
+from latency.errors import MissingError, UsageError
+
+from .fakes import FakeClock
+
+
+def test_sides_take_turns_and_swap_who_is_first() -> None:
+    clock, order = FakeClock(), []
+
+    def call(name, us):
+        def run():
+            order.append(name)
+            clock.passes(us)
+
+        return run
+
+    compare({"a": call("a", 20_000.0), "b": call("b", 30_000.0)}, rounds=9, clock=clock)
+    assert order[10:18] == ["a", "a", "b", "b", "b", "a", "a", "b"]
+
+
+def test_a_drift_that_hits_both_sides_leaves_the_ratio_alone() -> None:
+    clock = FakeClock()
+    speed = iter(np.linspace(1.0, 3.0, 100_000))
+    now = {"speed": 1.0}
+
+    def dense():
+        now["speed"] = next(speed)
+        clock.passes(20_000.0 * now["speed"])
+
+    found = compare(
+        {"dense": dense, "half": lambda: clock.passes(10_000.0 * now["speed"])}, rounds=31, clock=clock
+    )
+    ratio = found.ratio("dense", "half")
+    assert ratio.median == pytest.approx(2.0, rel=0.01)
+    assert ratio.lo <= ratio.median <= ratio.hi
+
+
+def test_median_and_quartiles_are_of_the_runs_that_count() -> None:
+    runs = {"a": [100.0] * 10 + [200.0] * 10, "b": [50.0] * 20}
+    quiet = {"a": [True] * 10 + [False] * 10, "b": [True] * 20}
+    found = Comparison(runs, "cpu", {"a": 0.25}, quiet)
+    assert (found["a"].median_us, found["a"].iqr_us, found["a"].n) == (100.0, 0.0, 10)
+    assert (found["a"].disturbed, found["a"].contention, found["a"].clock) == (0.5, 0.25, "cpu")
+    assert found.ratio("a", "b").median == 2.0
+
+
+def test_without_enough_quiet_runs_the_fastest_twentieth_of_every_side_counts() -> None:
+    runs = {"a": [300.0] * 391 + [110.0] * 9, "b": [50.0] * 9 + [60.0] * 391}
+    quiet = {"a": [False] * 400, "b": [True] * 400}
+    found = Comparison(runs, "cpu", {}, quiet)
+    assert not found.quiet
+    assert found["a"].median_us == 300.0
+    assert found["b"].n == 400
+
+
+def test_a_wide_spread_and_contention_are_said() -> None:
+    found = Comparison({"a": [100.0, 100.0, 100.0, 200.0, 200.0, 200.0]}, "cpu", {"a": 0.3})["a"]
+    assert found.warnings[0].startswith("spread: the quartiles are")
+    assert found.warnings[1].startswith("contention: 30% of the time")
+
+
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(UsageError, match="backend 'tvm' was asked for; there are onnxruntime, torch"):
+        latency.measure("model.onnx", backend="tvm")
+
+
+def test_a_gpu_is_refused_for_onnxruntime() -> None:
+    with pytest.raises(MissingError, match="it is measured on the CPU here"):
+        latency.measure("model.onnx", device="cuda")
+
+
+def test_a_model_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(UsageError, match=r"'nothere\.onnx' was asked for, and there is no such file"):
+        latency.measure("nothere.onnx")
+
+
+def test_something_that_is_no_model_is_refused() -> None:
+    with pytest.raises(UsageError, match="the latency of a int was asked for"):
+        latency.measure(3)

@@ -1,0 +1,74 @@
+"""Lines through measured networks."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latency.errors import UsageError
+from latency.predict import Calibration, fit
+
+times = st.floats(1.0, 1e5)
+
+
+def test_points_on_a_line_give_the_line() -> None:
+    found = fit([(100.0, 125.0), (200.0, 235.0), (400.0, 455.0)])
+    assert (found.a_us, found.b) == pytest.approx((15.0, 1.1))
+    assert found.worst < 1e-9
+
+
+@given(st.lists(st.tuples(times, times), min_size=1, max_size=6), st.tuples(times, times))
+def test_a_line_with_an_anchor_goes_through_it(points, anchor) -> None:
+    assert fit(points, anchor=anchor).apply(anchor[0]) == pytest.approx(anchor[1], rel=1e-9)
+
+
+def test_the_anchor_alone_gives_a_proportional_line() -> None:
+    found = fit([], anchor=(100.0, 120.0))
+    assert (found.a_us, found.b) == pytest.approx((0.0, 1.2))
+
+
+def test_a_single_point_gives_a_proportional_line() -> None:
+    found = fit([(100.0, 120.0)])
+    assert (found.a_us, found.b) == pytest.approx((0.0, 1.2))
+
+
+def test_with_an_anchor_points_decide_the_slope() -> None:
+    found = fit([(50.0, 70.0)], anchor=(100.0, 120.0))
+    assert (found.a_us, found.b) == pytest.approx((20.0, 1.0))
+
+
+def test_residuals_are_relative() -> None:
+    line = Calibration(10.0, 1.0, ((90.0, 100.0), (90.0, 80.0)))
+    assert line.residuals == pytest.approx((0.0, 0.25))
+    assert line.worst == pytest.approx(0.25)
+
+
+def test_inverting_undoes_applying() -> None:
+    line = Calibration(10.0, 1.5)
+    assert line.apply(100.0) == 160.0
+    assert line.invert(160.0) == 100.0
+
+
+def test_scaling_multiplies_every_latency() -> None:
+    assert Calibration(10.0, 1.5).scaled(2.0).apply(100.0) == 320.0
+
+
+def test_the_identity_changes_nothing() -> None:
+    assert Calibration.identity().apply(123.0) == 123.0
+
+
+@pytest.mark.parametrize("points", [[(0.0, 1.0)], [(1.0, -1.0)], [(1.0, float("nan"))]])
+def test_times_that_cannot_be_are_refused(points) -> None:
+    with pytest.raises(UsageError, match="sums and latencies are positive µs"):
+        fit(points)
+
+
+def test_nothing_measured_is_refused() -> None:
+    with pytest.raises(UsageError, match="without any measured network"):
+        fit([])
+
+
+def test_a_falling_line_is_refused() -> None:
+    with pytest.raises(UsageError, match="the slope must be positive"):
+        Calibration(10.0, -1.0)

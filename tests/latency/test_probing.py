@@ -1,0 +1,87 @@
+"""Steps and patterns, told from times of known form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from latency.op import Op
+from latency.probing import found_pattern, found_step, kind_of, probe, widths_for_pattern, widths_for_step
+
+from .fakes import conv, staircase
+
+
+@pytest.mark.parametrize("step", [2, 4, 8, 16, 32])
+def test_a_staircase_shows_its_step(step) -> None:
+    assert found_step({w: 2.0 + -(-w // step) * step for w in widths_for_step()}) == step
+
+
+def test_a_slope_has_no_steps() -> None:
+    assert found_step({w: 2.0 + w for w in widths_for_step()}) == 1
+
+
+def test_one_per_cent_of_noise_does_not_hide_a_step_of_eight() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        us = {w: (5.0 + -(-w // 8) * 8) * rng.normal(1.0, 0.01) for w in widths_for_step()}
+        assert found_step(us) == 8
+
+
+def test_widths_inside_a_step_may_be_slower_than_its_edge() -> None:
+    # Numbers of a CPU with blocks of 8, whose kernels need multiples of 4 to be fast.
+    us = {64: 211, 63: 285, 62: 280, 61: 272, 60: 208, 57: 247, 56: 184, 49: 213, 48: 160, 33: 140, 32: 105}
+    assert found_step({**us}) == 8
+
+
+def test_equal_steps_have_no_pattern() -> None:
+    assert found_pattern({w: 3.0 + w for w in widths_for_pattern(8)}, 8) == (1.0,)
+
+
+def test_a_kernel_of_four_blocks_shows_its_pattern() -> None:
+    # Measured: 3×3, 64 → 8 … 128.
+    us = [
+        58.8,
+        71.5,
+        86.1,
+        105.3,
+        162.1,
+        175.3,
+        190.7,
+        208.1,
+        263.4,
+        279.9,
+        296.8,
+        314.8,
+        369.7,
+        384.4,
+        407.1,
+        414.2,
+    ]
+    shape = found_pattern(dict(zip(range(8, 129, 8), us, strict=True)), 8)
+    assert shape == pytest.approx((0.55, 0.68, 0.83, 1.0), abs=0.02)
+
+
+def test_steps_without_a_period_are_told_as_such() -> None:
+    us = {w: float(w + 40 * (w % 40 == 0)) for w in widths_for_pattern(8)}
+    assert found_pattern(us, 8) is None
+
+
+def test_each_kind_is_probed_once_and_the_rest_takes_the_resolution() -> None:
+    asked: list[Op] = []
+
+    def us(op):
+        asked.append(op)
+        return staircase(16)(op)
+
+    ops = [conv(32, 32), conv(64, 64, kernel=(1, 1), padding=(0, 0)), Op(kind="linear", c_in=64, c_out=10)]
+    found, resolution = probe(ops, us)
+    assert found[kind_of(ops[0])].steps == (16, 16)
+    assert resolution == 16
+    assert {op.kind for op in asked} == {"conv"}
+    assert {op.kernel for op in asked} == {(3, 3)}
+
+
+def test_a_depthwise_op_is_probed_along_its_diagonal() -> None:
+    op = conv(32, 32, groups=32)
+    found, _ = probe([op], lambda asked: 1.0 + -(-asked.c_in // 8) if asked.depthwise else 1e9)
+    assert found[kind_of(op)].steps == (8, 8)

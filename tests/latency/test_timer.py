@@ -1,0 +1,120 @@
+"""Timing on a clock that the test moves."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from latency.timer import Anchor, Precision, Sampling, median_interval, time_call
+
+from .fakes import FakeClock
+
+
+def runs(clock, times, share=1.0):
+    """A call that takes the next of some times, again and again."""
+    cycle = iter([])
+
+    def run():
+        nonlocal cycle
+        try:
+            us = next(cycle)
+        except StopIteration:
+            cycle = iter(times)
+            us = next(cycle)
+        clock.passes(us, us / share)
+
+    return run
+
+
+@pytest.mark.parametrize(("n", "j"), [(6, 1), (9, 2), (12, 3), (20, 6), (100, 40)])
+def test_interval_of_the_median_is_made_of_the_order_statistics_of_the_sign_test(n, j) -> None:
+    # By hand: the largest j with P(Binomial(n, 1/2) < j) <= 2.5 %.
+    assert sum(math.comb(n, k) for k in range(j)) / 2**n <= 0.025
+    assert sum(math.comb(n, k) for k in range(j + 1)) / 2**n > 0.025
+    values = np.random.default_rng(0).permutation(np.arange(1.0, n + 1))
+    assert median_interval(values) == ((n + 1) / 2, j, n + 1 - j)
+
+
+def test_few_values_have_their_extremes_as_interval() -> None:
+    assert median_interval([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+
+
+def test_equal_runs_stop_at_the_fewest() -> None:
+    clock = FakeClock()
+    found = time_call(runs(clock, [100.0]), clock=clock, precision=Precision(n_min=9))
+    assert (found.us, found.n) == (100.0, 9)
+
+
+def test_scattered_runs_go_on_until_the_interval_is_narrow() -> None:
+    clock = FakeClock()
+    times = np.random.default_rng(1).normal(100.0, 5.0, 1000)
+    found = time_call(
+        runs(clock, times.tolist()), clock=clock, precision=Precision(relative=0.02, absolute_us=0.0)
+    )
+    assert 9 < found.n < 200
+    assert found.ci_hi - found.ci_lo <= 4.0
+    assert found.ci_lo <= found.us <= found.ci_hi
+
+
+def test_runs_that_never_settle_stop_at_the_most() -> None:
+    clock = FakeClock()
+    precision = Precision(relative=0.001, absolute_us=0.0, n_max=40)
+    assert (
+        time_call(runs(clock, [50.0, 150.0, 70.0, 130.0, 90.0, 110.0]), clock=clock, precision=precision).n
+        == 40
+    )
+
+
+def test_a_twin_gives_the_difference_of_its_medians() -> None:
+    clock = FakeClock()
+    found = time_call(runs(clock, [130.0]), minus=runs(clock, [90.0]), clock=clock)
+    assert (found.us, found.ci_lo, found.ci_hi) == (40.0, 40.0, 40.0)
+
+
+def test_contention_is_the_share_of_the_wall_time_that_others_had() -> None:
+    clock = FakeClock()
+    assert time_call(runs(clock, [100.0], share=0.75), clock=clock).contention == pytest.approx(0.25)
+
+
+def test_only_runs_between_undisturbed_anchors_count() -> None:
+    clock = FakeClock()
+    slow = {"now": 1.0}
+
+    def anchor_call():
+        clock.passes(10.0 * slow["now"])
+
+    count = iter(range(10_000))
+
+    def run():
+        # Two of four runs, and the anchors after them, meet a neighbour that slows all by a third.
+        slow["now"] = 4 / 3 if next(count) % 4 >= 2 else 1.0
+        clock.passes(100.0 * slow["now"])
+
+    anchor = Anchor(anchor_call, clock)
+    anchor.settle(seconds=0.0)
+    found = time_call(run, clock=clock, anchor=anchor, warm_up=0, precision=Precision(n_min=40))
+    assert (found.us, found.quiet) == (100.0, True)
+    assert 20 <= found.n < next(count) / 3
+
+
+def test_a_machine_that_is_never_quiet_gives_the_fastest_runs_and_says_so() -> None:
+    clock = FakeClock()
+    anchor = Anchor(lambda: clock.passes(10.0), clock)
+    anchor.settle(seconds=0.0)
+    anchor.run = lambda: clock.passes(13.0)
+    times = [130.0] * 19 + [101.0]
+    precision = Precision(n_min=40, n_max=40, absolute_us=0.0)
+    found = time_call(runs(clock, times), clock=clock, anchor=anchor, warm_up=0, precision=precision)
+    assert not found.quiet
+    assert found.us == 101.0
+    assert found.slowdown == pytest.approx(1.3)
+
+
+def test_a_second_visit_adds_to_the_first() -> None:
+    clock = FakeClock()
+    sampling = Sampling(clock=clock, precision=Precision(n_min=9))
+    assert sampling.visit(runs(clock, [100.0])).n == 9
+    assert sampling.visit(runs(clock, [102.0])).n == 18
+    assert sampling.timing().us == 101.0
