@@ -21,8 +21,8 @@ __all__ = ["BASE", "Steps", "found_pattern", "found_step", "kind_of", "probe", "
 BASE = 64
 """Width of the standard shape: a multiple of every block of channels in use."""
 
-FLAT = 0.7
-"""One width inside a step may save this share of a proportional saving: noise, and a little less arithmetic."""
+FLAT = 0.6
+"""The lower half of a step may save this share of a proportional saving: noise, and a little less arithmetic."""
 
 INSIDE = 0.34
 """All of them together may save this share."""
@@ -83,8 +83,9 @@ def widths_for_step() -> tuple[int, ...]:
 def found_step(us: Mapping[int, float]) -> int:
     """Returns the step: 1 where every width counts.
 
-    A width that is slower than 64 counts as equal to it. A step g holds where the widths inside it save, in the least-squares sense, under a third of what proportional saving
-    would be, and the edge of the next smaller step, 64 − g/2, under 70 %.
+    A width that is slower than 64 counts as equal to it. A step g holds where the widths inside it save, in the
+    least-squares sense, under a third of what proportional saving would be, and its lower half under 60 %: the
+    edge of the next smaller step, 64 − g/2, lies there.
 
     Args:
         us: time at each of ``widths_for_step()``.
@@ -100,8 +101,10 @@ def found_step(us: Mapping[int, float]) -> int:
     for step in (32, 16, 8, 4, 2):
         inside = np.array([w for w in us if BASE - step < w < BASE])
         removed = (BASE - inside) / BASE
-        slope = float(np.sum(removed * [saved(int(w)) for w in inside]) / np.sum(removed**2))
-        if slope < INSIDE and saved(BASE - step // 2) < FLAT * step / (2 * BASE):
+        savings = np.array([saved(int(w)) for w in inside])
+        slope = float(np.sum(removed * savings) / np.sum(removed**2))
+        lower = inside <= BASE - step // 2
+        if slope < INSIDE and float(np.mean(savings[lower] / removed[lower])) < FLAT:
             return step
     return 1
 
