@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,14 +13,19 @@ from halpiee.training.checkpoint import load_weights
 from halpiee.training.settings import Settings
 from halpiee.zoo import build
 
-__all__ = ["initial", "network"]
+__all__ = ["arguments", "initial", "network"]
 
 
 def network(settings: Settings, n_classes: int) -> nn.Module:
     """Returns the network with random weights of the run's seed."""
     torch.manual_seed(settings.seed)
+    return build(settings.model, **arguments(settings, n_classes))
+
+
+def arguments(settings: Settings, n_classes: int) -> dict[str, Any]:
+    """Returns the arguments of the network's builder."""
     extra = {} if settings.width is None else {"width": settings.width}
-    return build(settings.model, num_classes=n_classes, **extra)
+    return {"num_classes": n_classes, **extra}
 
 
 def initial(settings: Settings, n_classes: int) -> nn.Module:

@@ -21,7 +21,7 @@ from halpiee.training import record
 from halpiee.training.baseline import choose_threads, trainer_of
 from halpiee.training.checkpoint import load_state, save_json, save_weights
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
-from halpiee.training.network import initial
+from halpiee.training.network import arguments, initial
 from halpiee.training.record import line_values
 
 if TYPE_CHECKING:
@@ -134,7 +134,13 @@ def _finish(run: Run, trainer: Trainer, iee: IEE, path: Path) -> dict[str, Any]:
         "train_flops_ratio": record.train_flops(log, run.macs, trainer.total_steps),
         **extra,
     }
-    plan = Plan.from_selection(run.structure, _Selected(trainer.extra["keep"], counts, result))
+    plan = Plan.from_selection(
+        run.structure,
+        _Selected(trainer.extra["keep"], trainer.extra["predicted_us"], trainer.extra["gap"]),
+        model=run.settings.model,
+        arguments=arguments(run.settings, run.data.n_classes),
+        budget_us=trainer.extra["budget_us"],
+    )
     plan.save(run.folder / "plan.json", overwrite=True)
     save_weights(run.folder / "pruned.safetensors", model.state_dict())
     save_json(path, result)
@@ -175,25 +181,5 @@ class _Selected:
     """What a plan records of the units that training chose."""
 
     keep: dict[str, torch.Tensor]
-    counts: dict[str, int]
-    result: dict[str, Any]
-
-    @property
-    def latency_us(self) -> float:
-        return float(self.result["predicted_us"])
-
-    @property
-    def budget_us(self) -> float:
-        return float(self.result["budget_us"])
-
-    @property
-    def gap(self) -> float:
-        return float(self.result["gap"])
-
-    @property
-    def value(self) -> float:
-        return float("nan")
-
-    @property
-    def upper_bound(self) -> float:
-        return float("nan")
+    latency_us: float
+    gap: float
