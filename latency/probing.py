@@ -21,11 +21,14 @@ __all__ = ["BASE", "Steps", "found_pattern", "found_step", "kind_of", "probe", "
 BASE = 64
 """Width of the standard shape: a multiple of every block of channels in use."""
 
-FLAT = 0.6
-"""The lower half of a step may save this share of a proportional saving: noise, and a little less arithmetic."""
+FLAT = 0.8
+"""One width inside a step may save this share of a proportional saving: noise, and a little less arithmetic."""
 
-INSIDE = 0.34
+INSIDE = 0.5
 """All of them together may save this share."""
+
+SLOWER = 1.08
+"""A width that takes this many times as long as a wider one is slow for a reason of its own."""
 
 REPEATS = 0.04
 """A pattern repeats when it predicts every edge within this share of the axis's widest time."""
@@ -83,9 +86,9 @@ def widths_for_step() -> tuple[int, ...]:
 def found_step(us: Mapping[int, float]) -> int:
     """Returns the step: 1 where every width counts.
 
-    A width that is slower than 64 counts as equal to it. A step g holds where the widths inside it save, in the
-    least-squares sense, under a third of what proportional saving would be, and its lower half under 60 %: the
-    edge of the next smaller step, 64 − g/2, lies there.
+    Widths inside a step that are slower than its edge save nothing and are left aside. A step g holds where the
+    others show less than half the slope of a proportional saving, and the edge of the next smaller step, 64 − g/2,
+    saves less than 80 % of it.
 
     Args:
         us: time at each of ``widths_for_step()``.
@@ -94,17 +97,13 @@ def found_step(us: Mapping[int, float]) -> int:
     share = float(np.clip(2.0 * (top - us[BASE // 2]) / top, 0.0, 1.0))
     if share < 0.1:
         return BASE // 2  # nothing is saved at all by removing half
-
-    def saved(width: int) -> float:
-        return max(0.0, top - us[width]) / (top * share)
-
     for step in (32, 16, 8, 4, 2):
-        inside = np.array([w for w in us if BASE - step < w < BASE])
-        removed = (BASE - inside) / BASE
-        savings = np.array([saved(int(w)) for w in inside])
-        slope = float(np.sum(removed * savings) / np.sum(removed**2))
-        lower = inside <= BASE - step // 2
-        if slope < INSIDE and float(np.mean(savings[lower] / removed[lower])) < FLAT:
+        level = [w for w in us if BASE - step < w <= BASE and us[w] <= SLOWER * top]
+        saved = np.array([(top - us[w]) / (top * share) for w in level])
+        removed = np.array([(BASE - w) / BASE for w in level])
+        slope = float(np.polyfit(removed, saved, 1)[0]) if len(level) > 2 else 0.0
+        edge = (top - us[BASE - step // 2]) / (top * share)
+        if slope < INSIDE and edge < FLAT * step / (2 * BASE):
             return step
     return 1
 
