@@ -1,0 +1,197 @@
+"""What is in a profile, and how far can it be trusted? Coverage, spread, contention, age and environment, as data."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from latency.op import Op
+from latency.profiles import Profile
+
+__all__ = ["Inspection", "OpCoverage", "inspect"]
+
+
+@dataclass(frozen=True)
+class OpCoverage:
+    """One table.
+
+    Attributes:
+        op: the op in words.
+        c_in: widest C_in.
+        c_out: widest C_out.
+        cells: measured cells the table is made of.
+        edges: cells at the crossings of all edges, for which the table answers.
+        steps: steps of both axes.
+        dense_us: time at the widest.
+        holdout: held-out cells.
+        holdout_median: median of their errors, relative, without sign; NaN without any.
+        holdout_worst: the largest of these errors.
+        disturbed: share of the cells that found no quiet moment.
+    """
+
+    op: str
+    c_in: int
+    c_out: int
+    cells: int
+    edges: int
+    steps: tuple[int, int]
+    dense_us: float
+    holdout: int
+    holdout_median: float
+    holdout_worst: float
+    disturbed: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A whole profile.
+
+    Attributes:
+        environment: circumstances of the measurements.
+        roles: number of cells by role.
+        ops: its tables.
+        spread_median: median half-width of the cells' 95 % intervals, relative.
+        spread_p95: 95th percentile of these.
+        contention_median: median share of the time that went to others.
+        contention_worst: the largest.
+        holdout_median: median error of all held-out cells, relative, weighted by nothing.
+        holdout_p95: 95th percentile of these errors, each weighted by the time of its cell.
+        oldest_days: age of the oldest cell.
+        newest_days: age of the newest cell.
+    """
+
+    environment: dict[str, Any]
+    roles: dict[str, int]
+    ops: tuple[OpCoverage, ...]
+    spread_median: float
+    spread_p95: float
+    contention_median: float
+    contention_worst: float
+    holdout_median: float
+    holdout_p95: float
+    oldest_days: float
+    newest_days: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns it as plain data."""
+        return asdict(self)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against trusting it, in words."""
+        found = []
+        if self.spread_p95 > 0.1:
+            found.append(f"spread: one cell in twenty is uncertain by {self.spread_p95:.0%}; measure again")
+        if self.contention_median > 0.1:
+            found.append(
+                f"contention: {self.contention_median:.0%} of the time went to others; stop other work, measure again"
+            )
+        if self.holdout_p95 > 0.05:
+            found.append(
+                f"holdout: one cell in twenty is off by {self.holdout_p95:.0%} or more; measure more cells"
+            )
+        if self.newest_days > 180:
+            found.append(
+                f"age: nothing is younger than {self.newest_days:.0f} days; measure a few cells again"
+            )
+        return tuple(found)
+
+
+def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
+    """Sums up a profile.
+
+    Args:
+        profile: the profile.
+        now: seconds since the epoch; by default the present.
+    """
+    tables: dict[str, Op] = {}
+    held: dict[str, list[Mapping[str, Any]]] = {}
+    swept: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in profile.cells:
+        op = Op.from_key(cell)
+        role = cell.get("role", "sweep")
+        if role == "sweep":
+            tables.setdefault(op.table_key(), op)
+            swept.setdefault(op.table_key(), []).append(cell)
+        elif role == "holdout":
+            held.setdefault(op.table_key(), []).append(cell)
+    errors: list[float] = []
+    weights: list[float] = []
+    ops = []
+    for key, op in tables.items():
+        table = profile.table(op)
+        mine = [abs(float(table.lookup(c["c_in"], c["c_out"])) / c["us"] - 1.0) for c in held.get(key, [])]
+        errors += mine
+        weights += [float(c["us"]) for c in held.get(key, [])]
+        widest = table.op
+        disturbed = sum("disturbed" in str(c.get("method", "")) for c in swept[key]) / len(swept[key])
+        ops.append(
+            OpCoverage(
+                op=_words(widest),
+                c_in=widest.c_in,
+                c_out=widest.c_out,
+                cells=len(swept[key]),
+                edges=_edges(widest, table.steps),
+                steps=table.steps,
+                dense_us=float(table.lookup(widest.c_in, widest.c_out)),
+                holdout=len(mine),
+                holdout_median=float(np.median(mine)) if mine else float("nan"),
+                holdout_worst=max(mine, default=float("nan")),
+                disturbed=disturbed,
+            )
+        )
+    spread = [
+        (c["ci_hi"] - c["ci_lo"]) / (2.0 * c["us"])
+        for c in profile.cells
+        if c.get("role", "sweep") == "sweep" and "ci_hi" in c and c["us"] > 0
+    ]
+    contention = [float(c["contention"]) for c in profile.cells if "contention" in c]
+    times = [float(c["time"]) for c in profile.cells if isinstance(c.get("time"), int | float)]
+    now = time.time() if now is None else now
+    return Inspection(
+        environment=dict(profile.environment),
+        roles=dict(Counter(str(c.get("role", "sweep")) for c in profile.cells)),
+        ops=tuple(ops),
+        spread_median=_quantile(spread, 0.5),
+        spread_p95=_quantile(spread, 0.95),
+        contention_median=_quantile(contention, 0.5),
+        contention_worst=max(contention, default=float("nan")),
+        holdout_median=_quantile(errors, 0.5),
+        holdout_p95=_weighted_quantile(errors, weights, 0.95),
+        oldest_days=(now - min(times)) / 86400.0 if times else float("nan"),
+        newest_days=(now - max(times)) / 86400.0 if times else float("nan"),
+    )
+
+
+def _edges(op: Op, steps: tuple[int, int]) -> int:
+    ins, outs = (-(-width // max(1, step)) for width, step in zip((op.c_in, op.c_out), steps, strict=True))
+    if op.reads_image:
+        return outs
+    return ins if op.diagonal else ins * outs
+
+
+def _words(op: Op) -> str:
+    """Returns an op without its widths: ``conv 3×3 /2 at 56×56 batch 1 + relu``."""
+    kind = "depthwise conv" if op.depthwise else "conv of an image" if op.reads_image else op.kind
+    kernel = " " + "×".join(map(str, op.kernel)) if op.kernel else ""
+    stride = f" /{op.stride[0]}" if op.stride and max(op.stride) > 1 else ""
+    tail = "".join(f" + {t}" for t in op.tail)
+    return f"{kind}{kernel}{stride} at {op.h}×{op.w} batch {op.batch}{tail}"
+
+
+def _quantile(values: list[float], q: float) -> float:
+    return float(np.quantile(values, q)) if values else float("nan")
+
+
+def _weighted_quantile(values: list[float], weights: list[float], q: float) -> float:
+    """Returns the value below which lies a share ``q`` of the weight."""
+    if not values:
+        return float("nan")
+    order = np.argsort(values)
+    below = np.cumsum(np.array(weights)[order])
+    return float(np.array(values)[order][np.searchsorted(below, q * below[-1])])
