@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from halpiee.errors import HalpieeError, PromiseError, UsageError
+from halpiee.errors import HalpieeError, UsageError
 from halpiee.methods.event import Event
 from halpiee.methods.guard import Guard
-from halpiee.methods.norm import running_norm
+from halpiee.methods.memory import Memory
+from halpiee.methods.norm import RunningNorms
 from halpiee.methods.phases import Drop, Grow, Recipe, Start, Train
 from halpiee.methods.pools import Choice, Pool
+from halpiee.methods.ranks import check_ranks
 from halpiee.methods.tally import Tally
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
@@ -91,14 +93,14 @@ class Sparse:
         self.phase_steps = 0
         self.log: list[tuple[int, str, dict[str, int]]] = []
         self._scores = Tally()
-        self._forward_all = False
-        self._memory = {n: self._tensors[n].detach().clone() for n in units.tensors if n in self._parameters}
         self._explore_init = explore_init
         self._masks_after: dict[str, Mask] = {}
         self._last_drop: tuple[Mask, dict[str, Tensor], Mask] | None = None
         self._last_grow: tuple[Mask, dict[str, Tensor]] | None = None
         self._masks = units.masks(self.alive)
-        self._norm_handles: list[Any] = []
+        masked = {name: p for name, p in self._parameters.items() if name in units.tensors}
+        self._memory = Memory(masked, self._masks)
+        self._norms = RunningNorms()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -115,29 +117,15 @@ class Sparse:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside, the model holds its active units only, also while it explores; for evaluation and export."""
-        if not self._forward_all:
+        with self._memory.only_active():
             yield
-            return
-        explored = {
-            name: self._parameters[name].detach().clone() for name in self._masks if name in self._parameters
-        }
-        with torch.no_grad():
-            for name, mask in self._on_device(self._masks):
-                if name in explored:
-                    self._parameters[name].masked_fill_(~mask, 0.0)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, value in explored.items():
-                    self._parameters[name].copy_(value)
 
     def finish(self) -> None:
         """Ends the updates now, on a grow: a cycle that has pruned and not yet grown is closed first."""
         if self.finished:
             return
         opened = isinstance(self._last_open(), Drop)
-        exploring = self._forward_all and (self._scores.steps > 0 or not self.criterion.per_step)
+        exploring = self._memory.everything and (self._scores.steps > 0 or not self.criterion.per_step)
         self.phase = len(self.recipe)
         self.phase_steps = 0
         if opened and exploring:
@@ -151,9 +139,10 @@ class Sparse:
 
     def detach(self) -> None:
         """Takes the hooks off the optimizer; the model keeps its active units."""
-        for handle in [*self._handles, *self._norm_handles]:
+        for handle in self._handles:
             handle.remove()
-        self._handles, self._norm_handles = [], []
+        self._handles = []
+        self._norms.off()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything a resumed run needs beside the model's and the optimizer's own state."""
@@ -161,9 +150,9 @@ class Sparse:
             "step": self.step,
             "phase": self.phase,
             "phase_steps": self.phase_steps,
-            "forward_all": self._forward_all,
+            "forward_all": self._memory.everything,
             "alive": dict(self.alive),
-            "memory": dict(self._memory),
+            "memory": self._memory.state(),
             "scores": self._scores.state(),
             "last_drop": None
             if self._last_drop is None
@@ -192,8 +181,8 @@ class Sparse:
         self.phase, self.phase_steps = state["phase"], state["phase_steps"]
         self.alive = Mask(dict(state["alive"]))
         self._masks = self.units.masks(self.alive)
-        for name, value in state["memory"].items():
-            self._memory[name].copy_(value)
+        self._memory.load(state["memory"])
+        self._memory.expect(self._masks, everything=state["forward_all"])
         scores = state["scores"]
         self._scores = Tally(dict(scores["total"]), scores["steps"], scores["skipped"])
         drop, grow = state["last_drop"], state["last_grow"]
@@ -201,9 +190,9 @@ class Sparse:
         self._last_grow = None if grow is None else (Mask(dict(grow[0])), dict(grow[1]))
         self._masks_after = {kind: Mask(dict(mask)) for kind, mask in state["masks_after"].items()}
         self.load_record(state)
-        self._forward_all = state["forward_all"]
         self._hold(self._train())
-        self._normalise(self._train())
+        if self._memory.everything and self._train().norm == "running":
+            self._norms.on(self.model, self._masks)
 
     # -- hooks ------------------------------------------------------------------------------------------------
 
@@ -280,23 +269,15 @@ class Sparse:
     def _enter(self, phase: Train) -> None:
         if phase.collect:
             self._scores = Tally()
-        self._set_forward(phase.forward == "all")
+        if phase.forward == "all":
+            self._memory.show_all()
+        else:
+            self._memory.show_active()
+        self._guard.forget_state(self._memory.inactive)
         self._hold(phase)
-        self._normalise(phase)
-
-    def _normalise(self, phase: Train) -> None:
-        """Makes active units use the running statistics they had at the phase's begin, if the phase asks for it."""
-        for handle in self._norm_handles:
-            handle.remove()
-        self._norm_handles = []
-        if phase.norm == "batch" or phase.forward != "all":
-            return
-        for path, module in self.model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-                mask = self._masks.get(f"{path}.running_mean")
-                active = torch.ones_like(module.running_mean, dtype=torch.bool) if mask is None else mask
-                hook = running_norm(module.running_mean, module.running_var, active)
-                self._norm_handles.append(module.register_forward_hook(hook))
+        self._norms.off()
+        if phase.norm == "running" and phase.forward == "all":
+            self._norms.on(self.model, self._masks)
 
     def _start(self, phase: Start) -> None:
         if phase.by == "random":
@@ -307,9 +288,7 @@ class Sparse:
             choice = self.pool.choose(scores, must=nothing, may=~nothing, level=1.0)
         self._apply(choice, "init", 0.0)
         if self._explore_init == "zero":
-            with torch.no_grad():
-                for name, memory in self._memory.items():
-                    memory.masked_fill_(~self._masks[name].to(memory.device), 0.0)
+            self._memory.forget_inactive()
 
     def _drop(self, phase: Drop) -> None:
         scores = self._collected()
@@ -368,24 +347,14 @@ class Sparse:
 
     def _apply(self, choice: Choice, event: str, omega: float, *, zero: bool = False) -> Event:
         """Makes ``choice`` the active units, records it, and forgets the optimizer state of what it removed."""
-        self._set_forward(False)
-        before_masks = self._masks
-        self._check_ranks(choice.alive)
+        check_ranks(choice.alive, self.step)
         previous = self._masks_after.get(event)
         overlap = previous.iou(choice.alive) if previous is not None else math.nan
         self._masks_after[event] = choice.alive
         masks = self.units.masks(choice.alive)
-        with torch.no_grad():
-            for name, mask in self._on_device(masks):
-                if name not in self._parameters:
-                    continue
-                parameter, memory = self._parameters[name], self._memory[name]
-                old = before_masks[name].to(parameter.device)
-                torch.where(old, parameter, memory, out=memory)
-                if zero:
-                    memory.masked_fill_(mask & ~old, 0.0)
-                torch.where(mask, memory, torch.zeros_like(memory), out=parameter.data)
-            self._guard.forget_state({n: ~mask for n, mask in masks.items() if n in self._parameters})
+        self._guard.forget_state(self._memory.inactive)
+        self._memory.switch(masks, zero=zero)
+        self._guard.forget_state(self._memory.inactive)
         self.alive, self._masks = choice.alive, masks
         total = self.pool.total
         report = Event(
@@ -407,24 +376,6 @@ class Sparse:
     def _with_slack(self, choice: Choice) -> Choice:
         return Choice(choice.alive, choice.used, self.pool.total - choice.used, choice.next_step, choice.gap)
 
-    def _set_forward(self, everything: bool) -> None:
-        """Writes the inactive units' last values into the model, or takes them out and remembers them."""
-        if everything == self._forward_all:
-            return
-        with torch.no_grad():
-            for name, mask in self._on_device(self._masks):
-                if name not in self._parameters:
-                    continue
-                parameter, memory = self._parameters[name].data, self._memory[name]
-                if everything:
-                    torch.where(mask, parameter, memory, out=parameter)
-                else:
-                    torch.where(mask, memory, parameter, out=memory)
-                    parameter.masked_fill_(~mask, 0.0)
-            inactive = {n: ~mask for n, mask in self._masks.items() if n in self._parameters}
-            self._guard.forget_state(inactive)
-        self._forward_all = everything
-
     def _hold(self, phase: Train) -> None:
         """Tells the guard what may not move in this phase."""
         if phase.update == "alive":
@@ -433,10 +384,6 @@ class Sparse:
             self._guard.hold({n: ~self._masks[n] if n in self._masks else None for n in self._tensors})
         else:
             self._guard.hold({})
-
-    def _on_device(self, masks: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        for name, mask in masks.items():
-            yield name, mask.to(self._tensors[name].device)
 
     # -- scores and randomness --------------------------------------------------------------------------------
 
@@ -458,19 +405,6 @@ class Sparse:
     def _random(self, purpose: str) -> dict[str, Tensor]:
         generator = self._generator(purpose)
         return {n: torch.rand(size, generator=generator) for n, size in self.units.sizes.items()}
-
-    def _check_ranks(self, alive: Mask) -> None:
-        """Refuses to go on when ranks of a distributed run have chosen differently."""
-        dist = torch.distributed
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            return
-        digests: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(digests, alive.digest())
-        if len(set(digests)) > 1:
-            raise PromiseError(
-                f"at step {self.step} the ranks chose different units ({len(set(digests))} different masks of "
-                f"{len(digests)}); give every rank the same seed and reduced gradients (DistributedDataParallel)"
-            )
 
     def _note_step(self, phase: Train) -> None:
         """Counts the step under its masks, for the training FLOPs."""

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["running_norm"]
+__all__ = ["RunningNorms"]
+
+
+class RunningNorms:
+    """Makes active channels use the running statistics they had when a phase began; off until it is told."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+
+    def on(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+        """Begins, with the statistics as they are now.
+
+        Args:
+            model: whose batch norms are meant.
+            masks: tensor name → active elements; a batch norm without a mask is active whole.
+        """
+        for path, module in model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                mask = masks.get(f"{path}.running_mean")
+                active = torch.ones_like(module.running_mean, dtype=torch.bool) if mask is None else mask
+                hook = running_norm(module.running_mean, module.running_var, active)
+                self._handles.append(module.register_forward_hook(hook))
+
+    def off(self) -> None:
+        """Ends."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
 
 def running_norm(mean: Tensor, variance: Tensor | None, active: Tensor) -> Callable[..., Tensor | None]:
