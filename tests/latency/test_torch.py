@@ -1,0 +1,74 @@
+"""Ops on eager PyTorch, on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import latency
+from latency.backends.torch import KINDS, Torch
+from latency.errors import MissingError, UnsupportedOpError, UsageError
+from latency.op import Op
+
+from .fakes import conv
+
+
+def of_kind(kind):
+    if kind in ("conv", "conv_transpose", "max_pool", "avg_pool"):
+        return Op(kind=kind, c_in=8, c_out=8, h=6, w=6, batch=2, kernel=(2, 2), stride=(2, 2))
+    if kind == "linear":
+        return Op(kind=kind, c_in=8, c_out=8, batch=2)
+    return Op(kind=kind, c_in=8, c_out=8, h=6, w=6, batch=2)
+
+
+SIZES = {"conv": 3, "max_pool": 3, "avg_pool": 3, "conv_transpose": 12, "upsample": 12, "global_avg_pool": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_the_shape_it_should(kind) -> None:
+    found = Torch(device="cpu").build(of_kind(kind)).run()
+    size = SIZES.get(kind, 6)
+    assert tuple(found.shape) == ((2, 8) if kind == "linear" else (2, 8, size, size))
+
+
+def test_the_tail_is_part_of_the_op() -> None:
+    op = conv(4, 8, tail=("batch_norm", "add", "relu"))
+    found = Torch(device="cpu").build(op).run()
+    assert found.shape == (1, 8, 8, 8)
+    assert float(found.min()) == 0.0
+
+
+def test_channels_last_activations_stay_so() -> None:
+    found = Torch(device="cpu", channels_last=True).build(conv(4, 8)).run()
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_half_precision_is_recorded_and_used() -> None:
+    backend = Torch(device="cpu", precision="bf16")
+    assert backend.environment()["dtype"] == "bfloat16"
+    assert backend.build(conv(4, 8, dtype="bfloat16")).run().dtype == torch.bfloat16
+
+
+def test_an_op_of_another_precision_is_refused() -> None:
+    with pytest.raises(UnsupportedOpError, match="this backend measures fp32"):
+        Torch(device="cpu").build(conv(4, 8, dtype="float16"))
+
+
+def test_a_gpu_that_is_not_there_is_said(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MissingError, match="PyTorch finds none; check nvidia-smi"):
+        Torch(device="cuda")
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(UsageError, match="precision 'int3' was asked for"):
+        Torch(device="cpu", precision="int3")
+
+
+def test_a_module_is_measured_as_it_is_and_keeps_its_mode() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()
+    found = latency.measure(model, (torch.randn(2, 4),), backend="torch", device="cpu", rounds=9)
+    assert found.clock == "cpu"
+    assert found.n >= 9
+    assert model.training
