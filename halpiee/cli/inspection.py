@@ -29,29 +29,18 @@ def command(profile: Path, as_json: bool) -> None:
         from rich.table import Table
 
         table = Table(box=None)
-        for title in (
-            "op",
-            "widest",
-            "steps",
-            "cells",
-            "of edges",
-            "widest µs",
-            "held out",
-            "median error",
-            "worst",
-        ):
-            table.add_column(title, justify="left" if title == "op" else "right", overflow="fold")
+        table.add_column("op", min_width=34, overflow="fold")
+        for title in ("widest", "steps", "cells", "µs", "held out", "off by"):
+            table.add_column(title, justify="right", no_wrap=True)
         for op in found.ops:
             table.add_row(
-                op.op,
+                op.op.replace("batch_norm", "bn"),
                 f"{op.c_in}→{op.c_out}",
                 f"{op.steps[0]}, {op.steps[1]}",
-                str(op.cells),
-                str(op.edges),
+                f"{op.cells}/{op.edges}",
                 f"{op.dense_us:.1f}",
                 str(op.holdout),
-                _share(op.holdout_median),
-                _share(op.holdout_worst),
+                f"{_share(op.holdout_median)} (≤ {_share(op.holdout_worst)})" if op.holdout else "–",
             )
         console = Console()
         console.print(table)
