@@ -29,21 +29,23 @@ def command(profile: Path, as_json: bool) -> None:
         from rich.table import Table
 
         table = Table(box=None)
-        table.add_column("op", min_width=34, overflow="fold")
-        for title in ("widest", "steps", "cells", "µs", "held out", "off by"):
+        table.add_column("op", overflow="fold")
+        for title in ("widest", "cells", "µs", "held out: off by"):
             table.add_column(title, justify="right", no_wrap=True)
         for op in found.ops:
             table.add_row(
                 op.op.replace("batch_norm", "bn"),
                 f"{op.c_in}→{op.c_out}",
-                f"{op.steps[0]}, {op.steps[1]}",
                 f"{op.cells}/{op.edges}",
                 f"{op.dense_us:.1f}",
-                str(op.holdout),
-                f"{_share(op.holdout_median)} (≤ {_share(op.holdout_worst)})" if op.holdout else "–",
+                f"{op.holdout}: {_share(op.holdout_median)}, ≤ {_share(op.holdout_worst)}"
+                if op.holdout
+                else "–",
             )
         console = Console()
         console.print(table)
+        steps = sorted({op.steps for op in found.ops})
+        console.print("steps (in, out): " + "; ".join(f"{i}, {o}" for i, o in steps))
         console.print(
             f"spread {_share(found.spread_median)} median, {_share(found.spread_p95)} at the 95th percentile; "
             f"contention {_share(found.contention_median)} median; held-out cells off by "
