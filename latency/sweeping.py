@@ -280,6 +280,8 @@ def _measured(
             cell["steps"] = list(job.steps.steps)
             if any(job.steps.pattern):
                 cell["pattern"] = [list(p) if p else None for p in job.steps.pattern]
+            if any(job.steps.slow):
+                cell["slow"] = [list(p) if p else None for p in job.steps.slow]
         state.journal.append(cell)
         state.known[cell_key(cell)] = cell
         appended.append(cell)

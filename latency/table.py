@@ -9,6 +9,8 @@ along an axis linearly in u, inside a cross of full rows R and columns C by
 (Gordon's transfinite interpolation, α and β hat functions of u), which returns every measured cell unchanged and
 is exact wherever rows differ by a linear change along the other axis.
 
+Widths inside a step may even be slower than its edge, by a factor that the sweep measured for each kind of op.
+
 u is the width itself, or, where steps are unequal with a period, the width bent by that *pattern*: a kernel that
 works on four blocks of channels at a time pays 55 % of the four for the first one. ``u(w) = P·(⌊w/P⌋ + φ(w mod P))``
 with the period P = step · len(pattern) and φ from the pattern.
@@ -41,8 +43,9 @@ class Table:
     Args:
         op: the op, at any width.
         cells: its cells: mappings with ``c_in``, ``c_out``, ``us``, and, where the sweep found steps,
-            ``steps``: the two widths whose multiples are the edges, and ``pattern``: for each axis null or the
-            shares of a period's cost at its edges, ascending to 1.
+            ``steps``: the two widths whose multiples are the edges; ``pattern``: for each axis null or the shares
+            of a period's cost at its edges, ascending to 1; ``slow``: for each axis null or ``[align, factor]``,
+            what widths that are no multiple of ``align`` take over the edge of their step.
 
     Attributes:
         op: the op, at the widest measured width.
@@ -83,8 +86,10 @@ class Table:
         )
         shapes = tuple(told.get("pattern") or (None, None))
         self._axes = tuple(
-            _Axis(measured, step, shape)
-            for measured, step, shape in zip((self._ins, self._outs), self.steps, shapes, strict=True)
+            _Axis(measured, step, shape, slow)
+            for measured, step, shape, slow in zip(
+                (self._ins, self._outs), self.steps, shapes, told.get("slow") or (None, None), strict=True
+            )
         )
         self._grid = _filled(grid, *(axis.nodes for axis in self._axes))
         widest = int(self._ins[-1]), int(outs.max())
@@ -101,15 +106,15 @@ class Table:
             ProfileError: a width beyond the measured ones, or off the diagonal of an op that has only that.
         """
         ins, outs = self._checked(c_in, c_out)
-        low, high, part = self._axes[0].at(ins)
+        low, high, part, factor = self._axes[0].at(ins)
         if self.diagonal:
             line = self._grid[:, 0]
-            us = line[low] * (1.0 - part) + line[high] * part
+            us = factor * (line[low] * (1.0 - part) + line[high] * part)
             return np.where(ins > 0, us, 0.0)
-        left, right, share = self._axes[1].at(outs)
+        left, right, share, other = self._axes[1].at(outs)
         near = self._grid[low, left] * (1.0 - part) + self._grid[high, left] * part
         far = self._grid[low, right] * (1.0 - part) + self._grid[high, right] * part
-        us = near * (1.0 - share) + far * share
+        us = factor * other * (near * (1.0 - share) + far * share)
         return np.where((ins > 0) & (outs > 0), us, 0.0)
 
     def measured(self, c_in: Any, c_out: Any) -> NDArray[np.bool_]:
@@ -155,7 +160,13 @@ class _Axis:
         nodes: u of the measured widths.
     """
 
-    def __init__(self, measured: IntArray, step: int, pattern: Sequence[float] | None) -> None:
+    def __init__(
+        self,
+        measured: IntArray,
+        step: int,
+        pattern: Sequence[float] | None,
+        slow: Sequence[float] | None = None,
+    ) -> None:
         widest = int(measured[-1])
         edges = np.union1d(measured, np.arange(step, widest + 1, step))
         edge = np.maximum(edges[np.searchsorted(edges, np.arange(widest + 1))], measured[0])
@@ -166,8 +177,13 @@ class _Axis:
         gap = np.where(exact, 1.0, self.nodes[self.high] - self.nodes[self.low])
         self.part = np.where(exact, 0.0, (bent(edge, step, pattern) - self.nodes[self.low]) / gap)
 
-    def at(self, widths: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
-        return self.low[widths], self.high[widths], self.part[widths]
+        self.factor = np.ones(widest + 1)
+        if slow:
+            inside = (np.arange(widest + 1) % int(slow[0]) > 0) & (edge != np.arange(widest + 1))
+            self.factor[inside] = slow[1]
+
+    def at(self, widths: IntArray) -> tuple[IntArray, IntArray, FloatArray, FloatArray]:
+        return self.low[widths], self.high[widths], self.part[widths], self.factor[widths]
 
 
 def bent(widths: IntArray, step: int, pattern: Sequence[float] | None) -> FloatArray:

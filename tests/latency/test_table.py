@@ -140,3 +140,9 @@ def test_a_conv_of_an_image_has_a_table_of_its_own() -> None:
 def test_a_time_that_is_no_number_is_refused() -> None:
     with pytest.raises(ProfileError, match="has the time None µs"):
         table([cell(8, 8, None)], op(8, 8))
+
+
+def test_widths_off_the_alignment_cost_more_than_their_edge() -> None:
+    cells = [cell(c, 8, float(c), steps=[8, 8], slow=[[4, 1.5], None]) for c in (8, 16, 18)]
+    found = table(cells, op(18, 8))
+    np.testing.assert_allclose(found.lookup([9, 11, 12, 15, 16, 17, 18], 8), [24, 24, 16, 24, 16, 27, 18])
