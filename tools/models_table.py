@@ -1,15 +1,19 @@
 """Traces, cuts and checks the networks of torchvision and writes the table of ``docs/models.md``.
 
-One network is in memory at a time, with random weights and the smallest input it takes::
+Each network has a process of its own, with random weights and the smallest input it takes; one that takes too
+long or too much memory is named with that reason. The file grows by a row per network, and a second call goes on
+where the first one stopped::
 
     python -m tools.models_table --out docs/models.md
+    python -m tools.models_table --out docs/models.md --again vit_b_16 swin_t
     python -m tools.models_table resnet18 vgg16
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import resource
+import subprocess
 import sys
 import time
 import warnings
@@ -36,6 +40,22 @@ from halpiee.structure import Structure, explain, trace, verify
 
 IMAGE_SIZES = {"inception_v3": 96, "maxvit_t": 224}
 """Smallest inputs that are not 64×64."""
+
+TIME_LIMIT_S = 180
+MEMORY_LIMIT_BYTES = 12 << 30
+"""Limits for one network: construction, trace, three cuts and seven forwards."""
+
+INTRODUCTION = """Written by `python -m tools.models_table --out docs/models.md`: random weights, the smallest input,
+float32.
+
+- *trace*: seconds on the machine that wrote the row, construction excluded; a busy machine shows in it.
+- *groups prunable*: of all groups; the others hold inputs, outputs and what is frozen.
+- *parameters prunable*: share in tensors that a prunable unit is in.
+- *MACs prunable*: share of the multiply-accumulates in layers with a prunable group on either side.
+- *rel. error*: masked against compact, the largest of three random keeps of 30 to 70 % per group. Detectors are
+  compared at the layers before their post-processing.
+- *frozen*: reasons other than inputs and outputs, with the number of groups each holds.
+"""
 
 PLAIN = ("a network input", "feeds the network's output")
 
@@ -196,29 +216,82 @@ def shortened(reason: str) -> str:
     return " ".join(words).replace(" :", ":").replace("|", "/")
 
 
+def line_of(name: str) -> str:
+    """Returns the row of one network, or its name with what is wrong."""
+    try:
+        return row(name).cells()
+    except (HalpieeError, RuntimeError, ValueError) as error:
+        return refused(name, " ".join(str(error).split())[:300])
+
+
+def refused(name: str, reason: str) -> str:
+    """Returns the row of a network that gave no figures."""
+    return f"| {name} | – | – | – | – | – | – | {reason.replace('|', '/')} |"
+
+
+def apart(name: str) -> str:
+    """Returns the row of one network, worked out in a process of its own within the limits."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+
+    command = [sys.executable, "-m", "tools.models_table", name]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIME_LIMIT_S, preexec_fn=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return refused(name, f"takes more than {TIME_LIMIT_S} s")
+    rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} |")]
+    if rows:
+        return rows[0]
+    last = (done.stderr.splitlines() or ["no message"])[-1]
+    return refused(
+        name, f"ended with code {done.returncode} (limit {MEMORY_LIMIT_BYTES >> 30} GiB): {last[:200]}"
+    )
+
+
+def written(path: Path) -> dict[str, str]:
+    """Returns the rows that a table already has, by network."""
+    if not path.exists():
+        return {}
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    found = {line.split("|")[1].strip(): line for line in lines}
+    found.pop("network", None)
+    return found
+
+
+def table(rows: dict[str, str]) -> str:
+    """Returns the whole file, its rows in torchvision's order."""
+    ordered = [rows[name] for name in names() if name in rows]
+    return (
+        "\n".join(["# Networks that halpiee traces, cuts and checks", "", INTRODUCTION, HEADER, *ordered])
+        + "\n"
+    )
+
+
 def main() -> int:
     """Writes the table, or prints the rows of the networks named."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="torchvision networks; all of them where none is named")
-    parser.add_argument("--out", type=Path, help="file to write; it is replaced")
+    parser.add_argument("--out", type=Path, help="file to write; the rows it has are kept")
+    parser.add_argument("--again", action="store_true", help="work out rows anew that the file has")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    lines = ["# Networks that halpiee traces, cuts and checks", "", HEADER]
-    failed = 0
-    for name in arguments.names or names():
-        try:
-            line = row(name).cells()
-        except HalpieeError as error:
-            failed += 1
-            line = f"| {name} | – | – | – | – | – | – | {' '.join(str(error).split())} |"
-        print(line, flush=True)
-        lines.append(line)
-        gc.collect()
-    if arguments.out is not None:
-        arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 1 if failed else 0
+    chosen = arguments.names or names()
+    rows = written(arguments.out) if arguments.out is not None else {}
+    for name in chosen:
+        if name in rows and not arguments.again:
+            continue
+        rows[name] = apart(name) if arguments.out is not None else line_of(name)
+        print(rows[name], flush=True)
+        if arguments.out is not None:
+            part = arguments.out.with_name(arguments.out.name + ".part")
+            part.write_text(table(written(arguments.out) | {name: rows[name]}), encoding="utf-8")
+            part.replace(arguments.out)
+    return 1 if any("| – | – | – |" in rows[name] for name in chosen) else 0
 
 
 if __name__ == "__main__":

@@ -72,6 +72,11 @@ def assemble(recorder: Recorder) -> Structure:
     for label, where in recorder.spreads:
         rectangular(recorder, label, where)
     units = recorder.units
+    for label, dims, where in recorder.batched:
+        label = units.find(label)
+        for dim in range(dims):
+            if not np.array_equal(label, np.broadcast_to(label.take([0], axis=dim), label.shape)):
+                units.freeze(label, where)
     membership = Membership(recorder)
     inputs = {int(units.find(np.array([atom]))[0]): name for name, atom in recorder.inputs}
     groups: list[ChannelGroup] = []

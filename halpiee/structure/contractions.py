@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from halpiee.structure.labels import Label, Tag, along
+from halpiee.structure.labels import Label, Tag, along, compressed
 from halpiee.structure.recorder import Call, LayerCall, Recorder, Timing
 from halpiee.structure.units import Atoms
 
@@ -220,14 +220,14 @@ def linear(
 
 
 def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: Tensor | None) -> None:
-    """A batched product: contracted channels are tied, the channels of one operand may pass through."""
+    """A batched product: contracted channels are tied, those of one operand and of the batch pass through."""
     units = recorder.units
     recorder.set(call.out, Tag())
     if bias is not None:
         recorder.freeze(bias, call.where)
-    passed: list[Label] = []
+    passed: list[tuple[Label, Tensor, Tensor]] = []
     contracted: list[Atoms | None] = []
-    for tensor, inner in ((a, a.dim() - 1), (b, b.dim() - 2)):
+    for tensor, other, inner in ((a, b, a.dim() - 1), (b, a, b.dim() - 2)):
         label = recorder.label(tensor)
         if label is None or recorder.tag(tensor).parameter or a.dim() != b.dim():
             recorder.freeze(tensor, call.where)
@@ -239,7 +239,7 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
             contracted.append(along(units, label, inner, tensor.shape[inner], reason))
         else:
             contracted.append(None)
-            passed.append(label)
+            passed.append((label, tensor, other))
     if contracted[0] is not None and contracted[1] is not None:
         units.unite(contracted[0], contracted[1])
         if not (recorder.tag(a).zero or recorder.tag(b).zero):
@@ -249,20 +249,53 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
         for side in contracted:
             if side is not None:
                 units.freeze(side, f"{call.where} over channels")
+    zero = any(recorder.tag(tensor).zero for _, tensor, _ in passed)
     if len(passed) == 2:
-        for label in passed:
-            units.freeze(label, f"{call.where} of two tensors with channels")
+        joined = batched_alike(recorder, passed[0][0], passed[1][0])
+        if joined is None:
+            for label, _, _ in passed:
+                units.freeze(label, f"{call.where} of two tensors with channels")
+        else:
+            recorder.set(call.out, Tag(zero=zero).with_axes([joined]))
     elif passed:
-        recorder.set(call.out, Tag(zero=True).with_axes(passed))
+        label, _, other = passed[0]
+        if any(size > 1 and other.shape[d] > 1 for d, size in enumerate(label.shape[:-2])):
+            recorder.batched.append((label, len(label.shape) - 2, f"{call.where} with a tensor as wide"))
+        recorder.set(call.out, Tag(zero=zero).with_axes([label]))
+
+
+def batched_alike(recorder: Recorder, a: Label, b: Label) -> Label | None:
+    """Returns the label of a product of two tensors whose channels lie along the batch (heads), or None."""
+    alone, other = (a, b) if a.shape[-2:] == (1, 1) else (b, a)
+    if alone.shape[-2:] != (1, 1) or alone.shape[:-2] != other.shape[:-2]:
+        return None
+    recorder.units.unite(alone, other)
+    return compressed(recorder.units.find(other))
 
 
 def attention(recorder: Recorder, call: Call) -> None:
     """Fused attention: queries and keys are tied where they are contracted, the values' channels pass through.
 
-    Its scale follows the width of a head unless it is given, so without one queries and keys stay whole.
+    Its scale follows the width of a head unless it is given, so without one queries and keys stay whole. Whole
+    heads, which lie along the batch, may go.
     """
     query, key, value = call.args[:3]
     units = recorder.units
+    labels = [recorder.label(tensor) for tensor in (query, key, value)]
+    heads = [label for label in labels if label is not None and label.shape[-2:] == (1, 1)]
+    if len(heads) == 3 and heads[0].shape == heads[1].shape == heads[2].shape:
+        units.unite(heads[0], heads[1])
+        units.unite(heads[0], heads[2])
+        label = compressed(units.find(heads[0]))
+        recorder.set(call.outputs[0], Tag(zero=recorder.tag(value).zero).with_axes([label]))
+        for mask in call.tensors[3:]:
+            shape = (1,) * (label.ndim - mask.dim()) + tuple(mask.shape)
+            if any(size > 1 and shape[d] > 1 for d, size in enumerate(label.shape)):
+                units.freeze(label, f"{call.where} with a mask of its own for each head")
+            recorder.freeze(mask, call.where)
+        for out in call.outputs[1:]:
+            recorder.set(out, Tag())
+        return
     sides = []
     for tensor in (query, key):
         label = recorder.label(tensor)
@@ -283,6 +316,9 @@ def attention(recorder: Recorder, call: Call) -> None:
     label = recorder.label(value)
     for index, out in enumerate(call.outputs):
         own = index == 0 and label is not None and label.shape[-2] == 1
-        recorder.set(out, Tag(zero=True).with_axes([label]) if own and label is not None else Tag())
+        zero = recorder.tag(value).zero
+        recorder.set(out, Tag(zero=zero).with_axes([label]) if own and label is not None else Tag())
     if label is not None and label.shape[-2] > 1:
         units.freeze(label, call.where)
+    elif label is not None and any(size > 1 for size in label.shape[:-2]):
+        recorder.batched.append((label, label.ndim - 2, f"{call.where} with queries as wide"))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from halpiee.structure.elementwise import shape_fields
-from halpiee.structure.labels import Tag, compressed, moved, varying
+from halpiee.structure.heads import heads_of
+from halpiee.structure.labels import Label, Tag, compressed, moved, varying
 from halpiee.structure.recorder import Call, Recorder, Timing
 
 __all__ = ["concat", "glu", "index", "index_put", "movement", "pad", "shuffle"]
@@ -18,6 +19,9 @@ SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip
 
 COMPUTED = frozenset({"flatten", "linear", "batch_norm", "instance_norm", "expand_as", "view_as", "conv2d"})
 """Functions that work their sizes out from their input."""
+
+
+RESHAPES = frozenset({"view", "_unsafe_view", "_reshape_alias", "reshape"})
 
 
 def movement(recorder: Recorder, call: Call) -> None:
@@ -36,7 +40,7 @@ def movement(recorder: Recorder, call: Call) -> None:
     for index, out in enumerate(outs):
 
         def move(label: Tensor, index: int = index, shape: torch.Size = out.shape) -> Tensor:
-            if call.name in ("view", "_unsafe_view", "_reshape_alias", "reshape"):
+            if call.name in RESHAPES:
                 return label.reshape(shape)
             if call.name == "expand":
                 return label.expand(call.args[1])
@@ -45,10 +49,67 @@ def movement(recorder: Recorder, call: Call) -> None:
             return moved_label
 
         axes = [moved(recorder.units.find(a), tuple(source.shape), move) for a in tag.axes]
+        if call.name in RESHAPES:
+            axes = [
+                by_heads(recorder, call, axis, out.shape)
+                if len(varying(axis)) > len(varying(before))
+                else axis
+                for axis, before in zip(axes, tag.axes, strict=True)
+            ]
+            if not tag.parameter:
+                follow(recorder, call, out, axes)
         recorder.set(out, Tag(tag.axes, tag.parameter, tag.zero).with_axes(axes))
         for axis, before in zip(axes, tag.axes, strict=True):
             if len(varying(axis)) > len(varying(before)) and not tag.parameter:
                 recorder.spreads.append((axis, call.where))
+
+
+def by_heads(recorder: Recorder, call: Call, label: Label, shape: torch.Size) -> Label:
+    """Ties what an attention module spreads over heads: a unit is one head, in queries, keys and values.
+
+    Modules named in ``recorder.positions`` are left alone: there a unit is position j of every head.
+    """
+    held = heads_of(recorder.modules.get(call.module))
+    if held is None or call.module in recorder.positions:
+        return label
+    name, heads = held
+    at = [d for d in varying(label) if shape[d] == heads and d < len(shape) - 1]
+    if not at or heads == 1:
+        return label
+    rows = np.moveaxis(recorder.units.find(label), at[-1], 0).reshape(heads, -1)
+    if (rows == 0).any():
+        return label
+    recorder.units.unite(rows[:, 1:], rows[:, :1])
+    atoms = recorder.units.find(rows[:, 0])
+    recorder.attribute(call.module, name, atoms)
+    recorder.grouped[call.module] = atoms
+    width = shape[-1]
+    for other, value in vars(recorder.modules[call.module]).items():
+        if type(value) is int and value == heads * width and other in HEADS_TOGETHER:
+            recorder.attribute(call.module, other, atoms, mul=width)
+    return compressed(recorder.units.find(label))
+
+
+HEADS_TOGETHER = frozenset({"output_dim", "all_head_size", "attn_dim", "inner_dim"})
+"""Attributes that hold the width of all heads together."""
+
+FOLLOWING = frozenset({"hidden_dim", "embed_dim", "d_model", "dim", "width", "hidden_size", "num_features"})
+"""Attributes in which modules hold the width of their stream; that they follow it is tried, not believed."""
+
+
+def follow(recorder: Recorder, call: Call, out: Tensor, axes: list[Label]) -> None:
+    """Notes that an attribute follows the channels where a reshape gives their number as that attribute."""
+    module = recorder.modules.get(call.module)
+    sizes = [size for a in call.args[1:] for size in (a if isinstance(a, list | tuple) else [a])]
+    for label in axes if module is not None else ():
+        places = varying(label)
+        if len(places) != 1 or out.shape[places[0]] not in sizes:
+            continue
+        for name, value in vars(module).items():
+            if type(value) is int and name in FOLLOWING and value == out.shape[places[0]]:
+                atoms = recorder.units.find(label.reshape(-1))
+                if atoms.all():
+                    recorder.attribute(call.module, name, atoms)
 
 
 def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
@@ -68,7 +129,7 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
     for axis in tag.axes:
         label = recorder.units.find(axis)
         if dim in varying(label):
-            equal = call.api in ("chunk", "tensor_split", "hsplit") and not tag.parameter
+            equal = call.api in ("chunk", "tensor_split", "hsplit")
             parts = len(call.outputs)
             if equal and size % parts == 0:
                 shape = (*label.shape[:dim], parts, size // parts, *label.shape[dim + 1 :])

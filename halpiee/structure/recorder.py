@@ -178,6 +178,8 @@ class Recorder:
         self.attributes: list[tuple[str, str, Atoms, int, int, int | None]] = []
         self.events: list[Event] = []
         self.spreads: list[tuple[Label, str]] = []
+        self.batched: list[tuple[Label, int, str]] = []
+        self.unread: list[tuple[list[int], Label, str]] = []
         self.output_positions: dict[str, int] = {}
         self.learned: set[str] = set()
         self.grouped: dict[str, Atoms] = {}

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from halpiee.structure.elementwise import shape_fields
+from halpiee.structure.heads import heads_of
 from halpiee.structure.labels import Tag
 from halpiee.structure.recorder import Call, Recorder, Timing
 
@@ -84,16 +85,23 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
     dims = reduced_dims(call, source)
     keepdim = all(out.dim() == source.dim() for out in call.outputs[:1])
     axes = []
+    frozen = []
     for axis in tag.axes:
         label = recorder.units.find(axis)
         if any(label.shape[d] > 1 for d in dims):
             if not (call.name in EXACT_SUMS and tag.zero and not tag.parameter):
-                recorder.units.freeze(label, f"{call.where} over channels")
+                frozen.append(label)
             continue
         axes.append(label if keepdim else label.squeeze(tuple(dims)) if dims else label)
     zero = tag.zero and call.name in ("sum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm")
     for out in call.outputs:
         recorder.set(out, Tag(parameter=tag.parameter, zero=zero).with_axes(axes))
+    for label in frozen:
+        reason = f"{call.where} over channels"
+        if heads_of(recorder.modules.get(call.module)) is None:
+            recorder.units.freeze(label, reason)
+        else:  # attention weights averaged over heads, which most callers throw away
+            recorder.unread.append(([recorder.value(out) for out in call.outputs], label, reason))
     spatial_dims = list(range(2, source.dim()))
     if call.name == "mean" and spatial_dims and sorted(dims) == spatial_dims:
         dim, atoms = recorder.peek(source)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from halpiee.errors import StructureError
 from halpiee.structure.groups import Structure
+from halpiee.structure.heads import adapted
 from halpiee.structure.vanish import emptied
 
 __all__ = ["alive_of", "apply_kept", "kept_in", "shrink"]
@@ -119,6 +120,7 @@ def apply_kept(
         if path in modules:
             set_number(modules[path], name, at, value)
     emptied(compact)
+    adapted(compact)
     if optimizer is None:
         return compact
     return compact, copied_optimizer(optimizer, model, compact, state_memo)

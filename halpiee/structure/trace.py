@@ -27,6 +27,7 @@ from torch.nn.parameter import UninitializedParameter
 from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble, collapsed
 from halpiee.structure.groups import ChannelGroup, Structure
+from halpiee.structure.heads import adapted
 from halpiee.structure.labels import Tag
 from halpiee.structure.modes import Api, Dispatch, Path, Watch
 from halpiee.structure.probe import CheckedUnits, Cut, cut_for, differences, irregular_keep
@@ -163,6 +164,7 @@ def agrees(
     try:
         inputs = on_meta(example_inputs)
         copied = copy.deepcopy(model, memo).eval()
+        adapted(copied, always=True)
         modules = dict(copied.named_modules())
         for path, name, at, value in cut.attributes:
             set_number(modules[path], name, at, value)
@@ -293,6 +295,7 @@ def record(
     with torch.random.fork_rng(devices=[]):
         try:
             copied = copy.deepcopy(model, dict(memo)).eval()
+            adapted(copied, always=True)
         except Exception as error:
             raise StructureError(
                 f"the model {type(model).__name__} cannot be copied ({error}); "
@@ -320,6 +323,10 @@ def record(
         recorder.freeze(tensor, "feeds the network's output")
         recorder.outputs.append(recorder.value(tensor))
         recorder.output_shapes.append(tuple(tensor.shape))
+    read = {value for event in recorder.events for value in event.reads} | set(recorder.outputs)
+    for values, label, reason in recorder.unread:
+        if read.intersection(values):
+            recorder.units.freeze(label, reason)
     return recorder
 
 
