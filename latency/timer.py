@@ -6,8 +6,8 @@ timed by its own CPU time, which preemption does not touch; several threads by t
 CPU time is not immune to who shares the core: a hyperthread neighbour slows it by 25 % and more, in bursts of
 0.1 … 100 ms, while the undisturbed floor repeats within 0.5 %. So a short *anchor* runs between any two runs, and
 a run counts as quiet when the anchors on both sides are at the anchor's floor. The statistic is the median of the
-quiet runs with its distribution-free 95 % interval (order statistics); where a machine grants too few quiet runs,
-it is the median of the fastest twentieth, and says so.
+quiet runs with its distribution-free 95 % interval (order statistics). Calls longer than the quiet moments have no
+such runs: then it is the median of the fastest twentieth, which counts as undisturbed where it repeats itself.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ QUIET = 1.03
 
 BURST = 1.05
 """A quiet run beyond this multiple of the fastest quiet one was hit between its anchors."""
+
+REPEATS = 1.01
+"""The fastest runs are undisturbed when three of them agree to this."""
 
 REMEMBERED = 4000
 """Anchor runs from which the floor is taken: those of the last seconds to minutes."""
@@ -96,7 +99,7 @@ class Precision:
     absolute_us: float = 0.2
     n_min: int = 9
     n_max: int = 200
-    seconds: float = 1.0
+    seconds: float = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,9 +263,12 @@ class Sampling:
             quiet = quiet[quiet <= BURST * quiet.min()]
         if len(quiet) >= max(5, self.precision.n_min // 2):
             return median_interval(quiet), len(quiet), True
-        # The machine was never quiet for long enough: the fastest twentieth was disturbed least.
+        # Runs longer than the quiet moments: the fastest twentieth was disturbed least, and where it repeats
+        # within one per cent, and the anchor reached its floor as well, it was not disturbed at all.
         low = np.sort(us)[: max(3, len(us) // 20)]
-        return (float(np.median(low)), float(low[0]), float(low[-1])), len(low), False
+        repeats = len(us) >= 2 * self.precision.n_min and low[2] <= REPEATS * low[0]
+        floor = min(anchors) <= QUIET * self.anchor.floor_us
+        return (float(np.median(low)), float(low[0]), float(low[-1])), len(low), bool(repeats and floor)
 
 
 def time_call(
