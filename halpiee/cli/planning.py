@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from halpiee.cli.common import answer, examples, input_size, json_option, say
-from halpiee.errors import OutputInUseError
+from halpiee.errors import OutputInUseError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from halpiee.cli.limiting import Limit
+    from halpiee.selection.choose import Selection
+    from halpiee.selection.cost import LatencyCost
+    from halpiee.selection.limits import LimitedSelection
+    from halpiee.structure.groups import Structure
 
 __all__ = ["command"]
+
+SWEEP = tuple(0.05 * i for i in range(1, 21))
+"""Shares of the dense latency along the curve."""
 
 
 @click.command(
@@ -18,7 +31,8 @@ __all__ = ["command"]
     epilog=examples(
         "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 0.5",
         "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 0.5 --out half.json",
-        "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 0.5 --sweep",
+        "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 0.5 --plot curve.svg",
+        "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 800us --also macs=0.4 --least 0.25",
     ),
 )
 @click.argument("model")
@@ -29,14 +43,46 @@ __all__ = ["command"]
     "--budget", required=True, help="Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us)."
 )
 @click.option(
+    "--also",
+    multiple=True,
+    help="A further limit: macs=0.5, params=2e6, memory=12MB (largest input + output of one op), or another "
+    "profile of this network, at any batch or device: batch8.jsonl=0.6. May be given several times.",
+)
+@click.option(
     "--weights", type=click.Path(path_type=Path), help="Score channels by the magnitude of these weights."
 )
-@click.option("--batch", default=1, show_default=True, help="Images per inference, as profiled.")
+@click.option(
+    "--scores",
+    "scores_file",
+    type=click.Path(path_type=Path),
+    help="Scores of your own: safetensors or JSON, group → one number per unit.",
+)
+@click.option(
+    "--protect-first/--no-protect-first",
+    "protect_first",
+    default=None,
+    help="Leave the first layer whole. Default: on for resnet50 and mobilenet_v1, as in the papers; nothing to "
+    "protect where the first layer shares a residual stream.",
+)
+@click.option("--freeze", multiple=True, help="Leave this group whole; may be given several times.")
+@click.option(
+    "--least", default=0.0, show_default=True, help="Share of its units every group keeps at least."
+)
+@click.option("--most", default=1.0, show_default=True, help="Share of its units every group keeps at most.")
+@click.option("--multiple", default=1, show_default=True, help="Widths are multiples of this many units.")
+@click.option(
+    "--between", multiple=True, help="Units of one group: GROUP=16..48; may be given several times."
+)
+@click.option("--vanish", is_flag=True, help="Residual blocks may be removed whole.")
+@click.option("--batch", type=int, help="Images per inference; default: as profiled.")
 @click.option("--size", default="224", show_default=True, help="Image size: 224, 3x224x224.")
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
 @click.option("--classes", default=None, type=int, help="Classes of the network, if not its own default.")
 @click.option("--solver", default="joint", show_default=True, type=click.Choice(["joint", "cpsat", "linear"]))
+@click.option("--gap", default=1e-3, show_default=True, help="How far from optimal the plan may be.")
+@click.option("--time-limit", type=float, help="Seconds, after which the best plan so far is given.")
 @click.option("--sweep", is_flag=True, help="Also the whole curve of latencies from one pass.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw that curve: a new .svg or .png file.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan as JSON.")
 @click.option("--seed", default=0, show_default=True)
 @json_option
@@ -44,90 +90,240 @@ def command(
     model: str,
     profile: Path,
     budget: str,
+    also: tuple[str, ...],
     weights: Path | None,
-    batch: int,
+    scores_file: Path | None,
+    protect_first: bool | None,
+    freeze: tuple[str, ...],
+    least: float,
+    most: float,
+    multiple: int,
+    between: tuple[str, ...],
+    vanish: bool,
+    batch: int | None,
     size: str,
     width: float | None,
     classes: int | None,
     solver: Literal["joint", "cpsat", "linear"],
+    gap: float,
+    time_limit: float | None,
     sweep: bool,
+    plot: Path | None,
     out: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
     """Choose MODEL's widths for a latency: predicted time, MACs, and how far from optimal at most."""
+    from halpiee.cli.curve import check_picture
+    from halpiee.cli.limiting import batch_of, parse_also, parse_between, read_limit
     from halpiee.training.settings import parse_budget
 
     shape = input_size(size)
     us, fraction = parse_budget(budget)
+    others, ranges = [parse_also(text) for text in also], parse_between(between)
     if out is not None and out.exists():
         raise OutputInUseError(f"--out {out} exists; choose another name, nothing is overwritten")
+    if plot is not None:
+        check_picture(plot)
+        sweep = True
+    if others and (sweep or solver == "linear"):
+        raise UsageError(
+            f"--also was asked with {'--solver linear' if solver == 'linear' else '--sweep or --plot'}, which knows "
+            "one limit only; leave one of the two out"
+        )
+    if weights is not None and scores_file is not None:
+        raise UsageError("--weights and --scores were both asked for; one of them says which channels matter")
     import latency
     from halpiee.cli.loading import traced
-    from halpiee.saliency import Magnitude
-    from halpiee.selection.choose import select
+    from halpiee.cli.scoring import scores_of
+    from halpiee.selection.choose import choose
     from halpiee.selection.cost import LatencyCost
-    from halpiee.selection.pareto import pareto
-    from halpiee.sparsity.granularity import Channels
+    from halpiee.selection.limits import select_within
+    from halpiee.selection.protect import protected
     from halpiee.structure.plan import Plan
-    from halpiee.structure.size import macs, widths
+    from halpiee.structure.trace import trace
 
     measured = latency.Profile.load(profile)
-    network = traced(model, batch, shape, width=width, classes=classes, weights=weights, seed=seed)
-    structure = network.structure
-    cost = LatencyCost(structure, measured)
-    parameters = dict(network.model.named_parameters())
-    units = Channels(network.model, structure, trainable_only=False)
-    scores = Magnitude()(units, parameters.get, lambda _: None)
+    images = batch_of(measured, profile) if batch is None else batch
+    options: dict[str, Any] = {"width": width, "classes": classes, "weights": weights, "seed": seed}
+    network = traced(model, images, shape, **options)
+    structure = trace(network.model, network.example, vanish=True) if vanish else network.structure
+
+    def at_batch(n: int) -> Structure:
+        return structure if n == images else trace(network.model, (network.example[0][:1].expand(n, *shape),))
+
+    dense = LatencyCost(structure, measured)
+    cost = dense.restricted(multiple=multiple, least=least, most=most, vanish=vanish, between=ranges)
+    scores, what = scores_of(network.model, structure, scores_file, trained=weights is not None)
+    first = protected(structure, model, asked=protect_first)
+    protect = {*first, *freeze}
     budget_us = us if us is not None else (fraction or 1.0) * cost.dense_us
-    selection = select(scores, cost, budget_us, solver=solver)
-    total = {
-        key: sum(macs(structure, counts).values()) for key, counts in (("d", {}), ("p", selection.counts))
-    }
-    result: dict[str, Any] = {
+    limits: list[Limit] = [("latency", cost, budget_us)]
+    limits += [read_limit(what, most, structure, at_batch) for what, most in others]
+    selection: Selection | LimitedSelection
+    if others:
+        selection = select_within(
+            scores,
+            [limit[1:] for limit in limits],
+            gap=gap,
+            protect=protect,
+            time_limit_s=time_limit,
+            seed=seed,
+        )
+    else:
+        selection = choose(
+            scores, cost, budget_us, solver=solver, gap=gap, protect=protect, time_limit_s=time_limit
+        )
+    result = _result(structure, cost, selection, model=model, scores=scores, limits=limits)
+    result |= {"batch": images, "scores": what, "protected": sorted(protect)}
+    notes = [f"scores: {what}"]
+    if first:
+        notes.append(f"first group {first[0]} stays whole; --no-protect-first frees it")
+    elif protect_first:
+        notes.append("nothing to protect: the first layer shares its channels with later ones")
+    if sweep:
+        result["curve"] = _curve(scores, cost, selection, protect, plot, title=f"{model}, batch {images}")
+    if out is not None:
+        arguments = {"width": width, "num_classes": classes}
+        Plan.from_selection(
+            structure,
+            selection,
+            model=model,
+            arguments={name: value for name, value in arguments.items() if value is not None},
+        ).save(out)
+    notes += [f"plan in {out}"] * (out is not None) + [f"curve in {plot}"] * (plot is not None)
+    answer(result, as_json, lambda: _show(result, notes))
+
+
+def _result(
+    structure: Structure,
+    cost: LatencyCost,
+    selection: Selection | LimitedSelection,
+    *,
+    model: str,
+    scores: dict[str, Tensor],
+    limits: list[Limit],
+) -> dict[str, Any]:
+    from halpiee.selection.resources import peak_bytes
+    from halpiee.structure.size import macs, parameters, widths
+
+    counts = selection.counts
+    used = []
+    for name, other, most in limits:
+        if name == "memory":
+            # Limited is what exceeds it, op by op; said is the largest op.
+            used.append({"limit": name, "used": peak_bytes(structure, counts), "most": _above(other)})
+        else:
+            used.append({"limit": name, "used": other.total_us(counts), "most": most})
+    total = sum(float(score.double().sum()) for score in scores.values())
+    kept = sum(float(scores[name].double()[keep].sum()) for name, keep in selection.keep.items())
+    return {
         "model": model,
         "dense_us": cost.dense_us,
-        "budget_us": budget_us,
+        "budget_us": selection.budget_us,
         "predicted_us": selection.latency_us,
         "gap": selection.gap,
+        "path": selection.path,
         "slack_us": selection.slack_us,
-        "next_step_us": selection.next_step_us,
-        "macs_dense": total["d"],
-        "macs": total["p"],
-        "widths": widths(structure, selection.counts),
+        "next_step_us": None if math.isnan(selection.next_step_us) else selection.next_step_us,
+        "score_kept": kept / total if total else None,
+        "limits": used,
+        "macs_dense": sum(macs(structure).values()),
+        "macs": sum(macs(structure, counts).values()),
+        "params_dense": parameters(structure),
+        "params": parameters(structure, counts),
+        "groups": {g.name: [counts[g.name], g.size] for g in structure.prunable},
+        "widths": widths(structure, counts),
         "widths_dense": widths(structure),
         "not_covered": list(cost.not_covered),
-        "interpolated": [str(name) for name in cost.interpolated(selection.counts)],
+        "interpolated": [str(name) for name in cost.interpolated(counts)],
     }
-    if sweep:
-        fractions = [0.1 * i for i in range(2, 10)]
-        result["curve"] = [
-            {"budget_us": p.budget_us, "latency_us": p.latency_us, "value": p.value, "gap": p.gap}
-            for p in pareto(scores, cost, [f * cost.dense_us for f in fractions])
-        ]
-    if out is not None:
-        Plan.from_selection(structure, selection).save(out)
 
-    def show() -> None:
-        from rich.console import Console
-        from rich.table import Table
 
-        table = Table(title=f"{model}: {selection.latency_us:.0f} of {cost.dense_us:.0f} µs", box=None)
-        for title in ("layer", "dense", "planned"):
-            table.add_column(title, justify="left" if title == "layer" else "right")
-        for layer, channels in result["widths"].items():
-            table.add_row(layer, str(result["widths_dense"][layer]), str(channels))
-        console = Console()
-        console.print(table)
-        console.print(
-            f"budget {budget_us:.0f} µs, slack {selection.slack_us:.1f} µs, next step {selection.next_step_us:.1f} µs, "
-            f"MACs {total['p'] / total['d']:.1%} of dense, at most {selection.gap:.2%} from optimal"
+def _above(cost: LatencyCost) -> float:
+    return float(getattr(cost.profile, "above", math.nan))
+
+
+def _curve(
+    scores: dict[str, Tensor],
+    cost: LatencyCost,
+    selection: Selection | LimitedSelection,
+    protect: set[str],
+    plot: Path | None,
+    *,
+    title: str,
+) -> list[dict[str, float]]:
+    """Solves the whole curve, and draws it beside networks whose groups all keep the same share."""
+    from halpiee.errors import BudgetError
+    from halpiee.selection.pareto import pareto
+    from halpiee.selection.uniform import uniform
+
+    points = pareto(scores, cost, [share * cost.dense_us for share in SWEEP], protect=protect)
+    free = {name: score.double().sort(descending=True).values.cumsum(0) for name, score in scores.items()}
+    fixed = sum(float(free[name][-1]) for name in protect if name in free)
+    if plot is not None:
+        from halpiee.cli.curve import draw_curve
+
+        def worth(counts: dict[str, int]) -> float:
+            return sum(float(free[name][k - 1]) for name, k in counts.items() if k > 0)
+
+        same = []
+        for point in points:
+            try:
+                counts = uniform(cost, point.budget_us, protect=protect)
+            except BudgetError:
+                continue
+            same.append((cost.total_us(counts), worth(counts)))
+        draw_curve(
+            plot,
+            points,
+            title=title,
+            dense_us=cost.dense_us,
+            total=worth({name: len(score) for name, score in free.items()}),
+            fixed=fixed,
+            chosen=(selection.latency_us, worth(selection.counts)),
+            uniform=same,
         )
-        for point in result.get("curve", []):
-            console.print(
-                f"  {point['latency_us']:9.0f} µs  value {point['value']:.4g}  gap {point['gap']:.2%}"
-            )
-        if cost.not_covered:
-            say(f"not timed: {', '.join(cost.not_covered)}")
+    return [
+        {"budget_us": p.budget_us, "latency_us": p.latency_us, "value": p.value + fixed, "gap": p.gap}
+        for p in points
+    ]
 
-    answer(result, as_json, show)
+
+def _show(result: dict[str, Any], notes: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    dense = result["dense_us"]
+    table = Table(
+        title=f"{result['model']}, batch {result['batch']}: {result['predicted_us']:.0f} of {dense:.0f} µs",
+        box=None,
+    )
+    for title in ("layer", "dense", "planned"):
+        table.add_column(title, justify="left" if title == "layer" else "right")
+    for layer, channels in result["widths"].items():
+        table.add_row(layer, str(result["widths_dense"][layer]), str(channels))
+    console = Console(highlight=False)
+    console.print(table)
+    step = result["next_step_us"]
+    console.print(
+        f"budget {result['budget_us']:.0f} µs, slack {result['slack_us']:.1f} µs, "
+        + (f"next step {step:.1f} µs, " if step is not None else "nothing left to widen, ")
+        + f"MACs {result['macs'] / result['macs_dense']:.1%} of dense, parameters "
+        f"{result['params'] / result['params_dense']:.1%}, at most {result['gap']:.2%} from optimal ({result['path']})"
+    )
+    for limit in result["limits"][1:]:
+        console.print(f"  also {limit['limit']}: {limit['used']:,.0f} of at most {limit['most']:,.0f}")
+    for point in result.get("curve", []):
+        console.print(
+            f"  {point['latency_us']:9.0f} µs  {point['latency_us'] / dense:6.1%}  value {point['value']:.4g}  "
+            f"gap {point['gap']:.2%}"
+        )
+    for note in notes:
+        console.print(note)
+    if result["not_covered"]:
+        say(f"not timed: {', '.join(result['not_covered'])}")
+    if result["interpolated"]:
+        say(
+            f"{len(result['interpolated'])} of {len(result['widths'])} layers are priced between measured cells"
+        )

@@ -18,7 +18,8 @@ from torch import Tensor
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.offer import Offers, offer
-from halpiee.selection.problem import Solver, relative_gap, solve_grid
+from halpiee.selection.problem import solve_grid
+from halpiee.selection.solution import Solver, relative_gap
 from halpiee.selection.terms import IntArray
 
 __all__ = ["Selection", "choose", "select"]
@@ -186,17 +187,7 @@ def _selection(
         budget_us=float(budget_us),
         value=value,
         upper_bound=upper_bound,
-        next_step_us=_next_step_us(cost, counts, {name: one.counts for name, one in offers.free.items()}),
+        next_step_us=cost.next_step_us(counts, {name: one.counts for name, one in offers.free.items()}),
         solver=solver,
         path=path,
     )
-
-
-def _next_step_us(cost: LatencyCost, counts: dict[str, int], options: Mapping[str, IntArray]) -> float:
-    extra = math.nan
-    for name, allowed in options.items():
-        wider = allowed[allowed > counts[name]]
-        if len(wider):
-            step = cost.step_us(counts, name, int(wider[0]))
-            extra = step if math.isnan(extra) else min(extra, step)
-    return extra

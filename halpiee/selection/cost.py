@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from halpiee.errors import ProfileError, UsageError
+from halpiee.selection.candidates import restrict, thin
 from halpiee.selection.cells import Cells, LatencyTable, TableSource, table_of
 from halpiee.selection.terms import FloatArray, IntArray, Side
 from halpiee.structure.groups import GroupRef, Structure, TimedOp
@@ -29,9 +30,6 @@ __all__ = ["LatencyCost", "LatencyTable", "TableSource"]
 
 CONTRACTIONS = ("conv", "conv_transpose", "linear")
 """Ops that a cost must never leave out."""
-
-MOST_CANDIDATES = 128
-"""Candidate widths per group: a smooth table offers every width, and joined tables grow with their square."""
 
 STEP = 1e-6
 """A narrower width is a candidate when it is cheaper than every wider one by more than this share."""
@@ -103,31 +101,39 @@ class LatencyCost:
         other.__dict__.pop("dense_us", None)
         return other
 
-    def restricted(self, *, multiple: int = 1, least: float = 0.0, vanish: bool = True) -> LatencyCost:
-        """Returns the same cost with fewer candidate widths; the dense width always stays one.
-
-        Args:
-            multiple: widths are multiples of this.
-            least: share of its units that every group keeps at least; a group that may vanish may still do so.
-            vanish: whether groups may be emptied where the structure allows it.
-        """
-        if multiple < 1 or not 0 <= least <= 1:
-            raise UsageError(
-                f"candidates of multiples of {multiple} and at least {least:g} of each group were asked; give a "
-                "multiple of at least 1 and a share between 0 and 1"
-            )
+    def restricted(
+        self,
+        *,
+        multiple: int = 1,
+        least: float = 0.0,
+        most: float = 1.0,
+        vanish: bool = True,
+        between: Mapping[str, tuple[int, int]] | None = None,
+    ) -> LatencyCost:
+        """Returns the same cost with fewer candidate widths; arguments as in ``candidates.restrict``."""
         other = copy.copy(self)
-        other.__dict__["candidates"] = {
-            name: tuple(
-                k
-                for k in candidates
-                if k == self._sizes[name]
-                or (k == 0 and vanish)
-                or (k > 0 and k % multiple == 0 and k >= least * self._sizes[name])
-            )
-            for name, candidates in self.candidates.items()
-        }
+        other.__dict__["candidates"] = restrict(
+            self.candidates,
+            self._sizes,
+            multiple=multiple,
+            least=least,
+            most=most,
+            vanish=vanish,
+            between=between,
+        )
         return other
+
+    def next_step_us(
+        self, counts: Mapping[str, int], options: Mapping[str, Sequence[int] | IntArray]
+    ) -> float:
+        """Returns the smallest latency added by any group's next wider option; NaN where nothing can grow."""
+        extra = math.nan
+        for name, allowed in options.items():
+            wider = [int(k) for k in allowed if k > counts[name]]
+            if wider:
+                step = self.step_us(counts, name, min(wider))
+                extra = step if math.isnan(extra) else min(extra, step)
+        return extra
 
     @cached_property
     def dense_us(self) -> float:
@@ -179,8 +185,7 @@ class LatencyCost:
         """Widths worth choosing, per prunable group, ascending: right edges of its own staircase.
 
         Scanned from the dense width down with the other groups dense: a width is a candidate when it is
-            cheaper
-        than every wider candidate by more than 1e-6 of it. 0 only where the group may vanish.
+        cheaper than every wider candidate by more than 1e-6 of it. 0 only where the group may vanish.
         """
         found = {}
         for group in self.structure.prunable:
@@ -192,7 +197,7 @@ class LatencyCost:
                 if curve[k - least] < lowest - STEP * abs(lowest):
                     kept.append(k)
                     lowest = curve[k - least]
-            found[group.name] = _thin(tuple(reversed(kept)), group.size)
+            found[group.name] = thin(tuple(reversed(kept)), group.size)
         return found
 
     def grid(
@@ -341,13 +346,3 @@ def _axis(
         members += [number[name]] * times
         reached = np.unique(reached[:, None] + times * free[name][None])
     return _Axis(tuple(members), fixed + common * np.arange(int(reached[-1]) + 1), reached)
-
-
-def _thin(candidates: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Returns at most MOST_CANDIDATES: multiples of a power of two, the narrowest and the dense width."""
-    step = 1
-    kept = candidates
-    while len(kept) > MOST_CANDIDATES:
-        step *= 2
-        kept = tuple(k for k in candidates if k % step == 0 or k in (candidates[0], size))
-    return kept

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from halpiee.errors import MissingError
+from halpiee.selection.joint import solve_joint
 from halpiee.selection.moves import fill, repair
-from halpiee.selection.problem import GridSolution, relative_gap, solve_joint
+from halpiee.selection.solution import GridSolution, relative_gap
 from halpiee.selection.terms import FloatArray, Grid, IntArray
 
 __all__ = ["DEFAULT_TIME_LIMIT_S", "Searched", "search", "solve_cpsat"]

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halpiee.selection.lagrangian import Dual
+from halpiee.selection.dual import Dual
 from halpiee.selection.ordering import Step
 from halpiee.selection.terms import FloatArray, Grid, IntArray
 
-__all__ = ["Frontier", "Reached"]
+__all__ = ["Frontier", "Reached", "close_gap"]
 
 CHUNK = 1_000_000
 """Pairs that are joined at once."""

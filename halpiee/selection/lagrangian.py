@@ -17,11 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from halpiee.errors import BudgetError
-from halpiee.selection.elimination import Elimination
+from halpiee.selection.dual import Dual
+from halpiee.selection.frontier import close_gap
 from halpiee.selection.moves import descend, fill, repair
-from halpiee.selection.terms import FloatArray, Grid, IntArray
+from halpiee.selection.solution import relative_gap
+from halpiee.selection.terms import Grid, IntArray
 
-__all__ = ["Dual", "Found", "solve_dual"]
+__all__ = ["Found", "solve_dual"]
 
 TOLERANCE = 5e-10
 """Relative excess over the budget that counts as rounding: half of what the contract allows."""
@@ -41,60 +43,7 @@ class Found:
     @property
     def gap(self) -> float:
         """Relative gap that is still open."""
-        return (self.upper_bound - self.value) / max(abs(self.upper_bound), 1e-12)
-
-
-class Dual:
-    """The inner problem of a grid, planned once.
-
-    Args:
-        grid: the problem.
-        limit: cells that a table of the elimination may have.
-
-    Attributes:
-        known: ``(value, cost, choice)`` of every choice that was best at some multiplier, where that is
-            exact: points of the upper hull, good starting points for any budget.
-    """
-
-    def __init__(self, grid: Grid, *, limit: float = 4e6) -> None:
-        self.grid = grid
-        self.plan = Elimination.of(grid, limit=limit)
-        own = [np.zeros(n) for n in grid.domains[: grid.n_groups]]
-        self.wide = []
-        for factor in grid.factors:
-            if len(factor.scope) == 1 and factor.scope[0] < grid.n_groups:
-                own[factor.scope[0]] = factor.table
-            else:
-                self.wide.append(factor.table)
-        self.own = own
-        self.known: list[tuple[float, float, IntArray]] = []
-        self._answers: dict[tuple[float, float], tuple[float, IntArray]] = {}
-
-    def tables(self, multiplier: float, weight: float = 1.0) -> list[FloatArray]:
-        """Returns ``weight · values − multiplier · costs`` as one table per factor of the plan."""
-        tables = [weight * v - multiplier * c for v, c in zip(self.grid.values, self.own, strict=True)]
-        return tables + [-multiplier * c for c in self.wide]
-
-    def best(self, multiplier: float, weight: float = 1.0) -> tuple[float, IntArray]:
-        """Returns the maximum of ``weight · V − multiplier · C``, or a bound on it, and its choice."""
-        key = (multiplier, weight)
-        if key not in self._answers:
-            bound, store = self.plan.run(self.tables(multiplier, weight))
-            states = self.plan.decode(store)
-            choice = np.array(states[: self.grid.n_groups], dtype=np.int64)
-            self._answers[key] = (bound - multiplier * self.grid.constant, choice)
-            if self.plan.exact:
-                self.known.append((self.grid.value(choice), self.grid.cost(choice), choice))
-        return self._answers[key]
-
-    def around(self, room: float) -> tuple[tuple[float, float, IntArray] | None, ...]:
-        """Returns the known choices next to a budget: the dearest within it, the cheapest beyond it."""
-        within = [point for point in self.known if point[1] <= room]
-        beyond = [point for point in self.known if point[1] > room]
-        return (
-            max(within, key=lambda p: (p[1], p[0]), default=None),
-            min(beyond, key=lambda p: (p[1], -p[0]), default=None),
-        )
+        return relative_gap(self.value, self.upper_bound)
 
 
 def solve_dual(
@@ -199,8 +148,6 @@ def _minimise(
 
 
 def _close(dual: Dual, found: Found, room: float, *, gap: float, until: float) -> None:
-    from halpiee.selection.frontier import close_gap
-
     grid = dual.grid
     choice, found.upper_bound = close_gap(
         grid, dual, found.multiplier, room, found.value, found.upper_bound, gap=gap, until=until

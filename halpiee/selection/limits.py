@@ -21,7 +21,7 @@ from halpiee.selection.cpsat import DEFAULT_TIME_LIMIT_S, search
 from halpiee.selection.lagrangian import TOLERANCE, solve_dual
 from halpiee.selection.moves import fill_within, repair_within
 from halpiee.selection.offer import offer
-from halpiee.selection.problem import relative_gap
+from halpiee.selection.solution import relative_gap
 from halpiee.selection.terms import FloatArray, Grid, IntArray, Term, normalise
 
 __all__ = ["LimitedSelection", "select_within", "solve_limits"]
@@ -41,6 +41,7 @@ class LimitedSelection:
         budgets: per limit what was allowed.
         value: summed score of what is kept.
         upper_bound: no selection within all limits has a higher value.
+        next_step_us: smallest step of the first limit by any group's next width; NaN when nothing can grow.
         path: ``surrogate`` or ``cpsat``, with ``+time`` where the gap asked was not proved.
     """
 
@@ -50,7 +51,23 @@ class LimitedSelection:
     budgets: tuple[float, ...]
     value: float
     upper_bound: float
+    next_step_us: float
     path: str
+
+    @property
+    def latency_us(self) -> float:
+        """What is used of the first limit."""
+        return self.used[0]
+
+    @property
+    def budget_us(self) -> float:
+        """The first limit."""
+        return self.budgets[0]
+
+    @property
+    def slack_us(self) -> float:
+        """What is left of the first limit."""
+        return self.budget_us - self.latency_us
 
     @property
     def gap(self) -> float:
@@ -71,19 +88,21 @@ def select_within(
 
     Args:
         scores: Tensor ``[size]`` per group; a group without scores stays whole.
-        limits: costs of one structure, each with the largest total in its own unit.
+        limits: costs of one network, traced at any batch, each with the largest total in its own unit.
         gap: relative gap to prove.
         protect: groups that stay whole.
         time_limit_s: of the search, 30 s if not given.
         seed: of the search.
 
     Raises:
-        UsageError: no limits, or costs of different structures.
+        UsageError: no limits, or costs of different networks.
         BudgetError: limits that no network keeps; ``.minimum`` where one alone is too small.
     """
-    if not limits or any(cost.structure is not limits[0][0].structure for cost, _ in limits):
+    sizes = [{g.name: g.size for g in cost.structure.prunable} for cost, _ in limits]
+    if not limits or any(other != sizes[0] for other in sizes):
         raise UsageError(
-            f"{len(limits)} limits were given; pass at least one, all with costs of the same structure object"
+            f"{len(limits)} limits were given, of networks with {', '.join(str(len(s)) for s in sizes) or 'no'} "
+            "prunable groups; pass at least one, all with costs of the same network"
         )
     offers = offer(scores, limits[0][0], protect=protect)
     whole = {name: np.array([int(mask.sum())]) for name, mask in offers.whole.items()}
@@ -104,6 +123,7 @@ def select_within(
         budgets=tuple(budget for _, budget in grids),
         value=grids[0][0].value(choice),
         upper_bound=upper_bound,
+        next_step_us=limits[0][0].next_step_us(counts, dict(zip(offers.free, offers.counts, strict=True))),
         path=path,
     )
 

@@ -19,7 +19,7 @@ from collections import Counter
 import numpy as np
 
 from halpiee.selection.lagrangian import solve_dual
-from halpiee.selection.problem import GridSolution
+from halpiee.selection.solution import GridSolution
 from halpiee.selection.terms import Factor, Grid, IntArray, Side
 
 __all__ = ["linearise", "solve_linear"]

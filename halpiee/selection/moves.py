@@ -68,7 +68,7 @@ def repair(grid: Grid, choice: IntArray, room: float) -> IntArray | None:
 def fill_within(grids: Sequence[Grid], choice: IntArray, rooms: Sequence[float]) -> IntArray:
     """Returns ``fill`` under several limits: costs are taken as shares of their limits."""
     limits = [_Moves(grid, choice) for grid in grids]
-    scales = [max(abs(room), 1e-300) for room in rooms]
+    scales = [abs(room) or 1.0 for room in rooms]
     while True:
         fits = limits[0].gain > -np.inf
         for moves, room in zip(limits, rooms, strict=True):
@@ -89,7 +89,7 @@ def fill_within(grids: Sequence[Grid], choice: IntArray, rooms: Sequence[float])
 def repair_within(grids: Sequence[Grid], choice: IntArray, rooms: Sequence[float]) -> IntArray | None:
     """Returns ``repair`` under several limits: what exceeds them is taken as shares of them."""
     limits = [_Moves(grid, choice) for grid in grids]
-    scales = [max(abs(room), 1e-300) for room in rooms]
+    scales = [abs(room) or 1.0 for room in rooms]
     while True:
         excess = sum(
             max(0.0, m.cost - room) / scale for m, room, scale in zip(limits, rooms, scales, strict=True)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from halpiee.errors import BudgetError
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.lagrangian import Dual, solve_dual
+from halpiee.selection.dual import Dual
+from halpiee.selection.lagrangian import solve_dual
 from halpiee.selection.offer import offer
-from halpiee.selection.problem import relative_gap
+from halpiee.selection.solution import relative_gap
 from halpiee.selection.terms import Term, normalise
 
 __all__ = ["ParetoPoint", "pareto"]

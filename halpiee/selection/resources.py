@@ -7,6 +7,7 @@ beside a latency. Units: MACs of one input, parameters of conv and linear weight
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from halpiee.selection.terms import FloatArray, IntArray
 from halpiee.structure.groups import Structure
 from latency.op import Op
 
-__all__ = ["Quantity", "resource"]
+__all__ = ["Quantity", "peak_bytes", "resource"]
 
 Quantity = Literal["macs", "params", "peak_bytes"]
 
@@ -35,6 +36,20 @@ def resource(structure: Structure, quantity: Quantity, *, above: float = 0.0) ->
         above: bytes, for ``peak_bytes``.
     """
     return LatencyCost(structure, _Formulas(quantity, above))
+
+
+def peak_bytes(structure: Structure, counts: Mapping[str, int] | None = None) -> float:
+    """Returns how much the input and output of the largest op hold together.
+
+    Args:
+        structure: ops and groups of the network.
+        counts: group name → units that stay; a missing group is whole.
+    """
+    sizes = [0.0]
+    for timed in structure.ops:
+        sides = [structure.channels(refs, counts or {}) for refs in (timed.in_groups, timed.out_groups)]
+        sizes.append(float(_Formula(timed.op, "peak_bytes", 0.0).lookup(*(np.array(n) for n in sides))))
+    return max(sizes)
 
 
 class _Formulas:

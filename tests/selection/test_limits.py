@@ -99,5 +99,5 @@ def test_resources_by_hand():
 
 def test_limits_of_different_networks_are_refused():
     scores = {name: torch.ones(8) for name in ("stream", "a")}
-    with pytest.raises(UsageError, match="same structure"):
-        select_within(scores, [(resource(residual(), "macs"), 1e9), (resource(residual(), "macs"), 1e9)])
+    with pytest.raises(UsageError, match="networks with 2, 2 prunable groups; pass at least one, all with costs of the same network"):
+        select_within(scores, [(resource(residual(sizes), "macs"), 1e9) for sizes in ({}, {"a": 4})])

@@ -1,0 +1,124 @@
+"""A picture of the whole curve: which share of the scores each latency keeps, and how little more could be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from halpiee.errors import OutputInUseError
+
+if TYPE_CHECKING:
+    from halpiee.selection.pareto import ParetoPoint
+
+__all__ = ["check_picture", "draw_curve"]
+
+
+def check_picture(path: Path) -> None:
+    """Refuses a file that exists or is no picture, before anything is worked out.
+
+    Raises:
+        click.BadParameter: another ending than .svg or .png.
+        OutputInUseError: the file exists.
+    """
+    if path.suffix not in (".svg", ".png"):
+        raise click.BadParameter(f"--plot {path} is no picture; end the name in .svg or .png")
+    if path.exists():
+        raise OutputInUseError(f"--plot {path} exists; choose another name, nothing is overwritten")
+
+
+def draw_curve(
+    path: Path,
+    points: Sequence[ParetoPoint],
+    *,
+    title: str,
+    dense_us: float,
+    total: float,
+    fixed: float,
+    chosen: tuple[float, float],
+    uniform: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Draws a curve of selections into a file.
+
+    Args:
+        path: ending in .svg or .png.
+        points: the selections, by latency.
+        title: above the picture.
+        dense_us: latency of the whole network.
+        total: all scores together.
+        fixed: scores of the groups that stay whole, which the points do not count.
+        chosen: latency and value of the plan.
+        uniform: latency and value of networks whose groups all keep the same share.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import PercentFormatter
+
+    unit, scale = ("ms", 1e-3) if dense_us >= 2000 else ("µs", 1.0)
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.4), layout="constrained")
+    budgets = [p.budget_us * scale for p in points]
+    axes.fill_between(
+        budgets,
+        [(p.value + fixed) / total for p in points],
+        [(p.upper_bound + fixed) / total for p in points],
+        color="#c2410c",
+        alpha=0.35,
+        linewidth=0,
+        label=f"what could be missed (at most {max(p.gap for p in points):.2%})",
+    )
+    axes.plot(
+        [p.latency_us * scale for p in points],
+        [(p.value + fixed) / total for p in points],
+        color="#0b7a75",
+        marker="o",
+        markersize=3.5,
+        linewidth=1.8,
+        label="joint selection",
+    )
+    if uniform:
+        axes.plot(
+            [us * scale for us, _ in uniform],
+            [value / total for _, value in uniform],
+            color="#8694a5",
+            marker="s",
+            markersize=3,
+            linewidth=1.2,
+            linestyle="--",
+            label="same share of every group",
+        )
+    axes.plot(
+        [chosen[0] * scale],
+        [chosen[1] / total],
+        "D",
+        color="#c0267e",
+        markersize=8,
+        zorder=5,
+        label="this plan",
+    )
+    axes.set_xlabel(f"predicted latency ({unit})")
+    axes.set_ylabel("share of all scores kept")
+    axes.set_xlim(0, dense_us * scale * 1.03)
+    axes.set_ylim(0, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(color="#e2e6eb", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    whole = dense_us * scale
+
+    def share_of(x: Any) -> Any:
+        return x / whole
+
+    def latency_of(share: Any) -> Any:
+        return share * whole
+
+    shares = axes.secondary_xaxis("top", functions=(share_of, latency_of))
+    shares.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    shares.spines["top"].set_visible(False)
+    shares.set_xlabel("share of the dense latency")
+    axes.legend(loc="lower right", frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)

@@ -1,0 +1,115 @@
+"""Limits beside the budget, as the command line writes them: ``macs=0.5``, ``memory=12MB``, ``batch8.jsonl=0.6``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from halpiee.errors import UsageError
+
+if TYPE_CHECKING:
+    import latency
+    from halpiee.selection.cost import LatencyCost
+    from halpiee.structure.groups import Structure
+
+__all__ = ["Limit", "batch_of", "parse_also", "parse_between", "read_limit"]
+
+Limit = tuple[str, "LatencyCost", float]
+"""A name, what is limited, and the most of it."""
+
+QUANTITIES = ("macs", "params", "memory")
+
+BYTES = {"": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
+
+
+def parse_also(text: str) -> tuple[str, str]:
+    """Returns (what, how much) of ``WHAT=LIMIT``.
+
+    Raises:
+        UsageError: it is not of that form, or neither a quantity nor a profile.
+    """
+    what, equals, most = text.rpartition("=")
+    if not equals or not what or not most:
+        raise UsageError(
+            f"the limit {text!r} was asked; give WHAT=LIMIT such as macs=0.5, params=2e6, memory=12MB or "
+            "batch8.jsonl=0.6"
+        )
+    if what not in QUANTITIES and not Path(what).is_file():
+        raise UsageError(
+            f"a limit on {what!r} was asked; that is no profile file, and the quantities are "
+            f"{', '.join(QUANTITIES)}; give one of these"
+        )
+    return what, most
+
+
+def parse_between(texts: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """Returns group → (fewest, most) units of ``GROUP=FEWEST..MOST``.
+
+    Raises:
+        UsageError: one is not of that form.
+    """
+    found = {}
+    for text in texts:
+        match = re.fullmatch(r"(.+)=(\d+)\.\.(\d+)", text)
+        if not match or int(match[2]) > int(match[3]):
+            raise UsageError(
+                f"--between {text!r} was asked; give GROUP=FEWEST..MOST such as layer1.0.conv1=16..48"
+            )
+        found[match[1]] = (int(match[2]), int(match[3]))
+    return found
+
+
+def batch_of(profile: latency.Profile, path: Path) -> int:
+    """Returns the images per inference that a profile was measured at.
+
+    Raises:
+        UsageError: it holds no cell, or several batches.
+    """
+    batches = sorted({int(cell.get("batch", 1)) for cell in profile.cells})
+    if len(batches) != 1:
+        raise UsageError(
+            f"the batch of {path} was asked; it holds {', '.join(map(str, batches)) or 'no cell'}; "
+            "say which with --batch, or profile one batch per file"
+        )
+    return batches[0]
+
+
+def read_limit(what: str, most: str, structure: Structure, at_batch: Callable[[int], Structure]) -> Limit:
+    """Returns a limit beside the budget.
+
+    Args:
+        what: ``macs``, ``params``, ``memory`` or a profile file.
+        most: a share of the dense network, a time for a profile, a number (``memory``: with kB, MB or GB).
+        structure: the network as planned.
+        at_batch: the same network traced at another batch, for a profile of one.
+
+    Raises:
+        UsageError: a limit that is no number above 0.
+    """
+    if what not in QUANTITIES:
+        import latency
+        from halpiee.selection.cost import LatencyCost
+        from halpiee.training.settings import parse_budget
+
+        us, fraction = parse_budget(most)
+        profile = latency.Profile.load(Path(what))
+        cost = LatencyCost(at_batch(batch_of(profile, Path(what))), profile)
+        return what, cost, us if us is not None else (fraction or 1.0) * cost.dense_us
+    from halpiee.selection.resources import peak_bytes, resource
+
+    units: Mapping[str, float] = BYTES if what == "memory" else {"": 1.0}
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmg]b|%)?", most, re.IGNORECASE)
+    if not match or float(match[1]) <= 0 or (match[2] or "").lower() not in (*units, "%"):
+        raise UsageError(
+            f"the limit {what}={most} was asked; give a share up to 1, a percentage or a number"
+            + (" with kB, MB or GB" if what == "memory" else "")
+        )
+    number, unit = float(match[1]), (match[2] or "").lower()
+    share = number / 100 if unit == "%" else number if number <= 1 and unit == "" else None
+    if what == "memory":
+        most_bytes = share * peak_bytes(structure) if share is not None else number * BYTES[unit]
+        return what, resource(structure, "peak_bytes", above=most_bytes), 0.0
+    cost = resource(structure, "macs" if what == "macs" else "params")
+    return what, cost, share * cost.dense_us if share is not None else number

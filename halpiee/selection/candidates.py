@@ -1,0 +1,80 @@
+"""Which widths of each group may be chosen: few enough to join, and those that are asked for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from halpiee.errors import UsageError
+
+__all__ = ["restrict", "thin"]
+
+MOST_CANDIDATES = 128
+"""Candidate widths per group: a smooth table offers every width, and joined tables grow with their square."""
+
+
+def thin(candidates: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Returns at most MOST_CANDIDATES: multiples of a power of two, the narrowest and the dense width."""
+    step = 1
+    kept = candidates
+    while len(kept) > MOST_CANDIDATES:
+        step *= 2
+        kept = tuple(k for k in candidates if k % step == 0 or k in (candidates[0], size))
+    return kept
+
+
+def restrict(
+    candidates: Mapping[str, tuple[int, ...]],
+    sizes: Mapping[str, int],
+    *,
+    multiple: int = 1,
+    least: float = 0.0,
+    most: float = 1.0,
+    vanish: bool = True,
+    between: Mapping[str, tuple[int, int]] | None = None,
+) -> dict[str, tuple[int, ...]]:
+    """Returns the candidates of every group that keep to what is asked.
+
+    A width that is no multiple becomes the next multiple below: what saves nothing more is never offered. A vanished
+    group keeps no share, so ``least`` does not speak of it.
+
+    Args:
+        candidates: group name → ascending widths.
+        sizes: group name → dense width.
+        multiple: widths are multiples of this, the dense width aside.
+        least: share of its units that every group keeps at least.
+        most: share that it keeps at most; a group without so narrow a width keeps its narrowest.
+        vanish: whether groups may be emptied where 0 is a candidate.
+        between: group name → fewest and most units; 0 as the fewest lets a group vanish that may.
+
+    Raises:
+        UsageError: a multiple below 1, shares that leave nothing, an unknown group, a range without a width.
+    """
+    if multiple < 1 or not 0 <= least <= most <= 1 or most <= 0:
+        raise UsageError(
+            f"widths of multiples of {multiple}, at least {least:g} and at most {most:g} of each group were asked; "
+            "give a multiple of at least 1 and two shares between 0 and 1, the smaller one first"
+        )
+    between = between or {}
+    for name in between:
+        if name not in sizes:
+            close = difflib.get_close_matches(name, sizes, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "see `halpiee explain` for their names"
+            raise UsageError(f"a range was asked for {name!r}, which is no group that can be pruned; {hint}")
+    found = {}
+    for name, widths in candidates.items():
+        size = sizes[name]
+        low, high = between.get(name, (0, size))
+        rounded = {k if k == size else k // multiple * multiple for k in widths} - {0}
+        fits = {k for k in rounded if (k == size or k >= least * size) and k <= most * size + 1e-9}
+        offered = fits or {min(rounded)}
+        if 0 in widths and vanish:
+            offered = offered | {0}
+        kept = tuple(sorted(k for k in offered if low <= k <= high))
+        if not kept:
+            raise UsageError(
+                f"{low} … {high} units of {name!r} were asked; its widths are "
+                f"{', '.join(map(str, sorted(offered)))}; give a range that holds one of them"
+            )
+        found[name] = kept
+    return found
