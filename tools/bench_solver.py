@@ -1,13 +1,16 @@
 """How long selections take and how far from optimal they can be: the table of ``make bench-solver``.
 
-    python -m tools.bench_solver                  every network, budgets 0.2 … 0.9 of dense
-    python -m tools.bench_solver resnet50 --profile profiles/cpu.jsonl
-    python -m tools.bench_solver --small 5000     random small problems against enumeration
+    python -m tools.bench_solver                            every network on random staircases
+    python -m tools.bench_solver --profile resnet50-224-b1.jsonl     … and that network on measured tables
+    python -m tools.bench_solver resnet50 --no-staircases --profile …  that alone
+    python -m tools.bench_solver --retained 0.7 0.5 0.3 --profile …    joint against linear at equal true latency
+    python -m tools.bench_solver --small 5000               random small problems against enumeration
 
-Costs come from a measured profile where one is given, else from seeded random staircases: steps of
-``--quantum`` channels on both sides and ±5 % from cell to cell, so that neither width nor cost is monotone.
-Scores are log-normal, with a random scale per group. Times are wall-clock medians over the budgets, one
-thread.
+A measured profile is named after its network, image size and batch: ``resnet50-224-b1.jsonl``. Random staircases
+are seeded: steps of ``--quantum`` channels on both sides and ±5 % from cell to cell, so that neither width nor cost
+is monotone. Scores are log-normal, with a random scale per group. Budgets are 0.2 … 0.9 of dense. Times are medians
+over the budgets, wall clock and processor time of the one thread that works; on a machine that is busy with other
+things only the latter says what a solve takes. The whole selection is timed: scores to masks.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +35,7 @@ from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.linear import linearise
 from halpiee.selection.problem import solve_grid
-from halpiee.selection.terms import normalise
+from halpiee.selection.terms import Term, normalise
 from halpiee.structure.groups import Structure
 from latency.op import Op
 
@@ -87,93 +93,173 @@ class Staircases:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints one line per problem."""
+    """Prints one table per question."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("networks", nargs="*", help=f"default: {' '.join(NETWORKS)}")
-    parser.add_argument("--profile", help="measured tables to use instead of random staircases")
+    parser.add_argument(
+        "--profile", type=Path, nargs="+", default=[], help="measured tables: MODEL-SIZE-bBATCH.jsonl"
+    )
+    parser.add_argument(
+        "--staircases",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="random tables of every network",
+    )
     parser.add_argument("--quantum", type=int, default=8, help="channels per step of a random staircase (8)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gap", type=float, help="gap to prove; default: what each network must reach")
     parser.add_argument(
-        "--retained", type=float, nargs="*", default=[], help="budgets at which to compare joint and linear"
+        "--retained",
+        type=float,
+        nargs="+",
+        default=[],
+        help="only compare joint and linear, at these budgets",
     )
     parser.add_argument("--small", type=int, default=0, help="random small problems to check by enumeration")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     args = parser.parse_args(argv)
-    for name in args.networks or ([] if args.small else list(NETWORKS)):
-        report(bench_network(name, args), as_json=args.json)
+    problems = [problem for path in args.profile for problem in measured(path, args.networks)]
+    if args.staircases and not args.retained and not (args.small and not args.networks and not args.profile):
+        problems += [staircase(name, args) for name in args.networks or NETWORKS]
+    if args.retained:
+        rows = [bench_retained(problem, args, share) for problem in problems for share in args.retained]
+        report("share of all scores kept, at the true latency that linear reaches", rows, as_json=args.json)
+    elif problems:
+        rows = []
+        for problem in problems:
+            rows.append(bench_network(problem, args))
+            print(f"{problem.name} on {problem.tables}: done", file=sys.stderr, flush=True)
+        report("one selection", rows, as_json=args.json)
+        linear = [bench_linear(problem, args) for problem in problems if problem.name == "resnet50"]
+        report(
+            "linear against a plain Python program of the same knapsack, budget 0.5",
+            linear,
+            as_json=args.json,
+        )
     if args.small:
-        report(bench_small(args.small, args.seed), as_json=args.json)
+        report(
+            "random small problems against enumeration",
+            [bench_small(args.small, args.seed)],
+            as_json=args.json,
+        )
 
 
-def report(row: dict[str, Any], *, as_json: bool) -> None:
-    """Prints one result."""
+def report(title: str, rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """Prints a table in Markdown, or one JSON object per row."""
     if as_json:
-        print(json.dumps(row), flush=True)
+        for row in rows:
+            print(json.dumps(row), flush=True)
         return
-    print(
-        "  ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True
+    if not rows:
+        return
+    print(f"\n{title}\n\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(written(v) for v in row.values()) + " |")
+    print(flush=True)
+
+
+def written(value: Any) -> str:
+    """Returns a cell's text."""
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 1e3
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
     )
 
 
-def bench_network(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Solves one network at all budgets."""
+@dataclass
+class Problem:
+    """A network with its tables."""
+
+    name: str
+    tables: str
+    cost: LatencyCost
+
+
+def measured(path: Path, networks: Sequence[str]) -> list[Problem]:
+    """Returns the problem of a measured profile, unless other networks were named."""
+    from latency import Profile
+
+    name, side, batch = path.stem.rsplit("-", 2)
+    if networks and name not in networks:
+        return []
+    structure = trace(name, side=int(side), batch=int(batch.lstrip("b")))
+    return [Problem(name, f"measured, {path.parent.name or '.'}", LatencyCost(structure, Profile.load(path)))]
+
+
+def staircase(name: str, args: argparse.Namespace) -> Problem:
+    """Returns a network on random staircases."""
+    cost = LatencyCost(trace(name), Staircases(args.quantum, args.seed))
+    return Problem(name, f"staircases of {args.quantum}", cost)
+
+
+def scores_of(problem: Problem, seed: int) -> dict[str, Any]:
+    """Returns log-normal scores with a random scale per group."""
     import torch
 
-    structure = trace(name)
-    profile: Any = Staircases(args.quantum, args.seed)
-    if args.profile:
-        from latency import Profile
-
-        profile = Profile.load(args.profile)
-    cost = LatencyCost(structure, profile)
-    generator = torch.Generator().manual_seed(args.seed)
-    scores = {
+    generator = torch.Generator().manual_seed(seed)
+    return {
         g.name: torch.exp(torch.randn(g.size, generator=generator) + torch.randn((), generator=generator))
-        for g in structure.prunable
+        for g in problem.cost.structure.prunable
     }
-    limit_s, most = NETWORKS.get(name, (5.0, 1e-2))
+
+
+def bench_network(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
+    """Solves one network at all budgets."""
+    cost, scores = problem.cost, scores_of(problem, args.seed)
+    limit_s, most = NETWORKS.get(problem.name, (5.0, 1e-2))
     gap = most if args.gap is None else args.gap
     select(scores, cost, 0.95 * cost.dense_us)  # fills the cells, as a first solve of a training does
-    seconds, gaps, slacks, paths = [], [], [], []
+    seconds, worked, found = [], [], []
     for share in BUDGETS:
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), time.process_time()
         try:
-            found = choose(scores, cost, share * cost.dense_us, gap=gap)
+            selection = choose(scores, cost, share * cost.dense_us, gap=gap)
         except BudgetError:
             continue
         seconds.append(time.perf_counter() - begin)
-        gaps.append(found.gap)
-        slacks.append(found.slack_us / found.budget_us)
-        paths.append(found.path)
-        assert found.latency_us <= found.budget_us * (1 + 1e-9)
-    row = {
-        "problem": name,
-        "groups": len(structure.prunable),
+        worked.append(time.process_time() - before)
+        found.append(selection)
+        assert selection.latency_us <= selection.budget_us * (1 + 1e-9)
+    loosest = max(found, key=lambda s: s.slack_us / s.budget_us)
+    assert not loosest.next_step_us <= loosest.slack_us
+    gaps = [s.gap for s in found]
+    return {
+        "network": problem.name,
+        "tables": problem.tables,
+        "groups": len(cost.structure.prunable),
         "options": sum(len(c) for c in cost.candidates.values()),
-        "budgets": len(seconds),
-        "median_ms": 1e3 * statistics.median(seconds),
-        "worst_ms": 1e3 * max(seconds),
-        "worst_gap": max(gaps),
-        "worst_slack": max(slacks),
-        "paths": "/".join(sorted(set(paths))),
+        "budgets": len(found),
+        "wall ms": 1e3 * statistics.median(seconds),
+        "worst": 1e3 * max(seconds),
+        "CPU ms": 1e3 * statistics.median(worked),
+        "asked ms": 1e3 * limit_s,
+        "worst gap %": 100 * max(gaps),
+        "asked %": 100 * most,
+        "path": "/".join(sorted({s.path for s in found})),
+        "most slack %": 100 * loosest.slack_us / loosest.budget_us,
+        "at": round(loosest.budget_us / cost.dense_us, 3),
+        "next step %": 100 * loosest.next_step_us / loosest.budget_us,
         "within": statistics.median(seconds) <= limit_s and max(gaps) <= most,
     }
-    if name == "resnet50":
-        row |= bench_linear(scores, cost)
-    for share in args.retained:
-        report(bench_retained(name, scores, cost, share), as_json=args.json)
-    return row
 
 
-def bench_linear(scores: dict[str, Any], cost: LatencyCost) -> dict[str, Any]:
+def bench_linear(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
     """Times the linear baseline against a plain Python program of the same knapsack."""
+    cost, scores = problem.cost, scores_of(problem, args.seed)
     budget_us = 0.5 * cost.dense_us
-    begin = time.perf_counter()
-    kept = choose(scores, cost, budget_us, solver="linear")
-    linear_s = time.perf_counter() - begin
+    worked = []
+    for _ in range(5):
+        begin = time.process_time()
+        kept = choose(scores, cost, budget_us, solver="linear")
+        worked.append(time.process_time() - begin)
+    linear_s = statistics.median(worked)
     options = {name: np.array(k) for name, k in cost.candidates.items()}
     terms, constant_us = cost.grid(options)
     values = [
@@ -181,31 +267,31 @@ def bench_linear(scores: dict[str, Any], cost: LatencyCost) -> dict[str, Any]:
         for name, k in options.items()
     ]
     term_list = [*terms, (None, None, np.array([[constant_us]]))]
-    from halpiee.selection.terms import Term
-
     grid = normalise(values, [Term(*t) for t in term_list], list(options.values()))
     own = linearise(grid, np.array([len(v) - 1 for v in values]))
-    begin = time.perf_counter()
+    begin = time.process_time()
     best = plain_knapsack(values, [f.table for f in own.factors], budget_us - own.constant)
-    plain_s = time.perf_counter() - begin
-    joint = choose(scores, cost, max(kept.latency_us, budget_us * 1e-9))
+    plain_s = time.process_time() - begin
     return {
-        "linear_ms": 1e3 * linear_s,
-        "plain_s": plain_s,
-        "speed_up": plain_s / linear_s,
-        "linear_value": kept.value,
-        "plain_value": best,
-        "linear_true_share": kept.latency_us / budget_us,
-        "joint_value_at_same_true_latency": joint.value,
+        "network": problem.name,
+        "tables": problem.tables,
+        "linear CPU ms": 1e3 * linear_s,
+        "plain CPU s": plain_s,
+        "times faster": plain_s / linear_s,
+        "asked": 50,
+        "linear value": kept.value,
+        "plain value": best,
+        "true latency / budget": kept.latency_us / budget_us,
     }
 
 
-def bench_retained(name: str, scores: dict[str, Any], cost: LatencyCost, share: float) -> dict[str, Any]:
+def bench_retained(problem: Problem, args: argparse.Namespace, share: float) -> dict[str, Any]:
     """Compares the share of all scores kept: linear in 1, 5 and 30 steps, joint at the same true latency."""
+    cost, scores = problem.cost, scores_of(problem, args.seed)
     total = sum(float(score.sum()) for score in scores.values())
-    row: dict[str, Any] = {"problem": f"{name} at {share:g}"}
+    row: dict[str, Any] = {"network": problem.name, "budget": share}
     for steps in (1, 5, 30):
-        keep = None
+        keep, found = None, None
         for step in range(1, steps + 1):
             budget_us = cost.dense_us * share ** (step / steps)
             try:
@@ -213,14 +299,18 @@ def bench_retained(name: str, scores: dict[str, Any], cost: LatencyCost, share: 
             except BudgetError:
                 break
             keep = found.keep
-        joint = choose(scores, cost, found.latency_us)
+        if found is None:
+            row |= dict.fromkeys((f"linear, {steps}", f"its latency, {steps}", f"joint there, {steps}"), "–")
+            continue
+        kept = sum(float(scores[name][mask].sum()) for name, mask in found.keep.items())
+        there = choose(scores, cost, found.latency_us)
         row |= {
-            f"linear{steps}": found.value / total,
-            f"true_share{steps}": found.latency_us / (share * cost.dense_us),
-            f"joint_there{steps}": joint.value / total,
+            f"linear, {steps}": kept / total,
+            f"its latency, {steps}": found.latency_us / cost.dense_us,
+            f"joint there, {steps}": there.value / total,
         }
-    found = choose(scores, cost, share * cost.dense_us)
-    return row | {"joint": found.value / total, "bound": found.upper_bound / total}
+    best = choose(scores, cost, share * cost.dense_us)
+    return row | {"joint at the budget": best.value / total, "bound": best.upper_bound / total}
 
 
 def plain_knapsack(
@@ -249,13 +339,26 @@ def bench_small(count: int, seed: int) -> dict[str, Any]:
     for _ in range(count):
         n = [int(rng.integers(2, 6)) for _ in range(int(rng.integers(2, 6)))]
         values = [np.cumsum(rng.random(k)) if rng.random() < 0.5 else rng.random(k) for k in n]
-        terms = []
+        terms: list[tuple[Any, Any, Any]] = []
         for g in range(len(n)):
             before = int(rng.integers(g)) if g else None
             table = np.cumsum(rng.random((n[before] if before is not None else 1, n[g])), axis=1)
             terms.append((before, g, table + 0.3 * rng.random(table.shape)))
+            if rng.random() < 0.3:
+                terms.append((g, g, rng.random((n[g], n[g]))))  # depthwise: only the diagonal counts
+        widths = [np.cumsum(rng.integers(1, 4, size=k)) for k in n]
+        if rng.random() < 0.4:
+            read = tuple(int(g) for g in rng.choice(len(n), size=2, replace=False))
+            wide = 1 + sum(int(widths[g][-1]) for g in read)
+            terms.append((read, None, np.cumsum(rng.random((wide, 1)), axis=0)))  # a concat that a head reads
+
+        def entry(side: Any, choice: tuple[int, ...], widths: list[Any] = widths) -> int:
+            if isinstance(side, tuple):
+                return sum(int(widths[g][choice[g]]) for g in side)
+            return 0 if side is None else choice[side]
+
         costs = {
-            choice: sum(t[0 if i is None else choice[i], choice[o]] for i, o, t in terms)
+            choice: sum(float(t[entry(i, choice), entry(o, choice)]) for i, o, t in terms)
             for choice in itertools.product(*(range(k) for k in n))
         }
         budget = float(np.quantile(list(costs.values()), rng.random()))
@@ -265,39 +368,36 @@ def bench_small(count: int, seed: int) -> dict[str, Any]:
             if cost <= budget
         )
         begin = time.perf_counter()
-        found = solve_grid(values, terms, budget, gap=0.0)
+        found = solve_grid(values, terms, budget, widths=widths, gap=0.0)
         seconds += time.perf_counter() - begin
         over += found.cost > budget * (1 + 1e-9)
         below += found.upper_bound < best - 1e-9
         exact += found.gap <= 1e-9
         wrong += found.gap <= 1e-9 and abs(found.value - best) > 1e-9
     return {
-        "problem": f"{count} small",
-        "ms_each": 1e3 * seconds / count,
-        "proved_exact": exact,
-        "proved_but_wrong": wrong,
-        "over_budget": over,
-        "bound_below_optimum": below,
+        "problems": count,
+        "ms each": 1e3 * seconds / count,
+        "gap ≤ 1e-9": exact,
+        "of these not the optimum": wrong,
+        "over budget": over,
+        "bound below the optimum": below,
     }
 
 
-def trace(name: str) -> Structure:
+def trace(name: str, *, side: int | None = None, batch: int = 1) -> Structure:
     """Returns the structure of a network of torchvision or the zoo, on its usual input."""
     import torch
     import torchvision
 
     import halpiee
+    from halpiee.zoo import build
 
-    side = 299 if name == "inception_v3" else 224
-    if name == "mobilenet_v1":
-        from halpiee import zoo
-
-        model = zoo.mobilenet_v1()
-    elif name in ("googlenet", "inception_v3"):
+    side = side or (299 if name == "inception_v3" else 224)
+    if name in ("googlenet", "inception_v3"):
         model = getattr(torchvision.models, name)(init_weights=False, aux_logits=False)
     else:
-        model = getattr(torchvision.models, name)()
-    return halpiee.trace(model.eval(), (torch.zeros(1, 3, side, side),))
+        model = build(name)
+    return halpiee.trace(model.eval(), (torch.zeros(batch, 3, side, side),))
 
 
 if __name__ == "__main__":

@@ -169,6 +169,7 @@ def command(
             protect=protect,
             time_limit_s=time_limit,
             seed=seed,
+            names=[_spoken(name, other) for name, other, _ in limits],
         )
     else:
         selection = choose(
@@ -181,6 +182,16 @@ def command(
         notes.append(f"first group {first[0]} stays whole; --no-protect-first frees it")
     elif protect_first:
         notes.append("nothing to protect: the first layer shares its channels with later ones")
+    if selection.gap > gap and solver != "linear":
+        notes.append(
+            f"{gap:.2%} from optimal was asked and {selection.gap:.2%} is proved"
+            + ("; the time limit cut the search short" if selection.path.endswith("+time") else "")
+        )
+    if selection.latency_us > selection.budget_us * (1 + 1e-9):
+        notes.append(
+            f"over budget: linear believed its own cost; it takes {selection.latency_us / selection.budget_us:.1%} of "
+            "the budget; --solver joint keeps it"
+        )
     if sweep:
         result["curve"] = _curve(scores, cost, selection, protect, plot, title=f"{model}, batch {images}")
     if out is not None:
@@ -238,6 +249,11 @@ def _result(
         "not_covered": list(cost.not_covered),
         "interpolated": [str(name) for name in cost.interpolated(counts)],
     }
+
+
+def _spoken(name: str, cost: LatencyCost) -> str:
+    """Returns what a limit is called when it is too small."""
+    return f"bytes above --also memory={_above(cost):.0f}" if name == "memory" else f"--also {name}"
 
 
 def _above(cost: LatencyCost) -> float:
@@ -311,6 +327,7 @@ def _show(result: dict[str, Any], notes: list[str]) -> None:
         + (f"next step {step:.1f} µs, " if step is not None else "nothing left to widen, ")
         + f"MACs {result['macs'] / result['macs_dense']:.1%} of dense, parameters "
         f"{result['params'] / result['params_dense']:.1%}, at most {result['gap']:.2%} from optimal ({result['path']})"
+        + (", of its own linearised problem" if result["path"].startswith("linear") else "")
     )
     for limit in result["limits"][1:]:
         console.print(f"  also {limit['limit']}: {limit['used']:,.0f} of at most {limit['most']:,.0f}")

@@ -40,10 +40,16 @@ class TableSource(Protocol):
 
 
 class Cells:
-    """The cells of one table that were asked for, kept so that later questions are array indexing."""
+    """The cells of one table that were asked for, kept so that later questions are array indexing.
 
-    def __init__(self, table: LatencyTable) -> None:
+    Args:
+        table: where they come from.
+        label: which layer asks, and which groups set its width; for refusals.
+    """
+
+    def __init__(self, table: LatencyTable, label: str = "an op") -> None:
         self.table = table
+        self.label = label
         self._c_in = np.zeros(0, dtype=np.int64)
         self._c_out = np.zeros(0, dtype=np.int64)
         self._grid: FloatArray = np.zeros((0, 0))
@@ -58,9 +64,21 @@ class Cells:
         return self._single[key]
 
     def pairs(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
-        """Returns µs of the cells ``(c_in[i], c_out[i])``; the arguments broadcast."""
+        """Returns µs of the cells ``(c_in[i], c_out[i])``; the arguments broadcast.
+
+        Raises:
+            ProfileError: a latency that is not finite.
+        """
         us = np.asarray(self.table.lookup(c_in, c_out), dtype=np.float64)
-        return np.where((c_in > 0) & (c_out > 0), us, 0.0)
+        us = np.where((c_in > 0) & (c_out > 0), us, 0.0)
+        if not np.isfinite(us).all():
+            at = int(np.flatnonzero(~np.isfinite(us))[0])
+            i, o = (int(np.broadcast_to(c, us.shape).flat[at]) for c in (c_in, c_out))
+            raise ProfileError(
+                f"a latency of {self.label} was asked at {i} → {o} channels; the profile says {us.flat[at]} µs; "
+                "every latency must be finite: remove that cell's line and resume the sweep with halpiee profile"
+            )
+        return us
 
     def grid(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
         """Returns µs ``[len(c_in), len(c_out)]``."""

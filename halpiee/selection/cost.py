@@ -296,7 +296,7 @@ class LatencyCost:
             key = timed.op.table_key()
             if key not in cells:
                 table = table_of(profile, timed.op)
-                cells[key] = None if table is None else Cells(table)
+                cells[key] = None if table is None else Cells(table, _label(timed))
             found = cells[key]
             name = f"{timed.layer} ({timed.op.kind})"
             if found is not None:
@@ -325,6 +325,12 @@ class LatencyCost:
             else:
                 fixed += mult * self.structure.by_name[name].size
         return _Side(tuple(sorted(units.items())), fixed)
+
+
+def _label(timed: TimedOp) -> str:
+    """Returns a layer with the groups that set its width."""
+    ins, outs = (" + ".join(name for name, _ in refs) for refs in (timed.in_groups, timed.out_groups))
+    return f"{timed.layer} (groups {ins} → {outs})"
 
 
 def _axis(

@@ -83,6 +83,7 @@ def select_within(
     protect: Collection[str] = (),
     time_limit_s: float | None = None,
     seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> LimitedSelection:
     """Selects units under several costs at once, over the candidate widths of the first.
 
@@ -93,17 +94,13 @@ def select_within(
         protect: groups that stay whole.
         time_limit_s: of the search, 30 s if not given.
         seed: of the search.
+        names: what each limit is called when it is too small; ``limit 0``, ``limit 1`` … if not given.
 
     Raises:
         UsageError: no limits, or costs of different networks.
         BudgetError: limits that no network keeps; ``.minimum`` where one alone is too small.
     """
-    sizes = [{g.name: g.size for g in cost.structure.prunable} for cost, _ in limits]
-    if not limits or any(other != sizes[0] for other in sizes):
-        raise UsageError(
-            f"{len(limits)} limits were given, of networks with {', '.join(str(len(s)) for s in sizes) or 'no'} "
-            "prunable groups; pass at least one, all with costs of the same network"
-        )
+    _check_same_network([cost for cost, _ in limits])
     offers = offer(scores, limits[0][0], protect=protect)
     whole = {name: np.array([int(mask.sum())]) for name, mask in offers.whole.items()}
     grids = []
@@ -112,7 +109,9 @@ def select_within(
         fixed = Term(None, None, np.array([[constant]]))
         grid = normalise(offers.values, [*(Term(*term) for term in terms), fixed], offers.counts)
         grids.append((grid, float(budget)))
-    choice, upper_bound, path = solve_limits(grids, gap=gap, time_limit_s=time_limit_s, seed=seed)
+    choice, upper_bound, path = solve_limits(
+        grids, gap=gap, time_limit_s=time_limit_s, seed=seed, names=names
+    )
     kept = offers.keep(choice)
     keep = {g.name: kept[g.name] for g in limits[0][0].structure.prunable}
     counts = {name: int(mask.sum()) for name, mask in keep.items()}
@@ -128,14 +127,28 @@ def select_within(
     )
 
 
+def _check_same_network(costs: Sequence[LatencyCost]) -> None:
+    if not costs:
+        raise UsageError("no limits were given; pass at least one: a cost with its budget")
+    first, *others = ({g.name: g.size for g in cost.structure.prunable} for cost in costs)
+    for n, sizes in enumerate(others, 1):
+        for name in (*first, *sizes):
+            if first.get(name) != sizes.get(name):
+                raise UsageError(
+                    f"{len(costs)} limits were asked of one network; limit {n} has {sizes.get(name, 'no')} units of "
+                    f"{name!r}, limit 0 has {first.get(name, 'none')}; trace the same network for all of them"
+                )
+
+
 def solve_limits(
     limits: Sequence[tuple[Grid, float]],
     *,
     gap: float = 1e-3,
     time_limit_s: float | None = None,
     seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> tuple[IntArray, float, str]:
-    """Solves grids over the same groups and values, each within its budget.
+    """Solves grids over the same groups and values, each within its budget; arguments as above.
 
     Returns:
         The choice, a bound on the value of every choice within all limits, and how it was found.
@@ -146,7 +159,8 @@ def solve_limits(
     until = time.monotonic() + (DEFAULT_TIME_LIMIT_S if time_limit_s is None else time_limit_s)
     grids = [grid for grid, _ in limits]
     rooms = [budget + TOLERANCE * abs(budget) for _, budget in limits]
-    best, upper_bound = _surrogate(grids, rooms, gap=gap, until=until)
+    called = names or [f"limit {n}" for n in range(len(limits))]
+    best, upper_bound = _surrogate(grids, rooms, called, gap=gap, until=until)
     value = -math.inf if best is None else grids[0].value(best)
     if best is not None and relative_gap(value, upper_bound) <= gap:
         return best, max(upper_bound, value), "surrogate"
@@ -180,7 +194,7 @@ def _incompatible(n: int, reason: str) -> BudgetError:
 
 
 def _surrogate(
-    grids: Sequence[Grid], rooms: Sequence[float], *, gap: float, until: float
+    grids: Sequence[Grid], rooms: Sequence[float], names: Sequence[str], *, gap: float, until: float
 ) -> tuple[IntArray | None, float]:
     """Returns the best choice within all limits that some mix leads to, and the least bound of all mixes."""
     spread = np.array([sum(float(np.ptp(f.table)) for f in grid.factors) or 1.0 for grid in grids])
@@ -193,7 +207,11 @@ def _surrogate(
             found = solve_dual(mixed, room, gap=max(gap, 1e-4))
         except BudgetError as error:
             if turn < 0:
-                raise
+                raise BudgetError(
+                    f"{names[turn]}: at most {rooms[turn]:.6g} was asked; the smallest network allowed takes "
+                    f"{error.minimum:.6g}; ask for at least {error.minimum:.6g}",
+                    minimum=error.minimum,
+                ) from None
             raise _incompatible(len(grids), "no choice keeps them all") from error
         upper_bound = min(upper_bound, found.upper_bound)
         within = repair_within(grids, found.choice, rooms)

@@ -103,10 +103,10 @@ def offer(
     for group in cost.structure.prunable:
         needed = _mask(must, group.name, group.size, default=False, what="must")
         possible = _mask(may, group.name, group.size, default=True, what="may")
-        if group.name in protect or group.name not in scores:
+        score = _score(scores, group.name, group.size) if group.name in scores else None
+        if group.name in protect or score is None:
             whole[group.name] = needed | possible
         else:
-            score = _score(scores, group.name, group.size)
             free[group.name] = _offer(
                 group.name, score, needed, possible & ~needed, cost.candidates[group.name], group.may_vanish
             )

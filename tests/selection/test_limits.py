@@ -12,7 +12,7 @@ import torch
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.limits import select_within, solve_limits
-from halpiee.selection.resources import resource
+from halpiee.selection.resources import peak_bytes, resource
 from halpiee.selection.terms import Term, normalise
 
 from .fakes import FormulaProfile, residual
@@ -99,5 +99,51 @@ def test_resources_by_hand():
 
 def test_limits_of_different_networks_are_refused():
     scores = {name: torch.ones(8) for name in ("stream", "a")}
-    with pytest.raises(UsageError, match="networks with 2, 2 prunable groups; pass at least one, all with costs of the same network"):
+    with pytest.raises(
+        UsageError,
+        match="limit 1 has 4 units of 'a', limit 0 has 8",
+    ):
         select_within(scores, [(resource(residual(sizes), "macs"), 1e9) for sizes in ({}, {"a": 4})])
+
+
+def test_a_limit_too_small_by_itself_is_named_with_its_minimum():
+    net = residual()
+    scores = {name: torch.ones(8) for name in ("stream", "a")}
+    limits = [(resource(net, "macs"), 1e9), (resource(net, "params"), 20.0)]
+    text = r"params: at most 20 was asked; the smallest network allowed takes 37; ask for at least 37"
+    with pytest.raises(BudgetError, match=text) as error:
+        select_within(scores, limits, names=["macs", "params"])
+    assert error.value.minimum == 9 * 3 + 10
+
+
+def test_no_limits_are_refused():
+    with pytest.raises(UsageError, match="no limits were given"):
+        select_within({"a": torch.ones(8)}, [])
+
+
+def test_the_largest_op_holds_its_input_and_output():
+    # float32 at 64 positions: conv1 and conv2 hold 8 + 8 channels, the head 8 + 10.
+    assert peak_bytes(residual()) == 4 * 64 * 18
+    assert peak_bytes(residual(), {"stream": 3, "a": 8}) == 4 * 64 * 13
+
+
+def test_a_memory_limit_far_exceeded_is_reached_without_overflow():
+    net = residual({"stream": 64, "a": 64})
+    memory = resource(net, "peak_bytes", above=4.0 * 64 * 20)
+    scores = {"stream": torch.ones(64), "a": torch.ones(64)}
+    found = select_within(scores, [(resource(net, "macs"), 1e12), (memory, 0.0)], gap=0.0)
+    # Stream + 10 of the head, stream + a, 2·stream of the add: at most 20 channels each.
+    assert found.counts["stream"] + found.counts["a"] == 20
+    assert found.counts["stream"] <= 10
+
+
+def test_limits_at_two_batches_are_kept_together():
+    one, two = (
+        LatencyCost(residual(), FormulaProfile(conv=f, linear=lambda i, o: i))
+        for f in (lambda i, o: i * o, lambda i, o: 20 + 3 * o)
+    )
+    scores = {name: torch.ones(8) for name in ("stream", "a")}
+    found = select_within(scores, [(one, 90.0), (two, 140.0)], gap=0.0)
+    assert found.latency_us == one.total_us(found.counts) <= 90.0
+    assert found.used[1] == two.total_us(found.counts) <= 140.0
+    assert found.slack_us == pytest.approx(90.0 - found.latency_us)
