@@ -33,7 +33,8 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
     module = recorder.modules.get(owner)
     not_zero(recorder, call, weight)
     c_out = call.out.shape[1]
-    ins = recorder.read(x, 1, call)
+    passing = across(recorder, call, x, 1, weight)
+    ins = recorder.read(x, 1, call) if passing is None else np.zeros(x.shape[1], dtype=np.int64)
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     if groups == 1:
         columns, rows = recorder.axis(weight, in_dim), recorder.axis(weight, out_dim)
@@ -48,7 +49,11 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
         outs = grouped(recorder, call, kind, owner, ins, weight, groups, c_out)
     outs = with_bias(recorder, call, bias, outs, kind)
     label = outs.reshape(1, -1, *(1,) * (call.out.dim() - 2))
-    recorder.set(call.out, Tag(zero=True).with_axes([label] if c_out > 1 else []))
+    zero = passing is None or (bias is None and recorder.tag(x).zero)
+    recorder.set(
+        call.out,
+        Tag(zero=zero).with_axes([passing] if passing is not None else [label] if c_out > 1 else []),
+    )
     recorder.layers.append(LayerCall(name, kind, ins, outs))
     spatial = x.shape[2:]
     fields: dict[str, Any] = {
@@ -65,6 +70,25 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
     positions = x if transposed else call.out
     recorder.output_positions[name] = math.prod(positions.shape[2:])
     return Timing(kind, ins, outs, fields, layer=name)
+
+
+def across(recorder: Recorder, call: Call, x: Tensor, dim: int, weight: Tensor) -> Label | None:
+    """Returns the label of an input whose channels lie across what a layer contracts, else None.
+
+    Heads in the batch, or channels beside mixed tokens: the layer works on each alike, and stays whole.
+    """
+    label = recorder.label(x)
+    dim %= x.dim()
+    if label is None or label.size == 1 or label.shape[dim] > 1:
+        return None
+    if any(size > 1 for d, size in enumerate(label.shape) if call.name.endswith("convolution") and d > 0):
+        return None
+    if weight.dim() == x.dim() and not call.name.endswith("convolution"):
+        shared = [d for d in range(x.dim() - 2) if label.shape[d] > 1 and weight.shape[d] > 1]
+        if shared:
+            return None
+    recorder.freeze(weight, f"{call.where} on each channel or head alike")
+    return label
 
 
 def wide(values: Any, n: int) -> tuple[int, ...]:
@@ -160,6 +184,10 @@ def matrix_product(recorder: Recorder, call: Call) -> Timing | None:
         recorder.freeze_call(call)
         return None
     a_weight, b_weight = recorder.tag(a).parameter, recorder.tag(b).parameter
+    if a_weight and b_weight and call.name != "bmm" and recorder.origin(a) not in recorder.learned:
+        recorder.freeze(a, f"{call.where} of a buffer")  # a table of numbers that a layer reads as its input
+        recorder.set(a, Tag())
+        a_weight = False
     if a_weight and b_weight:
         recorder.freeze_call(call)
         recorder.set(call.out, Tag(parameter=True))
@@ -200,7 +228,8 @@ def linear(
     not_zero(recorder, call, weight)
     owner = recorder.owner(weight, call)
     name = recorder.call_name(owner)
-    ins = recorder.read(x, x_dim, call)
+    passing = across(recorder, call, x, x_dim, weight)
+    ins = recorder.read(x, x_dim, call) if passing is None else np.zeros(x.shape[x_dim], dtype=np.int64)
     columns, rows = recorder.axis(weight, in_dim), recorder.axis(weight, out_dim)
     join(recorder, call, ins, columns)
     recorder.serve(columns, "in", "linear")
@@ -211,7 +240,10 @@ def linear(
     outs = with_bias(recorder, call, bias, rows, "linear")
     shape = [1] * call.out.dim()
     shape[label_dim] = outs.size
-    recorder.set(call.out, Tag(zero=True).with_axes([outs.reshape(shape)] if outs.size > 1 else []))
+    label = outs.reshape(shape) if outs.size > 1 else None
+    zero = passing is None or (bias is None and recorder.tag(x).zero)
+    label = label if passing is None else passing
+    recorder.set(call.out, Tag(zero=zero).with_axes([] if label is None else [label]))
     recorder.layers.append(LayerCall(name, "linear", ins, outs))
     positions = call.out.numel() // max(1, outs.size)
     recorder.output_positions[name] = max(1, positions // recorder.batch)
@@ -286,12 +318,12 @@ def attention(recorder: Recorder, call: Call) -> None:
     if len(heads) == 3 and heads[0].shape == heads[1].shape == heads[2].shape:
         units.unite(heads[0], heads[1])
         units.unite(heads[0], heads[2])
-        label = compressed(units.find(heads[0]))
-        recorder.set(call.outputs[0], Tag(zero=recorder.tag(value).zero).with_axes([label]))
+        joined = compressed(units.find(heads[0]))
+        recorder.set(call.outputs[0], Tag(zero=recorder.tag(value).zero).with_axes([joined]))
         for mask in call.tensors[3:]:
-            shape = (1,) * (label.ndim - mask.dim()) + tuple(mask.shape)
-            if any(size > 1 and shape[d] > 1 for d, size in enumerate(label.shape)):
-                units.freeze(label, f"{call.where} with a mask of its own for each head")
+            shape = (1,) * (joined.ndim - mask.dim()) + tuple(mask.shape)
+            if any(size > 1 and shape[d] > 1 for d, size in enumerate(joined.shape)):
+                units.freeze(joined, f"{call.where} with a mask of its own for each head")
             recorder.freeze(mask, call.where)
         for out in call.outputs[1:]:
             recorder.set(out, Tag())

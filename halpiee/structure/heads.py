@@ -21,7 +21,7 @@ __all__ = ["Heads", "adapted", "heads_of"]
 class Heads(nn.MultiheadAttention):
     """Multi-head attention whose heads together are not as wide as its input."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -124,7 +124,8 @@ def attentions(model: nn.Module) -> Iterator[tuple[nn.Module, int, int]]:
         if kind is nn.MultiheadAttention:
             plain = module.bias_k is None and not module.add_zero_attn
             if plain and module._qkv_same_embed_dim and module.in_proj_weight is not None:
-                yield module, *module.in_proj_weight.shape
+                weight = module.get_parameter("in_proj_weight")
+                yield module, weight.shape[0], weight.shape[1]
         elif torchvision and kind.__module__ in WINDOWED and kind.__name__ in WINDOWED[kind.__module__]:
             projection = module.get_submodule("to_qkv" if hasattr(module, "to_qkv") else "qkv")
             rows, columns = projection.get_parameter("weight").shape

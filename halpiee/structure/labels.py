@@ -8,7 +8,7 @@ column.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from halpiee.structure.units import Atoms, Units
 
-__all__ = ["Tag", "along", "compressed", "moved", "varying"]
+__all__ = ["Tag", "along", "compressed", "moved", "reshaped", "varying"]
 
 Label = NDArray[np.int64]
 """Atoms of a tensor's elements; size 1 along the dimensions where they do not vary."""
@@ -72,6 +72,31 @@ def moved(label: Label, shape: tuple[int, ...], move: Callable[[Tensor], Tensor]
         if after.stride(dim) == 0 and after.size(dim) > 1:
             after = after.narrow(dim, 0, 1)
     return compressed(after.numpy())
+
+
+def reshaped(label: Label, before: Sequence[int], after: Sequence[int]) -> Label:
+    """Returns the label of a tensor of shape ``before`` after a reshape to ``after``.
+
+    Dimensions that the reshape leaves apart from each other stay apart, so that only those are written out
+    over which a label varies: O(size of these), not O(size of the tensor).
+    """
+    shape: list[int] = []
+    now: list[int] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        first, start = i, j
+        left = before[i] if i < len(before) else 1
+        right = after[j] if j < len(after) else 1
+        i, j = min(i + 1, len(before)), min(j + 1, len(after))
+        while left != right:
+            if left < right:
+                left, i = left * before[i], i + 1
+            else:
+                right, j = right * after[j], j + 1
+        whole = all(size == 1 for size in label.shape[first:i])
+        now += [1] * (i - first) if whole else before[first:i]
+        shape += [1] * (j - start) if whole else after[start:j]
+    return compressed(np.broadcast_to(label, now).reshape(shape))
 
 
 def along(units: Units, label: Label, dim: int, size: int, reason: str) -> Atoms:

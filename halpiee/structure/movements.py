@@ -8,7 +8,7 @@ from torch import Tensor
 
 from halpiee.structure.elementwise import shape_fields
 from halpiee.structure.heads import heads_of
-from halpiee.structure.labels import Label, Tag, compressed, moved, varying
+from halpiee.structure.labels import Label, Tag, compressed, moved, reshaped, varying
 from halpiee.structure.recorder import Call, Recorder, Timing
 
 __all__ = ["concat", "glu", "index", "index_put", "movement", "pad", "shuffle"]
@@ -40,15 +40,19 @@ def movement(recorder: Recorder, call: Call) -> None:
     for index, out in enumerate(outs):
 
         def move(label: Tensor, index: int = index, shape: torch.Size = out.shape) -> Tensor:
-            if call.name in RESHAPES:
-                return label.reshape(shape)
             if call.name == "expand":
                 return label.expand(call.args[1])
             result = call.func(label, *call.args[1:], **call.kwargs)
             moved_label: Tensor = result[index] if many else result
             return moved_label
 
-        axes = [moved(recorder.units.find(a), tuple(source.shape), move) for a in tag.axes]
+        labels = [recorder.units.find(a) for a in tag.axes]
+        if call.name in RESHAPES:
+            axes = [reshaped(a, tuple(source.shape), tuple(out.shape)) for a in labels]
+        elif call.name == "roll" and all(in_place(call, a) for a in labels):
+            axes = labels
+        else:
+            axes = [moved(a, tuple(source.shape), move) for a in labels]
         if call.name in RESHAPES:
             axes = [
                 by_heads(recorder, call, axis, out.shape)
@@ -64,31 +68,46 @@ def movement(recorder: Recorder, call: Call) -> None:
                 recorder.spreads.append((axis, call.where))
 
 
+def in_place(call: Call, label: Label) -> bool:
+    """Returns whether a roll turns only dimensions along which the label does not vary."""
+    dims = call.args[2] if len(call.args) > 2 else call.kwargs.get("dims", ())
+    return bool(dims) and all(label.shape[d] == 1 for d in dims)
+
+
 def by_heads(recorder: Recorder, call: Call, label: Label, shape: torch.Size) -> Label:
     """Ties what an attention module spreads over heads: a unit is one head, in queries, keys and values.
 
-    Modules named in ``recorder.positions`` are left alone: there a unit is position j of every head.
+    In modules named in ``recorder.positions`` a unit is position j of every head.
     """
     held = heads_of(recorder.modules.get(call.module))
-    if held is None or call.module in recorder.positions:
+    if held is None:
         return label
     name, heads = held
-    at = [d for d in varying(label) if shape[d] == heads and d < len(shape) - 1]
-    if not at or heads == 1:
+    dimensions = call.module in recorder.positions
+    last = len(shape) - 1
+    at = [last] if dimensions else [d for d in varying(label) if shape[d] == heads and d < last]
+    if not at or label.shape[at[-1]] == 1:
         return label
-    rows = np.moveaxis(recorder.units.find(label), at[-1], 0).reshape(heads, -1)
-    if (rows == 0).any():
+    rows = np.moveaxis(recorder.units.find(label), at[-1], 0).reshape(shape[at[-1]], -1)
+    if (rows == 0).any() or (dimensions and shape[-2] != heads):
         return label
     recorder.units.unite(rows[:, 1:], rows[:, :1])
     atoms = recorder.units.find(rows[:, 0])
-    recorder.attribute(call.module, name, atoms)
-    recorder.grouped[call.module] = atoms
-    width = shape[-1]
+    if not dimensions:
+        recorder.attribute(call.module, name, atoms)
+        recorder.grouped[call.module] = atoms
     for other, value in vars(recorder.modules[call.module]).items():
-        if type(value) is int and value == heads * width and other in HEADS_TOGETHER:
-            recorder.attribute(call.module, other, atoms, mul=width)
+        if type(value) is not int:
+            continue
+        if value == heads * shape[-1] and other in HEADS_TOGETHER:
+            recorder.attribute(call.module, other, atoms, mul=heads if dimensions else shape[-1])
+        elif dimensions and value == shape[-1] and other in HEAD_WIDTH:
+            recorder.attribute(call.module, other, atoms)
     return compressed(recorder.units.find(label))
 
+
+HEAD_WIDTH = frozenset({"head_dim", "dim_head", "attention_head_size", "d_head"})
+"""Attributes that hold the width of one head."""
 
 HEADS_TOGETHER = frozenset({"output_dim", "all_head_size", "attn_dim", "inner_dim"})
 """Attributes that hold the width of all heads together."""

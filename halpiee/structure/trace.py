@@ -8,42 +8,27 @@ elements.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
 from torch.nn.parameter import UninitializedParameter
 
 from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble, collapsed
+from halpiee.structure.dry_run import NeedsValuesError, record
 from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.heads import adapted
-from halpiee.structure.labels import Tag
-from halpiee.structure.modes import Api, Dispatch, Path, Watch
-from halpiee.structure.probe import CheckedUnits, Cut, cut_for, differences, irregular_keep
+from halpiee.structure.heads import adapted, heads_of
+from halpiee.structure.modes import Api, Path, Watch
+from halpiee.structure.probe import CheckedUnits, cut_for, differences, irregular_keep
 from halpiee.structure.recorder import Recorder, random_like, tensors_of
-from halpiee.structure.shrink import set_number, sliced
-from halpiee.structure.vanish import emptied, vanishable
+from halpiee.structure.shrink import set_number
+from halpiee.structure.units import Atoms
+from halpiee.structure.vanish import vanishable
 
 __all__ = ["trace"]
-
-NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-"""What fake tensors raise where the forward asks for a number that only real ones have."""
-
-
-class NeedsValuesError(Exception):
-    """The forward cannot run on fake tensors."""
-
 
 MAX_ROUNDS = 4
 """Traces of one model: a grouped layer whose groups all hang together is traced again by positions."""
@@ -93,9 +78,27 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
     return structure
 
 
-def traced(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool, vanish: bool) -> Structure:
-    """Traces on fake or on real tensors."""
-    positions: frozenset[str] = frozenset()
+def traced(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    *,
+    real: bool,
+    vanish: bool,
+    positions: frozenset[str] = frozenset(),
+    heads: bool = True,
+) -> Structure:
+    """Traces on fake or on real tensors.
+
+    Args:
+        model: the model.
+        example_inputs: its inputs.
+        real: whether on real tensors.
+        vanish: whether to look for branches that may go.
+        positions: grouped layers, norms and attention modules whose units are positions across groups.
+        heads: whether attention modules that cannot lose heads are tried once more by positions.
+    """
+    single = [path for path, module in model.named_modules() if (heads_of(module) or ("", 0))[1] == 1]
+    positions |= frozenset(single)
     for _ in range(MAX_ROUNDS):
         recorder = record(model, example_inputs, positions, real=real)
         found = collapsed(recorder) - positions
@@ -105,9 +108,24 @@ def traced(model: nn.Module, example_inputs: tuple[Any, ...], *, real: bool, van
     structure = assemble(recorder)
     if recorder.literal or real or not agrees(model, example_inputs, recorder, structure):
         structure = probed(model, example_inputs, positions, recorder, structure, real=real)
+        whole = frozen_heads(recorder) - positions
+        if whole and heads:
+            return traced(
+                model, example_inputs, real=real, vanish=vanish, positions=whole | positions, heads=False
+            )
     return (
         with_vanishing(model, example_inputs, positions, recorder, structure, real) if vanish else structure
     )
+
+
+def frozen_heads(recorder: Recorder) -> frozenset[str]:
+    """Returns the attention modules that can lose no head."""
+    reasons = recorder.units.reasons()
+    found = set()
+    for name, atoms in recorder.grouped.items():
+        if heads_of(recorder.modules.get(name)) and int(recorder.units.find(atoms[:1])[0]) in reasons:
+            found.add(name)
+    return frozenset(found)
 
 
 def with_vanishing(
@@ -219,16 +237,26 @@ def probed(
         findings = differences(structure, recorder, small, error, real=real)
         if not findings:
             break
+        prunable = structure.prunable
         for units, reason in findings:
             # whole groups: the units that were removed on paper were not there to be found
             touched = [
                 g for g in structure.groups if np.isin(np.arange(g.start, g.start + g.size), units).any()
             ]
             for group in [*touched, *siblings(structure, recorder, small.last_module, touched)]:
-                mine = structure.details["roots"][group.start : group.start + group.size]
-                recorder.units.freeze(mine, reason)
+                recorder.units.freeze(roots_of(structure, group), reason)
         structure = assemble(recorder)
+        if structure.prunable == prunable:  # what was found lies in groups that stay anyway
+            for group in prunable:
+                recorder.units.freeze(roots_of(structure, group), findings[0][1])
+            structure = assemble(recorder)
     return structure
+
+
+def roots_of(structure: Structure, group: ChannelGroup) -> Atoms:
+    """Returns the roots of a group's units."""
+    roots: Atoms = structure.details["roots"][group.start : group.start + group.size]
+    return roots
 
 
 def siblings(
@@ -243,6 +271,7 @@ def siblings(
         return []
     parts = {g.name.removeprefix(failed) for g in touched if g.name.startswith(failed + ".")}
     others = [path for path, module in recorder.modules.items() if type(module) is kind and path != failed]
+    others = [path for path in others if (path in recorder.positions) == (failed in recorder.positions)]
     names = {path + part for path in others for part in parts}
     return [g for g in structure.prunable if g.name in names]
 
@@ -270,121 +299,3 @@ def refuse_foreign(model: nn.Module) -> None:
                     f"the parameter {parameter_name!r} of {where!r} has no shape yet; "
                     "run the model once first"
                 )
-
-
-def record(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    positions: frozenset[str],
-    cut: Cut | None = None,
-    recorder: Recorder | None = None,
-    *,
-    real: bool = False,
-) -> Recorder:
-    """Runs a copy of the model, fake unless asked, cut where asked, and returns what was recorded."""
-    fake_mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
-    memo: dict[int, Any] = {}
-    names: dict[int, str] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if id(tensor) not in memo:
-            data = stand_in(tensor.detach(), fake_mode, cut.kept.get(name, {}) if cut is not None else {})
-            memo[id(tensor)] = (
-                nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
-            )
-            names[id(tensor)] = name
-    with torch.random.fork_rng(devices=[]):
-        try:
-            copied = copy.deepcopy(model, dict(memo)).eval()
-            adapted(copied, always=True)
-        except Exception as error:
-            raise StructureError(
-                f"the model {type(model).__name__} cannot be copied ({error}); "
-                "remove tensors that are not parameters or buffers from its attributes"
-            ) from error
-        modules = dict(copied.named_modules())
-        recorder = Recorder({}, positions) if recorder is None else recorder
-        recorder.modules.update(modules)
-        for path, name, at, value in cut.attributes if cut is not None else ():
-            set_number(modules[path], name, at, value)
-        emptied(copied)
-        for identity, name in names.items():
-            given = {d: u + 1 for d, u in cut.units.get(name, {}).items()} if cut is not None else None
-            recorder.add_parameter(name, memo[identity], given)
-        inputs = fake_inputs(fake_mode, example_inputs)
-        for index, tensor in enumerate(tensors_of(inputs)):
-            if index == 0 and tensor.dim():
-                recorder.batch = tensor.shape[0]
-            atom = recorder.units.fresh(1)
-            recorder.units.freeze(atom, "a network input")
-            recorder.inputs.append((f"input#{index + 1}" if index else "input", int(atom[0])))
-            recorder.set(tensor, Tag().with_axes([atom.reshape((1,) * tensor.dim())] if tensor.dim() else []))
-        outputs = forward(copied, recorder, fake_mode, inputs)
-    for tensor in outputs:
-        recorder.freeze(tensor, "feeds the network's output")
-        recorder.outputs.append(recorder.value(tensor))
-        recorder.output_shapes.append(tuple(tensor.shape))
-    read = {value for event in recorder.events for value in event.reads} | set(recorder.outputs)
-    for values, label, reason in recorder.unread:
-        if read.intersection(values):
-            recorder.units.freeze(label, reason)
-    return recorder
-
-
-def stand_in(tensor: Tensor, fake_mode: FakeTensorMode | None, kept: Mapping[int, Tensor]) -> Tensor:
-    """Returns a fake tensor in place of a real one, or a real copy, with only the kept positions."""
-    if fake_mode is None:
-        return sliced(tensor, kept) if kept else tensor.clone()
-    if not kept:
-        return fake_mode.from_tensor(tensor)
-    shape = [kept[d].numel() if d in kept else size for d, size in enumerate(tensor.shape)]
-    with fake_mode:
-        return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-
-
-def fake_inputs(fake_mode: FakeTensorMode | None, value: Any) -> Any:
-    """Returns the same nested value with fake tensors, or with copies."""
-    if isinstance(value, Tensor):
-        return value.detach().clone() if fake_mode is None else fake_mode.from_tensor(value.detach())
-    if isinstance(value, dict):
-        return {k: fake_inputs(fake_mode, v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [fake_inputs(fake_mode, v) for v in value]
-    if isinstance(value, tuple):
-        items = [fake_inputs(fake_mode, v) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value
-
-
-def forward(
-    model: nn.Module, recorder: Recorder, fake_mode: FakeTensorMode | None, inputs: tuple[Any, ...]
-) -> list[Tensor]:
-    """Runs the fake copy under the recording modes and returns its output tensors."""
-    path = Path()
-    for name, module in model.named_modules():
-        module.register_forward_pre_hook(path.enter(name))
-        module.register_forward_hook(path.leave, always_call=True)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), fake_mode or nullcontext(), Api(path, recorder.made), Dispatch(recorder, path):
-            result = model(*inputs)
-    except StructureError:
-        raise
-    except NEEDS_VALUES as error:
-        raise NeedsValuesError from error
-    except Exception as error:
-        where = recorder.last_module = path.last
-        raise StructureError(
-            f"the forward of {type(model).__name__} fails on the example inputs"
-            f"{f' in {where!r}' if where else ''}: {type(error).__name__}: {error}; "
-            "check the inputs' shapes and types by calling the model yourself"
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    outputs = tensors_of(result)
-    if not outputs:
-        raise StructureError(
-            f"the forward of {type(model).__name__} returned {type(result).__name__} without a tensor in it; "
-            "what feeds no output cannot be told from what does: return tensors, lists or dicts of them"
-        )
-    return outputs

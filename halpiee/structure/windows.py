@@ -8,7 +8,7 @@ another one, in which heads need not be as wide together as the input (Liu et al
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -64,12 +64,13 @@ class Windowed(nn.Module):
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Returns the scores ``[N, heads, L, L]`` of queries and keys ``[N, heads, L, width]``."""
-        return (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return scores
 
     def projected(self, x: Tensor) -> tuple[Tensor, ...]:
         """Returns queries, keys and values ``[N, heads, L, width of a head]``."""
         width = self.qkv.weight.shape[0] // (3 * self.num_heads)
-        rows = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, width)
+        rows: Tensor = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, width)
         return tuple(part.transpose(1, 2) for part in rows.unbind(2))
 
     def attended(self, x: Tensor, window: Sequence[int], shift: Sequence[int], bias: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class Windowed(nn.Module):
         scores = self.scores(q, k) + bias
         if any(shift):
             mask = apart(padded, window, shift, scores)
-            scores = (scores.unflatten(0, (-1, mask.shape[0])) + mask).flatten(0, 1)
+            scores = (scores.view(-1, mask.shape[0], *scores.shape[1:]) + mask).flatten(0, 1)
         weights = F.dropout(scores.softmax(-1), self.attention_dropout, self.training)
         y = F.dropout(self.proj((weights @ v).transpose(1, 2).flatten(2)), self.dropout, self.training)
         y = from_windows(y, window, padded)
@@ -99,6 +100,10 @@ class Windowed(nn.Module):
 class Windows(Windowed, ShiftedWindowAttention):  # type: ignore[misc]
     """Swin's attention, with heads fewer than its input would hold."""
 
+    window_size: list[int]
+    shift_size: list[int]
+    get_relative_position_bias: Callable[[], Tensor]
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[N, H, W, C]`` to the same shape."""
         window = tuple(self.window_size)
@@ -111,6 +116,8 @@ class Windows(Windowed, ShiftedWindowAttention):  # type: ignore[misc]
 
 class CosineWindows(Windows, ShiftedWindowAttentionV2):  # type: ignore[misc]
     """Swin V2's attention: scores are cosines, the keys have no bias (Liu et al. 2022, equation 2)."""
+
+    logit_scale: Tensor
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Returns scaled cosines ``[N, heads, L, L]``."""
@@ -130,6 +137,10 @@ class CosineWindows(Windows, ShiftedWindowAttentionV2):  # type: ignore[misc]
 
 class VideoWindows(Windowed, ShiftedWindowAttention3d):  # type: ignore[misc]
     """Video Swin's attention; a window as large as the video is not shifted."""
+
+    window_size: list[int]
+    shift_size: list[int]
+    get_relative_position_bias: Callable[[list[int]], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[N, T, H, W, C]`` to the same shape."""

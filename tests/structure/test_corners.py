@@ -237,6 +237,16 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
         TOKENS,
         {"a"},
     ),
+    "attention module": (
+        lambda: Net(
+            lambda m, x: m.h(m.r(y := m.a(x), y, y)[0]),
+            a=nn.Linear(8, 8),
+            r=nn.MultiheadAttention(8, 2, batch_first=True),
+            h=nn.Linear(8, 4),
+        ),
+        (2, 6, 8),
+        {"a", "r.in_proj_weight", "r.out_proj"},
+    ),
     "encoder layer": (
         lambda: Net(
             lambda m, x: m.h(m.r(x)),
@@ -244,7 +254,7 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
             h=nn.Linear(4, 3),
         ),
         (2, 6, 4),
-        {"r.linear1"},
+        {"r.linear1", "r.self_attn.in_proj_weight"},
     ),
 }
 """What is cut: builder, input shape, names of the prunable groups."""
@@ -342,16 +352,6 @@ FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
         lambda: ab(lambda m, x: m.b(sigmoid(F.conv2d(m.a(x), m.k, groups=8))), k=number(8, 1, 1, 1)),
         IMAGE,
         "convolution with a literal number of groups",
-    ),
-    "attention module": (
-        lambda: Net(
-            lambda m, x: m.h(m.r(y := m.a(x), y, y)[0]),
-            a=nn.Linear(8, 8),
-            r=nn.MultiheadAttention(8, 2, batch_first=True),
-            h=nn.Linear(8, 4),
-        ),
-        (2, 6, 8),
-        "the forward of r checks its widths: was expecting embedding dimension of 8",
     ),
     "recurrent": (
         lambda: Net(
