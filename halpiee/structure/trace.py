@@ -106,9 +106,10 @@ def traced(
             break
         positions |= found
     structure = assemble(recorder)
+    held = frozen_heads(recorder)
     if recorder.literal or real or not agrees(model, example_inputs, recorder, structure):
         structure = probed(model, example_inputs, positions, recorder, structure, real=real)
-        whole = frozen_heads(recorder) - positions
+        whole = frozen_heads(recorder) - held - positions
         if whole and heads:
             return traced(
                 model, example_inputs, real=real, vanish=vanish, positions=whole | positions, heads=False

@@ -1,0 +1,147 @@
+"""Devices, types, modes, nested inputs and outputs, compilers; and models that are refused before anything runs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from halpiee.errors import StructureError
+from halpiee.structure import relative_error, shrink, trace, verify
+
+from . import nets
+
+
+class Nested(nn.Module):
+    """Takes a dict of a list, returns a dict of a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 4), nn.Linear(8, 2)
+
+    def forward(self, given: dict[str, list[Tensor]]) -> dict[str, Any]:
+        y = torch.sigmoid(self.a(given["x"][0]) + self.a(given["x"][1]))
+        return {"both": (self.b(y), [self.c(y)])}
+
+
+class RootMeanSquare(nn.Module):
+    """A norm over channels written by hand: mean of squares over the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.weight = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight)
+
+
+class Choosing(nn.Module):
+    """Takes another path by the values of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 4), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)) if bool((x == 1).all()) else self.c(x)
+
+
+def test_nested_inputs_and_outputs_are_walked() -> None:
+    model = nets.randomise(Nested()).eval()
+    inputs = ({"x": [torch.randn(2, 3), torch.randn(2, 3)]},)
+    structure = trace(model, inputs)
+    assert [g.name for g in structure.prunable] == ["a"]
+    assert verify(model, structure, nets.random_keep(structure), inputs) <= 1e-5
+
+
+def test_a_norm_over_channels_written_by_hand_stays_with_its_reason() -> None:
+    group = trace(RootMeanSquare(), (torch.ones(2, 3),)).by_name["a"]
+    assert (group.prunable, group.reason) == (False, "mean over channels")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_groups_do_not_depend_on_the_type(dtype: torch.dtype) -> None:
+    x = torch.zeros(nets.IMAGE)
+    assert trace(nets.Concat().to(dtype), (x.to(dtype),)).groups == trace(nets.Concat(), (x,)).groups
+
+
+def test_a_model_without_memory_is_traced_and_cut_without_any() -> None:
+    x = torch.zeros(nets.IMAGE)
+    model = nets.Residual().to("meta")
+    structure = trace(model, (x.to("meta"),))
+    assert structure.groups == trace(nets.Residual(), (x,)).groups
+    compact = shrink(model, structure, {"stem": torch.arange(8) < 3})
+    assert compact.stem.weight.shape[0] == 3
+    assert compact.stem.weight.device.type == "meta"
+
+
+def test_train_mode_and_its_statistics_stay_as_they_were() -> None:
+    model = nets.randomise(nets.Residual()).train()
+    before = copy.deepcopy(model.state_dict())
+    structure = trace(model, (torch.ones(nets.IMAGE),))
+    assert structure.groups == trace(copy.deepcopy(model).eval(), (torch.ones(nets.IMAGE),)).groups
+    assert model.training
+    assert shrink(model, structure, nets.random_keep(structure)).training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("build", [nets.Residual, nets.Grouped, nets.Shuffle, nets.Gate])
+def test_compiled_exported_copied_and_reloaded_networks_compute_the_same(build: Any) -> None:
+    model = nets.randomise(build()).eval()
+    x = torch.randn(nets.IMAGE)
+    structure = trace(model, (x,))
+    compact = shrink(model, structure, nets.random_keep(structure))
+    other = copy.deepcopy(compact)
+    other.load_state_dict(compact.state_dict())
+    with torch.no_grad():
+        expected = compact(x)
+        assert torch.equal(other(x), expected)
+        assert relative_error(torch.compile(compact, backend="eager")(x), expected) <= 1e-6
+        assert relative_error(torch.export.export(compact, (x,)).module()(x), expected) <= 1e-6
+
+
+def test_a_path_that_hangs_on_values_is_refused() -> None:
+    with pytest.raises(StructureError, match="the forward of Choosing takes another path for other inputs"):
+        trace(Choosing(), (torch.ones(2, 3),))
+
+
+def test_a_quantised_module_is_refused() -> None:
+    class QuantizedLinear(nn.Linear):
+        __module__ = "torch.ao.nn.quantized.modules.linear"
+
+    with pytest.raises(
+        StructureError, match="the module '0' is quantised; prune the float model, then quantise it"
+    ):
+        trace(nn.Sequential(QuantizedLinear(3, 4)), (torch.ones(2, 3),))
+
+
+def test_a_parameter_without_a_shape_is_refused() -> None:
+    with pytest.raises(
+        StructureError, match="the parameter 'weight' of '0' has no shape yet; run the model once"
+    ):
+        trace(nn.Sequential(nn.LazyLinear(4)), (torch.ones(2, 3),))
+
+
+def test_a_parameter_shared_by_two_layers_couples_them() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+            return self.c(torch.sigmoid(self.a(x))), self.c(torch.tanh(self.b(z)))
+
+    model = nets.randomise(Tied()).eval()
+    inputs = (torch.randn(2, 3), torch.randn(2, 3))
+    structure = trace(model, inputs)
+    assert [(g.name, g.size) for g in structure.prunable] == [("a", 8)]
+    keep = nets.random_keep(structure)
+    assert verify(model, structure, keep, inputs) <= 1e-5
+    compact = shrink(model, structure, keep)
+    assert compact.b.weight is compact.a.weight
