@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -50,18 +51,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = stop.exit_code
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        code = _failed(error.format_message(), "UsageError", error.exit_code, arguments)
     except HalpieeError as error:
         click.echo(f"halpiee: {error}", err=True)
-        if "--json" in arguments:
-            click.echo(
-                json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code})
-            )
-        code = error.exit_code
+        code = _failed(str(error), type(error).__name__, error.exit_code, arguments)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "halpiee: interrupted; what was done is saved. Continue a run with `halpiee train --resume --out DIR`",
-            err=True,
-        )
-        code = 130
+        text = f"interrupted; {_how_to_continue(arguments)}"
+        click.echo(f"halpiee: {text}", err=True)
+        code = _failed(text, "Interrupted", 130, arguments)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _failed(text: str, kind: str, code: int, arguments: Sequence[str]) -> int:
+    """Answers a failure under ``--json`` with one object, and returns the exit code."""
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": text, "kind": kind, "exit_code": code}))
+    return code
+
+
+def _how_to_continue(arguments: Sequence[str]) -> str:
+    """Returns what an interrupted verb leaves and what to type next."""
+    verb = next((a for a in arguments if not a.startswith("-")), "")
+    out = next((b for a, b in itertools.pairwise(arguments) if a == "--out"), None)
+    if verb in ("train", "demo"):
+        return f"the run is saved; `halpiee train --resume --out {out or 'FOLDER'}` continues it"
+    if verb == "profile":
+        return "what was measured is saved; the same command continues it"
+    return "nothing was written"

@@ -118,12 +118,9 @@ def _backends() -> list[Finding]:
         findings.append(
             Finding("backend torch on CUDA", "note", "no CUDA device; everything runs on the CPU")
         )
-    for name, extra in (("tensorrt", "tensorrt"), ("pycuda", "pycuda")):
+    for name in ("tensorrt", "pycuda"):
         if importlib.util.find_spec(name) is None:
-            text = "not installed; needed only to measure with TensorRT"
-            findings.append(
-                Finding(name, "note", text, f"pip install 'halpiee[{extra}]' (on a machine with a GPU)")
-            )
+            findings.append(Finding(name, "note", "not installed; nothing here needs it yet"))
         else:
             findings.append(Finding(name, "ok", importlib.metadata.version(name)))
     return findings

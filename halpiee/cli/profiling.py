@@ -62,5 +62,23 @@ def command(
     profile = latency.sweep(
         ops, backend=backend, path=out, threads=threads, seed=seed, progress=talk.sweeping
     )
-    result = {"out": str(out), "cells": len(profile.cells), "ops": len({op.table_key() for op in ops})}
-    answer(result, as_json, lambda: say(f"{result['cells']} cells of {result['ops']} ops in {out}"))
+    from latency.inspect import inspect
+
+    found = inspect(profile)
+    steps = sorted({op.steps for op in found.ops if op.op.startswith("conv")})
+    result = {
+        "out": str(out),
+        "cells": len(profile.cells),
+        "ops": len(found.ops),
+        "steps": steps,
+        "warnings": list(found.warnings),
+    }
+
+    def show() -> None:
+        say(f"{result['cells']} cells of {result['ops']} ops in {out}")
+        say("channels move in steps of (in, out): " + "; ".join(f"{i}, {o}" for i, o in steps))
+        for warning in found.warnings:
+            say(f"note: {warning}")
+        say(f"next: halpiee plan {model} --size {size} --batch {batch} --profile {out} --budget 0.5")
+
+    answer(result, as_json, show)

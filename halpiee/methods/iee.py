@@ -217,8 +217,17 @@ class IEE(Sparse):
         return self._compact
 
     def rebind(self, scheduler: Any) -> Any:
-        """Points a learning-rate scheduler at the compact model's optimizer and returns it."""
-        return rebind(scheduler, self.optimizer, self.shrink()[1])
+        """Points a learning-rate scheduler at the compact model's optimizer and returns it.
+
+        Raises:
+            UsageError: before ``shrink()``; there is no other optimizer yet.
+        """
+        if self._compact is None:
+            raise UsageError(
+                f"rebind was called at step {self.step}, before shrink(): the scheduler's optimizer is still in use; "
+                "call it right after `model, optimizer = iee.shrink()`"
+            )
+        return rebind(scheduler, self.optimizer, self._compact[1])
 
 
 def _default_units(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import latency
@@ -14,7 +15,7 @@ from halpiee.structure.size import widths
 from halpiee.training import record
 from halpiee.training.checkpoint import save_json
 from halpiee.training.settings import parse_budget
-from latency.benchmark import compare
+from latency.benchmark import Comparison, compare
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
@@ -46,12 +47,7 @@ def write_report(
             metadata={"halpiee": label, "run": s.digest, "budget": s.budget, "backend": s.backend},
         )
     run.talk.note("timing dense and pruned side by side")
-    found = compare(
-        {label: run.folder / f"{label}.onnx" for label in ("dense", "pruned")},
-        example_inputs=run.example,
-        rounds=max(s.rounds, 30),
-        threads=s.threads,
-    )
+    found = _side_by_side(run)
     side = {label: found[label] for label in ("dense", "pruned")}
     # The machine's clock may have moved since the profile: a share is of the dense latency measured now,
     # and the prediction is brought to the same clock.
@@ -74,7 +70,10 @@ def write_report(
         "precision": "float32",
         "batch": s.batch,
         "threads": s.threads,
-        "environment": dict(latency.environment(backend=s.backend, threads=s.threads)),
+        "environment": {
+            key: _words(value)
+            for key, value in latency.environment(backend=s.backend, threads=s.threads).items()
+        },
         "dense_us": dense_us,
         "budget_us": budget_us,
         "predicted_us": pruned["predicted_us"] * drift,
@@ -124,3 +123,43 @@ def write_report(
     (run.folder / "report.md").write_text(render_markdown(report))
     save_json(run.folder / "report.json", report)
     return dict(json.loads((run.folder / "report.json").read_text()))
+
+
+TRIES = 3
+"""How often dense and pruned are timed side by side where the ratio stays uncertain."""
+
+CERTAIN = 0.015
+"""Half-width of the ratio's 95 % interval, relative, that is good enough."""
+
+
+def _side_by_side(run: Run) -> Comparison:
+    """Times dense and pruned in interleaved rounds, again while the machine is too noisy to tell their ratio.
+
+    The measurement whose ratio has the narrowest interval is taken, whatever it says of the budget.
+    """
+    best: tuple[float, Comparison] | None = None
+    for turn in range(TRIES):
+        found = compare(
+            {label: run.folder / f"{label}.onnx" for label in ("dense", "pruned")},
+            example_inputs=run.example,
+            rounds=max(run.settings.rounds, 30) * (turn + 1),
+            threads=run.settings.threads,
+        )
+        ratio = found.ratio("dense", "pruned")
+        half = (ratio.hi - ratio.lo) / (2 * ratio.median)
+        if best is None or half < best[0]:
+            best = half, found
+        if half <= CERTAIN:
+            break
+        run.talk.note(f"the ratio is only known to ±{half:.1%}; measuring again")
+    assert best is not None
+    return best[1]
+
+
+def _words(value: object) -> str | int | float:
+    """Returns a fact about the machine as a page shows it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return value if isinstance(value, int | float) else str(value)

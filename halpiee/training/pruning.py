@@ -74,6 +74,7 @@ def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
         trainer.load(state)
     if trainer.stage == "masked":
         trainer.run(until=lambda t: iee.finished)
+        fitted = cost.calibration
         cost, rounds = _close(run, iee, cost, budget_us)
         compact, slim = iee.shrink()
         check_shrunk(iee.model, run.structure, iee.keep, compact, run.example)
@@ -84,7 +85,7 @@ def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
             "closed_loop": [asdict(r) for r in rounds],
             "predicted_us": predicted,
             "next_step_us": iee.reports[-1].next_step,
-            "calibration": line_values(cost.calibration) if cost.calibration else None,
+            "calibration": line_values(fitted) if fitted else None,
             "gap": iee.reports[-1].gap,
             "dense_us": cost.dense_us,
             "budget_us": budget_us,

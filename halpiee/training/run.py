@@ -19,6 +19,7 @@ from torch import nn
 
 import latency
 from halpiee.deploy.calibrate import calibrate
+from halpiee.errors import BudgetError
 from halpiee.methods.pools import bind
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Latency
@@ -146,6 +147,7 @@ class Run:
             report: dict[str, Any] = json.loads(finished.read_text())
             self.talk.note(f"{self.folder} is finished; showing its report")
             return report
+        self.settings.cycle.steps(self.data.steps_per_epoch(self.settings.batch_size) * self.settings.epochs)
         seconds: dict[str, float] = self._times()
         self.talk.stage("Profile")
         profile = self._timed(seconds, "profile", self._profile)
@@ -153,7 +155,7 @@ class Run:
         cost = self._timed(
             seconds, "calibrate", lambda: self._calibrate(LatencyCost(self.structure, profile))
         )
-        bind(Latency(us=self.budget_us(cost)), Channels(self.build(), self.structure), cost)  # reachable?
+        self._check_reachable(cost)
         dense = None
         if self.settings.baseline or self.settings.weights:
             self.talk.stage("Train dense" if not self.settings.weights else "Given weights")
@@ -162,6 +164,17 @@ class Run:
         pruned = self._timed(seconds, "pruned", lambda: train_to_budget(self, cost))
         self.talk.stage("Export and measure")
         return write_report(self, dense, pruned, seconds)
+
+    def _check_reachable(self, cost: LatencyCost) -> None:
+        """Refuses a budget that no network reaches before anything is trained; the profile is not lost."""
+        try:
+            bind(Latency(us=self.budget_us(cost)), Channels(self.build(), self.structure), cost)
+        except BudgetError as error:
+            profile = self.settings.profile or str(self.folder / "profile.jsonl")
+            raise BudgetError(
+                f"{error}, in another --out with --profile {profile} (what was measured is kept there)",
+                minimum=error.minimum,
+            ) from error
 
     def _times(self) -> dict[str, float]:
         path = self.folder / "seconds.json"

@@ -142,3 +142,45 @@ def test_doctor_answers_in_json_with_a_fix_for_what_is_broken() -> None:
     assert {"Python", "torch", "onnxruntime", "cores", "OMP_WAIT_POLICY", "contention"} <= set(whats)
     for finding in answer["findings"]:
         assert finding["fix"] or finding["state"] != "broken"
+
+
+def test_a_usage_error_under_json_is_one_object_too() -> None:
+    shown = halpiee("profile", "resnet20", "--size", "banana", "--json")
+    answer = json.loads(shown.stdout)
+    assert answer["exit_code"] == shown.returncode == 2
+    assert "banana" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "resnet20", "--out", "runs/x"], "`halpiee train --resume --out runs/x` continues it"),
+        (["profile", "resnet20", "--out", "p.jsonl"], "the same command continues it"),
+        (["plan", "resnet20"], "nothing was written"),
+    ],
+)
+def test_an_interruption_says_how_to_go_on(arguments: list[str], words: str) -> None:
+    from halpiee.cli.app import _how_to_continue
+
+    assert words in _how_to_continue(arguments)
+
+
+def test_cycles_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shown = halpiee(
+        "train",
+        "resnet20",
+        "--data",
+        "digits",
+        "--budget",
+        "0.5",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "512",
+        "--out",
+        str(out),
+    )
+    assert shown.returncode == 2
+    assert "8 cycles were asked of 2 steps" in shown.stderr
+    assert not out.exists()

@@ -199,10 +199,22 @@ def test_shrinking_gives_the_same_pair_again_and_records_it(
     compact, compact_optimizer = iee.shrink()
     assert iee.shrink() == (compact, compact_optimizer)
     assert iee.reports[-1].event == "shrink"
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    assert iee.rebind(scheduler).optimizer is compact_optimizer
     torch.testing.assert_close(compact.eval()(batches[0][0]), dense_shaped, rtol=1e-5, atol=1e-6)
     assert compact.conv2.weight.shape == (int(iee.alive["conv2"].sum()), int(iee.alive["conv1"].sum()), 3, 3)
     momentum = compact_optimizer.state[compact.conv2.weight]["momentum_buffer"]
     assert momentum.shape == compact.conv2.weight.shape
+
+
+def test_rebinding_before_shrinking_is_refused_and_ends_nothing(
+    timed: Structure, net: nn.Module, batches: Batches
+) -> None:
+    iee = run(net, timed, batches[:2])
+    scheduler = torch.optim.lr_scheduler.StepLR(iee.optimizer, 1)
+    with pytest.raises(UsageError, match=r"before shrink\(\).*call it right after"):
+        iee.rebind(scheduler)
+    assert not iee.finished
 
 
 def test_masks_that_differ_between_pools_of_weights_stay_exact() -> None:
