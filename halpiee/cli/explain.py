@@ -44,10 +44,18 @@ def command(
     if ops is not None and ops.exists():
         raise OutputInUseError(f"--ops {ops} exists; choose another name, nothing is overwritten")
     from halpiee.cli.loading import traced
+    from halpiee.selection.protect import first_group, protected
     from halpiee.structure.explain import explain
 
     structure = traced(model, batch, shape, width=width, classes=classes).structure
     found = explain(structure)
+    first, kept = first_group(structure), protected(structure, model)
+    if first is None:
+        shielding = "nothing to protect: the first layer shares its channels with later ones"
+    elif kept:
+        shielding = f"{first} stays whole in a plan, as in the papers; --no-protect-first frees it"
+    else:
+        shielding = f"{first} is of the first layer alone; plan --protect-first leaves it whole"
     if ops is not None:
         unique = {json.dumps(timed.op.key(), sort_keys=True): None for timed in structure.ops}
         ops.write_text("".join(f"{line}\n" for line in unique))
@@ -92,4 +100,6 @@ def command(
         if found.untimed:
             console.print("not timed: " + ", ".join(f"{name} ×{n}" for name, n in found.untimed.items()))
 
-    answer(found.as_dict(), as_json, show)
+        console.print(f"first group: {shielding}")
+
+    answer({**found.as_dict(), "first_group": first, "protected": list(kept)}, as_json, show)
