@@ -1,0 +1,246 @@
+"""``halpiee plan`` from a made-up profile: what is chosen, what is said, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import halpiee
+from halpiee.cli.app import program
+from halpiee.cli.scoring import filter_norms
+from halpiee.errors import BudgetError, HalpieeError, OutputInUseError, UsageError
+from halpiee.zoo import build
+from latency import Profile
+
+SIZES = ("--size", "3x16x16")
+
+
+@pytest.fixture(scope="module")
+def structure() -> halpiee.Structure:
+    return halpiee.trace(build("mobilenet_v1_cifar", width=0.25).eval(), (torch.zeros(1, 3, 16, 16),))
+
+
+def write_profile(structure: halpiee.Structure, path: Path, *, batch: int = 1) -> Path:
+    """Every op costs 1 + C_in·C_out/10 (a depthwise one 1 + C) µs per image, at multiples of 4."""
+    cells = {}
+    for timed in structure.ops:
+        ins, outs = (range(4, c + 1, 4) if c % 4 == 0 else [c] for c in (timed.op.c_in, timed.op.c_out))
+        for i, o in itertools.product(ins, outs):
+            if timed.op.diagonal and i * timed.op.c_out != o * timed.op.c_in:
+                continue
+            key = {**timed.op.with_channels(i, o).key(), "batch": batch}
+            cost = 1 + (i if timed.op.diagonal else i * o / 10)
+            cells[json.dumps(key)] = {**key, "us": batch * cost, "role": "sweep", "steps": [4, 4]}
+    Profile({}, cells.values()).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def profile(structure: halpiee.Structure, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_profile(structure, tmp_path_factory.mktemp("profile") / "one.jsonl")
+
+
+def run(profile: Path, *options: str) -> Result:
+    base = ["plan", "mobilenet_v1_cifar", "--width", "0.25", *SIZES, "--profile", str(profile)]
+    return CliRunner().invoke(program, [*base, *options])
+
+
+def plan(profile: Path, *options: str) -> dict:
+    shown = run(profile, "--json", *options)
+    assert shown.exception is None, shown.exception
+    return json.loads(shown.stdout)
+
+
+def refusal(profile: Path, kind: type[HalpieeError], *options: str) -> str:
+    shown = run(profile, *options)
+    assert isinstance(shown.exception, kind), shown.output
+    return str(shown.exception)
+
+
+def test_the_plan_meets_its_budget_and_says_what_was_scored(profile: Path) -> None:
+    found = plan(profile, "--budget", "0.5")
+    assert found["predicted_us"] <= found["budget_us"] == pytest.approx(0.5 * found["dense_us"])
+    assert 0 <= found["gap"] <= 1e-3
+    assert found["slack_us"] < found["next_step_us"]
+    assert found["scores"].startswith("L2 norms of the untrained filters")
+    assert found["protected"] == []
+    assert all(count % 4 == 0 for count, _ in found["groups"].values())
+
+
+def test_untrained_filters_are_scored_by_their_norms() -> None:
+    model = build("resnet20", width=0.25).eval()
+    structure = halpiee.trace(model, (torch.zeros(1, 3, 8, 8),))
+    norms = filter_norms(model, structure)
+    inner = model.get_submodule("layers.0.0.conv1").weight
+    expected = inner.detach().double().square().sum(dim=(1, 2, 3)).sqrt()
+    assert torch.allclose(norms["layers.0.0.conv1"], expected)
+    # The stream is written by the stem and by three blocks: their squares add up.
+    writers = [model.get_submodule(n).weight for n in ("conv1", *(f"layers.0.{i}.conv2" for i in range(3)))]
+    squares = sum(w.detach().double().square().sum(dim=(1, 2, 3)) for w in writers)
+    assert torch.allclose(norms["conv1"], squares.sqrt())
+
+
+def test_scores_of_your_own_decide(structure: halpiee.Structure, profile: Path, tmp_path: Path) -> None:
+    loved = structure.prunable[3].name
+    scores = {g.name: [2.0**-20] * g.size for g in structure.prunable}
+    scores[loved] = [1.0] * len(scores[loved])
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps(scores))
+    found = plan(profile, "--budget", "0.4", "--scores", str(file))
+    assert found["groups"][loved][0] == found["groups"][loved][1]
+    assert found["scores"] == f"read from {file}"
+    from safetensors.torch import save_file
+
+    tensors = tmp_path / "scores.safetensors"
+    save_file({name: torch.tensor(values) for name, values in scores.items()}, tensors)
+    assert plan(profile, "--budget", "0.4", "--scores", str(tensors))["widths"] == found["widths"]
+
+
+def test_given_weights_are_scored_by_magnitude(profile: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model = build("mobilenet_v1_cifar", width=0.25)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    found = plan(profile, "--budget", "0.5", "--weights", str(tmp_path / "weights.safetensors"))
+    assert found["scores"] == "magnitude of the weights given"
+
+
+def test_the_first_group_is_protected_where_that_is_asked(
+    structure: halpiee.Structure, profile: Path
+) -> None:
+    first = structure.prunable[0].name
+    found = plan(profile, "--budget", "0.3", "--protect-first", "--freeze", structure.prunable[2].name)
+    assert found["protected"] == sorted([first, structure.prunable[2].name])
+    for name in found["protected"]:
+        assert found["groups"][name][0] == found["groups"][name][1]
+
+
+def test_least_most_multiple_and_ranges_are_kept(structure: halpiee.Structure, profile: Path) -> None:
+    one = structure.prunable[1].name
+    found = plan(
+        profile,
+        "--budget",
+        "0.6",
+        "--least",
+        "0.5",
+        "--most",
+        "0.75",
+        "--multiple",
+        "8",
+        "--between",
+        f"{one}=8..8",
+    )
+    assert found["groups"][one][0] == 8
+    for count, size in found["groups"].values():
+        assert count % 8 == 0
+        assert size / 2 <= count <= max(0.75 * size, 8)
+
+
+def test_several_limits_are_kept_at_once(structure: halpiee.Structure, profile: Path, tmp_path: Path) -> None:
+    second = write_profile(structure, tmp_path / "four.jsonl", batch=4)
+    alone = plan(profile, "--budget", "0.6")
+    found = plan(
+        profile, "--budget", "0.6", "--also", "macs=0.4", "--also", f"{second}=0.5", "--also", "memory=0.8",
+        "--also", "params=90%",
+    )  # fmt: skip
+    assert alone["macs"] > 0.4 * alone["macs_dense"]
+    assert found["macs"] <= 0.4 * found["macs_dense"]
+    assert [limit["limit"] for limit in found["limits"]] == [
+        "latency",
+        "macs",
+        str(second),
+        "memory",
+        "params",
+    ]
+    for limit in found["limits"]:
+        assert limit["used"] <= limit["most"] * (1 + 1e-9)
+    # At batch 4 everything takes four times as long here.
+    assert found["limits"][2]["used"] == pytest.approx(4 * found["predicted_us"])
+
+
+def test_the_curve_falls_with_the_latency_and_is_drawn(profile: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "curve.svg"
+    found = plan(profile, "--budget", "0.5", "--plot", str(picture))
+    latencies = [p["latency_us"] for p in found["curve"]]
+    values = [p["value"] for p in found["curve"]]
+    assert latencies == sorted(latencies)
+    assert values == sorted(values)
+    assert latencies[-1] == pytest.approx(found["dense_us"])
+    assert picture.read_text().lstrip().startswith("<?xml")
+
+
+def test_the_plan_in_a_file_is_the_plan_that_was_said(profile: Path, tmp_path: Path) -> None:
+    found = plan(profile, "--budget", "0.5", "--out", str(tmp_path / "half.json"))
+    saved = halpiee.Plan.load(tmp_path / "half.json")
+    assert saved.counts == {name: count for name, (count, _) in found["groups"].items()}
+    fresh = build("mobilenet_v1_cifar", width=0.25).eval()
+    layers = {n: m for n, m in saved.apply(fresh).named_modules() if isinstance(m, torch.nn.Conv2d)}
+    assert {n: m.out_channels for n, m in layers.items()} == {n: found["widths"][n] for n in layers}
+
+
+def test_a_dense_budget_leaves_nothing_to_widen(profile: Path) -> None:
+    assert plan(profile, "--budget", "1.0")["next_step_us"] is None
+
+
+def test_linear_says_when_its_plan_is_over_budget(structure: halpiee.Structure, profile: Path) -> None:
+    # Its costs are frozen at the dense widths, so it ends below the budget, and says so of its own bound.
+    shown = run(profile, "--budget", "0.5", "--solver", "linear")
+    assert "of its own linearised problem" in " ".join(shown.output.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        (("--budget", "0.001"), BudgetError, "the narrowest network allowed takes"),
+        (("--budget", "1.5"), UsageError, "1.5 times the dense latency"),
+        (("--budget", "0.5", "--also", "joy=1"), UsageError, "the quantities are macs, params, memory"),
+        (("--budget", "0.5", "--also", "macs"), UsageError, "give WHAT=LIMIT"),
+        (("--budget", "0.5", "--also", "macs=much"), UsageError, "give a share up to 1"),
+        (("--budget", "0.5", "--also", "params=10"), BudgetError, "--also params: at most 10 was asked"),
+        (("--budget", "0.5", "--also", "macs=0.5", "--sweep"), UsageError, "leave one of the two out"),
+        (("--budget", "0.5", "--between", "x"), UsageError, "give GROUP=FEWEST..MOST"),
+        (("--budget", "0.5", "--freeze", "nothing"), UsageError, "protect names the group 'nothing'"),
+        (("--budget", "0.5", "--scores", "nowhere.json"), UsageError, "there is no such file"),
+    ],
+)
+def test_bad_input_is_refused_by_name(profile: Path, options: tuple[str, ...], kind: type, text: str) -> None:
+    assert text in refusal(profile, kind, *options)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            lambda s, g: {**s, g: [float("nan")] * len(s[g])},
+            "holds nan at unit 0; every score must be finite",
+        ),
+        (lambda s, g: {**s, g: s[g][:-1]}, "has 8 units; give a list of 8 numbers"),
+        (lambda s, g: {k: v for k, v in s.items() if k != g}, "groups are missing"),
+        (lambda s, g: {**s, g + "x": s[g]}, "did you mean"),
+        (lambda s, g: [1, 2], "not group → list of numbers"),
+    ],
+)
+def test_scores_that_do_not_fit_are_refused_by_group(
+    structure: halpiee.Structure, profile: Path, tmp_path: Path, change, text: str
+) -> None:
+    scores = {g.name: [1.0] * g.size for g in structure.prunable}
+    group = next(g.name for g in structure.prunable if g.size == 8)
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps(change(scores, group)))
+    assert text in refusal(profile, UsageError, "--budget", "0.5", "--scores", str(file))
+
+
+def test_nothing_is_overwritten(profile: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.svg"
+    mine.write_text("mine")
+    for option in ("--plot", "--out"):
+        assert "exists" in refusal(profile, OutputInUseError, "--budget", "0.5", option, str(mine))
+    assert mine.read_text() == "mine"
