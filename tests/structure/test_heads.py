@@ -137,3 +137,16 @@ def test_mixing_tokens_leaves_channels_prunable() -> None:
         expected = F.linear(mixed, model.b.weight[:, kept], model.b.bias)
         assert relative_error(shrink(model, structure, keep)(x), expected) <= 1e-12
         assert relative_error(masked(model, structure, keep)(x), expected) <= 1e-12
+
+
+def test_two_inputs_in_one_batch_leave_the_layers_behind_them_prunable() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            return self.b(torch.sigmoid(self.a(torch.cat([x, z]))))
+
+    inputs = (torch.randn(nets.IMAGE), torch.randn(nets.IMAGE))
+    assert trace(Pair(), inputs).by_name["a"].prunable
