@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test quick check format bench bench-solver models clean
+.PHONY: demo test quick check format bench bench-latency bench-solver models clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed ## what masking costs a training step, and what shrinking saves
 	$(BIN)/python -m tools.bench_training
+
+bench-latency: $(VENV)/.installed ## predicted against measured latency on random shrunk networks
+	$(BIN)/python -m tools.bench_latency
 
 bench-solver: $(VENV)/.installed ## exact selection: time and certified gap per network, and linear against joint
 	$(BIN)/python -m tools.bench_solver

@@ -1,0 +1,1 @@
+"""Programs that users and benchmarks run; nothing imports them."""
