@@ -37,7 +37,7 @@ bench-latency: $(VENV)/.installed ## predicted against measured latency on rando
 	$(BIN)/python -m tools.bench_latency
 
 bench-solver: $(VENV)/.installed ## exact selection: time and certified gap per network, and linear against joint
-	$(BIN)/python -m tools.bench_solver
+	$(BIN)/python -m tools.bench_solver --profile profiles/amd-epyc-avx2-ort-1t/resnet50-224-b1.jsonl profiles/amd-epyc-avx2-ort-1t/mobilenet_v1-224-b1.jsonl
 	$(BIN)/python -m tools.bench_solver --small 5000
 
 models: $(VENV)/.installed ## every torchvision network: what is prunable, and that the cut is exact
