@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40, help="interleaved rounds (default 40)")
     parser.add_argument("--profile", type=Path, help="a profile measured before")
     options = parser.parse_args()
-    chosen = NETWORKS
+    chosen: tuple[tuple[str, int, int], ...] = NETWORKS
     if options.model:
         chosen = tuple((name, options.size or 224, options.batch or 1) for name in options.model)
     print(

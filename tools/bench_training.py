@@ -32,7 +32,7 @@ def stepper(
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        cross_entropy(model(batch[0]), batch[1]).backward()
+        cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
