@@ -46,7 +46,16 @@ def is_pointwise(name: str, func: Any) -> bool:
 
 
 POINTWISE = frozenset(
-    {"hardswish", "hardsigmoid", "_prelu_kernel", "elu", "leaky_relu", "copy", "log_sigmoid_forward"}
+    {
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "_prelu_kernel",
+        "elu",
+        "leaky_relu",
+        "copy",
+        "log_sigmoid_forward",
+    }
 )
 """Pointwise ops that torch does not mark as such."""
 
