@@ -9,9 +9,8 @@ gradients; under DDP gradients are the reduced ones, so that all ranks choose al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,14 +18,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import HalpieeError, UsageError
+from halpiee.methods.collector import Collector
 from halpiee.methods.event import Event
 from halpiee.methods.guard import Guard
+from halpiee.methods.ledger import Ledger
 from halpiee.methods.memory import Memory
+from halpiee.methods.moves import drop, grow, resize, start
 from halpiee.methods.norm import RunningNorms
-from halpiee.methods.phases import Drop, Grow, Recipe, Start, Train
+from halpiee.methods.phases import Drop, Grow, Recipe, Resize, Start, Train
 from halpiee.methods.pools import Choice, Pool
 from halpiee.methods.ranks import check_ranks
-from halpiee.methods.tally import Tally
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
 from halpiee.sparsity.granularity import Units
@@ -44,13 +45,14 @@ class Sparse:
         units: what is removed and brought back.
         pool: the budget, bound to the units.
         recipe: phases, in order; after the last one the active units train on.
-        criterion: scores units, for dropping and growing alike.
+        criterion: scores units wherever a phase names no other criterion.
+        batches: (inputs, targets) for phases that score over batches.
         seed: of every random choice.
         explore_init: never-active units start from the model's initialisation, or from zero.
 
     Attributes:
-        reports: the events so far.
         alive: the active units.
+        step: optimizer steps done.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Sparse:
         pool: Pool,
         recipe: Recipe,
         criterion: Criterion,
+        batches: Iterable[tuple[Tensor, Tensor]] | None = None,
         seed: int = 0,
         explore_init: str = "model",
     ) -> None:
         self.model, self.optimizer = bare(model), optimizer
         self.units, self.pool, self.recipe, self.criterion, self.seed = units, pool, recipe, criterion, seed
+        self.batches = batches
         self._parameters = dict(self.model.named_parameters())
         named = {**self._parameters, **dict(self.model.named_buffers())}
         in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -86,21 +90,23 @@ class Sparse:
         }
         self._guard = Guard(self._tensors, optimizer)
         self._fused_skip = False
-        self.reports: list[Event] = []
+        self.ledger = Ledger()
         self.alive = Mask.full(units.sizes)
         self.step = 0
         self.phase = 0
         self.phase_steps = 0
-        self.log: list[tuple[int, str, dict[str, int]]] = []
-        self._scores = Tally()
-        self._explore_init = explore_init
-        self._masks_after: dict[str, Mask] = {}
-        self._last_drop: tuple[Mask, dict[str, Tensor], Mask] | None = None
-        self._last_grow: tuple[Mask, dict[str, Tensor]] | None = None
+        self.scores = Collector(units, self._parameters, seed)
+        self.explore_init = explore_init
+        self.last_drop: tuple[Mask, dict[str, Tensor], Mask] | None = None
+        self.last_grow: tuple[Mask, dict[str, Tensor]] | None = None
         self._masks = units.masks(self.alive)
         masked = {name: p for name, p in self._parameters.items() if name in units.tensors}
-        self._memory = Memory(masked, self._masks)
+        self.memory = Memory(masked, self._masks)
         self._norms = RunningNorms()
+        # Optimizer state of inactive units is kept where a phase trains it: dense momentum.
+        self._dense_state = any(
+            isinstance(p, Train) and p.forward == "alive" and p.update == "all" for p in recipe
+        )
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -110,6 +116,16 @@ class Sparse:
     # -- what users see ---------------------------------------------------------------------------------------
 
     @property
+    def reports(self) -> list[Event]:
+        """The events so far."""
+        return self.ledger.reports
+
+    @property
+    def log(self) -> list[tuple[int, str, dict[str, int]]]:
+        """(steps, kind, active units per group) of every run of like steps."""
+        return self.ledger.log
+
+    @property
     def finished(self) -> bool:
         """Whether the active units are final."""
         return self.phase >= len(self.recipe)
@@ -117,7 +133,7 @@ class Sparse:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside, the model holds its active units only, also while it explores; for evaluation and export."""
-        with self._memory.only_active():
+        with self.memory.only_active():
             yield
 
     def finish(self) -> None:
@@ -125,16 +141,13 @@ class Sparse:
         if self.finished:
             return
         opened = isinstance(self._last_open(), Drop)
-        exploring = self._memory.everything and (self._scores.steps > 0 or not self.criterion.per_step)
+        exploring = self.memory.everything and (self.scores.tally.steps > 0 or not self.criterion.per_step)
         self.phase = len(self.recipe)
         self.phase_steps = 0
         if opened and exploring:
-            self._grow(Grow(self._omega))
-        elif opened and self._last_drop is not None:
-            # No score of the inactive units in this cycle: what it has just pruned comes back.
-            choice = Choice(self._last_drop[0], self.pool.used(self._last_drop[0]), 0.0, math.nan, 0.0)
-            choice = self._with_slack(choice)
-            self._apply(choice, "grow", self._omega)
+            grow(self, Grow(self.omega))
+        elif opened:
+            self.take_back()  # no score of the inactive units in this cycle
         self._enter(Train(0))
 
     def detach(self) -> None:
@@ -146,28 +159,24 @@ class Sparse:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything a resumed run needs beside the model's and the optimizer's own state."""
+        dropped, grown = self.last_drop, self.last_grow
         return {
             "step": self.step,
             "phase": self.phase,
             "phase_steps": self.phase_steps,
-            "forward_all": self._memory.everything,
+            "forward_all": self.memory.everything,
             "alive": dict(self.alive),
-            "memory": self._memory.state(),
-            "scores": self._scores.state(),
-            "last_drop": None
-            if self._last_drop is None
-            else [dict(self._last_drop[0]), self._last_drop[1], dict(self._last_drop[2])],
-            "last_grow": None if self._last_grow is None else [dict(self._last_grow[0]), self._last_grow[1]],
-            "masks_after": {kind: dict(mask) for kind, mask in self._masks_after.items()},
-            "reports": [asdict(event) for event in self.reports],
-            "log": [list(entry) for entry in self.log],
+            "memory": self.memory.state(),
+            "scores": self.scores.state(),
+            "last_drop": None if dropped is None else [dict(dropped[0]), dropped[1], dict(dropped[2])],
+            "last_grow": None if grown is None else [dict(grown[0]), grown[1]],
+            **self.ledger.state(),
         }
 
     def load_record(self, state: Mapping[str, Any]) -> None:
         """Takes over what was recorded, not what is active: for a run that goes on with the compact network."""
         self.step = state["step"]
-        self.reports = [Event(**event) for event in state["reports"]]
-        self.log = [(int(n), str(kind), dict(counts)) for n, kind, counts in state["log"]]
+        self.ledger.load(state, masks=False)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where ``state_dict`` was taken; load the model's and the optimizer's state first."""
@@ -181,17 +190,18 @@ class Sparse:
         self.phase, self.phase_steps = state["phase"], state["phase_steps"]
         self.alive = Mask(dict(state["alive"]))
         self._masks = self.units.masks(self.alive)
-        self._memory.load(state["memory"])
-        self._memory.expect(self._masks, everything=state["forward_all"])
-        scores = state["scores"]
-        self._scores = Tally(dict(scores["total"]), scores["steps"], scores["skipped"])
-        drop, grow = state["last_drop"], state["last_grow"]
-        self._last_drop = None if drop is None else (Mask(dict(drop[0])), dict(drop[1]), Mask(dict(drop[2])))
-        self._last_grow = None if grow is None else (Mask(dict(grow[0])), dict(grow[1]))
-        self._masks_after = {kind: Mask(dict(mask)) for kind, mask in state["masks_after"].items()}
-        self.load_record(state)
+        self.memory.load(state["memory"])
+        self.memory.expect(self._masks, everything=state["forward_all"])
+        self.scores.load(state["scores"])
+        dropped, grown = state["last_drop"], state["last_grow"]
+        self.last_drop = (
+            None if dropped is None else (Mask(dict(dropped[0])), dict(dropped[1]), Mask(dict(dropped[2])))
+        )
+        self.last_grow = None if grown is None else (Mask(dict(grown[0])), dict(grown[1]))
+        self.step = state["step"]
+        self.ledger.load(state)
         self._hold(self._train())
-        if self._memory.everything and self._train().norm == "running":
+        if self.memory.everything and self._train().norm == "running":
             self._norms.on(self.model, self._masks)
 
     # -- hooks ------------------------------------------------------------------------------------------------
@@ -214,17 +224,9 @@ class Sparse:
         found_inf = getattr(self.optimizer, "found_inf", None)
         self._fused_skip = found_inf is not None and bool(found_inf)
         phase = self._train()
-        if self._fused_skip or not phase.collect or not self.criterion.per_step:
-            return
-        scale = getattr(self.optimizer, "grad_scale", None)
-        unscale = 1.0 if scale is None else 1.0 / float(scale)
-
-        def gradient(name: str) -> Tensor | None:
-            grad = self._parameters[name].grad
-            return None if grad is None else grad.detach() * unscale if unscale != 1.0 else grad.detach()
-
-        with torch.no_grad():
-            self._scores.add(self.criterion(self.units, self._parameters.get, gradient))
+        criterion = phase.criterion or self.criterion
+        if not self._fused_skip and phase.collect and criterion.per_step:
+            self.scores.look(criterion, self.optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._guard.restore()
@@ -232,7 +234,7 @@ class Sparse:
             return
         self.step += 1
         phase = self._train()
-        self._note_step(phase)
+        self.ledger.step(phase.kind, self.alive.counts)
         self.phase_steps += 1
         if not self.finished and self.phase_steps >= phase.steps:
             self.phase += 1
@@ -258,52 +260,28 @@ class Sparse:
             if isinstance(phase, Train) and phase.steps > 0:
                 break
             if isinstance(phase, Start):
-                self._start(phase)
+                start(self, phase)
+            elif isinstance(phase, Resize):
+                resize(self, phase)
             elif isinstance(phase, Drop):
-                self._drop(phase)
+                drop(self, phase)
             elif isinstance(phase, Grow):
-                self._grow(phase)
+                grow(self, phase)
             self.phase += 1
         self._enter(self._train())
 
     def _enter(self, phase: Train) -> None:
         if phase.collect:
-            self._scores = Tally()
+            self.scores.tally = type(self.scores.tally)()
         if phase.forward == "all":
-            self._memory.show_all()
+            self.memory.show_all()
         else:
-            self._memory.show_active()
-        self._guard.forget_state(self._memory.inactive)
+            self.memory.show_active()
+        self._forget()
         self._hold(phase)
         self._norms.off()
         if phase.norm == "running" and phase.forward == "all":
             self._norms.on(self.model, self._masks)
-
-    def _start(self, phase: Start) -> None:
-        if phase.by == "random":
-            choice = self.pool.start(self._generator("start"))
-        else:
-            nothing = Mask.full(self.units.sizes, False)
-            scores = self._collected() if phase.by == "scores" else self._random("start")
-            choice = self.pool.choose(scores, must=nothing, may=~nothing, level=1.0)
-        self._apply(choice, "init", 0.0)
-        if self._explore_init == "zero":
-            self._memory.forget_inactive()
-
-    def _drop(self, phase: Drop) -> None:
-        scores = self._collected()
-        nothing = Mask.full(self.units.sizes, False)
-        before = self.alive
-        choice = self.pool.choose(scores, must=nothing, may=before, level=1 - phase.omega)
-        self._apply(choice, "prune", phase.omega)
-        self._last_drop = (before, scores, self.alive)
-
-    def _grow(self, phase: Grow) -> None:
-        kept = self.alive
-        scores = self._collected() if phase.by == "score" else self._random(f"grow {self.step}")
-        choice = self.pool.choose(scores, must=kept, may=~kept, level=1.0)
-        self._last_grow = (kept, scores)
-        self._apply(choice, "grow", phase.omega, zero=phase.values == "zero")
 
     def choose_again(self, pool: Pool) -> Event:
         """Repeats the last prune and grow under another pool: what a corrected latency model asks for.
@@ -312,16 +290,17 @@ class Sparse:
         Scores are those of the cycle; units without one are only used to fill what is left.
         """
         self.pool = pool
-        if self._last_grow is None:
+        if self.last_grow is None:
             nothing = Mask.full(self.units.sizes, False)
-            choice = pool.choose(self._random("start"), must=nothing, may=~nothing, level=1.0)
-            return self._settle(choice, "init")
-        kept, grow_scores = self._last_grow
-        if pool.used(kept) > pool.total and self._last_drop is not None:
-            before, drop_scores, _ = self._last_drop
+            scores = self.last_drop[1] if self.last_drop is not None else self.scores.random("start")
+            choice = pool.choose(scores, must=nothing, may=~nothing, level=1.0)
+            return self._settle(choice, "init" if self.last_drop is None else "prune")
+        kept, grow_scores = self.last_grow
+        if pool.used(kept) > pool.total and self.last_drop is not None:
+            before, drop_scores, _ = self.last_drop
             nothing = Mask.full(self.units.sizes, False)
-            kept = pool.choose(drop_scores, must=nothing, may=before, level=1 - self._omega).alive
-            known = self._last_grow[0]
+            kept = pool.choose(drop_scores, must=nothing, may=before, level=1 - self.omega).alive
+            known = self.last_grow[0]
             grow_scores = {n: torch.where(known[n] & ~kept[n], 0.0, s) for n, s in grow_scores.items()}
         choice = pool.choose(grow_scores, must=kept, may=~kept, level=1.0)
         return self._settle(choice, "grow")
@@ -331,33 +310,66 @@ class Sparse:
         return self._settle(Choice(alive, event.used, event.slack, event.next_step, event.gap), event.event)
 
     def _settle(self, choice: Choice, event: str) -> Event:
-        report = self._apply(choice, event, self._omega)
+        report = self.apply(choice, event, self.omega)
         self._hold(self._train())
         return report
 
     @property
-    def _omega(self) -> float:
+    def omega(self) -> float:
+        """Ω of the last prune, as a share of Ψ."""
         return next((e.omega / e.budget for e in reversed(self.reports) if e.event == "prune"), 0.0)
 
-    def _last_open(self) -> Drop | Grow | Start | None:
+    def _last_open(self) -> Drop | Grow | Start | Resize | None:
         done = self.recipe[: self.phase]
-        return next((p for p in reversed(done) if isinstance(p, Drop | Grow | Start)), None)
+        return next((p for p in reversed(done) if not isinstance(p, Train)), None)
 
     # -- masks ------------------------------------------------------------------------------------------------
 
-    def _apply(self, choice: Choice, event: str, omega: float, *, zero: bool = False) -> Event:
-        """Makes ``choice`` the active units, records it, and forgets the optimizer state of what it removed."""
+    @property
+    def next_phase(self) -> object:
+        """The phase after the present one, steps of zero length left out."""
+        rest = self.recipe[self.phase + 1 :]
+        return next((p for p in rest if not (isinstance(p, Train) and p.steps == 0)), None)
+
+    def take_back(self) -> None:
+        """Ends a cycle without scores of the inactive units: what it has just dropped becomes active again."""
+        if self.last_drop is not None:
+            before = self.last_drop[0]
+            used = self.pool.used(before)
+            choice = Choice(before, used, self.pool.total - used, math.nan, 0.0)
+            self.apply(choice, "grow", self.omega)
+
+    def apply(
+        self,
+        choice: Choice,
+        event: str,
+        omega: float,
+        *,
+        budget: float | None = None,
+        zero: bool = False,
+        later: bool = False,
+    ) -> Event:
+        """Makes ``choice`` the active units, records it, and forgets the optimizer state of what it removed.
+
+        Args:
+            choice: the units.
+            event: its name in the reports.
+            omega: share that is exchanged.
+            budget: of the pool that chose; by default the method's.
+            zero: units that were not active start from zero.
+            later: leaves the model as it is until the next change, which is then one with this.
+        """
         check_ranks(choice.alive, self.step)
-        previous = self._masks_after.get(event)
-        overlap = previous.iou(choice.alive) if previous is not None else math.nan
-        self._masks_after[event] = choice.alive
-        masks = self.units.masks(choice.alive)
-        self._guard.forget_state(self._memory.inactive)
-        self._memory.switch(masks, zero=zero)
-        self._guard.forget_state(self._memory.inactive)
-        self.alive, self._masks = choice.alive, masks
-        total = self.pool.total
-        report = Event(
+        if not later:
+            masks = self.units.masks(choice.alive)
+            self._forget()
+            self.memory.switch(masks, zero=zero)
+            self._masks = masks
+            self._forget()
+        self.alive = choice.alive
+        total = self.pool.total if budget is None else budget
+        return self.ledger.event(
+            choice.alive,
             step=self.step,
             event=event,
             budget=total,
@@ -366,15 +378,12 @@ class Sparse:
             gap=choice.gap,
             slack=choice.slack,
             next_step=choice.next_step,
-            iou=overlap,
-            skipped=self._scores.skipped,
-            counts=choice.alive.counts,
+            skipped=self.scores.tally.skipped,
         )
-        self.reports.append(report)
-        return report
 
-    def _with_slack(self, choice: Choice) -> Choice:
-        return Choice(choice.alive, choice.used, self.pool.total - choice.used, choice.next_step, choice.gap)
+    def _forget(self) -> None:
+        if self.finished or not self._dense_state:
+            self._guard.forget_state(self.memory.inactive)
 
     def _hold(self, phase: Train) -> None:
         """Tells the guard what may not move in this phase."""
@@ -382,35 +391,23 @@ class Sparse:
             self._guard.hold(dict(self._masks))
         elif phase.update == "dead":
             self._guard.hold({n: ~self._masks[n] if n in self._masks else None for n in self._tensors})
+        elif phase.forward == "alive":
+            self._guard.hold(dict(self._masks), values_only=True)
         else:
             self._guard.hold({})
 
-    # -- scores and randomness --------------------------------------------------------------------------------
+    def read(self, by: Criterion | str | None, purpose: str, *, full: bool = False) -> dict[str, Tensor]:
+        """Returns scores by a criterion (``None`` or ``score``: the method's), or random ones.
 
-    def _collected(self) -> dict[str, Tensor]:
-        """Returns the phase's mean scores, or reads them now; units without one score zero."""
-        if self.criterion.per_step:
-            found = self._scores.mean()
-        else:
-            with torch.no_grad():
-                look: Callable[[str], Tensor | None] = self._parameters.get
-                found = {n: s.cpu() for n, s in self.criterion(self.units, look, lambda _: None).items()}
-        return {n: found.get(n, torch.zeros(size)) for n, size in self.units.sizes.items()}
-
-    def _generator(self, purpose: str) -> torch.Generator:
-        import zlib
-
-        return torch.Generator().manual_seed((self.seed << 32) ^ zlib.crc32(purpose.encode()))
-
-    def _random(self, purpose: str) -> dict[str, Tensor]:
-        generator = self._generator(purpose)
-        return {n: torch.rand(size, generator=generator) for n, size in self.units.sizes.items()}
-
-    def _note_step(self, phase: Train) -> None:
-        """Counts the step under its masks, for the training FLOPs."""
-        kind = "explore" if phase.forward == "all" else "train"
-        counts = self.alive.counts
-        if self.log and self.log[-1][1] == kind and self.log[-1][2] == counts:
-            self.log[-1] = (self.log[-1][0] + 1, kind, counts)
-        else:
-            self.log.append((1, kind, counts))
+        Args:
+            by: whose.
+            purpose: what random scores are for.
+            full: whether inactive units are read by their last values.
+        """
+        if by == "random":
+            return self.scores.random(purpose)
+        criterion = self.criterion if by is None or isinstance(by, str) else by
+        look: Callable[[str], Tensor | None] | None = None
+        if full:
+            look = lambda name: self.memory.value(name) if name in self.units.tensors else None  # noqa: E731
+        return self.scores.read(criterion, look)

@@ -81,23 +81,26 @@ class Guard:
         self._optimizer = optimizer
         self._fresh = fresh_state(optimizer)
         self._free: dict[str, Tensor | None] = {}
+        self._values_only = False
         self._values: dict[str, Tensor] = {}
         self._state: dict[tuple[str, str], Tensor] = {}
 
-    def hold(self, free: Mapping[str, Tensor | None]) -> None:
+    def hold(self, free: Mapping[str, Tensor | None], *, values_only: bool = False) -> None:
         """Starts to hold; forgets what was held before.
 
         Args:
             free: tensor name → BoolTensor of its shape, True where it may move; ``None``: nothing of it may.
                 Tensors that are not named move freely.
+            values_only: whether optimizer state moves freely all the same.
         """
+        self._values_only = values_only
         self._free = {
             name: None if mask is None else mask.to(self._tensors[name].device) for name, mask in free.items()
         }
         self._values = {name: self._tensors[name].detach().clone() for name in free}
         self._state = {
             (name, key): value.detach().clone()
-            for name in free
+            for name in (() if values_only else free)
             for key, value in shaped_state(self._optimizer, self._tensors[name])
         }
 
@@ -107,6 +110,8 @@ class Guard:
         for name, free in self._free.items():
             tensor = self._tensors[name]
             _put_back(tensor, self._values[name], free)
+            if self._values_only:
+                continue
             for key, value in shaped_state(self._optimizer, tensor):
                 held = self._state.get((name, key))
                 if held is None:  # state that the first step has just made

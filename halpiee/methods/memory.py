@@ -79,6 +79,14 @@ class Memory:
         for name, last in self._last.items():
             last.masked_fill_(~self.masks[name], 0.0)
 
+    def value(self, name: str) -> Tensor | None:
+        """Returns the current values of active elements beside the last values of the others."""
+        if name not in self._parameters:
+            return None
+        if self.everything:
+            return self._parameters[name].detach()
+        return torch.where(self.masks[name], self._parameters[name].detach(), self._last[name])
+
     @contextmanager
     def only_active(self) -> Iterator[None]:
         """Inside, the model holds its active elements only; afterwards what it held before, bit for bit."""
