@@ -19,7 +19,7 @@ from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.choose import choose as choose_by_latency
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.uniform import uniform
-from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, Uniform, erk
+from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
 from halpiee.sparsity.granularity import Channels, Units
 from halpiee.sparsity.mask import Mask
 
@@ -161,35 +161,45 @@ class LatencyPool:
 
 
 class LayerPools:
-    """Pools of equally priced units: one a layer (Uniform, ERK), one for all (Global), one per M weights (N:M).
+    """Pools of equally priced units: one a layer (Uniform, ERK, PerLayer), one for all (Global), one a run (N:M).
 
     Args:
         units: what is chosen from.
         budget: how much is kept where.
     """
 
-    def __init__(self, units: Units, budget: Uniform | ERK | Global | NM) -> None:
+    def __init__(self, units: Units, budget: Uniform | ERK | PerLayer | Global | NM) -> None:
         self.units, self.budget = units, budget
         sizes = {name: math.prod(shape) for name, shape in units.sizes.items()}
-        if isinstance(budget, Uniform):
-            density = dict.fromkeys(sizes, budget.density)
-        elif isinstance(budget, ERK):
-            density = erk(units.sizes, budget.density)
-        elif isinstance(budget, NM):
+        if isinstance(budget, NM):
             density = dict.fromkeys(sizes, budget.n / budget.m)
             for name, shape in units.sizes.items():
+                if len(shape) < 2:
+                    raise UsageError(
+                        f"{budget.n}:{budget.m} was asked of {name!r}, whose units are whole filters or channels; "
+                        "N:M is made of single weights: use units of weights, or Uniform"
+                    )
                 if shape[1] % budget.m:
                     raise UsageError(
                         f"{budget.n}:{budget.m} was asked of {name!r}, whose {shape[1]} input channels do not divide "
                         f"by {budget.m}; leave it out with pinned={{{name!r}}}"
                     )
-        else:
+        elif isinstance(budget, Global):
             density = {}
-        self._counts = {name: max(1, round(density[name] * sizes[name])) for name in density}
-        if isinstance(budget, Global):
-            self._total = max(len(sizes), round(budget.density * sum(sizes.values())))
         else:
-            self._total = sum(self._counts.values())
+            density = budget.densities(units.sizes)
+        self._counts = {name: max(1, round(density[name] * sizes[name])) for name in density}
+        self._total = sum(self._counts.values())
+        n_units = sum(sizes.values())
+        if isinstance(budget, Global):
+            self._total = round(budget.density * n_units)
+        if isinstance(budget, Global | Uniform | ERK) and round(budget.density * n_units) < len(sizes):
+            least = len(sizes) / n_units
+            raise BudgetError(
+                f"a density of {budget.density} was asked, which keeps {budget.density * n_units:.1f} of {n_units} "
+                f"units, and each of the {len(sizes)} layers keeps at least one; ask for at least {least:.2g}",
+                minimum=least,
+            )
 
     @property
     def total(self) -> float:
@@ -226,8 +236,20 @@ class LayerPools:
         next_step = 1.0 if alive.density < 1 else math.nan
         return Choice(alive, used, level * self._total - used, next_step, 0.0)
 
+    def choose_counts(
+        self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, counts: Mapping[str, int]
+    ) -> Choice:
+        """Returns the top-k of every layer, with k given for each; runs of N:M stay within their N."""
+        alive = Mask(
+            {name: self._top(scores[name], must[name], may[name], counts[name]) for name in self.units.sizes}
+        )
+        used = self.used(alive)
+        return Choice(alive, used, self._total - used, 1.0 if alive.density < 1 else math.nan, 0.0)
+
     def _choose_layer(self, score: Tensor, must: Tensor, may: Tensor, name: str, level: float) -> Tensor:
-        count = max(1, round(level * self._counts[name]))
+        return self._top(score, must, may, max(1, round(level * self._counts[name])))
+
+    def _top(self, score: Tensor, must: Tensor, may: Tensor, count: int) -> Tensor:
         if isinstance(self.budget, NM):
             may = _within_runs(score, must, may, self.budget.n, self.budget.m)
         return must | _best(score.flatten(), may.flatten(), count - int(must.sum())).reshape(must.shape)

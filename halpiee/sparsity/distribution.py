@@ -6,13 +6,18 @@ Densities are shares that are *kept*.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from halpiee.errors import UsageError
 
-__all__ = ["ERK", "NM", "Budget", "Global", "Latency", "Uniform", "erk"]
+__all__ = ["ERK", "NM", "Budget", "Global", "Latency", "PerLayer", "Pinned", "Uniform", "erk"]
+
+Pinned = Literal["outside", "inside"]
+"""Whether layers of a density of their own are outside of the total, or inside of it and the others pay."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +52,109 @@ def _check_density(density: float) -> None:
 
 @dataclass(frozen=True)
 class Uniform:
-    """The same density in every layer."""
+    """The same density in every layer, but where a paper's convention says otherwise.
+
+    RigL (Evci et al. 2020) keeps the first layer dense and does not make up for it: ``Uniform(d, first=1.0)``. Gale
+    et al. 2019 also keep a fifth of the last one: ``Uniform(d, first=1.0, last=0.2)``. GraNet keeps a fifth of the
+    last layer and lets the others pay for it: ``Uniform(d, last=0.2, pinned="inside")``.
+
+    Attributes:
+        density: share that is kept.
+        first: density of the first layer, where it differs.
+        last: least density of the last layer.
+        pinned: whether these two are ``outside`` of the total (the other layers have ``density``), or ``inside`` (the
+            others are re-balanced, so that ``density`` holds over all).
+    """
 
     density: float
+    first: float | None = None
+    last: float | None = None
+    pinned: Pinned = "outside"
 
     def __post_init__(self) -> None:
-        _check_density(self.density)
+        for density in (self.density, self.first, self.last):
+            if density is not None:
+                _check_density(density)
+
+    def densities(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+        """Returns layer → density.
+
+        Raises:
+            UsageError: the pinned layers alone exceed the total that they are inside of.
+        """
+        names = list(shapes)
+        fixed: dict[str, float] = {}
+        if self.last is not None and names:
+            fixed[names[-1]] = max(self.last, self.density)
+        if self.first is not None and names:
+            fixed[names[0]] = self.first
+        rest = self.density
+        if self.pinned == "inside" and len(fixed) < len(names):
+            size = {name: math.prod(shape) for name, shape in shapes.items()}
+            room = self.density * sum(size.values()) - sum(d * size[n] for n, d in fixed.items())
+            rest = room / sum(size[n] for n in names if n not in fixed)
+            if not 0 < rest <= 1:
+                raise UsageError(
+                    f"a uniform density of {self.density} over all layers was asked with {fixed} inside of it, which "
+                    f"leaves {rest:.3g} for the others; ask for another density or for pinned='outside'"
+                )
+        return {name: fixed.get(name, rest) for name in names}
 
 
 @dataclass(frozen=True)
 class ERK:
-    """Erdős–Rényi-kernel densities at a total density (Evci et al. 2020)."""
+    """Erdős–Rényi-kernel densities at a total density (Evci et al. 2020); see :func:`erk`.
+
+    Attributes:
+        density: share that is kept.
+        dense: layers that stay whole.
+        pinned: whether those are ``outside`` of the equation (RigL) or ``inside`` of the total (SRigL).
+        power: 1 for ERK, 0 for uniform.
+    """
 
     density: float
+    dense: frozenset[str] = frozenset()
+    pinned: Pinned = "outside"
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         _check_density(self.density)
+
+    def densities(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+        """Returns layer → density."""
+        return erk(shapes, self.density, dense=self.dense, pinned=self.pinned, power=self.power)
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """A density for every layer by name; a layer that is not named stays dense.
+
+    Attributes:
+        map: layer (``layer1.0.conv1``) or weight (``layer1.0.conv1.weight``) → share that is kept.
+    """
+
+    map: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for density in self.map.values():
+            _check_density(density)
+
+    def densities(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+        """Returns layer → density.
+
+        Raises:
+            UsageError: a name that is none of the layers.
+        """
+        names = {**{name.removesuffix(".weight"): name for name in shapes}, **{n: n for n in shapes}}
+        for name in self.map:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"the first is {next(iter(shapes))!r}"
+                raise UsageError(
+                    f"a density for the layer {name!r} was given, it is none of the {len(shapes)}; {hint}"
+                )
+        given = {names[name]: density for name, density in self.map.items()}
+        return {name: given.get(name, 1.0) for name in shapes}
 
 
 @dataclass(frozen=True)
@@ -87,18 +179,29 @@ class NM:
             raise UsageError(f"{self.n}:{self.m} was asked; N:M keeps N of M, with 0 < N <= M")
 
 
-Budget = Latency | Uniform | ERK | Global | NM
+Budget = Latency | Uniform | ERK | PerLayer | Global | NM
 
 
-def erk(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
+def erk(
+    shapes: Mapping[str, tuple[int, ...]],
+    density: float,
+    *,
+    dense: Collection[str] = (),
+    pinned: Pinned = "outside",
+    power: float = 1.0,
+) -> dict[str, float]:
     """Returns Erdős–Rényi-kernel densities whose weighted mean is exactly ``density``.
 
-    ``d_l = ε · Σ dims_l / Π dims_l``; layers that would exceed 1 are made dense and ε is solved again for the rest
-    (Mocanu et al. 2018; Evci et al. 2020, Sec. 3).
+    ``d_l = ε · (Σ dims_l / Π dims_l)^power``; layers that would exceed 1 are made dense and ε is solved again for the
+    rest (Mocanu et al. 2018; Evci et al. 2020, Sec. 3).
 
     Args:
         shapes: layer → weight shape ``(n_out, n_in, *kernel)``.
         density: share of all weights that is kept.
+        dense: layers that stay whole.
+        pinned: ``outside``: those are left out of the equation, the others have ``density`` among themselves (RigL's
+            code); ``inside``: the others pay for them, the total is ``density`` (SRigL's code).
+        power: 1 for ERK, 0 for uniform.
 
     Raises:
         UsageError: an impossible density, or one that the dense layers alone exceed.
@@ -106,20 +209,30 @@ def erk(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, floa
     _check_density(density)
     if not shapes:
         raise UsageError("ERK densities of no layers were asked; give at least one weight shape")
+    if unknown := set(dense) - set(shapes):
+        raise UsageError(f"the layer {min(unknown)!r} was asked to stay dense, it is none of {list(shapes)}")
+    flat = [name for name, shape in shapes.items() if len(shape) < 2]
+    if flat:
+        raise UsageError(
+            f"ERK was asked of {flat[0]!r} with shape {shapes[flat[0]]}; it is made for weights with inputs and "
+            "outputs: for filters and channels use Uniform, PerLayer or Global"
+        )
     size = {name: math.prod(shape) for name, shape in shapes.items()}
-    raw = {name: sum(shape) / size[name] for name, shape in shapes.items()}
-    dense: set[str] = set()
-    while len(dense) < len(shapes):
-        sparse = [name for name in shapes if name not in dense]
-        room = sum(density * size[n] for n in sparse) - sum((1 - density) * size[n] for n in dense)
-        if room < 0:
+    raw = {name: (sum(shape) / size[name]) ** power for name, shape in shapes.items()}
+    whole = set(dense)
+    counted = set(shapes) - (whole if pinned == "outside" else set())
+    while whole < set(shapes):
+        sparse = [name for name in shapes if name not in whole]
+        room = sum(density * size[n] for n in sparse)
+        room -= sum((1 - density) * size[n] for n in whole & counted)
+        if room <= 0:
             raise UsageError(
-                f"ERK at density {density} is infeasible: {sorted(dense)} would be dense and exceed it; "
+                f"ERK at density {density} is infeasible: {sorted(whole)} would be dense and exceed it; "
                 "ask for a higher density or use Uniform"
             )
         epsilon = room / sum(raw[n] * size[n] for n in sparse)
         widest = max(raw[n] for n in sparse)
         if epsilon * widest <= 1:
-            return {name: 1.0 if name in dense else epsilon * raw[name] for name in shapes}
-        dense |= {n for n in sparse if raw[n] == widest}
+            return {name: 1.0 if name in whole else epsilon * raw[name] for name in shapes}
+        whole |= {n for n in sparse if raw[n] == widest}
     return dict.fromkeys(shapes, 1.0)

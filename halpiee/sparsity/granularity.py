@@ -1,6 +1,6 @@
-"""What lives or dies together: single weights, or channels coupled through the network.
+"""What lives or dies together: single weights, filters, or channels coupled through the network.
 
-Both give the same view to a method: named units with sizes, the element mask of every tensor that a choice of
+All give the same view to a method: named units with sizes, the element mask of every tensor that a choice of
 units implies, and the reduction of an element-wise quantity to units.
 """
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import StructureError
+from halpiee.sparsity.filters import Filters
 from halpiee.structure.groups import Structure
 
-__all__ = ["Channels", "Units", "Weights"]
+__all__ = ["Channels", "Filters", "Units", "Weights"]
 
 
 class Units(Protocol):

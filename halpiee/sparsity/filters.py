@@ -1,0 +1,171 @@
+"""Filters as units: one output channel of one convolution, and the batch norm behind it.
+
+Filters are not coupled: each convolution is ranked and pruned by itself, as filter pruning does (Li et al. 2017;
+Lubana & Dick 2021). What becomes of the channels of the network follows from it: a channel is gone when all filters
+that write to it are, see :meth:`Filters.channels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from halpiee.errors import StructureError, UsageError
+from halpiee.sparsity.inputs import example_input
+from halpiee.structure.groups import Structure
+
+__all__ = ["Filters"]
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = nn.modules.batchnorm._BatchNorm
+
+
+class Filters:
+    """Every output filter of every convolution is a unit, named by its convolution's module path.
+
+    Scores live on the convolution's weight. A norm belongs to a filter when its input *is* the convolution's output,
+    seen on one forward pass; a norm behind a sum stays as it is.
+
+    Args:
+        model: the network.
+        example_input: one input of the network; by default a usual shape that its first layer accepts.
+        pinned: paths of convolutions that stay whole (residual networks protect the first).
+        norm_follows: whether γ, β and the statistics go with the filter, which makes its removal exact. With
+            ``False`` only the filter is zeroed: γ and β keep its gradient alive, so that it can be grown again.
+
+    Attributes:
+        norms: convolution → path of the batch norm behind it, where there is one.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Tensor | None = None,
+        *,
+        pinned: frozenset[str] = frozenset(),
+        norm_follows: bool = True,
+    ) -> None:
+        convs = {path: m for path, m in model.named_modules() if isinstance(m, CONVS)}
+        if unknown := pinned - set(convs):
+            raise UsageError(
+                f"the convolution {min(unknown)!r} was asked to stay whole, the model has none of that name; "
+                f"the first is {next(iter(convs), None)!r}"
+            )
+        self.sizes: dict[str, tuple[int, ...]] = {
+            path: (m.weight.shape[0],) for path, m in convs.items() if path not in pinned
+        }
+        self.left_out: dict[str, str] = dict.fromkeys(sorted(pinned), "pinned by the caller")
+        if not self.sizes:
+            raise StructureError(
+                "asked for the filters of a model, found no convolution that may be pruned; "
+                "pass a model that has at least one"
+            )
+        self.zero_is_dead = norm_follows
+        self.norms = _norms_behind(model, convs, example_input)
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._members: dict[str, list[str]] = {}
+        for path in self.sizes:
+            held = [_join(path, "weight"), _join(path, "bias")]
+            if norm_follows and path in self.norms:
+                norm = self.norms[path]
+                held += [_join(norm, n) for n in ("weight", "bias", "running_mean", "running_var")]
+            self._members[path] = [name for name in held if name in named]
+        self._shapes = {name: tuple(named[name].shape) for names in self._members.values() for name in names}
+        self.tensors = frozenset(self._shapes)
+
+    def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the element masks: a filter's weights, its bias and its norm's entries share its fate."""
+        masks = {}
+        for path, members in self._members.items():
+            keep = alive[path].cpu()
+            for name in members:
+                shape = self._shapes[name]
+                masks[name] = keep.view(-1, *(1,) * (len(shape) - 1)).expand(shape).clone()
+        return masks
+
+    def reduce(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
+        """Returns the signed sum over each filter's weights (the bias is not scored)."""
+        total = {}
+        for path in self.sizes:
+            value = element(_join(path, "weight"))
+            if value is not None:
+                total[path] = value.detach().flatten(1).sum(1)
+        return total
+
+    def scales(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
+        """Returns the quantity of the batch norm's scale γ behind each filter, where there is one."""
+        found = {path: element(_join(norm, "weight")) for path, norm in self.norms.items()}
+        return {
+            path: value.detach() for path, value in found.items() if value is not None and path in self.sizes
+        }
+
+    def channels(self, structure: Structure, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what is left of the network's channels, as ``halpiee.shrink`` takes it.
+
+        A channel goes when every layer that writes to it is a convolution whose filter there is gone; each group
+        keeps at least one channel. The removal is exact where a zero stays a zero up to the next convolution, as
+        behind ReLU; elsewhere the shrunk network is the one without those channels.
+        """
+        held = np.zeros(structure.n_units, dtype=bool)
+        made = np.zeros(structure.n_units, dtype=bool)
+        for slot in structure.slots:
+            if slot.side != "out":
+                continue
+            made[slot.units] = True
+            path = slot.tensor.removesuffix("weight").removesuffix("bias").removesuffix(".")
+            keep = alive[path].cpu().numpy() if path in alive else np.ones(len(slot.units), dtype=bool)
+            held[slot.units[keep]] = True
+        keeps = {}
+        for group in structure.prunable:
+            units = slice(group.start, group.start + group.size)
+            keep = held[units] | ~made[units]
+            if not keep.any():
+                keep[0] = True
+            if not keep.all():
+                keeps[group.name] = torch.from_numpy(keep.copy())
+        return keeps
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _norms_behind(model: nn.Module, convs: Mapping[str, nn.Module], x: Tensor | None) -> dict[str, str]:
+    """Returns convolution → the batch norm whose input is that convolution's output."""
+    norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS)}
+    if not norms:
+        return {}
+    x = example_input(model) if x is None else x
+    made: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept, so that its id is not used again
+    behind: dict[str, str] = {}
+
+    def after_conv(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            made[id(output)] = (path, output)
+
+        return hook
+
+    def before_norm(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and id(args[0]) in made:
+                behind[made[id(args[0])][0]] = path
+
+        return hook
+
+    handles = [m.register_forward_hook(after_conv(path)) for path, m in convs.items()]
+    handles += [m.register_forward_pre_hook(before_norm(path)) for path, m in norms.items()]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    return behind
