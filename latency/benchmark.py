@@ -40,7 +40,13 @@ LONG_US = 10_000.0
 """A shorter call runs once untimed before each turn: the others have driven its data out of the caches."""
 
 WARM_UP = 5
-"""Runs before the first that counts; ONNX Runtime allocates its arenas in the first two."""
+"""Runs before the first that counts, at least; ONNX Runtime allocates its arenas in the first two."""
+
+SETTLED = 1.05
+"""A call is warm when its last three runs agree to this."""
+
+WARM_UP_SECONDS = 2.0
+"""On a machine with other work they may never agree: then this long."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,10 @@ class Measurement:
         clock: ``cpu`` (time of the calling thread) or ``wall``.
         contention: share of the wall time in which the thread did not run.
         p10_us: a tenth of all runs was faster.
+        p50_us: half of all runs was.
         p90_us: a tenth was slower.
+        p99_us: a hundredth was.
+        mean_us: mean of all runs.
         ci_lo_us: lower end of the median's 95 % interval.
         ci_hi_us: its upper end.
         disturbed: share of the runs that do not count because something else slowed them.
@@ -70,6 +79,9 @@ class Measurement:
     ci_lo_us: float = float("nan")
     ci_hi_us: float = float("nan")
     disturbed: float = 0.0
+    p50_us: float = float("nan")
+    p99_us: float = float("nan")
+    mean_us: float = float("nan")
 
     @classmethod
     def of(
@@ -78,7 +90,7 @@ class Measurement:
         """Sums up single runs, of which some count."""
         us = runs_us[counts]
         q1, q3 = np.percentile(us, [25, 75])
-        p10, p90 = np.percentile(runs_us, [10, 90])
+        p10, p50, p90, p99 = np.percentile(runs_us, [10, 50, 90, 99])
         median, lo, hi = median_interval(us)
         return cls(
             median_us=median,
@@ -91,6 +103,9 @@ class Measurement:
             ci_lo_us=lo,
             ci_hi_us=hi,
             disturbed=1.0 - len(us) / len(runs_us),
+            p50_us=float(p50),
+            p99_us=float(p99),
+            mean_us=float(runs_us.mean()),
         )
 
     @property
@@ -247,6 +262,7 @@ def compare(
     seconds: float = 60.0,
     batch: int = 1,
     clock: Clock | None = None,
+    warm_up: int | None = None,
 ) -> Comparison:
     """Measures networks in turns.
 
@@ -260,6 +276,7 @@ def compare(
         seconds: fewer rounds, but nine, where they would take longer than this.
         batch: images per call where there are no example inputs.
         clock: what times a run; by default as the backend does.
+        warm_up: runs of each before the first that counts; by default until three in a row agree.
 
     Raises:
         UsageError: a backend or a model of another kind.
@@ -294,7 +311,19 @@ def compare(
         if own and clock.kind == "cpu":
             call = load("onnxruntime").anchor()
             anchor = Anchor(call, clock) if call is not None else None
+        for call in calls.values():
+            _warm(call, clock, warm_up)
         return _interleaved(calls, clock, rounds, seconds, anchor)
+
+
+def _warm(call: Callable[[], object], clock: Clock, runs: int | None) -> None:
+    """Runs a call so often, or until its last three runs agree."""
+    end = time.perf_counter() + WARM_UP_SECONDS
+    seen: list[float] = []
+    while len(seen) < (WARM_UP if runs is None else runs) or (
+        runs is None and max(seen[-3:]) > SETTLED * min(seen[-3:]) and time.perf_counter() < end
+    ):
+        seen.append(clock.time_us(call)[0])
 
 
 def _interleaved(
@@ -307,9 +336,6 @@ def _interleaved(
     runs: dict[str, list[float]] = {name: [] for name in calls}
     quiet: dict[str, list[bool]] = {name: [] for name in calls}
     walls = dict.fromkeys(calls, 0.0)
-    for call in calls.values():
-        for _ in range(WARM_UP):
-            call()
     if anchor is not None:
         anchor.settle()
     names = list(calls)

@@ -2,8 +2,8 @@
 
 One measure everywhere: the relative L2 error ‖a − b‖₂ / ‖b‖₂ over all outputs of a batch, b the reference;
 the worst batch counts. In float32, PyTorch itself is within 1.2e-6 of float64, so 1e-5 tells a fault from
-rounding. Two comparisons keep faults apart: masked against compact (a pruning fault) and PyTorch against the
-exported file (an export fault).
+rounding. It is PyTorch against the exported file, a fault of the export; masked against compact, a fault of the
+pruning, is compared before (``halpiee.structure.verify``).
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from halpiee.errors import MismatchError, UsageError
-from halpiee.structure.groups import Structure
 
-__all__ = ["Comparison", "check_shrunk", "compare", "outputs", "random_batches", "reference", "relative_l2"]
+__all__ = ["Comparison", "compare", "outputs", "random_batches", "reference", "relative_l2"]
 
 Arrays = list[NDArray[Any]]
 
@@ -136,47 +135,6 @@ def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
     """
     with torch.no_grad():
         return [tensor.numpy() for tensor in _tensors(model(*inputs))]
-
-
-def check_shrunk(
-    model: nn.Module,
-    structure: Structure,
-    keep: Mapping[str, Tensor],
-    compact: nn.Module,
-    example_inputs: tuple[Tensor, ...],
-    *,
-    tolerance: float = 1e-5,
-    sizes: Sequence[int] = (1, 2, 5),
-    seed: int = 0,
-) -> Comparison:
-    """Compares a compact model with the masked dense one that it must equal.
-
-    Args:
-        model: the dense model that was pruned.
-        structure: its structure.
-        keep: group name → BoolTensor ``[size]``, as given to ``shrink``.
-        compact: what ``shrink`` returned.
-        example_inputs: give shapes and dtypes of the inputs.
-        tolerance: largest relative L2 error that counts as equal.
-        sizes: batch sizes that are tried.
-        seed: of the random inputs.
-
-    Raises:
-        MismatchError: they differ by more than the tolerance.
-    """
-    from halpiee.structure.masked import masked
-
-    wide, small = reference(masked(model, structure, keep)), reference(compact)
-    batches = random_batches(example_inputs, sizes, seed=seed)
-    result = compare(lambda x: outputs(small, x), lambda x: outputs(wide, x), batches)
-    if not result.within(tolerance):
-        raise MismatchError(
-            f"the compact model differs from the masked one by a relative L2 error of {result.rel_l2:.2g}, "
-            f"{tolerance:.2g} is allowed; nothing was written: this is a fault of the pruning, not of the "
-            "export; report it with the model's name",
-            result.rel_l2,
-        )
-    return result
 
 
 def _tensors(value: Any) -> list[Tensor]:

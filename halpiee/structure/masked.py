@@ -7,7 +7,7 @@ ones only. The output equals the shrunk model's exactly, in exact arithmetic.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,42 +131,64 @@ def verify(
     keep: Mapping[str, Tensor],
     example_inputs: tuple[Any, ...],
     *,
+    compact: nn.Module | None = None,
+    sizes: Sequence[int] = (),
     tolerance: float = 1e-5,
     seed: int = 0,
 ) -> float:
     """Runs the masked and the compact model on random inputs and refuses a difference.
 
+    Beside the comparison of an exported file with PyTorch it tells faults apart: this one is of the pruning.
+
     Args:
         model: the traced model; it stays as it is.
         structure: its structure.
         keep: what stays.
-        example_inputs: inputs whose shapes and types the random ones take; integers are used as they are.
+        example_inputs: inputs whose shapes and types the random ones take; integers are used as they are. Both
+            models run where they lie.
+        compact: what was made of the model, if not ``shrink`` is to be asked for it; it stays as it is.
+        sizes: batch sizes to try, of tensors ``[N, …]``; none: the example's own.
         tolerance: largest relative error allowed.
         seed: seed of the random inputs.
 
     Returns:
-        The relative error ‖masked − compact‖₂ / ‖compact‖₂ over all outputs. Where the forward picks by
-        values (the post-processing of a detector), a last bit may decide, so the layers before it are
-        compared instead: those of which no output channel is prunable.
+        The relative error ‖masked − compact‖₂ / ‖compact‖₂ over all outputs, of the worst batch. Where the
+        forward picks by values (the post-processing of a detector), a last bit may decide, so the layers before
+        it are compared instead: those of which no output channel is prunable.
 
     Raises:
         MismatchError: the two differ by more than the tolerance.
     """
     generator = torch.Generator().manual_seed(seed)
-    inputs = random_like(example_inputs, generator)
     full = masked(model, structure, keep).eval()
-    compact = shrink(model, structure, keep).eval()
+    compact = (shrink(model, structure, keep) if compact is None else copy.deepcopy(compact)).eval()
+    places = [x.device for x in tensors_of(example_inputs)]
+    if places:
+        full, compact = full.to(places[0]), compact.to(places[0])
     heads = head_names(structure) if structure.details["real"] else []
-    error = relative_error(outputs(full, inputs, heads), outputs(compact, inputs, heads))
+    error = 0.0
+    for example in [resized(example_inputs, size) for size in sizes] or [example_inputs]:
+        inputs = random_like(example, generator)
+        found = relative_error(outputs(full, inputs, heads), outputs(compact, inputs, heads))
+        error = max(error, found) if found == found else found
     if not error <= tolerance:
         removed = [name for name, mask in keep.items() if not bool(mask.all())]
         raise MismatchError(
             f"the compact model was to equal the masked one within {tolerance:g}, the relative error is "
-            f"{error:.3g}; keep these groups whole one after the other to find the one at fault: "
+            f"{error:.3g}: a fault of the pruning, not of an export; keep these groups whole one after the other "
+            "to find the one at fault: "
             f"{', '.join(removed[:8])}{' …' if len(removed) > 8 else ''}",
             error,
         )
     return error
+
+
+def resized(example_inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
+    """Returns inputs of another batch size: the examples' rows again and again."""
+    return tuple(
+        x[torch.arange(size, device=x.device) % len(x)] if isinstance(x, Tensor) and x.dim() else x
+        for x in example_inputs
+    )
 
 
 def head_names(structure: Structure) -> list[str]:

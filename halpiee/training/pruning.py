@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from halpiee.deploy.calibrate import Round, close_loop
-from halpiee.deploy.verify import check_shrunk
 from halpiee.methods.iee import IEE
 from halpiee.methods.pools import LatencyPool
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Latency
+from halpiee.structure.masked import verify
 from halpiee.structure.plan import Plan
 from halpiee.structure.shrink import shrink
 from halpiee.training import record
@@ -77,7 +77,7 @@ def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
         fitted = cost.calibration
         cost, rounds = _close(run, iee, cost, budget_us)
         compact, slim = iee.shrink()
-        check_shrunk(iee.model, run.structure, iee.keep, compact, run.example)
+        verify(iee.model, run.structure, iee.keep, run.example, compact=compact, sizes=(1, 2, 5))
         trainer.replace(compact, slim)
         predicted = cost.total_us(iee.alive.counts)
         trainer.extra = {

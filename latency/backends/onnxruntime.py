@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latency.backends import Built
+from latency.backends.onnx_file import check_file
 from latency.backends.onnx_graph import OPSET, twin
 from latency.device import environment
-from latency.errors import UsageError
+from latency.errors import MissingError, UsageError
 from latency.op import Op
 from latency.timer import Clock, CpuClock, WallClock
 
@@ -40,6 +41,8 @@ class OnnxRuntime:
     """
 
     name = "onnxruntime"
+    builds = 2
+    """Of one cell at least: a session's buffers lie where they happen to."""
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
@@ -68,7 +71,12 @@ class OnnxRuntime:
 
 
 def session(
-    model: onnx.ModelProto | bytes | str | Path, threads: int = 1, *, merge: bool = True
+    model: onnx.ModelProto | bytes | str | Path,
+    threads: int = 1,
+    *,
+    merge: bool = True,
+    provider: str = "cpu",
+    trace_to: Path | None = None,
 ) -> ort.InferenceSession:
     """Returns a session with the constants that every measurement here shares.
 
@@ -76,8 +84,16 @@ def session(
         model: a model or the path of one.
         threads: intra-op threads; beyond one, all but the caller's are tied to a core each.
         merge: whether equal nodes may be merged; not in a twin.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        trace_to: prefix of the file that the runtime's own profiler writes.
+
+    Raises:
+        UsageError: a model that cannot be read or run.
+        MissingError: a provider that this installation does not have.
     """
     import onnxruntime as ort
+
+    providers = _providers(provider)
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -90,25 +106,44 @@ def session(
         options.add_session_config_entry(
             "session.intra_op_thread_affinities", ";".join(str(core + 1) for core in range(1, threads))
         )
+    if trace_to is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace_to)
     if isinstance(model, str | Path):
-        if not Path(model).is_file():
-            raise UsageError(
-                f"the model {str(model)!r} was asked for, and there is no such file; check the path"
-            )
+        check_file(model)
         source: Any = str(model)
     else:
         source = model if isinstance(model, bytes) else model.SerializeToString()
     without = None if merge else ["CommonSubexpressionElimination"]
     try:
-        return ort.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=without
-        )
+        return ort.InferenceSession(source, options, providers=providers, disabled_optimizers=without)
     except Exception as error:  # its exceptions share no base class with one another
         what = str(model) if isinstance(model, str | Path) else "the model"
         raise UsageError(
             f"ONNX Runtime was asked to run {what} and refused: {str(error).splitlines()[0][:300]}; "
             "check the file with onnx.checker"
         ) from error
+
+
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+"""Execution providers by the word that asks for them, the first with those it falls back to."""
+
+
+def _providers(name: str) -> list[str]:
+    import onnxruntime as ort
+
+    if name not in PROVIDERS:
+        raise UsageError(f"the provider {name!r} was asked for; there are {', '.join(PROVIDERS)}")
+    there = ort.get_available_providers()
+    if PROVIDERS[name][0] not in there:
+        raise MissingError(
+            f"ONNX Runtime on {name} was asked for, and this installation has {', '.join(there)}; "
+            "install onnxruntime-gpu on a machine with a CUDA device, or use the CPU"
+        )
+    return [provider for provider in PROVIDERS[name] if provider in there]
 
 
 def feeds(runtime: ort.InferenceSession, *, batch: int = 1, seed: int = 0) -> dict[str, Any]:

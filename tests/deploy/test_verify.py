@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from halpiee.deploy.verify import check_shrunk, compare, outputs, random_batches, reference, relative_l2
+from halpiee.deploy.verify import compare, outputs, random_batches, reference, relative_l2
 from halpiee.errors import MismatchError, UsageError
-from halpiee.structure import Structure, shrink, trace
 
 
 def arrays(*values: list[float]) -> list[np.ndarray]:
@@ -107,38 +106,3 @@ def test_a_model_that_returns_something_else_is_refused() -> None:
         UsageError, match="the model returns str, which cannot be compared or exported; wrap it"
     ):
         outputs(Text(), (torch.zeros(1),))
-
-
-def pruned_pair() -> tuple[nn.Module, Structure, dict[str, Tensor], nn.Module]:
-    """A traced conv net, a keep that halves its first prunable group, and the compact network."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3),
-        nn.BatchNorm2d(8),
-        nn.Sigmoid(),
-        nn.Conv2d(8, 4, 3),
-        nn.Flatten(),
-        nn.Linear(16, 5),
-    ).eval()
-    structure = trace(model, (torch.zeros(1, 3, 6, 6),))
-    group = structure.prunable[0]
-    keep = {group.name: torch.arange(group.size) % 2 == 0}
-    return model, structure, keep, shrink(model, structure, keep)
-
-
-def test_a_compact_model_that_equals_the_masked_one_passes_on_every_batch_size() -> None:
-    model, structure, keep, compact = pruned_pair()
-    result = check_shrunk(model, structure, keep, compact, (torch.zeros(1, 3, 6, 6),), sizes=(1, 3))
-    assert result.within(1e-5)
-    assert result.batch_sizes == (1, 3)
-
-
-def test_a_compact_model_that_differs_is_refused_as_a_fault_of_the_pruning() -> None:
-    model, structure, keep, compact = pruned_pair()
-    with torch.no_grad():
-        next(compact.parameters()).mul_(1.5)
-    with pytest.raises(
-        MismatchError, match=r"differs from the masked one by .* this is a fault of the pruning"
-    ) as caught:
-        check_shrunk(model, structure, keep, compact, (torch.zeros(1, 3, 6, 6),))
-    assert caught.value.error > 1e-5

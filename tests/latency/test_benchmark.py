@@ -85,3 +85,35 @@ def test_a_model_file_that_is_not_there_is_named() -> None:
 def test_something_that_is_no_model_is_refused() -> None:
     with pytest.raises(UsageError, match="the latency of a int was asked for"):
         latency.measure(3)
+
+
+def test_a_call_is_warm_when_three_runs_in_a_row_agree() -> None:
+    clock, runs = FakeClock(), [0]
+    first = [90_000.0, 50_000.0, 30_000.0, 20_000.0, 15_000.0, 12_000.0]  # a cache that fills
+
+    def call() -> None:
+        clock.passes(first[runs[0]] if runs[0] < len(first) else 10_000.0)
+        runs[0] += 1
+
+    found = compare({"a": call}, rounds=9, clock=clock)
+    assert runs[0] == 9 + 9  # six slow runs and three that agree, then nine that count
+    assert found["a"].p99_us == 10_000.0
+
+
+def test_a_fixed_warm_up_is_kept_to() -> None:
+    clock, runs = FakeClock(), [0]
+
+    def call() -> None:
+        clock.passes(10_000.0 + 1_000.0 * runs[0])
+        runs[0] += 1
+
+    compare({"a": call}, rounds=9, clock=clock, warm_up=10)
+    assert runs[0] == 10 + 9
+
+
+def test_percentiles_and_the_mean_are_of_all_runs() -> None:
+    runs = [float(us) for us in range(1, 102)]
+    quiet = [True] * 50 + [False] * 51
+    found = Comparison({"a": runs}, "wall", {}, {"a": quiet})["a"]
+    assert (found.p10_us, found.p50_us, found.p90_us, found.p99_us) == (11.0, 51.0, 91.0, 100.0)
+    assert found.mean_us == 51.0

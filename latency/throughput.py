@@ -1,0 +1,151 @@
+"""How many images a second, when several callers ask at once? Not one over the latency.
+
+In a round every caller calls again and again, on a thread of its own, for the same number of calls; the images of
+all of them are counted over the wall time from the first call to the last answer. Networks take turns round by
+round, and the ratio is the median of the rounds' ratios with its distribution-free 95 % interval.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from latency.benchmark import Ratio
+from latency.timer import median_interval
+
+__all__ = ["Load", "Throughput", "Throughputs", "measure_throughput"]
+
+ROUND_SECONDS = 0.25
+"""A round is at least about this long: starting the callers (0.1 ms each) does not count then."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one network's callers call.
+
+    Attributes:
+        start: one call; on a GPU it may return before the answer is there.
+        finish: waits for the answers of this thread's calls.
+    """
+
+    start: Callable[[], object]
+    finish: Callable[[], object] = lambda: None
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Images per second of one network.
+
+    Attributes:
+        median_fps: median over the rounds.
+        iqr_fps: distance of their quartiles.
+        n: rounds.
+        callers: threads that called at once.
+        ci_lo_fps: lower end of the median's 95 % interval.
+        ci_hi_fps: its upper end.
+    """
+
+    median_fps: float
+    iqr_fps: float
+    n: int
+    callers: int
+    ci_lo_fps: float
+    ci_hi_fps: float
+
+
+class Throughputs(Mapping[str, Throughput]):
+    """Throughputs of one interleaved run, by name.
+
+    Args:
+        fps: images per second of every round, by name.
+        callers: threads that called at once.
+    """
+
+    def __init__(self, fps: Mapping[str, Sequence[float]], callers: int) -> None:
+        self.fps = {name: np.asarray(values, dtype=np.float64) for name, values in fps.items()}
+        self._found = {}
+        for name, values in self.fps.items():
+            q1, q3 = np.percentile(values, [25, 75])
+            median, lo, hi = median_interval(values)
+            self._found[name] = Throughput(median, float(q3 - q1), len(values), callers, lo, hi)
+
+    def __getitem__(self, name: str) -> Throughput:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def ratio(self, over: str, under: str) -> Ratio:
+        """Returns how many times the images per second of ``over`` those of ``under`` are."""
+        return Ratio(*median_interval(self.fps[under] / self.fps[over]))
+
+
+def measure_throughput(
+    loads: Mapping[str, Load],
+    *,
+    batch: int,
+    callers: int = 1,
+    rounds: int = 20,
+    seconds: float = 120.0,
+    round_seconds: float = ROUND_SECONDS,
+    now: Callable[[], float] = time.perf_counter,
+) -> Throughputs:
+    """Measures networks in turns.
+
+    Args:
+        loads: by name.
+        batch: images per call.
+        callers: threads that call at once.
+        rounds: turns of each network.
+        seconds: fewer rounds, but nine, where they would take longer than this.
+        round_seconds: aimed length of a round.
+        now: the clock, in seconds.
+    """
+    calls: dict[str, int] = {}
+    for name, load in loads.items():
+        for _ in range(2):  # the first allocates
+            _round(load, 1, callers)
+        begun = now()
+        _round(load, 1, callers)
+        calls[name] = max(1, math.ceil(round_seconds / max(now() - begun, 1e-6)))
+    fps: dict[str, list[float]] = {name: [] for name in loads}
+    names, end, done = list(loads), now() + seconds, 0
+    while done < min(9, rounds) or (done < rounds and now() < end):
+        for name in names if done % 2 == 0 else reversed(names):
+            begun = now()
+            _round(loads[name], calls[name], callers)
+            fps[name].append(batch * callers * calls[name] / (now() - begun))
+        done += 1
+    return Throughputs(fps, callers)
+
+
+def _round(load: Load, calls: int, callers: int) -> None:
+    """Every caller makes its calls and waits for the answers; an error of one of them is raised."""
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(calls):
+                load.start()
+            load.finish()
+        except BaseException as error:  # raised below, in the caller's thread
+            failed.append(error)
+
+    if callers == 1:
+        work()
+    else:
+        threads = [threading.Thread(target=work) for _ in range(callers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    if failed:
+        raise failed[0]
