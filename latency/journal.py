@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from latency.device import differences, environment_id
 from latency.errors import OutputInUseError, ProfileError, UsageError
-from latency.profiles import header_line, read_lines
+from latency.profiles import LEFT_OUT, header_line, read_lines
 
 __all__ = ["Journal"]
 
@@ -69,6 +69,17 @@ class Journal:
         if self._fd is not None:
             self._write(json.dumps(cell, separators=(",", ":")))
         self.cells.append(dict(cell))
+
+    def leave_out(self, ops: Sequence[str]) -> None:
+        """Writes which ops the backend could not build: they are asked for, and have no cells."""
+        left_out = self.environment.setdefault(LEFT_OUT, [])
+        for op in ops:
+            if op not in left_out:
+                left_out.append(op)
+                if self._fd is not None:
+                    self._write(json.dumps({LEFT_OUT: op}, separators=(",", ":")))
+        if not left_out:
+            del self.environment[LEFT_OUT]
 
     def close(self) -> None:
         """Lets go of the file."""

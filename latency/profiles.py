@@ -30,6 +30,9 @@ KEYS = (
 )  # fmt: skip
 """What names a cell, in the order a line states it."""
 
+LEFT_OUT = "not_measured"
+"""Ops that were asked for and that the backend cannot build: a field of the environment, and a line of its own."""
+
 
 class Profile:
     """Measured cells of one environment.
@@ -205,7 +208,8 @@ def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
             f"{path} was read as a profile; its first line states the schema {schema!r}, {SCHEMA!r} is read here; "
             f"{again}"
         )
-    cells = []
+    cells: list[dict[str, Any]] = []
+    left_out: list[str] = []
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             continue
@@ -221,8 +225,14 @@ def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
                 f"{path} was read as a profile; line {number} is damaged; remove that line, a resumed sweep "
                 "measures the cell again"
             ) from None
-        cells.append(cell)
-    return dict(head["environment"]), cells, whole
+        if LEFT_OUT in cell:
+            left_out.append(str(cell[LEFT_OUT]))
+        else:
+            cells.append(cell)
+    environment = dict(head["environment"])
+    if left_out:
+        environment[LEFT_OUT] = list(dict.fromkeys([*environment.get(LEFT_OUT, []), *left_out]))
+    return environment, cells, whole
 
 
 def _features_key(op: Op) -> str:

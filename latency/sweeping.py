@@ -1,47 +1,35 @@
 """Measure the tables of some ops: few cells, in random order, each on the disk before the next.
 
 Steps are probed first (`latency.probing`), then the cells that tell the tables (`latency.design`) are measured in one
-shuffled order over all tables, so that drift of the machine does not become a slope of a table. A cell that found
-no quiet moment goes back to the end of the queue; after three visits it is written as it stands, and says so.
+shuffled order over all tables (`latency.measuring`), so that drift of the machine does not become a slope of a table.
 Where the held-out cells of a table show it wrong by more than a few per cent, it gets further rows and columns.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
-
-import numpy as np
 
 from latency import backends
 from latency.backends import Backend
 from latency.design import Design, Spec, design, refined, specs
-from latency.device import environment_id, pinned
-from latency.errors import UnsupportedOpError
+from latency.device import pinned
 from latency.journal import Journal
+from latency.lazy import probed
+from latency.measuring import Cell, Measurer, Progress
 from latency.op import Op
-from latency.probing import Steps, kind_of, probe
-from latency.profiles import Profile, cell_key
-from latency.timer import Anchor, Precision, Sampling
+from latency.probing import Steps
+from latency.profiles import Profile
+from latency.timer import Precision
 
 __all__ = ["Estimate", "sweep"]
-
-Progress = Callable[[int, int], None]
-
-VISITS = 3
-"""How often a cell that finds no quiet moment is measured before it is written as it stands."""
 
 ROUNDS_OF_REFINEMENT = 2
 
 MATTERS = 0.003
 """Errors below this share of the widest ops together are left alone."""
-
-PROBES = Precision(relative=0.01, absolute_us=0.05, n_min=15)
-"""What steps are told from must be sharper than a cell: one per cent decides."""
 
 
 @dataclass(frozen=True)
@@ -69,31 +57,6 @@ class Estimate:
             f"{self.ops} ops, {self.tables} tables: {self.cells} cells ({self.holdout} held out) of "
             f"{self.candidates}, about {self.seconds:.0f} s"
         )
-
-
-@dataclass
-class _Job:
-    """A cell to be measured."""
-
-    op: Op
-    role: str
-    steps: Steps | None
-    sampling: Sampling
-    visits: int = 0
-
-
-@dataclass
-class _State:
-    """What one sweep shares between its cells."""
-
-    backend: Backend
-    journal: Journal
-    anchor: Anchor | None
-    rng: np.random.Generator
-    told: Progress | None
-    done: int = 0
-    total: int = 0
-    known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @overload
@@ -180,120 +143,44 @@ def sweep(
         return _estimate(listed, wanted, holdout, seed)
     journal = Journal(None if path is None else Path(path), runtime.environment(), resume=resume)
     with journal, _told(progress) as told, pinned(threads):
-        call = runtime.anchor()
-        anchor = Anchor(call, runtime.clock()) if call is not None else None
-        state = _State(runtime, journal, anchor, np.random.default_rng(seed), told)
-        state.known = {cell_key(c): c for c in journal.cells}
-        if anchor is not None:
-            anchor.settle()
-        refused = _sweep(state, wanted, holdout=holdout, seed=seed, precision=precision or Precision())
-    environment = dict(journal.environment)
-    if refused:
-        environment["not_measured"] = refused
-    return Profile(environment, journal.cells)
+        measurer = Measurer(runtime, journal, seed=seed, told=told)
+        refused = _sweep(measurer, wanted, holdout=holdout, seed=seed, precision=precision or Precision())
+        journal.leave_out(refused)
+    return Profile(journal.environment, journal.cells)
 
 
-def _sweep(state: _State, wanted: list[Spec], *, holdout: int, seed: int, precision: Precision) -> list[str]:
+def _sweep(
+    measurer: Measurer, wanted: list[Spec], *, holdout: int, seed: int, precision: Precision
+) -> list[str]:
     """Probes, measures, refines; returns the ops that could not be built."""
-    buildable, refused = [], []
-    for spec in wanted:
-        try:
-            state.backend.build(spec.op)
-        except UnsupportedOpError:
-            refused.append(f"{spec.op.kind} {spec.op.c_in}→{spec.op.c_out} at {spec.op.h}×{spec.op.w}")
-        else:
-            buildable.append(spec)
-    state.total = sum(len(d.sweep) + len(d.holdout) for d in _guessed(buildable, holdout, seed))
-
-    def probed_us(op: Op) -> float:
-        cell = state.known.get(cell_key({**op.key(), "role": "probe"}))
-        if cell is None:
-            cell = _measured(state, [(op, "probe", None)], PROBES)[0]
-        return float(cell["us"])
-
-    found, resolution = probe([s.op for s in buildable], probed_us)
-    steps = [found.get(kind_of(s.op), Steps((resolution, resolution))) for s in buildable]
+    buildable = [spec for spec in wanted if measurer.builds(spec.op)]
+    refused = [
+        f"{s.op.kind} {s.op.c_in}→{s.op.c_out} at {s.op.h}×{s.op.w}" for s in wanted if s not in buildable
+    ]
+    measurer.expect(sum(len(d.sweep) + len(d.holdout) for d in _guessed(buildable, holdout, seed)))
+    steps, _ = probed(measurer, buildable)
     designs = [design(s, g, holdout=holdout, seed=seed) for s, g in zip(buildable, steps, strict=True)]
-    todo = [
+    todo: list[Cell] = [
         (spec.op.with_channels(i, o), role, step)
         for spec, step, cells in zip(buildable, steps, designs, strict=True)
         for role, pairs in (("sweep", cells.sweep), ("holdout", cells.holdout))
         for i, o in pairs
     ]
-    state.total = state.done + len(todo)
-    _measured(state, todo, precision)
+    measurer.expect(len(todo))
+    measurer.measure(todo, precision)
     for _ in range(ROUNDS_OF_REFINEMENT):
-        profile = Profile(state.journal.environment, state.journal.cells)
+        profile = Profile(measurer.journal.environment, measurer.journal.cells)
         widest_us = sum(float(profile.table(s.op).lookup(s.op.c_in, s.op.c_out)) for s in buildable)
-        more = [
+        more: list[Cell] = [
             (spec.op.with_channels(i, o), "sweep", step)
             for spec, step in zip(buildable, steps, strict=True)
             for i, o in refined(spec, profile, MATTERS * widest_us)
         ]
         if not more:
             break
-        state.total += len(more)
-        _measured(state, more, precision)
+        measurer.expect(len(more))
+        measurer.measure(more, precision)
     return refused
-
-
-def _measured(
-    state: _State, todo: Sequence[tuple[Op, str, Steps | None]], precision: Precision
-) -> list[dict[str, Any]]:
-    """Measures cells in random order, those that are known already left out; returns what was appended."""
-    jobs = []
-    for op, role, steps in todo:
-        if cell_key({**op.key(), "role": role}) in state.known:
-            state.done += 1
-            continue
-        sampling = Sampling(clock=state.backend.clock(), anchor=state.anchor, precision=precision)
-        jobs.append(_Job(op, role, steps, sampling))
-    queue = deque(jobs[k] for k in state.rng.permutation(len(jobs)))
-    appended = []
-    _tell(state)
-    while queue:
-        job = queue.popleft()
-        built = state.backend.build(job.op)
-        timing = job.sampling.visit(built.run, built.minus)
-        job.visits += 1
-        if not timing.quiet and job.visits < VISITS:
-            queue.append(job)
-            continue
-        cell: dict[str, Any] = {
-            **job.op.key(),
-            "cache": "warm",
-            "us": round(timing.us / built.copies, 3),
-            "ci_lo": round(timing.ci_lo / built.copies, 3),
-            "ci_hi": round(timing.ci_hi / built.copies, 3),
-            "n": timing.n,
-            "method": built.method if timing.quiet else f"{built.method}/disturbed",
-            "contention": round(timing.contention, 3),
-            "slowdown": round(timing.slowdown, 3),
-            "tactic": built.tactic,
-            "time": int(time.time()),
-            "env": state.journal.environment.get("id") or environment_id(state.journal.environment),
-            "role": job.role,
-        }
-        if job.op.reads_image:
-            cell["image"] = True
-        if job.steps is not None:
-            cell["steps"] = list(job.steps.steps)
-            if any(job.steps.pattern):
-                cell["pattern"] = [list(p) if p else None for p in job.steps.pattern]
-            if any(job.steps.slow):
-                cell["slow"] = [list(p) if p else None for p in job.steps.slow]
-        state.journal.append(cell)
-        state.known[cell_key(cell)] = cell
-        appended.append(cell)
-        state.done += 1
-        state.total = max(state.total, state.done)
-        _tell(state)
-    return appended
-
-
-def _tell(state: _State) -> None:
-    if state.told is not None:
-        state.told(state.done, max(state.total, 1))
 
 
 def _guessed(wanted: list[Spec], holdout: int, seed: int) -> list[Design]:

@@ -84,6 +84,7 @@ class _Graph:
         self.constants: list[Any] = []
         self.feeds: list[tuple[str, tuple[int, ...]]] = []
         self.outputs: list[str] = []
+        self.residuals: list[str] = []
         self.spatial = (op.h, op.w)[: len(op.kernel)] if len(op.kernel) == 1 else (op.h, op.w)
 
     def inputs(self) -> list[str]:
@@ -104,9 +105,10 @@ class _Graph:
         if op.kind not in ("conv", "conv_transpose"):
             for name in names:
                 self.read_twice(name)
-        if "add" in op.tail:
-            names.append(self.producer("r", op.c_out, output_size(op)))
-            self.read_twice(names[-1])
+        if "add" in op.tail and op.kind != "linear":
+            for copy in range(2):
+                self.residuals.append(self.producer(f"r{copy}", op.c_out, output_size(op)))
+                self.read_twice(self.residuals[-1])
         return names
 
     def op(self, inputs: Sequence[str], number: int) -> str:
@@ -118,7 +120,7 @@ class _Graph:
                 continue
             label = f"t{i}{tag}"
             if part == "add":
-                name = self.node("Add", [name, inputs[-1] if op.kind != "linear" else name], label)
+                name = self.node("Add", [name, self.residuals[number] if self.residuals else name], label)
             else:
                 name = self.activate(part, name, label)
         return name

@@ -72,7 +72,7 @@ CASES = {
     ),
     "residual": (
         conv(8, 8, tail=("batch_norm", "add", "relu")),
-        lambda w, x: f.relu(f.conv2d(x["x0"], w["w_0"], w["b_0"], padding=1) + x["r"]),
+        lambda w, x: f.relu(f.conv2d(x["x0"], w["w_0"], w["b_0"], padding=1) + x["r0"]),
     ),
     "relu6": (
         conv(8, 8, tail=("relu6",)),

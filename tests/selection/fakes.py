@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from halpiee.structure.groups import ChannelGroup, GroupRef, Structure, TimedOp
+from latency.backends import Built
 from latency.op import Op
 
 Refs = tuple[GroupRef, ...]
@@ -36,6 +37,35 @@ class FormulaProfile:
     def table(self, op: Op):
         formula = self.formulas.get("depthwise" if op.depthwise else op.kind)
         return None if formula is None else FormulaTable(formula, self.step)
+
+
+class FormulaBackend:
+    """A runtime whose ops take ``us(op)`` µs of its own clock."""
+
+    name, kind = "formula", "cpu"
+
+    def __init__(self, us: Callable[[Op], float]) -> None:
+        self.us, self.now_us = us, 0.0
+
+    def environment(self) -> dict[str, object]:
+        return {"backend": self.name, "device": "imagined", "threads": 1, "dtype": "float32"}
+
+    def clock(self) -> FormulaBackend:
+        return self
+
+    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
+        begun = self.now_us
+        run()
+        return self.now_us - begun, self.now_us - begun
+
+    def anchor(self) -> None:
+        return None
+
+    def build(self, op: Op) -> Built:
+        def run() -> None:
+            self.now_us += self.us(op)
+
+        return Built(run=run)
 
 
 class Line:

@@ -1,0 +1,206 @@
+"""Carries measurements out: cells in random order, each on the disk before the next, disturbed ones once more.
+
+A cell that found no quiet moment goes back to the end of the queue; after three visits it is written as it stands, and
+says so. One order over all tables, so that drift of the machine does not become a slope of a table.
+
+Where memory happens to lie changes a time as well: an op that moves more than it computes takes up to twice as long
+from one build to the next. So a backend may ask for several builds of a cell. Two that agree are averaged; otherwise
+five are made, and their median stands with the range of all.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from latency.backends import Backend, Built
+from latency.device import environment_id
+from latency.errors import UnsupportedOpError
+from latency.journal import Journal
+from latency.op import Op
+from latency.probing import Steps
+from latency.profiles import cell_key
+from latency.timer import Anchor, Precision, Sampling, Timing
+
+__all__ = ["Cell", "Measurer", "Progress"]
+
+Progress = Callable[[int, int], None]
+
+Cell = tuple[Op, str, Steps | None]
+"""An op at its widths, the role its time will play, and the steps of its axes as far as they are known."""
+
+AGREE = 0.02
+"""Two builds whose times differ by no more than this share agree."""
+
+AGREE_US = 0.3
+"""Or by no more than this."""
+
+MOST_BUILDS = 5
+
+VISITS = 3
+"""How often a cell that finds no quiet moment is measured before it is written as it stands."""
+
+
+@dataclass
+class _Job:
+    """A cell to be measured."""
+
+    op: Op
+    role: str
+    steps: Steps | None
+    samplings: list[Sampling] = field(default_factory=list)
+    visits: int = 0
+
+
+class Measurer:
+    """Measures cells that a journal does not hold yet.
+
+    Args:
+        backend: builds ops.
+        journal: where cells go; those it holds are not measured again.
+        seed: of the order.
+        told: called with (cells done, cells in all).
+    """
+
+    def __init__(
+        self, backend: Backend, journal: Journal, *, seed: int = 0, told: Progress | None = None
+    ) -> None:
+        self.backend = backend
+        self.journal = journal
+        self.done = 0
+        self.total = 0
+        self._told = told
+        self._rng = np.random.default_rng(seed)
+        self._known = {cell_key(c): c for c in journal.cells}
+        call = backend.anchor()
+        self._anchor = Anchor(call, backend.clock()) if call is not None else None
+        if self._anchor is not None:
+            self._anchor.settle()
+
+    def builds(self, op: Op) -> bool:
+        """Returns whether the backend can build an op."""
+        try:
+            self.backend.build(op)
+        except UnsupportedOpError:
+            return False
+        return True
+
+    def known(self, op: Op, role: str) -> dict[str, Any] | None:
+        """Returns the cell of an op in a role, None if it was not measured."""
+        return self._known.get(cell_key({**op.key(), "role": role}))
+
+    def expect(self, cells: int) -> None:
+        """Says how many cells are to come."""
+        self.total = self.done + cells
+        self._tell()
+
+    def measure(self, todo: Sequence[Cell], precision: Precision) -> list[dict[str, Any]]:
+        """Measures cells in random order, those that are known left out; returns what was appended."""
+        jobs = []
+        for op, role, steps in todo:
+            if self.known(op, role) is not None:
+                self.done += 1
+                continue
+            jobs.append(_Job(op, role, steps))
+        queue = deque(jobs[k] for k in self._rng.permutation(len(jobs)))
+        appended = []
+        self._tell()
+        while queue:
+            job = queue.popleft()
+            timing, built = self._visit(job, precision)
+            job.visits += 1
+            if not timing.quiet and job.visits < VISITS:
+                queue.append(job)
+                continue
+            cell = self._cell(job, timing, built)
+            self.journal.append(cell)
+            self._known[cell_key(cell)] = cell
+            appended.append(cell)
+            self.done += 1
+            self.total = max(self.total, self.done)
+            self._tell()
+        return appended
+
+    def _visit(self, job: _Job, precision: Precision) -> tuple[Timing, Built]:
+        """Times a cell in as many builds as it needs."""
+        asked = getattr(self.backend, "builds", 1)
+        if asked > 1:
+            precision = replace(
+                precision, n_min=max(5, -(-precision.n_min // asked)), seconds=precision.seconds / asked
+            )
+        timings: list[Timing] = []
+        while True:
+            number = len(timings)
+            if number == len(job.samplings):
+                job.samplings.append(
+                    Sampling(clock=self.backend.clock(), anchor=self._anchor, precision=precision)
+                )
+            built = self.backend.build(job.op)
+            timings.append(job.samplings[number].visit(built.run, built.minus))
+            enough = len(timings) == asked and (asked == 1 or _agree(timings))
+            if enough or len(timings) >= MOST_BUILDS:
+                return _joined(timings), built
+
+    def _cell(self, job: _Job, timing: Timing, built: Built) -> dict[str, Any]:
+        environment, copies = self.journal.environment, built.copies
+        cell: dict[str, Any] = {
+            **job.op.key(),
+            "cache": "warm",
+            "us": round(timing.us / copies, 3),
+            "ci_lo": round(timing.ci_lo / copies, 3),
+            "ci_hi": round(timing.ci_hi / copies, 3),
+            "n": timing.n,
+            "method": built.method if timing.quiet else f"{built.method}/disturbed",
+            "contention": round(timing.contention, 3),
+            "slowdown": round(timing.slowdown, 3),
+            "tactic": built.tactic,
+            "time": int(time.time()),
+            "env": environment.get("id") or environment_id(environment),
+            "role": job.role,
+        }
+        if job.op.reads_image:
+            cell["image"] = True
+        if job.steps is not None:
+            cell["steps"] = list(job.steps.steps)
+            if any(job.steps.pattern):
+                cell["pattern"] = [list(p) if p else None for p in job.steps.pattern]
+            if any(job.steps.slow):
+                cell["slow"] = [list(p) if p else None for p in job.steps.slow]
+        return cell
+
+    def _tell(self) -> None:
+        if self._told is not None:
+            self._told(self.done, max(self.total, 1))
+
+
+def _agree(timings: Sequence[Timing]) -> bool:
+    times = [t.us for t in timings]
+    return max(times) - min(times) <= max(AGREE * abs(float(np.median(times))), AGREE_US)
+
+
+def _joined(timings: Sequence[Timing]) -> Timing:
+    """Returns one time for several builds: the mean of those that agree, else the median and the range."""
+    if len(timings) == 1:
+        return timings[0]
+    times = [t.us for t in timings]
+    us = float(np.median(times))
+    if len(timings) < MOST_BUILDS:
+        half = max(math.hypot(*(t.ci_hi - t.ci_lo for t in timings)) / 2 / len(timings), np.ptp(times) / 2)
+        lo, hi = us - half, us + half
+    else:
+        lo, hi = min(times), max(times)
+    return Timing(
+        us=us,
+        ci_lo=float(lo),
+        ci_hi=float(hi),
+        n=sum(t.n for t in timings),
+        contention=float(np.mean([t.contention for t in timings])),
+        quiet=all(t.quiet for t in timings),
+        slowdown=float(np.median([t.slowdown for t in timings])),
+    )
