@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halpiee import analysis, sparsity
     from halpiee.errors import BudgetError, HalpieeError
+    from halpiee.methods.at_init import SNIP, AtInit, GraSP, SynFlow
+    from halpiee.methods.dynamic import SET, SETITOP, SNFS, RigL, RigLITOP, Static
+    from halpiee.methods.filters import FilterPruning
+    from halpiee.methods.gradual import GMP, GraNet
+    from halpiee.methods.halp import HALP
     from halpiee.methods.iee import IEE
     from halpiee.saliency.score import score
     from halpiee.selection.choose import Selection, select
@@ -22,17 +27,31 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ERK",
+    "GMP",
+    "HALP",
     "IEE",
     "NM",
+    "SET",
+    "SETITOP",
+    "SNFS",
+    "SNIP",
+    "AtInit",
     "BudgetError",
+    "FilterPruning",
     "Global",
+    "GraNet",
+    "GraSP",
     "GridSolution",
     "HalpieeError",
     "Latency",
     "LatencyCost",
     "Plan",
+    "RigL",
+    "RigLITOP",
     "Selection",
+    "Static",
     "Structure",
+    "SynFlow",
     "Uniform",
     "analysis",
     "masked",
@@ -48,17 +67,31 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ERK": "halpiee.sparsity.distribution",
+    "GMP": "halpiee.methods.gradual",
+    "HALP": "halpiee.methods.halp",
     "IEE": "halpiee.methods.iee",
     "NM": "halpiee.sparsity.distribution",
+    "SET": "halpiee.methods.dynamic",
+    "SETITOP": "halpiee.methods.dynamic",
+    "SNFS": "halpiee.methods.dynamic",
+    "SNIP": "halpiee.methods.at_init",
+    "AtInit": "halpiee.methods.at_init",
     "BudgetError": "halpiee.errors",
+    "FilterPruning": "halpiee.methods.filters",
     "Global": "halpiee.sparsity.distribution",
+    "GraNet": "halpiee.methods.gradual",
+    "GraSP": "halpiee.methods.at_init",
     "GridSolution": "halpiee.selection.problem",
     "HalpieeError": "halpiee.errors",
     "Latency": "halpiee.sparsity.distribution",
     "LatencyCost": "halpiee.selection.cost",
     "Plan": "halpiee.structure.plan",
+    "RigL": "halpiee.methods.dynamic",
+    "RigLITOP": "halpiee.methods.dynamic",
     "Selection": "halpiee.selection.choose",
+    "Static": "halpiee.methods.dynamic",
     "Structure": "halpiee.structure.groups",
+    "SynFlow": "halpiee.methods.at_init",
     "Uniform": "halpiee.sparsity.distribution",
     "masked": "halpiee.structure.masked",
     "score": "halpiee.saliency.score",

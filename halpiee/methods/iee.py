@@ -9,24 +9,22 @@ the paper leaves open, and what is chosen here, stands in docs/methods.md.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.driver import Sparse
-from halpiee.methods.phases import Drop, Grow, Recipe, Start, Train
+from halpiee.methods.method import Method, default_units
+from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Start, Train
 from halpiee.methods.pools import bind
-from halpiee.methods.rebind import rebind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency import Criterion, Magnitude, Taylor
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.distribution import Budget, Latency
+from halpiee.sparsity.distribution import ERK, Budget, Global
 from halpiee.sparsity.granularity import Channels, Units, Weights
 from halpiee.sparsity.schedule import Cosine, Curve, Exponential
 from halpiee.structure.groups import Structure
-from halpiee.structure.shrink import shrink
 
 __all__ = ["IEE", "recipe"]
 
@@ -44,6 +42,7 @@ def recipe(
     grow_values: Literal["last", "zero"] = "last",
     freeze: bool = True,
     explore_norm: Literal["batch", "running"] = "batch",
+    spread: Budget | None = None,
 ) -> Recipe:
     """Returns IEE as phases.
 
@@ -59,6 +58,7 @@ def recipe(
         grow_values: grown units keep the values they were explored with, or start at zero.
         freeze: active units stand still while the inactive ones are explored.
         explore_norm: active units normalise by the batch while exploring, or by their running statistics.
+        spread: how the first random units are spread over layers, where the budget leaves that open.
 
     Raises:
         UsageError: less than one cycle fits.
@@ -73,7 +73,7 @@ def recipe(
             "steps; train longer, or choose h, j and q so that they add up to at most "
             f"{int(end * total_steps - before)}"
         )
-    phases: list[Train | Start | Drop | Grow] = [Start(start)]
+    phases: list[Phase] = [Start(start, spread if start == "random" else None)]
     if start == "scores":
         phases.insert(0, Train(h, collect=True))
     for cycle in range(cycles):
@@ -88,7 +88,7 @@ def recipe(
     return tuple(phases)
 
 
-class IEE(Sparse):
+class IEE(Method):
     """IEE attached to a model and its optimizer; the training loop stays the user's.
 
     Args:
@@ -108,7 +108,8 @@ class IEE(Sparse):
         decay: Ω falls exponentially to a floor of 1 % of Ψ or one step of the coarsest group, or as a cosine to 0.
         start: ``scratch`` starts at Ψ; ``pretrained`` scores the given weights for ``h`` steps and solves once.
         init: from scratch, the largest uniform width filled by the solver, or one solve on random scores.
-        explore_init: never-active units start from the model's initialisation, or (weights only) from zero.
+        explore_init: never-active units start from the ``model``'s initialisation, or from ``zero``: weights only, and
+            their default, since magnitude would otherwise grow the largest values that were never trained.
         grow_by: see ``recipe``.
         grow_values: see ``recipe``.
         freeze: see ``recipe``.
@@ -156,7 +157,7 @@ class IEE(Sparse):
             raise UsageError(
                 f"omega={omega} was asked; it is the share of the budget that is exchanged, in (0, 1)"
             )
-        units = units or _default_units(bare(model), budget, structure, frozenset(protect))
+        units = units or default_units(bare(model), budget, structure, frozenset(protect))
         if units.zero_is_dead and (explore_init == "zero" or grow_values == "zero"):
             raise UsageError(
                 "channels were asked to start from zero: a zero channel has zero gradients and a zero score for ever; "
@@ -168,8 +169,8 @@ class IEE(Sparse):
         curve: Curve = (
             Exponential(omega, floor, cycles) if decay == "exponential" else Cosine(omega, 0.0, cycles)
         )
-        self._structure = structure
-        self._compact: tuple[nn.Module, Optimizer] | None = None
+        weights = isinstance(units, Weights)
+        spread = ERK(budget.density) if weights and isinstance(budget, Global) else None
         super().__init__(
             model,
             optimizer,
@@ -187,57 +188,10 @@ class IEE(Sparse):
                 grow_values=grow_values,
                 freeze=freeze,
                 explore_norm=explore_norm,
+                spread=spread,
             ),
             criterion=criterion or (Taylor() if isinstance(units, Channels) else Magnitude()),
             seed=seed,
-            explore_init=explore_init or "model",
+            structure=structure,
+            explore_init=explore_init or ("zero" if weights else "model"),
         )
-
-    @property
-    def keep(self) -> dict[str, Any]:
-        """The active units of every masked group, as ``halpiee.shrink`` takes them."""
-        return dict(self.alive)
-
-    def shrink(self) -> tuple[nn.Module, Optimizer]:
-        """Returns the compact model and its optimizer, state included; asking again returns the same pair.
-
-        Updates that are still running are ended first, on a grow. Weights of a budget without channels stay where
-        they are: zeros cannot be cut out, and the model itself comes back.
-        """
-        if self._compact is None:
-            self.finish()
-            self.detach()
-            if isinstance(self.units, Channels):
-                model, optimizer = shrink(self.model, self.units.structure, self.keep, self.optimizer)
-            else:
-                model, optimizer = self.model, self.optimizer
-            last = self.reports[-1]
-            self.reports.append(type(last)(**{**vars(last), "event": "shrink", "step": self.step}))
-            self._compact = (model, optimizer)
-        return self._compact
-
-    def rebind(self, scheduler: Any) -> Any:
-        """Points a learning-rate scheduler at the compact model's optimizer and returns it.
-
-        Raises:
-            UsageError: before ``shrink()``; there is no other optimizer yet.
-        """
-        if self._compact is None:
-            raise UsageError(
-                f"rebind was called at step {self.step}, before shrink(): the scheduler's optimizer is still in use; "
-                "call it right after `model, optimizer = iee.shrink()`"
-            )
-        return rebind(scheduler, self.optimizer, self._compact[1])
-
-
-def _default_units(
-    model: nn.Module, budget: Budget, structure: Structure | None, protect: frozenset[str]
-) -> Units:
-    """Returns channels for a latency, weights for everything else."""
-    if not isinstance(budget, Latency):
-        return Weights(model)
-    if structure is None:
-        raise UsageError(
-            "a latency budget was given without a structure; pass structure=halpiee.trace(model, inputs)"
-        )
-    return Channels(model, structure, protect=protect)

@@ -111,6 +111,11 @@ class LatencyPool:
         """Returns the same budget under a corrected latency model."""
         return LatencyPool(self.units, cost, self.budget_us, solver=self._solver, gap=self._gap)
 
+    def jointly(self) -> LatencyPool:
+        """Returns the same budget solved with both sides of every layer priced."""
+        solver: Solver = "joint" if self._solver == "linear" else self._solver
+        return LatencyPool(self.units, self.cost, self.budget_us, solver=solver, gap=self._gap)
+
     @property
     def total(self) -> float:
         """The budget Ψ in µs."""

@@ -1,0 +1,178 @@
+"""What all methods of the papers share: default units, the compact network at the end, the scheduler that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from halpiee.errors import UsageError
+from halpiee.methods.driver import Sparse
+from halpiee.methods.phases import Recipe
+from halpiee.methods.pools import Pool
+from halpiee.methods.rebind import rebind
+from halpiee.saliency.criterion import Criterion
+from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
+from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
+from halpiee.structure.groups import Structure
+from halpiee.structure.shrink import shrink
+
+__all__ = ["Method", "at_density", "default_units", "update_steps"]
+
+
+class Method(Sparse):
+    """A recipe with a name; see ``Sparse`` for its arguments.
+
+    Args:
+        structure: of the model; what ``shrink`` cuts by. Channels bring their own.
+    """
+
+    paper_charges_gradient = True
+    """Whether the method's paper charges the steps that read the gradient of inactive weights."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        units: Units,
+        pool: Pool,
+        recipe: Recipe,
+        criterion: Criterion,
+        structure: Structure | None = None,
+        batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+        seed: int = 0,
+        explore_init: str = "model",
+    ) -> None:
+        self._structure = units.structure if isinstance(units, Channels) else structure
+        self._compact: tuple[nn.Module, Optimizer] | None = None
+        super().__init__(
+            model,
+            optimizer,
+            units=units,
+            pool=pool,
+            recipe=recipe,
+            criterion=criterion,
+            batches=batches,
+            seed=seed,
+            explore_init=explore_init,
+        )
+
+    @property
+    def keep(self) -> dict[str, Any]:
+        """The active units of every masked group, as ``halpiee.shrink`` takes them."""
+        if isinstance(self.units, Filters):
+            if self._structure is None:
+                raise UsageError(
+                    "filters were to be cut out without a structure; pass structure=halpiee.trace(model, inputs)"
+                )
+            return self.units.channels(self._structure, self.alive)
+        return dict(self.alive)
+
+    def shrink(self) -> tuple[nn.Module, Optimizer]:
+        """Returns the compact model and its optimizer, state included; asking again returns the same pair.
+
+        Updates that are still running are ended first, on a grow. Weights of a budget without channels stay where
+        they are: zeros cannot be cut out, and the model itself comes back.
+        """
+        if self._compact is None:
+            self.finish()
+            self.detach()
+            if self._structure is not None and isinstance(self.units, Channels | Filters):
+                model, optimizer = shrink(self.model, self._structure, self.keep, self.optimizer)
+            else:
+                model, optimizer = self.model, self.optimizer
+            last = self.reports[-1]
+            self.reports.append(replace(last, event="shrink", step=self.step))
+            self._compact = (model, optimizer)
+        return self._compact
+
+    def rebind(self, scheduler: Any) -> Any:
+        """Points a learning-rate scheduler at the compact model's optimizer and returns it.
+
+        Raises:
+            UsageError: before ``shrink()``; there is no other optimizer yet.
+        """
+        if self._compact is None:
+            raise UsageError(
+                f"rebind was called at step {self.step}, before shrink(): the scheduler's optimizer is still in use; "
+                "call it right after `model, optimizer = method.shrink()`"
+            )
+        return rebind(scheduler, self.optimizer, self._compact[1])
+
+
+def default_units(
+    model: nn.Module,
+    budget: Budget,
+    structure: Structure | None,
+    protect: frozenset[str] = frozenset(),
+) -> Units:
+    """Returns channels for a latency, weights for everything else.
+
+    Args:
+        model: the network, without wrappers.
+        budget: what is limited.
+        structure: of the model; needed for a latency.
+        protect: groups, or weights, to leave whole.
+
+    Raises:
+        UsageError: a latency without a structure.
+    """
+    if not isinstance(budget, Latency):
+        return Weights(model, pinned=protect)
+    if structure is None:
+        raise UsageError(
+            "a latency budget was given without a structure; pass structure=halpiee.trace(model, inputs)"
+        )
+    return Channels(model, structure, protect=protect)
+
+
+def at_density(budget: Budget, density: float) -> Budget:
+    """Returns the same budget at another density: what a gradual method passes through.
+
+    Raises:
+        UsageError: a budget without a density.
+    """
+    if isinstance(budget, Uniform | ERK | Global):
+        return replace(budget, density=density)
+    kind = type(budget).__name__
+    if isinstance(budget, PerLayer | NM | Latency):
+        raise UsageError(
+            f"{kind} was given to a method that passes through densities; give Global, Uniform or ERK"
+        )
+    raise UsageError(f"{kind} is no budget; give Global, Uniform or ERK")
+
+
+def update_steps(
+    total_steps: int, interval: int, end: float, *, first: int | None = None, inclusive: bool = False
+) -> range:
+    """Returns the steps after which masks are updated: every ``interval``, before ``end · total_steps``.
+
+    Args:
+        total_steps: of the training.
+        interval: ΔT.
+        end: share of the training after which no update comes.
+        first: the first of them; by default ΔT.
+        inclusive: whether one may fall on the end itself.
+
+    Raises:
+        UsageError: none fits.
+    """
+    if interval < 1 or total_steps < 1 or not 0 < end <= 1:
+        raise UsageError(
+            f"updates every {interval} steps in the first {end} of {total_steps} steps were asked; "
+            "the interval is at least 1 and the end a share above 0 and up to 1"
+        )
+    last = round(end * total_steps, 6)
+    steps = range(first or interval, int(last) + 1, interval)
+    if steps and steps[-1] >= last and not inclusive:
+        steps = steps[:-1]
+    if not steps:
+        raise UsageError(
+            f"updates every {interval} steps in the first {end:.0%} of {total_steps} steps were asked, and none fits; "
+            f"train longer, or ask for an interval below {max(1, int(last))}"
+        )
+    return steps
