@@ -26,7 +26,7 @@ DENSE_AXIS = 4
 IRREGULAR_AXIS = 16
 """The same where steps are irregular."""
 
-WRONG = 0.06
+WRONG = 0.04
 """A held-out cell that the table misses by more than this share asks for more cells around it."""
 
 WHOLE_GRID = 16
@@ -116,7 +116,7 @@ def sampled(
     return sorted({all_edges[0], *(ends[i] for i in index), *keep})
 
 
-def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 5) -> Design:
+def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 6) -> Design:
     """Returns the cells of one table.
 
     Args:
@@ -130,11 +130,8 @@ def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 
     steps = found.steps
     periods = [step * len(shape or (1,)) for step, shape in zip(steps, found.pattern, strict=True)]
     if spec.op.diagonal:
-        unit = spec.op.c_in // spec.op.groups if spec.op.groups > 1 else 1
         ratio = spec.op.c_out / spec.op.c_in
-        line = list(spec.ins) if spec.fixed_in else edges(spec.ins, max(steps), unit)
-        # A single channel is no longer told from a dense op.
-        line = [c for c in line if c > 1 or not spec.op.depthwise] or line
+        line = _line(spec, found)
         used = sampled(line, max(periods), spec.ins, at_most, found.irregular[0])
         rest = [c for c in line if c not in used]
         held = [int(c) for c in rng.permutation(rest)[: min(holdout, len(line) // 10)]]
@@ -159,35 +156,66 @@ def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 
     return Design(tuple(sorted(used_cells)), tuple(held_cells), len(ins) * len(outs))
 
 
-def refined(spec: Spec, profile: Profile, least_us: float) -> list[tuple[int, int]]:
-    """Returns further cells where the held-out cells show a table wrong: rows and columns between the worst.
+def refined(
+    spec: Spec, found: Steps, profile: Profile, least_us: float, *, seed: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Returns further cells where the held-out cells show a table wrong: rows and columns through the worst.
+
+    A held-out cell that becomes part of the table can no longer judge it; for each another one is drawn.
 
     Args:
         spec: what the table covers.
+        found: steps of both axes.
         profile: what was measured so far.
         least_us: errors below this time do not matter.
+        seed: of the hold-out's choice.
+
+    Returns:
+        Cells for the table, and cells to be held out.
     """
     held = [c for c in profile.cells if c.get("role") == "holdout" and _is_of({**c, "role": "sweep"}, spec)]
     if not held or not profile.has_table(spec.op):
-        return []
+        return [], []
     table = profile.table(spec.op)
     wrong = []
     for cell in held:
+        if bool(table.measured(cell["c_in"], cell["c_out"])):
+            continue
         error = abs(float(table.lookup(cell["c_in"], cell["c_out"])) - cell["us"])
         noise = cell.get("ci_hi", cell["us"]) - cell.get("ci_lo", cell["us"])
         if error > max(WRONG * cell["us"], noise, least_us):
-            wrong.append(cell)
+            wrong.append((cell["c_in"], cell["c_out"]))
+    if not wrong:
+        return [], []
     measured = {(c["c_in"], c["c_out"]) for c in profile.cells if _is_of(c, spec)}
-    more: set[tuple[int, int]] = set()
-    for cell in wrong:
-        i, o = cell["c_in"], cell["c_out"]
-        if spec.op.diagonal:
-            more.add((i, o))
-            continue
-        rows = sorted({a for a, _ in measured})
-        columns = sorted({b for _, b in measured})
-        more |= {(i, b) for b in {*columns, o}} | {(a, o) for a in {*rows, i}}
-    return sorted(more - measured)
+    rows, columns = {i for i, _ in measured}, {o for _, o in measured}
+    more: set[tuple[int, int]] = set(wrong)
+    if not spec.op.diagonal:
+        for i, o in wrong:
+            more |= {(i, b) for b in columns} | {(a, o) for a in rows}
+    more -= measured
+    taken = measured | more | {(c["c_in"], c["c_out"]) for c in held}
+    rest = sorted(set(_crossings(spec, found)) - taken)
+    rng = np.random.default_rng([seed, len(measured), *spec.op.table_key().encode()])
+    return sorted(more), [rest[k] for k in rng.permutation(len(rest))[: len(wrong)]]
+
+
+def _crossings(spec: Spec, found: Steps) -> list[tuple[int, int]]:
+    """Returns the cells at the crossings of all edges."""
+    if spec.op.diagonal:
+        ratio = spec.op.c_out / spec.op.c_in
+        return [(c, round(c * ratio)) for c in _line(spec, found)]
+    ins = list(spec.ins) if spec.fixed_in else edges(spec.ins, found.steps[0])
+    outs = list(spec.outs) if spec.fixed_out else edges(spec.outs, found.steps[1])
+    return [(i, o) for i in ins for o in outs]
+
+
+def _line(spec: Spec, found: Steps) -> list[int]:
+    """Returns the widths of an op whose sides are the same channels."""
+    unit = spec.op.c_in // spec.op.groups if spec.op.groups > 1 else 1
+    line = list(spec.ins) if spec.fixed_in else edges(spec.ins, max(found.steps), unit)
+    # A single channel is no longer told from a dense op.
+    return [c for c in line if c > 1 or not spec.op.depthwise] or line
 
 
 def _is_of(cell: Mapping[str, Any], spec: Spec) -> bool:

@@ -125,9 +125,11 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
     ops = []
     for key, op in tables.items():
         table = profile.table(op)
-        mine = [abs(float(table.lookup(c["c_in"], c["c_out"])) / c["us"] - 1.0) for c in held.get(key, [])]
+        # One that was measured for the table later on no longer judges it.
+        judges = [c for c in held.get(key, []) if not bool(table.measured(c["c_in"], c["c_out"]))]
+        mine = [abs(float(table.lookup(c["c_in"], c["c_out"])) / c["us"] - 1.0) for c in judges]
         errors += mine
-        weights += [float(c["us"]) for c in held.get(key, [])]
+        weights += [float(c["us"]) for c in judges]
         widest = table.op
         disturbed = sum("disturbed" in str(c.get("method", "")) for c in swept[key]) / len(swept[key])
         ops.append(

@@ -5,7 +5,7 @@ says so. One order over all tables, so that drift of the machine does not become
 
 Where memory happens to lie changes a time as well: an op that moves more than it computes takes up to twice as long
 from one build to the next. So a backend may ask for several builds of a cell. Two that agree are averaged; otherwise
-five are made, and their median stands with the range of all.
+more are made until one agrees with their median, five at most, and the median stands with the range of all.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Progress = Callable[[int, int], None]
 Cell = tuple[Op, str, Steps | None]
 """An op at its widths, the role its time will play, and the steps of its axes as far as they are known."""
 
-AGREE = 0.02
-"""Two builds whose times differ by no more than this share agree."""
+AGREE = 0.03
+"""Builds whose times differ by no more than this share agree."""
 
 AGREE_US = 0.3
 """Or by no more than this."""
@@ -143,8 +143,7 @@ class Measurer:
                 )
             built = self.backend.build(job.op)
             timings.append(job.samplings[number].visit(built.run, built.minus))
-            enough = len(timings) == asked and (asked == 1 or _agree(timings))
-            if enough or len(timings) >= MOST_BUILDS:
+            if len(timings) >= asked and (asked == 1 or _agree(timings) or len(timings) >= MOST_BUILDS):
                 return _joined(timings), built
 
     def _cell(self, job: _Job, timing: Timing, built: Built) -> dict[str, Any]:
@@ -180,25 +179,28 @@ class Measurer:
 
 
 def _agree(timings: Sequence[Timing]) -> bool:
-    times = [t.us for t in timings]
-    return max(times) - min(times) <= max(AGREE * abs(float(np.median(times))), AGREE_US)
+    """Returns whether two builds agree, or, of more, whether another one agrees with the median."""
+    times = np.sort([t.us for t in timings])
+    middle = float(np.median(times))
+    near = np.abs(times - middle) <= max(AGREE * abs(middle), AGREE_US) / (2 if len(times) == 2 else 1)
+    return bool(near.sum() >= 2)
 
 
 def _joined(timings: Sequence[Timing]) -> Timing:
-    """Returns one time for several builds: the mean of those that agree, else the median and the range."""
+    """Returns one time for several builds: the mean of two, else the median and the range."""
     if len(timings) == 1:
         return timings[0]
     times = [t.us for t in timings]
     us = float(np.median(times))
-    if len(timings) < MOST_BUILDS:
-        half = max(math.hypot(*(t.ci_hi - t.ci_lo for t in timings)) / 2 / len(timings), np.ptp(times) / 2)
+    if len(times) == 2:
+        half = max(math.hypot(*(t.ci_hi - t.ci_lo for t in timings)) / 4, float(np.ptp(times)) / 2)
         lo, hi = us - half, us + half
     else:
         lo, hi = min(times), max(times)
     return Timing(
         us=us,
-        ci_lo=float(lo),
-        ci_hi=float(hi),
+        ci_lo=lo,
+        ci_hi=hi,
         n=sum(t.n for t in timings),
         contention=float(np.mean([t.contention for t in timings])),
         quiet=all(t.quiet for t in timings),

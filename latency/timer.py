@@ -96,9 +96,9 @@ class Precision:
     """
 
     relative: float = 0.02
-    absolute_us: float = 0.2
+    absolute_us: float = 0.05
     n_min: int = 9
-    n_max: int = 200
+    n_max: int = 600
     seconds: float = 0.4
 
 

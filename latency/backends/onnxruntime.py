@@ -10,8 +10,9 @@ import contextlib
 import io
 import logging
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,12 +147,25 @@ def _providers(name: str) -> list[str]:
     return [provider for provider in PROVIDERS[name] if provider in there]
 
 
-def feeds(runtime: ort.InferenceSession, *, batch: int = 1, seed: int = 0) -> dict[str, Any]:
-    """Returns random inputs for a session; free dimensions become ``batch``."""
+def feeds(
+    runtime: ort.InferenceSession,
+    *,
+    batch: int = 1,
+    seed: int = 0,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """Returns random inputs for a session.
+
+    Args:
+        runtime: whose inputs are wanted.
+        batch: what free dimensions become.
+        seed: of the numbers.
+        sizes: shape of every input; by default the model's own.
+    """
     rng = np.random.default_rng(seed)
     found = {}
     for value in runtime.get_inputs():
-        shape = [d if isinstance(d, int) else batch for d in value.shape]
+        shape = [d if isinstance(d, int) else batch for d in (sizes or {}).get(value.name, value.shape)]
         dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(value.type, np.float32)
         if value.type.startswith("tensor(int"):
             found[value.name] = np.zeros(shape, dtype=np.dtype(value.type[7:-1]))
@@ -191,6 +205,9 @@ def to_onnx(
     import torch
 
     inputs = tuple(x.detach().cpu() for x in example_inputs)
+    if dynamic_batch:
+        # torch.export takes a batch of one for a constant where code asks for memory layouts (ConvNeXt).
+        inputs = tuple(torch.cat([x, x]) if x.dim() and len(x) == 1 else x for x in inputs)
     trained = copy.deepcopy(model).cpu().eval()
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
@@ -212,13 +229,21 @@ def to_onnx(
             )
         except Exception as error:  # the exporter raises what its passes raise
             raise UsageError(
-                f"{type(model).__name__} was to be exported to ONNX and PyTorch could not: "
-                f"{str(error).strip().splitlines()[0][:300]}; try torch.onnx.export on it by itself"
+                f"{type(model).__name__} was to be exported to ONNX and PyTorch could not: {_root_of(error)}; "
+                "try torch.onnx.export on it by itself, and rewrite the op it names"
             ) from error
     assert program is not None
     proto = program.model_proto
     _use_global_pools(proto)
     return proto
+
+
+def _root_of(error: BaseException) -> str:
+    """Returns the first line of what an error came from: its own is the same for every failed export."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()]
+    return f"{type(error).__name__}: {' '.join(line for line in lines if line)[:300]}"
 
 
 def _use_global_pools(proto: onnx.ModelProto) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from latency.design import design, edges, specs
+from latency.design import design, edges, refined, specs
 from latency.op import Op
 from latency.probing import Steps
+from latency.profiles import Profile
 
 from .fakes import conv
 
@@ -81,3 +82,20 @@ def test_axes_with_a_pattern_are_measured_at_the_ends_of_periods() -> None:
     steps = Steps((8, 8), (None, (0.5, 0.7, 0.9, 1.0)))
     outs = {o for _, o in design(spec, steps, holdout=0, seed=0).sweep}
     assert all(o % 32 == 0 or o == 8 for o in outs)
+
+
+def test_a_wrong_held_out_cell_gets_its_row_and_column_and_a_successor() -> None:
+    spec = specs([conv(64, 64)])[0]
+    found = Steps((8, 8))
+    table = [(i, o) for i in (8, 64) for o in (8, 64)]
+    cells = [{**conv(i, o).key(), "us": float(i + o), "steps": [8, 8], "role": "sweep"} for i, o in table] + [
+        {**conv(32, 48).key(), "us": 160.0, "role": "holdout"},  # the corners say 80
+        {**conv(16, 24).key(), "us": 40.0, "role": "holdout"},  # and here what was measured
+    ]
+    swept, held = refined(spec, found, Profile({}, cells), 0.0, seed=0)
+    assert set(swept) == {(32, 8), (32, 64), (8, 48), (64, 48), (32, 48)}
+    (successor,) = held
+    assert successor not in {*table, *swept, (16, 24)}
+    assert all(width % 8 == 0 and 8 <= width <= 64 for width in successor)
+    again = [*cells[:-1], {**conv(32, 48).key(), "us": 160.0, "steps": [8, 8], "role": "sweep"}]
+    assert refined(spec, found, Profile({}, again), 0.0, seed=0) == ([], [])

@@ -17,14 +17,15 @@ def cell(c_out, us, **fields):
 def test_coverage_spread_contention_and_age_are_counted() -> None:
     cells = [
         cell(8, 10.0, ci_lo=9.0, ci_hi=11.0, contention=0.1, time=0),
-        cell(16, 20.0, ci_lo=19.0, ci_hi=21.0, contention=0.3, time=86400, method="twin/disturbed"),
-        cell(8, 12.5, role="holdout", time=86400),
+        cell(24, 20.0, ci_lo=19.0, ci_hi=21.0, contention=0.3, time=86400, method="twin/disturbed"),
+        cell(16, 12.5, role="holdout", time=86400),  # the line between the two says 15
+        cell(24, 99.0, role="holdout", time=86400),  # measured for the table as well: judges nothing
         cell(64, 1.0, role="probe"),
     ]
     found = inspect(Profile({"device": "this"}, cells), now=10 * 86400)
-    assert found.roles == {"sweep": 2, "holdout": 1, "probe": 1}
+    assert found.roles == {"sweep": 2, "holdout": 2, "probe": 1}
     (table,) = found.ops
-    assert (table.cells, table.edges, table.steps, table.dense_us) == (2, 2, (8, 8), 20.0)
+    assert (table.cells, table.edges, table.steps, table.dense_us) == (2, 3, (8, 8), 20.0)
     assert (table.holdout, table.holdout_worst, table.disturbed) == (1, pytest.approx(0.2), 0.5)
     assert found.spread_median == pytest.approx(0.075)
     assert (found.contention_median, found.contention_worst) == (pytest.approx(0.2), 0.3)
@@ -35,7 +36,8 @@ def test_coverage_spread_contention_and_age_are_counted() -> None:
 def test_what_speaks_against_a_profile_is_said() -> None:
     cells = [
         cell(8, 10.0, ci_lo=5.0, ci_hi=15.0, contention=0.4, time=0),
-        cell(8, 20.0, role="holdout", time=0),
+        cell(24, 10.0, ci_lo=5.0, ci_hi=15.0, contention=0.4, time=0),
+        cell(16, 20.0, role="holdout", time=0),
     ]
     words = [w.split(":")[0] for w in inspect(Profile({}, cells), now=400 * 86400).warnings]
     assert words == ["spread", "contention", "holdout", "age"]
