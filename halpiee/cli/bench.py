@@ -1,78 +1,322 @@
-"""``halpiee bench``: ONNX files timed side by side, interleaved."""
+"""``halpiee bench``: networks of any kind timed side by side, interleaved; latency or throughput, never mixed."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from halpiee.cli.common import answer, examples, json_option
-from halpiee.errors import UsageError
+from halpiee.cli.common import answer, examples, input_size, json_option, say
+from halpiee.errors import OutputInUseError, UsageError
+
+if TYPE_CHECKING:
+    from halpiee.cli.contestants import Contestant
+    from halpiee.deploy.runners import Runner
 
 __all__ = ["command"]
 
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "halp": {"batch": "256", "rounds": 30, "warm_up": 10, "precision": "fp32"}
+}
+"""Settings of published measurements. HALP: PyTorch eager, fp32, NCHW, batch 256, mean of 30 runs after 10."""
+
 
 @click.command(
-    "bench", epilog=examples("halpiee bench runs/demo/dense.onnx runs/demo/pruned.onnx --against dense")
+    "bench",
+    epilog=examples(
+        "halpiee bench runs/demo/dense.onnx runs/demo/pruned.onnx --against dense",
+        "halpiee bench runs/demo runs/demo@compile runs/demo/pruned.onnx --against dense --csv demo.csv",
+        "halpiee bench small.onnx dense.onnx --batch 1,8 --threads 2",
+        "halpiee bench small.onnx dense.onnx --mode throughput --callers 2",
+        "halpiee bench runs/demo --against dense --protocol halp",
+    ),
 )
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
-    "--against", help="Name (file name without .onnx) that ratios are taken against.  [default: the first]"
+    "--against", help="Name that ratios are taken against; `dense` is found beside a run.  [default: first]"
 )
-@click.option("--batch", default=1, show_default=True, help="Images per inference.")
+@click.option("--batch", default="1", show_default=True, help="Images per inference: 1, or several: 1,8,32.")
 @click.option("--threads", default=1, show_default=True, help="Threads of the runtime.")
 @click.option("--rounds", default=30, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--mode",
+    default="latency",
+    show_default=True,
+    type=click.Choice(["latency", "throughput"]),
+    help="One call after the other, or as many images as can be had.",
+)
+@click.option("--callers", default=1, show_default=True, help="Threads that call at once; for throughput.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Of modules; a file must have it.  [default: fp32, files as they are]",
+)
+@click.option(
+    "--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Of modules."
+)
+@click.option(
+    "--protocol", type=click.Choice(sorted(PROTOCOLS)), help="As published: sets batch, rounds, precision."
+)
+@click.option("--size", help="Image size of a MODEL or of a file that leaves it open: 224, 3x224x224.")
+@click.option("--width", type=float, help="Width multiplier of a zoo network.")
+@click.option("--classes", type=int, help="Classes of a MODEL, if not its own default.")
+@click.option(
+    "--seconds", default=60.0, show_default=True, help="Fewer rounds, but nine, beyond this per batch size."
+)
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Also as a new CSV file.")
 @json_option
 def command(
-    files: tuple[Path, ...], against: str | None, batch: int, threads: int, rounds: int, as_json: bool
+    files: tuple[str, ...],
+    against: str | None,
+    batch: str,
+    threads: int,
+    rounds: int,
+    mode: Literal["latency", "throughput"],
+    callers: int,
+    precision: Literal["fp32", "fp16", "bf16"] | None,
+    device: str,
+    protocol: str | None,
+    size: str | None,
+    width: float | None,
+    classes: int | None,
+    seconds: float,
+    csv_file: Path | None,
+    as_json: bool,
 ) -> None:
-    """Time FILES side by side: latency with its spread, FPS, and the ratio with its interval."""
-    names = [f.stem for f in files]
-    if len(set(names)) < len(names):
-        names = [str(f) for f in files]
-    base = against or names[0]
-    if base not in names:
-        raise UsageError(f"--against {base} was asked; the files are named {', '.join(names)}")
-    for file in files:
-        if not file.is_file():
-            raise UsageError(f"{file} was asked for, and there is no such file; check the path")
-    from latency.benchmark import compare
+    """Time networks side by side: latency with its spread, FPS, and the ratio with its interval.
 
-    found = compare(dict(zip(names, files, strict=True)), rounds=rounds, threads=threads, batch=batch)
+    FILE is an ONNX file, the folder of a run (its compact network), or a MODEL. `FILE@HOW` says how it runs: an ONNX
+    file @cpu, @cuda or @tensorrt, a run or MODEL @eager (the default), @compile or @onnx.
+    """
+    warm_up: int | None = None
+    if protocol is not None:
+        preset = PROTOCOLS[protocol]
+        batch, rounds, warm_up = preset["batch"], preset["rounds"], preset["warm_up"]
+        precision, seconds = preset["precision"], float("inf")
+        if mode != "latency":
+            raise UsageError(
+                f"--protocol {protocol} was asked with --mode {mode}; it is one of latency, leave --mode out"
+            )
+    batches = _batches(batch)
+    _at_least_one(threads=threads, rounds=rounds, callers=callers)
+    if callers > 1 and mode == "latency":
+        raise UsageError(
+            f"--callers {callers} was asked of a latency; add --mode throughput, or leave --callers out"
+        )
+    if csv_file is not None and csv_file.exists():
+        raise OutputInUseError(f"--csv {csv_file} exists; choose another name, nothing is overwritten")
+    from halpiee.cli.contestants import contestants
+
+    shape = None if size is None else input_size(size)
+    field, base = contestants(files, against, shape=shape, width=width, classes=classes)
     rows: list[dict[str, Any]] = []
-    for name in names:
-        ratio = found.ratio(base, name)
+    clock = "wall"
+    for images in batches:
+        runners = {
+            c.name: c.runner(batch=images, threads=threads, precision=precision, device=device) for c in field
+        }
+        if mode == "latency":
+            found, clock = _latencies(runners, field, base, images, threads, rounds, seconds, warm_up)
+        else:
+            found = _throughputs(runners, base, images, callers, rounds, seconds)
+        rows += found
+        del runners
+    for warning in [w for row in rows for w in row.pop("warnings", ())]:
+        say(warning)
+    result = {
+        "mode": mode,
+        "protocol": protocol,
+        "against": base,
+        "batch": batches[0],
+        "batches": batches,
+        "threads": threads,
+        "rounds": rounds,
+        "clock": clock,
+        "environment": _environment(threads),
+        "files": rows,
+    }
+    if mode == "throughput":
+        result["callers"] = callers
+    if csv_file is not None:
+        _write_csv(csv_file, result)
+    answer(result, as_json, lambda: _show(result))
+
+
+def _latencies(
+    runners: dict[str, Runner],
+    field: list[Contestant],
+    base: str,
+    batch: int,
+    threads: int,
+    rounds: int,
+    seconds: float,
+    warm_up: int | None,
+) -> tuple[list[dict[str, Any]], str]:
+    from latency.benchmark import compare
+    from latency.timer import WallClock
+
+    on_cpu = all(r.device == "cpu" for r in runners.values())
+    found = compare(
+        {name: runner.run for name, runner in runners.items()},
+        rounds=rounds,
+        seconds=seconds,
+        threads=threads,
+        clock=None if on_cpu else WallClock(),
+        warm_up=warm_up,
+    )
+    rows = []
+    for contestant in field:
+        name, one = contestant.name, found[contestant.name]
+        fps = batch * 1e6 / (one.median_us if warm_up is None else one.mean_us)  # a protocol's is of the mean
         rows.append(
             {
-                "name": name,
-                **asdict(found[name]),
-                "fps": batch * 1e6 / found[name].median_us,
-                "speedup": ratio.median,
-                "speedup_ci": [ratio.lo, ratio.hi],
+                **_head(name, runners[name], batch),
+                **asdict(one),
+                "fps": fps,
+                "predicted_us": contestant.predicted_us(batch, threads),
+                **_versus(found.ratio(base, name), name == base),
+                "warnings": [f"{name}, batch {batch}: {text}" for text in one.warnings],
             }
         )
+    return rows, next(iter(found.values())).clock
 
-    def show() -> None:
-        from rich.console import Console
-        from rich.table import Table
 
-        table = Table(box=None)
-        for title in ("", "median µs", "IQR µs", "n", "FPS", f"speed-up over {base}", "95 % interval"):
-            table.add_column(title, justify="left" if not title else "right")
-        for row in rows:
-            lo, hi = row["speedup_ci"]
-            sure = "" if lo > 1 or hi < 1 or row["name"] == base else "  (no difference shown)"
-            table.add_row(
-                row["name"],
-                f"{row['median_us']:.1f}",
-                f"{row['iqr_us']:.1f}",
-                str(row["n"]),
-                f"{row['fps']:.0f}",
-                f"{row['speedup']:.3f}",
-                f"{lo:.3f} … {hi:.3f}{sure}",
-            )
-        Console().print(table)
+def _throughputs(
+    runners: dict[str, Runner], base: str, batch: int, callers: int, rounds: int, seconds: float
+) -> list[dict[str, Any]]:
+    from latency.throughput import measure_throughput
 
-    answer({"batch": batch, "threads": threads, "rounds": rounds, "files": rows}, as_json, show)
+    found = measure_throughput(
+        {name: runner.load for name, runner in runners.items()},
+        batch=batch,
+        callers=callers,
+        rounds=rounds,
+        seconds=seconds,
+    )
+    return [
+        {
+            **_head(name, runner, batch),
+            **asdict(found[name]),
+            "fps": found[name].median_fps,
+            **_versus(found.ratio(base, name), name == base),
+        }
+        for name, runner in runners.items()
+    ]
+
+
+def _head(name: str, runner: Runner, batch: int) -> dict[str, Any]:
+    return {
+        "name": name,
+        "runtime": runner.runtime,
+        "precision": runner.precision,
+        "device": runner.device,
+        "batch": batch,
+    }
+
+
+def _versus(ratio: Any, itself: bool) -> dict[str, Any]:
+    """Returns the ratio to the base, and whether the interval leaves 1 out."""
+    apart = not itself and (ratio.lo > 1 or ratio.hi < 1)
+    return {"speedup": ratio.median, "speedup_ci": [ratio.lo, ratio.hi], "difference_shown": apart}
+
+
+def _batches(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise UsageError(f"--batch {text} was asked; give images per inference: 1, or several: 1,8,32")
+    return found
+
+
+def _at_least_one(**options: int) -> None:
+    for name, value in options.items():
+        if value < 1:
+            raise UsageError(f"--{name} {value} was asked; give at least 1")
+
+
+def _environment(threads: int) -> dict[str, Any]:
+    import latency
+
+    return latency.environment(threads=threads)
+
+
+def _write_csv(path: Path, result: dict[str, Any]) -> None:
+    """Writes a line per network and batch size, what is equal for all of them on each line."""
+    import csv
+    import io
+
+    shared = {key: result[key] for key in ("mode", "against", "threads", "clock")}
+    shared |= {key: result["environment"].get(key) for key in ("device", "backend_version")}
+    text = io.StringIO()
+    lines = []
+    for row in result["files"]:
+        line = {key: value for key, value in row.items() if key not in ("speedup_ci", "device")}
+        line |= {
+            "runs_on": row["device"],
+            "speedup_lo": row["speedup_ci"][0],
+            "speedup_hi": row["speedup_ci"][1],
+        }
+        lines.append(line | shared)
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]))
+    writer.writeheader()
+    writer.writerows(lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text.getvalue(), encoding="utf-8", newline="")
+    part.replace(path)
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    base, several = result["against"], len(result["batches"]) > 1
+    clock = {"cpu": "CPU time of the calling thread", "wall": "wall time"}[result["clock"]]
+    if result["mode"] == "latency":
+        title = f"latency, {clock}, {result['threads']} thread{'s' * (result['threads'] > 1)}"
+        columns = ["median", "predicted", "IQR", "p50", "p90", "p99", "n", "FPS"]
+    else:
+        title = f"throughput, {clock}, {result['callers']} at once, {result['threads']} thread(s) each"
+        columns = ["FPS", "IQR", "n"]
+    if all(row.get("predicted_us") is None for row in result["files"]):
+        columns = [c for c in columns if c != "predicted"]
+    if not several:
+        title += f", batch {result['batch']}"
+    table = Table(box=None, title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("runs on")
+    if several:
+        table.add_column("batch", justify="right")
+    for name in (*columns, f"speed-up over {base}", "95 % interval"):
+        table.add_column(name, justify="right")
+    for row in result["files"]:
+        lo, hi = row["speedup_ci"]
+        unsure = "" if row["difference_shown"] or row["name"] == base else "  no difference shown"
+        cells = [
+            row["name"],
+            f"{row['runtime']} {row['precision']}",
+            *([str(row["batch"])] if several else []),
+        ]
+        cells += [_cell(row, column) for column in columns]
+        cells += [f"{row['speedup']:.3f}", f"{lo:.3f} … {hi:.3f}{unsure}"]
+        table.add_row(*(Text(cell) for cell in cells))
+    Console().print(table)
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    """Returns one number with the digits that its spread supports."""
+    from halpiee.report.values import latency
+
+    if column == "n":
+        return str(row["n"])
+    if column == "FPS":
+        return f"{row['fps']:.3g}" if row["fps"] < 100 else f"{row['fps']:,.0f}"
+    if "median_us" not in row:
+        return f"{row['iqr_fps']:.2g}"
+    key = {"median": "median_us", "predicted": "predicted_us", "IQR": "iqr_us"}.get(column, f"{column}_us")
+    return latency(row[key], None if column in ("IQR", "predicted") else row["iqr_us"])

@@ -1,15 +1,18 @@
-"""``halpiee export``: a finished run's network as ONNX, compared with PyTorch before it gets its name."""
+"""``halpiee export``: a network as ONNX, compared with PyTorch before it gets its name."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from halpiee.cli.common import answer, examples, json_option, say
+from halpiee.cli.common import answer, examples, input_size, json_option, say
 from halpiee.errors import OutputInUseError, UsageError
+
+if TYPE_CHECKING:
+    from halpiee.cli.subjects import Network
 
 __all__ = ["command"]
 
@@ -17,32 +20,126 @@ __all__ = ["command"]
 @click.command(
     "export",
     epilog=examples(
-        "halpiee export runs/demo --out small.onnx", "halpiee export runs/demo --dense --out dense.onnx"
+        "halpiee export runs/demo --out small.onnx",
+        "halpiee export runs/demo --dense --out dense.onnx",
+        "halpiee export --plan half.json --weights resnet50.safetensors --out half.onnx",
+        "halpiee export torchvision/resnet18 --precision fp16 --out resnet18.onnx",
     ),
 )
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("source", required=False)
 @click.option("--format", "kind", default="onnx", show_default=True, type=click.Choice(["onnx"]))
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="File to write; never overwritten."
 )
-@click.option("--dense", is_flag=True, help="The dense network instead of the pruned one.")
+@click.option("--dense", is_flag=True, help="A run's dense network instead of the pruned one.")
+@click.option("--plan", type=click.Path(path_type=Path), help="What a plan leaves of its network.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Safetensors; with --plan of the dense or the compact one.",
+)
+@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16"]))
+@click.option("--half-io", is_flag=True, help="An fp16 file also takes and gives fp16.  [default: float32]")
+@click.option(
+    "--size", default="224", show_default=True, help="Image size of a MODEL or plan: 224, 3x224x224."
+)
+@click.option("--width", type=float, help="Width multiplier of a zoo network.")
+@click.option("--classes", type=int, help="Classes of the network, if not its own default.")
+@click.option("--measure", is_flag=True, help="Time the file here, one thread, and write that into it.")
+@click.option("--seed", default=0, show_default=True)
 @json_option
-def command(run: Path, kind: str, out: Path, dense: bool, as_json: bool) -> None:
-    """Write RUN's compact network as ONNX and prove that it computes what PyTorch computes."""
-    if not (run / "report.json").is_file():
-        raise UsageError(f"{run} holds no finished run; finish it with `halpiee train --resume --out {run}`")
+def command(
+    source: str | None,
+    kind: str,
+    out: Path,
+    dense: bool,
+    plan: Path | None,
+    weights: Path | None,
+    precision: Literal["fp32", "fp16"],
+    half_io: bool,
+    size: str,
+    width: float | None,
+    classes: int | None,
+    measure: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Write a network as ONNX and prove that it computes what PyTorch computes.
+
+    SOURCE is the folder of a run or a MODEL; with --plan it may be left out.
+    """
+    if half_io and precision != "fp16":
+        raise UsageError("--half-io was asked of an fp32 file; add --precision fp16, or leave it out")
     if out.exists():
         raise OutputInUseError(f"--out {out} exists; choose another name, nothing is overwritten")
-    from halpiee.deploy.onnx import export_onnx
-    from halpiee.training.run import Run
-    from halpiee.training.settings import Settings
-
-    settings = Settings.from_dict(json.loads((run / "settings.json").read_text()))
-    from halpiee.cli.common import ScreenTalk
-
-    opened = Run(settings, run, ScreenTalk())
-    model = opened.dense() if dense else opened.compact()
-    done = export_onnx(
-        model, opened.example, out, metadata={"run": settings.digest, "budget": settings.budget}
+    network = _network(
+        source, dense, plan, weights, precision, input_size(size), width=width, classes=classes, seed=seed
     )
-    answer(asdict(done), as_json, lambda: say(f"{out}: relative L2 to PyTorch {done.rel_l2:.1e}"))
+    from halpiee.deploy.onnx import export_onnx, stamp
+
+    done = export_onnx(
+        network.model,
+        network.example,
+        out,
+        metadata=network.metadata,
+        precision=precision,
+        fp32_io=not half_io,
+        seed=seed,
+    )
+    result: dict[str, Any] = {**asdict(done), "masked_rel_l2": network.masked_error, "notes": network.notes}
+    if measure:
+        import latency
+
+        found = latency.measure(out)
+        result["measured_us"] = found.median_us
+        device = str(latency.environment()["device"])
+        stamp(out, {"measured_us": f"{found.median_us:.6g}", "batch": "1", "threads": "1", "device": device})
+
+    def show() -> None:
+        pruned = (
+            "" if network.masked_error is None else f"compact equals masked to {network.masked_error:.1e}, "
+        )
+        say(
+            f"{out}: {done.size_bytes / 1e6:.1f} MB, {precision}, opset {done.opset}; {pruned}"
+            f"relative L2 to PyTorch {done.rel_l2:.1e}, top-1 agrees on {done.top1_agreement:.1%}"
+            + (f"; {result['measured_us']:.0f} µs on one thread" if measure else "")
+        )
+        for note in network.notes:
+            say(note)
+
+    answer(result, as_json, show)
+
+
+def _network(
+    source: str | None,
+    dense: bool,
+    plan: Path | None,
+    weights: Path | None,
+    precision: str,
+    shape: tuple[int, ...],
+    **options: Any,
+) -> Network:
+    """Opens what was named, and refuses what does not go together."""
+    from halpiee.cli.subjects import from_model, from_plan, from_run, is_run
+
+    if plan is not None:
+        if dense or (source is not None and is_run(source)):
+            raise UsageError(
+                "--plan was asked of a run, which has its own; leave --plan out, or name a MODEL"
+            )
+        if options["width"] is not None or options["classes"] is not None:
+            raise UsageError("--width and --classes are in the plan; leave them out beside --plan")
+        return from_plan(plan, shape, model=source, weights=weights, seed=options["seed"])
+    if source is None:
+        raise UsageError("nothing to export was named; give the folder of a run, a MODEL, or --plan FILE")
+    if Path(source).is_dir():
+        if weights is not None:
+            raise UsageError(
+                f"--weights was asked of {source}, a run, which has its own; leave --weights out"
+            )
+        return from_run(Path(source), dense=dense, precision=precision)
+    if dense:
+        raise UsageError(
+            f"--dense was asked of {source}, and only a run has a dense network beside; leave it out"
+        )
+    return from_model(source, shape, weights=weights, **options)

@@ -20,13 +20,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from halpiee import __version__
+from halpiee.deploy.metadata import write_metadata
 from halpiee.deploy.verify import Comparison, compare, outputs, random_batches, reference
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["TOLERANCE", "ExportReport", "export_onnx", "fold_batch_norm", "onnx_outputs", "write_atomically"]
+__all__ = [
+    "TOLERANCE",
+    "ExportReport",
+    "converted",
+    "export_onnx",
+    "fold_batch_norm",
+    "onnx_outputs",
+    "write_atomically",
+]
 
 Precision = Literal["fp32", "fp16"]
 
@@ -98,23 +107,16 @@ def export_onnx(
     """
     import onnx
 
-    from latency.backends.onnxruntime import to_onnx
-
     path = Path(path)
     _refuse_existing(path, overwrite)
     allowed = TOLERANCE[precision] if tolerance is None else tolerance
     trusted = reference(model)
     inputs = tuple(x.detach().cpu() for x in example_inputs)
-    outputs(trusted, inputs)  # refuses outputs that are no tensors before the export does so obscurely
-    half = precision == "fp16"
-    exported = copy.deepcopy(trusted).half() if half else trusted
-    dtype = torch.float16 if half else torch.float32
-    proto = to_onnx(exported, tuple(_cast(x, dtype) for x in inputs), dynamic_batch=True)
+    _try(trusted, inputs)
+    dtype = torch.float16 if precision == "fp16" and not fp32_io else torch.float32
+    proto = converted(trusted, inputs, precision=precision, fp32_io=fp32_io)
     lone_norms = fold_batch_norm(proto)
-    if half and fp32_io:
-        _take_float32(proto)
-        dtype = torch.float32
-    onnx.helper.set_model_props(proto, {"halpiee_version": __version__, **(metadata or {})})
+    write_metadata(proto, {"halpiee_version": __version__, **(metadata or {}), "precision": precision})
     size_bytes = proto.ByteSize()
     if size_bytes > MAX_BYTES:
         raise UsageError(
@@ -141,6 +143,28 @@ def export_onnx(
         opset=next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")),
         lone_norms=lone_norms,
     )
+
+
+def converted(
+    model: nn.Module, example_inputs: tuple[Tensor, ...], *, precision: str = "fp32", fp32_io: bool = True
+) -> onnx.ModelProto:
+    """Returns a model as ONNX with a free batch dimension, in the precision asked.
+
+    Args:
+        model: any module; it is left alone.
+        example_inputs: tensors ``[N, …]`` that give shapes and dtypes.
+        precision: ``fp32``, ``fp16`` or ``bf16``, of weights and arithmetic.
+        fp32_io: whether a model of half precision takes and gives float32.
+    """
+    from latency.backends.onnxruntime import to_onnx
+
+    if precision == "fp32":
+        return to_onnx(model, tuple(_cast(x, torch.float32) for x in example_inputs))
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    proto = to_onnx(copy.deepcopy(model).to(dtype), tuple(_cast(x, dtype) for x in example_inputs))
+    if fp32_io:
+        _take_float32(proto)
+    return proto
 
 
 def fold_batch_norm(proto: onnx.ModelProto) -> int:
@@ -207,6 +231,15 @@ def fold_batch_norm(proto: onnx.ModelProto) -> int:
     return folded
 
 
+def stamp(path: Path, metadata: Mapping[str, str]) -> None:
+    """Adds to the metadata of a file that is there, such as the latency it was measured to have."""
+    import onnx
+
+    model = onnx.load(str(path))
+    write_metadata(model, metadata)
+    write_atomically(path, model.SerializeToString(), overwrite=True)
+
+
 def onnx_outputs(
     model: onnx.ModelProto | Path, *, threads: int = 1
 ) -> Callable[[tuple[Tensor, ...]], list[NDArray[Any]]]:
@@ -246,6 +279,21 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = False) -> 
         part.unlink(missing_ok=True)
 
 
+def _try(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Runs a model once, so that what it cannot take or gives is said before the export says so obscurely."""
+    try:
+        outputs(model, inputs)
+    except UsageError:
+        raise
+    except Exception as error:  # whatever the model raises
+        shapes = ", ".join("×".join(map(str, x.shape)) for x in inputs)
+        first = (str(error).strip().splitlines() or ["nothing more"])[0]
+        raise UsageError(
+            f"{type(model).__name__} was to be exported with inputs of {shapes} and raised "
+            f"{type(error).__name__} on them: {first[:200]}; give the size it takes with --size"
+        ) from error
+
+
 def _take_float32(proto: onnx.ModelProto) -> None:
     """Puts a cast behind every half-precision input and before every such output, in place."""
     from onnx import TensorProto, helper
@@ -254,13 +302,14 @@ def _take_float32(proto: onnx.ModelProto) -> None:
     casts: list[list[Any]] = [[], []]
     for side, values in enumerate((proto.graph.input, proto.graph.output)):
         for value in values:
-            if value.type.tensor_type.elem_type != TensorProto.FLOAT16:
+            half = value.type.tensor_type.elem_type
+            if half not in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
                 continue
             inner[value.name] = f"{value.name}.half"
             value.type.tensor_type.elem_type = TensorProto.FLOAT
             ends = [value.name, inner[value.name]]
             source, target = ends if side == 0 else ends[::-1]
-            to = (TensorProto.FLOAT16, TensorProto.FLOAT)[side]
+            to = (half, TensorProto.FLOAT)[side]
             casts[side].append(helper.make_node("Cast", [source], [target], name=f"{target}.cast", to=to))
     for node in proto.graph.node:
         for names in (node.input, node.output):

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import latency
-from halpiee.deploy.onnx import ExportReport, export_onnx
+from halpiee.deploy.metadata import run_metadata
+from halpiee.deploy.onnx import ExportReport, export_onnx, stamp
 from halpiee.report import render_html, render_markdown
 from halpiee.structure.size import widths
 from halpiee.training import record
@@ -44,7 +45,7 @@ def write_report(
             run.example,
             path,
             overwrite=True,
-            metadata={"halpiee": label, "run": s.digest, "budget": s.budget, "backend": s.backend},
+            metadata={"run": s.digest},
         )
     run.talk.note("timing dense and pruned side by side")
     found = _side_by_side(run)
@@ -119,6 +120,11 @@ def write_report(
             "page": "report.html",
         },
     }
+    for label in exported:
+        stamp(
+            run.folder / f"{label}.onnx",
+            run_metadata(report, plan=run.folder / "plan.json", run=s.digest, side=label),
+        )
     (run.folder / "report.html").write_text(render_html(report))
     (run.folder / "report.md").write_text(render_markdown(report))
     save_json(run.folder / "report.json", report)

@@ -1,0 +1,167 @@
+"""A network named on the command line: a run's folder, a MODEL, or a plan with weights; built, and ready to use."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halpiee.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Network", "from_model", "from_plan", "from_run", "is_run"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with example inputs.
+
+    Attributes:
+        model: in evaluation mode.
+        example: inputs of batch 1.
+        metadata: what a file of it says of itself.
+        notes: what the user should know of it.
+        masked_error: relative L2 of compact against masked, where that was compared.
+    """
+
+    model: nn.Module
+    example: tuple[Tensor, ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    masked_error: float | None = None
+
+
+def is_run(text: str) -> bool:
+    """Whether a text names a folder that holds a run."""
+    return (Path(text) / "settings.json").is_file()
+
+
+def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32") -> Network:
+    """Returns the compact network of a finished run, or its dense one.
+
+    Raises:
+        UsageError: the folder holds no finished run.
+    """
+    if not (folder / "report.json").is_file():
+        raise UsageError(
+            f"{folder} holds no finished run; finish it with `halpiee train --resume --out {folder}`"
+        )
+    from halpiee.cli.common import ScreenTalk
+    from halpiee.deploy.metadata import run_metadata
+    from halpiee.training.run import Run
+    from halpiee.training.settings import Settings
+
+    settings = Settings.from_dict(json.loads((folder / "settings.json").read_text()))
+    report = json.loads((folder / "report.json").read_text())
+    run = Run(settings, folder, ScreenTalk())
+    side = "dense" if dense else "pruned"
+    return Network(
+        run.dense() if dense else run.compact(),
+        tuple(x[:1] for x in run.example),
+        run_metadata(report, plan=folder / "plan.json", run=settings.digest, side=side, precision=precision),
+    )
+
+
+def from_model(
+    name: str,
+    shape: tuple[int, ...],
+    *,
+    width: float | None = None,
+    classes: int | None = None,
+    weights: Path | None = None,
+    seed: int = 0,
+) -> Network:
+    """Returns the network of a MODEL string.
+
+    Raises:
+        UsageError: no such network, or weights that do not fit it.
+    """
+    arguments = {"width": width, "num_classes": classes}
+    given = {key: value for key, value in arguments.items() if value is not None}
+    model = _built(name, given, seed)
+    if weights is not None:
+        from halpiee.training.checkpoint import load_weights
+
+        _fit(model, load_weights(weights), f"--weights {weights} does not fit {name}")
+    notes = () if weights is not None else ("no --weights: the network has its initial weights",)
+    return Network(model.eval(), _example(shape), {"model": name}, notes)
+
+
+def from_plan(
+    path: Path,
+    shape: tuple[int, ...],
+    *,
+    model: str | None = None,
+    weights: Path | None = None,
+    seed: int = 0,
+) -> Network:
+    """Returns what a plan leaves of its network; compared with the masked one where the weights are dense.
+
+    Args:
+        path: the plan.
+        shape: (channels, height, width) of the images.
+        model: MODEL string of the dense network; by default the plan's.
+        weights: of the dense network, or of the compact one.
+        seed: of the initial weights.
+
+    Raises:
+        UsageError: no such plan, weights of another network, or a plan that names no network.
+        MismatchError: the compact network differs from the masked one.
+    """
+    from halpiee.deploy.metadata import plan_metadata
+    from halpiee.structure.masked import verify
+    from halpiee.structure.plan import Plan
+    from halpiee.structure.trace import trace
+    from halpiee.training.checkpoint import load_weights
+
+    plan = Plan.load(path)
+    name = model or plan.model
+    if not name:
+        raise UsageError(f"the plan {path} does not name its network; give it as MODEL before --plan")
+    dense, example = _built(name, plan.arguments, seed).eval(), _example(shape)
+    metadata = plan_metadata(plan, path) | {"model": name}
+    loaded = None if weights is None else load_weights(weights)
+    sizes = {key: tuple(value.shape) for key, value in dense.state_dict().items()}
+    if loaded is not None and {key: tuple(value.shape) for key, value in loaded.items()} != sizes:
+        compact = plan.apply(dense)
+        _fit(compact, loaded, f"--weights {weights} fits neither {name} nor what {path} leaves of it")
+        note = "the weights are those of the compact network: there is no masked one to compare it with"
+        return Network(compact.eval(), example, metadata, (note,))
+    notes: tuple[str, ...] = ()
+    if loaded is None:
+        notes = ("no --weights: the network has its initial weights",)
+    else:
+        dense.load_state_dict(loaded)
+    compact = plan.apply(dense).eval()
+    structure = trace(dense, example, vanish=not all(plan.counts.values()))
+    error = verify(dense, structure, plan.keep, example, compact=compact, sizes=(1, 2, 5))
+    return Network(compact, example, metadata, notes, error)
+
+
+def _built(name: str, arguments: dict[str, Any], seed: int) -> nn.Module:
+    import torch
+
+    from halpiee.zoo import build
+
+    torch.manual_seed(seed)
+    return build(name, **arguments)
+
+
+def _example(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    import torch
+
+    return (torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)),)
+
+
+def _fit(model: nn.Module, loaded: dict[str, Tensor], asked: str) -> None:
+    """Loads weights, or says in one line what does not fit."""
+    try:
+        model.load_state_dict(loaded)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UsageError(
+            f"{asked}: {' '.join(lines[1:2])[:200]}; give the weights of this very network"
+        ) from error

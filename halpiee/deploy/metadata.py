@@ -1,0 +1,92 @@
+"""What an exported file says of itself: who made it, from which plan, for which budget and device, how fast it was."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halpiee.structure.plan import Plan
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["plan_hash", "plan_metadata", "read_metadata", "run_metadata", "write_metadata"]
+
+KEPT = ("model", "method", "budget", "backend", "batch", "threads", "budget_us", "dense_us")
+"""Keys of a run's report that go into the file as they are."""
+
+
+def plan_hash(path: Path) -> str:
+    """Returns the SHA-256 of a plan file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def plan_metadata(plan: Plan, path: Path) -> dict[str, str]:
+    """Returns what a file made from a plan says of itself.
+
+    Args:
+        plan: the plan.
+        path: the file it came from.
+    """
+    values = {"model": plan.model, "budget_us": plan.budget_us, "predicted_us": plan.latency_us}
+    return _texts(values) | {"plan_sha256": plan_hash(path)}
+
+
+def run_metadata(
+    report: Mapping[str, Any], *, plan: Path, run: str, side: str, precision: str = "fp32"
+) -> dict[str, str]:
+    """Returns what a file of a run says of itself.
+
+    Args:
+        report: the run's report; values that it lacks are left out.
+        plan: the run's plan file.
+        run: digest of its settings.
+        side: ``pruned`` or ``dense``; the plan and its latencies belong to the pruned network only.
+        precision: of the file; the latencies were measured in fp32 and are left out of any other.
+    """
+    values: dict[str, Any] = {key: report.get(key) for key in KEPT}
+    environment = report.get("environment") or {}
+    values |= {"device": environment.get("device"), "network": side, "run": run}
+    if precision != "fp32":
+        values = {
+            key: value for key, value in values.items() if not key.endswith("_us") or key == "budget_us"
+        }
+    if side == "pruned":
+        values["plan_sha256"] = plan_hash(plan) if plan.is_file() else None
+        values["predicted_us"] = report.get("predicted_us")
+    if side == "pruned" and precision == "fp32":
+        values["measured_us"] = report.get("measured_us")
+    elif precision == "fp32":
+        values["measured_us"] = report.get("dense_us")
+    return _texts(values)
+
+
+def write_metadata(model: onnx.ModelProto, values: Mapping[str, str]) -> None:
+    """Adds names and values to a model's metadata, in place; those of the same name are replaced."""
+    import onnx
+
+    found = {entry.key: entry.value for entry in model.metadata_props} | dict(values)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, found)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns the metadata of an ONNX file.
+
+    Raises:
+        UsageError: the file is no ONNX file.
+    """
+    from latency.backends.onnx_file import check_file
+
+    return {entry.key: entry.value for entry in check_file(path).metadata_props}
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for key, value in values.items():
+        if value is None or value == "":
+            continue
+        found[key] = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return found

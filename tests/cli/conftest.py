@@ -1,0 +1,52 @@
+"""A finished run of a small network, made without training it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import halpiee
+from halpiee.structure import Plan, shrink
+from halpiee.training.checkpoint import save_json, save_weights
+from halpiee.training.settings import Settings
+from halpiee.zoo import build
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as training leaves it: half of the channels of each group of ``toy:net``, random weights."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
+    torch.manual_seed(0)
+    model = build("toy:net", num_classes=6).eval()
+    structure = halpiee.trace(model, (torch.zeros(1, 3, 6, 6),))
+    keep = {g.name: torch.arange(g.size) % 2 == 0 for g in structure.prunable}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    settings = Settings(model="toy:net", data="toy:data", budget="0.5", epochs=4, batch_size=12)
+    save_json(folder / "settings.json", settings.as_dict())
+    plan = Plan.from_selection(structure, SimpleNamespace(keep=keep, latency_us=120.0), model="toy:net")
+    plan.save(folder / "plan.json")
+    save_weights(folder / "dense.safetensors", model.state_dict())
+    save_weights(folder / "pruned.safetensors", shrink(model, structure, keep).state_dict())
+    report = {
+        "schema": 1,
+        "model": "toy:net",
+        "data": "toy:data",
+        "method": "iee",
+        "budget": "0.5",
+        "backend": "onnxruntime",
+        "batch": 1,
+        "threads": 1,
+        "environment": {"device": "a CPU"},
+        "dense_us": 250.0,
+        "budget_us": 125.0,
+        "predicted_us": 120.0,
+        "measured_us": 123.5,
+        "promise": {"met": True, "text": "measured 124 µs is 98.8% of the budget of 125 µs"},
+    }
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder

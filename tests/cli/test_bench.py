@@ -1,0 +1,238 @@
+"""``halpiee bench``: what is timed beside what, what is said, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper
+from torch import nn
+
+from halpiee.cli import bench as module
+from halpiee.cli.app import program
+from halpiee.errors import HalpieeError, MissingError, OutputInUseError, UsageError
+from halpiee.training.checkpoint import save_json
+from latency.backends.onnxruntime import to_onnx
+
+ROUNDS = ("--rounds", "9")
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
+
+
+def invoke(*options: object) -> Result:
+    return CliRunner().invoke(program, ["bench", *map(str, options)])
+
+
+def timed(*options: object) -> dict:
+    shown = invoke("--json", *ROUNDS, *options)
+    assert shown.exception is None, shown.exception
+    return json.loads(shown.stdout)
+
+
+def refusal(kind: type[HalpieeError], *options: object) -> str:
+    shown = invoke(*options)
+    assert isinstance(shown.exception, kind), shown.output
+    return str(shown.exception)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``dense.onnx``, 40 times the work of ``small.onnx``; ``fixed.onnx``, batch 2 only."""
+    folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    example = (torch.zeros(1, 3, 16, 16),)
+    wide = nn.Sequential(nn.Conv2d(3, 128, 3), nn.ReLU(), nn.Conv2d(128, 64, 3), nn.ReLU())
+    slim = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU())
+    onnx.save(to_onnx(wide, example), folder / "dense.onnx")
+    onnx.save(to_onnx(slim, example), folder / "small.onnx")
+    onnx.save(to_onnx(slim, (torch.zeros(2, 3, 16, 16),), dynamic_batch=False), folder / "fixed.onnx")
+    return folder
+
+
+def test_every_batch_size_has_a_row_per_network_with_its_ratio_to_the_base(files: Path) -> None:
+    found = timed(files / "small.onnx", files / "dense.onnx", "--against", "dense", "--batch", "1,3")
+    rows = found["files"]
+    assert [(r["name"], r["batch"]) for r in rows] == [
+        ("small", 1), ("dense", 1), ("small", 3), ("dense", 3)
+    ]  # fmt: skip
+    for small, dense in (rows[:2], rows[2:]):
+        assert small["speedup"] > 5  # 39 times the MACs
+        assert small["speedup_ci"][0] <= small["speedup"] <= small["speedup_ci"][1]
+        assert small["difference_shown"]
+        assert (dense["speedup"], dense["difference_shown"]) == (1.0, False)
+        assert small["p50_us"] <= small["p90_us"] <= small["p99_us"]
+        assert small["fps"] == pytest.approx(small["batch"] * 1e6 / small["median_us"])
+    assert (found["clock"], found["mode"], found["batches"]) == ("cpu", "latency", [1, 3])
+
+
+def test_a_dense_file_beside_is_found_by_its_name(files: Path) -> None:
+    found = timed(files / "small.onnx", "--against", "dense")
+    assert [r["name"] for r in found["files"]] == ["dense", "small"]
+
+
+def test_a_run_is_timed_eagerly_and_as_onnx_beside_its_dense_network(finished_run: Path) -> None:
+    found = timed(finished_run, f"{finished_run}@onnx", "--against", "dense")
+    assert [(r["name"], r["runtime"]) for r in found["files"]] == [
+        ("dense", "torch"), ("run", "torch"), ("run@onnx", "onnxruntime cpu")
+    ]  # fmt: skip
+
+
+def test_a_model_is_timed_by_its_name_in_the_precision_asked() -> None:
+    found = timed("toy:net", "--size", "3x6x6", "--precision", "bf16")
+    assert [(r["name"], r["runtime"], r["precision"]) for r in found["files"]] == [
+        ("toy:net", "torch", "bf16")
+    ]
+
+
+def test_throughput_counts_the_images_of_all_callers_and_says_so(files: Path) -> None:
+    shown = timed(files / "small.onnx", "--mode", "throughput", "--callers", "2", "--batch", "4")
+    (row,) = shown["files"]
+    assert (shown["mode"], shown["callers"], row["callers"], row["n"]) == ("throughput", 2, 2, 9)
+    assert "median_us" not in row
+
+
+def test_a_csv_file_has_a_line_per_row_and_is_never_overwritten(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "found.csv"
+    found = timed(files / "small.onnx", files / "dense.onnx", "--csv", out)
+    with out.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["name"] for line in lines] == ["small", "dense"]
+    assert float(lines[1]["median_us"]) == found["files"][1]["median_us"]
+    assert float(lines[1]["speedup_lo"]) == found["files"][1]["speedup_ci"][0]
+    assert (lines[0]["clock"], lines[0]["threads"], lines[0]["mode"]) == ("cpu", "1", "latency")
+    refusal(OutputInUseError, files / "small.onnx", "--csv", out)
+
+
+def row(name: str, speedup: float, lo: float, hi: float, shown: bool) -> dict:
+    numbers = {f"{key}_us": 120.0 for key in ("median", "p50", "p90", "p99")} | {"iqr_us": 7.0}
+    found = {"name": name, "runtime": "torch", "precision": "fp32", "device": "cpu", "batch": 1, **numbers}
+    return found | {
+        "n": 30, "fps": 8333.0, "speedup": speedup, "speedup_ci": [lo, hi], "difference_shown": shown
+    }  # fmt: skip
+
+
+def test_a_spread_that_shows_no_difference_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("a", 1.0, 1.0, 1.0, False), row("b", 1.02, 0.98, 1.06, False), row("c", 1.5, 1.4, 1.6, True)]
+    result = {
+        "mode": "latency", "against": "a", "batch": 1, "batches": [1], "threads": 1, "clock": "cpu", "files": rows
+    }  # fmt: skip
+    module._show(result)
+    lines = capsys.readouterr().out.replace("\n", " ")
+    assert lines.count("no difference shown") <= 1
+    assert "difference" in lines
+    assert "CPU time of the calling thread" in lines
+
+
+def test_halps_protocol_is_eager_fp32_batch_256_mean_of_thirty_runs_after_ten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict = {}
+
+    def latencies(runners, field, base, batch, threads, rounds, seconds, warm_up):
+        asked.update(batch=batch, rounds=rounds, warm_up=warm_up, precision=runners["toy:net"].precision)
+        asked.update(runtime=runners["toy:net"].runtime)
+        return [], "cpu"
+
+    monkeypatch.setattr(module, "_latencies", latencies)
+    timed("toy:net", "--size", "3x6x6", "--protocol", "halp")
+    assert asked == {"batch": 256, "rounds": 30, "warm_up": 10, "precision": "fp32", "runtime": "torch"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--batch", "1,x"), "--batch 1,x was asked; give images per inference: 1, or several: 1,8,32"),
+        (("--batch", "0"), "--batch 0 was asked"),
+        (("--threads", "0"), "--threads 0 was asked; give at least 1"),
+        (("--callers", "2"), "--callers 2 was asked of a latency; add --mode throughput"),
+        (("--against", "other"), "--against other was asked; the files are named toy:net"),
+        (("--against", "dense"), "name the dense network's file too"),
+        (("--size", "5x6x6"), "was to be run on 1×5×6×6 in fp32 and raised RuntimeError"),
+        (("--protocol", "halp", "--mode", "throughput"), "it is one of latency, leave --mode out"),
+    ],
+)
+def test_what_cannot_be_timed_as_asked_is_refused(options: tuple[str, ...], words: str) -> None:
+    assert words in refusal(UsageError, "toy:net", "--size", "3x6x6", *options)
+
+
+def test_a_truncated_or_foreign_file_is_named(files: Path, tmp_path: Path) -> None:
+    whole = (files / "small.onnx").read_bytes()
+    for name, content in {"cut": whole[:-100], "text": b"this is no model", "empty": b""}.items():
+        (tmp_path / f"{name}.onnx").write_bytes(content)
+        text = refusal(UsageError, tmp_path / f"{name}.onnx")
+        assert f"{name}.onnx ({len(content)} bytes) was to be read as an ONNX model" in text
+        assert text.endswith("it is truncated or no ONNX file; copy or export it again")
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("gone.data", "there is no such file; copy it from where the model came from"),
+        ("../outside.data", "outside the model's folder, and is not read from there"),
+        ("/etc/passwd", "outside the model's folder, and is not read from there"),
+        ("link.data", "outside the model's folder, and is not read from there"),
+        ("short.data", "which ends after 3 bytes, 16 are needed; copy it again"),
+    ],
+)
+def test_external_data_is_read_from_the_models_own_folder_only(
+    tmp_path: Path, location: str, words: str
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "outside.data").write_bytes(bytes(16))
+    (folder / "link.data").symlink_to(tmp_path / "outside.data")
+    (folder / "short.data").write_bytes(b"abc")
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", "0"), ("length", "16")):
+        weight.external_data.add(key=key, value=value)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "external", values[:1], values[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (folder / "net.onnx").write_bytes(model.SerializeToString())
+    text = refusal(UsageError, folder / "net.onnx")
+    assert "the weight 'w' of" in text
+    assert words in text
+
+
+def test_a_file_of_a_fixed_batch_names_it(files: Path) -> None:
+    text = refusal(UsageError, files / "fixed.onnx", "--batch", "8")
+    assert "fixed.onnx takes batch 2 only; use --batch 2, or export it with a free batch dimension" in text
+
+
+def test_a_file_of_another_size_or_precision_is_refused(files: Path) -> None:
+    text = refusal(UsageError, files / "small.onnx", "--size", "3x32x32")
+    assert "--size 3x32x32 was asked, and" in text
+    assert "small.onnx takes 3x16x16" in text
+    text = refusal(UsageError, files / "small.onnx", "--precision", "fp16")
+    assert "small.onnx holds fp32 weights; leave --precision out, or export it again" in text
+
+
+def test_a_provider_or_device_that_is_not_there_ends_in_three(files: Path) -> None:
+    text = refusal(MissingError, f"{files / 'small.onnx'}@cuda")
+    assert text.startswith("ONNX Runtime on cuda was asked for, and this installation has ")
+    if not torch.cuda.is_available():
+        text = refusal(MissingError, "toy:net", "--device", "cuda", "--size", "3x6x6")
+        assert text.startswith("--device cuda was asked, and PyTorch finds no CUDA device; check nvidia-smi")
+
+
+def test_what_is_neither_a_file_nor_a_run_nor_a_model_is_said(tmp_path: Path) -> None:
+    assert "no such file or folder; check the path" in refusal(UsageError, tmp_path / "gone")
+    (tmp_path / "notes.txt").write_text("x")
+    assert "neither an ONNX file (.onnx) nor the folder of a run" in refusal(
+        UsageError, tmp_path / "notes.txt"
+    )
+    (tmp_path / "half").mkdir()
+    save_json(tmp_path / "half" / "settings.json", {})
+    assert "holds no finished run; finish it with" in refusal(UsageError, tmp_path / "half")
+    assert "an ONNX file runs @cpu, @cuda, @tensorrt" in refusal(UsageError, "a.onnx@fast")
+    assert "runs @eager, @compile, @onnx" in refusal(UsageError, "toy:net@fast")
+    assert "toy:net was named twice" in refusal(UsageError, "toy:net", "toy:net")

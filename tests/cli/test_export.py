@@ -1,0 +1,194 @@
+"""``halpiee export`` from a run, from a plan with weights and from a model: what is written, said and refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import halpiee
+from halpiee.cli.app import program
+from halpiee.deploy.metadata import read_metadata
+from halpiee.errors import HalpieeError, MismatchError, OutputInUseError, UsageError
+from halpiee.structure import Plan
+from halpiee.training.checkpoint import save_weights
+from halpiee.zoo import build
+
+SMALL = ("--size", "3x8x8")
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
+
+
+def export(*options: object) -> Result:
+    return CliRunner().invoke(program, ["export", *map(str, options)])
+
+
+def exported(*options: object) -> dict:
+    shown = export("--json", *options)
+    assert shown.exception is None, shown.exception
+    return json.loads(shown.stdout)
+
+
+def refusal(kind: type[HalpieeError], *options: object) -> str:
+    shown = export(*options)
+    assert isinstance(shown.exception, kind), shown.output
+    return str(shown.exception)
+
+
+def run_file(path: Path, x: torch.Tensor) -> np.ndarray:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": x.numpy()})[0]
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> SimpleNamespace:
+    """``toy:net`` with its weights in a file, and a plan that leaves every other channel."""
+    torch.manual_seed(3)
+    model = build("toy:net", num_classes=6).eval()
+    structure = halpiee.trace(model, (torch.zeros(1, 3, 8, 8),))
+    keep = {g.name: torch.arange(g.size) % 2 == 0 for g in structure.prunable}
+    chosen = SimpleNamespace(keep=keep, latency_us=77.0)
+    Plan.from_selection(
+        structure, chosen, model="toy:net", arguments={"num_classes": 6}, budget_us=80.0
+    ).save(tmp_path / "plan.json")
+    save_weights(tmp_path / "dense.safetensors", model.state_dict())
+    compact = halpiee.shrink(model, structure, keep)
+    save_weights(tmp_path / "compact.safetensors", compact.state_dict())
+    return SimpleNamespace(model=model, compact=compact.eval(), folder=tmp_path)
+
+
+def test_a_runs_file_says_where_it_comes_from_and_how_fast_it_was(finished_run: Path, tmp_path: Path) -> None:
+    exported(finished_run, "--out", tmp_path / "small.onnx")
+    found = read_metadata(tmp_path / "small.onnx")
+    assert found["halpiee_version"] == halpiee.__version__
+    assert found["plan_sha256"] == hashlib.sha256((finished_run / "plan.json").read_bytes()).hexdigest()
+    assert (found["budget"], found["budget_us"], found["device"]) == ("0.5", "125", "a CPU")
+    assert (found["predicted_us"], found["measured_us"], found["dense_us"]) == ("120", "123.5", "250")
+    assert (found["network"], found["precision"], len(found["run"])) == ("pruned", "fp32", len(found["run"]))
+
+
+def test_the_dense_side_of_a_run_has_its_own_latency_and_no_plan(finished_run: Path, tmp_path: Path) -> None:
+    exported(finished_run, "--dense", "--out", tmp_path / "dense.onnx")
+    found = read_metadata(tmp_path / "dense.onnx")
+    assert (found["network"], found["measured_us"]) == ("dense", "250")
+    assert "plan_sha256" not in found
+    assert "predicted_us" not in found
+
+
+def test_a_half_precision_file_does_not_claim_latencies_of_fp32(finished_run: Path, tmp_path: Path) -> None:
+    exported(finished_run, "--precision", "fp16", "--out", tmp_path / "half.onnx")
+    found = read_metadata(tmp_path / "half.onnx")
+    assert (found["precision"], found["budget_us"]) == ("fp16", "125")
+    assert "measured_us" not in found
+    assert "dense_us" not in found
+
+
+def test_a_plan_with_dense_weights_is_checked_against_the_masked_network(planned: SimpleNamespace) -> None:
+    out = planned.folder / "half.onnx"
+    done = exported(
+        "--plan", planned.folder / "plan.json", "--weights", planned.folder / "dense.safetensors", *SMALL,
+        "--out", out,
+    )  # fmt: skip
+    x = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        expected = planned.compact(x).numpy()
+    assert np.linalg.norm(run_file(out, x) - expected) <= 1e-5 * np.linalg.norm(expected)
+    assert done["masked_rel_l2"] <= 1e-5
+    assert done["rel_l2"] <= 1e-5
+    found = read_metadata(out)
+    assert (found["model"], found["budget_us"], found["predicted_us"]) == ("toy:net", "80", "77")
+
+
+def test_a_plan_with_the_compact_networks_weights_says_what_was_not_checked(planned: SimpleNamespace) -> None:
+    done = exported(
+        "--plan", planned.folder / "plan.json", "--weights", planned.folder / "compact.safetensors", *SMALL,
+        "--out", planned.folder / "half.onnx",
+    )  # fmt: skip
+    assert done["masked_rel_l2"] is None
+    assert done["notes"] == [
+        "the weights are those of the compact network: there is no masked one to compare it with"
+    ]
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = planned.compact(x).numpy()
+    found = run_file(planned.folder / "half.onnx", x)
+    assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_a_fault_of_the_pruning_is_told_from_one_of_the_export(
+    planned: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Plan.apply
+
+    def wrong(self: Plan, model: torch.nn.Module) -> torch.nn.Module:
+        compact = right(self, model)
+        with torch.no_grad():
+            compact.conv2.weight.mul_(1.1)
+        return compact
+
+    monkeypatch.setattr(Plan, "apply", wrong)
+    out = planned.folder / "half.onnx"
+    text = refusal(
+        MismatchError,
+        "--plan", planned.folder / "plan.json", "--weights", planned.folder / "dense.safetensors", *SMALL,
+        "--out", out,
+    )  # fmt: skip
+    assert "a fault of the pruning, not of an export" in text
+    assert not out.exists()
+
+
+def test_weights_of_another_network_are_refused(planned: SimpleNamespace) -> None:
+    save_weights(planned.folder / "other.safetensors", torch.nn.Linear(2, 2).state_dict())
+    text = refusal(
+        UsageError,
+        "--plan", planned.folder / "plan.json", "--weights", planned.folder / "other.safetensors",
+        "--out", planned.folder / "half.onnx",
+    )  # fmt: skip
+    assert "fits neither toy:net nor what" in text
+    assert text.endswith("give the weights of this very network")
+
+
+def test_a_model_without_weights_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "a.onnx"
+    done = exported("toy:net", *SMALL, "--classes", "4", "--out", out)
+    assert done["notes"] == ["no --weights: the network has its initial weights"]
+    assert onnx.load(out).graph.output[0].type.tensor_type.shape.dim[1].dim_value == 4
+
+
+def test_an_input_that_the_model_cannot_take_is_said_with_the_option_to_change(tmp_path: Path) -> None:
+    text = refusal(UsageError, "toy:net", "--size", "5x8x8", "--out", tmp_path / "a.onnx")
+    assert text.startswith("Net was to be exported with inputs of 1×5×8×8 and raised RuntimeError on them:")
+    assert text.endswith("give the size it takes with --size")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "nothing to export was named; give the folder of a run, a MODEL, or --plan FILE"),
+        (("toy:net", "--dense"), "only a run has a dense network beside"),
+        (("toy:net", "--half-io"), "--half-io was asked of an fp32 file; add --precision fp16"),
+        (("--plan", "no.json", "--width", "2"), "--width and --classes are in the plan"),
+        (("--plan", "no.json"), "the plan no.json cannot be read"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, options: tuple[str, ...], words: str) -> None:
+    assert words in refusal(UsageError, *options, "--out", tmp_path / "a.onnx")
+
+
+def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_text("mine")
+    refusal(OutputInUseError, "toy:net", "--out", tmp_path / "a.onnx")
+    assert (tmp_path / "a.onnx").read_text() == "mine"
