@@ -13,7 +13,7 @@ import numpy as np
 from latency.op import Op
 from latency.profiles import Profile
 
-__all__ = ["Inspection", "OpCoverage", "inspect"]
+__all__ = ["Inspection", "OpCoverage", "in_words", "inspect"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
         disturbed = sum("disturbed" in str(c.get("method", "")) for c in swept[key]) / len(swept[key])
         ops.append(
             OpCoverage(
-                op=_words(widest),
+                op=in_words(widest),
                 c_in=widest.c_in,
                 c_out=widest.c_out,
                 cells=len(swept[key]),
@@ -177,7 +177,7 @@ def _edges(op: Op, steps: tuple[int, int]) -> int:
     return ins if op.diagonal else ins * outs
 
 
-def _words(op: Op) -> str:
+def in_words(op: Op) -> str:
     """Returns an op without its widths: ``conv 3×3 /2 at 56×56 batch 1 + relu``."""
     kind = "depthwise conv" if op.depthwise else "conv of an image" if op.reads_image else op.kind
     kernel = " " + "×".join(map(str, op.kernel)) if op.kernel else ""

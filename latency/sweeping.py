@@ -28,7 +28,7 @@ __all__ = ["Estimate", "sweep"]
 
 ROUNDS_OF_REFINEMENT = 3
 
-MATTERS = 0.0003
+MATTERS = 0.00003
 """Errors below this share of the widest ops together are left alone."""
 
 

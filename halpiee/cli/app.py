@@ -38,6 +38,8 @@ def program() -> None:
 
 for verb in (demo, train, profiling, planning, explain, export, bench, reporting, inspection, doctor):
     program.add_command(verb.command)
+for command in (inspection.pack, inspection.merge):
+    program.add_command(command)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

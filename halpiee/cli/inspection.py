@@ -1,4 +1,4 @@
-"""``halpiee inspect``: what is in a profile, and how far it can be trusted."""
+"""``halpiee inspect``, ``pack``, ``merge``: what is in a profile, and how far it can be trusted; joining profiles."""
 
 from __future__ import annotations
 
@@ -8,21 +8,47 @@ from pathlib import Path
 import click
 
 from halpiee.cli.common import answer, examples, json_option
+from halpiee.cli.curve import check_picture
 
-__all__ = ["command"]
+__all__ = ["command", "merge", "pack"]
 
 
 @click.command(
-    "inspect", epilog=examples("halpiee inspect resnet20.jsonl", "halpiee inspect resnet20.jsonl --json")
+    "inspect",
+    epilog=examples(
+        "halpiee inspect resnet20.jsonl",
+        "halpiee inspect resnet20.jsonl --plot staircases.svg",
+        "halpiee inspect resnet20.jsonl --export cells.csv",
+    ),
 )
 @click.argument("profile", type=click.Path(path_type=Path))
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Draw staircases and heat maps per op: a new .svg or .png file.",
+)
+@click.option("--tables", type=int, help="Draw only so many ops, the slowest first.")
+@click.option(
+    "--export", "cells", type=click.Path(path_type=Path), help="Write the cells: a new .csv or .parquet file."
+)
 @json_option
-def command(profile: Path, as_json: bool) -> None:
+def command(profile: Path, plot: Path | None, tables: int | None, cells: Path | None, as_json: bool) -> None:
     """Show PROFILE's coverage, spread, contention, age and environment, and what speaks against trusting it."""
     import latency
     from latency.inspect import inspect
 
-    found = inspect(latency.Profile.load(profile))
+    if plot is not None:
+        check_picture(plot)
+    loaded = latency.Profile.load(profile)
+    if cells is not None:
+        from latency.tabular import export
+
+        export(loaded, cells)
+    if plot is not None:
+        from latency.pictures import draw
+
+        draw(loaded, plot, tables=tables)
+    found = inspect(loaded)
 
     def show() -> None:
         from rich.console import Console
@@ -55,8 +81,56 @@ def command(profile: Path, as_json: bool) -> None:
         console.print(", ".join(f"{key} {value}" for key, value in found.environment.items() if key != "id"))
         for warning in found.warnings:
             console.print(f"[yellow]note[/yellow] {warning}")
+        for written in (plot, cells):
+            if written is not None:
+                console.print(f"written: {written}")
 
     answer({**found.as_dict(), "warnings": list(found.warnings)}, as_json, show)
+
+
+@click.command("pack", epilog=examples("halpiee pack resnet20.jsonl --out resnet20-packed.jsonl"))
+@click.argument("profile", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The packed profile: a new file.")
+@json_option
+def pack(profile: Path, out: Path, as_json: bool) -> None:
+    """Write PROFILE sorted and without superseded lines, so that two versions compare line by line."""
+    import latency
+
+    loaded = latency.Profile.load(profile)
+    loaded.save(out)
+    answer(
+        {"out": str(out), "cells": len(loaded.cells)},
+        as_json,
+        lambda: click.echo(f"{len(loaded.cells)} cells in {out}"),
+    )
+
+
+@click.command("merge", epilog=examples("halpiee merge gpu0.jsonl gpu1.jsonl --out resnet50.jsonl"))
+@click.argument("profiles", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The joined profile: a new file.")
+@json_option
+def merge(profiles: tuple[Path, ...], out: Path, as_json: bool) -> None:
+    """Join PROFILES of one device; of cells measured twice the newest counts, and differences beyond 5 % are named."""
+    import latency
+    from latency.merging import conflicts
+
+    loaded = [latency.Profile.load(path) for path in profiles]
+    joined = loaded[0].merge(*loaded[1:])
+    apart = conflicts(loaded)
+    joined.save(out)
+
+    def show() -> None:
+        click.echo(f"{len(joined.cells)} cells of {len(profiles)} profiles in {out}")
+        for one in apart[:10]:
+            click.echo(f"  {one}")
+        if len(apart) > 10:
+            click.echo(f"  and {len(apart) - 10} more")
+
+    answer(
+        {"out": str(out), "cells": len(joined.cells), "conflicts": [vars(one) for one in apart]},
+        as_json,
+        show,
+    )
 
 
 def _share(value: float) -> str:

@@ -1,0 +1,65 @@
+"""Profiles as tables for other programs, joined, and drawn."""
+
+from __future__ import annotations
+
+import csv
+
+import pyarrow.parquet
+import pytest
+
+import latency
+from latency.errors import OutputInUseError, UsageError
+from latency.merging import conflicts
+from latency.pictures import draw
+from latency.profiles import Profile
+from latency.tabular import export
+
+from .fakes import FakeBackend, conv, staircase
+
+
+def cell(c_out, us, **fields):
+    return {**conv(8, c_out).key(), "us": us, **fields}
+
+
+def test_csv_has_one_row_per_cell_under_the_names_of_the_file(tmp_path) -> None:
+    export(Profile({}, [cell(8, 1.5, role="sweep"), cell(16, 2.5)]), tmp_path / "cells.csv")
+    with (tmp_path / "cells.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["op"], r["c_out"], r["us"], r["kernel"], r["role"]) for r in rows] == [
+        ("conv", "8", "1.5", "[3, 3]", "sweep"),
+        ("conv", "16", "2.5", "[3, 3]", ""),
+    ]
+
+
+def test_parquet_keeps_numbers_as_numbers(tmp_path) -> None:
+    export(Profile({}, [cell(8, 1.5), cell(16, 2.5)]), tmp_path / "cells.parquet")
+    table = pyarrow.parquet.read_table(tmp_path / "cells.parquet").to_pydict()
+    assert table["us"] == [1.5, 2.5]
+    assert table["c_out"] == [8, 16]
+
+
+def test_an_export_neither_overwrites_nor_guesses(tmp_path) -> None:
+    taken = tmp_path / "cells.csv"
+    taken.write_text("mine")
+    with pytest.raises(OutputInUseError, match="left alone"):
+        export(Profile({}, [cell(8, 1.5)]), taken)
+    with pytest.raises(UsageError, match=r"\.csv or \.parquet"):
+        export(Profile({}, [cell(8, 1.5)]), tmp_path / "cells.xls")
+    assert taken.read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["cells.csv"]
+
+
+def test_cells_that_two_profiles_see_differently_are_named_worst_first() -> None:
+    a = Profile({}, [cell(8, 10.0), cell(16, 20.0), cell(24, 30.0), cell(32, 40.0, role="holdout")])
+    b = Profile({}, [cell(8, 10.4), cell(16, 22.0), cell(24, 60.0), cell(32, 80.0, role="holdout")])
+    assert [(c.c_out, c.us) for c in conflicts([a, b])] == [(24, (30.0, 60.0)), (16, (20.0, 22.0))]
+
+
+def test_a_drawing_has_a_row_for_every_table_and_says_what_it_shows(tmp_path) -> None:
+    ops = [conv(3, 16), conv(32, 32), conv(32, 32, groups=32)]
+    profile = latency.sweep(ops, backend=FakeBackend(staircase(8)))
+    assert draw(profile, tmp_path / "all.svg") == 3
+    assert draw(profile, tmp_path / "one.png", tables=1) == 1
+    text = (tmp_path / "all.svg").read_text()
+    assert text.count('<g id="axes_') == 9 + 1  # three columns a row, and the colours of the only heat map
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
