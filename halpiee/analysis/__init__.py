@@ -1,5 +1,51 @@
-"""Quantities read off a model or a history: FLOPs, survival, plasticity."""
+"""Quantities read off a model or a history: FLOPs, overlap and survival, correlations, plasticity."""
 
-from halpiee.analysis.flops import FlopsMeter, forward_share, train_flops
+from __future__ import annotations
 
-__all__ = ["FlopsMeter", "forward_share", "train_flops"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from halpiee.analysis.flops import FlopsMeter, forward_share, train_flops
+    from halpiee.analysis.history import History
+    from halpiee.analysis.survival import (
+        densities,
+        distance,
+        distances,
+        exploration,
+        overlaps,
+        survival_rates,
+    )
+
+__all__ = [
+    "FlopsMeter",
+    "History",
+    "densities",
+    "distance",
+    "distances",
+    "exploration",
+    "forward_share",
+    "overlaps",
+    "survival_rates",
+    "train_flops",
+]
+
+_HOME = {
+    "FlopsMeter": "flops",
+    "History": "history",
+    "densities": "survival",
+    "distance": "survival",
+    "distances": "survival",
+    "exploration": "survival",
+    "forward_share": "flops",
+    "overlaps": "survival",
+    "survival_rates": "survival",
+    "train_flops": "flops",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: FLOPs need no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'halpiee.analysis' has no attribute {name!r}")
+    return getattr(import_module(f"halpiee.analysis.{_HOME[name]}"), name)
