@@ -286,20 +286,23 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="fewer steps, to try the tool out")
+    parser.add_argument("--limit", type=int, default=10**9, help="at most so many new runs")
     parser.add_argument("--table", action="store_true", help="only print what stands in --out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {(r["setting"], r["method"], r["seed"], r["steps"]) for r in rows}
     loaded: Data | None = None
+    left = 0 if options.table else options.limit
     # Seed by seed, so that every method has as many when it is interrupted.
     for seed, setting_name, name in itertools.product(
         range(options.seeds), options.settings, options.methods
     ):
         setting = SETTINGS[setting_name]
         setting = replace(setting, steps=options.steps or setting.steps)
-        if options.table or (setting_name, name, seed, setting.steps) in done:
+        if left < 1 or (setting_name, name, seed, setting.steps) in done:
             continue
+        left -= 1
         loaded = loaded or load(options.data, size=16)
         found = run(setting, name, replace(loaded, augmentation=setting.augmentation), seed)
         row = {"setting": setting_name, "method": name, "seed": seed, "steps": setting.steps, **found}
