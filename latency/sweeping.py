@@ -190,11 +190,12 @@ def _guessed(wanted: list[Spec], holdout: int, seed: int) -> list[Design]:
 
 def _estimate(listed: list[Op], wanted: list[Spec], holdout: int, seed: int) -> Estimate:
     designs = _guessed(wanted, holdout, seed)
-    seconds = 2.0
+    seconds = 5.0  # the anchor, and what tells the steps
     for spec, cells in zip(wanted, designs, strict=True):
         for c_in, c_out in (*cells.sweep, *cells.holdout):
-            # Per cell: two sessions, and some twenty rounds of three times the op at 20 GMAC/s.
-            seconds += 0.008 + 60.0 * spec.op.with_channels(c_in, c_out).macs / 2e10
+            # Per cell: two or more builds of two graphs, and some twenty rounds of three times the op at 20 GMAC/s,
+            # with the cells that refinement adds.
+            seconds += 0.045 + 200.0 * spec.op.with_channels(c_in, c_out).macs / 2e10
     return Estimate(
         ops=len(listed),
         tables=len(wanted),

@@ -17,6 +17,7 @@ import torch
 import latency
 from halpiee.deploy.calibrate import first_units, random_counts
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.fixed import fixed_sides
 from halpiee.structure.shrink import shrink
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
@@ -67,7 +68,11 @@ def row(
     example = (torch.randn(batch, 3, size, size),)
     structure = trace(model, example)
     begun = time.perf_counter()
-    profile = latency.Profile.load(path) if path else latency.sweep([timed.op for timed in structure.ops])
+    profile = (
+        latency.Profile.load(path)
+        if path
+        else latency.sweep([timed.op for timed in structure.ops], fixed=fixed_sides(structure))
+    )
     seconds = time.perf_counter() - begun
     cost = LatencyCost(structure, profile)
     drawn = [*random_counts(cost, FITTED, seed=1), *random_counts(cost, n, seed=2)]

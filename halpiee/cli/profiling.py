@@ -50,17 +50,19 @@ def command(
         raise click.UsageError("--out is missing; name the profile file, or add --dry-run to measure nothing")
     import latency
     from halpiee.cli.loading import traced
+    from halpiee.selection.fixed import fixed_sides
 
     structure = traced(model, batch, shape, width=width, classes=classes).structure
     ops = [timed.op for timed in structure.ops]
+    fixed = fixed_sides(structure)
     if dry_run:
-        estimate = latency.sweep(ops, backend=backend, threads=threads, seed=seed, dry_run=True)
+        estimate = latency.sweep(ops, backend=backend, threads=threads, seed=seed, fixed=fixed, dry_run=True)
         answer(vars(estimate), as_json, lambda: say(str(estimate)))
         return
     talk = ScreenTalk()
     talk.stage(f"Profile {model}")
     profile = latency.sweep(
-        ops, backend=backend, path=out, threads=threads, seed=seed, progress=talk.sweeping
+        ops, backend=backend, path=out, threads=threads, seed=seed, fixed=fixed, progress=talk.sweeping
     )
     from latency.inspect import inspect
 

@@ -22,6 +22,7 @@ from halpiee.deploy.calibrate import calibrate
 from halpiee.errors import BudgetError
 from halpiee.methods.pools import bind
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.fixed import fixed_sides
 from halpiee.sparsity.distribution import Latency
 from halpiee.sparsity.granularity import Channels
 from halpiee.structure.groups import Structure
@@ -201,6 +202,7 @@ class Run:
             path=self.folder / "profile.jsonl",
             resume=True,
             threads=s.threads,
+            fixed=fixed_sides(self.structure),
             progress=self.talk.sweeping,
         )
 
