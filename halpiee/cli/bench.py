@@ -294,18 +294,25 @@ def _show(result: dict[str, Any]) -> None:
         table.add_column("batch", justify="right")
     for name in (*columns, f"speed-up over {base}", "95 % interval"):
         table.add_column(name, justify="right")
+    unsure = []
     for row in result["files"]:
         lo, hi = row["speedup_ci"]
-        unsure = "" if row["difference_shown"] or row["name"] == base else "  no difference shown"
+        if row["name"] != base and not row["difference_shown"]:
+            unsure.append(row["name"] + (f" at batch {row['batch']}" if several else ""))
         cells = [
             row["name"],
             f"{row['runtime']} {row['precision']}",
             *([str(row["batch"])] if several else []),
         ]
         cells += [_cell(row, column) for column in columns]
-        cells += [f"{row['speedup']:.3f}", f"{lo:.3f} … {hi:.3f}{unsure}"]
+        cells += [f"{row['speedup']:.3f}", f"{lo:.3f} … {hi:.3f}"]
         table.add_row(*(Text(cell) for cell in cells))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width; nothing is to be cut off
+        console = Console(width=200)
+    console.print(table)
+    for name in unsure:
+        console.print(Text(f"{name} against {base}: the spread supports no difference"))
 
 
 def _cell(row: dict[str, Any], column: str) -> str:

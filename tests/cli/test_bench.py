@@ -125,10 +125,12 @@ def test_a_spread_that_shows_no_difference_is_said(capsys: pytest.CaptureFixture
         "mode": "latency", "against": "a", "batch": 1, "batches": [1], "threads": 1, "clock": "cpu", "files": rows
     }  # fmt: skip
     module._show(result)
-    lines = capsys.readouterr().out.replace("\n", " ")
-    assert lines.count("no difference shown") <= 1
-    assert "difference" in lines
-    assert "CPU time of the calling thread" in lines
+    shown = capsys.readouterr().out
+    assert "b against a: the spread supports no difference" in shown
+    assert "c against a" not in shown
+    assert "0.980 … 1.060" in shown
+    assert "120.0 µs" in shown  # tenths: the quartiles are 7 µs apart
+    assert "CPU time of the calling thread" in shown
 
 
 def test_halps_protocol_is_eager_fp32_batch_256_mean_of_thirty_runs_after_ten(
