@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from latency.op import Op
+from latency.op import Op, in_words
 from latency.profiles import Profile
 
-__all__ = ["Inspection", "OpCoverage", "in_words", "inspect"]
+__all__ = ["Inspection", "OpCoverage", "inspect"]
 
 
 @dataclass(frozen=True)
@@ -175,15 +175,6 @@ def _edges(op: Op, steps: tuple[int, int]) -> int:
     if op.reads_image:
         return outs
     return ins if op.diagonal else ins * outs
-
-
-def in_words(op: Op) -> str:
-    """Returns an op without its widths: ``conv 3×3 /2 at 56×56 batch 1 + relu``."""
-    kind = "depthwise conv" if op.depthwise else "conv of an image" if op.reads_image else op.kind
-    kernel = " " + "×".join(map(str, op.kernel)) if op.kernel else ""
-    stride = f" /{op.stride[0]}" if op.stride and max(op.stride) > 1 else ""
-    tail = "".join(f" + {t}" for t in op.tail)
-    return f"{kind}{kernel}{stride} at {op.h}×{op.w} batch {op.batch}{tail}"
 
 
 def _quantile(values: list[float], q: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,16 +70,13 @@ class Journal:
             self._write(json.dumps(cell, separators=(",", ":")))
         self.cells.append(dict(cell))
 
-    def leave_out(self, ops: Sequence[str]) -> None:
-        """Writes which ops the backend could not build: they are asked for, and have no cells."""
+    def leave_out(self, op: str) -> None:
+        """Writes that an op was asked for and has no cell, and why."""
         left_out = self.environment.setdefault(LEFT_OUT, [])
-        for op in ops:
-            if op not in left_out:
-                left_out.append(op)
-                if self._fd is not None:
-                    self._write(json.dumps({LEFT_OUT: op}, separators=(",", ":")))
-        if not left_out:
-            del self.environment[LEFT_OUT]
+        if op not in left_out:
+            left_out.append(op)
+            if self._fd is not None:
+                self._write(json.dumps({LEFT_OUT: op}, separators=(",", ":")))
 
     def close(self) -> None:
         """Lets go of the file."""

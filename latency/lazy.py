@@ -16,10 +16,10 @@ from latency import backends
 from latency.backends import Backend
 from latency.design import Spec, specs
 from latency.device import pinned
-from latency.errors import UsageError
+from latency.errors import MeasurementError, UsageError
 from latency.journal import Journal
 from latency.measuring import Cell, Measurer, Progress
-from latency.op import Op
+from latency.op import Op, in_words
 from latency.probing import Steps, kind_of, probe
 from latency.profiles import Profile
 from latency.timer import Precision
@@ -158,7 +158,15 @@ def probed(measurer: Measurer, buildable: list[Spec]) -> tuple[list[Steps], int]
     """Returns the steps of every table and the resolution, measuring what tells them where it is not known."""
 
     def us(op: Op) -> float:
-        cell = measurer.known(op, "probe") or measurer.measure([(op, "probe", None)], PROBES)[0]
+        cell = measurer.known(op, "probe")
+        if cell is None:
+            measured = measurer.measure([(op, "probe", None)], PROBES)
+            if not measured:
+                raise MeasurementError(
+                    f"the steps of {in_words(op)} were to be probed at {op.c_in}→{op.c_out}, which could not be "
+                    f"measured: {measurer.journal.environment['not_measured'][-1]}; free the device and start again"
+                )
+            cell = measured[0]
         return float(cell["us"])
 
     found, resolution = probe([spec.op for spec in buildable], us)

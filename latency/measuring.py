@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from latency.backends import Backend, Built
+from latency.backends import Backend, Built, out_of_memory
 from latency.device import environment_id
 from latency.errors import UnsupportedOpError
 from latency.journal import Journal
-from latency.op import Op
+from latency.op import Op, in_words
 from latency.probing import Steps
 from latency.profiles import cell_key
 from latency.timer import Anchor, Precision, Sampling, Timing
@@ -84,10 +84,11 @@ class Measurer:
             self._anchor.settle()
 
     def builds(self, op: Op) -> bool:
-        """Returns whether the backend can build an op."""
+        """Returns whether the backend can build an op; one that it cannot is written down."""
         try:
             self.backend.build(op)
-        except UnsupportedOpError:
+        except Exception as error:
+            self._left_out(op, error)
             return False
         return True
 
@@ -113,7 +114,13 @@ class Measurer:
         self._tell()
         while queue:
             job = queue.popleft()
-            timing, built = self._visit(job, precision)
+            try:
+                timing, built = self._visit(job, precision)
+            except Exception as error:
+                self._left_out(job.op, error)
+                self.done += 1
+                self._tell()
+                continue
             job.visits += 1
             if not timing.quiet and job.visits < VISITS:
                 queue.append(job)
@@ -145,6 +152,13 @@ class Measurer:
             timings.append(job.samplings[number].visit(built.run, built.minus))
             if len(timings) >= asked and (asked == 1 or _agree(timings) or len(timings) >= MOST_BUILDS):
                 return _joined(timings), built
+
+    def _left_out(self, op: Op, error: Exception) -> None:
+        """Writes that a cell cannot be built or does not fit in memory, and goes on; anything else is an error."""
+        if not isinstance(error, UnsupportedOpError) and not out_of_memory(error):
+            raise error
+        why = "out of memory" if out_of_memory(error) else str(error).split(";")[0]
+        self.journal.leave_out(f"{in_words(op)} {op.c_in}→{op.c_out}: {why}")
 
     def _cell(self, job: _Job, timing: Timing, built: Built) -> dict[str, Any]:
         environment, copies = self.journal.environment, built.copies

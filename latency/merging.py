@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from latency.inspect import in_words
-from latency.op import Op
+from latency.op import Op, in_words
 from latency.profiles import Profile, cell_key
 
 __all__ = ["Conflict", "conflicts"]

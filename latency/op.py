@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["CHANNEL_KEYS", "CONTRACTIONS", "IMAGE_CHANNELS", "Op"]
+__all__ = ["CHANNEL_KEYS", "CONTRACTIONS", "IMAGE_CHANNELS", "Op", "in_words"]
 
 CHANNEL_KEYS = ("c_in", "c_out", "groups")
 """Keys that change when channels are removed; the others name the op's table."""
@@ -166,3 +166,12 @@ class Op:
         if self.reads_image:
             key["image"] = True
         return json.dumps(key, sort_keys=True, separators=(",", ":"))
+
+
+def in_words(op: Op) -> str:
+    """Returns an op without its widths: ``conv 3×3 /2 at 56×56 batch 1 + relu``."""
+    kind = "depthwise conv" if op.depthwise else "conv of an image" if op.reads_image else op.kind
+    kernel = " " + "×".join(map(str, op.kernel)) if op.kernel else ""
+    stride = f" /{op.stride[0]}" if op.stride and max(op.stride) > 1 else ""
+    tail = "".join(f" + {t}" for t in op.tail)
+    return f"{kind}{kernel}{stride} at {op.h}×{op.w} batch {op.batch}{tail}"

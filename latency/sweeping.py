@@ -127,8 +127,8 @@ def sweep(
         dry_run: return what would be done, measure nothing.
 
     Returns:
-        The profile, or the estimate of a dry run. Ops that the backend cannot build have no table; what was asked
-        and not measured stands in ``environment["not_measured"]``.
+        The profile, or the estimate of a dry run. Ops that the backend cannot build, or that do not
+        fit in its memory, have no cell; they stand with the reason in ``environment["not_measured"]``.
 
     Raises:
         ProfileError: the file belongs to another environment.
@@ -144,19 +144,13 @@ def sweep(
     journal = Journal(None if path is None else Path(path), runtime.environment(), resume=resume)
     with journal, _told(progress) as told, pinned(threads):
         measurer = Measurer(runtime, journal, seed=seed, told=told)
-        refused = _sweep(measurer, wanted, holdout=holdout, seed=seed, precision=precision or Precision())
-        journal.leave_out(refused)
+        _sweep(measurer, wanted, holdout=holdout, seed=seed, precision=precision or Precision())
     return Profile(journal.environment, journal.cells)
 
 
-def _sweep(
-    measurer: Measurer, wanted: list[Spec], *, holdout: int, seed: int, precision: Precision
-) -> list[str]:
-    """Probes, measures, refines; returns the ops that could not be built."""
+def _sweep(measurer: Measurer, wanted: list[Spec], *, holdout: int, seed: int, precision: Precision) -> None:
+    """Probes, measures, refines."""
     buildable = [spec for spec in wanted if measurer.builds(spec.op)]
-    refused = [
-        f"{s.op.kind} {s.op.c_in}→{s.op.c_out} at {s.op.h}×{s.op.w}" for s in wanted if s not in buildable
-    ]
     measurer.expect(sum(len(d.sweep) + len(d.holdout) for d in _guessed(buildable, holdout, seed)))
     steps, _ = probed(measurer, buildable)
     designs = [design(s, g, holdout=holdout, seed=seed) for s, g in zip(buildable, steps, strict=True)]
@@ -170,7 +164,7 @@ def _sweep(
     measurer.measure(todo, precision)
     for _ in range(ROUNDS_OF_REFINEMENT):
         profile = Profile(measurer.journal.environment, measurer.journal.cells)
-        widest_us = sum(float(profile.table(s.op).lookup(s.op.c_in, s.op.c_out)) for s in buildable)
+        widest_us = sum(_widest_us(profile, spec.op) for spec in buildable)
         more: list[Cell] = []
         for spec, step in zip(buildable, steps, strict=True):
             swept, held = refined(spec, step, profile, MATTERS * widest_us, seed=seed)
@@ -180,7 +174,14 @@ def _sweep(
             break
         measurer.expect(len(more))
         measurer.measure(more, precision)
-    return refused
+
+
+def _widest_us(profile: Profile, op: Op) -> float:
+    """Returns the time of the widest op measured; 0 where every cell was left out."""
+    if not profile.has_table(op):
+        return 0.0
+    table = profile.table(op)
+    return float(table.lookup(table.op.c_in, table.op.c_out))
 
 
 def _guessed(wanted: list[Spec], holdout: int, seed: int) -> list[Design]:

@@ -11,7 +11,7 @@ from latency.errors import UsageError
 from latency.op import Op
 from latency.timer import Clock
 
-__all__ = ["BACKENDS", "Backend", "Built", "load"]
+__all__ = ["BACKENDS", "Backend", "Built", "load", "out_of_memory"]
 
 BACKENDS = {
     "onnxruntime": ("latency.backends.onnxruntime", "OnnxRuntime"),
@@ -63,6 +63,14 @@ class Backend(Protocol):
             UnsupportedOpError: this runtime cannot.
         """
         ...
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Returns whether an error of any runtime says that the device's memory is full.
+
+    PyTorch raises ``torch.OutOfMemoryError``, PyCUDA ``pycuda.driver.MemoryError``; neither is imported for this.
+    """
+    return isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "MemoryError")
 
 
 def load(name: str, *, threads: int = 1, settings: Mapping[str, Any] | None = None) -> Backend:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 import latency
-from latency.errors import OutputInUseError, ProfileError
+from latency.errors import OutputInUseError, ProfileError, UsageError
 from latency.op import Op
 from latency.profiles import Profile
 
@@ -151,9 +152,57 @@ def test_two_sweeps_do_not_write_one_file(tmp_path) -> None:
 
 def test_ops_that_cannot_be_built_are_told_and_the_others_measured() -> None:
     profile = latency.sweep(OPS, backend=FakeBackend(staircase(8), refused=("add",)))
-    assert profile.environment["not_measured"] == ["add 64→64 at 8×8"]
+    assert profile.environment["not_measured"] == ["add at 8×8 batch 1 64→64: add was asked for"]
     assert not profile.has_table(OPS[-1])
     assert profile.has_table(OPS[0])
+
+
+def test_cells_that_do_not_fit_in_memory_are_left_out_and_stay_known(tmp_path) -> None:
+    class OutOfMemoryError(RuntimeError):  # named like PyTorch's
+        pass
+
+    def us(op):
+        if op.c_in * op.c_out > 64 * 128:
+            raise OutOfMemoryError("CUDA out of memory")
+        return staircase(8)(op)
+
+    path = tmp_path / "small.jsonl"
+    profile = latency.sweep([conv(128, 128)], backend=FakeBackend(us), path=path)
+    assert all(c["c_in"] * c["c_out"] <= 64 * 128 for c in profile.cells)
+    assert "conv 3×3 at 8×8 batch 1 128→128: out of memory" in profile.environment["not_measured"]
+    assert Profile.load(path).environment["not_measured"] == profile.environment["not_measured"]
+    profile.save(tmp_path / "packed.jsonl")
+    packed = Profile.load(tmp_path / "packed.jsonl")
+    assert packed.environment["not_measured"] == profile.environment["not_measured"]
+
+
+def test_any_other_failure_of_a_backend_ends_the_sweep() -> None:
+    def us(op):
+        raise RuntimeError("the driver fell over")
+
+    with pytest.raises(RuntimeError, match="fell over"):
+        latency.sweep([conv(64, 64)], backend=FakeBackend(us))
+
+
+def test_a_full_disk_keeps_the_lines_before_and_says_how_to_go_on(tmp_path, monkeypatch) -> None:
+    path, written = tmp_path / "p.jsonl", os.write
+
+    def full(fd, data):
+        if os.fstat(fd).st_size > 4000:
+            written(fd, data[:20])  # the disk takes what still fits
+            raise OSError(28, "No space left on device")
+        return written(fd, data)
+
+    monkeypatch.setattr("latency.journal.os.write", full)
+    with pytest.raises(UsageError, match="same command again"):
+        latency.sweep([conv(64, 64)], backend=FakeBackend(staircase(8)), path=path)
+    monkeypatch.undo()
+    before = path.read_bytes()
+    assert before.endswith(b"}\n")
+    latency.sweep([conv(64, 64)], backend=FakeBackend(staircase(8)), path=path)
+    assert path.read_bytes().startswith(before)
+    keys = sweep_keys(path)
+    assert len(keys) == len(set(keys))
 
 
 def test_a_table_that_its_held_out_cells_contradict_gets_more_cells() -> None:
