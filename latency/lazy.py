@@ -19,7 +19,7 @@ from latency.device import pinned
 from latency.errors import MeasurementError, UsageError
 from latency.journal import Journal
 from latency.measuring import Cell, Measurer, Progress
-from latency.op import Op, in_words
+from latency.op import CONTRACTIONS, Op, in_words
 from latency.probing import Steps, kind_of, probe
 from latency.profiles import Profile
 from latency.timer import Precision
@@ -129,6 +129,8 @@ class LazySweep:
     def _begin(self, measurer: Measurer) -> None:
         """Finds the steps, and measures the corners of every table."""
         buildable = [spec for spec in self._wanted if measurer.builds(spec.op)]
+        kinds = {kind_of(spec.op) for spec in buildable if spec.op.kind in CONTRACTIONS}
+        measurer.expect(40 * len(kinds) + 4 * len(buildable))  # about: both axes of a kind, and the corners
         steps, _ = probed(measurer, buildable)
         self._steps = {spec.op.table_key(): found for spec, found in zip(buildable, steps, strict=True)}
         corners: dict[Op, Cell] = {}

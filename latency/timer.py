@@ -96,7 +96,7 @@ class Precision:
     """
 
     relative: float = 0.02
-    absolute_us: float = 0.05
+    absolute_us: float = 0.1
     n_min: int = 9
     n_max: int = 600
     seconds: float = 0.4

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from halpiee.cli.common import answer, examples, input_size, json_option, say
+from halpiee.cli.common import ScreenTalk, answer, examples, input_size, json_option, say
 from halpiee.errors import OutputInUseError, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ SWEEP = tuple(0.05 * i for i in range(1, 21))
     "plan",
     epilog=examples(
         "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 0.5",
+        "halpiee plan resnet20 --size 32 --profile new.jsonl --lazy --budget 0.5",
         "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 0.5 --out half.json",
         "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 0.5 --plot curve.svg",
         "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 800us --also macs=0.4 --least 0.25",
@@ -39,6 +40,12 @@ SWEEP = tuple(0.05 * i for i in range(1, 21))
 @click.option(
     "--profile", type=click.Path(path_type=Path), required=True, help="Made with `halpiee profile`."
 )
+@click.option(
+    "--lazy",
+    is_flag=True,
+    help="Measure on this device what the plan needs and --profile does not hold yet, and add it there.",
+)
+@click.option("--threads", default=1, show_default=True, help="Threads of the runtime, with --lazy.")
 @click.option(
     "--budget", required=True, help="Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us)."
 )
@@ -89,6 +96,8 @@ SWEEP = tuple(0.05 * i for i in range(1, 21))
 def command(
     model: str,
     profile: Path,
+    lazy: bool,
+    threads: int,
     budget: str,
     also: tuple[str, ...],
     weights: Path | None,
@@ -143,8 +152,8 @@ def command(
     from halpiee.structure.plan import Plan
     from halpiee.structure.trace import trace
 
-    measured = latency.Profile.load(profile)
-    images = batch_of(measured, profile) if batch is None else batch
+    measured = latency.Profile.load(profile) if profile.exists() or not lazy else None
+    images = batch if batch is not None else 1 if measured is None else batch_of(measured, profile)
     options: dict[str, Any] = {"width": width, "classes": classes, "weights": weights, "seed": seed}
     network = traced(model, images, shape, **options)
     structure = trace(network.model, network.example, vanish=True) if vanish else network.structure
@@ -152,11 +161,37 @@ def command(
     def at_batch(n: int) -> Structure:
         return structure if n == images else trace(network.model, (network.example[0][:1].expand(n, *shape),))
 
-    dense = LatencyCost(structure, measured)
-    cost = dense.restricted(multiple=multiple, least=least, most=most, vanish=vanish, between=ranges)
+    def offered(cost: LatencyCost) -> LatencyCost:
+        return cost.restricted(multiple=multiple, least=least, most=most, vanish=vanish, between=ranges)
+
     scores, what = scores_of(network.model, structure, scores_file, trained=weights is not None)
     first = protected(structure, model, asked=protect_first)
     protect = {*first, *freeze}
+    if lazy or measured is None:
+        from halpiee.selection.fixed import fixed_sides
+        from halpiee.selection.lazily import select_lazily
+        from latency.lazy import LazySweep
+
+        tables = LazySweep(
+            [timed.op for timed in structure.ops],
+            path=profile,
+            threads=threads,
+            progress=ScreenTalk().sweeping,
+            fixed=fixed_sides(structure),
+        )
+        with tables:
+            select_lazily(
+                scores,
+                structure,
+                tables,
+                budget_us=us,
+                fraction=fraction,
+                gap=gap,
+                protect=protect,
+                offer=offered,
+            )
+            measured = tables.profile
+    cost = offered(LatencyCost(structure, measured))
     budget_us = us if us is not None else (fraction or 1.0) * cost.dense_us
     limits: list[Limit] = [("latency", cost, budget_us)]
     limits += [read_limit(what, most, structure, at_batch) for what, most in others]

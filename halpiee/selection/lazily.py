@@ -8,7 +8,7 @@ longer changes. Wrong prices elsewhere can hide a better network: the *regret*, 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -38,6 +38,7 @@ def select_lazily(
     calibration: Calibration | None = None,
     gap: float = 1e-3,
     protect: Collection[str] = (),
+    offer: Callable[[LatencyCost], LatencyCost] = lambda cost: cost,
 ) -> tuple[Selection, LatencyCost]:
     """Returns a selection whose every cell, and those next to it, was measured, and the cost it was found with.
 
@@ -50,12 +51,13 @@ def select_lazily(
         calibration: of the cost.
         gap: relative gap to prove, for the prices known at the time.
         protect: groups that stay whole.
+        offer: what of a cost's candidate widths is offered: ``lambda cost: cost.restricted(…)``.
 
     Raises:
         BudgetError: a budget below the narrowest network.
     """
     for _ in range(ROUNDS):
-        cost = LatencyCost(structure, tables.profile, calibration)
+        cost = offer(LatencyCost(structure, tables.profile, calibration))
         us = budget_us if budget_us is not None else (1.0 if fraction is None else fraction) * cost.dense_us
         selection = choose(scores, cost, us, gap=gap, protect=protect)
         if not tables.measure(_cells(structure, selection.counts)) and not tables.measure(

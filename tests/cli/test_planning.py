@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from halpiee.cli.app import program
 from halpiee.cli.scoring import filter_norms
 from halpiee.errors import BudgetError, HalpieeError, OutputInUseError, UsageError
 from halpiee.zoo import build
-from latency import Profile
+from latency import Op, Profile
+from latency.backends import Built
 
 SIZES = ("--size", "3x16x16")
 
@@ -244,3 +246,46 @@ def test_nothing_is_overwritten(profile: Path, tmp_path: Path) -> None:
     for option in ("--plot", "--out"):
         assert "exists" in refusal(profile, OutputInUseError, "--budget", "0.5", option, str(mine))
     assert mine.read_text() == "mine"
+
+
+class Formula:
+    """A runtime whose ops take 1 + 0.1·blocks_in·blocks_out µs, in blocks of four channels."""
+
+    name, kind, now_us = "formula", "cpu", 0.0
+
+    def environment(self) -> dict[str, object]:
+        return {"backend": self.name, "threads": 1}
+
+    def clock(self) -> Formula:
+        return self
+
+    def anchor(self) -> None:
+        return None
+
+    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
+        begun = self.now_us
+        run()
+        return self.now_us - begun, self.now_us - begun
+
+    def build(self, op: Op) -> Built:
+        def run() -> None:
+            self.now_us += 1 + 0.1 * -(-op.c_in // 4) * (1 if op.diagonal else -(-op.c_out // 4))
+
+        return Built(run=run)
+
+
+def test_a_lazy_plan_starts_from_no_profile_and_leaves_one_that_plans_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latency.backends.load", lambda *_, **__: Formula())
+    path = tmp_path / "new.jsonl"
+    base = ["plan", "resnet20", "--size", "3x8x8", "--profile", str(path), "--budget", "0.5"]
+    first = CliRunner().invoke(program, [*base, "--lazy", "--json"])
+    assert first.exception is None, first.exception
+    held = path.read_bytes()
+    second = CliRunner().invoke(program, [*base, "--json"])
+    lazy, again = json.loads(first.stdout), json.loads(second.stdout)
+    assert lazy["groups"] == again["groups"]
+    assert lazy["interpolated"] == []
+    assert lazy["predicted_us"] <= lazy["budget_us"]
+    assert path.read_bytes() == held
