@@ -85,7 +85,8 @@ class Collector:
 
     def generator(self, purpose: str) -> torch.Generator:
         """Returns a generator that is the same for the same seed and purpose."""
-        return torch.Generator().manual_seed((self.seed << 32) ^ zlib.crc32(purpose.encode()))
+        # The CPU generator reads the low 32 bits of a seed only: everything has to be hashed into them.
+        return torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {purpose}".encode()))
 
     def random(self, purpose: str) -> dict[str, Tensor]:
         """Returns random scores in [0, 1)."""
