@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Literal
 
 import torch
@@ -10,77 +11,101 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halpiee.errors import UsageError
-from halpiee.saliency.criterion import Criterion
-from halpiee.saliency.magnitude import Magnitude
-from halpiee.saliency.random import Random
-from halpiee.saliency.taylor import Taylor
-from halpiee.sparsity.granularity import Channels, Units, Weights
+from halpiee.saliency.criterion import Batches, Criterion, LossFn
+from halpiee.saliency.names import CRITERIA, named
+from halpiee.saliency.probe import pass_of
+from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
 from halpiee.structure.groups import Structure
 
-__all__ = ["CRITERIA", "score"]
+__all__ = ["CRITERIA", "Scores", "score", "units_of"]
 
-CRITERIA: dict[str, Callable[[int], Criterion]] = {
-    "magnitude": lambda seed: Magnitude(),
-    "random": Random,
-    "taylor": lambda seed: Taylor(),
-}
-"""Name → criterion for a seed."""
+
+class Scores(dict[str, Tensor]):
+    """Unit name → score on the CPU.
+
+    Attributes:
+        batches: how many were averaged; 1 where the criterion reads no data.
+        skipped: how many were left out because a score was not finite.
+    """
+
+    batches: int = 0
+    skipped: int = 0
 
 
 def score(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches,
     criterion: Criterion | str,
     *,
-    units: Structure | Literal["weights"],
-    loss_fn: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    units: Structure | Units | Literal["weights", "filters"],
+    loss_fn: LossFn = cross_entropy,
     seed: int = 0,
-) -> dict[str, Tensor]:
+) -> Scores:
     """Returns the importance of every unit.
 
     Gradients are taken per batch; coupled layers are summed before the absolute value, batches are averaged after
-    it. The model is left as it was: gradients, buffers and mode.
+    it. A batch with a score that is not finite is left out whole and counted in ``.skipped``. The model is left as
+    it was: parameters, gradients, buffers and mode.
 
     Args:
-        model: the network, in the mode its batch norms are to run in.
-        batches: (inputs, targets); not read by criteria that need no gradients.
-        criterion: a criterion, or ``magnitude``, ``random``, ``taylor``.
-        units: a structure → ``{group: [size]}``; ``"weights"`` → ``{parameter name: weight's shape}``.
+        model: the network, in the mode its batch norms are to run in; snip, grasp and synflow set their own.
+        batches: (inputs, targets); not read by criteria that need no data.
+        criterion: a criterion, or a name of ``CRITERIA``.
+        units: a structure → ``{group: [size]}``; ``"weights"`` → ``{parameter name: weight's shape}``; ``"filters"``
+            → ``{convolution: [C_out]}``; or units made by hand.
         loss_fn: (outputs, targets) → scalar.
         seed: of random scores.
 
     Raises:
-        UsageError: an unknown criterion, or no finite batch for one that needs gradients.
+        UsageError: an unknown criterion, or no finite score.
     """
     if isinstance(criterion, str):
-        if criterion not in CRITERIA:
-            raise UsageError(
-                f"the criterion {criterion!r} was asked; known are {', '.join(sorted(CRITERIA))}"
-            )
-        criterion = CRITERIA[criterion](seed)
-    chosen: Units = Weights(model) if isinstance(units, str) else Channels(model, units, trainable_only=False)
+        criterion = named(criterion, seed)
+    chosen = units_of(model, units)
     parameters = dict(model.named_parameters())
-    if not criterion.per_step:
-        with torch.no_grad():
-            return {n: s.cpu() for n, s in criterion(chosen, parameters.get, lambda _: None).items()}
-    total: dict[str, Tensor] = {}
-    done = 0
+    result = Scores()
+    # The passes are generators: closing one gives back what it has changed for a while.
+    with _buffers_kept(model), closing(pass_of(criterion)(model, batches, loss_fn)) as passes:
+        for found in passes:
+            scores = None
+            if found is not None:
+                with torch.no_grad():
+                    scores = criterion(chosen, parameters.get, found.get)
+            if scores is None or not all(bool(torch.isfinite(s).all()) for s in scores.values()):
+                result.skipped += 1
+                continue
+            result.batches += 1
+            for name, s in scores.items():
+                result[name] = result[name] + s if name in result else s.detach()
+    if not result.batches:
+        raise UsageError(
+            f"no batch gave finite scores ({result.skipped} were left out); give at least one batch of finite inputs "
+            "and targets, and finite weights"
+        )
+    for name in result:
+        result[name] = (result[name] / result.batches).cpu()
+    return result
+
+
+def units_of(model: nn.Module, units: Structure | Units | Literal["weights", "filters"]) -> Units:
+    """Returns the units that a structure or a word stands for."""
+    if isinstance(units, Structure):
+        return Channels(model, units, trainable_only=False)
+    if not isinstance(units, str):
+        return units
+    if units == "weights":
+        return Weights(model)
+    if units == "filters":
+        return Filters(model)
+    raise UsageError(f"units={units!r} was asked; give 'weights', 'filters', a structure, or units")
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     try:
-        for inputs, targets in batches:
-            loss = loss_fn(model(inputs), targets)
-            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            gradients = dict(zip(parameters, found, strict=True))
-            scores = criterion(chosen, parameters.get, gradients.get)
-            if not all(bool(torch.isfinite(s).all()) for s in scores.values()):
-                continue
-            done += 1
-            for name, s in scores.items():
-                total[name] = total[name] + s if name in total else s.detach()
+        yield
     finally:
         with torch.no_grad():
             for name, tensor in model.named_buffers():
                 tensor.copy_(buffers[name])
-    if not done:
-        raise UsageError("no batch gave finite scores; give at least one batch of finite inputs and targets")
-    return {name: (s / done).cpu() for name, s in total.items()}

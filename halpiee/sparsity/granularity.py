@@ -190,11 +190,12 @@ class Channels:
             value = element(name)
             if value is None:
                 continue
-            per_position = value.detach().to(torch.float32)
+            wide = value.dtype == torch.float64  # synaptic flow overflows 32 bits
+            per_position = value.detach().to(torch.float64 if wide else torch.float32)
             if per_position.dim() > 1:
                 per_position = per_position.sum(dim=[d for d in range(per_position.dim()) if d != dim])
             if total is None:
-                total = torch.zeros(self.structure.n_units + 1, device=per_position.device)
+                total = per_position.new_zeros(self.structure.n_units + 1)
             total.index_add_(0, index.to(total.device), per_position)
         if total is None:
             return {}

@@ -1,0 +1,111 @@
+"""Passes over a model that criteria score by: loss gradients, Hessian-gradient products, none at all.
+
+Every pass is a generator with one item per batch. It leaves parameters and their ``.grad`` alone; batch norm
+statistics are the caller's to put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from halpiee.saliency.criterion import Batches, Criterion, LossFn, Passes, Probing
+
+__all__ = ["NormMode", "Pass", "hessian_gradients", "loss_gradients", "norm_mode", "pass_of"]
+
+NormMode = Literal["train", "eval", "given"]
+"""How batch norms run while scoring: by batch statistics, by running ones, or in the mode the model is in."""
+
+Pass = Callable[[nn.Module, Batches, LossFn], Passes]
+
+
+@contextmanager
+def norm_mode(model: nn.Module, mode: NormMode) -> Iterator[None]:
+    """Inside, batch norms run in ``mode``; all other modules (dropout) stay as they are."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    before = [m.training for m in norms]
+    try:
+        if mode != "given":
+            for module in norms:
+                module.training = mode == "train"
+        yield
+    finally:
+        for module, training in zip(norms, before, strict=True):
+            module.training = training
+
+
+def pass_of(criterion: Criterion) -> Pass:
+    """Returns the pass a criterion needs: its own, loss gradients, or none."""
+    if isinstance(criterion, Probing):
+        return criterion.probe
+    return loss_gradients if criterion.per_step else no_gradients
+
+
+def no_gradients(model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+    """Yields nothing to score by, once, and reads no batch."""
+    yield {}
+
+
+def loss_gradients(model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+    """Yields ∂L/∂θ of each batch."""
+    parameters = _trained(model)
+    for inputs, targets in batches:
+        loss = loss_fn(model(inputs), targets)
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        yield dict(zip(parameters, found, strict=True))
+
+
+def hessian_gradients(
+    model: nn.Module, batches: Batches, loss_fn: LossFn, *, temperature: float = 1.0, pooled: bool = False
+) -> Passes:
+    """Yields H·g, by double backward of ``Σ stop(g)·g``.
+
+    Args:
+        model: the network.
+        batches: inputs and targets.
+        loss_fn: loss L; H and g are those of ``L(logits / temperature)``.
+        temperature: T.
+        pooled: g is the mean over all batches (each batch is run twice), not that of the batch.
+    """
+    parameters = _trained(model)
+
+    def gradients(inputs: Tensor, targets: Tensor, *, graph: bool) -> list[Tensor | None]:
+        loss = loss_fn(model(inputs) / temperature, targets)
+        return list(
+            torch.autograd.grad(loss, list(parameters.values()), create_graph=graph, allow_unused=True)
+        )
+
+    batches = list(batches) if pooled else batches
+    mean: list[Tensor] | None = None
+    if pooled:
+        finite: list[tuple[Tensor, Tensor]] = []
+        for inputs, targets in batches:
+            found = _dense(gradients(inputs, targets, graph=False), parameters)
+            if all(bool(torch.isfinite(g).all()) for g in found):
+                finite.append((inputs, targets))
+                mean = found if mean is None else [m + g for m, g in zip(mean, found, strict=True)]
+            else:
+                yield None
+        batches = finite
+        mean = [m / len(finite) for m in mean] if mean is not None else None
+    for inputs, targets in batches:
+        found = _dense(gradients(inputs, targets, graph=True), parameters)
+        still = [g.detach() for g in found] if mean is None else mean
+        dot = torch.stack([(s * g).sum() for s, g in zip(still, found, strict=True)]).sum()
+        second = torch.autograd.grad(dot, list(parameters.values()), allow_unused=True)
+        yield dict(zip(parameters, _dense(second, parameters), strict=True))
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _dense(
+    found: list[Tensor | None] | tuple[Tensor | None, ...], like: dict[str, nn.Parameter]
+) -> list[Tensor]:
+    """Returns the gradients with zeros where a parameter has none."""
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, like.values(), strict=True)]

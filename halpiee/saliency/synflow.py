@@ -1,0 +1,79 @@
+"""SynFlow: ``(∂R/∂|w|)·|w|`` with R the sum of the outputs of the network of absolute values, fed with ones.
+
+Tanaka et al. 2020, Eqs. 1 and 2. No data; batch norms by their running statistics; 64-bit by default, as products over
+the depth overflow 32 bits in networks from ResNet-44 on. Pruned to the target in one round it empties layers, so it
+wants many rounds at densities ρ^(k/n): ``halpiee.prune_once(..., rounds=100)``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from halpiee.errors import UsageError
+from halpiee.saliency.criterion import Batches, Look, LossFn, Passes
+from halpiee.sparsity.granularity import Units
+from halpiee.sparsity.inputs import example_input
+
+__all__ = ["SynFlow"]
+
+
+@dataclass(frozen=True)
+class SynFlow:
+    """The synaptic flow through a unit's scoring elements; always 0 or more.
+
+    Attributes:
+        shape: of one input, without the batch; by default that of the first batch, and where there is none a usual
+            one that the model accepts.
+        double: whether it is computed in 64 bits.
+    """
+
+    shape: tuple[int, ...] | None = None
+    double: bool = True
+    per_step: bool = False
+
+    def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+        """Yields ∂R/∂|w|, once; the model's tensors are never written to."""
+        device = next(model.parameters()).device
+        dtype = torch.float64 if self.double else torch.float32
+        first = next(iter(batches), None) if self.shape is None else None
+        if self.shape is not None:
+            shape = (1, *self.shape)
+        else:
+            shape = tuple(example_input(model).shape) if first is None else (1, *first[0].shape[1:])
+        # Running means are taken absolute too: after training a negative one would let the flow fall below zero.
+        buffers = {n: b.abs().to(dtype) if b.is_floating_point() else b for n, b in model.named_buffers()}
+        parameters = {n: p.detach().abs().to(dtype).requires_grad_() for n, p in model.named_parameters()}
+        modes = {module: module.training for module in model.modules()}
+        try:
+            model.eval()
+            with torch.enable_grad():
+                ones = torch.ones(shape, device=device, dtype=dtype)
+                out = functional_call(model, {**parameters, **buffers}, (ones,)).sum()
+                found = torch.autograd.grad(out, list(parameters.values()), allow_unused=True)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        yield dict(zip(parameters, found, strict=True))
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score of the unit's shape.
+
+        Raises:
+            UsageError: asked of a training step.
+        """
+
+        def flow(name: str) -> Tensor | None:
+            w, g = value(name), gradient(name)
+            return None if w is None or g is None else w.detach().abs().to(g.dtype) * g
+
+        found = units.reduce(flow)
+        if not found:
+            raise UsageError(
+                "SynFlow was asked for at a training step: its gradients are those of another network; "
+                "score with it over batches (none are needed), or use magnitude or taylor"
+            )
+        return found
