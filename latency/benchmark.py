@@ -192,7 +192,19 @@ class Comparison(Mapping[str, Measurement]):
         a, b = self._found[over], self._found[under]
         widths = [(m.ci_hi_us - m.ci_lo_us) / (2.0 * m.median_us) for m in (a, b)]
         middle, half = a.median_us / b.median_us, math.hypot(*widths)
-        return Ratio(middle, middle * (1.0 - half), middle * (1.0 + half))
+        parts = self._parts(over, under)
+        return Ratio(middle, min([middle * (1.0 - half), *parts]), max([middle * (1.0 + half), *parts]))
+
+    def _parts(self, over: str, under: str) -> list[float]:
+        """Returns the ratio in each quarter of the rounds: how far it moves where none of them was undisturbed."""
+        quarters = np.array_split(np.arange(len(self.runs_us[over])), 4)
+        if len(quarters[-1]) < ENOUGH:
+            return []
+        fastest = [
+            [np.median(np.sort(self.runs_us[name][q])[: max(3, len(q) // 10)]) for q in quarters]
+            for name in (over, under)
+        ]
+        return [float(a / b) for a, b in zip(*fastest, strict=True)]
 
 
 def _undisturbed(us: NDArray[np.float64], quiet: NDArray[np.bool_]) -> NDArray[np.bool_] | None:

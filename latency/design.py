@@ -18,7 +18,7 @@ from latency.op import Op
 from latency.probing import Steps
 from latency.profiles import Profile
 
-__all__ = ["Design", "Spec", "design", "edges", "refined", "specs"]
+__all__ = ["Design", "Spec", "crossings", "design", "edges", "refined", "specs"]
 
 DENSE_AXIS = 4
 """Axes with at most so many edges are measured at all of them."""
@@ -195,12 +195,12 @@ def refined(
             more |= {(i, b) for b in columns} | {(a, o) for a in rows}
     more -= measured
     taken = measured | more | {(c["c_in"], c["c_out"]) for c in held}
-    rest = sorted(set(_crossings(spec, found)) - taken)
+    rest = sorted(set(crossings(spec, found)) - taken)
     rng = np.random.default_rng([seed, len(measured), *spec.op.table_key().encode()])
     return sorted(more), [rest[k] for k in rng.permutation(len(rest))[: len(wrong)]]
 
 
-def _crossings(spec: Spec, found: Steps) -> list[tuple[int, int]]:
+def crossings(spec: Spec, found: Steps) -> list[tuple[int, int]]:
     """Returns the cells at the crossings of all edges."""
     if spec.op.diagonal:
         ratio = spec.op.c_out / spec.op.c_in

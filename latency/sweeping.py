@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 
 from latency import backends
 from latency.backends import Backend
-from latency.design import Design, Spec, design, refined, specs
+from latency.design import Design, Spec, crossings, design, refined, specs
 from latency.device import pinned
 from latency.journal import Journal
 from latency.lazy import probed
@@ -73,6 +73,7 @@ def sweep(
     holdout: int = ...,
     precision: Precision | None = ...,
     settings: Mapping[str, Any] | None = ...,
+    every: int | None = ...,
     dry_run: Literal[False] = ...,
 ) -> Profile: ...
 
@@ -91,6 +92,7 @@ def sweep(
     holdout: int = ...,
     precision: Precision | None = ...,
     settings: Mapping[str, Any] | None = ...,
+    every: int | None = ...,
     dry_run: Literal[True],
 ) -> Estimate: ...
 
@@ -108,6 +110,7 @@ def sweep(
     holdout: int = 6,
     precision: Precision | None = None,
     settings: Mapping[str, Any] | None = None,
+    every: int | None = None,
     dry_run: bool = False,
 ) -> Profile | Estimate:
     """Measures every table that some ops need, over all widths up to those they are built at.
@@ -124,6 +127,8 @@ def sweep(
         holdout: held-out cells per table at most.
         precision: of one cell.
         settings: more arguments of the backend.
+        every: measure the whole grid at multiples of this many channels, without probing: what HALP's tables are, and
+            what the few cells of an ordinary sweep are judged by.
         dry_run: return what would be done, measure nothing.
 
     Returns:
@@ -140,11 +145,14 @@ def sweep(
         backends.load(backend, threads=threads, settings=settings) if isinstance(backend, str) else backend
     )
     if dry_run:
-        return _estimate(listed, wanted, holdout, seed)
+        return _estimate(listed, wanted, holdout, seed, every)
     journal = Journal(None if path is None else Path(path), runtime.environment(), resume=resume)
     with journal, _told(progress) as told, pinned(threads):
         measurer = Measurer(runtime, journal, seed=seed, told=told)
-        _sweep(measurer, wanted, holdout=holdout, seed=seed, precision=precision or Precision())
+        if every is None:
+            _sweep(measurer, wanted, holdout=holdout, seed=seed, precision=precision or Precision())
+        else:
+            _whole(measurer, wanted, Steps((every, every)), precision or Precision())
     return Profile(journal.environment, journal.cells)
 
 
@@ -176,6 +184,18 @@ def _sweep(measurer: Measurer, wanted: list[Spec], *, holdout: int, seed: int, p
         measurer.measure(more, precision)
 
 
+def _whole(measurer: Measurer, wanted: list[Spec], steps: Steps, precision: Precision) -> None:
+    """Measures every crossing of the multiples of a step."""
+    todo: list[Cell] = [
+        (spec.op.with_channels(i, o), "sweep", steps)
+        for spec in wanted
+        if measurer.builds(spec.op)
+        for i, o in crossings(spec, steps)
+    ]
+    measurer.expect(len(todo))
+    measurer.measure(todo, precision)
+
+
 def _widest_us(profile: Profile, op: Op) -> float:
     """Returns the time of the widest op measured; 0 where every cell was left out."""
     if not profile.has_table(op):
@@ -189,8 +209,11 @@ def _guessed(wanted: list[Spec], holdout: int, seed: int) -> list[Design]:
     return [design(s, Steps((8, 8)), holdout=holdout, seed=seed) for s in wanted]
 
 
-def _estimate(listed: list[Op], wanted: list[Spec], holdout: int, seed: int) -> Estimate:
+def _estimate(listed: list[Op], wanted: list[Spec], holdout: int, seed: int, every: int | None) -> Estimate:
     designs = _guessed(wanted, holdout, seed)
+    if every is not None:
+        whole = [crossings(spec, Steps((every, every))) for spec in wanted]
+        designs = [Design(tuple(cells), (), len(cells)) for cells in whole]
     seconds = 5.0  # the anchor, and what tells the steps
     for spec, cells in zip(wanted, designs, strict=True):
         for c_in, c_out in (*cells.sweep, *cells.holdout):

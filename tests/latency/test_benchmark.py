@@ -117,3 +117,12 @@ def test_percentiles_and_the_mean_are_of_all_runs() -> None:
     found = Comparison({"a": runs}, "wall", {}, {"a": quiet})["a"]
     assert (found.p10_us, found.p50_us, found.p90_us, found.p99_us) == (11.0, 51.0, 91.0, 100.0)
     assert found.mean_us == 51.0
+
+
+def test_without_quiet_runs_the_interval_holds_the_ratio_of_every_quarter_of_the_rounds() -> None:
+    # One side slows down by a tenth over the rounds, by steps: 2.0, 2.05, 2.1, 2.2 times the other.
+    runs = {"a": [us for us in (200.0, 205.0, 210.0, 220.0) for _ in range(10)], "b": [100.0] * 40}
+    ratio = Comparison(runs, "cpu", {}, {name: [False] * 40 for name in runs}).ratio("a", "b")
+    assert ratio.median == pytest.approx(2.0)
+    assert ratio.lo <= 2.0
+    assert ratio.hi == pytest.approx(2.2)

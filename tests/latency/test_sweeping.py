@@ -236,3 +236,15 @@ def test_a_dry_run_measures_nothing() -> None:
     assert (estimate.ops, estimate.tables) == (6, 5)
     assert "5 tables" in str(estimate)
     assert estimate.cells < estimate.candidates
+
+
+def test_a_whole_grid_has_every_crossing_and_probes_nothing() -> None:
+    ops = [conv(3, 16, tail=("relu",)), conv(16, 24), conv(24, 24, groups=24)]
+    profile = latency.sweep(ops, backend=FakeBackend(staircase(8)), every=8)
+    cells = sorted((c["groups"] > 1, c["c_in"], c["c_out"]) for c in profile.cells)
+    dense = [(False, i, o) for i in (8, 16) for o in (8, 16, 24)]
+    assert cells == sorted(
+        [(False, 3, 8), (False, 3, 16), *dense, (True, 8, 8), (True, 16, 16), (True, 24, 24)]
+    )
+    assert {c["role"] for c in profile.cells} == {"sweep"}
+    assert latency.sweep(ops, backend=FakeBackend(staircase(8)), every=8, dry_run=True).cells == len(cells)
