@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,19 +14,43 @@ from halpiee.errors import UsageError
 __all__ = ["command"]
 
 
-@click.command("report", epilog=examples("halpiee report runs/demo", "halpiee report runs/demo --json"))
+MISSED = 4
+
+
+@click.command(
+    "report",
+    epilog=examples(
+        "halpiee report runs/demo", "halpiee report runs/demo --layers", "halpiee report runs/demo --json"
+    ),
+)
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--layers", is_flag=True, help="Time every layer anew, and work out the curve of other budgets."
+)
 @json_option
-def command(run: Path, as_json: bool) -> None:
-    """Show RUN's table again and write its report.html and report.md anew from report.json."""
+def command(run: Path, layers: bool, as_json: bool) -> None:
+    """Show RUN's table again and write its report.html and report.md anew from report.json.
+
+    Exits 4 where the run missed its promise, as the run itself did.
+    """
     path = run / "report.json"
     if not path.is_file():
         raise UsageError(f"{run} holds no finished run; finish it with `halpiee train --resume --out {run}`")
-    report = json.loads(path.read_text())
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        promise = report["promise"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is no report of a run ({type(error).__name__}: {error}); "
+            f"delete it, and `halpiee train --resume --out {run}` writes it again"
+        ) from error
+    if layers:
+        report |= _measured_again(run)
+    from halpiee.deploy.onnx import write_atomically
     from halpiee.report import render_html, render_markdown, table
 
-    (run / "report.html").write_text(render_html(report))
-    (run / "report.md").write_text(render_markdown(report))
+    for name, text in (("report.html", render_html(report)), ("report.md", render_markdown(report))):
+        write_atomically(run / name, text.encode(), overwrite=True)
 
     def show() -> None:
         from rich.console import Console
@@ -33,4 +58,22 @@ def command(run: Path, as_json: bool) -> None:
         Console().print(table(report))
 
     answer(report, as_json, show)
-    say(f"{report['promise']['text']}; the page is {run / 'report.html'}")
+    say(f"{promise['text']}; the page is {run / 'report.html'}")
+    if promise.get("met") is False:
+        raise click.exceptions.Exit(MISSED)
+
+
+def _measured_again(folder: Path) -> dict[str, Any]:
+    """Times the layers of both networks, works out the curve, and keeps both in report.json."""
+    from halpiee.cli.common import ScreenTalk
+    from halpiee.training.checkpoint import save_json
+    from halpiee.training.closing import layers
+    from halpiee.training.curve import curve
+    from halpiee.training.run import Run
+    from halpiee.training.settings import Settings
+
+    settings = Settings.from_dict(json.loads((folder / "settings.json").read_text()))
+    run = Run(settings, folder, ScreenTalk())
+    found = {"layers": layers(run), "pareto": curve(run)}
+    save_json(folder / "report.json", json.loads((folder / "report.json").read_text()) | found)
+    return found

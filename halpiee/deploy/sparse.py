@@ -152,7 +152,7 @@ def semi_structured(model: nn.Module, *, device: str = "cuda") -> tuple[nn.Modul
     if capability < (8, 0):
         raise MissingError(
             f"semi-structured tensors were asked for on {device}, of compute capability "
-            f"{capability[0]}.{capability[1]}; they need 8.0 or newer: export to ONNX instead, where the zeros stay zeros"
+            f"{capability[0]}.{capability[1]}; they need 8.0 or newer: export to ONNX instead, where zeros stay"
         )
     copied = copy.deepcopy(model).eval().to(device)
     left, made = {}, 0

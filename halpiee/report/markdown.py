@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from halpiee.report.values import comparison, facts, latency, number, title
+from halpiee.report.values import comparison, facts, latency, number, percent, title
 
 __all__ = ["render_markdown"]
 
@@ -29,6 +29,21 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         names = list(dense) or list(kept)
         widths = [(name, _whole(number(dense, name)), _whole(number(kept, name))) for name in names]
         parts += ["## Channels per layer", _table(("Layer", "Dense", "Pruned"), widths)]
+    layers = [row for row in report.get("layers") or [] if isinstance(row, Mapping)]
+    if layers:
+        times = [
+            (str(row.get("layer")), latency(number(row, "dense_us")), latency(number(row, "pruned_us")))
+            for row in layers
+        ]
+        parts += ["## Time per layer", _table(("Layer", "Dense", "Pruned"), times)]
+    curve = report.get("pareto") or {}
+    if curve.get("points"):
+        points = [
+            (percent(number(p, "share"), 1), percent(number(p, "kept"), 1))
+            for p in (*curve["points"], curve.get("run"))
+        ]
+        points[-1] = (f"{points[-1][0]} (this run)", points[-1][1])
+        parts += ["## Other budgets", _table(("Share of the dense latency", "Scores kept"), points)]
     events = [e for e in report.get("events") or [] if isinstance(e, Mapping)]
     if events:
         lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -25,6 +26,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         _section("Latency", _text_of("latency"), plots.budget_plot(report)),
         _section("Dense and pruned side by side", "", _table(report)),
         _section("Channels per layer", _text_of("widths"), plots.widths_plot(report)),
+        _section("Time per layer", _text_of("layers"), plots.layers_plot(report)),
         _pair(
             _section("Accuracy", "", plots.accuracy_plot(report)),
             _section("Loss", "", plots.loss_plot(report)),
@@ -33,10 +35,11 @@ def render_html(report: Mapping[str, Any]) -> str:
             _section("Pruning and growing", _text_of("events"), plots.events_plot(report)),
             _section("Closed loop", _text_of("loop"), plots.loop_plot(report)),
         ),
+        _section("Other budgets", _text_of("pareto"), plots.pareto_plot(report) or _skipped(report)),
         _pair(
             _section("Circumstances", "", _list(facts(report))),
             _section("Time spent", "", plots.stages_plot(report))
-            + _section("Files", "", _list(_flat(report.get("files") or {}))),
+            + _section("Files", "", _links(_flat(report.get("files") or {}))),
         ),
         _section("Environment", "", _list(_flat(report.get("environment") or {}))),
     ]
@@ -125,6 +128,23 @@ def _list(items: list[tuple[str, str]]) -> str:
     return f"<dl>{rows}</dl>" if rows else ""
 
 
+def _links(items: list[tuple[str, str]]) -> str:
+    """Returns a list whose plain file names lead to the files beside the page; anything else stays text."""
+    rows = []
+    for key, value in items:
+        shown = escape(value)
+        if re.fullmatch(r"\w[\w.-]*", value):
+            shown = f'<a href="{shown}">{shown}</a>'
+        rows.append(f"<div><dt>{escape(key)}</dt><dd>{shown}</dd></div>")
+    return f"<dl>{''.join(rows)}</dl>" if rows else ""
+
+
+def _skipped(report: Mapping[str, Any]) -> str:
+    """Returns why there is no curve, where that is known."""
+    reason = (report.get("pareto") or {}).get("skipped")
+    return f'<p class="note">not drawn: {escape(str(reason))}</p>' if reason else ""
+
+
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Returns nested keys as dotted names with their values as text."""
     items: list[tuple[str, str]] = []
@@ -141,6 +161,10 @@ def _text_of(section: str) -> str:
     return {
         "latency": "End to end, median of interleaved rounds. The line is the budget.",
         "widths": "Kept of the channels the layer was built with.",
+        "layers": "µs in the pruned network / in the dense one, from the runtime's own profiler, which slows the "
+        "network somewhat; in brackets, what belongs to no layer.",
+        "pareto": "What the best selection keeps at each latency, scored by the magnitudes of the dense network's "
+        "trained weights, and this run's network by the same scores.",
         "events": "The active network's predicted latency. A prune makes room, exploring trains what is out, "
         "a grow fills the budget again.",
         "loop": "The candidate is shrunk and measured, and solved again until it lies in the accepted range.",

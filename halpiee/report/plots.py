@@ -13,8 +13,10 @@ __all__ = [
     "accuracy_plot",
     "budget_plot",
     "events_plot",
+    "layers_plot",
     "loop_plot",
     "loss_plot",
+    "pareto_plot",
     "stages_plot",
     "widths_plot",
 ]
@@ -65,13 +67,52 @@ def widths_plot(report: Mapping[str, Any]) -> str:
         part = 0.0 if after is None or not (before or after) else 100 * after / (before or after or 1.0)
         text = f"{'–' if after is None else f'{after:.0f}'} / {'–' if before is None else f'{before:.0f}'}"
         rows.append(
-            f'<div class="row"><span class="name mono" title="{escape(name)}">'
-            f"<bdi>{escape(name)}</bdi></span>"
+            f'<div class="row"><span class="name mono"><bdi>{escape(name)}</bdi></span>'
             f'<span class="track bare"><span class="whole" style="width:{whole:.2f}%">'
             f'<span class="part" style="width:{min(part, 100.0):.2f}%"></span></span></span>'
             f'<span class="value">{text}</span></div>'
         )
     return f'<div class="bars widths">{"".join(rows)}</div>'
+
+
+def layers_plot(report: Mapping[str, Any]) -> str:
+    """Returns a bar per layer: its time in the pruned network, in front of that in the dense one."""
+    rows = [row for row in report.get("layers") or [] if isinstance(row, Mapping)]
+    times = [(str(row.get("layer")), number(row, "dense_us"), number(row, "pruned_us")) for row in rows]
+    largest = max((us for _, *both in times for us in both if us is not None), default=0.0)
+    if largest <= 0:
+        return ""
+    bars = []
+    for name, dense, pruned in times:
+        before, after = (100 * (us or 0.0) / largest for us in (dense, pruned))
+        bars.append(
+            f'<div class="row"><span class="name mono"><bdi>{escape(name)}</bdi></span>'
+            f'<span class="track bare"><span class="over" style="width:{before:.2f}%"></span>'
+            f'<span class="over part" style="width:{after:.2f}%"></span></span>'
+            f'<span class="value">{_micro(pruned)} / {_micro(dense)}</span></div>'
+        )
+    return f'<div class="bars widths">{"".join(bars)}</div>'
+
+
+def pareto_plot(report: Mapping[str, Any]) -> str:
+    """Returns the share of the scores that the best selection keeps at each latency, and the run's own network."""
+    found = report.get("pareto") or {}
+    chosen = found.get("run") or {}
+    return chart(
+        [
+            Series(
+                "Best selection",
+                _points(found.get("points") or [], "share", "kept"),
+                "predicted",
+                marker="dot",
+            ),
+            Series("This run", _points([chosen], "share", "kept"), "pruned", "points", "square"),
+        ],
+        x_label="share of the dense latency",
+        y_label="Share of the scores kept",
+        form=_share,
+        x_form=_share,
+    )
 
 
 def accuracy_plot(report: Mapping[str, Any]) -> str:
@@ -158,6 +199,15 @@ def _bar(name: str, value: float | None, largest: float, css: str, text: str) ->
         f'<span class="fill {css}" style="width:{share:.2f}%"></span></span>'
         f'<span class="value">{escape(text)}</span></div>'
     )
+
+
+def _micro(value_us: float | None) -> str:
+    """Returns µs without their unit: whole ones, tenths below ten."""
+    return "–" if value_us is None else f"{value_us:,.{0 if value_us >= 10 else 1}f}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.4g}%"
 
 
 def _history(report: Mapping[str, Any], side: str, key: str) -> list[tuple[float, float]]:

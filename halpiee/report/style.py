@@ -62,8 +62,12 @@ td:last-child,thead th:last-child{padding-right:0}
 .swatch{display:inline-block;width:1.2rem;border-top:2px dashed var(--limit);vertical-align:middle;
 margin-right:.4rem}
 .widths .track{height:.85rem}.widths .whole,.widths .part{border-radius:3px}
-.widths{columns:2;column-gap:28px}.widths .row{break-inside:avoid;grid-template-columns:10rem 1fr 5.6rem}
-.widths .name{direction:rtl;text-align:left}
+.widths{columns:2;column-gap:28px}.widths .row{break-inside:avoid;grid-template-columns:11rem 1fr 6.2rem}
+.widths .name{white-space:normal;overflow-wrap:anywhere;line-height:1.25}
+.over{position:absolute;inset:0 auto 0 0;border-radius:3px;background:var(--track);
+box-shadow:inset 0 0 0 1px var(--line)}
+.over.part{background:var(--pruned);box-shadow:none}
+a{color:var(--pruned)}
 figure{margin:0}
 figcaption{display:flex;flex-wrap:wrap;gap:.15rem .9rem;font-size:.82rem;color:var(--soft);
 margin:0 0 .3rem}

@@ -158,9 +158,21 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             DASH if None in network else f"a = {latency(network[0])}, b = {network[1]:.3f}",
         ),
         ("Worst residual of that fit", percent(worst, 1)),
+        ("Dense file", _file(report, "dense")),
+        ("Pruned file", _file(report, "pruned")),
         ("Whole run", seconds(get("seconds"))),
     ]
+    zeros = get("zeros", "pruned", "share")
+    if zeros is not None and zeros >= 0.01:
+        items.insert(
+            -1, ("Zeros in the pruned file", f"{percent(zeros, 1)} of the weights; no speed from them here")
+        )
     return [(name, value) for name, value in items]
+
+
+def _file(report: Mapping[str, Any], side: str) -> str:
+    whole, zipped = (number(report, "zeros", side, key) for key in ("size_bytes", "zipped_bytes"))
+    return DASH if whole is None or zipped is None else f"{whole / 1e6:.2f} MB, zipped {zipped / 1e6:.2f} MB"
 
 
 def _text(report: Mapping[str, Any], key: str) -> str:

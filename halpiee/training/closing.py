@@ -6,22 +6,27 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import latency
+from halpiee.deploy.layers import layer_times, side_by_side
 from halpiee.deploy.metadata import run_metadata
 from halpiee.deploy.onnx import ExportReport, export_onnx, stamp
+from halpiee.deploy.sparse import zeros_in
+from halpiee.methods.catalogue import about
 from halpiee.report import render_html, render_markdown
 from halpiee.structure.size import widths
 from halpiee.training import record
 from halpiee.training.checkpoint import save_json
-from halpiee.training.settings import parse_budget
+from halpiee.training.curve import curve
+from halpiee.training.settings import Settings, parse_budget
 from latency.benchmark import Comparison, compare
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
 
-__all__ = ["write_report"]
+__all__ = ["layers", "write_report"]
 
 
 def write_report(
@@ -53,12 +58,24 @@ def write_report(
     # The machine's clock may have moved since the profile: a share is of the dense latency measured now,
     # and the prediction is brought to the same clock.
     dense_us, measured_us = side["dense"].median_us, side["pruned"].median_us
-    drift = dense_us / pruned["dense_us"]
-    us, fraction = parse_budget(s.budget)
-    budget_us = us if us is not None else (fraction or 1.0) * dense_us
-    next_step_us = (math.nan if pruned["next_step_us"] is None else pruned["next_step_us"]) * drift
-    kept = record.promise(measured_us, budget_us, next_step_us)
     ratio = found.ratio("dense", "pruned")
+    predicted: dict[str, Any] = {"budget_us": None, "predicted_us": None, "next_step_us": None}
+    if s.budget is not None:
+        drift = dense_us / pruned["dense_us"]
+        us, fraction = parse_budget(s.budget)
+        budget_us = us if us is not None else (fraction or 1.0) * dense_us
+        next_step_us = (math.nan if pruned["next_step_us"] is None else pruned["next_step_us"]) * drift
+        predicted = {
+            "budget_us": budget_us,
+            "predicted_us": pruned["predicted_us"] * drift,
+            "next_step_us": next_step_us,
+            "clock_drift": drift,
+        }
+        # Whole uniform widths leave gaps that no promise is made about; being over the budget is one.
+        least = None if s.method != "small-dense" else 0.0
+        kept = record.promise(measured_us, budget_us, next_step_us, least=least)
+    else:
+        kept = _kept(s, pruned["sparsity"], ratio.median)
     seconds["export"] = seconds.get("export", 0.0) + time.perf_counter() - begun
     counts = pruned["counts"]
     report: dict[str, Any] = {
@@ -66,7 +83,7 @@ def write_report(
         "model": s.model if s.width is None else f"{s.model} ×{s.width:g}",
         "data": s.data,
         "method": s.method,
-        "budget": s.budget,
+        "budget": s.goal,
         "backend": s.backend,
         "precision": "float32",
         "batch": s.batch,
@@ -76,18 +93,15 @@ def write_report(
             for key, value in latency.environment(backend=s.backend, threads=s.threads).items()
         },
         "dense_us": dense_us,
-        "budget_us": budget_us,
-        "predicted_us": pruned["predicted_us"] * drift,
+        **predicted,
         "measured_us": measured_us,
-        "next_step_us": next_step_us,
         "dense_iqr_us": side["dense"].iqr_us,
         "measured_iqr_us": side["pruned"].iqr_us,
         "contention": max(side["dense"].contention, side["pruned"].contention),
         "clock": side["dense"].clock,
-        "clock_drift": drift,
         "speedup": ratio.median,
         "speedup_ci": [ratio.lo, ratio.hi],
-        "gap": pruned["gap"],
+        "gap": pruned.get("gap"),
         "accuracy_dense": dense["accuracy"] if dense else None,
         "accuracy_pruned": pruned["accuracy"],
         "top5_dense": dense["top5"] if dense else None,
@@ -98,7 +112,7 @@ def write_report(
         "fps_dense": s.batch * 1e6 / dense_us,
         "fps_pruned": s.batch * 1e6 / measured_us,
         "macs_dense": run.macs({}),
-        "macs_pruned": run.macs(counts),
+        "macs_pruned": pruned.get("effective_macs") or run.macs(counts),
         "params_dense": sum(p.numel() for p in run.dense().parameters()),
         "params_pruned": pruned["params"],
         "widths": widths(run.structure, counts),
@@ -108,16 +122,22 @@ def write_report(
         "seconds_training": {"dense": dense["seconds"] if dense else None, "pruned": pruned["seconds"]},
         "events": pruned["events"],
         "history": {"dense": dense["history"] if dense else [], "pruned": pruned["history"]},
-        "closed_loop": pruned["closed_loop"],
-        "calibration": pruned["calibration"],
+        "closed_loop": pruned.get("closed_loop", []),
+        "calibration": pruned.get("calibration"),
+        "sparsity": pruned.get("sparsity"),
+        "pareto": curve(run) if s.budget is not None else {"skipped": "the run has no latency budget"},
+        "layers": layers(run),
+        "zeros": {label: asdict(zeros_in(done.path)) for label, done in exported.items()},
         "promise": kept,
         "settings": s.as_dict(),
         "files": {
             "onnx": "pruned.onnx",
             "dense_onnx": "dense.onnx",
-            "plan": "plan.json",
+            **({"plan": "plan.json"} if (run.folder / "plan.json").is_file() else {}),
             "weights": "pruned.safetensors",
             "page": "report.html",
+            "markdown": "report.md",
+            "numbers": "report.json",
         },
     }
     for label in exported:
@@ -131,11 +151,33 @@ def write_report(
     return dict(json.loads((run.folder / "report.json").read_text()))
 
 
+def _kept(s: Settings, found: Mapping[str, Any], ratio: float) -> dict[str, Any]:
+    """Returns whether a sparsity is met, and what it does for speed."""
+    kind = about(s.method).sparsity
+    if kind == "width":  # whole units: at most what was asked for
+        share = found["kept"] / found["total"]
+        text = f"kept {found['kept']:,} of {found['total']:,} parameters, {1 - share:.2%} removed"
+        return {"met": found["kept"] <= found["asked"], "text": text, "share": share}
+    kept = record.promise_of_units(found["kept"], found["asked"], found["total"])
+    speed = f"{ratio:.2f} times as fast as dense"
+    if kind == "weights":
+        kept["text"] += f"; masks alone bring no speed: measured {speed}"
+    else:
+        kept["text"] += f"; cut out, the network is {speed}"
+    return kept
+
+
 TRIES = 3
 """How often dense and pruned are timed side by side where the ratio stays uncertain."""
 
 CERTAIN = 0.015
 """Half-width of the ratio's 95 % interval, relative, that is good enough."""
+
+
+def layers(run: Run) -> list[dict[str, Any]]:
+    """Returns the time of every layer before and after, from the runtime's own profiler."""
+    paths = {label: run.folder / f"{label}.onnx" for label in ("dense", "pruned")}
+    return side_by_side(layer_times(paths, batch=run.settings.batch, threads=run.settings.threads))
 
 
 def _side_by_side(run: Run) -> Comparison:

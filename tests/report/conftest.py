@@ -83,5 +83,23 @@ def report() -> dict[str, Any]:
         "calibration": {"a_us": 12.1, "b": 0.981, "worst": 0.031, "points": []},
         "gap": 1.2e-4,
         "promise": {"met": True, "text": "measured 263 µs is 101.1% of the budget"},
+        "layers": [
+            {"layer": "conv1", "dense_us": 40.0, "pruned_us": 40.0},
+            {"layer": "conv2", "dense_us": 80.0, "pruned_us": 20.0},
+            {"layer": "(ReorderOutput)", "dense_us": 5.5, "pruned_us": 4.5},
+        ],
+        "pareto": {
+            "scores": "magnitudes",
+            "points": [
+                {"share": 0.25, "kept": 0.5, "gap": 0.0},
+                {"share": 0.5, "kept": 0.9, "gap": 0.0},
+                {"share": 1.0, "kept": 1.0, "gap": 0.0},
+            ],
+            "run": {"share": 0.496, "kept": 0.85},
+        },
+        "zeros": {
+            "dense": {"share": 0.0, "size_bytes": 1_090_000, "zipped_bytes": 1_010_000},
+            "pruned": {"share": 0.0, "size_bytes": 280_000, "zipped_bytes": 260_000},
+        },
         "files": {"onnx": "pruned.onnx"},
     }

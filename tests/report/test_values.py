@@ -113,3 +113,12 @@ def test_the_facts_say_how_near_the_export_and_the_prediction_are(report: dict[s
 def test_the_title_reads_a_share_as_a_percentage_and_a_time_as_it_is(report: dict[str, Any]) -> None:
     assert title(report) == "resnet20 on digits, budget 50% of the dense latency"
     assert title(report | {"budget": "12.5ms"}) == "resnet20 on digits, budget 12.5ms"
+
+
+def test_files_are_told_with_their_zipped_size_and_zeros_with_what_they_bring(report: dict[str, Any]) -> None:
+    found = dict(facts(report))
+    assert found["Dense file"] == "1.09 MB, zipped 1.01 MB"
+    assert found["Pruned file"] == "0.28 MB, zipped 0.26 MB"
+    assert "Zeros in the pruned file" not in found
+    report["zeros"]["pruned"]["share"] = 0.9
+    assert dict(facts(report))["Zeros in the pruned file"] == "90.0% of the weights; no speed from them here"

@@ -1,0 +1,58 @@
+"""``halpiee report``: the page again, layers on demand, and the exit code of the run's promise."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+
+from halpiee.cli.app import program
+from halpiee.errors import UsageError
+
+
+def invoke(*options: object) -> Result:
+    return CliRunner().invoke(program, ["report", *map(str, options)])
+
+
+def test_a_kept_promise_is_shown_and_written_anew(finished_run: Path) -> None:
+    shown = invoke(finished_run)
+    assert shown.exit_code == 0
+    assert "measured 124 µs is 98.8% of the budget of 125 µs; the page is" in shown.stderr
+    assert "Promise kept" in (finished_run / "report.html").read_text()
+    assert (finished_run / "report.md").read_text().startswith("# toy:net on toy:data")
+
+
+def test_a_missed_promise_ends_in_four_with_everything_shown(finished_run: Path) -> None:
+    path = finished_run / "report.json"
+    report = json.loads(path.read_text())
+    report["promise"] = {"met": False, "text": "measured 150 µs is 120.0% of the budget"}
+    path.write_text(json.dumps(report))
+    shown = invoke(finished_run, "--json")
+    assert shown.exit_code == 4
+    assert json.loads(shown.stdout)["promise"] == report["promise"]
+    assert "Promise missed" in (finished_run / "report.html").read_text()
+
+
+def test_layers_are_timed_on_demand_and_kept(finished_run: Path) -> None:
+    for side, option in (("dense", ["--dense"]), ("pruned", [])):
+        arguments = ["export", str(finished_run), *option, "--out", str(finished_run / f"{side}.onnx")]
+        assert CliRunner().invoke(program, arguments).exit_code == 0
+    shown = invoke(finished_run, "--layers")
+    assert shown.exception is None, shown.exception
+    report = json.loads((finished_run / "report.json").read_text())
+    assert {"conv1", "conv2", "fc"} <= {row["layer"] for row in report["layers"]}
+    assert "skipped" in report["pareto"]  # the folder holds no profile
+    page = (finished_run / "report.html").read_text()
+    assert "Time per layer" in page
+    assert "not drawn: " in page
+
+
+def test_a_folder_without_a_finished_run_or_with_a_torn_report_says_what_to_type(finished_run: Path) -> None:
+    (finished_run / "report.json").write_text('{"schema": 1')
+    shown = invoke(finished_run)
+    assert isinstance(shown.exception, UsageError)
+    assert "is no report of a run" in str(shown.exception)
+    assert "halpiee train --resume --out" in str(shown.exception)
+    (finished_run / "report.json").unlink()
+    assert "holds no finished run" in str(invoke(finished_run).exception)
