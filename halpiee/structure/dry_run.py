@@ -71,6 +71,7 @@ def record(
         modules = dict(copied.named_modules())
         recorder = Recorder({}, positions) if recorder is None else recorder
         recorder.modules.update(modules)
+        recorder.real = real
         for path, name, at, value in cut.attributes if cut is not None else ():
             set_number(modules[path], name, at, value)
         emptied(copied)

@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from halpiee.structure.elementwise import numbers_of
-from halpiee.structure.probe import CheckedUnits
 from halpiee.structure.recorder import Call, Event, Recorder, tensors_of
 from halpiee.structure.rules import apply, is_pointwise
+from halpiee.structure.units import CheckedUnits
 
 __all__ = ["Api", "Dispatch", "Path", "Watch"]
 
@@ -93,6 +93,8 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             call = Call(name, func, args, kwargs, out, module, self.path.api, reads, given)
             timing = apply(self.recorder, call)
             outs = call.outputs
+            if outs and name.endswith("_") and not self.recorder.tag(outs[0]).zero:
+                self.recorder.written(outs[0])
             if outs:
                 writes = tuple(self.recorder.value(t) for t in outs)
                 self.recorder.events.append(Event(name, module, reads, writes, timing, self.recorder.batch))

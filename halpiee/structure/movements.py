@@ -10,6 +10,7 @@ from halpiee.structure.elementwise import shape_fields
 from halpiee.structure.heads import heads_of
 from halpiee.structure.labels import Label, Tag, compressed, moved, reshaped, varying
 from halpiee.structure.recorder import Call, Recorder, Timing
+from halpiee.structure.units import Atoms, CheckedUnits
 
 __all__ = ["concat", "glu", "index", "index_put", "movement", "pad", "shuffle"]
 
@@ -20,6 +21,9 @@ SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip
 COMPUTED = frozenset({"flatten", "linear", "batch_norm", "instance_norm", "expand_as", "view_as", "conv2d"})
 """Functions that work their sizes out from their input."""
 
+
+EVEN = frozenset({"slice", "split", "split_with_sizes"})
+"""Cuts that may take equal parts."""
 
 RESHAPES = frozenset({"view", "_unsafe_view", "_reshape_alias", "reshape"})
 
@@ -142,18 +146,26 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
         dim = call.args[default] if len(call.args) > default else dim
     dim %= source.dim()
     size = source.shape[dim]
+    if isinstance(recorder.units, CheckedUnits) and tag.axes and call.name in EVEN:
+        parts = parts_of(call, recorder.units.find(tag.axes[0]), dim, size)
+        recorder.even[len(recorder.events)] = (call.where, parts)
     if all(out.shape[dim : dim + 1] == (size,) and out.dim() == source.dim() for out in call.outputs[:1]):
         return tag
     axes = []
     for axis in tag.axes:
         label = recorder.units.find(axis)
         if dim in varying(label):
-            equal = call.api in ("chunk", "tensor_split", "hsplit")
             parts = len(call.outputs)
-            if equal and size % parts == 0:
+            if call.api == "chunk" and size % parts == 0:
                 shape = (*label.shape[:dim], parts, size // parts, *label.shape[dim + 1 :])
                 rows = np.moveaxis(label.reshape(shape), dim, 0)
                 recorder.units.unite(rows[1:], rows[:1])
+            elif isinstance(recorder.units, CheckedUnits) and call.name in EVEN:
+                pass  # compared with what the full network cuts
+            elif not recorder.real and (rows := even(call, label, dim)) is not None:
+                # parts worked out from the width look like parts given in numbers: which they are is tried
+                recorder.units.unite(rows[1:], rows[:1])
+                recorder.even[len(recorder.events)] = (call.where, parts_of(call, label, dim, size))
             elif len(varying(label)) > 1 and call.name in ("unbind", "select"):
                 rows = np.moveaxis(label, dim, 0)
                 recorder.units.unite(rows[1:], rows[:1])
@@ -161,6 +173,44 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
                 recorder.units.freeze(label, f"{call.where} with literal bounds")
         axes.append(label)
     return Tag(tuple(axes), tag.parameter, tag.zero)
+
+
+def even(call: Call, label: Label, dim: int) -> Label | None:
+    """Returns the atoms as ``[parts, size of a part]`` where a cut takes one or all of equal parts, or None.
+
+    The parts lie behind one another, or, where a slice has a step, are taken in turns.
+    """
+    if varying(label) != (dim,):
+        return None
+    atoms = label.reshape(-1)
+    if call.name == "slice":
+        start, stop, step = bounds(call, atoms.size)
+        if step > 1:
+            whole = atoms.size % step == 0 and start < step and stop > atoms.size - step
+            return atoms.reshape(-1, step).T if whole else None
+        part = stop - start
+        return atoms.reshape(-1, part) if part > 0 and atoms.size % part == 0 == start % part else None
+    if call.name in ("split", "split_with_sizes") and len({out.shape[dim] for out in call.outputs}) == 1:
+        return atoms.reshape(len(call.outputs), -1)
+    return None
+
+
+def bounds(call: Call, size: int) -> tuple[int, int, int]:
+    """Returns start, stop and step of a slice."""
+    start, stop, step = (*call.args[2:5], *(None, None, None)[max(0, len(call.args) - 2) :])
+    return slice(start, stop, step).indices(size)
+
+
+def parts_of(call: Call, label: Label, dim: int, size: int) -> list[Atoms]:
+    """Returns the atoms of each part that a cut along ``dim`` gives out, or nothing where that is not all."""
+    if label.size != label.shape[dim]:
+        return []
+    atoms = np.broadcast_to(label.reshape(-1), (size,))
+    if call.name == "slice":
+        start, stop, step = bounds(call, size)
+        return [atoms[start:stop:step]]
+    ends = np.cumsum([out.shape[dim] for out in call.outputs])
+    return [atoms[end - out.shape[dim] : end] for end, out in zip(ends, call.outputs, strict=True)]
 
 
 def shuffle(recorder: Recorder, call: Call) -> None:
@@ -324,4 +374,5 @@ def index_put(recorder: Recorder, call: Call) -> None:
         return
     if mine is not None:
         recorder.units.unite(mine, lent)
-    recorder.set(out, Tag(zero=recorder.tag(values).zero).with_axes([lent]))
+    zero = recorder.tag(values).zero and recorder.tag(target).zero
+    recorder.set(out, Tag(zero=zero).with_axes([lent]))

@@ -61,7 +61,7 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
     if label is not None and over:
         atoms = recorder.read(source, -1, call)
         attach(recorder, call, atoms, affine, "layer_norm")
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             recorder.attribute(call.module, "normalized_shape", atoms, at=0)
             recorder.norms.append(NormCall(call.module, channel_dim(recorder, call, source), atoms))
         else:

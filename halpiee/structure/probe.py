@@ -14,17 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from halpiee.structure.groups import Structure
+from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.shrink import alive_of, kept_positions
-from halpiee.structure.units import Atoms, Units
+from halpiee.structure.units import Atoms, CheckedUnits, Finding
 
 __all__ = ["CheckedUnits", "Cut", "cut_for", "differences", "irregular_keep"]
-
-Finding = tuple[Atoms, str]
-"""Numbers of units that must stay, and why."""
 
 
 @dataclass(frozen=True)
@@ -33,35 +31,17 @@ class Cut:
 
     Attributes:
         n_units: number of units of the structure; unit u is atom u + 1.
+        alive: which units stay.
         units: tensor name → dimension → unit of each position that stays, −1 for none.
         kept: tensor name → dimension → positions that stay.
         attributes: module path, attribute, index or None, new value.
     """
 
     n_units: int
+    alive: NDArray[np.bool_]
     units: dict[str, dict[int, Atoms]]
     kept: dict[str, dict[int, Tensor]]
     attributes: list[tuple[str, str, int | None, int]]
-
-
-class CheckedUnits(Units):
-    """A union-find that notes when two units of the structure are united, and where."""
-
-    def __init__(self, n_units: int) -> None:
-        super().__init__()
-        self.fresh(n_units)
-        self.n_units = n_units
-        self.where = ""
-        self.met: list[Finding] = []
-
-    def unite(self, a: Atoms, b: Atoms) -> None:
-        """Unites, and notes units of the structure that meet although they are different."""
-        a, b = np.broadcast_arrays(a, b)
-        x, y = self.find(a.ravel()), self.find(b.ravel())
-        wrong = (x != y) & (x != 0) & (y != 0) & (x <= self.n_units) & (y <= self.n_units)
-        if wrong.any():
-            self.met.append((np.unique(np.concatenate([x[wrong], y[wrong]])) - 1, self.where))
-        super().unite(a, b)
 
 
 def irregular_keep(structure: Structure) -> dict[str, Tensor]:
@@ -88,11 +68,11 @@ def cut_for(structure: Structure, keep: Mapping[str, Tensor]) -> Cut:
         (a.module, a.name, a.at, int(alive_of(alive, a.units).sum()) * a.mul // a.div)
         for a in structure.details["attributes"]
     ]
-    return Cut(structure.n_units, units, kept_positions(structure, alive), attributes)
+    return Cut(structure.n_units, alive, units, kept_positions(structure, alive), attributes)
 
 
 def differences(
-    structure: Structure, full: Recorder, small: Recorder, error: Exception | None, *, real: bool
+    structure: Structure, full: Recorder, small: Recorder, cut: Cut, error: Exception | None, *, real: bool
 ) -> list[Finding]:
     """Returns the units that must stay: where the smaller model failed, mixed units or differed.
 
@@ -100,6 +80,7 @@ def differences(
         structure: what was found so far.
         full: record of the full model.
         small: record of the smaller one, with the structure's units as atoms.
+        cut: what the smaller model was cut to.
         error: what its forward raised, or None.
         real: whether real tensors ran, whose values may lead to other outputs.
     """
@@ -110,6 +91,9 @@ def differences(
     ]
     if found:
         return found[:1] if error is None else found
+    uneven = cut_by_numbers(structure, full, small, cut.alive)
+    if uneven:
+        return uneven
     if error is not None:
         return failure(structure, small, error)
     if real:
@@ -135,6 +119,29 @@ def differences(
     return []
 
 
+def cut_by_numbers(
+    structure: Structure, full: Recorder, small: Recorder, alive: NDArray[np.bool_]
+) -> list[Finding]:
+    """Returns the units of the first cut into equal parts whose parts are not those of the full model."""
+    numbers = np.full(len(full.units), -1, dtype=np.int64)
+    numbers[structure.details["roots"]] = np.arange(structure.n_units)
+    for place, (where, parts) in full.even.items():
+        units = [numbers[full.units.find(part)] for part in parts]
+        expected = [part[(part < 0) | alive[part]] for part in units]
+        found = small.even.get(place, ("", []))[1]
+        if place >= len(small.events):
+            break
+        known_units = [
+            np.where((p > 0) & (p <= structure.n_units), p - 1, -1) for p in map(small.units.find, found)
+        ]
+        if len(expected) != len(known_units) or any(
+            not np.array_equal(a, b) for a, b in zip(expected, known_units, strict=True)
+        ):
+            touched = np.unique(np.concatenate(units))
+            return [(touched[touched >= 0], f"{where} with literal bounds")]
+    return []
+
+
 def failure(structure: Structure, small: Recorder, error: Exception) -> list[Finding]:
     """Returns the units at the op or in the module whose forward failed."""
     reason = f"{small.failed_at or type(error).__name__} with sizes that do not follow the channels"
@@ -146,10 +153,19 @@ def failure(structure: Structure, small: Recorder, error: Exception) -> list[Fin
     if not units.size:
         inside = [s.units for s in structure.slots if (s.tensor + ".").startswith(small.last_module + ".")]
         units = np.intersect1d(np.concatenate([np.zeros(0, dtype=np.int64), *inside]), prunable)
+        across = [unit_range(g) for g in structure.prunable if crosses(g, small.last_module)]
+        if across:  # a module that checks widths checks those that come in; what is within may follow
+            units = np.concatenate(across)
         reason = f"the forward of {small.last_module or 'the network'} checks its widths: {first_line(error)}"
     if not units.size:
         return [(prunable, f"the forward fails at other widths: {first_line(error)}")]
     return [(units, reason)]
+
+
+def crosses(group: ChannelGroup, module: str) -> bool:
+    """Returns whether a group is on layers inside and outside of a module."""
+    inside = {(layer + ".").startswith(module + ".") for layer, _ in group.members}
+    return len(inside) == 2
 
 
 def first_line(error: Exception) -> str:

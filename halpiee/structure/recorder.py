@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -194,7 +194,10 @@ class Recorder:
         self.failed: list[Atoms] = []
         self.failed_at = ""
         self.last_module = ""
+        self.even: dict[int, tuple[str, list[Atoms]]] = {}
+        self.real = False
         self._tags: dict[int, tuple[Tensor, Tag]] = {}
+        self._storages: dict[int, set[int]] = {}
         self._values: dict[int, int] = {}
         self._n_values = 0
         self._names: dict[int, str] = {}
@@ -237,8 +240,17 @@ class Recorder:
         if tag.parameter:
             self.parameter_values.add(self._n_values)
         self._tags[id(tensor)] = (tensor, tag)
+        if tensor.layout is torch.strided:
+            self._storages.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
         self._values[id(tensor)] = self._n_values
         self._n_values += 1
+
+    def written(self, tensor: Tensor) -> None:
+        """Notes that something else than 0 was written into a tensor: views of the same memory see it too."""
+        if tensor.layout is torch.strided:
+            for other in self._storages.get(tensor.untyped_storage()._cdata, ()):
+                held, tag = self._tags[other]
+                self._tags[other] = (held, replace(tag, zero=False))
 
     def value(self, tensor: Tensor) -> int:
         """Returns the value number of a tensor."""

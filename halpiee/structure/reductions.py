@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from halpiee.structure.elementwise import shape_fields
 from halpiee.structure.heads import heads_of
-from halpiee.structure.labels import Tag
-from halpiee.structure.recorder import Call, Recorder, Timing
+from halpiee.structure.labels import Label, Tag, varying
+from halpiee.structure.recorder import Call, NormCall, Recorder, Timing
 
 __all__ = ["reduction", "region", "softmax", "spatial"]
 
@@ -89,6 +89,8 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
     for axis in tag.axes:
         label = recorder.units.find(axis)
         if any(label.shape[d] > 1 for d in dims):
+            if root_mean_square(recorder, call, label, dims):
+                continue
             if not (call.name in EXACT_SUMS and tag.zero and not tag.parameter):
                 frozen.append(label)
             continue
@@ -107,6 +109,23 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
         dim, atoms = recorder.peek(source)
         return Timing("global_avg_pool", atoms, atoms, shape_fields(source, dim)) if atoms.size else None
     return None
+
+
+def root_mean_square(recorder: Recorder, call: Call, label: Label, dims: list[int]) -> bool:
+    """Returns whether a mean is that of the squares in an ``nn.RMSNorm`` over the channels, and notes the norm.
+
+    Where no kernel does it as a whole, the module is run as squares, mean, root and product.
+    """
+    module = recorder.modules.get(call.module)
+    if type(module) is not nn.RMSNorm or call.name != "mean" or len(module.normalized_shape) != 1:
+        return False
+    last = label.ndim - 1
+    if dims != [last] or varying(label) != (last,) or not label.all():
+        return False
+    atoms = label.reshape(-1)
+    recorder.attribute(call.module, "normalized_shape", atoms, at=0)
+    recorder.norms.append(NormCall(call.module, last, atoms))
+    return True
 
 
 def reduced_dims(call: Call, source: Tensor) -> list[int]:

@@ -78,7 +78,7 @@ def like(recorder: Recorder, call: Call) -> None:
 def nothing(recorder: Recorder, call: Call) -> None:
     """A new tensor whose shape was given in numbers: it belongs to nothing."""
     for out in call.outputs:
-        recorder.set(out, Tag())
+        recorder.set(out, Tag(zero=call.name == "new_zeros"))
 
 
 def embedding(recorder: Recorder, call: Call) -> None:
@@ -156,13 +156,17 @@ RULES: dict[str, Rule] = {
         attention,
     ),
     "native_layer_norm": layer_norm,
+    "_fused_rms_norm": layer_norm,
     "native_group_norm": group_norm,
     "embedding": embedding,
     "glu": glu,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), shuffle),
     "constant_pad_nd": pad,
     **dict.fromkeys(("index_put", "_index_put_impl"), index_put),
-    **dict.fromkeys(("roi_align", "roi_pool", "_roi_align_forward"), region),
+    **dict.fromkeys(
+        ("roi_align", "roi_pool", "_roi_align_forward", "grid_sampler_2d", "grid_sampler_3d"),
+        region,
+    ),
     **dict.fromkeys(("cat", "stack"), concat),
     **dict.fromkeys(("index", "index_select"), index),
     **dict.fromkeys(MOVEMENTS, movement),

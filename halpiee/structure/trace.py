@@ -22,10 +22,10 @@ from halpiee.structure.dry_run import NeedsValuesError, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.heads import adapted, heads_of
 from halpiee.structure.modes import Api, Path, Watch
-from halpiee.structure.probe import CheckedUnits, cut_for, differences, irregular_keep
+from halpiee.structure.probe import cut_for, differences, irregular_keep
 from halpiee.structure.recorder import Recorder, random_like, tensors_of
 from halpiee.structure.shrink import set_number
-from halpiee.structure.units import Atoms
+from halpiee.structure.units import Atoms, CheckedUnits
 from halpiee.structure.vanish import vanishable
 
 __all__ = ["trace"]
@@ -235,7 +235,7 @@ def probed(
             record(model, example_inputs, positions, cut, small, real=real)
         except StructureError as raised:
             error = raised.__cause__ if isinstance(raised.__cause__, Exception) else raised
-        findings = differences(structure, recorder, small, error, real=real)
+        findings = differences(structure, recorder, small, cut, error, real=real)
         if not findings:
             break
         prunable = structure.prunable
@@ -294,9 +294,34 @@ def refuse_foreign(model: nn.Module) -> None:
             raise StructureError(
                 f"the module {where!r} is quantised; prune the float model, then quantise it"
             )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise StructureError(
+                f"the module {where!r} is compiled to TorchScript, whose forward cannot be watched; "
+                "trace the module it was made from"
+            )
+        for hook in module._forward_pre_hooks.values():
+            undo = COMPUTED_BY_HOOK.get(type(hook).__name__) or COMPUTED_BY_HOOK.get(type(hook).__module__)
+            if undo is not None:
+                raise StructureError(
+                    f"the module {where!r} computes its weight from other tensors before each forward "
+                    f"({type(hook).__name__}); call {undo} first"
+                )
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if isinstance(parameter, UninitializedParameter):
                 raise StructureError(
                     f"the parameter {parameter_name!r} of {where!r} has no shape yet; "
                     "run the model once first"
                 )
+            if type(parameter) not in (nn.Parameter, nn.Buffer) or type(parameter.data) is not torch.Tensor:
+                raise StructureError(
+                    f"the parameter {parameter_name!r} of {where!r} is a {type(parameter.data).__name__}, not a "
+                    "plain tensor (quantised or distributed); trace the model before it is converted"
+                )
+
+
+COMPUTED_BY_HOOK = {
+    "WeightNorm": "torch.nn.utils.remove_weight_norm",
+    "SpectralNorm": "torch.nn.utils.remove_spectral_norm",
+    "torch.nn.utils.prune": "torch.nn.utils.prune.remove",
+}
+"""Class or module of a hook that computes a module's weight → what ends it."""

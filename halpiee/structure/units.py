@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Atoms", "Units"]
+__all__ = ["Atoms", "CheckedUnits", "Finding", "Units"]
 
 HERE = os.path.dirname(__file__)
 
@@ -34,6 +34,10 @@ def source_line() -> str:
             found = f"{name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+Finding = tuple[Atoms, str]
+"""Numbers of units that must stay, and why."""
 
 
 class Units:
@@ -106,3 +110,23 @@ class Units:
         flat = flat[flat != 0]
         if flat.size > 1:
             self.unite(flat[1:], flat[:1])
+
+
+class CheckedUnits(Units):
+    """A union-find that notes when two units of the structure are united, and where."""
+
+    def __init__(self, n_units: int) -> None:
+        super().__init__()
+        self.fresh(n_units)
+        self.n_units = n_units
+        self.where = ""
+        self.met: list[Finding] = []
+
+    def unite(self, a: Atoms, b: Atoms) -> None:
+        """Unites, and notes units of the structure that meet although they are different."""
+        a, b = np.broadcast_arrays(a, b)
+        x, y = self.find(a.ravel()), self.find(b.ravel())
+        wrong = (x != y) & (x != 0) & (y != 0) & (x <= self.n_units) & (y <= self.n_units)
+        if wrong.any():
+            self.met.append((np.unique(np.concatenate([x[wrong], y[wrong]])) - 1, self.where))
+        super().unite(a, b)
