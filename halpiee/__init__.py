@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from halpiee.methods.gradual import GMP, GraNet
     from halpiee.methods.halp import HALP
     from halpiee.methods.iee import IEE
+    from halpiee.methods.once import prune_once
     from halpiee.saliency.score import score
     from halpiee.selection.choose import Selection, select
     from halpiee.selection.cost import LatencyCost
     from halpiee.selection.problem import GridSolution, solve_grid
-    from halpiee.sparsity.distribution import ERK, NM, Global, Latency, Uniform
+    from halpiee.sparsity.distribution import ERK, NM, Global, Latency, PerLayer, Uniform
     from halpiee.structure.groups import Structure
     from halpiee.structure.masked import masked
     from halpiee.structure.plan import Plan
@@ -45,6 +46,7 @@ __all__ = [
     "HalpieeError",
     "Latency",
     "LatencyCost",
+    "PerLayer",
     "Plan",
     "RigL",
     "RigLITOP",
@@ -55,6 +57,7 @@ __all__ = [
     "Uniform",
     "analysis",
     "masked",
+    "prune_once",
     "score",
     "select",
     "shrink",
@@ -85,6 +88,7 @@ _HOME = {
     "HalpieeError": "halpiee.errors",
     "Latency": "halpiee.sparsity.distribution",
     "LatencyCost": "halpiee.selection.cost",
+    "PerLayer": "halpiee.sparsity.distribution",
     "Plan": "halpiee.structure.plan",
     "RigL": "halpiee.methods.dynamic",
     "RigLITOP": "halpiee.methods.dynamic",
@@ -94,6 +98,7 @@ _HOME = {
     "SynFlow": "halpiee.methods.at_init",
     "Uniform": "halpiee.sparsity.distribution",
     "masked": "halpiee.structure.masked",
+    "prune_once": "halpiee.methods.once",
     "score": "halpiee.saliency.score",
     "select": "halpiee.selection.choose",
     "shrink": "halpiee.structure.shrink",

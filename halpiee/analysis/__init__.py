@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from halpiee.analysis.collapse import collapsed_channels, neuron_collapse
     from halpiee.analysis.flops import FlopsMeter, forward_share, train_flops
     from halpiee.analysis.history import History
     from halpiee.analysis.survival import (
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 __all__ = [
     "FlopsMeter",
     "History",
+    "collapsed_channels",
     "densities",
     "distance",
     "distances",
     "exploration",
     "forward_share",
+    "neuron_collapse",
     "overlaps",
     "survival_rates",
     "train_flops",
@@ -33,11 +36,13 @@ __all__ = [
 _HOME = {
     "FlopsMeter": "flops",
     "History": "history",
+    "collapsed_channels": "collapse",
     "densities": "survival",
     "distance": "survival",
     "distances": "survival",
     "exploration": "survival",
     "forward_share": "flops",
+    "neuron_collapse": "collapse",
     "overlaps": "survival",
     "survival_rates": "survival",
     "train_flops": "flops",

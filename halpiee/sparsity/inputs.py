@@ -32,11 +32,12 @@ def example_input(model: nn.Module) -> Tensor:
     elif first is not None:
         dims = first.weight.dim() - 2
         shapes = [(1, first.in_channels, *(side,) * dims) for side in SIDES]
+    weight = torch.empty(0) if first is None else first.weight
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         for shape in shapes:
-            x = torch.ones(shape, device=first.weight.device if first is not None else None)
+            x = torch.ones(shape, device=weight.device, dtype=weight.dtype)
             try:
                 with torch.no_grad():
                     model(x)

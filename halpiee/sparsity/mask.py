@@ -5,9 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from halpiee.errors import UsageError
+
+if TYPE_CHECKING:
+    from halpiee.sparsity.granularity import Units
 
 __all__ = ["Mask"]
 
@@ -61,6 +67,37 @@ class Mask(Mapping[str, Tensor]):
         both = sum(int((mask & other[name]).sum()) for name, mask in self.units.items())
         either = sum(int((mask | other[name]).sum()) for name, mask in self.units.items())
         return both / either if either else 1.0
+
+    def shuffled(self, seed: int = 0) -> Mask:
+        """Returns a mask with the same counts in every layer at other places: an ablation of Frankle et al. 2021."""
+        generator = torch.Generator().manual_seed(seed)
+        return Mask(
+            {
+                name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].reshape(mask.shape)
+                for name, mask in self.units.items()
+            }
+        )
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module, units: Units | None = None) -> None:
+        """Writes zeros, in place, where the mask has none.
+
+        Args:
+            model: its parameters and buffers are looked up by name.
+            units: what the names of this mask mean; ``None``: they are parameters.
+
+        Raises:
+            UsageError: a name or shape that the model does not have.
+        """
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, mask in (self.units if units is None else units.masks(self)).items():
+            if name not in tensors or tensors[name].shape != mask.shape:
+                found = tuple(tensors[name].shape) if name in tensors else "no such parameter"
+                raise UsageError(
+                    f"a mask of shape {tuple(mask.shape)} was applied to {name!r}, the model has {found}; "
+                    "apply it to the model it was made for, and masks of filters or channels with their units"
+                )
+            tensors[name].masked_fill_(~mask.to(tensors[name].device), 0)
 
     def digest(self) -> str:
         """Returns a hash that is equal exactly for equal masks: what ranks of a distributed run compare."""

@@ -87,5 +87,5 @@ def test_random_scores_are_those_of_their_seed(net: Coupled) -> None:
 
 
 def test_an_unknown_criterion_is_refused_with_the_known_ones(net: Coupled) -> None:
-    with pytest.raises(UsageError, match="known are gradient, grasp, .* magnitude, random, .*taylor"):
+    with pytest.raises(UsageError, match=r"known are gradient, grasp, .* magnitude, random, .*taylor"):
         halpiee.score(net, [], "size", units="weights")
