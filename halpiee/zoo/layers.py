@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-__all__ = ["conv_bn", "initialise", "scaled"]
+__all__ = ["conv_bn", "draw", "initialise", "scaled"]
 
 
 def scaled(channels: int, width: float) -> int:
@@ -30,3 +31,18 @@ def initialise(model: nn.Module) -> None:
         elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+def draw(model: nn.Module, seed: int) -> None:
+    """Draws another sample of the same initialisation; running statistics of norms start anew.
+
+    Args:
+        model: a network of this package, changed in place.
+        seed: the same seed draws the same weights; the global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        initialise(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()

@@ -54,6 +54,86 @@ def test_parameters_and_macs_are_the_published_ones(
     assert counted_macs(model, size) == macs
 
 
+# A row: C_in, C_out, kernel, side of the output, groups, how often. Written from the papers' tables.
+Row = tuple[int, int, int, int, int, int]
+
+
+def rows_vgg(per_stage: tuple[int, ...]) -> list[Row]:
+    """Simonyan & Zisserman's table 1, columns B, D and E, at 32×32 with one linear layer."""
+    widths = (3, 64, 128, 256, 512, 512)
+    rows: list[Row] = []
+    for stage, depth in enumerate(per_stage):
+        side = 32 >> stage
+        rows += [(widths[stage], widths[stage + 1], 3, side, 1, 1)]
+        rows += [(widths[stage + 1], widths[stage + 1], 3, side, 1, depth - 1)]
+    return rows
+
+
+RESNET18_64 = [
+    *((3, 64, 3, 64, 1, 1), (64, 64, 3, 64, 1, 4)),
+    *((64, 128, 3, 32, 1, 1), (128, 128, 3, 32, 1, 3), (64, 128, 1, 32, 1, 1)),
+    *((128, 256, 3, 16, 1, 1), (256, 256, 3, 16, 1, 3), (128, 256, 1, 16, 1, 1)),
+    *((256, 512, 3, 8, 1, 1), (512, 512, 3, 8, 1, 3), (256, 512, 1, 8, 1, 1)),
+]
+
+RESNET50_32 = [
+    *((3, 64, 3, 32, 1, 1), (64, 64, 1, 32, 1, 1), (64, 64, 3, 32, 1, 3), (64, 256, 1, 32, 1, 4)),
+    (256, 64, 1, 32, 1, 2),
+    *((256, 128, 1, 32, 1, 1), (128, 128, 3, 16, 1, 4), (128, 512, 1, 16, 1, 4), (512, 128, 1, 16, 1, 3)),
+    (256, 512, 1, 16, 1, 1),
+    *((512, 256, 1, 16, 1, 1), (256, 256, 3, 8, 1, 6), (256, 1024, 1, 8, 1, 6), (1024, 256, 1, 8, 1, 5)),
+    (512, 1024, 1, 8, 1, 1),
+    *((1024, 512, 1, 8, 1, 1), (512, 512, 3, 4, 1, 3), (512, 2048, 1, 4, 1, 3), (2048, 512, 1, 4, 1, 2)),
+    (1024, 2048, 1, 4, 1, 1),
+]
+
+MOBILENET_32 = [
+    (3, 32, 3, 32, 1, 1),
+    *((32, 32, 3, 32, 32, 1), (32, 64, 1, 32, 1, 1), (64, 64, 3, 16, 64, 1), (64, 128, 1, 16, 1, 1)),
+    *((128, 128, 3, 16, 128, 1), (128, 128, 1, 16, 1, 1), (128, 128, 3, 8, 128, 1), (128, 256, 1, 8, 1, 1)),
+    *((256, 256, 3, 8, 256, 1), (256, 256, 1, 8, 1, 1), (256, 256, 3, 4, 256, 1), (256, 512, 1, 4, 1, 1)),
+    *((512, 512, 3, 4, 512, 5), (512, 512, 1, 4, 1, 5), (512, 512, 3, 2, 512, 1), (512, 1024, 1, 2, 1, 1)),
+    *((1024, 1024, 3, 2, 1024, 1), (1024, 1024, 1, 2, 1, 1)),
+]
+
+
+@pytest.mark.parametrize(
+    ("builder", "side", "rows", "linear", "millions"),
+    [
+        # the totals that are usually quoted, in millions of parameters and MACs
+        (zoo.vgg13_bn, 32, rows_vgg((2, 2, 2, 2, 2)), (512, 10), (9.41, 228.3)),
+        (zoo.vgg19_bn, 32, rows_vgg((2, 2, 4, 4, 4)), (512, 10), (20.04, 398.1)),
+        (zoo.resnet18_modified, 64, RESNET18_64, (512, 200), (11.27, 2221.8)),
+        (zoo.resnet50_cifar, 32, RESNET50_32, (2048, 10), (23.52, 1297.8)),
+        (zoo.mobilenet_v1_cifar, 32, MOBILENET_32, (1024, 10), (3.22, 46.4)),
+    ],
+)
+def test_parameters_and_macs_follow_from_the_papers_tables(
+    builder: Callable[[], nn.Module],
+    side: int,
+    rows: list[Row],
+    linear: tuple[int, int],
+    millions: tuple[float, float],
+) -> None:
+    weights = sum(n * c_in * c_out * k * k // groups for c_in, c_out, k, _, groups, n in rows)
+    norms = sum(n * 2 * c_out for _, c_out, _, _, _, n in rows)
+    macs = sum(n * c_in * c_out * k * k // groups * at * at for c_in, c_out, k, at, groups, n in rows)
+    c_in, classes = linear
+    model = builder()
+    assert parameters(model) == weights + norms + c_in * classes + classes
+    assert counted_macs(model, side) == macs + c_in * classes
+    assert round(parameters(model) / 1e6, 2) == millions[0]
+    assert round((macs + c_in * classes) / 1e6, 1) == millions[1]
+
+
+def test_resnet18_and_resnet50_are_torchvisions() -> None:
+    # torchvision states 11,689,512 parameters and 1.814 G, 25,557,032 and 4.089 G multiply-accumulates
+    for name, n_parameters, gigamacs in (("resnet18", 11_689_512, 1.814), ("resnet50", 25_557_032, 4.089)):
+        model = zoo.build(name)
+        assert parameters(model) == n_parameters
+        assert round(counted_macs(model, 224) / 1e9, 3) == gigamacs
+
+
 def test_wrn22_2_has_the_weights_and_macs_of_the_sparse_training_papers() -> None:
     model = zoo.wrn22_2()
     assert sum(p.numel() for p in model.parameters() if p.dim() > 1) == 1_076_912

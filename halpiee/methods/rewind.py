@@ -1,0 +1,243 @@
+"""Pruning after training, and training again: from which weights, on which part of the schedule.
+
+Train, prune to a budget, take weights, train the rest ("Pruning Neural Networks at Initialization: Why Are We Missing
+the Mark?", arXiv 2009.08576, whose ablations are here, too)::
+
+    magnitude after training, learning-rate rewinding   final weights, the whole schedule again (Renda et al. 2020)
+    lottery-ticket rewinding                            weights of step k, the schedule from k (Frankle et al. 2020)
+    lottery ticket                                      the same with k = 0 (Frankle & Carbin 2019)
+    reinit                                              a new sample of the initialisation, the whole schedule
+    shuffle                                             any of them, the mask shuffled within each layer
+
+In n rounds each prunes to ρ^(k/n) and trains again before the next; only survivors compete. Optimizer state starts
+anew with every training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from halpiee.errors import UsageError
+from halpiee.methods.guard import Guard
+from halpiee.methods.once import best, stages
+from halpiee.saliency.criterion import Batches, Criterion, LossFn
+from halpiee.saliency.names import named
+from halpiee.saliency.score import units_of
+from halpiee.selection.cost import LatencyCost
+from halpiee.sparsity.distribution import Budget, Global
+from halpiee.sparsity.granularity import Units
+from halpiee.sparsity.mask import Mask
+from halpiee.structure.groups import Structure
+
+__all__ = [
+    "LEARNING_RATE_REWINDING",
+    "LOTTERY_TICKET",
+    "REINIT",
+    "Retrain",
+    "Train",
+    "draw_again",
+    "draw_normal",
+    "held",
+    "lottery_ticket_rewinding",
+    "rewind",
+]
+
+
+class Train(Protocol):
+    """Trains steps ``first`` to ``last − 1`` of the schedule, in place.
+
+    What ``mask`` has pruned has to stay zero (see :func:`held`); ``None`` is the dense network. ``done(n)`` is called
+    when n steps of the schedule have been done: after each step.
+    """
+
+    def __call__(
+        self, model: nn.Module, mask: Mask | None, first: int, last: int, done: Callable[[int], None]
+    ) -> object:
+        """Trains."""
+        ...
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """From where the pruned network is trained.
+
+    Attributes:
+        weights: those of a step of the dense training, the ``final`` ones, or a ``fresh`` sample of the
+            initialisation.
+        schedule: from the ``start``, or from the ``step`` whose weights are taken.
+    """
+
+    weights: int | Literal["final", "fresh"]
+    schedule: Literal["start", "step"] = "start"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weights, str) and self.schedule == "step":
+            raise UsageError(
+                f"a schedule from the step of {self.weights!r} weights was asked; only weights of a numbered step "
+                "have one: give that step, or schedule='start'"
+            )
+        if isinstance(self.weights, int) and self.weights < 0:
+            raise UsageError(
+                f"weights of step {self.weights} were asked; steps count from 0, the initialisation"
+            )
+
+    @property
+    def first(self) -> int:
+        """The first step that is trained again."""
+        return self.weights if isinstance(self.weights, int) and self.schedule == "step" else 0
+
+
+LEARNING_RATE_REWINDING = Retrain("final")
+"""Also magnitude pruning after training, as arXiv 2009.08576 retrains it."""
+LOTTERY_TICKET = Retrain(0, "step")
+REINIT = Retrain("fresh")
+
+
+def lottery_ticket_rewinding(step: int) -> Retrain:
+    """Returns the weights of ``step`` and the schedule from there; the paper's steps are 1000 to 6255."""
+    return Retrain(step, "step")
+
+
+def rewind(
+    model: nn.Module,
+    train: Train,
+    *,
+    total_steps: int,
+    budget: Budget | float,
+    retrain: Retrain = LEARNING_RATE_REWINDING,
+    criterion: Criterion | str = "magnitude",
+    batches: Batches | None = None,
+    rounds: int = 1,
+    shuffle: bool = False,
+    draw: Callable[[nn.Module, int], object] | None = None,
+    units: Structure | Units | Literal["weights", "filters"] = "weights",
+    loss_fn: LossFn = cross_entropy,
+    cost: LatencyCost | None = None,
+    seed: int = 0,
+) -> Mask:
+    """Trains the dense model, prunes it, and trains it again; returns the final mask.
+
+    Args:
+        model: from its initialisation; ends trained and pruned.
+        train: trains a part of the schedule, see :class:`Train`.
+        total_steps: of the whole schedule.
+        budget: how much stays where; a number is the density over all layers together.
+        retrain: from which weights and where on the schedule.
+        criterion: how units are ranked on the trained network, a criterion or its name.
+        batches: (inputs, targets), for criteria that need data.
+        rounds: of pruning and training again.
+        shuffle: whether the last mask is shuffled within each layer, an ablation.
+        draw: (model, seed) draws fresh weights; by default :func:`draw_again`.
+        units: what is removed.
+        loss_fn: (outputs, targets) → scalar, for criteria that need data.
+        cost: latency model, for a latency budget.
+        seed: of fresh weights, shuffling and random scores.
+
+    Raises:
+        UsageError: no rounds, a step outside of the schedule, or one that ``train`` never reported.
+        BudgetError: a budget below what the smallest network needs.
+    """
+    if total_steps < 1:
+        raise UsageError(f"total_steps={total_steps} was asked; give at least 1")
+    if isinstance(retrain.weights, int) and retrain.weights > total_steps:
+        raise UsageError(
+            f"weights of step {retrain.weights} were asked of a training of {total_steps} steps; give a step up to that"
+        )
+    chosen = units_of(model, units)
+    budget = Global(float(budget)) if isinstance(budget, int | float) else budget
+    rungs = list(stages(budget, chosen, cost, rounds))
+    criterion = named(criterion, seed) if isinstance(criterion, str) else criterion
+    batches = list(batches or ())
+    kept: dict[int, dict[str, Tensor]] = {}
+
+    def done(step: int) -> None:
+        if step == retrain.weights and step not in kept:
+            kept[step] = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    done(0)
+    train(model, None, 0, total_steps, done)
+    if isinstance(retrain.weights, int) and retrain.weights not in kept:
+        raise UsageError(
+            f"weights of step {retrain.weights} were asked, and train did not call done({retrain.weights}); "
+            "call done(n) after each step"
+        )
+    alive = Mask.full(chosen.sizes)
+    for k, (pool, level) in enumerate(rungs, start=1):
+        alive = best(
+            model, criterion, pool, chosen, batches, among=alive, level=level, loss_fn=loss_fn, seed=seed
+        )
+        if shuffle and k == rounds:
+            alive = alive.shuffled(seed)
+        if isinstance(retrain.weights, int):
+            model.load_state_dict(kept[retrain.weights])
+        elif retrain.weights == "fresh":
+            (draw or draw_again)(model, seed)
+        alive.apply(model, chosen)
+        train(model, alive, retrain.first, total_steps, lambda step: None)
+    return alive
+
+
+@contextmanager
+def held(
+    model: nn.Module, optimizer: Optimizer, mask: Mask | None, units: Units | None = None
+) -> Iterator[None]:
+    """Inside, optimizer steps leave what is pruned at zero, momentum and weight decay included.
+
+    Args:
+        model: with the mask applied.
+        optimizer: over its parameters.
+        mask: what is active; ``None``: everything.
+        units: what the mask's names mean; ``None``: they are parameters.
+    """
+    if mask is None:
+        yield
+        return
+    masks = dict(mask) if units is None else units.masks(mask)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    guard = Guard({name: tensors[name] for name in masks}, optimizer)
+    guard.hold(masks)
+
+    def restore(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        guard.restore()
+
+    handle = optimizer.register_step_post_hook(restore)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def draw_again(model: nn.Module, seed: int = 0) -> None:
+    """Draws every weight anew, as each module's ``reset_parameters`` does; norms go back to 1 and 0.
+
+    A network with an initialisation of its own needs its own function in ``rewind(draw=...)``; for those of
+    ``halpiee.zoo`` that is ``halpiee.zoo.draw``.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+
+
+@torch.no_grad()
+def draw_normal(model: nn.Module, seed: int = 0) -> None:
+    """Draws the weights of convolutions and linear layers from N(0, 1), whatever their size; biases are zero.
+
+    With it magnitude at initialisation loses what it knows of the layers' scales (an ablation of arXiv 2009.08576).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
+            if module.bias is not None:
+                module.bias.zero_()
