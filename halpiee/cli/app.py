@@ -17,6 +17,7 @@ from halpiee.cli import (
     explain,
     export,
     inspection,
+    methods,
     planning,
     profiling,
     reporting,
@@ -36,7 +37,19 @@ def program() -> None:
     """Make a neural network meet a latency on a device, and keep as much accuracy as that latency allows."""
 
 
-for verb in (demo, train, profiling, planning, explain, export, bench, reporting, inspection, doctor):
+for verb in (
+    demo,
+    train,
+    methods,
+    profiling,
+    planning,
+    explain,
+    export,
+    bench,
+    reporting,
+    inspection,
+    doctor,
+):
     program.add_command(verb.command)
 for command in (inspection.pack, inspection.merge):
     program.add_command(command)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from halpiee.methods.iee import IEE
+from halpiee.methods.method import Method
+from halpiee.methods.pools import LatencyPool
 from halpiee.training.checkpoint import load_state, save_json, save_weights
 from halpiee.training.loop import Trainer, evaluate, make_optimizer, pick_threads
 from halpiee.training.network import initial, network
@@ -53,7 +54,7 @@ def train_dense(run: Run) -> dict[str, Any]:
 
 
 def trainer_of(
-    run: Run, model: nn.Module, label: str, optimizer: Optimizer, method: IEE | None = None
+    run: Run, model: nn.Module, label: str, optimizer: Optimizer, method: Method | None = None
 ) -> Trainer:
     """Returns a trainer whose state goes into the run's folder."""
     return Trainer(
@@ -63,9 +64,16 @@ def trainer_of(
         run.settings,
         checkpoint=run.folder / f"{label}.state",
         method=method,
-        latency_us=(lambda: method.reports[-1].used) if method is not None else (lambda: None),
+        latency_us=lambda: _latency_us(method),
         report=lambda step, total, entry: run.talk.training(label, step, total, entry),
     )
+
+
+def _latency_us(method: Method | None) -> float | None:
+    """Returns the predicted latency of the active units, where it is one."""
+    if method is None or not method.reports or not isinstance(method.pool, LatencyPool):
+        return None
+    return method.reports[-1].used
 
 
 def choose_threads(run: Run) -> None:

@@ -63,7 +63,7 @@ def check_settings(settings: Settings) -> None:
     s = settings
     resolve(s.model)
     summary = check(s.data, size=s.size)
-    if summary.n_train is not None:
+    if summary.n_train is not None and s.method == "iee":
         s.cycle.steps(max(1, summary.n_train // s.batch_size) * s.epochs)
     if s.backend != "onnxruntime":
         raise UsageError(f"--backend {s.backend} was asked; training to a latency measures with onnxruntime")

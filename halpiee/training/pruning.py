@@ -1,28 +1,29 @@
-"""The stage that trains to the budget: IEE, the closed loop, the cut, and the rest of training at the compact size."""
+"""The stage that trains to a latency: IEE or HALP, the closed loop, the cut, the rest of training at compact size."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from halpiee.deploy.calibrate import Round, close_loop
-from halpiee.methods.iee import IEE
+from halpiee.methods.method import Method
 from halpiee.methods.pools import LatencyPool
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.distribution import Latency
 from halpiee.structure.masked import verify
 from halpiee.structure.plan import Plan
 from halpiee.structure.shrink import shrink
 from halpiee.training import record
+from halpiee.training.attach import to_a_latency
 from halpiee.training.baseline import choose_threads, trainer_of
 from halpiee.training.checkpoint import load_state, save_json, save_weights
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
 from halpiee.training.network import arguments, initial
 from halpiee.training.record import line_values
+from halpiee.training.selected import Selected
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
@@ -38,28 +39,9 @@ def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
     s = run.settings
     model = initial(s, run.data.n_classes).to(run.device)
     optimizer = make_optimizer(model, s)
-    total = run.data.steps_per_epoch(s.batch_size) * s.epochs
-    h, j, q = s.cycle.steps(total)
     budget_us = run.budget_us(cost)
-    iee = IEE(
-        model,
-        optimizer,
-        budget=Latency(us=budget_us),
-        total_steps=total,
-        structure=run.structure,
-        cost=cost,
-        h=h,
-        j=j,
-        q=q,
-        omega=s.cycle.omega,
-        end=s.cycle.end,
-        decay=s.cycle.decay,
-        init=s.cycle.init,
-        solver=s.cycle.solver,
-        start="pretrained" if s.weights else "scratch",
-        seed=s.seed,
-    )
-    trainer = trainer_of(run, model, "pruned", optimizer, iee)
+    method = to_a_latency(run, model, optimizer, cost)
+    trainer = trainer_of(run, model, "pruned", optimizer, method)
     choose_threads(run)
     torch.manual_seed(s.seed)
     saved = run.folder / "pruned.state"
@@ -68,42 +50,42 @@ def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
         pair = shrink(model, run.structure, state["extra"]["keep"], optimizer)
         assert isinstance(pair, tuple)
         trainer.replace(*pair)
-        iee.detach()
+        method.detach()
         trainer.load(state)
     elif state is not None:
         trainer.load(state)
     if trainer.stage == "masked":
-        trainer.run(until=lambda t: iee.finished)
+        trainer.run(until=lambda t: method.finished)
         fitted = cost.calibration
-        cost, rounds = _close(run, iee, cost, budget_us)
-        compact, slim = iee.shrink()
-        verify(iee.model, run.structure, iee.keep, run.example, compact=compact, sizes=(1, 2, 5))
+        cost, rounds = _close(run, method, cost, budget_us)
+        compact, slim = method.shrink()
+        verify(method.model, run.structure, method.keep, run.example, compact=compact, sizes=(1, 2, 5))
         trainer.replace(compact, slim)
-        predicted = cost.total_us(iee.alive.counts)
+        predicted = cost.total_us(method.alive.counts)
         trainer.extra = {
-            "keep": dict(iee.alive),
+            "keep": dict(method.alive),
             "closed_loop": [asdict(r) for r in rounds],
             "predicted_us": predicted,
-            "next_step_us": iee.reports[-1].next_step,
+            "next_step_us": method.reports[-1].next_step,
             "calibration": line_values(fitted) if fitted else None,
-            "gap": iee.reports[-1].gap,
+            "gap": method.reports[-1].gap,
             "dense_us": cost.dense_us,
             "budget_us": budget_us,
         }
         trainer.save()
     trainer.run()
-    return _finish(run, trainer, iee, path)
+    return _finish(run, trainer, method, path)
 
 
-def _close(run: Run, iee: IEE, cost: LatencyCost, budget_us: float) -> tuple[LatencyCost, list[Round]]:
+def _close(run: Run, method: Method, cost: LatencyCost, budget_us: float) -> tuple[LatencyCost, list[Round]]:
     """Measures the candidate beside the dense network and solves again until it meets the budget."""
     run.talk.note("measuring the candidate beside the dense network")
     s = run.settings
     cost, turns = close_loop(
-        iee.model,
+        method.model,
         cost,
         run.example,
-        _Candidate(iee),
+        _Candidate(method),
         budget_us=budget_us,
         threads=s.threads,
         rounds=s.rounds,
@@ -116,13 +98,13 @@ def _close(run: Run, iee: IEE, cost: LatencyCost, budget_us: float) -> tuple[Lat
     return cost, turns
 
 
-def _finish(run: Run, trainer: Trainer, iee: IEE, path: Path) -> dict[str, Any]:
+def _finish(run: Run, trainer: Trainer, method: Method, path: Path) -> dict[str, Any]:
     """Writes plan, weights and results."""
     model = trainer.model
     top1, top5 = evaluate(model, run.data)
     counts = {name: int(mask.sum()) for name, mask in trainer.extra["keep"].items()}
-    compact_steps = trainer.total_steps - sum(steps for steps, _, _ in iee.log)
-    log = [*iee.log, (compact_steps, "compact", counts)]
+    compact_steps = trainer.total_steps - sum(steps for steps, _, _ in method.log)
+    log = [*method.log, (compact_steps, "compact", counts)]
     extra = {key: value for key, value in trainer.extra.items() if key != "keep"}
     result = {
         "accuracy": top1,
@@ -131,13 +113,13 @@ def _finish(run: Run, trainer: Trainer, iee: IEE, path: Path) -> dict[str, Any]:
         "seconds": trainer.seconds,
         "params": sum(p.numel() for p in model.parameters()),
         "counts": counts,
-        "events": record.events(iee.reports),
+        "events": record.events(method.reports),
         "train_flops_ratio": record.train_flops(log, run.macs, trainer.total_steps),
         **extra,
     }
     plan = Plan.from_selection(
         run.structure,
-        _Selected(trainer.extra["keep"], trainer.extra["predicted_us"], trainer.extra["gap"]),
+        Selected(trainer.extra["keep"], trainer.extra["predicted_us"], trainer.extra["gap"]),
         model=run.settings.model,
         arguments=arguments(run.settings, run.data.n_classes),
         budget_us=trainer.extra["budget_us"],
@@ -150,37 +132,28 @@ def _finish(run: Run, trainer: Trainer, iee: IEE, path: Path) -> dict[str, Any]:
 
 
 class _Candidate:
-    """IEE's selection as the closed loop sees it."""
+    """The method's selection as the closed loop sees it."""
 
-    def __init__(self, iee: IEE) -> None:
-        self._iee = iee
-        self._turns = [(iee.alive, iee.reports[-1])]
+    def __init__(self, method: Method) -> None:
+        self._method = method
+        self._turns = [(method.alive, method.reports[-1])]
 
     @property
     def counts(self) -> dict[str, int]:
-        return self._iee.alive.counts
+        return self._method.alive.counts
 
     @property
     def keep(self) -> dict[str, torch.Tensor]:
-        return self._iee.keep
+        return self._method.keep
 
     @property
     def next_step_us(self) -> float:
-        return self._iee.reports[-1].next_step
+        return self._method.reports[-1].next_step
 
     def solve_again(self, cost: LatencyCost) -> None:
-        assert isinstance(self._iee.pool, LatencyPool)
-        self._iee.choose_again(self._iee.pool.with_cost(cost))
-        self._turns.append((self._iee.alive, self._iee.reports[-1]))
+        assert isinstance(self._method.pool, LatencyPool)
+        self._method.choose_again(self._method.pool.with_cost(cost))
+        self._turns.append((self._method.alive, self._method.reports[-1]))
 
     def go_back(self, turn: int) -> None:
-        self._iee.adopt(*self._turns[turn])
-
-
-@dataclass(frozen=True)
-class _Selected:
-    """What a plan records of the units that training chose."""
-
-    keep: dict[str, torch.Tensor]
-    latency_us: float
-    gap: float
+        self._method.adopt(*self._turns[turn])

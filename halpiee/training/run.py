@@ -34,6 +34,7 @@ from halpiee.training.baseline import train_dense
 from halpiee.training.checkpoint import load_weights, save_json
 from halpiee.training.closing import write_report
 from halpiee.training.data import Data, load
+from halpiee.training.masking import train_masked, train_small
 from halpiee.training.network import network
 from halpiee.training.opening import check_cells, check_folder, check_settings
 from halpiee.training.pruning import train_to_budget
@@ -122,13 +123,19 @@ class Run:
         """Units and ops of the network."""
         return trace(self.build(), self.example)
 
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.data.steps_per_epoch(self.settings.batch_size) * self.settings.epochs
+
     def macs(self, counts: Mapping[str, int]) -> int:
         """Returns the multiply-accumulates of one image."""
         return sum(macs(self.structure, counts).values())
 
     def compact(self) -> nn.Module:
         """Returns the finished compact network, rebuilt from its plan and weights."""
-        model = Plan.load(self.folder / "plan.json").apply(self.build())
+        plan = self.folder / "plan.json"  # masks of single weights leave every shape as it was
+        model = Plan.load(plan).apply(self.build()) if plan.is_file() else self.build()
         model.load_state_dict(load_weights(self.folder / "pruned.safetensors"))
         return model.eval()
 
@@ -148,23 +155,35 @@ class Run:
             report: dict[str, Any] = json.loads(finished.read_text())
             self.talk.note(f"{self.folder} is finished; showing its report")
             return report
-        self.settings.cycle.steps(self.data.steps_per_epoch(self.settings.batch_size) * self.settings.epochs)
+        s = self.settings
+        if s.method == "iee":
+            s.cycle.steps(self.total_steps)
         seconds: dict[str, float] = self._times()
+        cost = self._price(seconds) if s.budget is not None else None
+        dense = None
+        if s.baseline or s.weights:
+            self.talk.stage("Train dense" if not s.weights else "Given weights")
+            dense = self._timed(seconds, "dense", lambda: train_dense(self))
+        self.talk.stage("Train to the budget" if s.budget is not None else f"Train: {s.goal}")
+        pruned = self._timed(seconds, "pruned", lambda: self._train(cost))
+        self.talk.stage("Export and measure")
+        return write_report(self, dense, pruned, seconds)
+
+    def _price(self, seconds: dict[str, float]) -> LatencyCost:
+        """Returns the calibrated latency model; refuses a budget that nothing reaches."""
         self.talk.stage("Profile")
         profile = self._timed(seconds, "profile", self._profile)
         self.talk.stage("Calibrate")
-        cost = self._timed(
+        cost: LatencyCost = self._timed(
             seconds, "calibrate", lambda: self._calibrate(LatencyCost(self.structure, profile))
         )
         self._check_reachable(cost)
-        dense = None
-        if self.settings.baseline or self.settings.weights:
-            self.talk.stage("Train dense" if not self.settings.weights else "Given weights")
-            dense = self._timed(seconds, "dense", lambda: train_dense(self))
-        self.talk.stage("Train to the budget")
-        pruned = self._timed(seconds, "pruned", lambda: train_to_budget(self, cost))
-        self.talk.stage("Export and measure")
-        return write_report(self, dense, pruned, seconds)
+        return cost
+
+    def _train(self, cost: LatencyCost | None) -> dict[str, Any]:
+        if self.settings.method == "small-dense":
+            return train_small(self, cost)
+        return train_masked(self) if cost is None else train_to_budget(self, cost)
 
     def _check_reachable(self, cost: LatencyCost) -> None:
         """Refuses a budget that no network reaches before anything is trained; the profile is not lost."""
@@ -232,5 +251,5 @@ class Run:
 
     def budget_us(self, cost: LatencyCost) -> float:
         """Returns Ψ in µs, on the scale of the cost's dense latency."""
-        us, fraction = parse_budget(self.settings.budget)
+        us, fraction = parse_budget(self.settings.budget or "1")
         return us if us is not None else (fraction or 1.0) * cost.dense_us

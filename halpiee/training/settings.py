@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from halpiee.errors import UsageError
+from halpiee.methods.catalogue import about
 
-__all__ = ["Cycle", "Settings", "parse_budget"]
+__all__ = ["Cycle", "Masks", "Settings", "parse_budget"]
 
 
 def parse_budget(text: str) -> tuple[float | None, float | None]:
@@ -84,6 +85,61 @@ class Cycle:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Masks:
+    """What a method that trains to a sparsity is asked for; ``None``: its paper's own, fitted to the training.
+
+    Attributes:
+        sparsity: share that is removed.
+        distribution: how it is spread: ``uniform``, ``erk``, ``global`` or ``nm``.
+        nm: N and M of ``nm``, as ``2:4``.
+        criterion: whose scores, by name.
+        rounds: how often survivors are scored again.
+        interval: steps between two updates.
+        fraction: share exchanged by the first update.
+        initial: sparsity that GraNet starts from.
+        regrow: share of a layer's filters that each round exchanges.
+        at: steps before one-shot pruning.
+        init: how the first units are chosen: ``random``, or the largest of the given weights (``magnitude``).
+        first: share of the training where a gradual method begins.
+        last: share where it ends.
+    """
+
+    sparsity: float | None = None
+    distribution: Literal["uniform", "erk", "global", "nm"] | None = None
+    nm: str = "2:4"
+    criterion: str | None = None
+    rounds: int | None = None
+    interval: int | None = None
+    fraction: float | None = None
+    initial: float = 0.0
+    regrow: float = 0.0
+    at: int = 0
+    init: Literal["random", "magnitude"] = "random"
+    first: float | None = None
+    last: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise UsageError(
+                f"a sparsity of {self.sparsity} was asked; sparsity is the share that is removed, between 0 and 1"
+            )
+        match = re.fullmatch(r"([0-9]+):([0-9]+)", self.nm)
+        if not match or not 0 < int(match[1]) <= int(match[2]):
+            raise UsageError(f"the pattern {self.nm!r} was asked; give N:M with 0 < N <= M, such as 2:4")
+
+    @property
+    def n_of_m(self) -> tuple[int, int]:
+        """N and M."""
+        n, m = self.nm.split(":")
+        return int(n), int(m)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a sparsity is asked for, as a number or as a pattern."""
+        return self.sparsity is not None or self.distribution == "nm"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """One training to a budget.
 
@@ -92,8 +148,8 @@ class Settings:
         width: width multiplier of a zoo network; ``None``: the model's own.
         data: a data source.
         size: image size to bring the data to; ``None``: as it is.
-        budget: as ``parse_budget`` reads it.
-        method: how the budget is met.
+        budget: a latency, as ``parse_budget`` reads it; ``None`` where ``masks`` holds a sparsity.
+        method: how the budget is met; see ``halpiee methods``.
         weights: safetensors file to start from; ``None``: from scratch.
         epochs: passes over the training data, of the dense and of the pruned network alike.
         batch_size: images per training step.
@@ -111,15 +167,16 @@ class Settings:
         rounds: interleaved rounds of the closing measurement.
         device: where to train.
         cycle: IEE's own settings.
+        masks: what a sparsity is asked for.
         seed: of every random choice.
     """
 
     model: str
     data: str
-    budget: str
+    budget: str | None = None
     width: float | None = None
     size: int | None = None
-    method: Literal["iee"] = "iee"
+    method: str = "iee"
     weights: str | None = None
     epochs: int = 20
     batch_size: int = 64
@@ -137,15 +194,55 @@ class Settings:
     rounds: int = 30
     device: str = "auto"
     cycle: Cycle = field(default_factory=Cycle)
+    masks: Masks = field(default_factory=Masks)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        parse_budget(self.budget)
+        self._check_goal()
         for name, least in (("epochs", 1), ("batch_size", 1), ("batch", 1), ("threads", 1), ("rounds", 3)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name}={getattr(self, name)} was asked; it is at least {least}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError(f"lr={self.lr} was asked; give a positive learning rate")
+
+    def _check_goal(self) -> None:
+        """Refuses a method without the limit it needs, or with two."""
+        method = about(self.method)
+        if self.budget is not None:
+            parse_budget(self.budget)
+        if self.budget is not None and self.masks.asked:
+            raise UsageError(
+                f"--budget {self.budget} and a sparsity were asked; a run meets one of them: leave one out"
+            )
+        if self.budget is None and not self.masks.asked:
+            wanted = " or ".join(
+                ["--budget 0.5"] * method.latency + ["--sparsity 0.9"] * (method.sparsity is not None)
+            )
+            raise UsageError(f"--method {self.method} needs a limit; give {wanted}")
+        if self.budget is not None and not method.latency:
+            raise UsageError(
+                f"--method {self.method} was asked to meet a latency, and removes {method.units}, which no latency is "
+                "known for; give --sparsity, or --method iee"
+            )
+        if self.masks.asked and method.sparsity is None:
+            raise UsageError(f"--method {self.method} meets a latency; give --budget instead of a sparsity")
+        if self.method == "halp" and self.weights is None:
+            raise UsageError(
+                "--method halp prunes a trained network; give its --weights, such as dense.safetensors of a run"
+            )
+
+    @property
+    def goal(self) -> str:
+        """What is to be met, in words: the budget as it was given, or the sparsity."""
+        if self.budget is not None:
+            return self.budget
+        kind = self.masks.distribution or about(self.method).distribution
+        if kind == "nm":
+            return f"{self.masks.nm} weights"
+        what = about(self.method).sparsity
+        if what == "width":
+            return f"{1 - (self.masks.sparsity or 0):.4g} of the parameters, uniformly narrower"
+        return f"{100 * (self.masks.sparsity or 0):.4g}% of {what} removed, {kind}"
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings as JSON values."""
@@ -164,7 +261,8 @@ class Settings:
             raise UsageError(
                 f"settings hold {unknown}, which this version does not know; known are {sorted(known)}"
             )
-        return cls(**{**values, "cycle": Cycle(**values.get("cycle", {}))})
+        nested = {"cycle": Cycle(**values.get("cycle", {})), "masks": Masks(**values.get("masks", {}))}
+        return cls(**{**values, **nested})
 
     @property
     def digest(self) -> str:

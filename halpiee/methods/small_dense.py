@@ -1,0 +1,113 @@
+"""Small-Dense: the same network, uniformly narrower, at equal parameters, MACs or latency. What pruning has to beat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from halpiee.errors import BudgetError, UsageError
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.uniform import uniform
+from halpiee.structure.groups import Structure
+from halpiee.structure.shrink import shrink
+from halpiee.structure.size import macs as macs_of
+from halpiee.structure.size import parameters
+
+__all__ = ["keep_first", "small_dense", "uniform_counts"]
+
+
+def small_dense(
+    model: nn.Module,
+    structure: Structure,
+    *,
+    params: float | None = None,
+    macs: float | None = None,
+    latency_us: float | None = None,
+    cost: LatencyCost | None = None,
+) -> nn.Module:
+    """Returns the widest uniformly narrower network within one of three limits.
+
+    Its weights are the first units of the given ones, scaled by √(old fan-in / new fan-in): what an initialisation of
+    variance 1/fan-in would have given the narrow network.
+
+    Args:
+        model: the network; left as it is.
+        structure: of the model.
+        params: share of its parameters.
+        macs: share of its multiply-accumulates.
+        latency_us: latency by ``cost``.
+        cost: latency model.
+
+    Raises:
+        UsageError: not exactly one limit.
+        BudgetError: not even one unit a group fits; ``.minimum`` is what that takes.
+    """
+    counts = uniform_counts(structure, params=params, macs=macs, latency_us=latency_us, cost=cost)
+    compact = shrink(model, structure, keep_first(structure, counts))
+    assert isinstance(compact, nn.Module)
+    with torch.no_grad():
+        before = dict(model.named_parameters())
+        for name, p in compact.named_parameters():
+            if p.dim() > 1:
+                p.mul_(math.sqrt(before[name][0].numel() / p[0].numel()))
+    return compact
+
+
+def keep_first(structure: Structure, counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Returns the masks that keep the first units of every group."""
+    return {g.name: torch.arange(g.size) < counts[g.name] for g in structure.prunable if g.name in counts}
+
+
+def uniform_counts(
+    structure: Structure,
+    *,
+    params: float | None = None,
+    macs: float | None = None,
+    latency_us: float | None = None,
+    cost: LatencyCost | None = None,
+) -> dict[str, int]:
+    """Returns units per group at the largest common share of the width that fits; see ``small_dense``."""
+    if sum(limit is not None for limit in (params, macs, latency_us)) != 1:
+        raise UsageError(
+            "a small dense network was asked; give exactly one of params=…, macs=… and latency_us=…"
+        )
+    if latency_us is not None:
+        if cost is None:
+            raise UsageError("a small dense network of a latency was asked; pass cost=halpiee.LatencyCost(…)")
+        return uniform(cost, latency_us)
+    share = params if params is not None else macs
+    assert share is not None
+    if not 0 < share <= 1:
+        raise UsageError(
+            f"a small dense network of {share} times the size was asked; give a share above 0 and up to 1"
+        )
+    size: Callable[[Mapping[str, int]], int] = lambda counts: (  # noqa: E731
+        parameters(structure, counts) if params is not None else sum(macs_of(structure, counts).values())
+    )
+    whole = size({})
+    # Every width at which some group gains a unit, from the narrowest up; sizes grow with it.
+    widths = sorted({k / g.size for g in structure.prunable for k in range(1, g.size + 1)})
+    lo, hi = 0, len(widths)
+    while lo < hi:
+        middle = (lo + hi) // 2
+        if size(_counts(structure, widths[middle])) <= share * whole:
+            lo = middle + 1
+        else:
+            hi = middle
+    if lo == 0:
+        least = size(_counts(structure, 0.0)) / whole
+        if least > share:
+            raise BudgetError(
+                f"a network of {share:.3g} times the size was asked; one unit a group takes {least:.3g} of it; "
+                f"ask for at least {math.ceil(least * 1000) / 1000}",
+                minimum=least,
+            )
+        return _counts(structure, 0.0)
+    return _counts(structure, widths[lo - 1])
+
+
+def _counts(structure: Structure, width: float) -> dict[str, int]:
+    return {g.name: max(1, math.floor(width * g.size + 1e-9)) for g in structure.prunable}

@@ -1,0 +1,175 @@
+"""The stage that trains to a sparsity: masks of single weights to the end, or filters that are cut out half way."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from halpiee.methods.filters import FilterPruning
+from halpiee.methods.method import Method
+from halpiee.methods.small_dense import keep_first, small_dense, uniform_counts
+from halpiee.selection.cost import LatencyCost
+from halpiee.structure.masked import verify
+from halpiee.structure.plan import Plan
+from halpiee.structure.shrink import shrink
+from halpiee.structure.size import macs
+from halpiee.training import record
+from halpiee.training.attach import densities, to_a_sparsity
+from halpiee.training.baseline import choose_threads, trainer_of
+from halpiee.training.checkpoint import load_state, save_json, save_weights
+from halpiee.training.loop import Trainer, evaluate, make_optimizer
+from halpiee.training.network import arguments, initial
+from halpiee.training.selected import Selected
+
+if TYPE_CHECKING:
+    from halpiee.training.run import Run
+
+__all__ = ["train_masked", "train_small"]
+
+
+def train_masked(run: Run) -> dict[str, Any]:
+    """Trains to a sparsity and returns the results; resumes where its state was saved."""
+    path = run.folder / "pruned.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    s = run.settings
+    model = initial(s, run.data.n_classes).to(run.device)
+    optimizer = make_optimizer(model, s)
+    method = to_a_sparsity(run, model, optimizer)
+    trainer = trainer_of(run, model, "pruned", optimizer, method)
+    choose_threads(run)
+    torch.manual_seed(s.seed)
+    saved = run.folder / "pruned.state"
+    state = load_state(saved, run.device) if saved.is_file() else None
+    if state is not None and state["stage"] == "compact":
+        pair = shrink(model, run.structure, state["extra"]["keep"], optimizer)
+        assert isinstance(pair, tuple)
+        trainer.replace(*pair)
+        method.detach()
+        trainer.load(state)
+    elif state is not None:
+        trainer.load(state)
+    if isinstance(method, FilterPruning) and trainer.stage == "masked":
+        trainer.run(until=lambda t: method.finished)
+        _cut(run, trainer, method)
+    trainer.run()
+    return _finish(run, trainer, method)
+
+
+def _cut(run: Run, trainer: Trainer, method: FilterPruning) -> None:
+    """Cuts the removed filters out; what trains on is the compact network."""
+    kept = {path: int(mask.sum()) for path, mask in method.alive.items()}
+    compact, optimizer = method.shrink()
+    verify(method.model, run.structure, method.keep, run.example, compact=compact, sizes=(1, 2, 5))
+    trainer.replace(compact, optimizer)
+    trainer.extra = {"keep": method.keep, "filters": kept, "units": _units(method)}
+    trainer.save()
+
+
+def _units(method: Method) -> dict[str, Any]:
+    """Returns how many units are kept, of how many, and how many were asked for."""
+    total = sum(math.prod(shape) for shape in method.units.sizes.values())
+    return {
+        "kept": sum(method.alive.counts.values()),
+        "asked": int(method.pool.total),
+        "total": total,
+        "densities": densities(method),
+        "left_out": dict(method.units.left_out),
+    }
+
+
+def _finish(run: Run, trainer: Trainer, method: Method) -> dict[str, Any]:
+    """Writes weights, plan and results."""
+    model = trainer.model
+    top1, top5 = evaluate(model, run.data)
+    counts: dict[str, int] = {}
+    keep = trainer.extra.get("keep")
+    if keep is not None:
+        counts = {name: int(mask.sum()) for name, mask in keep.items()}
+        plan = Plan.from_selection(
+            run.structure,
+            Selected(keep),
+            model=run.settings.model,
+            arguments=arguments(run.settings, run.data.n_classes),
+        )
+        plan.save(run.folder / "plan.json", overwrite=True)
+    units = trainer.extra.get("units") or _units(method)
+    layers = macs(run.structure)
+    result = {
+        "accuracy": top1,
+        "top5": top5,
+        "history": trainer.history,
+        "seconds": trainer.seconds,
+        "params": sum(p.numel() for p in model.parameters()),
+        "counts": counts,
+        "sparsity": units,
+        "effective_macs": None if keep is not None else record.effective_macs(layers, units["densities"]),
+        "events": record.plain_events(method.reports),
+        "train_flops_ratio": record.masked_flops(
+            method.log,
+            layers,
+            {name: math.prod(shape) for name, shape in method.units.sizes.items()},
+            trainer.total_steps,
+            compact_macs=run.macs(counts),
+            paper_charges_gradient=method.paper_charges_gradient,
+        ),
+    }
+    save_weights(run.folder / "pruned.safetensors", model.state_dict())
+    save_json(run.folder / "pruned.json", result)
+    (run.folder / "pruned.state").unlink(missing_ok=True)
+    return result
+
+
+def train_small(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
+    """Trains the small dense network from the start, at equal parameters or within the latency."""
+    path = run.folder / "pruned.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    s = run.settings
+    limit: dict[str, Any] = {"params": 1 - (s.masks.sparsity or 0.0)}
+    if cost is not None:
+        limit = {"latency_us": run.budget_us(cost), "cost": cost}
+    counts = uniform_counts(run.structure, **limit)
+    keep = keep_first(run.structure, counts)
+    model = small_dense(initial(s, run.data.n_classes), run.structure, **limit).to(run.device)
+    trainer = trainer_of(run, model, "pruned", make_optimizer(model, s))
+    choose_threads(run)
+    torch.manual_seed(s.seed)
+    saved = run.folder / "pruned.state"
+    if saved.is_file():
+        trainer.load(load_state(saved, run.device))
+    trainer.run()
+    top1, top5 = evaluate(model, run.data)
+    predicted = None if cost is None else cost.total_us(counts)
+    params = sum(p.numel() for p in model.parameters())
+    whole = sum(p.numel() for p in run.build().parameters())
+    Plan.from_selection(
+        run.structure,
+        Selected(keep, math.nan if predicted is None else predicted),
+        model=s.model,
+        arguments=arguments(s, run.data.n_classes),
+    ).save(run.folder / "plan.json", overwrite=True)
+    ratio = run.macs(counts) / run.macs({})
+    result = {
+        "accuracy": top1,
+        "top5": top5,
+        "history": trainer.history,
+        "seconds": trainer.seconds,
+        "params": params,
+        "counts": counts,
+        "events": [],
+        "train_flops_ratio": {"paper": ratio, "strict": ratio},
+        "sparsity": None
+        if cost is not None
+        else {"kept": params, "asked": int(limit["params"] * whole), "total": whole, "densities": {}},
+        "predicted_us": predicted,
+        "dense_us": None if cost is None else cost.dense_us,
+        "next_step_us": None if cost is None else cost.next_step_us(counts, cost.candidates),
+    }
+    save_weights(run.folder / "pruned.safetensors", model.state_dict())
+    save_json(path, result)
+    saved.unlink(missing_ok=True)
+    return result
