@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from halpiee.methods.halp import HALP
     from halpiee.methods.iee import IEE
     from halpiee.methods.once import prune_once
+    from halpiee.methods.small_dense import small_dense
     from halpiee.saliency.score import score
     from halpiee.selection.choose import Selection, select
     from halpiee.selection.cost import LatencyCost
@@ -61,6 +62,7 @@ __all__ = [
     "score",
     "select",
     "shrink",
+    "small_dense",
     "solve_grid",
     "sparsity",
     "trace",
@@ -103,6 +105,7 @@ _HOME = {
     "select": "halpiee.selection.choose",
     "shrink": "halpiee.structure.shrink",
     "solve_grid": "halpiee.selection.problem",
+    "small_dense": "halpiee.methods.small_dense",
     "trace": "halpiee.structure.trace",
 }
 
