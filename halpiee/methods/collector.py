@@ -78,10 +78,15 @@ class Collector:
         batches: Iterable[tuple[Tensor, Tensor]],
         criterion: Criterion,
     ) -> dict[str, Tensor]:
-        """Returns the mean scores over some batches; the model is left as it was."""
+        """Returns the mean scores over some batches; units without one score zero, the model is left as it was.
+
+        Batches that were left out, as their scores were not finite, count among the phase's skipped steps.
+        """
         from halpiee.saliency.score import score
 
-        return score(model, batches, criterion, units=self.units, seed=self.seed)
+        found = score(model, batches, criterion, units=self.units, seed=self.seed)
+        self.tally.skipped += found.skipped
+        return {n: found.get(n, torch.zeros(size)) for n, size in self.units.sizes.items()}
 
     def generator(self, purpose: str) -> torch.Generator:
         """Returns a generator that is the same for the same seed and purpose."""

@@ -173,3 +173,20 @@ def test_n_of_m_keeps_the_best_n_of_every_run(n: int, m: int, runs: int, kernel:
         inputs = range(run * m, run * m + m)
         best = sorted(inputs, key=lambda i: (-score[out, i, position].item(), i))[:n]
         assert [i for i in inputs if alive[out, i, position]] == sorted(best)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=12, max_size=12), st.integers(1, 12), st.booleans())
+def test_one_pool_keeps_the_same_units_as_sorting_by_score_and_then_index(
+    values: list[int], count: int, wide: bool
+) -> None:
+    layers = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(6, 1, bias=False))
+    pool = LayerPools(Weights(layers), Global(max(count, 2) / 12))
+    flat = torch.tensor(values, dtype=torch.float64 if wide else torch.float32)
+    alive = top(pool, {"0.weight": flat[:6].reshape(2, 3), "1.weight": flat[6:].reshape(1, 6)})
+    order = sorted(range(12), key=lambda i: (-values[i], i))
+    # each layer's best is in first; the rest is the ranking over both
+    first = [min(range(6), key=lambda i: (-values[i], i)), min(range(6, 12), key=lambda i: (-values[i], i))]
+    expected = set(first) | set([i for i in order if i not in first][: max(count, 2) - 2])
+    kept = torch.cat([alive["0.weight"].flatten(), alive["1.weight"].flatten()])
+    assert set(kept.nonzero().flatten().tolist()) == expected
