@@ -7,7 +7,7 @@ that write to it are, see :meth:`Filters.channels`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import StructureError, UsageError
-from halpiee.sparsity.inputs import example_input
+from halpiee.sparsity.inputs import example_input as _example_input
 from halpiee.structure.groups import Structure
 
 __all__ = ["Filters"]
@@ -28,14 +28,17 @@ class Filters:
     """Every output filter of every convolution is a unit, named by its convolution's module path.
 
     Scores live on the convolution's weight. A norm belongs to a filter when its input *is* the convolution's output,
-    seen on one forward pass; a norm behind a sum stays as it is.
+    seen on one forward pass; a norm behind a sum stays as it is. A depthwise filter is no unit: it goes, with its
+    norm, when all filters that write its channel are gone.
 
     Args:
         model: the network.
         example_input: one input of the network; by default a usual shape that its first layer accepts.
+        structure: of the model; traced where there are depthwise convolutions and none is given.
         pinned: paths of convolutions that stay whole (residual networks protect the first).
-        norm_follows: whether γ, β and the statistics go with the filter, which makes its removal exact. With
-            ``False`` only the filter is zeroed: γ and β keep its gradient alive, so that it can be grown again.
+        norm_follows: whether γ, β and the statistics go with the filter, and depthwise filters behind it, which makes
+            its removal exact. With ``False`` only the filter is zeroed: γ and β keep its gradient alive, so that it
+            can be grown again.
 
     Attributes:
         norms: convolution → path of the batch norm behind it, where there is one.
@@ -46,6 +49,7 @@ class Filters:
         model: nn.Module,
         example_input: Tensor | None = None,
         *,
+        structure: Structure | None = None,
         pinned: frozenset[str] = frozenset(),
         norm_follows: bool = True,
     ) -> None:
@@ -55,10 +59,20 @@ class Filters:
                 f"the convolution {min(unknown)!r} was asked to stay whole, the model has none of that name; "
                 f"the first is {next(iter(convs), None)!r}"
             )
-        self.sizes: dict[str, tuple[int, ...]] = {
-            path: (m.weight.shape[0],) for path, m in convs.items() if path not in pinned
+        self._depthwise = {
+            path for path, m in convs.items() if 1 < m.groups == m.in_channels == m.out_channels
         }
-        self.left_out: dict[str, str] = dict.fromkeys(sorted(pinned), "pinned by the caller")
+        self.sizes: dict[str, tuple[int, ...]] = {
+            path: (m.weight.shape[0],)
+            for path, m in convs.items()
+            if path not in pinned and path not in self._depthwise
+        }
+        self.left_out: dict[str, str] = {
+            **dict.fromkeys(
+                sorted(self._depthwise), "depthwise: goes with the filters that write its channels"
+            ),
+            **dict.fromkeys(sorted(pinned), "pinned by the caller"),
+        }
         if not self.sizes:
             raise StructureError(
                 "asked for the filters of a model, found no convolution that may be pruned; "
@@ -67,8 +81,15 @@ class Filters:
         self.zero_is_dead = norm_follows
         self.norms = _norms_behind(model, convs, example_input)
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._writers: dict[str, tuple[dict[str, Tensor], Tensor]] = {}
+        if norm_follows and self._depthwise - pinned:
+            if structure is None:
+                from halpiee.structure.trace import trace
+
+                structure = trace(model, (_example_input(model) if example_input is None else example_input,))
+            self._writers = self._writers_of(structure, self._depthwise - pinned)
         self._members: dict[str, list[str]] = {}
-        for path in self.sizes:
+        for path in (*self.sizes, *self._writers):
             held = [_join(path, "weight"), _join(path, "bias")]
             if norm_follows and path in self.norms:
                 norm = self.norms[path]
@@ -81,7 +102,7 @@ class Filters:
         """Returns the element masks: a filter's weights, its bias and its norm's entries share its fate."""
         masks = {}
         for path, members in self._members.items():
-            keep = alive[path].cpu()
+            keep = self._written(path, alive) if path in self._writers else alive[path].cpu()
             for name in members:
                 shape = self._shapes[name]
                 masks[name] = keep.view(-1, *(1,) * (len(shape) - 1)).expand(shape).clone()
@@ -103,6 +124,34 @@ class Filters:
             path: value.detach() for path, value in found.items() if value is not None and path in self.sizes
         }
 
+    def _writers_of(
+        self, structure: Structure, depthwise: Collection[str]
+    ) -> dict[str, tuple[dict[str, Tensor], Tensor]]:
+        """Returns depthwise convolution → (filters that write its channels: path → unit ids; its own unit ids)."""
+        wanted = {_join(path, "weight"): path for path in depthwise}
+        own = {wanted[s.tensor]: s.units for s in structure.slots if s.tensor in wanted and s.side == "out"}
+        found = {}
+        for path, units in own.items():
+            others = {
+                slot.tensor.removesuffix("weight").removesuffix("."): torch.from_numpy(slot.units)
+                for slot in structure.slots
+                if slot.side == "out" and slot.dim == 0 and slot.tensor.endswith("weight")
+                if np.isin(slot.units, units).any()
+            }
+            found[path] = (
+                {p: u for p, u in others.items() if p not in self._depthwise},
+                torch.from_numpy(units),
+            )
+        return found
+
+    def _written(self, path: str, alive: Mapping[str, Tensor]) -> Tensor:
+        """Returns BoolTensor ``[channels]``: which channels of a depthwise convolution anything still writes to."""
+        writers, own = self._writers[path]
+        if not writers:
+            return torch.ones(len(own), dtype=torch.bool)
+        live = [units[alive[p].cpu()] if p in alive else units for p, units in writers.items()]
+        return torch.isin(own, torch.cat(live))
+
     def channels(self, structure: Structure, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns what is left of the network's channels, as ``halpiee.shrink`` takes it.
 
@@ -113,10 +162,10 @@ class Filters:
         held = np.zeros(structure.n_units, dtype=bool)
         made = np.zeros(structure.n_units, dtype=bool)
         for slot in structure.slots:
-            if slot.side != "out":
+            path = slot.tensor.removesuffix("weight").removesuffix("bias").removesuffix(".")
+            if slot.side != "out" or path in self._depthwise:
                 continue
             made[slot.units] = True
-            path = slot.tensor.removesuffix("weight").removesuffix("bias").removesuffix(".")
             keep = alive[path].cpu().numpy() if path in alive else np.ones(len(slot.units), dtype=bool)
             held[slot.units[keep]] = True
         keeps = {}
@@ -139,7 +188,7 @@ def _norms_behind(model: nn.Module, convs: Mapping[str, nn.Module], x: Tensor | 
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS)}
     if not norms:
         return {}
-    x = example_input(model) if x is None else x
+    x = _example_input(model) if x is None else x
     made: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept, so that its id is not used again
     behind: dict[str, str] = {}
 

@@ -144,3 +144,56 @@ def test_a_pinned_name_that_is_no_convolution_is_refused(net: Residual) -> None:
     with pytest.raises(UsageError, match="'fc' was asked to stay whole"):
         Filters(net, pinned=frozenset({"fc"}))
     assert Filters(net, pinned=frozenset({"a"})).left_out == {"a": "pinned by the caller"}
+
+
+class Separable(nn.Module):
+    """A pointwise, a depthwise and a pointwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.bn_one = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.depth, self.bn_depth = nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.BatchNorm2d(4)
+        self.two = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.bn_one(self.one(x)).relu()
+        return self.two(self.bn_depth(self.depth(x)).relu())
+
+
+def test_a_depthwise_filter_goes_with_the_filters_that_write_its_channel() -> None:
+    torch.manual_seed(0)
+    net = Separable()
+    for bn in (net.bn_one, net.bn_depth):
+        nn.init.uniform_(bn.bias, 0.5, 1.0)
+    units = Filters(net, pinned=frozenset({"two"}))
+    assert units.sizes == {"one": (4,)}
+    assert units.left_out["depth"] == "depthwise: goes with the filters that write its channels"
+    alive = Mask({"one": keep(4, 1, 2)})
+    masks = units.masks(alive)
+    assert masks["depth.weight"].flatten(1).all(1).tolist() == [True, False, False, True]
+    assert masks["bn_depth.bias"].tolist() == [True, False, False, True]
+    structure = halpiee.trace(net, (torch.zeros(1, 3, 8, 8),))
+    small = halpiee.shrink(net, structure, units.channels(structure, alive)).eval()
+    assert small.depth.out_channels == 2
+    alive.apply(net, units)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(small(x), net.eval()(x))
+
+
+def test_to_be_grown_again_a_filter_leaves_the_depthwise_one_behind_it_alone() -> None:
+    units = Filters(Separable(), norm_follows=False)
+    assert units.tensors == {"one.weight", "two.weight", "two.bias"}
+
+
+def test_a_depthwise_filter_behind_a_sum_stays_while_one_of_its_writers_does() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+            self.depth, self.out = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.depth(self.a(x) + self.b(x)).relu())
+
+    masks = Filters(Two()).masks({"a": keep(4, 0, 1), "b": keep(4, 1, 2), "out": keep(2)})
+    assert masks["depth.bias"].tolist() == [True, False, True, True]
