@@ -54,7 +54,9 @@ def record(
     names: dict[int, str] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) not in memo:
-            data = stand_in(tensor.detach(), fake_mode, cut.kept.get(name, {}) if cut is not None else {})
+            own = tensor.detach()  # a parameter is never written into, a buffer may be
+            own = own.clone() if real and not isinstance(tensor, nn.Parameter) else own
+            data = stand_in(own, fake_mode, cut.kept.get(name, {}) if cut is not None else {})
             memo[id(tensor)] = (
                 nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
             )
@@ -99,9 +101,9 @@ def record(
 
 
 def stand_in(tensor: Tensor, fake_mode: FakeTensorMode | None, kept: Mapping[int, Tensor]) -> Tensor:
-    """Returns a fake tensor in place of a real one, or a real copy, with only the kept positions."""
+    """Returns a fake tensor in place of a real one, or a real one, with only the kept positions."""
     if fake_mode is None:
-        return sliced(tensor, kept) if kept else tensor.clone()
+        return sliced(tensor, kept) if kept else tensor
     if not kept:
         return fake_mode.from_tensor(tensor)
     shape = [kept[d].numel() if d in kept else size for d, size in enumerate(tensor.shape)]

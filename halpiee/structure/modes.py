@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from halpiee.errors import StructureError
 from halpiee.structure.elementwise import numbers_of
 from halpiee.structure.recorder import Call, Event, Recorder, tensors_of
 from halpiee.structure.rules import apply, is_pointwise
@@ -78,6 +79,8 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.path.last = module
         if isinstance(self.recorder.units, CheckedUnits):
             self.recorder.units.where = f"{name} in {module}" if module else name
+        if self.recorder.real and name.endswith("_") and tensors_of(args):
+            self.refuse_writing(tensors_of(args)[0])
         try:
             out = func(*args, **kwargs)
         except Exception:
@@ -99,6 +102,15 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 writes = tuple(self.recorder.value(t) for t in outs)
                 self.recorder.events.append(Event(name, module, reads, writes, timing, self.recorder.batch))
         return out
+
+    def refuse_writing(self, target: Tensor) -> None:
+        """Refuses to write into a parameter: on real tensors it is the model's own."""
+        with plain_tensors():
+            name = self.recorder.parameter_of(target)
+        if name is not None:
+            raise StructureError(
+                f"the forward writes into the parameter {name!r}; keep what it changes in a buffer"
+            )
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -46,7 +46,7 @@ def attach(recorder: Recorder, call: Call, atoms: np.ndarray, parameters: list[T
         recorder.units.freeze(atoms[axis == 0], f"{call.where} with a constant of the same width")
 
 
-def layer_norm(recorder: Recorder, call: Call) -> None:
+def layer_norm(recorder: Recorder, call: Call) -> Timing | None:
     """Layer norm over the last dimensions; its statistics are those of the kept channels."""
     source, shape = call.args[:2]
     label = recorder.label(source)
@@ -57,7 +57,7 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
     module = recorder.modules.get(call.module)
     if label is not None and over and (over != [source.dim() - 1] or len(shape) > 1):
         recorder.freeze_call(call, f"{call.where} over several dimensions")
-        return
+        return None
     if label is not None and over:
         atoms = recorder.read(source, -1, call)
         attach(recorder, call, atoms, affine, "layer_norm")
@@ -72,6 +72,14 @@ def layer_norm(recorder: Recorder, call: Call) -> None:
     recorder.set(outs[0], Tag(zero=len(affine) > 0).with_axes([] if label is None else [label]))
     for statistic in outs[1:]:
         recorder.set(statistic, Tag())
+    dim, ins = recorder.peek(source)
+    if len(shape) > 1 or dim != source.dim() - 1 or not ins.size or not affine:
+        return None
+    fields = {
+        "positions": source.numel() // shape[-1],
+        "dtype": str(source.dtype).removeprefix("torch."),
+    }
+    return Timing("layer_norm", ins, ins, fields)
 
 
 def channel_dim(recorder: Recorder, call: Call, source: Tensor) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -157,6 +159,31 @@ class Event:
     batch: int = 1
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of one tensor.
+
+    Attributes:
+        tensor: gives the tensor, or None where it is gone.
+        tag: its labels.
+        value: its value number.
+    """
+
+    tensor: Callable[[], Tensor | None]
+    tag: Tag
+    value: int
+
+
+def itself(tensor: Tensor) -> Tensor:
+    """Returns the tensor."""
+    return tensor
+
+
+def memory_of(tensor: Tensor) -> int | None:
+    """Returns what tells the memory of a tensor from that of others, or None where it has none of its own."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
+
+
 class Recorder:
     """Labels and records of one forward; the rules write into it.
 
@@ -196,9 +223,8 @@ class Recorder:
         self.last_module = ""
         self.even: dict[int, tuple[str, list[Atoms]]] = {}
         self.real = False
-        self._tags: dict[int, tuple[Tensor, Tag]] = {}
-        self._storages: dict[int, set[int]] = {}
-        self._values: dict[int, int] = {}
+        self._known: dict[int, Known] = {}
+        self._sharing: dict[int, set[int]] = {}
         self._n_values = 0
         self._names: dict[int, str] = {}
         self._starts: list[tuple[int, str, int]] = []
@@ -227,8 +253,8 @@ class Recorder:
 
     def tag(self, tensor: Tensor) -> Tag:
         """Returns what is known of a tensor, its labels at their present roots and compressed."""
-        found = self._tags.get(id(tensor))
-        return Tag() if found is None else found[1]
+        known = self._known.get(id(tensor))
+        return known.tag if known is not None and known.tensor() is tensor else Tag()
 
     def label(self, tensor: Tensor) -> Label | None:
         """Returns the label of an activation, or None where its elements belong to nothing."""
@@ -239,24 +265,35 @@ class Recorder:
         """Sets what is known of a tensor, which becomes a new value."""
         if tag.parameter:
             self.parameter_values.add(self._n_values)
-        self._tags[id(tensor)] = (tensor, tag)
-        if tensor.layout is torch.strided:
-            self._storages.setdefault(tensor.untyped_storage()._cdata, set()).add(id(tensor))
-        self._values[id(tensor)] = self._n_values
+        # real tensors have memory, which a forward gives back as it goes
+        held = weakref.ref(tensor) if self.real else partial(itself, tensor)
+        self._known[id(tensor)] = Known(held, tag, self._n_values)
+        memory = memory_of(tensor)
+        if memory is not None:
+            self._sharing.setdefault(memory, set()).add(id(tensor))
         self._n_values += 1
 
     def written(self, tensor: Tensor) -> None:
         """Notes that something else than 0 was written into a tensor: views of the same memory see it too."""
-        if tensor.layout is torch.strided:
-            for other in self._storages.get(tensor.untyped_storage()._cdata, ()):
-                held, tag = self._tags[other]
-                self._tags[other] = (held, replace(tag, zero=False))
+        memory = memory_of(tensor)
+        for identity in self._sharing.get(memory, ()) if memory is not None else ():
+            known = self._known[identity]
+            other = known.tensor()
+            if other is not None and memory_of(other) == memory:
+                self._known[identity] = replace(known, tag=replace(known.tag, zero=False))
 
     def value(self, tensor: Tensor) -> int:
         """Returns the value number of a tensor."""
-        if id(tensor) not in self._values:
+        known = self._known.get(id(tensor))
+        if known is None or known.tensor() is not tensor:
             self.set(tensor, Tag())
-        return self._values[id(tensor)]
+        return self._known[id(tensor)].value
+
+    def parameter_of(self, tensor: Tensor) -> str | None:
+        """Returns the name of the learned parameter whose memory a tensor shares, or None."""
+        memory = memory_of(tensor)
+        names = (self._names.get(identity) for identity in self._sharing.get(memory or 0, ()))
+        return next((name for name in names if name in self.learned), None)
 
     def name(self, tensor: Tensor) -> str | None:
         """Returns the qualified name of a parameter or buffer, or None."""
