@@ -31,7 +31,7 @@ class Op:
     Attributes:
         kind: ``conv`` (1d, 2d or 3d by the length of ``kernel``), ``conv_transpose``, ``linear``, or an op that
             moves or combines activations: ``max_pool``, ``avg_pool``, ``global_avg_pool``, ``add``, ``mul``,
-            ``concat``, ``batch_norm``, ``upsample``, or an activation (``relu``, ``relu6``, ``silu``,
+            ``concat``, ``batch_norm``, ``layer_norm``, ``upsample``, or an activation (``relu``, ``relu6``, ``silu``,
             ``hardswish``, ``sigmoid``, ``hardsigmoid``, ``gelu``). For ops other than conv and linear,
             ``c_in`` is what goes in (all inputs of a concat together) and ``c_out`` what comes out.
         c_in: input channels (features of a linear layer).

@@ -36,9 +36,12 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 KINDS = (
     "conv", "conv_transpose", "linear", "max_pool", "avg_pool", "global_avg_pool", "add", "mul", "concat",
-    "batch_norm", "upsample", "relu6", "silu", *ACTIVATIONS,
+    "batch_norm", "layer_norm", "upsample", "relu6", "silu", *ACTIVATIONS,
 )  # fmt: skip
 """Kinds of op that can be built."""
+
+TOKENS = ("linear", "layer_norm")
+"""Kinds whose channels come last."""
 
 FOLDED = ("batch_norm",)
 """Parts of a tail that an export folds into the weights."""
@@ -90,7 +93,7 @@ class _Graph:
     def inputs(self) -> list[str]:
         """Adds what the op reads: one tensor, two for an addition, product or concat; plus the residual."""
         op = self.made
-        if op.kind == "linear":
+        if op.kind in TOKENS:
             shape = (op.batch, op.c_in) if op.h * op.w == 1 else (op.batch, op.h * op.w, op.c_in)
             return [self.feed("x", shape)]
         if op.reads_image:
@@ -127,7 +130,7 @@ class _Graph:
 
     def sinks(self, a: str, b: str) -> None:
         """Reads the results by two different ops that only pass on a number per channel or per row."""
-        if self.made.kind == "linear":
+        if self.made.kind in TOKENS:
             axes = self.constant("axes", np.array([-1], dtype=np.int64))
             self.outputs += [self.node("ReduceMax", [a, axes], "o0"), self.node("ReduceMin", [b, axes], "o1")]
         else:
@@ -207,6 +210,12 @@ class _Graph:
             self.weight(f"{part}{tag}", (c,), positive=True) for part in ("gamma", "beta", "mean", "var")
         ]
         return self.node("BatchNormalization", [inputs[0], *parts], f"y{tag}")
+
+    def layer_norm(self, inputs: list[str], tag: str) -> str:
+        """Adds a layer norm over the channels, which come last."""
+        gamma = self.weight(f"gamma{tag}", (self.made.c_in,), positive=True)
+        beta = self.weight(f"beta{tag}", (self.made.c_in,))
+        return self.node("LayerNormalization", [inputs[0], gamma, beta], f"y{tag}", axis=-1, epsilon=1e-5)
 
     def upsample(self, inputs: list[str], tag: str) -> str:
         """Adds a nearest-neighbour enlargement by the op's stride, 2 if it has none."""
@@ -297,6 +306,7 @@ _BUILDERS = {
     "mul": _Graph.combine,
     "concat": _Graph.combine,
     "batch_norm": _Graph.batch_norm,
+    "layer_norm": _Graph.layer_norm,
     "upsample": _Graph.upsample,
 }
 

@@ -313,7 +313,7 @@ ACTIVATIONS = {
 
 KINDS = (
     "conv", "conv_transpose", "linear", "max_pool", "avg_pool", "global_avg_pool", "add", "mul", "concat",
-    "batch_norm", "upsample", *ACTIVATIONS,
+    "batch_norm", "layer_norm", "upsample", *ACTIVATIONS,
 )  # fmt: skip
 
 
@@ -330,6 +330,9 @@ def _main(op: Op, backend: Torch) -> Callable[[], torch.Tensor] | None:
     if op.kind == "linear":
         x, weight, bias = tensor(*_rows(op), op.c_in), tensor(op.c_out, op.c_in), tensor(op.c_out)
         return lambda: f.linear(x, weight, bias)
+    if op.kind == "layer_norm":
+        x, weight, bias = tensor(*_rows(op), op.c_in), tensor(op.c_in), tensor(op.c_in)
+        return lambda: f.layer_norm(x, (op.c_in,), weight, bias)
     x = tensor(op.batch, op.c_in, *spatial)
     if op.kind in ("conv", "conv_transpose"):
         if n not in (1, 2):

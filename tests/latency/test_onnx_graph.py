@@ -94,6 +94,10 @@ CASES = {
         Op(kind="linear", c_in=8, c_out=5, batch=3),
         lambda w, x: f.linear(x["x"], w["w_0"], w["b_0"]),
     ),
+    "layer_norm": (
+        Op(kind="layer_norm", c_in=8, c_out=8, batch=2, h=7),
+        lambda w, x: f.layer_norm(x["x"], (8,), w["gamma_0"], w["beta_0"]),
+    ),
     "tokens": (
         Op(kind="linear", c_in=8, c_out=5, batch=2, h=7),
         lambda w, x: f.linear(x["x"], w["w_0"].T, w["b_0"]),
@@ -131,8 +135,8 @@ def test_a_built_op_computes_what_pytorch_computes(case) -> None:
     op, reference = CASES[case]
     found, constants, tensors = computed(op)
     torch.testing.assert_close(found, reference(constants, tensors), rtol=1e-4, atol=1e-5)
-    assert found.shape[1] == op.c_out or case == "tokens"
-    if op.kind != "linear":
+    assert found.shape[1] == op.c_out or case in ("tokens", "layer_norm")
+    if op.kind not in ("linear", "layer_norm"):
         assert tuple(found.shape[2:]) == output_size(op)
 
 
