@@ -92,7 +92,7 @@ class Row:
 
 def names() -> list[str]:
     """Returns torchvision's classification networks."""
-    return list_models(module=models)
+    return [str(name) for name in list_models(module=models)]
 
 
 def half(structure: Structure, seed: int) -> dict[str, Tensor]:

@@ -112,7 +112,7 @@ class _Names:
         while node is not None:
             weights = [i for i in node.input[1:] if i in self._weights and i.endswith(".weight")]
             if weights:
-                return weights[0].removesuffix(".weight")
+                return str(weights[0]).removesuffix(".weight")
             if node.op_type not in PASSED:
                 return self._scope(node) if node.op_type in ("Conv", "Gemm", "MatMul") else None
             node = self._makers.get(node.input[0])

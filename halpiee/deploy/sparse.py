@@ -163,7 +163,7 @@ def semi_structured(model: nn.Module, *, device: str = "cuda") -> tuple[nn.Modul
         if reason is not None:
             left[name] = reason
             continue
-        sparse = torch.sparse.to_sparse_semi_structured(module.weight.detach())  # type: ignore[no-untyped-call]
+        sparse = torch.sparse.to_sparse_semi_structured(module.weight.detach())
         module.weight = nn.Parameter(sparse, requires_grad=False)
         made += 1
     if not made:

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 from torch import Tensor, nn
 
 import halpiee
-from halpiee.deploy.onnx import ExportReport, export_onnx, fold_batch_norm, onnx_outputs, write_atomically
+from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, write_atomically
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 
 
@@ -153,37 +153,3 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="no space left"):
         write_atomically(tmp_path / "net.onnx", b"content")
     assert left_overs(tmp_path) == []
-
-
-def batch_norm_graph(rank: int) -> onnx.ModelProto:
-    """One batch norm on the input, γ = (2, 1), β = (1, 0), μ = (3, −1), σ² = (4, 1), ε = 0."""
-    shape: list[str | int | None] = ["batch", 2, 3, 3, 3]
-    values = {"g": [2.0, 1.0], "b": [1.0, 0.0], "m": [3.0, -1.0], "v": [4.0, 1.0]}
-    initializers = [numpy_helper.from_array(np.array(v, np.float32), k) for k, v in values.items()]
-    node = helper.make_node("BatchNormalization", ["x", "g", "b", "m", "v"], ["y"], name="norm", epsilon=0.0)
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape[:rank]) for name in "xy")
-    graph = helper.make_graph([node], "one", [x], [y], initializers)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-@pytest.mark.parametrize("rank", [2, 3, 4, 5])
-def test_a_lone_batch_norm_becomes_a_layer_of_its_own(rank: int) -> None:
-    model = batch_norm_graph(rank)
-    assert fold_batch_norm(model) == 1
-    onnx.checker.check_model(model, full_check=True)
-    assert [node.op_type for node in model.graph.node] == (["Mul", "Add"] if rank == 2 else ["Conv"])
-    x = torch.full((1, 2, 3, 3, 3)[:rank], 5.0)
-    y = onnx_outputs(model)((x,))[0].reshape(2, -1)
-    assert y[0].tolist() == [3.0] * y.shape[1]  # (5 − 3) · 2/2 + 1
-    assert y[1].tolist() == [6.0] * y.shape[1]  # (5 + 1) · 1/1 + 0
-
-
-def test_a_batch_norm_whose_parameters_are_computed_is_refused() -> None:
-    model = batch_norm_graph(4)
-    mean = next(t for t in model.graph.initializer if t.name == "m")
-    model.graph.initializer.remove(mean)
-    model.graph.input.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, [2]))
-    with pytest.raises(
-        MismatchError, match="still holds the batch norm 'norm', whose parameters are no constants"
-    ):
-        fold_batch_norm(model)
