@@ -45,7 +45,8 @@ def prune_once(
     """Returns which units stay. The model is left as it was; ``mask.apply(model)`` writes the zeros.
 
     A mask of weights names parameters. One of channels is what ``halpiee.shrink`` takes; one of other units is
-    applied with them: ``mask.apply(model, units)``.
+    applied with them: ``mask.apply(model, units)``. Batches whose scores were not finite are left out and counted in
+    ``mask.skipped``.
 
     Args:
         model: the network; every conv and linear weight is prunable, the first and the last included.
@@ -119,7 +120,8 @@ def best(
     sizes = units.sizes
     scores = score(model, batches, criterion, units=units, loss_fn=loss_fn, seed=seed)
     known = {name: scores.get(name, torch.zeros(size)) for name, size in sizes.items()}
-    return pool.choose(known, must=Mask.full(sizes, False), may=among, level=level).alive
+    alive = pool.choose(known, must=Mask.full(sizes, False), may=among, level=level).alive
+    return replace(alive, skipped=among.skipped + scores.skipped)
 
 
 @contextmanager

@@ -65,7 +65,11 @@ def score(
     parameters = dict(model.named_parameters())
     result = Scores()
     # The passes are generators: closing one gives back what it has changed for a while.
-    with _buffers_kept(model), closing(pass_of(criterion)(model, batches, loss_fn)) as passes:
+    with (
+        torch.enable_grad(),
+        _buffers_kept(model),
+        closing(pass_of(criterion)(model, batches, loss_fn)) as passes,
+    ):
         for found in passes:
             scores = None
             if found is not None:

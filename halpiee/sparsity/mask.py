@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,9 +24,11 @@ class Mask(Mapping[str, Tensor]):
 
     Attributes:
         units: name → BoolTensor of the group's or weight's shape, on the CPU.
+        skipped: batches that were left out of the scores it was chosen by, as those were not finite.
     """
 
     units: dict[str, Tensor]
+    skipped: int = field(default=0, compare=False)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.units[name]

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import halpiee
-from halpiee.errors import UsageError
+from halpiee.errors import StructureError, UsageError
 from halpiee.saliency import Magnitude
 from halpiee.saliency.criterion import Look
-from halpiee.sparsity import ERK, NM, Filters, Global, PerLayer, Uniform, Units
+from halpiee.sparsity import ERK, NM, Filters, Global, PerLayer, Uniform, Units, Weights
 
 
 def mlp() -> nn.Sequential:
@@ -177,3 +177,32 @@ def test_rounds_that_cannot_be_are_refused() -> None:
 def test_a_criterion_that_needs_data_says_so() -> None:
     with pytest.raises(UsageError, match=r"no batch gave finite scores .* give at least one batch"):
         halpiee.prune_once(mlp(), "snip", 0.3)
+
+
+def test_batches_that_are_not_finite_are_counted() -> None:
+    good = (torch.randn(6, 8), torch.randint(0, 4, (6,)))
+    bad = (torch.full((6, 8), float("inf")), good[1])
+    mask = halpiee.prune_once(mlp(), "snip", 0.3, [good, bad], rounds=2)
+    assert mask.skipped == 2  # once a round
+    assert mask.digest() == halpiee.prune_once(mlp(), "snip", 0.3, [good], rounds=2).digest()
+
+
+def test_a_model_without_prunable_layers_is_refused() -> None:
+    with pytest.raises(StructureError, match="found no conv or linear layer"):
+        halpiee.prune_once(nn.Sequential(nn.ReLU()), "magnitude", 0.3)
+
+
+def test_inputs_that_do_not_divide_into_runs_are_refused_with_the_name_to_pin() -> None:
+    with pytest.raises(
+        UsageError, match=r"3:5 was asked of '0.weight', whose 8 input channels do not divide"
+    ):
+        halpiee.prune_once(mlp(), "magnitude", NM(3, 5))
+    pinned = Weights(mlp(), pinned=frozenset({"0.weight", "4.weight"}))
+    assert halpiee.prune_once(mlp(), "magnitude", NM(3, 5), units=pinned).counts == {"2.weight": 36}
+
+
+def test_scores_are_taken_where_gradients_are_off() -> None:
+    data = [(torch.randn(6, 8), torch.randint(0, 4, (6,)))]
+    with torch.no_grad():
+        mask = halpiee.prune_once(mlp(), "grasp", 0.3, data)
+    assert mask.digest() == halpiee.prune_once(mlp(), "grasp", 0.3, data).digest()
