@@ -51,7 +51,7 @@ MEMORY_LIMIT_BYTES = 12 << 30
 INTRODUCTION = """Written by `python -m tools.models_table --out docs/models.md`: random weights, the smallest input,
 float32.
 
-- *trace*: seconds on the machine that wrote the row, construction excluded; a busy machine shows in it.
+- *trace*: seconds of one core, construction excluded; the first trace of a process, which pays for imports too.
 - *groups prunable*: of all groups; the others hold inputs, outputs and what is frozen.
 - *parameters prunable*: share in tensors that a prunable unit is in.
 - *MACs prunable*: share of the multiply-accumulates in layers with a prunable group on either side.
@@ -71,7 +71,7 @@ class Row:
     Attributes:
         name: its name.
         shape: input that was used.
-        trace_s: seconds of the trace, construction excluded.
+        trace_s: processor seconds of the trace, construction excluded.
         prunable: prunable groups.
         groups: all groups.
         parameter_share: share of the parameters in tensors that a prunable unit is in.
@@ -180,9 +180,9 @@ def row(name: str, keeps: int = 3) -> Row:
     """Traces one network and checks it with random keeps."""
     model = build(name)
     inputs = example_inputs(name)
-    start = time.perf_counter()
+    start = time.process_time()
     structure = trace(model, inputs)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     error = largest_error(model, structure, inputs, keeps, 1e-5)
     double = None
     if name in IN_DOUBLE:

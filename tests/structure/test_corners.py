@@ -70,6 +70,61 @@ def class_token(m: Any, x: Tensor) -> Tensor:
     return m.b(m.norm(y)[:, 0])
 
 
+def halves(m: Any, x: Tensor) -> Tensor:
+    y = sigmoid(m.a(x))
+    half = y.shape[1] // 2
+    return m.b(torch.cat([y[:, half:] * y[:, :half], y[:, :half]], 1))
+
+
+def halves_split(m: Any, x: Tensor) -> Tensor:
+    p, q = torch.split(y := sigmoid(m.a(x)), y.shape[1] // 2, 1)
+    return m.b(torch.cat([p * q, p + q], 1))
+
+
+def thirds(m: Any, x: Tensor) -> Tensor:
+    p, q, _ = sigmoid(m.a(x)).tensor_split(3, 1)
+    return m.b(torch.cat([p, q], 1))
+
+
+def in_turns(m: Any, x: Tensor) -> Tensor:
+    y = sigmoid(m.a(x))
+    return m.b(torch.cat([y[:, ::2], y[:, 1::2]], 1))
+
+
+def sum_of_a_half(m: Any, x: Tensor) -> Tensor:
+    """Four of eight channels by number, whose sum has the same shape however many there are."""
+    y = torch.relu(m.a(x))
+    return m.b(y * torch.tanh(y[:, :4].sum(1, keepdim=True)))
+
+
+def zeros_written_over(m: Any, x: Tensor) -> Tensor:
+    """A removed channel is 0 after the relu, and 1 after something else is written through a view."""
+    y = torch.relu(m.a(x))
+    y.flatten(2).add_(1.0)
+    return m.b(y * torch.tanh(y.sum(1, keepdim=True)))
+
+
+def zeros_written_into_ones(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu(m.a(x))
+    z = torch.ones_like(y)
+    z[torch.tensor([0])] = y[:1]
+    return m.b(y * torch.tanh(z.sum(1, keepdim=True)))
+
+
+def not_local(m: Any, x: Tensor) -> Tensor:
+    y = sigmoid(m.a(x))
+    q, k, v = (part(y).flatten(2) for part in (m.q, m.k, m.v))
+    z = ((q.transpose(1, 2) @ k).softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
+    return m.b(y + m.o(z.reshape(2, -1, 8, 8)))
+
+
+def across_channels(m: Any, x: Tensor) -> Tensor:
+    """A gate from a convolution that runs along the channels (as in ECA)."""
+    y = sigmoid(m.a(x))
+    gate = m.e(y.mean((2, 3)).unsqueeze(1)).squeeze(1)
+    return m.b(y * sigmoid(gate)[:, :, None, None])
+
+
 def swapped(m: Any, x: Tensor) -> Tensor:
     y = sigmoid(m.a(x))
     return m.b(torch.cat([y[:, 4:], y[:, :4]], 1))
@@ -237,6 +292,107 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
         TOKENS,
         {"a"},
     ),
+    "halves by a slice of half the width": (lambda: ab(halves), IMAGE, {"a"}),
+    "halves by a split of half the width": (lambda: ab(halves_split), IMAGE, {"a"}),
+    "thirds, one of them unused": (
+        lambda: Net(thirds, a=nn.Conv2d(3, 12, 1), b=nn.Conv2d(8, 5, 1)),
+        IMAGE,
+        {"a"},
+    ),
+    "channels in turns": (lambda: ab(in_turns), IMAGE, {"a"}),
+    "sampled at a grid": (
+        lambda: ab(
+            lambda m, x: m.b(
+                F.grid_sample(sigmoid(m.a(x)), torch.tanh(x[:, :2].permute(0, 2, 3, 1)), align_corners=False)
+            )
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "root mean square norm": (
+        lambda: Net(lambda m, x: m.b(m.n(m.a(x))), a=nn.Linear(3, 8), n=nn.RMSNorm(8), b=nn.Linear(8, 5)),
+        TOKENS,
+        {"a"},
+    ),
+    "attention over positions": (
+        lambda: ab(
+            not_local, q=nn.Conv2d(8, 4, 1), k=nn.Conv2d(8, 4, 1), v=nn.Conv2d(8, 6, 1), o=nn.Conv2d(6, 8, 1)
+        ),
+        IMAGE,
+        {"a", "q", "v"},
+    ),
+    "space to depth": (
+        lambda: Net(
+            lambda m, x: m.b(
+                sigmoid(m.a(x))
+                .unflatten(2, (4, 2))
+                .unflatten(4, (4, 2))
+                .permute(0, 3, 5, 1, 2, 4)
+                .flatten(1, 3)
+            ),
+            a=nn.Conv2d(3, 6, 1),
+            b=nn.Conv2d(24, 5, 1),
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "transposed in one dimension": (
+        lambda: Net(
+            lambda m, x: m.b(sigmoid(m.u(m.a(x)))),
+            a=nn.Conv1d(3, 8, 1),
+            u=nn.ConvTranspose1d(8, 6, 2, 2),
+            b=nn.Conv1d(6, 5, 1),
+        ),
+        (2, 3, 8),
+        {"a", "u"},
+    ),
+    "transposed in three dimensions": (
+        lambda: Net(
+            lambda m, x: m.b(sigmoid(m.u(m.a(x)))),
+            a=nn.Conv3d(3, 8, 1),
+            u=nn.ConvTranspose3d(8, 6, 2, 2),
+            b=nn.Conv3d(6, 5, 1),
+        ),
+        (2, 3, 4, 4, 4),
+        {"a", "u"},
+    ),
+    "grouped in one dimension": (
+        lambda: Net(
+            lambda m, x: m.b(sigmoid(m.u(m.a(x)))),
+            a=nn.Conv1d(3, 8, 1),
+            u=nn.Conv1d(8, 16, 3, groups=4),
+            b=nn.Conv1d(16, 5, 1),
+        ),
+        (2, 3, 8),
+        {"a"},
+    ),
+    "queries of one stream, keys of another": (
+        lambda: Net(
+            lambda m, x: m.b(m.r(m.a(x), m.c(x))),
+            a=nn.Linear(3, 8),
+            c=nn.Linear(3, 8),
+            r=nn.TransformerDecoderLayer(8, 2, 16, batch_first=True),
+            b=nn.Linear(8, 4),
+        ),
+        TOKENS,
+        {"a", "r.self_attn.in_proj_weight", "r.multihead_attn.in_proj_weight", "r.linear1"},
+    ),
+    "a module that checks its widths": (
+        lambda: Net(
+            lambda m, x: m.b(m.r(m.a(x), m.a(x))),
+            a=nn.Linear(3, 8),
+            r=nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
+            b=nn.Linear(8, 4),
+        ),
+        TOKENS,
+        {
+            "r.encoder.layers.0.self_attn.in_proj_weight",
+            "r.encoder.layers.0.linear1",
+            "r.decoder.layers.0.self_attn.in_proj_weight",
+            "r.decoder.layers.0.multihead_attn.in_proj_weight",
+            "r.decoder.layers.0.linear1",
+        },
+    ),
     "attention module": (
         lambda: Net(
             lambda m, x: m.h(m.r(y := m.a(x), y, y)[0]),
@@ -273,6 +429,14 @@ FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
         "index",
     ),
     "halves swapped by numbers": (lambda: ab(swapped), IMAGE, "slice with literal bounds"),
+    "sum of a half by number": (lambda: ab(sum_of_a_half), IMAGE, "slice with literal bounds"),
+    "zeros written over through a view": (lambda: ab(zeros_written_over), IMAGE, "sum over channels"),
+    "zeros written into ones": (lambda: ab(zeros_written_into_ones), IMAGE, "sum over channels"),
+    "convolution along the channels": (
+        lambda: ab(across_channels, e=nn.Conv1d(1, 1, 3, padding=1)),
+        IMAGE,
+        "convolution in e with a weight that does not shrink",
+    ),
     "part added in place": (
         lambda: ab(added_in_place, c=nn.Conv2d(3, 4, 1)),
         IMAGE,
