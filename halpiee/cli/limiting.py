@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halpiee.errors import UsageError
+from halpiee.errors import BudgetError, UsageError
 
 if TYPE_CHECKING:
     import latency
     from halpiee.selection.cost import LatencyCost
     from halpiee.structure.groups import Structure
 
-__all__ = ["Limit", "batch_of", "parse_also", "parse_between", "read_limit"]
+__all__ = ["Limit", "batch_of", "check_memory", "parse_also", "parse_between", "read_limit"]
 
 Limit = tuple[str, "LatencyCost", float]
 """A name, what is limited, and the most of it."""
@@ -113,3 +113,20 @@ def read_limit(what: str, most: str, structure: Structure, at_batch: Callable[[i
         return what, resource(structure, "peak_bytes", above=most_bytes), 0.0
     cost = resource(structure, "macs" if what == "macs" else "params")
     return what, cost, share * cost.dense_us if share is not None else number
+
+
+def check_memory(structure: Structure, narrowest: Mapping[str, int], most_bytes: float) -> None:
+    """Refuses a limit on memory below what the narrowest network allowed needs.
+
+    Raises:
+        BudgetError: ``.minimum`` in bytes.
+    """
+    from halpiee.selection.resources import peak_bytes
+
+    least = peak_bytes(structure, narrowest)
+    if least > most_bytes:
+        raise BudgetError(
+            f"--also memory: at most {most_bytes:,.0f} bytes were asked; the largest op of the narrowest network "
+            f"allowed holds {least:,.0f}; ask for at least {least / 1e3:.1f}kB, or for a smaller image or batch",
+            minimum=least,
+        )

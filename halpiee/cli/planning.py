@@ -124,7 +124,7 @@ def command(
 ) -> None:
     """Choose MODEL's widths for a latency: predicted time, MACs, and how far from optimal at most."""
     from halpiee.cli.curve import check_picture
-    from halpiee.cli.limiting import batch_of, parse_also, parse_between, read_limit
+    from halpiee.cli.limiting import batch_of, check_memory, parse_also, parse_between, read_limit
     from halpiee.training.settings import parse_budget
 
     shape = input_size(size)
@@ -195,6 +195,10 @@ def command(
     budget_us = us if us is not None else (fraction or 1.0) * cost.dense_us
     limits: list[Limit] = [("latency", cost, budget_us)]
     limits += [read_limit(what, most, structure, at_batch) for what, most in others]
+    narrowest = {n: max(k) if n in protect else min(k) for n, k in cost.candidates.items()}
+    for name, other, _ in limits:
+        if name == "memory":
+            check_memory(structure, narrowest, _above(other))
     selection: Selection | LimitedSelection
     if others:
         selection = select_within(

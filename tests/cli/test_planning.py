@@ -248,6 +248,14 @@ def test_nothing_is_overwritten(profile: Path, tmp_path: Path) -> None:
     assert mine.read_text() == "mine"
 
 
+def test_a_memory_limit_below_the_narrowest_network_says_what_that_needs(profile: Path) -> None:
+    # Four channels in and four out of the first blocks, 16 x 16 positions, four bytes each.
+    text = refusal(profile, BudgetError, "--budget", "0.5", "--also", "memory=4kB")
+    assert "8,192" in text
+    assert "8.2kB" in text
+    assert run(profile, "--budget", "0.5", "--also", "memory=8.2kB").exit_code == 0
+
+
 class Formula:
     """A runtime whose ops take 1 + 0.1·blocks_in·blocks_out µs, in blocks of four channels."""
 
