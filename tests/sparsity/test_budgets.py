@@ -190,3 +190,29 @@ def test_one_pool_keeps_the_same_units_as_sorting_by_score_and_then_index(
     expected = set(first) | set([i for i in order if i not in first][: max(count, 2) - 2])
     kept = torch.cat([alive["0.weight"].flatten(), alive["1.weight"].flatten()])
     assert set(kept.nonzero().flatten().tolist()) == expected
+
+
+@pytest.mark.parametrize(("sparsity", "gigaflops"), [(0.5, 5.841), (0.8, 3.384), (0.9, 1.978)])
+def test_flops_of_a_sparse_resnet50_are_the_published_ones(sparsity: float, gigaflops: float) -> None:
+    macs = resnet50_macs()
+    share = analysis.forward_share(macs, erk(resnet50_shapes(), 1 - sparsity))
+    assert 2 * sum(macs.values()) == 8_178_368_512
+    assert round(share * 2 * sum(macs.values()) / 1e9, 3) == gigaflops
+
+
+@pytest.mark.parametrize(("sparsity", "flops"), [(0.8, 1.111e8), (0.9, 0.547e8), (0.95, 0.278e8)])
+def test_flops_of_a_sparse_wrn22_2_are_the_published_ones(sparsity: float, flops: float) -> None:
+    # 16-32-64-128 channels in stages of three blocks at sides 32, 16 and 8; a projection opens each stage
+    shapes: dict[str, tuple[int, ...]] = {"conv1": (16, 3, 3, 3)}
+    macs = {"conv1": 16 * 3 * 9 * 32 * 32}
+    for stage, (c_in, c_out) in enumerate(((16, 32), (32, 64), (64, 128))):
+        side = 32 >> stage
+        for block in range(3):
+            first = c_in if block == 0 else c_out
+            shapes |= {f"{stage}.{block}.1": (c_out, first, 3, 3), f"{stage}.{block}.2": (c_out, c_out, 3, 3)}
+        shapes[f"{stage}.skip"] = (c_out, c_in, 1, 1)
+        macs |= {n: math.prod(s) * side**2 for n, s in shapes.items() if n.startswith(f"{stage}.")}
+    shapes["fc"], macs["fc"] = (10, 128), 1280
+    assert 2 * sum(macs.values()) == pytest.approx(3.155e8, abs=5e4)
+    found = 2 * sum(d * macs[n] for n, d in erk(shapes, 1 - sparsity).items())
+    assert found == pytest.approx(flops, abs=5.1e4)
