@@ -216,3 +216,40 @@ def test_normal_weights_have_variance_one_in_every_layer() -> None:
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 2000:
             assert module.weight.std().item() == pytest.approx(1.0, rel=0.05)
     assert model.fc.bias.tolist() == [0.0] * 10
+
+
+def test_a_real_training_ends_at_the_density_and_repeats_bit_by_bit() -> None:
+    generator = torch.Generator().manual_seed(1)
+    data = [
+        (torch.randn(16, 6, generator=generator), torch.randint(0, 3, (16,), generator=generator))
+        for _ in range(8)
+    ]
+    rates = torch.linspace(0.1, 0.01, 8).tolist()
+
+    def train(
+        model: nn.Module, mask: Mask | None, first: int, last: int, done: Callable[[int], None]
+    ) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+        with held(model, optimizer, mask):
+            for step in range(first, last):
+                optimizer.param_groups[0]["lr"] = rates[step]
+                optimizer.zero_grad()
+                cross_entropy(model(data[step][0]), data[step][1]).backward()
+                optimizer.step()
+                done(step + 1)
+
+    def run() -> tuple[nn.Module, Mask]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+        retrain = lottery_ticket_rewinding(3)
+        return model, rewind(model, train, total_steps=8, budget=0.25, retrain=retrain, rounds=3)
+
+    model, mask = run()
+    again, same = run()
+    assert sum(mask.counts.values()) == round(0.25 * (48 + 24))
+    assert mask.digest() == same.digest()
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, dict(again.named_parameters())[name])
+        if name in mask:
+            assert not weight.detach()[~mask[name]].any()
+            assert (weight.detach()[mask[name]] != 0).all()
