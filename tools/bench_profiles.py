@@ -1,13 +1,15 @@
-"""What does a cheap profile cost? Value lost by solving on few cells instead of on the whole grid.
+"""What does a cheap profile cost, and does it repeat? Regret against the whole grid, and two sweeps side by side.
 
-Both are measured here: the ordinary sweep, and every crossing of the edges. The network chosen on the cheap profile is
-priced on the whole one; the *regret* is the share of value that the best network of that true latency would have
-kept more.
+*Regret*: value lost by solving on few cells. The network chosen on an ordinary profile is priced on one of every crossing
+of the edges; lost is the share of value that the best network of that true latency would have kept more.
+*Repeatability*: the ordinary sweep in two processes, one after the other; the median difference of their cells.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.selection.fixed import fixed_sides
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
+from latency.profiles import cell_key
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 SEEDS = 5
@@ -51,11 +54,32 @@ def main() -> None:
         else latency.sweep(ops, fixed=fixed, path=paths["cheap"], progress=True)
     )
     whole = latency.sweep(ops, fixed=fixed, path=paths["whole"], every=given.every, progress=True)
+    if given.folder:
+        print(f"{name}: {repeatability(given.model, given.size, given.batch, given.folder)}")
     found = regrets(LatencyCost(structure, cheap), LatencyCost(structure, whole))
     counts = [sum(c.get("role", "sweep") == "sweep" for c in profile.cells) for profile in (cheap, whole)]
     print(
         f"{name}: {counts[0]} cells for {counts[1]}; regret over {len(found)} plans: median {np.median(found):.2%}, "
         f"worst {max(found):.2%}"
+    )
+
+
+def repeatability(model: str, size: int, batch: int, folder: Path) -> str:
+    """Sweeps twice in processes of their own and says how far the cells are apart."""
+    paths = [folder / f"{model}-{size}-b{batch}-repeat{i}.jsonl" for i in range(2)]
+    for path in paths:
+        arguments = [model, "--size", str(size), "--batch", str(batch), "--out", str(path)]
+        subprocess.run(
+            [sys.executable, "-m", "halpiee", "profile", *arguments], check=True, capture_output=True
+        )
+    first, second = (
+        {cell_key(c): float(c["us"]) for c in latency.Profile.load(path).cells if c["role"] != "probe"}
+        for path in paths
+    )
+    apart = [abs(first[key] / second[key] - 1) for key in first if key in second]
+    return (
+        f"{len(apart)} cells of two sweeps differ by {np.median(apart):.2%} median, {np.quantile(apart, 0.9):.1%} at "
+        "the 90th percentile"
     )
 
 
