@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test quick check format bench bench-latency bench-solver models clean
+.PHONY: demo test quick check format bench bench-latency bench-solver bench-structure bench-methods models exports clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,15 +33,26 @@ format: $(VENV)/.installed
 bench: $(VENV)/.installed ## what masking costs a training step, and what shrinking saves
 	$(BIN)/python -m tools.bench_training
 
-bench-latency: $(VENV)/.installed ## predicted against measured latency on random shrunk networks
+bench-latency: $(VENV)/.installed ## predicted against measured on random shrunk networks; regret; repeatability
 	$(BIN)/python -m tools.bench_latency
+	$(BIN)/python -m tools.bench_profiles --folder runs/bench-latency
 
 bench-solver: $(VENV)/.installed ## exact selection: time and certified gap per network, and linear against joint
-	$(BIN)/python -m tools.bench_solver --profile profiles/amd-epyc-avx2-ort-1t/resnet50-224-b1.jsonl profiles/amd-epyc-avx2-ort-1t/mobilenet_v1-224-b1.jsonl
+	$(BIN)/python -m tools.bench_solver --profile profiles/amd-epyc-avx2-ort-1t/resnet50-224-b1.jsonl profiles/amd-epyc-avx2-ort-1t/mobilenet_v1-224-b1.jsonl profiles/amd-epyc-avx2-ort-1t/mobilenet_v2-224-b1.jsonl
 	$(BIN)/python -m tools.bench_solver --small 5000
+
+bench-structure: $(VENV)/.installed ## seconds of a trace and of a shrink
+	$(BIN)/python -m tools.bench_structure
+
+DATA ?= path/to/cifar10
+bench-methods: $(VENV)/.installed ## orders the methods on CIFAR-10: make bench-methods DATA=folder
+	$(BIN)/python -m tools.bench_methods --data $(DATA) --out runs/bench-methods.jsonl
 
 models: $(VENV)/.installed ## every torchvision network: what is prunable, and that the cut is exact
 	$(BIN)/python -m tools.models_table --out docs/models.md
+
+exports: $(VENV)/.installed ## every torchvision classification network, pruned at random, exported and verified
+	$(BIN)/python -m tools.export_table --out docs/exports.md
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

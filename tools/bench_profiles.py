@@ -1,7 +1,7 @@
 """What does a cheap profile cost, and does it repeat? Regret against the whole grid, and two sweeps side by side.
 
-*Regret*: value lost by solving on few cells. The network chosen on an ordinary profile is priced on one of every crossing
-of the edges; lost is the share of value that the best network of that true latency would have kept more.
+*Regret*: value lost by solving on few cells. The network chosen on an ordinary profile is priced on one of every
+crossing of the edges; lost is the share of value that the best network of that true latency would have kept more.
 *Repeatability*: the ordinary sweep in two processes, one after the other; the median difference of their cells.
 """
 
