@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from halpiee.errors import StructureError
 from halpiee.structure import relative_error, shrink, trace, verify
@@ -108,6 +109,126 @@ def test_compiled_exported_copied_and_reloaded_networks_compute_the_same(build: 
 def test_a_path_that_hangs_on_values_is_refused() -> None:
     with pytest.raises(StructureError, match="the forward of Choosing takes another path for other inputs"):
         trace(Choosing(), (torch.ones(2, 3),))
+
+
+@pytest.mark.parametrize("kind", ["heads", "windows", "group norm", "empty branch"])
+def test_networks_with_forwards_of_their_own_compile_export_and_copy_too(kind: str) -> None:
+    shapes = {"heads": (2, 6, 3), "windows": (2, 3, 16, 16)}
+    x = torch.randn(shapes.get(kind, nets.IMAGE), generator=torch.Generator().manual_seed(0))
+    vanish = False
+    if kind == "heads":
+        layer = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True)
+        model: nn.Module = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2))
+    elif kind == "windows":
+        swin = pytest.importorskip("torchvision.models.swin_transformer")
+        model = swin.SwinTransformer([2, 2], 8, [2], [4], [4, 4], stochastic_depth_prob=0.0, num_classes=3)
+    else:
+        model = nets.GroupNormed() if kind == "group norm" else nets.Residual()
+        vanish = kind == "empty branch"
+    model = nets.randomise(model).eval()
+    structure = trace(model, (x,), vanish=vanish)
+    keep = nets.random_keep(structure)
+    if vanish:
+        keep["conv1"] = torch.zeros(6, dtype=torch.bool)
+    compact = shrink(model, structure, keep)
+    other = copy.deepcopy(compact)
+    other.load_state_dict(compact.state_dict())
+    with torch.no_grad():
+        expected = compact(x)
+        assert torch.equal(other(x), expected)
+        assert relative_error(torch.compile(compact, backend="eager")(x), expected) <= 1e-5
+        assert relative_error(torch.export.export(compact, (x,)).module()(x), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_types_are_cut_as_float32_is(dtype: torch.dtype) -> None:
+    x = torch.randn(nets.IMAGE, generator=torch.Generator().manual_seed(0))
+    model = nets.randomise(nets.Concat()).eval()
+    typed = copy.deepcopy(model).to(dtype)
+    structure = trace(typed, (x.to(dtype),))
+    keep = nets.random_keep(structure)
+    compact = shrink(typed, structure, keep)
+    assert {p.dtype for p in compact.parameters()} == {dtype}
+    wide = shrink(model, trace(model, (x,)), keep)
+    for name, tensor in compact.state_dict().items():
+        assert torch.equal(tensor, wide.state_dict()[name].to(tensor.dtype))
+
+
+def test_under_autocast_a_network_is_traced_cut_and_checked() -> None:
+    model = nets.randomise(nets.Gate()).eval()
+    x = torch.randn(nets.IMAGE)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        structure = trace(model, (x,))
+        error = verify(model, structure, nets.random_keep(structure), (x,), tolerance=0.05)
+    assert structure.groups == trace(model, (x,)).groups
+    assert error <= 0.05  # eight bits of mantissa
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (
+            nn.utils.weight_norm,
+            "computes its weight from other tensors before each forward .*remove_weight_norm",
+        ),
+        (nn.utils.spectral_norm, r"\(SpectralNorm\); call torch.nn.utils.remove_spectral_norm first"),
+        (
+            lambda m: prune.random_unstructured(m, "weight", amount=0.5),
+            r"\(RandomUnstructured\); call torch.nn.utils.prune.remove first",
+        ),
+        (nn.utils.parametrizations.orthogonal, "is parametrised, its weight is computed from other tensors"),
+    ],
+    ids=["weight norm", "spectral norm", "mask", "parametrised"],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_weight_that_is_computed_before_each_forward_is_refused(spoil: Any, found: str) -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
+    spoil(model[0])
+    with pytest.raises(StructureError, match="the module '0' .*" + found):
+        trace(model, (torch.ones(2, 3),))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_script_is_refused() -> None:
+    script = torch.jit.script(nn.Linear(3, 4))
+    with pytest.raises(StructureError, match="the module '0' is compiled to TorchScript"):
+        trace(nn.Sequential(script), (torch.ones(2, 3),))
+
+
+def test_a_parameter_that_is_no_plain_tensor_is_refused() -> None:
+    class Packed(Tensor):
+        pass
+
+    model = nn.Sequential(nn.Linear(3, 4))
+    model[0].weight = nn.Parameter(torch.ones(4, 3).as_subclass(Packed))
+    with pytest.raises(StructureError, match="the parameter 'weight' of '0' is a Packed, not a plain tensor"):
+        trace(model, (torch.ones(2, 3),))
+
+
+def test_a_forward_on_values_that_writes_into_a_parameter_is_refused_before_it_does() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if float(x.sum()) < 1e9:
+                self.a.weight.mul_(0.5)
+            return self.b(self.a(x))
+
+    model = Writing()
+    before = model.a.weight.clone()
+    with pytest.raises(StructureError, match=r"writes into the parameter 'a\.weight'"):
+        trace(model, (torch.ones(2, 3),))
+    assert torch.equal(model.a.weight, before)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_dynamically_quantised_network_is_refused() -> None:
+    quantization = pytest.importorskip("torch.ao.quantization", reason="torch has moved it elsewhere")
+    model = quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 4)), {nn.Linear})
+    with pytest.raises(StructureError, match="the module '0' is quantised; prune the float model"):
+        trace(model, (torch.ones(2, 3),))
 
 
 def test_a_quantised_module_is_refused() -> None:

@@ -115,3 +115,27 @@ def test_state_of_another_shape_is_refused_by_name() -> None:
         StructureError, match=r"Adafactor keeps 'row_var' of shape .* for 'stem\.weight' of shape"
     ):
         shrink(model, structure, KEEP, optimizer)
+
+
+def test_state_of_an_optimizer_of_ones_own_is_cut_where_it_has_the_parameters_shape() -> None:
+    class Slow(torch.optim.Optimizer):
+        """Keeps a second copy of every weight, a count, and nothing that torch knows by name."""
+
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {"lr": 0.5})
+
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    state = self.state[p]
+                    state.setdefault("slow weights", p.detach().clone())
+                    state["count"] = state.get("count", 0) + 1
+
+    model = nets.randomise(nets.Residual())
+    optimizer = Slow(model.parameters())
+    optimizer.step()
+    structure = trace(model, (torch.zeros(nets.IMAGE),))
+    compact, smaller = shrink(model, structure, KEEP, optimizer)
+    state = smaller.state[compact.conv1.weight]
+    assert torch.equal(state["slow weights"], model.conv1.weight[:, STEM])
+    assert state["count"] == 1
