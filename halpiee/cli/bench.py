@@ -324,6 +324,6 @@ def _cell(row: dict[str, Any], column: str) -> str:
     if column == "FPS":
         return f"{row['fps']:.3g}" if row["fps"] < 100 else f"{row['fps']:,.0f}"
     if "median_us" not in row:
-        return f"{row['iqr_fps']:.2g}"
+        return f"{row['iqr_fps']:.3g}" if row["iqr_fps"] < 100 else f"{row['iqr_fps']:,.0f}"
     key = {"median": "median_us", "predicted": "predicted_us", "IQR": "iqr_us"}.get(column, f"{column}_us")
     return latency(row[key], None if column in ("IQR", "predicted") else row["iqr_us"])

@@ -68,7 +68,7 @@ margin-right:.4rem}
 box-shadow:inset 0 0 0 1px var(--line)}
 .over.part{background:var(--pruned);box-shadow:none}
 a{color:var(--pruned)}
-figure{margin:0}
+figure{margin:0}section>figure{max-width:600px}
 figcaption{display:flex;flex-wrap:wrap;gap:.15rem .9rem;font-size:.82rem;color:var(--soft);
 margin:0 0 .3rem}
 figcaption .y{font-weight:600;color:var(--ink)}

@@ -10,7 +10,9 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 import halpiee
-from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, write_atomically
+from halpiee.deploy import onnx as exporting
+from halpiee.deploy.metadata import read_metadata
+from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, stamp, write_atomically
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 
 
@@ -153,3 +155,31 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="no space left"):
         write_atomically(tmp_path / "net.onnx", b"content")
     assert left_overs(tmp_path) == []
+
+
+def test_the_operator_set_is_one_that_tensorrt_reads(exported: tuple[nn.Module, ExportReport]) -> None:
+    model = onnx.load(exported[1].path)
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)]
+    assert model.ir_version == 10
+
+
+def test_what_does_not_fit_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "MAX_BYTES", 1000)
+    with pytest.raises(
+        UsageError, match=r"one ONNX file at most 2\.1 GB; export with precision fp16, or prune"
+    ):
+        export_onnx(small_net(), EXAMPLE, tmp_path / "net.onnx")
+    assert left_overs(tmp_path) == []
+
+
+def test_an_input_that_the_model_cannot_take_is_refused_with_its_shape(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"with inputs of 1×5×8×8 and raised RuntimeError on them"):
+        export_onnx(small_net(), (torch.zeros(1, 5, 8, 8),), tmp_path / "net.onnx")
+
+
+def test_a_stamp_adds_to_what_the_file_says(tmp_path: Path) -> None:
+    export_onnx(small_net(), EXAMPLE, tmp_path / "net.onnx", metadata={"budget": "50%"})
+    stamp(tmp_path / "net.onnx", {"measured_us": "12"})
+    found = read_metadata(tmp_path / "net.onnx")
+    assert (found["budget"], found["measured_us"], found["precision"]) == ("50%", "12", "fp32")
+    assert len(onnx_outputs(tmp_path / "net.onnx")((torch.zeros(2, 3, 8, 8),))[0]) == 2
