@@ -15,6 +15,7 @@ from torch import nn
 
 from halpiee.cli import bench as module
 from halpiee.cli.app import program
+from halpiee.cli.standings import show
 from halpiee.errors import HalpieeError, MissingError, OutputInUseError, UsageError
 from halpiee.training.checkpoint import save_json
 from latency.backends.onnxruntime import to_onnx
@@ -124,7 +125,7 @@ def test_a_spread_that_shows_no_difference_is_said(capsys: pytest.CaptureFixture
     result = {
         "mode": "latency", "against": "a", "batch": 1, "batches": [1], "threads": 1, "clock": "cpu", "files": rows
     }  # fmt: skip
-    module._show(result)
+    show(result)
     shown = capsys.readouterr().out
     assert "b against a: the spread supports no difference" in shown
     assert "c against a" not in shown
