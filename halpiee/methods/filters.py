@@ -3,7 +3,8 @@
 The rounds of Lubana & Dick (arXiv 2009.11839): one epoch before each, and after round k of n the fraction k·p/n of
 all filters is gone, so that round k removes p/(n − (k − 1)·p) of what is left. With regrowth (GraNet's appendix), each
 round drops, one step later, a share of every layer's filters by L1 norm and grows as many by Σ|g|: only the filter of
-the convolution is zeroed, γ and β stay, since otherwise the chain rule leaves no gradient to grow by.
+the convolution is zeroed, γ and β stay, since otherwise the chain rule leaves no gradient to grow by. Behind a ReLU
+that takes β > 0: a zeroed filter comes out of its norm as β, and the gradient of ReLU at or below zero is zero.
 """
 
 from __future__ import annotations

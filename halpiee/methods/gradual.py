@@ -105,7 +105,7 @@ def gradual(
             phases.append(Train(step - at))
         at = step
         if t0 < step <= t0 + n * interval or (step == t0 and initial < 1):
-            target = 1 - curve(step)
+            target = density if step == t0 + n * interval else 1 - curve(step)
             among: Literal["alive", "all"] = "all" if masks_only else "alive"
             phases.append(Resize(budget=at_density(budget, target), by=criterion, among=among))
         if fraction is not None and regrowth is not None and regrow:

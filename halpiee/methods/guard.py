@@ -42,7 +42,8 @@ def fresh_state(optimizer: Optimizer) -> dict[str, float]:
     first = next((p for group in optimizer.param_groups for p in group["params"]), None)
     if first is None:
         raise UsageError("the optimizer has no parameters; build it with model.parameters()")
-    probe = torch.nn.Parameter(torch.ones(2, 3, device=first.device, dtype=first.dtype))
+    # Zeros: weight decay would find its way from ones into a momentum that starts at nothing.
+    probe = torch.nn.Parameter(torch.zeros(2, 3, device=first.device, dtype=first.dtype))
     probe.grad = torch.zeros_like(probe)
     name = type(optimizer).__name__
     try:

@@ -65,6 +65,8 @@ def test_fresh_state_knows_what_each_optimizer_starts_from() -> None:
     p = nn.Parameter(torch.ones(2, 2))
     assert fresh_state(torch.optim.SGD([p], lr=0.1)) == {}
     assert fresh_state(torch.optim.AdamW([p], lr=0.1)) == {"exp_avg": 0.0, "exp_avg_sq": 0.0}
+    decayed = fresh_state(torch.optim.SGD([p], lr=0.1, momentum=0.9, weight_decay=0.5))
+    assert decayed == {"momentum_buffer": 0.0}
     rprop = fresh_state(torch.optim.Rprop([p], lr=0.25))
     assert rprop["step_size"] == 0.25
 
