@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from halpiee.analysis.collapse import collapsed_channels, neuron_collapse
+    from halpiee.analysis.correlation import correlations
     from halpiee.analysis.flops import FlopsMeter, forward_share, train_flops
     from halpiee.analysis.history import History
+    from halpiee.analysis.plasticity import Plasticity, pruning_plasticity
     from halpiee.analysis.survival import (
         densities,
         distance,
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 __all__ = [
     "FlopsMeter",
     "History",
+    "Plasticity",
     "collapsed_channels",
+    "correlations",
     "densities",
     "distance",
     "distances",
@@ -29,6 +33,7 @@ __all__ = [
     "forward_share",
     "neuron_collapse",
     "overlaps",
+    "pruning_plasticity",
     "survival_rates",
     "train_flops",
 ]
@@ -36,7 +41,9 @@ __all__ = [
 _HOME = {
     "FlopsMeter": "flops",
     "History": "history",
+    "Plasticity": "plasticity",
     "collapsed_channels": "collapse",
+    "correlations": "correlation",
     "densities": "survival",
     "distance": "survival",
     "distances": "survival",
@@ -44,6 +51,7 @@ _HOME = {
     "forward_share": "flops",
     "neuron_collapse": "collapse",
     "overlaps": "survival",
+    "pruning_plasticity": "plasticity",
     "survival_rates": "survival",
     "train_flops": "flops",
 }
