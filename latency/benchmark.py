@@ -302,27 +302,30 @@ def compare(
         raise MissingError(
             f"ONNX Runtime on {device} was asked for; it is measured on the CPU here; use --backend torch for a GPU"
         )
+    calls: dict[str, Callable[[], object]] = {}
+    for name, model in models.items():
+        if callable(model) and not _is_module(model):
+            calls[name] = model
+        elif backend == "torch":
+            from latency.backends.torch import module_call
+
+            calls[name] = module_call(model, example_inputs, device=device, threads=threads)
+        else:
+            calls[name] = _onnx_call(model, example_inputs, threads, batch)
+    if clock is None and backend == "torch":
+        from latency.backends.torch import module_clock
+
+        clock = module_clock(device, threads)
+    own = clock is None
+    clock = clock or (CpuClock() if threads == 1 else WallClock())
+    anchor = None
+    if own and clock.kind == "cpu":
+        call = load("onnxruntime").anchor()
+        anchor = Anchor(call, clock) if call is not None else None
+    if threads > 1 and backend == "torch":
+        for call in calls.values():  # worker threads inherit the cores of the thread that starts them
+            call()
     with pinned(threads):
-        calls: dict[str, Callable[[], object]] = {}
-        for name, model in models.items():
-            if callable(model) and not _is_module(model):
-                calls[name] = model
-            elif backend == "torch":
-                from latency.backends.torch import module_call
-
-                calls[name] = module_call(model, example_inputs, device=device, threads=threads)
-            else:
-                calls[name] = _onnx_call(model, example_inputs, threads, batch)
-        if clock is None and backend == "torch":
-            from latency.backends.torch import module_clock
-
-            clock = module_clock(device, threads)
-        own = clock is None
-        clock = clock or (CpuClock() if threads == 1 else WallClock())
-        anchor = None
-        if own and clock.kind == "cpu":
-            call = load("onnxruntime").anchor()
-            anchor = Anchor(call, clock) if call is not None else None
         for call in calls.values():
             _warm(call, clock, warm_up)
         return _interleaved(calls, clock, rounds, seconds, anchor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -126,3 +128,18 @@ def test_without_quiet_runs_the_interval_holds_the_ratio_of_every_quarter_of_the
     assert ratio.median == pytest.approx(2.0)
     assert ratio.lo <= 2.0
     assert ratio.hi == pytest.approx(2.2)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_worker_threads_of_torch_start_before_the_caller_is_tied_to_a_core() -> None:
+    clock, cores = FakeClock(), []
+
+    def call() -> None:
+        cores.append(len(os.sched_getaffinity(0)))
+        clock.passes(20_000.0)
+
+    before = len(os.sched_getaffinity(0))
+    compare({"a": call}, backend="torch", threads=2, rounds=9, clock=clock)
+    assert cores[0] == before
+    assert set(cores[1:]) == {1}
+    assert len(os.sched_getaffinity(0)) == before
