@@ -17,9 +17,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from halpiee.methods.dynamic import RigL
 from halpiee.methods.iee import IEE
 from halpiee.saliency import Taylor
-from halpiee.sparsity import Channels, Uniform
+from halpiee.sparsity import ERK, Channels, Uniform
 from halpiee.structure.size import macs
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
@@ -117,6 +118,14 @@ def main() -> None:
     ):
         median, lo, hi = median_interval(pairs(dense_step, masked_step, options.pairs))
         print(f"  {label:24} / dense step   {median:.3f}  [{lo:.3f}, {hi:.3f}]   at most {bound:.2f} asked")
+    updated = copy.deepcopy(dense)
+    optimizer = sgd(updated)
+    RigL(updated, optimizer, budget=ERK(0.1), total_steps=100 * n, interval=1)
+    median, lo, hi = median_interval(pairs(dense_step, stepper(updated, optimizer, batch), options.pairs))
+    print(
+        f"  {'a mask update (RigL, 90 %)':24} / dense step   {median - 1:.3f}  [{lo - 1:.3f}, {hi - 1:.3f}]   "
+        "at most 2 asked; masking of a step included"
+    )
     compact, compact_optimizer = iee.shrink()
     share = sum(macs(structure, iee.alive.counts).values()) / sum(macs(structure).values())
     median, lo, hi = median_interval(

@@ -70,4 +70,5 @@ def ranks(values: Tensor) -> Tensor:
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
     mean = ends - (counts.double() - 1) / 2
-    return mean.index_select(0, inverse)
+    found: Tensor = mean[inverse]
+    return found

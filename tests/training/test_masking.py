@@ -1,0 +1,185 @@
+"""Runs to a sparsity on a toy: masks to the end, filters that are cut out, HALP, and the small dense network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halpiee.errors import UsageError
+from halpiee.methods.catalogue import METHODS
+from halpiee.training import baseline
+from halpiee.training.attach import budget_of, interval_of, weights_of
+from halpiee.training.checkpoint import load_weights
+from halpiee.training.record import masked_flops, promise_of_units
+from halpiee.training.run import Run
+from halpiee.training.settings import Cycle, Masks, Settings
+from halpiee.zoo import build
+
+
+class Quiet:
+    """Says nothing."""
+
+    def stage(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def sweeping(self, done: int, total: int) -> None: ...
+
+    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def settings(method: str, *, sparsity: float | None = 0.5, **masks: Any) -> Settings:
+    return Settings(
+        model="toy:net",
+        data="toy:data",
+        method=method,
+        epochs=4,
+        batch_size=12,
+        rounds=3,
+        baseline=False,
+        cycle=Cycle(cycles=3),
+        masks=Masks(sparsity=sparsity, **masks),
+    )
+
+
+def execute(given: Settings, folder: Path) -> dict[str, Any]:
+    return Run.open(given, folder, Quiet()).execute()
+
+
+# conv1 3→8 3×3: 216, conv2 8→12: 864, fc 12→6: 72: 1152 weights; MACs on 6×6: 7776 + 31104 + 72
+
+
+@pytest.mark.slow  # trains, exports and times a small network
+@pytest.mark.parametrize("method", ["iee", "rigl", "granet", "snip"])
+def test_a_run_to_a_sparsity_ends_with_exactly_that_many_weights(method: str, tmp_path: Path) -> None:
+    report = execute(settings(method), tmp_path / "run")
+    weights = load_weights(tmp_path / "run" / "pruned.safetensors")
+    alive = sum(int((t != 0).sum()) for n, t in weights.items() if t.dim() > 1)
+    asked = report["sparsity"]["asked"]
+    assert alive <= report["sparsity"]["kept"] == asked
+    assert abs(asked - 576) <= 1
+    assert report["promise"]["met"]
+    assert "masks alone bring no speed" in report["promise"]["text"]
+    assert report["budget_us"] is None
+    assert report["budget"].startswith("50% of weights removed")
+    ratio = report["train_flops_ratio"]
+    assert ratio["paper"] <= ratio["strict"] < 1.2
+    density = report["sparsity"]["densities"]
+    shares = {"conv1": 7776, "conv2": 31104, "fc": 72}
+    effective = sum(n * density[f"{layer}.weight"] for layer, n in shares.items())
+    assert report["macs_pruned"] == round(effective)
+    assert report["macs_dense"] == 38952
+    assert report["onnx_rel_l2"] < 1e-5
+
+
+@pytest.mark.slow
+def test_filters_are_cut_out_half_way_and_the_plan_says_which(tmp_path: Path) -> None:
+    report = execute(settings("filter", rounds=2, criterion="l1"), tmp_path / "run")
+    kept = report["sparsity"]
+    assert (kept["kept"], kept["total"]) == (10, 20)
+    assert report["widths"]["conv1"] + report["widths"]["conv2"] == 10
+    assert report["params_pruned"] < report["params_dense"]
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan
+    assert report["promise"]["met"]
+
+
+@pytest.mark.slow
+def test_the_small_dense_network_has_at_most_its_share_of_parameters(tmp_path: Path) -> None:
+    report = execute(settings("small-dense", sparsity=0.6), tmp_path / "run")
+    assert report["params_pruned"] <= 0.4 * report["params_dense"]
+    widths = report["widths"]
+    assert widths["conv1"] / 8 == pytest.approx(widths["conv2"] / 12, abs=0.1)
+
+
+def test_densities_and_patterns_become_budgets() -> None:
+    from halpiee import ERK, NM, Global, Uniform
+
+    assert budget_of(settings("rigl", sparsity=0.9)) == ERK(0.1)
+    assert budget_of(settings("granet", sparsity=0.9)) == Global(0.1)
+    assert budget_of(settings("gmp", sparsity=0.9, distribution="uniform")) == Uniform(
+        0.1, first=1.0, last=0.2
+    )
+    assert budget_of(settings("rigl", sparsity=None, distribution="nm", nm="1:4")) == NM(1, 4)
+
+
+def test_layers_whose_inputs_do_not_divide_stay_whole_under_n_of_m() -> None:
+    net = build("toy:net", num_classes=6)
+    units = weights_of(net, settings("rigl", sparsity=None, distribution="nm"))
+    assert set(units.sizes) == {"conv2.weight", "fc.weight"}
+    assert set(units.left_out) == {"conv1.weight"}
+    with pytest.raises(UsageError, match="no layer of toy:net has inputs that divide by 5"):
+        weights_of(net, settings("rigl", sparsity=None, distribution="nm", nm="2:5"))
+
+
+def test_intervals_are_the_papers_unless_the_training_is_short() -> None:
+    assert interval_of(settings("rigl"), 32000) == 100
+    assert interval_of(settings("gmp"), 32000) == 800
+    assert interval_of(settings("rigl"), 400) == 10
+    assert interval_of(settings("rigl", interval=7), 400) == 7
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Settings(model="m", data="d", method="rigl"), "needs a limit; give --sparsity 0.9"),
+        (lambda: Settings(model="m", data="d"), "give --budget 0.5 or --sparsity 0.9"),
+        (lambda: Settings(model="m", data="d", budget="0.5", method="rigl"), "or --method iee"),
+        (
+            lambda: Settings(model="m", data="d", budget="0.5", masks=Masks(sparsity=0.5)),
+            "a run meets one of them",
+        ),
+        (lambda: Settings(model="m", data="d", budget="0.5", method="halp"), "give its --weights"),
+        (lambda: Settings(model="m", data="d", method="halp", masks=Masks(sparsity=0.5)), "give --budget"),
+        (lambda: Settings(model="m", data="d", budget="0.5", method="rigle"), "did you mean 'rigl'"),
+        (lambda: Masks(sparsity=1.0), "between 0 and 1"),
+        (lambda: Masks(nm="5:4"), "give N:M with 0 < N <= M"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_what_to_type(
+    make: Callable[[], object], text: str
+) -> None:
+    with pytest.raises(UsageError, match=text):
+        make()
+
+
+def test_training_flops_follow_from_counts_and_kinds() -> None:
+    macs, sizes = {"a": 30, "b": 10}, {"a.weight": 10, "b.weight": 10}
+    half = {"a.weight": 5, "b.weight": 5}  # active: 20 of 40
+    log = [(9, "train", half), (1, "gradient", half)]
+    # RigL: (9 · 3 · 20 + 2 · 20 + 40) / (10 · 3 · 40)
+    assert masked_flops(log, macs, sizes, 10)["strict"] == pytest.approx(620 / 1200)
+    assert masked_flops(log, macs, sizes, 10, paper_charges_gradient=False) == {
+        "paper": pytest.approx(0.5),
+        "strict": pytest.approx(620 / 1200),
+    }
+    # IEE explores: paper dense + 2 · active, strict 3 · dense − active
+    found = masked_flops([(1, "explore", half)], macs, sizes, 1)
+    assert found == {"paper": pytest.approx(80 / 120), "strict": pytest.approx(100 / 120)}
+    # the compact rest: 5 of 10 steps at a quarter of the dense network
+    found = masked_flops([(5, "train", half)], macs, sizes, 10, compact_macs=10)
+    assert found["paper"] == pytest.approx((5 * 20 + 5 * 10) / (10 * 40))
+
+
+def test_a_count_that_differs_from_what_was_asked_misses_the_promise() -> None:
+    assert promise_of_units(10, 10, 100)["met"]
+    missed = promise_of_units(11, 10, 100)
+    assert not missed["met"]
+    assert missed["text"] == "kept 11 of 100, 89.00% removed; 10 were asked for"
+
+
+def test_every_method_of_the_catalogue_stands_in_python() -> None:
+    import halpiee
+
+    assert all(hasattr(halpiee, m.python) for m in METHODS.values())
