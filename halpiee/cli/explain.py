@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from halpiee.cli.common import answer, examples, input_size, json_option, say
-from halpiee.errors import OutputInUseError
+from halpiee.errors import OutputInUseError, StructureError
 
 __all__ = ["command"]
 
@@ -47,7 +47,16 @@ def command(
     from halpiee.selection.protect import first_group, protected
     from halpiee.structure.explain import explain
 
-    structure = traced(model, batch, shape, width=width, classes=classes).structure
+    try:
+        structure = traced(model, batch, shape, width=width, classes=classes).structure
+    except StructureError as error:
+        if "positional argument" not in str(error):
+            raise
+        raise StructureError(
+            f"{model} takes more inputs than the one image that the command line gives it "
+            f"({str(error).split(': ')[-1].split(';')[0]}); in Python, "
+            f"halpiee.structure.explain(halpiee.trace(model, (first, second))) says the same of it"
+        ) from error
     found = explain(structure)
     first, kept = first_group(structure), protected(structure, model)
     if first is None:
@@ -69,19 +78,33 @@ def command(
         layers = Table(
             title=f"{model}: {found.prunable_macs_share:.1%} of the MACs lie in prunable layers", box=None
         )
-        for title in ("layer", "kind", "in", "out", "MACs", "", "why not"):
+        for title in ("layer", "kind", "in", "out", "MACs", "can go", "what stays, and why"):
             layers.add_column(
                 title, justify="right" if title in ("in", "out", "MACs") else "left", overflow="fold"
             )
         for layer in found.layers:
             state = "[green]prunable[/green]" if layer.prunable else "[yellow]frozen[/yellow]"
-            reason = "" if layer.prunable else "; ".join(layer.reasons)
+            if layer.in_prunable != layer.out_prunable:
+                state = f"[green]{'in' if layer.in_prunable else 'out'} only[/green]"
             layers.add_row(
-                layer.name, layer.kind, str(layer.c_in), str(layer.c_out), f"{layer.macs:,}", state, reason
+                layer.name,
+                layer.kind,
+                str(layer.c_in),
+                str(layer.c_out),
+                f"{layer.macs:,}",
+                state,
+                "; ".join(layer.reasons),
             )
         console.print(layers)
         groups = Table(title="groups: channels that go together", box=None)
-        for title in ("group", "units", "", "layer sides", "why not, where, and what would unlock it"):
+        for title in (
+            "group",
+            "units",
+            "MACs",
+            "can go",
+            "layer sides",
+            "why not, where, and what would unlock it",
+        ):
             groups.add_column(title, overflow="fold")
         for group in found.groups:
             state = (
@@ -92,14 +115,39 @@ def command(
                 else "frozen"
             )
             text = " · ".join(part for part in (group.reason, group.source, group.unlock) if part)
-            sides = ", ".join(group.members[:4]) + (
-                f" and {len(group.members) - 4} more" if len(group.members) > 4 else ""
+            groups.add_row(
+                group.name, str(group.size), f"{group.macs_share:.1%}", state, ties(group.members), text
             )
-            groups.add_row(group.name, str(group.size), state, sides, text)
         console.print(groups)
         if found.untimed:
             console.print("not timed: " + ", ".join(f"{name} ×{n}" for name, n in found.untimed.items()))
 
+        small = [g.name for g in found.groups if g.prunable and g.macs_share < SMALL_SHARE]
+        if small:
+            console.print(
+                f"{len(small)} groups are on layers of less than {SMALL_SHARE:.1%} of the MACs each, such as "
+                f"{small[0]} (squeeze and excitation is often among them): cutting them saves next to no time, "
+                "so a plan seldom moves them"
+            )
+        if found.unread:
+            console.print(
+                f"not run in an evaluation: {', '.join(found.unread)}; left whole, and may not fit what is cut "
+                "around them when they run in training"
+            )
         console.print(f"first group: {shielding}")
 
     answer({**found.as_dict(), "first_group": first, "protected": list(kept)}, as_json, show)
+
+
+SMALL_SHARE = 0.001
+"""Share of the multiply-accumulates below which a group is said to save next to nothing."""
+
+
+def ties(members: tuple[str, ...]) -> str:
+    """Returns the layers that are cut together, each once, with the side or both sides."""
+    sides: dict[str, list[str]] = {}
+    for member in members:
+        layer, _, side = member.rpartition(".")
+        sides.setdefault(layer, []).append(side)
+    shown = [f"{layer} {'+'.join(found)}" for layer, found in sides.items()]
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")

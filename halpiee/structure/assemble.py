@@ -119,6 +119,7 @@ def assemble(recorder: Recorder) -> Structure:
             "norms": tuple(Norm(n.module, n.dim, numbered(n.atoms)) for n in recorder.norms),
             "sources": sources,
             "untimed": untimed(recorder),
+            "unread": unread(recorder),
             "roots": roots,
             "real": False,
             "positions": recorder.positions,
@@ -151,6 +152,12 @@ UNTIMED = frozenset(
 def untimed(recorder: Recorder) -> dict[str, int]:
     """Returns how often each op that takes time occurs without a timed op for it."""
     return dict(Counter(e.name for e in recorder.events if e.timing is None and e.name in UNTIMED))
+
+
+def unread(recorder: Recorder) -> tuple[str, ...]:
+    """Returns the parameters that the forward does not read, for example those of a head for training alone."""
+    read = {value for event in recorder.events for value in event.reads} | set(recorder.outputs)
+    return tuple(n for n, value in recorder.values.items() if n in recorder.learned and value not in read)
 
 
 def slot(recorder: Recorder, name: str, dim: int, numbers: Atoms) -> Slot:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,6 +46,7 @@ class ExplainedGroup:
         reason: why it stays, or why training leaves it out, or None.
         source: file and line of the forward that holds it, where it is known.
         unlock: what would make it prunable, or None.
+        macs_share: share of the multiply-accumulates in the layers it is on.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ExplainedGroup:
     reason: str | None
     source: str | None
     unlock: str | None
+    macs_share: float
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class ExplainedLayer:
         c_out: output channels.
         macs: multiply-accumulates for one input.
         prunable: whether a group on either side is prunable.
+        in_prunable: whether one on its input side is.
+        out_prunable: whether one on its output side is.
         in_groups: groups on its input side.
         out_groups: groups on its output side.
         reasons: why its frozen sides stay.
@@ -80,6 +85,8 @@ class ExplainedLayer:
     c_out: int
     macs: int
     prunable: bool
+    in_prunable: bool
+    out_prunable: bool
     in_groups: tuple[str, ...]
     out_groups: tuple[str, ...]
     reasons: tuple[str, ...]
@@ -94,12 +101,15 @@ class Explanation:
         groups: every group.
         prunable_macs_share: share of the multiply-accumulates in layers with a prunable group on either side.
         untimed: ops that take time and have no entry in a profile, with how often they occur.
+        unread: modules whose parameters an evaluation does not read: they stay whole, and may not fit what is
+            cut around them when they run in training.
     """
 
     layers: tuple[ExplainedLayer, ...]
     groups: tuple[ExplainedGroup, ...]
     prunable_macs_share: float
     untimed: dict[str, int]
+    unread: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the explanation as plain lists and dicts, for JSON."""
@@ -111,7 +121,9 @@ def explain(structure: Structure) -> Explanation:
     per_layer = macs(structure)
     layers = []
     for layer in structure.layers:
-        sides = [structure.by_name[name] for name, _ in (*layer.in_groups, *layer.out_groups)]
+        ins = [structure.by_name[name] for name, _ in layer.in_groups]
+        outs = [structure.by_name[name] for name, _ in layer.out_groups]
+        sides = [*ins, *outs]
         layers.append(
             ExplainedLayer(
                 name=layer.name,
@@ -120,6 +132,8 @@ def explain(structure: Structure) -> Explanation:
                 c_out=structure.channels(layer.out_groups, {}),
                 macs=per_layer.get(layer.name, 0),
                 prunable=any(g.prunable for g in sides),
+                in_prunable=any(g.prunable for g in ins),
+                out_prunable=any(g.prunable for g in outs),
                 in_groups=tuple(name for name, _ in layer.in_groups),
                 out_groups=tuple(name for name, _ in layer.out_groups),
                 reasons=tuple(dict.fromkeys(g.reason for g in sides if g.reason is not None)),
@@ -128,13 +142,27 @@ def explain(structure: Structure) -> Explanation:
     total = sum(item.macs for item in layers)
     return Explanation(
         layers=tuple(layers),
-        groups=tuple(explained(structure, group) for group in structure.groups),
+        groups=tuple(
+            explained(structure, group, share(group, per_layer, total)) for group in structure.groups
+        ),
         prunable_macs_share=sum(item.macs for item in layers if item.prunable) / total if total else 0.0,
         untimed=dict(structure.details.get("untimed", {})),
+        unread=modules_of(structure.details.get("unread", ())),
     )
 
 
-def explained(structure: Structure, group: ChannelGroup) -> ExplainedGroup:
+def share(group: ChannelGroup, per_layer: Mapping[str, int], total: int) -> float:
+    """Returns the share of the multiply-accumulates in the layers that a group is on."""
+    layers = {layer for layer, _ in group.members}
+    return sum(per_layer.get(layer, 0) for layer in layers) / total if total else 0.0
+
+
+def modules_of(parameters: Iterable[str]) -> tuple[str, ...]:
+    """Returns the outermost modules that hold these parameters, in order."""
+    return tuple(dict.fromkeys(name.split(".")[0] for name in parameters))
+
+
+def explained(structure: Structure, group: ChannelGroup, macs_share: float) -> ExplainedGroup:
     """Explains one group."""
     unlock = None
     if group.reason is not None:
@@ -149,4 +177,5 @@ def explained(structure: Structure, group: ChannelGroup) -> ExplainedGroup:
         reason=group.reason or group.untrainable_reason,
         source=structure.details.get("sources", {}).get(group.name),
         unlock=unlock,
+        macs_share=macs_share,
     )

@@ -146,18 +146,20 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
         dim = call.args[default] if len(call.args) > default else dim
     dim %= source.dim()
     size = source.shape[dim]
-    if isinstance(recorder.units, CheckedUnits) and tag.axes and call.name in EVEN:
-        parts = parts_of(call, recorder.units.find(tag.axes[0]), dim, size)
-        recorder.even[len(recorder.events)] = (call.where, parts)
+    if isinstance(recorder.units, CheckedUnits) and call.name in EVEN:
+        for axis in tag.axes:
+            if varying(label := recorder.units.find(axis)) in ((), (dim,)):
+                recorder.even[len(recorder.events)] = (call.where, parts_of(call, label, dim, size))
     if all(out.shape[dim : dim + 1] == (size,) and out.dim() == source.dim() for out in call.outputs[:1]):
         return tag
     axes = []
     for axis in tag.axes:
         label = recorder.units.find(axis)
         if dim in varying(label):
-            parts = len(call.outputs)
-            if call.api == "chunk" and size % parts == 0:
-                shape = (*label.shape[:dim], parts, size // parts, *label.shape[dim + 1 :])
+            n_parts = len(call.outputs)
+            rows: Label | None
+            if call.api == "chunk" and size % n_parts == 0:
+                shape = (*label.shape[:dim], n_parts, size // n_parts, *label.shape[dim + 1 :])
                 rows = np.moveaxis(label.reshape(shape), dim, 0)
                 recorder.units.unite(rows[1:], rows[:1])
             elif isinstance(recorder.units, CheckedUnits) and call.name in EVEN:
@@ -197,7 +199,7 @@ def even(call: Call, label: Label, dim: int) -> Label | None:
 
 def bounds(call: Call, size: int) -> tuple[int, int, int]:
     """Returns start, stop and step of a slice."""
-    start, stop, step = (*call.args[2:5], *(None, None, None)[max(0, len(call.args) - 2) :])
+    start, stop, step = (call.args[i] if i < len(call.args) else None for i in (2, 3, 4))
     return slice(start, stop, step).indices(size)
 
 

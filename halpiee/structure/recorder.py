@@ -221,6 +221,7 @@ class Recorder:
         self.failed: list[Atoms] = []
         self.failed_at = ""
         self.last_module = ""
+        self.values: dict[str, int] = {}
         self.even: dict[int, tuple[str, list[Atoms]]] = {}
         self.real = False
         self._known: dict[int, Known] = {}
@@ -250,6 +251,7 @@ class Recorder:
         if isinstance(tensor, nn.Parameter):
             self.learned.add(name)
         self.set(tensor, Tag(tuple(axes), parameter=True, zero=True))
+        self.values[name] = self._n_values - 1
 
     def tag(self, tensor: Tensor) -> Tag:
         """Returns what is known of a tensor, its labels at their present roots and compressed."""

@@ -81,6 +81,12 @@ def halves_split(m: Any, x: Tensor) -> Tensor:
     return m.b(torch.cat([p * q, p + q], 1))
 
 
+def halves_of_a_weight(m: Any, x: Tensor) -> Tensor:
+    half = m.a.weight.shape[0] // 2
+    p, q = m.a.weight[:half], m.a.weight[half:]
+    return m.b(sigmoid(F.conv2d(x, p)) * F.conv2d(x, q))
+
+
 def thirds(m: Any, x: Tensor) -> Tensor:
     p, q, _ = sigmoid(m.a(x)).tensor_split(3, 1)
     return m.b(torch.cat([p, q], 1))
@@ -294,6 +300,11 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
     ),
     "halves by a slice of half the width": (lambda: ab(halves), IMAGE, {"a"}),
     "halves by a split of half the width": (lambda: ab(halves_split), IMAGE, {"a"}),
+    "halves of a weight": (
+        lambda: Net(halves_of_a_weight, a=nn.Conv2d(3, 16, 1, bias=False), b=nn.Conv2d(8, 5, 1)),
+        IMAGE,
+        {"a"},
+    ),
     "thirds, one of them unused": (
         lambda: Net(thirds, a=nn.Conv2d(3, 12, 1), b=nn.Conv2d(8, 5, 1)),
         IMAGE,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from halpiee.structure import explain, trace
 
@@ -53,7 +55,40 @@ def test_a_group_that_only_plans_may_cut_says_why_training_may_not() -> None:
     assert group.prunable
     assert not group.trainable
     assert group.reason == "a norm over these channels: its statistics would still see the removed ones"
-    assert found.untimed == {"native_layer_norm": 1}
+    assert found.untimed == {}
+
+
+def test_ops_without_an_entry_in_profiles_are_counted() -> None:
+    found = explain(trace(nets.Attention(fused=False), (torch.zeros(2, 5, 6),)))
+    assert found.untimed == {"bmm": 2, "_softmax": 1}
+
+
+def test_a_head_that_only_trains_is_named() -> None:
+    class Auxiliary(nets.Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.aux = nn.Sequential(nn.Conv2d(8, 4, 1), nn.Conv2d(4, 5, 1))
+
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return (y, self.aux(x)) if self.training else y
+
+    assert explain(trace(Auxiliary(), (torch.zeros(nets.IMAGE),))).unread == ("aux",)
+    assert explain(trace(nets.Residual(), (torch.zeros(nets.IMAGE),))).unread == ()
+
+
+def test_a_layer_says_on_which_side_channels_can_go() -> None:
+    found = explain(trace(nets.InputResidual(), (torch.zeros(nets.IMAGE),)))
+    sides = {layer.name: (layer.in_prunable, layer.out_prunable) for layer in found.layers}
+    assert sides == {"a": (False, True), "b": (True, False), "c": (False, False)}
+
+
+def test_a_group_weighs_what_its_layers_do() -> None:
+    found = explain(trace(nets.Residual(), (torch.zeros(nets.IMAGE),)))
+    shares = {g.name: g.macs_share for g in found.groups}
+    total = (216 + 432 + 432) * 64 + 40  # stem, conv1, conv2, head
+    assert shares["conv1"] == pytest.approx(864 * 64 / total)
+    assert shares["head"] == pytest.approx(40 / total)
 
 
 def test_an_explanation_is_plain_json() -> None:
