@@ -18,9 +18,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import halpiee
+from halpiee.methods.gradual import GraNet
 from halpiee.methods.iee import IEE
 from halpiee.saliency import Taylor
-from halpiee.sparsity import Channels, Uniform
+from halpiee.sparsity import Channels, Global, Uniform
 from halpiee.zoo import build
 
 rank = int(sys.argv[1])
@@ -31,10 +32,13 @@ net = build("resnet20", num_classes=3, width=0.25)
 structure = halpiee.trace(net, (torch.zeros(1, 3, 8, 8),))
 model = DistributedDataParallel(net)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-iee = IEE(
-    model, optimizer, budget=Uniform(0.5), units=Channels(net, structure), criterion=Taylor(),
-    total_steps=12, h=2, j=1, q=2, end=1.0,
-)
+if sys.argv[3] == "iee":
+    method = IEE(
+        model, optimizer, budget=Uniform(0.5), units=Channels(net, structure), criterion=Taylor(),
+        total_steps=12, h=2, j=1, q=2, end=1.0,
+    )
+else:
+    method = GraNet(model, optimizer, budget=Global(0.3), total_steps=12, interval=5, initial=0.3)
 generator = torch.Generator().manual_seed(rank)
 for _ in range(12):
     x, y = torch.randn(4, 3, 8, 8, generator=generator), torch.randint(0, 3, (4,), generator=generator)
@@ -42,13 +46,20 @@ for _ in range(12):
     cross_entropy(model(x), y).backward()
     optimizer.step()
 total = sum(p.detach().double().abs().sum().item() for p in net.parameters())
-print("RESULT", iee.alive.digest(), len(iee.reports), repr(total))
+print("RESULT", method.alive.digest(), len(method.reports), repr(total))
 dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow  # two processes that each load torch
-def test_two_ranks_hold_equal_masks_and_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "events"),
+    [
+        ("iee", "5"),  # init and two cycles
+        ("granet", "6"),  # init, one resize, and two exchanges of drop and grow: after 5 and 10
+    ],
+)
+def test_two_ranks_hold_equal_masks_and_weights(tmp_path: Path, method: str, events: str) -> None:
     script = tmp_path / "rank.py"
     script.write_text(PROGRAM)
     with socket.socket() as free:
@@ -57,7 +68,7 @@ def test_two_ranks_hold_equal_masks_and_weights(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(port)],
+            [sys.executable, str(script), str(rank), str(port), method],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -71,4 +82,4 @@ def test_two_ranks_hold_equal_masks_and_weights(tmp_path: Path) -> None:
         assert process.returncode == 0, err
         results.append(next(line for line in out.splitlines() if line.startswith("RESULT")))
     assert results[0] == results[1]
-    assert results[0].split()[2] == "5"  # init and two cycles
+    assert results[0].split()[2] == events
