@@ -16,6 +16,7 @@ __all__ = ["BACKENDS", "Backend", "Built", "load", "out_of_memory"]
 BACKENDS = {
     "onnxruntime": ("latency.backends.onnxruntime", "OnnxRuntime"),
     "torch": ("latency.backends.torch", "Torch"),
+    "tensorrt": ("latency.backends.tensorrt", "TensorRT"),
 }
 """Name → module and class."""
 

@@ -1,0 +1,245 @@
+"""Ops as TensorRT engines: an op with its tail is one engine, fused as TensorRT fuses it in a network.
+
+A call is a series of K inferences and the call it is compared with one of them; the slope between them is the op,
+without launch and graph entry. cuda-python captures both in CUDA graphs; PyCUDA has none, so there the slope of a
+short op is that of its launches, and the cell's method says ``enqueue slope``. The series goes round several engines of
+the same plan, each with weights of its own, because in a network weights are cold while activations are warm.
+
+With ``branches`` many ops become one build, and the times are those of TensorRT's profiler: quicker to build, and the
+profiler's times include what it costs itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latency.backends import Built
+from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, open_cuda
+from latency.backends.tensorrt_network import OpNetwork
+from latency.backends.tensorrt_runtime import (
+    Builder,
+    EngineRunner,
+    Settings,
+    TimingCache,
+    in_turns,
+    load_engine,
+)
+from latency.device import environment
+from latency.errors import MissingError, UnsupportedOpError, UsageError
+from latency.op import Op, in_words
+from latency.timer import Clock
+
+__all__ = ["TensorRT"]
+
+PRECISIONS = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+COPIES = 8
+"""Inferences in the longer of the two calls at least."""
+
+SERIES_US = 2000.0
+"""The longer call takes about this long: event times are unreliable below 10 µs."""
+
+ENGINES = 8
+"""So many engines of one plan at most: loading one takes milliseconds."""
+
+
+class TensorRT:
+    """Ops on TensorRT.
+
+    Args:
+        threads: of the CPU; only 1, the GPU does the work.
+        precision: ``fp32`` (TF32 off), ``tf32``, ``fp16`` or ``bf16``.
+        level: builder optimisation level; the final engine is to be built at the same.
+        timing_cache: file that keeps what builds learnt, or None.
+        library: ``cuda-python``, ``pycuda`` or ``auto``.
+        device: number of the GPU.
+        branches: ops in one build; 1 builds every op by itself.
+
+    Raises:
+        MissingError: TensorRT, a CUDA library or a GPU is not there.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        threads: int = 1,
+        precision: str = "fp32",
+        level: int = 3,
+        timing_cache: str | Path | None = None,
+        library: str = "auto",
+        device: int = 0,
+        branches: int = 1,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision {precision!r} was asked for; there are {', '.join(PRECISIONS)}")
+        if branches < 1:
+            raise UsageError(f"{branches} branches were asked for; ask for 1 or more")
+        self.threads, self.precision, self.branches = threads, precision, branches
+        cache = TimingCache(None if timing_cache is None else Path(timing_cache))
+        self._builder = Builder(Settings(level=level, tf32=precision == "tf32"), cache)
+        self.cuda: Cuda = open_cuda(library, device)
+        self._facts = self.cuda.facts()
+        self._built: list[EngineRunner] = []
+        self._together: dict[Op, _Branch] = {}
+        atexit.register(cache.save)
+
+    def environment(self) -> dict[str, Any]:
+        """Returns the circumstances of everything this backend measures."""
+        version = str(self._builder.trt.__version__)
+        return environment(
+            "tensorrt",
+            self.threads,
+            PRECISIONS[self.precision],
+            **self._facts,
+            backend_version=version,
+            tensorrt=version,
+            tf32=self.precision == "tf32",
+            cpu_flags=[],
+            optimization=f"level {self._builder.settings.level}",
+            protocol="branches" if self.branches > 1 else "slope",
+            cuda_library=self.cuda.name,
+        )
+
+    def clock(self) -> Clock:
+        """Returns CUDA events; a branch's time is the profiler's."""
+        return EventClock(self.cuda)
+
+    def anchor(self) -> None:
+        """Returns None: no neighbour disturbs a GPU's events."""
+        return None
+
+    def prepare(self, ops: Sequence[Op]) -> None:
+        """Builds many ops, so many at a time as there are branches; those that fail are left to ``build``."""
+        if self.branches == 1:
+            return
+        wanted = [op for op in dict.fromkeys(ops) if op not in self._together]
+        for i in range(0, len(wanted), self.branches):
+            part = wanted[i : i + self.branches]
+            try:
+                runner = self._runner(part, native=False)
+            except (UnsupportedOpError, OutOfMemoryError):
+                continue  # one of them; each is built, and its fault named, by itself
+            rows = _Rows(runner, len(part))
+            self._together |= {op: _Branch(rows, k) for k, op in enumerate(part)}
+
+    def build(self, op: Op) -> Built:
+        """Builds an op.
+
+        Raises:
+            UnsupportedOpError: a kind or precision that is not built here, or that TensorRT could not build.
+            OutOfMemoryError: it does not fit on the GPU.
+        """
+        if op.dtype != PRECISIONS[self.precision]:
+            raise UnsupportedOpError(
+                f"an op in {op.dtype} was asked for; this backend measures {self.precision}; start it with that"
+            )
+        if self.branches > 1:
+            self.prepare([op])
+            if op in self._together:
+                return Built(run=self._together[op], method="profiler")
+        for runner in self._built:  # of the op before: its time has been taken
+            runner.close()
+        self._built = []
+        try:
+            first, method = self._runner([op]), "slope"
+        except UnsupportedOpError:
+            if op.kind == "linear":
+                raise
+            first, method = self._runner([op], native=False), "slope/linear"
+        return self._slope(op, first, method)
+
+    def _runner(self, ops: Sequence[Op], native: bool = True) -> EngineRunner:
+        """Builds ops as branches of one engine and loads it."""
+        network = self._builder.network()
+        made = OpNetwork(self._builder.trt, network, native=native)
+        for k, op in enumerate(ops):
+            made.add(op, prefix=f"b{k}.")
+        what = in_words(ops[0]) + (f" and {len(ops) - 1} more" if len(ops) > 1 else "")
+        self._plan = self._builder.build(network, what=what)
+        runner = self._loaded()
+        runner.fill()
+        return runner
+
+    def _loaded(self, shared: EngineRunner | None = None) -> EngineRunner:
+        engine = load_engine(self._builder.trt, self._plan)
+        if engine is None:
+            raise MissingError(
+                "an engine that was just built cannot be loaded; check that the builder and the runtime of TensorRT "
+                "have one version"
+            )
+        return EngineRunner(self._builder.trt, engine, self.cuda, shared=shared)
+
+    def _slope(self, op: Op, first: EngineRunner, method: str) -> Built:
+        self._built = [first]
+        weights = op.c_in * op.c_out // max(1, op.groups) * 2
+        for k in op.kernel:
+            weights *= k
+        cold = -(-2 * int(self._facts["l2_bytes"]) // max(1, weights))
+        try:
+            for _ in range(min(ENGINES, cold) - 1):
+                self._built.append(self._loaded(first))
+        except OutOfMemoryError:
+            if len(self._built) == 1:
+                raise
+        for runner in self._built:
+            runner.enqueue()  # before a capture: the first inference allocates
+        self.cuda.synchronize()
+        one_us = max(1.0, self.cuda.elapsed_us(first.enqueue))
+        copies = int(min(256, max(COPIES, SERIES_US / one_us)))
+        calls = [in_turns(self._built, n) for n in (copies, 1)]
+        graphs = [self.cuda.captured(call) for call in calls]
+        run, minus = (graph or call for graph, call in zip(graphs, calls, strict=True))
+        kind = "graph" if graphs[0] is not None else "enqueue"
+        return Built(
+            run=run, minus=minus, copies=copies - 1, method=f"{kind} {method}", tactic=self._tactic(first)
+        )
+
+    def _tactic(self, first: EngineRunner) -> str:
+        """Returns the layers that TensorRT made of the op, and the sum of its profiler's times: to check with."""
+        runner = self._loaded(first)
+        us = sum(runner.layers_us().values())
+        return f"{' + '.join(runner.layers())} (profiler {us:.1f} µs)"
+
+
+class _Rows:
+    """Times of the branches of one engine: one inference gives a time for each of them."""
+
+    def __init__(self, runner: EngineRunner, branches: int) -> None:
+        self._runner = runner
+        self._waiting: list[deque[float]] = [deque() for _ in range(branches)]
+
+    def next(self, branch: int) -> float:
+        """Returns a time of one branch that was not returned before, in µs."""
+        if not self._waiting[branch]:
+            sums = [0.0] * len(self._waiting)
+            for name, us in self._runner.layers_us(runs=1).items():
+                found = _branch_of(name)
+                if found is not None:
+                    sums[found] += us
+            for waiting, us in zip(self._waiting, sums, strict=True):
+                waiting.append(us)
+        return self._waiting[branch].popleft()
+
+
+class _Branch:
+    """A call that returns the time of one branch."""
+
+    def __init__(self, rows: _Rows, branch: int) -> None:
+        self._rows, self._branch = rows, branch
+
+    def __call__(self) -> float:
+        return self._rows.next(self._branch)
+
+
+def _branch_of(layer: str) -> int | None:
+    """Returns the branch of a layer: the first ``b<k>.`` in its fused name; None for one of no branch."""
+    for word in layer.replace("(", " ").replace("+", " ").replace(",", " ").split():
+        head, dot, _ = word.partition(".")
+        if dot and head.startswith("b") and head[1:].isdigit():
+            return int(head[1:])
+    return None

@@ -1,0 +1,191 @@
+"""One op as a TensorRT network, through its network interface: no ONNX is needed on the target.
+
+The op and its tail are one network, and TensorRT fuses what it would fuse inside a whole one. Inputs and outputs may
+lie in any format that the precision has, so that no change of layout is timed with the op.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from latency.backends.onnx_graph import output_size
+from latency.backends.tensorrt_runtime import from_float
+from latency.errors import UnsupportedOpError
+from latency.op import Op
+
+__all__ = ["DTYPES", "KINDS", "OpNetwork"]
+
+DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+
+FORMATS = {
+    "float32": ("LINEAR", "CHW32", "HWC"),
+    "float16": ("LINEAR", "CHW2", "HWC8"),
+    "bfloat16": ("LINEAR", "HWC8"),
+}
+"""Formats that inputs and outputs may take, as the tables of TensorRT's guide list them; not tried on a GPU yet."""
+
+ACTIVATIONS = {
+    "relu": ("RELU", None, None),
+    "relu6": ("CLIP", 0.0, 6.0),
+    "sigmoid": ("SIGMOID", None, None),
+    "hardsigmoid": ("HARD_SIGMOID", 1 / 6, 0.5),
+    "gelu": ("GELU_ERF", None, None),
+}
+"""TensorRT's name, alpha and beta."""
+
+GATED = {"silu": "sigmoid", "hardswish": "hardsigmoid"}
+"""x · gate(x)."""
+
+KINDS = (
+    "conv", "linear", "max_pool", "avg_pool", "global_avg_pool", "add", "mul", "concat", "batch_norm",
+    *ACTIVATIONS, *GATED,
+)  # fmt: skip
+
+
+class OpNetwork:
+    """Puts ops into a network, each with inputs, weights and an output of its own.
+
+    Args:
+        trt: the ``tensorrt`` module.
+        network: an empty, strongly typed one.
+        native: whether inputs and outputs may lie in any format; else plainly.
+
+    Attributes:
+        kept: the weights, which TensorRT does not copy before it builds.
+    """
+
+    def __init__(self, trt: Any, network: Any, *, native: bool = True) -> None:
+        self.trt, self.network, self.native = trt, network, native
+        self.kept: list[Any] = []
+        self._rng = np.random.default_rng(0)
+        self._prefix = ""
+
+    def add(self, op: Op, prefix: str = "") -> None:
+        """Adds an op with its tail; the names of its layers begin with ``prefix``.
+
+        Raises:
+            UnsupportedOpError: a kind, tail or precision that is not built here.
+        """
+        if op.kind not in KINDS:
+            raise UnsupportedOpError(
+                f"an op {op.kind!r} was asked for; TensorRT ops here are {', '.join(KINDS)}; leave it out of the sweep"
+            )
+        if op.dtype not in DTYPES or len(op.kernel) > 2:
+            raise UnsupportedOpError(
+                f"{op.kind} in {op.dtype} with a {len(op.kernel)}d kernel was asked for; TensorRT ops here "
+                f"are 1d or 2d in {', '.join(DTYPES)}; leave it out of the sweep"
+            )
+        self._op, self._prefix, self._layers = op, prefix, 0
+        y = self._main(op)
+        for part in op.tail:
+            if part == "batch_norm":
+                continue  # folded into the weights, as every deployed network has it
+            if part == "add":
+                shape = (
+                    _rows(op, op.c_out)
+                    if op.kind == "linear"
+                    else (op.batch, op.c_out, *_two(output_size(op)))
+                )
+                y = self._combined(y, self._input("other", shape), "SUM")
+            elif part in ACTIVATIONS or part in GATED:
+                y = self._activated(y, part)
+            else:
+                raise UnsupportedOpError(f"a tail {part!r} was asked for; leave the op out of the sweep")
+        y.name = f"{prefix}output"
+        self.network.mark_output(y)
+        self._allow_formats(y)
+
+    def _main(self, op: Op) -> Any:
+        c_in, positions = op.c_in, _two((op.h, op.w)[: len(op.kernel)] if op.kernel else (op.h, op.w))
+        if op.kind == "linear":
+            x = self._input("input", _rows(op, c_in))
+            ones = (1,) * (1 if op.h * op.w == 1 else 2)
+            weight = self._constant("weight", (*ones[1:], op.c_out, c_in))
+            none, turned = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
+            y = self._named(self.network.add_matrix_multiply(x, none, weight, turned))
+            return self._combined(y, self._constant("bias", (*ones, op.c_out)), "SUM")
+        if op.kind == "concat":
+            first = max(1, c_in // 2)
+            parts = [c for c in (first, c_in - first) if c]
+            inputs = [self._input(f"input{i}", (op.batch, c, *positions)) for i, c in enumerate(parts)]
+            return self._named(self.network.add_concatenation(inputs))
+        x = self._input("input", (op.batch, c_in, *positions))
+        if op.kind == "conv":
+            taps = c_in // op.groups * int(np.prod(op.kernel))
+            kernel, bias = self._weights(op.c_out * taps, taps**-0.5), self._weights(op.c_out, 1.0)
+            layer = self.network.add_convolution_nd(x, op.c_out, _two(op.kernel), kernel, bias)
+            layer.stride_nd, layer.padding_nd = _two(op.stride or (1,)), _two(op.padding or (0,), 0)
+            layer.dilation_nd, layer.num_groups = _two(op.dilation or (1,)), op.groups
+            return self._named(layer)
+        if op.kind in ("max_pool", "avg_pool", "global_avg_pool"):
+            whole = op.kind == "global_avg_pool"
+            kind = self.trt.PoolingType.MAX if op.kind == "max_pool" else self.trt.PoolingType.AVERAGE
+            layer = self.network.add_pooling_nd(x, kind, positions if whole else _two(op.kernel))
+            layer.stride_nd = (1, 1) if whole else _two(op.stride or (1,))
+            layer.padding_nd = (0, 0) if whole else _two(op.padding or (0,), 0)
+            if kind == self.trt.PoolingType.AVERAGE:
+                layer.average_count_excludes_padding = False  # as PyTorch counts
+            return self._named(layer)
+        if op.kind in ("add", "mul"):
+            other = self._input("other", (op.batch, c_in, *positions))
+            return self._combined(x, other, "SUM" if op.kind == "add" else "PROD")
+        if op.kind == "batch_norm":
+            scaled = self._combined(x, self._constant("scale", (1, c_in, 1, 1)), "PROD")
+            return self._combined(scaled, self._constant("shift", (1, c_in, 1, 1)), "SUM")
+        return self._activated(x, op.kind)
+
+    def _activated(self, x: Any, name: str) -> Any:
+        kind, alpha, beta = ACTIVATIONS[GATED.get(name, name)]
+        layer = self.network.add_activation(x, getattr(self.trt.ActivationType, kind))
+        if alpha is not None:
+            layer.alpha, layer.beta = alpha, beta
+        y = self._named(layer)
+        return self._combined(x, y, "PROD") if name in GATED else y
+
+    def _combined(self, x: Any, y: Any, kind: str) -> Any:
+        operation = getattr(self.trt.ElementWiseOperation, kind)
+        return self._named(self.network.add_elementwise(x, y, operation))
+
+    def _named(self, layer: Any) -> Any:
+        """Names a layer after its op and returns its output."""
+        self._layers += 1
+        layer.name = f"{self._prefix}{self._op.kind}.{self._layers}"
+        return layer.get_output(0)
+
+    def _input(self, name: str, shape: tuple[int, ...]) -> Any:
+        dtype = getattr(self.trt.DataType, DTYPES[self._op.dtype])
+        found = self.network.add_input(f"{self._prefix}{name}", dtype, shape)
+        self._allow_formats(found)
+        return found
+
+    def _allow_formats(self, tensor: Any) -> None:
+        if self.native and self._op.kind != "linear":  # the other formats need channels and positions
+            mask = 0
+            for name in FORMATS[self._op.dtype]:
+                mask |= 1 << int(getattr(self.trt.TensorFormat, name))
+            tensor.allowed_formats = mask
+
+    def _constant(self, name: str, shape: tuple[int, ...]) -> Any:
+        layer = self.network.add_constant(shape, self._weights(int(np.prod(shape)), shape[-1] ** -0.5))
+        layer.name = f"{self._prefix}{name}"
+        return layer.get_output(0)
+
+    def _weights(self, count: int, scale: float) -> Any:
+        numbers = self._rng.standard_normal(count, dtype=np.float32) * scale
+        array = from_float(numbers, DTYPES[self._op.dtype])
+        self.kept.append(array)
+        dtype = getattr(self.trt.DataType, DTYPES[self._op.dtype])
+        return self.trt.Weights(dtype, int(array.ctypes.data), int(array.size))
+
+
+def _rows(op: Op, channels: int) -> tuple[int, ...]:
+    return (op.batch, channels) if op.h * op.w == 1 else (op.batch, op.h * op.w, channels)
+
+
+def _two(numbers: tuple[int, ...], missing: int = 1) -> tuple[int, int]:
+    """Returns a pair: TensorRT's convolutions and pools have two dimensions, a 1d one gets a second of size 1."""
+    if len(numbers) == 1:
+        return (numbers[0], missing)
+    return (numbers[0], numbers[1])
