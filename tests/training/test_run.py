@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -231,3 +232,39 @@ def test_other_settings_never_resume_nor_overwrite(tmp_path: Path, profile: Path
         Run.open(settings(profile), folder, Quiet())
     with pytest.raises(UsageError, match=r"other settings \(seed: 0 then, 1 now\)"):
         Run.open(settings(profile, seed=1), folder, Quiet(), resume=True)
+
+
+@pytest.mark.slow
+def test_halp_prunes_given_weights_down_to_the_budget_and_never_brings_a_channel_back(
+    tmp_path: Path, profile: Path
+) -> None:
+    from halpiee.training.checkpoint import save_weights
+    from halpiee.training.settings import Masks
+
+    torch.manual_seed(0)
+    trained = tmp_path / "trained.safetensors"
+    save_weights(trained, build("toy:net", num_classes=6).state_dict())
+    given = settings(profile, method="halp", weights=str(trained), masks=Masks(rounds=4, interval=3))
+    report = execute(given, tmp_path / "run")
+    events = report["events"]
+    assert [e["step"] for e in events[:4]] == [3, 6, 9, 12]
+    assert events[-1]["used_us"] <= events[-1]["budget_us"] * (1 + 1e-9)
+    for before, after in itertools.pairwise(events[:4]):
+        assert all(after["counts"][name] <= k for name, k in before["counts"].items())
+    assert report["predicted_us"] <= report["budget_us"] * (1 + 1e-6)
+    assert report["method"] == "halp"
+
+
+@pytest.mark.slow
+def test_the_small_dense_network_of_a_latency_is_the_widest_uniform_one(
+    tmp_path: Path, profile: Path
+) -> None:
+    report = execute(settings(profile, method="small-dense"), tmp_path / "run")
+    a, b = report["widths"]["conv1"], report["widths"]["conv2"]
+
+    def cost(a: int, b: int) -> float:
+        return 3 * 4 + 0.25 * (3 * a + a * b + b * 6) + 1 + 0.1 * b
+
+    assert cost(a, b) <= 0.5 * cost(8, 12)
+    assert report["predicted_us"] == pytest.approx(cost(a, b) / cost(8, 12) * report["dense_us"], rel=1e-6)
+    assert report["events"] == []
