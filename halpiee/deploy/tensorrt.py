@@ -1,0 +1,313 @@
+"""From an ONNX file to a TensorRT engine that is shown to compute the same.
+
+The ONNX file is the artefact; the engine is a cache for one TensorRT version and one GPU, written with what it belongs
+to beside it, and built again where that does not fit. Precision lies in the ONNX file (strong typing). The outputs are
+compared with ONNX Runtime's on random batches before the engine gets its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halpiee import __version__
+from halpiee.deploy.verify import relative_l2
+from halpiee.errors import MismatchError, OutputInUseError, UsageError
+from latency.backends.cuda import Cuda, open_cuda
+from latency.backends.engine_file import facts_of, read_engine, write_engine
+from latency.backends.onnx_file import check_file
+from latency.backends.tensorrt_runtime import (
+    Builder,
+    EngineRunner,
+    Settings,
+    TimingCache,
+    import_tensorrt,
+    load_engine,
+)
+
+__all__ = ["TOLERANCE", "Batches", "EngineReport", "build_engine", "trtexec_line"]
+
+TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
+"""Largest relative L2 error against ONNX Runtime. Chosen from the precisions' own rounding; not measured on a GPU yet."""
+
+Reference = Callable[[dict[str, Any]], list[Any]]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batch sizes an engine takes; its kernels are tuned for ``usual``.
+
+    Attributes:
+        low: smallest.
+        usual: the one it is tuned for.
+        high: largest.
+    """
+
+    low: int = 1
+    usual: int = 1
+    high: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.usual <= self.high:
+            raise UsageError(
+                f"batches {self.low}:{self.usual}:{self.high} were asked for; give smallest:usual:largest, such as 1:8:32"
+            )
+
+    @classmethod
+    def of(cls, text: str) -> Batches:
+        """Returns the batches of ``8`` or ``1:8:32``."""
+        try:
+            numbers = [int(part) for part in text.split(":")]
+            return cls(*(numbers * 3 if len(numbers) == 1 else numbers))
+        except (ValueError, TypeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(
+                f"batches {text!r} were asked for; give 8, or smallest:usual:largest as 1:8:32"
+            ) from None
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What an engine is and how far it is from its ONNX file.
+
+    Attributes:
+        path: the engine.
+        size_bytes: its size.
+        built: whether it was built now; False where the one that was there fits.
+        why: why it was built: ``new``, or what did not fit.
+        rel_l2: ‖a − b‖₂ / ‖b‖₂ against ONNX Runtime, the worst batch.
+        tensorrt: version it belongs to.
+        device: GPU it belongs to.
+        batches: batch sizes that were compared.
+        facts: all that stands beside it.
+    """
+
+    path: Path
+    size_bytes: int
+    built: bool
+    why: str
+    rel_l2: float
+    tensorrt: str
+    device: str
+    batches: tuple[int, ...]
+    facts: dict[str, Any] = field(repr=False)
+
+
+def build_engine(
+    onnx: Path,
+    path: Path,
+    *,
+    batches: Batches | None = None,
+    settings: Settings | None = None,
+    timing_cache: Path | None = None,
+    library: str = "auto",
+    tolerance: float | None = None,
+    reference: Reference | None = None,
+    seed: int = 0,
+) -> EngineReport:
+    """Builds the engine of an ONNX file, or keeps the one that is there and fits.
+
+    Args:
+        onnx: the file; its weights' precision is the engine's.
+        path: the engine; what it belongs to is written to ``path`` + ``.json``.
+        batches: that it takes, where the file leaves the first dimension open.
+        settings: of the build.
+        timing_cache: file that keeps what builds learnt; by default ``path`` + ``.timing``.
+        library: ``cuda-python``, ``pycuda`` or ``auto``.
+        tolerance: largest relative L2 error; by default by the precision.
+        reference: what computes the outputs to compare with; by default ONNX Runtime on the same file.
+        seed: of the random inputs.
+
+    Raises:
+        MissingError: TensorRT, a CUDA library or a GPU is not there.
+        OutputInUseError: ``path`` holds something that halpiee did not write.
+        UsageError: TensorRT cannot read the file.
+        MismatchError: the outputs differ by more than the tolerance; no engine is written.
+    """
+    batches, settings = batches or Batches(), settings or Settings()
+    precision = _precision(onnx, settings)
+    trt = import_tensorrt()
+    if path.exists() and facts_of(path) is None:
+        raise OutputInUseError(
+            f"{path} exists and is no engine of halpiee's; choose another name, nothing is overwritten"
+        )
+    cuda = open_cuda(library)
+    device = cuda.facts()
+    facts: dict[str, Any] = {
+        "halpiee_version": __version__,
+        "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest(),
+        "tensorrt": str(trt.__version__),
+        "device": device["device"],
+        "capability": device["capability"],
+        "precision": precision,
+        "batches": asdict(batches),
+        "settings": asdict(settings),
+    }
+    shapes = _shapes(onnx, batches)
+    why = _misfit(path, facts)
+    plan = None
+    if why is None:
+        plan = read_engine(path)
+        why = None if load_engine(trt, plan) is not None else "TensorRT could not load it"
+    if why is not None:
+        cache = TimingCache(timing_cache or path.with_name(f"{path.name}.timing"))
+        builder = Builder(settings, cache)
+        plan = builder.build(builder.parsed(onnx), shapes=shapes, what=f"the engine of {onnx}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cache.save()
+    assert plan is not None
+    sizes = tuple(sorted({batches.low, batches.usual, batches.high}))
+    error = _error(trt, plan, cuda, onnx, sizes, reference, seed)
+    allowed = TOLERANCE[precision] if tolerance is None else tolerance
+    if not error <= allowed:
+        raise MismatchError(
+            f"{path} was not written: the engine differs from {onnx} in ONNX Runtime by a relative L2 error of "
+            f"{error:.2g}, {allowed:.2g} is allowed in {precision}; try fp32, or another builder level",
+            error,
+        )
+    if why is not None:
+        write_engine(path, plan, facts)
+    return EngineReport(
+        path,
+        len(plan),
+        why is not None,
+        why or "fits",
+        error,
+        facts["tensorrt"],
+        facts["device"],
+        sizes,
+        facts,
+    )
+
+
+def trtexec_line(
+    onnx: Path, path: Path, *, batches: Batches, shape: Sequence[int], settings: Settings, name: str = "input"
+) -> str:
+    """Returns the ``trtexec`` command that builds the same engine and times it alike in 10 and 11.
+
+    Args:
+        onnx: the file.
+        path: the engine.
+        batches: that it takes.
+        shape: of one input without the batch.
+        settings: of the build.
+        name: of the input.
+    """
+    one = "x".join(map(str, shape))
+    words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={path}", "--stronglyTyped"]
+    for option, batch in (("min", batches.low), ("opt", batches.usual), ("max", batches.high)):
+        words.append(f"--{option}Shapes={name}:{batch}x{one}")
+    words += [f"--builderOptimizationLevel={settings.level}", f"--avgTiming={settings.timing_iterations}"]
+    words += ["--maxAuxStreams=0", f"--timingCacheFile={path}.timing"]
+    words += [] if settings.tf32 else ["--noTF32"]
+    words += ["--sparsity=enable"] if settings.sparse else []
+    if settings.workspace_bytes is not None:
+        words.append(f"--memPoolSize=workspace:{settings.workspace_bytes / 2**20:g}M")
+    words += ["--useCudaGraph", "--noDataTransfers", "--useSpinWait", "--separateProfileRun"]
+    return shlex.join(words)
+
+
+def _misfit(path: Path, facts: dict[str, Any]) -> str | None:
+    """Returns why the engine that is there does not fit; None if it does."""
+    there = facts_of(path)
+    if not path.is_file() or there is None:
+        return "new"
+    for key in ("tensorrt", "device", "onnx_sha256", "batches", "settings"):
+        if there.get(key) != facts[key]:
+            return f"another {key}"
+    try:
+        read_engine(path)
+    except UsageError:
+        return "not built here"
+    return None
+
+
+def _precision(onnx: Path, settings: Settings) -> str:
+    from halpiee.deploy.runners import weight_precision
+
+    found = weight_precision(check_file(onnx))
+    return "tf32" if found == "fp32" and settings.tf32 else found
+
+
+def _shapes(onnx: Path, batches: Batches) -> dict[str, list[tuple[int, ...]]]:
+    """Returns smallest, usual and largest shape of every input with an open batch."""
+    proto, found = check_file(onnx), {}
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        if value.name in constants:
+            continue
+        dims = value.type.tensor_type.shape.dim
+        rest = [d.dim_value for d in dims[1:]]
+        if any(not d.HasField("dim_value") for d in dims[1:]):
+            raise UsageError(
+                f"{onnx} leaves more than the batch of its input {value.name} open; export it at one size, with --size"
+            )
+        if dims and not dims[0].HasField("dim_value"):
+            found[value.name] = [(b, *rest) for b in (batches.low, batches.usual, batches.high)]
+        elif dims and not batches.low == batches.usual == batches.high == dims[0].dim_value:
+            raise UsageError(
+                f"{onnx} takes batch {dims[0].dim_value} only; use --batch {dims[0].dim_value}, or export it with a free batch"
+            )
+    return found
+
+
+def _error(
+    trt: Any,
+    plan: bytes,
+    cuda: Cuda,
+    onnx: Path,
+    sizes: Sequence[int],
+    reference: Reference | None,
+    seed: int,
+) -> float:
+    """Returns the relative L2 error of an engine on random batches, the worst of them."""
+    from latency.backends.onnxruntime import feeds, session
+
+    runtime = session(onnx) if reference is None else None
+    worst = 0.0
+    for size in sizes:
+        engine = load_engine(trt, plan)
+        if engine is None:
+            raise UsageError(
+                "the engine that was just built cannot be loaded; check that TensorRT is of one version"
+            )
+        proto = check_file(onnx)
+        shapes = {
+            v.name: [size, *(d.dim_value for d in v.type.tensor_type.shape.dim[1:])]
+            for v in proto.graph.input
+        }
+        runner = EngineRunner(trt, engine, cuda, shapes={k: v for k, v in shapes.items() if k in _open(onnx)})
+        if runtime is not None:
+            inputs = feeds(runtime, batch=size, seed=seed)
+            expected = dict(
+                zip([o.name for o in runtime.get_outputs()], runtime.run(None, inputs), strict=True)
+            )
+            trusted = [expected[b.name] for b in runner.bindings if not b.is_input]
+        else:
+            assert reference is not None
+            rng = np.random.default_rng(seed)
+            inputs = {k: rng.standard_normal(v).astype(np.float32) for k, v in shapes.items()}
+            trusted = reference(inputs)
+        error = relative_l2(runner.infer(inputs), [np.asarray(x) for x in trusted])
+        runner.close()
+        worst = max(worst, error) if error == error else float("nan")
+        if worst != worst:
+            break
+    return worst
+
+
+def _open(onnx: Path) -> set[str]:
+    """Returns the inputs whose batch is free."""
+    graph = check_file(onnx).graph
+    return {
+        v.name
+        for v in graph.input
+        if v.type.tensor_type.shape.dim and not v.type.tensor_type.shape.dim[0].HasField("dim_value")
+    }
