@@ -1,9 +1,18 @@
-"""Measure the ops of a network on this machine, without halpiee: torch alone is enough.
+"""Measure the ops of a network on this machine, without halpiee: torch alone is enough, or TensorRT and PyCUDA alone.
 
 Where halpiee is installed, ``--model`` names a network and its ops are traced here. On a machine with nothing but
 torch, take the ops from a file that ``halpiee explain MODEL --ops FILE`` wrote elsewhere:
 
     python tools/profile_gpu.py --ops resnet50.ops.json --precision fp16 --batch 32 --out h100-fp16-b32.jsonl
+
+    python tools/profile_gpu.py --ops resnet50.ops.json --backend tensorrt --precision fp16 --out h100-trt.jsonl
+
+``--protocol halp`` measures what the papers' tables hold: fp32, NCHW, batch 256, cuDNN's own choice of algorithm, 100
+repeats, every (C_in, C_out) at the group size. Several GPUs share one sweep when each process takes a shard and writes
+a file of its own, which ``halpiee merge`` joins:
+
+    CUDA_VISIBLE_DEVICES=0 python tools/profile_gpu.py --ops resnet50.ops.json --shard 1/2 --out part1.jsonl
+    CUDA_VISIBLE_DEVICES=1 python tools/profile_gpu.py --ops resnet50.ops.json --shard 2/2 --out part2.jsonl
 
 A run that was stopped, by hand or by ``--budget-minutes``, goes on when the same command is given again.
 """
@@ -22,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from latency import Op, sweep
 from latency.errors import HalpieeError, UsageError
+from latency.timer import Precision
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,12 +43,24 @@ def main(arguments: list[str] | None = None) -> int:
     source.add_argument("--model", help="a network's name; needs halpiee")
     source.add_argument("--ops", type=Path, help="a file of ops, one JSON object a line or a list of them")
     parser.add_argument("--size", type=int, default=224, help="image size, for --model")
-    parser.add_argument("--backend", default="torch", choices=["torch", "onnxruntime"])
+    parser.add_argument("--backend", default="torch", choices=["torch", "tensorrt", "onnxruntime"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "fp16", "bf16"])
     parser.add_argument("--channels-last", action="store_true", help="NHWC activations")
     parser.add_argument("--batch", type=int, help="images per call; default: as in the file, 1 for --model")
     parser.add_argument("--threads", type=int, default=1, help="threads of the CPU")
+    parser.add_argument(
+        "--protocol", choices=["halp"], help="the papers' tables instead of few cells; torch only"
+    )
+    parser.add_argument(
+        "--group-size", type=int, help="step of the whole grid, for --protocol halp (default 8)"
+    )
+    parser.add_argument("--shard", help="k/n: the k-th of n parts of the tables, for one of n GPUs")
+    parser.add_argument("--builder-level", type=int, help="TensorRT's optimisation level (default 3)")
+    parser.add_argument("--branches", type=int, help="ops in one build of TensorRT (default 1)")
+    parser.add_argument(
+        "--library", help="what opens the GPU for TensorRT: cuda-python, pycuda (default: either)"
+    )
     parser.add_argument("--budget-minutes", type=float, help="stop after so long; the same command goes on")
     parser.add_argument("--dry-run", action="store_true", help="say how many cells, and how long")
     parser.add_argument("--out", type=Path, help="the profile, JSON Lines")
@@ -61,21 +83,50 @@ def measure(given: argparse.Namespace) -> int:
         raise UsageError(
             "ONNX Runtime is measured in fp32 and NCHW; leave --precision and --channels-last out"
         )
+    halp = given.protocol == "halp"
+    if halp and (given.backend != "torch" or given.precision != "fp32" or given.channels_last or given.batch):
+        raise UsageError(
+            "--protocol halp is torch in fp32, NCHW, batch 256; leave the options that say otherwise out"
+        )
+    if given.group_size is not None and (not halp or given.group_size < 1):
+        raise UsageError(
+            "--group-size is a number of channels for --protocol halp; leave it out, or give 1 or more"
+        )
+    if given.backend == "tensorrt" and (given.channels_last or given.device == "cpu"):
+        raise UsageError(
+            "TensorRT runs on a GPU and chooses layouts itself; leave --channels-last and --device out"
+        )
+    if given.backend != "tensorrt" and (given.builder_level is not None or given.branches or given.library):
+        raise UsageError("--builder-level, --branches and --library are of TensorRT; add --backend tensorrt")
+    if halp:
+        given.batch = 256
     ops = traced(given.model, given.size, given.batch or 1) if given.model else read(given.ops)
     if given.batch:
         ops = [replace(op, batch=given.batch) for op in ops]
     dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(given.precision, "float32")
     layout = "nhwc" if given.channels_last else "nchw"
     ops = [replace(op, dtype=dtype, layout=layout) for op in ops]
+    if given.shard is not None:
+        ops = sharded(ops, given.shard)
     settings: dict[str, Any] = {}
+    if given.backend == "tensorrt":
+        settings = {"precision": given.precision, "library": given.library or "auto"}
+        settings |= {"level": given.builder_level} if given.builder_level is not None else {}
+        settings |= {"branches": given.branches} if given.branches else {}
+        settings |= {"timing_cache": given.out.with_name(f"{given.out.name}.timing")} if given.out else {}
     if given.backend == "torch":
         settings = {
             "device": given.device,
             "precision": given.precision,
             "channels_last": given.channels_last,
         }
+    every = (given.group_size or 8) if halp else None
+    repeats = Precision(relative=0.0, absolute_us=0.0, n_min=100, n_max=100) if halp else None
     if given.dry_run:
-        print(sweep(ops, backend=given.backend, threads=given.threads, settings=settings, dry_run=True))
+        # TensorRT is not needed to count cells.
+        backend = "onnxruntime" if given.backend == "tensorrt" else given.backend
+        told = {} if given.backend == "tensorrt" else settings
+        print(sweep(ops, backend=backend, threads=given.threads, settings=told, every=every, dry_run=True))
         return 0
     profile = sweep(
         ops,
@@ -84,6 +135,8 @@ def measure(given: argparse.Namespace) -> int:
         settings=settings,
         path=given.out,
         progress=until(given.budget_minutes),
+        every=every,
+        precision=repeats,
     )
     print(f"{len(profile.cells)} cells of {len({op.table_key() for op in ops})} tables in {given.out}")
     for left in profile.environment.get("not_measured", []):
@@ -124,6 +177,29 @@ def read(path: Path) -> list[Op]:
         raise UsageError(
             f"--ops {path} holds no ops ({error}); write it with `halpiee explain MODEL --ops FILE`"
         ) from None
+
+
+def sharded(ops: list[Op], shard: str) -> list[Op]:
+    """Returns the ops of the k-th of n parts, ``k/n``; the ops of one table stay together.
+
+    Tables are dealt out by size, so that every process comes to the same parts without talking to the others.
+    """
+    try:
+        part, parts = (int(number) for number in shard.split("/"))
+    except ValueError:
+        part, parts = 0, 0
+    if not 1 <= part <= parts:
+        raise UsageError(f"--shard {shard} was given; give which part of how many, such as 1/4")
+    work: dict[str, int] = {}
+    for op in ops:
+        work[op.table_key()] = max(op.macs, work.get(op.table_key(), 0))
+    mine = set(sorted(work, key=lambda key: (-work[key], key))[part - 1 :: parts])
+    kept = [op for op in ops if op.table_key() in mine]
+    if not kept:
+        raise UsageError(
+            f"--shard {shard} has none of the {len(ops)} ops; use fewer parts, or leave this one out"
+        )
+    return kept
 
 
 def until(minutes: float | None) -> Any:

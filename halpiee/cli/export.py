@@ -24,10 +24,12 @@ __all__ = ["command"]
         "halpiee export runs/demo --dense --out dense.onnx",
         "halpiee export --plan half.json --weights resnet50.safetensors --out half.onnx",
         "halpiee export torchvision/resnet18 --precision fp16 --out resnet18.onnx",
+        "halpiee export runs/demo --format tensorrt --precision fp16 --batch 1:8:32 --out small.engine",
+        "halpiee export small.onnx --format tensorrt --out small.engine --dry-run",
     ),
 )
 @click.argument("source", required=False)
-@click.option("--format", "kind", default="onnx", show_default=True, type=click.Choice(["onnx"]))
+@click.option("--format", "kind", default="onnx", show_default=True, type=click.Choice(["onnx", "tensorrt"]))
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="File to write; never overwritten."
 )
@@ -38,7 +40,13 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     help="Safetensors; with --plan of the dense or the compact one.",
 )
-@click.option("--precision", default="fp32", show_default=True, type=click.Choice(["fp32", "fp16"]))
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32", "tf32", "fp16", "bf16"]),
+    help="tf32 and bf16: engines only.",
+)
 @click.option("--half-io", is_flag=True, help="An fp16 file also takes and gives fp16.  [default: float32]")
 @click.option(
     "--size", default="224", show_default=True, help="Image size of a MODEL or plan: 224, 3x224x224."
@@ -46,6 +54,16 @@ __all__ = ["command"]
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
 @click.option("--classes", type=int, help="Classes of the network, if not its own default.")
 @click.option("--measure", is_flag=True, help="Time the file here, one thread, and write that into it.")
+@click.option("--batch", help="Batches an engine takes: 8, or smallest:usual:largest, 1:8:32.  [default: 1]")
+@click.option(
+    "--builder-level", type=click.IntRange(0, 5), help="An engine's optimisation level.  [default: 3]"
+)
+@click.option(
+    "--sparse", is_flag=True, help="An engine may use 2:4 sparse kernels where weights have the pattern."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Say the trtexec line that builds the same engine; write nothing."
+)
 @click.option("--seed", default=0, show_default=True)
 @json_option
 def command(
@@ -55,19 +73,54 @@ def command(
     dense: bool,
     plan: Path | None,
     weights: Path | None,
-    precision: Literal["fp32", "fp16"],
+    precision: Literal["fp32", "tf32", "fp16", "bf16"],
     half_io: bool,
     size: str,
     width: float | None,
     classes: int | None,
     measure: bool,
+    batch: str | None,
+    builder_level: int | None,
+    sparse: bool,
+    dry_run: bool,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Write a network as ONNX and prove that it computes what PyTorch computes.
+    """Write a network as ONNX, or as a TensorRT engine, and prove that it computes what PyTorch computes.
 
-    SOURCE is the folder of a run or a MODEL; with --plan it may be left out.
+    SOURCE is the folder of a run or a MODEL, for an engine also an ONNX file; with --plan it may be left out.
     """
+    if kind == "tensorrt":
+        if half_io or measure:
+            raise UsageError(
+                "--half-io and --measure are for ONNX files; leave them out; tools/bench_engine.py times engines"
+            )
+        from halpiee.cli.engine import export_engine
+
+        def opened() -> Network:
+            shape = input_size(size)
+            return _network(
+                source, dense, plan, weights, precision, shape, width=width, classes=classes, seed=seed
+            )
+
+        export_engine(
+            source,
+            opened,
+            out,
+            precision=precision,
+            batch=batch or "1",
+            level=3 if builder_level is None else builder_level,
+            sparse=sparse,
+            dry_run=dry_run,
+            seed=seed,
+            as_json=as_json,
+        )
+        return
+    if precision in ("tf32", "bf16") or batch or builder_level is not None or sparse or dry_run:
+        raise UsageError(
+            "--batch, --builder-level, --sparse, --dry-run and the precisions tf32 and bf16 are of engines; add "
+            "--format tensorrt, or leave them out"
+        )
     if half_io and precision != "fp16":
         raise UsageError("--half-io was asked of an fp32 file; add --precision fp16, or leave it out")
     if out.exists():
@@ -82,7 +135,7 @@ def command(
         network.example,
         out,
         metadata=network.metadata,
-        precision=precision,
+        precision="fp16" if precision == "fp16" else "fp32",
         fp32_io=not half_io,
         seed=seed,
     )

@@ -34,7 +34,7 @@ from latency.backends.tensorrt_runtime import (
 __all__ = ["TOLERANCE", "Batches", "EngineReport", "build_engine", "trtexec_line"]
 
 TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
-"""Largest relative L2 error against ONNX Runtime. Chosen from the precisions' own rounding; not measured on a GPU yet."""
+"""Largest relative L2 error against ONNX Runtime. From the precisions' own rounding; not tried on a GPU yet."""
 
 Reference = Callable[[dict[str, Any]], list[Any]]
 
@@ -56,7 +56,7 @@ class Batches:
     def __post_init__(self) -> None:
         if not 1 <= self.low <= self.usual <= self.high:
             raise UsageError(
-                f"batches {self.low}:{self.usual}:{self.high} were asked for; give smallest:usual:largest, such as 1:8:32"
+                f"batches {self.low}:{self.usual}:{self.high} were asked for; give smallest:usual:largest as 1:8:32"
             )
 
     @classmethod
@@ -253,7 +253,7 @@ def _shapes(onnx: Path, batches: Batches) -> dict[str, list[tuple[int, ...]]]:
             found[value.name] = [(b, *rest) for b in (batches.low, batches.usual, batches.high)]
         elif dims and not batches.low == batches.usual == batches.high == dims[0].dim_value:
             raise UsageError(
-                f"{onnx} takes batch {dims[0].dim_value} only; use --batch {dims[0].dim_value}, or export it with a free batch"
+                f"{onnx} takes batch {dims[0].dim_value} only; use --batch {dims[0].dim_value}, or leave its batch free"
             )
     return found
 

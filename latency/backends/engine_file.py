@@ -74,7 +74,7 @@ def read_engine(path: Path, *, trust: bool = False) -> bytes:
     if not (whole and hmac.compare_digest(seal, _seal(facts))):
         raise UsageError(
             f"the engine {path} was to be loaded, which runs code in it, and it was not built by halpiee here; build "
-            "it here from its ONNX file with `halpiee export FILE.onnx --format tensorrt --out …`, or say --trust-engine"
+            "it here from its ONNX file with `halpiee export FILE.onnx --format tensorrt --out …`, or --trust-engine"
         )
     return plan
 

@@ -11,6 +11,7 @@ import base64
 import enum
 import json
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -162,6 +163,7 @@ def tensorrt(major: int, behaviour: Behaviour) -> ModuleType:
     """Returns the module of a major version."""
     contract = json.loads((CONTRACTS / f"{major}.json").read_text())
     module = ModuleType("tensorrt")
+    module.__spec__ = ModuleSpec("tensorrt", None)  # PyTorch looks for it
     module.__version__ = VERSIONS[major]  # type: ignore[attr-defined]
     for name, members in contract["enums"].items():
         setattr(module, name, _Named(name, members))
