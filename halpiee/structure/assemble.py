@@ -69,8 +69,8 @@ def assemble(recorder: Recorder) -> Structure:
     Units get consecutive numbers, group by group; groups are ordered by the first layer that produces (else
     reads) them, so names and numbers are the same in every process.
     """
-    for label, where in recorder.spreads:
-        rectangular(recorder, label, where)
+    for label, where, all_rows in recorder.spreads:
+        rectangular(recorder, label, where, all_rows=all_rows)
     units = recorder.units
     for label, dims, where in recorder.batched:
         label = units.find(label)
@@ -188,19 +188,20 @@ def group(alike: Alike, name: str, start: int) -> ChannelGroup:
     )
 
 
-def rectangular(recorder: Recorder, label: Atoms, where: str) -> None:
+def rectangular(recorder: Recorder, label: Atoms, where: str, *, all_rows: bool) -> None:
     """Ties what a reshape has spread over several dimensions, so that it stays rectangular after removals.
 
-    Position j of the last varying dimension is tied across the others.
+    Position j of the last varying dimension is tied across the others. With ``all_rows`` also where all of a row
+    is one unit: which of its channels lies where would depend on how many rows stay.
     """
     label = recorder.units.find(label)
     varied = [d for d, size in enumerate(label.shape) if size > 1]
-    moving = [
-        d for d in varied if not np.array_equal(label, np.broadcast_to(label.take([0], axis=d), label.shape))
-    ]
-    if len(moving) < 2:
+    if not all_rows:
+        firsts = {d: np.broadcast_to(label.take([0], axis=d), label.shape) for d in varied}
+        varied = [d for d in varied if not np.array_equal(label, firsts[d])]
+    if len(varied) < 2:
         return
     if (label == 0).any():
         recorder.units.freeze(label, f"{where} spreads constant channels")
-    rows = np.moveaxis(label, moving[-1], 0).reshape(label.shape[moving[-1]], -1)
+    rows = np.moveaxis(label, varied[-1], 0).reshape(label.shape[varied[-1]], -1)
     recorder.units.unite(rows[:, 1:], rows[:, :1])

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from halpiee.structure.units import Atoms, Units
 
-__all__ = ["Tag", "along", "compressed", "moved", "reshaped", "varying"]
+__all__ = ["Tag", "along", "compressed", "moved", "reshaped", "varying", "written_out"]
 
 Label = NDArray[np.int64]
 """Atoms of a tensor's elements; size 1 along the dimensions where they do not vary."""
@@ -75,7 +75,12 @@ def moved(label: Label, shape: tuple[int, ...], move: Callable[[Tensor], Tensor]
 
 
 def reshaped(label: Label, before: Sequence[int], after: Sequence[int]) -> Label:
-    """Returns the label of a tensor of shape ``before`` after a reshape to ``after``.
+    """Returns the label of a tensor of shape ``before`` after a reshape to ``after``."""
+    return compressed(written_out(label, before, after))
+
+
+def written_out(label: Label, before: Sequence[int], after: Sequence[int]) -> Label:
+    """Returns the label after a reshape, with all positions of the dimensions over which it varied.
 
     Dimensions that the reshape leaves apart from each other stay apart, so that only those are written out
     over which a label varies: O(size of these), not O(size of the tensor).
@@ -96,7 +101,7 @@ def reshaped(label: Label, before: Sequence[int], after: Sequence[int]) -> Label
         whole = all(size == 1 for size in label.shape[first:i])
         now += [1] * (i - first) if whole else before[first:i]
         shape += [1] * (j - start) if whole else after[start:j]
-    return compressed(np.broadcast_to(label, now).reshape(shape))
+    return np.broadcast_to(label, now).reshape(shape)
 
 
 def along(units: Units, label: Label, dim: int, size: int, reason: str) -> Atoms:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from halpiee.structure.elementwise import shape_fields
 from halpiee.structure.heads import heads_of
-from halpiee.structure.labels import Label, Tag, compressed, moved, reshaped, varying
+from halpiee.structure.labels import Label, Tag, compressed, moved, reshaped, varying, written_out
 from halpiee.structure.recorder import Call, Recorder, Timing
 from halpiee.structure.units import Atoms, CheckedUnits
 
@@ -55,6 +55,10 @@ def movement(recorder: Recorder, call: Call) -> None:
             axes = [reshaped(a, tuple(source.shape), tuple(out.shape)) for a in labels]
         elif call.name == "roll" and all(in_place(call, a) for a in labels):
             axes = labels
+        elif call.name == "roll" and any(np.unique(a).size < a.size for a in labels):
+            for label in labels:
+                recorder.units.freeze(label, f"{call.where} of channels that go together")
+            axes = labels
         else:
             axes = [moved(a, tuple(source.shape), move) for a in labels]
         if call.name in RESHAPES:
@@ -64,12 +68,26 @@ def movement(recorder: Recorder, call: Call) -> None:
                 else axis
                 for axis, before in zip(axes, tag.axes, strict=True)
             ]
+            for label in labels:
+                rows_of_units(recorder, call, label, tuple(source.shape), tuple(out.shape))
             if not tag.parameter:
                 follow(recorder, call, out, axes)
         recorder.set(out, Tag(tag.axes, tag.parameter, tag.zero).with_axes(axes))
         for axis, before in zip(axes, tag.axes, strict=True):
             if len(varying(axis)) > len(varying(before)) and not tag.parameter:
-                recorder.spreads.append((axis, call.where))
+                recorder.spreads.append((axis, call.where, False))
+
+
+def rows_of_units(
+    recorder: Recorder, call: Call, label: Label, before: tuple[int, ...], after: tuple[int, ...]
+) -> None:
+    """Notes a reshape that spreads channels of which several are one unit already: they stay rectangular too."""
+    held = heads_of(recorder.modules.get(call.module))
+    if len(varying(label)) != 1 or np.unique(label).size == label.size or (held and held[1] in after):
+        return
+    full = written_out(label, before, after)
+    if sum(size > 1 for size in full.shape) > 1 and full.size == label.size:
+        recorder.spreads.append((full, call.where, True))
 
 
 def in_place(call: Call, label: Label) -> bool:
@@ -221,7 +239,7 @@ def shuffle(recorder: Recorder, call: Call) -> None:
     label = recorder.label(source)
     if label is not None and label.shape[1] > 1:
         shape = (label.shape[0], groups, label.shape[1] // groups, *label.shape[2:])
-        recorder.spreads.append((compressed(label.reshape(shape)), call.where))
+        recorder.spreads.append((label.reshape(shape), call.where, True))
     movement(recorder, call)
 
 

@@ -204,7 +204,7 @@ class Recorder:
         self.norms: list[NormCall] = []
         self.attributes: list[tuple[str, str, Atoms, int, int, int | None]] = []
         self.events: list[Event] = []
-        self.spreads: list[tuple[Label, str]] = []
+        self.spreads: list[tuple[Label, str, bool]] = []
         self.batched: list[tuple[Label, int, str]] = []
         self.unread: list[tuple[list[int], Label, str]] = []
         self.output_positions: dict[str, int] = {}

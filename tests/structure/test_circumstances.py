@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -266,3 +268,13 @@ def test_a_parameter_shared_by_two_layers_couples_them() -> None:
     assert verify(model, structure, keep, inputs) <= 1e-5
     compact = shrink(model, structure, keep)
     assert compact.b.weight is compact.a.weight
+
+
+def test_a_traced_and_cut_model_is_not_kept_alive() -> None:
+    model = nets.Residual()
+    compact = shrink(model, trace(model, (torch.zeros(nets.IMAGE),)), {"stem": torch.arange(8) < 3})
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert compact.stem.weight.shape[0] == 3

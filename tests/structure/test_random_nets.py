@@ -11,7 +11,18 @@ from halpiee.structure import trace, verify
 
 from . import nets
 
-KINDS = ("chain", "residual", "concat", "depthwise", "grouped", "gate", "shared")
+KINDS = (
+    "chain",
+    "residual",
+    "concat",
+    "depthwise",
+    "grouped",
+    "gate",
+    "shared",
+    "shuffled",
+    "halves",
+    "unit norm",
+)
 ACTIVATIONS = (torch.relu, torch.sigmoid, torch.tanh)
 
 
@@ -34,6 +45,12 @@ class Assembled(nn.Module):
             elif kind == "concat":
                 parts.append(nn.Conv2d(width, wanted, 1))
                 width += wanted
+            elif kind == "halves":
+                parts.append(nn.Conv2d(width, 2 * wanted, 1))
+                width = wanted
+            elif kind == "unit norm":
+                parts += [nn.GroupNorm(1, width), nn.Conv2d(width, wanted, 1)]
+                width = wanted
             elif kind in ("depthwise", "grouped"):
                 groups = width if kind == "depthwise" else 2 if width % 2 == 0 else 1
                 parts.append(nn.Conv2d(width, width, 3, padding=1, groups=groups))
@@ -52,6 +69,15 @@ class Assembled(nn.Module):
                 x = x * torch.sigmoid(parts[2](torch.relu(parts[1](y.mean((2, 3), keepdim=True)))))
             elif kind == "concat":
                 x = torch.cat([x, parts[1](y)], 1)
+            elif kind == "shuffled":
+                n, c, h, w = y.shape
+                parted = y.view(n, 2 if c % 2 == 0 else 1, -1, h, w).transpose(1, 2)
+                x = x + parts[1](parted.reshape(n, c, h, w))
+            elif kind == "halves":
+                value, gate = parts[1](y).chunk(2, 1)
+                x = value * torch.sigmoid(gate)
+            elif kind == "unit norm":
+                x = parts[2](parts[1](y))
             elif kind == "shared":
                 x = parts[1](torch.tanh(parts[1](y)))
             else:
@@ -72,6 +98,8 @@ def test_masked_equals_compact_in_every_combination(
 ) -> None:
     model = nets.randomise(Assembled(stages), seed).double().eval()
     x = torch.ones(2, 3, 4, 4, dtype=torch.float64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     structure = trace(model, (x,))
     keep = nets.random_keep(structure, seed, share)
     assert verify(model, structure, keep, (x,), tolerance=1e-10, seed=seed) <= 1e-10
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
