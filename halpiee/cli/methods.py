@@ -18,14 +18,8 @@ def command(as_json: bool) -> None:
     """List the methods of `halpiee train --method`."""
 
     def show() -> None:
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(show_lines=False, pad_edge=False, box=None)
-        for name in ("Method", "What it does", "Reference", "Units", "Budgets", "In Python"):
-            table.add_column(name)
         for m in METHODS.values():
-            table.add_row(m.name, m.summary, m.reference, m.units, m.budgets, f"halpiee.{m.python}")
-        Console().print(table)
+            click.echo(click.style(f"{m.name:<12}", bold=True) + m.summary)
+            click.echo(f"    {m.reference}\n    units: {m.units}; budgets: {m.budgets}; halpiee.{m.python}")
 
     answer({"methods": [asdict(m) for m in METHODS.values()]}, as_json, show)

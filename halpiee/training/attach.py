@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +24,22 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, Uniform
 from halpiee.sparsity.granularity import Weights
 from halpiee.training.data import Data
-from halpiee.training.settings import Masks, Settings
+from halpiee.training.settings import Settings
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
 
-__all__ = ["budget_of", "few", "interval_of", "to_a_latency", "to_a_sparsity", "weights_of"]
+__all__ = [
+    "ONE_SHOT",
+    "budget_of",
+    "densities",
+    "few",
+    "interval_of",
+    "iterative",
+    "to_a_latency",
+    "to_a_sparsity",
+    "weights_of",
+]
 
 
 def to_a_latency(run: Run, model: nn.Module, optimizer: Optimizer, cost: LatencyCost) -> Method:
@@ -108,16 +119,15 @@ def to_a_sparsity(run: Run, model: nn.Module, optimizer: Optimizer) -> Method:
             rounds=m.rounds,
             **common,
         )
-    return _iterative(s, m, total)(model, optimizer, **common)
+    return iterative(s, total)(model, optimizer, **common)
 
 
 ONE_SHOT = {"snip": SNIP, "grasp": GraSP, "synflow": SynFlow, "magnitude": AtInit, "random": AtInit}
 
 
-def _iterative(s: Settings, m: Masks, total: int) -> Callable[..., Method]:
+def iterative(s: Settings, total: int) -> Callable[..., Method]:
     """Returns the class of a method that changes masks while it trains, with its own options bound."""
-    from functools import partial
-
+    m = s.masks
     if s.method == "static":
         return partial(Static, init=m.init)
     interval = interval_of(s, total)

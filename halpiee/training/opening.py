@@ -9,8 +9,12 @@ import torch
 
 import latency
 from halpiee.errors import MissingError, OutputInUseError, ProfileError, UsageError
+from halpiee.methods.pools import bind
+from halpiee.saliency.names import named
+from halpiee.sparsity.granularity import Filters
 from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
+from halpiee.training.attach import ONE_SHOT, budget_of, iterative, weights_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.data import Summary, check
 from halpiee.training.network import network
@@ -65,6 +69,8 @@ def check_settings(settings: Settings) -> None:
     summary = check(s.data, size=s.size)
     if summary.n_train is not None and s.method == "iee":
         s.cycle.steps(max(1, summary.n_train // s.batch_size) * s.epochs)
+    if s.masks.asked:
+        _check_masks(s, summary)
     if s.backend != "onnxruntime":
         raise UsageError(f"--backend {s.backend} was asked; training to a latency measures with onnxruntime")
     if s.device.startswith("cuda") and not torch.cuda.is_available():
@@ -99,6 +105,28 @@ def check_cells(
             f"of them {op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this network with "
             f"`halpiee profile {s.model} --size {'x'.join(map(str, shape))} --batch {s.batch} --out FILE`"
         )
+
+
+def _check_masks(settings: Settings, summary: Summary) -> None:
+    """Refuses a criterion, a sparsity, a pattern or an interval that the method would refuse after long work."""
+    s = settings
+    if s.masks.criterion is not None:
+        named(s.masks.criterion)
+    if summary.n_classes is None or s.method == "small-dense":
+        return
+    model = network(s, summary.n_classes)
+    units = Filters(model) if s.method == "filter" else weights_of(model, s)
+    bind(budget_of(s), units, None)
+    if summary.n_train is None or s.method in (*ONE_SHOT, "iee", "filter"):
+        return
+    total = max(1, summary.n_train // s.batch_size) * s.epochs
+    iterative(s, total)(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        units=units,
+        budget=budget_of(s),
+        total_steps=total,
+    ).detach()
 
 
 def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:

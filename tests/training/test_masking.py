@@ -183,3 +183,21 @@ def test_every_method_of_the_catalogue_stands_in_python() -> None:
     import halpiee
 
     assert all(hasattr(halpiee, m.python) for m in METHODS.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (settings("rigl", sparsity=0.9999), "each of the 3 layers keeps at least one; ask for at least"),
+        (settings("filter", criterion="lossy"), "did you mean 'loss'"),
+        (settings("gmp", interval=500), "and none fits; train longer"),
+    ],
+)
+def test_what_a_method_would_refuse_is_refused_before_anything_is_written(
+    given: Settings, text: str, tmp_path: Path
+) -> None:
+    from halpiee.errors import HalpieeError
+
+    with pytest.raises(HalpieeError, match=text):
+        Run.open(given, tmp_path / "run", Quiet())
+    assert not (tmp_path / "run").exists()
