@@ -61,8 +61,8 @@ def export_engine(
         return
     if given is None and onnx.exists():
         raise OutputInUseError(
-            f"{onnx}, which would go beside {out}, exists; use it (`halpiee export {onnx} --format tensorrt --out {out}`), "
-            "or choose another --out"
+            f"{onnx}, which would go beside {out}, exists; take it (`halpiee export {onnx} --format tensorrt "
+            f"--out {out}`), or choose another --out"
         )
     _look_for_a_gpu()
     reference = None if given else _write_onnx(opened(), onnx, precision, seed)

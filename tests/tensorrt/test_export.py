@@ -51,7 +51,7 @@ def test_the_engine_and_its_onnx_file_are_written(
 
 def test_an_onnx_file_that_is_there_is_not_overwritten(machine: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"something")
-    assert "use it" in refusal(OutputInUseError, *TOY, "--out", tmp_path / "net.engine")
+    assert "take it" in refusal(OutputInUseError, *TOY, "--out", tmp_path / "net.engine")
 
 
 def test_without_tensorrt_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
