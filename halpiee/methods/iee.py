@@ -109,7 +109,7 @@ class IEE(Method):
         start: ``scratch`` starts at Ψ; ``pretrained`` scores the given weights for ``h`` steps and solves once.
         init: from scratch, the largest uniform width filled by the solver, or one solve on random scores.
         explore_init: never-active units start from the ``model``'s initialisation, or from ``zero``: weights only, and
-            their default, since magnitude would otherwise grow the largest values that were never trained.
+            their default, since magnitude may otherwise grow the largest values that were never trained.
         grow_by: see ``recipe``.
         grow_values: see ``recipe``.
         freeze: see ``recipe``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,8 @@ def test_what_a_method_would_refuse_is_refused_before_anything_is_written(
 ) -> None:
     from halpiee.errors import HalpieeError
 
+    # data whose size is known without loading it
+    given = replace(given, data="digits", size=16)
     with pytest.raises(HalpieeError, match=text):
         Run.open(given, tmp_path / "run", Quiet())
     assert not (tmp_path / "run").exists()
