@@ -134,6 +134,7 @@ def test_an_error_under_json_is_one_object(tmp_path: Path) -> None:
     assert answer["exit_code"] == shown.returncode == 2
 
 
+@pytest.mark.slow
 def test_doctor_answers_in_json_with_a_fix_for_what_is_broken() -> None:
     shown = halpiee("doctor", "--json")
     answer = json.loads(shown.stdout)

@@ -146,6 +146,7 @@ def test_least_most_multiple_and_ranges_are_kept(structure: halpiee.Structure, p
         assert size / 2 <= count <= max(0.75 * size, 8)
 
 
+@pytest.mark.slow
 def test_several_limits_are_kept_at_once(structure: halpiee.Structure, profile: Path, tmp_path: Path) -> None:
     second = write_profile(structure, tmp_path / "four.jsonl", batch=4)
     alone = plan(profile, "--budget", "0.6")

@@ -117,6 +117,7 @@ def test_the_number_of_inputs_is_checked(exported) -> None:
         latency.measure(exported[1], (torch.randn(1, 3, 8, 8), torch.randn(1)))
 
 
+@pytest.mark.slow
 def test_a_sweep_on_the_real_runtime_answers_for_every_width(tmp_path) -> None:
     ops = [conv(3, 8, h=4, w=4), Op(kind="linear", c_in=16, c_out=4)]
     quick = latency.sweep(ops, path=tmp_path / "p.jsonl", precision=latency.timer.Precision(n_min=5, n_max=5))
