@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee.cli.common import answer, say
 from halpiee.errors import OutputInUseError, UsageError
@@ -95,7 +95,7 @@ def _write_onnx(
     from halpiee.deploy.onnx import converted, export_onnx, write_atomically
 
     if precision != "bf16":
-        half = "fp16" if precision == "fp16" else "fp32"
+        half: Literal["fp32", "fp16"] = "fp16" if precision == "fp16" else "fp32"
         export_onnx(
             network.model, network.example, onnx, metadata=network.metadata, precision=half, seed=seed
         )
