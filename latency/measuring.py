@@ -109,6 +109,9 @@ class Measurer:
                 self.done += 1
                 continue
             jobs.append(_Job(op, role, steps))
+        prepare = getattr(self.backend, "prepare", None)
+        if prepare is not None:
+            prepare([job.op for job in jobs])  # a backend whose builds are slow may do many at once
         queue = deque(jobs[k] for k in self._rng.permutation(len(jobs)))
         appended = []
         self._tell()

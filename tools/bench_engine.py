@@ -17,31 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from latency.backends.cuda import LIBRARIES, Cuda, EventClock, open_cuda
-from latency.backends.engine_file import read_engine
-from latency.backends.tensorrt_runtime import EngineRunner, import_tensorrt, load_engine
+from latency.backends.cuda import LIBRARIES, EventClock, open_cuda
+from latency.backends.engine import open_engine
+from latency.backends.tensorrt_runtime import import_tensorrt
 from latency.benchmark import compare
 from latency.errors import HalpieeError, UsageError
-
-
-def opened(path: Path, trt: Any, cuda: Cuda, given: argparse.Namespace) -> EngineRunner:
-    """Returns an engine with random inputs, ready to run."""
-    engine = load_engine(trt, read_engine(path, trust=given.trust_engine))
-    if engine is None:
-        raise UsageError(
-            f"{path} was to be loaded, and TensorRT {trt.__version__} refuses it: it belongs to another version or "
-            "GPU; build it here from its ONNX file with `halpiee export FILE.onnx --format tensorrt --out …`"
-        )
-    names = [engine.handle.get_tensor_name(i) for i in range(engine.handle.num_io_tensors)]
-    shapes = {}
-    for name in names:
-        if engine.handle.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-            shape = tuple(int(d) for d in engine.handle.get_tensor_shape(name))
-            batch = given.batch if given.batch is not None else (shape[0] if shape[0] != -1 else 1)
-            shapes[name] = (batch, *shape[1:])
-    runner = EngineRunner(trt, engine, cuda, shapes=shapes)
-    runner.fill()
-    return runner
 
 
 def measured(given: argparse.Namespace) -> dict[str, Any]:
@@ -55,7 +35,10 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("an engine was named twice; name every file once")
     trt = import_tensorrt()
     cuda = open_cuda(given.library, given.device)
-    runners = {n: opened(p, trt, cuda, given) for n, p in zip(names, given.files, strict=True)}
+    runners = {
+        n: open_engine(p, trt, cuda, batch=given.batch, trust=given.trust_engine)
+        for n, p in zip(names, given.files, strict=True)
+    }
     calls, graphs = {}, True
     for name, runner in runners.items():
         runner.enqueue()  # the first inference allocates, which a capture cannot

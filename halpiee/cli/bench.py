@@ -65,6 +65,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 @click.option(
     "--seconds", default=60.0, show_default=True, help="Fewer rounds, but nine, beyond this per batch size."
 )
+@click.option(
+    "--trust-engine", is_flag=True, help="Load engines that halpiee did not build: they are executable."
+)
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Also as a new CSV file.")
 @json_option
 def command(
@@ -82,13 +85,14 @@ def command(
     width: float | None,
     classes: int | None,
     seconds: float,
+    trust_engine: bool,
     csv_file: Path | None,
     as_json: bool,
 ) -> None:
     """Time networks side by side: latency with its spread, FPS, and the ratio with its interval.
 
-    FILE is an ONNX file, the folder of a run (its compact network), or a MODEL. `FILE@HOW` says how it runs: an ONNX
-    file @cpu, @cuda or @tensorrt, a run or MODEL @eager (the default), @compile or @onnx.
+    FILE is an ONNX file, a TensorRT engine, the folder of a run (its compact network), or a MODEL. `FILE@HOW` says how
+    it runs: an ONNX file @cpu, @cuda or @tensorrt, a run or MODEL @eager (the default), @compile or @onnx.
     """
     warm_up: int | None = None
     if protocol is not None:
@@ -111,7 +115,7 @@ def command(
     from halpiee.cli.standings import show, write_csv
 
     shape = None if size is None else input_size(size)
-    field, base = contestants(files, against, shape=shape, width=width, classes=classes)
+    field, base = contestants(files, against, shape=shape, width=width, classes=classes, trust=trust_engine)
     rows: list[dict[str, Any]] = []
     clock = "wall"
     for images in batches:

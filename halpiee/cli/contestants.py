@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halpiee.errors import MissingError, UsageError
+from halpiee.errors import UsageError
 
 if TYPE_CHECKING:
     from halpiee.cli.subjects import Network
@@ -26,11 +26,12 @@ class Contestant:
 
     Attributes:
         name: in the table.
-        how: a provider of ONNX Runtime, or a way to run a module.
-        file: an ONNX file, or
+        how: a provider of ONNX Runtime, ``engine``, or a way to run a module.
+        file: an ONNX file or an engine, or
         network: a module.
         shape: (channels, height, width) where the file leaves them open.
         metadata: what the file says of itself.
+        trust: whether an engine of unknown origin is loaded.
     """
 
     name: str
@@ -39,13 +40,16 @@ class Contestant:
     network: Network | None = None
     shape: tuple[int, ...] | None = None
     metadata: dict[str, str] | None = None
+    trust: bool = False
 
     def runner(self, *, batch: int, threads: int, precision: Precision | None, device: str) -> Runner:
         """Builds what is called."""
-        from halpiee.deploy.runners import module_runner, onnx_runner
+        from halpiee.deploy.runners import engine_runner, module_runner, onnx_runner
 
         if self.network is None:
             assert self.file is not None
+            if self.how == "engine":
+                return engine_runner(self.file, batch=batch, trust=self.trust)
             return onnx_runner(
                 self.file,
                 provider=self.how,
@@ -88,7 +92,7 @@ def contestants(texts: Sequence[str], against: str | None, **options: Any) -> tu
     Args:
         texts: as typed: ``FILE``, ``RUN`` or ``MODEL``, each with or without ``@HOW``.
         against: a name; ``dense`` is looked for beside the first run or file where none is named so.
-        **options: shape, width and classes of a MODEL.
+        **options: shape, width and classes of a MODEL; trust in engines.
 
     Raises:
         UsageError: no such file, run, model or name.
@@ -116,10 +120,11 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
     what, how = _split(text)
     path = Path(what)
     if path.suffix in ENGINES:
-        raise MissingError(
-            f"{what} is a TensorRT engine, which runs on the GPU it was built for; time it there with "
-            f"`python -m tools.bench_engine {what}`"
-        )
+        if how is not None:
+            raise UsageError(f"{text} was asked; an engine runs one way only, leave @{how} out")
+        if not path.is_file():
+            raise UsageError(f"{what} was asked for, and there is no such file; check the path")
+        return Contestant(name, "engine", file=path, trust=options["trust"])
     if path.suffix == ".onnx":
         if how is not None and how not in PROVIDERS:
             raise UsageError(f"{text} was asked; an ONNX file runs @{', @'.join(PROVIDERS)}")

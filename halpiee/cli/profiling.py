@@ -21,7 +21,10 @@ __all__ = ["command"]
 @click.argument("model")
 @click.option("--out", type=click.Path(path_type=Path), help="Profile file; a killed sweep resumes into it.")
 @click.option(
-    "--backend", default="onnxruntime", show_default=True, type=click.Choice(["onnxruntime", "torch"])
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
 )
 @click.option("--batch", default=1, show_default=True, help="Images per inference.")
 @click.option("--size", default="224", show_default=True, help="Image size: 224, 3x224x224.")

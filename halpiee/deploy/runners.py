@@ -21,7 +21,7 @@ from latency.backends.onnx_file import check_file
 from latency.backends.onnxruntime import feeds, session, to_onnx
 from latency.throughput import Load
 
-__all__ = ["Precision", "Runner", "module_runner", "onnx_runner"]
+__all__ = ["Precision", "Runner", "engine_runner", "module_runner", "onnx_runner"]
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -184,6 +184,34 @@ def onnx_runner(
             return None
 
     return Runner(f"onnxruntime {provider}", found, device, run, Load(run))
+
+
+def engine_runner(path: Path, *, batch: int = 1, trust: bool = False) -> Runner:
+    """Returns a TensorRT engine to be called, its inputs on the GPU.
+
+    Args:
+        path: the engine.
+        batch: images per call.
+        trust: whether an engine that halpiee did not build here is loaded; engines are executable.
+
+    Raises:
+        MissingError: no TensorRT, no CUDA library, no GPU.
+        UsageError: an engine of another version or GPU, of unknown origin, or that does not take the batch.
+    """
+    from latency.backends.cuda import open_cuda
+    from latency.backends.engine import open_engine
+    from latency.backends.tensorrt_runtime import import_tensorrt
+
+    trt = import_tensorrt()
+    cuda = open_cuda("auto", 0)
+    engine = open_engine(path, trt, cuda, batch=batch, trust=trust)
+
+    def run() -> object:
+        engine.enqueue()
+        cuda.synchronize()
+        return None
+
+    return Runner("tensorrt", "as built", "cuda", run, Load(engine.enqueue, cuda.synchronize))
 
 
 def weight_precision(proto: Any) -> str:

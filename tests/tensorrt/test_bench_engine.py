@@ -80,3 +80,28 @@ def test_neither_torch_nor_halpiee_nor_onnx_is_imported() -> None:
     )
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", command], cwd=root, check=True)
+
+
+def test_bench_times_engines_beside_each_other_and_trusts_none_of_unknown_origin(
+    machine: SimpleNamespace, engines: list[str], tmp_path: Path
+) -> None:
+    from click.testing import CliRunner
+
+    from halpiee.cli.app import program
+    from halpiee.errors import UsageError
+
+    shown = CliRunner().invoke(program, ["bench", *engines, "--batch", "4", "--rounds", "9", "--json"])
+    assert shown.exception is None, shown.exception
+    rows = json.loads(shown.stdout)["files"]
+    assert [(row["name"], row["runtime"], row["batch"]) for row in rows] == [
+        ("dense.engine", "tensorrt", 4),
+        ("pruned.engine", "tensorrt", 4),
+    ]
+    foreign = tmp_path / "foreign.engine"
+    foreign.write_bytes(Path(engines[0]).read_bytes())
+    refused = CliRunner().invoke(program, ["bench", str(foreign)])
+    assert isinstance(refused.exception, UsageError)
+    assert "--trust-engine" in str(refused.exception)
+    assert (
+        CliRunner().invoke(program, ["bench", str(foreign), "--trust-engine", "--rounds", "9"]).exit_code == 0
+    )
