@@ -5,7 +5,7 @@ says so. One order over all tables, so that drift of the machine does not become
 
 Where memory happens to lie changes a time as well: an op that moves more than it computes takes up to twice as long
 from one build to the next. So a backend may ask for several builds of a cell. Two that agree are averaged; otherwise
-more are made until one agrees with their median, five at most, and the median stands with the range of all.
+more are made, until their mean is known as well: in a network, too, memory lies where it happens to.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ Cell = tuple[Op, str, Steps | None]
 """An op at its widths, the role its time will play, and the steps of its axes as far as they are known."""
 
 AGREE = 0.03
-"""Builds whose times differ by no more than this share agree."""
+"""Two builds whose times differ by no more than this share agree; of more, the mean's standard error is half of it."""
 
 AGREE_US = 0.3
 """Or by no more than this."""
 
-MOST_BUILDS = 5
+MOST_BUILDS = 16
+
+MOST_SECONDS = 1.0
+"""Spent on the builds of one cell, from the third on."""
 
 VISITS = 3
 """How often a cell that finds no quiet moment is measured before it is written as it stands."""
@@ -145,6 +148,7 @@ class Measurer:
                 precision, n_min=max(5, -(-precision.n_min // asked)), seconds=precision.seconds / asked
             )
         timings: list[Timing] = []
+        end = time.perf_counter() + MOST_SECONDS
         while True:
             number = len(timings)
             if number == len(job.samplings):
@@ -153,7 +157,8 @@ class Measurer:
                 )
             built = self.backend.build(job.op)
             timings.append(job.samplings[number].visit(built.run, built.minus))
-            if len(timings) >= asked and (asked == 1 or _agree(timings) or len(timings) >= MOST_BUILDS):
+            spent = len(timings) >= MOST_BUILDS or (len(timings) > 2 and time.perf_counter() > end)
+            if len(timings) >= asked and (asked == 1 or spent or _agree(timings)):
                 return _joined(timings), built
 
     def _left_out(self, op: Op, error: Exception) -> None:
@@ -196,28 +201,30 @@ class Measurer:
 
 
 def _agree(timings: Sequence[Timing]) -> bool:
-    """Returns whether two builds agree, or, of more, whether another one agrees with the median."""
-    times = np.sort([t.us for t in timings])
-    middle = float(np.median(times))
-    near = np.abs(times - middle) <= max(AGREE * abs(middle), AGREE_US) / (2 if len(times) == 2 else 1)
-    return bool(near.sum() >= 2)
+    """Returns whether two builds agree, or the mean of more is known as well as that."""
+    times = [t.us for t in timings]
+    enough = max(AGREE * abs(float(np.mean(times))), AGREE_US)
+    if len(times) == 2:
+        return abs(times[0] - times[1]) <= enough
+    return _standard_error(times) <= enough / 2
+
+
+def _standard_error(times: Sequence[float]) -> float:
+    return float(np.std(times, ddof=1) / math.sqrt(len(times)))
 
 
 def _joined(timings: Sequence[Timing]) -> Timing:
-    """Returns one time for several builds: the mean of two, else the median and the range."""
+    """Returns one time for several builds: their mean, and the interval that their differences leave."""
     if len(timings) == 1:
         return timings[0]
     times = [t.us for t in timings]
-    us = float(np.median(times))
-    if len(times) == 2:
-        half = max(math.hypot(*(t.ci_hi - t.ci_lo for t in timings)) / 4, float(np.ptp(times)) / 2)
-        lo, hi = us - half, us + half
-    else:
-        lo, hi = min(times), max(times)
+    within = math.hypot(*(t.ci_hi - t.ci_lo for t in timings)) / 2 / len(timings)
+    between = float(np.ptp(times)) / 2 if len(times) == 2 else 2.0 * _standard_error(times)
+    us, half = float(np.mean(times)), max(within, between)
     return Timing(
         us=us,
-        ci_lo=lo,
-        ci_hi=hi,
+        ci_lo=us - half,
+        ci_hi=us + half,
         n=sum(t.n for t in timings),
         contention=float(np.mean([t.contention for t in timings])),
         quiet=all(t.quiet for t in timings),
