@@ -1,6 +1,6 @@
 """Predicted against measured latency on random shrunk networks: ``make bench-latency``.
 
-Each network is profiled (or a profile is given), the sum of its tables is fitted on four random shrunk networks and the
+Each network is profiled (or a profile is given), the sum of its tables is fitted on five random shrunk networks and the
 dense one, and other random networks are measured interleaved with the dense one; both are drawn from the cost's
 candidate widths. An error is predicted over measured, both as shares of the dense latency, minus one.
 """
@@ -33,7 +33,7 @@ NETWORKS = (
 )
 """(MODEL, image size, batch) of the full table."""
 
-FITTED = 4
+FITTED = 5
 
 
 def main() -> None:
