@@ -12,12 +12,9 @@ where the first one stopped::
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +24,8 @@ from torch import Tensor
 from torchvision import models
 from torchvision.models import list_models
 
-from halpiee.errors import HalpieeError
 from halpiee.structure import Structure, shrink, trace, verify
+from tools.growing_table import MISSING, GrowingTable
 from tools.models_table import build, example_inputs
 
 TIME_LIMIT_S = 900
@@ -140,81 +137,23 @@ def row(name: str) -> Row:
     )
 
 
-def line_of(name: str) -> str:
-    """Returns the row of one network, or its name with what is wrong."""
-    try:
-        return row(name).cells()
-    except (HalpieeError, RuntimeError, ValueError) as error:
-        return refused(name, " ".join(str(error).split())[:300])
+def text(rows: list[str]) -> str:
+    """Returns the whole file."""
+    failed = sum(MISSING in line for line in rows)
+    count = f"{len(rows) - failed} of {len(rows)} networks export and verify."
+    return "\n".join(["# Pruned networks as ONNX files", "", INTRODUCTION, count, "", HEADER, *rows]) + "\n"
 
 
-def refused(name: str, reason: str) -> str:
-    """Returns the row of a network that gave no figures."""
-    return f"| {name} | – | – | – | – | – | – | – | – | – | {reason.replace('|', '/')} |"
-
-
-def apart(name: str) -> str:
-    """Returns the row of one network, worked out in a process of its own."""
-    command = [sys.executable, "-m", "tools.export_table", name]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return refused(name, f"takes more than {TIME_LIMIT_S} s")
-    rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} |")]
-    if rows:
-        return rows[0]
-    last = (done.stderr.splitlines() or ["no message"])[-1]
-    return refused(name, f"ended with code {done.returncode}: {last[:200]}")
-
-
-def written(path: Path) -> dict[str, str]:
-    """Returns the rows that a table already has, by network."""
-    if not path.exists():
-        return {}
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    found = {line.split("|")[1].strip(): line for line in lines}
-    found.pop("network", None)
-    return found
-
-
-def table(rows: dict[str, str]) -> str:
-    """Returns the whole file, its rows in torchvision's order."""
-    ordered = [rows[name] for name in names() if name in rows]
-    failed = sum("| – | – | – |" in line for line in ordered)
-    count = f"{len(ordered) - failed} of {len(ordered)} networks export and verify."
-    return (
-        "\n".join(["# Pruned networks as ONNX files", "", INTRODUCTION, count, "", HEADER, *ordered]) + "\n"
-    )
-
-
-def main() -> int:
-    """Writes the table, or prints the rows of the networks named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", help="torchvision networks; all of them where none is named")
-    parser.add_argument("--out", type=Path, help="file to write; the rows it has are kept")
-    parser.add_argument("--again", action="store_true", help="work out rows anew that the file has")
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    chosen = arguments.names or names()
-    unknown = [name for name in chosen if name not in names()]
-    if unknown:
-        parser.error(
-            f"{', '.join(unknown)}: no classification network of torchvision; --help lists the usage"
-        )
-    rows = written(arguments.out) if arguments.out is not None else {}
-    for name in chosen:
-        if name in rows and not arguments.again:
-            continue
-        rows[name] = apart(name) if arguments.out is not None else line_of(name)
-        print(rows[name], flush=True)
-        if arguments.out is not None:
-            part = arguments.out.with_name(arguments.out.name + ".part")
-            part.write_text(table(written(arguments.out) | {name: rows[name]}), encoding="utf-8")
-            part.replace(arguments.out)
-    return 1 if any("| – | – | – |" in rows[name] for name in chosen) else 0
+TABLE = GrowingTable(
+    module="tools.export_table",
+    about=str(__doc__),
+    names=names(),
+    cells=lambda name: row(name).cells(),
+    text=text,
+    columns=11,
+    seconds=TIME_LIMIT_S,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(TABLE.main())

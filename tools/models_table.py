@@ -11,16 +11,11 @@ where the first one stopped::
 
 from __future__ import annotations
 
-import argparse
-import resource
-import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,8 +30,8 @@ from torchvision.models import (
     video,
 )
 
-from halpiee.errors import HalpieeError
 from halpiee.structure import Structure, explain, trace, verify
+from tools.growing_table import GrowingTable
 
 IMAGE_SIZES = {"inception_v3": 96, "maxvit_t": 224}
 """Smallest inputs that are not 64×64."""
@@ -235,83 +230,24 @@ def shortened(reason: str) -> str:
     return " ".join(words).replace(" :", ":").replace("|", "/")
 
 
-def line_of(name: str) -> str:
-    """Returns the row of one network, or its name with what is wrong."""
-    try:
-        return row(name).cells()
-    except (HalpieeError, RuntimeError, ValueError) as error:
-        return refused(name, " ".join(str(error).split())[:300])
-
-
-def refused(name: str, reason: str) -> str:
-    """Returns the row of a network that gave no figures."""
-    return f"| {name} | – | – | – | – | – | – | {reason.replace('|', '/')} |"
-
-
-def apart(name: str) -> str:
-    """Returns the row of one network, worked out in a process of its own within the limits."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
-
-    command = [sys.executable, "-m", "tools.models_table", name]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIME_LIMIT_S, preexec_fn=limit, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return refused(name, f"takes more than {TIME_LIMIT_S} s")
-    rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} |")]
-    if rows:
-        return rows[0]
-    last = (done.stderr.splitlines() or ["no message"])[-1]
-    return refused(
-        name, f"ended with code {done.returncode} (limit {MEMORY_LIMIT_BYTES >> 30} GiB): {last[:200]}"
-    )
-
-
-def written(path: Path) -> dict[str, str]:
-    """Returns the rows that a table already has, by network."""
-    if not path.exists():
-        return {}
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    found = {line.split("|")[1].strip(): line for line in lines}
-    found.pop("network", None)
-    return found
-
-
-def table(rows: dict[str, str]) -> str:
-    """Returns the whole file, its rows in torchvision's order."""
-    ordered = [rows[name] for name in names() if name in rows]
+def text(rows: list[str]) -> str:
+    """Returns the whole file."""
     return (
-        "\n".join(["# Networks that halpiee traces, cuts and checks", "", INTRODUCTION, HEADER, *ordered])
-        + "\n"
+        "\n".join(["# Networks that halpiee traces, cuts and checks", "", INTRODUCTION, HEADER, *rows]) + "\n"
     )
 
 
-def main() -> int:
-    """Writes the table, or prints the rows of the networks named."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="*", help="torchvision networks; all of them where none is named")
-    parser.add_argument("--out", type=Path, help="file to write; the rows it has are kept")
-    parser.add_argument("--again", action="store_true", help="work out rows anew that the file has")
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    chosen = arguments.names or names()
-    rows = written(arguments.out) if arguments.out is not None else {}
-    for name in chosen:
-        if name in rows and not arguments.again:
-            continue
-        rows[name] = apart(name) if arguments.out is not None else line_of(name)
-        print(rows[name], flush=True)
-        if arguments.out is not None:
-            part = arguments.out.with_name(arguments.out.name + ".part")
-            part.write_text(table(written(arguments.out) | {name: rows[name]}), encoding="utf-8")
-            part.replace(arguments.out)
-    return 1 if any("| – | – | – |" in rows[name] for name in chosen) else 0
+TABLE = GrowingTable(
+    module="tools.models_table",
+    about=str(__doc__),
+    names=names(),
+    cells=lambda name: row(name).cells(),
+    text=text,
+    columns=8,
+    seconds=TIME_LIMIT_S,
+    memory_bytes=MEMORY_LIMIT_BYTES,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(TABLE.main())
