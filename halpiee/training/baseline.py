@@ -1,4 +1,4 @@
-"""The stage that trains the dense network, and what it shares with the one that trains to a budget."""
+"""The stage that trains the dense network, and what it shares with those that train to a budget or a sparsity."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from halpiee.methods.method import Method
 from halpiee.methods.pools import LatencyPool
+from halpiee.structure.shrink import shrink
 from halpiee.training.checkpoint import load_state, save_json, save_weights
 from halpiee.training.loop import Trainer, evaluate, make_optimizer, pick_threads
 from halpiee.training.network import initial, network
@@ -18,7 +19,7 @@ from halpiee.training.network import initial, network
 if TYPE_CHECKING:
     from halpiee.training.run import Run
 
-__all__ = ["choose_threads", "train_dense", "trainer_of"]
+__all__ = ["choose_threads", "resumed", "train_dense", "trainer_of"]
 
 
 def train_dense(run: Run) -> dict[str, Any]:
@@ -90,3 +91,20 @@ def choose_threads(run: Run) -> None:
     threads = pick_threads(lambda: rehearsal.train_step(x, y))
     run.talk.note(f"training with {threads} thread{'s' if threads > 1 else ''}")
     save_json(path, threads)
+
+
+def resumed(run: Run, model: nn.Module, optimizer: Optimizer, method: Method) -> Trainer:
+    """Returns the trainer of the pruned network, where it was saved: masked, or cut already."""
+    trainer = trainer_of(run, model, "pruned", optimizer, method)
+    choose_threads(run)
+    torch.manual_seed(run.settings.seed)
+    saved = run.folder / "pruned.state"
+    state = load_state(saved, run.device) if saved.is_file() else None
+    if state is not None and state["stage"] == "compact":
+        pair = shrink(model, run.structure, state["extra"]["keep"], optimizer)
+        assert isinstance(pair, tuple)
+        trainer.replace(*pair)
+        method.detach()
+    if state is not None:
+        trainer.load(state)
+    return trainer

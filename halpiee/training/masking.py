@@ -14,11 +14,10 @@ from halpiee.methods.small_dense import keep_first, small_dense, uniform_counts
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.masked import verify
 from halpiee.structure.plan import Plan
-from halpiee.structure.shrink import shrink
 from halpiee.structure.size import macs
 from halpiee.training import record
 from halpiee.training.attach import densities, to_a_sparsity
-from halpiee.training.baseline import choose_threads, trainer_of
+from halpiee.training.baseline import choose_threads, resumed, trainer_of
 from halpiee.training.checkpoint import load_state, save_json, save_weights
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
 from halpiee.training.network import arguments, initial
@@ -39,19 +38,7 @@ def train_masked(run: Run) -> dict[str, Any]:
     model = initial(s, run.data.n_classes).to(run.device)
     optimizer = make_optimizer(model, s)
     method = to_a_sparsity(run, model, optimizer)
-    trainer = trainer_of(run, model, "pruned", optimizer, method)
-    choose_threads(run)
-    torch.manual_seed(s.seed)
-    saved = run.folder / "pruned.state"
-    state = load_state(saved, run.device) if saved.is_file() else None
-    if state is not None and state["stage"] == "compact":
-        pair = shrink(model, run.structure, state["extra"]["keep"], optimizer)
-        assert isinstance(pair, tuple)
-        trainer.replace(*pair)
-        method.detach()
-        trainer.load(state)
-    elif state is not None:
-        trainer.load(state)
+    trainer = resumed(run, model, optimizer, method)
     if isinstance(method, FilterPruning) and trainer.stage == "masked":
         trainer.run(until=lambda t: method.finished)
         _cut(run, trainer, method)

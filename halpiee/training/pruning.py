@@ -15,11 +15,10 @@ from halpiee.methods.pools import LatencyPool
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.masked import verify
 from halpiee.structure.plan import Plan
-from halpiee.structure.shrink import shrink
 from halpiee.training import record
 from halpiee.training.attach import to_a_latency
-from halpiee.training.baseline import choose_threads, trainer_of
-from halpiee.training.checkpoint import load_state, save_json, save_weights
+from halpiee.training.baseline import resumed
+from halpiee.training.checkpoint import save_json, save_weights
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
 from halpiee.training.network import arguments, initial
 from halpiee.training.record import line_values
@@ -41,19 +40,7 @@ def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
     optimizer = make_optimizer(model, s)
     budget_us = run.budget_us(cost)
     method = to_a_latency(run, model, optimizer, cost)
-    trainer = trainer_of(run, model, "pruned", optimizer, method)
-    choose_threads(run)
-    torch.manual_seed(s.seed)
-    saved = run.folder / "pruned.state"
-    state = load_state(saved, run.device) if saved.is_file() else None
-    if state is not None and state["stage"] == "compact":
-        pair = shrink(model, run.structure, state["extra"]["keep"], optimizer)
-        assert isinstance(pair, tuple)
-        trainer.replace(*pair)
-        method.detach()
-        trainer.load(state)
-    elif state is not None:
-        trainer.load(state)
+    trainer = resumed(run, model, optimizer, method)
     if trainer.stage == "masked":
         trainer.run(until=lambda t: method.finished)
         fitted = cost.calibration
