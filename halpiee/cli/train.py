@@ -173,9 +173,10 @@ def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool) -> 
             f"--out {out} already holds something; add --resume to continue a run there, or choose another folder"
         )
     from halpiee.training.run import Run
+    from halpiee.training.stages import execute
 
     run = Run.open(settings, out, ScreenTalk(), resume=resume)
-    report = run.execute()
+    report = execute(run)
 
     def show() -> None:
         from rich.console import Console

@@ -11,7 +11,7 @@ import pytest
 
 from halpiee.cli import train
 from halpiee.errors import UsageError
-from halpiee.training import run as module
+from halpiee.training import run, stages
 from halpiee.training.record import promise
 from halpiee.training.settings import Settings
 
@@ -27,15 +27,17 @@ class Finished:
     def open(cls, *_: Any, **__: Any) -> Finished:
         return cls()
 
-    def execute(self) -> dict[str, Any]:
-        share = 100.0 if self.kept else 140.0
-        return {"promise": promise(share, 100.0, 5.0), "measured_us": share, "events": []}
+
+def report(run: Finished) -> dict[str, Any]:
+    share = 100.0 if run.kept else 140.0
+    return {"promise": promise(share, 100.0, 5.0), "measured_us": share, "events": []}
 
 
 def test_a_missed_promise_ends_in_exit_code_4_after_the_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "Run", Finished)
+    monkeypatch.setattr(run, "Run", Finished)
+    monkeypatch.setattr(stages, "execute", report)
     train.carry_out(SETTINGS, tmp_path / "kept", resume=False, as_json=True)
     monkeypatch.setattr(Finished, "kept", False)
     capsys.readouterr()

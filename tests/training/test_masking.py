@@ -13,7 +13,7 @@ import torch
 
 from halpiee.errors import UsageError
 from halpiee.methods.catalogue import METHODS
-from halpiee.training import baseline
+from halpiee.training import baseline, stages
 from halpiee.training.attach import budget_of, interval_of, weights_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.record import masked_flops, promise_of_units
@@ -55,7 +55,7 @@ def settings(method: str, *, sparsity: float | None = 0.5, **masks: Any) -> Sett
 
 
 def execute(given: Settings, folder: Path) -> dict[str, Any]:
-    return Run.open(given, folder, Quiet()).execute()
+    return stages.execute(Run.open(given, folder, Quiet()))
 
 
 # conv1 3→8 3×3: 216, conv2 8→12: 864, fc 12→6: 72: 1152 weights; MACs on 6×6: 7776 + 31104 + 72

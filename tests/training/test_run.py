@@ -17,8 +17,7 @@ import torch
 import latency
 from halpiee.deploy.calibrate import Round
 from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
-from halpiee.training import baseline, pruning
-from halpiee.training import run as module
+from halpiee.training import baseline, pruning, stages
 from halpiee.training.run import Run
 from halpiee.training.settings import Cycle, Settings
 from halpiee.zoo import build
@@ -54,7 +53,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     # Latencies are measured elsewhere; here the line is known and the candidate always fits.
-    monkeypatch.setattr(module, "calibrate", lambda *_, **__: Calibration())
+    monkeypatch.setattr(stages, "calibrate", lambda *_, **__: Calibration())
     monkeypatch.setattr(
         pruning,
         "close_loop",
@@ -103,7 +102,7 @@ def profile(tmp_path: Path) -> Path:
 def execute(
     settings: Settings, folder: Path, talk: Quiet | None = None, *, resume: bool = False
 ) -> dict[str, Any]:
-    return Run.open(settings, folder, talk or Quiet(), resume=resume).execute()
+    return stages.execute(Run.open(settings, folder, talk or Quiet(), resume=resume))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

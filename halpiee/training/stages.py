@@ -1,0 +1,147 @@
+"""What a run does, in order: profile, calibrate, train dense and to a budget, shrink, export, measure, report.
+
+Every stage leaves a file; a stage whose file is there is not done again, so an interrupted run goes on. Dense and
+pruned networks see the same data in the same order with the same recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import latency
+from halpiee.deploy.calibrate import calibrate
+from halpiee.errors import BudgetError
+from halpiee.methods.pools import bind
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.fixed import fixed_sides
+from halpiee.sparsity.distribution import Latency
+from halpiee.sparsity.granularity import Channels
+from halpiee.training import record
+from halpiee.training.baseline import train_dense
+from halpiee.training.checkpoint import save_json
+from halpiee.training.closing import write_report
+from halpiee.training.masking import train_masked, train_small
+from halpiee.training.opening import check_cells
+from halpiee.training.pruning import train_to_budget
+from halpiee.training.run import Run
+from latency.predict import Calibration
+
+__all__ = ["execute"]
+
+T = TypeVar("T")
+
+
+def execute(run: Run) -> dict[str, Any]:
+    """Does every stage of a run that is still to do and returns its report.
+
+    Raises:
+        BudgetError: no network reaches the budget; the profile is kept.
+    """
+    finished = run.folder / "report.json"
+    if finished.is_file():
+        report: dict[str, Any] = json.loads(finished.read_text())
+        run.talk.note(f"{run.folder} is finished; showing its report")
+        return report
+    s = run.settings
+    if s.method == "iee":
+        s.cycle.steps(run.total_steps)
+    watch = _Watch(run.folder / "seconds.json")
+    cost = _price(run, watch) if s.budget is not None else None
+    dense = None
+    if s.baseline or s.weights:
+        run.talk.stage("Train dense" if not s.weights else "Given weights")
+        dense = watch.timed("dense", lambda: train_dense(run))
+    run.talk.stage("Train to the budget" if s.budget is not None else f"Train: {s.goal}")
+    pruned = watch.timed("pruned", lambda: _train(run, cost))
+    run.talk.stage("Export and measure")
+    return write_report(run, dense, pruned, watch.seconds)
+
+
+class _Watch:
+    """Wall time of every stage, in seconds, over interruptions too."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = dict(json.loads(path.read_text())) if path.is_file() else {}
+
+    def timed(self, name: str, work: Callable[[], T]) -> T:
+        """Does one stage and adds its time."""
+        begun = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+            save_json(self._path, self.seconds)
+
+
+def _price(run: Run, watch: _Watch) -> LatencyCost:
+    """Returns the calibrated latency model; refuses a budget that nothing reaches."""
+    run.talk.stage("Profile")
+    profile = watch.timed("profile", lambda: _profile(run))
+    run.talk.stage("Calibrate")
+    cost = watch.timed("calibrate", lambda: _calibrate(run, LatencyCost(run.structure, profile)))
+    _check_reachable(run, cost)
+    return cost
+
+
+def _profile(run: Run) -> latency.Profile:
+    s = run.settings
+    if s.profile is not None:
+        profile = latency.Profile.load(Path(s.profile))
+        check_cells(profile, run.structure, s, run.data.shape)
+        return profile
+    return latency.sweep(
+        [timed.op for timed in run.structure.ops],
+        backend=s.backend,
+        path=run.folder / "profile.jsonl",
+        resume=True,
+        threads=s.threads,
+        fixed=fixed_sides(run.structure),
+        progress=run.talk.sweeping,
+    )
+
+
+def _calibrate(run: Run, cost: LatencyCost) -> LatencyCost:
+    path, s = run.folder / "calibration.json", run.settings
+    if not path.is_file():
+        found = calibrate(
+            run.build(),
+            cost,
+            run.example,
+            networks=s.calibration_nets,
+            threads=s.threads,
+            rounds=s.rounds,
+            seed=s.seed,
+            progress=run.talk.note,
+        )
+        save_json(path, record.line_values(found))
+    values = json.loads(path.read_text())
+    line = Calibration(values["a_us"], values["b"], tuple((x, y) for x, y in values["points"]))
+    cost = cost.with_calibration(line)
+    run.talk.note(
+        f"dense {cost.dense_us:.0f} µs; whole = {line.a_us:.1f} µs + {line.b:.3f} · Σ, "
+        f"worst residual {line.worst:.1%}"
+    )
+    return cost
+
+
+def _check_reachable(run: Run, cost: LatencyCost) -> None:
+    """Refuses a budget that no network reaches before anything is trained; the profile is not lost."""
+    try:
+        bind(Latency(us=run.budget_us(cost)), Channels(run.build(), run.structure), cost)
+    except BudgetError as error:
+        profile = run.settings.profile or str(run.folder / "profile.jsonl")
+        raise BudgetError(
+            f"{error}, in another --out with --profile {profile} (what was measured is kept there)",
+            minimum=error.minimum,
+        ) from error
+
+
+def _train(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
+    if run.settings.method == "small-dense":
+        return train_small(run, cost)
+    return train_masked(run) if cost is None else train_to_budget(run, cost)
