@@ -37,13 +37,11 @@ SWEEP = tuple(0.05 * i for i in range(1, 21))
     ),
 )
 @click.argument("model")
-@click.option(
-    "--profile", type=click.Path(path_type=Path), required=True, help="Made with `halpiee profile`."
-)
+@click.option("--profile", type=click.Path(path_type=Path), help="Made with `halpiee profile`, or by --lazy.")
 @click.option(
     "--lazy",
     is_flag=True,
-    help="Measure on this device what the plan needs and --profile does not hold yet, and add it there.",
+    help="Measure on this device what the plan needs and --profile (a new file, or an old one) does not hold yet.",
 )
 @click.option("--threads", default=1, show_default=True, help="Threads of the runtime, with --lazy.")
 @click.option(
@@ -95,7 +93,7 @@ SWEEP = tuple(0.05 * i for i in range(1, 21))
 @json_option
 def command(
     model: str,
-    profile: Path,
+    profile: Path | None,
     lazy: bool,
     threads: int,
     budget: str,
@@ -127,6 +125,11 @@ def command(
     from halpiee.cli.limiting import batch_of, check_memory, parse_also, parse_between, read_limit
     from halpiee.training.settings import parse_budget
 
+    if profile is None:
+        raise UsageError(
+            f"a plan of {model} was asked for without --profile; measure one with halpiee profile {model} "
+            f"--size {size} --out FILE, or give --lazy and the --profile FILE that what is measured shall go to"
+        )
     shape = input_size(size)
     us, fraction = parse_budget(budget)
     others, ranges = [parse_also(text) for text in also], parse_between(between)

@@ -218,6 +218,12 @@ def test_bad_input_is_refused_by_name(profile: Path, options: tuple[str, ...], k
     assert text in refusal(profile, kind, *options)
 
 
+def test_a_plan_without_a_profile_says_both_ways_to_one() -> None:
+    done = CliRunner().invoke(program, ["plan", "resnet20", "--size", "32", "--budget", "0.5"])
+    assert isinstance(done.exception, UsageError)
+    assert "halpiee profile resnet20 --size 32 --out FILE, or give --lazy" in str(done.exception)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
