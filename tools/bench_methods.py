@@ -3,8 +3,9 @@
     python -m tools.bench_methods --data path/to/cifar10 --out methods.jsonl
 
 One JSON line a run is appended to ``--out``; runs that stand there are skipped, so an interrupted benchmark goes on.
-Settings: ``mlp`` (768-512-256-10 with batch norm, 16×16 images, 98 % sparse, 4,000 steps), ``resnet8`` (16-32-64, 16×16,
-95 %, 2,000 steps) and ``resnet8-long`` (6,000 steps). Accuracy is that of the last epoch on the test images, nothing is picked.
+Settings: ``mlp`` (768-512-256-10 with batch norm, 16×16 images, 98 % sparse, 4,000 steps), ``resnet8`` (16-32-64,
+16×16, 95 %, 2,000 steps) and ``resnet8-long`` (6,000 steps). Accuracy is that of the last epoch on the test images,
+nothing is picked.
 """
 
 from __future__ import annotations
