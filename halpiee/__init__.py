@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from halpiee.methods.halp import HALP
     from halpiee.methods.iee import IEE
     from halpiee.methods.once import prune_once
+    from halpiee.methods.rewind import rewind
     from halpiee.methods.small_dense import small_dense
     from halpiee.saliency.score import score
     from halpiee.selection.choose import Selection, select
@@ -59,6 +60,7 @@ __all__ = [
     "analysis",
     "masked",
     "prune_once",
+    "rewind",
     "score",
     "select",
     "shrink",
@@ -101,6 +103,7 @@ _HOME = {
     "Uniform": "halpiee.sparsity.distribution",
     "masked": "halpiee.structure.masked",
     "prune_once": "halpiee.methods.once",
+    "rewind": "halpiee.methods.rewind",
     "score": "halpiee.saliency.score",
     "select": "halpiee.selection.choose",
     "shrink": "halpiee.structure.shrink",

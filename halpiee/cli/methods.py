@@ -1,25 +1,71 @@
-"""``halpiee methods``: what can be trained with, from which paper, on which units and budgets."""
+"""``halpiee methods``: what can be trained with, from which paper, on which units and budgets; and the recipes."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import click
 
 from halpiee.cli.common import answer, examples, json_option
 from halpiee.methods.catalogue import METHODS
+from halpiee.recipes import Recipe, names, read
 
 __all__ = ["command"]
 
+COLUMN = 14
 
-@click.command("methods", epilog=examples("halpiee methods", "halpiee methods --json"))
+
+@click.command(
+    "methods", epilog=examples("halpiee methods", "halpiee methods --recipes", "halpiee methods --json")
+)
+@click.option(
+    "--recipes", is_flag=True, help="List the papers' settings that `halpiee train --recipe` takes."
+)
 @json_option
-def command(as_json: bool) -> None:
-    """List the methods of `halpiee train --method`."""
+def command(recipes: bool, as_json: bool) -> None:
+    """List the methods of `halpiee train --method`, or the recipes of `halpiee train --recipe`."""
+    if recipes:
+        found = [read(name) for name in names()]
+        answer(
+            {"recipes": [asdict(r) for r in found]},
+            as_json,
+            lambda: _list({r.name: _lines(r) for r in found}),
+        )
+        return
+    listed = {
+        m.name: [m.summary, m.reference, f"units: {m.units}; budgets: {m.budgets}", f"halpiee.{m.python}"]
+        for m in METHODS.values()
+    }
+    answer({"methods": [asdict(m) for m in METHODS.values()]}, as_json, lambda: _list(listed))
 
-    def show() -> None:
-        for m in METHODS.values():
-            click.echo(click.style(f"{m.name:<12}", bold=True) + m.summary)
-            click.echo(f"    {m.reference}\n    units: {m.units}; budgets: {m.budgets}; halpiee.{m.python}")
 
-    answer({"methods": [asdict(m) for m in METHODS.values()]}, as_json, show)
+def _lines(recipe: Recipe) -> list[str]:
+    """Returns what a recipe is, its source, its options and what is open."""
+    options = " ".join(_typed(key.replace("_", "-"), value) for key, value in recipe.options.items())
+    return [recipe.about, recipe.source, options, *(f"open: {note}" for note in recipe.open)]
+
+
+def _typed(option: str, value: Any) -> str:
+    """Returns an option as it is typed."""
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    parts = value if isinstance(value, tuple) else (value,)
+    return f"--{option} " + ",".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in parts)
+
+
+def _list(entries: Mapping[str, list[str]]) -> None:
+    for name, lines in entries.items():
+        _show(name, lines)
+
+
+def _show(name: str, lines: list[str]) -> None:
+    """Prints a name and what belongs to it, wrapped to the terminal."""
+    indent = " " * COLUMN
+    width = max(40, min(shutil.get_terminal_size().columns, 110))
+    head = name.ljust(COLUMN) if len(name) < COLUMN else f"{name}\n{indent}"
+    for i, line in enumerate(lines):
+        text = click.wrap_text(line, width, initial_indent=indent, subsequent_indent=indent)
+        click.echo(click.style(head, bold=True) + text[COLUMN:] if i == 0 else text)

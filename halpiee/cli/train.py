@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from halpiee.cli.common import ScreenTalk, answer, examples, json_option, say
+from halpiee.cli.grouped import GroupedCommand, heading
 from halpiee.errors import OutputInUseError, UsageError
 
 if TYPE_CHECKING:
@@ -19,70 +20,105 @@ __all__ = ["carry_out", "command"]
 MISSED = 4
 
 
+run, goal, way, exchange, schedule = (
+    heading(title)
+    for title in ("Run", "Goal", "Method", "IEE: prune, improve, explore, grow", "Schedule, dense and pruned")
+)
+
+
 @click.command(
     "train",
+    cls=GroupedCommand,
     epilog=examples(
         "halpiee train resnet20 --data digits --size 16 --budget 0.5 --epochs 4 --out runs/digits",
         "halpiee train resnet20 --data path/to/cifar10 --budget 0.5 --epochs 60 --batch-size 128 --out runs/cifar",
         "halpiee train resnet20 --data digits --size 16 --method rigl --sparsity 0.9 --epochs 4 --out runs/rigl",
         "halpiee train resnet20 --data digits --size 16 --method filter --criterion l1 --rounds 5 --sparsity 0.65 "
         "--out runs/filter",
+        "halpiee train resnet20 --data path/to/cifar10 --recipe granet-cifar --sparsity 0.95 --out runs/granet",
+        "halpiee train resnet20 --data digits --size 16 --method ltr --rewind 20 --sparsity 0.9 --epochs 4 "
+        "--out runs/ticket",
         "halpiee train --resume --out runs/cifar",
     ),
 )
 @click.argument("model", required=False)
-@click.option(
+@run(
     "--data", help="Parquet folder, ImageFolder tree, cifar10, cifar100, digits, or package.module:function."
 )
-@click.option("--budget", help="Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).")
-@click.option(
-    "--sparsity", type=float, help="Share of weights or filters to remove (0.9); instead of --budget."
-)
-@click.option(
+@run("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; never overwritten.")
+@run("--resume", is_flag=True, help="Continue the run in --out.")
+@run("--recipe", help="A paper's settings by name (`halpiee methods --recipes`), or a YAML file of options.")
+@run("--weights", type=click.Path(), help="Start from these safetensors weights.")
+@run("--width", type=float, help="Width multiplier of a zoo network.")
+@run("--size", type=int, help="Image size to bring the data to.")
+@run("--baseline/--no-baseline", default=None, help="Train a dense network beside.  [default: yes]")
+@run("--device", help="Where to train: auto, cpu, cuda.  [default: auto]")
+@run("--seed", type=int, help="Of every random choice.  [default: 0]")
+@goal("--budget", help="Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).")
+@goal("--sparsity", type=float, help="Share of weights or filters to remove (0.9); instead of --budget.")
+@goal(
     "--distribution",
     type=click.Choice(["uniform", "erk", "global", "nm"]),
     help="How a sparsity is spread over layers.  [default: the paper's]",
 )
-@click.option("--nm", help="Pattern of --distribution nm: N of M input weights stay.  [default: 2:4]")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; never overwritten."
+@goal("--nm", help="Pattern of --distribution nm: N of M input weights stay.  [default: 2:4]")
+@goal("--mask", type=click.Path(), help="The final mask of another run, trained anew by --method static.")
+@goal("--profile", help="A profile measured before; otherwise one is measured into the run's folder.")
+@goal("--batch", type=int, help="Images per inference.  [default: 1]")
+@goal("--threads", type=int, help="Threads of the runtime.  [default: 1]")
+@goal("--solver", type=click.Choice(["joint", "cpsat", "linear"]), help="[default: joint]")
+@way("--method", help="How the budget is met; `halpiee methods` lists them.  [default: iee]")
+@way("--criterion", help="Whose scores choose (filter, snip, lrr …): magnitude, l1, grasp, inverted-snip …")
+@way(
+    "--rounds", type=int, help="Rounds of pruning, survivors scored again (filter: 1, 5, 25; lrr: trainings)."
 )
-@click.option("--method", help="How the budget is met; `halpiee methods` lists them.  [default: iee]")
-@click.option("--criterion", help="Whose scores choose (filter, snip …): magnitude, l1, taylor, grasp …")
-@click.option("--rounds", type=int, help="Rounds of pruning, survivors scored again (filter: 1, 5, 25).")
-@click.option("--regrow", is_flag=False, flag_value=0.3, type=float, help="Exchange this share of filters.")
-@click.option("--interval", type=int, help="Steps between two mask updates.  [default: the paper's, or less]")
-@click.option("--fraction", type=float, help="Share exchanged by the first update (SET, RigL, SNFS).")
-@click.option("--initial", type=float, help="Sparsity that GraNet starts from.  [default: 0]")
-@click.option("--at", type=int, help="Steps before one-shot pruning.  [default: 0]")
-@click.option(
-    "--init", type=click.Choice(["random", "magnitude"]), help="First weights of static, SET, RigL."
+@way("--regrow", is_flag=False, flag_value=0.3, type=float, help="Exchange this share of filters.")
+@way("--interval", type=int, help="Steps between two mask updates.  [default: the paper's, or less]")
+@way("--fraction", type=float, help="Share exchanged by the first update (SET, RigL, SNFS, GraNet).")
+@way("--initial", type=float, help="Sparsity that GraNet starts from.  [default: 0]")
+@way("--first", type=float, help="Share of the training where GMP and GraNet begin to prune.")
+@way("--last", type=float, help="Share where they have pruned; where SET, RigL and SNFS update last.")
+@way("--at", type=int, help="Steps before one-shot pruning.  [default: 0]")
+@way("--rewind", type=int, help="Step of the dense training whose weights ltr takes.  [default: 1.6% of it]")
+@way("--restart", is_flag=True, default=None, help="Begin the schedule anew after pruning (--at, ltr).")
+@way(
+    "--init",
+    type=click.Choice(["random", "magnitude", "random-scores"]),
+    help="First units.  [default: random; from --weights by their scores]",
 )
-@click.option("--recipe", type=click.Path(path_type=Path), help="Settings from a TOML or JSON file.")
-@click.option("--weights", type=click.Path(), help="Start from these safetensors weights.")
-@click.option("--width", type=float, help="Width multiplier of a zoo network.")
-@click.option("--size", type=int, help="Image size to bring the data to.")
-@click.option("--epochs", type=int, help="Of the dense and the pruned network alike.  [default: 20]")
-@click.option("--batch-size", type=int, help="Images per training step.  [default: 64]")
-@click.option("--lr", type=float, help="Peak learning rate.  [default: 0.1]")
-@click.option("--weight-decay", type=float, help="On weights, not on norms and biases.  [default: 0.0005]")
-@click.option("--label-smoothing", type=float, help="Of the cross-entropy.  [default: 0]")
-@click.option("--baseline/--no-baseline", default=None, help="Train a dense network beside.  [default: yes]")
-@click.option("--profile", help="A profile measured before; otherwise one is measured into the run's folder.")
-@click.option("--batch", type=int, help="Images per inference.  [default: 1]")
-@click.option("--threads", type=int, help="Threads of the runtime.  [default: 1]")
-@click.option("--cycles", type=int, help="Prune-and-grow cycles.  [default: 8]")
-@click.option("--h", type=int, help="Steps before a prune; with --j and --q instead of --cycles.")
-@click.option("--j", type=int, help="Steps between prune and exploring.")
-@click.option("--q", type=int, help="Steps of exploring.")
-@click.option("--omega", type=float, help="Share of the budget exchanged in the first cycle.  [default: 0.3]")
-@click.option(
-    "--end", type=float, help="Share of the training after which updates have ended.  [default: 0.75]"
+@way(
+    "--ablation",
+    type=click.Choice(["shuffle", "reinit", "normal"]),
+    help="Shuffle the mask in each layer; draw weights anew under it; begin with N(0, 1).",
 )
-@click.option("--solver", type=click.Choice(["joint", "cpsat", "linear"]), help="[default: joint]")
-@click.option("--device", help="Where to train: auto, cpu, cuda.  [default: auto]")
-@click.option("--seed", type=int, help="Of every random choice.  [default: 0]")
-@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@exchange("--cycles", type=int, help="Prune-and-grow cycles.  [default: 8]")
+@exchange("--h", type=int, help="Steps before a prune; with --j and --q instead of --cycles.")
+@exchange("--j", type=int, help="Steps between prune and exploring.")
+@exchange("--q", type=int, help="Steps of exploring.")
+@exchange("--omega", type=float, help="Share of the budget exchanged in the first cycle.  [default: 0.3]")
+@exchange(
+    "--decay", type=click.Choice(["exponential", "cosine"]), help="How it falls.  [default: exponential]"
+)
+@exchange("--end", type=float, help="Share of the training after which updates have ended.  [default: 0.75]")
+@exchange("--explore-init", type=click.Choice(["model", "zero"]), help="Values of what was never active.")
+@exchange("--grow-by", type=click.Choice(["score", "random"]), help="[default: score]")
+@exchange(
+    "--grow-values", type=click.Choice(["last", "zero"]), help="Values of grown units.  [default: last]"
+)
+@exchange("--freeze/--no-freeze", default=None, help="Active units stand still meanwhile.  [default: yes]")
+@exchange("--explore-norm", type=click.Choice(["batch", "running"]), help="What they normalise by then.")
+@schedule("--epochs", type=int, help="Of the dense and the pruned network alike.  [default: 20]")
+@schedule("--batch-size", type=int, help="Images per training step.  [default: 64]")
+@schedule("--lr", type=float, help="Peak learning rate.  [default: 0.1]")
+@schedule("--warmup", type=float, help="Share of the training in which it rises.  [default: 0.05]")
+@schedule(
+    "--drops", help="Shares of the training where it drops: 0.5,0.75.  [default: half a cosine to zero]"
+)
+@schedule("--drop", type=float, help="Factor of each drop.  [default: 0.1]")
+@schedule("--momentum", type=float, help="Of SGD.  [default: 0.9]")
+@schedule("--nesterov/--no-nesterov", default=None, help="Whether it is Nesterov's.  [default: yes]")
+@schedule("--weight-decay", type=float, help="On weights, not on norms and biases.  [default: 0.0005]")
+@schedule("--label-smoothing", type=float, help="Of the cross-entropy.  [default: 0]")
 @json_option
 def command(model: str | None, out: Path, resume: bool, as_json: bool, **options: Any) -> None:
     """Train MODEL to a latency: profile, dense baseline, IEE to the budget, shrink, export, measure.
@@ -94,44 +130,37 @@ def command(model: str | None, out: Path, resume: bool, as_json: bool, **options
     """
     recipe = options.pop("recipe")
     given = {key: value for key, value in options.items() if value is not None}
+    if "drops" in given:
+        given["drops"] = shares(given["drops"])
     if recipe is not None:
-        given = {**read_recipe(recipe), **given}
+        from halpiee.recipes import read
+
+        goals = {"budget", "sparsity", "mask"}
+        options = dict(read(recipe).options)
+        if goals & set(given):
+            options = {key: value for key, value in options.items() if key not in goals}
+        given = {**options, **given}
     if model is not None:
         given["model"] = model
     carry_out(gather(given, out, resume), out, resume=resume, as_json=as_json)
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Returns the options of a TOML or JSON file: one table, keys as the options, hyphens or underscores.
+def shares(text: str) -> list[float]:
+    """Returns the shares of a list such as ``0.5,0.75`` or ``80/160,120/160``.
 
     Raises:
-        UsageError: a file that is not there or cannot be read as such, or an option that ``train`` does not have.
+        UsageError: one of them is none.
     """
-    import tomllib
+    from halpiee.training.options import typed
 
-    if not path.is_file():
-        raise UsageError(
-            f"--recipe {path} was asked for, and there is no such file; give a TOML or JSON file"
-        )
-    try:
-        text = path.read_text()
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
-        raise UsageError(
-            f"--recipe {path} is neither TOML nor JSON: {error}; write one `option = value` a line"
-        ) from error
-    known = {p.name for p in command.params} | {"model"}
-    found = {key.replace("-", "_"): value for key, value in values.items()}
-    unknown = sorted(set(found) - known)
-    if unknown:
-        raise UsageError(
-            f"--recipe {path} holds {unknown[0]!r}, which is no option of `halpiee train`; see `halpiee train --help`"
-        )
-    return found
+    return list(
+        typed({"drops": [part for part in text.split(",") if part]}, where=f"--drops {text}")["drops"]
+    )
 
 
 def gather(given: dict[str, Any], out: Path, resume: bool) -> Settings:
     """Returns the settings of the options that were given, over those of the run that is resumed."""
+    from halpiee.training.options import nested
     from halpiee.training.settings import Settings
 
     values: dict[str, Any] = {}
@@ -140,25 +169,13 @@ def gather(given: dict[str, Any], out: Path, resume: bool) -> Settings:
         values = json.loads(stored.read_text())
     elif resume:
         raise UsageError(f"--resume was asked, but {out} holds no run; leave --resume out to start one")
-    cycle_keys = {"cycles", "h", "j", "q", "omega", "end", "solver"}
-    mask_keys = {
-        "sparsity",
-        "distribution",
-        "nm",
-        "criterion",
-        "rounds",
-        "regrow",
-        "interval",
-        "fraction",
-        "initial",
-        "at",
-        "init",
-    }
-    cycle = {**values.get("cycle", {}), **{k: v for k, v in given.items() if k in cycle_keys}}
-    masks = {**values.get("masks", {}), **{k: v for k, v in given.items() if k in mask_keys}}
-    plain = {k: v for k, v in given.items() if k not in cycle_keys | mask_keys}
-    values = {**values, **plain, "cycle": cycle, "masks": masks}
-    limited = masks.get("sparsity") is not None or masks.get("distribution") == "nm"
+    values = nested(given, values)
+    masks = values["masks"]
+    limited = (
+        masks.get("sparsity") is not None
+        or masks.get("distribution") == "nm"
+        or masks.get("mask") is not None
+    )
     needed = ("model", "data") if limited else ("model", "data", "budget")
     missing = [f"--{key}" if key != "model" else "MODEL" for key in needed if values.get(key) is None]
     if missing:

@@ -9,7 +9,7 @@ everything in the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
 from halpiee.methods.method import Method, at_density, default_units
-from halpiee.methods.phases import Phase, Recipe, Resize, Train
+from halpiee.methods.phases import Phase, Recipe, Redraw, Resize, Shuffle, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
@@ -29,7 +29,12 @@ __all__ = ["SNIP", "AtInit", "GraSP", "SynFlow", "recipe"]
 
 
 def recipe(
-    budget: Budget, *, rounds: int = 1, at: int = 0, spacing: Literal["exponential", "linear"] = "exponential"
+    budget: Budget,
+    *,
+    rounds: int = 1,
+    at: int = 0,
+    spacing: Literal["exponential", "linear"] = "exponential",
+    ablations: tuple[Phase, ...] = (),
 ) -> Recipe:
     """Returns one-shot pruning as phases.
 
@@ -38,6 +43,7 @@ def recipe(
         rounds: N; every round scores the survivors again. More than one needs a budget with a density.
         at: training steps before the first.
         spacing: densities ρ^(k/N), or 1 − k·(1 − ρ)/N.
+        ablations: what is done with the mask right after.
 
     Raises:
         UsageError: no round, or rounds of a budget without a density.
@@ -55,7 +61,7 @@ def recipe(
                 budget, rho ** (k / rounds) if spacing == "exponential" else 1 - k * (1 - rho) / rounds
             )
         phases.append(Resize(budget=this, batches=True, event="prune" if at else "init"))
-    return tuple(phases)
+    return (*phases, *ablations)
 
 
 class AtInit(Method):
@@ -71,7 +77,9 @@ class AtInit(Method):
         units: by default every weight of conv and linear layers.
         at: training steps before.
         rounds: how often survivors are scored again.
-        seed: of random scores.
+        shuffle: whether the mask is then shuffled within each layer: an ablation.
+        redraw: (model, seed) → draws the weights anew under the mask: an ablation.
+        seed: of every random choice.
 
     Raises:
         UsageError: an unknown criterion, or none of the batches gave finite scores.
@@ -92,16 +100,26 @@ class AtInit(Method):
         units: Units | None = None,
         at: int = 0,
         rounds: int | None = None,
+        shuffle: bool = False,
+        redraw: Callable[[nn.Module, int], object] | None = None,
         seed: int = 0,
     ) -> None:
         units = units or default_units(bare(model), budget, None)
+        ablations: list[Phase] = [Shuffle(seed)] if shuffle else []
+        if redraw is not None:
+            ablations.append(Redraw(redraw, seed))
         chosen = self.default_criterion if criterion is None else criterion
         super().__init__(
             model,
             optimizer,
             units=units,
             pool=bind(budget, units, None),
-            recipe=recipe(budget, rounds=self.default_rounds if rounds is None else rounds, at=at),
+            recipe=recipe(
+                budget,
+                rounds=self.default_rounds if rounds is None else rounds,
+                at=at,
+                ablations=tuple(ablations),
+            ),
             criterion=named(chosen, seed) if isinstance(chosen, str) else chosen,
             batches=batches,
             seed=seed,

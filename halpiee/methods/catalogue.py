@@ -26,6 +26,8 @@ class About:
         sparsity: whether it trains to a sparsity, of which units.
         distribution: how a sparsity is spread where nothing else is asked.
         interval: the paper's ΔT, where it has one.
+        once: whether it prunes once, at a step.
+        rewinds: whether it prunes a dense training that has ended and trains again.
     """
 
     name: str
@@ -38,6 +40,8 @@ class About:
     sparsity: Literal["weights", "filters", "width"] | None = "weights"
     distribution: Literal["erk", "global", "uniform"] = "erk"
     interval: int | None = None
+    once: bool = False
+    rewinds: bool = False
 
 
 LAYERS = "uniform, erk, global, nm"
@@ -146,6 +150,7 @@ METHODS = {
             LAYERS,
             "SNIP",
             distribution="global",
+            once=True,
         ),
         About(
             "grasp",
@@ -155,6 +160,7 @@ METHODS = {
             LAYERS,
             "GraSP",
             distribution="global",
+            once=True,
         ),
         About(
             "synflow",
@@ -164,6 +170,7 @@ METHODS = {
             ONE,
             "SynFlow",
             distribution="global",
+            once=True,
         ),
         About(
             "magnitude",
@@ -173,6 +180,7 @@ METHODS = {
             LAYERS,
             "AtInit",
             distribution="global",
+            once=True,
         ),
         About(
             "random",
@@ -182,6 +190,37 @@ METHODS = {
             LAYERS,
             "AtInit",
             distribution="global",
+            once=True,
+        ),
+        About(
+            "lrr",
+            "magnitude pruning after training, then the whole schedule again: learning-rate rewinding",
+            "Renda et al. 2020, arXiv 2003.02389",
+            "weights, N:M",
+            LAYERS,
+            "rewind",
+            distribution="global",
+            rewinds=True,
+        ),
+        About(
+            "ltr",
+            "lottery-ticket rewinding: the trained network's mask, the weights of an early step, the rest again",
+            "Frankle et al. 2020, arXiv 1912.05671",
+            "weights, N:M",
+            LAYERS,
+            "rewind",
+            distribution="global",
+            rewinds=True,
+        ),
+        About(
+            "lth",
+            "the lottery ticket: the trained network's mask on the weights that training began with",
+            "Frankle & Carbin 2019, arXiv 1803.03635",
+            "weights, N:M",
+            LAYERS,
+            "rewind",
+            distribution="global",
+            rewinds=True,
         ),
         About(
             "filter",

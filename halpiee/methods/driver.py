@@ -23,9 +23,9 @@ from halpiee.methods.event import Event
 from halpiee.methods.guard import Guard
 from halpiee.methods.ledger import Ledger
 from halpiee.methods.memory import Memory
-from halpiee.methods.moves import drop, grow, resize, start
+from halpiee.methods.moves import change, grow
 from halpiee.methods.norm import RunningNorms
-from halpiee.methods.phases import Drop, Grow, Recipe, Resize, Start, Train
+from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Train
 from halpiee.methods.pools import Choice, Pool
 from halpiee.methods.ranks import check_ranks
 from halpiee.methods.unwrap import bare
@@ -259,14 +259,7 @@ class Sparse:
             phase = self.recipe[self.phase]
             if isinstance(phase, Train) and phase.steps > 0:
                 break
-            if isinstance(phase, Start):
-                start(self, phase)
-            elif isinstance(phase, Resize):
-                resize(self, phase)
-            elif isinstance(phase, Drop):
-                drop(self, phase)
-            elif isinstance(phase, Grow):
-                grow(self, phase)
+            change(self, phase)
             self.phase += 1
         self._enter(self._train())
 
@@ -319,7 +312,7 @@ class Sparse:
         """Ω of the last prune, as a share of Ψ."""
         return next((e.omega / e.budget for e in reversed(self.reports) if e.event == "prune"), 0.0)
 
-    def _last_open(self) -> Drop | Grow | Start | Resize | None:
+    def _last_open(self) -> Phase | None:
         done = self.recipe[: self.phase]
         return next((p for p in reversed(done) if not isinstance(p, Train)), None)
 
@@ -379,6 +372,16 @@ class Sparse:
             slack=choice.slack,
             next_step=choice.next_step,
             skipped=self.scores.tally.skipped,
+        )
+
+    def forget_all(self) -> None:
+        """Lets the optimizer's state of every parameter start anew."""
+        self._guard.forget_state(
+            {
+                n: torch.ones_like(p, dtype=torch.bool)
+                for n, p in self._parameters.items()
+                if n in self._tensors
+            }
         )
 
     def _forget(self) -> None:

@@ -21,14 +21,16 @@ from torch.optim import Optimizer
 from halpiee.errors import UsageError
 from halpiee.methods.method import Method, default_units, update_steps
 from halpiee.methods.momentum import Momentum
-from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Start, Train
+from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Shuffle, Start, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.given import Given
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
-from halpiee.sparsity.distribution import ERK, Budget, Global
+from halpiee.sparsity.distribution import ERK, Budget, Global, PerLayer
 from halpiee.sparsity.granularity import Units
+from halpiee.sparsity.mask import Mask
 from halpiee.sparsity.schedule import Cosine, Curve
 
 __all__ = ["SET", "SETITOP", "SNFS", "RigL", "RigLITOP", "Static", "exchange"]
@@ -36,8 +38,10 @@ __all__ = ["SET", "SETITOP", "SNFS", "RigL", "RigLITOP", "Static", "exchange"]
 Init = Literal["random", "magnitude"]
 
 
-def beginning(budget: Budget, init: Init) -> tuple[Phase, ...]:
-    """Returns the first choice of units: random, or the largest of the given weights; Global spreads as ERK."""
+def beginning(budget: Budget, init: Init, mask: Mask | None = None) -> tuple[Phase, ...]:
+    """Returns the first choice of units: given, random, or the largest of given weights; Global spreads as ERK."""
+    if mask is not None:
+        return (Resize(by=Given(mask), among="all", event="init"),)
     if init == "magnitude":
         return (Resize(by=Magnitude(), among="all", event="init"),)
     spread = ERK(budget.density) if isinstance(budget, Global) else None
@@ -101,11 +105,16 @@ class Static(Method):
     Args:
         model: trained in place.
         optimizer: over ``model.parameters()``.
-        budget: ``ERK``, ``Uniform``, ``PerLayer``, ``Global`` (spread as ERK) or ``NM``.
+        budget: ``ERK``, ``Uniform``, ``PerLayer``, ``Global`` (spread as ERK) or ``NM``; left out for a ``mask``.
         total_steps: not read; every method takes it.
         units: by default every weight of conv and linear layers.
         init: ``random`` units, or the largest of the given weights (``magnitude``).
+        mask: the units themselves: those that another training ended with, say.
+        shuffle: whether the mask is shuffled within each layer: an ablation.
         seed: of the mask.
+
+    Raises:
+        UsageError: neither a budget nor a mask, or both.
     """
 
     def __init__(
@@ -113,19 +122,28 @@ class Static(Method):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        budget: Budget,
+        budget: Budget | None = None,
         total_steps: int = 0,
         units: Units | None = None,
         init: Init = "random",
+        mask: Mask | None = None,
+        shuffle: bool = False,
         seed: int = 0,
     ) -> None:
+        if (budget is None) == (mask is None):
+            raise UsageError(
+                "a static mask is either given or drawn; give exactly one of budget=… and mask=…"
+            )
+        if budget is None:
+            assert mask is not None
+            budget = PerLayer({name: int(kept.sum()) / kept.numel() for name, kept in mask.items()})
         units = units or default_units(bare(model), budget, None)
         super().__init__(
             model,
             optimizer,
             units=units,
             pool=bind(budget, units, None),
-            recipe=beginning(budget, init),
+            recipe=(*beginning(budget, init, mask), *((Shuffle(seed),) if shuffle else ())),
             criterion=Magnitude(),
             seed=seed,
         )

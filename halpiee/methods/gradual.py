@@ -188,6 +188,7 @@ class GraNet(Method):
         first: share of the training where the cubic begins.
         last: share where it ends (t_f); the paper's 110 of 160 epochs from dense, 80 of 160 from s_i = 0.5.
         regrowth: neuroregeneration's own settings.
+        init: what an initial sparsity keeps: ``random`` weights, or the largest of the given ones (``magnitude``).
         seed: of every random choice.
 
     Raises:
@@ -209,6 +210,7 @@ class GraNet(Method):
         first: float = 0.0,
         last: float | None = None,
         regrowth: Regrowth | None = None,
+        init: Literal["random", "magnitude"] = "random",
         seed: int = 0,
     ) -> None:
         units = units or default_units(bare(model), budget, None)
@@ -226,7 +228,8 @@ class GraNet(Method):
         start: tuple[Phase, ...] = ()
         if initial > 0:
             begin = ERK(1 - initial) if isinstance(budget, Global) else at_density(budget, 1 - initial)
-            start = (Resize(budget=begin, by="random", among="all", event="init"),)
+            by: Criterion | Literal["random"] = "random" if init == "random" else Magnitude()
+            start = (Resize(budget=begin, by=by, among="all", event="init"),)
         super().__init__(
             model,
             optimizer,

@@ -74,6 +74,14 @@ class Memory:
             self.masks[name] = new
 
     @torch.no_grad()
+    def renew(self) -> None:
+        """Takes the values that the model has been given, all of them, for the last ones; inactive ones go out."""
+        for name, p in self._parameters.items():
+            self._last[name].copy_(p)
+            if not self.everything:
+                p.data.masked_fill_(~self.masks[name], 0.0)
+
+    @torch.no_grad()
     def forget_inactive(self) -> None:
         """Lets inactive elements come back as zero."""
         for name, last in self._last.items():

@@ -1,4 +1,7 @@
-"""The changes between two steps: start, resize, drop, grow. Each reads scores, calls ``choose`` and applies it."""
+"""The changes between two steps: start, resize, drop, grow. Each reads scores, calls ``choose`` and applies it.
+
+Two more are ablations of what a change has chosen: shuffle the units, redraw their weights.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,32 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from halpiee.errors import UsageError
-from halpiee.methods.phases import Drop, Grow, Resize, Start
-from halpiee.methods.pools import LayerPools, bind
+from halpiee.methods.phases import Drop, Grow, Phase, Redraw, Resize, Shuffle, Start
+from halpiee.methods.pools import Choice, LayerPools, bind
 from halpiee.saliency.criterion import Criterion
+from halpiee.sparsity.distribution import NM
 from halpiee.sparsity.mask import Mask
 
 if TYPE_CHECKING:
     from halpiee.methods.driver import Sparse
 
-__all__ = ["drop", "grow", "resize", "share", "start"]
+__all__ = ["change", "drop", "grow", "redraw", "resize", "share", "shuffle", "start"]
+
+
+def change(method: Sparse, phase: Phase) -> None:
+    """Carries out a phase that happens between two steps."""
+    if isinstance(phase, Start):
+        start(method, phase)
+    elif isinstance(phase, Resize):
+        resize(method, phase)
+    elif isinstance(phase, Drop):
+        drop(method, phase)
+    elif isinstance(phase, Grow):
+        grow(method, phase)
+    elif isinstance(phase, Shuffle):
+        shuffle(method, phase)
+    elif isinstance(phase, Redraw):
+        redraw(method, phase)
 
 
 def start(method: Sparse, phase: Start) -> None:
@@ -96,6 +116,25 @@ def grow(method: Sparse, phase: Grow) -> None:
         choice = _layers(method).choose_counts(scores, must=kept, may=~kept, counts=counts)
     method.last_grow = (kept, scores)
     method.apply(choice, "grow", phase.omega, zero=phase.values == "zero")
+
+
+def shuffle(method: Sparse, phase: Shuffle) -> None:
+    """Moves the active units of every layer to other places, with the values that are there."""
+    if isinstance(method.pool, LayerPools) and isinstance(method.pool.budget, NM):
+        raise UsageError(
+            f"a mask of {method.pool.budget.n}:{method.pool.budget.m} was to be shuffled, whose runs that would not "
+            "keep; use Global, ERK or Uniform"
+        )
+    used = method.pool.used(method.alive)
+    choice = Choice(method.alive.shuffled(phase.seed), used, 0.0, math.nan, 0.0)
+    method.apply(choice, "shuffle", 0.0, budget=used)
+
+
+def redraw(method: Sparse, phase: Redraw) -> None:
+    """Draws all weights anew, then takes the inactive ones out; momentum starts anew."""
+    phase.draw(method.model, phase.seed)
+    method.memory.renew()
+    method.forget_all()
 
 
 def share(

@@ -15,13 +15,16 @@ A ``Drop`` right before a ``Grow`` is one exchange with it: a unit that is dropp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import nn
 
 from halpiee.saliency.criterion import Criterion
 from halpiee.sparsity.distribution import Budget
 
-__all__ = ["Drop", "Grow", "Phase", "Recipe", "Resize", "Start", "Train"]
+__all__ = ["Drop", "Grow", "Phase", "Recipe", "Redraw", "Resize", "Shuffle", "Start", "Train"]
 
 
 @dataclass(frozen=True)
@@ -126,5 +129,29 @@ class Grow:
     within: Literal["budget", "layer", "shared"] = "budget"
 
 
-Phase = Train | Start | Resize | Drop | Grow
+@dataclass(frozen=True)
+class Shuffle:
+    """As many units of every layer at other places: an ablation of arXiv 2009.08576.
+
+    Attributes:
+        seed: of the places.
+    """
+
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Redraw:
+    """Another sample of the initialisation under the same mask: an ablation of arXiv 2009.08576.
+
+    Attributes:
+        draw: (model, seed) → anything; draws the weights in place.
+        seed: of the sample.
+    """
+
+    draw: Callable[[nn.Module, int], object]
+    seed: int = 0
+
+
+Phase = Train | Start | Resize | Drop | Grow | Shuffle | Redraw
 Recipe = tuple[Phase, ...]

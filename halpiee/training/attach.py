@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +18,18 @@ from halpiee.methods.at_init import SNIP, AtInit, GraSP, SynFlow
 from halpiee.methods.catalogue import about
 from halpiee.methods.dynamic import SET, SETITOP, SNFS, RigL, RigLITOP, Static
 from halpiee.methods.filters import FilterPruning
-from halpiee.methods.gradual import GMP, GraNet
+from halpiee.methods.gradual import GMP, GraNet, Regrowth
 from halpiee.methods.halp import HALP
 from halpiee.methods.iee import IEE
 from halpiee.methods.method import Method
+from halpiee.saliency.names import named
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, Uniform
 from halpiee.sparsity.granularity import Weights
+from halpiee.sparsity.mask import Mask
+from halpiee.training.checkpoint import load_weights
 from halpiee.training.data import Data
+from halpiee.training.network import network
 from halpiee.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,7 +39,9 @@ __all__ = [
     "ONE_SHOT",
     "budget_of",
     "densities",
+    "draw_again",
     "few",
+    "given_mask",
     "interval_of",
     "iterative",
     "to_a_latency",
@@ -57,21 +65,32 @@ def to_a_latency(run: Run, model: nn.Module, optimizer: Optimizer, cost: Latency
         prunes = s.masks.rounds or 30
         interval = s.masks.interval or max(1, min(40, int(s.cycle.end * total) // prunes))
         return HALP(model, optimizer, prunes=min(prunes, total), interval=interval, **common)
-    h, j, q = s.cycle.steps(total)
-    return IEE(
-        model,
-        optimizer,
-        h=h,
-        j=j,
-        q=q,
-        omega=s.cycle.omega,
-        end=s.cycle.end,
-        decay=s.cycle.decay,
-        init=s.cycle.init,
-        solver=s.cycle.solver,
-        start="pretrained" if s.weights else "scratch",
-        **common,
+    return IEE(model, optimizer, **cycle_of(s, total), **common)
+
+
+def cycle_of(s: Settings, total_steps: int) -> dict[str, Any]:
+    """Returns IEE's own arguments; given weights are scored before anything is removed, unless ``init`` says else."""
+    c, init = s.cycle, s.masks.init
+    h, j, q = c.steps(total_steps)
+    switches = (
+        "omega",
+        "end",
+        "decay",
+        "explore_init",
+        "grow_by",
+        "grow_values",
+        "freeze",
+        "explore_norm",
+        "solver",
     )
+    return {
+        "h": h,
+        "j": j,
+        "q": q,
+        **{name: getattr(c, name) for name in switches},
+        "start": "pretrained" if s.weights and init is None else "scratch",
+        "init": "random_scores" if init == "random-scores" else "random",
+    }
 
 
 def to_a_sparsity(run: Run, model: nn.Module, optimizer: Optimizer) -> Method:
@@ -97,18 +116,8 @@ def to_a_sparsity(run: Run, model: nn.Module, optimizer: Optimizer) -> Method:
         )
     common["units"] = units
     if s.method == "iee":
-        h, j, q = s.cycle.steps(total)
-        return IEE(
-            model,
-            optimizer,
-            h=h,
-            j=j,
-            q=q,
-            omega=s.cycle.omega,
-            end=s.cycle.end,
-            decay=s.cycle.decay,
-            **common,
-        )
+        by = None if m.criterion is None else named(m.criterion, s.seed)
+        return IEE(model, optimizer, criterion=by, **cycle_of(s, total), **common)
     if s.method in ONE_SHOT:
         return ONE_SHOT[s.method](
             model,
@@ -117,9 +126,18 @@ def to_a_sparsity(run: Run, model: nn.Module, optimizer: Optimizer) -> Method:
             batches=few(run.data, 10),
             at=m.at,
             rounds=m.rounds,
+            shuffle=m.ablation == "shuffle",
+            redraw=partial(draw_again, s, run.data.n_classes) if m.ablation == "reinit" else None,
             **common,
         )
+    if m.mask is not None:
+        common.pop("budget")
     return iterative(s, total)(model, optimizer, **common)
+
+
+def draw_again(s: Settings, n_classes: int, model: nn.Module, seed: int) -> None:
+    """Draws the run's network again, by its own builder and another seed."""
+    model.load_state_dict(network(replace(s, seed=seed + 1), n_classes).state_dict())
 
 
 ONE_SHOT = {"snip": SNIP, "grasp": GraSP, "synflow": SynFlow, "magnitude": AtInit, "random": AtInit}
@@ -128,16 +146,45 @@ ONE_SHOT = {"snip": SNIP, "grasp": GraSP, "synflow": SynFlow, "magnitude": AtIni
 def iterative(s: Settings, total: int) -> Callable[..., Method]:
     """Returns the class of a method that changes masks while it trains, with its own options bound."""
     m = s.masks
+    wanted = m.init or ("magnitude" if s.weights else "random")
+    init: Literal["random", "magnitude"] = "magnitude" if wanted == "magnitude" else "random"
+    if m.mask is not None:
+        return partial(Static, mask=given_mask(m.mask), shuffle=m.ablation == "shuffle")
     if s.method == "static":
-        return partial(Static, init=m.init)
+        return partial(Static, init=init)
     interval = interval_of(s, total)
     span: dict[str, Any] = {k: v for k, v in (("first", m.first), ("last", m.last)) if v is not None}
     if s.method == "gmp":
         return partial(GMP, interval=interval, **span)
     if s.method == "granet":
-        return partial(GraNet, interval=interval, initial=m.initial, **span)
+        regrowth = None if m.fraction is None else Regrowth(start=m.fraction)
+        return partial(GraNet, interval=interval, initial=m.initial, regrowth=regrowth, init=init, **span)
     dynamic = {"set": SET, "rigl": RigL, "set-itop": SETITOP, "rigl-itop": RigLITOP, "snfs": SNFS}
-    return partial(dynamic[s.method], interval=interval, fraction=m.fraction, init=m.init)
+    return partial(dynamic[s.method], interval=interval, fraction=m.fraction, end=m.last, init=init)
+
+
+def given_mask(path: str) -> Mask:
+    """Returns the mask that a run ended with.
+
+    Args:
+        path: the run's folder, or its ``mask.safetensors``.
+
+    Raises:
+        UsageError: there is none, or a file of something else.
+    """
+    file = Path(path) / "mask.safetensors" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UsageError(
+            f"--mask {path} was asked, and there is no {file}; give the folder of a finished run whose method masks "
+            "weights, or its mask.safetensors"
+        )
+    found = load_weights(file)
+    if odd := [name for name, kept in found.items() if kept.dtype != torch.bool]:
+        raise UsageError(
+            f"--mask {path} holds {odd[0]!r} of {found[odd[0]].dtype}, and masks are of bool; "
+            "give the mask.safetensors of a run"
+        )
+    return Mask(found)
 
 
 def interval_of(s: Settings, total_steps: int) -> int:

@@ -134,6 +134,7 @@ def write_report(
             "onnx": "pruned.onnx",
             "dense_onnx": "dense.onnx",
             **({"plan": "plan.json"} if (run.folder / "plan.json").is_file() else {}),
+            **({"mask": "mask.safetensors"} if (run.folder / "mask.safetensors").is_file() else {}),
             "weights": "pruned.safetensors",
             "page": "report.html",
             "markdown": "report.md",

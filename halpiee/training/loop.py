@@ -26,23 +26,27 @@ __all__ = ["Trainer", "evaluate", "learning_rate", "make_optimizer", "pick_threa
 
 
 def learning_rate(step: int, settings: Settings, total_steps: int) -> float:
-    """Returns the rate of a step: linear warm-up, then half a cosine to zero at the end of training."""
+    """Returns the rate of a step: linear warm-up, then drops by a factor, or half a cosine to zero at the end."""
     warmup = max(1, round(settings.warmup * total_steps))
     if step < warmup:
         return settings.lr * (step + 1) / warmup
+    if settings.drops:
+        passed = sum(step >= round(share * total_steps) for share in settings.drops)
+        return settings.lr * settings.drop**passed
     done = (step - warmup) / max(1, total_steps - warmup)
     return settings.lr * (1 + math.cos(math.pi * done)) / 2
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
-    """Returns SGD with Nesterov momentum; weight decay on matrices and kernels only."""
+    """Returns SGD with momentum; weight decay on matrices and kernels only."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    nesterov = settings.nesterov and settings.momentum > 0
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
 
 
 @torch.no_grad()
@@ -118,11 +122,13 @@ class Trainer:
         settings: of the run.
         checkpoint: where the state goes at the end of every epoch and on an interruption; ``None``: nowhere.
         method: attached to the optimizer, or ``None`` for a dense training.
+        facts: asked at the end of every epoch for what else its history entry holds.
+        lead: steps before the schedule begins, which they do the beginning of, too.
         report: called with every new history entry and, about twice a second, with the steps done.
 
     Attributes:
         step: optimizer steps tried so far.
-        history: one entry per epoch: epoch, step, loss, accuracy, seconds, latency_us.
+        history: one entry per epoch: epoch, step, loss, accuracy, seconds, and the facts.
         seconds: wall time spent training.
         stage: ``masked`` while the network has its dense shape, ``compact`` after it was shrunk.
     """
@@ -136,13 +142,16 @@ class Trainer:
         *,
         checkpoint: Path | None = None,
         method: Sparse | None = None,
-        latency_us: Callable[[], float | None] = lambda: None,
+        facts: Callable[[], dict[str, Any]] = dict,
+        lead: int = 0,
         report: Callable[[int, int, dict[str, Any] | None], None] = lambda step, total, entry: None,
     ) -> None:
         self.model, self.optimizer, self.data, self.settings = model, optimizer, data, settings
-        self.method, self.checkpoint, self._latency_us, self._report = method, checkpoint, latency_us, report
+        self.method, self.checkpoint, self._facts, self._report = method, checkpoint, facts, report
         self.per_epoch = data.steps_per_epoch(settings.batch_size)
-        self.total_steps = self.per_epoch * settings.epochs
+        self.schedule_steps = self.per_epoch * settings.epochs
+        self.lead = lead
+        self.total_steps = lead + self.schedule_steps
         self.step = 0
         self.stage = "masked"
         self.extra: dict[str, Any] = {}
@@ -192,13 +201,19 @@ class Trainer:
         if self.checkpoint is not None:
             save_state(self.checkpoint, self.state())
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step; after ``lead`` steps the schedule begins anew."""
+        step = self.step if self.step < self.lead else self.step - self.lead
+        return learning_rate(step, self.settings, self.schedule_steps)
+
     def train_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Does one step of the recipe and returns the loss."""
         loss = functional.cross_entropy(self.model(x), y, label_smoothing=self.settings.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.settings, self.total_steps)
+            group["lr"] = self.rate
         self.optimizer.step()
         return loss.detach()
 
@@ -218,7 +233,7 @@ class Trainer:
                     epoch, self.settings.batch_size, seed=self.settings.seed, start=first
                 )
                 for x, y in batches:
-                    if until(self):
+                    if until(self) or self.step >= self.total_steps:
                         return
                     loss = float(self.train_step(x, y))
                     if not math.isfinite(loss):
@@ -253,7 +268,7 @@ class Trainer:
             "loss": self._loss_sum / max(1, self._loss_steps),
             "accuracy": accuracy,
             "seconds": self.seconds,
-            "latency_us": self._latency_us(),
+            **self._facts(),
         }
         self._loss_sum, self._loss_steps = 0.0, 0
         self.history.append(entry)

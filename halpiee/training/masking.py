@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,8 @@ from halpiee.structure.masked import verify
 from halpiee.structure.plan import Plan
 from halpiee.structure.size import macs
 from halpiee.training import record
-from halpiee.training.attach import densities, to_a_sparsity
-from halpiee.training.baseline import choose_threads, resumed, trainer_of
+from halpiee.training.attach import densities, draw_again, to_a_sparsity
+from halpiee.training.baseline import active_macs, choose_threads, resumed, trainer_of
 from halpiee.training.checkpoint import load_state, save_json, save_weights
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
 from halpiee.training.network import arguments, initial
@@ -26,7 +27,7 @@ from halpiee.training.selected import Selected
 if TYPE_CHECKING:
     from halpiee.training.run import Run
 
-__all__ = ["train_masked", "train_small"]
+__all__ = ["finish_masked", "train_masked", "train_small"]
 
 
 def train_masked(run: Run) -> dict[str, Any]:
@@ -36,14 +37,16 @@ def train_masked(run: Run) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     s = run.settings
     model = initial(s, run.data.n_classes).to(run.device)
+    if s.masks.mask is not None and s.masks.ablation == "reinit":
+        draw_again(s, run.data.n_classes, model, s.seed)
     optimizer = make_optimizer(model, s)
     method = to_a_sparsity(run, model, optimizer)
-    trainer = resumed(run, model, optimizer, method)
+    trainer = resumed(run, model, optimizer, method, lead=s.masks.at if s.masks.restart else 0)
     if isinstance(method, FilterPruning) and trainer.stage == "masked":
         trainer.run(until=lambda t: method.finished)
         _cut(run, trainer, method)
     trainer.run()
-    return _finish(run, trainer, method)
+    return finish_masked(run, trainer, method)
 
 
 def _cut(run: Run, trainer: Trainer, method: FilterPruning) -> None:
@@ -68,8 +71,17 @@ def _units(method: Method) -> dict[str, Any]:
     }
 
 
-def _finish(run: Run, trainer: Trainer, method: Method) -> dict[str, Any]:
-    """Writes weights, plan and results."""
+def finish_masked(
+    run: Run, trainer: Trainer, method: Method, before: Sequence[tuple[int, str, dict[str, int]]] = ()
+) -> dict[str, Any]:
+    """Writes weights, masks, plan and results.
+
+    Args:
+        run: whose folder it goes to.
+        trainer: at its end.
+        method: what it trained by.
+        before: log of what was trained before this training: the dense network that is pruned after training.
+    """
     model = trainer.model
     top1, top5 = evaluate(model, run.data)
     counts: dict[str, int] = {}
@@ -95,16 +107,17 @@ def _finish(run: Run, trainer: Trainer, method: Method) -> dict[str, Any]:
         "sparsity": units,
         "effective_macs": None if keep is not None else record.effective_macs(layers, units["densities"]),
         "events": record.plain_events(method.reports),
-        "train_flops_ratio": record.masked_flops(
-            method.log,
-            layers,
-            {name: math.prod(shape) for name, shape in method.units.sizes.items()},
-            trainer.total_steps,
+        "train_flops_ratio": record.train_flops(
+            [*before, *method.log],
+            active_macs(run, method),
+            trainer.schedule_steps,
             compact_macs=run.macs(counts),
             paper_charges_gradient=method.paper_charges_gradient,
         ),
     }
     save_weights(run.folder / "pruned.safetensors", model.state_dict())
+    if keep is None:
+        save_weights(run.folder / "mask.safetensors", method.alive)
     save_json(run.folder / "pruned.json", result)
     (run.folder / "pruned.state").unlink(missing_ok=True)
     return result

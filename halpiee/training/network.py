@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from halpiee.errors import UsageError
+from halpiee.methods.rewind import draw_normal
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.settings import Settings
 from halpiee.zoo import build
@@ -19,7 +20,10 @@ __all__ = ["arguments", "initial", "network"]
 def network(settings: Settings, n_classes: int) -> nn.Module:
     """Returns the network with random weights of the run's seed."""
     torch.manual_seed(settings.seed)
-    return build(settings.model, **arguments(settings, n_classes))
+    model = build(settings.model, **arguments(settings, n_classes))
+    if settings.masks.ablation == "normal":
+        draw_normal(model, settings.seed)
+    return model
 
 
 def arguments(settings: Settings, n_classes: int) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import torch
 
 import latency
 from halpiee.errors import MissingError, OutputInUseError, ProfileError, UsageError
+from halpiee.methods.catalogue import about
+from halpiee.methods.once import stages
 from halpiee.methods.pools import bind
 from halpiee.saliency.names import named
 from halpiee.sparsity.granularity import Filters
@@ -116,16 +118,28 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
         return
     model = network(s, summary.n_classes)
     units = Filters(model) if s.method == "filter" else weights_of(model, s)
-    bind(budget_of(s), units, None)
+    budget = {} if s.masks.mask is not None else {"budget": budget_of(s)}
+    if budget:
+        bind(budget_of(s), units, None)
+    total = 1 if summary.n_train is None else max(1, summary.n_train // s.batch_size) * s.epochs
+    last = max(s.masks.rewind or 0, s.masks.at)
+    if summary.n_train is not None and last > total:
+        option = "rewind" if s.masks.rewind else "at"
+        raise UsageError(
+            f"--{option} {last} was asked of a training of {total} steps; give a step up to that, or train longer"
+        )
+    if about(s.method).rewinds:
+        for _ in stages(budget_of(s), units, None, s.masks.rounds or 1):
+            pass
+        return
     if summary.n_train is None or s.method in (*ONE_SHOT, "iee", "filter"):
         return
-    total = max(1, summary.n_train // s.batch_size) * s.epochs
     iterative(s, total)(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         units=units,
-        budget=budget_of(s),
         total_steps=total,
+        **budget,
     ).detach()
 
 

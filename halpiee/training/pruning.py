@@ -90,8 +90,6 @@ def _finish(run: Run, trainer: Trainer, method: Method, path: Path) -> dict[str,
     model = trainer.model
     top1, top5 = evaluate(model, run.data)
     counts = {name: int(mask.sum()) for name, mask in trainer.extra["keep"].items()}
-    compact_steps = trainer.total_steps - sum(steps for steps, _, _ in method.log)
-    log = [*method.log, (compact_steps, "compact", counts)]
     extra = {key: value for key, value in trainer.extra.items() if key != "keep"}
     result = {
         "accuracy": top1,
@@ -101,7 +99,9 @@ def _finish(run: Run, trainer: Trainer, method: Method, path: Path) -> dict[str,
         "params": sum(p.numel() for p in model.parameters()),
         "counts": counts,
         "events": record.events(method.reports),
-        "train_flops_ratio": record.train_flops(log, run.macs, trainer.total_steps),
+        "train_flops_ratio": record.train_flops(
+            method.log, run.macs, trainer.total_steps, compact_macs=run.macs(counts)
+        ),
         **extra,
     }
     plan = Plan.from_selection(

@@ -16,7 +16,6 @@ __all__ = [
     "effective_macs",
     "events",
     "line_values",
-    "masked_flops",
     "plain_events",
     "promise",
     "promise_of_units",
@@ -114,28 +113,26 @@ def effective_macs(macs: Mapping[str, int], density: Mapping[str, float]) -> int
     return round(sum(n * share.get(name, 1.0) for name, n in macs.items()))
 
 
-def masked_flops(
+def train_flops(
     log: Sequence[tuple[int, str, Mapping[str, int]]],
-    macs: Mapping[str, int],
-    sizes: Mapping[str, int],
+    macs: Callable[[Mapping[str, int]], float],
     dense_steps: int,
     *,
-    compact_macs: int | None = None,
+    compact_macs: float | None = None,
     paper_charges_gradient: bool = True,
 ) -> dict[str, float]:
-    """Returns the training FLOPs of masked weights or filters as a multiple of the dense network's.
+    """Returns the training FLOPs as a multiple of the dense network's, by both accountings.
 
     Args:
-        log: (steps, kind, active units per weight or convolution), see ``halpiee.methods.phases.Train.kind``.
-        macs: layer → multiply-accumulates of its dense forward.
-        sizes: weight or convolution → units in all.
+        log: (steps, kind, active units per name), see ``halpiee.methods.phases.Train.kind``.
+        macs: active units → multiply-accumulates of one forward; none named: dense.
         dense_steps: steps of the dense training it is compared with; what the log lacks of them was trained compact.
         compact_macs: of the compact network's forward.
         paper_charges_gradient: whether the paper charges dense weight gradients that growing reads.
     """
-    meter, dense = FlopsMeter(), sum(macs.values())
+    meter, dense = FlopsMeter(), macs({})
     for steps, kind, counts in log:
-        active = effective_macs(macs, {name: k / sizes[name] for name, k in counts.items()})
+        active = macs(counts)
         if kind == "explore":
             meter.explore(steps, active, dense)
         elif kind == "explore_all":
@@ -149,25 +146,4 @@ def masked_flops(
     rest = dense_steps - sum(steps for steps, _, _ in log)
     if rest > 0:
         meter.train(rest, dense if compact_macs is None else compact_macs)
-    return meter.ratio(dense, dense_steps)
-
-
-def train_flops(
-    log: Sequence[tuple[int, str, Mapping[str, int]]],
-    macs: Callable[[Mapping[str, int]], int],
-    dense_steps: int,
-) -> dict[str, float]:
-    """Returns the training FLOPs as a multiple of the dense network's, by both accountings.
-
-    Args:
-        log: (steps, ``train`` | ``explore`` | ``compact``, active units per group).
-        macs: counts → multiply-accumulates of one forward; no counts: dense.
-        dense_steps: steps of the dense training it is compared with.
-    """
-    meter, dense = FlopsMeter(), macs({})
-    for steps, kind, counts in log:
-        if kind == "explore":
-            meter.explore(steps, macs(counts), dense)
-        else:
-            meter.train(steps, macs(counts))
     return meter.ratio(dense, dense_steps)

@@ -7,11 +7,14 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from halpiee.errors import UsageError
-from halpiee.methods.catalogue import about
+from halpiee.methods.catalogue import About, about
+from halpiee.training.cycle import Cycle
+from halpiee.training.masks import Masks
+from halpiee.training.typed import fitted
 
 __all__ = ["Cycle", "Masks", "Settings", "parse_budget"]
 
@@ -41,105 +44,6 @@ def parse_budget(text: str) -> tuple[float | None, float | None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cycle:
-    """How IEE exchanges units; see ``halpiee.IEE``.
-
-    Attributes:
-        h: steps before a prune; ``None``: chosen so that ``cycles`` fit.
-        j: steps after it; likewise.
-        q: steps of exploring; likewise.
-        cycles: how many cycles when h, j and q are left open.
-        omega: Ω⁰ as a share of Ψ.
-        end: share of the training after which updates have ended.
-        decay: how Ω falls.
-        init: how the first units are chosen from scratch.
-        solver: ``joint``, ``cpsat`` or ``linear``.
-    """
-
-    h: int | None = None
-    j: int | None = None
-    q: int | None = None
-    cycles: int = 8
-    omega: float = 0.3
-    end: float = 0.75
-    decay: Literal["exponential", "cosine"] = "exponential"
-    init: Literal["random", "random_scores"] = "random"
-    solver: Literal["joint", "cpsat", "linear"] = "joint"
-
-    def steps(self, total_steps: int) -> tuple[int, int, int]:
-        """Returns (h, j, q); open ones share what ``cycles`` cycles leave within the first ``end`` of training.
-
-        Raises:
-            UsageError: not even one step each is left.
-        """
-        given = [n for n in (self.h, self.j, self.q) if n is not None]
-        room = int(self.end * total_steps) // max(self.cycles, 1) - sum(given)
-        share = room // max(3 - len(given), 1)
-        h, j, q = (share if n is None else n for n in (self.h, self.j, self.q))
-        if min(h, q) < 1 or j < 0:
-            raise UsageError(
-                f"{self.cycles} cycles were asked of {total_steps} steps with updates ending at {self.end:.0%}; "
-                f"that leaves {room} steps for h, j and q: train more epochs, or ask for fewer --cycles"
-            )
-        return h, j, q
-
-
-@dataclass(frozen=True, kw_only=True)
-class Masks:
-    """What a method that trains to a sparsity is asked for; ``None``: its paper's own, fitted to the training.
-
-    Attributes:
-        sparsity: share that is removed.
-        distribution: how it is spread: ``uniform``, ``erk``, ``global`` or ``nm``.
-        nm: N and M of ``nm``, as ``2:4``.
-        criterion: whose scores, by name.
-        rounds: how often survivors are scored again.
-        interval: steps between two updates.
-        fraction: share exchanged by the first update.
-        initial: sparsity that GraNet starts from.
-        regrow: share of a layer's filters that each round exchanges.
-        at: steps before one-shot pruning.
-        init: how the first units are chosen: ``random``, or the largest of the given weights (``magnitude``).
-        first: share of the training where a gradual method begins.
-        last: share where it ends.
-    """
-
-    sparsity: float | None = None
-    distribution: Literal["uniform", "erk", "global", "nm"] | None = None
-    nm: str = "2:4"
-    criterion: str | None = None
-    rounds: int | None = None
-    interval: int | None = None
-    fraction: float | None = None
-    initial: float = 0.0
-    regrow: float = 0.0
-    at: int = 0
-    init: Literal["random", "magnitude"] = "random"
-    first: float | None = None
-    last: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.sparsity is not None and not 0 < self.sparsity < 1:
-            raise UsageError(
-                f"a sparsity of {self.sparsity} was asked; sparsity is the share that is removed, between 0 and 1"
-            )
-        match = re.fullmatch(r"([0-9]+):([0-9]+)", self.nm)
-        if not match or not 0 < int(match[1]) <= int(match[2]):
-            raise UsageError(f"the pattern {self.nm!r} was asked; give N:M with 0 < N <= M, such as 2:4")
-
-    @property
-    def n_of_m(self) -> tuple[int, int]:
-        """N and M."""
-        n, m = self.nm.split(":")
-        return int(n), int(m)
-
-    @property
-    def asked(self) -> bool:
-        """Whether a sparsity is asked for, as a number or as a pattern."""
-        return self.sparsity is not None or self.distribution == "nm"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Settings:
     """One training to a budget.
 
@@ -155,7 +59,10 @@ class Settings:
         batch_size: images per training step.
         lr: peak learning rate.
         warmup: share of the training over which the rate rises linearly.
-        momentum: of SGD (Nesterov).
+        drops: shares of the training at which the rate is multiplied by ``drop``; none: half a cosine to zero.
+        drop: the factor.
+        momentum: of SGD.
+        nesterov: whether it is Nesterov's.
         weight_decay: on weights with two or more dimensions; norms and biases are left alone.
         label_smoothing: of the cross-entropy.
         baseline: whether a dense network is trained beside.
@@ -182,7 +89,10 @@ class Settings:
     batch_size: int = 64
     lr: float = 0.1
     warmup: float = 0.05
+    drops: tuple[float, ...] = ()
+    drop: float = 0.1
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     baseline: bool = True
@@ -204,6 +114,20 @@ class Settings:
                 raise UsageError(f"{name}={getattr(self, name)} was asked; it is at least {least}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise UsageError(f"lr={self.lr} was asked; give a positive learning rate")
+        if not 0 <= self.warmup < 1 or not 0 <= self.momentum < 1:
+            raise UsageError(
+                f"warmup={self.warmup} and momentum={self.momentum} were asked; both are shares from 0 to below 1"
+            )
+        if list(self.drops) != sorted({d for d in self.drops if 0 < d < 1}) or not 0 < self.drop < 1:
+            raise UsageError(
+                f"drops={list(self.drops)} by {self.drop} were asked; drops are ascending shares of the training, "
+                "such as 0.5,0.75, and the factor lies between 0 and 1"
+            )
+        if not 0 <= self.label_smoothing < 1 or self.weight_decay < 0:
+            raise UsageError(
+                f"label_smoothing={self.label_smoothing} and weight_decay={self.weight_decay} were asked; "
+                "the first is a share below 1, the second at least 0"
+            )
 
     def _check_goal(self) -> None:
         """Refuses a method without the limit it needs, or with two."""
@@ -230,12 +154,54 @@ class Settings:
             raise UsageError(
                 "--method halp prunes a trained network; give its --weights, such as dense.safetensors of a run"
             )
+        self._check_options(method)
+
+    def _check_options(self, method: About) -> None:
+        """Refuses an option that the method would silently leave out."""
+        m = self.masks
+        if m.mask is not None and self.method != "static":
+            raise UsageError(
+                f"--mask was given to --method {self.method}, which chooses its own; give --method static"
+            )
+        if m.rewind is not None and self.method != "ltr":
+            raise UsageError(
+                f"--rewind {m.rewind} was given to --method {self.method}; only ltr takes weights of a step "
+                "(lth is step 0, lrr the last one)"
+            )
+        if method.rewinds and self.weights is not None and self.method != "lrr":
+            raise UsageError(
+                f"--method {self.method} rewinds to a step of a dense training that it watches, and --weights "
+                f"{self.weights} are already trained; leave --weights out, or use --method lrr"
+            )
+        if m.at and not method.once:
+            raise UsageError(
+                f"--at {m.at} was given to --method {self.method}; it is of one-shot pruning: snip, grasp, synflow, "
+                "magnitude or random"
+            )
+        if m.ablation in ("shuffle", "reinit") and not (method.once or method.rewinds or m.mask is not None):
+            raise UsageError(
+                f"--ablation {m.ablation} was given to --method {self.method}, which has no one mask to train; train "
+                f"its final one anew: --method static --mask RUN --ablation {m.ablation}"
+            )
+        if m.restart and not (m.at or self.method == "ltr"):
+            raise UsageError(
+                "--restart begins the schedule anew after a pruning at a later step; give --at STEP or --method ltr"
+            )
+        if m.init == "random-scores" and self.method != "iee":
+            raise UsageError(f"--init random-scores was given to --method {self.method}; it is IEE's own")
+        if m.init == "magnitude" and self.method == "iee":
+            raise UsageError(
+                "--init magnitude was given to --method iee, which starts from given --weights by its own scores, "
+                "else at random; give --init random, --init random-scores or --weights"
+            )
 
     @property
     def goal(self) -> str:
         """What is to be met, in words: the budget as it was given, or the sparsity."""
         if self.budget is not None:
             return self.budget
+        if self.masks.mask is not None:
+            return f"the mask of {self.masks.mask}"
         kind = self.masks.distribution or about(self.method).distribution
         if kind == "nm":
             return f"{self.masks.nm} weights"
@@ -253,16 +219,14 @@ class Settings:
         """Builds settings from their JSON values.
 
         Raises:
-            UsageError: a key that settings do not have.
+            UsageError: a key that settings do not have, or a value of another type.
         """
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise UsageError(
-                f"settings hold {unknown}, which this version does not know; known are {sorted(known)}"
-            )
-        nested = {"cycle": Cycle(**values.get("cycle", {})), "masks": Masks(**values.get("masks", {}))}
-        return cls(**{**values, **nested})
+        plain = {key: value for key, value in values.items() if key not in ("cycle", "masks")}
+        return cls(
+            **fitted(cls, plain),
+            cycle=Cycle(**fitted(Cycle, values.get("cycle", {}))),
+            masks=Masks(**fitted(Masks, values.get("masks", {}))),
+        )
 
     @property
     def digest(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import latency
 from halpiee.deploy.calibrate import calibrate
 from halpiee.errors import BudgetError
+from halpiee.methods.catalogue import about
 from halpiee.methods.pools import bind
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.fixed import fixed_sides
@@ -27,6 +28,7 @@ from halpiee.training.closing import write_report
 from halpiee.training.masking import train_masked, train_small
 from halpiee.training.opening import check_cells
 from halpiee.training.pruning import train_to_budget
+from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
 from latency.predict import Calibration
 
@@ -52,9 +54,11 @@ def execute(run: Run) -> dict[str, Any]:
     watch = _Watch(run.folder / "seconds.json")
     cost = _price(run, watch) if s.budget is not None else None
     dense = None
-    if s.baseline or s.weights:
+    again = retrain_of(s, run.total_steps)
+    if s.baseline or s.weights or again is not None:
         run.talk.stage("Train dense" if not s.weights else "Given weights")
-        dense = watch.timed("dense", lambda: train_dense(run))
+        step = again.weights if again is not None and isinstance(again.weights, int) else 0
+        dense = watch.timed("dense", lambda: train_dense(run, keep_step=step or None))
     run.talk.stage("Train to the budget" if s.budget is not None else f"Train: {s.goal}")
     pruned = watch.timed("pruned", lambda: _train(run, cost))
     run.talk.stage("Export and measure")
@@ -144,4 +148,6 @@ def _check_reachable(run: Run, cost: LatencyCost) -> None:
 def _train(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
     if run.settings.method == "small-dense":
         return train_small(run, cost)
+    if about(run.settings.method).rewinds:
+        return train_rewound(run)
     return train_masked(run) if cost is None else train_to_budget(run, cost)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from halpiee.methods.catalogue import METHODS
 from halpiee.training import baseline, stages
 from halpiee.training.attach import budget_of, interval_of, weights_of
 from halpiee.training.checkpoint import load_weights
-from halpiee.training.record import masked_flops, promise_of_units
+from halpiee.training.record import promise_of_units, train_flops
 from halpiee.training.run import Run
 from halpiee.training.settings import Cycle, Masks, Settings
 from halpiee.zoo import build
@@ -156,20 +156,20 @@ def test_settings_that_cannot_work_are_refused_with_what_to_type(
 
 
 def test_training_flops_follow_from_counts_and_kinds() -> None:
-    macs, sizes = {"a": 30, "b": 10}, {"a.weight": 10, "b.weight": 10}
-    half = {"a.weight": 5, "b.weight": 5}  # active: 20 of 40
+    macs: Callable[[Mapping[str, int]], float] = lambda k: 3 * k.get("a", 10) + k.get("b", 10)  # noqa: E731
+    half = {"a": 5, "b": 5}  # active: 20 of 40
     log = [(9, "train", half), (1, "gradient", half)]
     # RigL: (9 · 3 · 20 + 2 · 20 + 40) / (10 · 3 · 40)
-    assert masked_flops(log, macs, sizes, 10)["strict"] == pytest.approx(620 / 1200)
-    assert masked_flops(log, macs, sizes, 10, paper_charges_gradient=False) == {
+    assert train_flops(log, macs, 10)["strict"] == pytest.approx(620 / 1200)
+    assert train_flops(log, macs, 10, paper_charges_gradient=False) == {
         "paper": pytest.approx(0.5),
         "strict": pytest.approx(620 / 1200),
     }
     # IEE explores: paper dense + 2 · active, strict 3 · dense − active
-    found = masked_flops([(1, "explore", half)], macs, sizes, 1)
+    found = train_flops([(1, "explore", half)], macs, 1)
     assert found == {"paper": pytest.approx(80 / 120), "strict": pytest.approx(100 / 120)}
     # the compact rest: 5 of 10 steps at a quarter of the dense network
-    found = masked_flops([(5, "train", half)], macs, sizes, 10, compact_macs=10)
+    found = train_flops([(5, "train", half)], macs, 10, compact_macs=10)
     assert found["paper"] == pytest.approx((5 * 20 + 5 * 10) / (10 * 40))
 
 

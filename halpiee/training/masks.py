@@ -1,0 +1,94 @@
+"""What a run to a sparsity is asked for: how much, where, by whose scores, and when."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from halpiee.errors import UsageError
+
+__all__ = ["Masks"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masks:
+    """What a method that trains to a sparsity is asked for; ``None``: its paper's own, fitted to the training.
+
+    Attributes:
+        sparsity: share that is removed.
+        distribution: how it is spread: ``uniform``, ``erk``, ``global`` or ``nm``.
+        nm: N and M of ``nm``, as ``2:4``.
+        mask: run, or file, whose final mask is taken over instead of a sparsity; ``static`` only.
+        criterion: whose scores, by name.
+        rounds: how often survivors are scored again.
+        interval: steps between two updates.
+        fraction: share exchanged by the first update.
+        initial: sparsity that GraNet starts from.
+        regrow: share of a layer's filters that each round exchanges.
+        at: steps before one-shot pruning.
+        init: how the first units are chosen: ``random``, by one solve on ``random-scores`` (IEE), or the largest of
+            the weights (``magnitude``); ``None``: random from scratch, by magnitude (IEE: by its scores) where weights
+            are given.
+        first: share of the training where a gradual method begins.
+        last: share where updates end.
+        rewind: step of the dense training whose weights are taken (``ltr``).
+        restart: whether the schedule of the learning rate begins anew after pruning.
+        ablation: ``shuffle`` the mask within each layer, ``reinit`` the weights under it, or draw the first weights
+            of every layer from N(0, 1) (``normal``).
+    """
+
+    sparsity: float | None = None
+    distribution: Literal["uniform", "erk", "global", "nm"] | None = None
+    nm: str = "2:4"
+    mask: str | None = None
+    criterion: str | None = None
+    rounds: int | None = None
+    interval: int | None = None
+    fraction: float | None = None
+    initial: float = 0.0
+    regrow: float = 0.0
+    at: int = 0
+    init: Literal["random", "magnitude", "random-scores"] | None = None
+    first: float | None = None
+    last: float | None = None
+    rewind: int | None = None
+    restart: bool = False
+    ablation: Literal["shuffle", "reinit", "normal"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise UsageError(
+                f"a sparsity of {self.sparsity} was asked; sparsity is the share that is removed, between 0 and 1"
+            )
+        match = re.fullmatch(r"([0-9]+):([0-9]+)", self.nm)
+        if not match or not 0 < int(match[1]) <= int(match[2]):
+            raise UsageError(f"the pattern {self.nm!r} was asked; give N:M with 0 < N <= M, such as 2:4")
+        if self.mask is not None and (self.sparsity is not None or self.distribution is not None):
+            raise UsageError(
+                f"--mask {self.mask} and a sparsity were asked; a mask says itself how much is kept: leave one out"
+            )
+        for name, least in (("at", 0), ("rewind", 0), ("rounds", 1), ("interval", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name} {value} was asked; it is at least {least}")
+        for name in ("fraction", "initial", "regrow", "first", "last"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UsageError(f"--{name} {value} was asked; it is a share between 0 and 1")
+        if self.ablation == "shuffle" and self.distribution == "nm":
+            raise UsageError(
+                f"--ablation shuffle was asked of {self.nm}, whose runs a shuffled mask would not keep; "
+                "give --distribution global, erk or uniform"
+            )
+
+    @property
+    def n_of_m(self) -> tuple[int, int]:
+        """N and M."""
+        n, m = self.nm.split(":")
+        return int(n), int(m)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a sparsity is asked for: as a number, as a pattern, or by a mask."""
+        return self.sparsity is not None or self.distribution == "nm" or self.mask is not None

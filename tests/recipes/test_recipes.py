@@ -1,0 +1,241 @@
+"""The papers' settings as files: the figures that are printed, and that a scaled-down run of each trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halpiee.errors import UsageError
+from halpiee.recipes import names, read
+from halpiee.training import baseline
+from halpiee.training.baseline import train_dense
+from halpiee.training.masking import train_masked
+from halpiee.training.options import OPTIONS, nested
+from halpiee.training.rewinding import retrain_of, train_rewound
+from halpiee.training.run import Run
+from halpiee.training.settings import Settings
+
+# epochs, batch, rate, drops (in epochs), factor, weight decay, and the method's own figures
+GRANET = (160, 128, 0.1, (80, 120), 0.1, 5e-4)
+IMAGENET = (100, 64, 0.1, (30, 60, 90), 0.1, 1e-4)
+S3 = {
+    "cifar": (160, 128, 0.1, (80, 120), 0.1, 1e-4),
+    "tinyimagenet": (200, 256, 0.2, (100, 150), 0.1, 1e-4),
+    "imagenet": (90, 1024, 0.4, (30, 60, 80), 0.1, 1e-4),
+}
+WRN = tuple(30_000 * i / 390 for i in range(1, 4))  # every 30,000 steps, 390 an epoch
+PRINTED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "granet-cifar": (GRANET, {"interval": 1000, "initial": 0.0, "fraction": 0.5, "last": 110 / 160}),
+    "granet-erk-cifar": (GRANET, {"interval": 1000, "initial": 0.5, "fraction": 0.5, "last": 80 / 160}),
+    "granet-2x-cifar": (
+        (320, 128, 0.1, (160, 240), 0.1, 5e-4),
+        {"interval": 1000, "initial": 0.0, "last": 220 / 320},
+    ),
+    "gmp-cifar": (GRANET, {"interval": 1000, "last": 110 / 160, "distribution": "global"}),
+    "granet-imagenet": (IMAGENET, {"interval": 4000, "initial": 0.0, "last": 0.3}),
+    "granet-erk-imagenet": (IMAGENET, {"interval": 4000, "initial": 0.5, "last": 0.3}),
+    "rigl-cifar": (
+        (250, 128, 0.1, WRN, 0.2, 5e-4),
+        {"interval": 100, "fraction": 0.3, "last": 75_000 / 97_500, "distribution": "erk"},
+    ),
+    "rigl-imagenet": ((100, 4096), {"interval": 100, "fraction": 0.3, "last": 25_000 / 32_000}),
+    "gmp-imagenet": (
+        (100, 4096),
+        {"interval": 1000, "first": 10 / 32, "last": 25 / 32, "distribution": "uniform"},
+    ),
+    "rigl-itop-cifar": (GRANET, {"interval": 4000, "fraction": 0.5, "distribution": "erk"}),
+    "set-itop-cifar": (GRANET, {"interval": 1500, "fraction": 0.5, "distribution": "erk"}),
+    "rigl-itop-imagenet": ((100, 128, 0.1, (30, 60, 90), 0.1, 1e-4), {"interval": 4000, "fraction": 0.5}),
+    "iee-cifar": ((250, 128, 0.1, WRN, 0.2, 5e-4), {"end": 0.75, "omega": 0.3, "h": 150, "j": 150, "q": 150}),
+    "iee-cifar-500": (
+        (500, 128, 0.1, tuple(30_000 * i / 390 for i in range(1, 7)), 0.2, 5e-4),
+        {"end": 0.75, "omega": 0.3},
+    ),
+    "iee-imagenet": (
+        (100, 1024, 1.024, (), 0.1, 3.05e-5),
+        {
+            "warmup": 0.08,
+            "momentum": 0.875,
+            "label_smoothing": 0.1,
+            "h": 150,
+            "j": 150,
+            "q": 150,
+            "end": 0.75,
+        },
+    ),
+    "iee-structured-imagenet": (
+        (130, 1024, 1.024, (), 0.1, 3.05e-5),
+        {
+            "warmup": 8 / 130,
+            "momentum": 0.875,
+            "label_smoothing": 0.1,
+            "end": 5 / 130,
+            "omega": 0.3,
+            "q": 150,
+        },
+    ),
+    "halp-imagenet": (
+        (90, 1024, 1.024, (), 0.1, 3.05e-5),
+        {"warmup": 8 / 90, "momentum": 0.875, "label_smoothing": 0.1, "interval": 40, "rounds": 30},
+    ),
+    "filter-cifar": (
+        (160, 128, 0.1, (80, 120), 0.1, 1e-4),
+        {"rounds": 25, "interval": 390, "criterion": "loss-magnitude", "sparsity": 0.65},
+    ),
+    **{f"at-init-{k}": (v, {"momentum": 0.9, "method": "snip"}) for k, v in S3.items()},
+    **{f"lrr-{k}": (v, {"momentum": 0.9, "method": "lrr"}) for k, v in S3.items()},
+    "ltr-cifar": (S3["cifar"], {"rewind": 1000}),
+    "ltr-vgg16-cifar": (S3["cifar"], {"rewind": 2000}),
+    "ltr-tinyimagenet": (S3["tinyimagenet"], {"rewind": 1000}),
+    "ltr-imagenet": (S3["imagenet"], {"rewind": 6255}),
+}
+
+
+def settings(name: str, **over: Any) -> Settings:
+    options = {"model": "toy:net", "data": "toy:data", **read(name).options, **over}
+    if options["method"] == "halp":
+        options["weights"] = "w.safetensors"
+    return Settings.from_dict(nested(options))
+
+
+def test_every_recipe_is_held_to_its_print() -> None:
+    assert set(names()) == set(PRINTED)
+
+
+@pytest.mark.parametrize("name", sorted(PRINTED))
+def test_a_recipe_has_the_figures_that_are_printed(name: str) -> None:
+    schedule, others = PRINTED[name]
+    s = settings(name)
+    found = (s.epochs, s.batch_size, s.lr, tuple(d * s.epochs for d in s.drops), s.drop, s.weight_decay)
+    for value, printed in zip(found, schedule, strict=False):
+        assert value == pytest.approx(printed)
+    options = read(name).options
+    for key, printed in others.items():
+        part, _ = OPTIONS[key]
+        assert getattr(s if part is None else getattr(s, part), key) == pytest.approx(printed), key
+        assert options[key] == pytest.approx(printed), key
+
+
+@pytest.mark.parametrize("name", sorted(PRINTED))
+def test_a_recipe_says_where_it_is_printed_and_what_is_left_open(name: str) -> None:
+    recipe = read(name)
+    assert recipe.about
+    assert "arXiv" in recipe.source or recipe.source.startswith("Advancing Weight and Channel")
+    assert recipe.open
+    assert all(": " not in note for note in recipe.open)
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(PRINTED) if n.endswith(("cifar", "cifar-500"))])
+def test_a_scaled_down_run_of_each_cifar_recipe_trains_to_its_sparsity(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
+    short = {"epochs": 2, "batch_size": 12, "interval": 2, "h": 2, "j": 1, "q": 1, "rewind": 3}
+    short = {
+        key: value for key, value in short.items() if key in {"epochs", "batch_size", *read(name).options}
+    }
+    if name == "filter-cifar":
+        short |= {"rounds": 3}
+    given = settings(name, **short)
+    run = Run.open(given, tmp_path / "run", Quiet())
+    again = retrain_of(given, run.total_steps)
+    if again is None:
+        found = train_masked(run)
+    else:
+        train_dense(run, keep_step=again.weights if isinstance(again.weights, int) else None)
+        found = train_rewound(run)
+    total = found["sparsity"]["total"]
+    sparsity = given.masks.sparsity
+    assert sparsity is not None
+    assert found["sparsity"]["kept"] == found["sparsity"]["asked"]
+    assert found["sparsity"]["kept"] / total == pytest.approx(1 - sparsity, abs=1.5 / total)
+
+
+class Quiet:
+    """Says nothing."""
+
+    def stage(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def sweeping(self, done: int, total: int) -> None: ...
+
+    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None: ...
+
+
+def test_a_file_of_ones_own_takes_options_with_hyphens_and_shares(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "method: rigl\nsparsity: 0.95\nbatch-size: 32\nlr: 1e-1\ndrops: [10/40, 0.5]\nnesterov: no\nbudget:\n"
+    )
+    recipe = read(file)
+    assert recipe.options == {
+        "method": "rigl",
+        "sparsity": 0.95,
+        "batch_size": 32,
+        "lr": 0.1,
+        "drops": (0.25, 0.5),
+        "nesterov": False,
+        "budget": None,
+    }
+    assert recipe.source == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "sparsety: 0.9\n",
+            r"--recipe .*r\.yaml holds 'sparsety', which is no option .*; did you mean 'sparsity'\?",
+        ),
+        ("batch-sise: 9\n", "did you mean 'batch-size'"),
+        ("epochs: many\n", r"r\.yaml hold 'epochs': 'many' \(str\); it takes a whole number"),
+        ("epochs: true\n", r"'epochs': True \(bool\); it takes a whole number"),
+        ("lr: fast\n", "it takes a number or a share such as 80/160"),
+        ("drops: [80/0]\n", "it takes a list, each a number or a share"),
+        ("freeze: 1\n", "it takes true or false"),
+        ("distribution: even\n", "it takes 'uniform', 'erk', 'global', 'nm'"),
+        ("h: 1.5\n", "'h': 1.5 .float.; it takes a whole number"),
+        ("- epochs\n", "holds list where options were wanted"),
+        ("", "holds NoneType where options were wanted"),
+        ("3: 4\n", "holds dict where options were wanted"),
+        ("a: [1\n", r"r\.yaml is not YAML: while parsing"),
+        ("a: !!python/object/apply:os.getcwd []\n", "is not YAML: could not determine a constructor"),
+    ],
+)
+def test_a_file_that_is_wrong_names_itself_the_key_and_the_nearest_known(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read(file)
+
+
+def test_an_unknown_name_gets_the_closest_recipe() -> None:
+    with pytest.raises(UsageError, match="neither a file nor a recipe; did you mean 'granet-cifar'"):
+        read("granet-cifr")
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"cannot be read .*; give a YAML file"):
+        read(tmp_path / "r.yaml")
+
+
+def test_recipes_ship_inside_the_package() -> None:
+    shipped = {f.name for f in files("halpiee.recipes").iterdir()}
+    assert {f"{name}.yaml" for name in PRINTED} <= shipped
+
+
+def test_shares_scale_with_the_epochs_that_are_given_instead() -> None:
+    s = settings("granet-cifar", epochs=16)
+    assert tuple(d * s.epochs for d in s.drops) == (8, 12)
+    assert s.masks.last == 110 / 160
+    assert replace(s, epochs=160).digest == settings("granet-cifar").digest
