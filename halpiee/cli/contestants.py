@@ -81,6 +81,7 @@ class Contestant:
         if self.how not in ("cpu", "onnx"):
             return None
         same = found.get("device") == latency.environment()["device"]
+        same &= found.get("backend", "onnxruntime") == "onnxruntime"
         if not same or (found.get("batch"), found.get("threads")) != (str(batch), str(threads)):
             return None
         return float(found["predicted_us"]) if "predicted_us" in found else None

@@ -182,7 +182,9 @@ def _network(
             )
         if options["width"] is not None or options["classes"] is not None:
             raise UsageError("--width and --classes are in the plan; leave them out beside --plan")
-        return from_plan(plan, shape, model=source, weights=weights, seed=options["seed"])
+        return from_plan(
+            plan, shape, model=source, weights=weights, precision=precision, seed=options["seed"]
+        )
     if source is None:
         raise UsageError("nothing to export was named; give the folder of a run, a MODEL, or --plan FILE")
     if Path(source).is_dir():

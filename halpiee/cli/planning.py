@@ -25,6 +25,9 @@ __all__ = ["command"]
 SWEEP = tuple(0.05 * i for i in range(1, 21))
 """Shares of the dense latency along the curve."""
 
+TARGET = ("device", "backend", "dtype", "threads")
+"""What of a profile's environment a plan remembers, beside the batch."""
+
 
 @click.command(
     "plan",
@@ -243,6 +246,7 @@ def command(
             selection,
             model=model,
             arguments={name: value for name, value in arguments.items() if value is not None},
+            target={key: measured.environment.get(key) for key in TARGET} | {"batch": images},
         ).save(out)
     notes += [f"plan in {out}"] * (out is not None) + [f"curve in {plot}"] * (plot is not None)
     answer(result, as_json, lambda: _show(result, notes))

@@ -96,6 +96,7 @@ def from_plan(
     *,
     model: str | None = None,
     weights: Path | None = None,
+    precision: str = "fp32",
     seed: int = 0,
 ) -> Network:
     """Returns what a plan leaves of its network; compared with the masked one where the weights are dense.
@@ -105,6 +106,7 @@ def from_plan(
         shape: (channels, height, width) of the images.
         model: MODEL string of the dense network; by default the plan's.
         weights: of the dense network, or of the compact one.
+        precision: of the file that is made of it.
         seed: of the initial weights.
 
     Raises:
@@ -122,7 +124,7 @@ def from_plan(
     if not name:
         raise UsageError(f"the plan {path} does not name its network; give it as MODEL before --plan")
     dense, example = _built(name, plan.arguments, seed).eval(), _example(shape)
-    metadata = plan_metadata(plan, path) | {"model": name}
+    metadata = plan_metadata(plan, path, precision=precision) | {"model": name}
     loaded = None if weights is None else load_weights(weights)
     sizes = {key: tuple(value.shape) for key, value in dense.state_dict().items()}
     if loaded is not None and {key: tuple(value.shape) for key, value in loaded.items()} != sizes:

@@ -17,21 +17,30 @@ __all__ = ["plan_hash", "plan_metadata", "read_metadata", "run_metadata", "write
 KEPT = ("model", "method", "budget", "backend", "batch", "threads", "budget_us", "dense_us")
 """Keys of a run's report that go into the file as they are."""
 
+PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+"""What a profile's dtype is called in a file."""
+
 
 def plan_hash(path: Path) -> str:
     """Returns the SHA-256 of a plan file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def plan_metadata(plan: Plan, path: Path) -> dict[str, str]:
+def plan_metadata(plan: Plan, path: Path, *, precision: str = "fp32") -> dict[str, str]:
     """Returns what a file made from a plan says of itself.
 
     Args:
         plan: the plan.
         path: the file it came from.
+        precision: of the file; a latency that was predicted for another one is left out.
     """
-    values = {"model": plan.model, "budget_us": plan.budget_us, "predicted_us": plan.latency_us}
-    return _texts(values) | {"plan_sha256": plan_hash(path)}
+    target = plan.target
+    values = {"model": plan.model, "budget_us": plan.budget_us, "plan_sha256": plan_hash(path)}
+    values |= {key: target.get(key) for key in ("device", "backend", "batch", "threads")}
+    dtype = str(target.get("dtype", "float32"))
+    if PRECISIONS.get(dtype, dtype) == precision:
+        values["predicted_us"] = plan.latency_us
+    return _texts(values)
 
 
 def run_metadata(
@@ -44,7 +53,7 @@ def run_metadata(
         plan: the run's plan file.
         run: digest of its settings.
         side: ``pruned`` or ``dense``; the plan and its latencies belong to the pruned network only.
-        precision: of the file; the latencies were measured in fp32 and are left out of any other.
+        precision: of the file; latencies are of fp32 and left out of any other.
     """
     values: dict[str, Any] = {key: report.get(key) for key in KEPT}
     environment = report.get("environment") or {}
@@ -55,9 +64,8 @@ def run_metadata(
         }
     if side == "pruned":
         values["plan_sha256"] = plan_hash(plan) if plan.is_file() else None
-        values["predicted_us"] = report.get("predicted_us")
     if side == "pruned" and precision == "fp32":
-        values["measured_us"] = report.get("measured_us")
+        values |= {key: report.get(key) for key in ("predicted_us", "measured_us")}
     elif precision == "fp32":
         values["measured_us"] = report.get("dense_us")
     return _texts(values)

@@ -71,6 +71,7 @@ class Plan:
         budget_us: latency that was asked for, or None.
         upper_bound: no selection within the budget has a higher value, or None.
         gap: distance of the selection's value to it, relative, or None.
+        target: what ``latency_us`` was predicted for: device, backend, dtype, batch, threads, as far as known.
     """
 
     groups: tuple[PlannedGroup, ...]
@@ -84,6 +85,7 @@ class Plan:
     budget_us: float | None = None
     upper_bound: float | None = None
     gap: float | None = None
+    target: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_selection(
@@ -94,6 +96,7 @@ class Plan:
         model: str = "",
         arguments: Mapping[str, Any] | None = None,
         budget_us: float | None = None,
+        target: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Binds a selection to the structure it was made for.
 
@@ -103,6 +106,7 @@ class Plan:
             model: the MODEL string that builds the dense model.
             arguments: arguments of its builder.
             budget_us: latency that was asked for, in µs.
+            target: what the latency was predicted for.
 
         Raises:
             StructureError: the selection's keep does not fit the structure.
@@ -127,6 +131,7 @@ class Plan:
             budget_us=budget_us if budget_us is not None else number(selection, "budget_us"),
             upper_bound=number(selection, "upper_bound"),
             gap=number(selection, "gap"),
+            target=dict(target or {}),
         )
 
     @property

@@ -61,7 +61,12 @@ def planned(tmp_path: Path) -> SimpleNamespace:
     keep = {g.name: torch.arange(g.size) % 2 == 0 for g in structure.prunable}
     chosen = SimpleNamespace(keep=keep, latency_us=77.0)
     Plan.from_selection(
-        structure, chosen, model="toy:net", arguments={"num_classes": 6}, budget_us=80.0
+        structure,
+        chosen,
+        model="toy:net",
+        arguments={"num_classes": 6},
+        budget_us=80.0,
+        target={"device": "a CPU", "backend": "onnxruntime", "dtype": "float32", "batch": 4, "threads": 2},
     ).save(tmp_path / "plan.json")
     save_weights(tmp_path / "dense.safetensors", model.state_dict())
     compact = halpiee.shrink(model, structure, keep)
@@ -91,8 +96,7 @@ def test_a_half_precision_file_does_not_claim_latencies_of_fp32(finished_run: Pa
     exported(finished_run, "--precision", "fp16", "--out", tmp_path / "half.onnx")
     found = read_metadata(tmp_path / "half.onnx")
     assert (found["precision"], found["budget_us"]) == ("fp16", "125")
-    assert "measured_us" not in found
-    assert "dense_us" not in found
+    assert not found.keys() & {"predicted_us", "measured_us", "dense_us"}
 
 
 def test_a_plan_with_dense_weights_is_checked_against_the_masked_network(planned: SimpleNamespace) -> None:
@@ -109,6 +113,20 @@ def test_a_plan_with_dense_weights_is_checked_against_the_masked_network(planned
     assert done["rel_l2"] <= 1e-5
     found = read_metadata(out)
     assert (found["model"], found["budget_us"], found["predicted_us"]) == ("toy:net", "80", "77")
+    assert [found[key] for key in ("device", "backend", "batch", "threads")] == [
+        "a CPU",
+        "onnxruntime",
+        "4",
+        "2",
+    ]
+
+
+def test_a_plan_for_fp32_predicts_nothing_of_a_half_precision_file(planned: SimpleNamespace) -> None:
+    out = planned.folder / "half.onnx"
+    exported("--plan", planned.folder / "plan.json", *SMALL, "--precision", "fp16", "--out", out)
+    found = read_metadata(out)
+    assert found["budget_us"] == "80"
+    assert "predicted_us" not in found
 
 
 def test_a_plan_with_the_compact_networks_weights_says_what_was_not_checked(planned: SimpleNamespace) -> None:

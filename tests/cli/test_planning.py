@@ -184,6 +184,11 @@ def test_the_plan_in_a_file_is_the_plan_that_was_said(profile: Path, tmp_path: P
     found = plan(profile, "--budget", "0.5", "--out", str(tmp_path / "half.json"))
     saved = halpiee.Plan.load(tmp_path / "half.json")
     assert saved.counts == {name: count for name, (count, _) in found["groups"].items()}
+    environment = Profile.load(profile).environment
+    assert saved.target == {
+        "batch": 1,
+        **{key: environment.get(key) for key in ("device", "backend", "dtype", "threads")},
+    }
     fresh = build("mobilenet_v1_cifar", width=0.25).eval()
     layers = {n: m for n, m in saved.apply(fresh).named_modules() if isinstance(m, torch.nn.Conv2d)}
     assert {n: m.out_channels for n, m in layers.items()} == {n: found["widths"][n] for n in layers}
