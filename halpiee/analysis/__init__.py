@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halpiee.analysis.collapse import collapsed_channels, neuron_collapse
     from halpiee.analysis.correlation import correlations
-    from halpiee.analysis.flops import FlopsMeter, forward_share, train_flops
+    from halpiee.analysis.flops import FlopsMeter, forward_cost, forward_share, train_flops
     from halpiee.analysis.history import History
     from halpiee.analysis.plasticity import Plasticity, pruning_plasticity
     from halpiee.analysis.survival import (
@@ -30,6 +30,7 @@ __all__ = [
     "distance",
     "distances",
     "exploration",
+    "forward_cost",
     "forward_share",
     "neuron_collapse",
     "overlaps",
@@ -48,6 +49,7 @@ _HOME = {
     "distance": "survival",
     "distances": "survival",
     "exploration": "survival",
+    "forward_cost": "flops",
     "forward_share": "flops",
     "neuron_collapse": "collapse",
     "overlaps": "survival",

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from halpiee.errors import UsageError
 
-__all__ = ["Accounting", "Density", "FlopsMeter", "Method", "forward_share", "train_flops"]
+__all__ = ["Accounting", "Density", "FlopsMeter", "Method", "forward_cost", "forward_share", "train_flops"]
 
 Accounting = Literal["paper", "strict"]
 Convention = Literal["macs", "flops"]
@@ -130,6 +130,20 @@ def forward_share(macs: Mapping[str, int], density: Constant) -> float:
     return sum(n * _valid(density.get(name, 1.0), name) for name, n in macs.items()) / total
 
 
+def forward_cost(macs: Mapping[str, int], density: Constant, *, convention: Convention) -> float:
+    """Returns what one forward of a sparse network costs: in MACs, or in FLOPs at two a MAC.
+
+    Args:
+        macs: layer → multiply-accumulates of its dense forward.
+        density: one share for all layers, or layer → share; a layer left out is dense.
+        convention: ``macs`` or ``flops``.
+
+    Raises:
+        UsageError: an unknown layer or convention, or a density outside [0, 1].
+    """
+    return forward_share(macs, density) * sum(macs.values()) * _factor(convention)
+
+
 @dataclass
 class FlopsMeter:
     """Adds up what a training costs, phase by phase, by both accountings.
@@ -180,9 +194,7 @@ class FlopsMeter:
 
     def total(self, accounting: Accounting, convention: Convention) -> float:
         """Returns what was added, per image if the MACs were: in MACs, or in FLOPs at two a MAC."""
-        return (self.paper_macs if accounting == "paper" else self.strict_macs) * (
-            2 if convention == "flops" else 1
-        )
+        return (self.paper_macs if accounting == "paper" else self.strict_macs) * _factor(convention)
 
     def ratio(self, dense_macs: float, dense_steps: int) -> dict[str, float]:
         """Returns ``{"paper": …, "strict": …}``: multiples of a dense training of ``dense_steps`` steps."""
@@ -192,6 +204,14 @@ class FlopsMeter:
             )
         whole = 3.0 * dense_macs * dense_steps
         return {"paper": self.paper_macs / whole, "strict": self.strict_macs / whole}
+
+
+def _factor(convention: Convention) -> int:
+    if convention not in get_args(Convention):
+        raise UsageError(
+            f"the convention {convention!r} was asked; give 'macs' or 'flops', at two FLOPs a MAC"
+        )
+    return 2 if convention == "flops" else 1
 
 
 def _shares(macs: Mapping[str, int], density: Density, steps: int) -> NDArray[np.float64]:

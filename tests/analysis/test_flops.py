@@ -249,3 +249,8 @@ def test_a_network_without_macs_is_refused() -> None:
 def test_a_negative_phase_is_refused() -> None:
     with pytest.raises(UsageError, match="neither steps nor MACs can be negative"):
         FlopsMeter().explore(1, active_macs=2.0, dense_macs=1.0)
+
+
+def test_a_convention_is_macs_or_flops_and_always_said() -> None:
+    with pytest.raises(UsageError, match="the convention 'ops' was asked; give 'macs' or 'flops'"):
+        FlopsMeter().total("paper", "ops")  # type: ignore[arg-type]
