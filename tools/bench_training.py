@@ -1,7 +1,7 @@
-"""What masks cost a training step, and what shrinking saves: ratios of interleaved pairs, printed as a table.
+"""What masks cost a training step, what a change of the masks costs, and what shrinking saves, printed as two tables.
 
-Run as ``make bench`` or ``python -m tools.bench_training --pairs 100``. CPU time of one thread; the interval of a
-median is the distribution-free one of order statistics.
+Run as ``make bench`` or ``python -m tools.bench_training --pairs 100``. CPU time of one thread. A step is compared with
+the dense one in interleaved pairs; the interval of a median is the distribution-free one of order statistics.
 """
 
 from __future__ import annotations
@@ -9,21 +9,26 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from halpiee.methods.dynamic import RigL
+from halpiee.methods.dynamic import Static
 from halpiee.methods.iee import IEE
 from halpiee.saliency import Taylor
 from halpiee.sparsity import ERK, Channels, Uniform
 from halpiee.structure.size import macs
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
+from tools.mask_updates import updates
+
+PROFILE = Path("profiles/amd-epyc-avx2-ort-1t/resnet20-32-b1.jsonl")
 
 
 def stepper(
@@ -54,18 +59,19 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return ordered[n // 2], ordered[lo], ordered[hi]
 
 
-def pairs(first: Callable[[], None], second: Callable[[], None], n: int) -> list[float]:
-    """Returns ``n`` ratios second / first, each from two neighbouring steps in alternating order."""
+def pairs(first: Callable[[], None], second: Callable[[], None], n: int) -> tuple[list[float], list[float]]:
+    """Returns ``n`` ratios second / first of neighbouring steps in alternating order, and the first's seconds."""
     for warm in (first, second, first, second):
         warm()
-    ratios = []
+    ratios, seconds = [], []
     for i in range(n):
         if i % 2:
             b, a = cpu_seconds(second), cpu_seconds(first)
         else:
             a, b = cpu_seconds(first), cpu_seconds(second)
         ratios.append(b / a)
-    return ratios
+        seconds.append(a)
+    return ratios, seconds
 
 
 def sgd(model: nn.Module) -> Optimizer:
@@ -74,33 +80,38 @@ def sgd(model: nn.Module) -> Optimizer:
 
 
 def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--changes", type=int, default=40, help="of each method's masks (default 40)")
+    parser.add_argument("--profile", type=Path, default=PROFILE, help="latencies of the network")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    # The networks' own arithmetic must be alike: zeros cost what other numbers cost, but not denormals.
+    torch.set_flush_denormal(True)
     dense = build(options.model, num_classes=10, width=options.width)
     x = torch.randn(options.batch_size, 3, options.size, options.size)
     batch = (x, torch.randint(0, 10, (options.batch_size,)))
     structure = trace(dense, (x[:1],))
-    masked = copy.deepcopy(dense)
+    weights, channels = copy.deepcopy(dense), copy.deepcopy(dense)
     n = options.pairs + 2  # two warm-up steps before every series
 
     print(
         f"{options.model} ×{options.width:g}, {options.size}×{options.size}, batch {options.batch_size}, "
-        f"one thread, CPU time, {options.pairs} interleaved pairs; SGD with momentum"
+        f"one thread, CPU time, {options.pairs} interleaved pairs; SGD with momentum\n"
     )
-    optimizer = sgd(masked)
+    optimizer, weights_optimizer = sgd(channels), sgd(weights)
+    Static(weights, weights_optimizer, budget=ERK(0.1))
     iee = IEE(
-        masked,
+        channels,
         optimizer,
         budget=Uniform(0.5),
-        units=Channels(masked, structure),
+        units=Channels(channels, structure),
         criterion=Taylor(),
         total_steps=3 * n + 3,
         h=n,
@@ -108,30 +119,46 @@ def main() -> None:
         q=n,
         end=1.0,
     )
-    dense_step, masked_step = stepper(dense, sgd(dense), batch), stepper(masked, optimizer, batch)
-    # The networks' own arithmetic must be alike: zeros cost what other numbers cost, but not denormals.
-    torch.set_flush_denormal(True)
-    for label, bound in (
-        ("masked, scoring (h)", 1.05),
-        ("exploring (q)", 1.10),
-        ("masked, updates over", 1.05),
-    ):
-        median, lo, hi = median_interval(pairs(dense_step, masked_step, options.pairs))
-        print(f"  {label:24} / dense step   {median:.3f}  [{lo:.3f}, {hi:.3f}]   at most {bound:.2f} asked")
-    updated = copy.deepcopy(dense)
-    optimizer = sgd(updated)
-    RigL(updated, optimizer, budget=ERK(0.1), total_steps=100 * n, interval=1)
-    median, lo, hi = median_interval(pairs(dense_step, stepper(updated, optimizer, batch), options.pairs))
-    print(
-        f"  {'a mask update (RigL, 90 %)':24} / dense step   {median - 1:.3f}  [{lo - 1:.3f}, {hi - 1:.3f}]   "
-        "at most 2 asked; masking of a step included"
+    dense_step = stepper(dense, sgd(dense), batch)
+    weights_step, channels_step = (
+        stepper(weights, weights_optimizer, batch),
+        stepper(channels, optimizer, batch),
     )
+    print("| step | of a dense step, median [95 %] | asked |\n|---|---|---|")
+    seconds: list[float] = []
+    for label, step, bound in (
+        ("masked, 90 % of the weights", weights_step, 1.05),
+        ("masked, half of the channels, scoring", channels_step, 1.05),
+        ("all channels, exploring", channels_step, 1.10),
+        ("masked, half of the channels, changes over", channels_step, 1.05),
+    ):
+        ratios, more = pairs(dense_step, step, options.pairs)
+        seconds += more
+        print(row(label, ratios, f"≤ {bound:.2f}"), flush=True)
     compact, compact_optimizer = iee.shrink()
     share = sum(macs(structure, iee.alive.counts).values()) / sum(macs(structure).values())
-    median, lo, hi = median_interval(
-        pairs(dense_step, stepper(compact, compact_optimizer, batch), options.pairs)
+    ratios, more = pairs(dense_step, stepper(compact, compact_optimizer, batch), options.pairs)
+    print(row(f"cut to these channels, {share:.3f} of the MACs", ratios, "falls with the MACs"))
+
+    unit = statistics.median([*seconds, *more])
+    print(f"\n{options.changes} changes of the masks of each kind; a dense step takes {1e3 * unit:.0f} ms\n")
+    print(
+        "| method | change | ms, median | of a dense step [95 %] | worst | asked |\n|---|---|---|---|---|---|"
     )
-    print(f"  {'compact':24} / dense step   {median:.3f}  [{lo:.3f}, {hi:.3f}]   MACs {share:.3f} of dense")
+    model = build(options.model, num_classes=10, width=options.width)
+    for update in updates(model, sgd, x[:1], options.profile, options.changes):
+        median, lo, hi = (value / unit for value in median_interval(update.seconds))
+        print(
+            f"| {update.method} | {update.events} | {1e3 * median * unit:.1f} | {median:.3f} [{lo:.3f}, {hi:.3f}] | "
+            f"{max(update.seconds) / unit:.3f} | ≤ 2 |",
+            flush=True,
+        )
+
+
+def row(label: str, ratios: Sequence[float], asked: str) -> str:
+    """Returns one line of the table of steps."""
+    median, lo, hi = median_interval(ratios)
+    return f"| {label} | {median:.3f} [{lo:.3f}, {hi:.3f}] | {asked} |"
 
 
 if __name__ == "__main__":
