@@ -11,7 +11,7 @@ from typing import Literal
 __all__ = ["Band", "Series", "chart", "ticks"]
 
 WIDTH, HEIGHT = 560, 280
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 12, 44
 
 
 @dataclass(frozen=True)
