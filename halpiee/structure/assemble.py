@@ -13,7 +13,7 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.timed import timed_ops
 from halpiee.structure.units import Atoms
 
-__all__ = ["Attribute", "Norm", "assemble", "collapsed"]
+__all__ = ["Attribute", "Norm", "assemble", "collapsed", "rectangular"]
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,16 @@ def assemble(recorder: Recorder) -> Structure:
     Units get consecutive numbers, group by group; groups are ordered by the first layer that produces (else
     reads) them, so names and numbers are the same in every process.
     """
-    for label, where, all_rows in recorder.spreads:
-        rectangular(recorder, label, where, all_rows=all_rows)
     units = recorder.units
     for label, dims, where in recorder.batched:
         label = units.find(label)
         for dim in range(dims):
             if not np.array_equal(label, np.broadcast_to(label.take([0], axis=dim), label.shape)):
                 units.freeze(label, where)
+    channel_dims: dict[str, int] = {}
+    for norm in recorder.norms:
+        if channel_dims.setdefault(norm.module, norm.dim) != norm.dim:
+            units.freeze(norm.atoms, f"{norm.module} over channels that lie elsewhere in another call")
     membership = Membership(recorder)
     inputs = {int(units.find(np.array([atom]))[0]): name for name, atom in recorder.inputs}
     groups: list[ChannelGroup] = []
@@ -114,12 +116,22 @@ def assemble(recorder: Recorder) -> Structure:
         details={
             "attributes": tuple(
                 Attribute(module, name, numbered(atoms), mul, div, at)
-                for module, name, atoms, mul, div, at in recorder.attributes
+                for module, name, at, (atoms, mul, div) in (
+                    (*key, value)
+                    for key, value in {
+                        (module, name, at): (atoms, mul, div)
+                        for module, name, atoms, mul, div, at in recorder.attributes
+                    }.items()
+                )
             ),
-            "norms": tuple(Norm(n.module, n.dim, numbered(n.atoms)) for n in recorder.norms),
+            "norms": tuple(
+                Norm(n.module, n.dim, numbered(n.atoms))
+                for n in {n.module: n for n in recorder.norms}.values()
+            ),
             "sources": sources,
             "untimed": untimed(recorder),
             "unread": unread(recorder),
+            "training_alone": training_alone(recorder),
             "roots": roots,
             "real": False,
             "positions": recorder.positions,
@@ -151,13 +163,32 @@ UNTIMED = frozenset(
 
 def untimed(recorder: Recorder) -> dict[str, int]:
     """Returns how often each op that takes time occurs without a timed op for it."""
-    return dict(Counter(e.name for e in recorder.events if e.timing is None and e.name in UNTIMED))
+    events = recorder.events[: recorder.evaluated]
+    return dict(Counter(e.name for e in events if e.timing is None and e.name in UNTIMED))
 
 
 def unread(recorder: Recorder) -> tuple[str, ...]:
     """Returns the parameters that the forward does not read, for example those of a head for training alone."""
     read = {value for event in recorder.events for value in event.reads} | set(recorder.outputs)
     return tuple(n for n, value in recorder.values.items() if n in recorder.learned and value not in read)
+
+
+def training_alone(recorder: Recorder) -> tuple[str, ...]:
+    """Returns the modules that run in training and not in an evaluation, the outermost ones, in order."""
+    evaluated = {event.module for event in recorder.events[: recorder.evaluated]}
+    trained = {event.module: None for event in recorder.events[recorder.evaluated :]}
+    prefixes = {
+        name[:at] for name in evaluated for at in range(len(name) + 1) if name[at : at + 1] in ("", ".")
+    }
+    found: dict[str, None] = {}
+    for name in trained:
+        parts = name.split(".")
+        outer = next(
+            (o for n in range(1, len(parts) + 1) if (o := ".".join(parts[:n])) not in prefixes), None
+        )
+        if outer:
+            found[outer] = None
+    return tuple(found)
 
 
 def slot(recorder: Recorder, name: str, dim: int, numbers: Atoms) -> Slot:
@@ -188,20 +219,25 @@ def group(alike: Alike, name: str, start: int) -> ChannelGroup:
     )
 
 
-def rectangular(recorder: Recorder, label: Atoms, where: str, *, all_rows: bool) -> None:
-    """Ties what a reshape has spread over several dimensions, so that it stays rectangular after removals.
+def rectangular(recorder: Recorder) -> None:
+    """Ties what reshapes have spread over several dimensions, so that it stays rectangular after removals.
 
-    Position j of the last varying dimension is tied across the others. With ``all_rows`` also where all of a row
-    is one unit: which of its channels lies where would depend on how many rows stay.
+    Position j of the last varying dimension is tied across the others; in a reshape of ``recorder.turned`` all of a
+    row is tied instead, so that whole rows go. With ``all_rows`` also where all of a row is one unit: which of its
+    channels lies where would depend on how many rows stay.
     """
-    label = recorder.units.find(label)
-    varied = [d for d, size in enumerate(label.shape) if size > 1]
-    if not all_rows:
-        firsts = {d: np.broadcast_to(label.take([0], axis=d), label.shape) for d in varied}
-        varied = [d for d in varied if not np.array_equal(label, firsts[d])]
-    if len(varied) < 2:
-        return
-    if (label == 0).any():
-        recorder.units.freeze(label, f"{where} spreads constant channels")
-    rows = np.moveaxis(label, varied[-1], 0).reshape(label.shape[varied[-1]], -1)
-    recorder.units.unite(rows[:, 1:], rows[:, :1])
+    units = recorder.units
+    for spread in recorder.spreads:
+        label = units.find(spread.label)
+        varied = [d for d, size in enumerate(label.shape) if size > 1]
+        if not spread.all_rows:
+            firsts = {d: np.broadcast_to(label.take([0], axis=d), label.shape) for d in varied}
+            varied = [d for d in varied if not np.array_equal(label, firsts[d])]
+        if len(varied) < 2:
+            continue
+        if (label == 0).any():
+            units.freeze(label, f"{spread.where} spreads constant channels")
+        rows = np.moveaxis(label, varied[-1], 0).reshape(label.shape[varied[-1]], -1)
+        if spread.place in recorder.turned:
+            rows = rows.T
+        units.unite(rows[:, 1:], rows[:, :1])

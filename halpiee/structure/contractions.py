@@ -187,13 +187,13 @@ def matrix_product(recorder: Recorder, call: Call) -> Timing | None:
         recorder.freeze_call(call)
         return None
     a_weight, b_weight = recorder.tag(a).parameter, recorder.tag(b).parameter
-    if a_weight and b_weight and call.name != "bmm" and recorder.origin(a) not in recorder.learned:
+    if a_weight and b_weight and call.name != "bmm" and recorder.tag(a).source not in recorder.learned:
         recorder.freeze(a, f"{call.where} of a buffer")  # a table of numbers that a layer reads as its input
         recorder.set(a, Tag())
         a_weight = False
     if a_weight and b_weight:
         recorder.freeze_call(call)
-        recorder.set(call.out, Tag(parameter=True))
+        recorder.set(call.out, Tag(parameter=True, source=recorder.tag(a).source))
         return None
     if call.name == "linear":
         return linear(recorder, call, a, b, -1, 1, 0, bias, call.out.dim() - 1)

@@ -7,6 +7,7 @@ be a smaller one than the model, cut on paper.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -21,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from halpiee.errors import StructureError
+from halpiee.structure.branches import taken
 from halpiee.structure.heads import adapted
 from halpiee.structure.labels import Tag
 from halpiee.structure.modes import Api, Dispatch, Path
@@ -47,8 +49,20 @@ def record(
     recorder: Recorder | None = None,
     *,
     real: bool = False,
+    training: bool = False,
 ) -> Recorder:
-    """Runs a copy of the model, fake unless asked, cut where asked, and returns what was recorded."""
+    """Runs a copy of the model, fake unless asked, cut where asked, and returns what was recorded.
+
+    Args:
+        model: the model.
+        example_inputs: its inputs.
+        positions: grouped layers and norms whose unit is a position across groups.
+        cut: what to leave out, or None.
+        recorder: what to record into; a new one where none is given.
+        real: whether to run on real tensors.
+        training: whether to run it once more with the branches that it takes in training. Where it cannot run so
+            on these inputs (a loss may want targets), only the evaluation counts.
+    """
     fake_mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
     memo: dict[int, Any] = {}
     names: dict[int, str] = {}
@@ -88,16 +102,55 @@ def record(
             recorder.units.freeze(atom, "a network input")
             recorder.inputs.append((f"input#{index + 1}" if index else "input", int(atom[0])))
             recorder.set(tensor, Tag().with_axes([atom.reshape((1,) * tensor.dim())] if tensor.dim() else []))
-        outputs = forward(copied, recorder, fake_mode, inputs)
-    for tensor in outputs:
-        recorder.freeze(tensor, "feeds the network's output")
-        recorder.outputs.append(recorder.value(tensor))
-        recorder.output_shapes.append(tuple(tensor.shape))
+        ended(recorder, forward(copied, recorder, fake_mode, inputs), "feeds the network's output")
+        recorder.evaluation_ended()
+        if training:
+            trained(copied, recorder, fake_mode, inputs, must=cut is not None)
     read = {value for event in recorder.events for value in event.reads} | set(recorder.outputs)
     for values, label, reason in recorder.unread:
         if read.intersection(values):
             recorder.units.freeze(label, reason)
     return recorder
+
+
+def ended(recorder: Recorder, outputs: list[Tensor], reason: str) -> None:
+    """Freezes what feeds an output."""
+    for tensor in outputs:
+        recorder.freeze(tensor, reason)
+        recorder.outputs.append(recorder.value(tensor))
+        recorder.output_shapes.append(tuple(tensor.shape))
+
+
+def trained(
+    model: nn.Module,
+    recorder: Recorder,
+    fake_mode: FakeTensorMode | None,
+    inputs: tuple[Any, ...],
+    *,
+    must: bool,
+) -> None:
+    """Runs the copy once more as it trains; what couples there is coupled, and nothing in it can go or is timed."""
+    taken(model)
+    evaluated = {layer.name for layer in recorder.layers}
+    n_layers, scalars, made = len(recorder.layers), len(recorder.scalars), len(recorder.made)
+    positions = dict(recorder.output_positions)
+    try:
+        outputs = forward(model, recorder, fake_mode, inputs)
+    except (StructureError, NeedsValuesError):
+        if must:
+            raise
+        del recorder.events[recorder.evaluated :], recorder.layers[n_layers:]
+        del recorder.scalars[scalars:], recorder.made[made:]
+        recorder.spreads = [spread for spread in recorder.spreads if spread.place < recorder.evaluated_moves]
+        del recorder.moves[recorder.evaluated_moves :]
+        recorder.failed, recorder.failed_at, recorder.last_module = [], "", ""
+    else:
+        recorder.training = True
+        ended(recorder, outputs, "feeds an output in training")
+    recorder.layers[n_layers:] = [c for c in recorder.layers[n_layers:] if c.name not in evaluated]
+    for layer in recorder.layers[n_layers:]:
+        recorder.units.freeze(layer.outs, "runs in training alone")
+    recorder.output_positions |= positions
 
 
 def stand_in(tensor: Tensor, fake_mode: FakeTensorMode | None, kept: Mapping[int, Tensor]) -> Tensor:
@@ -130,10 +183,13 @@ def forward(
 ) -> list[Tensor]:
     """Runs the fake copy under the recording modes and returns its output tensors."""
     path = Path()
+    handles = []
     for name, module in model.named_modules():
-        module.register_forward_pre_hook(path.enter(name))
-        module.register_forward_hook(path.leave, always_call=True)
+        handles.append(module.register_forward_pre_hook(path.enter(name)))
+        handles.append(module.register_forward_hook(path.leave, always_call=True))
     fast = torch.backends.mha.get_fastpath_enabled()
+    report = logging.getLogger(FakeTensorMode.__module__)
+    quiet, report.disabled = report.disabled, True  # a cut that fails is a finding, not an error
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad(), fake_mode or nullcontext(), Api(path, recorder.made), Dispatch(recorder, path):
@@ -151,6 +207,9 @@ def forward(
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        report.disabled = quiet
+        for handle in handles:
+            handle.remove()
     outputs = tensors_of(result)
     if not outputs:
         raise StructureError(

@@ -34,7 +34,8 @@ def pointwise(recorder: Recorder, call: Call) -> Timing | None:
     zero = stays_zero(recorder, call, operands, tags)
     if all(t.parameter for t in tags):
         axes = united_parameters(recorder, operands, tags, out.dim())
-        result = Tag(tuple(axes), parameter=True, zero=zero)
+        source = next((t.source for t in tags if t.source), "")
+        result = Tag(tuple(axes), parameter=True, zero=zero, source=source)
     else:
         label = united_activations(recorder, call, operands, tags, out.dim())
         label = with_parameters(recorder, call, operands, tags, label, out.dim())
@@ -151,7 +152,7 @@ def stays_zero(recorder: Recorder, call: Call, operands: list[Tensor], tags: lis
     """Returns whether the result is 0 wherever the labelled operands are; freezes where it is not finite."""
     name = call.name.rstrip("_")
     if all(t.parameter for t in tags):
-        if name in ADDITIVE and len({recorder.origin(t) for t in operands}) > 1:
+        if name in ADDITIVE and len({t.source for t in tags}) > 1:
             return False  # only the weight's own rows and columns become 0
     else:
         tags = [replace(t, zero=t.zero and not t.parameter) for t in tags]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,14 +11,18 @@ from torch import Tensor
 from halpiee.structure.elementwise import shape_fields
 from halpiee.structure.heads import heads_of
 from halpiee.structure.labels import Label, Tag, compressed, moved, reshaped, varying, written_out
-from halpiee.structure.recorder import Call, Recorder, Timing
-from halpiee.structure.units import Atoms, CheckedUnits
+from halpiee.structure.moves import Move
+from halpiee.structure.recorder import Call, Recorder, Spread, Timing, tensors_of
+from halpiee.structure.units import CheckedUnits
 
 __all__ = ["concat", "glu", "index", "index_put", "movement", "pad", "shuffle"]
 
 
 SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip"})
 """Movements without sizes or positions of their own."""
+
+CUTS = frozenset({"slice", "split", "split_with_sizes", "unbind", "select", "narrow"})
+"""Movements that take parts along one dimension."""
 
 COMPUTED = frozenset({"flatten", "linear", "batch_norm", "instance_norm", "expand_as", "view_as", "conv2d"})
 """Functions that work their sizes out from their input."""
@@ -32,12 +38,16 @@ def movement(recorder: Recorder, call: Call) -> None:
     """Elements change places: the same op runs on the labels."""
     source = call.tensors[0]
     tag = recorder.tag(source)
-    if len(call.tensors) > 1:
+    if len(call.tensors) > 1 or any(out is source for out in call.outputs):
         recorder.freeze_call(call)
         return
     if tag.axes and not tag.parameter and call.name not in SIZELESS and call.api not in COMPUTED:
         recorder.literal = True
-    if call.name in ("split", "split_with_sizes", "chunk", "unbind", "select", "slice", "narrow"):
+    if call.name == "squeeze":
+        squeezed(recorder, call, tag)
+    if call.name not in SIZELESS | {"expand"}:
+        recorder.moves.append(noted(call, tag, len(recorder.events)))
+    if call.name in CUTS:
         tag = cut(recorder, call, tag)
     outs = call.outputs
     many = not isinstance(call.out, Tensor)
@@ -72,10 +82,43 @@ def movement(recorder: Recorder, call: Call) -> None:
                 rows_of_units(recorder, call, label, tuple(source.shape), tuple(out.shape))
             if not tag.parameter:
                 follow(recorder, call, out, axes)
-        recorder.set(out, Tag(tag.axes, tag.parameter, tag.zero).with_axes(axes))
+        recorder.set(out, tag.with_axes(axes))
         for axis, before in zip(axes, tag.axes, strict=True):
             if len(varying(axis)) > len(varying(before)) and not tag.parameter:
-                recorder.spreads.append((axis, call.where, False))
+                recorder.spreads.append(Spread(axis, call.where, False, len(recorder.moves) - 1))
+
+
+def noted(call: Call, tag: Tag, at: int) -> Move:
+    """Returns the movement as it ran, so that it can be tried on what is left of its input."""
+    source = call.tensors[0]
+    func, arguments, options = call.func, call.args[1:], call.kwargs
+    after = tuple(call.outputs[0].shape) if call.outputs else ()
+
+    def run(ids: Tensor) -> list[Tensor]:
+        return tensors_of(func(ids, *arguments, **options))
+
+    return Move(
+        name=call.name,
+        module=call.module,
+        at=at,
+        axes=() if call.name == "roll" and all(in_place(call, a) for a in tag.axes) else tag.axes,
+        before=tuple(source.shape),
+        after=after,
+        run=None if call.name in RESHAPES else run,
+        dim=dim_of(call) if call.name in CUTS else None,
+    )
+
+
+def squeezed(recorder: Recorder, call: Call, tag: Tag) -> None:
+    """Freezes channels along a dimension that is dropped when one of them is left."""
+    source = call.tensors[0]
+    given = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", range(source.dim()))
+    dims = (
+        {d % source.dim() for d in ([given] if isinstance(given, int) else given)} if source.dim() else set()
+    )
+    for axis in tag.axes:
+        if dims.intersection(varying(axis)) and not tag.parameter:
+            recorder.units.freeze(axis, f"{call.where}, which would drop a single channel")
 
 
 def rows_of_units(
@@ -87,7 +130,7 @@ def rows_of_units(
         return
     full = written_out(label, before, after)
     if sum(size > 1 for size in full.shape) > 1 and full.size == label.size:
-        recorder.spreads.append((full, call.where, True))
+        recorder.spreads.append(Spread(full, call.where, True, len(recorder.moves) - 1))
 
 
 def in_place(call: Call, label: Label) -> bool:
@@ -156,18 +199,8 @@ def follow(recorder: Recorder, call: Call, out: Tensor, axes: list[Label]) -> No
 def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
     """Handles cuts along dimensions that shrink: equal parts are tied, parts given in numbers freeze."""
     source = call.tensors[0]
-    default = 1 if call.name in ("slice", "select", "narrow") else 2
-    dim = call.kwargs.get("dim", 0)
-    if call.name in ("slice", "select", "narrow") or call.name == "unbind":
-        dim = call.args[1] if len(call.args) > 1 else dim
-    else:
-        dim = call.args[default] if len(call.args) > default else dim
-    dim %= source.dim()
+    dim = dim_of(call)
     size = source.shape[dim]
-    if isinstance(recorder.units, CheckedUnits) and call.name in EVEN:
-        for axis in tag.axes:
-            if varying(label := recorder.units.find(axis)) in ((), (dim,)):
-                recorder.even[len(recorder.events)] = (call.where, parts_of(call, label, dim, size))
     if all(out.shape[dim : dim + 1] == (size,) and out.dim() == source.dim() for out in call.outputs[:1]):
         return tag
     axes = []
@@ -185,14 +218,20 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
             elif not recorder.real and (rows := even(call, label, dim)) is not None:
                 # parts worked out from the width look like parts given in numbers: which they are is tried
                 recorder.units.unite(rows[1:], rows[:1])
-                recorder.even[len(recorder.events)] = (call.where, parts_of(call, label, dim, size))
             elif len(varying(label)) > 1 and call.name in ("unbind", "select"):
                 rows = np.moveaxis(label, dim, 0)
                 recorder.units.unite(rows[1:], rows[:1])
             else:
                 recorder.units.freeze(label, f"{call.where} with literal bounds")
         axes.append(label)
-    return Tag(tuple(axes), tag.parameter, tag.zero)
+    return replace(tag, axes=tuple(axes))
+
+
+def dim_of(call: Call) -> int:
+    """Returns the dimension along which an op cuts."""
+    at = 1 if call.name in ("slice", "select", "narrow", "unbind") else 2
+    dim: int = call.args[at] if len(call.args) > at else call.kwargs.get("dim", 0)
+    return dim % call.tensors[0].dim()
 
 
 def even(call: Call, label: Label, dim: int) -> Label | None:
@@ -221,25 +260,13 @@ def bounds(call: Call, size: int) -> tuple[int, int, int]:
     return slice(start, stop, step).indices(size)
 
 
-def parts_of(call: Call, label: Label, dim: int, size: int) -> list[Atoms]:
-    """Returns the atoms of each part that a cut along ``dim`` gives out, or nothing where that is not all."""
-    if label.size != label.shape[dim]:
-        return []
-    atoms = np.broadcast_to(label.reshape(-1), (size,))
-    if call.name == "slice":
-        start, stop, step = bounds(call, size)
-        return [atoms[start:stop:step]]
-    ends = np.cumsum([out.shape[dim] for out in call.outputs])
-    return [atoms[end - out.shape[dim] : end] for end, out in zip(ends, call.outputs, strict=True)]
-
-
 def shuffle(recorder: Recorder, call: Call) -> None:
     """Channel shuffle: a view as (groups, channels a group), which must stay rectangular, turned over."""
     source, groups = call.args[:2]
     label = recorder.label(source)
     if label is not None and label.shape[1] > 1:
         shape = (label.shape[0], groups, label.shape[1] // groups, *label.shape[2:])
-        recorder.spreads.append((label.reshape(shape), call.where, True))
+        recorder.spreads.append(Spread(label.reshape(shape), call.where, True, len(recorder.moves)))
     movement(recorder, call)
 
 
@@ -263,7 +290,7 @@ def concat(recorder: Recorder, call: Call) -> Timing | None:
     dim = (call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % out.dim()
     tags = [recorder.tag(s) for s in sources]
     if not any(t.axes for t in tags):
-        recorder.set(out, Tag(parameter=all(t.parameter for t in tags)))
+        recorder.set(out, Tag(parameter=all(t.parameter for t in tags), source=tags[0].source))
     parts = []
     for source, tag in zip(sources, tags, strict=True):
         if call.name == "cat" and source.dim() != out.dim():
@@ -361,7 +388,7 @@ def index(recorder: Recorder, call: Call) -> None:
         axes.append(
             rest.reshape(rest.shape[: (p := at[0] if together else 0)] + (1,) * n_new + rest.shape[p:])
         )
-    recorder.set(call.out, Tag(parameter=tag.parameter, zero=tag.zero).with_axes(axes))
+    recorder.set(call.out, tag.with_axes(axes))
 
 
 def index_put(recorder: Recorder, call: Call) -> None:

@@ -2,8 +2,8 @@
 
 A reshape, a slice or a divisor written as a number stays when channels go. So every prunable group loses some
 units, the smaller fake model runs again with the *original* units as labels, and whatever no longer fits is
-frozen: an op that fails, two different units that meet in one place, a scalar or an output shape that has
-    changed.
+frozen: an op that fails, two different units that meet in one place, an op that moves what is left otherwise
+(``moves.py``), a scalar or an output shape that has changed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halpiee.structure.groups import ChannelGroup, Structure
+from halpiee.structure.moves import stays_the_same
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.shrink import alive_of, kept_positions
 from halpiee.structure.units import Atoms, CheckedUnits, Finding
 
-__all__ = ["CheckedUnits", "Cut", "cut_for", "differences", "irregular_keep"]
+__all__ = ["CheckedUnits", "Cut", "cut_for", "differences", "irregular_keep", "moved_otherwise"]
+
+
+DOES_NOT_FOLLOW = "a size or an index there does not follow the channels"
+
+
+@dataclass(frozen=True)
+class Misplaced:
+    """An op that moves the channels that are left otherwise than those of the full network.
+
+    Attributes:
+        place: number of the op.
+        units: the units whose channels it moves.
+        reason: what it does.
+    """
+
+    place: int
+    units: Atoms
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -45,15 +64,21 @@ class Cut:
 
 
 def irregular_keep(structure: Structure) -> dict[str, Tensor]:
-    """Returns a keep that takes an irregular third of the units out of every prunable group."""
+    """Returns a keep that takes an irregular share of the units out of every prunable group.
+
+    Groups of one size lose different numbers: a forward that cuts one by the width of another shows only then.
+    """
     generator = torch.Generator().manual_seed(1)
     keep: dict[str, Tensor] = {}
-    for group in structure.prunable:
+    for number, group in enumerate(structure.prunable):
         mask = torch.ones(group.size, dtype=torch.bool)
-        mask[torch.randperm(group.size, generator=generator)[: max(1, group.size // 3)]] = False
         if group.size > 3:
-            mask[[0, -1]] = False  # whatever begins or ends at a place of its own shows at the ends
-            mask[1:3] = True  # a width of 1 takes paths of its own
+            # whatever begins or ends at a place of its own shows at the ends; a width of 1 takes paths of its own
+            mask[[0, -1]] = False
+            others = 3 + torch.randperm(group.size - 4, generator=generator)
+            mask[others[: max(0, group.size // 3 - 2) + number % 3]] = False
+        else:
+            mask[torch.randint(group.size, (1,), generator=generator)] = False
         keep[group.name] = mask
     return keep
 
@@ -72,7 +97,14 @@ def cut_for(structure: Structure, keep: Mapping[str, Tensor]) -> Cut:
 
 
 def differences(
-    structure: Structure, full: Recorder, small: Recorder, cut: Cut, error: Exception | None, *, real: bool
+    structure: Structure,
+    full: Recorder,
+    small: Recorder,
+    cut: Cut,
+    error: Exception | None,
+    misplaced: Misplaced | None,
+    *,
+    real: bool,
 ) -> list[Finding]:
     """Returns the units that must stay: where the smaller model failed, mixed units or differed.
 
@@ -82,18 +114,15 @@ def differences(
         small: record of the smaller one, with the structure's units as atoms.
         cut: what the smaller model was cut to.
         error: what its forward raised, or None.
+        misplaced: the first op that moves the channels that are left otherwise, or None.
         real: whether real tensors ran, whose values may lead to other outputs.
     """
     assert isinstance(small.units, CheckedUnits)
-    found = [
-        (units, f"{where}: a size or an index there does not follow the channels")
-        for units, where in small.units.met
-    ]
+    if misplaced is not None and (error is None or small.failed_at != full.moves[misplaced.place].where):
+        return [(misplaced.units, misplaced.reason)]
+    found = [(units, f"{where}: {DOES_NOT_FOLLOW}") for units, where in small.units.met]
     if found:
         return found[:1] if error is None else found
-    uneven = cut_by_numbers(structure, full, small, cut.alive)
-    if uneven:
-        return uneven
     if error is not None:
         return failure(structure, small, error)
     if real:
@@ -119,27 +148,50 @@ def differences(
     return []
 
 
-def cut_by_numbers(
-    structure: Structure, full: Recorder, small: Recorder, alive: NDArray[np.bool_]
-) -> list[Finding]:
-    """Returns the units of the first cut into equal parts whose parts are not those of the full model."""
+def moved_otherwise(
+    structure: Structure, full: Recorder, small: Recorder, cut: Cut, *, ended: bool
+) -> Misplaced | None:
+    """Returns the first op that moves the channels that are left otherwise than those of the full network.
+
+    Args:
+        structure: what was found so far.
+        full: record of the full model.
+        small: record of the smaller one.
+        cut: what the smaller model was cut to.
+        ended: whether its forward came to its end; else the op that failed may be such an op.
+    """
     numbers = np.full(len(full.units), -1, dtype=np.int64)
     numbers[structure.details["roots"]] = np.arange(structure.n_units)
-    for place, (where, parts) in full.even.items():
-        units = [numbers[full.units.find(part)] for part in parts]
-        expected = [part[(part < 0) | alive[part]] for part in units]
-        found = small.even.get(place, ("", []))[1]
-        if place >= len(small.events):
+
+    nothing = np.zeros(0, dtype=np.int64)
+
+    def units(label: Atoms) -> Atoms:
+        return numbers[full.units.find(label)]
+
+    for place, move in enumerate(full.moves):
+        other = small.moves[place] if place < len(small.moves) else None
+        reached = ended or move.at < len(small.events) or small.failed_at == move.where
+        if other is None and not reached:
             break
-        known_units = [
-            np.where((p > 0) & (p <= structure.n_units), p - 1, -1) for p in map(small.units.find, found)
-        ]
-        if len(expected) != len(known_units) or any(
-            not np.array_equal(a, b) for a, b in zip(expected, known_units, strict=True)
+        followed = other is not None and move.is_like(other)
+        if not move.axes and followed:
+            continue
+        if not move.axes and not full.real:
+            return Misplaced(place, everything(structure), "the forward takes another path at another width")
+        touched = np.unique(np.concatenate([nothing, *(units(axis).reshape(-1) for axis in move.axes)]))
+        if full.real and not followed:
+            break  # values lead elsewhere
+        if full.real and alive_of(cut.alive, touched).all():
+            continue  # what is picked by value
+        if (
+            other is None
+            or not followed
+            or not stays_the_same(move, other, lambda label: alive_of(cut.alive, units(label)))
         ):
-            touched = np.unique(np.concatenate(units))
-            return [(touched[touched >= 0], f"{where} with literal bounds")]
-    return []
+            by_number = move.dim is not None
+            what = f"{move.where} with literal bounds" if by_number else f"{move.where}: {DOES_NOT_FOLLOW}"
+            return Misplaced(place, touched[touched >= 0], what)
+    return None
 
 
 def failure(structure: Structure, small: Recorder, error: Exception) -> list[Finding]:

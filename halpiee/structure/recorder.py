@@ -13,9 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.structure.labels import Label, Tag, along, varying
+from halpiee.structure.moves import Move
 from halpiee.structure.units import Atoms, Units
 
-__all__ = ["Call", "Event", "LayerCall", "NormCall", "Recorder", "Timing", "random_like", "tensors_of"]
+__all__ = [
+    "Call",
+    "Event",
+    "LayerCall",
+    "NormCall",
+    "Recorder",
+    "Spread",
+    "Timing",
+    "random_like",
+    "tensors_of",
+]
 
 Side = Literal["out", "in", "norm"]
 
@@ -160,6 +171,23 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """A reshape that spreads channels over several dimensions: what is left has to stay rectangular.
+
+    Attributes:
+        label: atoms after the reshape.
+        where: the op and its module.
+        all_rows: whether also rows of which all is one unit are tied.
+        place: number of the reshape among the moves.
+    """
+
+    label: Label
+    where: str
+    all_rows: bool
+    place: int
+
+
+@dataclass(frozen=True)
 class Known:
     """What is known of one tensor.
 
@@ -190,21 +218,29 @@ class Recorder:
     Args:
         modules: path → module of the traced copy.
         positions: grouped layers and norms (by name) whose unit is a position across groups, not one group.
+        units: the union-find; a new one where none is given.
+        turned: reshapes (by their number among the moves) that spread channels and keep whole rows of them.
     """
 
     def __init__(
-        self, modules: dict[str, nn.Module], positions: frozenset[str], units: Units | None = None
+        self,
+        modules: dict[str, nn.Module],
+        positions: frozenset[str],
+        units: Units | None = None,
+        turned: frozenset[int] = frozenset(),
     ) -> None:
         self.modules = modules
         self.positions = positions
         self.units = Units() if units is None else units
+        self.turned = turned
         self.parameters: dict[str, tuple[Atoms, ...]] = {}
         self.roles: dict[tuple[str, int], Role] = {}
         self.layers: list[LayerCall] = []
         self.norms: list[NormCall] = []
         self.attributes: list[tuple[str, str, Atoms, int, int, int | None]] = []
         self.events: list[Event] = []
-        self.spreads: list[tuple[Label, str, bool]] = []
+        self.spreads: list[Spread] = []
+        self.moves: list[Move] = []
         self.batched: list[tuple[Label, int, str]] = []
         self.unread: list[tuple[list[int], Label, str]] = []
         self.output_positions: dict[str, int] = {}
@@ -214,6 +250,9 @@ class Recorder:
         self.outputs: list[int] = []
         self.parameter_values: set[int] = set()
         self.batch = 1
+        self.evaluated = 0
+        self.evaluated_moves = 0
+        self.training = False
         self.literal = False
         self.scalars: list[tuple[str, tuple[Any, ...], Atoms]] = []
         self.made: list[tuple[Any, ...]] = []
@@ -222,7 +261,6 @@ class Recorder:
         self.failed_at = ""
         self.last_module = ""
         self.values: dict[str, int] = {}
-        self.even: dict[int, tuple[str, list[Atoms]]] = {}
         self.real = False
         self._known: dict[int, Known] = {}
         self._sharing: dict[int, set[int]] = {}
@@ -230,6 +268,12 @@ class Recorder:
         self._names: dict[int, str] = {}
         self._starts: list[tuple[int, str, int]] = []
         self._calls: dict[str, int] = {}
+
+    def evaluation_ended(self) -> None:
+        """Notes that what follows runs in training."""
+        self.evaluated = len(self.events)
+        self.evaluated_moves = len(self.moves)
+        self._calls.clear()
 
     def add_parameter(self, name: str, tensor: Tensor, given: Mapping[int, Atoms] | None = None) -> None:
         """Gives every position of every dimension of a parameter an atom: its own, or the given one."""
@@ -250,7 +294,7 @@ class Recorder:
         self._names[id(tensor)] = name
         if isinstance(tensor, nn.Parameter):
             self.learned.add(name)
-        self.set(tensor, Tag(tuple(axes), parameter=True, zero=True))
+        self.set(tensor, Tag(tuple(axes), parameter=True, zero=True, source=name))
         self.values[name] = self._n_values - 1
 
     def tag(self, tensor: Tensor) -> Tag:
@@ -346,19 +390,11 @@ class Recorder:
             _, name, dim = self._starts[index]
             self.roles.setdefault((name, dim), (side, kind))
 
-    def origin(self, tensor: Tensor) -> str | None:
-        """Returns the name of the parameter that a tensor made of parameters has its first dimension from."""
-        axes = self.tag(tensor).axes
-        return self._starts[self._index(int(axes[0].reshape(-1)[0]))][1] if axes else None
-
     def owner(self, tensor: Tensor, call: Call) -> str:
         """Returns the path of the module that holds a weight: by its parameter, else the running one."""
-        name = self.name(tensor)
-        if name is None:
-            axes = self.tag(tensor).axes
-            if not axes:
-                return call.module
-            name = self._starts[self._index(int(axes[0].reshape(-1)[0]))][1]
+        name = self.tag(tensor).source
+        if not name:
+            return call.module
         path, _, leaf = name.rpartition(".")
         return path if leaf == "weight" else name
 

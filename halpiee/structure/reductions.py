@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
         axes.append(label if keepdim else label.squeeze(tuple(dims)) if dims else label)
     zero = tag.zero and call.name in ("sum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm")
     for out in call.outputs:
-        recorder.set(out, Tag(parameter=tag.parameter, zero=zero).with_axes(axes))
+        recorder.set(out, replace(tag, zero=zero).with_axes(axes))
     for label in frozen:
         reason = f"{call.where} over channels"
         if heads_of(recorder.modules.get(call.module)) is None:
@@ -146,4 +147,4 @@ def softmax(recorder: Recorder, call: Call) -> None:
         if any(recorder.units.find(axis).shape[d] > 1 for d in dims):
             recorder.units.freeze(axis, f"{call.where} over channels")
     for out in call.outputs:
-        recorder.set(out, Tag(tag.axes, tag.parameter))
+        recorder.set(out, replace(tag, zero=False))

@@ -6,6 +6,7 @@ A rule sets the tags of its call's outputs and returns what is known of the op's
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,17 +63,29 @@ POINTWISE = frozenset(
 
 def same(recorder: Recorder, call: Call) -> None:
     """A copy in another dtype, layout or memory: the labels stay."""
-    if call.out.shape != call.tensors[0].shape:
+    source = call.tensors[0]
+    placed = (source.shape, source.stride(), source.storage_offset())
+    found = (call.out.shape, call.out.stride(), call.out.storage_offset())
+    if placed[0] != found[0] or (call.name == "as_strided" and placed != found):
         recorder.freeze_call(call)
         return
     for out in call.outputs[:1]:
         recorder.set(out, recorder.tag(call.tensors[0]))
 
 
+def triangle(recorder: Recorder, call: Call) -> None:
+    """Elements above or below a diagonal become 0: which ones hangs on their place."""
+    source = call.tensors[0]
+    if any(size > 1 for axis in recorder.tag(source).axes for size in axis.shape[-2:]):
+        recorder.freeze_call(call)
+        return
+    recorder.set(call.out, recorder.tag(source))
+
+
 def like(recorder: Recorder, call: Call) -> None:
     """A new tensor of an input's shape: it shrinks with it."""
     tag = recorder.tag(call.tensors[0])
-    recorder.set(call.out, Tag(tag.axes, tag.parameter, zero=call.name == "zeros_like"))
+    recorder.set(call.out, replace(tag, zero=call.name == "zeros_like"))
 
 
 def nothing(recorder: Recorder, call: Call) -> None:
@@ -111,8 +124,7 @@ def words(text: str) -> list[str]:
 MOVEMENTS = words("""view _unsafe_view _reshape_alias reshape expand permute transpose t squeeze unsqueeze
 select slice narrow
     split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle""")
-SAME = words("""clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided tril triu
-native_dropout
+SAME = words("""clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided native_dropout
     bernoulli""")
 REDUCTIONS = words(
     """sum mean amax amin max min var std linalg_vector_norm logsumexp prod any all argmax argmin"""
@@ -160,6 +172,7 @@ RULES: dict[str, Rule] = {
     "native_group_norm": group_norm,
     "embedding": embedding,
     "glu": glu,
+    **dict.fromkeys(("tril", "triu"), triangle),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), shuffle),
     "constant_pad_nd": pad,
     **dict.fromkeys(("index_put", "_index_put_impl"), index_put),

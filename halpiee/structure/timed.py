@@ -23,7 +23,7 @@ def timed_ops(recorder: Recorder, refs: Callable[[Atoms], tuple[GroupRef, ...]])
     nothing else reads what lies between; an addition joins the later of its two producers. What joins no tail
     is an op of its own.
     """
-    events = recorder.events
+    events = recorder.events[: recorder.evaluated]
     readers: dict[int, list[int]] = {}
     for number, event in enumerate(events):
         for value in event.reads:

@@ -1,31 +1,28 @@
 """Which channels of a model belong together: one forward on fake tensors, with a label beside every tensor.
 
-The model is copied with fake parameters (no memory, no arithmetic, any device) and run once in eval mode;
-below autograd, every op passes by and its rule (``rules.py``) does to the labels what the op does to the
-elements.
+The model is copied with fake parameters (no memory, no arithmetic, any device) and run once in eval mode, and once
+more as it trains where its code branches on the mode; below autograd, every op passes by and its rule (``rules.py``)
+does to the labels what the op does to the elements.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from halpiee.errors import StructureError
-from halpiee.structure.assemble import assemble, collapsed
+from halpiee.structure.agreement import agrees
+from halpiee.structure.assemble import assemble, collapsed, rectangular
+from halpiee.structure.branches import branches_by_mode
 from halpiee.structure.dry_run import NeedsValuesError, record
-from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.heads import adapted, heads_of
-from halpiee.structure.modes import Api, Path, Watch
-from halpiee.structure.probe import cut_for, differences, irregular_keep
-from halpiee.structure.recorder import Recorder, random_like, tensors_of
-from halpiee.structure.shrink import set_number
-from halpiee.structure.units import Atoms, CheckedUnits
+from halpiee.structure.groups import Structure
+from halpiee.structure.heads import heads_of
+from halpiee.structure.recorder import Recorder, random_like
+from halpiee.structure.trial import Trial, TurnError
 from halpiee.structure.vanish import vanishable
 
 __all__ = ["trace"]
@@ -85,6 +82,7 @@ def traced(
     real: bool,
     vanish: bool,
     positions: frozenset[str] = frozenset(),
+    turned: frozenset[int] = frozenset(),
     heads: bool = True,
 ) -> Structure:
     """Traces on fake or on real tensors.
@@ -95,12 +93,15 @@ def traced(
         real: whether on real tensors.
         vanish: whether to look for branches that may go.
         positions: grouped layers, norms and attention modules whose units are positions across groups.
+        turned: reshapes that keep whole rows of the channels they spread.
         heads: whether attention modules that cannot lose heads are tried once more by positions.
     """
     single = [path for path, module in model.named_modules() if (heads_of(module) or ("", 0))[1] == 1]
     positions |= frozenset(single)
     for _ in range(MAX_ROUNDS):
-        recorder = record(model, example_inputs, positions, real=real)
+        recorder = Recorder({}, positions, turned=turned)
+        record(model, example_inputs, positions, None, recorder, real=real, training=branches_by_mode(model))
+        rectangular(recorder)
         found = collapsed(recorder) - positions
         if not found:
             break
@@ -108,15 +109,32 @@ def traced(
     structure = assemble(recorder)
     held = frozen_heads(recorder)
     if recorder.literal or real or not agrees(model, example_inputs, recorder, structure):
-        structure = probed(model, example_inputs, positions, recorder, structure, real=real)
+        try:
+            structure = Trial(model, example_inputs, recorder, real).settled(
+                structure, lambda: heads and bool(frozen_heads(recorder) - held - positions)
+            )
+        except TurnError as turn:
+            return traced(
+                model,
+                example_inputs,
+                real=real,
+                vanish=vanish,
+                positions=positions,
+                turned=turned | turn.places,
+                heads=heads,
+            )
         whole = frozen_heads(recorder) - held - positions
         if whole and heads:
             return traced(
-                model, example_inputs, real=real, vanish=vanish, positions=whole | positions, heads=False
+                model,
+                example_inputs,
+                real=real,
+                vanish=vanish,
+                positions=whole | positions,
+                turned=turned,
+                heads=False,
             )
-    return (
-        with_vanishing(model, example_inputs, positions, recorder, structure, real) if vanish else structure
-    )
+    return with_vanishing(model, example_inputs, recorder, structure, real) if vanish else structure
 
 
 def frozen_heads(recorder: Recorder) -> frozenset[str]:
@@ -132,7 +150,6 @@ def frozen_heads(recorder: Recorder) -> frozenset[str]:
 def with_vanishing(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
-    positions: frozenset[str],
     recorder: Recorder,
     structure: Structure,
     real: bool,
@@ -141,6 +158,7 @@ def with_vanishing(
     roots = structure.details["roots"]
     candidates = [roots[g.start : g.start + g.size] for g in structure.prunable]
     verdicts = dict(zip(structure.prunable, vanishable(recorder, candidates), strict=True))
+    trial = Trial(model, example_inputs, recorder, real)
     for tried in [
         [g for g, legal in verdicts.items() if legal],
         *([g] for g, legal in verdicts.items() if legal),
@@ -148,10 +166,7 @@ def with_vanishing(
         marked = tuple(replace(g, may_vanish=g in tried) for g in structure.groups)
         without = replace(structure, groups=marked)
         keep = {g.name: torch.zeros(g.size, dtype=torch.bool) for g in tried}
-        small = Recorder({}, positions, CheckedUnits(structure.n_units))
-        try:
-            record(model, example_inputs, positions, cut_for(without, keep), small, real=real)
-        except StructureError:
+        if trial.run(without, keep)[1] is not None:
             verdicts.update(dict.fromkeys(tried, False) if len(tried) == 1 else {})
             continue
         if len(tried) != 1:
@@ -159,122 +174,6 @@ def with_vanishing(
     return replace(
         structure, groups=tuple(replace(g, may_vanish=verdicts.get(g, False)) for g in structure.groups)
     )
-
-
-def agrees(
-    model: nn.Module, example_inputs: tuple[Any, ...], recorder: Recorder, structure: Structure
-) -> bool:
-    """Returns whether the model, cut on paper, runs through the same ops with the same numbers as the full one.
-
-    It runs on tensors without values or labels, which is quicker than a trace; what differs is then looked
-    for by :func:`probed`.
-    """
-    keep = irregular_keep(structure)
-    if not keep:
-        return True
-    cut = cut_for(structure, keep)
-    memo: dict[int, Any] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        kept = cut.kept.get(name, {})
-        shape = [kept[d].numel() if d in kept else size for d, size in enumerate(tensor.shape)]
-        data = torch.empty(shape, dtype=tensor.dtype, device="meta")
-        memo.setdefault(id(tensor), nn.Parameter(data, False) if isinstance(tensor, nn.Parameter) else data)
-    watch = Watch()
-    try:
-        inputs = on_meta(example_inputs)
-        copied = copy.deepcopy(model, memo).eval()
-        adapted(copied, always=True)
-        modules = dict(copied.named_modules())
-        for path, name, at, value in cut.attributes:
-            set_number(modules[path], name, at, value)
-        made: list[tuple[Any, ...]] = []
-        with torch.no_grad(), Api(Path(), made), watch:
-            result = copied(*inputs)
-    except Exception:  # whatever it was, the full probe finds out
-        return False
-    shapes = [tuple(tensor.shape) for tensor in tensors_of(result)]
-    ops = [event.name for event in recorder.events]
-    numbers = [scalars for _, scalars, _ in recorder.scalars]
-    return (
-        made == recorder.made
-        and watch.ops == ops
-        and watch.numbers == numbers
-        and shapes == recorder.output_shapes
-    )
-
-
-def on_meta(value: Any) -> Any:
-    """Returns the same nested inputs without values."""
-    if isinstance(value, Tensor):
-        return value.detach().to("meta")
-    if isinstance(value, dict):
-        return {k: on_meta(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [on_meta(v) for v in value]
-    if isinstance(value, tuple):
-        items = [on_meta(v) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value
-
-
-def probed(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    positions: frozenset[str],
-    recorder: Recorder,
-    structure: Structure,
-    *,
-    real: bool,
-) -> Structure:
-    """Cuts the model on paper and traces it again until all that is found follows the channels."""
-    while keep := irregular_keep(structure):
-        cut = cut_for(structure, keep)
-        error: Exception | None = None
-        small = Recorder({}, positions, CheckedUnits(cut.n_units))
-        try:
-            record(model, example_inputs, positions, cut, small, real=real)
-        except StructureError as raised:
-            error = raised.__cause__ if isinstance(raised.__cause__, Exception) else raised
-        findings = differences(structure, recorder, small, cut, error, real=real)
-        if not findings:
-            break
-        prunable = structure.prunable
-        for units, reason in findings:
-            # whole groups: the units that were removed on paper were not there to be found
-            touched = [
-                g for g in structure.groups if np.isin(np.arange(g.start, g.start + g.size), units).any()
-            ]
-            for group in [*touched, *siblings(structure, recorder, small.last_module, touched)]:
-                recorder.units.freeze(roots_of(structure, group), reason)
-        structure = assemble(recorder)
-        if structure.prunable == prunable:  # what was found lies in groups that stay anyway
-            for group in prunable:
-                recorder.units.freeze(roots_of(structure, group), findings[0][1])
-            structure = assemble(recorder)
-    return structure
-
-
-def roots_of(structure: Structure, group: ChannelGroup) -> Atoms:
-    """Returns the roots of a group's units."""
-    roots: Atoms = structure.details["roots"][group.start : group.start + group.size]
-    return roots
-
-
-def siblings(
-    structure: Structure, recorder: Recorder, failed: str, touched: list[ChannelGroup]
-) -> list[ChannelGroup]:
-    """Returns the prunable groups that play the same part in other modules of the class whose forward failed.
-
-    They would fail next, one by one, each for the price of a trace; so they are frozen with the first.
-    """
-    kind = type(recorder.modules.get(failed))
-    if not failed or kind.__module__.startswith("torch.nn"):
-        return []
-    parts = {g.name.removeprefix(failed) for g in touched if g.name.startswith(failed + ".")}
-    others = [path for path, module in recorder.modules.items() if type(module) is kind and path != failed]
-    others = [path for path in others if (path in recorder.positions) == (failed in recorder.positions)]
-    names = {path + part for path in others for part in parts}
-    return [g for g in structure.prunable if g.name in names]
 
 
 def refuse_foreign(model: nn.Module) -> None:

@@ -1,0 +1,165 @@
+"""Cutting a model on paper and tracing it again, until all that is found of it follows the channels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from halpiee.errors import StructureError
+from halpiee.structure.assemble import assemble
+from halpiee.structure.dry_run import record
+from halpiee.structure.groups import ChannelGroup, Structure
+from halpiee.structure.probe import cut_for, differences, irregular_keep, moved_otherwise
+from halpiee.structure.recorder import Recorder
+from halpiee.structure.units import Atoms, CheckedUnits, Finding
+
+__all__ = ["Trial", "TurnError"]
+
+
+class TurnError(Exception):
+    """Reshapes do not fit the channels; they may where they keep whole rows of them.
+
+    Attributes:
+        places: the reshapes, by their numbers among the moves.
+    """
+
+    def __init__(self, places: frozenset[int]) -> None:
+        super().__init__(places)
+        self.places = places
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model and what was recorded of it; smaller ones are compared with that.
+
+    Attributes:
+        model: the model.
+        example_inputs: its inputs.
+        recorder: record of its forward; what does not follow the channels is frozen in it.
+        real: whether to run on real tensors.
+    """
+
+    model: nn.Module
+    example_inputs: tuple[Any, ...]
+    recorder: Recorder
+    real: bool
+
+    def run(self, structure: Structure, keep: Mapping[str, Tensor]) -> tuple[Recorder, Exception | None]:
+        """Records the model without what is not kept, on paper; returns the record and what its forward raised."""
+        cut = cut_for(structure, keep)
+        small = Recorder({}, self.recorder.positions, CheckedUnits(cut.n_units))
+        try:
+            record(
+                self.model,
+                self.example_inputs,
+                small.positions,
+                cut,
+                small,
+                real=self.real,
+                training=self.recorder.training,
+            )
+        except StructureError as raised:
+            return small, raised.__cause__ if isinstance(raised.__cause__, Exception) else raised
+        return small, None
+
+    def findings(self, structure: Structure, keep: Mapping[str, Tensor]) -> tuple[list[Finding], str]:
+        """Returns what does not fit without what is not kept, and the module that it was found in.
+
+        Raises:
+            TurnError: a reshape does not fit that has not been tried by rows.
+        """
+        recorder = self.recorder
+        small, error = self.run(structure, keep)
+        cut = cut_for(structure, keep)
+        misplaced = moved_otherwise(structure, recorder, small, cut, ended=error is None)
+        place = -1 if misplaced is None else misplaced.place
+        if any(spread.place == place for spread in recorder.spreads) and place not in recorder.turned:
+            raise TurnError(alike_spreads(recorder, place) - recorder.turned)
+        found = differences(structure, recorder, small, cut, error, misplaced, real=self.real)
+        return found, small.last_module if misplaced is None else recorder.moves[place].module
+
+    def settled(self, structure: Structure, enough: Callable[[], bool]) -> Structure:
+        """Returns the structure with everything frozen that does not follow the channels.
+
+        Args:
+            structure: what was found so far.
+            enough: whether what is frozen already calls for another trace, so that there is no need to go on.
+        """
+        while keep := irregular_keep(structure):
+            findings, module = self.findings(structure, keep)
+            if not findings:
+                break
+            prunable = structure.prunable
+            for units, reason in findings:
+                # whole groups: the units that were removed on paper were not there to be found
+                touched = [
+                    g for g in structure.groups if np.isin(np.arange(g.start, g.start + g.size), units).any()
+                ]
+                for group in [*touched, *siblings(structure, self.recorder, module, touched)]:
+                    self.recorder.units.freeze(roots_of(structure, group), reason)
+            structure = assemble(self.recorder)
+            if structure.prunable == prunable:  # what was found lies in groups that stay anyway
+                for group in blamed(prunable, self.fails(structure, keep)):
+                    self.recorder.units.freeze(roots_of(structure, group), findings[0][1])
+                structure = assemble(self.recorder)
+            if enough():
+                break
+        return structure
+
+    def fails(
+        self, structure: Structure, keep: Mapping[str, Tensor]
+    ) -> Callable[[Sequence[ChannelGroup]], bool]:
+        """Returns what says of some groups whether something does not fit where only they are cut."""
+        return lambda groups: bool(self.findings(structure, {g.name: keep[g.name] for g in groups})[0])
+
+
+def alike_spreads(recorder: Recorder, place: int) -> frozenset[int]:
+    """Returns the reshapes that spread channels as this one does in other modules of its class."""
+    ordinals: Counter[str] = Counter()
+    kinds: dict[int, tuple[Any, ...]] = {}
+    for at in sorted({spread.place for spread in recorder.spreads}):
+        module = recorder.moves[at].module
+        kinds[at] = (type(recorder.modules.get(module)), ordinals[module])
+        ordinals[module] += 1
+    return frozenset(at for at, kind in kinds.items() if kind == kinds[place])
+
+
+def blamed(
+    groups: Sequence[ChannelGroup], fails: Callable[[Sequence[ChannelGroup]], bool]
+) -> Sequence[ChannelGroup]:
+    """Returns a part of the groups without which the rest may go: O(log groups) trials."""
+    while len(groups) > 1:
+        halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
+        at_fault = next((half for half in halves if fails(half)), None)
+        if at_fault is None:
+            break
+        groups = at_fault
+    return groups
+
+
+def roots_of(structure: Structure, group: ChannelGroup) -> Atoms:
+    """Returns the roots of a group's units."""
+    roots: Atoms = structure.details["roots"][group.start : group.start + group.size]
+    return roots
+
+
+def siblings(
+    structure: Structure, recorder: Recorder, failed: str, touched: list[ChannelGroup]
+) -> list[ChannelGroup]:
+    """Returns the prunable groups that play the same part in other modules of the class whose forward failed.
+
+    They would fail next, one by one, each for the price of a trace; so they are frozen with the first.
+    """
+    kind = type(recorder.modules.get(failed))
+    if not failed or kind.__module__.startswith("torch.nn"):
+        return []
+    parts = {g.name.removeprefix(failed) for g in touched if g.name.startswith(failed + ".")}
+    others = [path for path, module in recorder.modules.items() if type(module) is kind and path != failed]
+    others = [path for path in others if (path in recorder.positions) == (failed in recorder.positions)]
+    names = {path + part for path in others for part in parts}
+    return [g for g in structure.prunable if g.name in names]
