@@ -93,6 +93,9 @@ class ScreenTalk:
             extra = f"loss {entry['loss']:.3f}  top-1 {entry['accuracy']:.1%}" + (
                 f"  {us:.0f} µs" if us else ""
             )
+            spent = entry.get("train_flops")
+            if spent is not None:
+                extra += f"  FLOPs {spent['paper']:.2f} of dense (strictly {spent['strict']:.2f})"
         self._move(f"training {label}", step, total, extra)
 
     def _move(self, label: str, done: int, total: int, extra: str = "") -> None:

@@ -56,6 +56,7 @@ run, goal, way, exchange, schedule = (
 @run("--seed", type=int, help="Of every random choice.  [default: 0]")
 @goal("--budget", help="Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).")
 @goal("--sparsity", type=float, help="Share of weights or filters to remove (0.9); instead of --budget.")
+@goal("--units", type=click.Choice(["weights", "filters"]), help="Of what.  [default: the method's]")
 @goal(
     "--distribution",
     type=click.Choice(["uniform", "erk", "global", "nm"]),

@@ -138,6 +138,8 @@ class Static(Method):
             assert mask is not None
             budget = PerLayer({name: int(kept.sum()) / kept.numel() for name, kept in mask.items()})
         units = units or default_units(bare(model), budget, None)
+        if mask is not None:
+            _check_mask(mask, units)
         super().__init__(
             model,
             optimizer,
@@ -147,6 +149,17 @@ class Static(Method):
             criterion=Magnitude(),
             seed=seed,
         )
+
+
+def _check_mask(mask: Mask, units: Units) -> None:
+    """Refuses a mask of another network."""
+    found = {name: tuple(kept.shape) for name, kept in mask.items()}
+    for name, size in units.sizes.items():
+        if found.get(name) != size:
+            raise UsageError(
+                f"a mask was given whose {name!r} is {found.get(name, 'missing')}, and this network's is {size}; "
+                "give the mask of this very network"
+            )
 
 
 class RigL(Method):

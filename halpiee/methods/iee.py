@@ -163,6 +163,9 @@ class IEE(Method):
                 "channels were asked to start from zero: a zero channel has zero gradients and a zero score for ever; "
                 "use explore_init='model' and grow_values='last'"
             )
+        criterion = criterion or (Taylor() if isinstance(units, Channels) else Magnitude())
+        if not criterion.per_step:  # one that needs passes of its own says so now, not at the first prune
+            criterion(units, dict(bare(model).named_parameters()).get, lambda _: None)
         pool = bind(budget, units, cost, solver=solver, gap=gap)
         cycles = max(1, int(end * total_steps) // max(h + j + q, 1))
         floor = min(omega, max(pool.floor, 0.01))
@@ -190,7 +193,7 @@ class IEE(Method):
                 explore_norm=explore_norm,
                 spread=spread,
             ),
-            criterion=criterion or (Taylor() if isinstance(units, Channels) else Magnitude()),
+            criterion=criterion,
             seed=seed,
             structure=structure,
             explore_init=explore_init or ("zero" if weights else "model"),

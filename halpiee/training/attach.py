@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from halpiee.errors import UsageError
 from halpiee.methods.at_init import SNIP, AtInit, GraSP, SynFlow
-from halpiee.methods.catalogue import about
 from halpiee.methods.dynamic import SET, SETITOP, SNFS, RigL, RigLITOP, Static
 from halpiee.methods.filters import FilterPruning
 from halpiee.methods.gradual import GMP, GraNet, Regrowth
@@ -23,31 +18,26 @@ from halpiee.methods.halp import HALP
 from halpiee.methods.iee import IEE
 from halpiee.methods.method import Method
 from halpiee.saliency.names import named
+from halpiee.saliency.taylor import Taylor
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, Uniform
-from halpiee.sparsity.granularity import Weights
-from halpiee.sparsity.mask import Mask
-from halpiee.training.checkpoint import load_weights
-from halpiee.training.data import Data
+from halpiee.sparsity.distribution import Latency
+from halpiee.structure.groups import Structure
+from halpiee.training.limits import (
+    any_residual,
+    budget_of,
+    few,
+    first_conv,
+    given_mask,
+    interval_of,
+    units_of,
+)
 from halpiee.training.network import network
 from halpiee.training.settings import Settings
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
 
-__all__ = [
-    "ONE_SHOT",
-    "budget_of",
-    "densities",
-    "draw_again",
-    "few",
-    "given_mask",
-    "interval_of",
-    "iterative",
-    "to_a_latency",
-    "to_a_sparsity",
-    "weights_of",
-]
+__all__ = ["ONE_SHOT", "draw_again", "method_of", "to_a_latency", "to_a_sparsity"]
 
 
 def to_a_latency(run: Run, model: nn.Module, optimizer: Optimizer, cost: LatencyCost) -> Method:
@@ -95,44 +85,72 @@ def cycle_of(s: Settings, total_steps: int) -> dict[str, Any]:
 
 def to_a_sparsity(run: Run, model: nn.Module, optimizer: Optimizer) -> Method:
     """Returns the method of a sparsity, attached."""
-    s, m = run.settings, run.settings.masks
-    total, budget = run.total_steps, budget_of(s)
-    units = None if s.method == "filter" else weights_of(model, s)
-    common: dict[str, Any] = {"budget": budget, "total_steps": total, "seed": s.seed}
+    make = method_of(
+        run.settings,
+        model,
+        run.total_steps,
+        structure=lambda: run.structure,
+        n_classes=run.data.n_classes,
+        examples=lambda: few(run.data, 10),
+    )
+    return make(model, optimizer)
+
+
+def method_of(
+    s: Settings,
+    model: nn.Module,
+    total_steps: int,
+    *,
+    structure: Callable[[], Structure],
+    n_classes: int,
+    examples: Callable[[], list[tuple[Tensor, Tensor]]],
+) -> Callable[[nn.Module, Optimizer], Method]:
+    """Returns the method of a sparsity with all its options, ready for a model and its optimizer.
+
+    Args:
+        s: the settings.
+        model: the network, for its units.
+        total_steps: of the whole training.
+        structure: gives that of the model, for filters.
+        n_classes: of the data, to draw the network again.
+        examples: gives (inputs, targets) to score on.
+    """
+    m = s.masks
+    common: dict[str, Any] = {"total_steps": total_steps, "seed": s.seed}
+    if m.mask is None:
+        common["budget"] = budget_of(s)
     if s.method == "filter":
         criterion = m.criterion or "l1"
         second_order = criterion.removeprefix("inverted-").startswith(("grasp", "synflow"))
-        return FilterPruning(
-            model,
-            optimizer,
-            structure=run.structure,
+        return partial(
+            FilterPruning,
+            structure=structure(),
             criterion=criterion,
-            batches=few(run.data, 10) if second_order else None,
+            batches=examples() if second_order else None,
             rounds=m.rounds or 1,
             interval=m.interval,
             regrow=m.regrow,
-            pinned=first_conv(model) if any_residual(run) else frozenset(),
+            pinned=first_conv(model) if any_residual(structure()) else frozenset(),
             **common,
         )
-    common["units"] = units
+    common["units"] = units_of(model, s)
     if s.method == "iee":
-        by = None if m.criterion is None else named(m.criterion, s.seed)
-        return IEE(model, optimizer, criterion=by, **cycle_of(s, total), **common)
+        filters = m.units == "filters"
+        by = named(m.criterion, s.seed) if m.criterion is not None else Taylor() if filters else None
+        common["structure"] = structure() if filters else None
+        return partial(IEE, criterion=by, **cycle_of(s, total_steps), **common)
     if s.method in ONE_SHOT:
-        return ONE_SHOT[s.method](
-            model,
-            optimizer,
+        return partial(
+            ONE_SHOT[s.method],
             criterion=m.criterion or (s.method if s.method in ("magnitude", "random") else None),
-            batches=few(run.data, 10),
+            batches=examples(),
             at=m.at,
             rounds=m.rounds,
             shuffle=m.ablation == "shuffle",
-            redraw=partial(draw_again, s, run.data.n_classes) if m.ablation == "reinit" else None,
+            redraw=partial(draw_again, s, n_classes) if m.ablation == "reinit" else None,
             **common,
         )
-    if m.mask is not None:
-        common.pop("budget")
-    return iterative(s, total)(model, optimizer, **common)
+    return partial(iterative(s, total_steps), **common)
 
 
 def draw_again(s: Settings, n_classes: int, model: nn.Module, seed: int) -> None:
@@ -161,94 +179,3 @@ def iterative(s: Settings, total: int) -> Callable[..., Method]:
         return partial(GraNet, interval=interval, initial=m.initial, regrowth=regrowth, init=init, **span)
     dynamic = {"set": SET, "rigl": RigL, "set-itop": SETITOP, "rigl-itop": RigLITOP, "snfs": SNFS}
     return partial(dynamic[s.method], interval=interval, fraction=m.fraction, end=m.last, init=init)
-
-
-def given_mask(path: str) -> Mask:
-    """Returns the mask that a run ended with.
-
-    Args:
-        path: the run's folder, or its ``mask.safetensors``.
-
-    Raises:
-        UsageError: there is none, or a file of something else.
-    """
-    file = Path(path) / "mask.safetensors" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise UsageError(
-            f"--mask {path} was asked, and there is no {file}; give the folder of a finished run whose method masks "
-            "weights, or its mask.safetensors"
-        )
-    found = load_weights(file)
-    if odd := [name for name, kept in found.items() if kept.dtype != torch.bool]:
-        raise UsageError(
-            f"--mask {path} holds {odd[0]!r} of {found[odd[0]].dtype}, and masks are of bool; "
-            "give the mask.safetensors of a run"
-        )
-    return Mask(found)
-
-
-def interval_of(s: Settings, total_steps: int) -> int:
-    """Returns the steps between two updates: as asked, or the paper's where forty of them fit, else a fortieth."""
-    paper = about(s.method).interval or 100
-    return s.masks.interval or max(1, min(paper, total_steps // 40))
-
-
-def budget_of(s: Settings) -> Budget:
-    """Returns the budget of a sparsity."""
-    m = s.masks
-    kind = m.distribution or about(s.method).distribution
-    if kind == "nm":
-        return NM(*m.n_of_m)
-    density = 1 - (m.sparsity or 0.0)
-    density = round(density, 12)
-    if s.method == "gmp" and kind == "uniform":
-        return Uniform(density, first=1.0, last=max(0.2, density))  # Gale et al. 2019
-    kinds: dict[str, type[Uniform | ERK | Global]] = {"uniform": Uniform, "erk": ERK, "global": Global}
-    return kinds[kind](density)
-
-
-def weights_of(model: nn.Module, s: Settings) -> Weights:
-    """Returns the weights; for N:M without the layers whose inputs do not divide by M.
-
-    Raises:
-        UsageError: no layer divides.
-    """
-    if (s.masks.distribution or about(s.method).distribution) != "nm":
-        return Weights(model)
-    _, m = s.masks.n_of_m
-    whole = Weights(model)
-    odd = frozenset(name for name, shape in whole.sizes.items() if shape[1] % m)
-    if len(odd) == len(whole.sizes):
-        raise UsageError(
-            f"{s.masks.nm} was asked, and no layer of {s.model} has inputs that divide by {m}; give another pattern"
-        )
-    return Weights(model, pinned=odd)
-
-
-def few(data: Data, a_class: int) -> list[tuple[Tensor, Tensor]]:
-    """Returns one batch of the first training images of each class: what pruning at initialisation scores on."""
-    index = torch.cat([(data.train_y == c).nonzero().flatten()[:a_class] for c in range(data.n_classes)])
-    return [(data.normalised(data.train_x[index]), data.train_y[index])]
-
-
-def first_conv(model: nn.Module) -> frozenset[str]:
-    """Returns the path of the first convolution."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            return frozenset({path})
-    return frozenset()
-
-
-def any_residual(run: Run) -> bool:
-    """Whether several convolutions write to one group: residual networks protect the first (Lubana & Dick 2021)."""
-    writers: dict[str, int] = {}
-    for layer in run.structure.layers:
-        for name, _ in layer.out_groups:
-            writers[name] = writers.get(name, 0) + 1
-    return any(n > 1 for n in writers.values())
-
-
-def densities(method: Method) -> dict[str, float]:
-    """Returns unit name → share that is active; what is left out is dense."""
-    found = {n: k / math.prod(method.units.sizes[n]) for n, k in method.alive.counts.items()}
-    return {**found, **dict.fromkeys(method.units.left_out, 1.0)}

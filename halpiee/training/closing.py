@@ -107,6 +107,7 @@ def write_report(
         "top5_dense": dense["top5"] if dense else None,
         "top5_pruned": pruned["top5"],
         "train_flops_ratio": pruned["train_flops_ratio"],
+        "train_macs": _train_macs(run, pruned["train_flops_ratio"]),
         "onnx_rel_l2": exported["pruned"].rel_l2,
         "onnx_max_abs_error": exported["pruned"].max_abs_error,
         "fps_dense": s.batch * 1e6 / dense_us,
@@ -152,9 +153,15 @@ def write_report(
     return dict(json.loads((run.folder / "report.json").read_text()))
 
 
+def _train_macs(run: Run, ratio: Mapping[str, float]) -> dict[str, float]:
+    """Returns the multiply-accumulates of the training, all images of it: three passes each."""
+    dense = 3.0 * run.macs({}) * run.total_steps * run.settings.batch_size
+    return {"dense": dense, **{accounting: share * dense for accounting, share in ratio.items()}}
+
+
 def _kept(s: Settings, found: Mapping[str, Any], ratio: float) -> dict[str, Any]:
     """Returns whether a sparsity is met, and what it does for speed."""
-    kind = about(s.method).sparsity
+    kind = s.masks.units or about(s.method).sparsity
     if kind == "width":  # whole units: at most what was asked for
         share = found["kept"] / found["total"]
         text = f"kept {found['kept']:,} of {found['total']:,} parameters, {1 - share:.2%} removed"

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from halpiee.methods.filters import FilterPruning
 from halpiee.methods.method import Method
 from halpiee.methods.small_dense import keep_first, small_dense, uniform_counts
 from halpiee.selection.cost import LatencyCost
+from halpiee.sparsity.granularity import Filters
 from halpiee.structure.masked import verify
 from halpiee.structure.plan import Plan
 from halpiee.structure.size import macs
 from halpiee.training import record
-from halpiee.training.attach import densities, draw_again, to_a_sparsity
+from halpiee.training.attach import draw_again, to_a_sparsity
 from halpiee.training.baseline import active_macs, choose_threads, resumed, trainer_of
 from halpiee.training.checkpoint import load_state, save_json, save_weights
+from halpiee.training.limits import densities
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
 from halpiee.training.network import arguments, initial
 from halpiee.training.selected import Selected
@@ -42,14 +43,14 @@ def train_masked(run: Run) -> dict[str, Any]:
     optimizer = make_optimizer(model, s)
     method = to_a_sparsity(run, model, optimizer)
     trainer = resumed(run, model, optimizer, method, lead=s.masks.at if s.masks.restart else 0)
-    if isinstance(method, FilterPruning) and trainer.stage == "masked":
+    if isinstance(method.units, Filters) and trainer.stage == "masked":
         trainer.run(until=lambda t: method.finished)
         _cut(run, trainer, method)
     trainer.run()
     return finish_masked(run, trainer, method)
 
 
-def _cut(run: Run, trainer: Trainer, method: FilterPruning) -> None:
+def _cut(run: Run, trainer: Trainer, method: Method) -> None:
     """Cuts the removed filters out; what trains on is the compact network."""
     kept = {path: int(mask.sum()) for path, mask in method.alive.items()}
     compact, optimizer = method.shrink()

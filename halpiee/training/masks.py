@@ -17,6 +17,7 @@ class Masks:
 
     Attributes:
         sparsity: share that is removed.
+        units: of what: ``weights``, or ``filters`` (IEE); ``None``: the method's own.
         distribution: how it is spread: ``uniform``, ``erk``, ``global`` or ``nm``.
         nm: N and M of ``nm``, as ``2:4``.
         mask: run, or file, whose final mask is taken over instead of a sparsity; ``static`` only.
@@ -39,6 +40,7 @@ class Masks:
     """
 
     sparsity: float | None = None
+    units: Literal["weights", "filters"] | None = None
     distribution: Literal["uniform", "erk", "global", "nm"] | None = None
     nm: str = "2:4"
     mask: str | None = None

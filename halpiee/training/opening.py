@@ -9,16 +9,18 @@ import torch
 
 import latency
 from halpiee.errors import MissingError, OutputInUseError, ProfileError, UsageError
+from halpiee.methods.at_init import recipe as one_shot
 from halpiee.methods.catalogue import about
 from halpiee.methods.once import stages
 from halpiee.methods.pools import bind
 from halpiee.saliency.names import named
-from halpiee.sparsity.granularity import Filters
 from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
-from halpiee.training.attach import ONE_SHOT, budget_of, iterative, weights_of
+from halpiee.training.attach import ONE_SHOT, method_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.data import Summary, check
+from halpiee.training.limits import budget_of, units_of
+from halpiee.training.loop import make_optimizer
 from halpiee.training.network import network
 from halpiee.training.settings import Settings
 from halpiee.zoo import resolve
@@ -117,9 +119,8 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
     if summary.n_classes is None or s.method == "small-dense":
         return
     model = network(s, summary.n_classes)
-    units = Filters(model) if s.method == "filter" else weights_of(model, s)
-    budget = {} if s.masks.mask is not None else {"budget": budget_of(s)}
-    if budget:
+    units = units_of(model, s)
+    if s.masks.mask is None:
         bind(budget_of(s), units, None)
     total = 1 if summary.n_train is None else max(1, summary.n_train // s.batch_size) * s.epochs
     last = max(s.masks.rewind or 0, s.masks.at)
@@ -132,15 +133,22 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
         for _ in stages(budget_of(s), units, None, s.masks.rounds or 1):
             pass
         return
-    if summary.n_train is None or s.method in (*ONE_SHOT, "iee", "filter"):
+    if s.method in ONE_SHOT:
+        rounds = ONE_SHOT[s.method].default_rounds if s.masks.rounds is None else s.masks.rounds
+        one_shot(budget_of(s), rounds=rounds, at=s.masks.at)
         return
-    iterative(s, total)(
+    if summary.n_train is None or summary.shape is None:
+        return
+    example = (torch.zeros(1, *summary.shape),)
+    make = method_of(
+        s,
         model,
-        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
-        units=units,
-        total_steps=total,
-        **budget,
-    ).detach()
+        total,
+        structure=lambda: trace(model, example),
+        n_classes=summary.n_classes,
+        examples=list,
+    )
+    make(model, make_optimizer(model, s)).detach()
 
 
 def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:

@@ -20,9 +20,10 @@ from halpiee.methods.once import best, stages
 from halpiee.methods.rewind import LEARNING_RATE_REWINDING, REINIT, Retrain
 from halpiee.saliency.names import named
 from halpiee.sparsity.mask import Mask
-from halpiee.training.attach import budget_of, draw_again, few, weights_of
+from halpiee.training.attach import draw_again
 from halpiee.training.baseline import resumed
 from halpiee.training.checkpoint import load_weights, save_json, save_weights
+from halpiee.training.limits import budget_of, few, weights_of
 from halpiee.training.loop import Trainer, make_optimizer
 from halpiee.training.masking import finish_masked
 from halpiee.training.network import initial

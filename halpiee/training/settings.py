@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from halpiee.errors import UsageError
 from halpiee.methods.catalogue import About, about
@@ -163,6 +163,13 @@ class Settings:
             raise UsageError(
                 f"--mask was given to --method {self.method}, which chooses its own; give --method static"
             )
+        if (m.units == "filters" and self.method not in ("iee", "filter")) or (
+            m.units == "weights" and method.sparsity == "filters"
+        ):
+            raise UsageError(
+                f"--units {m.units} was given to --method {self.method}, which removes {method.units}; "
+                "filters are of iee and filter"
+            )
         if m.rewind is not None and self.method != "ltr":
             raise UsageError(
                 f"--rewind {m.rewind} was given to --method {self.method}; only ltr takes weights of a step "
@@ -196,16 +203,22 @@ class Settings:
             )
 
     @property
+    def distribution(self) -> Literal["uniform", "erk", "global", "nm"]:
+        """How a sparsity is spread: as asked, else as the paper has it; filters, which have no ERK, over all layers."""
+        own = "global" if self.masks.units == "filters" else about(self.method).distribution
+        return self.masks.distribution or own
+
+    @property
     def goal(self) -> str:
         """What is to be met, in words: the budget as it was given, or the sparsity."""
         if self.budget is not None:
             return self.budget
         if self.masks.mask is not None:
             return f"the mask of {self.masks.mask}"
-        kind = self.masks.distribution or about(self.method).distribution
+        kind = self.distribution
         if kind == "nm":
             return f"{self.masks.nm} weights"
-        what = about(self.method).sparsity
+        what = self.masks.units or about(self.method).sparsity
         if what == "width":
             return f"{1 - (self.masks.sparsity or 0):.4g} of the parameters, uniformly narrower"
         return f"{100 * (self.masks.sparsity or 0):.4g}% of {what} removed, {kind}"

@@ -14,8 +14,9 @@ import torch
 from halpiee.errors import UsageError
 from halpiee.methods.catalogue import METHODS
 from halpiee.training import baseline, stages
-from halpiee.training.attach import budget_of, interval_of, weights_of
 from halpiee.training.checkpoint import load_weights
+from halpiee.training.limits import budget_of, interval_of, weights_of
+from halpiee.training.masking import train_masked
 from halpiee.training.record import promise_of_units, train_flops
 from halpiee.training.run import Run
 from halpiee.training.settings import Cycle, Masks, Settings
@@ -204,3 +205,50 @@ def test_what_a_method_would_refuse_is_refused_before_anything_is_written(
     with pytest.raises(HalpieeError, match=text):
         Run.open(given, tmp_path / "run", Quiet())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (settings("filter", rounds=25, interval=390), "25 rounds every 390 steps take 9750 steps"),
+        (
+            settings("synflow", sparsity=None, distribution="nm"),
+            "NM was given to a method that passes through",
+        ),
+        (settings("iee", criterion="synflow"), "SynFlow was asked for at a training step"),
+        (replace(settings("iee"), cycle=Cycle(omega=2.0)), "omega=2.0 was asked"),
+        (replace(settings("snfs"), momentum=0.0), "SNFS grows by momentum, and SGD keeps none"),
+        (
+            replace(settings("iee", units="filters"), cycle=Cycle(explore_init="zero")),
+            "channels were asked to start",
+        ),
+        (settings("granet", initial=0.8), "start at a sparsity of 0.8 and end at 0.5"),
+        (settings("snip", at=5000), "--at 5000 was asked of a training of 480 steps"),
+        (settings("lrr", rounds=3, sparsity=None, distribution="nm"), "2:4 was asked in 3 rounds"),
+    ],
+)
+def test_what_a_method_refuses_is_refused_in_the_first_seconds(
+    given: Settings, text: str, tmp_path: Path
+) -> None:
+    from halpiee.errors import HalpieeError
+
+    with pytest.raises(HalpieeError, match=text):
+        Run.open(replace(given, data="digits", size=8), tmp_path / "run", Quiet())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["rigl", "snip", "static", "lrr"])
+def test_filters_are_refused_where_they_cannot_be(method: str) -> None:
+    with pytest.raises(
+        UsageError, match=f"--units filters was given to --method {method}, which removes weights"
+    ):
+        settings(method, units="filters")
+
+
+def test_iee_exchanges_filters_and_cuts_them_out(tmp_path: Path) -> None:
+    run = Run.open(settings("iee", units="filters", distribution="uniform"), tmp_path / "run", Quiet())
+    found = train_masked(run)
+    assert (found["sparsity"]["kept"], found["sparsity"]["total"]) == (10, 20)
+    compact = run.compact()
+    assert (compact.conv1.weight.shape[0], compact.conv2.weight.shape[:2]) == (4, (6, 4))
+    assert [e["event"] for e in found["events"]] == ["init", *["prune", "grow"] * 3, "shrink"]

@@ -299,3 +299,15 @@ def test_a_mask_that_is_not_there_or_of_another_network_is_refused(tmp_path: Pat
             tmp_path / "run",
             Quiet(),
         )
+
+
+def test_every_epoch_says_what_the_training_has_cost_so_far(tmp_path: Path) -> None:
+    found = train_masked(Run.open(settings("rigl", interval=5), tmp_path / "run", Quiet()))
+    density = found["sparsity"]["densities"]
+    share = (
+        sum(n * density[f"{k}.weight"] for k, n in (("conv1", 7776), ("conv2", 31104), ("fc", 72))) / 38952
+    )
+    # dense weight gradients are read in step 5 of the first ten, and in step 10 for the update after it
+    expected = [(3 * 10 * share + 2 * (1 - share)) / 30, found["train_flops_ratio"]["strict"]]
+    assert [e["train_flops"]["strict"] for e in found["history"]] == pytest.approx(expected, abs=1e-4)
+    assert [e["density"] for e in found["history"]] == [0.5, 0.5]

@@ -1,0 +1,130 @@
+"""What the limit of a run's settings means for its network: a budget, the units, the steps between two updates."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from halpiee.errors import UsageError
+from halpiee.methods.catalogue import about
+from halpiee.methods.method import Method
+from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Uniform
+from halpiee.sparsity.granularity import Filters, Weights
+from halpiee.sparsity.mask import Mask
+from halpiee.structure.groups import Structure
+from halpiee.training.checkpoint import load_weights
+from halpiee.training.data import Data
+from halpiee.training.settings import Settings
+
+__all__ = [
+    "any_residual",
+    "budget_of",
+    "densities",
+    "few",
+    "first_conv",
+    "given_mask",
+    "interval_of",
+    "units_of",
+    "weights_of",
+]
+
+
+def interval_of(s: Settings, total_steps: int) -> int:
+    """Returns the steps between two updates: as asked, or the paper's where forty of them fit, else a fortieth."""
+    paper = about(s.method).interval or 100
+    return s.masks.interval or max(1, min(paper, total_steps // 40))
+
+
+def budget_of(s: Settings) -> Budget:
+    """Returns the budget of a sparsity."""
+    m = s.masks
+    kind = s.distribution
+    if kind == "nm":
+        return NM(*m.n_of_m)
+    density = 1 - (m.sparsity or 0.0)
+    density = round(density, 12)
+    if s.method == "gmp" and kind == "uniform":
+        return Uniform(density, first=1.0, last=max(0.2, density))  # Gale et al. 2019
+    kinds: dict[str, type[Uniform | ERK | Global]] = {"uniform": Uniform, "erk": ERK, "global": Global}
+    return kinds[kind](density)
+
+
+def weights_of(model: nn.Module, s: Settings) -> Weights:
+    """Returns the weights; for N:M without the layers whose inputs do not divide by M.
+
+    Raises:
+        UsageError: no layer divides.
+    """
+    if s.distribution != "nm":
+        return Weights(model)
+    _, m = s.masks.n_of_m
+    whole = Weights(model)
+    odd = frozenset(name for name, shape in whole.sizes.items() if shape[1] % m)
+    if len(odd) == len(whole.sizes):
+        raise UsageError(
+            f"{s.masks.nm} was asked, and no layer of {s.model} has inputs that divide by {m}; give another pattern"
+        )
+    return Weights(model, pinned=odd)
+
+
+def units_of(model: nn.Module, s: Settings) -> Weights | Filters:
+    """Returns what a sparsity is a share of: filters where they are asked for, else weights."""
+    if s.masks.units == "filters" or about(s.method).sparsity == "filters":
+        return Filters(model, norm_follows=not s.masks.regrow)
+    return weights_of(model, s)
+
+
+def given_mask(path: str) -> Mask:
+    """Returns the mask that a run ended with.
+
+    Args:
+        path: the run's folder, or its ``mask.safetensors``.
+
+    Raises:
+        UsageError: there is none, or a file of something else.
+    """
+    file = Path(path) / "mask.safetensors" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UsageError(
+            f"--mask {path} was asked, and there is no {file}; give the folder of a finished run whose method masks "
+            "weights, or its mask.safetensors"
+        )
+    found = load_weights(file)
+    if odd := [name for name, kept in found.items() if kept.dtype != torch.bool]:
+        raise UsageError(
+            f"--mask {path} holds {odd[0]!r} of {found[odd[0]].dtype}, and masks are of bool; "
+            "give the mask.safetensors of a run"
+        )
+    return Mask(found)
+
+
+def few(data: Data, a_class: int) -> list[tuple[Tensor, Tensor]]:
+    """Returns one batch of the first training images of each class: what pruning at initialisation scores on."""
+    index = torch.cat([(data.train_y == c).nonzero().flatten()[:a_class] for c in range(data.n_classes)])
+    return [(data.normalised(data.train_x[index]), data.train_y[index])]
+
+
+def first_conv(model: nn.Module) -> frozenset[str]:
+    """Returns the path of the first convolution."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            return frozenset({path})
+    return frozenset()
+
+
+def any_residual(structure: Structure) -> bool:
+    """Whether several convolutions write to one group: residual networks protect the first (Lubana & Dick 2021)."""
+    writers: dict[str, int] = {}
+    for layer in structure.layers:
+        for name, _ in layer.out_groups:
+            writers[name] = writers.get(name, 0) + 1
+    return any(n > 1 for n in writers.values())
+
+
+def densities(method: Method) -> dict[str, float]:
+    """Returns unit name → share that is active; what is left out is dense."""
+    found = {n: k / math.prod(method.units.sizes[n]) for n, k in method.alive.counts.items()}
+    return {**found, **dict.fromkeys(method.units.left_out, 1.0)}
