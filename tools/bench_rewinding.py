@@ -3,7 +3,7 @@
     python -m tools.bench_rewinding --data path/to/cifar10 --out rewinding.jsonl
 
 "Pruning Neural Networks at Initialization: Why Are We Missing the Mark?" (arXiv 2009.08576) claims two things, looked
-at here on a network that a CPU trains in minutes (``resnet8`` of ``tools.bench_methods``): masks found after training,
+at here on a network that a CPU trains in minutes (``resnet8`` of ``tools.small_cifar``): masks found after training,
 trained again from an early step, beat masks found before it; and shuffling a mask within each layer costs the former
 much, the latter nothing. Every network is pruned by one ranking over all layers and trained on the same images.
 
@@ -16,7 +16,6 @@ import argparse
 import itertools
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,9 +30,9 @@ from halpiee.methods.once import prune_once
 from halpiee.methods.rewind import held, lottery_ticket_rewinding, rewind
 from halpiee.sparsity.mask import Mask
 from halpiee.training.data import Data, load
-from tools.bench_methods import SETTINGS, Setting, accuracy, batches, few, interval
+from tools.small_cifar import SETTINGS, Setting, accuracy, batches, few, interval, sgd
 
-AT_INIT = {"snip": 1, "synflow": 100, "magnitude": 1}
+AT_INIT = {"snip": 1, "synflow": 100, "magnitude": 1, "grasp": 1}
 """Criteria at initialisation, with the rounds they are applied in."""
 
 NAMES = ("ltr", "ltr-shuffled", *(f"{name}{end}" for name in AT_INIT for end in ("", "-shuffled")))
@@ -73,9 +72,7 @@ class Training:
                 done(step)
             return
         s = self.setting
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=s.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
-        )
+        optimizer = sgd(model, s.lr)
         model.train()
         with held(model, optimizer, mask):
             for step, (x, y) in enumerate(itertools.islice(batches(self.data, self.seed), last)):
@@ -151,20 +148,26 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"- rewinding > {name} at initialisation: {mean:+.1f} ± {half:.1f} points, "
                 f"{sum(g > 0 for g in gaps)} of {len(gaps)} seeds"
             )
-    costs = {
-        name: [
-            value[name, s] - value[f"{name}-shuffled", s]
-            for m, s in value
+    for name in ("ltr", *AT_INIT):
+        costs = [
+            value[name, s] - v
+            for (m, s), v in sorted(value.items())
             if m == f"{name}-shuffled" and (name, s) in value
         ]
-        for name in ("ltr", *AT_INIT)
-    }
-    at_init = [statistics.fmean(costs[name]) for name in AT_INIT if costs[name]]
-    if costs["ltr"] and at_init:
-        lines.append(
-            f"- shuffling costs rewinding {statistics.fmean(costs['ltr']):+.1f} points, "
-            f"masks at initialisation {min(at_init):+.1f} to {max(at_init):+.1f}"
-        )
+        if costs:
+            mean, half = interval(costs)
+            word = (
+                "nothing that shows"
+                if abs(mean) <= half
+                else "something"
+                if mean > 0
+                else "less than nothing"
+            )
+            word = "as much as one seed says" if math.isnan(half) else word
+            lines.append(
+                f"- shuffling costs {name} {word}: {mean:+.1f} ± {half:.1f} points, "
+                f"{sum(c > 0 for c in costs)} of {len(costs)} seeds"
+            )
     return lines
 
 
