@@ -129,10 +129,14 @@ def command(
                 f"{small[0]} (squeeze and excitation is often among them): cutting them saves next to no time, "
                 "so a plan seldom moves them"
             )
+        if found.training_alone:
+            console.print(
+                f"run in training alone: {', '.join(found.training_alone)}; cut where they read the rest, whole within"
+            )
         if found.unread:
             console.print(
-                f"not run in an evaluation: {', '.join(found.unread)}; left whole, and may not fit what is cut "
-                "around them when they run in training"
+                f"not run on an input of {size}: {', '.join(found.unread)}; left whole, and may not fit what is cut "
+                "around them when they run"
             )
         console.print(f"first group: {shielding}")
 

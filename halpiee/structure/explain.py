@@ -14,6 +14,8 @@ __all__ = ["ExplainedGroup", "ExplainedLayer", "Explanation", "explain"]
 UNLOCK = (
     ("a network input", "nothing: the inputs are what they are"),
     ("feeds the network's output", "nothing: the outputs are what is asked for"),
+    ("feeds an output in training", "nothing: the loss in training reads it"),
+    ("runs in training alone", "nothing: an inference would not be quicker"),
     ("a single unit", "nothing: its channels can only go together, which would empty the layer"),
     ("single channel", "nothing: it has one channel"),
     ("literal bounds", "cut with chunk(), or put the parts into layers of their own"),
@@ -25,6 +27,7 @@ UNLOCK = (
     ("constant of the same width", "register the constant as a buffer, so that it can be cut"),
     ("over channels", "normalise with a norm layer, or work on each channel alone"),
     ("outside a", "use the norm module, so that its width can follow"),
+    ("would drop a single channel", "name the dimensions: squeeze((2, 3)), or flatten(1)"),
     ("padded channels", "use a 1×1 projection instead of padding channels"),
 )
 """Part of a reason → what the network's author could change; the first that fits is shown."""
@@ -101,14 +104,17 @@ class Explanation:
         groups: every group.
         prunable_macs_share: share of the multiply-accumulates in layers with a prunable group on either side.
         untimed: ops that take time and have no entry in a profile, with how often they occur.
-        unread: modules whose parameters an evaluation does not read: they stay whole, and may not fit what is
-            cut around them when they run in training.
+        training_alone: modules that run in training and not in an evaluation: they are cut where they read what
+            an evaluation sees, and whole within.
+        unread: modules whose parameters no forward on these inputs reads: they stay whole, and may not fit what is
+            cut around them when they run.
     """
 
     layers: tuple[ExplainedLayer, ...]
     groups: tuple[ExplainedGroup, ...]
     prunable_macs_share: float
     untimed: dict[str, int]
+    training_alone: tuple[str, ...]
     unread: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,6 +153,7 @@ def explain(structure: Structure) -> Explanation:
         ),
         prunable_macs_share=sum(item.macs for item in layers if item.prunable) / total if total else 0.0,
         untimed=dict(structure.details.get("untimed", {})),
+        training_alone=tuple(structure.details.get("training_alone", ())),
         unread=modules_of(structure.details.get("unread", ())),
     )
 

@@ -1,4 +1,4 @@
-"""Ways of writing a forward that have led tools astray: each is cut exactly, or frozen with its reason."""
+"""Ways of writing a forward that have led tools astray, of which channels can go: each is cut exactly."""
 
 from __future__ import annotations
 
@@ -10,59 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halpiee.structure import trace, verify
-
-from . import nets
+from .corners import IMAGE, TOKENS, Net, ab, is_cut_exactly, number
 
 sigmoid = torch.sigmoid
-
-
-class Net(nn.Module):
-    """Modules, and a forward over them."""
-
-    def __init__(self, forward: Callable[..., Any], **parts: Any) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-        self.run = forward
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.run(self, *inputs)
-
-
-def ab(forward: Callable[..., Any], width: int = 8, **parts: Any) -> Net:
-    """A convolution a from 3 to ``width`` channels, b from 8 to 5, and more."""
-    return Net(forward, a=nn.Conv2d(3, width, 1), b=nn.Conv2d(8, 5, 1), **parts)
-
-
-def number(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(shape))
-
-
-def written(m: Any, x: Tensor) -> Tensor:
-    """Writes channels into a part of a fresh tensor."""
-    out = x.new_zeros(2, 8, 8, 8)
-    out[:, 2:6] = sigmoid(m.c(x))
-    return m.b(out)
-
-
-def added_in_place(m: Any, x: Tensor) -> Tensor:
-    y = sigmoid(m.a(x))
-    y[:, :4].add_(sigmoid(m.c(x)))
-    return m.b(y)
-
-
-def width_switch(m: Any, x: Tensor) -> Tensor:
-    y = m.a(x)
-    return m.b(sigmoid(y) if y.shape[1] > 6 else torch.relu(y))
-
-
-def spatial_gate(m: Any, x: Tensor) -> Tensor:
-    y = m.a(x)
-    return m.b(y * sigmoid(m.g(torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1))))
 
 
 def class_token(m: Any, x: Tensor) -> Tensor:
@@ -97,46 +47,12 @@ def in_turns(m: Any, x: Tensor) -> Tensor:
     return m.b(torch.cat([y[:, ::2], y[:, 1::2]], 1))
 
 
-def sum_of_a_half(m: Any, x: Tensor) -> Tensor:
-    """Four of eight channels by number, whose sum has the same shape however many there are."""
-    y = torch.relu(m.a(x))
-    return m.b(y * torch.tanh(y[:, :4].sum(1, keepdim=True)))
-
-
-def zeros_written_over(m: Any, x: Tensor) -> Tensor:
-    """A removed channel is 0 after the relu, and 1 after something else is written through a view."""
-    y = torch.relu(m.a(x))
-    y.flatten(2).add_(1.0)
-    return m.b(y * torch.tanh(y.sum(1, keepdim=True)))
-
-
-def zeros_written_into_ones(m: Any, x: Tensor) -> Tensor:
-    y = torch.relu(m.a(x))
-    z = torch.ones_like(y)
-    z[torch.tensor([0])] = y[:1]
-    return m.b(y * torch.tanh(z.sum(1, keepdim=True)))
-
-
 def not_local(m: Any, x: Tensor) -> Tensor:
     y = sigmoid(m.a(x))
     q, k, v = (part(y).flatten(2) for part in (m.q, m.k, m.v))
     z = ((q.transpose(1, 2) @ k).softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
     return m.b(y + m.o(z.reshape(2, -1, 8, 8)))
 
-
-def across_channels(m: Any, x: Tensor) -> Tensor:
-    """A gate from a convolution that runs along the channels (as in ECA)."""
-    y = sigmoid(m.a(x))
-    gate = m.e(y.mean((2, 3)).unsqueeze(1)).squeeze(1)
-    return m.b(y * sigmoid(gate)[:, :, None, None])
-
-
-def swapped(m: Any, x: Tensor) -> Tensor:
-    y = sigmoid(m.a(x))
-    return m.b(torch.cat([y[:, 4:], y[:, :4]], 1))
-
-
-IMAGE, TOKENS = nets.IMAGE, (2, 4, 3)
 
 CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
     "a tensor beside itself": (
@@ -426,147 +342,7 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
 }
 """What is cut: builder, input shape, names of the prunable groups."""
 
-FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
-    "rolled channels": (
-        lambda: ab(lambda m, x: m.b(sigmoid(m.a(x)).roll(2, 1))),
-        IMAGE,
-        "a size or an index there",
-    ),
-    "permuted channels": (
-        lambda: ab(
-            lambda m, x: m.b(sigmoid(m.a(x))[:, m.order]), order=torch.tensor([3, 1, 0, 2, 7, 6, 5, 4])
-        ),
-        IMAGE,
-        "index",
-    ),
-    "halves swapped by numbers": (lambda: ab(swapped), IMAGE, "slice with literal bounds"),
-    "sum of a half by number": (lambda: ab(sum_of_a_half), IMAGE, "slice with literal bounds"),
-    "zeros written over through a view": (lambda: ab(zeros_written_over), IMAGE, "sum over channels"),
-    "zeros written into ones": (lambda: ab(zeros_written_into_ones), IMAGE, "sum over channels"),
-    "convolution along the channels": (
-        lambda: ab(across_channels, e=nn.Conv1d(1, 1, 3, padding=1)),
-        IMAGE,
-        "convolution in e with a weight that does not shrink",
-    ),
-    "part added in place": (
-        lambda: ab(added_in_place, c=nn.Conv2d(3, 4, 1)),
-        IMAGE,
-        "slice with literal bounds",
-    ),
-    "part written": (
-        lambda: Net(written, c=nn.Conv2d(3, 4, 1), b=nn.Conv2d(8, 5, 1)),
-        IMAGE,
-        "copy_ with a constant of the same width",
-    ),
-    "spatial attention": (
-        lambda: ab(spatial_gate, g=nn.Conv2d(2, 1, 3, padding=1)),
-        IMAGE,
-        "mean over channels",
-    ),
-    "gram matrix": (
-        lambda: Net(
-            lambda m, x: m.h(((y := m.a(x).flatten(2)) @ y.transpose(1, 2)).flatten(1)),
-            a=nn.Conv2d(3, 8, 1),
-            h=nn.Linear(64, 4),
-        ),
-        IMAGE,
-        "bmm of two tensors with channels",
-    ),
-    "weight minus its mean over inputs": (
-        lambda: ab(
-            lambda m, x: F.conv2d(sigmoid(m.a(x)), m.b.weight - m.b.weight.mean((1, 2, 3), keepdim=True))
-        ),
-        IMAGE,
-        "mean over channels",
-    ),
-    "sum of weights": (
-        lambda: ab(lambda m, x: F.conv2d(sigmoid(m.a(x)), m.b.weight + m.shift), shift=number(1, 8, 1, 1)),
-        IMAGE,
-        "convolution with a weight that is a sum of parameters",
-    ),
-    "plain logarithm": (
-        lambda: ab(lambda m, x: m.b(torch.log(m.a(x).abs()))),
-        IMAGE,
-        "log is not finite at 0",
-    ),
-    "one over": (lambda: ab(lambda m, x: m.b(1 / m.a(x))), IMAGE, "reciprocal is not finite at 0"),
-    "a path by width": (lambda: ab(width_switch), IMAGE, "the forward takes another path at another width"),
-    "norm of the vector": (
-        lambda: ab(lambda m, x: m.b(F.normalize(m.a(x), dim=1))),
-        IMAGE,
-        "linalg_vector_norm over channels",
-    ),
-    "functional layer norm": (
-        lambda: Net(lambda m, x: m.b(F.layer_norm(m.a(x), (8,))), a=nn.Linear(3, 8), b=nn.Linear(8, 5)),
-        TOKENS,
-        "native_layer_norm outside a LayerNorm module",
-    ),
-    "norm over channels and positions": (
-        lambda: ab(lambda m, x: m.b(sigmoid(m.n(m.a(x)))), n=nn.LayerNorm((8, 8, 8))),
-        IMAGE,
-        "native_layer_norm in n over several dimensions",
-    ),
-    "unflattened by numbers": (
-        lambda: Net(
-            lambda m, x: m.b(sigmoid(m.a(x)).view(-1, 6, 2, 2)), a=nn.Linear(3, 24), b=nn.Conv2d(6, 5, 1)
-        ),
-        (2, 3),
-        "view with sizes that do not follow the channels",
-    ),
-    "a tensor made of the width": (
-        lambda: ab(lambda m, x: m.b((y := m.a(x)) / torch.sqrt(torch.tensor(y.shape[1])))),
-        IMAGE,
-        "a number computed from the width becomes a tensor",
-    ),
-    "patches": (
-        lambda: ab(lambda m, x: m.b(F.fold(F.unfold(sigmoid(m.a(x)), 1), (8, 8), 1))),
-        IMAGE,
-        "im2col",
-    ),
-    "depthwise by number": (
-        lambda: ab(lambda m, x: m.b(sigmoid(F.conv2d(m.a(x), m.k, groups=8))), k=number(8, 1, 1, 1)),
-        IMAGE,
-        "convolution with a literal number of groups",
-    ),
-    "recurrent": (
-        lambda: Net(
-            lambda m, x: m.h(m.r(torch.tanh(m.a(x)))[0]),
-            a=nn.Linear(3, 8),
-            r=nn.LSTM(8, 6, batch_first=True),
-            h=nn.Linear(6, 4),
-        ),
-        (2, 6, 3),
-        "the forward of r checks its widths",
-    ),
-}
-"""What stays: builder, input shape, how the reason of the first layer's group begins."""
-
-
-def traced(builder: Callable[[], Net], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor, Any]:
-    model = nets.randomise(builder()).double().eval()
-    x = torch.ones(shape, dtype=torch.float64)
-    return model, x, trace(model, (x,))
-
 
 @pytest.mark.parametrize("name", CUT)
 def test_what_can_be_cut_is_cut_exactly(name: str) -> None:
-    builder, shape, prunable = CUT[name]
-    model, x, structure = traced(builder, shape)
-    assert {g.name for g in structure.prunable} == prunable
-    for seed in range(3):
-        keep = nets.random_keep(structure, seed)
-        assert verify(model, structure, keep, (x,), tolerance=1e-12, seed=seed) <= 1e-12
-
-
-@pytest.mark.parametrize("name", FROZEN)
-def test_what_cannot_be_cut_stays_and_says_why(name: str) -> None:
-    builder, shape, reason = FROZEN[name]
-    model, x, structure = traced(builder, shape)
-    first = next(
-        g for g in structure.groups if g.name != "input" and g.reason != "feeds the network's output"
-    )
-    assert not first.prunable
-    assert first.reason is not None
-    assert reason in first.reason
-    keep = nets.random_keep(structure, 0)
-    assert verify(model, structure, keep, (x,), tolerance=1e-12) <= 1e-12
+    is_cut_exactly(*CUT[name])
