@@ -59,6 +59,21 @@ def sgd(model: nn.Module) -> Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)
 
 
+def plain_sgd(model: nn.Module) -> Optimizer:
+    """Neither momentum nor weight decay."""
+    return torch.optim.SGD(model.parameters(), lr=0.05)
+
+
+def heavy_sgd(model: nn.Module) -> Optimizer:
+    """Momentum without Nesterov's look ahead."""
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+def decayed_sgd(model: nn.Module) -> Optimizer:
+    """Weight decay alone."""
+    return torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=0.1)
+
+
 def adamw(model: nn.Module) -> Optimizer:
     """AdamW with weight decay."""
     return torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
