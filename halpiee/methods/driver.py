@@ -28,6 +28,7 @@ from halpiee.methods.norm import RunningNorms
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Train
 from halpiee.methods.pools import Choice, Pool
 from halpiee.methods.ranks import check_ranks
+from halpiee.methods.resuming import restore, state_of
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
 from halpiee.sparsity.granularity import Units
@@ -159,19 +160,7 @@ class Sparse:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything a resumed run needs beside the model's and the optimizer's own state."""
-        dropped, grown = self.last_drop, self.last_grow
-        return {
-            "step": self.step,
-            "phase": self.phase,
-            "phase_steps": self.phase_steps,
-            "forward_all": self.memory.everything,
-            "alive": dict(self.alive),
-            "memory": self.memory.state(),
-            "scores": self.scores.state(),
-            "last_drop": None if dropped is None else [dict(dropped[0]), dropped[1], dict(dropped[2])],
-            "last_grow": None if grown is None else [dict(grown[0]), grown[1]],
-            **self.ledger.state(),
-        }
+        return state_of(self)
 
     def load_record(self, state: Mapping[str, Any]) -> None:
         """Takes over what was recorded, not what is active: for a run that goes on with the compact network."""
@@ -179,29 +168,20 @@ class Sparse:
         self.ledger.load(state, masks=False)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues where ``state_dict`` was taken; load the model's and the optimizer's state first."""
-        expected = {name: tuple(size) for name, size in self.units.sizes.items()}
-        found = {name: tuple(mask.shape) for name, mask in state["alive"].items()}
-        if expected != found:
-            raise UsageError(
-                f"the saved state masks {len(found)} groups, this model has {len(expected)} of other sizes or names; "
-                "resume with the model and settings of the run that saved it"
-            )
-        self.phase, self.phase_steps = state["phase"], state["phase_steps"]
-        self.alive = Mask(dict(state["alive"]))
-        self._masks = self.units.masks(self.alive)
-        self.memory.load(state["memory"])
-        self.memory.expect(self._masks, everything=state["forward_all"])
-        self.scores.load(state["scores"])
-        dropped, grown = state["last_drop"], state["last_grow"]
-        self.last_drop = (
-            None if dropped is None else (Mask(dict(dropped[0])), dict(dropped[1]), Mask(dict(dropped[2])))
-        )
-        self.last_grow = None if grown is None else (Mask(dict(grown[0])), dict(grown[1]))
-        self.step = state["step"]
-        self.ledger.load(state)
+        """Continues where ``state_dict`` was taken; load the model's and the optimizer's state first.
+
+        Raises:
+            UsageError: a state of other units.
+        """
+        restore(self, state)
+
+    def go_on(self, alive: Mask, *, everything: bool) -> None:
+        """Declares what the model holds, after its values were loaded, and holds still what may not move."""
+        self.alive = alive
+        self._masks = self.units.masks(alive)
+        self.memory.expect(self._masks, everything=everything)
         self._hold(self._train())
-        if self.memory.everything and self._train().norm == "running":
+        if everything and self._train().norm == "running":
             self._norms.on(self.model, self._masks)
 
     # -- hooks ------------------------------------------------------------------------------------------------
