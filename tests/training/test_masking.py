@@ -22,17 +22,7 @@ from halpiee.training.run import Run
 from halpiee.training.settings import Cycle, Masks, Settings
 from halpiee.zoo import build
 
-
-class Quiet:
-    """Says nothing."""
-
-    def stage(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def sweeping(self, done: int, total: int) -> None: ...
-
-    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None: ...
+from .talk import Quiet
 
 
 @pytest.fixture(autouse=True)

@@ -22,27 +22,9 @@ from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
 from halpiee.training.settings import Masks, Settings
 
+from .talk import Quiet
+
 EPOCHS, STEPS = 2, 20
-
-
-class Quiet:
-    """Says nothing; interrupts a training at a step when told."""
-
-    def __init__(self, at: tuple[str, int] | None = None) -> None:
-        self.at = at
-
-    def stage(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def sweeping(self, done: int, total: int) -> None: ...
-
-    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None:
-        if self.at == (label, step) and entry is None:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)

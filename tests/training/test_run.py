@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,28 +21,13 @@ from halpiee.training.settings import Cycle, Settings
 from halpiee.zoo import build
 from latency.predict import Calibration
 
+from .talk import Quiet
+
 KEYS = (
     "dense_us budget_us predicted_us measured_us next_step_us accuracy_dense accuracy_pruned top5_dense top5_pruned "
     "train_flops_ratio onnx_rel_l2 onnx_max_abs_error fps_dense fps_pruned macs_dense macs_pruned widths batch threads "
     "backend precision seconds events"
 )
-
-
-class Quiet:
-    """Says nothing; may interrupt."""
-
-    def __init__(self, at: tuple[str, int] | None = None) -> None:
-        self.at = at
-
-    def stage(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def sweeping(self, done: int, total: int) -> None: ...
-
-    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None:
-        if self.at == (label, step) and entry is None:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)
