@@ -31,6 +31,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "halpiee bench small.onnx dense.onnx --batch 1,8 --threads 2",
         "halpiee bench small.onnx dense.onnx --mode throughput --callers 2",
         "halpiee bench runs/demo --against dense --protocol halp",
+        "halpiee bench resnet50 half.json --device cuda --protocol halp",
     ),
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
@@ -91,8 +92,9 @@ def command(
 ) -> None:
     """Time networks side by side: latency with its spread, FPS, and the ratio with its interval.
 
-    FILE is an ONNX file, a TensorRT engine, the folder of a run (its compact network), or a MODEL. `FILE@HOW` says how
-    it runs: an ONNX file @cpu, @cuda or @tensorrt, a run or MODEL @eager (the default), @compile or @onnx.
+    FILE is an ONNX file, a TensorRT engine, the folder of a run (its compact network), a plan (what it leaves, with
+    initial weights), or a MODEL. `FILE@HOW` says how it runs:
+    an ONNX file @cpu, @cuda or @tensorrt, the others @eager (the default), @compile or @onnx.
     """
     warm_up: int | None = None
     if protocol is not None:

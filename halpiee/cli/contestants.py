@@ -116,7 +116,7 @@ def _open(texts: Sequence[str], names: Sequence[str], options: dict[str, Any]) -
 
 
 def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = False) -> Contestant:
-    from halpiee.cli.subjects import from_model, from_run, is_run
+    from halpiee.cli.subjects import from_model, from_plan, from_run, is_run
 
     what, how = _split(text)
     path = Path(what)
@@ -134,12 +134,16 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
         return Contestant(name, how or "cpu", file=path, shape=options["shape"], metadata=read_metadata(path))
     if how is not None and how not in WAYS:
         raise UsageError(f"{text} was asked; a run or a model runs @{', @'.join(WAYS)}")
+    if path.suffix == ".json" and path.is_file():
+        network = from_plan(path, options["shape"] or (3, 224, 224))
+        return Contestant(name, how or "eager", network=network, metadata=network.metadata)
     if path.is_dir() or is_run(what):
         network = from_run(path, dense=dense)
         return Contestant(name, how or "eager", network=network, metadata=network.metadata)
     if path.exists():
         raise UsageError(
-            f"{what} was asked for and is neither an ONNX file (.onnx) nor the folder of a run; check the path"
+            f"{what} was asked for and is neither an ONNX file (.onnx), a plan (.json) nor the folder "
+            "of a run; check the path"
         )
     if "/" in what and not what.startswith(("torchvision/", "timm/")):
         raise UsageError(f"{what} was asked for, and there is no such file or folder; check the path")
@@ -174,5 +178,5 @@ def _split(text: str) -> tuple[str, str | None]:
 def _short(text: str) -> str:
     what, how = _split(text)
     path = Path(what)
-    name = path.stem if path.suffix == ".onnx" else path.name
+    name = path.stem if path.suffix in (".onnx", ".json") else path.name
     return f"{name}@{how}" if how else name

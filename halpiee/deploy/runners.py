@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from halpiee.errors import MissingError, UsageError
 from latency.backends.onnx_file import check_file
 from latency.backends.onnxruntime import feeds, session, to_onnx
+from latency.backends.torch import set_arithmetic
 from latency.throughput import Load
 
 __all__ = ["Precision", "Runner", "engine_runner", "module_runner", "onnx_runner"]
@@ -81,6 +82,8 @@ def module_runner(
         )
     if device == "cpu":
         torch.set_num_threads(threads)
+    else:
+        set_arithmetic(precision)  # float32 is float32, as in a profile and in the papers' figures
     dtype = DTYPES[precision]
     placed = copy.deepcopy(model).eval().to(device=device, dtype=dtype)
     inputs = tuple(

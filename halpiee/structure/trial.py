@@ -64,7 +64,10 @@ class Trial:
                 training=self.recorder.training,
             )
         except StructureError as raised:
-            return small, raised.__cause__ if isinstance(raised.__cause__, Exception) else raised
+            error = raised.__cause__ if isinstance(raised.__cause__, Exception) else raised
+            return small, error.with_traceback(None)  # whose frames hold the smaller model
+        finally:
+            small.modules.clear()
         return small, None
 
     def findings(self, structure: Structure, keep: Mapping[str, Tensor]) -> tuple[list[Finding], str]:

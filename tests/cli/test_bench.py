@@ -230,7 +230,7 @@ def test_a_provider_or_device_that_is_not_there_ends_in_three(files: Path) -> No
 def test_what_is_neither_a_file_nor_a_run_nor_a_model_is_said(tmp_path: Path) -> None:
     assert "no such file or folder; check the path" in refusal(UsageError, tmp_path / "gone")
     (tmp_path / "notes.txt").write_text("x")
-    assert "neither an ONNX file (.onnx) nor the folder of a run" in refusal(
+    assert "neither an ONNX file (.onnx), a plan (.json) nor the folder of a run" in refusal(
         UsageError, tmp_path / "notes.txt"
     )
     (tmp_path / "half").mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 from collections.abc import Callable
 
@@ -17,63 +16,10 @@ from torch.optim import Optimizer
 from halpiee.errors import UsageError
 from halpiee.methods.iee import IEE, recipe
 from halpiee.methods.phases import Drop, Grow, Start, Train
-from halpiee.saliency import Taylor
-from halpiee.sparsity import Channels, Constant, Mask, Uniform, Weights
+from halpiee.sparsity import Constant, Mask, Uniform, Weights
 from halpiee.structure.groups import ChannelGroup, Slot, Structure
 
-Batches = list[tuple[Tensor, Tensor]]
-
-
-def attach(net: nn.Module, structure: Structure, optimizer: Optimizer, **extra: object) -> IEE:
-    options = {
-        "budget": Uniform(0.5),
-        "total_steps": 40,
-        "h": 3,
-        "j": 2,
-        "q": 3,
-        "end": 0.8,
-        "omega": 0.34,
-        **extra,
-    }
-    return IEE(net, optimizer, units=Channels(net, structure), criterion=Taylor(), **options)  # type: ignore[arg-type]
-
-
-def step(net: nn.Module, optimizer: Optimizer, batch: tuple[Tensor, Tensor]) -> None:
-    optimizer.zero_grad()
-    cross_entropy(net(batch[0]), batch[1]).backward()
-    optimizer.step()
-
-
-def sgd(net: nn.Module) -> Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
-
-
-def everything(net: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """All parameters, float buffers and optimizer state, by name."""
-    found = {n: t.detach().clone() for n, t in net.state_dict().items() if t.is_floating_point()}
-    for name, p in net.named_parameters():
-        for key, value in optimizer.state.get(p, {}).items():
-            if isinstance(value, Tensor) and value.shape == p.shape:
-                found[f"{name}/{key}"] = value.detach().clone()
-    return found
-
-
-def active_elements(net: nn.Module, iee: IEE, name: str) -> Tensor:
-    """By hand: an element is active when its output unit and its input unit both are."""
-    a, b = iee.alive["a"], iee.alive["b"]
-    image, classes = torch.ones(3, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
-    sides = {
-        "conv1.weight": (a, image),
-        "conv2.weight": (b, a),
-        "fc.weight": (classes, b),
-        "fc.bias": (classes, None),
-        **{f"bn1.{t}": (a, None) for t in ("weight", "bias", "running_mean", "running_var")},
-        **{f"bn2.{t}": (b, None) for t in ("weight", "bias", "running_mean", "running_var")},
-    }
-    out, into = sides[name]
-    tensor = net.state_dict()[name]
-    mask = out if into is None else out[:, None] & into[None, :]
-    return mask.reshape(mask.shape + (1,) * (tensor.dim() - mask.dim())).expand(tensor.shape)
+from .channels import Batches, active_elements, attach, everything, sgd, step
 
 
 def test_the_recipe_is_init_then_cycles_of_train_prune_train_explore_grow() -> None:
@@ -254,114 +200,6 @@ def test_a_step_with_a_nan_gradient_is_left_out_of_the_scores_and_counted(
         net.bn1.weight.data.nan_to_num_(1.0)
     assert iee.reports[-1].event == "prune"
     assert iee.reports[-1].skipped == 1
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_step_that_the_scaler_skips_counts_for_nothing(
-    net: nn.Module, structure: Structure, batches: Batches, fused: bool
-) -> None:
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, fused=fused)
-    iee = attach(net, structure, optimizer)
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    for i, (x, y) in enumerate(batches[:3]):
-        optimizer.zero_grad()
-        scaler.scale(cross_entropy(net(x), y)).backward()
-        if i == 1:
-            net.fc.weight.grad[0, 0] = float("inf")
-        scaler.step(optimizer)
-        scaler.update()
-    assert iee.step == 2
-    assert [e.event for e in iee.reports] == ["init"]
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_scores_use_unscaled_gradients(
-    net: nn.Module, structure: Structure, batches: Batches, fused: bool
-) -> None:
-    found = []
-    for enabled in (False, True):
-        model = copy.deepcopy(net)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
-        iee = attach(model, structure, optimizer)
-        scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0)
-        x, y = batches[0]
-        scaler.scale(cross_entropy(model(x), y)).backward()
-        scaler.step(optimizer)
-        found.append(iee.scores.tally.mean()["b"])
-    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
-
-
-def test_evaluating_while_exploring_sees_the_active_units_only(
-    net: nn.Module, structure: Structure, batches: Batches
-) -> None:
-    optimizer = sgd(net)
-    iee = attach(net, structure, optimizer)
-    for batch in batches[:6]:
-        step(net, optimizer, batch)
-    explored = net.conv2.weight.detach().clone()
-    with iee.evaluating():
-        active = active_elements(net, iee, "conv2.weight")
-        assert bool((net.conv2.weight[~active] == 0).all())
-        assert torch.equal(net.conv2.weight[active], explored[active])
-    assert torch.equal(net.conv2.weight, explored)
-
-
-def test_ending_early_after_a_prune_brings_back_what_it_removed(
-    net: nn.Module, structure: Structure, batches: Batches
-) -> None:
-    optimizer = sgd(net)
-    iee = attach(net, structure, optimizer)
-    start = iee.alive
-    for batch in batches[:4]:
-        step(net, optimizer, batch)
-    assert iee.alive.digest() != start.digest()
-    iee.finish()
-    assert iee.finished
-    assert iee.alive.digest() == start.digest()
-    assert iee.reports[-1].event == "grow"
-
-
-def test_ending_early_while_exploring_grows_first(
-    net: nn.Module, structure: Structure, batches: Batches
-) -> None:
-    optimizer = sgd(net)
-    iee = attach(net, structure, optimizer)
-    for batch in batches[:6]:
-        step(net, optimizer, batch)
-    iee.finish()
-    assert iee.reports[-1].event == "grow"
-    assert iee.reports[-1].counts == {"a": 2, "b": 3}
-
-
-@pytest.mark.parametrize(
-    "at", [2, 4, 6, 9, 35], ids=["train", "improve", "explore", "second cycle", "finished"]
-)
-def test_a_run_resumed_at_any_phase_ends_bit_equal(
-    net: nn.Module, structure: Structure, batches: Batches, at: int
-) -> None:
-    def build() -> tuple[nn.Module, Optimizer, IEE]:
-        model = copy.deepcopy(net)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-        return model, optimizer, attach(model, structure, optimizer)
-
-    whole, optimizer, _ = build()
-    for batch in batches:
-        step(whole, optimizer, batch)
-    first, optimizer, iee = build()
-    for batch in batches[:at]:
-        step(first, optimizer, batch)
-    file = io.BytesIO()
-    torch.save({"m": first.state_dict(), "o": optimizer.state_dict(), "i": iee.state_dict()}, file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    second, optimizer, iee = build()
-    second.load_state_dict(state["m"])
-    optimizer.load_state_dict(state["o"])
-    iee.load_state_dict(state["i"])
-    for batch in batches[at:]:
-        step(second, optimizer, batch)
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
 
 
 class TwoUnits(nn.Module):

@@ -38,7 +38,7 @@ def test_a_frozen_group_names_its_source_line_and_what_would_unlock_it() -> None
     assert group.unlock == "normalise with a norm layer, or work on each channel alone"
     assert group.source is not None
     file, _, line = group.source.rpartition(":")
-    assert file.endswith("nets.py")
+    assert file.endswith("nets/moved.py")
     with open(file, encoding="utf-8") as source:
         assert "softmax(1)" in source.read().splitlines()[int(line) - 1]
 

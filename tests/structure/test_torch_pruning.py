@@ -72,13 +72,20 @@ ALIKE = {
 }
 """Networks whose couplings are the same, with an input."""
 
+PARTS = {
+    "deeplabv3_mobilenet_v3_large": {"weights_backbone": None},
+    # its graph is of one forward, ours holds the heads of training beside it
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+"""What such a network is built with."""
+
 
 def compared(name: str, shape: tuple[int, ...]) -> tuple[float, int, int]:
     """Returns the share of our channels that both know, and on how many ours, or theirs, unites more."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        arguments = {"weights_backbone": None} if "lab" in name else {}
-        model = torchvision.models.get_model(name, weights=None, **arguments).eval()
+        model = torchvision.models.get_model(name, weights=None, **PARTS.get(name, {})).eval()
         x = torch.randn(shape)
         their_map = theirs(model, x)
         our_map = ours(model, x)
