@@ -45,8 +45,9 @@ bench-structure: $(VENV)/.installed ## seconds of a trace and of a shrink
 	$(BIN)/python -m tools.bench_structure
 
 DATA ?= path/to/cifar10
-bench-methods: $(VENV)/.installed ## orders the methods on CIFAR-10: make bench-methods DATA=folder
+bench-methods: $(VENV)/.installed ## orders the methods on CIFAR-10, rewinding among them: make bench-methods DATA=folder
 	$(BIN)/python -m tools.bench_methods --data $(DATA) --out runs/bench-methods.jsonl
+	$(BIN)/python -m tools.bench_rewinding --data $(DATA) --out runs/bench-rewinding.jsonl
 
 models: $(VENV)/.installed ## every torchvision network: what is prunable, and that the cut is exact
 	$(BIN)/python -m tools.models_table --out docs/models.md

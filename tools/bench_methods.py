@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from halpiee.methods.gradual import GMP, GraNet
 from halpiee.methods.iee import IEE
 from halpiee.sparsity import ERK, Global
 from halpiee.training.data import Data, load
-from tools.small_cifar import BATCH, SETTINGS, Setting, accuracy, batches, few, interval, sgd
+from tools.small_cifar import BATCH, SETTINGS, Runs, Setting, accuracy, batches, few, interval, sgd
 
 Maker = Callable[[nn.Module, Optimizer, Setting, "list[tuple[Tensor, Tensor]]", int], "Sparse | None"]
 
@@ -209,8 +208,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only print what stands in --out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = {(r["setting"], r["method"], r["seed"], r["steps"]) for r in rows}
+    runs = Runs(options.out)
+    done = {(r["setting"], r["method"], r["seed"], r["steps"]) for r in runs.rows}
     loaded: Data | None = None
     left = 0 if options.table else options.limit
     # Seed by seed, so that every method has as many when it is interrupted.
@@ -224,13 +223,9 @@ def main() -> None:
         left -= 1
         loaded = loaded or load(options.data, size=16)
         found = run(setting, name, replace(loaded, augmentation=setting.augmentation), seed)
-        row = {"setting": setting_name, "method": name, "seed": seed, "steps": setting.steps, **found}
-        with options.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        rows.append(row)
-        print(json.dumps(row), flush=True)
+        runs.add({"setting": setting_name, "method": name, "seed": seed, "steps": setting.steps, **found})
     for setting_name in options.settings:
-        chosen = [r for r in rows if r["steps"] == (options.steps or SETTINGS[setting_name].steps)]
+        chosen = [r for r in runs.rows if r["steps"] == (options.steps or SETTINGS[setting_name].steps)]
         s = SETTINGS[setting_name]
         if any(r["setting"] == setting_name for r in chosen):
             print(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from halpiee.methods.once import prune_once
 from halpiee.methods.rewind import held, lottery_ticket_rewinding, rewind
 from halpiee.sparsity.mask import Mask
 from halpiee.training.data import Data, load
-from tools.small_cifar import SETTINGS, Setting, accuracy, batches, few, interval, sgd
+from tools.small_cifar import SETTINGS, Runs, Setting, accuracy, batches, few, interval, sgd
 
 AT_INIT = {"snip": 1, "synflow": 100, "magnitude": 1, "grasp": 1}
 """Criteria at initialisation, with the rounds they are applied in."""
@@ -189,9 +188,8 @@ def main() -> None:
     torch.set_num_threads(1)
     setting = replace(SETTINGS["resnet8"], density=1 - options.sparsity, steps=options.steps)
     same = {"sparsity": round(options.sparsity, 4), "steps": options.steps}
-    lines = options.out.read_text().splitlines() if options.out.exists() else []
-    rows = [row for row in map(json.loads, lines) if same.items() <= row.items()]
-    there = {(row["method"], row["seed"]) for row in rows}
+    runs = Runs(options.out)
+    there = {(row["method"], row["seed"]) for row in runs.rows if same.items() <= row.items()}
     todo = {seed: [m for m in options.methods if (m, seed) not in there] for seed in options.seeds}
     if any(todo.values()) and not options.table:
         data = replace(load(options.data, size=16), augmentation=setting.augmentation)
@@ -201,11 +199,9 @@ def main() -> None:
                 begun = time.process_time()
                 found = {"method": name, "seed": seed, **same, **run(training, name)}
                 found["cpu_s"] = round(time.process_time() - begun, 1)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(found) + "\n")
-                rows.append(found)
-                print(json.dumps(found), flush=True)
+                runs.add(found)
     print(f"\nresnet8, {options.sparsity:.1%} sparse, {options.steps} steps\n")
+    rows = [row for row in runs.rows if same.items() <= row.items()]
     print("\n".join([*table(rows), "", *claims(rows)]))
 
 

@@ -7,10 +7,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +22,7 @@ from halpiee.training.data import Augmentation, Data
 from halpiee.zoo.blocks import BasicBlock
 from halpiee.zoo.resnet import ResNet
 
-__all__ = ["BATCH", "SETTINGS", "Setting", "accuracy", "batches", "few", "interval", "sgd"]
+__all__ = ["BATCH", "SETTINGS", "Runs", "Setting", "accuracy", "batches", "few", "interval", "sgd"]
 
 BATCH = 128
 
@@ -100,3 +103,32 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     if n < 2:
         return statistics.fmean(values), math.nan
     return statistics.fmean(values), t.get(n, 2.0) * statistics.stdev(values) / math.sqrt(n)
+
+
+class Runs:
+    """What stands in a file of one JSON line a run; a line that an interruption tore is as if it were not there.
+
+    Args:
+        path: of the file; it and its folder are made with the first run.
+
+    Attributes:
+        rows: the runs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                self.rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Writes a run, and says it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        with self.path.open("a") as file:
+            file.write("\n" * torn + json.dumps(row) + "\n")
+        self.rows.append(row)
+        print(json.dumps(row), flush=True)
