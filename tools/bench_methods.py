@@ -3,7 +3,8 @@
     python -m tools.bench_methods --data path/to/cifar10 --out methods.jsonl
 
 One JSON line a run is appended to ``--out``; runs that stand there are skipped, so an interrupted benchmark goes on.
-The settings are those of ``tools.small_cifar``. Accuracy is that of the last epoch on the test images, nothing is
+The settings are those of ``tools.small_cifar``; by default those for a CPU, ``--settings`` names the larger ones, for
+``--device cuda``. Accuracy is that of the last epoch on the test images, nothing is
 picked.
 """
 
@@ -31,7 +32,7 @@ from halpiee.methods.gradual import GMP, GraNet
 from halpiee.methods.iee import IEE
 from halpiee.sparsity import ERK, Global
 from halpiee.training.data import Data, load
-from tools.small_cifar import BATCH, SETTINGS, Runs, Setting, accuracy, batches, few, interval, sgd
+from tools.small_cifar import BATCH, LARGE, SETTINGS, Runs, Setting, accuracy, batches, few, interval, sgd
 
 Maker = Callable[[nn.Module, Optimizer, Setting, "list[tuple[Tensor, Tensor]]", int], "Sparse | None"]
 
@@ -96,7 +97,7 @@ METHODS: dict[str, Maker] = {
 def run(setting: Setting, name: str, data: Data, seed: int) -> dict[str, Any]:
     """Trains once and returns what came out."""
     torch.manual_seed(seed)
-    model = setting.build()
+    model = setting.build().to(data.train_x.device)
     optimizer = sgd(model, setting.lr)
     method = METHODS[name](model, optimizer, setting, few(data, 10), seed)
     history = None if method is None else History.of(method)
@@ -200,7 +201,8 @@ def main() -> None:
         "--data", required=True, help="CIFAR-10: a Parquet folder, or any data of halpiee train"
     )
     parser.add_argument("--out", type=Path, default=Path("methods.jsonl"))
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS | LARGE, default=list(SETTINGS))
+    parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="fewer steps, to try the tool out")
@@ -210,23 +212,25 @@ def main() -> None:
     torch.set_num_threads(1)
     runs = Runs(options.out)
     done = {(r["setting"], r["method"], r["seed"], r["steps"]) for r in runs.rows}
-    loaded: Data | None = None
+    loaded: dict[int, Data] = {}
     left = 0 if options.table else options.limit
     # Seed by seed, so that every method has as many when it is interrupted.
     for seed, setting_name, name in itertools.product(
         range(options.seeds), options.settings, options.methods
     ):
-        setting = SETTINGS[setting_name]
+        setting = (SETTINGS | LARGE)[setting_name]
         setting = replace(setting, steps=options.steps or setting.steps)
         if left < 1 or (setting_name, name, seed, setting.steps) in done:
             continue
         left -= 1
-        loaded = loaded or load(options.data, size=16)
-        found = run(setting, name, replace(loaded, augmentation=setting.augmentation), seed)
+        if setting.size not in loaded:
+            loaded[setting.size] = load(options.data, size=setting.size).to(options.device)
+        data = replace(loaded[setting.size], augmentation=setting.augmentation)
+        found = run(setting, name, data, seed)
         runs.add({"setting": setting_name, "method": name, "seed": seed, "steps": setting.steps, **found})
     for setting_name in options.settings:
-        chosen = [r for r in runs.rows if r["steps"] == (options.steps or SETTINGS[setting_name].steps)]
-        s = SETTINGS[setting_name]
+        s = (SETTINGS | LARGE)[setting_name]
+        chosen = [r for r in runs.rows if r["steps"] == (options.steps or s.steps)]
         if any(r["setting"] == setting_name for r in chosen):
             print(
                 f"\n{setting_name}: {1 - s.density:.0%} sparse, {options.steps or s.steps} steps of {BATCH}\n"

@@ -1,7 +1,8 @@
 """What masks cost a training step, what a change of the masks costs, and what shrinking saves, printed as two tables.
 
-Run as ``make bench`` or ``python -m tools.bench_training --pairs 100``. CPU time of one thread. A step is compared with
-the dense one in interleaved pairs; the interval of a median is the distribution-free one of order statistics.
+Run as ``make bench`` or ``python -m tools.bench_training --pairs 100``. CPU time of one thread, or with ``--device cuda``
+wall time on a GPU. A step is compared with the dense one in interleaved pairs; the interval of a median is the
+distribution-free one of order statistics.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import argparse
 import copy
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from halpiee.sparsity import ERK, Channels, Uniform
 from halpiee.structure.size import macs
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
-from tools.mask_updates import updates
+from tools.mask_updates import now, updates
 
 PROFILE = Path("profiles/amd-epyc-avx2-ort-1t/resnet20-32-b1.jsonl")
 
@@ -44,11 +44,11 @@ def stepper(
     return step
 
 
-def cpu_seconds(step: Callable[[], None]) -> float:
-    """Returns the CPU time of one call."""
-    begun = time.process_time()
+def seconds_of(step: Callable[[], None], device: torch.device) -> float:
+    """Returns the time of one call."""
+    begun = now(device)
     step()
-    return time.process_time() - begun
+    return now(device) - begun
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -59,16 +59,18 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return ordered[n // 2], ordered[lo], ordered[hi]
 
 
-def pairs(first: Callable[[], None], second: Callable[[], None], n: int) -> tuple[list[float], list[float]]:
+def pairs(
+    first: Callable[[], None], second: Callable[[], None], n: int, device: torch.device
+) -> tuple[list[float], list[float]]:
     """Returns ``n`` ratios second / first of neighbouring steps in alternating order, and the first's seconds."""
     for warm in (first, second, first, second):
         warm()
     ratios, seconds = [], []
     for i in range(n):
         if i % 2:
-            b, a = cpu_seconds(second), cpu_seconds(first)
+            b, a = seconds_of(second, device), seconds_of(first, device)
         else:
-            a, b = cpu_seconds(first), cpu_seconds(second)
+            a, b = seconds_of(first, device), seconds_of(second, device)
         ratios.append(b / a)
         seconds.append(a)
     return ratios, seconds
@@ -89,21 +91,24 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--changes", type=int, default=40, help="of each method's masks (default 40)")
     parser.add_argument("--profile", type=Path, default=PROFILE, help="latencies of the network")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
+    device = torch.device(options.device)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     # The networks' own arithmetic must be alike: zeros cost what other numbers cost, but not denormals.
     torch.set_flush_denormal(True)
-    dense = build(options.model, num_classes=10, width=options.width)
-    x = torch.randn(options.batch_size, 3, options.size, options.size)
-    batch = (x, torch.randint(0, 10, (options.batch_size,)))
+    dense = build(options.model, num_classes=10, width=options.width).to(device)
+    x = torch.randn(options.batch_size, 3, options.size, options.size).to(device)
+    batch = (x, torch.randint(0, 10, (options.batch_size,)).to(device))
     structure = trace(dense, (x[:1],))
     weights, channels = copy.deepcopy(dense), copy.deepcopy(dense)
     n = options.pairs + 2  # two warm-up steps before every series
 
     print(
         f"{options.model} ×{options.width:g}, {options.size}×{options.size}, batch {options.batch_size}, "
-        f"one thread, CPU time, {options.pairs} interleaved pairs; SGD with momentum\n"
+        f"{'one thread, CPU time' if device.type == 'cpu' else torch.cuda.get_device_name()}, {options.pairs} "
+        "interleaved pairs; SGD with momentum\n"
     )
     optimizer, weights_optimizer = sgd(channels), sgd(weights)
     Static(weights, weights_optimizer, budget=ERK(0.1))
@@ -132,20 +137,20 @@ def main() -> None:
         ("all channels, exploring", channels_step, 1.10),
         ("masked, half of the channels, changes over", channels_step, 1.05),
     ):
-        ratios, more = pairs(dense_step, step, options.pairs)
+        ratios, more = pairs(dense_step, step, options.pairs, device)
         seconds += more
         print(row(label, ratios, f"≤ {bound:.2f}"), flush=True)
     compact, compact_optimizer = iee.shrink()
     share = sum(macs(structure, iee.alive.counts).values()) / sum(macs(structure).values())
-    ratios, more = pairs(dense_step, stepper(compact, compact_optimizer, batch), options.pairs)
+    ratios, more = pairs(dense_step, stepper(compact, compact_optimizer, batch), options.pairs, device)
     print(row(f"cut to these channels, {share:.3f} of the MACs", ratios, "falls with the MACs"))
 
     unit = statistics.median([*seconds, *more])
-    print(f"\n{options.changes} changes of the masks of each kind; a dense step takes {1e3 * unit:.0f} ms\n")
+    print(f"\n{options.changes} changes of the masks of each kind; a dense step takes {1e3 * unit:.3g} ms\n")
     print(
         "| method | change | ms, median | of a dense step [95 %] | worst | asked |\n|---|---|---|---|---|---|"
     )
-    model = build(options.model, num_classes=10, width=options.width)
+    model = build(options.model, num_classes=10, width=options.width).to(device)
     for update in updates(model, sgd, x[:1], options.profile, options.changes):
         median, lo, hi = (value / unit for value in median_interval(update.seconds))
         print(

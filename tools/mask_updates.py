@@ -2,7 +2,7 @@
 
 All of a method's work happens inside ``optimizer.step()``: reading scores, choosing, switching masks, and for latencies
 the solver. Its CPU time less that of the bare optimizer is therefore the price of a change; forward and backward stay
-out of the measurement, so a small batch does. One thread.
+out of the measurement, so a small batch does. One thread. On a GPU it is wall time, waited for at both ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
 from latency import Profile
 
-__all__ = ["Update", "updates"]
+__all__ = ["Update", "now", "updates"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Update:
     Attributes:
         method: its name.
         events: what happened between two steps, such as ``prune`` or ``drop, grow``.
-        seconds: CPU time of each, the bare optimizer's taken off.
+        seconds: CPU time of each (wall time on a GPU), the bare optimizer's taken off.
     """
 
     method: str
@@ -90,14 +90,14 @@ def updates(
     Args:
         model: the dense network.
         sgd: builds the optimizer.
-        image: one input, with the batch axis.
+        image: one input, with the batch axis, on the network's device.
         profile: latency profile of the network.
         n: changes of each kind, about.
     """
     structure = trace(model, (image,))
     cost = LatencyCost(structure, Profile.load(profile))
-    x = torch.randn(8, *image.shape[1:])
-    batch = (x, torch.randint(0, 10, (8,)))
+    x = torch.randn(8, *image.shape[1:]).to(image.device)
+    batch = (x, torch.randint(0, 10, (8,)).to(image.device))
     bare = copy.deepcopy(model)
     plain = statistics.median(steps(bare, sgd(bare), batch, n))
     for name, make in makers(structure, cost, n).items():
@@ -119,11 +119,19 @@ def updates(
 
 
 def steps(model: nn.Module, optimizer: Optimizer, batch: tuple[Tensor, Tensor], n: int) -> Iterator[float]:
-    """Yields the CPU seconds of each ``optimizer.step()``."""
+    """Yields the seconds of each ``optimizer.step()``."""
     model.train()
     for _ in range(n):
         optimizer.zero_grad(set_to_none=True)
         cross_entropy(model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
-        begun = time.process_time()
+        begun = now(batch[0].device)
         optimizer.step()
-        yield time.process_time() - begun
+        yield now(batch[0].device) - begun
+
+
+def now(device: torch.device) -> float:
+    """Returns seconds of CPU time; on a GPU of wall time, when all that was begun there is done."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
