@@ -293,8 +293,8 @@ def concat(recorder: Recorder, call: Call) -> Timing | None:
         recorder.set(out, Tag(parameter=all(t.parameter for t in tags), source=tags[0].source))
     parts = []
     for source, tag in zip(sources, tags, strict=True):
-        if call.name == "cat" and source.dim() != out.dim():
-            continue  # the legacy empty tensor
+        if call.name == "cat" and (source.dim() != out.dim() or not source.shape[dim]):
+            continue  # nothing of it is in the result
         for extra in tag.axes[1:]:
             recorder.units.freeze(extra, call.where)
         shape = list(source.shape)

@@ -99,7 +99,7 @@ def kept_along(shape: Sequence[int], masks: Sequence[Mask]) -> list[NDArray[np.i
         else:
             others = tuple(d for d in range(grid.ndim) if d != dim)
             kept.append(np.flatnonzero(grid.any(axis=others)))
-    inside = [k if n > 1 else np.zeros(1, np.int64) for k, n in zip(kept, grid.shape, strict=True)]
+    inside = [k if n != 1 else np.zeros(1, np.int64) for k, n in zip(kept, grid.shape, strict=True)]
     return kept if bool(grid[np.ix_(*inside)].all()) else None
 
 

@@ -19,14 +19,17 @@ def spatial(recorder: Recorder, call: Call) -> Timing | None:
     """Pooling and resizing: positions mix within a channel."""
     source, out = call.tensors[0], call.outputs[0]
     tag = recorder.tag(source)
-    label = recorder.label(source)
     n_positions = next((int(c) for c in "123" if f"{c}d" in call.name), source.dim() - 2)
-    dims = range(source.dim() - n_positions, source.dim())
-    if label is not None and any(label.shape[d] > 1 for d in dims):
+    axes = [recorder.units.find(axis) for axis in tag.axes]
+    mixed = [axis for axis in axes if any(size > 1 for size in axis.shape[source.dim() - n_positions :])]
+    if mixed and not tag.parameter:
         recorder.freeze_call(call)
         return None
+    for axis in mixed:  # a parameter with positions of its own
+        recorder.units.freeze(axis, call.where)
+    channels = tag.with_axes(axis for axis in axes if all(axis is not other for other in mixed))
     for tensor in call.outputs:
-        recorder.set(tensor, tag)
+        recorder.set(tensor, channels)
     kind, fields = pooling(call, source, out, n_positions)
     dim, atoms = recorder.peek(source)
     if kind is None or source.dim() != n_positions + 2 or not atoms.size:

@@ -54,6 +54,11 @@ def not_local(m: Any, x: Tensor) -> Tensor:
     return m.b(y + m.o(z.reshape(2, -1, 8, 8)))
 
 
+def resized_positions(m: Any, x: Tensor) -> Tensor:
+    positions = F.interpolate(m.positions, size=(8, 8), mode="bicubic", align_corners=False)
+    return m.b(sigmoid(m.a(x)) + (positions + m.window.tile(1, 1, 2, 2)))
+
+
 CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
     "a tensor beside itself": (
         lambda: Net(
@@ -212,6 +217,16 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
             b=nn.Linear(8, 5),
         ),
         TOKENS,
+        {"a"},
+    ),
+    "positions resized to the image, beside those of a window": (
+        lambda: ab(resized_positions, positions=number(1, 8, 3, 3), window=number(1, 8, 4, 4)),
+        IMAGE,
+        {"a"},
+    ),
+    "no position at all beside all of them": (
+        lambda: ab(lambda m, x: m.b(torch.cat([(y := sigmoid(m.a(x)))[..., :0], y], 3))),
+        IMAGE,
         {"a"},
     ),
     "halves by a slice of half the width": (lambda: ab(halves), IMAGE, {"a"}),
