@@ -1,8 +1,8 @@
 """What masks cost a training step, what a change of the masks costs, and what shrinking saves, printed as two tables.
 
-Run as ``make bench`` or ``python -m tools.bench_training --pairs 100``. CPU time of one thread, or with ``--device cuda``
-wall time on a GPU. A step is compared with the dense one in interleaved pairs; the interval of a median is the
-distribution-free one of order statistics.
+Run as ``make bench`` or ``python -m tools.bench_training --pairs 100``. CPU time of one thread, or with
+``--device cuda`` wall time on a GPU. A step is compared with the dense one in interleaved pairs; the interval of a
+median is the distribution-free one of order statistics.
 """
 
 from __future__ import annotations
