@@ -19,7 +19,7 @@ from typing import Any
 
 from latency.backends import Built
 from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, open_cuda
-from latency.backends.tensorrt_network import OpNetwork
+from latency.backends.tensorrt_network import ROWS, OpNetwork
 from latency.backends.tensorrt_runtime import (
     Builder,
     EngineRunner,
@@ -148,7 +148,7 @@ class TensorRT:
         try:
             first, method = self._runner([op]), "slope"
         except UnsupportedOpError:
-            if op.kind == "linear":
+            if op.kind in ROWS:
                 raise
             first, method = self._runner([op], native=False), "slope/linear"
         return self._slope(op, first, method)

@@ -38,9 +38,12 @@ ACTIVATIONS = {
 GATED = {"silu": "sigmoid", "hardswish": "hardsigmoid"}
 """x · gate(x)."""
 
+ROWS = ("linear", "layer_norm")
+"""Kinds whose channels come last."""
+
 KINDS = (
-    "conv", "linear", "max_pool", "avg_pool", "global_avg_pool", "add", "mul", "concat", "batch_norm",
-    *ACTIVATIONS, *GATED,
+    "conv", "conv_transpose", "linear", "max_pool", "avg_pool", "global_avg_pool", "add", "mul", "concat",
+    "batch_norm", "layer_norm", "upsample", *ACTIVATIONS, *GATED,
 )  # fmt: skip
 
 
@@ -84,9 +87,7 @@ class OpNetwork:
                 continue  # folded into the weights, as every deployed network has it
             if part == "add":
                 shape = (
-                    _rows(op, op.c_out)
-                    if op.kind == "linear"
-                    else (op.batch, op.c_out, *_two(output_size(op)))
+                    _rows(op, op.c_out) if op.kind in ROWS else (op.batch, op.c_out, *_two(output_size(op)))
                 )
                 y = self._combined(y, self._input("other", shape), "SUM")
             elif part in ACTIVATIONS or part in GATED:
@@ -111,11 +112,27 @@ class OpNetwork:
             parts = [c for c in (first, c_in - first) if c]
             inputs = [self._input(f"input{i}", (op.batch, c, *positions)) for i, c in enumerate(parts)]
             return self._named(self.network.add_concatenation(inputs))
+        if op.kind == "layer_norm":
+            x = self._input("input", _rows(op, c_in))
+            ones = (1,) * (1 if op.h * op.w == 1 else 2)
+            scale, shift = (self._constant(name, (*ones, c_in)) for name in ("scale", "shift"))
+            layer = self.network.add_normalization(x, scale, shift, 1 << len(ones))
+            layer.epsilon = 1e-5
+            return self._named(layer)
         x = self._input("input", (op.batch, c_in, *positions))
-        if op.kind == "conv":
+        if op.kind == "upsample":
+            layer = self.network.add_resize(x)
+            layer.scales = (1.0, 1.0, *map(float, op.stride or (2,) * len(positions)))
+            layer.resize_mode = self.trt.InterpolationMode.NEAREST
+            layer.coordinate_transformation = self.trt.ResizeCoordinateTransformation.ASYMMETRIC
+            layer.nearest_rounding = self.trt.ResizeRoundMode.FLOOR  # as PyTorch's nearest
+            return self._named(layer)
+        if op.kind in ("conv", "conv_transpose"):
             taps = c_in // op.groups * int(np.prod(op.kernel))
             kernel, bias = self._weights(op.c_out * taps, taps**-0.5), self._weights(op.c_out, 1.0)
-            layer = self.network.add_convolution_nd(x, op.c_out, _two(op.kernel), kernel, bias)
+            network = self.network
+            add = network.add_convolution_nd if op.kind == "conv" else network.add_deconvolution_nd
+            layer = add(x, op.c_out, _two(op.kernel), kernel, bias)
             layer.stride_nd, layer.padding_nd = _two(op.stride or (1,)), _two(op.padding or (0,), 0)
             layer.dilation_nd, layer.num_groups = _two(op.dilation or (1,)), op.groups
             return self._named(layer)
@@ -161,7 +178,7 @@ class OpNetwork:
         return found
 
     def _allow_formats(self, tensor: Any) -> None:
-        if self.native and self._op.kind != "linear":  # the other formats need channels and positions
+        if self.native and self._op.kind not in ROWS:  # the other formats need channels and positions
             mask = 0
             for name in FORMATS[self._op.dtype]:
                 mask |= 1 << int(getattr(self.trt.TensorFormat, name))

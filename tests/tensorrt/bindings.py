@@ -140,23 +140,13 @@ def main(folder: Path, major: int) -> dict[str, Any]:
     sys.modules["tensorrt"] = trt
     sys.modules.update(cuda_python_modules(Gpu()))
     from latency.backends.tensorrt import TensorRT
-    from latency.backends.tensorrt_network import ACTIVATIONS, GATED
+    from latency.backends.tensorrt_network import ACTIVATIONS, GATED, KINDS, ROWS
 
     ran = []
     windowed = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
-    for kind in (
-        "conv",
-        "max_pool",
-        "avg_pool",
-        "global_avg_pool",
-        "add",
-        "mul",
-        "concat",
-        "batch_norm",
-        "linear",
-    ):
-        shape = windowed if kind in ("conv", "max_pool", "avg_pool") else {}
-        sides = {} if kind == "linear" else {"h": 8, "w": 8}
+    for kind in KINDS:
+        shape = windowed if kind in ("conv", "conv_transpose", "max_pool", "avg_pool") else {}
+        sides = {} if kind in ROWS else {"h": 8, "w": 8}
         tail = ("add", *ACTIVATIONS, *GATED) if kind == "conv" else ()
         op = Op(kind=kind, c_in=8, c_out=8, tail=tail, **sides, **shape)
         TensorRT().build(op)

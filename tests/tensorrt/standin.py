@@ -43,6 +43,9 @@ TYPES: dict[str, tuple[Any, ...]] = {
     "INetworkDefinition.add_input": (str, "DataType", tuple),
     "INetworkDefinition.add_constant": (tuple, "Weights"),
     "INetworkDefinition.add_convolution_nd": ("ITensor", int, tuple, "Weights", "Weights"),
+    "INetworkDefinition.add_deconvolution_nd": ("ITensor", int, tuple, "Weights", "Weights"),
+    "INetworkDefinition.add_resize": ("ITensor",),
+    "INetworkDefinition.add_normalization": ("ITensor", "ITensor", "ITensor", int),
     "INetworkDefinition.add_activation": ("ITensor", "ActivationType"),
     "INetworkDefinition.add_elementwise": ("ITensor", "ITensor", "ElementWiseOperation"),
     "INetworkDefinition.add_pooling_nd": ("ITensor", "PoolingType", tuple),
@@ -84,6 +87,15 @@ PROPERTIES: dict[str, Any] = {
     "IConvolutionLayer.padding_nd": tuple,
     "IConvolutionLayer.dilation_nd": tuple,
     "IConvolutionLayer.num_groups": int,
+    "IDeconvolutionLayer.stride_nd": tuple,
+    "IDeconvolutionLayer.padding_nd": tuple,
+    "IDeconvolutionLayer.dilation_nd": tuple,
+    "IDeconvolutionLayer.num_groups": int,
+    "IResizeLayer.scales": (tuple, float),
+    "IResizeLayer.resize_mode": "InterpolationMode",
+    "IResizeLayer.coordinate_transformation": "ResizeCoordinateTransformation",
+    "IResizeLayer.nearest_rounding": "ResizeRoundMode",
+    "INormalizationLayer.epsilon": float,
     "IPoolingLayer.stride_nd": tuple,
     "IPoolingLayer.padding_nd": tuple,
     "IPoolingLayer.average_count_excludes_padding": bool,
@@ -93,7 +105,7 @@ PROPERTIES: dict[str, Any] = {
     "ITensor.allowed_formats": int,
     "IExecutionContext.profiler": "IProfiler",
 }
-"""Types of the properties it sets; the name of a layer is text everywhere."""
+"""Types of the properties it sets, a tuple being one of whole numbers; the name of a layer is text everywhere."""
 
 
 @dataclass
@@ -151,10 +163,11 @@ class Strict:
 
 
 def _check(where: str, value: Any, wanted: Any, module: ModuleType) -> None:
+    wanted, numbers = wanted if isinstance(wanted, tuple) else (wanted, int)
     kind = getattr(module, wanted) if isinstance(wanted, str) else wanted
     right = isinstance(value, kind) and not (kind is int and isinstance(value, bool | np.generic))
     if kind is tuple and right:
-        right = all(type(v) is int for v in value)
+        right = all(type(v) is numbers for v in value)
     if not right:
         raise TypeError(f"{where}: incompatible argument {value!r}, wanted {kind.__name__}")
 
@@ -353,6 +366,35 @@ class _Model:
         assert bias._count == maps
         assert kernel._dtype == bias._dtype == x._dtype, "strong typing: one precision"
         return _layer(self, "IConvolutionLayer", "conv", [x], shape)
+
+    def INetworkDefinition_add_deconvolution_nd(
+        self: Any, x: Any, maps: int, size: Any, kernel: Any, bias: Any
+    ) -> Any:
+        def shape(layer: Any) -> tuple[int, ...]:
+            n, channels, *sizes = _shape(x)
+            assert kernel._count == channels * (maps // layer.num_groups) * size[0] * size[1]
+            geometry = zip(sizes, size, layer.stride_nd, layer.padding_nd, layer.dilation_nd, strict=True)
+            return (n, maps, *((i - 1) * s - 2 * p + d * (k - 1) + 1 for i, k, s, p, d in geometry))
+
+        assert bias._count == maps
+        assert kernel._dtype == bias._dtype == x._dtype, "strong typing: one precision"
+        return _layer(self, "IDeconvolutionLayer", "deconvolution", [x], shape)
+
+    def INetworkDefinition_add_resize(self: Any, x: Any) -> Any:
+        def shape(layer: Any) -> tuple[int, ...]:
+            assert layer.resize_mode.name == "NEAREST"
+            return tuple(int(d * s) for d, s in zip(_shape(x), layer.scales, strict=True))
+
+        return _layer(self, "IResizeLayer", "resize", [x], shape)
+
+    def INetworkDefinition_add_normalization(self: Any, x: Any, scale: Any, bias: Any, axes: int) -> Any:
+        size = _shape(x)
+        wanted = tuple(d if axes >> i & 1 else 1 for i, d in enumerate(size))
+        assert _shape(scale) == _shape(bias) == wanted, (
+            "one number for each place along the axes, 1 elsewhere"
+        )
+        assert x._dtype == scale._dtype == bias._dtype, "strong typing: one precision"
+        return _layer(self, "INormalizationLayer", "normalization", [x], lambda layer: size)
 
     def INetworkDefinition_add_pooling_nd(self: Any, x: Any, kind: Any, window: Any) -> Any:
         shape = lambda layer: _window(layer, window, _shape(x)[1], (1, 1))  # noqa: E731

@@ -21,7 +21,7 @@ from .standin import LAYER_US
 
 def conv(c_in: int = 8, c_out: int = 8, **fields) -> Op:
     given = {"h": 8, "w": 8, "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
-    return Op(kind="conv", c_in=c_in, c_out=c_out, **{**given, **fields})
+    return Op(c_in=c_in, c_out=c_out, **{"kind": "conv", **given, **fields})
 
 
 def output_of(backend: TensorRT) -> tuple[int, ...]:
@@ -30,15 +30,15 @@ def output_of(backend: TensorRT) -> tuple[int, ...]:
 
 SIZES = {
     "conv": (2, 8, 3, 3), "max_pool": (2, 8, 3, 3), "avg_pool": (2, 8, 3, 3), "global_avg_pool": (2, 8, 1, 1),
-    "linear": (2, 8),
+    "linear": (2, 8), "layer_norm": (2, 8), "conv_transpose": (2, 8, 12, 12), "upsample": (2, 8, 12, 12),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_the_shape_it_should(machine: SimpleNamespace, kind: str) -> None:
-    windowed = kind in ("conv", "max_pool", "avg_pool")
+    windowed = kind in ("conv", "conv_transpose", "max_pool", "avg_pool")
     shape = {"kernel": (2, 2), "stride": (2, 2)} if windowed else {}
-    positions = {} if kind == "linear" else {"h": 6, "w": 6}
+    positions = {} if kind in ("linear", "layer_norm") else {"h": 6, "w": 6}
     backend = TensorRT()
     backend.build(Op(kind=kind, c_in=8, c_out=8, batch=2, **positions, **shape))
     assert output_of(backend) == SIZES.get(kind, (2, 8, 6, 6))
@@ -52,6 +52,11 @@ def test_every_kind_gives_the_shape_it_should(machine: SimpleNamespace, kind: st
         (conv(4, 8, w=1, kernel=(3,), stride=(1,), padding=(1,), dilation=(1,)), (1, 8, 8, 1)),
         (Op(kind="linear", c_in=5, c_out=7, h=9, batch=2, tail=("add", "gelu")), (2, 9, 7)),
         (conv(4, 8, tail=("batch_norm", "silu", "add", "hardswish")), (1, 8, 8, 8)),
+        # (8 - 1)·2 - 2·1 + 2·(3 - 1) + 1
+        (conv(4, 8, kind="conv_transpose", stride=(2, 2), dilation=(2, 2), tail=("relu",)), (1, 8, 17, 17)),
+        (conv(6, 6, kind="conv_transpose", groups=6), (1, 6, 8, 8)),
+        (Op(kind="layer_norm", c_in=5, c_out=5, h=9, batch=2, tail=("add",)), (2, 9, 5)),
+        (Op(kind="upsample", c_in=5, c_out=5, h=3, w=4, stride=(3, 2)), (1, 5, 9, 8)),
     ],
 )
 def test_strides_groups_tokens_and_tails(machine: SimpleNamespace, op: Op, shape: tuple[int, ...]) -> None:
@@ -169,7 +174,7 @@ def test_the_primary_context_is_used(machine: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "fields"),
-    [("conv_transpose", {"kernel": (2, 2)}), ("upsample", {}), ("conv", {"kernel": (3, 3, 3)})],
+    [("softmax", {}), ("conv", {"kernel": (3, 3, 3)}), ("max_pool", {"kernel": (2, 2, 2)})],
 )
 def test_what_is_not_built_is_refused(machine: SimpleNamespace, kind: str, fields) -> None:
     with pytest.raises(UnsupportedOpError, match="leave it out of the sweep"):
