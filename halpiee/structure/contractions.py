@@ -174,9 +174,10 @@ def grouped(
     units.unite(rows.reshape(groups, per_row), first)
     if per_in > 1:
         recorder.grouped[owner] = ins
-    recorder.attribute(owner, "groups", rows, div=per_row)
-    recorder.attribute(owner, "in_channels", rows, mul=per_in, div=per_row)
-    recorder.attribute(owner, "out_channels", rows, mul=per_out, div=per_row)
+    if isinstance(module, CONVS):
+        recorder.attribute(owner, "groups", rows, div=per_row)
+        recorder.attribute(owner, "in_channels", rows, mul=per_in, div=per_row)
+        recorder.attribute(owner, "out_channels", rows, mul=per_out, div=per_row)
     return np.repeat(first[:, 0], per_out) if transposed else rows
 
 

@@ -23,7 +23,7 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.shrink import alive_of, kept_positions
 from halpiee.structure.units import Atoms, CheckedUnits, Finding
 
-__all__ = ["CheckedUnits", "Cut", "cut_for", "differences", "irregular_keep", "moved_otherwise"]
+__all__ = ["Cut", "cut_for", "differences", "irregular_keep", "moved_otherwise", "unit_range"]
 
 
 DOES_NOT_FOLLOW = "a size or an index there does not follow the channels"

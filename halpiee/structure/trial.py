@@ -14,7 +14,7 @@ from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble
 from halpiee.structure.dry_run import record
 from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.probe import cut_for, differences, irregular_keep, moved_otherwise
+from halpiee.structure.probe import cut_for, differences, irregular_keep, moved_otherwise, unit_range
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.units import Atoms, CheckedUnits, Finding
 
@@ -52,7 +52,10 @@ class Trial:
     def run(self, structure: Structure, keep: Mapping[str, Tensor]) -> tuple[Recorder, Exception | None]:
         """Records the model without what is not kept, on paper; returns the record and what its forward raised."""
         cut = cut_for(structure, keep)
-        small = Recorder({}, self.recorder.positions, CheckedUnits(cut.n_units))
+        stay = np.concatenate(
+            [np.zeros(0, dtype=np.int64), *(unit_range(g) for g in structure.groups if not g.prunable)]
+        )
+        small = Recorder({}, self.recorder.positions, CheckedUnits(cut.n_units, stay))
         try:
             record(
                 self.model,

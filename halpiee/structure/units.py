@@ -113,11 +113,16 @@ class Units:
 
 
 class CheckedUnits(Units):
-    """A union-find that notes when two units of the structure are united, and where."""
+    """A union-find that notes when two units of the structure are united, and where.
 
-    def __init__(self, n_units: int) -> None:
+    Args:
+        n_units: units of the structure.
+        frozen: numbers of those that stay, from 0; an op may ask for them.
+    """
+
+    def __init__(self, n_units: int, frozen: Atoms) -> None:
         super().__init__()
-        self.fresh(n_units)
+        self.freeze(self.fresh(n_units)[frozen], "stays")
         self.n_units = n_units
         self.where = ""
         self.met: list[Finding] = []

@@ -59,6 +59,20 @@ def resized_positions(m: Any, x: Tensor) -> Tensor:
     return m.b(sigmoid(m.a(x)) + (positions + m.window.tile(1, 1, 2, 2)))
 
 
+def modulated(m: Any, x: Tensor) -> Tensor:
+    query, context, gate = torch.split(m.f(sigmoid(m.a(x))), [4, 4, 1], 1)
+    return m.b(query * m.h(context * gate))
+
+
+def blurred() -> Net:
+    """A fixed filter for each channel, whose number the module holds, in a module of its own."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.b(F.conv2d(m.c(sigmoid(m.a(x))), m.blur.filter, groups=len(m.blur.filter)))
+
+    return ab(forward, c=nn.Conv2d(8, 8, 1), blur=Net(sigmoid, filter=torch.ones(8, 1, 1, 1)))
+
+
 CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
     "a tensor beside itself": (
         lambda: Net(
@@ -229,6 +243,18 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
         IMAGE,
         {"a"},
     ),
+    "channels and a gate that stay, cut by numbers": (
+        lambda: Net(
+            modulated,
+            a=nn.Conv2d(3, 8, 1),
+            f=nn.Conv2d(8, 9, 1),
+            h=nn.Conv2d(4, 4, 1),
+            b=nn.Conv2d(4, 5, 1),
+        ),
+        IMAGE,
+        {"a"},
+    ),
+    "a filter of its own for each channel": (blurred, IMAGE, {"a"}),
     "halves by a slice of half the width": (lambda: ab(halves), IMAGE, {"a"}),
     "halves by a split of half the width": (lambda: ab(halves_split), IMAGE, {"a"}),
     "halves of a weight": (
