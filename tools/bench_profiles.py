@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,13 @@ def main() -> None:
         "--folder", type=Path, help="keep both profiles here; finished cells are not measured again"
     )
     parser.add_argument("--cheap", type=Path, help="the cheap profile, measured before")
+    parser.add_argument(
+        "--pair", type=Path, nargs=2, help="two profiles of one network: say how far apart, measure nothing"
+    )
     given = parser.parse_args()
+    if given.pair:
+        print(differing(given.pair))
+        return
 
     torch.manual_seed(0)
     model = build(given.model).eval()
@@ -72,6 +79,11 @@ def repeatability(model: str, size: int, batch: int, folder: Path) -> str:
         subprocess.run(
             [sys.executable, "-m", "halpiee", "profile", *arguments], check=True, capture_output=True
         )
+    return differing(paths)
+
+
+def differing(paths: Sequence[Path]) -> str:
+    """Says how far the cells of two profiles are apart, where both have them."""
     first, second = (
         {cell_key(c): float(c["us"]) for c in latency.Profile.load(path).cells if c["role"] != "probe"}
         for path in paths

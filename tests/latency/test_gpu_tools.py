@@ -103,12 +103,13 @@ def test_steps_that_ended_well_are_not_done_again_and_others_are(tmp_path: Path)
     assert (ended["good"]["ended"], ended["bad"]["ended"]) == ("well", "with exit code 3")
 
 
-def test_a_step_is_ended_at_its_limit_and_the_next_one_runs(tmp_path: Path) -> None:
+def test_a_step_is_ended_at_its_limit_and_the_next_one_runs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(gpu_session, "LEAST", 4.0)
     chosen = [
         Step("long", (sys.executable, "-c", "import time; time.sleep(60)"), 0.5),
         Step("next", (sys.executable, "-c", "print('said')"), 20.0),
     ]
-    assert gpu_session.run(chosen, tmp_path, 100.0) == 4
+    assert gpu_session.run(chosen, tmp_path, 8.0) == 4
     ended = json.loads((tmp_path / "session.json").read_text())
     assert (ended["long"]["ended"], ended["next"]["ended"]) == ("out of time", "well")
     assert (tmp_path / "next.log").read_text() == "said\n"
@@ -117,3 +118,40 @@ def test_a_step_is_ended_at_its_limit_and_the_next_one_runs(tmp_path: Path) -> N
 def test_without_time_no_step_is_begun(tmp_path: Path) -> None:
     assert gpu_session.run([Step("any", ("nothing",), 20.0)], tmp_path, 1.0) == 4
     assert json.loads((tmp_path / "session.json").read_text())["any"]["ended"] == "no time left"
+
+
+def test_a_step_that_was_late_goes_on_and_what_waits_for_it_comes_after(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    late = f"import pathlib, time; p = pathlib.Path('{there}'); p.exists() or (p.touch(), time.sleep(60))"
+    chosen = [
+        Step("late", (sys.executable, "-c", late), 1.5),
+        Step("after", (sys.executable, "-c", "print('said')"), 20.0, needs=("late",)),
+    ]
+    assert gpu_session.run(chosen, tmp_path, 100.0) == 0
+    assert (tmp_path / "after.log").read_text() == "said\n"
+
+
+def test_what_waits_for_a_step_that_failed_is_not_begun(tmp_path: Path) -> None:
+    chosen = [
+        Step("bad", (sys.executable, "-c", "raise SystemExit(3)"), 20.0),
+        Step("after", (sys.executable, "-c", "print('said')"), 20.0, needs=("bad",)),
+    ]
+    assert gpu_session.run(chosen, tmp_path, 100.0) == 4
+    assert json.loads((tmp_path / "session.json").read_text())["after"]["ended"] == "waits for bad"
+    assert not (tmp_path / "after.log").exists()
+
+
+def test_every_step_needs_only_steps_before_it_and_no_two_have_one_name(tmp_path: Path) -> None:
+    for device, trial in (("cuda", False), ("cpu", True)):
+        seen: list[str] = []
+        for step in gpu_session.steps(tmp_path, device, trial, tmp_path):
+            assert set(step.needs) <= set(seen)
+            assert step.name not in seen
+            seen.append(step.name)
+
+
+def test_the_list_names_the_profiles_that_are_to_be_shipped(tmp_path: Path) -> None:
+    names = {step.name for step in gpu_session.steps(tmp_path, "cuda", False)}
+    for model in ("resnet50", "mobilenet_v1", "resnet20"):
+        for precision in ("fp32", "fp16"):
+            assert {f"profile-{model}-{precision}-b{batch}" for batch in (1, 32, 256)} <= names
