@@ -137,7 +137,7 @@ def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 
         held = [int(c) for c in rng.permutation(rest)[: min(holdout, len(line) // 10)]]
         pairs = [(c, round(c * ratio)) for c in used]
         return Design(tuple(pairs), tuple((c, round(c * ratio)) for c in held), len(line))
-    ins = list(spec.ins) if spec.fixed_in else edges(spec.ins, steps[0])
+    ins = _inputs(spec, steps[0])
     outs = list(spec.outs) if spec.fixed_out else edges(spec.outs, steps[1])
     rows = sampled(ins, periods[0], spec.ins, at_most, found.irregular[0])
     columns = sampled(outs, periods[1], spec.outs, at_most, found.irregular[1])
@@ -205,9 +205,16 @@ def crossings(spec: Spec, found: Steps) -> list[tuple[int, int]]:
     if spec.op.diagonal:
         ratio = spec.op.c_out / spec.op.c_in
         return [(c, round(c * ratio)) for c in _line(spec, found)]
-    ins = list(spec.ins) if spec.fixed_in else edges(spec.ins, found.steps[0])
+    ins = _inputs(spec, found.steps[0])
     outs = list(spec.outs) if spec.fixed_out else edges(spec.outs, found.steps[1])
     return [(i, o) for i in ins for o in outs]
+
+
+def _inputs(spec: Spec, step: int) -> list[int]:
+    """Returns the edges of C_in; of a conv of features none so narrow that it would be timed as one of an image."""
+    if spec.fixed_in:
+        return list(spec.ins)
+    return [c for c in edges(spec.ins, step) if not spec.op.with_channels(c, spec.op.c_out).reads_image]
 
 
 def _line(spec: Spec, found: Steps) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latency.design import design, edges, refined, specs
+from latency.design import crossings, design, edges, refined, specs
 from latency.op import Op
 from latency.probing import Steps
 from latency.profiles import Profile
@@ -32,6 +32,13 @@ def test_an_image_keeps_its_channels() -> None:
     first, second = specs([conv(3, 32), conv(32, 32)])
     assert (first.fixed_in, second.fixed_in) == (True, False)
     assert {i for i, _ in design(first, EIGHT, holdout=0, seed=0).sweep} == {3}
+
+
+def test_no_cell_of_a_conv_of_features_is_as_narrow_as_an_image() -> None:
+    spec = specs([conv(16, 16)])[0]
+    found = design(spec, Steps((2, 8)), holdout=100, seed=0)
+    assert {i for i, _ in (*found.sweep, *found.holdout)} <= {6, 8, 10, 12, 14, 16}
+    assert {i for i, _ in crossings(spec, Steps((2, 8)))} == {6, 8, 10, 12, 14, 16}
 
 
 def test_a_side_may_be_told_to_be_fixed() -> None:
