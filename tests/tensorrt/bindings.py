@@ -20,7 +20,11 @@ from typing import Any
 SOURCE = """
 extern "C" {
 static void* slots[4096] __attribute__((aligned(4096)));  // read as text, its address is empty
-static struct { void** table; char room[65536]; } object;
+static struct {
+    char before[16];
+    struct { void** table; char room[65536]; } self;
+} whole __attribute__((aligned(256)));
+#define object whole.self  // whose address ends in 16: read as a truth value it is true
 static void* self_returned(...) { return &object; }
 static void* get() {
     for (int i = 0; i < 4096; ++i) slots[i] = (void*)&self_returned;
@@ -151,8 +155,36 @@ def main(folder: Path, major: int) -> dict[str, Any]:
         op = Op(kind=kind, c_in=8, c_out=8, tail=tail, **sides, **shape)
         TensorRT().build(op)
         ran.append(kind)
-    found["ran"] = ran
+    for precision, dtype in (("tf32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")):
+        TensorRT(precision=precision).build(
+            Op(kind="conv", c_in=8, c_out=8, h=8, w=8, dtype=dtype, **windowed)
+        )
+        ran.append(precision)
+    found["ran"] = [*ran, *from_onnx(trt, folder)]
     return found
+
+
+def from_onnx(trt: Any, folder: Path) -> list[str]:
+    """Does what an engine of an ONNX file needs: the parser and its complaints, a range of shapes, every flag."""
+    from latency.backends.cuda import open_cuda
+    from latency.backends.tensorrt_runtime import Builder, EngineRunner, Settings, load_engine
+    from latency.errors import UsageError
+
+    builder = Builder(Settings(sparse=True, tf32=True, workspace_bytes=1 << 30))
+    network = builder.parsed(folder / "any.onnx")
+    plan = builder.build(network, shapes={"b0.input": ((1, 8, 8, 8), (2, 8, 8, 8), (4, 8, 8, 8))})
+    _after(trt.ICudaEngine, "get_tensor_shape", lambda name: (-1, 8, 8, 8))
+    engine = load_engine(trt, plan)
+    assert engine is not None
+    shapes = {name: (1, 8, 8, 8) for name in ("b0.input", "b0.other")}
+    EngineRunner(trt, engine, open_cuda("cuda-python"), shapes=shapes)
+    _after(trt.OnnxParser, "parse_from_file", lambda *_: False)
+    trt.OnnxParser.num_errors = property(lambda self: 1)
+    try:
+        builder.parsed(folder / "any.onnx")
+    except UsageError:
+        return ["shapes", "parser"]
+    return ["shapes"]
 
 
 if __name__ == "__main__":
