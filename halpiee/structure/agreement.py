@@ -7,6 +7,7 @@ It runs on tensors without values or labels, which is quicker than a trace; what
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from halpiee.structure.branches import taken
 from halpiee.structure.groups import Structure
 from halpiee.structure.heads import adapted
 from halpiee.structure.modes import Api, Path, Watch
-from halpiee.structure.probe import cut_for, irregular_keep
+from halpiee.structure.probe import cut_for, irregular_keeps
 from halpiee.structure.recorder import Recorder, tensors_of
 from halpiee.structure.shrink import set_number
 
@@ -27,9 +28,17 @@ def agrees(
     model: nn.Module, example_inputs: tuple[Any, ...], recorder: Recorder, structure: Structure
 ) -> bool:
     """Returns whether the model, cut on paper, runs through the same ops with the same numbers as the full one."""
-    keep = irregular_keep(structure)
-    if not keep:
-        return True
+    return all(alike(model, example_inputs, recorder, structure, keep) for keep in irregular_keeps(structure))
+
+
+def alike(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    recorder: Recorder,
+    structure: Structure,
+    keep: Mapping[str, Tensor],
+) -> bool:
+    """Returns whether it does so for one keep."""
     cut = cut_for(structure, keep)
     memo: dict[int, Any] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:

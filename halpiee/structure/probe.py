@@ -8,6 +8,7 @@ frozen: an op that fails, two different units that meet in one place, an op that
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,14 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.shrink import alive_of, kept_positions
 from halpiee.structure.units import Atoms, CheckedUnits, Finding
 
-__all__ = ["Cut", "cut_for", "differences", "irregular_keep", "moved_otherwise", "unit_range"]
+__all__ = [
+    "Cut",
+    "cut_for",
+    "differences",
+    "irregular_keeps",
+    "moved_otherwise",
+    "unit_range",
+]
 
 
 DOES_NOT_FOLLOW = "a size or an index there does not follow the channels"
@@ -63,24 +71,50 @@ class Cut:
     attributes: list[tuple[str, str, int | None, int]]
 
 
-def irregular_keep(structure: Structure) -> dict[str, Tensor]:
-    """Returns a keep that takes an irregular share of the units out of every prunable group.
+def irregular_keeps(structure: Structure) -> list[dict[str, Tensor]]:
+    """Returns keeps that take an irregular share of the units out of the prunable groups.
 
-    Groups of one size lose different numbers: a forward that cuts one by the width of another shows only then.
+    Groups of one size lose different numbers in at least one of them: a forward that cuts one by the width of
+    another shows only then. A size has few widths, so that many groups of one small size need several keeps: how
+    many units a group loses in each are the digits of its number.
     """
     generator = torch.Generator().manual_seed(1)
-    keep: dict[str, Tensor] = {}
-    for number, group in enumerate(structure.prunable):
-        mask = torch.ones(group.size, dtype=torch.bool)
-        if group.size > 3:
-            # whatever begins or ends at a place of its own shows at the ends; a width of 1 takes paths of its own
-            mask[[0, -1]] = False
-            others = 3 + torch.randperm(group.size - 4, generator=generator)
-            mask[others[: max(0, group.size // 3 - 2) + number % 3]] = False
-        else:
-            mask[torch.randint(group.size, (1,), generator=generator)] = False
-        keep[group.name] = mask
-    return keep
+    groups_of = Counter(group.size for group in structure.prunable)
+    told_apart = dict.fromkeys(groups_of, 1)
+    keeps: list[dict[str, Tensor]] = []
+    while groups_of and (not keeps or any(told_apart[size] < n for size, n in groups_of.items())):
+        digits = {size: widths(size, first=not keeps) for size in groups_of}
+        numbers: Counter[int] = Counter()
+        keep = {}
+        for group in structure.prunable:
+            digit = numbers[group.size] // told_apart[group.size] % digits[group.size]
+            numbers[group.size] += 1
+            keep[group.name] = irregular(group.size, digit, generator, first=not keeps)
+        keeps.append(keep)
+        told_apart = {size: n * digits[size] for size, n in told_apart.items()}
+    return keeps
+
+
+def widths(size: int, *, first: bool) -> int:
+    """Returns how many widths a group takes: every one loses some in the first keep, at least 2 are left mostly."""
+    if first:
+        return size - 3 - max(0, size // 3 - 2) if size > 3 else 1
+    return max(2, size - 1)
+
+
+def irregular(size: int, digit: int, generator: torch.Generator, *, first: bool) -> Tensor:
+    """Returns a mask that removes a third, and ``digit`` more, in the first keep, ``digit`` units in the others."""
+    mask = torch.ones(size, dtype=torch.bool)
+    if not first:
+        mask[torch.randperm(size, generator=generator)[:digit]] = False
+    elif size > 3:
+        # whatever begins or ends at a place of its own shows at the ends; a width of 1 takes paths of its own
+        mask[[0, -1]] = False
+        others = 3 + torch.randperm(size - 4, generator=generator)
+        mask[others[: max(0, size // 3 - 2) + digit]] = False
+    else:
+        mask[torch.randint(size, (1,), generator=generator)] = False
+    return mask
 
 
 def cut_for(structure: Structure, keep: Mapping[str, Tensor]) -> Cut:

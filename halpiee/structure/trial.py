@@ -14,7 +14,13 @@ from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble
 from halpiee.structure.dry_run import record
 from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.probe import cut_for, differences, irregular_keep, moved_otherwise, unit_range
+from halpiee.structure.probe import (
+    cut_for,
+    differences,
+    irregular_keeps,
+    moved_otherwise,
+    unit_range,
+)
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.units import Atoms, CheckedUnits, Finding
 
@@ -73,14 +79,24 @@ class Trial:
             small.modules.clear()
         return small, None
 
-    def findings(self, structure: Structure, keep: Mapping[str, Tensor]) -> tuple[list[Finding], str]:
+    def findings(
+        self, structure: Structure, keep: Mapping[str, Tensor], *, another: bool = False
+    ) -> tuple[list[Finding], str]:
         """Returns what does not fit without what is not kept, and the module that it was found in.
+
+        Args:
+            structure: what was found so far.
+            keep: what stays.
+            another: whether a keep before this one has fitted, so that other ops alone are no fault: fused
+                attention becomes several ops where queries and values differ in width.
 
         Raises:
             TurnError: a reshape does not fit that has not been tried by rows.
         """
         recorder = self.recorder
         small, error = self.run(structure, keep)
+        if another and error is None and names_of(small) != names_of(recorder):
+            return [], ""
         cut = cut_for(structure, keep)
         misplaced = moved_otherwise(structure, recorder, small, cut, ended=error is None)
         place = -1 if misplaced is None else misplaced.place
@@ -96,10 +112,14 @@ class Trial:
             structure: what was found so far.
             enough: whether what is frozen already calls for another trace, so that there is no need to go on.
         """
-        while keep := irregular_keep(structure):
-            findings, module = self.findings(structure, keep)
+        fitted = 0
+        while fitted < len(keeps := irregular_keeps(structure)):
+            keep = keeps[fitted]
+            findings, module = self.findings(structure, keep, another=fitted > 0)
             if not findings:
-                break
+                fitted += 1
+                continue
+            fitted = 0  # what fitted beside a group that is cut need not fit beside one that stays
             prunable = structure.prunable
             for units, reason in findings:
                 # whole groups: the units that were removed on paper were not there to be found
@@ -122,6 +142,11 @@ class Trial:
     ) -> Callable[[Sequence[ChannelGroup]], bool]:
         """Returns what says of some groups whether something does not fit where only they are cut."""
         return lambda groups: bool(self.findings(structure, {g.name: keep[g.name] for g in groups})[0])
+
+
+def names_of(recorder: Recorder) -> list[str]:
+    """Returns the ops of a forward in order."""
+    return [event.name for event in recorder.events]
 
 
 def alike_spreads(recorder: Recorder, place: int) -> frozenset[int]:

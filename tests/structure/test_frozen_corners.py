@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halpiee.structure import trace
+
 from .corners import IMAGE, TOKENS, Net, ab, number, stays_and_says_why
 
 sigmoid = torch.sigmoid
@@ -189,3 +191,25 @@ FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_cannot_be_cut_stays_and_says_why(name: str) -> None:
     stays_and_says_why(*FROZEN[name])
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 64], ids=str)
+@pytest.mark.parametrize("between", [0, 1, 2, 5])
+def test_a_reshape_to_the_width_of_another_layer_of_that_width_holds_both(width: int, between: int) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        y = x
+        for part in m.parts:
+            y = part(torch.sigmoid(y))
+        n, c, h, w = x.shape  # the width of a, not of what is reshaped
+        return m.d(torch.sigmoid(m.b(y)).reshape(n, c, h, w)).mean((2, 3))
+
+    model = Net(
+        forward,
+        a=nn.Conv2d(3, width, 1),
+        parts=nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(between)),
+        b=nn.Conv2d(width, width, 1),
+        d=nn.Conv2d(width, 5, 1),
+    ).eval()
+    structure = trace(model, (torch.ones(IMAGE),))
+    assert not {"a", "b"} & {g.name for g in structure.prunable}
