@@ -16,25 +16,21 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
 import latency
 from halpiee.deploy.calibrate import first_units, random_counts
+from halpiee.deploy.target import Target
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.fixed import fixed_sides
-from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
-from latency.backends.onnxruntime import to_onnx
-from latency.backends.torch import Precision, module_call
 from latency.errors import ProfileError, UsageError
 from latency.inspect import inspect
 
@@ -53,65 +49,20 @@ FORWARDS = 4
 """In the longer of a network's two graphs."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """What networks and their ops run on.
-
-    Attributes:
-        backend: ``onnxruntime`` (CPU, one thread, fp32) or ``torch``.
-        device: of torch.
-        precision: of torch.
-        channels_last: of torch.
-    """
-
-    backend: str = "onnxruntime"
-    device: str = "auto"
-    precision: Precision = "fp32"
-    channels_last: bool = False
-
-    def __post_init__(self) -> None:
-        plain = (self.device, self.precision, self.channels_last) == ("auto", "fp32", False)
-        if self.backend == "onnxruntime" and not plain:
-            raise UsageError(
-                "ONNX Runtime was asked with a device, precision or layout; it is measured on the CPU in fp32 and "
-                "NCHW; leave them out, or add --backend torch"
-            )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments of the backend."""
-        if self.backend == "onnxruntime":
-            return {}
-        return {"device": self.device, "precision": self.precision, "channels_last": self.channels_last}
-
-    def of(self, structure: Structure) -> Structure:
-        """Returns the structure with ops in this target's precision and layout, which name the tables."""
-        dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(self.precision, "float32")
-        layout = "nhwc" if self.channels_last else "nchw"
-        ops = tuple(replace(t, op=replace(t.op, dtype=dtype, layout=layout)) for t in structure.ops)
-        return replace(structure, ops=ops)
+class Slopes(Target):
+    """A target whose networks are timed without what one call costs beside its forward."""
 
     def call(self, model: nn.Module, example: tuple[torch.Tensor, ...]) -> dict[str, Any]:
         """Returns what of a network is measured: by the number of forwards, as text."""
-        if self.backend == "onnxruntime":
-            return {"1": to_onnx(model, example)}
-        folded = fuse(model.eval())  # an op's batch norm lies in its weights
-        return {
-            str(n): module_call(folded, example, repeats=n, **self.settings) for n in (1, FORWARDS)
-        }  # fmt: skip
+        counts = (1,) if self.backend == "onnxruntime" else (1, FORWARDS)
+        return {str(n): self.ready(model, example, forwards=n) for n in counts}
 
     def measured_us(
         self, models: Mapping[str, Any], example: tuple[torch.Tensor, ...], rounds: int
     ) -> dict[str, float]:
         """Returns µs of every network, all measured in turns; ``models`` are what ``call`` returned."""
-        found = latency.compare(
-            {f"{name}×{n}": call for name, calls in models.items() for n, call in calls.items()},
-            example_inputs=example,
-            backend=self.backend,
-            device=self.device,
-            rounds=rounds,
-            seconds=600,
-        )
+        ready = {f"{name}×{n}": call for name, calls in models.items() for n, call in calls.items()}
+        found = self.compare(ready, example, rounds=rounds, seconds=600)
         if self.backend == "onnxruntime":
             return {name: found[f"{name}×1"].median_us for name in models}
         return {
@@ -139,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--channels-last", action="store_true", help="NHWC activations, of torch")
     options = parser.parse_args(arguments)
     try:
-        target = Target(options.backend, options.device, options.precision, options.channels_last)
+        target = Slopes(options.backend, options.device, options.precision, options.channels_last)
     except UsageError as error:
         parser.error(str(error))
     chosen: tuple[tuple[str, int, int], ...] = NETWORKS
@@ -165,7 +116,7 @@ def row(
     n: int,
     rounds: int,
     path: Path | None,
-    target: Target,
+    target: Slopes,
 ) -> str:
     """Measures one network and returns its line."""
     torch.manual_seed(0)

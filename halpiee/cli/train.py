@@ -65,6 +65,11 @@ run, goal, way, exchange, schedule = (
 @goal("--nm", help="Pattern of --distribution nm: N of M input weights stay.  [default: 2:4]")
 @goal("--mask", type=click.Path(), help="The final mask of another run, trained anew by --method static.")
 @goal("--profile", help="A profile measured before; otherwise one is measured into the run's folder.")
+@goal(
+    "--backend",
+    type=click.Choice(["onnxruntime", "torch"]),
+    help="Runtime that is profiled and timed; --profile says its own.  [default: onnxruntime]",
+)
 @goal("--batch", type=int, help="Images per inference.  [default: 1]")
 @goal("--threads", type=int, help="Threads of the runtime.  [default: 1]")
 @goal("--solver", type=click.Choice(["joint", "cpsat", "linear"]), help="[default: joint]")

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from halpiee.deploy.target import Target
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
-from latency.backends.onnxruntime import to_onnx
-from latency.benchmark import compare
 from latency.predict import Calibration, fit
 
 __all__ = ["Candidate", "Round", "calibrate", "close_loop", "first_units", "random_counts"]
@@ -76,7 +75,7 @@ def calibrate(
     example_inputs: tuple[Any, ...],
     *,
     networks: int = 4,
-    threads: int = 1,
+    target: Target | None = None,
     rounds: int = 20,
     seed: int = 0,
     progress: Callable[[str], None] = lambda text: None,
@@ -88,19 +87,21 @@ def calibrate(
         cost: uncalibrated.
         example_inputs: at the profile's batch size.
         networks: random shrunk networks to measure beside the dense one.
-        threads: of the runtime.
+        target: what they are timed on, as the profile was; by default ONNX Runtime with one thread.
         rounds: interleaved rounds.
         seed: of the networks' widths.
         progress: told what is being done.
     """
-    structure = cost.structure
+    structure, target = cost.structure, target or Target()
     drawn = random_counts(cost, networks, seed)
-    progress(f"exporting the dense network and {networks} random shrunk ones")
-    graphs = {"dense": to_onnx(model, example_inputs)}
+    progress(f"making the dense network and {networks} random shrunk ones ready")
+    ready = {"dense": target.ready(model, example_inputs)}
     for i, counts in enumerate(drawn):
-        graphs[f"net{i}"] = to_onnx(shrink(model, structure, first_units(structure, counts)), example_inputs)
+        ready[f"net{i}"] = target.ready(
+            shrink(model, structure, first_units(structure, counts)), example_inputs
+        )
     progress("measuring them side by side")
-    found = compare(graphs, example_inputs=example_inputs, rounds=rounds, threads=threads)
+    found = target.compare(ready, example_inputs, rounds=rounds)
     dense_us = found["dense"].median_us
     points = [(cost.sum_us(counts), found[f"net{i}"].median_us) for i, counts in enumerate(drawn)]
     return fit(points, anchor=(cost.sum_us({}), dense_us))
@@ -140,7 +141,7 @@ def close_loop(
     candidate: Candidate,
     *,
     budget_us: float,
-    threads: int = 1,
+    target: Target | None = None,
     rounds: int = 20,
     turns: int = 5,
 ) -> tuple[LatencyCost, list[Round]]:
@@ -156,23 +157,22 @@ def close_loop(
         example_inputs: at the profile's batch size.
         candidate: the selection.
         budget_us: Ψ on the scale of ``cost.dense_us``.
-        threads: of the runtime.
+        target: as for ``calibrate``.
         rounds: interleaved rounds of each measurement.
         turns: how often to measure at most.
 
     Returns:
         The cost that the accepted candidate was solved under, and every turn.
     """
-    structure, dense = cost.structure, to_onnx(model, example_inputs)
+    structure, target = cost.structure, target or Target()
+    dense = target.ready(model, example_inputs)
     seen: list[Round] = []
     costs: list[LatencyCost] = []
     points: list[tuple[float, float]] = []
     while True:
         counts = candidate.counts
-        compact = to_onnx(shrink(model, structure, candidate.keep), example_inputs)
-        found = compare(
-            {"dense": dense, "pruned": compact}, example_inputs=example_inputs, rounds=rounds, threads=threads
-        )
+        compact = target.ready(shrink(model, structure, candidate.keep), example_inputs)
+        found = target.compare({"dense": dense, "pruned": compact}, example_inputs, rounds=rounds)
         measured = cost.dense_us / found.ratio("dense", "pruned").median
         predicted, step = cost.total_us(counts), candidate.next_step_us
         lower, upper = budget_us - (budget_us if math.isnan(step) else step), 1.02 * budget_us

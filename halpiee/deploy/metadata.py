@@ -53,20 +53,22 @@ def run_metadata(
         plan: the run's plan file.
         run: digest of its settings.
         side: ``pruned`` or ``dense``; the plan and its latencies belong to the pruned network only.
-        precision: of the file; latencies are of fp32 and left out of any other.
+        precision: of the file; latencies of another one are left out.
     """
+    dtype = str(report.get("precision", "float32"))
+    same = PRECISIONS.get(dtype, dtype) == precision
     values: dict[str, Any] = {key: report.get(key) for key in KEPT}
     environment = report.get("environment") or {}
     values |= {"device": environment.get("device"), "network": side, "run": run}
-    if precision != "fp32":
+    if not same:
         values = {
             key: value for key, value in values.items() if not key.endswith("_us") or key == "budget_us"
         }
     if side == "pruned":
         values["plan_sha256"] = plan_hash(plan) if plan.is_file() else None
-    if side == "pruned" and precision == "fp32":
+    if side == "pruned" and same:
         values |= {key: report.get(key) for key in ("predicted_us", "measured_us")}
-    elif precision == "fp32":
+    elif same:
         values["measured_us"] = report.get("dense_us")
     return _texts(values)
 

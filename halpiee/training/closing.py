@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import latency
 from halpiee.deploy.layers import layer_times, side_by_side
 from halpiee.deploy.metadata import run_metadata
 from halpiee.deploy.onnx import ExportReport, export_onnx, stamp
@@ -21,7 +20,7 @@ from halpiee.training import record
 from halpiee.training.checkpoint import save_json
 from halpiee.training.curve import curve
 from halpiee.training.settings import Settings, parse_budget
-from latency.benchmark import Comparison, compare
+from latency.benchmark import Comparison
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
@@ -84,14 +83,11 @@ def write_report(
         "data": s.data,
         "method": s.method,
         "budget": s.goal,
-        "backend": s.backend,
-        "precision": "float32",
+        "backend": run.target.backend,
+        "precision": run.target.dtype,
         "batch": s.batch,
         "threads": s.threads,
-        "environment": {
-            key: _words(value)
-            for key, value in latency.environment(backend=s.backend, threads=s.threads).items()
-        },
+        "environment": {key: _words(value) for key, value in run.target.environment.items()},
         "dense_us": dense_us,
         **predicted,
         "measured_us": measured_us,
@@ -183,7 +179,9 @@ CERTAIN = 0.015
 
 
 def layers(run: Run) -> list[dict[str, Any]]:
-    """Returns the time of every layer before and after, from the runtime's own profiler."""
+    """Returns the time of every layer before and after, from ONNX Runtime's own profiler; none for other backends."""
+    if run.target.backend != "onnxruntime":
+        return []
     paths = {label: run.folder / f"{label}.onnx" for label in ("dense", "pruned")}
     return side_by_side(layer_times(paths, batch=run.settings.batch, threads=run.settings.threads))
 
@@ -193,14 +191,13 @@ def _side_by_side(run: Run) -> Comparison:
 
     The measurement whose ratio has the narrowest interval is taken, whatever it says of the budget.
     """
+    networks: dict[str, Any] = {label: run.folder / f"{label}.onnx" for label in ("dense", "pruned")}
+    if run.target.backend != "onnxruntime":
+        models = {"dense": run.dense(), "pruned": run.compact()}
+        networks = {label: run.target.ready(model, run.example) for label, model in models.items()}
     best: tuple[float, Comparison] | None = None
     for turn in range(TRIES):
-        found = compare(
-            {label: run.folder / f"{label}.onnx" for label in ("dense", "pruned")},
-            example_inputs=run.example,
-            rounds=max(run.settings.rounds, 30) * (turn + 1),
-            threads=run.settings.threads,
-        )
+        found = run.target.compare(networks, run.example, rounds=max(run.settings.rounds, 30) * (turn + 1))
         ratio = found.ratio("dense", "pruned")
         half = (ratio.hi - ratio.lo) / (2 * ratio.median)
         if best is None or half < best[0]:

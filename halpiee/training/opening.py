@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import latency
+from halpiee.deploy.target import Target
 from halpiee.errors import MissingError, OutputInUseError, ProfileError, UsageError
 from halpiee.methods.at_init import recipe as one_shot
 from halpiee.methods.catalogue import about
@@ -75,8 +77,7 @@ def check_settings(settings: Settings) -> None:
         s.cycle.steps(max(1, summary.n_train // s.batch_size) * s.epochs)
     if s.masks.asked:
         _check_masks(s, summary)
-    if s.backend != "onnxruntime":
-        raise UsageError(f"--backend {s.backend} was asked; training to a latency measures with onnxruntime")
+    Target(s.backend)
     if s.device.startswith("cuda") and not torch.cuda.is_available():
         raise MissingError("--device cuda was asked, and no CUDA device is there; use --device cpu")
     if s.weights is not None:
@@ -107,8 +108,18 @@ def check_cells(
         raise ProfileError(
             f"--profile {s.profile} lacks {len(lacking)} of the network's {len(ops)} convs and linears, the first "
             f"of them {op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this network with "
-            f"`halpiee profile {s.model} --size {'x'.join(map(str, shape))} --batch {s.batch} --out FILE`"
+            f"`{_measuring(Target.of_profile(profile), s, shape)} --batch {s.batch} --out FILE`"
         )
+
+
+def _measuring(target: Target, settings: Settings, shape: tuple[int, ...]) -> str:
+    """Returns the command that profiles a network on a target, as far as it hangs on these."""
+    if target.backend == "onnxruntime":
+        return f"halpiee profile {settings.model} --size {'x'.join(map(str, shape))}"
+    options = (
+        f"--device {target.device} --precision {target.precision}" + " --channels-last" * target.channels_last
+    )
+    return f"python tools/profile_gpu.py --model {settings.model} --size {shape[-1]} {options}"
 
 
 def _check_masks(settings: Settings, summary: Summary) -> None:
@@ -159,10 +170,16 @@ def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:
             f"make it with `halpiee profile {s.model} --batch {s.batch} --out {path}`"
         )
     profile = latency.Profile.load(path)
-    profile.require(latency.environment(backend=s.backend, threads=s.threads))
+    target = Target.of_profile(profile)
+    if s.backend not in ("onnxruntime", target.backend):
+        raise UsageError(
+            f"--backend {s.backend} was asked, and --profile {path} was measured on {target.backend}; leave --backend "
+            "out, or the profile"
+        )
+    profile.require(replace(target, threads=s.threads).environment)
     if summary.shape is not None and summary.n_classes is not None:  # else only loading the data tells
         example = torch.zeros(s.batch, *summary.shape)
-        check_cells(profile, trace(network(s, summary.n_classes), (example,)), s, summary.shape)
+        check_cells(profile, target.of(trace(network(s, summary.n_classes), (example,))), s, summary.shape)
 
 
 def _reaches(profile: latency.Profile, op: latency.Op) -> bool:

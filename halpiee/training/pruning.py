@@ -74,7 +74,7 @@ def _close(run: Run, method: Method, cost: LatencyCost, budget_us: float) -> tup
         run.example,
         _Candidate(method),
         budget_us=budget_us,
-        threads=s.threads,
+        target=run.target,
         rounds=s.rounds,
     )
     for turn in turns:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+import latency
+from halpiee.deploy.target import Target
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Plan
@@ -101,8 +103,16 @@ class Run:
 
     @cached_property
     def structure(self) -> Structure:
-        """Units and ops of the network."""
-        return trace(self.build(), self.example)
+        """Units and ops of the network, in the precision and layout it is timed in."""
+        return self.target.of(trace(self.build(), self.example))
+
+    @cached_property
+    def target(self) -> Target:
+        """What the run's networks are timed on: what its profile was measured on, or what was asked for."""
+        s = self.settings
+        if s.profile is not None:
+            return Target.of_profile(latency.Profile.load(Path(s.profile)))
+        return Target(s.backend, device=s.device if s.backend == "torch" else "auto", threads=s.threads)
 
     @property
     def total_steps(self) -> int:

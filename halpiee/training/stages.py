@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import latency
 from halpiee.deploy.calibrate import calibrate
+from halpiee.deploy.target import restored
 from halpiee.errors import BudgetError
 from halpiee.methods.catalogue import about
 from halpiee.methods.pools import bind
@@ -98,15 +99,17 @@ def _profile(run: Run) -> latency.Profile:
         profile = latency.Profile.load(Path(s.profile))
         check_cells(profile, run.structure, s, run.data.shape)
         return profile
-    return latency.sweep(
-        [timed.op for timed in run.structure.ops],
-        backend=s.backend,
-        path=run.folder / "profile.jsonl",
-        resume=True,
-        threads=s.threads,
-        fixed=fixed_sides(run.structure),
-        progress=run.talk.sweeping,
-    )
+    with restored():
+        return latency.sweep(
+            [timed.op for timed in run.structure.ops],
+            backend=run.target.backend,
+            settings=run.target.settings,
+            path=run.folder / "profile.jsonl",
+            resume=True,
+            threads=run.target.threads,
+            fixed=fixed_sides(run.structure),
+            progress=run.talk.sweeping,
+        )
 
 
 def _calibrate(run: Run, cost: LatencyCost) -> LatencyCost:
@@ -117,7 +120,7 @@ def _calibrate(run: Run, cost: LatencyCost) -> LatencyCost:
             cost,
             run.example,
             networks=s.calibration_nets,
-            threads=s.threads,
+            target=run.target,
             rounds=s.rounds,
             seed=s.seed,
             progress=run.talk.note,

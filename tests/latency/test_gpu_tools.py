@@ -68,13 +68,13 @@ def test_a_module_is_called_as_often_as_asked_in_its_precision_and_layout() -> N
 
 def test_onnx_runtime_is_not_asked_for_half_precision() -> None:
     with pytest.raises(UsageError, match="leave them out, or add --backend torch"):
-        bench_latency.Target(precision="fp16")
+        bench_latency.Slopes(precision="fp16")
 
 
 def test_a_network_takes_what_three_more_forwards_take_over_three(monkeypatch) -> None:
     found = Comparison({"dense×1": [5.0, 6.0, 5.0], "dense×4": [35.0, 36.0, 41.0]}, "wall", {})
-    monkeypatch.setattr(bench_latency.latency, "compare", lambda models, **settings: found)
-    target = bench_latency.Target("torch", "cpu")
+    monkeypatch.setattr(bench_latency.Slopes, "compare", lambda *asked, **settings: found)
+    target = bench_latency.Slopes("torch", "cpu")
     assert target.measured_us({"dense": {"1": None, "4": None}}, (), 9) == {"dense": 10.0}
 
 
@@ -83,7 +83,7 @@ def test_a_network_on_torch_is_timed_with_its_batch_norms_folded_and_computes_th
     model.eval()
     example = (torch.randn(2, 3, 8, 8),)
     with torch.autograd.profiler.profile() as seen:
-        found = bench_latency.Target("torch", "cpu").call(model, example)["4"]()
+        found = bench_latency.Slopes("torch", "cpu").call(model, example)["4"]()
     names = [event.name for event in seen.function_events]
     assert "aten::conv2d" in names
     assert "aten::batch_norm" not in names

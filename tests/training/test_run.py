@@ -13,12 +13,14 @@ import pytest
 import torch
 
 import latency
+from halpiee.deploy import target
 from halpiee.deploy.calibrate import Round
 from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
 from halpiee.training import baseline, pruning, stages
 from halpiee.training.run import Run
 from halpiee.training.settings import Cycle, Settings
 from halpiee.zoo import build
+from latency.benchmark import Comparison
 from latency.predict import Calibration
 
 from .talk import Quiet
@@ -165,6 +167,41 @@ def test_a_pretrained_network_starts_from_its_weights(tmp_path: Path, profile: P
     assert events[0]["step"] > 0
     before = json.loads((dense / "report.json").read_text())
     assert report["accuracy_dense"] == before["accuracy_dense"]
+
+
+@pytest.mark.slow  # trains and exports two small networks
+def test_what_was_profiled_on_torch_is_timed_on_torch(
+    tmp_path: Path, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "torch.jsonl"
+    latency.Profile(latency.environment("torch"), latency.Profile.load(profile).cells).save(elsewhere)
+    asked, answers = [], {}
+
+    def clock(networks: dict[str, Any], **how: Any) -> Comparison:
+        asked.append((how["backend"], how["device"], how["threads"]))
+        answers.update({name: call() for name, call in networks.items()})
+        return Comparison({"dense": [100.0] * 30, "pruned": [40.0] * 30}, "cpu", {})
+
+    monkeypatch.setattr(target, "compare", clock)
+    report = execute(settings(elsewhere), tmp_path / "run")
+    assert set(asked) == {("torch", "cpu", 1)}
+    assert [report[key] for key in ("backend", "dense_us", "measured_us", "speedup", "layers")] == [
+        "torch", 100.0, 40.0, 2.5, []
+    ]  # fmt: skip
+    run = Run(settings(elsewhere), tmp_path / "run", Quiet())
+    with torch.no_grad():
+        torch.testing.assert_close(answers["pruned"], run.compact()(*run.example))
+        torch.testing.assert_close(answers["dense"], run.dense()(*run.example))
+
+
+def test_a_backend_beside_a_profile_of_another_is_refused(tmp_path: Path, profile: Path) -> None:
+    refused(
+        lambda path: settings(path, backend="torch"),
+        tmp_path,
+        profile,
+        UsageError,
+        "was measured on onnxruntime; leave --backend out, or the profile",
+    )
 
 
 def refused(
