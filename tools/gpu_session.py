@@ -149,6 +149,7 @@ def steps(out: Path, device: str, trial: bool, data: Path | None = None) -> list
     add("training", 180, "-m", "tools.bench_training", "--device", device, *little)
     if data is not None:
         training(add, out, device, trial, data, first=True)
+        to_a_latency(add, out, device, trial, data)
     for batch in (1, many):
         check("fp32", batch)
     if trial:
@@ -223,6 +224,37 @@ def training(
         add("cifar-first", 180, *command, *few, "--steps", 600, "--seeds", 1, "--methods", *methods)
     else:
         add("cifar", 900, *command, *settings, "--methods", *methods)
+
+
+def to_a_latency(add: Callable[..., None], out: Path, device: str, trial: bool, data: Path) -> None:
+    """Adds trainings to half the latency of this device: IEE, HALP from its dense network, and uniform widths."""
+    batch, where = (8, "digits") if trial else (256, data)
+    network, long = ("resnet20", 4) if trial else ("resnet56", 30)
+    size = ("--size", 16) if trial else ()
+    profile = out / f"{network}-to-train-b{batch}.jsonl"
+    add(
+        "profile-to-train", 150, "tools/profile_gpu.py", "--model", network, "--size", 16 if trial else 32,
+        "--device", device, "--batch", batch, "--out", profile,
+    )  # fmt: skip
+    for method, needs in (
+        ("iee", "profile-to-train"),
+        ("halp", "latency-iee"),
+        ("small-dense", "latency-iee"),
+    ):
+        folder = out / f"latency-{method}"
+        begin = (
+            network, "--data", where, *size, "--device", device, "--batch", batch, "--profile", profile, "--budget",
+            0.7, "--epochs", long, "--batch-size", 128, "--method", method,
+        )  # fmt: skip
+        if method == "halp":
+            begin += ("--weights", out / "latency-iee" / "dense.safetensors")
+        if method != "iee":
+            begin += ("--no-baseline",)
+        again = (folder / "settings.json").is_file()
+        add(
+            f"latency-{method}", 400, "-m", "halpiee", "train", *(("--resume",) if again else begin), "--out", folder,
+            needs=(needs,),
+        )  # fmt: skip
 
 
 def run(chosen: list[Step], out: Path, seconds: float) -> int:
