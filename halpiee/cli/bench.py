@@ -60,7 +60,10 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 @click.option(
     "--protocol", type=click.Choice(sorted(PROTOCOLS)), help="As published: sets batch, rounds, precision."
 )
-@click.option("--size", help="Image size of a MODEL or of a file that leaves it open: 224, 3x224x224.")
+@click.option(
+    "--size",
+    help="Image size of a MODEL, of a plan instead of its own, or of a file that leaves it open: 224, 3x224x224.",
+)
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
 @click.option("--classes", type=int, help="Classes of a MODEL, if not its own default.")
 @click.option(

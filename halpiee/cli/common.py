@@ -41,7 +41,7 @@ def answer(value: Mapping[str, Any], as_json: bool, show: Callable[[], None]) ->
 
 
 def input_size(text: str) -> tuple[int, ...]:
-    """Returns (channels, height, width) of ``224``, ``3x224x224`` or ``1x28x28``.
+    """Returns (channels, height, width) of ``224``, ``192x256`` (height × width) or ``1x28x28``.
 
     Raises:
         click.BadParameter: the text is none of these.
@@ -52,8 +52,12 @@ def input_size(text: str) -> tuple[int, ...]:
         numbers = ()
     if len(numbers) == 1:
         numbers = (3, numbers[0], numbers[0])
+    if len(numbers) == 2:
+        numbers = (3, *numbers)
     if len(numbers) != 3 or min(numbers) < 1:
-        raise click.BadParameter(f"{text!r} is no image size; give 224 or 3x224x224")
+        raise click.BadParameter(
+            f"{text!r} is no image size; give 224, 192x256 (height x width) or 1x28x28 (channels too)"
+        )
     return numbers
 
 

@@ -135,7 +135,7 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
     if how is not None and how not in WAYS:
         raise UsageError(f"{text} was asked; a run or a model runs @{', @'.join(WAYS)}")
     if path.suffix == ".json" and path.is_file():
-        network = from_plan(path, options["shape"] or (3, 224, 224))
+        network = from_plan(path, options["shape"])
         return Contestant(name, how or "eager", network=network, metadata=network.metadata)
     if path.is_dir() or is_run(what):
         network = from_run(path, dense=dense)

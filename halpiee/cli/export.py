@@ -49,7 +49,7 @@ __all__ = ["command"]
 )
 @click.option("--half-io", is_flag=True, help="An fp16 file also takes and gives fp16.  [default: float32]")
 @click.option(
-    "--size", default="224", show_default=True, help="Image size of a MODEL or plan: 224, 3x224x224."
+    "--size", help="Image size of a MODEL or plan: 224, 3x224x224.  [default: the plan's; of a MODEL 224]"
 )
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
 @click.option("--classes", type=int, help="Classes of the network, if not its own default.")
@@ -75,7 +75,7 @@ def command(
     weights: Path | None,
     precision: Literal["fp32", "tf32", "fp16", "bf16"],
     half_io: bool,
-    size: str,
+    size: str | None,
     width: float | None,
     classes: int | None,
     measure: bool,
@@ -98,9 +98,8 @@ def command(
         from halpiee.cli.engine import export_engine
 
         def opened() -> Network:
-            shape = input_size(size)
             return _network(
-                source, dense, plan, weights, precision, shape, width=width, classes=classes, seed=seed
+                source, dense, plan, weights, precision, size, width=width, classes=classes, seed=seed
             )
 
         export_engine(
@@ -125,9 +124,7 @@ def command(
         raise UsageError("--half-io was asked of an fp32 file; add --precision fp16, or leave it out")
     if out.exists():
         raise OutputInUseError(f"--out {out} exists; choose another name, nothing is overwritten")
-    network = _network(
-        source, dense, plan, weights, precision, input_size(size), width=width, classes=classes, seed=seed
-    )
+    network = _network(source, dense, plan, weights, precision, size, width=width, classes=classes, seed=seed)
     from halpiee.deploy.onnx import export_onnx, stamp
 
     done = export_onnx(
@@ -169,12 +166,13 @@ def _network(
     plan: Path | None,
     weights: Path | None,
     precision: str,
-    shape: tuple[int, ...],
+    size: str | None,
     **options: Any,
 ) -> Network:
     """Opens what was named, and refuses what does not go together."""
-    from halpiee.cli.subjects import from_model, from_plan, from_run, is_run
+    from halpiee.cli.subjects import USUAL, from_model, from_plan, from_run, is_run
 
+    shape = None if size is None else input_size(size)
     if plan is not None:
         if dense or (source is not None and is_run(source)):
             raise UsageError(
@@ -188,13 +186,19 @@ def _network(
     if source is None:
         raise UsageError("nothing to export was named; give the folder of a run, a MODEL, or --plan FILE")
     if Path(source).is_dir():
-        if weights is not None:
-            raise UsageError(
-                f"--weights was asked of {source}, a run, which has its own; leave --weights out"
-            )
+        own = {"weights": weights, "size": size, "width": options["width"], "classes": options["classes"]}
+        for name, value in own.items():
+            if value is not None:
+                raise UsageError(
+                    f"--{name} was asked of {source}, a run, which has its own; leave --{name} out"
+                )
         return from_run(Path(source), dense=dense, precision=precision)
+    if "/" in source and ":" not in source and not source.startswith(("torchvision/", "timm/")):
+        raise UsageError(
+            f"{source} was to be exported, and there is no such folder; name the folder of a run, or a MODEL"
+        )
     if dense:
         raise UsageError(
             f"--dense was asked of {source}, and only a run has a dense network beside; leave it out"
         )
-    return from_model(source, shape, weights=weights, **options)
+    return from_model(source, shape or USUAL, weights=weights, **options)

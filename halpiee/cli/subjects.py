@@ -90,9 +90,13 @@ def from_model(
     return Network(model.eval(), _example(shape), {"model": name}, notes)
 
 
+USUAL = (3, 224, 224)
+"""(channels, height, width) of images where nothing says otherwise."""
+
+
 def from_plan(
     path: Path,
-    shape: tuple[int, ...],
+    shape: tuple[int, ...] | None = None,
     *,
     model: str | None = None,
     weights: Path | None = None,
@@ -103,7 +107,8 @@ def from_plan(
 
     Args:
         path: the plan.
-        shape: (channels, height, width) of the images.
+        shape: (channels, height, width) of the images; by default those that the plan was made for. For others no
+            latency is claimed.
         model: MODEL string of the dense network; by default the plan's.
         weights: of the dense network, or of the compact one.
         precision: of the file that is made of it.
@@ -123,24 +128,42 @@ def from_plan(
     name = model or plan.model
     if not name:
         raise UsageError(f"the plan {path} does not name its network; give it as MODEL before --plan")
+    shape = shape or plan.image or USUAL
     dense, example = _built(name, plan.arguments, seed).eval(), _example(shape)
     metadata = plan_metadata(plan, path, precision=precision) | {"model": name}
+    notes: tuple[str, ...] = ()
+    if shape != plan.image:
+        predicted = metadata.pop("predicted_us", None)
+        notes = (_elsewhere(path, plan.image, shape),) if predicted is not None else ()
     loaded = None if weights is None else load_weights(weights)
     sizes = {key: tuple(value.shape) for key, value in dense.state_dict().items()}
     if loaded is not None and {key: tuple(value.shape) for key, value in loaded.items()} != sizes:
         compact = plan.apply(dense)
         _fit(compact, loaded, f"--weights {weights} fits neither {name} nor what {path} leaves of it")
         note = "the weights are those of the compact network: there is no masked one to compare it with"
-        return Network(compact.eval(), example, metadata, (note,))
-    notes: tuple[str, ...] = ()
+        return Network(compact.eval(), example, metadata, (*notes, note))
     if loaded is None:
-        notes = ("no --weights: the network has its initial weights",)
+        notes += ("no --weights: the network has its initial weights",)
     else:
         dense.load_state_dict(loaded)
     compact = plan.apply(dense).eval()
     structure = trace(dense, example, vanish=not all(plan.counts.values()))
     error = verify(dense, structure, plan.keep, example, compact=compact, sizes=(1, 2, 5))
     return Network(compact, example, metadata, notes, error)
+
+
+def _elsewhere(path: Path, planned: tuple[int, ...] | None, shape: tuple[int, ...]) -> str:
+    """Returns why the latency of a plan is not claimed of a network at these images."""
+    taken = "×".join(map(str, shape))
+    if planned is None:
+        return (
+            f"the plan {path} does not say which images its latency was predicted for: at {taken} none is claimed; "
+            "write the plan again with halpiee plan"
+        )
+    return (
+        f"the plan {path} predicts its latency at {'×'.join(map(str, planned))}: at {taken} none is claimed; leave "
+        "--size out to take the plan's"
+    )
 
 
 def _built(name: str, arguments: dict[str, Any], seed: int) -> nn.Module:

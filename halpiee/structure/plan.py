@@ -72,6 +72,8 @@ class Plan:
         upper_bound: no selection within the budget has a higher value, or None.
         gap: distance of the selection's value to it, relative, or None.
         target: what ``latency_us`` was predicted for: device, backend, dtype, batch, threads, as far as known.
+        inputs: shapes of the inputs it was traced and predicted for, without their batch dimension; empty in files
+            that were written before plans held them.
     """
 
     groups: tuple[PlannedGroup, ...]
@@ -86,6 +88,7 @@ class Plan:
     upper_bound: float | None = None
     gap: float | None = None
     target: dict[str, Any] = field(default_factory=dict)
+    inputs: list[list[int]] = field(default_factory=list)
 
     @classmethod
     def from_selection(
@@ -132,7 +135,14 @@ class Plan:
             upper_bound=number(selection, "upper_bound"),
             gap=number(selection, "gap"),
             target=dict(target or {}),
+            inputs=[list(shape) for shape in structure.details.get("inputs", ())],
         )
+
+    @property
+    def image(self) -> tuple[int, ...] | None:
+        """(channels, height, width) of the one image that the network takes; ``None`` where the plan does not say."""
+        found = self.inputs[0] if len(self.inputs) == 1 else []
+        return tuple(found) if len(found) == 3 else None
 
     @property
     def counts(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from halpiee.errors import StructureError
@@ -54,6 +54,13 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
             "write trace(model, (x,))"
         )
     refuse_foreign(model)
+    structure = fake_or_real(model, example_inputs, vanish=vanish)
+    inputs = [list(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)]
+    return replace(structure, details={**structure.details, "inputs": inputs})
+
+
+def fake_or_real(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool) -> Structure:
+    """Traces on fake tensors; where the forward needs values, on real ones, and once more on others."""
     try:
         return traced(model, example_inputs, real=False, vanish=vanish)
     except NeedsValuesError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -239,3 +240,29 @@ def test_what_is_neither_a_file_nor_a_run_nor_a_model_is_said(tmp_path: Path) ->
     assert "an ONNX file runs @cpu, @cuda, @tensorrt" in refusal(UsageError, "a.onnx@fast")
     assert "runs @eager, @compile, @onnx" in refusal(UsageError, "toy:net@fast")
     assert "toy:net was named twice" in refusal(UsageError, "toy:net", "toy:net")
+
+
+def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_path: Path) -> None:
+    import halpiee
+    import latency
+    from halpiee.cli.contestants import contestants
+    from halpiee.structure import Plan
+    from halpiee.zoo import build
+
+    structure = halpiee.trace(build("toy:net", num_classes=6).eval(), (torch.zeros(1, 3, 8, 8),))
+    device = latency.environment()["device"]
+    chosen = SimpleNamespace(keep={}, latency_us=77.0)
+    Plan.from_selection(
+        structure,
+        chosen,
+        model="toy:net",
+        arguments={"num_classes": 6},
+        target={"device": device, "backend": "onnxruntime", "dtype": "float32", "batch": 1, "threads": 1},
+    ).save(tmp_path / "half.json")
+    options = {"width": None, "classes": None, "trust": False}
+    file = f"{tmp_path / 'half.json'}@onnx"
+    (own,), _ = contestants([file], None, shape=None, **options)
+    (other,), _ = contestants([file], None, shape=(3, 12, 12), **options)
+    assert own.network is not None
+    assert tuple(own.network.example[0].shape) == (1, 3, 8, 8)
+    assert (own.predicted_us(1, 1), other.predicted_us(1, 1)) == (77.0, None)

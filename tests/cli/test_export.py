@@ -210,3 +210,62 @@ def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_text("mine")
     refusal(OutputInUseError, "toy:net", "--out", tmp_path / "a.onnx")
     assert (tmp_path / "a.onnx").read_text() == "mine"
+
+
+def test_a_plan_is_exported_at_the_images_it_was_made_for(planned: SimpleNamespace) -> None:
+    out = planned.folder / "half.onnx"
+    exported("--plan", planned.folder / "plan.json", "--out", out)
+    dims = onnx.load(out).graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_value for d in dims[1:]] == [3, 8, 8]
+    assert read_metadata(out)["predicted_us"] == "77"
+
+
+def test_at_other_images_than_its_own_a_plan_claims_no_latency(planned: SimpleNamespace) -> None:
+    out, plan = planned.folder / "half.onnx", planned.folder / "plan.json"
+    done = exported("--plan", plan, "--size", "12x10", "--out", out)
+    dims = onnx.load(out).graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_value for d in dims[1:]] == [3, 12, 10]
+    found = read_metadata(out)
+    assert "predicted_us" not in found
+    assert found["budget_us"] == "80"
+    assert done["notes"][0] == (
+        f"the plan {plan} predicts its latency at 3×8×8: at 3×12×10 none is claimed; leave --size out to take the "
+        "plan's"
+    )
+
+
+def test_a_plan_that_does_not_say_its_images_claims_no_latency(planned: SimpleNamespace) -> None:
+    plan, out = planned.folder / "plan.json", planned.folder / "half.onnx"
+    record = json.loads(plan.read_text())
+    del record["inputs"]
+    plan.write_text(json.dumps(record))
+    done = exported("--plan", plan, *SMALL, "--out", out)
+    assert "predicted_us" not in read_metadata(out)
+    assert (
+        "does not say which images its latency was predicted for: at 3×8×8 none is claimed"
+        in done["notes"][0]
+    )
+
+
+def test_the_plan_of_a_run_brings_its_images_along(finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "half.onnx"
+    weights = finished_run / "pruned.safetensors"
+    plan = finished_run / "plan.json"
+    record = json.loads(plan.read_text())
+    plan.write_text(json.dumps({**record, "arguments": {"num_classes": 6}}))
+    exported("--plan", plan, "--weights", weights, "--out", out)
+    dims = onnx.load(out).graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_value for d in dims[1:]] == [3, 6, 6]
+    assert read_metadata(out)["predicted_us"] == "120"
+
+
+def test_a_run_has_its_own_images(finished_run: Path, tmp_path: Path) -> None:
+    text = refusal(UsageError, finished_run, *SMALL, "--out", tmp_path / "a.onnx")
+    assert text == f"--size was asked of {finished_run}, a run, which has its own; leave --size out"
+
+
+def test_a_folder_that_is_not_there_is_no_model(tmp_path: Path) -> None:
+    text = refusal(UsageError, "runs/none", "--out", tmp_path / "a.onnx")
+    assert text == (
+        "runs/none was to be exported, and there is no such folder; name the folder of a run, or a MODEL"
+    )

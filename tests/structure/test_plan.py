@@ -135,3 +135,15 @@ def test_runs_spell_the_array(values: list[int]) -> None:
 
     array = np.array(values, dtype=np.int64)
     assert spelled(runs(array)).tolist() == values
+
+
+def test_a_plan_says_which_inputs_it_was_made_for_and_older_files_load_without(tmp_path: Path) -> None:
+    structure = trace(nets.Residual(), (torch.zeros(2, *nets.IMAGE[1:]),))
+    plan = Plan.from_selection(structure, chosen({}))
+    assert plan.inputs == [list(nets.IMAGE[1:])]
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json").image == tuple(nets.IMAGE[1:])
+    record = json.loads((tmp_path / "plan.json").read_text())
+    del record["inputs"]
+    (tmp_path / "older.json").write_text(json.dumps(record))
+    assert Plan.load(tmp_path / "older.json").image is None
