@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -23,6 +24,7 @@ from halpiee.cli import (
     reporting,
     train,
 )
+from halpiee.cli.common import Interrupted
 from halpiee.errors import HalpieeError
 
 __all__ = ["main", "program"]
@@ -61,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = program.main(arguments, prog_name="halpiee", standalone_mode=False)
+        with _terminable():
+            code = program.main(arguments, prog_name="halpiee", standalone_mode=False)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:
@@ -70,8 +73,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except HalpieeError as error:
         click.echo(f"halpiee: {error}", err=True)
         code = _failed(str(error), type(error).__name__, error.exit_code, arguments)
-    except (KeyboardInterrupt, click.Abort):
-        text = f"interrupted; {_how_to_continue(arguments)}"
+    except (KeyboardInterrupt, click.Abort) as stop:
+        why = stop.__cause__ if isinstance(stop, click.Abort) else stop
+        left = str(why) if isinstance(why, Interrupted) else "nothing was saved; type the same command again"
+        text = f"interrupted; {left}"
         click.echo(f"halpiee: {text}", err=True)
         code = _failed(text, "Interrupted", 130, arguments)
     sys.exit(code if isinstance(code, int) else 0)
@@ -84,12 +89,19 @@ def _failed(text: str, kind: str, code: int, arguments: Sequence[str]) -> int:
     return code
 
 
-def _how_to_continue(arguments: Sequence[str]) -> str:
-    """Returns what an interrupted verb leaves and what to type next."""
-    verb = next((a for a in arguments if not a.startswith("-")), "")
-    out = next((b for a, b in itertools.pairwise(arguments) if a == "--out"), None)
-    if verb in ("train", "demo"):
-        return f"the run is saved; `halpiee train --resume --out {out or 'FOLDER'}` continues it"
-    if verb == "profile":
-        return "what was measured is saved; the same command continues it"
-    return "nothing was written"
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Makes SIGTERM the interrupt that Ctrl-C is; training, which saves its state first, has a handler of its own."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # signals belong to the main thread; elsewhere the caller's handling stays
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-__all__ = ["ScreenTalk", "answer", "examples", "free_folder", "input_size", "json_option", "say"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "Interrupted",
+    "ScreenTalk",
+    "answer",
+    "examples",
+    "free_folder",
+    "input_size",
+    "json_option",
+    "kept_in",
+    "say",
+    "screen",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,6 +55,28 @@ def answer(value: Mapping[str, Any], as_json: bool, show: Callable[[], None]) ->
         show()
 
 
+class Interrupted(KeyboardInterrupt):
+    """An interruption that says what is left and how it goes on."""
+
+
+@contextmanager
+def kept_in(file: Path, how: str) -> Iterator[None]:
+    """Says how work goes on that was interrupted, if the file that it goes on from is there by then."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if file.is_file():
+            raise Interrupted(how) from stop
+        raise
+
+
+def screen(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Returns a console that prints names as they are: no markup, no ``:two:`` that becomes a picture."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+
+
 def input_size(text: str) -> tuple[int, ...]:
     """Returns (channels, height, width) of ``224``, ``192x256`` (height × width) or ``1x28x28``.
 
@@ -65,9 +102,7 @@ class ScreenTalk:
     """Stages, notes and progress bars on stderr; plain lines where that is no terminal."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True, highlight=False)
+        self.console = screen(stderr=True)
         self._bar: Any = None
         self._task: Any = None
         self._label = ""
@@ -76,7 +111,7 @@ class ScreenTalk:
     def stage(self, text: str) -> None:
         """Begins a stage."""
         self._close()
-        self.console.print(f"[bold]{text}[/bold]")
+        self.console.print(text, style="bold")
 
     def note(self, text: str) -> None:
         """Prints a fact."""
@@ -114,11 +149,11 @@ class ScreenTalk:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[extra]}"),
+                TextColumn("{task.fields[extra]}", markup=False),
                 console=self.console,
             )
             self._bar.start()

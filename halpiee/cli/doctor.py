@@ -12,7 +12,7 @@ from typing import Literal
 
 import click
 
-from halpiee.cli.common import answer, examples, json_option
+from halpiee.cli.common import answer, examples, json_option, screen
 
 __all__ = ["Finding", "command", "examine"]
 
@@ -54,17 +54,16 @@ def command(as_json: bool) -> None:
     broken = any(f.state == "broken" for f in findings)
 
     def show() -> None:
-        from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
         for title in ("", "", "found", "what to do"):
             table.add_column(title, overflow="fold")
-        mark = {"ok": "[green]ok[/green]", "note": "[yellow]note[/yellow]", "broken": "[red]broken[/red]"}
+        colour = {"ok": "green", "note": "yellow", "broken": "red"}
         for f in findings:
-            table.add_row(mark[f.state], f.what, escape(f.found), escape(f.fix))
-        Console().print(table)
+            table.add_row(Text(f.state, style=colour[f.state]), f.what, f.found, f.fix)
+        screen().print(table)
 
     answer({"healthy": not broken, "findings": [asdict(f) for f in findings]}, as_json, show)
     if broken:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from halpiee.cli.common import answer, examples, input_size, json_option, say
+from halpiee.cli.common import answer, examples, input_size, json_option, say, screen
 from halpiee.errors import OutputInUseError, StructureError
 
 __all__ = ["command"]
@@ -71,10 +71,10 @@ def command(
         say(f"{len(unique)} ops in {ops}")
 
     def show() -> None:
-        from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
-        console = Console()
+        console = screen()
         layers = Table(
             title=f"{model}: {found.prunable_macs_share:.1%} of the MACs lie in prunable layers", box=None
         )
@@ -83,16 +83,16 @@ def command(
                 title, justify="right" if title in ("in", "out", "MACs") else "left", overflow="fold"
             )
         for layer in found.layers:
-            state = "[green]prunable[/green]" if layer.prunable else "[yellow]frozen[/yellow]"
+            word = "prunable" if layer.prunable else "frozen"
             if layer.in_prunable != layer.out_prunable:
-                state = f"[green]{'in' if layer.in_prunable else 'out'} only[/green]"
+                word = f"{'in' if layer.in_prunable else 'out'} only"
             layers.add_row(
                 layer.name,
                 layer.kind,
                 str(layer.c_in),
                 str(layer.c_out),
                 f"{layer.macs:,}",
-                state,
+                Text(word, style="yellow" if word == "frozen" else "green"),
                 "; ".join(layer.reasons),
             )
         console.print(layers)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from halpiee.cli.common import answer, examples, json_option
+from halpiee.cli.common import answer, examples, json_option, screen
 from halpiee.cli.curve import check_picture
 
 __all__ = ["command", "merge", "pack"]
@@ -44,14 +44,22 @@ def command(profile: Path, plot: Path | None, tables: int | None, cells: Path | 
         from latency.tabular import export
 
         export(loaded, cells)
-    if plot is not None:
+    if plot is not None and loaded.cells:
         from latency.pictures import draw
 
         draw(loaded, plot, tables=tables)
     found = inspect(loaded)
+    warnings = list(found.warnings)
+    if not loaded.cells:
+        warnings.append(
+            f"{profile} holds no cells: its sweep was cut short; the `halpiee profile MODEL … --out {profile}` that "
+            "began it continues it"
+        )
 
     def show() -> None:
-        from rich.console import Console
+        if not loaded.cells:
+            screen().print(warnings[-1])
+            return
         from rich.table import Table
 
         table = Table(box=None)
@@ -68,7 +76,7 @@ def command(profile: Path, plot: Path | None, tables: int | None, cells: Path | 
                 if op.holdout
                 else "–",
             )
-        console = Console()
+        console = screen()
         console.print(table)
         steps = sorted({op.steps for op in found.ops})
         console.print("steps (in, out): " + "; ".join(f"{i}, {o}" for i, o in steps))
@@ -79,13 +87,13 @@ def command(profile: Path, plot: Path | None, tables: int | None, cells: Path | 
             f"{found.newest_days:.1f} to {found.oldest_days:.1f} days old"
         )
         console.print(", ".join(f"{key} {value}" for key, value in found.environment.items() if key != "id"))
-        for warning in found.warnings:
-            console.print(f"[yellow]note[/yellow] {warning}")
+        for warning in warnings:
+            console.print(f"note: {warning}", style="yellow")
         for written in (plot, cells):
             if written is not None:
                 console.print(f"written: {written}")
 
-    answer({**found.as_dict(), "warnings": list(found.warnings)}, as_json, show)
+    answer({**found.as_dict(), "warnings": warnings}, as_json, show)
 
 
 @click.command("pack", epilog=examples("halpiee pack resnet20.jsonl --out resnet20-packed.jsonl"))

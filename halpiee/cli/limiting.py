@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halpiee.errors import BudgetError, UsageError
+from halpiee.advice import held
+from halpiee.errors import BudgetError, ProfileError, UsageError
+from latency.op import CONTRACTIONS, in_words
 
 if TYPE_CHECKING:
     import latency
     from halpiee.selection.cost import LatencyCost
     from halpiee.structure.groups import Structure
 
-__all__ = ["Limit", "batch_of", "check_memory", "parse_also", "parse_between", "read_limit"]
+__all__ = [
+    "Limit",
+    "batch_of",
+    "check_groups",
+    "check_memory",
+    "check_profile",
+    "parse_also",
+    "parse_between",
+    "read_limit",
+]
 
 Limit = tuple[str, "LatencyCost", float]
 """A name, what is limited, and the most of it."""
@@ -61,19 +73,49 @@ def parse_between(texts: tuple[str, ...]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def batch_of(profile: latency.Profile, path: Path) -> int:
+def batch_of(profile: latency.Profile, path: Path, measuring: str = "halpiee profile MODEL …") -> int:
     """Returns the images per inference that a profile was measured at.
+
+    Args:
+        profile: the profile.
+        path: its file.
+        measuring: the command, but for --out, that measures one.
 
     Raises:
         UsageError: it holds no cell, or several batches.
     """
     batches = sorted({int(cell.get("batch", 1)) for cell in profile.cells})
+    if not batches:
+        raise ProfileError(f"{path} {held(profile)}; `{measuring} --out {path}` continues it")
     if len(batches) != 1:
         raise UsageError(
-            f"the batch of {path} was asked; it holds {', '.join(map(str, batches)) or 'no cell'}; "
-            "say which with --batch, or profile one batch per file"
+            f"the batch of {path} was asked; it holds {', '.join(map(str, batches))}; say which with --batch, or "
+            "profile one batch per file"
         )
     return batches[0]
+
+
+def check_profile(profile: latency.Profile, path: Path, structure: Structure, measuring: str) -> None:
+    """Refuses a profile that has no table for a conv or linear layer of the network.
+
+    Args:
+        profile: the profile.
+        path: its file.
+        structure: of the network.
+        measuring: the command, but for --out, that measures this network.
+
+    Raises:
+        ProfileError: what it holds instead, and that command.
+    """
+    ops = [timed.op for timed in structure.ops if timed.op.kind in CONTRACTIONS]
+    lacking = [op for op in ops if not profile.has_table(op)]
+    if not profile.cells:
+        raise ProfileError(f"--profile {path} {held(profile)}; `{measuring} --out {path}` continues it")
+    if lacking:
+        raise ProfileError(
+            f"--profile {path} {held(profile)}; it lacks {len(lacking)} of the {len(ops)} convs and linears of this "
+            f"network, the first of them {in_words(lacking[0])}; measure them with `{measuring} --out FILE`"
+        )
 
 
 def read_limit(what: str, most: str, structure: Structure, at_batch: Callable[[int], Structure]) -> Limit:
@@ -113,6 +155,31 @@ def read_limit(what: str, most: str, structure: Structure, at_batch: Callable[[i
         return what, resource(structure, "peak_bytes", above=most_bytes), 0.0
     cost = resource(structure, "macs" if what == "macs" else "params")
     return what, cost, share * cost.dense_us if share is not None else number
+
+
+def check_groups(option: str, names: Iterable[str], structure: Structure, listing: str) -> None:
+    """Refuses groups that the network does not have, or that cannot be pruned.
+
+    Args:
+        option: that named them.
+        names: the groups.
+        structure: of the network.
+        listing: the command that lists them.
+
+    Raises:
+        UsageError: the closest names, and that command.
+    """
+    known = [group.name for group in structure.prunable]
+    for name in names:
+        if name not in known:
+            there = structure.by_name.get(name)
+            why = "cannot be pruned anyway" if there is not None else "the network does not have"
+            near = difflib.get_close_matches(name, known, n=3) or known[:3]
+            raise UsageError(
+                f"{option} {name} was asked, a group that {why}; "
+                + (f"near it are {', '.join(near)}; " if near else "")
+                + f"`{listing}` lists them all"
+            )
 
 
 def check_memory(structure: Structure, narrowest: Mapping[str, int], most_bytes: float) -> None:

@@ -33,9 +33,14 @@ def traced(
     weights: Path | None = None,
     seed: int = 0,
 ) -> Traced:
-    """Builds and traces a MODEL string at a batch of images of ``shape`` (channels, height, width)."""
+    """Builds and traces a MODEL string at a batch of images of ``shape`` (channels, height, width).
+
+    Raises:
+        StructureError: it does not run on one image of that shape.
+    """
     import torch
 
+    from halpiee.errors import StructureError
     from halpiee.structure.trace import trace
     from halpiee.training.checkpoint import load_weights
     from halpiee.zoo import build
@@ -50,4 +55,14 @@ def traced(
     if weights is not None:
         network.load_state_dict(load_weights(weights))
     example = (torch.randn(batch, *shape),)
-    return Traced(network, example, trace(network, example))
+    try:
+        structure = trace(network, example)
+    except StructureError as error:
+        said, end, _ = str(error).partition("; check the inputs' shapes")
+        if not end or "positional argument" in said:
+            raise
+        raise StructureError(
+            f"{model} was to take images of --size {'x'.join(map(str, shape))}: {said}; give the size that it takes "
+            "with --size"
+        ) from error
+    return Traced(network, example, structure)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from halpiee.cli.common import ScreenTalk, answer, examples, input_size, json_option, say
+from halpiee import advice
+from halpiee.cli.common import ScreenTalk, answer, examples, input_size, json_option, kept_in, say, screen
 from halpiee.errors import OutputInUseError, UsageError
 
 if TYPE_CHECKING:
@@ -125,15 +126,25 @@ def command(
 ) -> None:
     """Choose MODEL's widths for a latency: predicted time, MACs, and how far from optimal at most."""
     from halpiee.cli.curve import check_picture
-    from halpiee.cli.limiting import batch_of, check_memory, parse_also, parse_between, read_limit
+    from halpiee.cli.limiting import (
+        batch_of,
+        check_groups,
+        check_memory,
+        check_profile,
+        parse_also,
+        parse_between,
+        read_limit,
+    )
     from halpiee.training.settings import parse_budget
 
+    shape = input_size(size)
+    built: dict[str, Any] = {"shape": shape, "width": width, "classes": classes}
+    measuring = advice.command("profile", model, **built, batch=batch or 1, threads=threads)
     if profile is None:
         raise UsageError(
-            f"a plan of {model} was asked for without --profile; measure one with halpiee profile {model} "
-            f"--size {size} --out FILE, or give --lazy and the --profile FILE that what is measured shall go to"
+            f"a plan of {model} was asked for without --profile; measure one with {measuring} --out FILE, or give "
+            "--lazy and the --profile FILE that what is measured shall go to"
         )
-    shape = input_size(size)
     us, fraction = parse_budget(budget)
     others, ranges = [parse_also(text) for text in also], parse_between(between)
     if out is not None and out.exists():
@@ -159,7 +170,7 @@ def command(
     from halpiee.structure.trace import trace
 
     measured = latency.Profile.load(profile) if profile.exists() or not lazy else None
-    images = batch if batch is not None else 1 if measured is None else batch_of(measured, profile)
+    images = batch if batch is not None else 1 if measured is None else batch_of(measured, profile, measuring)
     options: dict[str, Any] = {"width": width, "classes": classes, "weights": weights, "seed": seed}
     network = traced(model, images, shape, **options)
     structure = trace(network.model, network.example, vanish=True) if vanish else network.structure
@@ -170,6 +181,14 @@ def command(
     def offered(cost: LatencyCost) -> LatencyCost:
         return cost.restricted(multiple=multiple, least=least, most=most, vanish=vanish, between=ranges)
 
+    listing = advice.command("explain", model, **built)
+    check_groups("--freeze", freeze, structure, listing)
+    check_groups("--between", ranges, structure, listing)
+    if measured is not None and not lazy:
+        measuring = advice.command(
+            "profile", model, **built, batch=images, threads=int(measured.environment.get("threads", 1))
+        )
+        check_profile(measured, profile, structure, measuring)
     scores, what = scores_of(network.model, structure, scores_file, trained=weights is not None)
     first = protected(structure, model, asked=protect_first)
     protect = {*first, *freeze}
@@ -185,7 +204,8 @@ def command(
             progress=ScreenTalk().sweeping,
             fixed=fixed_sides(structure),
         )
-        with tables:
+        going = f"what was measured is in {profile}; the same command continues it"
+        with kept_in(profile, going), tables:
             select_lazily(
                 scores,
                 structure,
@@ -221,8 +241,11 @@ def command(
             scores, cost, budget_us, solver=solver, gap=gap, protect=protect, time_limit_s=time_limit
         )
     result = _result(structure, cost, selection, model=model, scores=scores, limits=limits)
-    result |= {"batch": images, "scores": what, "protected": sorted(protect)}
+    unpriced = {name.lstrip("_"): n for name, n in structure.details.get("untimed", {}).items()}
+    result |= {"batch": images, "scores": what, "protected": sorted(protect), "untimed": unpriced}
     notes = [f"scores: {what}"]
+    if unpriced:
+        notes.append(_without(unpriced, budget, fraction is not None))
     if first:
         notes.append(f"first group {first[0]} stays whole; --no-protect-first frees it")
     elif protect_first:
@@ -249,6 +272,7 @@ def command(
             target={key: measured.environment.get(key) for key in TARGET} | {"batch": images},
         ).save(out)
     notes += [f"plan in {out}"] * (out is not None) + [f"curve in {plot}"] * (plot is not None)
+    result["notes"] = notes
     answer(result, as_json, lambda: _show(result, notes))
 
 
@@ -295,6 +319,21 @@ def _result(
         "not_covered": list(cost.not_covered),
         "interpolated": [str(name) for name in cost.interpolated(counts)],
     }
+
+
+def _without(unpriced: dict[str, int], budget: str, shared: bool) -> str:
+    """Returns what the predicted times leave out, and what that does to the budget."""
+    ops = ", ".join(f"{name} ×{n}" for name, n in unpriced.items())
+    if shared:
+        return (
+            f"not priced: {ops}; no profile has entries for them, all times and shares here leave them out, and the "
+            "share of the whole network that the plan takes is larger; `halpiee train` calibrates with whole networks"
+        )
+    return (
+        f"warning: not priced: {ops}; no profile has entries for them, so the network takes longer than the {budget} "
+        "asked by what they take, and all times and shares here leave them out; `halpiee train` calibrates with whole "
+        "networks"
+    )
 
 
 def _spoken(name: str, cost: LatencyCost) -> str:
@@ -353,7 +392,6 @@ def _curve(
 
 
 def _show(result: dict[str, Any], notes: list[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     dense = result["dense_us"]
@@ -365,7 +403,7 @@ def _show(result: dict[str, Any], notes: list[str]) -> None:
         table.add_column(title, justify="left" if title == "layer" else "right")
     for layer, channels in result["widths"].items():
         table.add_row(layer, str(result["widths_dense"][layer]), str(channels))
-    console = Console(highlight=False)
+    console = screen()
     console.print(table)
     step = result["next_step_us"]
     console.print(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from halpiee.cli.common import ScreenTalk, answer, examples, input_size, json_option, say
+from halpiee import advice
+from halpiee.cli.common import ScreenTalk, answer, examples, input_size, json_option, kept_in, say
 
 __all__ = ["command"]
 
@@ -64,9 +65,11 @@ def command(
         return
     talk = ScreenTalk()
     talk.stage(f"Profile {model}")
-    profile = latency.sweep(
-        ops, backend=backend, path=out, threads=threads, seed=seed, fixed=fixed, progress=talk.sweeping
-    )
+    assert out is not None
+    with kept_in(out, f"what was measured is in {out}; the same command continues it"):
+        profile = latency.sweep(
+            ops, backend=backend, path=out, threads=threads, seed=seed, fixed=fixed, progress=talk.sweeping
+        )
     from latency.inspect import inspect
 
     found = inspect(profile)
@@ -84,6 +87,9 @@ def command(
         say("channels move in steps of (in, out): " + "; ".join(f"{i}, {o}" for i, o in steps))
         for warning in found.warnings:
             say(f"note: {warning}")
-        say(f"next: halpiee plan {model} --size {size} --batch {batch} --profile {out} --budget 0.5")
+        following = advice.command(
+            "plan", model, shape=shape, width=width, classes=classes, batch=batch, profile=out, budget="0.5"
+        )
+        say(f"next: {following}")
 
     answer(result, as_json, show)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from halpiee.cli.common import answer, examples, json_option, say
+from halpiee.cli.common import answer, examples, json_option, say, screen
 from halpiee.errors import UsageError
 
 __all__ = ["command"]
@@ -53,9 +53,7 @@ def command(run: Path, layers: bool, as_json: bool) -> None:
         write_atomically(run / name, text.encode(), overwrite=True)
 
     def show() -> None:
-        from rich.console import Console
-
-        Console().print(table(report))
+        screen().print(table(report))
 
     answer(report, as_json, show)
     say(f"{promise['text']}; the page is {run / 'report.html'}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from halpiee.cli.common import screen
+
 __all__ = ["show", "write_csv"]
 
 
@@ -36,7 +38,6 @@ def write_csv(path: Path, result: dict[str, Any]) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """Prints the table; says below it where the spread supports no difference."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -72,9 +73,9 @@ def show(result: dict[str, Any]) -> None:
         cells += [_cell(row, column) for column in columns]
         cells += [f"{row['speedup']:.3f}", f"{lo:.3f} … {hi:.3f}"]
         table.add_row(*(Text(cell) for cell in cells))
-    console = Console()
+    console = screen()
     if not console.is_terminal:  # a pipe has no width; nothing is to be cut off
-        console = Console(width=200)
+        console = screen(width=200)
     console.print(table)
     for name in unsure:
         console.print(Text(f"{name} against {base}: the spread supports no difference"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from halpiee.cli.common import ScreenTalk, answer, examples, json_option, say
+from halpiee.cli.common import ScreenTalk, answer, examples, json_option, kept_in, say, screen
 from halpiee.cli.grouped import GroupedCommand, heading
 from halpiee.errors import OutputInUseError, UsageError
 
@@ -198,15 +199,15 @@ def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool) -> 
     from halpiee.training.run import Run
     from halpiee.training.stages import execute
 
-    run = Run.open(settings, out, ScreenTalk(), resume=resume)
-    report = execute(run)
+    again = f"the run is saved; `halpiee train --resume --out {shlex.quote(str(out))}` continues it"
+    with kept_in(out / "settings.json", again):
+        run = Run.open(settings, out, ScreenTalk(), resume=resume)
+        report = execute(run)
 
     def show() -> None:
-        from rich.console import Console
-
         from halpiee.report import table
 
-        Console().print(table(report))
+        screen().print(table(report))
 
     answer(report, as_json, show)
     promise = report["promise"]

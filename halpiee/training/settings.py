@@ -37,7 +37,7 @@ def parse_budget(text: str) -> tuple[float | None, float | None]:
         if fraction > 1:
             raise UsageError(
                 f"the budget {text!r} is {fraction:g} times the dense latency; "
-                f"give a share up to 1, or a time with its unit such as {number:g}ms"
+                f"give a share up to 1, or a time with its unit such as {number:g}us or {number:g}ms"
             )
         return None, fraction
     return number * {"us": 1.0, "µs": 1.0, "ms": 1e3, "s": 1e6}[unit], None

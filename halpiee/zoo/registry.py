@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,12 @@ def build(name: str, **kwargs: Any) -> nn.Module:
         UsageError: the name is unknown, or its builder refuses the arguments or returns no module.
     """
     builder = resolve(name)
+    lacking = required(builder, kwargs)
+    if lacking:
+        raise UsageError(
+            f"the model {name!r} was asked for, and to build it needs {', '.join(lacking)}; name a function that needs "
+            "no arguments and returns the network"
+        )
     try:
         model = builder(**kwargs)
     except TypeError as error:
@@ -77,6 +84,18 @@ def build(name: str, **kwargs: Any) -> nn.Module:
             f"{type(model).__name__}; name a function that builds the network"
         )
     return model
+
+
+def required(builder: Callable[..., nn.Module], kwargs: dict[str, Any]) -> list[str]:
+    """Returns the arguments that a builder cannot do without and that nobody gave."""
+    try:
+        parameters = inspect.signature(builder).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    varying = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        p.name for p in parameters if p.default is p.empty and p.kind not in varying and p.name not in kwargs
+    ]
 
 
 def resolve(name: str) -> Callable[..., nn.Module]:
@@ -121,6 +140,11 @@ def torchvision_defaults(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
 def from_path(name: str) -> Callable[..., nn.Module]:
     """Returns the function that ``package.module:function`` names; the working directory is on the path."""
     module_name, _, function = name.partition(":")
+    if module_name.endswith(".py"):
+        dotted = ".".join(Path(module_name).with_suffix("").parts)
+        raise UsageError(
+            f"the model {name!r} was asked for by a file; write {dotted}:{function}, from the folder that holds it"
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from halpiee.cli.app import main
+from halpiee.cli.common import ScreenTalk
 
 
 def halpiee(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -76,6 +81,7 @@ def test_an_unknown_model_is_one_sentence_with_close_names_and_leaves_nothing(tm
     [
         (("--budget", "quick"), "such as 0.5 or 50%"),
         (("--budget", "1.5"), "give a share up to 1"),
+        (("--budget", "300"), "such as 300us or 300ms"),
         (("--epochs", "0"), "at least 1"),
         (("--data", "no/such/folder"), "no/such/folder"),
         (("--weights", "no.safetensors"), "no such file"),
@@ -152,18 +158,56 @@ def test_a_usage_error_under_json_is_one_object_too() -> None:
     assert "banana" in answer["error"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["train", "resnet20", "--out", "runs/x"], "`halpiee train --resume --out runs/x` continues it"),
-        (["profile", "resnet20", "--out", "p.jsonl"], "the same command continues it"),
-        (["plan", "resnet20"], "nothing was written"),
-    ],
-)
-def test_an_interruption_says_how_to_go_on(arguments: list[str], words: str) -> None:
-    from halpiee.cli.app import _how_to_continue
+def interrupted(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Returns what is said of an interruption; the verb is stopped by what the test has put into it."""
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    assert end.value.code == 130
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
-    assert words in _how_to_continue(arguments)
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_interrupted_training_promises_to_go_on_only_once_it_has_begun(
+    written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begin(settings: object, folder: Path, *_: object, **__: object) -> None:
+        if written:
+            folder.mkdir()
+            (folder / "settings.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("halpiee.training.run.Run.open", begin)
+    out = tmp_path / "my run"
+    said = interrupted(capsys, "train", "resnet20", "--data", "digits", "--budget", "0.5", f"--out={out}")
+    going = f"the run is saved; `halpiee train --resume --out '{out}'` continues it"
+    lost = "nothing was saved; type the same command again"
+    assert said == f"halpiee: interrupted; {going if written else lost}"
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_interrupted_sweep_promises_to_go_on_only_where_it_wrote(
+    written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "p.jsonl"
+
+    def sweep(*_: object, **__: object) -> None:
+        if written:
+            out.write_text("")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("latency.sweep", sweep)
+    before = signal.getsignal(signal.SIGTERM)
+    said = interrupted(capsys, "profile", "resnet20", "--width", "0.25", "--size", "8", "--out", str(out))
+    going = f"what was measured is in {out}; the same command continues it"
+    assert said.endswith(going if written else "nothing was saved; type the same command again")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    talk = ScreenTalk()
+    talk.stage("Profile mynets:two:x [bold]")
+    talk.note("mynets:two:x [red]")
+    assert capsys.readouterr().err.splitlines() == ["Profile mynets:two:x [bold]", "  mynets:two:x [red]"]
 
 
 def test_cycles_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -59,3 +59,14 @@ def test_inspect_refuses_a_taken_picture_before_it_draws(tmp_path, capsys) -> No
     code, said = answer_of(["inspect", path, "--plot", str(tmp_path / "taken.svg")], capsys)
     assert code == 2
     assert "taken.svg" in said["error"]
+
+
+def test_a_profile_without_cells_says_so_and_what_continues_it(tmp_path, capsys) -> None:
+    path = profile(tmp_path / "a.jsonl")
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", path, "--plot", str(tmp_path / "a.svg")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    assert "holds no cells: its sweep was cut short; the `halpiee profile MODEL …" in said
+    assert said.endswith("that began it continues it")
+    assert "holds no cells" in answer_of(["inspect", path], capsys)[1]["warnings"][0]

@@ -92,7 +92,7 @@ def test_the_schedule_is_given_in_shares(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_option_of_the_settings_can_be_typed() -> None:
     typed = {p.name for p in train.command.params}
-    left = {"model", "backend", "calibration_nets", "rounds"}  # an argument; one runtime; of the timing
+    left = {"model", "calibration_nets", "rounds"}  # an argument; of the timing
     assert set(OPTIONS) - typed == left - {"model", "rounds"}
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 import halpiee
 from halpiee.cli.app import program
 from halpiee.cli.scoring import filter_norms
-from halpiee.errors import BudgetError, HalpieeError, OutputInUseError, UsageError
+from halpiee.errors import BudgetError, HalpieeError, OutputInUseError, ProfileError, UsageError
 from halpiee.zoo import build
 from latency import Op, Profile
 from latency.backends import Built
@@ -215,7 +215,18 @@ def test_linear_says_when_its_plan_is_over_budget(structure: halpiee.Structure, 
         (("--budget", "0.5", "--also", "params=10"), BudgetError, "--also params: at most 10 was asked"),
         (("--budget", "0.5", "--also", "macs=0.5", "--sweep"), UsageError, "leave one of the two out"),
         (("--budget", "0.5", "--between", "x"), UsageError, "give GROUP=FEWEST..MOST"),
-        (("--budget", "0.5", "--freeze", "nothing"), UsageError, "protect names the group 'nothing'"),
+        (
+            ("--budget", "0.5", "--freeze", "classifierr"),
+            UsageError,
+            "`halpiee explain mobilenet_v1_cifar --size 16 --width 0.25` lists",
+        ),
+        (
+            ("--budget", "0.5", "--freeze", "featurs.0"),
+            UsageError,
+            "--freeze featurs.0 was asked, a group that the",
+        ),
+        (("--budget", "0.5", "--freeze", "featurs.0"), UsageError, "near it are features.0"),
+        (("--budget", "0.5", "--between", "featurs.0=1..2"), UsageError, "--between featurs.0 was asked"),
         (("--budget", "0.5", "--scores", "nowhere.json"), UsageError, "there is no such file"),
     ],
 )
@@ -309,3 +320,123 @@ def test_a_lazy_plan_starts_from_no_profile_and_leaves_one_that_plans_the_same(
     assert lazy["interpolated"] == []
     assert lazy["predicted_us"] <= lazy["budget_us"]
     assert path.read_bytes() == held
+
+
+MINE = "halpiee profile mobilenet_v1_cifar --size {} --width 0.25"
+
+
+@pytest.mark.parametrize(
+    ("options", "measuring"),
+    [
+        (("--batch", "8"), MINE.format(16) + " --batch 8 --out FILE"),
+        (("--size", "24"), MINE.format(24) + " --out FILE"),
+        (("--size", "24x16", "--classes", "7"), MINE.format("3x24x16") + " --classes 7 --out FILE"),
+    ],
+)
+def test_a_profile_of_another_batch_or_image_is_told_from_what_was_asked(
+    profile: Path, options: tuple[str, ...], measuring: str
+) -> None:
+    cells = len(Profile.load(profile).cells)
+    text = refusal(profile, ProfileError, "--budget", "0.5", *options)
+    assert text.startswith(
+        f"--profile {profile} holds {cells:,} cells at batch 1 on inputs of up to 16×16; it lacks "
+    )
+    assert text.endswith(f"measure them with `{measuring}`")
+
+
+def test_a_profile_without_cells_is_continued_by_the_command_that_made_it(tmp_path: Path) -> None:
+    Profile({"threads": 2}, []).save(tmp_path / "cut.jsonl")
+    text = refusal(tmp_path / "cut.jsonl", ProfileError, "--budget", "0.5")
+    assert text == (
+        f"{tmp_path / 'cut.jsonl'} holds no cells (its sweep was cut short); `{MINE.format(16)} "
+        f"--out {tmp_path / 'cut.jsonl'}` continues it"
+    )
+
+
+def test_the_command_that_follows_a_profile_builds_the_same_network(
+    tmp_path: Path, structure: halpiee.Structure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "p.jsonl"
+    made = Profile.load(write_profile(structure, tmp_path / "made.jsonl"))
+    monkeypatch.setattr("latency.sweep", lambda *_, **__: made)
+    base = ["profile", "mobilenet_v1_cifar", "--width", "0.25", "--classes", "7", "--batch", "2", *SIZES]
+    shown = CliRunner().invoke(program, [*base, "--out", str(out)])
+    assert shown.output.splitlines()[-1] == (
+        "next: halpiee plan mobilenet_v1_cifar --size 16 --width 0.25 --classes 7 --batch 2 "
+        f"--profile {out} --budget 0.5"
+    )
+
+
+ATTENDING = """
+from torch import nn
+from torch.nn import functional
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        rows = self.stem(x).flatten(2).transpose(1, 2)
+        return self.head(functional.scaled_dot_product_attention(rows, rows, rows).mean(1))
+
+
+class Asking(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+
+
+def build():
+    return Attending().eval()
+"""
+
+
+@pytest.fixture
+def attending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The beginning of a plan of a network of the user's with attention, which no profile prices."""
+    (tmp_path / "attending_nets.py").write_text(ATTENDING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from attending_nets import build as own
+
+    traced = halpiee.trace(own(), (torch.zeros(1, 3, 4, 4),))
+    path = write_profile(traced, tmp_path / "own.jsonl")
+    return ["plan", "attending_nets:build", "--size", "4", "--profile", str(path)]
+
+
+@pytest.mark.parametrize("budget", ["1.0", "100us"])
+def test_what_no_profile_prices_is_said(attending: list[str], budget: str) -> None:
+    shown = CliRunner().invoke(program, [*attending, "--budget", budget])
+    assert shown.exception is None, shown.exception
+    said = " ".join(shown.output.split())
+    assert "not priced: bmm ×2; " in said
+    assert ("so the network takes longer than the 100us asked" in said) == (budget == "100us")
+    assert ("warning: not priced" in said) == (budget == "100us")
+    assert "`halpiee train` calibrates with whole networks" in said
+    found = json.loads(CliRunner().invoke(program, [*attending, "--budget", budget, "--json"]).stdout)
+    assert found["untimed"] == {"bmm": 2}
+    assert any("not priced" in note for note in found["notes"])
+
+
+def test_a_size_that_the_network_does_not_take_is_named(attending: list[str]) -> None:
+    attending[attending.index("4")] = "1x4x4"
+    shown = CliRunner().invoke(program, [*attending, "--budget", "0.5"])
+    text = str(shown.exception)
+    assert text.startswith(
+        "attending_nets:build was to take images of --size 1x4x4: the forward of Attending fails"
+    )
+    assert text.endswith("give the size that it takes with --size")
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("attending_nets.py:build", "write attending_nets:build, from the folder that holds it"),
+        ("attending_nets:Asking", "to build it needs depth; name a function that needs no arguments"),
+    ],
+)
+def test_a_network_of_your_own_is_named_by_a_function_without_arguments(
+    attending: list[str], model: str, text: str
+) -> None:
+    attending[1] = model
+    assert text in str(CliRunner().invoke(program, [*attending, "--budget", "0.5"]).exception)

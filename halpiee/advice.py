@@ -1,0 +1,65 @@
+"""What an error tells a user to type next: whole commands, and what the profile at hand holds, in words."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import latency
+
+__all__ = ["command", "held"]
+
+
+def command(
+    verb: str,
+    model: str,
+    *,
+    shape: Sequence[int],
+    width: float | None = None,
+    classes: int | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    **more: str | Path,
+) -> str:
+    """Returns a command with all that is not the default of what builds, feeds and runs a network.
+
+    Args:
+        verb: of the program.
+        model: a MODEL string.
+        shape: (channels, height, width) of the images.
+        width: width multiplier; ``None``: the network's own.
+        classes: classes; ``None``: the network's own.
+        batch: images per inference.
+        threads: of the runtime.
+        **more: further options, at the end.
+    """
+    square = shape[0] == 3 and shape[1] == shape[2]
+    size = str(shape[1]) if square else "x".join(map(str, shape))
+    parts = ["halpiee", verb, model]
+    given = {
+        "size": None if size == "224" else size,
+        "width": None if width is None else f"{width:g}",
+        "classes": classes,
+        "batch": None if batch == 1 else batch,
+        "threads": None if threads == 1 else threads,
+        **more,
+    }
+    for name, value in given.items():
+        if value is not None:
+            parts += [f"--{name}", str(value)]
+    return shlex.join(parts)
+
+
+def held(profile: latency.Profile) -> str:
+    """Returns what a profile holds: how many cells, at which batches, on inputs how large."""
+    from latency.op import Op
+
+    ops = [Op.from_key(cell) for cell in profile.cells]
+    if not ops:
+        return "holds no cells (its sweep was cut short)"
+    batches = ", ".join(map(str, sorted({op.batch for op in ops})))
+    h, w = max(((op.h, op.w) for op in ops), key=lambda size: size[0] * size[1])
+    return f"holds {len(ops):,} cells at batch {batches} on inputs of up to {h}×{w}"
