@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from halpiee.errors import StructureError
 from halpiee.structure.elementwise import numbers_of
+from halpiee.structure.movements import moves_of
+from halpiee.structure.moves import Move
 from halpiee.structure.recorder import Call, Event, Recorder, tensors_of
-from halpiee.structure.rules import apply, is_pointwise
+from halpiee.structure.rules import apply, is_movement, is_pointwise
 from halpiee.structure.units import CheckedUnits
 
 __all__ = ["Api", "Dispatch", "Path", "Watch"]
@@ -114,10 +116,12 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the ops that run, and the numbers of the pointwise ones."""
+    """Notes the ops that run, the numbers of the pointwise ones, and what moves elements."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.path = path
+        self.moves: list[Move] = []
         self.ops: list[str] = []
         self.numbers: list[tuple[Any, ...]] = []
 
@@ -125,6 +129,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Runs the op and notes it."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
+        if func.namespace != "prim" and is_movement(name):
+            module = self.path.stack[-1] if self.path.stack else ""
+            call = Call(name, func, args, kwargs or {}, out, module, self.path.api)
+            self.moves += moves_of(call, len(self.ops))
         if func.namespace != "prim" and tensors_of(out):
             self.ops.append(name)
             if is_pointwise(name, func) and tensors_of([args, kwargs or {}]):

@@ -15,18 +15,17 @@ from halpiee.structure.moves import Move
 from halpiee.structure.recorder import Call, Recorder, Spread, Timing, tensors_of
 from halpiee.structure.units import CheckedUnits
 
-__all__ = ["concat", "glu", "index", "index_put", "movement", "pad", "shuffle"]
+__all__ = ["concat", "glu", "index", "index_put", "movement", "moves_of", "pad", "shuffle"]
 
 
 SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip"})
 """Movements without sizes or positions of their own."""
 
+UNMOVED = SIZELESS | {"expand"}
+"""Movements that do the same to whatever is left."""
+
 CUTS = frozenset({"slice", "split", "split_with_sizes", "unbind", "select", "narrow"})
 """Movements that take parts along one dimension."""
-
-COMPUTED = frozenset({"flatten", "linear", "batch_norm", "instance_norm", "expand_as", "view_as", "conv2d"})
-"""Functions that work their sizes out from their input."""
-
 
 EVEN = frozenset({"slice", "split", "split_with_sizes"})
 """Cuts that may take equal parts."""
@@ -38,14 +37,12 @@ def movement(recorder: Recorder, call: Call) -> None:
     """Elements change places: the same op runs on the labels."""
     source = call.tensors[0]
     tag = recorder.tag(source)
-    if len(call.tensors) > 1 or any(out is source for out in call.outputs):
+    if not alone(call):
         recorder.freeze_call(call)
         return
-    if tag.axes and not tag.parameter and call.name not in SIZELESS and call.api not in COMPUTED:
-        recorder.literal = True
     if call.name == "squeeze":
         squeezed(recorder, call, tag)
-    if call.name not in SIZELESS | {"expand"}:
+    if call.name not in UNMOVED:
         recorder.moves.append(noted(call, tag, len(recorder.events)))
     if call.name in CUTS:
         tag = cut(recorder, call, tag)
@@ -86,6 +83,16 @@ def movement(recorder: Recorder, call: Call) -> None:
         for axis, before in zip(axes, tag.axes, strict=True):
             if len(varying(axis)) > len(varying(before)) and not tag.parameter:
                 recorder.spreads.append(Spread(axis, call.where, False, len(recorder.moves) - 1))
+
+
+def alone(call: Call) -> bool:
+    """Returns whether a movement has one tensor and makes another one of it."""
+    return len(call.tensors) == 1 and not any(out is call.tensors[0] for out in call.outputs)
+
+
+def moves_of(call: Call, at: int) -> list[Move]:
+    """Returns the movement that a call is, without labels, or nothing."""
+    return [noted(call, Tag(), at)] if call.name not in UNMOVED and alone(call) else []
 
 
 def noted(call: Call, tag: Tag, at: int) -> Move:

@@ -9,7 +9,7 @@ frozen: an op that fails, two different units that meet in one place, an op that
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.moves import stays_the_same
+from halpiee.structure.moves import Move, stays_the_same
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.shrink import alive_of, kept_positions
 from halpiee.structure.units import Atoms, CheckedUnits, Finding
@@ -183,16 +183,20 @@ def differences(
 
 
 def moved_otherwise(
-    structure: Structure, full: Recorder, small: Recorder, cut: Cut, *, ended: bool
+    structure: Structure,
+    full: Recorder,
+    moves: Sequence[Move],
+    cut: Cut,
+    reached: Callable[[Move], bool] = lambda move: True,
 ) -> Misplaced | None:
     """Returns the first op that moves the channels that are left otherwise than those of the full network.
 
     Args:
         structure: what was found so far.
         full: record of the full model.
-        small: record of the smaller one.
+        moves: what moves elements in the smaller one, in order.
         cut: what the smaller model was cut to.
-        ended: whether its forward came to its end; else the op that failed may be such an op.
+        reached: whether the smaller one came as far as an op of the full model, which it then should have had.
     """
     numbers = np.full(len(full.units), -1, dtype=np.int64)
     numbers[structure.details["roots"]] = np.arange(structure.n_units)
@@ -203,9 +207,8 @@ def moved_otherwise(
         return numbers[full.units.find(label)]
 
     for place, move in enumerate(full.moves):
-        other = small.moves[place] if place < len(small.moves) else None
-        reached = ended or move.at < len(small.events) or small.failed_at == move.where
-        if other is None and not reached:
+        other = moves[place] if place < len(moves) else None
+        if other is None and not reached(move):
             break
         followed = other is not None and move.is_like(other)
         if not move.axes and followed:

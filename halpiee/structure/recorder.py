@@ -253,7 +253,6 @@ class Recorder:
         self.evaluated = 0
         self.evaluated_moves = 0
         self.training = False
-        self.literal = False
         self.scalars: list[tuple[str, tuple[Any, ...], Atoms]] = []
         self.made: list[tuple[Any, ...]] = []
         self.output_shapes: list[tuple[int, ...]] = []

@@ -21,7 +21,7 @@ from halpiee.structure.norms import batch_norm, group_norm, layer_norm
 from halpiee.structure.recorder import Call, LayerCall, Recorder, Timing
 from halpiee.structure.reductions import reduction, region, softmax, spatial
 
-__all__ = ["RULES", "apply", "is_pointwise"]
+__all__ = ["RULES", "apply", "is_movement", "is_pointwise"]
 
 Rule = Callable[[Recorder, Call], Timing | None]
 
@@ -44,6 +44,11 @@ def is_pointwise(name: str, func: Any) -> bool:
     if name in RULES or name.rstrip("_") in RULES:
         return False
     return torch.Tag.pointwise in func.tags or name.rstrip("_") in POINTWISE
+
+
+def is_movement(name: str) -> bool:
+    """Returns whether an op moves elements."""
+    return (RULES.get(name) or RULES.get(name.rstrip("_"))) in (movement, shuffle)
 
 
 POINTWISE = frozenset(

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from halpiee.errors import StructureError
-from halpiee.structure.agreement import agrees
 from halpiee.structure.assemble import assemble, collapsed, rectangular
 from halpiee.structure.branches import branches_by_mode
 from halpiee.structure.dry_run import NeedsValuesError, record
@@ -115,32 +114,31 @@ def traced(
         positions |= found
     structure = assemble(recorder)
     held = frozen_heads(recorder)
-    if recorder.literal or real or not agrees(model, example_inputs, recorder, structure):
-        try:
-            structure = Trial(model, example_inputs, recorder, real).settled(
-                structure, lambda: heads and bool(frozen_heads(recorder) - held - positions)
-            )
-        except TurnError as turn:
-            return traced(
-                model,
-                example_inputs,
-                real=real,
-                vanish=vanish,
-                positions=positions,
-                turned=turned | turn.places,
-                heads=heads,
-            )
-        whole = frozen_heads(recorder) - held - positions
-        if whole and heads:
-            return traced(
-                model,
-                example_inputs,
-                real=real,
-                vanish=vanish,
-                positions=whole | positions,
-                turned=turned,
-                heads=False,
-            )
+    try:
+        structure = Trial(model, example_inputs, recorder, real).settled(
+            structure, lambda: heads and bool(frozen_heads(recorder) - held - positions)
+        )
+    except TurnError as turn:
+        return traced(
+            model,
+            example_inputs,
+            real=real,
+            vanish=vanish,
+            positions=positions,
+            turned=turned | turn.places,
+            heads=heads,
+        )
+    whole = frozen_heads(recorder) - held - positions
+    if whole and heads:
+        return traced(
+            model,
+            example_inputs,
+            real=real,
+            vanish=vanish,
+            positions=whole | positions,
+            turned=turned,
+            heads=False,
+        )
     return with_vanishing(model, example_inputs, recorder, structure, real) if vanish else structure
 
 
