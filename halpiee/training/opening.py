@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import latency
+from halpiee.advice import command, held
 from halpiee.deploy.target import Target
 from halpiee.errors import MissingError, OutputInUseError, ProfileError, UsageError
 from halpiee.methods.at_init import recipe as one_shot
@@ -87,7 +88,12 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_cells(
-    profile: latency.Profile, structure: Structure, settings: Settings, shape: tuple[int, ...]
+    profile: latency.Profile,
+    structure: Structure,
+    settings: Settings,
+    shape: tuple[int, ...],
+    *,
+    classes: int | None = None,
 ) -> None:
     """Refuses a profile that cannot price a conv or linear layer of the network.
 
@@ -96,9 +102,10 @@ def check_cells(
         structure: of the network.
         settings: of the run.
         shape: (channels, height, width) of the images.
+        classes: of the data.
 
     Raises:
-        ProfileError: how many layers it lacks, and the command that measures them.
+        ProfileError: what it holds, how many layers it lacks, and the command that measures them.
     """
     s = settings
     ops = [timed.op for timed in structure.ops if timed.op.kind in ("conv", "linear")]
@@ -106,20 +113,28 @@ def check_cells(
     if lacking:
         op = lacking[0]
         raise ProfileError(
-            f"--profile {s.profile} lacks {len(lacking)} of the network's {len(ops)} convs and linears, the first "
-            f"of them {op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this network with "
-            f"`{_measuring(Target.of_profile(profile), s, shape)} --batch {s.batch} --out FILE`"
+            f"--profile {s.profile} {held(profile)}; it lacks {len(lacking)} of the network's {len(ops)} convs and "
+            f"linears, the first of them {op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this network with "
+            f"`{_measuring(Target.of_profile(profile), s, shape, classes)} --out FILE`"
         )
 
 
-def _measuring(target: Target, settings: Settings, shape: tuple[int, ...]) -> str:
+def _measuring(target: Target, settings: Settings, shape: tuple[int, ...], classes: int | None) -> str:
     """Returns the command that profiles a network on a target, as far as it hangs on these."""
     if target.backend == "onnxruntime":
-        return f"halpiee profile {settings.model} --size {'x'.join(map(str, shape))}"
+        return command(
+            "profile",
+            settings.model,
+            shape=shape,
+            width=settings.width,
+            classes=classes,
+            batch=settings.batch,
+            threads=settings.threads,
+        )
     options = (
         f"--device {target.device} --precision {target.precision}" + " --channels-last" * target.channels_last
     )
-    return f"python tools/profile_gpu.py --model {settings.model} --size {shape[-1]} {options}"
+    return f"python tools/profile_gpu.py --model {settings.model} --size {shape[-1]} --batch {settings.batch} {options}"
 
 
 def _check_masks(settings: Settings, summary: Summary) -> None:
@@ -165,11 +180,17 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
 def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:
     s = settings
     if not path.is_file():
+        shape = summary.shape or (3, s.size or 224, s.size or 224)
+        making = _measuring(Target(), s, shape, summary.n_classes)
         raise UsageError(
-            f"--profile {path} was asked for, and there is no such file; "
-            f"make it with `halpiee profile {s.model} --batch {s.batch} --out {path}`"
+            f"--profile {path} was asked for, and there is no such file; make it with `{making} --out {path}`"
         )
     profile = latency.Profile.load(path)
+    if not profile.cells:
+        raise ProfileError(
+            f"--profile {path} {held(profile)}; the `halpiee profile {s.model} … --out {path}` that began it "
+            "continues it"
+        )
     target = Target.of_profile(profile)
     if s.backend not in ("onnxruntime", target.backend):
         raise UsageError(
@@ -179,7 +200,8 @@ def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:
     profile.require(replace(target, threads=s.threads).environment)
     if summary.shape is not None and summary.n_classes is not None:  # else only loading the data tells
         example = torch.zeros(s.batch, *summary.shape)
-        check_cells(profile, target.of(trace(network(s, summary.n_classes), (example,))), s, summary.shape)
+        structure = target.of(trace(network(s, summary.n_classes), (example,)))
+        check_cells(profile, structure, s, summary.shape, classes=summary.n_classes)
 
 
 def _reaches(profile: latency.Profile, op: latency.Op) -> bool:

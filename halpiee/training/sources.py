@@ -225,7 +225,8 @@ class FunctionSource:
             try:
                 items = [split[i] for i in range(len(split))]
                 x = torch.stack([_as_tensor(image) for image, _ in items])
-                y = torch.tensor([int(label) for _, label in items])
+                labels = [_as_tensor(label).squeeze() for _, label in items]
+                y = torch.stack(labels if all(y.ndim == 0 for y in labels) else labels[:1])
             except (TypeError, ValueError, RuntimeError) as error:
                 raise DataError(
                     f"--data {self.name}: a split is neither (images, labels) nor a dataset of equally large "
@@ -233,6 +234,12 @@ class FunctionSource:
                 ) from error
         if x.is_floating_point():
             x = x.float()
+        if y.ndim != 1 or (y.is_floating_point() and not bool((y == y.round()).all())):
+            kind = "numbers between classes" if y.ndim == 1 else f"of shape {list(y.shape[1:])} per image"
+            raise DataError(
+                f"--data {self.name}: the labels are {kind}; `halpiee train` trains classifiers, with one class number "
+                "per image; for other tasks attach halpiee.IEE in your own loop (README)"
+            )
         return resized(x, self.size), y.long()
 
 

@@ -97,7 +97,7 @@ def _profile(run: Run) -> latency.Profile:
     s = run.settings
     if s.profile is not None:
         profile = latency.Profile.load(Path(s.profile))
-        check_cells(profile, run.structure, s, run.data.shape)
+        check_cells(profile, run.structure, s, run.data.shape, classes=run.data.n_classes)
         return profile
     with restored():
         return latency.sweep(

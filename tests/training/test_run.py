@@ -229,10 +229,14 @@ def test_a_profile_that_lacks_cells_is_refused_and_nothing_written(tmp_path: Pat
         tmp_path,
         profile,
         ProfileError,
-        "lacks 22 of the",
+        "lacks 22 of the .* `halpiee profile resnet20 --size 16 --classes 10 --out FILE`",
     )
-    with pytest.raises(ProfileError, match="lacks 2 of the network's 3 convs and linears"):
+    with pytest.raises(
+        ProfileError, match=r"batch 1 on inputs of .*; it lacks 2 of the network's 3 convs and linears"
+    ):
         execute(settings(profile), tmp_path / "other")
+    profile.write_text(profile.read_text().splitlines()[0] + "\n")
+    refused(settings, tmp_path, profile, ProfileError, "holds no cells .* that began it continues it")
 
 
 def test_an_unreachable_budget_is_refused_before_any_training(tmp_path: Path, profile: Path) -> None:

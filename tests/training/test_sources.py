@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -317,3 +319,26 @@ def test_a_missing_network_is_said_plainly(tmp_path: Path, monkeypatch: pytest.M
 
 def test_errors_of_data_end_with_exit_code_two() -> None:
     assert DataError("").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        (lambda n: torch.zeros(n, 4, 4, dtype=torch.int64), r"of shape \[4, 4\] per image"),
+        (lambda n: torch.full((n,), 0.5), "numbers between classes"),
+    ],
+)
+@pytest.mark.parametrize("as_pairs", [False, True])
+def test_labels_of_other_tasks_are_sent_to_a_loop_of_their_own(
+    labels, kind: str, as_pairs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("other_tasks")
+    x, y = torch.zeros(6, 3, 4, 4, dtype=torch.uint8), labels(6)
+    split = list(zip(x, y, strict=True)) if as_pairs else (x, y)
+    module.data = lambda: (split, split)
+    monkeypatch.setitem(sys.modules, "other_tasks", module)
+    with pytest.raises(
+        DataError,
+        match=rf"the labels are {kind}; `halpiee train` trains classifiers, .* attach halpiee.IEE in your own loop",
+    ):
+        load("other_tasks:data")
