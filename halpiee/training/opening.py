@@ -114,8 +114,8 @@ def check_cells(
         op = lacking[0]
         raise ProfileError(
             f"--profile {s.profile} {held(profile)}; it lacks {len(lacking)} of the network's {len(ops)} convs and "
-            f"linears, the first of them {op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this network "
-            f"with `{_measuring(Target.of_profile(profile), s, shape, classes)} --out FILE`"
+            f"linears, the first of them {op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this "
+            f"network with `{_measuring(Target.of_profile(profile), s, shape, classes)} --out FILE`"
         )
 
 
