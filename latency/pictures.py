@@ -15,6 +15,13 @@ __all__ = ["draw"]
 
 INK, RULE, STAIR, DOT = "#1f2933", "#e2e6eb", "#0b7a75", "#c0267e"
 
+EDGES: dict[str, Any] = {"color": STAIR, "linewidth": 1.2, "label": "time at the right edge of each step"}
+BETWEEN: dict[str, Any] = {
+    "color": STAIR, "linewidth": 0.9, "alpha": 0.45, "label": "widths between, where slower than the edge"
+}  # fmt: skip
+CELLS: dict[str, Any] = {"color": DOT, "label": "measured cell"}
+"""The marks, as they are drawn and as the legend names them."""
+
 
 def draw(profile: Profile, path: str | Path, *, tables: int | None = None) -> int:
     """Draws one row per table into a picture: latency over either side with the other whole, and over both.
@@ -46,14 +53,23 @@ def draw(profile: Profile, path: str | Path, *, tables: int | None = None) -> in
         return float(table.lookup(table.op.c_in, table.op.c_out))
 
     chosen = sorted(found, key=dense_us, reverse=True)[:tables]
-    figure, axes = pyplot.subplots(
-        len(chosen), 3, figsize=(11, 2.5 * len(chosen)), layout="constrained", squeeze=False
-    )
+    figure, axes = pyplot.subplots(len(chosen), 3, figsize=(11, 2.7 * len(chosen) + 0.5), squeeze=False)
+    figure.set_layout_engine("constrained", h_pad=0.14)  # the title of a row keeps away from the row above
+    _legend(figure)
     for row, key in zip(axes, chosen, strict=True):
         _row(row, profile, found[key], words[key])
     figure.savefig(path, dpi=100, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
     pyplot.close(figure)
     return len(chosen)
+
+
+def _legend(figure: Any) -> None:
+    """Says above the picture what its lines and dots are."""
+    from matplotlib.lines import Line2D
+
+    marks = [Line2D([], [], **EDGES), Line2D([], [], **BETWEEN)]
+    marks.append(Line2D([], [], linestyle="", marker="o", markersize=3, **CELLS))
+    figure.legend(handles=marks, loc="outside upper left", ncols=3, fontsize=8, frameon=False)
 
 
 def _row(axes: Any, profile: Profile, op: Op, title: str) -> None:
@@ -85,11 +101,15 @@ def _row(axes: Any, profile: Profile, op: Op, title: str) -> None:
         outs, ins, grid, norm=LogNorm(), cmap="viridis", shading="nearest", rasterized=True
     )
     rows, columns = np.nonzero(table.measured(ins[:, None], outs[None]))
-    axes[2].plot(outs[columns], ins[rows], "o", color=DOT, markersize=2.5, clip_on=False)
+    axes[2].plot(outs[columns], ins[rows], "o", markersize=2.5, clip_on=False, **CELLS)
     axes[2].set_xlabel("C_out", fontsize=8)
     axes[2].set_ylabel("C_in", fontsize=8)
     axes[2].tick_params(labelsize=7)
-    axes[2].figure.colorbar(image, ax=axes[2], label="µs").ax.tick_params(labelsize=7)
+    bar = axes[2].figure.colorbar(image, ax=axes[2])
+    bar.set_label("µs", fontsize=8)
+    bar.ax.tick_params(which="both", labelsize=7)
+    for axis in (bar.ax.yaxis.set_major_formatter, bar.ax.yaxis.set_minor_formatter):
+        axis("{x:g}")
 
 
 def _stairs(axes: Any, widths: Any, us: Any, measured: Any, step: int) -> None:
@@ -97,10 +117,10 @@ def _stairs(axes: Any, widths: Any, us: Any, measured: Any, step: int) -> None:
     edge = np.minimum(-(-widths // step) * step, widths[-1])
     at_edge = us[np.searchsorted(widths, edge)]
     if np.any(us > at_edge):
-        axes.step(widths, us, where="mid", color=STAIR, linewidth=0.5, alpha=0.35)
-    axes.step(widths, at_edge, where="mid", color=STAIR, linewidth=1.2)
-    axes.plot(widths[measured], us[measured], "o", color=DOT, markersize=3)
-    axes.set_ylim(bottom=0)
+        axes.step(widths, us, where="mid", **BETWEEN)
+    axes.step(widths, at_edge, where="mid", **EDGES)
+    axes.plot(widths[measured], us[measured], "o", markersize=3, clip_on=False, **CELLS)
+    axes.set_ylim(0, 1.05 * float(us.max()))
     axes.set_ylabel("µs", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(color=RULE, linewidth=0.6)

@@ -63,3 +63,26 @@ def test_a_drawing_has_a_row_for_every_table_and_says_what_it_shows(tmp_path) ->
     text = (tmp_path / "all.svg").read_text()
     assert text.count('<g id="axes_') == 9 + 1  # three columns a row, and the colours of the only heat map
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_drawing_keeps_its_rows_apart_and_names_its_marks(tmp_path, monkeypatch) -> None:
+    from matplotlib import pyplot
+
+    drawn = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    profile = latency.sweep([conv(32, 32), conv(32, 64)], backend=FakeBackend(staircase(8)))
+    draw(profile, tmp_path / "all.png")
+    monkeypatch.undo()
+    (figure,) = drawn
+    above, below = figure.axes[0], figure.axes[3]
+    title = below.get_title(loc="left")
+    text = next(t for t in below.get_children() if getattr(t, "get_text", str)() == title)
+    renderer = figure.canvas.get_renderer()
+    gap = above.xaxis.label.get_window_extent(renderer).y0 - text.get_window_extent(renderer).y1
+    assert gap > 8
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == [
+        "time at the right edge of each step",
+        "widths between, where slower than the edge",
+        "measured cell",
+    ]
+    pyplot.close(figure)
