@@ -27,7 +27,7 @@ from halpiee.structure.shrink import set_number
 
 __all__ = ["alike", "steps"]
 
-COPIES = frozenset({"clone", "contiguous", "detach", "alias"})
+COPIES = frozenset({"clone", "contiguous", "detach", "alias", "_to_copy"})
 """Ops that change nothing: a reshape or a product makes them where strides ask for it, torch where tensors are fake."""
 
 BY_DEVICE = "_scaled_dot_product"

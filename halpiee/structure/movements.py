@@ -312,6 +312,9 @@ def concat(recorder: Recorder, call: Call) -> Timing | None:
         target = list(label.shape)
         target[dim] = shape[dim]
         parts.append(np.broadcast_to(label, target))
+    if not parts:  # nothing was found, as where a detector sees no object
+        recorder.set(out, Tag())
+        return None
     wide = any(d != dim and size > 1 for p in parts for d, size in enumerate(p.shape))
     for index, part in enumerate(parts):
         if not part.any() and (any(p.any() for p in parts)):

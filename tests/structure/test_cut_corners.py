@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halpiee.structure import trace
+
 from .corners import IMAGE, TOKENS, Net, ab, is_cut_exactly, number
 
 sigmoid = torch.sigmoid
@@ -387,3 +389,12 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
 @pytest.mark.parametrize("name", CUT)
 def test_what_can_be_cut_is_cut_exactly(name: str) -> None:
     is_cut_exactly(*CUT[name])
+
+
+def test_nothing_beside_nothing_holds_no_channels() -> None:
+    def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        none = x[:, :, :0]  # as where a detector finds no object
+        return m.b(sigmoid(m.a(x))), torch.cat([none, none], 2)
+
+    model = Net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 5, 1)).eval()
+    assert {g.name for g in trace(model, (torch.ones(IMAGE),)).prunable} == {"a"}
