@@ -84,7 +84,9 @@ def batch_of(profile: latency.Profile, path: Path, measuring: str = "halpiee pro
     Raises:
         UsageError: it holds no cell, or several batches.
     """
-    batches = sorted({int(cell.get("batch", 1)) for cell in profile.cells})
+    # widths are probed with single images, whatever the batch
+    cells = [cell for cell in profile.cells if cell.get("role") not in ("probe", "anchor")] or profile.cells
+    batches = sorted({int(cell.get("batch", 1)) for cell in cells})
     if not batches:
         raise ProfileError(f"{path} {held(profile)}; `{measuring} --out {path}` continues it")
     if len(batches) != 1:
@@ -132,12 +134,13 @@ def read_limit(what: str, most: str, structure: Structure, at_batch: Callable[[i
     """
     if what not in QUANTITIES:
         import latency
+        from halpiee.deploy.target import in_terms_of
         from halpiee.selection.cost import LatencyCost
         from halpiee.training.settings import parse_budget
 
         us, fraction = parse_budget(most)
         profile = latency.Profile.load(Path(what))
-        cost = LatencyCost(at_batch(batch_of(profile, Path(what))), profile)
+        cost = LatencyCost(in_terms_of(profile, at_batch(batch_of(profile, Path(what)))), profile)
         return what, cost, us if us is not None else (fraction or 1.0) * cost.dense_us
     from halpiee.selection.resources import peak_bytes, resource
 

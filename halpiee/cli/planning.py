@@ -162,6 +162,7 @@ def command(
     import latency
     from halpiee.cli.loading import traced
     from halpiee.cli.scoring import scores_of
+    from halpiee.deploy.target import in_terms_of
     from halpiee.selection.choose import choose
     from halpiee.selection.cost import LatencyCost
     from halpiee.selection.limits import select_within
@@ -174,6 +175,8 @@ def command(
     options: dict[str, Any] = {"width": width, "classes": classes, "weights": weights, "seed": seed}
     network = traced(model, images, shape, **options)
     structure = trace(network.model, network.example, vanish=True) if vanish else network.structure
+    if measured is not None:
+        structure = in_terms_of(measured, structure)
 
     def at_batch(n: int) -> Structure:
         return structure if n == images else trace(network.model, (network.example[0][:1].expand(n, *shape),))

@@ -25,7 +25,7 @@ from latency.backends.onnxruntime import to_onnx
 from latency.backends.torch import Precision, module_call
 from latency.benchmark import Comparison, compare
 
-__all__ = ["Target"]
+__all__ = ["Target", "in_terms_of", "restored"]
 
 DTYPES: dict[str, str] = {"fp16": "float16", "bf16": "bfloat16"}
 """What profiles call a precision; all others are float32."""
@@ -82,7 +82,7 @@ class Target:
             return cls(backend, threads=threads)
         short: dict[str, Precision] = {"float16": "fp16", "bfloat16": "bf16"}
         precision = short.get(str(facts.get("dtype")), "tf32" if facts.get("tf32") else "fp32")
-        last = any(cell.get("layout") == "nhwc" for cell in profile.cells)
+        last = _layout(profile) == "nhwc"
         return cls(backend, "cuda" if "cuda" in facts else "cpu", precision, last, threads)
 
     @property
@@ -109,9 +109,7 @@ class Target:
 
     def of(self, structure: Structure) -> Structure:
         """Returns the structure with ops in this target's precision and layout, which name the tables."""
-        layout = "nhwc" if self.channels_last else "nchw"
-        ops = tuple(replace(t, op=replace(t.op, dtype=self.dtype, layout=layout)) for t in structure.ops)
-        return replace(structure, ops=ops)
+        return _with_ops(structure, self.dtype, "nhwc" if self.channels_last else "nchw")
 
     def ready(self, model: nn.Module, example_inputs: tuple[Any, ...], *, forwards: int = 1) -> Any:
         """Returns a network in the form that ``compare`` takes: an ONNX model, or a call of so many forwards."""
@@ -149,6 +147,20 @@ class Target:
                 rounds=rounds,
                 seconds=seconds,
             )
+
+
+def in_terms_of(profile: latency.Profile, structure: Structure) -> Structure:
+    """Returns the structure with ops in the precision and layout of a profile, of any backend."""
+    return _with_ops(structure, str(profile.environment.get("dtype", "float32")), _layout(profile))
+
+
+def _layout(profile: latency.Profile) -> str:
+    return "nhwc" if any(cell.get("layout") == "nhwc" for cell in profile.cells) else "nchw"
+
+
+def _with_ops(structure: Structure, dtype: str, layout: str) -> Structure:
+    ops = tuple(replace(t, op=replace(t.op, dtype=dtype, layout=layout)) for t in structure.ops)
+    return replace(structure, ops=ops)
 
 
 def folded(model: nn.Module) -> nn.Module:

@@ -325,6 +325,18 @@ def test_a_lazy_plan_starts_from_no_profile_and_leaves_one_that_plans_the_same(
 MINE = "halpiee profile mobilenet_v1_cifar --size {} --width 0.25"
 
 
+def test_a_profile_in_half_precision_and_nhwc_prices_the_same_network(
+    structure: halpiee.Structure, profile: Path, tmp_path: Path
+) -> None:
+    cells = [cell | {"dtype": "bfloat16", "layout": "nhwc"} for cell in Profile.load(profile).cells]
+    cells += [cell | {"batch": 3, "role": "probe"} for cell in cells[:4]]
+    Profile({"backend": "torch", "dtype": "bfloat16"}, cells).save(tmp_path / "half.jsonl")
+    full, half = (plan(path, "--budget", "0.5") for path in (profile, tmp_path / "half.jsonl"))
+    assert half["batch"] == 1
+    assert half["predicted_us"] == pytest.approx(full["predicted_us"])
+    assert half["groups"] == full["groups"]
+
+
 @pytest.mark.parametrize(
     ("options", "measuring"),
     [
