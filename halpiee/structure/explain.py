@@ -26,6 +26,11 @@ UNLOCK = (
     ("literal number of groups", "use a Conv module, whose groups can follow"),
     ("constant of the same width", "register the constant as a buffer, so that it can be cut"),
     ("over channels", "normalise with a norm layer, or work on each channel alone"),
+    (
+        "width of a head",
+        "hold the number of heads in the module as num_heads, reshape to (…, self.num_heads, -1) and back with "
+        "flatten(2), so that whole heads go; or give scale= as a number",
+    ),
     ("outside a", "use the norm module, so that its width can follow"),
     ("would drop a single channel", "name the dimensions: squeeze((2, 3)), or flatten(1)"),
     ("padded channels", "use a 1×1 projection instead of padding channels"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from halpiee.structure import explain, trace
+from halpiee.structure import explain, trace, verify
 
 from . import nets
 
@@ -94,3 +94,39 @@ def test_a_group_weighs_what_its_layers_do() -> None:
 def test_an_explanation_is_plain_json() -> None:
     found = explain(trace(nets.Outputs(), (torch.zeros(nets.IMAGE),)))
     assert json.loads(json.dumps(found.as_dict()))["layers"][0]["name"] == "a"
+
+
+class Attention(nn.Module):
+    """Attention of 3 heads of width 4, the number of heads written out, or held, or the scale given."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.qkv = nn.Linear(12, 36)
+        self.proj = nn.Linear(12, 12)
+        if form == "held":
+            self.num_heads = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.num_heads if self.form == "held" else 3
+        q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        scale = 0.5 if self.form == "scaled" else None
+        y = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(("form", "size"), [("written", None), ("held", 3), ("scaled", 4)])
+def test_the_advice_for_attention_unlocks_it(form: str, size: int | None) -> None:
+    x = (torch.ones(2, 7, 12),)
+    model = Attention(form).eval()
+    structure = trace(model, x)
+    group = next(g for g in explain(structure).groups if g.name == "qkv")
+    if size is None:
+        assert group.unlock is not None
+        assert not group.prunable
+        assert "self.num_heads, -1" in group.unlock
+        assert "scale=" in group.unlock
+    else:
+        assert group.prunable
+        assert group.size == size
+        verify(model, structure, {"qkv": torch.tensor([True] * (size - 1) + [False])}, x, tolerance=1e-5)
