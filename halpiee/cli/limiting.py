@@ -177,10 +177,10 @@ def check_groups(option: str, names: Iterable[str], structure: Structure, listin
         if name not in known:
             there = structure.by_name.get(name)
             why = "cannot be pruned anyway" if there is not None else "the network does not have"
-            near = difflib.get_close_matches(name, known, n=3) or known[:3]
+            near = difflib.get_close_matches(name, known, n=3)
             raise UsageError(
                 f"{option} {name} was asked, a group that {why}; "
-                + (f"near it are {', '.join(near)}; " if near else "")
+                + (f"near it are {', '.join(near)}; " if near else f"it has {', '.join(known[:3])} …; ")
                 + f"`{listing}` lists them all"
             )
 
