@@ -87,8 +87,8 @@ def across(recorder: Recorder, call: Call, x: Tensor, dim: int, weight: Tensor) 
         shared = [d for d in range(x.dim() - 2) if label.shape[d] > 1 and weight.shape[d] > 1]
         if shared:
             return None
-    reasons = recorder.units.reasons()
-    if all(root in reasons for root in np.unique(recorder.units.find(label)).tolist()):
+    frozen = recorder.units.frozen()
+    if all(root in frozen for root in np.unique(recorder.units.find(label)).tolist()):
         return None  # two inputs in one batch: nothing in it can go, so the layer's own channels may
     recorder.freeze(weight, f"{call.where} on each channel or head alike")
     return label

@@ -90,7 +90,7 @@ def united_activations(
         if mine != its and not (mine and its):
             single, wide = (other, label) if mine else (label, other)
             if frozen is None:
-                frozen = set(recorder.units.reasons())
+                frozen = recorder.units.frozen()
             if int(single.reshape(-1)[0]) in frozen and narrow_at(
                 operands, tags, single, varying(wide), dims
             ):

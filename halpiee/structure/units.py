@@ -88,6 +88,11 @@ class Units:
         if atoms.size:
             self._frozen.append((atoms, reason, source_line()))
 
+    def frozen(self) -> set[int]:
+        """Returns the roots of all frozen units."""
+        atoms = [np.zeros(0, dtype=np.int64), *(atoms for atoms, _, _ in self._frozen)]
+        return set(np.unique(self.find(np.concatenate(atoms))).tolist())
+
     def reasons(self) -> dict[int, str]:
         """Returns root → reason for every frozen unit."""
         found: dict[int, str] = {}
