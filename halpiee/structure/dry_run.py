@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -110,7 +111,22 @@ def record(
     for values, label, reason in recorder.unread:
         if read.intersection(values):
             recorder.units.freeze(label, reason)
+    unseen(recorder)
     return recorder
+
+
+def unseen(recorder: Recorder) -> None:
+    """Freezes what no layer reads of layers that nothing went through, as where a detector found no object.
+
+    A loop over objects may read it another time.
+    """
+    none = [np.zeros(0, dtype=np.int64)]
+    read = recorder.units.find(np.concatenate(none + [layer.ins for layer in recorder.layers]))
+    for outs, where in recorder.idle:
+        roots = recorder.units.find(outs)
+        recorder.units.freeze(
+            roots[~np.isin(roots, read)], f"{where} of no element: what reads it was not seen"
+        )
 
 
 def ended(recorder: Recorder, outputs: list[Tensor], reason: str) -> None:

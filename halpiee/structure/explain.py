@@ -31,6 +31,7 @@ UNLOCK = (
         "hold the number of heads in the module as num_heads, reshape to (…, self.num_heads, -1) and back with "
         "flatten(2), so that whole heads go; or give scale= as a number",
     ),
+    ("of no element", "trace with inputs that have something for it, such as an image with objects"),
     ("outside a", "use the norm module, so that its width can follow"),
     ("would drop a single channel", "name the dimensions: squeeze((2, 3)), or flatten(1)"),
     ("padded channels", "use a 1×1 projection instead of padding channels"),

@@ -236,6 +236,7 @@ class Recorder:
         self.parameters: dict[str, tuple[Atoms, ...]] = {}
         self.roles: dict[tuple[str, int], Role] = {}
         self.layers: list[LayerCall] = []
+        self.idle: list[tuple[Atoms, str]] = []
         self.norms: list[NormCall] = []
         self.attributes: list[tuple[str, str, Atoms, int, int, int | None]] = []
         self.events: list[Event] = []

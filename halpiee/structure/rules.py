@@ -27,7 +27,16 @@ Rule = Callable[[Recorder, Call], Timing | None]
 
 
 def apply(recorder: Recorder, call: Call) -> Timing | None:
-    """Applies the rule of the op to the labels; pointwise ops share one, unknown ops freeze their inputs."""
+    """Applies the rule of the op to the labels, and notes a layer that nothing goes through."""
+    n_layers = len(recorder.layers)
+    timing = _applied(recorder, call)
+    if len(recorder.layers) > n_layers and not all(out.numel() for out in call.outputs):
+        recorder.idle.append((recorder.layers[-1].outs, call.where))
+    return timing
+
+
+def _applied(recorder: Recorder, call: Call) -> Timing | None:
+    """Applies the rule; pointwise ops share one, unknown ops freeze their inputs."""
     rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_"))
     if rule is not None:
         return rule(recorder, call)

@@ -213,3 +213,20 @@ def test_a_reshape_to_the_width_of_another_layer_of_that_width_holds_both(width:
     ).eval()
     structure = trace(model, (torch.ones(IMAGE),))
     assert not {"a", "b"} & {g.name for g in structure.prunable}
+
+
+def test_a_layer_that_nothing_went_through_stays() -> None:
+    """A detector that finds no object: what its loop over objects would read is not known."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = sigmoid(m.a(x))
+        answer = m.b(y)
+        found = torch.nonzero(sigmoid(m.s(x)).mean((1, 2, 3)) > 2).flatten()  # never: a sigmoid is below 1
+        for one in m.c(y[found]):
+            answer = answer + one[:5]
+        return answer
+
+    model = ab(forward, c=nn.Conv2d(8, 7, 1), s=nn.Conv2d(3, 1, 1)).eval()
+    structure = trace(model, (torch.randn(IMAGE),))
+    assert {g.name for g in structure.prunable} == {"a"}
+    assert structure.by_name["c"].reason == "convolution in c of no element: what reads it was not seen"

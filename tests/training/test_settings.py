@@ -31,7 +31,9 @@ def test_what_is_no_budget_says_what_one_looks_like(text: str) -> None:
 
 
 def test_a_share_above_one_suggests_a_unit() -> None:
-    with pytest.raises(UsageError, match=r"'12.5' is 12.5 times the dense latency; .* such as 12.5us or 12.5ms"):
+    with pytest.raises(
+        UsageError, match=r"'12.5' is 12.5 times the dense latency; .* such as 12.5us or 12.5ms"
+    ):
         parse_budget("12.5")
 
 
