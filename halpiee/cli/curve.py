@@ -1,4 +1,4 @@
-"""A picture of the whole curve: which share of the scores each latency keeps, and how little more could be kept."""
+"""The whole curve and its picture: which share of the scores each latency keeps, and how little more could be kept."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from halpiee.errors import OutputInUseError
+from halpiee.errors import BudgetError, OutputInUseError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from halpiee.selection.choose import Selection
+    from halpiee.selection.cost import LatencyCost
+    from halpiee.selection.limits import LimitedSelection
     from halpiee.selection.pareto import ParetoPoint
 
-__all__ = ["check_picture", "draw_curve"]
+__all__ = ["check_picture", "draw_curve", "solve_curve"]
+
+SWEEP = tuple(0.05 * i for i in range(1, 21))
+"""Shares of the dense latency along the curve."""
 
 
 def check_picture(path: Path) -> None:
@@ -27,6 +35,62 @@ def check_picture(path: Path) -> None:
         raise click.BadParameter(f"--plot {path} is no picture; end the name in .svg or .png")
     if path.exists():
         raise OutputInUseError(f"--plot {path} exists; choose another name, nothing is overwritten")
+
+
+def solve_curve(
+    scores: dict[str, Tensor],
+    cost: LatencyCost,
+    selection: Selection | LimitedSelection,
+    protect: set[str],
+    plot: Path | None,
+    *,
+    title: str,
+) -> list[dict[str, float]]:
+    """Solves the whole curve, and draws it beside networks whose groups all keep the same share.
+
+    Args:
+        scores: of every prunable group.
+        cost: predicted latency.
+        selection: the plan, which is drawn too.
+        protect: groups that stay whole.
+        plot: a new picture, or None.
+        title: above it.
+
+    Returns:
+        A point for each share in ``SWEEP``: budget_us, latency_us, value, gap.
+    """
+    from halpiee.selection.pareto import pareto
+    from halpiee.selection.uniform import uniform
+
+    points = pareto(scores, cost, [share * cost.dense_us for share in SWEEP], protect=protect)
+    free = {name: score.double().sort(descending=True).values.cumsum(0) for name, score in scores.items()}
+    fixed = sum(float(free[name][-1]) for name in protect if name in free)
+    if plot is not None:
+
+        def worth(counts: dict[str, int]) -> float:
+            return sum(float(free[name][k - 1]) for name, k in counts.items() if k > 0)
+
+        same = []
+        for point in points:
+            try:
+                counts = uniform(cost, point.budget_us, protect=protect)
+            except BudgetError:
+                continue
+            same.append((cost.total_us(counts), worth(counts)))
+        draw_curve(
+            plot,
+            points,
+            title=title,
+            dense_us=cost.dense_us,
+            total=worth({name: len(score) for name, score in free.items()}),
+            fixed=fixed,
+            chosen=(selection.latency_us, worth(selection.counts)),
+            uniform=same,
+        )
+    return [
+        {"budget_us": p.budget_us, "latency_us": p.latency_us, "value": p.value + fixed, "gap": p.gap}
+        for p in points
+    ]
 
 
 def draw_curve(

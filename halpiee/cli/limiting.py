@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Limit",
+    "above_bytes",
     "batch_of",
     "check_groups",
     "check_memory",
@@ -26,6 +28,7 @@ __all__ = [
     "parse_also",
     "parse_between",
     "read_limit",
+    "spoken",
 ]
 
 Limit = tuple[str, "LatencyCost", float]
@@ -200,3 +203,13 @@ def check_memory(structure: Structure, narrowest: Mapping[str, int], most_bytes:
             f"allowed holds {least:,.0f}; ask for at least {least / 1e3:.1f}kB, or for a smaller image or batch",
             minimum=least,
         )
+
+
+def above_bytes(cost: LatencyCost) -> float:
+    """Returns the most bytes that a limit on memory allows one op; NaN of any other cost."""
+    return float(getattr(cost.profile, "above", math.nan))
+
+
+def spoken(name: str, cost: LatencyCost) -> str:
+    """Returns what a limit is called when it is too small."""
+    return f"bytes above --also memory={above_bytes(cost):.0f}" if name == "memory" else f"--also {name}"

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from halpiee import advice
-from halpiee.cli.common import ScreenTalk, answer, examples, input_size, json_option, kept_in, say, screen
+from halpiee.cli.common import ScreenTalk, answer, examples, input_size, json_option, kept_in
 from halpiee.errors import OutputInUseError, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from halpiee.cli.limiting import Limit
     from halpiee.selection.choose import Selection
     from halpiee.selection.cost import LatencyCost
@@ -22,9 +19,6 @@ if TYPE_CHECKING:
     from halpiee.structure.groups import Structure
 
 __all__ = ["command"]
-
-SWEEP = tuple(0.05 * i for i in range(1, 21))
-"""Shares of the dense latency along the curve."""
 
 TARGET = ("device", "backend", "dtype", "threads")
 """What of a profile's environment a plan remembers, beside the batch."""
@@ -125,8 +119,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Choose MODEL's widths for a latency: predicted time, MACs, and how far from optimal at most."""
-    from halpiee.cli.curve import check_picture
+    from halpiee.cli.curve import check_picture, solve_curve
     from halpiee.cli.limiting import (
+        above_bytes,
         batch_of,
         check_groups,
         check_memory,
@@ -134,7 +129,9 @@ def command(
         parse_also,
         parse_between,
         read_limit,
+        spoken,
     )
+    from halpiee.cli.planned import notes_on, outcome, show
     from halpiee.training.settings import parse_budget
 
     shape = input_size(size)
@@ -227,7 +224,7 @@ def command(
     narrowest = {n: max(k) if n in protect else min(k) for n, k in cost.candidates.items()}
     for name, other, _ in limits:
         if name == "memory":
-            check_memory(structure, narrowest, _above(other))
+            check_memory(structure, narrowest, above_bytes(other))
     selection: Selection | LimitedSelection
     if others:
         selection = select_within(
@@ -237,34 +234,29 @@ def command(
             protect=protect,
             time_limit_s=time_limit,
             seed=seed,
-            names=[_spoken(name, other) for name, other, _ in limits],
+            names=[spoken(name, other) for name, other, _ in limits],
         )
     else:
         selection = choose(
             scores, cost, budget_us, solver=solver, gap=gap, protect=protect, time_limit_s=time_limit
         )
-    result = _result(structure, cost, selection, model=model, scores=scores, limits=limits)
+    result = outcome(structure, cost, selection, model=model, scores=scores, limits=limits)
     unpriced = {name.lstrip("_"): n for name, n in structure.details.get("untimed", {}).items()}
     result |= {"batch": images, "scores": what, "protected": sorted(protect), "untimed": unpriced}
-    notes = [f"scores: {what}"]
-    if unpriced:
-        notes.append(_without(unpriced, budget, fraction is not None))
-    if first:
-        notes.append(f"first group {first[0]} stays whole; --no-protect-first frees it")
-    elif protect_first:
-        notes.append("nothing to protect: the first layer shares its channels with later ones")
-    if selection.gap > gap and solver != "linear":
-        notes.append(
-            f"{gap:.2%} from optimal was asked and {selection.gap:.2%} is proved"
-            + ("; the time limit cut the search short" if selection.path.endswith("+time") else "")
-        )
-    if selection.latency_us > selection.budget_us * (1 + 1e-9):
-        notes.append(
-            f"over budget: linear believed its own cost; it takes {selection.latency_us / selection.budget_us:.1%} of "
-            "the budget; --solver joint keeps it"
-        )
+    notes = notes_on(
+        result,
+        selection,
+        asked=budget,
+        shared=fraction is not None,
+        gap=gap,
+        solver=solver,
+        first=first,
+        protect_first=protect_first,
+    )
     if sweep:
-        result["curve"] = _curve(scores, cost, selection, protect, plot, title=f"{model}, batch {images}")
+        result["curve"] = solve_curve(
+            scores, cost, selection, protect, plot, title=f"{model}, batch {images}"
+        )
     if out is not None:
         arguments = {"width": width, "num_classes": classes}
         Plan.from_selection(
@@ -276,158 +268,4 @@ def command(
         ).save(out)
     notes += [f"plan in {out}"] * (out is not None) + [f"curve in {plot}"] * (plot is not None)
     result["notes"] = notes
-    answer(result, as_json, lambda: _show(result, notes))
-
-
-def _result(
-    structure: Structure,
-    cost: LatencyCost,
-    selection: Selection | LimitedSelection,
-    *,
-    model: str,
-    scores: dict[str, Tensor],
-    limits: list[Limit],
-) -> dict[str, Any]:
-    from halpiee.selection.resources import peak_bytes
-    from halpiee.structure.size import macs, parameters, widths
-
-    counts = selection.counts
-    used = []
-    for name, other, most in limits:
-        if name == "memory":
-            # Limited is what exceeds it, op by op; said is the largest op.
-            used.append({"limit": name, "used": peak_bytes(structure, counts), "most": _above(other)})
-        else:
-            used.append({"limit": name, "used": other.total_us(counts), "most": most})
-    total = sum(float(score.double().sum()) for score in scores.values())
-    kept = sum(float(scores[name].double()[keep].sum()) for name, keep in selection.keep.items())
-    return {
-        "model": model,
-        "dense_us": cost.dense_us,
-        "budget_us": selection.budget_us,
-        "predicted_us": selection.latency_us,
-        "gap": selection.gap,
-        "path": selection.path,
-        "slack_us": selection.slack_us,
-        "next_step_us": None if math.isnan(selection.next_step_us) else selection.next_step_us,
-        "score_kept": kept / total if total else None,
-        "limits": used,
-        "macs_dense": sum(macs(structure).values()),
-        "macs": sum(macs(structure, counts).values()),
-        "params_dense": parameters(structure),
-        "params": parameters(structure, counts),
-        "groups": {g.name: [counts[g.name], g.size] for g in structure.prunable},
-        "widths": widths(structure, counts),
-        "widths_dense": widths(structure),
-        "not_covered": list(cost.not_covered),
-        "interpolated": [str(name) for name in cost.interpolated(counts)],
-    }
-
-
-def _without(unpriced: dict[str, int], budget: str, shared: bool) -> str:
-    """Returns what the predicted times leave out, and what that does to the budget."""
-    ops = ", ".join(f"{name} ×{n}" for name, n in unpriced.items())
-    if shared:
-        return (
-            f"not priced: {ops}; no profile has entries for them, all times and shares here leave them out, and the "
-            "share of the whole network that the plan takes is larger; `halpiee train` calibrates with whole networks"
-        )
-    return (
-        f"warning: not priced: {ops}; no profile has entries for them, so the network takes longer than the {budget} "
-        "asked by what they take, and all times and shares here leave them out; `halpiee train` calibrates with whole "
-        "networks"
-    )
-
-
-def _spoken(name: str, cost: LatencyCost) -> str:
-    """Returns what a limit is called when it is too small."""
-    return f"bytes above --also memory={_above(cost):.0f}" if name == "memory" else f"--also {name}"
-
-
-def _above(cost: LatencyCost) -> float:
-    return float(getattr(cost.profile, "above", math.nan))
-
-
-def _curve(
-    scores: dict[str, Tensor],
-    cost: LatencyCost,
-    selection: Selection | LimitedSelection,
-    protect: set[str],
-    plot: Path | None,
-    *,
-    title: str,
-) -> list[dict[str, float]]:
-    """Solves the whole curve, and draws it beside networks whose groups all keep the same share."""
-    from halpiee.errors import BudgetError
-    from halpiee.selection.pareto import pareto
-    from halpiee.selection.uniform import uniform
-
-    points = pareto(scores, cost, [share * cost.dense_us for share in SWEEP], protect=protect)
-    free = {name: score.double().sort(descending=True).values.cumsum(0) for name, score in scores.items()}
-    fixed = sum(float(free[name][-1]) for name in protect if name in free)
-    if plot is not None:
-        from halpiee.cli.curve import draw_curve
-
-        def worth(counts: dict[str, int]) -> float:
-            return sum(float(free[name][k - 1]) for name, k in counts.items() if k > 0)
-
-        same = []
-        for point in points:
-            try:
-                counts = uniform(cost, point.budget_us, protect=protect)
-            except BudgetError:
-                continue
-            same.append((cost.total_us(counts), worth(counts)))
-        draw_curve(
-            plot,
-            points,
-            title=title,
-            dense_us=cost.dense_us,
-            total=worth({name: len(score) for name, score in free.items()}),
-            fixed=fixed,
-            chosen=(selection.latency_us, worth(selection.counts)),
-            uniform=same,
-        )
-    return [
-        {"budget_us": p.budget_us, "latency_us": p.latency_us, "value": p.value + fixed, "gap": p.gap}
-        for p in points
-    ]
-
-
-def _show(result: dict[str, Any], notes: list[str]) -> None:
-    from rich.table import Table
-
-    dense = result["dense_us"]
-    table = Table(
-        title=f"{result['model']}, batch {result['batch']}: {result['predicted_us']:.0f} of {dense:.0f} µs",
-        box=None,
-    )
-    for title in ("layer", "dense", "planned"):
-        table.add_column(title, justify="left" if title == "layer" else "right")
-    for layer, channels in result["widths"].items():
-        table.add_row(layer, str(result["widths_dense"][layer]), str(channels))
-    console = screen()
-    console.print(table)
-    step = result["next_step_us"]
-    console.print(
-        f"budget {result['budget_us']:.0f} µs, slack {result['slack_us']:.1f} µs, "
-        + (f"next step {step:.1f} µs, " if step is not None else "nothing left to widen, ")
-        + f"MACs {result['macs'] / result['macs_dense']:.1%} of dense, parameters "
-        f"{result['params'] / result['params_dense']:.1%}, at most {result['gap']:.2%} from optimal ({result['path']})"
-        + (", of its own linearised problem" if result["path"].startswith("linear") else "")
-    )
-    for limit in result["limits"][1:]:
-        console.print(f"  also {limit['limit']}: {limit['used']:,.0f} of at most {limit['most']:,.0f}")
-    for point in result.get("curve", []):
-        console.print(
-            f"  {point['latency_us']:9.0f} µs  {point['latency_us'] / dense:6.1%}  value {point['value']:.4g}  "
-            f"gap {point['gap']:.2%}"
-        )
-    for note in notes:
-        console.print(note)
-    if result["not_covered"]:
-        say(f"not timed: {', '.join(result['not_covered'])}")
-    if result["interpolated"]:
-        say(
-            f"{len(result['interpolated'])} of {len(result['widths'])} layers are priced between measured cells"
-        )
+    answer(result, as_json, lambda: show(result))
