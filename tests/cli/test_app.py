@@ -1,12 +1,14 @@
-"""The program as a user meets it: help, errors of one sentence, exit codes. Each case is a process of its own."""
+"""The program as a user meets it: help, errors of one sentence, exit codes; as a process where that is the question."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -14,27 +16,27 @@ import pytest
 from halpiee.cli.app import main
 from halpiee.cli.common import ScreenTalk
 
+VERBS = ("demo", "train", "profile", "plan", "explain", "export", "bench", "report", "inspect", "doctor")
 
-def halpiee(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the program as a user does."""
     command = [sys.executable, "-m", "halpiee", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def halpiee(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the program's main here, where torch is imported already."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    return subprocess.CompletedProcess(arguments, end.value.code or 0, out.getvalue(), err.getvalue())
 
 
 def test_help_names_every_verb() -> None:
-    shown = halpiee("--help")
+    shown = process("--help")
     assert shown.returncode == 0
-    for verb in (
-        "demo",
-        "train",
-        "profile",
-        "plan",
-        "explain",
-        "export",
-        "bench",
-        "report",
-        "inspect",
-        "doctor",
-    ):
+    for verb in VERBS:
         assert f"\n  {verb} " in shown.stdout
 
 
@@ -48,22 +50,11 @@ def test_importing_latency_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_every_verb_ends_its_help_in_examples() -> None:
-    for verb in (
-        "demo",
-        "train",
-        "profile",
-        "plan",
-        "explain",
-        "export",
-        "bench",
-        "report",
-        "inspect",
-        "doctor",
-    ):
-        shown = halpiee(verb, "--help")
-        assert "Examples:\n" in shown.stdout, verb
-        assert shown.stdout.rstrip().splitlines()[-1].strip().startswith("halpiee "), verb
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_ends_its_help_in_examples(verb: str) -> None:
+    shown = halpiee(verb, "--help")
+    assert "Examples:\n" in shown.stdout
+    assert shown.stdout.rstrip().splitlines()[-1].strip().startswith("halpiee ")
 
 
 def test_an_unknown_model_is_one_sentence_with_close_names_and_leaves_nothing(tmp_path: Path) -> None:
@@ -127,13 +118,13 @@ def test_a_folder_in_use_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
-    shown = halpiee("train", "--resume", "--out", str(tmp_path))
+    shown = process("train", "--resume", "--out", str(tmp_path))
     assert shown.returncode == 2
     assert "holds no run" in shown.stderr
 
 
 def test_an_error_under_json_is_one_object(tmp_path: Path) -> None:
-    shown = halpiee(
+    shown = process(
         "train", "resnet20", "--data", "digits", "--budget", "x", "--out", str(tmp_path / "r"), "--json"
     )
     answer = json.loads(shown.stdout)
@@ -142,7 +133,7 @@ def test_an_error_under_json_is_one_object(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_doctor_answers_in_json_with_a_fix_for_what_is_broken() -> None:
-    shown = halpiee("doctor", "--json")
+    shown = process("doctor", "--json")
     answer = json.loads(shown.stdout)
     assert shown.returncode == (0 if answer["healthy"] else 3)
     whats = [f["what"] for f in answer["findings"]]
