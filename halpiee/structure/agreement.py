@@ -7,31 +7,22 @@ It runs on tensors without values or labels, which is quicker than a trace; what
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from halpiee.structure.branches import taken
-from halpiee.structure.dry_run import fake_inputs
 from halpiee.structure.groups import Structure
 from halpiee.structure.heads import adapted
 from halpiee.structure.modes import Api, Path, Watch
-from halpiee.structure.movements import RESHAPES
 from halpiee.structure.probe import cut_for, moved_otherwise
 from halpiee.structure.recorder import Recorder, tensors_of
 from halpiee.structure.shrink import set_number
+from halpiee.structure.wiring import wired
 
-__all__ = ["alike", "steps"]
-
-COPIES = frozenset({"clone", "contiguous", "detach", "alias", "_to_copy"})
-"""Ops that change nothing: a reshape or a product makes them where strides ask for it, torch where tensors are fake."""
-
-BY_DEVICE = "_scaled_dot_product"
-"""How the names of ops begin that hang on the device; tensors without values have one only as fake ones."""
+__all__ = ["alike"]
 
 
 def alike(
@@ -41,23 +32,23 @@ def alike(
     structure: Structure,
     keep: Mapping[str, Tensor],
 ) -> bool:
-    """Returns whether the model, cut on paper, is the full one on what is left: its ops, numbers and moves."""
+    """Returns whether the model, cut on paper, is the full one on what is left: ops, what they read, numbers, moves."""
     cut = cut_for(structure, keep)
-    fake_mode = None
-    if any(event.name.startswith(BY_DEVICE) for event in recorder.events):
-        fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     memo: dict[int, Any] = {}
+    given: dict[str, Tensor] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) in memo:
+            continue
         kept = cut.kept.get(name, {})
         shape = [kept[d].numel() if d in kept else size for d, size in enumerate(tensor.shape)]
-        with fake_mode or nullcontext():
-            device = "meta" if fake_mode is None else tensor.device
-            data = torch.empty(shape, dtype=tensor.dtype, device=device)
-        memo.setdefault(id(tensor), nn.Parameter(data, False) if isinstance(tensor, nn.Parameter) else data)
+        data = torch.empty(shape, dtype=tensor.dtype, device="meta")
+        given[name] = nn.Parameter(data, False) if isinstance(tensor, nn.Parameter) else data
+        memo[id(tensor)] = given[name]
+    inputs = on_meta(example_inputs)
+    given |= {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(inputs), start=1)}
     path, made = Path(), list[tuple[Any, ...]]()
-    watch = Watch(path)
+    watch = Watch(path, given)
     try:
-        inputs = on_meta(example_inputs) if fake_mode is None else fake_inputs(fake_mode, example_inputs)
         copied = copy.deepcopy(model, memo).eval()
         adapted(copied, always=True)
         modules = dict(copied.named_modules())
@@ -66,7 +57,7 @@ def alike(
         for where, module in modules.items():
             module.register_forward_pre_hook(path.enter(where))
             module.register_forward_hook(path.leave, always_call=True)
-        with torch.no_grad(), fake_mode or nullcontext(), Api(path, made), watch:
+        with torch.no_grad(), Api(path, made, watch), watch:
             results = [copied(*inputs)]
             if recorder.training:
                 taken(copied)
@@ -77,16 +68,11 @@ def alike(
     numbers = [scalars for _, scalars, _ in recorder.scalars]
     return (
         made == recorder.made
-        and steps(watch.ops) == steps(event.name for event in recorder.events)
+        and wired(watch.events, watch.given) == wired(recorder.events, recorder.given)
         and watch.numbers == numbers
         and shapes == recorder.output_shapes
         and moved_otherwise(structure, recorder, watch.moves, cut) is None
     )
-
-
-def steps(names: Iterable[str]) -> list[str]:
-    """Returns the ops of a forward in order, without what hangs on strides or on tensors being fake."""
-    return ["view" if name in RESHAPES else name for name in names if name not in COPIES]
 
 
 def on_meta(value: Any) -> Any:

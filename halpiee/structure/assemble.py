@@ -156,6 +156,7 @@ UNTIMED = frozenset(
         "native_layer_norm",
         "roi_align",
         "_softmax",
+        "scaled_dot_product_attention",
     }
 )
 """Ops that take time of their own and that no profile has an entry for."""
@@ -170,7 +171,7 @@ def untimed(recorder: Recorder) -> dict[str, int]:
 def unread(recorder: Recorder) -> tuple[str, ...]:
     """Returns the parameters that the forward does not read, for example those of a head for training alone."""
     read = {value for event in recorder.events for value in event.reads} | set(recorder.outputs)
-    return tuple(n for n, value in recorder.values.items() if n in recorder.learned and value not in read)
+    return tuple(n for value, n in recorder.given.items() if n in recorder.learned and value not in read)
 
 
 def training_alone(recorder: Recorder) -> tuple[str, ...]:

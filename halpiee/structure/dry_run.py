@@ -103,6 +103,7 @@ def record(
             recorder.units.freeze(atom, "a network input")
             recorder.inputs.append((f"input#{index + 1}" if index else "input", int(atom[0])))
             recorder.set(tensor, Tag().with_axes([atom.reshape((1,) * tensor.dim())] if tensor.dim() else []))
+            recorder.given[recorder.value(tensor)] = f"input#{index + 1}"
         ended(recorder, forward(copied, recorder, fake_mode, inputs), "feeds the network's output")
         recorder.evaluation_ended()
         if training:
@@ -208,7 +209,8 @@ def forward(
     quiet, report.disabled = report.disabled, True  # a cut that fails is a finding, not an error
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), fake_mode or nullcontext(), Api(path, recorder.made), Dispatch(recorder, path):
+        looking = Dispatch(recorder, path)
+        with torch.no_grad(), fake_mode or nullcontext(), Api(path, recorder.made, looking), looking:
             result = model(*inputs)
     except StructureError:
         raise

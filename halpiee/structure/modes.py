@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,15 +20,27 @@ from halpiee.structure.units import CheckedUnits
 
 __all__ = ["Api", "Dispatch", "Path", "Watch"]
 
+ATTENTION = "scaled_dot_product_attention"
+"""The function that is one op here whatever torch makes of it, which hangs on the device and on widths."""
+
 
 class Path:
-    """Where in the model the forward is: the stack of module paths, and the torch function being called."""
+    """Where in the model the forward is: the stack of module paths, and the torch function being called.
+
+    Attributes:
+        stack: paths of the modules that are running, the innermost last.
+        inputs: first tensor that each was called with.
+        last: the innermost module that ran last.
+        api: name of the torch function being called.
+        inside: whether what runs is the inside of a function that is one op here.
+    """
 
     def __init__(self) -> None:
         self.stack: list[str] = []
         self.inputs: list[Tensor | None] = []
         self.last = ""
         self.api = ""
+        self.inside = False
 
     def enter(self, name: str) -> Callable[[nn.Module, Any], None]:
         """Returns the hook that notes that a module's forward begins."""
@@ -47,12 +59,19 @@ class Path:
 
 
 class Api(TorchFunctionMode):
-    """Notes the name of the torch function that the model's code calls, and numbers made into tensors."""
+    """Notes the name of the torch function that the model's code calls, and numbers made into tensors.
 
-    def __init__(self, path: Path, made: list[tuple[Any, ...]]) -> None:
+    Args:
+        path: where the name goes.
+        made: where the numbers go.
+        looking: what is told of fused attention as of one op.
+    """
+
+    def __init__(self, path: Path, made: list[tuple[Any, ...]], looking: Dispatch | Watch) -> None:
         super().__init__()
         self.path = path
         self.made = made
+        self.looking = looking
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the function with its name noted."""
@@ -60,9 +79,24 @@ class Api(TorchFunctionMode):
         if self.path.api in ("tensor", "as_tensor", "scalar_tensor", "full") and numbers_of(args):
             self.made.append(numbers_of(args))
         try:
-            return func(*args, **(kwargs or {}))
+            whole = attention_of(args, kwargs or {}) if self.path.api == ATTENTION else None
+            if whole is None:
+                return func(*args, **(kwargs or {}))
+            self.path.inside = True
+            return self.looking.step(ATTENTION, func, *whole)
         finally:
-            self.path.api = before
+            self.path.api, self.path.inside = before, False
+
+
+def attention_of(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Returns queries, keys and values of fused attention, and the other arguments; None where heads are shared."""
+    given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
+    given |= kwargs
+    tensors = tuple(given.pop(name) for name in ("query", "key", "value"))
+    alike = len({tensor.shape[:-2] for tensor in tensors}) == 1
+    return (tensors, given) if alike and not given.get("enable_gqa") else None
 
 
 class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -75,8 +109,12 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the op, then its rule."""
-        kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
+        if self.path.inside or func.namespace == "prim":
+            return func(*args, **(kwargs or {}))
+        return self.step(func.overloadpacket.__name__, func, args, kwargs or {})
+
+    def step(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs the op of this name, then its rule."""
         module = self.path.stack[-1] if self.path.stack else ""
         self.path.last = module
         if isinstance(self.recorder.units, CheckedUnits):
@@ -90,8 +128,6 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.recorder.failed = [axis for tag in tags if not tag.parameter for axis in tag.axes]
             self.recorder.failed_at = f"{name} in {module}" if module else name
             raise
-        if func.namespace == "prim":
-            return out
         with plain_tensors():
             reads = tuple(self.recorder.value(t) for t in tensors_of([args, kwargs]))
             given = self.path.inputs[-1] if self.path.inputs else None
@@ -116,28 +152,55 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the ops that run, the numbers of the pointwise ones, and what moves elements."""
+    """Notes the ops that run and what they read, the numbers of the pointwise ones, and what moves elements.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: where the forward is.
+        given: parameters, buffers and inputs, by name.
+    """
+
+    def __init__(self, path: Path, given: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.path = path
         self.moves: list[Move] = []
-        self.ops: list[str] = []
+        self.events: list[Event] = []
         self.numbers: list[tuple[Any, ...]] = []
+        self._known: dict[int, tuple[Tensor, int]] = {}
+        self._n_values = 0
+        self.given = {self.written(tensor): name for name, tensor in given.items()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the op and notes it."""
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if func.namespace != "prim" and is_movement(name):
-            module = self.path.stack[-1] if self.path.stack else ""
-            call = Call(name, func, args, kwargs or {}, out, module, self.path.api)
-            self.moves += moves_of(call, len(self.ops))
-        if func.namespace != "prim" and tensors_of(out):
-            self.ops.append(name)
-            if is_pointwise(name, func) and tensors_of([args, kwargs or {}]):
+        if self.path.inside or func.namespace == "prim":
+            return func(*args, **(kwargs or {}))
+        return self.step(func.overloadpacket.__name__, func, args, kwargs or {})
+
+    def step(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs the op of this name and notes it."""
+        out = func(*args, **kwargs)
+        module = self.path.stack[-1] if self.path.stack else ""
+        if is_movement(name):
+            call = Call(name, func, args, kwargs, out, module, self.path.api)
+            self.moves += moves_of(call, len(self.events))
+        if outs := tensors_of(out):
+            tensors = tensors_of([args, kwargs])
+            reads = tuple(self.value(tensor) for tensor in tensors)
+            writes = tuple(self.written(tensor) for tensor in outs)
+            self.events.append(Event(name, module, reads, writes, None))
+            if is_pointwise(name, func) and tensors:
                 self.numbers.append(numbers_of(args))
         return out
+
+    def value(self, tensor: Tensor) -> int:
+        """Returns the value number of a tensor."""
+        known = self._known.get(id(tensor))
+        return known[1] if known is not None else self.written(tensor)
+
+    def written(self, tensor: Tensor) -> int:
+        """Notes that a tensor has become a new value and returns its number."""
+        self._n_values += 1
+        self._known[id(tensor)] = (tensor, self._n_values)
+        return self._n_values
 
 
 @contextmanager

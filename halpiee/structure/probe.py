@@ -25,6 +25,7 @@ from halpiee.structure.shrink import alive_of, kept_positions
 from halpiee.structure.units import Atoms, CheckedUnits, Finding
 
 __all__ = [
+    "ANOTHER_PATH",
     "Cut",
     "cut_for",
     "differences",
@@ -35,6 +36,8 @@ __all__ = [
 
 
 DOES_NOT_FOLLOW = "a size or an index there does not follow the channels"
+
+ANOTHER_PATH = "the forward takes another path at another width"
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def differences(
         return []
     for (name, scalars, _), (other, others, label) in zip(full.scalars, small.scalars, strict=False):
         if name != other:
-            return [(everything(structure), "the forward takes another path at another width")]
+            return [(everything(structure), ANOTHER_PATH)]
         if scalars != others:
             return [(known(small, label), f"{name}: a number computed from the width")]
     if full.made != small.made:
@@ -176,7 +179,7 @@ def differences(
             )
         ]
     if len(full.scalars) != len(small.scalars):
-        return [(everything(structure), "the forward takes another path at another width")]
+        return [(everything(structure), ANOTHER_PATH)]
     if full.output_shapes != small.output_shapes:
         return [(everything(structure), "the outputs change their shape with the width")]
     return []
@@ -214,7 +217,7 @@ def moved_otherwise(
         if not move.axes and followed:
             continue
         if not move.axes and not full.real:
-            return Misplaced(place, everything(structure), "the forward takes another path at another width")
+            return Misplaced(place, everything(structure), ANOTHER_PATH)
         touched = np.unique(np.concatenate([nothing, *(units(axis).reshape(-1) for axis in move.axes)]))
         if full.real and not followed:
             break  # values lead elsewhere

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -260,7 +260,7 @@ class Recorder:
         self.failed: list[Atoms] = []
         self.failed_at = ""
         self.last_module = ""
-        self.values: dict[str, int] = {}
+        self.given: dict[int, str] = {}
         self.real = False
         self._known: dict[int, Known] = {}
         self._sharing: dict[int, set[int]] = {}
@@ -295,7 +295,7 @@ class Recorder:
         if isinstance(tensor, nn.Parameter):
             self.learned.add(name)
         self.set(tensor, Tag(tuple(axes), parameter=True, zero=True, source=name))
-        self.values[name] = self._n_values - 1
+        self.given[self._n_values - 1] = name
 
     def tag(self, tensor: Tensor) -> Tag:
         """Returns what is known of a tensor, its labels at their present roots and compressed."""
@@ -419,3 +419,10 @@ class Recorder:
         """Notes that a module's attribute (or its item ``at``) is the number of kept atoms · mul / div."""
         if atoms.any():
             self.attributes.append((module, name, atoms, mul, div, at))
+
+    def unfollow(self, module: str, names: Collection[str]) -> bool:
+        """Forgets that attributes of a module follow its channels; returns whether any did."""
+        left = [a for a in self.attributes if a[0] != module or a[1] not in names]
+        fewer = len(left) < len(self.attributes)
+        self.attributes = left
+        return fewer

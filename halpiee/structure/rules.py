@@ -178,6 +178,7 @@ RULES: dict[str, Rule] = {
             "_scaled_dot_product_efficient_attention",
             "_scaled_dot_product_cudnn_attention",
             "_scaled_dot_product_attention_math",
+            "scaled_dot_product_attention",
         ),
         attention,
     ),

@@ -11,11 +11,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from halpiee.errors import StructureError
-from halpiee.structure.agreement import alike, steps
+from halpiee.structure.agreement import alike
 from halpiee.structure.assemble import assemble
 from halpiee.structure.dry_run import record
 from halpiee.structure.groups import ChannelGroup, Structure
+from halpiee.structure.movements import FOLLOWING
 from halpiee.structure.probe import (
+    ANOTHER_PATH,
     cut_for,
     differences,
     irregular_keeps,
@@ -24,6 +26,7 @@ from halpiee.structure.probe import (
 )
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.units import Atoms, CheckedUnits, Finding
+from halpiee.structure.wiring import parting, wired
 
 __all__ = ["Trial", "TurnError"]
 
@@ -38,6 +41,21 @@ class TurnError(Exception):
     def __init__(self, places: frozenset[int]) -> None:
         super().__init__(places)
         self.places = places
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What does not follow the channels.
+
+    Attributes:
+        found: units that must stay, and why; none where nothing is known but that the forward parts.
+        module: the module that it was found in.
+        parted: the module in which the forward begins to run other ops or to read other tensors, or None.
+    """
+
+    found: list[Finding]
+    module: str
+    parted: str | None
 
 
 @dataclass(frozen=True)
@@ -80,24 +98,14 @@ class Trial:
             small.modules.clear()
         return small, None
 
-    def findings(
-        self, structure: Structure, keep: Mapping[str, Tensor], *, another: bool = False
-    ) -> tuple[list[Finding], str]:
-        """Returns what does not fit without what is not kept, and the module that it was found in.
-
-        Args:
-            structure: what was found so far.
-            keep: what stays.
-            another: whether a keep before this one has fitted, so that other ops alone are no fault: fused
-                attention becomes several ops where queries and values differ in width.
+    def misfit(self, structure: Structure, keep: Mapping[str, Tensor]) -> Misfit | None:
+        """Returns what does not fit without what is not kept, or None.
 
         Raises:
             TurnError: a reshape does not fit that has not been tried by rows.
         """
         recorder = self.recorder
         small, error = self.run(structure, keep)
-        if another and error is None and steps_of(small) != steps_of(recorder):
-            return [], ""
         cut = cut_for(structure, keep)
         misplaced = moved_otherwise(
             structure,
@@ -111,7 +119,13 @@ class Trial:
         if any(spread.place == place for spread in recorder.spreads) and place not in recorder.turned:
             raise TurnError(alike_spreads(recorder, place) - recorder.turned)
         found = differences(structure, recorder, small, cut, error, misplaced, real=self.real)
-        return found, small.last_module if misplaced is None else recorder.moves[place].module
+        parted = None
+        if error is None and not self.real:
+            parted = parting(wired(recorder.events, recorder.given), wired(small.events, small.given))
+        found = [(units, reason) for units, reason in found if parted is None or reason != ANOTHER_PATH]
+        if not found and parted is None:
+            return None
+        return Misfit(found, small.last_module if misplaced is None else recorder.moves[place].module, parted)
 
     def settled(self, structure: Structure, enough: Callable[[], bool]) -> Structure:
         """Returns the structure with everything frozen that does not follow the channels.
@@ -126,23 +140,27 @@ class Trial:
             if not self.real and alike(self.model, self.example_inputs, self.recorder, structure, keep):
                 fitted += 1
                 continue
-            findings, module = self.findings(structure, keep, another=fitted > 0)
-            if not findings:
+            misfit = self.misfit(structure, keep)
+            if misfit is None:
                 fitted += 1
                 continue
             fitted = 0  # what fitted beside a group that is cut need not fit beside one that stays
+            if misfit.parted is not None and self.recorder.unfollow(misfit.parted, FOLLOWING):
+                structure = assemble(self.recorder)
+                continue
             prunable = structure.prunable
-            for units, reason in findings:
+            for units, reason in misfit.found:
                 # whole groups: the units that were removed on paper were not there to be found
                 touched = [
                     g for g in structure.groups if np.isin(np.arange(g.start, g.start + g.size), units).any()
                 ]
-                for group in [*touched, *siblings(structure, self.recorder, module, touched)]:
+                for group in [*touched, *siblings(structure, self.recorder, misfit.module, touched)]:
                     self.recorder.units.freeze(roots_of(structure, group), reason)
             structure = assemble(self.recorder)
             if structure.prunable == prunable:  # what was found lies in groups that stay anyway
+                reason = misfit.found[0][1] if misfit.found else ANOTHER_PATH
                 for group in blamed(prunable, self.fails(structure, keep)):
-                    self.recorder.units.freeze(roots_of(structure, group), findings[0][1])
+                    self.recorder.units.freeze(roots_of(structure, group), reason)
                 structure = assemble(self.recorder)
             if enough():
                 break
@@ -152,12 +170,7 @@ class Trial:
         self, structure: Structure, keep: Mapping[str, Tensor]
     ) -> Callable[[Sequence[ChannelGroup]], bool]:
         """Returns what says of some groups whether something does not fit where only they are cut."""
-        return lambda groups: bool(self.findings(structure, {g.name: keep[g.name] for g in groups})[0])
-
-
-def steps_of(recorder: Recorder) -> list[str]:
-    """Returns the ops of a forward in order."""
-    return steps(event.name for event in recorder.events)
+        return lambda groups: self.misfit(structure, {g.name: keep[g.name] for g in groups}) is not None
 
 
 def alike_spreads(recorder: Recorder, place: int) -> frozenset[int]:
