@@ -1,4 +1,4 @@
-"""A finished run of a small network, made without training it."""
+"""A finished run of a small network, made without training it, and a profile of another one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from halpiee.structure import Plan, shrink
 from halpiee.training.checkpoint import save_json, save_weights
 from halpiee.training.settings import Settings
 from halpiee.zoo import build
+
+from .plans import write_profile
+from .separable import build as build_separable
 
 
 @pytest.fixture
@@ -50,3 +53,20 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     (folder / "report.json").write_text(json.dumps(report))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def separable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets ``separable:build`` be a MODEL."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def structure() -> halpiee.Structure:
+    return halpiee.trace(build_separable().eval(), (torch.zeros(1, 3, 16, 16),))
+
+
+@pytest.fixture(scope="session")
+def profile(structure: halpiee.Structure, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile of ``separable:build`` as ``write_profile`` makes it."""
+    return write_profile(structure, tmp_path_factory.mktemp("profile") / "one.jsonl")
