@@ -22,7 +22,6 @@ FAST: dict[str, tuple[int, int | None]] = {
     "resnet18": (32, 12),
     "shufflenet_v2_x0_5": (32, None),
     "squeezenet1_1": (64, 25),
-    "vgg11_bn": (32, 10),
 }
 SLOW: dict[str, tuple[int, int | None]] = {
     "convnext_tiny": (32, 22),
@@ -33,6 +32,7 @@ SLOW: dict[str, tuple[int, int | None]] = {
     "mnasnet1_0": (32, None),
     "regnet_x_400mf": (32, None),
     "resnet50": (32, 37),
+    "vgg11_bn": (32, 10),
 }
 """Network → input size, prunable groups as an independent tool (Torch-Pruning 1.6.1) counts them, or None."""
 
