@@ -114,12 +114,12 @@ def test_steps_that_ended_well_are_not_done_again_and_others_are(tmp_path: Path)
 
 
 def test_a_step_is_ended_at_its_limit_and_the_next_one_runs(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(gpu_session, "LEAST", 4.0)
+    monkeypatch.setattr(gpu_session, "LEAST", 2.0)
     chosen = [
-        Step("long", (sys.executable, "-c", "import time; time.sleep(60)"), 0.5),
+        Step("long", (sys.executable, "-c", "import time; time.sleep(60)"), 0.3),
         Step("next", (sys.executable, "-c", "print('said')"), 20.0),
     ]
-    assert gpu_session.run(chosen, tmp_path, 8.0) == 4
+    assert gpu_session.run(chosen, tmp_path, 4.0) == 4
     ended = json.loads((tmp_path / "session.json").read_text())
     assert (ended["long"]["ended"], ended["next"]["ended"]) == ("out of time", "well")
     assert (tmp_path / "next.log").read_text() == "said\n"
@@ -134,7 +134,7 @@ def test_a_step_that_was_late_goes_on_and_what_waits_for_it_comes_after(tmp_path
     there = tmp_path / "there"
     late = f"import pathlib, time; p = pathlib.Path('{there}'); p.exists() or (p.touch(), time.sleep(60))"
     chosen = [
-        Step("late", (sys.executable, "-c", late), 1.5),
+        Step("late", (sys.executable, "-c", late), 0.7),
         Step("after", (sys.executable, "-c", "print('said')"), 20.0, needs=("late",)),
     ]
     assert gpu_session.run(chosen, tmp_path, 100.0) == 0
