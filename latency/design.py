@@ -167,7 +167,7 @@ def refined(
         spec: what the table covers.
         found: steps of both axes.
         profile: what was measured so far.
-        least_us: errors below this time do not matter.
+        least_us: errors below this time are not worth a row and a column; a cell of a line costs itself alone.
         seed: of the hold-out's choice.
 
     Returns:
@@ -177,13 +177,14 @@ def refined(
     if not held or not profile.has_table(spec.op):
         return [], []
     table = profile.table(spec.op)
+    line = spec.op.diagonal or spec.fixed_in or spec.fixed_out
     wrong = []
     for cell in held:
         if bool(table.measured(cell["c_in"], cell["c_out"])):
             continue
         error = abs(float(table.lookup(cell["c_in"], cell["c_out"])) - cell["us"])
         noise = cell.get("ci_hi", cell["us"]) - cell.get("ci_lo", cell["us"])
-        if error > max(WRONG * cell["us"], noise, least_us):
+        if error > max(WRONG * cell["us"], noise, 0.0 if line else least_us):
             wrong.append((cell["c_in"], cell["c_out"]))
     if not wrong:
         return [], []

@@ -5,6 +5,10 @@ A lone op pays what it does not pay in a network: the change of layout on both s
 with one copy that goes to both sinks, is the op alone. Its inputs come from cheap producers, so that they
 already lie in the runtime's own layout; every tensor an op reads has a second reader, so that the runtime cannot
 fuse the op into its producer.
+
+An op of a microsecond is lost in the call around it: the difference of two calls of 13 µs changes by 0.08 µs from one
+build to the next, with where the tensors happen to lie. So a short op has up to nine copies and as many sinks, and
+its time is a share of the difference.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from latency.op import Op
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["KINDS", "OPSET", "output_size", "twin"]
+__all__ = ["KINDS", "OPSET", "copies_of", "output_size", "twin"]
 
 OPSET = 20
 IR_VERSION = 10
@@ -46,18 +50,37 @@ TOKENS = ("linear", "layer_norm")
 FOLDED = ("batch_norm",)
 """Parts of a tail that an export folds into the weights."""
 
+SHORT_MACS = 1 << 16
+"""Copies beyond the first have this much work together, of a short op: a few microseconds.
 
-def twin(op: Op, copies: int) -> onnx.ModelProto:
-    """Builds the graph that holds ``copies`` (1 or 2) of an op between the same producers and sinks.
+What a copy pays besides itself, of the order of 0.1 µs, is shared by all: where their number changes slowly with the
+width, a table has no steps that the op has not.
+"""
+
+MOST_COPIES = 9
+
+
+def copies_of(op: Op) -> int:
+    """Returns how many copies make an op's time large beside the call: 2, of short ops up to nine."""
+    return 1 + min(MOST_COPIES - 1, max(1, round(SHORT_MACS / max(1, op.macs))))
+
+
+def twin(op: Op, copies: int, sinks: int = 2) -> onnx.ModelProto:
+    """Builds the graph that holds some copies of an op between the same producers and sinks.
+
+    Args:
+        op: the op.
+        copies: 1, which goes to all sinks, or as many as there are sinks.
+        sinks: readers of the results.
 
     Raises:
         UnsupportedOpError: an op, precision or layout that is not built here.
     """
     _refuse(op)
     graph = _Graph(op)
-    inputs = graph.inputs()
+    inputs = graph.inputs(sinks)
     results = [graph.op(inputs, number) for number in range(copies)]
-    graph.sinks(results[0], results[-1])
+    graph.sinks([results[number % copies] for number in range(sinks)])
     return graph.model()
 
 
@@ -90,8 +113,8 @@ class _Graph:
         self.residuals: list[str] = []
         self.spatial = (op.h, op.w)[: len(op.kernel)] if len(op.kernel) == 1 else (op.h, op.w)
 
-    def inputs(self) -> list[str]:
-        """Adds what the op reads: one tensor, two for an addition, product or concat; plus the residual."""
+    def inputs(self, copies: int) -> list[str]:
+        """Adds what the op reads: one tensor, two for an addition, product or concat; plus a residual per copy."""
         op = self.made
         if op.kind in TOKENS:
             shape = (op.batch, op.c_in) if op.h * op.w == 1 else (op.batch, op.h * op.w, op.c_in)
@@ -109,7 +132,7 @@ class _Graph:
             for name in names:
                 self.read_twice(name)
         if "add" in op.tail and op.kind != "linear":
-            for copy in range(2):
+            for copy in range(copies):
                 self.residuals.append(self.producer(f"r{copy}", op.c_out, output_size(op)))
                 self.read_twice(self.residuals[-1])
         return names
@@ -128,16 +151,14 @@ class _Graph:
                 name = self.activate(part, name, label)
         return name
 
-    def sinks(self, a: str, b: str) -> None:
-        """Reads the results by two different ops that only pass on a number per channel or per row."""
+    def sinks(self, results: Sequence[str]) -> None:
+        """Reads the results, by two ops in turn that only pass on a number per channel or per row."""
+        axes: list[str] = []
+        kinds = ("GlobalAveragePool", "GlobalMaxPool")
         if self.made.kind in TOKENS:
-            axes = self.constant("axes", np.array([-1], dtype=np.int64))
-            self.outputs += [self.node("ReduceMax", [a, axes], "o0"), self.node("ReduceMin", [b, axes], "o1")]
-        else:
-            self.outputs += [
-                self.node("GlobalAveragePool", [a], "o0"),
-                self.node("GlobalMaxPool", [b], "o1"),
-            ]
+            axes, kinds = [self.constant("axes", np.array([-1], dtype=np.int64))], ("ReduceMax", "ReduceMin")
+        for number, result in enumerate(results):
+            self.outputs.append(self.node(kinds[number % 2], [result, *axes], f"o{number}"))
 
     def conv(self, inputs: list[str], tag: str) -> str:
         """Adds a convolution with bias."""

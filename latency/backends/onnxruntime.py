@@ -20,7 +20,7 @@ import numpy as np
 
 from latency.backends import Built
 from latency.backends.onnx_file import check_file
-from latency.backends.onnx_graph import OPSET, twin
+from latency.backends.onnx_graph import OPSET, copies_of, twin
 from latency.device import environment
 from latency.errors import MissingError, UsageError
 from latency.op import Op
@@ -62,13 +62,17 @@ class OnnxRuntime:
         return _runner(session(twin(op, 1), threads=self.threads))
 
     def build(self, op: Op) -> Built:
-        """Builds an op as a twin: two copies minus one.
+        """Builds an op as a twin: two copies minus one, of a short op more copies.
 
         Raises:
             UnsupportedOpError: an op, precision or layout that is not built here.
         """
-        runs = [_runner(session(twin(op, copies), threads=self.threads, merge=False)) for copies in (2, 1)]
-        return Built(run=runs[0], minus=runs[1], method="twin")
+        most = copies_of(op)
+        many, one = (
+            _runner(session(twin(op, copies, most), threads=self.threads, merge=False))
+            for copies in (most, 1)
+        )
+        return Built(run=many, minus=one, copies=most - 1, method="twin")
 
 
 def session(

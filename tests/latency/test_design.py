@@ -106,3 +106,17 @@ def test_a_wrong_held_out_cell_gets_its_row_and_column_and_a_successor() -> None
     assert all(width % 8 == 0 and 8 <= width <= 64 for width in successor)
     again = [*cells[:-1], {**conv(32, 48).key(), "us": 160.0, "steps": [8, 8], "role": "sweep"}]
     assert refined(spec, found, Profile({}, again), 0.0, seed=0) == ([], [])
+
+
+def test_a_cell_of_a_line_is_added_however_short_and_a_row_and_column_where_time_is_saved() -> None:
+    pool = Op(kind="max_pool", c_in=64, c_out=64, h=8, w=8, kernel=(2, 2), stride=(2, 2))
+    found = Steps((8, 8))
+    line = [{**pool.with_channels(c, c).key(), "us": c / 64, "steps": [8, 8]} for c in (8, 64)]
+    bent = {**pool.with_channels(32, 32).key(), "us": 0.4, "role": "holdout"}  # the ends say 0.5
+    swept, held = refined(specs([pool])[0], found, Profile({}, [*line, bent]), 0.2, seed=0)
+    assert swept == [(32, 32)]
+    assert len(held) == 1
+    corners = [{**conv(i, o).key(), "us": i * o / 4096, "steps": [8, 8]} for i in (8, 64) for o in (8, 64)]
+    wrong = {**conv(32, 32).key(), "us": 0.2, "role": "holdout"}  # the corners say 0.25
+    assert refined(specs([conv(64, 64)])[0], found, Profile({}, [*corners, wrong]), 0.2, seed=0) == ([], [])
+    assert refined(specs([conv(64, 64)])[0], found, Profile({}, [*corners, wrong]), 0.04, seed=0) != ([], [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -9,19 +11,19 @@ import pytest
 import torch
 from torch.nn import functional as f
 
-from latency.backends.onnx_graph import output_size, twin
+from latency.backends.onnx_graph import copies_of, output_size, twin
 from latency.errors import UnsupportedOpError
 from latency.op import Op
 
 from .fakes import conv
 
 
-def optimised(op, copies, path):
+def optimised(op, copies, path, sinks=2):
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(path)
     options.log_severity_level = 4  # it warns that an optimised model is for this machine only
     ort.InferenceSession(
-        twin(op, copies).SerializeToString(),
+        twin(op, copies, sinks).SerializeToString(),
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=["CommonSubexpressionElimination"],
@@ -173,3 +175,33 @@ def test_the_two_sides_of_a_twin_change_layout_equally_often(tmp_path) -> None:
 def test_what_cannot_be_built_is_refused(op, message) -> None:
     with pytest.raises(UnsupportedOpError, match=message):
         twin(op, 1)
+
+
+@pytest.mark.parametrize(
+    ("op", "copies"),
+    [
+        (Op(kind="linear", c_in=1, c_out=1), 9),  # hardly any work: as many as there may be
+        (Op(kind="linear", c_in=64, c_out=128), 9),  # 65,536 / 8,192 MACs, and one
+        (Op(kind="linear", c_in=128, c_out=128), 5),
+        (Op(kind="max_pool", c_in=64, c_out=64, h=16, w=16, kernel=(2, 2), stride=(2, 2)), 5),
+        (Op(kind="linear", c_in=256, c_out=256), 2),
+        (conv(64, 64), 2),  # 9.4 million MACs
+    ],
+)
+def test_short_ops_have_more_copies_the_fewer_the_longer_they_take(op, copies) -> None:
+    assert copies_of(op) == copies
+
+
+def test_more_copies_differ_from_one_by_themselves_alone(tmp_path) -> None:
+    pool = Op(kind="max_pool", c_in=8, c_out=8, h=4, w=4, kernel=(2, 2), stride=(2, 2))
+    many, one = (Counter(optimised(pool, copies, tmp_path / f"{copies}.onnx", sinks=9)) for copies in (9, 1))
+    assert (many["MaxPool"], one["MaxPool"]) == (9, 1)
+    assert many["GlobalAveragePool"] == one["GlobalAveragePool"] == 5
+    assert many - one == Counter(MaxPool=8)
+
+
+def test_each_of_more_copies_has_a_residual_of_its_own(tmp_path) -> None:
+    op = conv(8, 8, tail=("batch_norm", "add", "relu"))
+    many, one = (optimised(op, copies, tmp_path / f"{copies}.onnx", sinks=4) for copies in (4, 1))
+    assert "Add" not in many + one  # fused, as in a network
+    assert Counter(many) - Counter(one) == Counter(Conv=3)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import latency
-from latency.backends.onnxruntime import feeds, session, to_onnx
+from latency.backends.onnxruntime import OnnxRuntime, feeds, session, to_onnx
 from latency.errors import UsageError
 from latency.op import Op
 
@@ -115,6 +115,11 @@ def test_measuring_states_its_clock(exported) -> None:
 def test_the_number_of_inputs_is_checked(exported) -> None:
     with pytest.raises(UsageError, match="2 example inputs were passed; the model reads 1"):
         latency.measure(exported[1], (torch.randn(1, 3, 8, 8), torch.randn(1)))
+
+
+def test_a_short_op_is_built_with_more_copies_than_are_subtracted() -> None:
+    pool = Op(kind="max_pool", c_in=8, c_out=8, h=4, w=4, kernel=(2, 2), stride=(2, 2))
+    assert (OnnxRuntime().build(pool).copies, OnnxRuntime().build(conv(64, 64)).copies) == (8, 1)
 
 
 @pytest.mark.slow

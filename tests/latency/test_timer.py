@@ -37,6 +37,12 @@ def test_interval_of_the_median_is_made_of_the_order_statistics_of_the_sign_test
     assert median_interval(values) == ((n + 1) / 2, j, n + 1 - j)
 
 
+def test_interval_of_thousands_of_values_is_that_of_the_normal_limit() -> None:
+    # Binomial(n, 1/2) is near n/2 ± 1.96·√n/2: of 10,000 values the 4,902nd and its mirror image.
+    values = np.arange(1.0, 10_001)
+    assert median_interval(values) == (5000.5, 4902, 5099)
+
+
 def test_few_values_have_their_extremes_as_interval() -> None:
     assert median_interval([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
 
