@@ -10,13 +10,11 @@ picked.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +30,19 @@ from halpiee.methods.gradual import GMP, GraNet
 from halpiee.methods.iee import IEE
 from halpiee.sparsity import ERK, Global
 from halpiee.training.data import Data, load
-from tools.small_cifar import BATCH, LARGE, SETTINGS, Runs, Setting, accuracy, batches, few, interval, sgd
+from tools.small_cifar import (
+    BATCH,
+    LARGE,
+    SETTINGS,
+    Runs,
+    Setting,
+    accuracy,
+    batches,
+    few,
+    interval,
+    parser,
+    sgd,
+)
 
 Maker = Callable[[nn.Module, Optimizer, Setting, "list[tuple[Tensor, Tensor]]", int], "Sparse | None"]
 
@@ -194,21 +204,13 @@ def checks(rows: Sequence[Mapping[str, Any]], setting: str) -> list[str]:
 
 def main() -> None:
     """Runs what is missing and prints the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", required=True, help="CIFAR-10: a Parquet folder, or any data of halpiee train"
-    )
-    parser.add_argument("--out", type=Path, default=Path("methods.jsonl"))
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS | LARGE, default=list(SETTINGS))
-    parser.add_argument("--device", default="cpu", help="cpu, cuda")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="fewer steps, to try the tool out")
-    parser.add_argument("--limit", type=int, default=10**9, help="at most so many new runs")
-    parser.add_argument("--table", action="store_true", help="only print what stands in --out")
-    options = parser.parse_args()
+    asked = parser(__doc__, "methods.jsonl", METHODS)
+    asked.add_argument("--settings", nargs="+", choices=SETTINGS | LARGE, default=list(SETTINGS))
+    asked.add_argument("--device", default="cpu", help="cpu, cuda")
+    asked.add_argument("--seeds", type=int, default=3)
+    asked.add_argument("--steps", type=int, help="fewer steps, to try the tool out")
+    asked.add_argument("--limit", type=int, default=10**9, help="at most so many new runs")
+    options = asked.parse_args()
     torch.set_num_threads(1)
     runs = Runs(options.out)
     done = {(r["setting"], r["method"], r["seed"], r["steps"]) for r in runs.rows}

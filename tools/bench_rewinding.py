@@ -12,13 +12,11 @@ One JSON line a run is appended to ``--out``; runs that stand there are skipped.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +27,7 @@ from halpiee.methods.once import prune_once
 from halpiee.methods.rewind import held, lottery_ticket_rewinding, rewind
 from halpiee.sparsity.mask import Mask
 from halpiee.training.data import Data, load
-from tools.small_cifar import SETTINGS, Runs, Setting, accuracy, batches, few, interval, sgd
+from tools.small_cifar import SETTINGS, Runs, Setting, accuracy, batches, few, interval, parser, sgd
 
 AT_INIT = {"snip": 1, "synflow": 100, "magnitude": 1, "grasp": 1}
 """Criteria at initialisation, with the rounds they are applied in."""
@@ -172,19 +170,11 @@ def claims(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def main() -> None:
     """Runs what is missing and prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--data", required=True, help="CIFAR-10: a Parquet folder, or any data of halpiee train"
-    )
-    parser.add_argument("--out", type=Path, default=Path("rewinding.jsonl"))
-    parser.add_argument("--methods", nargs="+", choices=NAMES, default=list(NAMES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--sparsity", type=float, default=SPARSITY)
-    parser.add_argument("--steps", type=int, default=SETTINGS["resnet8"].steps)
-    parser.add_argument("--table", action="store_true", help="only print what stands in --out")
-    options = parser.parse_args()
+    asked = parser(__doc__, "rewinding.jsonl", NAMES)
+    asked.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    asked.add_argument("--sparsity", type=float, default=SPARSITY)
+    asked.add_argument("--steps", type=int, default=SETTINGS["resnet8"].steps)
+    options = asked.parse_args()
     torch.set_num_threads(1)
     setting = replace(SETTINGS["resnet8"], density=1 - options.sparsity, steps=options.steps)
     same = {"sparsity": round(options.sparsity, 4), "steps": options.steps}

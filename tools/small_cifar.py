@@ -7,11 +7,12 @@ For a GPU: ``wrn22-2-90``, ``-95`` and ``-98`` per cent sparse at 32×32, 12,000
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,19 @@ from halpiee.zoo.blocks import BasicBlock
 from halpiee.zoo.resnet import ResNet
 from halpiee.zoo.wide_resnet import wrn22_2
 
-__all__ = ["BATCH", "LARGE", "SETTINGS", "Runs", "Setting", "accuracy", "batches", "few", "interval", "sgd"]
+__all__ = [
+    "BATCH",
+    "LARGE",
+    "SETTINGS",
+    "Runs",
+    "Setting",
+    "accuracy",
+    "batches",
+    "few",
+    "interval",
+    "parser",
+    "sgd",
+]
 
 BATCH = 128
 
@@ -116,6 +129,24 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     if n < 2:
         return statistics.fmean(values), math.nan
     return statistics.fmean(values), t.get(n, 2.0) * statistics.stdev(values) / math.sqrt(n)
+
+
+def parser(about: str | None, out: str, methods: Iterable[str]) -> argparse.ArgumentParser:
+    """Returns the options that the benchmarks share.
+
+    Args:
+        about: what the benchmark says of itself.
+        out: the usual name of the file of its runs.
+        methods: the names to choose from; by default all.
+    """
+    found = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument(
+        "--data", required=True, help="CIFAR-10: a Parquet folder, or any data of halpiee train"
+    )
+    found.add_argument("--out", type=Path, default=Path(out))
+    found.add_argument("--methods", nargs="+", choices=list(methods), default=list(methods))
+    found.add_argument("--table", action="store_true", help="only print what stands in --out")
+    return found
 
 
 class Runs:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from halpiee.cli.common import answer, examples, input_size, json_option, say
+from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say
 from halpiee.errors import OutputInUseError, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 )
 @click.option(
     "--size",
-    help="Image size of a MODEL, of a plan instead of its own, or of a file that leaves it open: 224, 3x224x224.",
+    help=f"Image size of a MODEL, of a plan instead of its own, or of a file that leaves it open: {SIZES}.",
 )
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
 @click.option("--classes", type=int, help="Classes of a MODEL, if not its own default.")
@@ -121,6 +121,7 @@ def command(
 
     shape = None if size is None else input_size(size)
     field, base = contestants(files, against, shape=shape, width=width, classes=classes, trust=trust_engine)
+    notes = [c.network.unclaimed for c in field if c.network is not None and c.network.unclaimed]
     rows: list[dict[str, Any]] = []
     clock = "wall"
     for images in batches:
@@ -133,7 +134,7 @@ def command(
             found = _throughputs(runners, base, images, callers, rounds, seconds)
         rows += found
         del runners
-    for warning in [w for row in rows for w in row.pop("warnings", ())]:
+    for warning in [*notes, *(w for row in rows for w in row.pop("warnings", ()))]:
         say(warning)
     result = {
         "mode": mode,
@@ -146,6 +147,7 @@ def command(
         "clock": clock,
         "environment": _environment(threads),
         "files": rows,
+        "notes": notes,
     }
     if mode == "throughput":
         result["callers"] = callers

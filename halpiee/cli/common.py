@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
+    "SIZES",
     "Interrupted",
     "ScreenTalk",
     "answer",
@@ -26,6 +27,9 @@ __all__ = [
     "say",
     "screen",
 ]
+
+SIZES = "224, 192x256 (height x width) or 1x28x28 (channels too)"
+"""How an image size is written."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -92,9 +96,7 @@ def input_size(text: str) -> tuple[int, ...]:
     if len(numbers) == 2:
         numbers = (3, *numbers)
     if len(numbers) != 3 or min(numbers) < 1:
-        raise click.BadParameter(
-            f"{text!r} is no image size; give 224, 192x256 (height x width) or 1x28x28 (channels too)"
-        )
+        raise click.BadParameter(f"{text!r} is no image size; give {SIZES}")
     return numbers
 
 

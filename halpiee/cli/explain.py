@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from halpiee.cli.common import answer, examples, input_size, json_option, say, screen
+from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say, screen
 from halpiee.errors import OutputInUseError, StructureError
 
 __all__ = ["command"]
@@ -23,7 +23,7 @@ __all__ = ["command"]
 )
 @click.argument("model")
 @click.option("--batch", default=1, show_default=True, help="Images per inference.")
-@click.option("--size", default="224", show_default=True, help="Image size: 224, 3x224x224.")
+@click.option("--size", default="224", show_default=True, help=f"Image size: {SIZES}.")
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
 @click.option("--classes", default=None, type=int, help="Classes of the network, if not its own default.")
 @click.option(

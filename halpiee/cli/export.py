@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from halpiee.cli.common import answer, examples, input_size, json_option, say
+from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say
 from halpiee.errors import OutputInUseError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ __all__ = ["command"]
 )
 @click.option("--half-io", is_flag=True, help="An fp16 file also takes and gives fp16.  [default: float32]")
 @click.option(
-    "--size", help="Image size of a MODEL or plan: 224, 3x224x224.  [default: the plan's; of a MODEL 224]"
+    "--size", help=f"Image size of a MODEL or plan: {SIZES}.  [default: the plan's; of a MODEL 224]"
 )
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
 @click.option("--classes", type=int, help="Classes of the network, if not its own default.")
@@ -170,7 +170,7 @@ def _network(
     **options: Any,
 ) -> Network:
     """Opens what was named, and refuses what does not go together."""
-    from halpiee.cli.subjects import USUAL, from_model, from_plan, from_run, is_run
+    from halpiee.cli.subjects import USUAL, check_run, from_model, from_plan, from_run, is_run
 
     shape = None if size is None else input_size(size)
     if plan is not None:
@@ -186,6 +186,7 @@ def _network(
     if source is None:
         raise UsageError("nothing to export was named; give the folder of a run, a MODEL, or --plan FILE")
     if Path(source).is_dir():
+        check_run(Path(source))
         own = {"weights": weights, "size": size, "width": options["width"], "classes": options["classes"]}
         for name, value in own.items():
             if value is not None:

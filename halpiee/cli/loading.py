@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,24 +36,16 @@ def traced(
     """Builds and traces a MODEL string at a batch of images of ``shape`` (channels, height, width).
 
     Raises:
+        UsageError: no such network, or weights that do not fit it.
         StructureError: it does not run on one image of that shape.
     """
     import torch
 
+    from halpiee.cli.subjects import from_model
     from halpiee.errors import StructureError
     from halpiee.structure.trace import trace
-    from halpiee.training.checkpoint import load_weights
-    from halpiee.zoo import build
 
-    torch.manual_seed(seed)
-    options: dict[str, Any] = {}
-    if width is not None:
-        options["width"] = width
-    if classes is not None:
-        options["num_classes"] = classes
-    network = build(model, **options).eval()
-    if weights is not None:
-        network.load_state_dict(load_weights(weights))
+    network = from_model(model, shape, width=width, classes=classes, weights=weights, seed=seed).model
     example = (torch.randn(batch, *shape),)
     try:
         structure = trace(network, example)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from halpiee import advice
-from halpiee.cli.common import ScreenTalk, answer, examples, input_size, json_option, kept_in
+from halpiee.cli.common import SIZES, ScreenTalk, answer, examples, input_size, json_option, kept_in
 from halpiee.errors import OutputInUseError, UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ TARGET = ("device", "backend", "dtype", "threads")
 )
 @click.option("--vanish", is_flag=True, help="Residual blocks may be removed whole.")
 @click.option("--batch", type=int, help="Images per inference; default: as profiled.")
-@click.option("--size", default="224", show_default=True, help="Image size: 224, 3x224x224.")
+@click.option("--size", default="224", show_default=True, help=f"Image size: {SIZES}.")
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
 @click.option("--classes", default=None, type=int, help="Classes of the network, if not its own default.")
 @click.option("--solver", default="joint", show_default=True, type=click.Choice(["joint", "cpsat", "linear"]))

@@ -1,13 +1,18 @@
-"""``halpiee profile``: latencies of a network's ops on this device, into a file."""
+"""``halpiee profile``: latencies of a network's ops on this device, into a file, and which ops have none."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from halpiee import advice
-from halpiee.cli.common import ScreenTalk, answer, examples, input_size, json_option, kept_in, say
+from halpiee.cli.common import SIZES, ScreenTalk, answer, examples, input_size, json_option, kept_in, say
+
+if TYPE_CHECKING:
+    from halpiee.structure.groups import Structure
 
 __all__ = ["command"]
 
@@ -28,7 +33,7 @@ __all__ = ["command"]
     type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
 )
 @click.option("--batch", default=1, show_default=True, help="Images per inference.")
-@click.option("--size", default="224", show_default=True, help="Image size: 224, 3x224x224.")
+@click.option("--size", default="224", show_default=True, help=f"Image size: {SIZES}.")
 @click.option("--width", type=float, help="Width multiplier of a zoo network.")
 @click.option("--classes", default=None, type=int, help="Classes of the network, if not its own default.")
 @click.option("--threads", default=1, show_default=True, help="Threads of the runtime.")
@@ -59,9 +64,17 @@ def command(
     structure = traced(model, batch, shape, width=width, classes=classes).structure
     ops = [timed.op for timed in structure.ops]
     fixed = fixed_sides(structure)
+    without = untimed(structure)
     if dry_run:
         estimate = latency.sweep(ops, backend=backend, threads=threads, seed=seed, fixed=fixed, dry_run=True)
-        answer(vars(estimate), as_json, lambda: say(str(estimate)))
+
+
+        def tell() -> None:
+            say(str(estimate))
+            for line in gaps(without, ()):
+                say(line)
+
+        answer({**vars(estimate), "untimed": without}, as_json, tell)
         return
     talk = ScreenTalk()
     talk.stage(f"Profile {model}")
@@ -73,18 +86,23 @@ def command(
     from latency.inspect import inspect
 
     found = inspect(profile)
+    refused = tuple(profile.environment.get("not_measured", ()))
     steps = sorted({op.steps for op in found.ops if op.op.startswith("conv")})
     result = {
         "out": str(out),
         "cells": len(profile.cells),
         "ops": len(found.ops),
         "steps": steps,
+        "untimed": without,
+        "not_measured": list(refused),
         "warnings": list(found.warnings),
     }
 
     def show() -> None:
         say(f"{result['cells']} cells of {result['ops']} ops in {out}")
         say("channels move in steps of (in, out): " + "; ".join(f"{i}, {o}" for i, o in steps))
+        for line in gaps(without, refused):
+            say(line)
         for warning in found.warnings:
             say(f"note: {warning}")
         following = advice.command(
@@ -93,3 +111,29 @@ def command(
         say(f"next: {following}")
 
     answer(result, as_json, show)
+
+
+def untimed(structure: Structure) -> dict[str, int]:
+    """Returns the ops of a network that take time and that no backend times, with how often they occur."""
+    return {name.lstrip("_"): n for name, n in structure.details.get("untimed", {}).items()}
+
+
+def gaps(without: dict[str, int], refused: Sequence[str]) -> list[str]:
+    """Returns what a profile does not answer for, in words; one line each.
+
+    Args:
+        without: ops of the network that have no entry in any profile, with how often they occur.
+        refused: ops that this backend cannot build or this device has no memory for, each with the reason.
+    """
+    lines = []
+    if without:
+        ops = ", ".join(f"{name} ×{n}" for name, n in without.items())
+        lines.append(
+            f"not timed: {ops}; no profile has entries for them, so what `halpiee plan` predicts leaves out what they "
+            "take, whatever the widths; `halpiee train` calibrates with whole networks"
+        )
+    for why in refused:
+        lines.append(
+            f"not measured: {why}; a plan leaves it out, or is refused where it is a convolution or linear layer"
+        )
+    return lines

@@ -33,9 +33,11 @@ def command(run: Path, layers: bool, as_json: bool) -> None:
 
     Exits 4 where the run missed its promise, as the run itself did.
     """
+    from halpiee.cli.subjects import check_run
+
     path = run / "report.json"
     if not path.is_file():
-        raise UsageError(f"{run} holds no finished run; finish it with `halpiee train --resume --out {run}`")
+        check_run(run)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         promise = report["promise"]

@@ -12,7 +12,7 @@ from halpiee.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Network", "from_model", "from_plan", "from_run", "is_run"]
+__all__ = ["Network", "check_run", "from_model", "from_plan", "from_run", "is_run"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Network:
         example: inputs of batch 1.
         metadata: what a file of it says of itself.
         notes: what the user should know of it.
+        unclaimed: the note among them that says why the latency of its plan is not claimed of it.
         masked_error: relative L2 of compact against masked, where that was compared.
     """
 
@@ -31,6 +32,7 @@ class Network:
     example: tuple[Tensor, ...]
     metadata: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unclaimed: str | None = None
     masked_error: float | None = None
 
 
@@ -39,16 +41,33 @@ def is_run(text: str) -> bool:
     return (Path(text) / "settings.json").is_file()
 
 
+def check_run(folder: Path) -> None:
+    """Refuses a folder that holds no finished run.
+
+    Raises:
+        UsageError: it holds none, or one that was interrupted.
+    """
+    if not is_run(str(folder)):
+        below = sorted(path.parent for path in folder.glob("*/settings.json"))
+        raise UsageError(
+            f"{folder} was named as the folder of a run, and "
+            + ("holds none; " if folder.is_dir() else "there is no such folder; ")
+            + (f"did you mean {' or '.join(map(str, below[:3]))}?" if below else "")
+            + ("" if below else "name one that `halpiee train` or `halpiee demo` wrote with --out")
+        )
+    if not (folder / "report.json").is_file():
+        raise UsageError(
+            f"{folder} holds no finished run; finish it with `halpiee train --resume --out {folder}`"
+        )
+
+
 def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32") -> Network:
     """Returns the compact network of a finished run, or its dense one.
 
     Raises:
         UsageError: the folder holds no finished run.
     """
-    if not (folder / "report.json").is_file():
-        raise UsageError(
-            f"{folder} holds no finished run; finish it with `halpiee train --resume --out {folder}`"
-        )
+    check_run(folder)
     from halpiee.cli.common import ScreenTalk
     from halpiee.deploy.metadata import run_metadata
     from halpiee.training.run import Run
@@ -131,17 +150,17 @@ def from_plan(
     shape = shape or plan.image or USUAL
     dense, example = _built(name, plan.arguments, seed).eval(), _example(shape)
     metadata = plan_metadata(plan, path, precision=precision) | {"model": name}
-    notes: tuple[str, ...] = ()
-    if shape != plan.image:
-        predicted = metadata.pop("predicted_us", None)
-        notes = (_elsewhere(path, plan.image, shape),) if predicted is not None else ()
+    unclaimed = None
+    if shape != plan.image and metadata.pop("predicted_us", None) is not None:
+        unclaimed = _elsewhere(path, plan.image, shape)
+    notes: tuple[str, ...] = () if unclaimed is None else (unclaimed,)
     loaded = None if weights is None else load_weights(weights)
     sizes = {key: tuple(value.shape) for key, value in dense.state_dict().items()}
     if loaded is not None and {key: tuple(value.shape) for key, value in loaded.items()} != sizes:
         compact = plan.apply(dense)
         _fit(compact, loaded, f"--weights {weights} fits neither {name} nor what {path} leaves of it")
         note = "the weights are those of the compact network: there is no masked one to compare it with"
-        return Network(compact.eval(), example, metadata, (*notes, note))
+        return Network(compact.eval(), example, metadata, (*notes, note), unclaimed)
     if loaded is None:
         notes += ("no --weights: the network has its initial weights",)
     else:
@@ -149,7 +168,7 @@ def from_plan(
     compact = plan.apply(dense).eval()
     structure = trace(dense, example, vanish=not all(plan.counts.values()))
     error = verify(dense, structure, plan.keep, example, compact=compact, sizes=(1, 2, 5))
-    return Network(compact, example, metadata, notes, error)
+    return Network(compact, example, metadata, notes, unclaimed, error)
 
 
 def _elsewhere(path: Path, planned: tuple[int, ...] | None, shape: tuple[int, ...]) -> str:
@@ -186,7 +205,7 @@ def _fit(model: nn.Module, loaded: dict[str, Tensor], asked: str) -> None:
     try:
         model.load_state_dict(loaded)
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UsageError(
-            f"{asked}: {' '.join(lines[1:2])[:200]}; give the weights of this very network"
-        ) from error
+        said = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
+        if len(said) > 200:
+            said = said[:200].rpartition(", ")[0] + " …"
+        raise UsageError(f"{asked}: {said.rstrip(' .')}; give the weights of this very network") from error

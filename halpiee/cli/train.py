@@ -51,7 +51,7 @@ run, goal, way, exchange, schedule = (
 @run("--recipe", help="A paper's settings by name (`halpiee methods --recipes`), or a YAML file of options.")
 @run("--weights", type=click.Path(), help="Start from these safetensors weights.")
 @run("--width", type=float, help="Width multiplier of a zoo network.")
-@run("--size", type=int, help="Image size to bring the data to.")
+@run("--size", type=int, help="Pixels of a side to bring the images to.  [default: as they are]")
 @run("--baseline/--no-baseline", default=None, help="Train a dense network beside.  [default: yes]")
 @run("--device", help="Where to train: auto, cpu, cuda.  [default: auto]")
 @run("--seed", type=int, help="Of every random choice.  [default: 0]")

@@ -15,8 +15,12 @@ __all__ = ["Absolute", "Inverted", "Product"]
 
 
 @dataclass(frozen=True)
-class Inverted:
-    """``−c``: keeps what the criterion would remove first (the ablation of Frankle et al. 2021)."""
+class _Changed:
+    """Scores of one criterion, each changed by itself: the passes are the criterion's own.
+
+    Attributes:
+        of: the criterion.
+    """
 
     of: Criterion
 
@@ -28,26 +32,18 @@ class Inverted:
     def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
         """Makes the criterion's own passes."""
         return pass_of(self.of)(model, batches, loss_fn)
+
+
+class Inverted(_Changed):
+    """``−c``: keeps what the criterion would remove first (the ablation of Frankle et al. 2021)."""
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
         """Returns unit name → score of the unit's shape."""
         return {name: -score for name, score in self.of(units, value, gradient).items()}
 
 
-@dataclass(frozen=True)
-class Absolute:
+class Absolute(_Changed):
     """``|c|``: of GraSP, "magnitude GraSP"."""
-
-    of: Criterion
-
-    @property
-    def per_step(self) -> bool:
-        """As the criterion's own."""
-        return self.of.per_step
-
-    def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
-        """Makes the criterion's own passes."""
-        return pass_of(self.of)(model, batches, loss_fn)
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
         """Returns unit name → score of the unit's shape."""

@@ -52,6 +52,32 @@ def run_file(path: Path, x: torch.Tensor) -> np.ndarray:
     return session.run(None, {"input": x.numpy()})[0]
 
 
+def test_a_folder_that_is_no_run_is_told_from_one_that_was_interrupted(tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "net.onnx")
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    runs, mine = tmp_path / "runs", tmp_path / "runs" / "mine"
+    said = f"{runs} was named as the folder of a run, and holds none; "
+    assert refusal(UsageError, runs, *out) == (
+        said + "name one that `halpiee train` or `halpiee demo` wrote with --out"
+    )
+    # What a run brings along is no question of a folder that is none.
+    assert refusal(UsageError, runs, "--width", "2", *out).startswith(said)
+    (mine / "settings.json").write_text("{}")
+    assert refusal(UsageError, runs, *out) == said + f"did you mean {mine}?"
+    assert refusal(UsageError, mine, *out) == (
+        f"{mine} holds no finished run; finish it with `halpiee train --resume --out {mine}`"
+    )
+
+
+@pytest.mark.parametrize("verb", ["profile", "explain", "plan", "export", "bench"])
+def test_every_form_of_a_size_is_in_the_help_and_in_the_refusal(verb: str) -> None:
+    forms = "224, 192x256 (height x width) or 1x28x28 (channels too)"
+    assert forms in " ".join(CliRunner().invoke(program, [verb, "--help"]).output.split())
+    named = {"plan": ["--budget", "0.5"], "export": ["--out", "net.onnx"]}.get(verb, [])
+    shown = CliRunner().invoke(program, [verb, "toy:net", "--size", "8by8", *named])
+    assert f"'8by8' is no image size; give {forms}" in " ".join(shown.output.split())
+
+
 @pytest.fixture
 def planned(tmp_path: Path) -> SimpleNamespace:
     """``toy:net`` with its weights in a file, and a plan that leaves every other channel."""

@@ -71,6 +71,16 @@ def test_given_weights_are_scored_by_magnitude(profile: Path, tmp_path: Path) ->
     assert found["scores"] == "magnitude of the weights given"
 
 
+def test_weights_of_another_network_are_refused_in_one_sentence(profile: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    file = tmp_path / "other.safetensors"
+    save_file(zoo.build("resnet20", width=0.25).state_dict(), file)
+    text = refusal(profile, UsageError, "--budget", "0.5", "--weights", str(file))
+    assert text.startswith(f"--weights {file} does not fit separable:build: Missing key(s) in state_dict: ")
+    assert text.endswith(" …; give the weights of this very network")
+
+
 def test_the_first_group_is_protected_where_that_is_asked(
     structure: halpiee.Structure, profile: Path
 ) -> None:

@@ -56,3 +56,4 @@ def test_a_folder_without_a_finished_run_or_with_a_torn_report_says_what_to_type
     assert "halpiee train --resume --out" in str(shown.exception)
     (finished_run / "report.json").unlink()
     assert "holds no finished run" in str(invoke(finished_run).exception)
+    assert "was named as the folder of a run, and there is no such folder" in str(invoke("gone").exception)
