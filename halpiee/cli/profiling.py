@@ -68,7 +68,6 @@ def command(
     if dry_run:
         estimate = latency.sweep(ops, backend=backend, threads=threads, seed=seed, fixed=fixed, dry_run=True)
 
-
         def tell() -> None:
             say(str(estimate))
             for line in gaps(without, ()):
@@ -134,6 +133,7 @@ def gaps(without: dict[str, int], refused: Sequence[str]) -> list[str]:
         )
     for why in refused:
         lines.append(
-            f"not measured: {why}; a plan leaves it out, or is refused where it is a convolution or linear layer"
+            f"not measured: {why}; other cells of its table answer for it, and where there are none `halpiee plan` "
+            "leaves it out, or refuses if it is a convolution or linear layer"
         )
     return lines
