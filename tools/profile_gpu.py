@@ -42,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="a network's name; needs halpiee")
     source.add_argument("--ops", type=Path, help="a file of ops, one JSON object a line or a list of them")
-    parser.add_argument("--size", type=int, default=224, help="image size, for --model")
+    parser.add_argument("--size", type=int, help="image size, for --model (default 224)")
+    parser.add_argument("--width", type=float, help="width multiplier of a zoo network, for --model")
+    parser.add_argument("--classes", type=int, help="classes of the network, for --model, if not its own")
     parser.add_argument("--backend", default="torch", choices=["torch", "tensorrt", "onnxruntime"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "fp16", "bf16"])
@@ -83,6 +85,12 @@ def measure(given: argparse.Namespace) -> int:
         raise UsageError(
             "ONNX Runtime is measured in fp32 and NCHW; leave --precision and --channels-last out"
         )
+    built = (given.size, given.width, given.classes)
+    if given.ops is not None and any(value is not None for value in built):
+        raise UsageError(
+            "--size, --width and --classes build the network of --model, and --ops FILE holds the ops of one built "
+            "already; leave them out, or give --model"
+        )
     halp = given.protocol == "halp"
     if halp and (given.backend != "torch" or given.precision != "fp32" or given.channels_last or given.batch):
         raise UsageError(
@@ -100,7 +108,7 @@ def measure(given: argparse.Namespace) -> int:
         raise UsageError("--builder-level, --branches and --library are of TensorRT; add --backend tensorrt")
     if halp:
         given.batch = 256
-    ops = traced(given.model, given.size, given.batch or 1) if given.model else read(given.ops)
+    ops = traced(given) if given.model else read(given.ops)
     if given.batch:
         ops = [replace(op, batch=given.batch) for op in ops]
     dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(given.precision, "float32")
@@ -144,8 +152,8 @@ def measure(given: argparse.Namespace) -> int:
     return 0
 
 
-def traced(model: str, size: int, batch: int) -> list[Op]:
-    """Returns the ops of a network that halpiee knows."""
+def traced(given: argparse.Namespace) -> list[Op]:
+    """Returns the ops of a network that halpiee knows, and says which others take time and are not among them."""
     try:
         import torch
 
@@ -153,10 +161,15 @@ def traced(model: str, size: int, batch: int) -> list[Op]:
         from halpiee.zoo.registry import build
     except ImportError as error:
         raise UsageError(
-            f"--model {model} was asked for, and {error.name} is not installed; write the ops elsewhere with "
-            f"`halpiee explain {model} --ops FILE` and give --ops FILE here"
+            f"--model {given.model} was asked for, and {error.name} is not installed; write the ops elsewhere with "
+            f"`halpiee explain {given.model} --ops FILE` and give --ops FILE here"
         ) from None
-    structure = trace(build(model).eval(), (torch.randn(batch, 3, size, size),))
+    asked = {"width": given.width, "num_classes": given.classes}
+    network = build(given.model, **{key: value for key, value in asked.items() if value is not None}).eval()
+    size = given.size or 224
+    structure = trace(network, (torch.randn(given.batch or 1, 3, size, size),))
+    for name, number in structure.details.get("untimed", {}).items():
+        print(f"not timed: {name.lstrip('_')} ×{number}; a plan leaves it out", file=sys.stderr)
     return [timed.op for timed in structure.ops]
 
 
