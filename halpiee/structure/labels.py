@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from halpiee.structure.units import Atoms, Units
 
 __all__ = ["Tag", "along", "compressed", "moved", "reshaped", "varying", "written_out"]
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 Label = NDArray[np.int64]
 """Atoms of a tensor's elements; size 1 along the dimensions where they do not vary."""
@@ -60,20 +63,21 @@ def varying(label: Label) -> tuple[int, ...]:
     return tuple(dim for dim, size in enumerate(label.shape) if size > 1)
 
 
-def moved(label: Label, shape: tuple[int, ...], move: Callable[[Tensor], Tensor]) -> Label:
-    """Returns the label of a tensor whose elements ``move`` rearranges.
+def moved(units: Units, label: Label, shape: tuple[int, ...], move: Callable[[Tensor], Tensor]) -> Label:
+    """Returns the label of a tensor whose elements ``move`` rearranges, at its present roots.
 
     Args:
+        units: the union-find.
         label: label of the tensor before.
         shape: shape of the tensor before.
         move: the op itself, run on the labels.
     """
-    full = torch.from_numpy(np.ascontiguousarray(label)).expand(shape)
+    full = torch.from_numpy(np.require(label, requirements=["C", "W"])).expand(shape)
     after = move(full)
     for dim in range(after.dim()):
         if after.stride(dim) == 0 and after.size(dim) > 1:
             after = after.narrow(dim, 0, 1)
-    return compressed(after.numpy())
+    return compressed(units.find(after.numpy()))
 
 
 def reshaped(label: Label, before: Sequence[int], after: Sequence[int]) -> Label:
@@ -81,8 +85,8 @@ def reshaped(label: Label, before: Sequence[int], after: Sequence[int]) -> Label
     return compressed(written_out(label, before, after))
 
 
-def written_out(label: Label, before: Sequence[int], after: Sequence[int]) -> Label:
-    """Returns the label after a reshape, with all positions of the dimensions over which it varied.
+def written_out(label: NDArray[Scalar], before: Sequence[int], after: Sequence[int]) -> NDArray[Scalar]:
+    """Returns a label, or a mask over one, after a reshape, with all positions of the dimensions over which it varied.
 
     Dimensions that the reshape leaves apart from each other stay apart, so that only those are written out
     over which a label varies: O(size of these), not O(size of the tensor).

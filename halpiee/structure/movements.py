@@ -24,7 +24,10 @@ SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip
 UNMOVED = SIZELESS | {"expand"}
 """Movements that do the same to whatever is left."""
 
-CUTS = frozenset({"slice", "split", "split_with_sizes", "unbind", "select", "narrow"})
+SINGLE = frozenset({"unbind", "select"})
+"""Cuts that take single positions: what they tie does not hang on which."""
+
+CUTS = SINGLE | frozenset({"slice", "split", "split_with_sizes", "narrow"})
 """Movements that take parts along one dimension."""
 
 EVEN = frozenset({"slice", "split", "split_with_sizes"})
@@ -57,7 +60,8 @@ def movement(recorder: Recorder, call: Call) -> None:
             moved_label: Tensor = result[index] if many else result
             return moved_label
 
-        labels = [recorder.units.find(a) for a in tag.axes]
+        if call.name in RESHAPES or call.name == "roll":
+            labels = [recorder.units.find(a) for a in tag.axes]
         if call.name in RESHAPES:
             axes = [reshaped(a, tuple(source.shape), tuple(out.shape)) for a in labels]
         elif call.name == "roll" and all(in_place(call, a) for a in labels):
@@ -67,7 +71,7 @@ def movement(recorder: Recorder, call: Call) -> None:
                 recorder.units.freeze(label, f"{call.where} of channels that go together")
             axes = labels
         else:
-            axes = [moved(a, tuple(source.shape), move) for a in labels]
+            axes = [moved(recorder.units, a, tuple(source.shape), move) for a in tag.axes]
         if call.name in RESHAPES:
             axes = [
                 by_heads(recorder, call, axis, out.shape)
@@ -212,7 +216,12 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
         return tag
     axes = []
     for axis in tag.axes:
+        if call.name in SINGLE and (id(axis), dim) in recorder.picked:
+            axes.append(axis)  # as for the other classes of a loop over classes
+            continue
         label = recorder.units.find(axis)
+        if call.name in SINGLE:
+            recorder.picked[id(axis), dim] = axis
         if dim in varying(label):
             n_parts = len(call.outputs)
             rows: Label | None
@@ -225,7 +234,7 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
             elif not recorder.real and (rows := even(call, label, dim)) is not None:
                 # parts worked out from the width look like parts given in numbers: which they are is tried
                 recorder.units.unite(rows[1:], rows[:1])
-            elif len(varying(label)) > 1 and call.name in ("unbind", "select"):
+            elif len(varying(label)) > 1 and call.name in SINGLE:
                 rows = np.moveaxis(label, dim, 0)
                 recorder.units.unite(rows[1:], rows[:1])
             else:

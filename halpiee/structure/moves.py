@@ -60,18 +60,18 @@ class Move:
         return same_op and self.module == other.module
 
 
-def stays_the_same(full: Move, small: Move, alive: Callable[[Label], Mask]) -> bool:
+def stays_the_same(full: Move, small: Move, alive: Sequence[Mask]) -> bool:
     """Returns whether a move of the smaller network is the larger one's, on what is left.
 
     Args:
         full: the move in the larger network.
         small: the same move in the smaller one.
-        alive: label of the larger network → which of its elements stay.
+        alive: which elements of each of the larger one's labels stay.
     """
     if full.run is None or small.run is None:
-        kept = kept_along(full.after, [alive(written_out(a, full.before, full.after)) for a in full.axes])
+        kept = kept_along(full.after, [written_out(mask, full.before, full.after) for mask in alive])
         return kept is not None and small.after == tuple(k.size for k in kept)
-    kept = kept_along(full.before, [alive(a) for a in full.axes])
+    kept = kept_along(full.before, alive)
     if kept is None or small.before != tuple(k.size for k in kept):
         return False
     dims = range(len(full.before)) if full.dim is None else [full.dim]

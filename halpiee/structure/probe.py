@@ -205,9 +205,14 @@ def moved_otherwise(
     numbers[structure.details["roots"]] = np.arange(structure.n_units)
 
     nothing = np.zeros(0, dtype=np.int64)
+    known: dict[int, tuple[Atoms, NDArray[np.bool_]]] = {}
 
-    def units(label: Atoms) -> Atoms:
-        return numbers[full.units.find(label)]
+    def units(label: Atoms) -> tuple[Atoms, NDArray[np.bool_]]:
+        """Unit numbers of a label, each once, and which of its elements stay; many moves share a label."""
+        if id(label) not in known:
+            found = numbers[full.units.find(label)]
+            known[id(label)] = np.unique(found), alive_of(cut.alive, found)
+        return known[id(label)]
 
     for place, move in enumerate(full.moves):
         other = moves[place] if place < len(moves) else None
@@ -218,7 +223,7 @@ def moved_otherwise(
             continue
         if not move.axes and not full.real:
             return Misplaced(place, everything(structure), ANOTHER_PATH)
-        touched = np.unique(np.concatenate([nothing, *(units(axis).reshape(-1) for axis in move.axes)]))
+        touched = np.unique(np.concatenate([nothing, *(units(axis)[0] for axis in move.axes)]))
         if full.real and not followed:
             break  # values lead elsewhere
         if full.real and alive_of(cut.alive, touched).all():
@@ -226,7 +231,7 @@ def moved_otherwise(
         if (
             other is None
             or not followed
-            or not stays_the_same(move, other, lambda label: alive_of(cut.alive, units(label)))
+            or not stays_the_same(move, other, [units(axis)[1] for axis in move.axes])
         ):
             by_number = move.dim is not None
             what = f"{move.where} with literal bounds" if by_number else f"{move.where}: {DOES_NOT_FOLLOW}"

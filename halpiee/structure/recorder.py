@@ -247,6 +247,7 @@ class Recorder:
         self.output_positions: dict[str, int] = {}
         self.learned: set[str] = set()
         self.grouped: dict[str, Atoms] = {}
+        self.picked: dict[tuple[int, int], Label] = {}
         self.inputs: list[tuple[str, int]] = []
         self.outputs: list[int] = []
         self.parameter_values: set[int] = set()

@@ -47,6 +47,8 @@ class Units:
         self._parent: Atoms = np.zeros(1024, dtype=np.int64)
         self._size = 1
         self._frozen: list[tuple[Atoms, str, str]] = []
+        self._is_frozen = np.zeros(1024, dtype=np.bool_)
+        self._is_frozen[0] = True  # which belongs to nothing
 
     def __len__(self) -> int:
         """Number of atoms, the empty atom 0 included."""
@@ -56,6 +58,7 @@ class Units:
         """Returns ``count`` new atoms, each its own unit."""
         while self._size + count > self._parent.size:
             self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
+            self._is_frozen = np.concatenate([self._is_frozen, np.zeros_like(self._is_frozen)])
         atoms = np.arange(self._size, self._size + count, dtype=np.int64)
         self._parent[atoms] = atoms
         self._size += count
@@ -77,15 +80,17 @@ class Units:
         a, b = np.broadcast_arrays(a, b)
         both = (a != 0) & (b != 0)
         x, y = self.find(a[both].ravel()), self.find(b[both].ravel())
-        while not np.array_equal(x, y):
+        while (apart := x != y).any():
+            x, y = x[apart], y[apart]
             np.minimum.at(self._parent, np.maximum(x, y), np.minimum(x, y))
             x, y = self.find(x), self.find(y)
 
     def freeze(self, atoms: Atoms, reason: str) -> None:
         """Marks the units of these atoms as never removable; the first reason given is the one reported."""
-        atoms = np.unique(atoms)
-        atoms = atoms[atoms != 0]
+        atoms = atoms[~self._is_frozen[atoms]]
         if atoms.size:
+            atoms = np.unique(atoms)
+            self._is_frozen[atoms] = True
             self._frozen.append((atoms, reason, source_line()))
 
     def frozen(self) -> set[int]:
