@@ -307,15 +307,15 @@ def compare(
         if callable(model) and not _is_module(model):
             calls[name] = model
         elif backend == "torch":
-            from latency.backends.torch import module_call
+            from latency.backends.torch_module import module_call
 
             calls[name] = module_call(model, example_inputs, device=device, threads=threads)
         else:
             calls[name] = _onnx_call(model, example_inputs, threads, batch)
     if clock is None and backend == "torch":
-        from latency.backends.torch import module_clock
+        from latency.backends.torch_device import clock_on
 
-        clock = module_clock(device, threads)
+        clock = clock_on(device, threads)
     own = clock is None
     clock = clock or (CpuClock() if threads == 1 else WallClock())
     anchor = None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from halpiee.errors import MissingError, UsageError
 from latency.backends.onnx_file import check_file
 from latency.backends.onnxruntime import feeds, session, to_onnx
-from latency.backends.torch import set_arithmetic
+from latency.backends.torch_device import set_arithmetic
 from latency.throughput import Load
 
 __all__ = ["Precision", "Runner", "engine_runner", "module_runner", "onnx_runner"]

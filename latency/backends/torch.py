@@ -1,4 +1,4 @@
-"""Eager PyTorch on a GPU (cuDNN, CUDA graphs) or on the CPU: ops, and whole modules.
+"""Ops on eager PyTorch: on a GPU (cuDNN, CUDA graphs) or on the CPU.
 
 On a GPU a call is a graph of K ops and the call it is compared with a graph of one; the slope between them is the op
 inside a graph, without launch and graph entry. Weights rotate through copies larger than the second-level cache,
@@ -8,23 +8,20 @@ because in a network they are cold while activations are warm. On the CPU a call
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from latency.backends import Built
-from latency.backends.onnx_graph import output_size
+from latency.backends.torch_device import Precision, clock_on, dtype_of, resolved_device, set_arithmetic
+from latency.backends.torch_ops import op_call
 from latency.device import environment
-from latency.errors import MissingError, UnsupportedOpError, UsageError
+from latency.errors import UnsupportedOpError, UsageError
 from latency.op import Op
-from latency.timer import Clock, CpuClock, WallClock
+from latency.timer import Clock
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-__all__ = ["CudaClock", "Torch", "module_call", "module_clock", "resolved_device", "set_arithmetic"]
-
-Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+__all__ = ["Torch"]
 
 COPIES = 8
 """Ops in the longer of the two graphs at least; more where one op takes less than a quarter of a millisecond."""
@@ -63,7 +60,7 @@ class Torch:
         self.threads = threads
         self.precision = precision
         self.channels_last = channels_last
-        self.dtype = _dtype(precision)
+        self.dtype = dtype_of(precision)
         if self.device == "cuda":
             set_arithmetic(precision)
         else:
@@ -95,7 +92,7 @@ class Torch:
 
     def clock(self) -> Clock:
         """Returns CUDA events, the CPU time of one thread, or the wall clock of several."""
-        return module_clock(self.device, self.threads)
+        return clock_on(self.device, self.threads)
 
     def anchor(self) -> Callable[[], object] | None:
         """Returns a small product of matrices; None on a GPU, whose events no neighbour disturbs."""
@@ -121,7 +118,7 @@ class Torch:
             )
         with torch.inference_mode():
             copies = self._copies(op)
-            calls = [self._call(op) for _ in range(copies)]
+            calls = [op_call(op, self.tensor) for _ in range(copies)]
             if self.device == "cpu":
                 call = calls[0]
 
@@ -131,37 +128,6 @@ class Torch:
 
                 return Built(run=run, method="alone")
             return self._graphs(calls)
-
-    def _call(self, op: Op) -> Callable[[], object]:
-        """Returns the op with its tail, on weights and inputs of its own."""
-        from torch.nn import functional as f
-
-        main = _main(op, self)
-        if main is None:
-            raise UnsupportedOpError(
-                f"an op {op.kind!r} was asked for; PyTorch ops here are {', '.join(KINDS)}; leave it out of the sweep"
-            )
-        steps: list[Callable[[torch.Tensor], torch.Tensor]] = []
-        for part in op.tail:
-            if part == "batch_norm":
-                continue  # folded into the weights, as every deployed network has it
-            if part == "add":
-                other = self.tensor(op.batch, op.c_out, *output_size(op)) if op.kind != "linear" else None
-                if other is None:
-                    other = self.tensor(*_rows(op), op.c_out)
-                steps.append(lambda y, other=other: y.add_(other))  # type: ignore[misc]
-            elif part in ACTIVATIONS:
-                steps.append(getattr(f, ACTIVATIONS[part]))
-            else:
-                raise UnsupportedOpError(f"a tail {part!r} was asked for; leave the op out of the sweep")
-
-        def call() -> torch.Tensor:
-            y = main()
-            for step in steps:
-                y = step(y)
-            return y
-
-        return call
 
     def tensor(self, *shape: int) -> torch.Tensor:
         """Returns random numbers: arithmetic on zeros is faster on some devices."""
@@ -215,223 +181,6 @@ class Torch:
             method="graph slope",
             tactic=_kernels(graphs[1]),
         )
-
-
-class CudaClock:
-    """Time between two CUDA events around a call."""
-
-    kind = "wall"
-
-    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
-        """Runs once; returns µs between the events twice."""
-        import torch
-
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        us = start.elapsed_time(end) * 1e3
-        return us, us
-
-
-def set_arithmetic(precision: Precision) -> None:
-    """Makes everything that runs on the GPU from here on run as ops are profiled.
-
-    TF32 only where it was asked for (PyTorch's own default uses it in float32 convolutions), and cuDNN's choice of
-    algorithm by trying.
-    """
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.benchmark = True
-
-
-def module_call(
-    module: Any,
-    example_inputs: Sequence[Any] | None,
-    *,
-    device: str = "auto",
-    threads: int = 1,
-    precision: Precision = "fp32",
-    channels_last: bool = False,
-    repeats: int = 1,
-) -> Callable[[], object]:
-    """Returns a call of a whole module in evaluation mode: a CUDA graph on a GPU, the module itself on the CPU.
-
-    The module is copied; the one that was passed keeps its device and mode.
-
-    Args:
-        module: any torch module.
-        example_inputs: what it reads.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        threads: of the CPU.
-        precision: of weights, inputs and arithmetic.
-        channels_last: whether images lie in NHWC order.
-        repeats: forwards in one call; the difference of two such calls is a forward without launch and graph entry.
-    """
-    import copy
-
-    import torch
-
-    if not hasattr(module, "forward") or example_inputs is None:
-        raise UsageError(
-            f"the latency of a {type(module).__name__} on PyTorch was asked for; pass a torch module and "
-            "example_inputs, a tuple of tensors"
-        )
-    place, dtype = resolved_device(device), _dtype(precision)
-    model: nn.Module = copy.deepcopy(module).eval().to(device=place, dtype=dtype)
-    inputs = tuple(
-        x.detach().to(device=place, dtype=dtype if x.is_floating_point() else x.dtype) for x in example_inputs
-    )
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-        inputs = tuple(x.to(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
-    if place == "cpu":
-        torch.set_num_threads(threads)
-
-        def run() -> object:
-            with torch.inference_mode():
-                for _ in range(repeats):
-                    answer = model(*inputs)
-                return answer
-
-        return run
-    set_arithmetic(precision)
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                model(*inputs)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=_pool(), stream=stream):
-            for _ in range(repeats):
-                kept = model(*inputs)
-
-    def replay(kept: object = kept, model: nn.Module = model, inputs: object = inputs) -> object:
-        graph.replay()
-        return kept
-
-    return replay
-
-
-@cache
-def _pool() -> Any:
-    """Returns the memory that the graphs of all modules share: they run one after the other.
-
-    Every graph writes what it reads, its inputs and weights lie elsewhere; apart, 52 graphs of ResNet-50 at batch 256
-    would not fit.
-    """
-    import torch
-
-    return torch.cuda.graph_pool_handle()
-
-
-def module_clock(device: str, threads: int) -> Clock:
-    """Returns what times a module: CUDA events, the CPU time of one thread, or the wall clock."""
-    if resolved_device(device) == "cuda":
-        return CudaClock()
-    return CpuClock() if threads == 1 else WallClock()
-
-
-def resolved_device(device: str) -> str:
-    """Returns ``cuda`` or ``cpu``.
-
-    Raises:
-        MissingError: a GPU was asked for and there is none.
-    """
-    import torch
-
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device {device!r} was asked for; there are auto, cpu and cuda")
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        raise MissingError(
-            "a GPU was asked for and PyTorch finds none; check nvidia-smi and the CUDA build of torch, or use "
-            "--device cpu"
-        )
-    return "cuda" if there and device != "cpu" else "cpu"
-
-
-def _dtype(precision: Precision) -> torch.dtype:
-    import torch
-
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
-
-
-ACTIVATIONS = {
-    "relu": "relu",
-    "relu6": "relu6",
-    "silu": "silu",
-    "hardswish": "hardswish",
-    "sigmoid": "sigmoid",
-    "hardsigmoid": "hardsigmoid",
-    "gelu": "gelu",
-}
-
-KINDS = (
-    "conv", "conv_transpose", "linear", "max_pool", "avg_pool", "global_avg_pool", "add", "mul", "concat",
-    "batch_norm", "layer_norm", "upsample", *ACTIVATIONS,
-)  # fmt: skip
-
-
-def _main(op: Op, backend: Torch) -> Callable[[], torch.Tensor] | None:
-    """Returns the op without its tail; None for a kind that is not built here."""
-    import torch
-    from torch.nn import functional as f
-
-    tensor = backend.tensor
-    spatial = (op.h, op.w)[: len(op.kernel)] if len(op.kernel) == 1 else (op.h, op.w)
-    n = len(op.kernel)
-    stride, padding = op.stride or (1,) * n, op.padding or (0,) * n
-    dilation = op.dilation or (1,) * n
-    if op.kind == "linear":
-        x, weight, bias = tensor(*_rows(op), op.c_in), tensor(op.c_out, op.c_in), tensor(op.c_out)
-        return lambda: f.linear(x, weight, bias)
-    if op.kind == "layer_norm":
-        x, weight, bias = tensor(*_rows(op), op.c_in), tensor(op.c_in), tensor(op.c_in)
-        return lambda: f.layer_norm(x, (op.c_in,), weight, bias)
-    x = tensor(op.batch, op.c_in, *spatial)
-    if op.kind in ("conv", "conv_transpose"):
-        if n not in (1, 2):
-            return None
-        transposed = op.kind == "conv_transpose"
-        shape = (op.c_in, op.c_out // op.groups) if transposed else (op.c_out, op.c_in // op.groups)
-        weight, bias = tensor(*shape, *op.kernel), tensor(op.c_out)
-        return lambda: torch.convolution(
-            x, weight, bias, stride, padding, dilation, transposed, (0,) * n, op.groups
-        )
-    if op.kind in ("max_pool", "avg_pool"):
-        pool = getattr(f, f"{op.kind}{n}d")
-        return lambda: pool(x, op.kernel, stride, padding)
-    if op.kind == "global_avg_pool":
-        dims = tuple(range(2, x.dim()))
-        return lambda: x.mean(dims, keepdim=True)
-    if op.kind in ("add", "mul"):
-        y = tensor(op.batch, op.c_in, *spatial)
-        combine = torch.add if op.kind == "add" else torch.mul
-        return lambda: combine(x, y)
-    if op.kind == "concat":
-        first = max(1, op.c_in // 2)
-        parts = [tensor(op.batch, c, *spatial) for c in (first, op.c_in - first) if c]
-        return lambda: torch.cat(parts, 1)
-    if op.kind == "batch_norm":
-        mean, weight, bias = tensor(op.c_in), tensor(op.c_in), tensor(op.c_in)
-        var = tensor(op.c_in).abs() + 0.5
-        return lambda: f.batch_norm(x, mean, var, weight, bias)
-    if op.kind == "upsample":
-        factors = [float(s) for s in (op.stride or (2,) * len(spatial))]
-        return lambda: f.interpolate(x, scale_factor=factors)
-    if op.kind in ACTIVATIONS:
-        activation = getattr(f, ACTIVATIONS[op.kind])
-        return lambda: activation(x)
-    return None
-
-
-def _rows(op: Op) -> tuple[int, ...]:
-    return (op.batch,) if op.h * op.w == 1 else (op.batch, op.h * op.w)
 
 
 def _kernels(graph: Any) -> str | None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latency.backends import Built
-from latency.backends.torch import module_call
+from latency.backends.torch_module import module_call
 from latency.benchmark import Comparison
 from latency.errors import UsageError
 from tools import bench_latency, gpu_checks, gpu_session

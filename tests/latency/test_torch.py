@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import latency
-from latency.backends.torch import KINDS, Torch
+from latency.backends.torch import Torch
+from latency.backends.torch_ops import KINDS
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op
 
