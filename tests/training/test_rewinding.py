@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from .talk import Quiet
 EPOCHS, STEPS = 2, 20
 
 
-@pytest.fixture(autouse=True)
-def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+@pytest.fixture(autouse=True, scope="module")
+def toy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+        patch.syspath_prepend(str(Path(__file__).parent))
+        yield
 
 
 def settings(method: str, **masks: Any) -> Settings:
@@ -134,23 +137,34 @@ def test_a_rewound_training_is_the_one_written_out_by_hand(
     assert found["train_flops_ratio"]["strict"] == pytest.approx(ratio, abs=1e-4)
 
 
+TWO_ROUNDS = {"rewind": 7, "rounds": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(toy: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder and the results of a training in two rounds that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("rewound") / "whole"
+    return folder, train(settings("ltr", **TWO_ROUNDS), folder)
+
+
 @pytest.mark.parametrize(
     "at", [("dense", 3), ("dense", 13), ("round1", 4), ("round1", 10), ("pruned", 9), ("pruned", 15)], ids=str
 )
-def test_an_interrupted_rewinding_continues_bit_equal(at: tuple[str, int], tmp_path: Path) -> None:
-    given = settings("ltr", rewind=7, rounds=2)
+def test_an_interrupted_rewinding_continues_bit_equal(
+    at: tuple[str, int], whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    given = settings("ltr", **TWO_ROUNDS)
     if at == ("round1", 4):
         at = ("round1", 8)  # the rewound schedule begins with step 7
-    whole = train(given, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(given, tmp_path / "cut", Quiet(at))
     assert not (tmp_path / "cut" / "pruned.json").exists()
     torch.manual_seed(1234)
     found = train(given, tmp_path / "cut", resume=True)
     for file in ("pruned", "round1", "dense-step", "mask"):
-        first, second = (load_weights(tmp_path / run / f"{file}.safetensors") for run in ("whole", "cut"))
+        first, second = (load_weights(f / f"{file}.safetensors") for f in (whole[0], tmp_path / "cut"))
         assert all(torch.equal(value, second[name]) for name, value in first.items()), file
-    assert found["train_flops_ratio"] == whole["train_flops_ratio"]
+    assert found["train_flops_ratio"] == whole[1]["train_flops_ratio"]
 
 
 def test_rounds_remove_survivors_only_and_end_at_the_sparsity(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -32,21 +32,27 @@ KEYS = (
 )
 
 
-@pytest.fixture(autouse=True)
-def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Sums depend on how many threads share them: a run keeps its choice, two runs to compare make the same.
-    monkeypatch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    # Latencies are measured elsewhere; here the line is known and the candidate always fits.
-    monkeypatch.setattr(stages, "calibrate", lambda *_, **__: Calibration())
-    monkeypatch.setattr(
-        pruning,
-        "close_loop",
-        lambda model, cost, example, candidate, *, budget_us, **_: (
-            cost,
-            [Round(1, cost.total_us(candidate.counts), budget_us, 0.9 * budget_us, 1.02 * budget_us, 1.0)],
-        ),
-    )
+@pytest.fixture(autouse=True, scope="module")
+def toy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        # Sums depend on how many threads share them: a run keeps its choice, two runs to compare make the same.
+        patch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+        patch.syspath_prepend(str(Path(__file__).parent))
+        # Latencies are measured elsewhere; here the line is known and the candidate always fits.
+        patch.setattr(stages, "calibrate", lambda *_, **__: Calibration())
+        patch.setattr(
+            pruning,
+            "close_loop",
+            lambda model, cost, example, candidate, *, budget_us, **_: (
+                cost,
+                [
+                    Round(
+                        1, cost.total_us(candidate.counts), budget_us, 0.9 * budget_us, 1.02 * budget_us, 1.0
+                    )
+                ],
+            ),
+        )
+        yield
 
 
 def settings(profile: Path, **other: Any) -> Settings:
@@ -64,8 +70,7 @@ def settings(profile: Path, **other: Any) -> Settings:
     return Settings(**values)
 
 
-@pytest.fixture
-def profile(tmp_path: Path) -> Path:
+def write_profile(path: Path) -> Path:
     """Every op costs 4 + 0.25 · c_in · c_out µs (the diagonal: 1 + 0.1 · c)."""
     import halpiee
 
@@ -79,9 +84,13 @@ def profile(tmp_path: Path) -> Path:
         for i, o in widths:
             us = 4 + 0.25 * i * o if op.kind in ("conv", "linear") else 1 + 0.1 * o
             cells.append({**op.with_channels(i, o).key(), "us": us})
-    path = tmp_path / "profile.jsonl"
     latency.Profile(latency.environment(), cells).save(path)
     return path
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    return write_profile(tmp_path / "profile.jsonl")
 
 
 def execute(
@@ -96,10 +105,24 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_weights(folder / "pruned.safetensors")
 
 
+class Whole(NamedTuple):
+    """A run that nothing interrupted."""
+
+    given: Settings
+    folder: Path
+    report: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def whole(toy: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    given = settings(write_profile(folder / "profile.jsonl"))
+    return Whole(given, folder / "run", execute(given, folder / "run"))
+
+
 @pytest.mark.slow  # trains, exports and times two small networks
-def test_a_run_ends_in_a_network_within_its_budget_whose_files_agree(tmp_path: Path, profile: Path) -> None:
-    folder = tmp_path / "run"
-    report = execute(settings(profile), folder)
+def test_a_run_ends_in_a_network_within_its_budget_whose_files_agree(whole: Whole) -> None:
+    given, folder, report = whole
     assert set(KEYS.split()) <= set(report)
     # conv1 3→a, conv2 a→b, fc b→6, the pool on b
     dense = 3 * 4 + 0.25 * (3 * 8 + 8 * 12 + 12 * 6) + 1 + 1.2
@@ -115,7 +138,7 @@ def test_a_run_ends_in_a_network_within_its_budget_whose_files_agree(tmp_path: P
     assert [e["event"] for e in report["events"]][:3] == ["init", "prune", "grow"]
 
     # the exported file, the plan with its weights, and the report speak of one network
-    run = Run(settings(profile), folder, Quiet())
+    run = Run(given, folder, Quiet())
     compact = run.compact()
     x = torch.randn(3, 3, 6, 6)
     import onnxruntime
@@ -127,7 +150,7 @@ def test_a_run_ends_in_a_network_within_its_budget_whose_files_agree(tmp_path: P
     assert sum(p.numel() for p in compact.parameters()) == report["params_pruned"]
 
     # what is finished is shown, not done again
-    assert execute(settings(profile), folder, resume=True) == report
+    assert execute(given, folder, resume=True) == report
     page = (folder / "report.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
 
@@ -139,34 +162,33 @@ STEPS = 40  # 4 epochs of 10; updates end after 3 · 3 · 3 = 27 … 30
 @pytest.mark.parametrize(
     "at", [("dense", 13), ("pruned", 4), ("pruned", 8), ("pruned", 17), ("pruned", 36)], ids=str
 )
-def test_an_interrupted_run_continues_bit_equal(tmp_path: Path, profile: Path, at: tuple[str, int]) -> None:
-    whole = execute(settings(profile), tmp_path / "whole")
+def test_an_interrupted_run_continues_bit_equal(
+    whole: Whole, tmp_path: Path, profile: Path, at: tuple[str, int]
+) -> None:
     folder = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         execute(settings(profile), folder, Quiet(at))
     assert not (folder / "report.json").exists()
     torch.manual_seed(1234)
     report = execute(settings(profile), folder, resume=True)
-    first, second = weights(tmp_path / "whole"), weights(folder)
+    first, second = weights(whole.folder), weights(folder)
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-    assert report["events"] == whole["events"]
-    assert report["train_flops_ratio"] == whole["train_flops_ratio"]
-    assert [e["loss"] for e in report["history"]["pruned"]] == [e["loss"] for e in whole["history"]["pruned"]]
+    assert report["events"] == whole.report["events"]
+    assert report["train_flops_ratio"] == whole.report["train_flops_ratio"]
+    losses = [[e["loss"] for e in r["history"]["pruned"]] for r in (report, whole.report)]
+    assert losses[0] == losses[1]
 
 
-@pytest.mark.slow  # trains a small network twice
-def test_a_pretrained_network_starts_from_its_weights(tmp_path: Path, profile: Path) -> None:
-    dense = tmp_path / "dense"
-    execute(settings(profile), dense)
-    start = str(dense / "dense.safetensors")
+@pytest.mark.slow  # trains a small network
+def test_a_pretrained_network_starts_from_its_weights(whole: Whole, tmp_path: Path, profile: Path) -> None:
+    start = str(whole.folder / "dense.safetensors")
     report = execute(settings(profile, weights=start), tmp_path / "run")
     events = report["events"]
     assert events[0]["event"] == "init"
     assert events[0]["step"] > 0
-    before = json.loads((dense / "report.json").read_text())
-    assert report["accuracy_dense"] == before["accuracy_dense"]
+    assert report["accuracy_dense"] == whole.report["accuracy_dense"]
 
 
 @pytest.mark.slow  # trains and exports two small networks
