@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from latency.backends.cuda import LIBRARIES, EventClock, open_cuda
 from latency.backends.engine import open_engine
-from latency.backends.tensorrt_runtime import import_tensorrt
+from latency.backends.tensorrt_library import import_tensorrt
 from latency.benchmark import compare
 from latency.errors import HalpieeError, UsageError
 

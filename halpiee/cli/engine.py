@@ -44,7 +44,7 @@ def export_engine(
         as_json: whether the answer is one JSON object.
     """
     from halpiee.deploy.tensorrt import Batches, build_engine, trtexec_line
-    from latency.backends.tensorrt_runtime import Settings
+    from latency.backends.tensorrt_builder import Settings
 
     batches = Batches.of(batch)
     settings = Settings(level=level, tf32=precision == "tf32", sparse=sparse)
@@ -82,7 +82,7 @@ def export_engine(
 def _look_for_a_gpu() -> None:
     """Refuses before the long work where there is no TensorRT or no GPU."""
     from latency.backends.cuda import open_cuda
-    from latency.backends.tensorrt_runtime import import_tensorrt
+    from latency.backends.tensorrt_library import import_tensorrt
 
     import_tensorrt()
     open_cuda()

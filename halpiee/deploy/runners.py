@@ -203,7 +203,7 @@ def engine_runner(path: Path, *, batch: int = 1, trust: bool = False) -> Runner:
     """
     from latency.backends.cuda import open_cuda
     from latency.backends.engine import open_engine
-    from latency.backends.tensorrt_runtime import import_tensorrt
+    from latency.backends.tensorrt_library import import_tensorrt
 
     trt = import_tensorrt()
     cuda = open_cuda("auto", 0)

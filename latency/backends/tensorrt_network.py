@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from latency.backends.onnx_graph import output_size
-from latency.backends.tensorrt_runtime import from_float
+from latency.backends.tensorrt_numbers import from_float
 from latency.errors import UnsupportedOpError
 from latency.op import Op
 

@@ -167,7 +167,8 @@ def main(folder: Path, major: int) -> dict[str, Any]:
 def from_onnx(trt: Any, folder: Path) -> list[str]:
     """Does what an engine of an ONNX file needs: the parser and its complaints, a range of shapes, every flag."""
     from latency.backends.cuda import open_cuda
-    from latency.backends.tensorrt_runtime import Builder, EngineRunner, Settings, load_engine
+    from latency.backends.tensorrt_builder import Builder, Settings
+    from latency.backends.tensorrt_runtime import EngineRunner, load_engine
     from latency.errors import UsageError
 
     builder = Builder(Settings(sparse=True, tf32=True, workspace_bytes=1 << 30))

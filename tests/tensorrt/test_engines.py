@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from halpiee.deploy.tensorrt import Batches, build_engine, trtexec_line
 from halpiee.errors import MismatchError, MissingError, OutputInUseError, UsageError
 from latency.backends.engine_file import read_engine, sidecar
-from latency.backends.tensorrt_runtime import Settings
+from latency.backends.tensorrt_builder import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,183 @@
+"""How TensorRT engines are built: one way for the majors 10 and 11.
+
+Precision lies in the graph (strong typing), so the flags for half precision, which 11 removed, are never set. Enums
+are named, never numbered: their numbers moved between the majors. Every call here is in the contracts of both
+(``tests/tensorrt``). A build that fails returns None: that is said.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latency.backends.cuda import OutOfMemoryError
+from latency.backends.tensorrt_library import import_tensorrt, new_logger
+from latency.errors import UnsupportedOpError, UsageError
+
+__all__ = ["Builder", "Settings", "TimingCache", "typed_flags"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How engines are built.
+
+    Attributes:
+        level: builder optimisation level, 0 … 5.
+        tf32: whether float32 convolutions may use TF32.
+        sparse: whether 2:4 sparse kernels may be used, where weights have that pattern.
+        timing_iterations: timings of each tactic that are averaged; TensorRT's own 1 picks by noise.
+        workspace_bytes: scratch memory; None: all there is.
+    """
+
+    level: int = 3
+    tf32: bool = False
+    sparse: bool = False
+    timing_iterations: int = 8
+    workspace_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= 5:
+            raise UsageError(f"builder optimisation level {self.level} was asked for; there are 0 to 5")
+
+
+class TimingCache:
+    """What TensorRT learnt of kernels' times, in a file: a build that finds its kernels there takes seconds.
+
+    Args:
+        path: the file; None keeps it for this process only.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._content = path.read_bytes() if path is not None and path.is_file() else b""
+        self._saved = time.monotonic()
+        self.refused = False
+
+    def give(self, config: Any) -> None:
+        """Hands the cache to a build; one of another version or GPU is left out, and replaced by the build's own."""
+        cache = config.create_timing_cache(self._content)
+        if cache is None or not config.set_timing_cache(cache, False):
+            self.refused = True
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+
+    def take(self, config: Any, *, every_seconds: float = 10.0) -> None:
+        """Takes back what the build added, and writes it where the last time is long ago."""
+        cache = config.get_timing_cache()
+        if cache is None:
+            return
+        self._content = bytes(cache.serialize())
+        if time.monotonic() - self._saved >= every_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Writes the file, whole or not at all."""
+        self._saved = time.monotonic()
+        if self.path is None or not self._content:
+            return
+        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        part.write_bytes(self._content)
+        part.replace(self.path)
+
+
+class Builder:
+    """Builds engines from networks or ONNX files.
+
+    Args:
+        settings: of every build.
+        cache: what is known of kernels' times.
+    """
+
+    def __init__(self, settings: Settings | None = None, cache: TimingCache | None = None) -> None:
+        self.trt = import_tensorrt()
+        self.settings = settings or Settings()
+        self.cache = cache or TimingCache(None)
+        self.logger, self.said = new_logger(self.trt)
+        self._builder = self.trt.Builder(self.logger)
+
+    def network(self) -> Any:
+        """Returns an empty, strongly typed network."""
+        return self._builder.create_network(typed_flags(self.trt))
+
+    def parsed(self, path: Path) -> Any:
+        """Returns the network of an ONNX file.
+
+        Raises:
+            UsageError: TensorRT cannot read it; the first things it complains of are named.
+        """
+        network = self.network()
+        parser = self.trt.OnnxParser(network, self.logger)
+        if not parser.parse_from_file(str(path)):
+            why = "; ".join(parser.get_error(i).desc() for i in range(min(3, parser.num_errors)))
+            raise UsageError(
+                f"{path} was to become an engine, and TensorRT {self.trt.__version__} cannot read it: "
+                f"{why or 'no reason given'}; check the file, or export it again with `halpiee export`"
+            )
+        return network
+
+    def build(
+        self,
+        network: Any,
+        *,
+        shapes: Mapping[str, Sequence[Sequence[int]]] | None = None,
+        what: str = "an engine",
+    ) -> bytes:
+        """Returns the serialised engine of a network.
+
+        Args:
+            network: what is built.
+            shapes: for inputs with open dimensions their smallest, usual and largest shape; kernels are tuned for the
+                usual one.
+            what: its name in messages.
+
+        Raises:
+            OutOfMemoryError: the GPU's memory is full.
+            UnsupportedOpError: TensorRT could not build it; its complaint is named.
+        """
+        trt, config = self.trt, self._config()
+        if shapes:
+            profile = self._builder.create_optimization_profile()
+            for name, (low, usual, high) in shapes.items():
+                profile.set_shape(name, tuple(low), tuple(usual), tuple(high))
+            config.add_optimization_profile(profile)
+        del self.said[:]
+        self.cache.give(config)
+        plan = self._builder.build_serialized_network(network, config)
+        if plan is None:
+            why = next((line for line in self.said if line), "no reason given")
+            if any("memory" in line.lower() for line in self.said):
+                raise OutOfMemoryError(
+                    f"{what} was to be built, and the GPU has no memory for it (TensorRT says: {why}); use a smaller "
+                    "batch, or end what else runs there"
+                )
+            raise UnsupportedOpError(
+                f"{what} was to be built, and TensorRT {trt.__version__} could not: {why}; leave it out, or try "
+                "another precision"
+            )
+        self.cache.take(config)
+        return bytes(plan)
+
+    def _config(self) -> Any:
+        trt, settings = self.trt, self.settings
+        config = self._builder.create_builder_config()
+        if settings.workspace_bytes is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+        for flag, on in (
+            (trt.BuilderFlag.TF32, settings.tf32),
+            (trt.BuilderFlag.SPARSE_WEIGHTS, settings.sparse),
+        ):
+            (config.set_flag if on else config.clear_flag)(flag)
+        config.builder_optimization_level = settings.level
+        config.avg_timing_iterations = settings.timing_iterations
+        config.max_aux_streams = 0  # branches one after another, so that the sum of layers is the time of all
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        return config
+
+
+def typed_flags(trt: Any) -> int:
+    """Returns the flags of a strongly typed network: a bit that moved in 11, and that a later major may drop."""
+    flags = trt.NetworkDefinitionCreationFlag
+    return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
