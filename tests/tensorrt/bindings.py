@@ -127,7 +127,7 @@ def main(folder: Path, major: int) -> dict[str, Any]:
     from latency.op import Op
 
     from .gpu import Gpu, cuda_python_modules
-    from .standin import PROPERTIES, TYPES
+    from .types_of_calls import PROPERTIES, TYPES
 
     libraries(folder, major)
     sys.path.insert(0, str(folder))

@@ -16,7 +16,7 @@ from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op
 
 from .gpu import LAUNCH_US
-from .standin import LAYER_US
+from .running import LAYER_US
 
 
 def conv(c_in: int = 8, c_out: int = 8, **fields) -> Op:

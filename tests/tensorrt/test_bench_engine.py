@@ -14,7 +14,7 @@ from latency.backends.engine_file import write_engine
 from tools import bench_engine
 
 from .gpu import GRAPH_US, LAUNCH_US
-from .standin import LAYER_US
+from .running import LAYER_US
 
 
 @pytest.fixture
