@@ -61,6 +61,7 @@ class Inspection:
         contention_worst: the largest.
         holdout_median: median error of all held-out cells, relative, weighted by nothing.
         holdout_p95: 95th percentile of these errors, each weighted by the time of its cell.
+        holdout_p95_cells: the same, every cell counting alike, however short.
         oldest_days: age of the oldest cell.
         newest_days: age of the newest cell.
     """
@@ -74,6 +75,7 @@ class Inspection:
     contention_worst: float
     holdout_median: float
     holdout_p95: float
+    holdout_p95_cells: float
     oldest_days: float
     newest_days: float
 
@@ -165,6 +167,7 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
         contention_worst=max(contention, default=float("nan")),
         holdout_median=_quantile(errors, 0.5),
         holdout_p95=_weighted_quantile(errors, weights, 0.95),
+        holdout_p95_cells=_quantile(errors, 0.95),
         oldest_days=(now - min(times)) / 86400.0 if times else float("nan"),
         newest_days=(now - max(times)) / 86400.0 if times else float("nan"),
     )

@@ -43,6 +43,28 @@ def test_what_speaks_against_a_profile_is_said() -> None:
     assert words == ["spread", "contention", "holdout", "age"]
 
 
+def test_the_errors_of_held_out_cells_count_by_time_and_alike() -> None:
+    # Between 10 µs at 8 and 90 µs at 88 channels the table says the width + 2.
+    cells = [
+        cell(8, 10.0),
+        cell(88, 90.0),
+        cell(16, 12.0, role="holdout"),  # 18 is 50 % more
+        cell(80, 82.0, role="holdout"),  # and here it is right
+    ]
+    found = inspect(Profile({}, cells))
+    assert found.holdout_median == pytest.approx(0.25)
+    assert found.holdout_p95 == pytest.approx(0.5)  # 82 of 94 µs are right, less than 95 %
+    assert found.holdout_p95_cells == pytest.approx(0.475)  # 95 % of the way from 0 to 50 %
+    many = [
+        *cells[:2],
+        *(cell(w, w + 2.0, role="holdout") for w in (24, 32, 40, 48, 56, 64, 72, 80)),
+        cells[2],
+    ]
+    found = inspect(Profile({}, many))
+    assert found.holdout_p95 == 0.0  # 12 of 444 µs are wrong
+    assert found.holdout_p95_cells == pytest.approx(0.3)  # of nine the last counts six tenths
+
+
 def test_a_profile_of_bare_cells_can_be_inspected() -> None:
     found = inspect(Profile({}, [cell(8, 10.0)]))
     assert math.isnan(found.spread_median)
