@@ -74,17 +74,23 @@ class Cut:
     attributes: list[tuple[str, str, int | None, int]]
 
 
-def irregular_keeps(structure: Structure) -> list[dict[str, Tensor]]:
+def irregular_keeps(structure: Structure, *, narrow: bool) -> list[dict[str, Tensor]]:
     """Returns keeps that take an irregular share of the units out of the prunable groups.
 
     Groups of one size lose different numbers in at least one of them: a forward that cuts one by the width of
     another shows only then. A size has few widths, so that many groups of one small size need several keeps: how
     many units a group loses in each are the digits of its number.
+
+    Args:
+        structure: what was found so far.
+        narrow: whether to add a keep that leaves few units, the more the fewer the first one leaves: a forward
+            that asks whether a width is below a number, or below another width, shows there.
     """
     generator = torch.Generator().manual_seed(1)
     groups_of = Counter(group.size for group in structure.prunable)
     told_apart = dict.fromkeys(groups_of, 1)
     keeps: list[dict[str, Tensor]] = []
+    few = {}
     while groups_of and (not keeps or any(told_apart[size] < n for size, n in groups_of.items())):
         digits = {size: widths(size, first=not keeps) for size in groups_of}
         numbers: Counter[int] = Counter()
@@ -93,9 +99,11 @@ def irregular_keeps(structure: Structure) -> list[dict[str, Tensor]]:
             digit = numbers[group.size] // told_apart[group.size] % digits[group.size]
             numbers[group.size] += 1
             keep[group.name] = irregular(group.size, digit, generator, first=not keeps)
+            if not keeps:
+                few[group.name] = torch.randperm(group.size, generator=generator) < 2 + digit
         keeps.append(keep)
         told_apart = {size: n * digits[size] for size, n in told_apart.items()}
-    return keeps
+    return [*keeps, few] if narrow and few else keeps
 
 
 def widths(size: int, *, first: bool) -> int:

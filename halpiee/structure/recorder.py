@@ -248,6 +248,7 @@ class Recorder:
         self.learned: set[str] = set()
         self.grouped: dict[str, Atoms] = {}
         self.picked: dict[tuple[int, int], Label] = {}
+        self.summed: set[int] = set()
         self.inputs: list[tuple[str, int]] = []
         self.outputs: list[int] = []
         self.parameter_values: set[int] = set()

@@ -90,18 +90,23 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
     keepdim = all(out.dim() == source.dim() for out in call.outputs[:1])
     axes = []
     frozen = []
+    summed = False
     for axis in tag.axes:
         label = recorder.units.find(axis)
         if any(label.shape[d] > 1 for d in dims):
             if root_mean_square(recorder, call, label, dims):
                 continue
-            if not (call.name in EXACT_SUMS and tag.zero and not tag.parameter):
+            if call.name in EXACT_SUMS and tag.zero and not tag.parameter:
+                summed = True
+            else:
                 frozen.append(label)
             continue
         axes.append(label if keepdim else label.squeeze(tuple(dims)) if dims else label)
     zero = tag.zero and call.name in ("sum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm")
     for out in call.outputs:
         recorder.set(out, replace(tag, zero=zero).with_axes(axes))
+    if summed:
+        recorder.summed.add(recorder.value(call.outputs[0]))
     for label in frozen:
         reason = f"{call.where} over channels"
         if heads_of(recorder.modules.get(call.module)) is None:

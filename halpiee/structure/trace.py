@@ -140,7 +140,7 @@ def traced(
             turned=turned,
             heads=False,
         )
-    return with_vanishing(model, example_inputs, recorder, structure, real) if vanish else structure
+    return with_vanishing(model, example_inputs, recorder, structure) if vanish else structure
 
 
 def frozen_heads(recorder: Recorder) -> frozenset[str]:
@@ -158,13 +158,13 @@ def with_vanishing(
     example_inputs: tuple[Any, ...],
     recorder: Recorder,
     structure: Structure,
-    real: bool,
 ) -> Structure:
     """Marks the groups that may vanish: a parallel path stays, and the forward runs without them."""
     roots = structure.details["roots"]
     candidates = [roots[g.start : g.start + g.size] for g in structure.prunable]
     verdicts = dict(zip(structure.prunable, vanishable(recorder, candidates), strict=True))
-    trial = Trial(model, example_inputs, recorder, real)
+    # on real tensors: some ops, such as resizing, take none without channels, which fake ones do not tell
+    trial = Trial(model, example_inputs, recorder, real=True)
     for tried in [
         [g for g, legal in verdicts.items() if legal],
         *([g] for g, legal in verdicts.items() if legal),

@@ -135,7 +135,7 @@ class Trial:
             enough: whether what is frozen already calls for another trace, so that there is no need to go on.
         """
         fitted = 0
-        while fitted < len(keeps := irregular_keeps(structure)):
+        while fitted < len(keeps := irregular_keeps(structure, narrow=not self.real)):
             keep = keeps[fitted]
             if not self.real and alike(self.model, self.example_inputs, self.recorder, structure, keep):
                 fitted += 1

@@ -61,7 +61,9 @@ def still_computes(recorder: Recorder, roots: Atoms) -> bool:
         if not dead:
             continue
         if len(dead) == len(reads):
-            (constant if any(v in constant for v in dead) else void).update(event.writes)
+            # what is summed over no channels is 0 everywhere
+            ended = any(v in constant for v in dead) or not recorder.summed.isdisjoint(event.writes)
+            (constant if ended else void).update(event.writes)
         elif any(v in constant for v in dead) and event.name not in JOINS:
             return False
     return not any(v in constant or v in void for v in recorder.outputs)

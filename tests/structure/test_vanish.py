@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from halpiee import zoo
 from halpiee.errors import StructureError
 from halpiee.structure import Plan, masked, shrink, trace, verify
 
-from . import nets
+from . import corners, nets
 
 
 def vanishing(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
@@ -83,6 +84,29 @@ def test_one_of_two_parallel_branches_may_go_but_not_both() -> None:
 
 def test_a_gate_that_is_only_multiplied_stays() -> None:
     assert vanishing(nets.Gate(), nets.IMAGE) == []
+
+
+def test_a_gate_summed_over_the_channels_stays() -> None:
+    """Without a's channels it would be 0, and so would all that it multiplies."""
+    model = corners.ab(
+        lambda m, x: m.b(m.c(x) * torch.relu(m.a(x)).sum(1, keepdim=True)), c=nn.Conv2d(3, 8, 1)
+    )
+    assert vanishing(model.eval(), nets.IMAGE) == []
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_channels_that_are_resized_stay(mode: str) -> None:
+    """Torch resizes no tensor without channels, though its fake tensors do."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        small = torch.relu(m.a(x))
+        return m.h(m.c(x) + m.b(F.interpolate(small, scale_factor=2, mode=mode)))
+
+    parts = {"c": nn.Conv2d(3, 5, 1), "h": nn.Conv2d(5, 4, 1)}
+    model = corners.Net(forward, a=nn.Conv2d(3, 8, 2, 2), b=nn.Conv2d(8, 5, 1), **parts).eval()
+    with pytest.raises(RuntimeError, match="Non-empty"):
+        F.interpolate(torch.zeros(2, 0, 2, 2), scale_factor=2, mode=mode)
+    assert vanishing(model, nets.IMAGE) == []
 
 
 def test_the_compact_network_trains_copies_and_steps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -53,14 +54,25 @@ def test_a_block_keeps_its_skip_at_another_width() -> None:
     assert compact.a.out_channels == 3
 
 
-def read_by_width(m: Any, x: Tensor) -> Tensor:
-    y = m.a(x)
-    z = torch.sigmoid(y)
-    return m.b(z + (y if y.shape[1] > 6 else z))
+@pytest.mark.parametrize("most", range(2, 8))
+def test_channels_stay_where_a_sum_reads_another_tensor_below_a_width(most: int) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        z = torch.sigmoid(y)
+        return m.b(z + (y if y.shape[1] > most else z))
+
+    stays_and_says_why(lambda: ab(forward), IMAGE, ANOTHER_PATH)
 
 
-def test_channels_stay_where_a_sum_reads_another_tensor_at_another_width() -> None:
-    stays_and_says_why(lambda: ab(read_by_width), IMAGE, ANOTHER_PATH)
+@pytest.mark.parametrize("order", [operator.lt, operator.gt, operator.ne])
+def test_channels_stay_where_a_path_hangs_on_which_of_two_is_wider(order: Callable[[int, int], bool]) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y, other = m.a(x), m.c(x)
+        z = torch.sigmoid(y)
+        return m.b(z if order(y.shape[1], other.shape[1]) else y) + m.d(torch.sigmoid(other))
+
+    model = ab(forward, c=nn.Conv2d(3, 8, 1), d=nn.Conv2d(8, 5, 1)).eval()
+    assert not {"a", "c"} <= {g.name for g in trace(model, (torch.ones(IMAGE),)).prunable}
 
 
 def test_channels_stay_where_a_module_needs_its_number_and_chooses_by_it() -> None:
