@@ -270,7 +270,7 @@ def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_pa
         f"the plan {tmp_path / 'half.json'} predicts its latency at 3×8×8: at 3×12×12 none is claimed; leave --size "
         "out to take the plan's"
     )
-    shown = invoke("--json", *ROUNDS, file, "--size", "3x12x12")
+    shown = invoke("--json", *ROUNDS, tmp_path / "half.json", "--size", "3x12x12")
     assert shown.stderr.splitlines()[0] == note
     assert json.loads(shown.stdout)["notes"] == [note]
-    assert timed(file)["notes"] == []
+    assert own.network.unclaimed is None

@@ -70,13 +70,13 @@ def test_an_emptied_branch_without_a_bias_costs_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("every", [1, 2])
 def test_blocks_of_a_resnet_that_are_gone_leave_no_layers(tmp_path: Path, every: int) -> None:
     torch.manual_seed(0)
-    model = ResNet(BasicBlock, (2, 2, 2), (4, 8, 16)).eval()
+    model = ResNet(BasicBlock, (1, 1, 1), (4, 8, 16)).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.bias.data.uniform_(-0.3, 0.3)
             module.running_mean.uniform_(-0.3, 0.3)
     whole = sum(isinstance(m, nn.Conv2d) for m in model.modules())
-    gone = len(range(0, 6, every))
+    gone = len(range(0, 3, every))
     compact = emptied(model, (1, 3, 8, 8), every)
     export_onnx(compact, (torch.zeros(1, 3, 8, 8),), tmp_path / "net.onnx", batches=(1, 2))
     found = kinds(tmp_path / "net.onnx")
