@@ -84,7 +84,8 @@ def irregular_keeps(structure: Structure, *, narrow: bool) -> list[dict[str, Ten
     Args:
         structure: what was found so far.
         narrow: whether to add a keep that leaves few units, the more the fewer the first one leaves: a forward
-            that asks whether a width is below a number, or below another width, shows there.
+            that asks whether a width is below a number, or below another width, shows there. At least two are
+            left, as torch itself takes other paths at a width of one.
     """
     generator = torch.Generator().manual_seed(1)
     groups_of = Counter(group.size for group in structure.prunable)
