@@ -120,3 +120,12 @@ def test_a_cell_of_a_line_is_added_however_short_and_a_row_and_column_where_time
     wrong = {**conv(32, 32).key(), "us": 0.2, "role": "holdout"}  # the corners say 0.25
     assert refined(specs([conv(64, 64)])[0], found, Profile({}, [*corners, wrong]), 0.2, seed=0) == ([], [])
     assert refined(specs([conv(64, 64)])[0], found, Profile({}, [*corners, wrong]), 0.04, seed=0) != ([], [])
+
+
+def test_a_disturbed_held_out_cell_asks_for_nothing() -> None:
+    table = [{**conv(i, o).key(), "us": float(i + o), "steps": [8, 8]} for i in (8, 64) for o in (8, 64)]
+    wrong = {**conv(32, 48).key(), "us": 160.0, "role": "holdout", "method": "twin"}  # the corners say 80
+    spec = specs([conv(64, 64)])[0]
+    assert refined(spec, EIGHT, Profile({}, [*table, wrong]), 0.0, seed=0) != ([], [])
+    disturbed = {**wrong, "method": "twin/disturbed"}
+    assert refined(spec, EIGHT, Profile({}, [*table, disturbed]), 0.0, seed=0) == ([], [])
