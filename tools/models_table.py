@@ -43,16 +43,18 @@ TIME_LIMIT_S = 300
 MEMORY_LIMIT_BYTES = 12 << 30
 """Limits for one network: construction, trace, three cuts and seven forwards."""
 
-INTRODUCTION = """Written by `python -m tools.models_table --out docs/models.md`: random weights, the smallest input,
-float32.
+BY = """Written by `python -m tools.models_table --out docs/models.md`: random weights, the smallest input, float32,
+five networks in double precision too. Detectors are compared at the layers before their post-processing, whose sorting
+and thresholds turn a last bit into another box.
+"""
 
+COLUMNS = """
 - *trace*: seconds of one core, construction excluded; the first trace of a process, which pays for imports too.
 - *groups prunable*: of all groups; the others hold inputs, outputs and what is frozen.
 - *parameters prunable*: share in tensors that a prunable unit is in.
 - *MACs prunable*: share of the multiply-accumulates in layers with a prunable group on either side.
-- *rel. error*: masked against compact, the largest of three random keeps of 30 to 70 % per group; five networks
-  in double precision too. Detectors are compared at the layers before their post-processing, whose sorting and
-  thresholds turn a last bit into another box.
+- *rel. error*: masked against compact, the largest of three random keeps of 30 to 70 % per group; fp64 is in double
+  precision.
 - *frozen*: reasons other than inputs and outputs, with the number of groups each holds.
 """
 
@@ -117,7 +119,12 @@ def build(name: str) -> nn.Module:
     if name in list_models(module=detection) and not name.startswith("ssd"):
         arguments |= {"min_size": 64, "max_size": 96}
     torch.manual_seed(0)
-    model = get_model(name, **arguments).eval()
+    return uneven(get_model(name, **arguments).eval())
+
+
+def uneven(model: nn.Module) -> nn.Module:
+    """Sets statistics and parameters that begin alike or at zero, which would hide differences."""
+    module: Any
     for module in model.modules():
         if "BatchNorm" in type(module).__name__:
             for tensor, low, high in (
@@ -129,10 +136,9 @@ def build(name: str) -> nn.Module:
                 tensor.uniform_(low, high)
     with torch.no_grad():
         for parameter in model.parameters():
-            if not parameter.any():  # heads that start at zero would hide every difference
+            if not parameter.any():  # as heads do
                 parameter.normal_(std=0.1)
-    network: nn.Module = model
-    return network
+    return model
 
 
 def example_inputs(name: str) -> tuple[Any, ...]:
@@ -171,18 +177,16 @@ def parameter_share(model: nn.Module, structure: Structure) -> float:
     return sum(n for name, n in sizes.items() if name in cut) / sum(sizes.values())
 
 
-def row(name: str, keeps: int = 3) -> Row:
-    """Traces one network and checks it with random keeps."""
-    model = build(name)
-    inputs = example_inputs(name)
+def row(name: str, model: nn.Module, inputs: tuple[Any, ...], *, double: bool, keeps: int = 3) -> Row:
+    """Traces one network and checks it with random keeps, where asked in double precision too."""
     start = time.process_time()
     structure = trace(model, inputs)
     seconds = time.process_time() - start
     error = largest_error(model, structure, inputs, keeps, 1e-5)
-    double = None
-    if name in IN_DOUBLE:
+    error_double = None
+    if double:
         wide = tuple(x.double() for x in inputs)
-        double = largest_error(model.double(), structure, wide, keeps, 1e-12)
+        error_double = largest_error(model.double(), structure, wide, keeps, 1e-12)
     frozen = Counter(g.reason for g in structure.groups if g.reason is not None and g.reason not in PLAIN)
     general = Counter({shortened(reason): 0 for reason in frozen})
     for reason, count in frozen.items():
@@ -197,7 +201,7 @@ def row(name: str, keeps: int = 3) -> Row:
         parameter_share=parameter_share(model, structure),
         macs_share=explain(structure).prunable_macs_share,
         error=error,
-        error_double=double,
+        error_double=error_double,
         frozen=dict(general),
     )
 
@@ -230,10 +234,10 @@ def shortened(reason: str) -> str:
     return " ".join(words).replace(" :", ":").replace("|", "/")
 
 
-def text(rows: list[str]) -> str:
+def text(rows: list[str], introduction: str = BY + COLUMNS) -> str:
     """Returns the whole file."""
     return (
-        "\n".join(["# Networks that halpiee traces, cuts and checks", "", INTRODUCTION, HEADER, *rows]) + "\n"
+        "\n".join(["# Networks that halpiee traces, cuts and checks", "", introduction, HEADER, *rows]) + "\n"
     )
 
 
@@ -241,7 +245,7 @@ TABLE = GrowingTable(
     module="tools.models_table",
     about=str(__doc__),
     names=names(),
-    cells=lambda name: row(name).cells(),
+    cells=lambda name: row(name, build(name), example_inputs(name), double=name in IN_DOUBLE).cells(),
     text=text,
     columns=8,
     seconds=TIME_LIMIT_S,
