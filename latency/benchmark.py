@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency.backends import BACKENDS, load
+from latency.backends.onnx_network import is_module, network_call
 from latency.device import pinned
 from latency.errors import MissingError, UsageError
 from latency.timer import BURST, QUIET, Anchor, Clock, CpuClock, WallClock, median_interval
@@ -304,14 +305,14 @@ def compare(
         )
     calls: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
-        if callable(model) and not _is_module(model):
+        if callable(model) and not is_module(model):
             calls[name] = model
         elif backend == "torch":
             from latency.backends.torch_module import module_call
 
             calls[name] = module_call(model, example_inputs, device=device, threads=threads)
         else:
-            calls[name] = _onnx_call(model, example_inputs, threads, batch)
+            calls[name] = network_call(model, example_inputs, threads=threads, batch=batch)
     if clock is None and backend == "torch":
         from latency.backends.torch_device import clock_on
 
@@ -375,41 +376,3 @@ def _interleaved(
         name: max(0.0, 1.0 - sum(us) / walls[name]) if walls[name] > 0 else 0.0 for name, us in runs.items()
     }
     return Comparison(runs, clock.kind, contention, quiet)
-
-
-def _onnx_call(
-    model: Any, example_inputs: Sequence[Any] | None, threads: int, batch: int
-) -> Callable[[], object]:
-    from latency.backends.onnxruntime import feeds, session, to_onnx
-
-    if _is_module(model):
-        if example_inputs is None:
-            raise UsageError(
-                f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
-            )
-        model = to_onnx(model, example_inputs)
-    elif not isinstance(model, str | Path | bytes) and not hasattr(model, "SerializeToString"):
-        raise UsageError(
-            f"the latency of a {type(model).__name__} was asked for; pass a torch module, an ONNX model or a path"
-        )
-    runtime = session(model, threads=threads)
-    inputs = feeds(runtime, batch=batch)
-    if example_inputs is not None:
-        if len(example_inputs) != len(inputs):
-            raise UsageError(
-                f"{len(example_inputs)} example inputs were passed; the model reads {len(inputs)} "
-                f"({', '.join(inputs)}); pass as many"
-            )
-        inputs = {name: _array(x) for name, x in zip(inputs, example_inputs, strict=True)}
-    return lambda: runtime.run(None, inputs)
-
-
-def _array(x: Any) -> Any:
-    return x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
-
-
-def _is_module(model: object) -> bool:
-    return any(
-        cls.__module__ == "torch.nn.modules.module" and cls.__name__ == "Module"
-        for cls in type(model).__mro__
-    )

@@ -168,8 +168,8 @@ def traced(given: argparse.Namespace) -> list[Op]:
     network = build(given.model, **{key: value for key, value in asked.items() if value is not None}).eval()
     size = given.size or 224
     structure = trace(network, (torch.randn(given.batch or 1, 3, size, size),))
-    for name, number in structure.details.get("untimed", {}).items():
-        print(f"not timed: {name.lstrip('_')} ×{number}; a plan leaves it out", file=sys.stderr)
+    for name, number in structure.details["untimed"].items():
+        print(f"not timed: {name} ×{number}; a plan leaves it out", file=sys.stderr)
     return [timed.op for timed in structure.ops]
 
 

@@ -83,7 +83,8 @@ def command(profile: Path, plot: Path | None, tables: int | None, cells: Path | 
         console.print(
             f"spread {_share(found.spread_median)} median, {_share(found.spread_p95)} at the 95th percentile; "
             f"contention {_share(found.contention_median)} median; held-out cells off by "
-            f"{_share(found.holdout_median)} median, {_share(found.holdout_p95)} at the 95th percentile; "
+            f"{_share(found.holdout_median)} median, {_share(found.holdout_p95)} at the 95th percentile by time, "
+            f"{_share(found.holdout_p95_cells)} with all cells alike; "
             f"{found.newest_days:.1f} to {found.oldest_days:.1f} days old"
         )
         console.print(", ".join(f"{key} {value}" for key, value in found.environment.items() if key != "id"))

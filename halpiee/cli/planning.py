@@ -241,8 +241,12 @@ def command(
             scores, cost, budget_us, solver=solver, gap=gap, protect=protect, time_limit_s=time_limit
         )
     result = outcome(structure, cost, selection, model=model, scores=scores, limits=limits)
-    unpriced = {name.lstrip("_"): n for name, n in structure.details.get("untimed", {}).items()}
-    result |= {"batch": images, "scores": what, "protected": sorted(protect), "untimed": unpriced}
+    result |= {
+        "batch": images,
+        "scores": what,
+        "protected": sorted(protect),
+        "untimed": structure.details["untimed"],
+    }
     notes = notes_on(
         result,
         selection,

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from halpiee import advice
 from halpiee.cli.common import SIZES, ScreenTalk, answer, examples, input_size, json_option, kept_in, say
-
-if TYPE_CHECKING:
-    from halpiee.structure.groups import Structure
 
 __all__ = ["command"]
 
@@ -64,7 +60,7 @@ def command(
     structure = traced(model, batch, shape, width=width, classes=classes).structure
     ops = [timed.op for timed in structure.ops]
     fixed = fixed_sides(structure)
-    without = untimed(structure)
+    without = structure.details["untimed"]
     if dry_run:
         estimate = latency.sweep(ops, backend=backend, threads=threads, seed=seed, fixed=fixed, dry_run=True)
 
@@ -110,11 +106,6 @@ def command(
         say(f"next: {following}")
 
     answer(result, as_json, show)
-
-
-def untimed(structure: Structure) -> dict[str, int]:
-    """Returns the ops of a network that take time and that no backend times, with how often they occur."""
-    return {name.lstrip("_"): n for name, n in structure.details.get("untimed", {}).items()}
 
 
 def gaps(without: dict[str, int], refused: Sequence[str]) -> list[str]:

@@ -165,7 +165,7 @@ UNTIMED = frozenset(
 def untimed(recorder: Recorder) -> dict[str, int]:
     """Returns how often each op that takes time occurs without a timed op for it."""
     events = recorder.events[: recorder.evaluated]
-    return dict(Counter(e.name for e in events if e.timing is None and e.name in UNTIMED))
+    return dict(Counter(e.name.lstrip("_") for e in events if e.timing is None and e.name in UNTIMED))
 
 
 def unread(recorder: Recorder) -> tuple[str, ...]:
