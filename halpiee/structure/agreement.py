@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.structure.branches import taken
+from halpiee.structure.calls import tensors_of
 from halpiee.structure.groups import Structure
 from halpiee.structure.heads import adapted
 from halpiee.structure.modes import Api, Path, Watch
 from halpiee.structure.probe import cut_for, moved_otherwise
-from halpiee.structure.recorder import Recorder, tensors_of
+from halpiee.structure.recorder import Recorder
 from halpiee.structure.shrink import set_number
 from halpiee.structure.wiring import wired
 

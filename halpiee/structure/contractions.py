@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from halpiee.structure.calls import Call, LayerCall, Timing
 from halpiee.structure.labels import Label, Tag, along, compressed
-from halpiee.structure.recorder import Call, LayerCall, Recorder, Timing
+from halpiee.structure.recorder import Recorder
 from halpiee.structure.units import Atoms
 
 __all__ = ["attention", "convolution", "matrix_product"]

@@ -24,11 +24,12 @@ from torch._subclasses.fake_tensor import (
 
 from halpiee.errors import StructureError
 from halpiee.structure.branches import taken
+from halpiee.structure.calls import tensors_of
 from halpiee.structure.heads import adapted
 from halpiee.structure.labels import Tag
 from halpiee.structure.modes import Api, Dispatch, Path
 from halpiee.structure.probe import Cut
-from halpiee.structure.recorder import Recorder, tensors_of
+from halpiee.structure.recorder import Recorder
 from halpiee.structure.shrink import set_number, sliced
 from halpiee.structure.vanish import emptied
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from halpiee.structure.calls import Call, Timing
 from halpiee.structure.labels import Label, Tag, varying
-from halpiee.structure.recorder import Call, Recorder, Timing
+from halpiee.structure.recorder import Recorder
 
 __all__ = ["ACTIVATIONS", "numbers_of", "pointwise", "shape_fields"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import MismatchError
+from halpiee.structure.calls import random_like, tensors_of
 from halpiee.structure.groups import Structure
-from halpiee.structure.recorder import random_like, tensors_of
 from halpiee.structure.shrink import alive_of, check_shapes, shrink
 
 __all__ = ["masked", "relative_error", "verify"]

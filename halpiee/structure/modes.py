@@ -11,10 +11,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from halpiee.errors import StructureError
+from halpiee.structure.calls import Call, Event, tensors_of
 from halpiee.structure.elementwise import numbers_of
 from halpiee.structure.movements import moves_of
 from halpiee.structure.moves import Move
-from halpiee.structure.recorder import Call, Event, Recorder, tensors_of
+from halpiee.structure.recorder import Recorder
 from halpiee.structure.rules import apply, is_movement, is_pointwise
 from halpiee.structure.units import CheckedUnits
 

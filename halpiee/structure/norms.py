@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
+from halpiee.structure.calls import Call, NormCall, Timing
 from halpiee.structure.elementwise import shape_fields
 from halpiee.structure.labels import Tag, varying
-from halpiee.structure.recorder import Call, NormCall, Recorder, Timing
+from halpiee.structure.recorder import Recorder
 
 __all__ = ["batch_norm", "group_norm", "layer_norm"]
 

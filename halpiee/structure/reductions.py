@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from halpiee.structure.calls import Call, NormCall, Timing
 from halpiee.structure.elementwise import shape_fields
 from halpiee.structure.heads import heads_of
 from halpiee.structure.labels import Label, Tag, varying
-from halpiee.structure.recorder import Call, NormCall, Recorder, Timing
+from halpiee.structure.recorder import Recorder
 
 __all__ = ["reduction", "region", "softmax", "spatial"]
 

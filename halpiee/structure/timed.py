@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from halpiee.structure.calls import Event
 from halpiee.structure.groups import GroupRef, TimedOp
-from halpiee.structure.recorder import Event, Recorder
+from halpiee.structure.recorder import Recorder
 from halpiee.structure.units import Atoms
 from latency.op import Op
 

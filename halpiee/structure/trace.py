@@ -17,10 +17,11 @@ from torch.nn.parameter import UninitializedParameter
 from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble, collapsed, rectangular
 from halpiee.structure.branches import branches_by_mode
+from halpiee.structure.calls import random_like
 from halpiee.structure.dry_run import NeedsValuesError, record
 from halpiee.structure.groups import Structure
 from halpiee.structure.heads import heads_of
-from halpiee.structure.recorder import Recorder, random_like
+from halpiee.structure.recorder import Recorder
 from halpiee.structure.trial import Trial, TurnError
 from halpiee.structure.vanish import vanishable
 

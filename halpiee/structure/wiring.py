@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from halpiee.structure.calls import Event
 from halpiee.structure.movements import RESHAPES
-from halpiee.structure.recorder import Event
 
 __all__ = ["Step", "parting", "wired"]
 
