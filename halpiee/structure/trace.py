@@ -7,6 +7,9 @@ does to the labels what the op does to the elements.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +65,8 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
 def fake_or_real(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool) -> Structure:
     """Traces on fake tensors; where the forward needs values, on real ones, and once more on others."""
     try:
-        return traced(model, example_inputs, real=False, vanish=vanish)
+        with uncollected():
+            return traced(model, example_inputs, real=False, vanish=vanish)
     except NeedsValuesError:
         pass
     structure = traced(model, example_inputs, real=True, vanish=vanish)
@@ -81,6 +85,18 @@ def fake_or_real(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: b
             f"on {differing}); trace the part of it that always runs alike, for example its backbone"
         )
     return structure
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Pauses the search for reference cycles: tensors without values are small, many and all still needed."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def traced(
