@@ -11,6 +11,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from halpiee.structure.assemble import assemble, collapsed, rectangular
 from halpiee.structure.branches import branches_by_mode
 from halpiee.structure.calls import random_like
 from halpiee.structure.dry_run import NeedsValuesError, record
-from halpiee.structure.groups import Structure
+from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.heads import heads_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.trial import Trial, TurnError
@@ -74,17 +75,28 @@ def fake_or_real(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: b
     again = traced(
         model, random_like(example_inputs, torch.Generator().manual_seed(0)), real=True, vanish=vanish
     )
-    # why a group stays may hang on what was there to be seen
-    first, second = ([replace(g, reason=None) for g in s.groups] for s in (structure, again))
-    if first != second:
-        differing = next(
-            (a.name for a, b in zip(first, second, strict=False) if a != b), "the number of groups"
-        )
-        raise StructureError(
-            f"the forward of {type(model).__name__} takes another path for other inputs (two traces disagree "
-            f"on {differing}); trace the part of it that always runs alike, for example its backbone"
-        )
-    return structure
+    for one, other in zip_longest(structure.groups, again.groups):
+        if one is None or other is None or bare(one) != bare(other):
+            differing = one.name if one is not None and other is not None else "the number of groups"
+            raise StructureError(
+                f"the forward of {type(model).__name__} takes another path for other inputs (two traces disagree "
+                f"on {differing}); trace the part of it that always runs alike, for example its backbone"
+            )
+    # how many objects a detector finds, smaller or not, decides what can be seen to follow: what stays in either stays
+    groups = (
+        other
+        if one.prunable and not other.prunable
+        else replace(one, may_vanish=one.may_vanish and other.may_vanish)
+        for one, other in zip(structure.groups, again.groups, strict=True)
+    )
+    return replace(structure, groups=tuple(groups))
+
+
+def bare(group: ChannelGroup) -> ChannelGroup:
+    """Returns a group without what may hang on values: whether it stays, and why."""
+    return replace(
+        group, prunable=False, reason=None, may_vanish=False, trainable=False, untrainable_reason=None
+    )
 
 
 @contextmanager
