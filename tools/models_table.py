@@ -138,8 +138,8 @@ def uneven(model: nn.Module) -> nn.Module:
         for parameter in model.parameters():
             if not parameter.any():  # as heads do
                 parameter.normal_(std=0.1)
-            elif parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
-                parameter.uniform_(0.5, 1.5)  # scales of a millionth, which would hide a branch
+            elif parameter.abs().max() < 1e-3:  # scales of a millionth hide a branch
+                parameter.uniform_(0.5, 1.5)
     return model
 
 
