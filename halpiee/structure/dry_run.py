@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import (
 from halpiee.errors import StructureError
 from halpiee.structure.branches import taken
 from halpiee.structure.calls import tensors_of
+from halpiee.structure.decisions import Decisions
 from halpiee.structure.heads import adapted
 from halpiee.structure.labels import Tag
 from halpiee.structure.modes import Api, Dispatch, Path
@@ -90,6 +91,8 @@ def record(
         recorder = Recorder({}, positions) if recorder is None else recorder
         recorder.modules.update(modules)
         recorder.real = real
+        if real and recorder.decisions is None:
+            recorder.decisions = Decisions()
         for path, name, at, value in cut.attributes if cut is not None else ():
             set_number(modules[path], name, at, value)
         emptied(copied)

@@ -130,6 +130,8 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.recorder.failed_at = f"{name} in {module}" if module else name
             raise
         with plain_tensors():
+            if self.recorder.decisions is not None:
+                out = self.recorder.decisions.outcome(name, tensors_of([args, kwargs]), out)
             reads = tuple(self.recorder.value(t) for t in tensors_of([args, kwargs]))
             given = self.path.inputs[-1] if self.path.inputs else None
             call = Call(name, func, args, kwargs, out, module, self.path.api, reads, given)

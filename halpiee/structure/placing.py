@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from halpiee.structure.calls import Call, Timing
@@ -116,8 +119,11 @@ def index(recorder: Recorder, call: Call) -> None:
     if call.name == "index_select":
         indices = [None] * (call.args[1] % source.dim()) + [call.args[2]]
     else:
-        indices = list(call.args[1])
+        indices = by_dimension(call.args[1])
     at = [d for d, i in enumerate(indices) if i is not None]
+    if not at:  # a single truth value picks all or nothing
+        recorder.freeze_call(call)
+        return
     tag = recorder.tag(source)
     for picked in (i for i in indices if i is not None):
         recorder.freeze(picked, call.where)
@@ -137,9 +143,15 @@ def index(recorder: Recorder, call: Call) -> None:
     recorder.set(call.out, tag.with_axes(axes))
 
 
+def by_dimension(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Returns one index a dimension: a mask over several counts for each of them."""
+    masks = (torch.bool, torch.uint8)
+    return [i for i in indices for _ in range(i.dim() if i is not None and i.dtype in masks else 1)]
+
+
 def index_put(recorder: Recorder, call: Call) -> None:
     """Writing at indexed positions: what is written lends its channels to what it is written into."""
-    target, indices, values = call.args[:3]
+    target, indices, values = call.args[0], by_dimension(call.args[1]), call.args[2]
     out = call.outputs[0]
     for picked in (i for i in indices if isinstance(i, Tensor)):
         recorder.freeze(picked, call.where)

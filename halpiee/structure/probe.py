@@ -74,18 +74,16 @@ class Cut:
     attributes: list[tuple[str, str, int | None, int]]
 
 
-def irregular_keeps(structure: Structure, *, narrow: bool) -> list[dict[str, Tensor]]:
+def irregular_keeps(structure: Structure) -> list[dict[str, Tensor]]:
     """Returns keeps that take an irregular share of the units out of the prunable groups.
 
     Groups of one size lose different numbers in at least one of them: a forward that cuts one by the width of
     another shows only then. A size has few widths, so that many groups of one small size need several keeps: how
     many units a group loses in each are the digits of its number.
 
-    Args:
-        structure: what was found so far.
-        narrow: whether to add a keep that leaves few units, the more the fewer the first one leaves: a forward
-            that asks whether a width is below a number, or below another width, shows there. At least two are
-            left, as torch itself takes other paths at a width of one.
+    The last keep leaves few units, the more the fewer the first one leaves: a forward that asks whether a width is
+    below a number, or below another width, shows there. At least two are left, as torch itself takes other paths
+    at a width of one.
     """
     generator = torch.Generator().manual_seed(1)
     groups_of = Counter(group.size for group in structure.prunable)
@@ -104,7 +102,7 @@ def irregular_keeps(structure: Structure, *, narrow: bool) -> list[dict[str, Ten
                 few[group.name] = torch.randperm(group.size, generator=generator) < 2 + digit
         keeps.append(keep)
         told_apart = {size: n * digits[size] for size, n in told_apart.items()}
-    return [*keeps, few] if narrow and few else keeps
+    return [*keeps, few] if few else keeps
 
 
 def widths(size: int, *, first: bool) -> int:
@@ -149,8 +147,6 @@ def differences(
     cut: Cut,
     error: Exception | None,
     misplaced: Misplaced | None,
-    *,
-    real: bool,
 ) -> list[Finding]:
     """Returns the units that must stay: where the smaller model failed, mixed units or differed.
 
@@ -161,7 +157,6 @@ def differences(
         cut: what the smaller model was cut to.
         error: what its forward raised, or None.
         misplaced: the first op that moves the channels that are left otherwise, or None.
-        real: whether real tensors ran, whose values may lead to other outputs.
     """
     assert isinstance(small.units, CheckedUnits)
     if misplaced is not None and (error is None or small.failed_at != full.moves[misplaced.place].where):
@@ -171,8 +166,6 @@ def differences(
         return found[:1] if error is None else found
     if error is not None:
         return failure(structure, small, error)
-    if real:
-        return []
     for (name, scalars, _), (other, others, label) in zip(full.scalars, small.scalars, strict=False):
         if name != other:
             return [(everything(structure), ANOTHER_PATH)]
@@ -230,13 +223,9 @@ def moved_otherwise(
         followed = other is not None and move.is_like(other)
         if not move.axes and followed:
             continue
-        if not move.axes and not full.real:
+        if not move.axes:
             return Misplaced(place, everything(structure), ANOTHER_PATH)
         touched = np.unique(np.concatenate([nothing, *(units(axis)[0] for axis in move.axes)]))
-        if full.real and not followed:
-            break  # values lead elsewhere
-        if full.real and alive_of(cut.alive, touched).all():
-            continue  # what is picked by value
         if (
             other is None
             or not followed

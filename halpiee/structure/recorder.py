@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.structure.calls import Call, Event, LayerCall, NormCall, Role, Side, Spread
+from halpiee.structure.decisions import Decisions
 from halpiee.structure.labels import Label, Tag, along, varying
 from halpiee.structure.moves import Move
 from halpiee.structure.units import Atoms, Units
@@ -97,6 +98,7 @@ class Recorder:
         self.last_module = ""
         self.given: dict[int, str] = {}
         self.real = False
+        self.decisions: Decisions | None = None
         self._known: dict[int, Known] = {}
         self._sharing: dict[int, set[int]] = {}
         self._n_values = 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from halpiee.errors import StructureError
 from halpiee.structure.agreement import alike
 from halpiee.structure.assemble import assemble
+from halpiee.structure.decisions import Decisions
 from halpiee.structure.dry_run import record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.movements import FOLLOWING
@@ -81,6 +82,7 @@ class Trial:
             [np.zeros(0, dtype=np.int64), *(unit_range(g) for g in structure.groups if not g.prunable)]
         )
         small = Recorder({}, self.recorder.positions, CheckedUnits(cut.n_units, stay))
+        small.decisions = Decisions(self.recorder.decisions) if self.real else None
         try:
             record(
                 self.model,
@@ -118,9 +120,9 @@ class Trial:
         place = -1 if misplaced is None else misplaced.place
         if any(spread.place == place for spread in recorder.spreads) and place not in recorder.turned:
             raise TurnError(alike_spreads(recorder, place) - recorder.turned)
-        found = differences(structure, recorder, small, cut, error, misplaced, real=self.real)
+        found = differences(structure, recorder, small, cut, error, misplaced)
         parted = None
-        if error is None and not self.real:
+        if error is None:
             parted = parting(wired(recorder.events, recorder.given), wired(small.events, small.given))
         found = [(units, reason) for units, reason in found if parted is None or reason != ANOTHER_PATH]
         if not found and parted is None:
@@ -135,7 +137,7 @@ class Trial:
             enough: whether what is frozen already calls for another trace, so that there is no need to go on.
         """
         fitted = 0
-        while fitted < len(keeps := irregular_keeps(structure, narrow=not self.real)):
+        while fitted < len(keeps := irregular_keeps(structure)):
             keep = keeps[fitted]
             if not self.real and alike(self.model, self.example_inputs, self.recorder, structure, keep):
                 fitted += 1

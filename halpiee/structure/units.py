@@ -123,7 +123,7 @@ class Units:
 
 
 class CheckedUnits(Units):
-    """A union-find that notes when two units of the structure are united, and where.
+    """A union-find that notes when two units of the structure are united of which one may go, and where.
 
     Args:
         n_units: units of the structure.
@@ -138,10 +138,11 @@ class CheckedUnits(Units):
         self.met: list[Finding] = []
 
     def unite(self, a: Atoms, b: Atoms) -> None:
-        """Unites, and notes units of the structure that meet although they are different."""
+        """Unites, and notes units of the structure that meet although they are different and one of them may go."""
         a, b = np.broadcast_arrays(a, b)
         x, y = self.find(a.ravel()), self.find(b.ravel())
         wrong = (x != y) & (x != 0) & (y != 0) & (x <= self.n_units) & (y <= self.n_units)
+        wrong &= ~(self._is_frozen[x] & self._is_frozen[y])  # what stays on both sides fits whatever goes
         if wrong.any():
             self.met.append((np.unique(np.concatenate([x[wrong], y[wrong]])) - 1, self.where))
         super().unite(a, b)
