@@ -7,7 +7,7 @@ It runs on tensors without values or labels, which is quicker than a trace; what
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,26 +15,54 @@ from torch import Tensor, nn
 
 from halpiee.structure.branches import taken
 from halpiee.structure.calls import tensors_of
-from halpiee.structure.groups import Structure
 from halpiee.structure.heads import adapted
 from halpiee.structure.modes import Api, Path, Watch
-from halpiee.structure.probe import cut_for, moved_otherwise
+from halpiee.structure.moves import Move
+from halpiee.structure.probe import Cut
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.shrink import set_number
-from halpiee.structure.wiring import wired
+from halpiee.structure.wiring import Step, wired
 
-__all__ = ["alike"]
+__all__ = ["Watched", "watched"]
 
 
-def alike(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    recorder: Recorder,
-    structure: Structure,
-    keep: Mapping[str, Tensor],
-) -> bool:
-    """Returns whether the model, cut on paper, is the full one on what is left: ops, what they read, numbers, moves."""
-    cut = cut_for(structure, keep)
+@dataclass(frozen=True)
+class Watched:
+    """What ran of a model.
+
+    Attributes:
+        steps: its ops, and what they read.
+        moves: what moved elements.
+        numbers: the numbers of the pointwise ops.
+        made: numbers that became tensors.
+        shapes: shapes of the outputs.
+    """
+
+    steps: list[Step]
+    moves: list[Move]
+    numbers: list[tuple[Any, ...]]
+    made: list[tuple[Any, ...]]
+    shapes: list[tuple[int, ...]]
+
+    def is_that_of(self, full: Recorder, steps: list[Step]) -> bool:
+        """Returns whether the full model, whose ops these are, runs the same on the same tensors and numbers."""
+        return (
+            self.made == full.made
+            and self.steps == steps
+            and self.numbers == [scalars for _, scalars, _ in full.scalars]
+            and self.shapes == full.output_shapes
+        )
+
+
+def watched(model: nn.Module, example_inputs: tuple[Any, ...], cut: Cut, *, training: bool) -> Watched | None:
+    """Runs a model, cut on paper, without values; returns what ran, or None where its forward fails.
+
+    Args:
+        model: the model.
+        example_inputs: its inputs.
+        cut: what to leave out.
+        training: whether to run it once more with the branches that it takes in training.
+    """
     memo: dict[int, Any] = {}
     given: dict[str, Tensor] = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -60,20 +88,13 @@ def alike(
             module.register_forward_hook(path.leave, always_call=True)
         with torch.no_grad(), Api(path, made, watch), watch:
             results = [copied(*inputs)]
-            if recorder.training:
+            if training:
                 taken(copied)
                 results.append(copied(*inputs))
     except Exception:  # whatever it was, the full probe finds out
-        return False
+        return None
     shapes = [tuple(tensor.shape) for tensor in tensors_of(results)]
-    numbers = [scalars for _, scalars, _ in recorder.scalars]
-    return (
-        made == recorder.made
-        and wired(watch.events, watch.given) == wired(recorder.events, recorder.given)
-        and watch.numbers == numbers
-        and shapes == recorder.output_shapes
-        and moved_otherwise(structure, recorder, watch.moves, cut) is None
-    )
+    return Watched(wired(watch.events, watch.given), watch.moves, watch.numbers, made, shapes)
 
 
 def on_meta(value: Any) -> Any:

@@ -89,6 +89,8 @@ def stays_the_same(full: Move, small: Move, alive: Sequence[Mask]) -> bool:
 
 def kept_along(shape: Sequence[int], masks: Sequence[Mask]) -> list[NDArray[np.int64]] | None:
     """Returns the positions that stay along each dimension, or None where what stays is no rectangle."""
+    if all(bool(mask.all()) for mask in masks):
+        return [np.arange(size) for size in shape]
     grid = np.ones([1] * len(shape), dtype=np.bool_)
     for mask in masks:
         grid = grid & mask

@@ -27,6 +27,7 @@ from halpiee.structure.units import Atoms, CheckedUnits, Finding
 __all__ = [
     "ANOTHER_PATH",
     "Cut",
+    "Misplaced",
     "cut_for",
     "differences",
     "irregular_keeps",

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from halpiee.errors import StructureError
-from halpiee.structure.agreement import alike
+from halpiee.structure.agreement import watched
 from halpiee.structure.assemble import assemble
 from halpiee.structure.decisions import Decisions
 from halpiee.structure.dry_run import record
@@ -19,6 +19,7 @@ from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.movements import FOLLOWING
 from halpiee.structure.probe import (
     ANOTHER_PATH,
+    Misplaced,
     cut_for,
     differences,
     irregular_keeps,
@@ -57,6 +58,12 @@ class Misfit:
     found: list[Finding]
     module: str
     parted: str | None
+
+
+def misfit_of(found: list[Finding], module: str, parted: str | None) -> Misfit | None:
+    """Returns the misfit, or None where nothing was found; that the forward parts has a place of its own."""
+    found = [(units, reason) for units, reason in found if parted is None or reason != ANOTHER_PATH]
+    return Misfit(found, module, parted) if found or parted is not None else None
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,20 @@ class Trial:
             TurnError: a reshape does not fit that has not been tried by rows.
         """
         recorder = self.recorder
-        small, error = self.run(structure, keep)
         cut = cut_for(structure, keep)
+        steps = wired(recorder.events, recorder.given)
+        quick = None
+        if not self.real:
+            quick = watched(self.model, self.example_inputs, cut, training=recorder.training)
+        if quick is not None:
+            misplaced = moved_otherwise(structure, recorder, quick.moves, cut)
+            if misplaced is not None:
+                self.turned(misplaced)
+                found = [(misplaced.units, misplaced.reason)]
+                return misfit_of(found, recorder.moves[misplaced.place].module, parting(steps, quick.steps))
+            if quick.is_that_of(recorder, steps):
+                return None
+        small, error = self.run(structure, keep)
         misplaced = moved_otherwise(
             structure,
             recorder,
@@ -117,17 +136,20 @@ class Trial:
             # the op that failed may be one that moves channels otherwise
             lambda move: error is None or move.at < len(small.events) or small.failed_at == move.where,
         )
-        place = -1 if misplaced is None else misplaced.place
+        module = small.last_module
+        if misplaced is not None:
+            self.turned(misplaced)
+            module = recorder.moves[misplaced.place].module
+        found = differences(structure, recorder, small, cut, error, misplaced)
+        return misfit_of(
+            found, module, parting(steps, wired(small.events, small.given)) if error is None else None
+        )
+
+    def turned(self, misplaced: Misplaced) -> None:
+        """Raises a TurnError where what moves channels otherwise is a reshape that has not been tried by rows."""
+        recorder, place = self.recorder, misplaced.place
         if any(spread.place == place for spread in recorder.spreads) and place not in recorder.turned:
             raise TurnError(alike_spreads(recorder, place) - recorder.turned)
-        found = differences(structure, recorder, small, cut, error, misplaced)
-        parted = None
-        if error is None:
-            parted = parting(wired(recorder.events, recorder.given), wired(small.events, small.given))
-        found = [(units, reason) for units, reason in found if parted is None or reason != ANOTHER_PATH]
-        if not found and parted is None:
-            return None
-        return Misfit(found, small.last_module if misplaced is None else recorder.moves[place].module, parted)
 
     def settled(self, structure: Structure, enough: Callable[[], bool]) -> Structure:
         """Returns the structure with everything frozen that does not follow the channels.
@@ -139,9 +161,6 @@ class Trial:
         fitted = 0
         while fitted < len(keeps := irregular_keeps(structure)):
             keep = keeps[fitted]
-            if not self.real and alike(self.model, self.example_inputs, self.recorder, structure, keep):
-                fitted += 1
-                continue
             misfit = self.misfit(structure, keep)
             if misfit is None:
                 fitted += 1
