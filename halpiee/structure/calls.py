@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -61,12 +62,12 @@ class Call:
         """The op and where it ran, as reasons name it."""
         return f"{self.name} in {self.module}" if self.module else self.name
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """Its tensor inputs, in order, those in lists included."""
         return tensors_of([self.args, self.kwargs])
 
-    @property
+    @cached_property
     def outputs(self) -> list[Tensor]:
         """Its tensor outputs, in order."""
         return tensors_of(self.out)

@@ -130,9 +130,10 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.recorder.failed_at = f"{name} in {module}" if module else name
             raise
         with plain_tensors():
+            tensors = tensors_of([args, kwargs])
             if self.recorder.decisions is not None:
-                out = self.recorder.decisions.outcome(name, tensors_of([args, kwargs]), out)
-            reads = tuple(self.recorder.value(t) for t in tensors_of([args, kwargs]))
+                out = self.recorder.decisions.outcome(name, tensors, out)
+            reads = tuple(self.recorder.value(t) for t in tensors)
             given = self.path.inputs[-1] if self.path.inputs else None
             call = Call(name, func, args, kwargs, out, module, self.path.api, reads, given)
             timing = apply(self.recorder, call)

@@ -55,8 +55,9 @@ def concat(recorder: Recorder, call: Call) -> Timing | None:
         recorder.set(out, Tag())
         return None
     wide = any(d != dim and size > 1 for p in parts for d, size in enumerate(p.shape))
+    labelled = [bool(part.any()) for part in parts]
     for index, part in enumerate(parts):
-        if not part.any() and (any(p.any() for p in parts)):
+        if any(labelled) and not labelled[index]:
             # Constants beside channels keep their place.
             parts[index] = np.broadcast_to(recorder.units.fresh(1).reshape([1] * part.ndim), part.shape)
             recorder.units.freeze(parts[index], f"constant channels at {call.where}")
