@@ -14,6 +14,7 @@ from typing import Any
 
 from latency import backends
 from latency.backends import Backend
+from latency.caches import weight_bytes
 from latency.design import Spec, specs
 from latency.device import pinned
 from latency.errors import MeasurementError, UsageError
@@ -64,7 +65,9 @@ class LazySweep:
         precision: Precision | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self._wanted = specs(list(ops), fixed)
+        listed = list(ops)
+        self._wanted = specs(listed, fixed)
+        self._streamed = weight_bytes(listed)
         self._backend = (
             backends.load(backend, threads=threads, settings=settings)
             if isinstance(backend, str)
@@ -82,7 +85,13 @@ class LazySweep:
         self._journal = Journal(path, self._backend.environment(), resume=self._resume)
         try:
             with pinned(self._threads):
-                self._measurer = Measurer(self._backend, self._journal, seed=self._seed, told=self._progress)
+                self._measurer = Measurer(
+                    self._backend,
+                    self._journal,
+                    streamed=self._streamed,
+                    seed=self._seed,
+                    told=self._progress,
+                )
                 self._begin(self._measurer)
         except BaseException:
             self._journal.close()

@@ -1,7 +1,10 @@
 """Carries measurements out: cells in random order, each on the disk before the next, disturbed ones once more.
 
 A cell that found no quiet moment goes back to the end of the queue; after three visits it is written as it stands, and
-says so. One order over all tables, so that drift of the machine does not become a slope of a table.
+says so; where hardly a moment is quiet, after the first. One order over all tables, so that drift of the machine does
+not become a slope of a table.
+
+Where an op uses its weights seldom, they are read from memory, as in a network (`latency.caches`).
 
 Where memory happens to lie changes a time as well: an op that moves more than it computes takes up to twice as long
 from one build to the next. So a backend may ask for several builds of a cell. Two that agree are averaged; otherwise
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from latency.backends import Backend, Built, out_of_memory
+from latency.caches import COLD, WARM, evictor, rereads
 from latency.device import environment_id
 from latency.errors import UnsupportedOpError
 from latency.journal import Journal
@@ -49,6 +53,9 @@ MOST_SECONDS = 0.6
 VISITS = 3
 """How often a cell that finds no quiet moment is measured before it is written as it stands."""
 
+AGAIN = 0.25
+"""Visits beyond the first take no more than this share of all time: where nothing is quiet, they find nothing else."""
+
 
 @dataclass
 class _Job:
@@ -67,21 +74,32 @@ class Measurer:
     Args:
         backend: builds ops.
         journal: where cells go; those it holds are not measured again.
+        streamed: bytes of weights that a network reads between two runs of the same op.
         seed: of the order.
         told: called with (cells done, cells in all).
     """
 
     def __init__(
-        self, backend: Backend, journal: Journal, *, seed: int = 0, told: Progress | None = None
+        self,
+        backend: Backend,
+        journal: Journal,
+        *,
+        streamed: int = 0,
+        seed: int = 0,
+        told: Progress | None = None,
     ) -> None:
         self.backend = backend
         self.journal = journal
         self.done = 0
         self.total = 0
         self._told = told
+        self._seconds = self._again = 0.0
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
         call = backend.anchor()
+        self._evict = (
+            evictor(streamed, journal.environment) if streamed and getattr(backend, "evicts", False) else None
+        )
         self._anchor = Anchor(call, backend.clock()) if call is not None else None
         if self._anchor is not None:
             self._anchor.settle()
@@ -97,7 +115,7 @@ class Measurer:
 
     def known(self, op: Op, role: str) -> dict[str, Any] | None:
         """Returns the cell of an op in a role, None if it was not measured."""
-        return self._known.get(cell_key({**op.key(), "role": role}))
+        return self._known.get(cell_key({**op.key(), "cache": self._state(op), "role": role}))
 
     def expect(self, cells: int) -> None:
         """Says how many cells are to come."""
@@ -120,6 +138,7 @@ class Measurer:
         self._tell()
         while queue:
             job = queue.popleft()
+            begun = time.perf_counter()
             try:
                 timing, built = self._visit(job, precision)
             except Exception as error:
@@ -128,7 +147,10 @@ class Measurer:
                 self._tell()
                 continue
             job.visits += 1
-            if not timing.quiet and job.visits < VISITS:
+            spent = time.perf_counter() - begun
+            self._seconds += spent
+            self._again += spent if job.visits > 1 else 0.0
+            if not timing.quiet and job.visits < VISITS and self._again < AGAIN * self._seconds:
                 queue.append(job)
                 continue
             cell = self._cell(job, timing, built)
@@ -156,10 +178,17 @@ class Measurer:
                     Sampling(clock=self.backend.clock(), anchor=self._anchor, precision=precision)
                 )
             built = self.backend.build(job.op)
-            timings.append(job.samplings[number].visit(built.run, built.minus))
+            evict = self._evict if self._state(job.op) == COLD else None
+            timings.append(job.samplings[number].visit(built.run, built.minus, before=evict))
             spent = len(timings) >= MOST_BUILDS or (len(timings) > 2 and time.perf_counter() > end)
+            # what differs without a quiet moment says nothing of where memory lies
+            spent = spent or not all(t.quiet for t in timings)
             if len(timings) >= asked and (asked == 1 or spent or _agree(timings)):
                 return _joined(timings), built
+
+    def _state(self, op: Op) -> str:
+        """Returns whether an op finds its weights in a cache."""
+        return COLD if self._evict is not None and rereads(op) else WARM
 
     def _left_out(self, op: Op, error: Exception) -> None:
         """Writes that a cell cannot be built or does not fit in memory, and goes on; anything else is an error."""
@@ -172,7 +201,7 @@ class Measurer:
         environment, copies = self.journal.environment, built.copies
         cell: dict[str, Any] = {
             **job.op.key(),
-            "cache": "warm",
+            "cache": self._state(job.op),
             "us": round(timing.us / copies, 3),
             "ci_lo": round(timing.ci_lo / copies, 3),
             "ci_hi": round(timing.ci_hi / copies, 3),

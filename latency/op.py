@@ -8,6 +8,7 @@ cheap ops that follow it and that a runtime may fuse into it. Its JSON form is t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,18 +94,20 @@ class Op:
         return self.kind == "conv" and self.groups == 1 and self.c_in <= IMAGE_CHANNELS
 
     @property
+    def weights(self) -> int:
+        """Weights of a convolution or a linear layer, without its bias; 0 of all other ops."""
+        if self.kind not in CONTRACTIONS:
+            return 0
+        return self.c_in * self.c_out * math.prod(self.kernel) // self.groups
+
+    @property
     def macs(self) -> int:
         """Multiplications of the op, or, where it has no weights, numbers it reads."""
         positions = self.batch * self.h * self.w
         if self.kind not in CONTRACTIONS:
             return positions * self.c_in
-        taps, step = 1, 1
-        for k in self.kernel:
-            taps *= k
-        for s in self.stride:
-            step *= s
-        step = 1 if self.kind == "conv_transpose" else step
-        return positions * self.c_in * self.c_out * taps // (step * self.groups)
+        step = 1 if self.kind == "conv_transpose" else math.prod(self.stride)
+        return positions * self.c_in * self.c_out * math.prod(self.kernel) // (step * self.groups)
 
     def with_channels(self, c_in: int, c_out: int) -> Op:
         """Returns the same op at another width; a grouped op keeps the width of a group, not their number."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from latency.caches import COLD, WARM
 from latency.device import differences, environment_id
 from latency.errors import OutputInUseError, ProfileError
 from latency.op import IMAGE_CHANNELS, Op
@@ -40,7 +41,7 @@ class Profile:
     Args:
         environment: circumstances of all cells.
         cells: mappings with the keys above; of a value only ``us`` must be there. Of several with the same key and
-            role the last one counts.
+            role the last one counts; of a table measured with cold and with warm weights the cold ones do.
 
     Attributes:
         environment: circumstances of all cells.
@@ -69,7 +70,7 @@ class Profile:
             name = cell_key(cell)
             found.pop(name, None)
             found[name] = dict(cell)
-        self.cells: list[dict[str, Any]] = list(found.values())
+        self.cells: list[dict[str, Any]] = _in_one_state(list(found.values()))
         self._by_table: dict[str, list[dict[str, Any]]] | None = None
         self._tables: dict[str, Table] = {}
 
@@ -166,10 +167,19 @@ class Profile:
         return Profile(self.environment, sorted(self.cells, key=_order))
 
 
+def _in_one_state(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the cells without those of warm weights whose table has some of cold ones: a network's are cold."""
+    if len({c.get("cache", WARM) for c in cells}) < 2:
+        return cells
+    keys = [Op.from_key(c).table_key() for c in cells]
+    cold = {key for key, c in zip(keys, cells, strict=True) if c.get("cache") == COLD}
+    return [c for key, c in zip(keys, cells, strict=True) if key not in cold or c.get("cache") == COLD]
+
+
 def cell_key(cell: Mapping[str, Any]) -> str:
     """Returns what names a cell: its op at its width, cache state and role."""
     op = Op.from_key(cell)
-    named = {**op.key(), "cache": cell.get("cache", "warm"), "role": cell.get("role", "sweep")}
+    named = {**op.key(), "cache": cell.get("cache", WARM), "role": cell.get("role", "sweep")}
     return json.dumps(named, sort_keys=True, separators=(",", ":"))
 
 

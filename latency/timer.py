@@ -159,6 +159,12 @@ class Anchor:
             self._recount()
         return us
 
+    def returned(self) -> float:
+        """Returns µs of a run after others have emptied the caches: its data and the clock's code come back first."""
+        for _ in range(2):
+            self.clock.time_us(self.run)
+        return self.sample()
+
     def _recount(self) -> None:
         self.floor_us = float(np.percentile(self._recent, 2))
 
@@ -202,9 +208,21 @@ class Sampling:
         self._timed_us = self._wall_us = 0.0
 
     def visit(
-        self, run: Callable[[], object], minus: Callable[[], object] | None = None, *, warm_up: int = 2
+        self,
+        run: Callable[[], object],
+        minus: Callable[[], object] | None = None,
+        *,
+        before: Callable[[], object] | None = None,
+        warm_up: int = 2,
     ) -> Timing:
-        """Runs until the precision is met, the runs of earlier visits included; returns what is known then."""
+        """Runs until the precision is met, the runs of earlier visits included; returns what is known then.
+
+        Args:
+            run: what is timed.
+            minus: what is subtracted.
+            before: runs untimed before each run and the anchor in front of it.
+            warm_up: runs before the first that counts.
+        """
         sides = [run] if minus is None else [run, minus]
         for _ in range(warm_up):
             for side in sides:
@@ -214,13 +232,16 @@ class Sampling:
         check = precision.n_min
         n = 0
         while True:
-            before = self.anchor.sample() if self.anchor else 1.0
+            earlier = self.anchor.sample() if self.anchor else 1.0
             for side, runs, anchors in zip(sides, self._runs, self._anchors, strict=False):
+                if before is not None:
+                    before()
+                    earlier = self.anchor.returned() if self.anchor else 1.0
                 us, wall = self.clock.time_us(side)
-                after = self.anchor.sample() if self.anchor else 1.0
+                later = self.anchor.sample() if self.anchor else 1.0
                 runs.append(us)
-                anchors.append(max(before, after))
-                before = after
+                anchors.append(max(earlier, later))
+                earlier = later
                 self._timed_us += us
                 self._wall_us += wall
             n += 1

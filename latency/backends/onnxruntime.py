@@ -47,6 +47,8 @@ class OnnxRuntime:
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = threads
+        self.evicts = threads == 1
+        """Whether weights are to be read from memory; one thread can empty no other core's caches."""
 
     def environment(self) -> dict[str, Any]:
         """Returns the circumstances of everything this backend measures."""
