@@ -5,7 +5,8 @@ the network since. An op that is timed over and over finds its own still there. 
 makes no difference; a convolution on 4×4 positions takes up to a third longer than such a timing says.
 
 So between two runs as many bytes are read as the network has weights, at most as the last cache holds. The op's
-activations are made anew in each run, by what feeds it (`latency.backends.onnx_graph`).
+activations are made anew in each run, by what feeds it (`latency.backends.onnx_graph`). A network whose weights fill
+less than a quarter of that cache finds them there.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ Memory gives about 10 GB/s, a core 20 G multiplications a second: a weight of fo
 these, 1.3 % of 600.
 """
 
+FITS = 4
+"""Weights that fill this part of the last cache, or less, stay in it."""
+
 UNKNOWN_CACHE_BYTES = 32 << 20
 """Taken for the last cache where the machine does not say."""
 
@@ -45,15 +49,17 @@ def weight_bytes(ops: Iterable[Op]) -> int:
     return sum(op.weights * width.get(op.dtype, 4) for op in ops)
 
 
-def evictor(wanted: int, environment: Mapping[str, Any]) -> Callable[[], object]:
-    """Returns a call that reads so many bytes, at most as many as the last cache holds.
+def evictor(streamed: int, environment: Mapping[str, Any]) -> Callable[[], object] | None:
+    """Returns a call that reads so many bytes, at most as many as the last cache holds; None where it keeps them.
 
     Args:
-        wanted: bytes.
+        streamed: bytes of weights that a network reads between two runs of an op.
         environment: of the device; ``cpu_caches`` states sizes such as ``32768K``.
     """
     held = max(map(_bytes, environment.get("cpu_caches", {}).values()), default=0) or UNKNOWN_CACHE_BYTES
-    numbers = np.ones(max(1, min(wanted, held) // 8), dtype=np.int64)
+    if streamed * FITS <= held:
+        return None
+    numbers = np.ones(min(streamed, held) // 8, dtype=np.int64)
     return lambda: np.maximum.reduce(
         numbers
     )  # at the speed of the memory; a sum of floats takes three times as long

@@ -97,9 +97,8 @@ class Measurer:
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
         call = backend.anchor()
-        self._evict = (
-            evictor(streamed, journal.environment) if streamed and getattr(backend, "evicts", False) else None
-        )
+        evicts = getattr(backend, "evicts", False)
+        self._evict = evictor(streamed, journal.environment) if evicts else None
         self._anchor = Anchor(call, backend.clock()) if call is not None else None
         if self._anchor is not None:
             self._anchor.settle()
