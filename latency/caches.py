@@ -4,22 +4,24 @@ Activations were just written and lie in a cache; weights were last read one inf
 the network since. An op that is timed over and over finds its own still there. Where it uses each weight often, that
 makes no difference; a convolution on 4×4 positions takes up to a third longer than such a timing says.
 
-So between two runs as many bytes are read as the network has weights, at most as the last cache holds. The op's
-activations are made anew in each run, by what feeds it (`latency.backends.onnx_graph`). A network whose weights fill
-less than a quarter of that cache finds them there.
+So between two runs of an op with large weights as many bytes are read as the network has weights, at most as the last
+cache holds. The op's activations are made anew in each run, by what feeds it (`latency.backends.onnx_graph`). A network
+whose weights fill less than a quarter of that cache finds them there, and with small weights it is the arithmetic that
+counts: emptying the caches drives out the call's own code as well, so that differences of a few µs are lost.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from latency.op import Op
 
-__all__ = ["COLD", "WARM", "evictor", "rereads", "weight_bytes"]
+__all__ = ["COLD", "WARM", "Memory", "weight_bytes"]
 
 WARM, COLD = "warm", "cold"
 """States of an op's weights when it runs, as cells state them."""
@@ -31,6 +33,9 @@ Memory gives about 10 GB/s, a core 20 G multiplications a second: a weight of fo
 these, 1.3 % of 600.
 """
 
+SMALL = 1 << 20
+"""Bytes of weights, of the widest op of a table, from which on it matters where they come from."""
+
 FITS = 4
 """Weights that fill this part of the last cache, or less, stay in it."""
 
@@ -38,31 +43,42 @@ UNKNOWN_CACHE_BYTES = 32 << 20
 """Taken for the last cache where the machine does not say."""
 
 
-def rereads(op: Op) -> bool:
-    """Returns whether an op uses each of its weights so seldom that it matters where they come from."""
-    return 0 < op.macs <= SELDOM * op.weights
+@dataclass(frozen=True)
+class Memory:
+    """What of a network comes from memory.
 
-
-def weight_bytes(ops: Iterable[Op]) -> int:
-    """Returns the bytes of all weights of some ops, equal ones counted as often as they are there."""
-    width = {"float32": 4, "float16": 2, "bfloat16": 2}
-    return sum(op.weights * width.get(op.dtype, 4) for op in ops)
-
-
-def evictor(streamed: int, environment: Mapping[str, Any]) -> Callable[[], object] | None:
-    """Returns a call that reads so many bytes, at most as many as the last cache holds; None where it keeps them.
-
-    Args:
-        streamed: bytes of weights that a network reads between two runs of an op.
-        environment: of the device; ``cpu_caches`` states sizes such as ``32768K``.
+    Attributes:
+        tables: names of the tables of the ops whose weights do (`Op.table_key`).
+        evict: drives them out of the caches.
     """
-    held = max(map(_bytes, environment.get("cpu_caches", {}).values()), default=0) or UNKNOWN_CACHE_BYTES
-    if streamed * FITS <= held:
-        return None
-    numbers = np.ones(min(streamed, held) // 8, dtype=np.int64)
-    return lambda: np.maximum.reduce(
-        numbers
-    )  # at the speed of the memory; a sum of floats takes three times as long
+
+    tables: frozenset[str]
+    evict: Callable[[], object]
+
+    @classmethod
+    def of(cls, ops: Iterable[Op], environment: Mapping[str, Any]) -> Memory | None:
+        """Returns what of some ops comes from memory; None where all of it stays in the last cache.
+
+        Args:
+            ops: ops as built, equal ones as often as they are there.
+            environment: of the device; ``cpu_caches`` states sizes such as ``32768K``.
+        """
+        listed = list(ops)
+        streamed = sum(map(weight_bytes, listed))
+        held = max(map(_bytes, environment.get("cpu_caches", {}).values()), default=0) or UNKNOWN_CACHE_BYTES
+        tables = {
+            op.table_key() for op in listed if weight_bytes(op) > SMALL and op.macs <= SELDOM * op.weights
+        }
+        if streamed * FITS <= held or not tables:
+            return None
+        numbers = np.ones(min(streamed, held) // 8, dtype=np.int64)
+        # at the speed of the memory; a sum of floats takes three times as long
+        return cls(frozenset(tables), lambda: np.maximum.reduce(numbers))
+
+
+def weight_bytes(op: Op) -> int:
+    """Returns the bytes of an op's weights."""
+    return op.weights * {"float16": 2, "bfloat16": 2}.get(op.dtype, 4)
 
 
 def _bytes(size: str) -> int:

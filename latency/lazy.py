@@ -14,7 +14,7 @@ from typing import Any
 
 from latency import backends
 from latency.backends import Backend
-from latency.caches import weight_bytes
+from latency.caches import Memory
 from latency.design import Spec, specs
 from latency.device import pinned
 from latency.errors import MeasurementError, UsageError
@@ -67,7 +67,7 @@ class LazySweep:
     ) -> None:
         listed = list(ops)
         self._wanted = specs(listed, fixed)
-        self._streamed = weight_bytes(listed)
+        self._listed = listed
         self._backend = (
             backends.load(backend, threads=threads, settings=settings)
             if isinstance(backend, str)
@@ -84,11 +84,12 @@ class LazySweep:
         path = None if self._path is None else Path(self._path)
         self._journal = Journal(path, self._backend.environment(), resume=self._resume)
         try:
+            evicts = getattr(self._backend, "evicts", False)
             with pinned(self._threads):
                 self._measurer = Measurer(
                     self._backend,
                     self._journal,
-                    streamed=self._streamed,
+                    memory=Memory.of(self._listed, self._journal.environment) if evicts else None,
                     seed=self._seed,
                     told=self._progress,
                 )

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from latency.backends import Backend, Built, out_of_memory
-from latency.caches import COLD, WARM, evictor, rereads
+from latency.caches import COLD, WARM, Memory
 from latency.device import environment_id
 from latency.errors import UnsupportedOpError
 from latency.journal import Journal
@@ -74,7 +74,7 @@ class Measurer:
     Args:
         backend: builds ops.
         journal: where cells go; those it holds are not measured again.
-        streamed: bytes of weights that a network reads between two runs of the same op.
+        memory: what of the network comes from memory; None where nothing does.
         seed: of the order.
         told: called with (cells done, cells in all).
     """
@@ -84,7 +84,7 @@ class Measurer:
         backend: Backend,
         journal: Journal,
         *,
-        streamed: int = 0,
+        memory: Memory | None = None,
         seed: int = 0,
         told: Progress | None = None,
     ) -> None:
@@ -97,8 +97,7 @@ class Measurer:
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
         call = backend.anchor()
-        evicts = getattr(backend, "evicts", False)
-        self._evict = evictor(streamed, journal.environment) if evicts else None
+        self._memory = memory
         self._anchor = Anchor(call, backend.clock()) if call is not None else None
         if self._anchor is not None:
             self._anchor.settle()
@@ -168,6 +167,7 @@ class Measurer:
             precision = replace(
                 precision, n_min=max(5, -(-precision.n_min // asked)), seconds=precision.seconds / asked
             )
+        evict = self._memory.evict if self._memory is not None and self._state(job.op) == COLD else None
         timings: list[Timing] = []
         end = time.perf_counter() + MOST_SECONDS
         while True:
@@ -177,17 +177,16 @@ class Measurer:
                     Sampling(clock=self.backend.clock(), anchor=self._anchor, precision=precision)
                 )
             built = self.backend.build(job.op)
-            evict = self._evict if self._state(job.op) == COLD else None
             timings.append(job.samplings[number].visit(built.run, built.minus, before=evict))
             spent = len(timings) >= MOST_BUILDS or (len(timings) > 2 and time.perf_counter() > end)
-            # what differs without a quiet moment says nothing of where memory lies
-            spent = spent or not all(t.quiet for t in timings)
+            # what differs without a quiet moment, or with the caches emptied, says nothing of where memory lies
+            spent = spent or evict is not None or not all(t.quiet for t in timings)
             if len(timings) >= asked and (asked == 1 or spent or _agree(timings)):
                 return _joined(timings), built
 
     def _state(self, op: Op) -> str:
         """Returns whether an op finds its weights in a cache."""
-        return COLD if self._evict is not None and rereads(op) else WARM
+        return COLD if self._memory is not None and op.table_key() in self._memory.tables else WARM
 
     def _left_out(self, op: Op, error: Exception) -> None:
         """Writes that a cell cannot be built or does not fit in memory, and goes on; anything else is an error."""

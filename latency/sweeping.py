@@ -14,7 +14,7 @@ from typing import Any, Literal, overload
 
 from latency import backends
 from latency.backends import Backend
-from latency.caches import weight_bytes
+from latency.caches import Memory
 from latency.design import Design, Spec, crossings, design, refined, specs
 from latency.device import pinned
 from latency.journal import Journal
@@ -148,8 +148,9 @@ def sweep(
     if dry_run:
         return _estimate(listed, wanted, holdout, seed, every)
     journal = Journal(None if path is None else Path(path), runtime.environment(), resume=resume)
+    memory = Memory.of(listed, journal.environment) if getattr(runtime, "evicts", False) else None
     with journal, _told(progress) as told, pinned(threads):
-        measurer = Measurer(runtime, journal, streamed=weight_bytes(listed), seed=seed, told=told)
+        measurer = Measurer(runtime, journal, memory=memory, seed=seed, told=told)
         if every is None:
             _sweep(measurer, wanted, holdout=holdout, seed=seed, precision=precision or Precision())
         else:

@@ -6,10 +6,11 @@ import tracemalloc
 
 import pytest
 
-import latency.measuring
+import latency
 from latency.backends import Built
-from latency.caches import COLD, WARM, evictor, rereads, weight_bytes
+from latency.caches import COLD, WARM, Memory, weight_bytes
 from latency.journal import Journal
+from latency.lazy import LazySweep
 from latency.measuring import Measurer
 from latency.op import Op
 from latency.profiles import Profile
@@ -25,8 +26,6 @@ MANY = {"h": 64, "w": 64}
 
 class Cached(FakeBackend):
     """Ops of 100 µs, and 130 where their weights come from memory."""
-
-    evicts = True
 
     def __init__(self) -> None:
         super().__init__(lambda op: 100.0)
@@ -45,82 +44,116 @@ class Cached(FakeBackend):
         return Built(run=run, minus=minus, method="twin")
 
 
-def measured(backend: Cached, monkeypatch: pytest.MonkeyPatch, *ops: Op) -> list[dict]:
+def measured(backend: Cached, *ops: Op, tables: tuple[Op, ...] = ()) -> list[dict]:
     def evict() -> None:
         backend.cold = True
 
-    monkeypatch.setattr(latency.measuring, "evictor", lambda streamed, environment: evict)
-    measurer = Measurer(backend, Journal(None, backend.environment()), streamed=1)
+    memory = Memory(frozenset(op.table_key() for op in tables), evict)
+    measurer = Measurer(backend, Journal(None, backend.environment()), memory=memory)
     return measurer.measure([(op, "sweep", None) for op in ops], Precision())
 
 
-def test_an_op_that_uses_its_weights_seldom_reads_them_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = measured(Cached(), monkeypatch, conv(64, 64, **FEW), conv(64, 64, **MANY))
-    assert {(c["h"], c["us"], c["cache"]) for c in cells} == {(4, 130.0, COLD), (64, 100.0, WARM)}
+def test_an_op_whose_weights_come_from_memory_is_timed_so_at_every_width() -> None:
+    few = conv(64, 64, **FEW)
+    cells = measured(Cached(), few, few.with_channels(8, 8), conv(64, 64, **MANY), tables=(few,))
+    assert {(c["h"], c["c_in"], c["us"], c["cache"]) for c in cells} == {
+        (4, 64, 130.0, COLD),
+        (4, 8, 130.0, COLD),
+        (64, 64, 100.0, WARM),
+    }
 
 
-def test_weights_stay_in_the_cache_where_nothing_else_is_read_or_the_backend_cannot_tell(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    backend = Cached()
-    (cell,) = Measurer(backend, Journal(None, backend.environment())).measure(
-        [(conv(64, 64, **FEW), "sweep", None)], Precision()
-    )
-    assert (cell["us"], cell["cache"]) == (100.0, WARM)
-    backend.evicts = False
-    (cell,) = measured(backend, monkeypatch, conv(64, 64, **FEW))
-    assert (cell["us"], cell["cache"]) == (100.0, WARM)
+def test_builds_with_the_caches_emptied_are_two_however_they_differ() -> None:
+    class Placed(Cached):
+        builds = 2
+
+        def build(self, op: Op) -> Built:
+            built = super().build(op)
+            slow = 1.0 if len(self.built) % 2 else 2.0
+            return Built(run=lambda: (self.time.passes(100.0 * slow), built.run()), minus=built.minus)
+
+    backend = Placed()
+    (cell,) = measured(backend, conv(64, 64, **FEW), tables=(conv(64, 64, **FEW),))
+    assert len(backend.built) == 2
+    assert cell["us"] == pytest.approx(130.0 + 150.0)
 
 
-def test_a_cell_of_warm_weights_is_measured_again_with_cold_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_of_warm_weights_is_measured_again_with_cold_ones() -> None:
     backend = Cached()
     journal = Journal(None, backend.environment())
     op = conv(64, 64, **FEW)
     Measurer(backend, journal).measure([(op, "sweep", None)], Precision())
-    monkeypatch.setattr(latency.measuring, "evictor", lambda streamed, environment: lambda: None)
-    measurer = Measurer(backend, journal, streamed=1)
+    measurer = Measurer(backend, journal, memory=Memory(frozenset({op.table_key()}), lambda: None))
     assert measurer.known(op, "sweep") is None
     assert len(measurer.measure([(op, "sweep", None)], Precision())) == 1
     assert measurer.known(op, "sweep") is not None
 
 
-def test_how_often_an_op_uses_a_weight_is_its_positions_times_the_batch() -> None:
-    # 24 × 25 positions are 600, one row more is too many; a stride of 2 leaves a quarter of them.
-    assert rereads(conv(8, 16, h=24, w=25))
-    assert not rereads(conv(8, 16, h=25, w=25))
-    assert not rereads(conv(8, 16, h=24, w=25, batch=2))
-    assert rereads(conv(8, 16, h=48, w=50, stride=(2, 2)))
-    assert rereads(Op(kind="linear", c_in=8, c_out=8, batch=600))
-    assert not rereads(Op(kind="max_pool", c_in=8, c_out=8, h=2, w=2, kernel=(2, 2)))  # has none
+BIG = conv(512, 512, **FEW)
+"""9 MiB of weights, each used 16 times."""
+
+CACHES = {"cpu_caches": {"L1": "32K", "L2": "1024K", "L3": "32768K"}}
 
 
-def test_bytes_of_weights_are_counted_as_often_as_they_are_there() -> None:
-    grouped = conv(8, 16, groups=4)  # 8/4 · 16 · 9 = 288 weights
-    half = Op(kind="linear", c_in=10, c_out=5, dtype="float16")  # 50
-    pool = Op(kind="max_pool", c_in=8, c_out=8, h=2, w=2, kernel=(2, 2))
-    assert weight_bytes([grouped, grouped, half, pool]) == 2 * 288 * 4 + 50 * 2
+def test_weights_come_from_memory_where_they_are_many_and_used_seldom() -> None:
+    linear = Op(kind="linear", c_in=512, c_out=1000)  # 2 MB, each used once
+    small = conv(128, 128, **FEW)  # 0.56 MiB
+    often = conv(512, 512, **MANY)  # each used 4,096 times
+    pool = Op(kind="max_pool", c_in=512, c_out=512, h=2, w=2, kernel=(2, 2))
+    memory = Memory.of([BIG, linear, small, often, pool], CACHES)
+    assert memory is not None
+    assert memory.tables == {BIG.table_key(), linear.table_key()}
+
+
+def test_a_weight_is_used_positions_times_batch_times() -> None:
+    # 24 × 25 positions are 600, one more row too many; a stride of 2 leaves a quarter of them.
+    def comes(**shape: object) -> bool:
+        return Memory.of([conv(512, 512, **shape)], CACHES) is not None
+
+    assert comes(h=24, w=25)
+    assert not comes(h=25, w=25)
+    assert not comes(h=24, w=25, batch=2)
+    assert comes(h=48, w=50, stride=(2, 2))
+
+
+def test_bytes_of_weights_by_hand() -> None:
+    assert weight_bytes(conv(8, 16, groups=4)) == 8 // 4 * 16 * 9 * 4
+    assert weight_bytes(Op(kind="linear", c_in=10, c_out=5, dtype="float16")) == 100
+    assert weight_bytes(Op(kind="max_pool", c_in=8, c_out=8, h=2, w=2, kernel=(2, 2))) == 0
 
 
 @pytest.mark.parametrize(
-    ("streamed", "caches", "bytes_read"),
+    ("layers", "caches", "bytes_read"),
     [
-        (3 << 20, {"L1": "32K", "L2": "1024K", "L3": "8192K"}, 3 << 20),
-        (2 << 20, {"L1": "32K", "L2": "1024K", "L3": "8192K"}, 0),  # a quarter of it stays in it
-        (99 << 20, {"L1": "32K", "L2": "1024K", "L3": "8192K"}, 8 << 20),
-        (99 << 20, {"L2": "2M"}, 2 << 20),
-        (99 << 20, {}, 32 << 20),
+        (1, {"L1": "32K", "L2": "1024K", "L3": "32768K"}, 9 << 20),
+        (9, {"L1": "32K", "L2": "1024K", "L3": "32768K"}, 32 << 20),
+        (9, {"L2": "2M"}, 2 << 20),
+        (9, {}, 32 << 20),
+        (1, {"L1": "32K", "L2": "1024K", "L3": "36M"}, 0),  # a quarter of it, which stays there
     ],
 )
-def test_no_more_is_read_than_the_last_cache_holds(streamed: int, caches: dict, bytes_read: int) -> None:
+def test_as_much_is_read_as_there_are_weights_and_no_more_than_the_last_cache_holds(
+    layers: int, caches: dict, bytes_read: int
+) -> None:
     tracemalloc.start()
     try:
-        evict = evictor(streamed, {"cpu_caches": caches})
+        memory = Memory.of([BIG] * layers, {"cpu_caches": caches})
         held = tracemalloc.get_traced_memory()[0]
-        assert (evict is None) == (bytes_read == 0)
-        assert evict is None or evict() == 1  # the largest of ones: they were all read
+        assert (memory is None) == (bytes_read == 0)
+        assert memory is None or memory.evict() == 1  # the largest of ones: they were all read
     finally:
         tracemalloc.stop()
     assert held == pytest.approx(bytes_read, rel=0.01, abs=20_000)
+
+
+@pytest.mark.parametrize(("evicts", "state"), [(True, COLD), (False, WARM)])
+def test_a_sweep_empties_the_caches_where_its_backend_can(evicts: bool, state: str) -> None:
+    backend = FakeBackend(lambda op: 100.0)
+    backend.evicts = evicts
+    profile = latency.sweep([BIG], backend=backend, fixed={BIG: (True, True)})
+    assert {c["cache"] for c in profile.cells if c["c_in"] == 512} == {state}
+    with LazySweep([BIG], backend=backend, fixed={BIG: (True, True)}) as lazy:
+        assert {c["cache"] for c in lazy.profile.cells if c["c_in"] == 512} == {state}
 
 
 def test_of_a_table_with_cells_of_both_kinds_the_cold_ones_count() -> None:
