@@ -2,7 +2,7 @@
 
 Activations were just written and lie in a cache; weights were last read one inference ago, and all other weights of
 the network since. An op that is timed over and over finds its own still there. Where it uses each weight often, that
-makes no difference; a convolution on 4×4 positions takes up to a third longer than such a timing says.
+makes no difference; a convolution on 4×4 positions uses each 16 times, and takes longer than such a timing says.
 
 So between two runs of an op with large weights as many bytes are read as the network has weights, at most as the last
 cache holds. The op's activations are made anew in each run, by what feeds it (`latency.backends.onnx_graph`). A network

@@ -99,7 +99,7 @@ class Precision:
     absolute_us: float = 0.1
     n_min: int = 9
     n_max: int = 600
-    seconds: float = 0.4
+    seconds: float = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
