@@ -65,8 +65,10 @@ class Units:
         return atoms
 
     def find(self, atoms: Atoms) -> Atoms:
-        """Returns the root of each atom: the smallest atom of its unit."""
+        """Returns the root of each atom: the smallest atom of its unit. Roots are returned themselves, not copied."""
         root = self._parent[atoms]
+        if np.array_equal(root, atoms):
+            return atoms
         while True:
             above = self._parent[root]
             if np.array_equal(above, root):
