@@ -14,12 +14,11 @@ from typing import Any
 
 from latency import backends
 from latency.backends import Backend
-from latency.caches import Memory
 from latency.design import Spec, specs
 from latency.device import pinned
 from latency.errors import MeasurementError, UsageError
 from latency.journal import Journal
-from latency.measuring import Cell, Measurer, Progress
+from latency.measuring import Cell, Measurer, Progress, memory_of
 from latency.op import CONTRACTIONS, Op, in_words
 from latency.probing import Steps, kind_of, probe
 from latency.profiles import Profile
@@ -65,9 +64,8 @@ class LazySweep:
         precision: Precision | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        listed = list(ops)
-        self._wanted = specs(listed, fixed)
-        self._listed = listed
+        self._listed = list(ops)
+        self._wanted = specs(self._listed, fixed)
         self._backend = (
             backends.load(backend, threads=threads, settings=settings)
             if isinstance(backend, str)
@@ -84,12 +82,11 @@ class LazySweep:
         path = None if self._path is None else Path(self._path)
         self._journal = Journal(path, self._backend.environment(), resume=self._resume)
         try:
-            evicts = getattr(self._backend, "evicts", False)
             with pinned(self._threads):
                 self._measurer = Measurer(
                     self._backend,
                     self._journal,
-                    memory=Memory.of(self._listed, self._journal.environment) if evicts else None,
+                    memory=memory_of(self._backend, self._listed, self._journal.environment),
                     seed=self._seed,
                     told=self._progress,
                 )

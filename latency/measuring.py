@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from latency.probing import Steps
 from latency.profiles import cell_key
 from latency.timer import Anchor, Precision, Sampling, Timing
 
-__all__ = ["Cell", "Measurer", "Progress"]
+__all__ = ["Cell", "Measurer", "Progress", "memory_of"]
 
 Progress = Callable[[int, int], None]
 
@@ -225,6 +225,11 @@ class Measurer:
     def _tell(self) -> None:
         if self._told is not None:
             self._told(self.done, max(self.total, 1))
+
+
+def memory_of(backend: Backend, ops: Iterable[Op], environment: Mapping[str, Any]) -> Memory | None:
+    """Returns what of a network's weights comes from memory, where a backend can empty the caches; else None."""
+    return Memory.of(ops, environment) if getattr(backend, "evicts", False) else None
 
 
 def _agree(timings: Sequence[Timing]) -> bool:

@@ -14,12 +14,11 @@ from typing import Any, Literal, overload
 
 from latency import backends
 from latency.backends import Backend
-from latency.caches import Memory
 from latency.design import Design, Spec, crossings, design, refined, specs
 from latency.device import pinned
 from latency.journal import Journal
 from latency.lazy import probed
-from latency.measuring import Cell, Measurer, Progress
+from latency.measuring import Cell, Measurer, Progress, memory_of
 from latency.op import Op
 from latency.probing import Steps
 from latency.profiles import Profile
@@ -148,7 +147,7 @@ def sweep(
     if dry_run:
         return _estimate(listed, wanted, holdout, seed, every)
     journal = Journal(None if path is None else Path(path), runtime.environment(), resume=resume)
-    memory = Memory.of(listed, journal.environment) if getattr(runtime, "evicts", False) else None
+    memory = memory_of(runtime, listed, journal.environment)
     with journal, _told(progress) as told, pinned(threads):
         measurer = Measurer(runtime, journal, memory=memory, seed=seed, told=told)
         if every is None:
