@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halpiee.structure.calls import tensors_of
-
 __all__ = ["Decisions"]
 
 
@@ -63,7 +61,7 @@ class Decisions:
         if then is None or then.name != name:
             self._earlier = iter(())  # another path: what was decided on it is not known
             return out
-        if then.shapes != shapes or any(part is read for part in parts for read in tensors_of(reads)):
+        if then.shapes != shapes or any(part is read for part in parts for read in reads):
             return out
         parts = [copied(a) if decides(b) else b for a, b in zip(then.outcome, parts, strict=True)]
         return type(out)(parts) if isinstance(out, list | tuple) else parts[0]
