@@ -16,6 +16,7 @@ from halpiee.errors import ProfileError
 from latency import Op, Profile
 from latency.backends import Built
 
+from .attending import once
 from .plans import MODEL, SIZES, plan, refusal, write_profile
 
 
@@ -119,41 +120,12 @@ def test_the_command_that_follows_a_profile_builds_the_same_network(
     )
 
 
-ATTENDING = """
-from torch import nn
-from torch.nn import functional
-
-
-class Attending(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
-
-    def forward(self, x):
-        rows = self.stem(x).flatten(2).transpose(1, 2)
-        return self.head(functional.scaled_dot_product_attention(rows, rows, rows).mean(1))
-
-
-class Asking(nn.Module):
-    def __init__(self, depth):
-        super().__init__()
-
-
-def build():
-    return Attending().eval()
-"""
-
-
 @pytest.fixture
-def attending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The beginning of a plan of a network of the user's with attention, which no profile prices."""
-    (tmp_path / "attending_nets.py").write_text(ATTENDING)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    from attending_nets import build as own
-
-    traced = halpiee.trace(own(), (torch.zeros(1, 3, 4, 4),))
+def attending(tmp_path: Path) -> list[str]:
+    """The beginning of a plan of a network with attention, which no profile prices."""
+    traced = halpiee.trace(once(), (torch.zeros(1, 3, 4, 4),))
     path = write_profile(traced, tmp_path / "own.jsonl")
-    return ["plan", "attending_nets:build", "--size", "4", "--profile", str(path)]
+    return ["plan", "attending:once", "--size", "4", "--profile", str(path)]
 
 
 @pytest.mark.parametrize("budget", ["1.0", "100us"])
@@ -175,7 +147,7 @@ def test_a_size_that_the_network_does_not_take_is_named(attending: list[str]) ->
     shown = CliRunner().invoke(program, [*attending, "--budget", "0.5"])
     text = str(shown.exception)
     assert text.startswith(
-        "attending_nets:build was to take images of --size 1x4x4: the forward of Attending fails"
+        "attending:once was to take images of --size 1x4x4: the forward of Attending fails"
     )
     assert text.endswith("give the size that it takes with --size")
 
@@ -183,8 +155,8 @@ def test_a_size_that_the_network_does_not_take_is_named(attending: list[str]) ->
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        ("attending_nets.py:build", "write attending_nets:build, from the folder that holds it"),
-        ("attending_nets:Asking", "to build it needs depth; name a function that needs no arguments"),
+        ("attending.py:once", "write attending:once, from the folder that holds it"),
+        ("attending:Attending", "to build it needs times; name a function that needs no arguments"),
     ],
 )
 def test_a_network_of_your_own_is_named_by_a_function_without_arguments(

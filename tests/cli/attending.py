@@ -1,0 +1,29 @@
+"""Networks with attention, which no backend times: ``attending:once`` and ``attending:twice``."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Attending(nn.Module):
+    """conv(3→8), attention among the positions as often as asked, mean, linear(8→4)."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.times = times
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.stem(x).flatten(2).transpose(1, 2)
+        for _ in range(self.times):
+            rows = functional.scaled_dot_product_attention(rows, rows, rows)
+        return self.head(rows.mean(1))
+
+
+def once() -> nn.Module:
+    return Attending(1).eval()
+
+
+def twice() -> nn.Module:
+    return Attending(2).eval()
