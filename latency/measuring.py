@@ -1,8 +1,8 @@
 """Carries measurements out: cells in random order, each on the disk before the next, disturbed ones once more.
 
-A cell that found no quiet moment goes back to the end of the queue; after three visits it is written as it stands, and
-says so; where hardly a moment is quiet, after the first. One order over all tables, so that drift of the machine does
-not become a slope of a table.
+One order over all tables, so that drift of the machine does not become a slope of a table. Of every hundred cells or
+so, those that found no quiet moment are visited again, the one first that may be off the most; after three visits, or
+where too much time goes into it, a cell is written as it stands, and says so.
 
 Where an op uses its weights seldom, they are read from memory, as in a network (`latency.caches`).
 
@@ -15,22 +15,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from latency.backends import Backend, Built, out_of_memory
-from latency.caches import COLD, WARM, Memory
+from latency.caches import COLD, WARM, Memory, weight_bytes
 from latency.device import environment_id
 from latency.errors import UnsupportedOpError
 from latency.journal import Journal
 from latency.op import Op, in_words
 from latency.probing import Steps
 from latency.profiles import cell_key
-from latency.timer import Anchor, Precision, Sampling, Timing
+from latency.timer import Anchor, Precision, Sampling, Timing, in_turns
 
 __all__ = ["Cell", "Measurer", "Progress", "memory_of"]
 
@@ -56,6 +55,16 @@ VISITS = 3
 AGAIN = 0.25
 """Visits beyond the first take no more than this share of all time: where nothing is quiet, they find nothing else."""
 
+GROUP, GROUP_BYTES = 16, 16 << 20
+"""So many cells at most, or of so many bytes of weights, are timed in turns where the caches are emptied before a turn.
+
+Each finds its own weights gone, and what a call needs besides them still there, as in a network. A cell is built twice,
+each time as three copies, and a runtime may hold each of them twice: 200 MB.
+"""
+
+TOGETHER = 100
+"""Cells whose disturbed ones wait for each other: half a minute, and no more than that is lost with the process."""
+
 
 @dataclass
 class _Job:
@@ -66,6 +75,18 @@ class _Job:
     steps: Steps | None
     samplings: list[Sampling] = field(default_factory=list)
     visits: int = 0
+    timing: Timing | None = None
+    cell: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether another visit would tell nothing."""
+        return self.timing is None or self.timing.quiet or self.visits >= VISITS
+
+    @property
+    def doubt_us(self) -> float:
+        """By how many µs the cell is off if all of its runs were slowed as the anchor was in the median."""
+        return 0.0 if self.timing is None else abs(self.cell["us"]) * (1.0 - 1.0 / self.timing.slowdown)
 
 
 class Measurer:
@@ -96,8 +117,9 @@ class Measurer:
         self._seconds = self._again = 0.0
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
-        call = backend.anchor()
+        self._asked = getattr(backend, "builds", 1)
         self._memory = memory
+        call = backend.anchor()
         self._anchor = Anchor(call, backend.clock()) if call is not None else None
         if self._anchor is not None:
             self._anchor.settle()
@@ -131,58 +153,119 @@ class Measurer:
         prepare = getattr(self.backend, "prepare", None)
         if prepare is not None:
             prepare([job.op for job in jobs])  # a backend whose builds are slow may do many at once
-        queue = deque(jobs[k] for k in self._rng.permutation(len(jobs)))
-        appended = []
+        if self._asked > 1:
+            n_min = max(5, -(-precision.n_min // self._asked))
+            precision = replace(precision, n_min=n_min, seconds=precision.seconds / self._asked)
+        shuffled = [jobs[k] for k in self._rng.permutation(len(jobs))]
+        appended: list[dict[str, Any]] = []
         self._tell()
-        while queue:
-            job = queue.popleft()
-            begun = time.perf_counter()
-            try:
-                timing, built = self._visit(job, precision)
-            except Exception as error:
-                self._left_out(job.op, error)
+        for start in range(0, len(shuffled), TOGETHER):
+            for job in self._visited(shuffled[start : start + TOGETHER], precision):
+                if job.timing is not None:
+                    self.journal.append(job.cell)
+                    self._known[cell_key(job.cell)] = job.cell
+                    appended.append(job.cell)
                 self.done += 1
+                self.total = max(self.total, self.done)
                 self._tell()
-                continue
-            job.visits += 1
-            spent = time.perf_counter() - begun
-            self._seconds += spent
-            self._again += spent if job.visits > 1 else 0.0
-            if not timing.quiet and job.visits < VISITS and self._again < AGAIN * self._seconds:
-                queue.append(job)
-                continue
-            cell = self._cell(job, timing, built)
-            self.journal.append(cell)
-            self._known[cell_key(cell)] = cell
-            appended.append(cell)
-            self.done += 1
-            self.total = max(self.total, self.done)
-            self._tell()
         return appended
 
-    def _visit(self, job: _Job, precision: Precision) -> tuple[Timing, Built]:
+    def _visited(self, jobs: Sequence[_Job], precision: Precision) -> Iterator[_Job]:
+        """Visits some cells, the disturbed ones again while there is time; yields each when it stands as it is."""
+        waiting: list[_Job] = []
+        groups = self._groups(jobs)
+        for k in self._rng.permutation(len(groups)):
+            self._visit(groups[k], precision)
+            for job in groups[k]:
+                if job.done or job.doubt_us <= precision.absolute_us:
+                    yield job
+                else:
+                    waiting.append(job)
+        while waiting:
+            waiting.sort(key=lambda job: (-job.visits, job.doubt_us))
+            job = waiting.pop()
+            if self._again < AGAIN * self._seconds:
+                self._visit([job], precision)
+                if not job.done:
+                    waiting.append(job)
+                    continue
+            yield job
+
+    def _groups(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
+        """Returns the cells that are visited at once: some of similar size where caches are emptied, else one."""
+        groups = [[job] for job in jobs if self._state(job.op) == WARM]
+        group: list[_Job] = []
+        for job in sorted(
+            (job for job in jobs if self._state(job.op) == COLD), key=lambda job: job.op.weights
+        ):
+            if len(group) == GROUP or sum(weight_bytes(j.op) for j in [*group, job]) > GROUP_BYTES:
+                groups.append(group)
+                group = []
+            group.append(job)
+        return [group for group in [*groups, group] if group]
+
+    def _visit(self, jobs: Sequence[_Job], precision: Precision) -> None:
+        """Times a cell, or some whose weights come from memory; one that cannot be measured is written down as such."""
+        begun = time.perf_counter()
+        again = jobs[0].visits > 0
+        for job in jobs:
+            job.timing = None
+        if self._memory is not None and self._state(jobs[0].op) == COLD:
+            self._together(jobs, precision, self._memory)
+        else:
+            try:
+                self._alone(jobs[0], precision)
+            except Exception as error:
+                self._left_out(jobs[0].op, error)
+        spent = time.perf_counter() - begun
+        self._seconds += spent
+        self._again += spent if again else 0.0
+
+    def _together(self, jobs: Sequence[_Job], precision: Precision, memory: Memory) -> None:
+        """Times cells in turns, the caches emptied before each turn."""
+        ready: list[tuple[_Job, Built]] = []
+        for job in jobs:
+            try:
+                builts = [self._begun(job, number, precision) for number in range(self._asked)]
+            except Exception as error:
+                self._left_out(job.op, error)
+            else:
+                ready.append((job, builts[0]))
+        in_turns([sampling for job, _ in ready for sampling in job.samplings], memory.evict)
+        for job, built in ready:
+            self._take(job, [sampling.timing() for sampling in job.samplings], built)
+
+    def _alone(self, job: _Job, precision: Precision) -> None:
         """Times a cell in as many builds as it needs."""
-        asked = getattr(self.backend, "builds", 1)
-        if asked > 1:
-            precision = replace(
-                precision, n_min=max(5, -(-precision.n_min // asked)), seconds=precision.seconds / asked
-            )
-        evict = self._memory.evict if self._memory is not None and self._state(job.op) == COLD else None
         timings: list[Timing] = []
         end = time.perf_counter() + MOST_SECONDS
         while True:
-            number = len(timings)
-            if number == len(job.samplings):
-                job.samplings.append(
-                    Sampling(clock=self.backend.clock(), anchor=self._anchor, precision=precision)
-                )
-            built = self.backend.build(job.op)
-            timings.append(job.samplings[number].visit(built.run, built.minus, before=evict))
+            built = self._begun(job, len(timings), precision)
+            sampling = job.samplings[len(timings)]
+            in_turns([sampling])
+            timings.append(sampling.timing())
             spent = len(timings) >= MOST_BUILDS or (len(timings) > 2 and time.perf_counter() > end)
-            # what differs without a quiet moment, or with the caches emptied, says nothing of where memory lies
-            spent = spent or evict is not None or not all(t.quiet for t in timings)
-            if len(timings) >= asked and (asked == 1 or spent or _agree(timings)):
-                return _joined(timings), built
+            # what differs without a quiet moment says nothing of where memory lies
+            spent = spent or self._asked == 1 or not all(t.quiet for t in timings)
+            if len(timings) >= self._asked and (spent or _agree(timings)):
+                break
+        self._take(job, timings, built)
+
+    def _begun(self, job: _Job, number: int, precision: Precision) -> Built:
+        """Builds a cell for one of its samplings and warms it up."""
+        if number == len(job.samplings):
+            job.samplings.append(
+                Sampling(clock=self.backend.clock(), anchor=self._anchor, precision=precision)
+            )
+        built = self.backend.build(job.op)
+        job.samplings[number].begin(built.run, built.minus)
+        return built
+
+    def _take(self, job: _Job, timings: Sequence[Timing], built: Built) -> None:
+        """Makes a cell of what was found, without the builds, which hold the op's weights."""
+        job.timing = _joined(timings)
+        job.cell = self._cell(job, job.timing, built)
+        job.visits += 1
 
     def _state(self, op: Op) -> str:
         """Returns whether an op finds its weights in a cache."""

@@ -14,7 +14,7 @@ from latency.lazy import LazySweep
 from latency.measuring import Measurer
 from latency.op import Op
 from latency.profiles import Profile
-from latency.timer import Anchor, Precision, Sampling
+from latency.timer import Anchor, Precision, Sampling, in_turns
 
 from .fakes import FakeBackend, FakeClock, conv
 
@@ -25,28 +25,27 @@ MANY = {"h": 64, "w": 64}
 
 
 class Cached(FakeBackend):
-    """Ops of 100 µs, and 130 where their weights come from memory."""
+    """Ops of 100 µs, and 130 where the caches were emptied since their last run."""
 
     def __init__(self) -> None:
         super().__init__(lambda op: 100.0)
-        self.cold = False
+        self.emptied = 0
 
     def build(self, op: Op) -> Built:
-        def run() -> None:
-            self.time.passes(135.0 if self.cold else 105.0)
-            self.cold = False
-
-        def minus() -> None:
-            self.time.passes(5.0)
-            self.cold = False
-
         self.built.append(op)
-        return Built(run=run, minus=minus, method="twin")
+        last = self.emptied
+
+        def run() -> None:
+            nonlocal last
+            self.time.passes(135.0 if last < self.emptied else 105.0)
+            last = self.emptied
+
+        return Built(run=run, minus=lambda: self.time.passes(5.0), method="twin")
 
 
 def measured(backend: Cached, *ops: Op, tables: tuple[Op, ...] = ()) -> list[dict]:
     def evict() -> None:
-        backend.cold = True
+        backend.emptied += 1
 
     memory = Memory(frozenset(op.table_key() for op in tables), evict)
     measurer = Measurer(backend, Journal(None, backend.environment()), memory=memory)
@@ -170,24 +169,44 @@ def test_of_a_table_with_cells_of_both_kinds_the_cold_ones_count() -> None:
     assert len(Profile({}, cells[:2]).cells) == 2
 
 
-def test_what_empties_the_caches_runs_before_each_run_and_the_anchor_returns_in_between() -> None:
+def test_what_empties_the_caches_runs_before_each_turn_and_anchors_between_all_runs() -> None:
     clock, log = FakeClock(), []
-
-    def anchor_call() -> None:
-        log.append("anchor")
-        clock.passes(10.0)
 
     def call(name: str, us: float):
         return lambda: (log.append(name), clock.passes(us))
 
-    anchor = Anchor(anchor_call, clock)
+    anchor = Anchor(call("anchor", 10.0), clock)
     anchor.settle(seconds=0.0)
+    samplings = []
+    for name, us, n in (("a", 30.0, 3), ("b", 50.0, 2)):
+        sampling = Sampling(clock=clock, anchor=anchor, precision=Precision(n_min=n, n_max=n))
+        sampling.begin(call(name, us), call(f"{name} minus", 10.0), warm_up=0)
+        samplings.append(sampling)
     log.clear()
-    sampling = Sampling(clock=clock, anchor=anchor, precision=Precision(n_min=5, n_max=5))
-    found = sampling.visit(call("run", 30.0), call("minus", 10.0), before=call("evict", 1000.0), warm_up=0)
-    assert (found.us, found.n) == (20.0, 5)  # the eviction is in no time
-    told = [name for name in log if name != "anchor"]
-    assert told == ["evict", "run", "evict", "minus"] * 5
-    assert all(
-        log[k + 1] == "anchor" and log[k - 1] == "anchor" for k in range(1, len(log)) if log[k] == "run"
-    )
+    in_turns(samplings, call("evict", 1000.0))
+    assert [s.timing().us for s in samplings] == [20.0, 40.0]  # the eviction is in no time
+    assert [s.timing().n for s in samplings] == [3, 2]
+    turn = ["evict", "a", "a minus", "b", "b minus"]
+    assert [name for name in log if name != "anchor"] == turn * 2 + turn[:3]
+    around = [(log[k - 1], log[k + 1]) for k, name in enumerate(log) if name not in ("anchor", "evict")]
+    assert set(around) == {("anchor", "anchor")}
+
+
+def test_cells_are_timed_in_turns_as_long_as_their_weights_are_not_too_many() -> None:
+    # 64 → 64 channels of 3×3 are 0.14 MiB, 512 → 512 are 9 MiB: two of these are beyond 16 MiB.
+    order: list[int] = []
+
+    class Told(Cached):
+        def build(self, op: Op) -> Built:
+            built = super().build(op)
+            return Built(run=lambda: (order.append(op.c_out), built.run()), minus=built.minus)
+
+    widths = [(c_in, c_out) for c_in in (504, 512) for c_out in (64, 512)]
+    ops = [conv(512, 512, **FEW).with_channels(*pair) for pair in widths]
+    cells = measured(Told(), *ops, tables=(ops[-1],))
+    assert {(c["c_in"], c["c_out"], c["us"]) for c in cells} == {(*pair, 130.0) for pair in widths}
+    turns = [tuple(order[k : k + 2]) for k in range(len(order) - 1)]
+    assert (64, 64) in turns
+    assert (64, 512) in turns  # the three smallest together
+    alone = "".join("b" if width == 512 else "s" for width in order)
+    assert "b" * 11 in alone  # two runs of warm-up, nine that count: the largest by itself

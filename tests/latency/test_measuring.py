@@ -92,3 +92,68 @@ def test_noise_of_the_call_leaves_an_eighth_of_itself_to_each_of_eight_copies() 
     assert builds == 2
     assert cell["us"] == pytest.approx(2.525)
     assert (cell["ci_lo"], cell["ci_hi"]) == (pytest.approx(2.5), pytest.approx(2.55))
+
+
+class Disturbed(FakeBackend):
+    """Ops of 10·C_out µs; the machine is half as fast during a cell's first so many builds, and the anchor tells."""
+
+    def __init__(self, slow_builds: int) -> None:
+        super().__init__(lambda op: 10.0 * op.c_out, noise=lambda: self.slow)
+        self.slow, self.slow_builds = 1.0, slow_builds
+        self.order: list[tuple[int, int]] = []
+        """C_out of each build, and how many cells were on the disk then."""
+
+    def anchor(self):
+        return lambda: self.time.passes(10.0 * self.slow)
+
+    def build(self, op):
+        before = sum(width == op.c_out for width, _ in self.order)
+        self.slow = 2.0 if before < self.slow_builds else 1.0
+        self.order.append((op.c_out, len(self.journal.cells)))
+        return super().build(op)
+
+    def measured(self, *widths: int) -> list[dict]:
+        self.journal = Journal(None, self.environment())
+        cells = [(conv(64, width), "sweep", None) for width in widths]
+        return Measurer(self, self.journal).measure(cells, Precision(n_max=20))
+
+
+WIDTHS = (8, 16, 24, 32, 40)
+
+
+def test_disturbed_cells_are_measured_again_the_one_first_that_may_be_off_the_most(monkeypatch) -> None:
+    monkeypatch.setattr("latency.measuring.AGAIN", 1.0)
+    backend = Disturbed(slow_builds=1)
+    cells = backend.measured(*WIDTHS)
+    visited = [width for width, _ in backend.order]
+    assert sorted(visited[:5]) == list(WIDTHS)
+    assert visited[5:] == [40, 32, 24, 16, 8]
+    assert {c["c_out"]: c["us"] for c in cells} == {width: 10.0 * width for width in WIDTHS}
+    assert {c["method"] for c in cells} == {"twin"}
+
+
+def test_a_cell_that_stays_disturbed_is_written_after_three_visits_and_says_so(monkeypatch) -> None:
+    monkeypatch.setattr("latency.measuring.AGAIN", 1.0)
+    backend = Disturbed(slow_builds=9)
+    cells = backend.measured(*WIDTHS)
+    visited = [width for width, _ in backend.order]
+    assert visited[5:] == [40, 32, 24, 16, 8] * 2  # nobody a third time before all were there twice
+    assert {c["method"] for c in cells} == {"twin/disturbed"}
+    assert {c["slowdown"] for c in cells} == {2.0}
+    assert {c["c_out"]: c["us"] for c in cells} == {width: 20.0 * width for width in WIDTHS}
+
+
+def test_where_no_time_is_left_for_it_no_cell_is_measured_again(monkeypatch) -> None:
+    monkeypatch.setattr("latency.measuring.AGAIN", 0.0)
+    backend = Disturbed(slow_builds=1)
+    cells = backend.measured(*WIDTHS)
+    assert len(backend.order) == len(cells) == 5
+    assert {c["method"] for c in cells} == {"twin/disturbed"}
+
+
+def test_disturbed_cells_wait_for_no_more_than_some_others(monkeypatch) -> None:
+    monkeypatch.setattr("latency.measuring.AGAIN", 0.0)
+    monkeypatch.setattr("latency.measuring.TOGETHER", 2)
+    backend = Disturbed(slow_builds=1)
+    backend.measured(*WIDTHS)
+    assert [on_disk for _, on_disk in backend.order] == [0, 0, 2, 2, 4]

@@ -84,6 +84,27 @@ def test_contention_is_the_share_of_the_wall_time_that_others_had() -> None:
     assert time_call(runs(clock, [100.0], share=0.75), clock=clock).contention == pytest.approx(0.25)
 
 
+def test_an_anchor_that_others_drove_out_of_the_caches_runs_until_it_is_back() -> None:
+    clock = FakeClock()
+    anchor = Anchor(runs(clock, [10.0]), clock)
+    anchor.settle(seconds=0.0)
+    assert anchor.floor_us == 10.0
+
+    def sampled(*times: float) -> tuple[float, int]:
+        """µs that a sample gives, and how often the anchor ran for it."""
+        began = []
+        call = runs(clock, list(times))
+        anchor.run = lambda: (began.append(0), call())
+        return anchor.sample(), len(began)
+
+    assert sampled(50.0, 12.5, 11.0, 10.2, 10.0) == (pytest.approx(10.2), 4)
+    assert sampled(10.1) == (pytest.approx(10.1), 1)
+    assert sampled(50.0, 14.0, 13.0, 15.0, 13.0, 12.0, 10.0) == (
+        12.0,
+        6,
+    )  # the machine is slow, not the cache
+
+
 def test_only_runs_between_undisturbed_anchors_count() -> None:
     clock = FakeClock()
     slow = {"now": 1.0}
