@@ -62,6 +62,9 @@ Each finds its own weights gone, and what a call needs besides them still there,
 each time as three copies, and a runtime may hold each of them twice: 200 MB.
 """
 
+WORTH = 0.001
+"""What may be wrong by less than this share of the longest cell is not visited again."""
+
 TOGETHER = 100
 """Cells whose disturbed ones wait for each other: half a minute, and no more than that is lost with the process."""
 
@@ -76,17 +79,22 @@ class _Job:
     samplings: list[Sampling] = field(default_factory=list)
     visits: int = 0
     timing: Timing | None = None
+    agreed: bool = True
     cell: dict[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
         """Whether another visit would tell nothing."""
-        return self.timing is None or self.timing.quiet or self.visits >= VISITS
+        return self.timing is None or (self.timing.quiet and self.agreed) or self.visits >= VISITS
 
     @property
     def doubt_us(self) -> float:
-        """By how many µs the cell is off if all of its runs were slowed as the anchor was in the median."""
-        return 0.0 if self.timing is None else abs(self.cell["us"]) * (1.0 - 1.0 / self.timing.slowdown)
+        """By how many µs it may be off: where nothing was quiet, if all runs were slowed as the anchor was."""
+        if self.timing is None:
+            return 0.0
+        if self.timing.quiet:
+            return float(self.cell["ci_hi"] - self.cell["ci_lo"]) / 2
+        return abs(float(self.cell["us"])) * (1.0 - 1.0 / self.timing.slowdown)
 
 
 class Measurer:
@@ -114,7 +122,7 @@ class Measurer:
         self.done = 0
         self.total = 0
         self._told = told
-        self._seconds = self._again = 0.0
+        self._seconds = self._again = self._longest_us = 0.0
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
         self._asked = getattr(backend, "builds", 1)
@@ -177,7 +185,7 @@ class Measurer:
         for k in self._rng.permutation(len(groups)):
             self._visit(groups[k], precision)
             for job in groups[k]:
-                if job.done or job.doubt_us <= precision.absolute_us:
+                if job.done or job.doubt_us <= max(precision.absolute_us, WORTH * self._longest_us):
                     yield job
                 else:
                     waiting.append(job)
@@ -225,15 +233,22 @@ class Measurer:
         """Times cells in turns, the caches emptied before each turn."""
         ready: list[tuple[_Job, Built]] = []
         for job in jobs:
+            held = len(job.samplings)
+            disturbed = [number for number in range(held) if not job.samplings[number].timing().quiet]
             try:
-                builts = [self._begun(job, number, precision) for number in range(self._asked)]
+                builts = [
+                    self._begun(job, number, precision)
+                    for number in disturbed or range(held, held + self._asked)
+                ]
             except Exception as error:
                 self._left_out(job.op, error)
             else:
                 ready.append((job, builts[0]))
-        in_turns([sampling for job, _ in ready for sampling in job.samplings], memory.evict)
+        in_turns([s for job, _ in ready for s in job.samplings if s.begun], memory.evict)
         for job, built in ready:
-            self._take(job, [sampling.timing() for sampling in job.samplings], built)
+            timings = [sampling.timing() for sampling in job.samplings]
+            job.agreed = len(timings) == 1 or _agree(timings)
+            self._take(job, timings, built)
 
     def _alone(self, job: _Job, precision: Precision) -> None:
         """Times a cell in as many builds as it needs."""
@@ -266,6 +281,7 @@ class Measurer:
         job.timing = _joined(timings)
         job.cell = self._cell(job, job.timing, built)
         job.visits += 1
+        self._longest_us = max(self._longest_us, float(job.cell["us"]))
 
     def _state(self, op: Op) -> str:
         """Returns whether an op finds its weights in a cache."""

@@ -238,6 +238,11 @@ class Sampling:
                 side()
         self._turns, self._check = 0, self.precision.n_min
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has something to time: it was begun, and no turn has said that it was the last."""
+        return bool(self._sides)
+
     def turn(self, end: float) -> bool:
         """Runs each call once, between anchors; returns whether more runs are needed.
 
