@@ -162,8 +162,12 @@ class Measurer:
         if prepare is not None:
             prepare([job.op for job in jobs])  # a backend whose builds are slow may do many at once
         if self._asked > 1:
-            n_min = max(5, -(-precision.n_min // self._asked))
-            precision = replace(precision, n_min=n_min, seconds=precision.seconds / self._asked)
+            precision = replace(
+                precision,
+                relative=precision.relative * math.sqrt(self._asked),  # of a mean of so many
+                n_min=max(5, -(-precision.n_min // self._asked)),
+                seconds=precision.seconds / self._asked,
+            )
         shuffled = [jobs[k] for k in self._rng.permutation(len(jobs))]
         appended: list[dict[str, Any]] = []
         self._tell()

@@ -41,6 +41,9 @@ QUIET = 1.03
 BURST = 1.05
 """A quiet run beyond this multiple of the fastest quiet one was hit between its anchors."""
 
+FEWEST = 3
+"""Quiet runs that tell a time, or half of `Precision.n_min`: as many are taken of the fastest where none is quiet."""
+
 REPEATS = 1.01
 """The fastest runs are undisturbed when three of them agree to this."""
 
@@ -213,6 +216,7 @@ class Sampling:
         self._timed_us = self._wall_us = 0.0
         self._sides: list[Callable[[], object]] = []
         self._turns = self._check = 0
+        self._seconds = 0.0
 
     def visit(
         self, run: Callable[[], object], minus: Callable[[], object] | None = None, *, warm_up: int = 2
@@ -236,19 +240,20 @@ class Sampling:
         for _ in range(warm_up):
             for side in self._sides:
                 side()
-        self._turns, self._check = 0, self.precision.n_min
+        self._turns, self._check, self._seconds = 0, self.precision.n_min, 0.0
 
     @property
     def begun(self) -> bool:
         """Whether it has something to time: it was begun, and no turn has said that it was the last."""
         return bool(self._sides)
 
-    def turn(self, end: float) -> bool:
+    def turn(self, shared: float = 0.0) -> bool:
         """Runs each call once, between anchors; returns whether more runs are needed.
 
         Args:
-            end: time, as `time.perf_counter` tells it, from which on the fewest runs are enough.
+            shared: seconds that were spent on this turn before, and count as its own.
         """
+        began = time.perf_counter()
         earlier = self.anchor.sample() if self.anchor else 1.0
         for side, runs, anchors in zip(self._sides, self._runs, self._anchors, strict=False):
             us, wall = self.clock.time_us(side)
@@ -259,12 +264,13 @@ class Sampling:
             self._timed_us += us
             self._wall_us += wall
         self._turns += 1
+        self._seconds += shared + time.perf_counter() - began
         if self._turns < self._check:
             return True
         found, precision = self.timing(), self.precision
         wide = found.ci_hi - found.ci_lo > 2 * max(precision.relative * abs(found.us), precision.absolute_us)
         self._check = min(self._turns + max(1, self._turns // 8), precision.n_max)
-        over = self._turns >= precision.n_max or time.perf_counter() >= end
+        over = self._turns >= precision.n_max or self._seconds >= precision.seconds
         if not over and (wide or not found.quiet):
             return True
         self._sides = []  # what was timed is let go
@@ -300,7 +306,7 @@ class Sampling:
         quiet = us[np.array(anchors) <= QUIET * self.anchor.floor_us]
         if len(quiet):
             quiet = quiet[quiet <= BURST * quiet.min()]
-        if len(quiet) >= max(5, self.precision.n_min // 2):
+        if len(quiet) >= max(FEWEST, self.precision.n_min // 2):
             return median_interval(quiet), len(quiet), True
         # Runs longer than the quiet moments: the fastest twentieth was disturbed least, and where it repeats
         # within one per cent, and the anchor reached its floor as well, it was not disturbed at all.
@@ -311,18 +317,19 @@ class Sampling:
 
 
 def in_turns(samplings: Sequence[Sampling], before: Callable[[], object] | None = None) -> None:
-    """Runs what some samplings have begun until each has met its precision, or their time together is over.
+    """Runs what some samplings have begun until each has met its precision, or its time is over.
 
     Args:
         samplings: in the order of a round.
-        before: runs untimed before each round.
+        before: runs untimed before each round; its time is shared by all that go on.
     """
-    end = time.perf_counter() + sum(s.precision.seconds for s in samplings)
     going = list(samplings)
     while going:
+        began = time.perf_counter()
         if before is not None:
             before()
-        going = [sampling for sampling in going if sampling.turn(end)]
+        shared = (time.perf_counter() - began) / len(going)
+        going = [sampling for sampling in going if sampling.turn(shared)]
 
 
 def time_call(
