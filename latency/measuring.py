@@ -289,7 +289,7 @@ class Measurer:
 
     def _state(self, op: Op) -> str:
         """Returns whether an op finds its weights in a cache."""
-        return COLD if self._memory is not None and op.table_key() in self._memory.tables else WARM
+        return COLD if self._memory is not None and self._memory.has(op) else WARM
 
     def _left_out(self, op: Op, error: Exception) -> None:
         """Writes that a cell cannot be built or does not fit in memory, and goes on; anything else is an error."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from latency.caches import COLD, WARM
+from latency.caches import COLD, WARM, few_weights
 from latency.device import differences, environment_id
 from latency.errors import OutputInUseError, ProfileError
 from latency.op import IMAGE_CHANNELS, Op
@@ -41,7 +41,8 @@ class Profile:
     Args:
         environment: circumstances of all cells.
         cells: mappings with the keys above; of a value only ``us`` must be there. Of several with the same key and
-            role the last one counts; of a table measured with cold and with warm weights the cold ones do.
+            role the last one counts; of a table measured with cold and with warm weights the cold ones do, and those
+            of few weights (`latency.caches.FEW`).
 
     Attributes:
         environment: circumstances of all cells.
@@ -168,12 +169,16 @@ class Profile:
 
 
 def _in_one_state(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the cells without those of warm weights whose table has some of cold ones: a network's are cold."""
+    """Returns the cells without those of warm weights, more than a few, whose table has some of cold ones."""
     if len({c.get("cache", WARM) for c in cells}) < 2:
         return cells
-    keys = [Op.from_key(c).table_key() for c in cells]
-    cold = {key for key, c in zip(keys, cells, strict=True) if c.get("cache") == COLD}
-    return [c for key, c in zip(keys, cells, strict=True) if key not in cold or c.get("cache") == COLD]
+    ops = [Op.from_key(c) for c in cells]
+    cold = {op.table_key() for op, c in zip(ops, cells, strict=True) if c.get("cache") == COLD}
+    return [
+        c
+        for op, c in zip(ops, cells, strict=True)
+        if c.get("cache") == COLD or op.table_key() not in cold or few_weights(op)
+    ]
 
 
 def cell_key(cell: Mapping[str, Any]) -> str:

@@ -52,12 +52,15 @@ def measured(backend: Cached, *ops: Op, tables: tuple[Op, ...] = ()) -> list[dic
     return measurer.measure([(op, "sweep", None) for op in ops], Precision())
 
 
-def test_an_op_whose_weights_come_from_memory_is_timed_so_at_every_width() -> None:
+def test_an_op_whose_weights_come_from_memory_is_timed_so_at_every_width_with_more_than_a_few() -> None:
+    # 40 × 40 channels of 3×3 are 57,600 bytes, 48 × 40 are 69,120: 64 KiB lie in between.
     few = conv(64, 64, **FEW)
-    cells = measured(Cached(), few, few.with_channels(8, 8), conv(64, 64, **MANY), tables=(few,))
+    narrow = [few.with_channels(40, 40), few.with_channels(48, 40)]
+    cells = measured(Cached(), few, *narrow, conv(64, 64, **MANY), tables=(few,))
     assert {(c["h"], c["c_in"], c["us"], c["cache"]) for c in cells} == {
         (4, 64, 130.0, COLD),
-        (4, 8, 130.0, COLD),
+        (4, 48, 130.0, COLD),
+        (4, 40, 100.0, WARM),
         (64, 64, 100.0, WARM),
     }
 
@@ -160,18 +163,19 @@ def test_a_sweep_empties_the_caches_where_its_backend_can(evicts: bool, state: s
         assert {c["cache"] for c in lazy.profile.cells if c["c_in"] == 512} == {state}
 
 
-def test_of_a_table_with_cells_of_both_kinds_the_cold_ones_count() -> None:
+def test_of_a_table_with_cells_of_both_kinds_the_cold_ones_count_and_those_of_few_weights() -> None:
     few, many = conv(64, 64, **FEW), conv(64, 64, **MANY)
     cells = [
         {**few.key(), "us": 100.0, "cache": WARM},
         {**few.with_channels(32, 64).key(), "us": 50.0, "cache": WARM},
+        {**few.with_channels(8, 8).key(), "us": 2.0, "cache": WARM},
         {**few.key(), "us": 130.0, "cache": COLD},
         {**many.key(), "us": 900.0},  # without a word, as early profiles have it: warm
     ]
     profile = Profile({}, cells)
-    assert [c["us"] for c in profile.cells] == [130.0, 900.0]
+    assert [c["us"] for c in profile.cells] == [2.0, 130.0, 900.0]  # 8 × 8 are few
     assert float(profile.table(few).lookup(64, 64)) == 130.0
-    assert len(Profile({}, cells[:2]).cells) == 2
+    assert len(Profile({}, cells[:3]).cells) == 3
 
 
 def test_what_empties_the_caches_runs_before_each_turn_and_anchors_between_all_runs() -> None:
