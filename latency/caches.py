@@ -4,11 +4,10 @@ Activations were just written and lie in a cache; weights were last read one inf
 the network since. An op that is timed over and over finds its own still there. Where it uses each weight often, that
 makes no difference; a convolution on 4×4 positions uses each 16 times, and takes longer than such a timing says.
 
-So before ops with large weights run, a turn of some (`latency.timer.in_turns`), as many bytes are read as the network
-has weights, at most as the last cache holds. An op's activations are made anew in each run, by what feeds it
-(`latency.backends.onnx_graph`). A network whose weights fill less than a quarter of that cache finds them there, and
-with small weights it is the arithmetic that counts: emptying the caches drives out the call's own code as well, so that
-differences of a few µs are lost.
+So before ops with large weights run, a turn of some (`latency.timer.in_turns`), as many bytes are read as the last cache
+holds. An op's activations are made anew in each run, by what feeds it (`latency.backends.onnx_graph`). A network whose
+weights fit in that cache finds them there, and with small weights it is the arithmetic that counts: emptying the caches
+drives out the call's own code as well, so that differences of a few µs are lost.
 """
 
 from __future__ import annotations
@@ -42,9 +41,6 @@ FEW = 1 << 16
 
 A call with empty caches repeats within 10 % where it takes 20 µs, one with full ones within 2 %.
 """
-
-FITS = 4
-"""Weights that fill this part of the last cache, or less, stay in it."""
 
 UNKNOWN_CACHE_BYTES = 32 << 20
 """Taken for the last cache where the machine does not say."""
@@ -80,9 +76,9 @@ class Memory:
         tables = {
             op.table_key() for op in listed if weight_bytes(op) > SMALL and op.macs <= SELDOM * op.weights
         }
-        if streamed * FITS <= held or not tables:
+        if streamed <= held or not tables:
             return None
-        numbers = np.ones(min(streamed, held) // 8, dtype=np.int64)
+        numbers = np.ones(held // 8, dtype=np.int64)
         # at the speed of the memory; a sum of floats takes three times as long
         return cls(frozenset(tables), lambda: np.maximum.reduce(numbers))
 

@@ -99,7 +99,7 @@ def test_a_cell_of_warm_weights_is_measured_again_with_cold_ones() -> None:
 BIG = conv(512, 512, **FEW)
 """9 MiB of weights, each used 16 times."""
 
-CACHES = {"cpu_caches": {"L1": "32K", "L2": "1024K", "L3": "32768K"}}
+CACHES = {"cpu_caches": {"L1": "32K", "L2": "1024K", "L3": "8192K"}}
 
 
 def test_weights_come_from_memory_where_they_are_many_and_used_seldom() -> None:
@@ -132,14 +132,15 @@ def test_bytes_of_weights_by_hand() -> None:
 @pytest.mark.parametrize(
     ("layers", "caches", "bytes_read"),
     [
-        (1, {"L1": "32K", "L2": "1024K", "L3": "32768K"}, 9 << 20),
-        (9, {"L1": "32K", "L2": "1024K", "L3": "32768K"}, 32 << 20),
-        (9, {"L2": "2M"}, 2 << 20),
-        (9, {}, 32 << 20),
-        (1, {"L1": "32K", "L2": "1024K", "L3": "36M"}, 0),  # a quarter of it, which stays there
+        (3, {"L1": "32K", "L2": "1024K", "L3": "32768K"}, 0),  # 27 MiB, which stay there
+        (4, {"L1": "32K", "L2": "1024K", "L3": "32768K"}, 32 << 20),
+        (4, {"L1": "32K", "L2": "1024K", "L3": "36M"}, 0),
+        (1, {"L2": "2M"}, 2 << 20),
+        (3, {}, 0),
+        (4, {}, 32 << 20),
     ],
 )
-def test_as_much_is_read_as_there_are_weights_and_no_more_than_the_last_cache_holds(
+def test_as_much_is_read_as_the_last_cache_holds_where_the_weights_do_not_fit_in_it(
     layers: int, caches: dict, bytes_read: int
 ) -> None:
     tracemalloc.start()
@@ -157,9 +158,9 @@ def test_as_much_is_read_as_there_are_weights_and_no_more_than_the_last_cache_ho
 def test_a_sweep_empties_the_caches_where_its_backend_can(evicts: bool, state: str) -> None:
     backend = FakeBackend(lambda op: 100.0)
     backend.evicts = evicts
-    profile = latency.sweep([BIG], backend=backend, fixed={BIG: (True, True)})
+    profile = latency.sweep([BIG] * 4, backend=backend, fixed={BIG: (True, True)})
     assert {c["cache"] for c in profile.cells if c["c_in"] == 512} == {state}
-    with LazySweep([BIG], backend=backend, fixed={BIG: (True, True)}) as lazy:
+    with LazySweep([BIG] * 4, backend=backend, fixed={BIG: (True, True)}) as lazy:
         assert {c["cache"] for c in lazy.profile.cells if c["c_in"] == 512} == {state}
 
 
