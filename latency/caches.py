@@ -4,10 +4,10 @@ Activations were just written and lie in a cache; weights were last read one inf
 the network since. An op that is timed over and over finds its own still there. Where it uses each weight often, that
 makes no difference; a convolution on 4×4 positions uses each 16 times, and takes longer than such a timing says.
 
-So before ops with large weights run, a turn of some (`latency.timer.in_turns`), as many bytes are read as the last cache
-holds. An op's activations are made anew in each run, by what feeds it (`latency.backends.onnx_graph`). A network whose
-weights fit in that cache finds them there, and with small weights it is the arithmetic that counts: emptying the caches
-drives out the call's own code as well, so that differences of a few µs are lost.
+So before ops with large weights run, a turn of some (`latency.timer.in_turns`), as many bytes are read as the last
+cache holds. An op's activations are made anew in each run, by what feeds it (`latency.backends.onnx_graph`). A network
+whose weights fit in that cache finds them there, and with small weights it is the arithmetic that counts: emptying the
+caches drives out the call's own code as well, so that differences of a few µs are lost.
 """
 
 from __future__ import annotations
