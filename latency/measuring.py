@@ -50,7 +50,7 @@ MOST_SECONDS = 0.6
 """Spent on the builds of one cell, from the third on."""
 
 VISITS = 3
-"""How often a cell that finds no quiet moment is measured before it is written as it stands."""
+"""How often a cell without a quiet moment, or a cold one whose builds differ, is measured before it stands as it is."""
 
 AGAIN = 0.25
 """Visits beyond the first take no more than this share of all time: where nothing is quiet, they find nothing else."""
