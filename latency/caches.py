@@ -4,10 +4,12 @@ Activations were just written and lie in a cache; weights were last read one inf
 the network since. An op that is timed over and over finds its own still there. Where it uses each weight often, that
 makes no difference; a convolution on 4×4 positions uses each 16 times, and takes longer than such a timing says.
 
-So before ops with large weights run, a turn of some (`latency.timer.in_turns`), as many bytes are read as the last
-cache holds. An op's activations are made anew in each run, by what feeds it (`latency.backends.onnx_graph`). A network
-whose weights fit in that cache finds them there, and with small weights it is the arithmetic that counts: emptying the
-caches drives out the call's own code as well, so that differences of a few µs are lost.
+So before ops with large weights run, a turn of some (`latency.timer.in_turns`), as many bytes are read as the
+network's weights have, those of one inference, and no more than the last cache holds; whether that drives out what was
+there is for the machine to show. An op's activations are made anew in each run, by what feeds it
+(`latency.backends.onnx_graph`). With small weights it is the arithmetic that counts: emptying the caches drives out the
+call's own code as well, so that differences of a few µs are lost. A linear layer of one image does nothing but read its
+weights, and is timed in another way (`latency.streaming`).
 """
 
 from __future__ import annotations
@@ -45,26 +47,42 @@ A call with empty caches repeats within 10 % where it takes 20 µs, one with ful
 UNKNOWN_CACHE_BYTES = 32 << 20
 """Taken for the last cache where the machine does not say."""
 
+STREAMED = 8
+"""A linear layer that uses each weight so often at most takes the time that reading them takes."""
+
+SAMPLE = 2 << 20
+"""Bytes of weights, about, of the op that tells what a byte takes."""
+
 
 @dataclass(frozen=True)
 class Memory:
     """What of a network comes from memory.
 
     Attributes:
-        tables: names of the tables of the ops whose weights do (`Op.table_key`).
+        widest: the widest op of each table whose weights do, by its name (`Op.table_key`).
         evict: drives them out of the caches.
     """
 
-    tables: frozenset[str]
+    widest: Mapping[str, Op]
     evict: Callable[[], object]
 
     def has(self, op: Op) -> bool:
         """Returns whether the weights of an op at its widths come from memory."""
-        return op.table_key() in self.tables and not few_weights(op)
+        return op.table_key() in self.widest and not few_weights(op)
+
+    def streams(self, op: Op) -> bool:
+        """Returns whether weights that come from memory are all that takes time (`latency.streaming`)."""
+        return self.has(op) and op.kind == "linear" and op.macs <= STREAMED * op.weights
+
+    def sample(self, op: Op) -> Op:
+        """Returns the op of the same table that tells what a byte of its weights takes."""
+        widest = self.widest[op.table_key()]
+        share = min(1.0, SAMPLE / weight_bytes(widest))
+        return widest.with_channels(max(1, round(share * widest.c_in)), widest.c_out)
 
     @classmethod
     def of(cls, ops: Iterable[Op], environment: Mapping[str, Any]) -> Memory | None:
-        """Returns what of some ops comes from memory; None where all of it stays in the last cache.
+        """Returns what of some ops comes from memory; None where no op has large weights that it uses seldom.
 
         Args:
             ops: ops as built, equal ones as often as they are there.
@@ -73,14 +91,15 @@ class Memory:
         listed = list(ops)
         streamed = sum(map(weight_bytes, listed))
         held = max(map(_bytes, environment.get("cpu_caches", {}).values()), default=0) or UNKNOWN_CACHE_BYTES
-        tables = {
-            op.table_key() for op in listed if weight_bytes(op) > SMALL and op.macs <= SELDOM * op.weights
-        }
-        if streamed <= held or not tables:
+        widest: dict[str, Op] = {}
+        for op in sorted(listed, key=weight_bytes):
+            if weight_bytes(op) > SMALL and op.macs <= SELDOM * op.weights:
+                widest[op.table_key()] = op
+        if not widest:
             return None
-        numbers = np.ones(held // 8, dtype=np.int64)
+        numbers = np.ones(min(streamed, held) // 8, dtype=np.int64)
         # at the speed of the memory; a sum of floats takes three times as long
-        return cls(frozenset(tables), lambda: np.maximum.reduce(numbers))
+        return cls(widest, lambda: np.maximum.reduce(numbers))
 
 
 def few_weights(op: Op) -> bool:

@@ -4,7 +4,8 @@ One order over all tables, so that drift of the machine does not become a slope 
 so, those that found no quiet moment are visited again, the one first that may be off the most; after three visits, or
 where too much time goes into it, a cell is written as it stands, and says so.
 
-Where an op uses its weights seldom, they are read from memory, as in a network (`latency.caches`).
+Where an op uses its weights seldom, they are read from memory, as in a network (`latency.caches`); where reading them
+is all it does, what that takes is added (`latency.streaming`).
 
 Where memory happens to lie changes a time as well: an op that moves more than it computes takes up to twice as long
 from one build to the next. So a backend may ask for several builds of a cell. Two that agree are averaged; otherwise
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from latency.backends import Backend, Built, out_of_memory
+from latency.builds import agree, joined
 from latency.caches import COLD, WARM, Memory, weight_bytes
 from latency.device import environment_id
 from latency.errors import UnsupportedOpError
@@ -29,6 +31,7 @@ from latency.journal import Journal
 from latency.op import Op, in_words
 from latency.probing import Steps
 from latency.profiles import cell_key
+from latency.streaming import Rate, both_ways
 from latency.timer import Anchor, Precision, Sampling, Timing, in_turns
 
 __all__ = ["Cell", "Measurer", "Progress", "memory_of"]
@@ -37,12 +40,6 @@ Progress = Callable[[int, int], None]
 
 Cell = tuple[Op, str, Steps | None]
 """An op at its widths, the role its time will play, and the steps of its axes as far as they are known."""
-
-AGREE = 0.03
-"""Two builds whose times differ by no more than this share agree; of more, the mean's standard error is half of it."""
-
-AGREE_US = 0.3
-"""Or by no more than this."""
 
 MOST_BUILDS = 16
 
@@ -127,6 +124,7 @@ class Measurer:
         self._known = {cell_key(c): c for c in journal.cells}
         self._asked = getattr(backend, "builds", 1)
         self._memory = memory
+        self._rates: dict[str, Rate] = {}
         call = backend.anchor()
         self._anchor = Anchor(call, backend.clock()) if call is not None else None
         if self._anchor is not None:
@@ -205,11 +203,9 @@ class Measurer:
 
     def _groups(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
         """Returns the cells that are visited at once: some of similar size where caches are emptied, else one."""
-        groups = [[job] for job in jobs if self._state(job.op) == WARM]
+        groups = [[job] for job in jobs if not self._emptied(job.op)]
         group: list[_Job] = []
-        for job in sorted(
-            (job for job in jobs if self._state(job.op) == COLD), key=lambda job: job.op.weights
-        ):
+        for job in sorted((job for job in jobs if self._emptied(job.op)), key=lambda job: job.op.weights):
             if len(group) == GROUP or sum(weight_bytes(j.op) for j in [*group, job]) > GROUP_BYTES:
                 groups.append(group)
                 group = []
@@ -222,7 +218,7 @@ class Measurer:
         again = jobs[0].visits > 0
         for job in jobs:
             job.timing = None
-        if self._memory is not None and self._state(jobs[0].op) == COLD:
+        if self._memory is not None and self._emptied(jobs[0].op):
             self._together(jobs, precision, self._memory)
         else:
             try:
@@ -251,7 +247,7 @@ class Measurer:
         in_turns([s for job, _ in ready for s in job.samplings if s.begun], memory.evict)
         for job, built in ready:
             timings = [sampling.timing() for sampling in job.samplings]
-            job.agreed = len(timings) == 1 or _agree(timings)
+            job.agreed = len(timings) == 1 or agree(timings)
             self._take(job, timings, built)
 
     def _alone(self, job: _Job, precision: Precision) -> None:
@@ -266,7 +262,7 @@ class Measurer:
             spent = len(timings) >= MOST_BUILDS or (len(timings) > 2 and time.perf_counter() > end)
             # what differs without a quiet moment says nothing of where memory lies
             spent = spent or self._asked == 1 or not all(t.quiet for t in timings)
-            if len(timings) >= self._asked and (spent or _agree(timings)):
+            if len(timings) >= self._asked and (spent or agree(timings)):
                 break
         self._take(job, timings, built)
 
@@ -282,7 +278,11 @@ class Measurer:
 
     def _take(self, job: _Job, timings: Sequence[Timing], built: Built) -> None:
         """Makes a cell of what was found, without the builds, which hold the op's weights."""
-        job.timing = _joined(timings)
+        job.timing = joined(timings)
+        if self._memory is not None and self._memory.streams(job.op):
+            rate = self._rate(job.op, self._memory)
+            job.timing = rate.onto(job.timing, built.copies * weight_bytes(job.op))
+            built = replace(built, method=f"{built.method}+memory")
         job.cell = self._cell(job, job.timing, built)
         job.visits += 1
         self._longest_us = max(self._longest_us, float(job.cell["us"]))
@@ -291,6 +291,25 @@ class Measurer:
         """Returns whether an op finds its weights in a cache."""
         return COLD if self._memory is not None and self._memory.has(op) else WARM
 
+    def _emptied(self, op: Op) -> bool:
+        """Returns whether the caches are emptied before each turn of an op."""
+        return self._memory is not None and self._memory.has(op) and not self._memory.streams(op)
+
+    def _rate(self, op: Op, memory: Memory) -> Rate:
+        """Returns what a byte of the weights of a table's ops takes longer from memory, from two cells of one op."""
+        name = op.table_key()
+        if name not in self._rates:
+            sample = memory.sample(op)
+            keys = [cell_key({**sample.key(), "cache": state, "role": "probe"}) for state in (WARM, COLD)]
+            if not all(key in self._known for key in keys):
+                *timings, built = both_ways(self.backend, sample, self._anchor, memory.evict)
+                for key, state, timing in zip(keys, (WARM, COLD), timings, strict=True):
+                    self._known[key] = self._cell(_Job(sample, "probe", None), timing, built, state)
+                    self.journal.append(self._known[key])
+            warm, cold = (self._known[key] for key in keys)
+            self._rates[name] = Rate.of(warm, cold, weight_bytes(sample))
+        return self._rates[name]
+
     def _left_out(self, op: Op, error: Exception) -> None:
         """Writes that a cell cannot be built or does not fit in memory, and goes on; anything else is an error."""
         if not isinstance(error, UnsupportedOpError) and not out_of_memory(error):
@@ -298,11 +317,11 @@ class Measurer:
         why = "out of memory" if out_of_memory(error) else str(error).split(";")[0]
         self.journal.leave_out(f"{in_words(op)} {op.c_in}→{op.c_out}: {why}")
 
-    def _cell(self, job: _Job, timing: Timing, built: Built) -> dict[str, Any]:
+    def _cell(self, job: _Job, timing: Timing, built: Built, state: str | None = None) -> dict[str, Any]:
         environment, copies = self.journal.environment, built.copies
         cell: dict[str, Any] = {
             **job.op.key(),
-            "cache": self._state(job.op),
+            "cache": state or self._state(job.op),
             "us": round(timing.us / copies, 3),
             "ci_lo": round(timing.ci_lo / copies, 3),
             "ci_hi": round(timing.ci_hi / copies, 3),
@@ -333,35 +352,3 @@ class Measurer:
 def memory_of(backend: Backend, ops: Iterable[Op], environment: Mapping[str, Any]) -> Memory | None:
     """Returns what of a network's weights comes from memory, where a backend can empty the caches; else None."""
     return Memory.of(ops, environment) if getattr(backend, "evicts", False) else None
-
-
-def _agree(timings: Sequence[Timing]) -> bool:
-    """Returns whether two builds agree, or the mean of more is known as well as that."""
-    times = [t.us for t in timings]
-    enough = max(AGREE * abs(float(np.mean(times))), AGREE_US)
-    if len(times) == 2:
-        return abs(times[0] - times[1]) <= enough
-    return _standard_error(times) <= enough / 2
-
-
-def _standard_error(times: Sequence[float]) -> float:
-    return float(np.std(times, ddof=1) / math.sqrt(len(times)))
-
-
-def _joined(timings: Sequence[Timing]) -> Timing:
-    """Returns one time for several builds: their mean, and the interval that their differences leave."""
-    if len(timings) == 1:
-        return timings[0]
-    times = [t.us for t in timings]
-    within = math.hypot(*(t.ci_hi - t.ci_lo for t in timings)) / 2 / len(timings)
-    between = float(np.ptp(times)) / 2 if len(times) == 2 else 2.0 * _standard_error(times)
-    us, half = float(np.mean(times)), max(within, between)
-    return Timing(
-        us=us,
-        ci_lo=us - half,
-        ci_hi=us + half,
-        n=sum(t.n for t in timings),
-        contention=float(np.mean([t.contention for t in timings])),
-        quiet=all(t.quiet for t in timings),
-        slowdown=float(np.median([t.slowdown for t in timings])),
-    )

@@ -177,7 +177,7 @@ def _in_one_state(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         c
         for op, c in zip(ops, cells, strict=True)
-        if c.get("cache") == COLD or op.table_key() not in cold or few_weights(op)
+        if c.get("cache") == COLD or op.table_key() not in cold or few_weights(op) or c.get("role") == "probe"
     ]
 
 
