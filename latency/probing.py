@@ -22,10 +22,17 @@ BASE = 64
 """Width of the standard shape: a multiple of every block of channels in use."""
 
 FLAT = 0.65
-"""One width inside a step may save this share of a proportional saving: noise, and a little less arithmetic."""
+"""One width inside a short step may save this share of a proportional saving: noise, and a little less arithmetic."""
+
+ELSEWHERE = 8
+"""Steps from here on must show at two of 64, 48 and 32 channels.
+
+One slowed run, or the last block of a kernel's four, which costs little, looks like a step of 16 at 64 channels: widths
+inside it then cost up to 40 % too much. One run that was too fast hides a step.
+"""
 
 INSIDE = 0.4
-"""All of them together may save this share."""
+"""All of them together may save this share, or one inside a longer step."""
 
 SLOWER = 1.08
 """A width that takes this many times as long as a wider one is slow for a reason of its own."""
@@ -81,9 +88,15 @@ def probe_op(op: Op, axis: int, width: int) -> Op:
 
 
 def widths_for_step() -> tuple[int, ...]:
-    """Returns the widths that tell the step: the edge, and what lies just above and at each smaller one."""
+    """Returns the widths that tell the step: an edge, and what lies just above and at each smaller one."""
     below = {BASE - g + d for g in (2, 4, 8, 16, 32) for d in (0, 1)} | {BASE - 1}
-    return (BASE, *sorted(below, reverse=True))
+    elsewhere = {edge - g // 2 for g in (ELSEWHERE, 16, 32) for edge in _places(g)}
+    return (BASE, *sorted(below | elsewhere, reverse=True))
+
+
+def _places(step: int) -> tuple[int, ...]:
+    """Returns the edges at which a step is looked for."""
+    return tuple(edge for edge in (BASE, 3 * BASE // 4, BASE // 2) if edge % step == 0)
 
 
 def found_step(us: Mapping[int, float]) -> int:
@@ -91,7 +104,7 @@ def found_step(us: Mapping[int, float]) -> int:
 
     Widths inside a step that are slower than its edge save nothing and are left aside. A step g holds where the
     others show less than 40 % of the slope of a proportional saving, and the edge of the next smaller step, 64 − g/2,
-    saves less than 65 % of it.
+    saves less than 65 % of it; from 8 on, less than 40 % at two of its edges.
 
     Args:
         us: time at each of ``widths_for_step()``.
@@ -100,13 +113,15 @@ def found_step(us: Mapping[int, float]) -> int:
     share = float(np.clip(2.0 * (top - us[BASE // 2]) / top, 0.0, 1.0))
     if share < 0.1:
         return BASE // 2  # nothing is saved at all by removing half
+    channel_us = top * share / BASE
     for step in (32, 16, 8, 4, 2):
         level = [w for w in us if BASE - step < w <= BASE and us[w] <= SLOWER * top]
         saved = np.array([(top - us[w]) / (top * share) for w in level])
         removed = np.array([(BASE - w) / BASE for w in level])
         slope = float(np.polyfit(removed, saved, 1)[0]) if len(level) > 2 else 0.0
-        edge = (top - us[BASE - step // 2]) / (top * share)
-        if slope < INSIDE and edge < FLAT * step / (2 * BASE):
+        places, most = (_places(step), INSIDE) if step >= ELSEWHERE else ((BASE,), FLAT)
+        flat = [us[w] - us[w - step // 2] < most * channel_us * step / 2 for w in places]
+        if slope < INSIDE and sum(flat) >= min(2, len(places)):
             return step
     return 1
 

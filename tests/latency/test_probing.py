@@ -39,6 +39,7 @@ def test_one_per_cent_of_noise_seldom_hides_a_step_of_eight() -> None:
 def test_widths_inside_a_step_may_be_slower_than_its_edge() -> None:
     # Numbers of a CPU with blocks of 8, whose kernels need multiples of 4 to be fast.
     us = {64: 211, 63: 285, 62: 280, 61: 272, 60: 208, 57: 247, 56: 184, 49: 213, 48: 160, 33: 140, 32: 105}
+    us |= {44: 158, 40: 134, 28: 106, 24: 80, 16: 54}
     assert found_step(us) == 8
     assert found_slow(us, 8) == (4, pytest.approx(1.308, abs=0.001))
 
@@ -119,5 +120,35 @@ def test_an_uneven_staircase_shows_its_smaller_step() -> None:
         48: 131.8,
         33: 121.5,
         32: 78.9,
+        44: 132.4,
+        40: 121.1,
+        28: 80.0,
+        24: 63.6,
+        16: 52.0,
     }
     assert found_step(us) == 8
+
+
+@pytest.mark.parametrize(
+    ("around_64", "below"),
+    [
+        # Measured: 1×1 at 14×14, 64 → n, in µs; from 56 to 64 is 64 % of a proportional rise, the last block of four.
+        (
+            {64: 18.79, 63: 21.65, 62: 21.67, 61: 21.45, 60: 21.59, 57: 21.38, 56: 17.39, 49: 19.15},
+            {48: 15.82, 44: 17.39, 40: 14.87, 33: 15.92, 32: 10.03, 28: 11.12, 24: 7.91, 16: 6.46},
+        ),
+        # The same, n → 64; a neighbour slowed what 60 to 56 channels took.
+        (
+            {64: 19.0, 63: 22.48, 62: 22.36, 61: 22.04, 60: 20.62, 57: 27.23, 56: 19.87, 49: 18.2},
+            {48: 14.9, 44: 14.91, 40: 12.69, 33: 13.74, 32: 10.24, 28: 10.37, 24: 7.96, 16: 5.56},
+        ),
+    ],
+)
+def test_a_step_that_only_one_edge_shows_is_none(around_64, below) -> None:
+    assert found_step(around_64 | below) == 8
+
+
+def test_one_run_that_was_too_fast_or_too_slow_hides_no_step() -> None:
+    us = {w: 5.0 + -(-w // 8) * 8 for w in widths_for_step()}
+    for wrong in (60, 44, 28):
+        assert [found_step(us | {wrong: us[wrong] * factor}) for factor in (0.9, 1.1)] == [8, 8]
