@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -50,8 +49,15 @@ REPEATS = 1.01
 RETURNS = 6
 """Runs of an anchor, at most, until it is back in the caches; a neighbour's burst lasts longer than these."""
 
-REMEMBERED = 4000
-"""Anchor runs from which the floor is taken: those of the last seconds to minutes."""
+REMEMBERED = 1 << 16
+"""Samples from which an anchor's floor is taken: those of the last minutes, of short ops of the last ten seconds.
+
+A neighbour that stays for longer than that is taken for the machine. With 4,000, one or two seconds, cells that it had
+slowed by 1.6 counted as undisturbed; a processor that runs slower from now on is known as such after a minute.
+"""
+
+RECOUNTED = 1000
+"""After so many samples it is taken anew."""
 
 
 class Clock(Protocol):
@@ -139,20 +145,20 @@ class Anchor:
     Attributes:
         run: the call.
         clock: what times it.
-        floor_us: its undisturbed time: the 2nd percentile of its last runs.
-        runs: number of runs so far.
+        floor_us: its undisturbed time: the 2nd percentile of its last samples.
+        runs: number of samples so far.
     """
 
     run: Callable[[], object]
     clock: Clock
     floor_us: float = field(default=math.inf, init=False)
     runs: int = field(default=0, init=False)
-    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED), init=False)
+    _recent: NDArray[np.float64] = field(default_factory=lambda: np.empty(REMEMBERED), init=False)
 
     def settle(self, seconds: float = 0.5, at_least: int = 50) -> None:
         """Runs until the floor is known."""
         end = time.perf_counter() + seconds
-        while self.runs < at_least or (time.perf_counter() < end and self.runs < REMEMBERED):
+        while self.runs < at_least or (time.perf_counter() < end and self.runs < 4 * RECOUNTED):
             self.sample()
         self._recount()
 
@@ -167,14 +173,14 @@ class Anchor:
             us = min(us, self.clock.time_us(self.run)[0])
             if us <= QUIET * self.floor_us:
                 break
-        self._recent.append(us)
+        self._recent[self.runs % REMEMBERED] = us
         self.runs += 1
-        if self.runs % 500 == 0:
+        if self.runs % RECOUNTED == 0:
             self._recount()
         return us
 
     def _recount(self) -> None:
-        self.floor_us = float(np.percentile(self._recent, 2))
+        self.floor_us = float(np.percentile(self._recent[: self.runs], 2))
 
 
 def median_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:

@@ -105,6 +105,20 @@ def test_an_anchor_that_others_drove_out_of_the_caches_runs_until_it_is_back() -
     )  # the machine is slow, not the cache
 
 
+def test_a_floor_outlasts_a_neighbour_that_stays_for_long_but_not_for_ever() -> None:
+    clock = FakeClock()
+    anchor = Anchor(runs(clock, [10.0]), clock)
+    anchor.settle(seconds=0.0, at_least=4000)
+    anchor.run = runs(clock, [16.0])
+    floors = []
+    for _ in range(3):
+        for _ in range(30_000):
+            anchor.sample()
+        floors.append(anchor.floor_us)
+    # Of the last 65,536 samples 4,000 were undisturbed, 4,000 again, and none: 2 % are 1,311.
+    assert floors == [10.0, 10.0, 16.0]
+
+
 def test_only_runs_between_undisturbed_anchors_count() -> None:
     clock = FakeClock()
     slow = {"now": 1.0}
