@@ -1,8 +1,8 @@
 """Carries measurements out: cells in random order, each on the disk before the next, disturbed ones once more.
 
-One order over all tables, so that drift of the machine does not become a slope of a table. Of every hundred cells or
-so, those that found no quiet moment are visited again, the one first that may be off the most; after three visits, or
-where too much time goes into it, a cell is written as it stands, and says so.
+One order over all tables, so that drift of the machine does not become a slope of a table. Cells that found no quiet
+moment wait for one and are visited again, the one first that may be off the most; after three visits, or where too much
+time goes into it, a cell is written as it stands, and says so.
 
 Where an op uses its weights seldom, they are read from memory, as in a network (`latency.caches`); where reading them
 is all it does, what that takes is added (`latency.streaming`).
@@ -32,7 +32,7 @@ from latency.op import Op, in_words
 from latency.probing import Steps
 from latency.profiles import cell_key
 from latency.streaming import Rate, both_ways
-from latency.timer import Anchor, Precision, Sampling, Timing, in_turns
+from latency.timer import QUIET, Anchor, Precision, Sampling, Timing, in_turns
 
 __all__ = ["Cell", "Measurer", "Progress", "memory_of"]
 
@@ -63,7 +63,13 @@ WORTH = 0.001
 """What may be wrong by less than this share of the longest cell is not visited again."""
 
 TOGETHER = 100
-"""Cells whose disturbed ones wait for each other: half a minute, and no more than that is lost with the process."""
+"""After so many cells the disturbed ones are visited again, and no more of them wait: what is lost with the process."""
+
+SAMPLES, PAUSE = 20, 0.1
+"""Of the anchor, before a cell is visited again, and seconds until the next where only such cells are left.
+
+A neighbour's work comes in bursts of up to ten seconds: visited at once, cells met the same one again.
+"""
 
 
 @dataclass
@@ -119,7 +125,7 @@ class Measurer:
         self.done = 0
         self.total = 0
         self._told = told
-        self._seconds = self._again = self._longest_us = 0.0
+        self._seconds = self._again_s = self._longest_us = 0.0
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
         self._asked = getattr(backend, "builds", 1)
@@ -169,37 +175,59 @@ class Measurer:
         shuffled = [jobs[k] for k in self._rng.permutation(len(jobs))]
         appended: list[dict[str, Any]] = []
         self._tell()
-        for start in range(0, len(shuffled), TOGETHER):
-            for job in self._visited(shuffled[start : start + TOGETHER], precision):
-                if job.timing is not None:
-                    self.journal.append(job.cell)
-                    self._known[cell_key(job.cell)] = job.cell
-                    appended.append(job.cell)
-                self.done += 1
-                self.total = max(self.total, self.done)
-                self._tell()
+        for job in self._visited(shuffled, precision):
+            if job.timing is not None:
+                self.journal.append(job.cell)
+                self._known[cell_key(job.cell)] = job.cell
+                appended.append(job.cell)
+            self.done += 1
+            self.total = max(self.total, self.done)
+            self._tell()
         return appended
 
     def _visited(self, jobs: Sequence[_Job], precision: Precision) -> Iterator[_Job]:
-        """Visits some cells, the disturbed ones again while there is time; yields each when it stands as it is."""
+        """Visits cells, the disturbed ones again while there is time; yields each when it stands as it is."""
         waiting: list[_Job] = []
-        groups = self._groups(jobs)
-        for k in self._rng.permutation(len(groups)):
-            self._visit(groups[k], precision)
-            for job in groups[k]:
-                if job.done or job.doubt_us <= max(precision.absolute_us, WORTH * self._longest_us):
+        for start in range(0, len(jobs), TOGETHER):
+            groups = self._groups(jobs[start : start + TOGETHER])
+            for k in self._rng.permutation(len(groups)):
+                self._visit(groups[k], precision)
+                for job in groups[k]:
+                    if job.done or job.doubt_us <= max(precision.absolute_us, WORTH * self._longest_us):
+                        yield job
+                    else:
+                        waiting.append(job)
+            yield from self._again(waiting, precision, last=start + TOGETHER >= len(jobs))
+
+    def _again(self, waiting: list[_Job], precision: Precision, *, last: bool) -> Iterator[_Job]:
+        """Visits cells that wait while the machine is calm, the most doubtful of the least visited first.
+
+        Yields those that are done; of the others the least doubtful where too many wait, and all of them at last.
+        """
+        while waiting:
+            waiting.sort(key=lambda job: (-job.visits, job.doubt_us))
+            in_time = self._again_s < AGAIN * self._seconds
+            if in_time and self._calm():
+                job = waiting.pop()
+                self._visit([job], precision)
+                if job.done:
                     yield job
                 else:
                     waiting.append(job)
-        while waiting:
-            waiting.sort(key=lambda job: (-job.visits, job.doubt_us))
-            job = waiting.pop()
-            if self._again < AGAIN * self._seconds:
-                self._visit([job], precision)
-                if not job.done:
-                    waiting.append(job)
-                    continue
-            yield job
+            elif in_time and last:
+                time.sleep(PAUSE)
+                self._again_s += PAUSE
+            elif last or len(waiting) > TOGETHER:
+                yield waiting.pop(0)
+            else:
+                break
+
+    def _calm(self) -> bool:
+        """Returns whether most samples of the anchor are undisturbed at the moment."""
+        if self._anchor is None:
+            return True
+        samples = [self._anchor.sample() for _ in range(SAMPLES)]
+        return float(np.median(samples)) <= QUIET * self._anchor.floor_us
 
     def _groups(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
         """Returns the cells that are visited at once: some of similar size where caches are emptied, else one."""
@@ -227,7 +255,7 @@ class Measurer:
                 self._left_out(jobs[0].op, error)
         spent = time.perf_counter() - begun
         self._seconds += spent
-        self._again += spent if again else 0.0
+        self._again_s += spent if again else 0.0
 
     def _together(self, jobs: Sequence[_Job], precision: Precision, memory: Memory) -> None:
         """Times cells in turns, the caches emptied before each turn."""

@@ -123,6 +123,7 @@ WIDTHS = (8, 16, 24, 32, 40)
 
 def test_disturbed_cells_are_measured_again_the_one_first_that_may_be_off_the_most(monkeypatch) -> None:
     monkeypatch.setattr("latency.measuring.AGAIN", 1.0)
+    monkeypatch.setattr(Measurer, "_calm", lambda self: True)
     backend = Disturbed(slow_builds=1)
     cells = backend.measured(*WIDTHS)
     visited = [width for width, _ in backend.order]
@@ -134,6 +135,7 @@ def test_disturbed_cells_are_measured_again_the_one_first_that_may_be_off_the_mo
 
 def test_a_cell_that_stays_disturbed_is_written_after_three_visits_and_says_so(monkeypatch) -> None:
     monkeypatch.setattr("latency.measuring.AGAIN", 1.0)
+    monkeypatch.setattr(Measurer, "_calm", lambda self: True)
     backend = Disturbed(slow_builds=9)
     cells = backend.measured(*WIDTHS)
     visited = [width for width, _ in backend.order]
@@ -151,9 +153,40 @@ def test_where_no_time_is_left_for_it_no_cell_is_measured_again(monkeypatch) -> 
     assert {c["method"] for c in cells} == {"twin/disturbed"}
 
 
-def test_disturbed_cells_wait_for_no_more_than_some_others(monkeypatch) -> None:
+def test_no_more_than_some_disturbed_cells_wait(monkeypatch) -> None:
     monkeypatch.setattr("latency.measuring.AGAIN", 0.0)
     monkeypatch.setattr("latency.measuring.TOGETHER", 2)
     backend = Disturbed(slow_builds=1)
     backend.measured(*WIDTHS)
-    assert [on_disk for _, on_disk in backend.order] == [0, 0, 2, 2, 4]
+    assert [on_disk for _, on_disk in backend.order] == [0, 0, 0, 0, 2]
+
+
+@pytest.mark.parametrize(("again", "visits"), [(1e9, 2), (0.25, 1)])
+def test_disturbed_cells_wait_until_the_neighbour_has_gone_but_not_for_ever(
+    monkeypatch, again: float, visits: int
+) -> None:
+    monkeypatch.setattr("latency.measuring.AGAIN", again)
+    monkeypatch.setattr("latency.measuring.PAUSE", 1e-6 if again > 1 else 100.0)
+    monkeypatch.setattr("latency.measuring.time.sleep", lambda seconds: None)
+
+    class Neighbour(FakeBackend):
+        """Halves the machine's speed from a moment on, for a second: longer than five visits take."""
+
+        def __init__(self) -> None:
+            super().__init__(lambda op: 10.0 * op.c_out, noise=self.slow)
+            self.came = float("inf")
+
+        def slow(self) -> float:
+            return 2.0 if self.came <= self.time.now_us < self.came + 1e6 else 1.0
+
+        def anchor(self):
+            return lambda: self.time.passes(10.0 * self.slow())
+
+    backend = Neighbour()
+    measurer = Measurer(backend, Journal(None, backend.environment()))
+    backend.came = backend.time.now_us
+    cells = measurer.measure([(conv(64, width), "sweep", None) for width in WIDTHS], Precision(n_max=20))
+    assert len(backend.built) == visits * len(WIDTHS)
+    right = visits == 2
+    assert {c["method"] for c in cells} == {"twin" if right else "twin/disturbed"}
+    assert {c["c_out"]: c["us"] for c in cells} == {w: (10.0 if right else 20.0) * w for w in WIDTHS}
