@@ -219,6 +219,24 @@ def test_a_table_that_its_held_out_cells_contradict_gets_more_cells() -> None:
     )
 
 
+def test_tables_that_everything_contradicts_get_half_as_many_cells_more_and_no_others(monkeypatch) -> None:
+    monkeypatch.setattr("latency.sweeping.MORE_CELLS", 0)
+
+    def us(op):
+        seed = [op.c_in, op.c_out, op.h]
+        return 20.0 + op.c_in * op.c_out * np.random.default_rng(seed).uniform(0.1, 1.0)  # no law at all
+
+    ops = [conv(256, 256), conv(256, 128, h=16, w=16)]
+    coarse, fine = (
+        sum(
+            c["role"] == "sweep"
+            for c in latency.sweep(ops, backend=FakeBackend(us), holdout=holdout, seed=3).cells
+        )
+        for holdout in (0, 6)
+    )
+    assert 1.2 * coarse < fine <= 1.5 * coarse
+
+
 def test_progress_rises_to_its_total() -> None:
     told: list[tuple[int, int]] = []
     latency.sweep(
