@@ -14,6 +14,7 @@ from typing import Any, Literal, overload
 
 from latency import backends
 from latency.backends import Backend
+from latency.caches import Memory
 from latency.design import Design, Spec, crossings, design, refined, specs
 from latency.device import pinned
 from latency.journal import Journal
@@ -151,10 +152,10 @@ def sweep(
     runtime = (
         backends.load(backend, threads=threads, settings=settings) if isinstance(backend, str) else backend
     )
+    memory = memory_of(runtime, listed, runtime.environment())
     if dry_run:
-        return _estimate(listed, wanted, holdout, seed, every)
+        return _estimate(listed, wanted, holdout, seed, every, memory)
     journal = Journal(None if path is None else Path(path), runtime.environment(), resume=resume)
-    memory = memory_of(runtime, listed, journal.environment)
     with journal, _told(progress) as told, pinned(threads):
         measurer = Measurer(runtime, journal, memory=memory, seed=seed, told=told)
         if every is None:
@@ -228,7 +229,9 @@ def _guessed(wanted: list[Spec], holdout: int, seed: int) -> list[Design]:
     return [design(s, Steps((8, 8)), holdout=holdout, seed=seed) for s in wanted]
 
 
-def _estimate(listed: list[Op], wanted: list[Spec], holdout: int, seed: int, every: int | None) -> Estimate:
+def _estimate(
+    listed: list[Op], wanted: list[Spec], holdout: int, seed: int, every: int | None, memory: Memory | None
+) -> Estimate:
     designs = _guessed(wanted, holdout, seed)
     if every is not None:
         whole = [crossings(spec, Steps((every, every))) for spec in wanted]
@@ -236,9 +239,14 @@ def _estimate(listed: list[Op], wanted: list[Spec], holdout: int, seed: int, eve
     seconds = 5.0  # the anchor, and what tells the steps
     for spec, cells in zip(wanted, designs, strict=True):
         for c_in, c_out in (*cells.sweep, *cells.holdout):
-            # Per cell: two or more builds of two graphs, and some twenty rounds of three times the op at 20 GMAC/s,
-            # with the cells that refinement adds.
-            seconds += 0.045 + 200.0 * spec.op.with_channels(c_in, c_out).macs / 2e10
+            op = spec.op.with_channels(c_in, c_out)
+            once = op.macs / 2e10
+            # Two builds of two graphs, and fifty rounds of three times the op as far as a quarter of a second goes,
+            # seven of each build in any case; where its weights come from memory, what drives them there.
+            seconds += 0.05 + max(min(0.25, 150.0 * once), 45.0 * once)
+            seconds += 0.2 if memory is not None and memory.has(op) else 0.0
+    if every is None:
+        seconds *= 1.4  # cells that refinement adds, and that are measured again
     return Estimate(
         ops=len(listed),
         tables=len(wanted),

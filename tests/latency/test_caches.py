@@ -168,6 +168,16 @@ def test_a_sweep_empties_the_caches_where_its_backend_can(evicts: bool, state: s
         assert {c["cache"] for c in lazy.profile.cells if c["c_in"] == 512} == {state}
 
 
+def test_a_dry_run_knows_that_cold_cells_take_longer() -> None:
+    def seconds(evicts: bool) -> float:
+        backend = FakeBackend(lambda op: 100.0)
+        backend.evicts = evicts
+        return latency.sweep([BIG], backend=backend, fixed={BIG: (True, True)}, dry_run=True).seconds
+
+    # One cell, and a fifth of a second more for it; two of five are measured again or lead to others.
+    assert seconds(True) - seconds(False) == pytest.approx(0.2 * 1.4)
+
+
 def test_of_a_table_with_cells_of_both_kinds_the_cold_ones_count_and_those_of_few_weights() -> None:
     few, many = conv(64, 64, **FEW), conv(64, 64, **MANY)
     cells = [
