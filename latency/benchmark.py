@@ -4,8 +4,9 @@ Two networks are compared in turns within one run, A B A B …, because the mach
 differ; the ratio is the median of the rounds' ratios with its distribution-free 95 % interval.
 
 A short anchor runs before and after every run (`latency.timer`): where every network finds enough runs undisturbed
-by who shares the core, only those count; else, for every network, its fastest twentieth. (Long runs are hit more often
-than short ones. On a machine with other work, ratios of plain medians were off by 10 %, these by 2 %.)
+by who shares the core, only those count, stated at the clock that the processor mostly had; else, for every network,
+its fastest twentieth. (Long runs are hit more often than short ones. On a machine with other work, ratios of plain
+medians were off by 10 %, these by 2 %.)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from latency.backends import BACKENDS, load
 from latency.backends.onnx_network import is_module, network_call
 from latency.device import pinned
 from latency.errors import MissingError, UsageError
-from latency.timer import BURST, QUIET, Anchor, Clock, CpuClock, WallClock, median_interval
+from latency.timer import BURST, Anchor, Clock, CpuClock, WallClock, median_interval
 
 if TYPE_CHECKING:
     import onnx
@@ -86,10 +87,9 @@ class Measurement:
 
     @classmethod
     def of(
-        cls, runs_us: NDArray[np.float64], counts: NDArray[np.bool_], clock: str, contention: float = 0.0
+        cls, runs_us: NDArray[np.float64], us: NDArray[np.float64], clock: str, contention: float = 0.0
     ) -> Measurement:
-        """Sums up single runs, of which some count."""
-        us = runs_us[counts]
+        """Sums up single runs, and those of them that count, stated at one clock."""
         q1, q3 = np.percentile(us, [25, 75])
         p10, p50, p90, p99 = np.percentile(runs_us, [10, 50, 90, 99])
         median, lo, hi = median_interval(us)
@@ -146,10 +146,10 @@ class Comparison(Mapping[str, Measurement]):
         runs_us: µs of every round, by name.
         clock: ``cpu`` or ``wall``.
         contention: of every network.
-        quiet: for every round, by name, whether it was undisturbed.
+        slower: for every round, by name, how much slower than usual the processor was; NaN where it was disturbed.
 
     Attributes:
-        runs_us: µs of every round, by name.
+        runs_us: µs of every round, by name, as they were.
         quiet: whether only undisturbed rounds count.
     """
 
@@ -158,21 +158,20 @@ class Comparison(Mapping[str, Measurement]):
         runs_us: Mapping[str, Sequence[float]],
         clock: str,
         contention: Mapping[str, float],
-        quiet: Mapping[str, Sequence[bool]] | None = None,
+        slower: Mapping[str, Sequence[float] | NDArray[np.float64]] | None = None,
     ) -> None:
         self.runs_us = {name: np.asarray(us, dtype=np.float64) for name, us in runs_us.items()}
-        everything = {name: np.ones(len(us), dtype=bool) for name, us in self.runs_us.items()}
-        undisturbed = {
-            name: _undisturbed(us, np.asarray((quiet or everything)[name]))
+        usual = {name: np.ones(len(us)) for name, us in self.runs_us.items()}
+        clocks = {name: np.asarray((slower or usual)[name], dtype=np.float64) for name in self.runs_us}
+        counts = {name: _undisturbed(us, clocks[name]) for name, us in self.runs_us.items()}
+        self.quiet = all(mask is not None for mask in counts.values())
+        self._counts: dict[str, NDArray[np.bool_]] = {
+            name: _fastest(us) if (mask := counts[name]) is None or not self.quiet else mask
             for name, us in self.runs_us.items()
         }
-        self.quiet = all(mask is not None for mask in undisturbed.values())
-        self._counts: dict[str, NDArray[np.bool_]] = {
-            name: _fastest(us) if mask is None or not self.quiet else mask
-            for (name, us), mask in zip(self.runs_us.items(), undisturbed.values(), strict=True)
-        }
+        self._stated = {n: us / clocks[n] if self.quiet else us for n, us in self.runs_us.items()}
         self._found = {
-            name: Measurement.of(us, self._counts[name], clock, contention.get(name, 0.0))
+            name: Measurement.of(us, self._stated[name][self._counts[name]], clock, contention.get(name, 0.0))
             for name, us in self.runs_us.items()
         }
 
@@ -189,7 +188,7 @@ class Comparison(Mapping[str, Measurement]):
         """Returns the latency of ``over`` divided by that of ``under``: how much faster ``under`` is."""
         both = self._counts[over] & self._counts[under]
         if self.quiet and both.sum() >= ENOUGH:
-            return Ratio(*median_interval(self.runs_us[over][both] / self.runs_us[under][both]))
+            return Ratio(*median_interval(self._stated[over][both] / self._stated[under][both]))
         a, b = self._found[over], self._found[under]
         widths = [(m.ci_hi_us - m.ci_lo_us) / (2.0 * m.median_us) for m in (a, b)]
         middle, half = a.median_us / b.median_us, math.hypot(*widths)
@@ -208,13 +207,15 @@ class Comparison(Mapping[str, Measurement]):
         return [float(a / b) for a, b in zip(*fastest, strict=True)]
 
 
-def _undisturbed(us: NDArray[np.float64], quiet: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+def _undisturbed(us: NDArray[np.float64], slower: NDArray[np.float64]) -> NDArray[np.bool_] | None:
     """Returns which runs were quiet and hit by no burst between their anchors; None where they are too few."""
-    if quiet.all():
+    quiet = ~np.isnan(slower)
+    if (slower == 1.0).all():  # without an anchor
         return quiet
     if quiet.sum() < ENOUGH:
         return None
-    kept: NDArray[np.bool_] = quiet & (us <= BURST * us[quiet].min())
+    stated = us / slower
+    kept: NDArray[np.bool_] = quiet & (stated <= BURST * stated[quiet].min())
     return kept if kept.sum() >= ENOUGH else None
 
 
@@ -350,17 +351,24 @@ def _interleaved(
     anchor: Anchor | None,
 ) -> Comparison:
     runs: dict[str, list[float]] = {name: [] for name in calls}
-    quiet: dict[str, list[bool]] = {name: [] for name in calls}
+    around: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     walls = dict.fromkeys(calls, 0.0)
     if anchor is not None:
         anchor.settle()
+
+    def quiet(name: str) -> int:
+        """Returns the rounds of a network that were undisturbed."""
+        if anchor is None:
+            return len(runs[name])
+        return int((~np.isnan(anchor.slower(np.array(around[name])))).sum())
+
     names = list(calls)
     end = time.perf_counter() + seconds
     done = 0
     # A disturbed machine gets up to four times the rounds to find as many quiet ones.
     while done < 9 or (
         time.perf_counter() < end
-        and (done < rounds or (done < 4 * rounds and min(map(sum, quiet.values())) < rounds))
+        and (done < rounds or (done < 4 * rounds and min(map(quiet, calls)) < rounds))
     ):
         for name in names if done % 2 == 0 else reversed(names):
             if len(names) > 1 and (not runs[name] or runs[name][-1] < LONG_US):
@@ -369,10 +377,15 @@ def _interleaved(
             us, wall = clock.time_us(calls[name])
             after = anchor.sample() if anchor else 0.0
             runs[name].append(us)
-            quiet[name].append(anchor is None or max(before, after) <= QUIET * anchor.floor_us)
+            around[name].append((before, after))
             walls[name] += wall
         done += 1
     contention = {
         name: max(0.0, 1.0 - sum(us) / walls[name]) if walls[name] > 0 else 0.0 for name, us in runs.items()
     }
-    return Comparison(runs, clock.kind, contention, quiet)
+    if anchor is None:
+        return Comparison(runs, clock.kind, contention)
+    slower = {name: anchor.slower(np.array(pairs)) for name, pairs in around.items()}
+    found = np.concatenate(list(slower.values()))
+    usual = float(np.nanmedian(found)) if not np.isnan(found).all() else 1.0
+    return Comparison(runs, clock.kind, contention, {name: s / usual for name, s in slower.items()})

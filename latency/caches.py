@@ -4,12 +4,13 @@ Activations were just written and lie in a cache; weights were last read one inf
 the network since. An op that is timed over and over finds its own still there. Where it uses each weight often, that
 makes no difference; a convolution on 4×4 positions uses each 16 times, and takes longer than such a timing says.
 
-So before ops with large weights run, a turn of some (`latency.timer.in_turns`), as many bytes are read as the
-network's weights have, those of one inference, and no more than the last cache holds; whether that drives out what was
-there is for the machine to show. An op's activations are made anew in each run, by what feeds it
-(`latency.backends.onnx_graph`). With small weights it is the arithmetic that counts: emptying the caches drives out the
-call's own code as well, so that differences of a few µs are lost. A linear layer of one image does nothing but read its
-weights, and is timed in another way (`latency.streaming`).
+So ops with large weights run in turns of some (`latency.timer.in_turns`), and from one turn to the next as many bytes
+are read as the network's weights have, those of one inference, and no more than the last cache holds: by the ops of the
+turn, which read their own weights, and before it what is missing. Whether that drives out what was there is for the
+machine to show; with more bytes weights would leave a cache that holds the network's. An op's activations are made anew
+in each run, by what feeds it (`latency.backends.onnx_graph`). With small weights it is the arithmetic that counts:
+emptying the caches drives out the call's own code as well, so that differences of a few µs are lost. A linear layer of
+one image does nothing but read its weights, and is timed in another way (`latency.streaming`).
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latency.op import Op
 
-__all__ = ["COLD", "WARM", "Memory", "few_weights", "weight_bytes"]
+if TYPE_CHECKING:
+    from latency.backends import Built
+
+__all__ = ["COLD", "WARM", "Memory", "few_weights", "turn_bytes", "weight_bytes"]
 
 WARM, COLD = "warm", "cold"
 """States of an op's weights when it runs, as cells state them."""
@@ -60,11 +64,17 @@ class Memory:
 
     Attributes:
         widest: the widest op of each table whose weights do, by its name (`Op.table_key`).
-        evict: drives them out of the caches.
+        distance: bytes that are read from one use of a weight to the next.
+        read: reads so many bytes.
     """
 
     widest: Mapping[str, Op]
-    evict: Callable[[], object]
+    distance: int
+    read: Callable[[int], object]
+
+    def evict(self, reads: int) -> object:
+        """Reads what is missing of that distance where a turn reads so many bytes itself."""
+        return self.read(max(0, self.distance - reads))
 
     def has(self, op: Op) -> bool:
         """Returns whether the weights of an op at its widths come from memory."""
@@ -97,9 +107,10 @@ class Memory:
                 widest[op.table_key()] = op
         if not widest:
             return None
-        numbers = np.ones(min(streamed, held) // 8, dtype=np.int64)
+        distance = min(streamed, held)
+        numbers = np.ones(distance // 8, dtype=np.int64)
         # at the speed of the memory; a sum of floats takes three times as long
-        return cls(widest, lambda: np.maximum.reduce(numbers))
+        return cls(widest, distance, lambda size: np.maximum.reduce(numbers[: size // 8], initial=1))
 
 
 def few_weights(op: Op) -> bool:
@@ -110,6 +121,14 @@ def few_weights(op: Op) -> bool:
 def weight_bytes(op: Op) -> int:
     """Returns the bytes of an op's weights."""
     return op.weights * {"float16": 2, "bfloat16": 2}.get(op.dtype, 4)
+
+
+def turn_bytes(op: Op, built: Built) -> int:
+    """Returns the bytes of weights that one run of each call of a build reads."""
+    copies = (
+        built.copies if built.minus is None else built.copies + 2
+    )  # a twin has one more, and subtracts one
+    return copies * weight_bytes(op)
 
 
 def _bytes(size: str) -> int:

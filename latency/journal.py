@@ -11,7 +11,7 @@ from typing import Any
 
 from latency.device import differences, environment_id
 from latency.errors import OutputInUseError, ProfileError, UsageError
-from latency.profiles import LEFT_OUT, header_line, read_lines
+from latency.profiles import ENVIRONMENT, LEFT_OUT, header_line, read_lines
 
 __all__ = ["Journal"]
 
@@ -77,6 +77,12 @@ class Journal:
             left_out.append(op)
             if self._fd is not None:
                 self._write(json.dumps({LEFT_OUT: op}, separators=(",", ":")))
+
+    def state(self, facts: Mapping[str, Any]) -> None:
+        """Writes more fields of the environment."""
+        self.environment.update(facts)
+        if self._fd is not None:
+            self._write(json.dumps({ENVIRONMENT: dict(facts)}, separators=(",", ":")))
 
     def close(self) -> None:
         """Lets go of the file."""

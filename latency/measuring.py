@@ -24,7 +24,7 @@ import numpy as np
 
 from latency.backends import Backend, Built, out_of_memory
 from latency.builds import agree, joined
-from latency.caches import COLD, WARM, Memory, weight_bytes
+from latency.caches import COLD, WARM, Memory, turn_bytes, weight_bytes
 from latency.device import environment_id
 from latency.errors import UnsupportedOpError
 from latency.journal import Journal
@@ -32,7 +32,7 @@ from latency.op import Op, in_words
 from latency.probing import Steps
 from latency.profiles import cell_key
 from latency.streaming import Rate, both_ways
-from latency.timer import QUIET, Anchor, Precision, Sampling, Timing, in_turns
+from latency.timer import Anchor, Precision, Sampling, Timing, in_turns
 
 __all__ = ["Cell", "Measurer", "Progress", "memory_of"]
 
@@ -52,11 +52,11 @@ VISITS = 3
 AGAIN = 0.25
 """Visits beyond the first take no more than this share of all time: where nothing is quiet, they find nothing else."""
 
-GROUP, GROUP_BYTES = 16, 16 << 20
-"""So many cells at most, or of so many bytes of weights, are timed in turns where the caches are emptied before a turn.
+GROUP, COPIES = 16, 3
+"""So many cells at most are timed in turns where weights come from memory, of as many bytes as the network has.
 
-Each finds its own weights gone, and what a call needs besides them still there, as in a network. A cell is built twice,
-each time as three copies, and a runtime may hold each of them twice: 200 MB.
+Each finds its own weights gone, and what a call needs besides them still there, as in a network. A build holds so many
+copies of an op's weights, and a runtime may hold each of them twice.
 """
 
 WORTH = 0.001
@@ -64,6 +64,9 @@ WORTH = 0.001
 
 TOGETHER = 100
 """After so many cells the disturbed ones are visited again, and no more of them wait: what is lost with the process."""
+
+REFERENCE = "anchor_us"
+"""Field of the environment: µs of the anchor at the clock that all times of a profile are stated at."""
 
 SAMPLES, PAUSE = 20, 0.1
 """Of the anchor, before a cell is visited again, and seconds until the next where only such cells are left.
@@ -135,6 +138,9 @@ class Measurer:
         self._anchor = Anchor(call, backend.clock()) if call is not None else None
         if self._anchor is not None:
             self._anchor.settle()
+            if REFERENCE not in journal.environment:
+                journal.state({REFERENCE: round(self._anchor.reference_us, 3)})
+            self._anchor.reference_us = journal.environment[REFERENCE]
 
     def builds(self, op: Op) -> bool:
         """Returns whether the backend can build an op; one that it cannot is written down."""
@@ -223,18 +229,16 @@ class Measurer:
                 break
 
     def _calm(self) -> bool:
-        """Returns whether most samples of the anchor are undisturbed at the moment."""
-        if self._anchor is None:
-            return True
-        samples = [self._anchor.sample() for _ in range(SAMPLES)]
-        return float(np.median(samples)) <= QUIET * self._anchor.floor_us
+        """Returns whether the machine is undisturbed at the moment."""
+        return self._anchor is None or self._anchor.calm(SAMPLES)
 
     def _groups(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
         """Returns the cells that are visited at once: some of similar size where caches are emptied, else one."""
         groups = [[job] for job in jobs if not self._emptied(job.op)]
         group: list[_Job] = []
         for job in sorted((job for job in jobs if self._emptied(job.op)), key=lambda job: job.op.weights):
-            if len(group) == GROUP or sum(weight_bytes(j.op) for j in [*group, job]) > GROUP_BYTES:
+            read = COPIES * self._asked * sum(weight_bytes(j.op) for j in [*group, job])
+            if len(group) == GROUP or (self._memory is not None and read > self._memory.distance):
                 groups.append(group)
                 group = []
             group.append(job)
@@ -301,7 +305,7 @@ class Measurer:
                 Sampling(clock=self.backend.clock(), anchor=self._anchor, precision=precision)
             )
         built = self.backend.build(job.op)
-        job.samplings[number].begin(built.run, built.minus)
+        job.samplings[number].begin(built.run, built.minus, reads=turn_bytes(job.op, built))
         return built
 
     def _take(self, job: _Job, timings: Sequence[Timing], built: Built) -> None:
@@ -330,7 +334,7 @@ class Measurer:
             sample = memory.sample(op)
             keys = [cell_key({**sample.key(), "cache": state, "role": "probe"}) for state in (WARM, COLD)]
             if not all(key in self._known for key in keys):
-                *timings, built = both_ways(self.backend, sample, self._anchor, memory.evict)
+                *timings, built = both_ways(self.backend, sample, self._anchor, memory)
                 for key, state, timing in zip(keys, (WARM, COLD), timings, strict=True):
                     self._known[key] = self._cell(_Job(sample, "probe", None), timing, built, state)
                     self.journal.append(self._known[key])

@@ -35,6 +35,10 @@ LEFT_OUT = "not_measured"
 """Ops that were asked for and that the backend cannot build: a field of the environment, and a line of its own."""
 
 
+ENVIRONMENT = "environment"
+"""A line of fields that were known after the first one was written, and a part of that."""
+
+
 class Profile:
     """Measured cells of one environment.
 
@@ -191,7 +195,7 @@ def cell_key(cell: Mapping[str, Any]) -> str:
 def header_line(environment: Mapping[str, Any]) -> str:
     """Returns the first line of a profile file."""
     stated = {"id": environment_id(environment), **environment}
-    return json.dumps({"schema": SCHEMA, "environment": stated}, separators=(",", ":"), default=str)
+    return json.dumps({"schema": SCHEMA, ENVIRONMENT: stated}, separators=(",", ":"), default=str)
 
 
 def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
@@ -218,13 +222,14 @@ def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
         schema = head.get("schema") if isinstance(head, dict) else None
     except ValueError:
         schema = head = None
-    if schema != SCHEMA or not isinstance(head, dict) or not isinstance(head.get("environment"), dict):
+    if schema != SCHEMA or not isinstance(head, dict) or not isinstance(head.get(ENVIRONMENT), dict):
         raise ProfileError(
             f"{path} was read as a profile; its first line states the schema {schema!r}, {SCHEMA!r} is read here; "
             f"{again}"
         )
     cells: list[dict[str, Any]] = []
     left_out: list[str] = []
+    later: dict[str, Any] = {}
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             continue
@@ -242,9 +247,11 @@ def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
             ) from None
         if LEFT_OUT in cell:
             left_out.append(str(cell[LEFT_OUT]))
+        elif isinstance(cell.get(ENVIRONMENT), dict):
+            later.update(cell[ENVIRONMENT])
         else:
             cells.append(cell)
-    environment = dict(head["environment"])
+    environment = {**head[ENVIRONMENT], **later}
     if left_out:
         environment[LEFT_OUT] = list(dict.fromkeys([*environment.get(LEFT_OUT, []), *left_out]))
     return environment, cells, whole

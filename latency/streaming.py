@@ -9,19 +9,20 @@ timed with weights in the cache, and what a byte takes longer from memory is one
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from latency.backends import Backend, Built
 from latency.builds import joined
+from latency.caches import Memory, turn_bytes
 from latency.op import Op
 from latency.timer import Anchor, Precision, Sampling, Timing, in_turns
 
 __all__ = ["Rate", "both_ways"]
 
-BUILDS, TOGETHER = 24, 8
-"""Builds that tell a rate, and of these as many as exist at once: 50 MB, or twice that."""
+BUILDS, AT_ONCE = 24, 8
+"""Builds that tell a rate, and of these as many as exist at once, or as read what the network reads: 50 MB at most."""
 
 EACH = Precision(n_min=5, n_max=40, seconds=0.05)
 """Of one build: they differ by so much more."""
@@ -54,7 +55,7 @@ class Rate:
 
 
 def both_ways(
-    backend: Backend, op: Op, anchor: Anchor | None, evict: Callable[[], object]
+    backend: Backend, op: Op, anchor: Anchor | None, memory: Memory
 ) -> tuple[Timing, Timing, Built]:
     """Times many builds of an op with its weights in the cache, and with the caches emptied before each turn.
 
@@ -63,16 +64,19 @@ def both_ways(
     """
     warm: list[Timing] = []
     cold: list[Timing] = []
-    for _ in range(BUILDS // TOGETHER):
+    built = backend.build(op)
+    reads = turn_bytes(op, built)
+    at_once = min(AT_ONCE, max(1, memory.distance // reads))
+    while len(cold) < BUILDS:
         samplings = []
-        for _ in range(TOGETHER):
+        for _ in range(min(at_once, BUILDS - len(cold))):
             built = backend.build(op)
             alone, sampling = (
                 Sampling(clock=backend.clock(), anchor=anchor, precision=EACH) for _ in range(2)
             )
             warm.append(alone.visit(built.run, built.minus))
-            sampling.begin(built.run, built.minus)
+            sampling.begin(built.run, built.minus, reads=reads)
             samplings.append(sampling)
-        in_turns(samplings, evict)
+        in_turns(samplings, memory.evict)
         cold += [sampling.timing() for sampling in samplings]
     return joined(warm), joined(cold), built

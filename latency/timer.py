@@ -4,10 +4,14 @@ Single runs are timed, never batches: a run shorter than a slice of the schedule
 timed by its own CPU time, which preemption does not touch; several threads by the wall clock.
 
 CPU time is not immune to who shares the core: a hyperthread neighbour slows it by 25 % and more, in bursts of
-0.1 … 100 ms, while the undisturbed floor repeats within 0.5 %. So a short *anchor* runs between any two runs, and
-a run counts as quiet when the anchors on both sides are at the anchor's floor. The statistic is the median of the
-quiet runs with its distribution-free 95 % interval (order statistics). Calls longer than the quiet moments have no
-such runs: then it is the median of the fastest twentieth, which counts as undisturbed where it repeats itself.
+0.1 … 100 ms. So a short *anchor* runs between any two runs, and a run counts as quiet when the anchors on both sides
+agree and are near the anchor's floor. Near, not at it: a processor changes its clock as others load its other cores, by
+3 % or 10 %, for seconds, and a run then takes as much longer as the anchor does. So times are stated at one clock, that
+of the anchor's *reference*: a run's time is divided by what the anchors around it took over that.
+
+The statistic is the median of the quiet runs with its distribution-free 95 % interval (order statistics). Calls longer
+than the quiet moments have no such runs: then it is the median of the fastest twentieth, which counts as undisturbed
+where it repeats itself.
 """
 
 from __future__ import annotations
@@ -35,7 +39,10 @@ __all__ = [
 ]
 
 QUIET = 1.03
-"""An anchor up to this multiple of its floor counts as undisturbed; the floor itself repeats within 0.5 %."""
+"""Anchors on both sides of a run that agree to this: nothing came or went between them."""
+
+LEVELS = 1.15
+"""Up to this multiple of its floor an anchor tells the processor's clock; beyond it, that someone shares the core."""
 
 BURST = 1.05
 """A quiet run beyond this multiple of the fastest quiet one was hit between its anchors."""
@@ -46,8 +53,11 @@ FEWEST = 3
 REPEATS = 1.01
 """The fastest runs are undisturbed when three of them agree to this."""
 
+BACK = 1.01
+"""An anchor is back in the caches when a run is not faster than the one before by more than this."""
+
 RETURNS = 6
-"""Runs of an anchor, at most, until it is back in the caches; a neighbour's burst lasts longer than these."""
+"""Runs of an anchor, at most, until it is; a neighbour's burst lasts longer than these."""
 
 REMEMBERED = 1 << 16
 """Samples from which an anchor's floor is taken: those of the last minutes, of short ops of the last ten seconds.
@@ -146,38 +156,65 @@ class Anchor:
         run: the call.
         clock: what times it.
         floor_us: its undisturbed time: the 2nd percentile of its last samples.
+        reference_us: its time at the clock that times are stated at: the median of its first undisturbed samples, where
+            nobody says another.
         runs: number of samples so far.
     """
 
     run: Callable[[], object]
     clock: Clock
     floor_us: float = field(default=math.inf, init=False)
+    reference_us: float = field(default=math.nan, init=False)
     runs: int = field(default=0, init=False)
     _recent: NDArray[np.float64] = field(default_factory=lambda: np.empty(REMEMBERED), init=False)
 
     def settle(self, seconds: float = 0.5, at_least: int = 50) -> None:
-        """Runs until the floor is known."""
+        """Runs until the floor and the reference are known."""
         end = time.perf_counter() + seconds
         while self.runs < at_least or (time.perf_counter() < end and self.runs < 4 * RECOUNTED):
             self.sample()
         self._recount()
+        first = self._recent[: self.runs]
+        self.reference_us = float(np.median(first[first <= LEVELS * self.floor_us]))
 
     def sample(self) -> float:
-        """Runs until its time is at the floor, at most six times; returns µs of the fastest run.
+        """Runs until it gets no faster, at most six times; returns µs of the fastest run.
 
         What ran before has driven its data and code out of the caches: after a convolution of some ms, or 32 MB that
         were read, the first run takes three to five times as long, the second 1.1 to 1.3 times, the fifth 1.03.
         """
-        us = math.inf
-        for _ in range(RETURNS):
-            us = min(us, self.clock.time_us(self.run)[0])
-            if us <= QUIET * self.floor_us:
+        us = self.clock.time_us(self.run)[0]
+        for _ in range(RETURNS - 1):
+            before, us = us, min(us, self.clock.time_us(self.run)[0])
+            if before <= BACK * us:
                 break
         self._recent[self.runs % REMEMBERED] = us
         self.runs += 1
         if self.runs % RECOUNTED == 0:
             self._recount()
         return us
+
+    def calm(self, samples: int) -> bool:
+        """Returns whether most of some samples, taken now, are undisturbed."""
+        us = np.array([self.sample() for _ in range(samples)])
+        middle = float(np.median(us))
+        steady = (middle / QUIET <= us) & (us <= QUIET * middle)
+        return middle <= LEVELS * self.floor_us and float(np.mean(steady)) > 0.5
+
+    def slower(self, around: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns how much slower than at the reference the processor was, NaN where something disturbed it.
+
+        Args:
+            around: µs of the samples before and after some runs ``[runs, 2]``.
+        """
+        lower, upper = around.min(axis=1), around.max(axis=1)
+        quiet = (upper <= QUIET * lower) & (upper <= LEVELS * self.floor_us)
+        return np.where(quiet, around.mean(axis=1) / self.reference_us, np.nan)
+
+    def at_best(self, around: NDArray[np.float64]) -> float:
+        """Returns how much slower than at the reference it was while it was disturbed the least; see `slower`."""
+        us = float(np.percentile(around, 10))
+        return (us if us <= LEVELS * self.floor_us else self.floor_us) / self.reference_us
 
     def _recount(self) -> None:
         self.floor_us = float(np.percentile(self._recent[: self.runs], 2))
@@ -209,6 +246,9 @@ class Sampling:
         clock: what times a run.
         anchor: runs between any two runs; without one every run counts as quiet.
         precision: when to stop.
+
+    Attributes:
+        reads: bytes of weights that a turn reads, where it was said.
     """
 
     def __init__(
@@ -218,11 +258,12 @@ class Sampling:
         self.anchor = anchor
         self.precision = precision or Precision()
         self._runs: tuple[list[float], list[float]] = ([], [])
-        self._anchors: tuple[list[float], list[float]] = ([], [])
+        self._around: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
         self._timed_us = self._wall_us = 0.0
         self._sides: list[Callable[[], object]] = []
         self._turns = self._check = 0
         self._seconds = 0.0
+        self.reads = 0
 
     def visit(
         self, run: Callable[[], object], minus: Callable[[], object] | None = None, *, warm_up: int = 2
@@ -239,9 +280,15 @@ class Sampling:
         return self.timing()
 
     def begin(
-        self, run: Callable[[], object], minus: Callable[[], object] | None = None, *, warm_up: int = 2
+        self,
+        run: Callable[[], object],
+        minus: Callable[[], object] | None = None,
+        *,
+        warm_up: int = 2,
+        reads: int = 0,
     ) -> None:
-        """Takes what is to be timed, and warms it up; see `visit`."""
+        """Takes what is to be timed, and warms it up; see `visit`. A turn of it reads so many bytes of weights."""
+        self.reads = reads
         self._sides = [run] if minus is None else [run, minus]
         for _ in range(warm_up):
             for side in self._sides:
@@ -261,11 +308,11 @@ class Sampling:
         """
         began = time.perf_counter()
         earlier = self.anchor.sample() if self.anchor else 1.0
-        for side, runs, anchors in zip(self._sides, self._runs, self._anchors, strict=False):
+        for side, runs, around in zip(self._sides, self._runs, self._around, strict=False):
             us, wall = self.clock.time_us(side)
             later = self.anchor.sample() if self.anchor else 1.0
             runs.append(us)
-            anchors.append(max(earlier, later))
+            around.append((earlier, later))
             earlier = later
             self._timed_us += us
             self._wall_us += wall
@@ -285,7 +332,9 @@ class Sampling:
     def timing(self) -> Timing:
         """Returns the time over all visits: of the first call, minus that of the second."""
         parts = [
-            self._side(runs, anchors) for runs, anchors in zip(self._runs, self._anchors, strict=True) if runs
+            self._side(np.array(runs), np.array(around))
+            for runs, around in zip(self._runs, self._around, strict=True)
+            if runs
         ]
         us, lo, hi = parts[0][0]
         if len(parts) == 2:
@@ -293,7 +342,9 @@ class Sampling:
             us -= less[0]
             half = math.hypot(hi - lo, less[2] - less[1]) / 2
             lo, hi = us - half, us + half
-        slow = [a / self.anchor.floor_us for side in self._anchors for a in side] if self.anchor else [1.0]
+        slow = (
+            [max(a) / self.anchor.floor_us for side in self._around for a in side] if self.anchor else [1.0]
+        )
         return Timing(
             us=us,
             ci_lo=lo,
@@ -304,36 +355,39 @@ class Sampling:
             slowdown=float(np.median(slow)),
         )
 
-    def _side(self, runs: list[float], anchors: list[float]) -> tuple[tuple[float, float, float], int, bool]:
+    def _side(
+        self, us: NDArray[np.float64], around: NDArray[np.float64]
+    ) -> tuple[tuple[float, float, float], int, bool]:
         """Returns median and interval of one call, from how many runs, and whether these were quiet."""
-        us = np.array(runs)
         if self.anchor is None:
             return median_interval(us), len(us), True
-        quiet = us[np.array(anchors) <= QUIET * self.anchor.floor_us]
+        slower = self.anchor.slower(around)
+        quiet = (us / slower)[~np.isnan(slower)]
         if len(quiet):
             quiet = quiet[quiet <= BURST * quiet.min()]
         if len(quiet) >= max(FEWEST, self.precision.n_min // 2):
             return median_interval(quiet), len(quiet), True
         # Runs longer than the quiet moments: the fastest twentieth was disturbed least, and where it repeats
-        # within one per cent, and the anchor reached its floor as well, it was not disturbed at all.
-        low = np.sort(us)[: max(3, len(us) // 20)]
+        # within one per cent, and the anchor was undisturbed as well, it was not disturbed at all.
+        low = np.sort(us)[: max(3, len(us) // 20)] / self.anchor.at_best(around)
         repeats = len(us) >= 2 * self.precision.n_min and low[2] <= REPEATS * low[0]
-        floor = min(anchors) <= QUIET * self.anchor.floor_us
-        return (float(np.median(low)), float(low[0]), float(low[-1])), len(low), bool(repeats and floor)
+        undisturbed = repeats and not np.isnan(slower).all()
+        return (float(np.median(low)), float(low[0]), float(low[-1])), len(low), bool(undisturbed)
 
 
-def in_turns(samplings: Sequence[Sampling], before: Callable[[], object] | None = None) -> None:
+def in_turns(samplings: Sequence[Sampling], before: Callable[[int], object] | None = None) -> None:
     """Runs what some samplings have begun until each has met its precision, or its time is over.
 
     Args:
         samplings: in the order of a round.
-        before: runs untimed before each round; its time is shared by all that go on.
+        before: runs untimed before each round, told how many bytes of weights the round reads; its time is shared by
+            all that go on.
     """
     going = list(samplings)
     while going:
         began = time.perf_counter()
         if before is not None:
-            before()
+            before(sum(sampling.reads for sampling in going))
         shared = (time.perf_counter() - began) / len(going)
         going = [sampling for sampling in going if sampling.turn(shared)]
 

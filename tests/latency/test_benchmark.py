@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -47,8 +48,8 @@ def test_a_drift_that_hits_both_sides_leaves_the_ratio_alone() -> None:
 
 def test_median_and_quartiles_are_of_the_runs_that_count() -> None:
     runs = {"a": [100.0] * 10 + [200.0] * 10, "b": [50.0] * 20}
-    quiet = {"a": [True] * 10 + [False] * 10, "b": [True] * 20}
-    found = Comparison(runs, "cpu", {"a": 0.25}, quiet)
+    slower = {"a": [1.0] * 10 + [math.nan] * 10, "b": [1.0] * 20}
+    found = Comparison(runs, "cpu", {"a": 0.25}, slower)
     assert (found["a"].median_us, found["a"].iqr_us, found["a"].n) == (100.0, 0.0, 10)
     assert (found["a"].disturbed, found["a"].contention, found["a"].clock) == (0.5, 0.25, "cpu")
     assert found.ratio("a", "b").median == 2.0
@@ -56,8 +57,8 @@ def test_median_and_quartiles_are_of_the_runs_that_count() -> None:
 
 def test_without_enough_quiet_runs_the_fastest_twentieth_of_every_side_counts() -> None:
     runs = {"a": [300.0] * 391 + [110.0] * 9, "b": [50.0] * 9 + [60.0] * 391}
-    quiet = {"a": [False] * 400, "b": [True] * 400}
-    found = Comparison(runs, "cpu", {}, quiet)
+    slower = {"a": [math.nan] * 400, "b": [1.0] * 400}
+    found = Comparison(runs, "cpu", {}, slower)
     assert not found.quiet
     assert found["a"].median_us == 300.0
     assert found["b"].n == 400
@@ -115,8 +116,8 @@ def test_a_fixed_warm_up_is_kept_to() -> None:
 
 def test_percentiles_and_the_mean_are_of_all_runs() -> None:
     runs = [float(us) for us in range(1, 102)]
-    quiet = [True] * 50 + [False] * 51
-    found = Comparison({"a": runs}, "wall", {}, {"a": quiet})["a"]
+    slower = [1.0] * 50 + [math.nan] * 51
+    found = Comparison({"a": runs}, "wall", {}, {"a": slower})["a"]
     assert (found.p10_us, found.p50_us, found.p90_us, found.p99_us) == (11.0, 51.0, 91.0, 100.0)
     assert found.mean_us == 51.0
 
@@ -124,7 +125,7 @@ def test_percentiles_and_the_mean_are_of_all_runs() -> None:
 def test_without_quiet_runs_the_interval_holds_the_ratio_of_every_quarter_of_the_rounds() -> None:
     # One side slows down by a tenth over the rounds, by steps: 2.0, 2.05, 2.1, 2.2 times the other.
     runs = {"a": [us for us in (200.0, 205.0, 210.0, 220.0) for _ in range(10)], "b": [100.0] * 40}
-    ratio = Comparison(runs, "cpu", {}, {name: [False] * 40 for name in runs}).ratio("a", "b")
+    ratio = Comparison(runs, "cpu", {}, {name: [math.nan] * 40 for name in runs}).ratio("a", "b")
     assert ratio.median == pytest.approx(2.0)
     assert ratio.lo <= 2.0
     assert ratio.hi == pytest.approx(2.2)

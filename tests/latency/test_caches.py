@@ -43,11 +43,14 @@ class Cached(FakeBackend):
         return Built(run=run, minus=lambda: self.time.passes(5.0), method="twin")
 
 
-def measured(backend: Cached, *ops: Op, tables: tuple[Op, ...] = ()) -> list[dict]:
-    def evict() -> None:
+def measured(
+    backend: Cached, *ops: Op, tables: tuple[Op, ...] = (), distance: int = 96 << 20, read=lambda size: None
+) -> list[dict]:
+    def evict(size: int) -> None:
         backend.emptied += 1
+        read(size)
 
-    memory = Memory({op.table_key(): op for op in tables}, evict)
+    memory = Memory({op.table_key(): op for op in tables}, distance, evict)
     measurer = Measurer(backend, Journal(None, backend.environment()), memory=memory)
     return measurer.measure([(op, "sweep", None) for op in ops], Precision())
 
@@ -90,7 +93,7 @@ def test_a_cell_of_warm_weights_is_measured_again_with_cold_ones() -> None:
     journal = Journal(None, backend.environment())
     op = conv(64, 64, **FEW)
     Measurer(backend, journal).measure([(op, "sweep", None)], Precision())
-    measurer = Measurer(backend, journal, memory=Memory({op.table_key(): op}, lambda: None))
+    measurer = Measurer(backend, journal, memory=Memory({op.table_key(): op}, 0, lambda size: None))
     assert measurer.known(op, "sweep") is None
     assert len(measurer.measure([(op, "sweep", None)], Precision())) == 1
     assert measurer.known(op, "sweep") is not None
@@ -152,10 +155,29 @@ def test_as_much_is_read_as_the_network_has_weights_or_the_last_cache_holds(
         memory = Memory.of([BIG] * layers, {"cpu_caches": caches})
         held = tracemalloc.get_traced_memory()[0]
         assert memory is not None
-        assert memory.evict() == 1  # the largest of ones: they were all read
+        assert memory.evict(0) == 1  # the largest of ones: they were all read
     finally:
         tracemalloc.stop()
     assert held == pytest.approx(bytes_read, rel=0.01, abs=20_000)
+    assert memory.distance == bytes_read
+    assert memory.evict(2 * bytes_read) == 1  # of none
+
+
+def test_a_turn_that_reads_much_itself_needs_less_besides() -> None:
+    read: list[int] = []
+    memory = Memory({}, 1000, read.append)
+    for size in (0, 300, 1000, 1200):
+        memory.evict(size)
+    assert read == [1000, 700, 0, 0]
+
+
+def test_from_one_use_of_a_weight_to_the_next_as_much_is_read_as_the_network_has() -> None:
+    # A build's graphs hold two copies of the op and one: of 64 → 64 channels of 3×3, 0.14 MiB each, in two builds.
+    few, read = conv(64, 64, **FEW), []
+    backend = Cached()
+    backend.builds = 2
+    measured(backend, few, tables=(few,), distance=1 << 20, read=read.append)
+    assert set(read) == {(1 << 20) - 2 * 3 * 64 * 64 * 9 * 4}
 
 
 @pytest.mark.parametrize(("evicts", "state"), [(True, COLD), (False, WARM)])
@@ -207,7 +229,7 @@ def test_what_empties_the_caches_runs_before_each_turn_and_anchors_between_all_r
         sampling.begin(call(name, us), call(f"{name} minus", 10.0), warm_up=0)
         samplings.append(sampling)
     log.clear()
-    in_turns(samplings, call("evict", 1000.0))
+    in_turns(samplings, lambda reads: call("evict", 1000.0)())
     assert [s.timing().us for s in samplings] == [20.0, 40.0]  # the eviction is in no time
     assert [s.timing().n for s in samplings] == [3, 2]
     turn = ["evict", "a", "a minus", "b", "b minus"]
@@ -216,8 +238,8 @@ def test_what_empties_the_caches_runs_before_each_turn_and_anchors_between_all_r
     assert set(around) == {("anchor", "anchor")}
 
 
-def test_cells_are_timed_in_turns_as_long_as_their_weights_are_not_too_many() -> None:
-    # 64 → 64 channels of 3×3 are 0.14 MiB, 512 → 512 are 9 MiB: two of these are beyond 16 MiB.
+def test_cells_are_timed_in_turns_as_long_as_their_weights_are_not_more_than_the_networks() -> None:
+    # 64 → 64 channels of 3×3 are 0.14 MiB, 512 → 512 are 9 MiB: three copies of two are beyond 48 MiB.
     order: list[int] = []
 
     class Told(Cached):
@@ -227,7 +249,7 @@ def test_cells_are_timed_in_turns_as_long_as_their_weights_are_not_too_many() ->
 
     widths = [(c_in, c_out) for c_in in (504, 512) for c_out in (64, 512)]
     ops = [conv(512, 512, **FEW).with_channels(*pair) for pair in widths]
-    cells = measured(Told(), *ops, tables=(ops[-1],))
+    cells = measured(Told(), *ops, tables=(ops[-1],), distance=48 << 20)
     assert {(c["c_in"], c["c_out"], c["us"]) for c in cells} == {(*pair, 130.0) for pair in widths}
     turns = [tuple(order[k : k + 2]) for k in range(len(order) - 1)]
     assert (64, 64) in turns

@@ -201,7 +201,7 @@ def test_more_copies_differ_from_one_by_themselves_alone(tmp_path) -> None:
 
 
 def test_each_of_more_copies_has_a_residual_of_its_own(tmp_path) -> None:
-    op = conv(8, 8, tail=("batch_norm", "add", "relu"))
+    op = conv(16, 16, tail=("batch_norm", "add", "relu"))  # whole blocks of channels, of 8 or of 16
     many, one = (optimised(op, copies, tmp_path / f"{copies}.onnx", sinks=4) for copies in (4, 1))
     assert "Add" not in many + one  # fused, as in a network
     assert Counter(many) - Counter(one) == Counter(Conv=3)

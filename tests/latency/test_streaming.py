@@ -35,7 +35,7 @@ class Streams(FakeBackend):
         self.emptied = 0
         self.spread = spread
 
-    def evict(self) -> None:
+    def evict(self, size: int) -> None:
         self.emptied += 1
 
     def build(self, op: Op) -> Built:
@@ -54,7 +54,7 @@ class Streams(FakeBackend):
 
 
 def measurer_of(backend: Streams, journal: Journal, *tables: Op) -> Measurer:
-    memory = Memory({op.table_key(): op for op in tables}, backend.evict)
+    memory = Memory({op.table_key(): op for op in tables}, 64 << 20, backend.evict)
     return Measurer(backend, journal, memory=memory)
 
 
@@ -74,7 +74,7 @@ def test_cells_are_as_in_the_cache_plus_the_mean_rate_of_many_builds(spread: flo
     }
     assert [cells[c_in]["cache"] for c_in in widths] == [COLD, COLD, COLD, WARM]
     assert [cells[c_in]["method"] for c_in in widths] == ["twin+memory"] * 3 + ["twin"]
-    assert len(backend.built) == BUILDS + len(widths)
+    assert len(backend.built) == 1 + BUILDS + len(widths)
     # Builds of ±25 %: their standard deviation is that times √(24/23), of 100 µs at 2 MiB, the mean's a √24th.
     half = 2 * 100.0 * spread * np.sqrt(24 / 23) / np.sqrt(24)
     assert [(cells[c]["ci_hi"] - cells[c]["ci_lo"]) / 2 for c in widths[:3]] == [
@@ -126,6 +126,6 @@ def test_a_rate_by_hand() -> None:
 
 def test_the_op_that_tells_a_rate_has_two_mebibytes_or_all_there_are() -> None:
     small = Op(kind="linear", c_in=300, c_out=1000, batch=2)
-    memory = Memory({op.table_key(): op for op in (HEAD, small)}, lambda: None)
+    memory = Memory({op.table_key(): op for op in (HEAD, small)}, 64 << 20, lambda size: None)
     assert memory.sample(HEAD.with_channels(8, 1024)) == HEAD.with_channels(512, 1024)
     assert memory.sample(small.with_channels(8, 1000)) == small

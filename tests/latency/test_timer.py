@@ -97,12 +97,10 @@ def test_an_anchor_that_others_drove_out_of_the_caches_runs_until_it_is_back() -
         anchor.run = lambda: (began.append(0), call())
         return anchor.sample(), len(began)
 
-    assert sampled(50.0, 12.5, 11.0, 10.2, 10.0) == (pytest.approx(10.2), 4)
-    assert sampled(10.1) == (pytest.approx(10.1), 1)
-    assert sampled(50.0, 14.0, 13.0, 15.0, 13.0, 12.0, 10.0) == (
-        12.0,
-        6,
-    )  # the machine is slow, not the cache
+    assert sampled(50.0, 12.5, 11.0, 10.2, 10.15) == (pytest.approx(10.15), 5)
+    assert sampled(10.1, 10.1) == (pytest.approx(10.1), 2)
+    assert sampled(11.0, 11.0) == (pytest.approx(11.0), 2)  # the clock is slower, not the cache
+    assert sampled(50.0, 15.0, 14.0, 13.0, 12.5, 12.0, 10.0) == (12.0, 6)
 
 
 def test_a_floor_outlasts_a_neighbour_that_stays_for_long_but_not_for_ever() -> None:
@@ -117,6 +115,44 @@ def test_a_floor_outlasts_a_neighbour_that_stays_for_long_but_not_for_ever() -> 
         floors.append(anchor.floor_us)
     # Of the last 65,536 samples 4,000 were undisturbed, 4,000 again, and none: 2 % are 1,311.
     assert floors == [10.0, 10.0, 16.0]
+
+
+def test_times_are_stated_at_one_clock_whatever_clock_the_processor_has() -> None:
+    # The clock changes every seven turns, by 5 % up, 4 % and 10 % down; every run takes as much longer.
+    clock, turns = FakeClock(), iter(range(100_000))
+    speeds = (1.0, 0.95, 1.04, 1.10)
+    now = {"slower": 1.0}
+    anchor = Anchor(lambda: clock.passes(10.0 * now["slower"]), clock)
+    anchor.settle(seconds=0.0)
+    assert anchor.reference_us == 10.0
+
+    def run() -> None:
+        clock.passes(200.0 * now["slower"])
+
+    def minus() -> None:
+        clock.passes(120.0 * now["slower"])
+        now["slower"] = speeds[next(turns) // 7 % 4]
+
+    precision = Precision(n_min=80, n_max=80)
+    sampling = Sampling(clock=clock, anchor=anchor, precision=precision)
+    found = sampling.visit(run, minus, warm_up=0)
+    assert (found.us, found.quiet) == (pytest.approx(80.0), True)
+    # A run at which the clock changed counts for neither: three of four changes by more than 3 % hit one side.
+    assert 60 <= found.n < 80
+    anchor.reference_us = 11.0  # of a profile that was begun at a slower clock
+    assert sampling.timing().us == pytest.approx(88.0)
+
+
+def test_calm_is_a_machine_whose_anchor_stays_near_its_floor() -> None:
+    clock = FakeClock()
+    anchor = Anchor(lambda: clock.passes(10.0), clock)
+    anchor.settle(seconds=0.0)
+    steady = {"slower clock": [11.0], "shared core": [13.0], "restless": [10.0, 10.0, 10.6, 10.6, 11.2, 11.2]}
+    calm = {}
+    for name, times in steady.items():
+        anchor.run = runs(clock, times)
+        calm[name] = anchor.calm(21)
+    assert calm == {"slower clock": True, "shared core": False, "restless": False}
 
 
 def test_only_runs_between_undisturbed_anchors_count() -> None:
