@@ -38,6 +38,7 @@ class Journal:
     def __init__(self, path: Path | None, environment: Mapping[str, Any], *, resume: bool = True) -> None:
         self.path = path
         self.environment = dict(environment)
+        self._first = dict(environment)
         self.cells: list[dict[str, Any]] = []
         self._fd: int | None = None
         if path is None:
@@ -84,6 +85,14 @@ class Journal:
         if self._fd is not None:
             self._write(json.dumps({ENVIRONMENT: dict(facts)}, separators=(",", ":")))
 
+    def forget(self) -> None:
+        """Begins anew: cells are dropped, and what was said of the environment after the first line."""
+        self.cells.clear()
+        self.environment = dict(self._first)
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            self._write(header_line(self.environment))
+
     def close(self) -> None:
         """Lets go of the file."""
         if self._fd is not None:
@@ -117,6 +126,7 @@ class Journal:
         else:
             os.ftruncate(self._fd, 0)  # nothing, or a header that was torn
             self.environment.setdefault("id", environment_id(self.environment))
+            self._first = dict(self.environment)
             self._write(header_line(self.environment))
 
     def _write(self, line: str) -> None:

@@ -90,7 +90,8 @@ class LazySweep:
                     seed=self._seed,
                     told=self._progress,
                 )
-                self._begin(self._measurer)
+                measurer = self._measurer
+                measurer.from_the_start(lambda: self._begin(measurer))
         except BaseException:
             self._journal.close()
             raise

@@ -70,7 +70,10 @@ TOGETHER = 100
 """After so many cells the disturbed ones are visited again, and no more of them wait: what is lost with the process."""
 
 REFERENCE = "anchor_us"
-"""Field of the environment: µs of the anchor at the clock that all times of a profile are stated at."""
+"""Field of the environment: µs of the anchor at the speed that all times of a profile are stated at."""
+
+SETTLED = 2.0
+"""Seconds in which the anchor's floor is looked for."""
 
 SAMPLES, PAUSE = 20, 0.1
 """Of the anchor, before a cell is visited again, and seconds until the next where only such cells are left.
@@ -107,6 +110,10 @@ class _Job:
         return abs(float(self.cell["us"])) * (1.0 - 1.0 / self.timing.slowdown)
 
 
+class _BegunDisturbed(Exception):  # noqa: N818 - nothing went wrong for good
+    """The anchor's floor has fallen so far that what was measured until now was disturbed."""
+
+
 class Measurer:
     """Measures cells that a journal does not hold yet.
 
@@ -141,10 +148,30 @@ class Measurer:
         call = backend.anchor()
         self._anchor = Anchor(call, backend.clock()) if call is not None else None
         if self._anchor is not None:
-            self._anchor.settle()
+            self._anchor.settle(SETTLED)
             if REFERENCE not in journal.environment:
                 journal.state({REFERENCE: round(self._anchor.reference_us, 3)})
             self._anchor.reference_us = journal.environment[REFERENCE]
+        self._fresh = not journal.cells
+
+    def from_the_start(self, work: Callable[[], object]) -> None:
+        """Does some work, and again where it began beside a neighbour who was taken for the machine.
+
+        What was measured in this process is forgotten then; a journal that held cells before is only continued.
+        """
+        while True:
+            try:
+                work()
+            except _BegunDisturbed:
+                assert self._anchor is not None
+                self._anchor.refer()
+                self.journal.forget()
+                self.journal.state({REFERENCE: round(self._anchor.reference_us, 3)})
+                self._known, self._rates = {}, {}
+                self.done = self.total = 0
+            else:
+                self._fresh = False
+                return
 
     def builds(self, op: Op) -> bool:
         """Returns whether the backend can build an op; one that it cannot is written down."""
@@ -193,6 +220,8 @@ class Measurer:
             self.done += 1
             self.total = max(self.total, self.done)
             self._tell()
+            if self._fresh and self._anchor is not None and self._anchor.disturbed_at_first:
+                raise _BegunDisturbed
         return appended
 
     def _visited(self, jobs: Sequence[_Job], precision: Precision) -> Iterator[_Job]:

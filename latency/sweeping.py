@@ -158,10 +158,15 @@ def sweep(
     journal = Journal(None if path is None else Path(path), runtime.environment(), resume=resume)
     with journal, _told(progress) as told, pinned(threads):
         measurer = Measurer(runtime, journal, memory=memory, seed=seed, told=told)
-        if every is None:
-            _sweep(measurer, wanted, holdout=holdout, seed=seed, precision=precision or Precision())
-        else:
-            _whole(measurer, wanted, Steps((every, every)), precision or Precision())
+        enough = precision or Precision()
+
+        def work() -> None:
+            if every is None:
+                _sweep(measurer, wanted, holdout=holdout, seed=seed, precision=enough)
+            else:
+                _whole(measurer, wanted, Steps((every, every)), enough)
+
+        measurer.from_the_start(work)
     return Profile(journal.environment, journal.cells)
 
 

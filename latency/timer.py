@@ -5,9 +5,10 @@ timed by its own CPU time, which preemption does not touch; several threads by t
 
 CPU time is not immune to who shares the core: a hyperthread neighbour slows it by 25 % and more, in bursts of
 0.1 … 100 ms. So a short *anchor* runs between any two runs, and a run counts as quiet when the anchors on both sides
-agree and are near the anchor's floor. Near, not at it: a processor changes its clock as others load its other cores, by
-3 % or 10 %, for seconds, and a run then takes as much longer as the anchor does. So times are stated at one clock, that
-of the anchor's *reference*: a run's time is divided by what the anchors around it took over that.
+agree and are near the anchor's floor. Near, not at it: on some processors a core is slower by 3 % or 10 % for seconds,
+by what others make of its clock and of what hyperthreads share, and a run takes as much longer as the anchor does. So
+times are stated at one speed, that of the anchor's *reference*: a run's time is divided by what the anchors around it
+took over that.
 
 The statistic is the median of the quiet runs with its distribution-free 95 % interval (order statistics). Calls longer
 than the quiet moments have no such runs: then it is the median of the fastest twentieth, which counts as undisturbed
@@ -42,7 +43,7 @@ QUIET = 1.03
 """Anchors on both sides of a run that agree to this: nothing came or went between them."""
 
 LEVELS = 1.15
-"""Up to this multiple of its floor an anchor tells the processor's clock; beyond it, that someone shares the core."""
+"""Up to this multiple of its floor an anchor tells the core's speed; beyond it, that someone else works there."""
 
 BURST = 1.05
 """A quiet run beyond this multiple of the fastest quiet one was hit between its anchors."""
@@ -156,8 +157,8 @@ class Anchor:
         run: the call.
         clock: what times it.
         floor_us: its undisturbed time: the 2nd percentile of its last samples.
-        reference_us: its time at the clock that times are stated at: the median of its first undisturbed samples, where
-            nobody says another.
+        reference_us: its time at the speed that times are stated at: the median of its first undisturbed samples,
+            where nobody says another.
         runs: number of samples so far.
     """
 
@@ -169,13 +170,22 @@ class Anchor:
     _recent: NDArray[np.float64] = field(default_factory=lambda: np.empty(REMEMBERED), init=False)
 
     def settle(self, seconds: float = 0.5, at_least: int = 50) -> None:
-        """Runs until the floor and the reference are known."""
+        """Runs for so long, to know the floor and the reference."""
         end = time.perf_counter() + seconds
-        while self.runs < at_least or (time.perf_counter() < end and self.runs < 4 * RECOUNTED):
+        while self.runs < at_least or (time.perf_counter() < end and self.runs < REMEMBERED):
             self.sample()
         self._recount()
-        first = self._recent[: self.runs]
-        self.reference_us = float(np.median(first[first <= LEVELS * self.floor_us]))
+        self.refer()
+
+    def refer(self) -> None:
+        """Takes what undisturbed samples have in the median as the speed that times are stated at."""
+        seen = self._recent[: self.runs]
+        self.reference_us = float(np.median(seen[seen <= LEVELS * self.floor_us]))
+
+    @property
+    def disturbed_at_first(self) -> bool:
+        """Whether it has shown since that what it took for undisturbed was not."""
+        return LEVELS * self.floor_us < self.reference_us
 
     def sample(self) -> float:
         """Runs until it gets no faster, at most six times; returns µs of the fastest run.
@@ -199,7 +209,7 @@ class Anchor:
         us = np.array([self.sample() for _ in range(samples)])
         middle = float(np.median(us))
         steady = (middle / QUIET <= us) & (us <= QUIET * middle)
-        return middle <= LEVELS * self.floor_us and float(np.mean(steady)) > 0.5
+        return middle <= LEVELS * self._best_us and float(np.mean(steady)) > 0.5
 
     def slower(self, around: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns how much slower than at the reference the processor was, NaN where something disturbed it.
@@ -208,13 +218,18 @@ class Anchor:
             around: µs of the samples before and after some runs ``[runs, 2]``.
         """
         lower, upper = around.min(axis=1), around.max(axis=1)
-        quiet = (upper <= QUIET * lower) & (upper <= LEVELS * self.floor_us)
+        quiet = (upper <= QUIET * lower) & (upper <= LEVELS * self._best_us)
         return np.where(quiet, around.mean(axis=1) / self.reference_us, np.nan)
 
     def at_best(self, around: NDArray[np.float64]) -> float:
         """Returns how much slower than at the reference it was while it was disturbed the least; see `slower`."""
         us = float(np.percentile(around, 10))
-        return (us if us <= LEVELS * self.floor_us else self.floor_us) / self.reference_us
+        return (us if us <= LEVELS * self._best_us else self._best_us) / self.reference_us
+
+    @property
+    def _best_us(self) -> float:
+        """Of its floor and its reference the lower: a profile is continued while a neighbour works."""
+        return min(self.floor_us, self.reference_us)
 
     def _recount(self) -> None:
         self.floor_us = float(np.percentile(self._recent[: self.runs], 2))

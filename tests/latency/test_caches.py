@@ -73,6 +73,7 @@ def test_builds_that_differ_with_the_caches_emptied_are_two_more_at_each_visit(
     again: float, builds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("latency.measuring.AGAIN", again)
+    monkeypatch.setattr("latency.measuring.PATIENCE", 0.0)
 
     class Placed(Cached):
         builds = 2

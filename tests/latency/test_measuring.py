@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+import latency
 from latency.journal import Journal
 from latency.measuring import MOST_BUILDS, Measurer
 from latency.timer import Precision
@@ -147,6 +148,7 @@ def test_a_cell_that_stays_disturbed_is_written_after_three_visits_and_says_so(m
 
 def test_where_no_time_is_left_for_it_no_cell_is_measured_again(monkeypatch) -> None:
     monkeypatch.setattr("latency.measuring.AGAIN", 0.0)
+    monkeypatch.setattr("latency.measuring.PATIENCE", 0.0)
     backend = Disturbed(slow_builds=1)
     cells = backend.measured(*WIDTHS)
     assert len(backend.order) == len(cells) == 5
@@ -155,6 +157,7 @@ def test_where_no_time_is_left_for_it_no_cell_is_measured_again(monkeypatch) -> 
 
 def test_no_more_than_some_disturbed_cells_wait(monkeypatch) -> None:
     monkeypatch.setattr("latency.measuring.AGAIN", 0.0)
+    monkeypatch.setattr("latency.measuring.PATIENCE", 0.0)
     monkeypatch.setattr("latency.measuring.TOGETHER", 2)
     backend = Disturbed(slow_builds=1)
     backend.measured(*WIDTHS)
@@ -166,6 +169,7 @@ def test_disturbed_cells_wait_until_the_neighbour_has_gone_but_not_for_ever(
     monkeypatch, again: float, visits: int
 ) -> None:
     monkeypatch.setattr("latency.measuring.AGAIN", again)
+    monkeypatch.setattr("latency.measuring.PATIENCE", 0.0)
     monkeypatch.setattr("latency.measuring.PAUSE", 1e-6 if again > 1 else 100.0)
     monkeypatch.setattr("latency.measuring.time.sleep", lambda seconds: None)
 
@@ -190,3 +194,62 @@ def test_disturbed_cells_wait_until_the_neighbour_has_gone_but_not_for_ever(
     right = visits == 2
     assert {c["method"] for c in cells} == {"twin" if right else "twin/disturbed"}
     assert {c["c_out"]: c["us"] for c in cells} == {w: (10.0 if right else 20.0) * w for w in WIDTHS}
+
+
+class Departing(FakeBackend):
+    """Ops of 10·C_out µs; a neighbour halves the machine's speed until so many builds were made."""
+
+    def __init__(self, builds: int) -> None:
+        super().__init__(lambda op: 10.0 * op.c_out, noise=self.slow)
+        self.until = builds
+
+    def slow(self) -> float:
+        return 2.0 if len(self.built) < self.until else 1.0
+
+    def anchor(self):
+        return lambda: self.time.passes(10.0 * self.slow())
+
+
+def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("latency.measuring.SETTLED", 0.0)
+    monkeypatch.setattr("latency.timer.RECOUNTED", 50)
+    ops = [conv(64, 64)]
+    path = tmp_path / "p.jsonl"
+    profile = latency.sweep(ops, backend=Departing(30), path=path)
+    assert profile.environment["anchor_us"] == 10.0
+    assert {c["us"] / c["c_out"] for c in profile.cells} == {10.0}
+    assert {c["slowdown"] for c in profile.cells} == {1.0}
+    read = latency.Profile.load(path)
+    assert (read.cells, read.environment) == (profile.cells, profile.environment)
+    assert len(path.read_text().splitlines()) == 1 + 1 + len(
+        profile.cells
+    )  # the environment, the anchor, the cells
+
+
+def test_a_profile_is_continued_at_the_speed_it_was_begun_at(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("latency.measuring.SETTLED", 0.0)
+    monkeypatch.setattr("latency.measuring.PATIENCE", 0.0)
+    monkeypatch.setattr("latency.measuring.AGAIN", 0.0)
+
+    class Paced(FakeBackend):
+        """Ops of 10·C_out µs at a pace, as the anchor of 10 µs."""
+
+        def __init__(self, pace: float) -> None:
+            super().__init__(lambda op: 10.0 * op.c_out, noise=lambda: pace)
+            self.pace = pace
+
+        def anchor(self):
+            return lambda: self.time.passes(10.0 * self.pace)
+
+    found = {}
+    for pace, width in ((1.0, 8), (1.1, 16), (0.95, 24), (1.5, 32)):
+        backend = Paced(pace)
+        with Journal(tmp_path / "p.jsonl", backend.environment()) as journal:
+            cell = (conv(64, width), "sweep", None)
+            (found[width],) = Measurer(backend, journal).measure([cell], Precision())
+    assert {width: cell["us"] for width, cell in found.items() if width < 32} == {
+        8: 80.0,
+        16: 160.0,
+        24: 240.0,
+    }
+    assert [found[width]["method"] for width in (8, 16, 24, 32)] == ["twin"] * 3 + ["twin/disturbed"]
