@@ -1,7 +1,7 @@
 """How long does a whole network take, and how much faster is one than another? In µs, end to end.
 
 Two networks are compared in turns within one run, A B A B …, because the machine's speed drifts by more than they
-differ. In a turn a network runs until its data is back in the caches, then three times that count. The ratio is the
+differ. In a turn a network runs until its data is back in the caches, then eight times that count. The ratio is the
 median of the rounds' ratios with its distribution-free 95 % interval.
 
 A short anchor runs before and after every run (`latency.timer`): where every network finds enough runs undisturbed
@@ -39,15 +39,16 @@ __all__ = ["Comparison", "Measurement", "Ratio", "compare", "measure"]
 ENOUGH = 9
 """So many undisturbed runs give a median an interval."""
 
-RUNS = 3
+RUNS = 8
 """Runs of a network in one turn that count."""
 
-RETURNS, BACK = 6, 1.01
-"""Runs at most before these, until one is not faster than the one before by more than this.
+BLOCK, BACK, LONGEST = 4, 1.01, 40
+"""Runs before these: so many, and again until the fastest of them gains no more than this share; at most so many.
 
-The others have driven its data out of the caches. On a processor with a large last cache the first run of a
-MobileNet-V2 takes 1.20 times as long as the seventh, then 1.09, 1.04, 1.02, 1.01, 1.01: a network that happened to
-have two turns one after the other seemed faster by 7 %.
+The others have driven its data out of the caches, and a large last cache takes its time to keep it. On one of 260 MB
+the first runs of a VGG-16 with 59 MB of weights take 1.33 times as long as the sixteenth (1.32, 1.26, 1.18, 1.13 …), of
+a MobileNet-V2 1.20 times as long as the seventh: a network that happened to have two turns one after the other seemed
+faster by 7 %.
 """
 
 WARM_UP = 5
@@ -295,7 +296,7 @@ def compare(
         backend: ``onnxruntime`` or ``torch``.
         device: as in ``measure``.
         threads: threads of the runtime.
-        rounds: runs of each that count, three to a turn.
+        rounds: runs of each that count, eight to a turn.
         seconds: fewer rounds, but nine, where they would take longer than this.
         batch: images per call where there are no example inputs.
         clock: what times a run; by default as the backend does.
@@ -354,11 +355,12 @@ def _warm(call: Callable[[], object], clock: Clock, runs: int | None) -> None:
 
 def _back(call: Callable[[], object], clock: Clock) -> None:
     """Runs a call until its data is back in the caches."""
-    us = clock.time_us(call)[0]
-    for _ in range(RETURNS - 1):
-        before, us = us, clock.time_us(call)[0]
-        if before <= BACK * us:
+    before = math.inf
+    for _ in range(LONGEST // BLOCK):
+        fastest = min(clock.time_us(call)[0] for _ in range(BLOCK))
+        if before <= BACK * fastest:
             break
+        before = min(before, fastest)
 
 
 def _interleaved(
