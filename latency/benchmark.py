@@ -26,7 +26,7 @@ from latency.backends import BACKENDS, load
 from latency.backends.onnx_network import is_module, network_call
 from latency.device import pinned
 from latency.errors import MissingError, UsageError
-from latency.timer import BURST, Anchor, Clock, CpuClock, WallClock, median_interval
+from latency.timer import BURST, Anchor, Clock, CpuClock, WallClock, median_interval, until_back
 
 if TYPE_CHECKING:
     import onnx
@@ -41,15 +41,6 @@ ENOUGH = 9
 
 RUNS = 8
 """Runs of a network in one turn that count."""
-
-BLOCK, BACK, LONGEST = 4, 1.01, 40
-"""Runs before these: so many, and again until the fastest of them gains no more than this share; at most so many.
-
-The others have driven its data out of the caches, and a large last cache takes its time to keep it. On one of 260 MB
-the first runs of a VGG-16 with 59 MB of weights take 1.33 times as long as the sixteenth (1.32, 1.26, 1.18, 1.13 …), of
-a MobileNet-V2 1.20 times as long as the seventh: a network that happened to have two turns one after the other seemed
-faster by 7 %.
-"""
 
 WARM_UP = 5
 """Runs before the first that counts, at least; ONNX Runtime allocates its arenas in the first two."""
@@ -353,16 +344,6 @@ def _warm(call: Callable[[], object], clock: Clock, runs: int | None) -> None:
         seen.append(clock.time_us(call)[0])
 
 
-def _back(call: Callable[[], object], clock: Clock) -> None:
-    """Runs a call until its data is back in the caches."""
-    before = math.inf
-    for _ in range(LONGEST // BLOCK):
-        fastest = min(clock.time_us(call)[0] for _ in range(BLOCK))
-        if before <= BACK * fastest:
-            break
-        before = min(before, fastest)
-
-
 def _interleaved(
     calls: Mapping[str, Callable[[], object]],
     clock: Clock,
@@ -393,7 +374,7 @@ def _interleaved(
         count = min(RUNS, max(ENOUGH, rounds) - done) if done < max(ENOUGH, rounds) else RUNS
         for name in names if done // RUNS % 2 == 0 else reversed(names):
             if len(names) > 1:
-                _back(calls[name], clock)
+                until_back(calls[name], clock)
             before = anchor.sample() if anchor else 0.0
             for _ in range(count):
                 us, wall = clock.time_us(calls[name])
