@@ -56,11 +56,10 @@ Where nothing is quiet, they find nothing else. The seconds are for the first ce
 them that a neighbour's burst slowed by a sixth hid a pattern, and cost a MobileNet-V2 9 %.
 """
 
-GROUP, COPIES = 16, 3
+GROUP = 16
 """So many cells at most are timed in turns where weights come from memory, of as many bytes as the network has.
 
-Each finds its own weights gone, and what a call needs besides them still there, as in a network. A build holds so many
-copies of an op's weights, and a runtime may hold each of them twice.
+Each finds its own weights gone, and what a call needs besides them still there, as in a network.
 """
 
 WORTH = 0.001
@@ -145,6 +144,7 @@ class Measurer:
         self._asked = getattr(backend, "builds", 1)
         self._memory = memory
         self._rates: dict[str, Rate] = {}
+        self._reads: Callable[[Op], int] = getattr(backend, "reads", weight_bytes)
         call = backend.anchor()
         self._anchor = Anchor(call, backend.clock()) if call is not None else None
         if self._anchor is not None:
@@ -270,7 +270,7 @@ class Measurer:
         groups = [[job] for job in jobs if not self._emptied(job.op)]
         group: list[_Job] = []
         for job in sorted((job for job in jobs if self._emptied(job.op)), key=lambda job: job.op.weights):
-            read = COPIES * self._asked * sum(weight_bytes(j.op) for j in [*group, job])
+            read = self._asked * sum(self._reads(j.op) for j in [*group, job])
             if len(group) == GROUP or (self._memory is not None and read > self._memory.distance):
                 groups.append(group)
                 group = []

@@ -154,8 +154,9 @@ def row(
         else f" {target.precision}{' nhwc' if target.channels_last else ''}"
     )
     label = f"{name}{wide} {size}px b{batch}{kind}"
+    judged = "all measured" if np.isnan(held) else f"{held:.1%}"  # grids so small that no cell is held out
     return (
-        f"{label:26} {len(profile.cells):6d} {seconds:8.0f} {cost.sum_us({}) / dense:8.3f} {held:12.1%} "
+        f"{label:26} {len(profile.cells):6d} {seconds:8.0f} {cost.sum_us({}) / dense:8.3f} {judged:>12} "
         f"{np.median(errors):7.1%} {np.quantile(errors, 0.95):7.1%} {errors.max():7.1%}"
     )
 

@@ -139,11 +139,14 @@ def test_bytes_of_weights_by_hand() -> None:
 @pytest.mark.parametrize(
     ("layers", "caches", "bytes_read"),
     [
-        (1, {"L1": "32K", "L2": "1024K", "L3": "32768K"}, 9 << 20),
+        (1, {"L1": "32K", "L2": "1024K", "L3": "22M"}, 9 << 20),
         (3, {"L1": "32K", "L2": "1024K", "L3": "32768K"}, 27 << 20),
         (4, {"L1": "32K", "L2": "1024K", "L3": "32768K"}, 32 << 20),
         (4, {"L1": "32K", "L2": "1024K", "L3": "40M"}, 36 << 20),
         (1, {"L2": "2M"}, 2 << 20),
+        (3, {"L2": "2M", "L3": "68M"}, 8 << 20),  # 2.5 · 27 = 67.5
+        (3, {"L2": "2M", "L3": "67M"}, 27 << 20),
+        (3, {"L2": "8M", "L3": "68M"}, 27 << 20),
         (3, {}, 27 << 20),
         (4, {}, 32 << 20),
     ],
@@ -234,7 +237,7 @@ def test_what_empties_the_caches_runs_before_each_turn_and_anchors_between_all_r
     assert [s.timing().us for s in samplings] == [20.0, 40.0]  # the eviction is in no time
     assert [s.timing().n for s in samplings] == [3, 2]
     turn = ["evict", "a", "a minus", "b", "b minus"]
-    untimed = turn * 8  # twice four rounds, of which the second four are no faster
+    untimed = turn * 16
     assert log[: len(untimed)] == untimed
     log = log[len(untimed) :]
     assert [name for name in log if name != "anchor"] == turn * 2 + turn[:3]
@@ -253,7 +256,9 @@ def test_cells_are_timed_in_turns_as_long_as_their_weights_are_not_more_than_the
 
     widths = [(c_in, c_out) for c_in in (504, 512) for c_out in (64, 512)]
     ops = [conv(512, 512, **FEW).with_channels(*pair) for pair in widths]
-    cells = measured(Told(), *ops, tables=(ops[-1],), distance=48 << 20)
+    backend = Told()
+    backend.reads = lambda op: 3 * weight_bytes(op)
+    cells = measured(backend, *ops, tables=(ops[-1],), distance=48 << 20)
     assert {(c["c_in"], c["c_out"], c["us"]) for c in cells} == {(*pair, 130.0) for pair in widths}
     turns = [tuple(order[k : k + 2]) for k in range(len(order) - 1)]
     assert (64, 64) in turns

@@ -184,11 +184,15 @@ def test_what_cannot_be_built_is_refused(op, message) -> None:
         (Op(kind="linear", c_in=64, c_out=128), 9),  # 65,536 / 8,192 MACs, and one
         (Op(kind="linear", c_in=128, c_out=128), 5),
         (Op(kind="max_pool", c_in=64, c_out=64, h=16, w=16, kernel=(2, 2), stride=(2, 2)), 5),
-        (Op(kind="linear", c_in=256, c_out=256), 2),
-        (conv(64, 64), 2),  # 9.4 million MACs
+        (Op(kind="linear", c_in=128, c_out=128, h=9, w=9), 2),  # 64 KiB are few weights
+        (conv(64, 64, h=25, w=25), 2),  # 23 million MACs, each weight used 625 times
+        (conv(40, 40), 2),
+        (conv(64, 64), 9),  # 144 KiB, each used 64 times: 8 MiB have room for more than nine
+        (conv(256, 256), 3),  # 2.25 MiB
+        (conv(512, 512), 2),  # 9 MiB
     ],
 )
-def test_short_ops_have_more_copies_the_fewer_the_longer_they_take(op, copies) -> None:
+def test_short_ops_and_those_of_seldom_used_weights_have_more_copies(op, copies) -> None:
     assert copies_of(op) == copies
 
 
