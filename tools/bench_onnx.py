@@ -31,8 +31,9 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
-LONG_US = 10_000.0
-"""A shorter call runs once untimed before each turn: the others have driven its data out of the caches."""
+BLOCK, LONGEST, GAIN, RUNS = 4, 40, 1.01, 8
+"""A turn: blocks of untimed runs until the fastest gains less than this, for the others have driven a network's data
+out of the caches; then so many runs that count."""
 
 
 class RefusedError(Exception):
@@ -127,12 +128,23 @@ def in_turns(
         warm(call, cpu)
     end, done, names = time.perf_counter() + seconds, 0, list(calls)
     while done < min(9, rounds) or (done < rounds and time.perf_counter() < end):
-        for name in names if done % 2 == 0 else reversed(names):
-            if len(names) > 1 and (not runs[name] or runs[name][-1] < LONG_US):
-                calls[name]()
-            runs[name].append(timed_us(calls[name], cpu))
-        done += 1
+        count = min(RUNS, rounds - done)
+        for name in names if done // RUNS % 2 == 0 else reversed(names):
+            if len(names) > 1:
+                until_back(calls[name], cpu)
+            runs[name] += [timed_us(calls[name], cpu) for _ in range(count)]
+        done += count
     return runs
+
+
+def until_back(call: Callable[[], object], cpu: bool) -> None:
+    """Runs until the fastest of four runs is not faster than that of the four before by one per cent."""
+    before = math.inf
+    for _ in range(LONGEST // BLOCK):
+        fastest = min(timed_us(call, cpu) for _ in range(BLOCK))
+        if before <= GAIN * fastest:
+            break
+        before = min(before, fastest)
 
 
 def summary(runs: dict[str, list[float]], batch: int) -> list[dict[str, Any]]:
