@@ -22,9 +22,12 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.selection.fixed import fixed_sides
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
+from latency.errors import BudgetError
 from latency.profiles import cell_key
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Shares of what lies between the narrowest network, which on a device with wide steps may take half, and the dense."""
+
 SEEDS = 5
 
 
@@ -34,7 +37,9 @@ def main() -> None:
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--size", type=int, default=32, help="image size")
     parser.add_argument("--batch", type=int, default=8, help="images per inference")
-    parser.add_argument("--every", type=int, default=8, help="step of the whole grid")
+    parser.add_argument(
+        "--every", type=int, help="step of the whole grid; by default the widest that the cheap profile found"
+    )
     parser.add_argument(
         "--folder", type=Path, help="keep both profiles here; finished cells are not measured again"
     )
@@ -60,7 +65,8 @@ def main() -> None:
         if given.cheap
         else latency.sweep(ops, fixed=fixed, path=paths["cheap"], progress=True)
     )
-    whole = latency.sweep(ops, fixed=fixed, path=paths["whole"], every=given.every, progress=True)
+    every = given.every or max(step for c in cheap.cells for step in c.get("steps", (1, 1)))
+    whole = latency.sweep(ops, fixed=fixed, path=paths["whole"], every=every, progress=True)
     if given.folder:
         print(f"{name}: {repeatability(given.model, given.size, given.batch, given.folder)}")
     found = regrets(LatencyCost(structure, cheap), LatencyCost(structure, whole))
@@ -95,9 +101,19 @@ def differing(paths: Sequence[Path]) -> str:
     )
 
 
+def narrowest_us(cost: LatencyCost) -> float:
+    """Returns the latency of the narrowest network."""
+    try:
+        select({g.name: torch.ones(g.size) for g in cost.structure.prunable}, cost, 0.0)
+    except BudgetError as error:
+        return float(error.minimum)
+    return 0.0
+
+
 def regrets(cheap: LatencyCost, whole: LatencyCost) -> list[float]:
     """Returns the regret of every budget and score."""
     found = []
+    least_us = max(narrowest_us(cost) for cost in (cheap, whole))
     for seed in range(SEEDS):
         rng = torch.Generator().manual_seed(seed)
         scores = {
@@ -105,7 +121,8 @@ def regrets(cheap: LatencyCost, whole: LatencyCost) -> list[float]:
             for g in whole.structure.prunable
         }
         for share in BUDGETS:
-            chosen = select(scores, cheap, share * cheap.dense_us, gap=1e-4)
+            budget_us = least_us + share * (cheap.dense_us - least_us)
+            chosen = select(scores, cheap, budget_us, gap=1e-4)
             best = select(scores, whole, whole.total_us(chosen.counts), gap=1e-4)
             found.append(1 - chosen.value / best.upper_bound)
     return found
