@@ -61,9 +61,9 @@ width, a table has no steps that the op has not.
 WEIGHTS = 8 << 20
 """Copies of an op that uses each weight seldom have so many bytes of weights together (`latency.caches`).
 
-Where the pages of some weights lie in memory decides how many of them a second-level cache keeps. Single copies of a
-convolution with 1.6 MB of them, used 32 times, differ by 6 %, so that a difference of two and one is uncertain by
-10 %, for as long as the build lives; of seven and one by 3 %.
+Where the pages of some weights lie in memory decides how many of them a second-level cache keeps. Of a convolution
+with 1.6 MB of them, used 32 times, differences of two and one differ by 10 % from build to build, for as long as these
+live. If copies vary by themselves that is 6 % each, and makes 4 % of the five that 8 MB have room for and one.
 """
 
 MOST_COPIES = 9

@@ -63,8 +63,8 @@ class OnnxRuntime:
     def anchor(self) -> Callable[[], object]:
         """Returns a checksum of 16 KB, about 5 µs.
 
-        It is slow where someone shares the core, and nowhere else: a convolution of this length took 1.15 to 1.25
-        times as long after one of some ms, whose own time did not change, because AVX-512 slows what comes after it.
+        It is slow where someone shares the core, and as the core's clock. A convolution of 12 µs took 1.15 to 1.25
+        times as long after a network of 6 ms whose own time did not change, on a processor with AVX-512; this did not.
         """
         data = bytes(range(256)) * 64
         return lambda: zlib.crc32(data)
