@@ -4,7 +4,7 @@ Two networks are compared in turns within one run, A B A B …, because the mach
 differ. In a turn a network runs until its data is back in the caches, then eight times that count. The ratio is the
 median of the rounds' ratios with its distribution-free 95 % interval.
 
-A short anchor runs before and after every run (`latency.timer`): where every network finds enough runs undisturbed
+A short anchor runs before and after every run (`latency.anchor`): where every network finds enough runs undisturbed
 by who shares the core, only those count, stated at the clock that the processor mostly had; else, for every network,
 its fastest twentieth. (Long runs are hit more often than short ones. On a machine with other work, ratios of plain
 medians were off by 10 %, these by 2 %.)
@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latency.anchor import Anchor
 from latency.backends import BACKENDS, load
 from latency.backends.onnx_network import is_module, network_call
+from latency.clock import Clock, CpuClock, WallClock
 from latency.device import pinned
 from latency.errors import MissingError, UsageError
-from latency.timer import BURST, Anchor, Clock, CpuClock, WallClock, median_interval, until_back
+from latency.timer import BURST, median_interval, until_back
 
 if TYPE_CHECKING:
     import onnx

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from latency.anchor import Anchor
 from latency.backends import Backend, Built, out_of_memory
 from latency.builds import agree, joined
 from latency.caches import COLD, WARM, Memory, turn_bytes, weight_bytes
@@ -32,7 +33,7 @@ from latency.op import Op, in_words
 from latency.probing import Steps
 from latency.profiles import cell_key
 from latency.streaming import Rate, both_ways
-from latency.timer import Anchor, Precision, Sampling, Timing, in_turns
+from latency.timer import Precision, Sampling, Timing, in_turns
 
 __all__ = ["Cell", "Measurer", "Progress", "memory_of"]
 
@@ -241,18 +242,17 @@ class Measurer:
     def _again(self, waiting: list[_Job], precision: Precision, *, last: bool) -> Iterator[_Job]:
         """Visits cells that wait while the machine is calm, the most doubtful of the least visited first.
 
-        Yields those that are done; of the others the least doubtful where too many wait, and all of them at last.
+        Where caches are emptied for one, others go with it in turns. Yields those that are done; of the others the
+        least doubtful where too many wait, and all of them at last.
         """
         while waiting:
             waiting.sort(key=lambda job: (-job.visits, job.doubt_us))
             in_time = self._again_s < AGAIN * self._seconds + PATIENCE
             if in_time and self._calm():
-                job = waiting.pop()
-                self._visit([job], precision)
-                if job.done:
-                    yield job
-                else:
-                    waiting.append(job)
+                group = self._most_doubtful(waiting)
+                self._visit(group, precision)
+                yield from (job for job in group if job.done)
+                waiting += [job for job in group if not job.done]
             elif in_time and last:
                 time.sleep(PAUSE)
                 self._again_s += PAUSE
@@ -270,12 +270,28 @@ class Measurer:
         groups = [[job] for job in jobs if not self._emptied(job.op)]
         group: list[_Job] = []
         for job in sorted((job for job in jobs if self._emptied(job.op)), key=lambda job: job.op.weights):
-            read = self._asked * sum(self._reads(j.op) for j in [*group, job])
-            if len(group) == GROUP or (self._memory is not None and read > self._memory.distance):
+            if not self._fits([*group, job]):
                 groups.append(group)
                 group = []
             group.append(job)
         return [group for group in [*groups, group] if group]
+
+    def _most_doubtful(self, waiting: list[_Job]) -> list[_Job]:
+        """Takes the last cell, and where caches are emptied for it the last others of which that is true."""
+        group = [waiting.pop()]
+        if self._emptied(group[0].op):
+            for job in reversed(waiting.copy()):
+                if self._emptied(job.op) and self._fits([*group, job]):
+                    group.append(job)
+                    waiting.remove(job)
+        return group
+
+    def _fits(self, group: Sequence[_Job]) -> bool:
+        """Returns whether cells can go in turns: one always, more if they read no more than the network has."""
+        read = self._asked * sum(self._reads(job.op) for job in group)
+        return len(group) == 1 or (
+            len(group) <= GROUP and self._memory is not None and read <= self._memory.distance
+        )
 
     def _visit(self, jobs: Sequence[_Job], precision: Precision) -> None:
         """Times a cell, or some whose weights come from memory; one that cannot be measured is written down as such."""
@@ -309,7 +325,12 @@ class Measurer:
                 self._left_out(job.op, error)
             else:
                 ready.append((job, builts[0]))
-        in_turns([s for job, _ in ready for s in job.samplings if s.begun], memory.evict)
+        if not ready:
+            return
+        in_turns(
+            [s for job, _ in ready for s in job.samplings if s.begun],
+            memory.before(self.backend, ready[0][0].op),
+        )
         for job, built in ready:
             timings = [sampling.timing() for sampling in job.samplings]
             job.agreed = len(timings) == 1 or agree(timings)

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from latency.anchor import Anchor
 from latency.backends import Backend, Built
 from latency.builds import joined
 from latency.caches import Memory, turn_bytes
 from latency.op import Op
-from latency.timer import Anchor, Precision, Sampling, Timing, in_turns
+from latency.timer import Precision, Sampling, Timing, in_turns
 
 __all__ = ["Rate", "both_ways"]
 
@@ -67,6 +68,7 @@ def both_ways(
     built = backend.build(op)
     reads = turn_bytes(op, built)
     at_once = min(AT_ONCE, max(1, memory.distance // reads))
+    clear = memory.before(backend, op)
     while len(cold) < BUILDS:
         samplings = []
         for _ in range(min(at_once, BUILDS - len(cold))):
@@ -77,6 +79,6 @@ def both_ways(
             warm.append(alone.visit(built.run, built.minus))
             sampling.begin(built.run, built.minus, reads=reads)
             samplings.append(sampling)
-        in_turns(samplings, memory.evict)
+        in_turns(samplings, clear)
         cold += [sampling.timing() for sampling in samplings]
     return joined(warm), joined(cold), built

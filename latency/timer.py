@@ -3,16 +3,10 @@
 Single runs are timed, never batches: a run shorter than a slice of the scheduler is mostly clean. One thread is
 timed by its own CPU time, which preemption does not touch; several threads by the wall clock.
 
-CPU time is not immune to who shares the core: a hyperthread neighbour slows it by 25 % and more, in bursts of
-0.1 … 100 ms. So a short *anchor* runs between any two runs, and a run counts as quiet when the anchors on both sides
-agree and are near the anchor's floor. Near, not at it: on some processors a core is slower by 3 % or 10 % for seconds,
-by what others make of its clock and of what hyperthreads share, and a run takes as much longer as the anchor does. So
-times are stated at one speed, that of the anchor's *reference*: a run's time is divided by what the anchors around it
-took over that.
-
-The statistic is the median of the quiet runs with its distribution-free 95 % interval (order statistics). Calls longer
-than the quiet moments have no such runs: then it is the median of the fastest twentieth, which counts as undisturbed
-where it repeats itself.
+CPU time is not immune to who shares the core, so an anchor tells which runs were quiet (`latency.anchor`). The
+statistic is the median of the quiet runs with its distribution-free 95 % interval (order statistics). Calls longer than
+the quiet moments have no such runs: then it is the median of the fastest twentieth, which counts as undisturbed where
+it repeats itself.
 """
 
 from __future__ import annotations
@@ -20,31 +14,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latency.anchor import BACK, Anchor
+from latency.clock import Clock
+
 __all__ = [
-    "Anchor",
-    "Clock",
-    "CpuClock",
     "Precision",
     "Sampling",
     "Timing",
-    "WallClock",
     "in_turns",
     "median_interval",
     "time_call",
     "until_back",
 ]
-
-QUIET = 1.03
-"""Anchors on both sides of a run that agree to this: nothing came or went between them."""
-
-LEVELS = 1.15
-"""Up to this multiple of its floor an anchor tells the core's speed; beyond it, that someone else works there."""
 
 BURST = 1.05
 """A quiet run beyond this multiple of the fastest quiet one was hit between its anchors."""
@@ -54,12 +40,6 @@ FEWEST = 3
 
 REPEATS = 1.01
 """The fastest runs are undisturbed when three of them agree to this."""
-
-BACK = 1.01
-"""What others drove out of the caches is back when a run is not faster than the one before by more than this."""
-
-RETURNS = 6
-"""Runs of an anchor, at most, until it is; a neighbour's burst lasts longer than these."""
 
 BLOCK, LONGEST = 4, 40
 """Runs of what needs large caches: so many, and again until the fastest of them gains no more; at most so many.
@@ -71,52 +51,6 @@ MobileNet-V2 1.20 times as long as the seventh.
 
 ROUNDS = 16
 """Of ops in turns, at least: they may gain nothing in the first."""
-
-REMEMBERED = 1 << 16
-"""Samples from which an anchor's floor is taken: those of the last minutes, of short ops of the last ten seconds.
-
-A neighbour that stays for longer than that is taken for the machine. With 4,000, one or two seconds, cells that it had
-slowed by 1.6 counted as undisturbed; a processor that runs slower from now on is known as such after a minute.
-"""
-
-RECOUNTED = 1000
-"""After so many samples it is taken anew."""
-
-
-class Clock(Protocol):
-    """What times one call."""
-
-    kind: str
-
-    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
-        """Runs once; returns the time that counts and the wall time, both in µs."""
-        ...
-
-
-class CpuClock:
-    """CPU time of the calling thread."""
-
-    kind = "cpu"
-
-    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
-        """Runs once; returns CPU µs of this thread and wall µs."""
-        wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
-        run()
-        cpu = time.thread_time_ns() - cpu
-        return cpu / 1e3, (time.perf_counter_ns() - wall) / 1e3
-
-
-class WallClock:
-    """Wall time, for work that other threads share; contention cannot be told from it."""
-
-    kind = "wall"
-
-    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
-        """Runs once; returns wall µs twice."""
-        wall = time.perf_counter_ns()
-        run()
-        us = (time.perf_counter_ns() - wall) / 1e3
-        return us, us
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,92 +93,6 @@ class Timing:
     contention: float
     quiet: bool = True
     slowdown: float = 1.0
-
-
-@dataclass
-class Anchor:
-    """A short call that never changes: its time over its floor tells how disturbed the machine is.
-
-    Attributes:
-        run: the call.
-        clock: what times it.
-        floor_us: its undisturbed time: the 2nd percentile of its last samples.
-        reference_us: its time at the speed that times are stated at: the median of its first undisturbed samples,
-            where nobody says another.
-        runs: number of samples so far.
-    """
-
-    run: Callable[[], object]
-    clock: Clock
-    floor_us: float = field(default=math.inf, init=False)
-    reference_us: float = field(default=math.nan, init=False)
-    runs: int = field(default=0, init=False)
-    _recent: NDArray[np.float64] = field(default_factory=lambda: np.empty(REMEMBERED), init=False)
-
-    def settle(self, seconds: float = 0.5, at_least: int = 50) -> None:
-        """Runs for so long, to know the floor and the reference."""
-        end = time.perf_counter() + seconds
-        while self.runs < at_least or (time.perf_counter() < end and self.runs < REMEMBERED):
-            self.sample()
-        self._recount()
-        self.refer()
-
-    def refer(self) -> None:
-        """Takes what undisturbed samples have in the median as the speed that times are stated at."""
-        seen = self._recent[: self.runs]
-        self.reference_us = float(np.median(seen[seen <= LEVELS * self.floor_us]))
-
-    @property
-    def disturbed_at_first(self) -> bool:
-        """Whether it has shown since that what it took for undisturbed was not."""
-        return LEVELS * self.floor_us < self.reference_us
-
-    def sample(self) -> float:
-        """Runs until it gets no faster, at most six times; returns µs of the fastest run.
-
-        What ran before has driven its data and code out of the caches: after a convolution of some ms, or 32 MB that
-        were read, the first run takes three to five times as long, the second 1.1 to 1.3 times, the fifth 1.03.
-        """
-        us = self.clock.time_us(self.run)[0]
-        for _ in range(RETURNS - 1):
-            before, us = us, min(us, self.clock.time_us(self.run)[0])
-            if before <= BACK * us:
-                break
-        self._recent[self.runs % REMEMBERED] = us
-        self.runs += 1
-        if self.runs % RECOUNTED == 0:
-            self._recount()
-        return us
-
-    def calm(self, samples: int) -> bool:
-        """Returns whether most of some samples, taken now, are undisturbed."""
-        us = np.array([self.sample() for _ in range(samples)])
-        middle = float(np.median(us))
-        steady = (middle / QUIET <= us) & (us <= QUIET * middle)
-        return middle <= LEVELS * self._best_us and float(np.mean(steady)) > 0.5
-
-    def slower(self, around: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns how much slower than at the reference the processor was, NaN where something disturbed it.
-
-        Args:
-            around: µs of the samples before and after some runs ``[runs, 2]``.
-        """
-        lower, upper = around.min(axis=1), around.max(axis=1)
-        quiet = (upper <= QUIET * lower) & (upper <= LEVELS * self._best_us)
-        return np.where(quiet, around.mean(axis=1) / self.reference_us, np.nan)
-
-    def at_best(self, around: NDArray[np.float64]) -> float:
-        """Returns how much slower than at the reference it was while it was disturbed the least; see `slower`."""
-        us = float(np.percentile(around, 10))
-        return (us if us <= LEVELS * self._best_us else self._best_us) / self.reference_us
-
-    @property
-    def _best_us(self) -> float:
-        """Of its floor and its reference the lower: a profile is continued while a neighbour works."""
-        return min(self.floor_us, self.reference_us)
-
-    def _recount(self) -> None:
-        self.floor_us = float(np.percentile(self._recent[: self.runs], 2))
 
 
 def median_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:

@@ -167,7 +167,7 @@ def _latencies(
     warm_up: int | None,
 ) -> tuple[list[dict[str, Any]], str]:
     from latency.benchmark import compare
-    from latency.timer import WallClock
+    from latency.clock import WallClock
 
     on_cpu = all(r.device == "cpu" for r in runners.values())
     found = compare(

@@ -143,6 +143,7 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rel, largest = get("onnx_rel_l2"), get("onnx_max_abs_error")
     gap, step, worst = get("gap"), get("next_step_us"), get("calibration", "worst")
     network = [get("calibration", name) for name in ("a_us", "b")]
+    bent = get("calibration", "bend", 0, 1)
     items = [
         ("Method", _text(report, "method")),
         ("Measured with", _text(report, "backend")),
@@ -155,7 +156,10 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Certified gap of the selection", DASH if gap is None else f"{100 * gap:.2g}%"),
         (
             "Network = a + b · sum of layers",
-            DASH if None in network else f"a = {latency(network[0])}, b = {network[1]:.3f}",
+            DASH
+            if None in network
+            else f"a = {latency(network[0])}, b = {network[1]:.3f}"
+            + ("" if bent is None else f" up to {latency(bent)}, bent to dense beyond"),
         ),
         ("Worst residual of that fit", percent(worst, 1)),
         ("Dense file", _file(report, "dense")),

@@ -21,8 +21,8 @@ def timed_ops(recorder: Recorder, refs: Callable[[Atoms], tuple[GroupRef, ...]])
     """Builds the timed ops of what was recorded.
 
     A batch norm, an activation or an addition joins the tail of the conv or linear layer before it when
-    nothing else reads what lies between; an addition joins the later of its two producers. What joins no tail
-    is an op of its own.
+    nothing else reads what lies between; an addition joins the first of its operands that allows it, as in ONNX
+    Runtime. What joins no tail is an op of its own.
     """
     events = recorder.events[: recorder.evaluated]
     readers: dict[int, list[int]] = {}
@@ -75,7 +75,7 @@ def follows(
         candidates = [c for c in candidates if not tails[c] or tails[c][-1] not in ACTIVATIONS]
     else:
         return None
-    return max(candidates, default=None)
+    return candidates[0] if candidates else None
 
 
 def timed_op(

@@ -13,7 +13,7 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.selection.pareto import pareto
 from halpiee.sparsity.granularity import Channels
 from halpiee.structure.plan import Plan
-from latency.predict import Calibration
+from halpiee.training.record import line_of
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
@@ -71,7 +71,4 @@ def _cost(run: Run) -> LatencyCost:
     stored = run.folder / "calibration.json"
     if not stored.is_file():
         return cost
-    values = json.loads(stored.read_text())
-    return cost.with_calibration(
-        Calibration(values["a_us"], values["b"], tuple((x, y) for x, y in values["points"]))
-    )
+    return cost.with_calibration(line_of(json.loads(stored.read_text())))

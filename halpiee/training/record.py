@@ -15,6 +15,7 @@ __all__ = [
     "SCHEMA",
     "effective_macs",
     "events",
+    "line_of",
     "line_values",
     "plain_events",
     "promise",
@@ -70,6 +71,16 @@ def plain_events(reports: Iterable[Event]) -> list[dict[str, Any]]:
 def line_values(calibration: Calibration) -> dict[str, Any]:
     """Returns a calibration as JSON values, with its worst residual."""
     return {**asdict(calibration), "worst": calibration.worst}
+
+
+def line_of(values: Mapping[str, Any]) -> Calibration:
+    """Returns the calibration that some JSON values hold."""
+
+    def pairs(found: Iterable[Sequence[float]]) -> Any:
+        return tuple((x, y) for x, y in found)
+
+    bend = values.get("bend")
+    return Calibration(values["a_us"], values["b"], pairs(values["points"]), bend and pairs(bend))
 
 
 def promise(

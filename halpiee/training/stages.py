@@ -31,7 +31,6 @@ from halpiee.training.opening import check_cells
 from halpiee.training.pruning import train_to_budget
 from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
-from latency.predict import Calibration
 
 __all__ = ["execute"]
 
@@ -126,12 +125,12 @@ def _calibrate(run: Run, cost: LatencyCost) -> LatencyCost:
             progress=run.talk.note,
         )
         save_json(path, record.line_values(found))
-    values = json.loads(path.read_text())
-    line = Calibration(values["a_us"], values["b"], tuple((x, y) for x, y in values["points"]))
+    line = record.line_of(json.loads(path.read_text()))
     cost = cost.with_calibration(line)
     run.talk.note(
-        f"dense {cost.dense_us:.0f} µs; whole = {line.a_us:.1f} µs + {line.b:.3f} · Σ, "
-        f"worst residual {line.worst:.1%}"
+        f"dense {cost.dense_us:.0f} µs; whole = {line.a_us:.1f} µs + {line.b:.3f} · Σ"
+        + (f" up to {line.bend[0][1]:.0f} µs, bent to dense beyond" if line.bend else "")
+        + f", worst residual {line.worst:.1%}"
     )
     return cost
 

@@ -1,14 +1,18 @@
 """The graph around one op, so that ONNX Runtime treats it as it would inside a network.
 
 A lone op pays what it does not pay in a network: the change of layout on both sides, the call, its outputs. In a
-*twin* these are there twice: the graph with two copies of the op, whose results go to a sink each, minus the graph
-with one copy that goes to both sinks, is the op alone. Its inputs come from cheap producers, so that they
-already lie in the runtime's own layout; every tensor an op reads has a second reader, so that the runtime cannot
-fuse the op into its producer.
+*twin* these are there twice: the graph with some copies of the op, whose results are looked at by a reader each, minus
+the graph with one copy and as many readers, is the other copies alone. Its inputs come from cheap producers, so that
+they already lie in the runtime's own layout; every tensor an op reads has a second reader, so that the runtime cannot
+fuse the op into its producer. A reader takes one position and no more: what it would read besides could be in a cache
+on one side and not on the other.
 
-An op of a microsecond is lost in the call around it: the difference of two calls of 13 µs changes by 0.08 µs from one
-build to the next, with where the tensors happen to lie. So a short op has up to nine copies and as many sinks, and
-its time is a share of the difference.
+The order of nodes must not be left to the runtime, which changes it from session to session where a graph has several
+results. So there is one, made of all: what is read of the results, all of them read once before any is read again. So
+each copy writes a tensor of its own, as a layer of a network does, not the one that is in the cache because the copy
+before it wrote it. And an op that adds its result to another tensor does so in place where it is
+the last to read it, as in a network, or copies it first, which takes as long as the op: so whatever else reads the
+tensor runs before the op's inputs are made.
 """
 
 from __future__ import annotations
@@ -54,16 +58,24 @@ FOLDED = ("batch_norm",)
 SHORT_MACS = 1 << 16
 """Copies beyond the first have this much work together, of a short op: a few microseconds.
 
-What a copy pays besides itself, of the order of 0.1 µs, is shared by all: where their number changes slowly with the
-width, a table has no steps that the op has not.
+An op of a microsecond is lost in the call around it: the difference of two calls of 13 µs changes by 0.08 µs from one
+build to the next, with where the tensors happen to lie. What a copy pays besides itself, of the order of 0.1 µs, is
+shared by all: where their number changes slowly with the width, a table has no steps that the op has not.
+"""
+
+LONG_MACS = 1 << 25
+"""Other ops have two copies beyond the first, or four where these have no more than this much work.
+
+Both sides of a difference vary from build to build, by where their tensors lie; of k copies less one it is known
+(k − 1)² / (k + 1) times as well as that: a third, twice, four times for two, three, five.
 """
 
 WEIGHTS = 8 << 20
-"""Copies of an op that uses each weight seldom have so many bytes of weights together (`latency.caches`).
+"""Copies have at most so many bytes of weights together, or are two; of an op that uses each seldom as many as may be.
 
-Where the pages of some weights lie in memory decides how many of them a second-level cache keeps. Of a convolution
-with 1.6 MB of them, used 32 times, differences of two and one differ by 10 % from build to build, for as long as these
-live. If copies vary by themselves that is 6 % each, and makes 4 % of the five that 8 MB have room for and one.
+Where the pages of some weights lie in memory decides how many of them a second-level cache keeps: of a convolution with
+1.6 MB of them, used 32 times, differences of two and one differ by 10 % from build to build, for as long as these live.
+But 20 MB and more, three copies of 7, came from memory, where two came from the last cache: 2.7 ns a weight for 1.35.
 """
 
 MOST_COPIES = 9
@@ -71,10 +83,12 @@ MOST_COPIES = 9
 
 def copies_of(op: Op) -> int:
     """Returns how many copies make an op's time large beside the call, and many places of its weights: 2 to 9."""
-    more = round(SHORT_MACS / max(1, op.macs))
-    if not few_weights(op) and op.macs <= SELDOM * op.weights:
-        more = max(more, WEIGHTS // weight_bytes(op) - 1)
-    return 1 + min(MOST_COPIES - 1, max(1, more))
+    macs = max(1, op.macs)
+    more = max(2, min(4, LONG_MACS // macs), round(SHORT_MACS / macs))
+    room = max(1, WEIGHTS // max(1, weight_bytes(op)) - 1)
+    if not few_weights(op) and macs <= SELDOM * op.weights:
+        more = room
+    return 1 + min(MOST_COPIES - 1, more, room)
 
 
 def twin(op: Op, copies: int, sinks: int = 2) -> onnx.ModelProto:
@@ -82,8 +96,9 @@ def twin(op: Op, copies: int, sinks: int = 2) -> onnx.ModelProto:
 
     Args:
         op: the op.
-        copies: 1, which goes to all sinks, or as many as there are sinks.
-        sinks: readers of the results.
+        copies: 1, or as many as there are sinks.
+        sinks: readers, of the results and, where there are fewer, of what further copies would add to, so that it is
+            there until the end, or of the first result again.
 
     Raises:
         UnsupportedOpError: an op, precision or layout that is not built here.
@@ -92,8 +107,13 @@ def twin(op: Op, copies: int, sinks: int = 2) -> onnx.ModelProto:
     graph = _Graph(op)
     inputs = graph.inputs(sinks)
     results = [graph.op(inputs, number) for number in range(copies)]
-    graph.sinks([results[number % copies] for number in range(sinks)])
+    graph.sinks(results + (graph.residuals[copies:] or results[:1] * (sinks - copies)))
     return graph.model()
+
+
+def _adds(op: Op) -> bool:
+    """Returns whether an op adds its result to another tensor; a linear layer adds it to itself."""
+    return "add" in op.tail and op.kind != "linear"
 
 
 def output_size(op: Op) -> tuple[int, ...]:
@@ -123,16 +143,20 @@ class _Graph:
         self.feeds: list[tuple[str, tuple[int, ...]]] = []
         self.outputs: list[str] = []
         self.residuals: list[str] = []
+        self.gate = ""
         self.spatial = (op.h, op.w)[: len(op.kernel)] if len(op.kernel) == 1 else (op.h, op.w)
 
     def inputs(self, copies: int) -> list[str]:
         """Adds what the op reads: one tensor, two for an addition, product or concat; plus a residual per copy."""
         op = self.made
+        if _adds(op):
+            self.residuals = [self.producer(f"r{copy}", op.c_out, output_size(op)) for copy in range(copies)]
+            self.first([self.touch(name, output_size(op), f"{name}.seen") for name in self.residuals])
         if op.kind in TOKENS:
             shape = (op.batch, op.c_in) if op.h * op.w == 1 else (op.batch, op.h * op.w, op.c_in)
             return [self.feed("x", shape)]
         if op.reads_image:
-            names = [self.feed("x", (op.batch, op.c_in, *self.spatial))]
+            names = [self.late(self.feed("x", (op.batch, op.c_in, *self.spatial)))]
         elif op.kind == "concat":
             first = min(op.c_in - 1, -(-op.c_in // 16) * 8) if op.c_in > 1 else 1
             parts = [first, op.c_in - first] if op.c_in > 1 else [1]
@@ -141,12 +165,7 @@ class _Graph:
             count = 2 if op.kind in ("add", "mul") else 1
             names = [self.producer(f"x{i}", op.c_in, self.spatial) for i in range(count)]
         if op.kind not in ("conv", "conv_transpose"):
-            for name in names:
-                self.read_twice(name)
-        if "add" in op.tail and op.kind != "linear":
-            for copy in range(copies):
-                self.residuals.append(self.producer(f"r{copy}", op.c_out, output_size(op)))
-                self.read_twice(self.residuals[-1])
+            self.outputs += [self.touch(name, self.spatial, f"{name}.seen") for name in names]
         return names
 
     def op(self, inputs: Sequence[str], number: int) -> str:
@@ -164,13 +183,14 @@ class _Graph:
         return name
 
     def sinks(self, results: Sequence[str]) -> None:
-        """Reads the results, by two ops in turn that only pass on a number per channel or per row."""
-        axes: list[str] = []
-        kinds = ("GlobalAveragePool", "GlobalMaxPool")
-        if self.made.kind in TOKENS:
-            axes, kinds = [self.constant("axes", np.array([-1], dtype=np.int64))], ("ReduceMax", "ReduceMin")
-        for number, result in enumerate(results):
-            self.outputs.append(self.node(kinds[number % 2], [result, *axes], f"o{number}"))
+        """Reads the results, by ops that only pass on a number per channel or per row, twice."""
+        names = [f"o{number}{when}" for when in ("", ".late") for number in range(len(results))]
+        for name, result in zip(names, [*results, *results], strict=True):
+            if self.made.kind in TOKENS:
+                axes = self.constant(f"{name}.axes", np.array([-1], dtype=np.int64))
+                self.outputs.append(self.node("ReduceMax", [result, axes], name))
+            else:
+                self.outputs.append(self.touch(result, output_size(self.made), name))
 
     def conv(self, inputs: list[str], tag: str) -> str:
         """Adds a convolution with bias."""
@@ -286,14 +306,24 @@ class _Graph:
 
     def producer(self, name: str, channels: int, positions: tuple[int, ...]) -> str:
         """Adds a 1×1 convolution of a single channel: the cheapest way to a tensor in the runtime's layout."""
-        source = self.feed(f"{name}.source", (self.made.batch, 1, *positions))
+        source = self.late(self.feed(f"{name}.source", (self.made.batch, 1, *positions)))
         weight = self.weight(f"{name}.weight", (channels, 1, *(1,) * len(positions)))
         bias = self.weight(f"{name}.bias", (channels,))
         return self.node("Conv", [source, weight, bias], name)
 
-    def read_twice(self, name: str) -> None:
-        """Adds a second reader of a tensor."""
-        self.outputs.append(self.node("GlobalMaxPool", [name], f"{name}.seen"))
+    def touch(self, name: str, positions: tuple[int, ...], output: str) -> str:
+        """Adds a reader of a tensor's first position."""
+        ones = [1] * len(positions)
+        return self.node("MaxPool", [name], output, kernel_shape=ones, strides=list(positions))
+
+    def first(self, numbers: Sequence[str]) -> None:
+        """Has all inputs that are added from now on depend on some numbers a channel."""
+        axes = self.constant("gate.axes", np.array([1], dtype=np.int64))
+        self.gate = self.node("ReduceMax", [self.node("Concat", numbers, "gate.all", axis=1), axes], "gate")
+
+    def late(self, feed: str) -> str:
+        """Returns an input of the graph plus a number that is known when what has to run first has run."""
+        return self.node("Add", [feed, self.gate], f"{feed}.late") if self.gate else feed
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **fields: Any) -> str:
         """Adds a node and returns the name of its output."""
@@ -318,11 +348,12 @@ class _Graph:
         """Returns all of it as a model."""
         from onnx import TensorProto, helper
 
+        self.node("Concat", self.outputs, "results", axis=1)
         graph = helper.make_graph(
             self.nodes,
             "op",
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, list(shape)) for n, shape in self.feeds],
-            [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in self.outputs],
+            [helper.make_tensor_value_info("results", TensorProto.FLOAT, None)],
             self.constants,
         )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

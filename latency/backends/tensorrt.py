@@ -22,10 +22,10 @@ from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, open_cuda
 from latency.backends.tensorrt_builder import Builder, Settings, TimingCache
 from latency.backends.tensorrt_network import ROWS, OpNetwork
 from latency.backends.tensorrt_runtime import EngineRunner, in_turns, load_engine
+from latency.clock import Clock
 from latency.device import environment
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op, in_words
-from latency.timer import Clock
 
 __all__ = ["TensorRT"]
 

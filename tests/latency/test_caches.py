@@ -7,14 +7,15 @@ import tracemalloc
 import pytest
 
 import latency
+from latency.anchor import Anchor
 from latency.backends import Built
-from latency.caches import COLD, WARM, Memory, weight_bytes
+from latency.caches import COLD, NARROW, WARM, Memory, weight_bytes
 from latency.journal import Journal
 from latency.lazy import LazySweep
 from latency.measuring import Measurer
 from latency.op import Op
 from latency.profiles import Profile
-from latency.timer import Anchor, Precision, Sampling, in_turns
+from latency.timer import Precision, Sampling, in_turns
 
 from .fakes import FakeBackend, FakeClock, conv
 
@@ -85,8 +86,52 @@ def test_builds_that_differ_with_the_caches_emptied_are_two_more_at_each_visit(
 
     backend = Placed()
     (cell,) = measured(backend, conv(64, 64, **FEW), tables=(conv(64, 64, **FEW),))
-    assert len(backend.built) == builds
+    assert sum(op.c_in == 64 for op in backend.built) == builds
     assert cell["us"] == pytest.approx(130.0 + 150.0)
+
+
+@pytest.mark.parametrize(("distance", "sizes"), [(96 << 20, [3, 3, 3]), (0, [1] * 9)])
+def test_cells_whose_builds_differ_are_visited_again_in_turns(
+    distance: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latency.measuring.AGAIN", 1e9)
+    visit = Measurer._visit
+    visited: list[int] = []
+    monkeypatch.setattr(
+        Measurer,
+        "_visit",
+        lambda self, jobs, precision: (visited.append(len(jobs)), visit(self, jobs, precision)),
+    )
+
+    class Placed(Cached):
+        """Every second build of an op takes three times as long as the others."""
+
+        builds = 2
+
+        def build(self, op: Op) -> Built:
+            built = super().build(op)
+            slow = 3.0 if sum(o == op for o in self.built) % 2 else 1.0
+            return Built(run=lambda: (self.time.passes(100.0 * slow), built.run()), minus=built.minus)
+
+    ops = [conv(64, width, **FEW) for width in (48, 56, 64)]
+    cells = measured(Placed(), *ops, tables=(ops[-1],), distance=distance)
+    assert visited == sizes
+    assert [c["us"] for c in cells] == [pytest.approx(130.0 + 200.0)] * 3
+
+
+def test_a_narrow_op_runs_between_emptying_the_caches_and_a_turn() -> None:
+    happened: list[object] = []
+
+    class Told(FakeBackend):
+        def build(self, op: Op) -> Built:
+            return Built(
+                run=lambda: happened.append((op.c_in, op.c_out, op.groups)), minus=None, method="alone"
+            )
+
+    memory = Memory({}, 100, happened.append)
+    for op in (conv(64, 32), conv(8, 64), conv(64, 32, groups=4)):
+        memory.before(Told(lambda op: 1.0), op)(30)
+    assert happened == [70, (16, 16, 1), 70, (8, 16, 1), 70, (16, 8, 1)]
 
 
 def test_a_cell_of_warm_weights_is_measured_again_with_cold_ones() -> None:
@@ -252,7 +297,8 @@ def test_cells_are_timed_in_turns_as_long_as_their_weights_are_not_more_than_the
     class Told(Cached):
         def build(self, op: Op) -> Built:
             built = super().build(op)
-            return Built(run=lambda: (order.append(op.c_out), built.run()), minus=built.minus)
+            told = order if op.c_in > NARROW else []
+            return Built(run=lambda: (told.append(op.c_out), built.run()), minus=built.minus)
 
     widths = [(c_in, c_out) for c_in in (504, 512) for c_out in (64, 512)]
     ops = [conv(512, 512, **FEW).with_channels(*pair) for pair in widths]

@@ -212,7 +212,7 @@ class Departing(FakeBackend):
 
 def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("latency.measuring.SETTLED", 0.0)
-    monkeypatch.setattr("latency.timer.RECOUNTED", 50)
+    monkeypatch.setattr("latency.anchor.RECOUNTED", 50)
     ops = [conv(64, 64)]
     path = tmp_path / "p.jsonl"
     profile = latency.sweep(ops, backend=Departing(30), path=path)

@@ -38,6 +38,41 @@ def test_with_an_anchor_points_decide_the_slope() -> None:
     assert (found.a_us, found.b) == pytest.approx((20.0, 1.0))
 
 
+SHRUNK = [(100.0, 110.0), (200.0, 210.0), (300.0, 310.0)]
+"""10 + Σ, on which a dense network of (500, 600) does not lie."""
+
+
+def test_enough_networks_have_their_own_line_which_bends_to_the_dense_one() -> None:
+    found = fit(SHRUNK, anchor=(500.0, 600.0))
+    assert (found.a_us, found.b) == pytest.approx((10.0, 1.0))
+    # half way from 300 to 500: half way from 310 to 600; beyond 500 as steep as below 300
+    told = {150.0: 160.0, 300.0: 310.0, 400.0: 455.0, 500.0: 600.0, 600.0: 700.0}
+    assert {x: found.apply(x) for x in told} == pytest.approx(told)
+    assert {x: found.invert(us) for x, us in told.items()} == pytest.approx({x: x for x in told})
+    assert [found.scaled(2.0).apply(x) for x in told] == pytest.approx([2.0 * us for us in told.values()])
+    assert found.worst < 1e-9
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        SHRUNK[:2],
+        [*SHRUNK[:2], (480.0, 490.0)],  # beyond 95 % of the dense network's sum
+        [(300.0 + x, 310.0 + x) for x in (0.0, 40.0, 90.0)],  # a fifth of it would be 100
+        [(100.0, 110.0), (200.0, 310.0), (300.0, 610.0)],  # above the dense network
+    ],
+)
+def test_few_or_close_networks_share_a_line_with_the_dense_one(points) -> None:
+    found = fit(points, anchor=(500.0, 600.0))
+    assert found.bend is None
+    assert found.apply(500.0) == pytest.approx(600.0)
+
+
+def test_a_bend_that_falls_is_refused() -> None:
+    with pytest.raises(UsageError, match="both must rise"):
+        Calibration(10.0, 1.0, (), ((300.0, 310.0), (500.0, 300.0)))
+
+
 def test_residuals_are_relative() -> None:
     line = Calibration(10.0, 1.0, ((90.0, 100.0), (90.0, 80.0)))
     assert line.residuals == pytest.approx((0.0, 0.25))

@@ -106,6 +106,9 @@ def test_the_facts_say_how_near_the_export_and_the_prediction_are(report: dict[s
     found = dict(facts(report))
     assert found["ONNX against PyTorch, relative L2"] == "3.1e-07"
     assert found["Network = a + b · sum of layers"] == "a = 12.1 µs, b = 0.981"
+    bent = {**report, "calibration": {**report["calibration"], "bend": [[270.0, 280.0], [400.0, 520.0]]}}
+    told = dict(facts(bent))["Network = a + b · sum of layers"]
+    assert told == "a = 12.1 µs, b = 0.981 up to 280 µs, bent to dense beyond"
     assert found["Certified gap of the selection"] == "0.012%"
     assert found["Whole run"] == "1 h 02 min"
 

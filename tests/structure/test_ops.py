@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +14,7 @@ from torch import Tensor, nn
 from halpiee import zoo
 from halpiee.structure import Structure, macs, parameters, shrink, trace, widths
 from halpiee.structure.groups import TimedOp
+from latency.backends.onnxruntime import to_onnx
 from latency.op import Op
 
 from . import nets
@@ -33,9 +39,9 @@ def test_a_resnet_block_is_two_convolutions_with_their_tails() -> None:
         dilation=(1, 1),
         tail=("batch_norm", "relu"),
     )
-    # the addition belongs to the producer that runs last: the projection
-    assert ops["layers.1.0.conv2"].tail == ("batch_norm",)
-    assert ops["layers.1.0.shortcut.0"].tail == ("batch_norm", "add", "relu")
+    # y + shortcut(x): the addition belongs to its first operand
+    assert ops["layers.1.0.conv2"].tail == ("batch_norm", "add", "relu")
+    assert ops["layers.1.0.shortcut.0"].tail == ("batch_norm",)
     assert ops["layers.1.1.conv2"].tail == ("batch_norm", "add", "relu")
 
 
@@ -52,11 +58,46 @@ def test_preactivation_norms_and_additions_follow_what_runs_before_them() -> Non
     assert ops == [
         ("conv", "conv1", ("batch_norm", "relu")),
         ("conv", "blocks.0.conv1", ("batch_norm", "relu")),
-        ("conv", "blocks.0.conv2", ()),
-        ("conv", "blocks.0.shortcut", ("add",)),
+        ("conv", "blocks.0.conv2", ("add",)),
+        ("conv", "blocks.0.shortcut", ()),
         ("batch_norm", "blocks.1.bn1", ()),
         ("relu", "blocks.1.relu", ()),
     ]
+
+
+class Sum(nn.Module):
+    """Two convolutions of a feature map, run and added in either order."""
+
+    def __init__(self, runs: str, adds: str) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.a, self.b = nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(16, 32, 1)
+        self.runs, self.adds = runs, adds
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        found = {name: getattr(self, name)(x) for name in self.runs}
+        return F.relu(found[self.adds[0]] + found[self.adds[1]]).mean((2, 3))
+
+
+@pytest.mark.parametrize("runs", ["ab", "ba"])
+@pytest.mark.parametrize("adds", ["ab", "ba"])
+def test_an_addition_joins_the_convolution_that_onnx_runtime_fuses_it_into(
+    runs: str, adds: str, tmp_path: Path
+) -> None:
+    net, x = Sum(runs, adds).eval(), torch.randn(1, 3, 18, 18)
+    tails = {layer: timed.tail for layer, timed in by_layer(trace(net, (x,))).items()}
+    assert tails[adds[0]] == ("add", "relu")
+    assert tails[adds[1]] == ()
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 4  # it warns that an optimised model is for this machine only
+    model = to_onnx(net, (x,)).SerializeToString()
+    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "optimised.onnx").graph
+    kernels = {t.name: t.dims[-1] for t in graph.initializer if len(t.dims) == 4}
+    (fused,) = (node for node in graph.node if node.op_type == "Conv" and len(node.input) == 4)
+    assert kernels[fused.input[1]] == {"a": 3, "b": 1}[adds[0]]
 
 
 def test_pools_and_linear_layers_have_their_shapes() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
-from halpiee.training.record import promise, train_flops
+from halpiee.training.record import line_of, line_values, promise, train_flops
+from latency.predict import Calibration
 
 
 def test_a_latency_over_103_percent_of_the_budget_breaks_the_promise() -> None:
@@ -43,3 +45,13 @@ def test_iee_formula_of_the_paper_comes_out() -> None:
     found = train_flops(log, lambda counts: counts.get("g", 10), 100)
     assert found["paper"] == pytest.approx((11 * p + 1) / 12)
     assert found["strict"] == pytest.approx((2 * p + 0.75) / 3)
+
+
+@pytest.mark.parametrize("bend", [None, ((300.0, 310.0), (500.0, 600.0))])
+def test_a_calibration_comes_back_from_its_file_as_it_was(bend) -> None:
+    line = Calibration(10.0, 1.0, ((100.0, 110.0), (500.0, 600.0)), bend)
+    values = json.loads(json.dumps(line_values(line)))
+    assert line_of(values) == line
+    assert values["worst"] == pytest.approx(0.0 if bend else 90 / 600)
+    del values["bend"]  # as a run of before wrote it
+    assert line_of(values).bend is None

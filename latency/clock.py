@@ -1,0 +1,45 @@
+"""What times one call: the CPU time of its thread, or the wall clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+__all__ = ["Clock", "CpuClock", "WallClock"]
+
+
+class Clock(Protocol):
+    """What times one call."""
+
+    kind: str
+
+    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
+        """Runs once; returns the time that counts and the wall time, both in µs."""
+        ...
+
+
+class CpuClock:
+    """CPU time of the calling thread."""
+
+    kind = "cpu"
+
+    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
+        """Runs once; returns CPU µs of this thread and wall µs."""
+        wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
+        run()
+        cpu = time.thread_time_ns() - cpu
+        return cpu / 1e3, (time.perf_counter_ns() - wall) / 1e3
+
+
+class WallClock:
+    """Wall time, for work that other threads share; contention cannot be told from it."""
+
+    kind = "wall"
+
+    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
+        """Runs once; returns wall µs twice."""
+        wall = time.perf_counter_ns()
+        run()
+        us = (time.perf_counter_ns() - wall) / 1e3
+        return us, us
