@@ -55,7 +55,8 @@ UNKNOWN_CACHE_BYTES = 32 << 20
 FITS, BEYOND = 4, 4
 """A last cache of so many times a network's weights holds them, shared though it is: they come from there.
 
-Of one that says 260 MB, 64 can be read again and again at 38 µs a MB, 96 at 71, which is what the memory gives.
+Of one that says 260 MB, 64 can be read again and again at 38 µs a MB, 96, which takes 7 ms, at 71, which is what the
+memory gives: what lies there for so long others have driven out.
 
 So many times the bytes of the cache before it are read then, from one use of a weight to the next. On a last cache of
 260 MB a VGG-16 with 59 MB keeps its weights there after some sixteen runs, at 1.5 ns each where they are used four
@@ -112,6 +113,10 @@ class Memory:
     def streams(self, op: Op) -> bool:
         """Returns whether weights that come from memory are all that takes time (`latency.streaming`)."""
         return self.has(op) and op.kind == "linear" and op.macs <= STREAMED * op.weights
+
+    def empties(self, op: Op) -> bool:
+        """Returns whether the caches are emptied before each turn of an op."""
+        return self.has(op) and not self.streams(op)
 
     def sample(self, op: Op) -> Op:
         """Returns the op of the same table that tells what a byte of its weights takes."""

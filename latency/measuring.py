@@ -1,31 +1,24 @@
 """Carries measurements out: cells in random order, each on the disk before the next, disturbed ones once more.
 
-One order over all tables, so that drift of the machine does not become a slope of a table. Cells that found no quiet
-moment wait for one and are visited again, the one first that may be off the most; after three visits, or where too much
-time goes into it, a cell is written as it stands, and says so.
-
-Where an op uses its weights seldom, they are read from memory, as in a network (`latency.caches`); where reading them
-is all it does, what that takes is added (`latency.streaming`).
-
-Where memory happens to lie changes a time as well: an op that moves more than it computes takes up to twice as long
-from one build to the next. So a backend may ask for several builds of a cell. Two that agree are averaged; otherwise
-more are made, until their mean is known as well: in a network, too, memory lies where it happens to.
+One order over all tables, so that drift of the machine does not become a slope of a table. When a cell is visited, and
+in how many builds, is said in `latency.visits`; here it becomes a line of the journal, known ones are left out, and
+where reading the weights is all an op does what that takes is added (`latency.streaming`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from latency.anchor import Anchor
 from latency.backends import Backend, Built, out_of_memory
-from latency.builds import agree, joined
-from latency.caches import COLD, WARM, Memory, turn_bytes, weight_bytes
+from latency.builds import joined
+from latency.caches import COLD, WARM, Memory, weight_bytes
 from latency.device import environment_id
 from latency.errors import UnsupportedOpError
 from latency.journal import Journal
@@ -33,7 +26,8 @@ from latency.op import Op, in_words
 from latency.probing import Steps
 from latency.profiles import cell_key
 from latency.streaming import Rate, both_ways
-from latency.timer import Precision, Sampling, Timing, in_turns
+from latency.timer import Precision, Timing
+from latency.visits import Job, Visits
 
 __all__ = ["Cell", "Measurer", "Progress", "memory_of"]
 
@@ -42,72 +36,11 @@ Progress = Callable[[int, int], None]
 Cell = tuple[Op, str, Steps | None]
 """An op at its widths, the role its time will play, and the steps of its axes as far as they are known."""
 
-MOST_BUILDS = 16
-
-MOST_SECONDS = 0.6
-"""Spent on the builds of one cell, from the third on."""
-
-VISITS = 3
-"""How often a cell without a quiet moment, or a cold one whose builds differ, is measured before it stands as it is."""
-
-AGAIN, PATIENCE = 0.25, 15.0
-"""Visits beyond the first, and waiting for them, take no more than this share of all time, and so many seconds besides.
-
-Where nothing is quiet, they find nothing else. The seconds are for the first cells, which tell the steps of all: one of
-them that a neighbour's burst slowed by a sixth hid a pattern, and cost a MobileNet-V2 9 %.
-"""
-
-GROUP = 16
-"""So many cells at most are timed in turns where weights come from memory, of as many bytes as the network has.
-
-Each finds its own weights gone, and what a call needs besides them still there, as in a network.
-"""
-
-WORTH = 0.001
-"""What may be wrong by less than this share of the longest cell is not visited again."""
-
-TOGETHER = 100
-"""After so many cells the disturbed ones are visited again, and no more of them wait: what is lost with the process."""
-
 REFERENCE = "anchor_us"
 """Field of the environment: µs of the anchor at the speed that all times of a profile are stated at."""
 
 SETTLED = 2.0
 """Seconds in which the anchor's floor is looked for."""
-
-SAMPLES, PAUSE = 20, 0.1
-"""Of the anchor, before a cell is visited again, and seconds until the next where only such cells are left.
-
-A neighbour's work comes in bursts of up to ten seconds: visited at once, cells met the same one again.
-"""
-
-
-@dataclass
-class _Job:
-    """A cell to be measured."""
-
-    op: Op
-    role: str
-    steps: Steps | None
-    samplings: list[Sampling] = field(default_factory=list)
-    visits: int = 0
-    timing: Timing | None = None
-    agreed: bool = True
-    cell: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def done(self) -> bool:
-        """Whether another visit would tell nothing."""
-        return self.timing is None or (self.timing.quiet and self.agreed) or self.visits >= VISITS
-
-    @property
-    def doubt_us(self) -> float:
-        """By how many µs it may be off: where nothing was quiet, if all runs were slowed as the anchor was."""
-        if self.timing is None:
-            return 0.0
-        if self.timing.quiet:
-            return float(self.cell["ci_hi"] - self.cell["ci_lo"]) / 2
-        return abs(float(self.cell["us"])) * (1.0 - 1.0 / self.timing.slowdown)
 
 
 class _BegunDisturbed(Exception):  # noqa: N818 - nothing went wrong for good
@@ -139,13 +72,11 @@ class Measurer:
         self.done = 0
         self.total = 0
         self._told = told
-        self._seconds = self._again_s = self._longest_us = 0.0
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
         self._asked = getattr(backend, "builds", 1)
         self._memory = memory
         self._rates: dict[str, Rate] = {}
-        self._reads: Callable[[Op], int] = getattr(backend, "reads", weight_bytes)
         call = backend.anchor()
         self._anchor = Anchor(call, backend.clock()) if call is not None else None
         if self._anchor is not None:
@@ -154,6 +85,7 @@ class Measurer:
                 journal.state({REFERENCE: round(self._anchor.reference_us, 3)})
             self._anchor.reference_us = journal.environment[REFERENCE]
         self._fresh = not journal.cells
+        self._visits = Visits(backend, self._anchor, memory, self._rng, self._take, self._left_out)
 
     def from_the_start(self, work: Callable[[], object]) -> None:
         """Does some work, and again where it began beside a neighbour who was taken for the machine.
@@ -199,7 +131,7 @@ class Measurer:
             if self.known(op, role) is not None:
                 self.done += 1
                 continue
-            jobs.append(_Job(op, role, steps))
+            jobs.append(Job(op, role, steps))
         prepare = getattr(self.backend, "prepare", None)
         if prepare is not None:
             prepare([job.op for job in jobs])  # a backend whose builds are slow may do many at once
@@ -213,7 +145,7 @@ class Measurer:
         shuffled = [jobs[k] for k in self._rng.permutation(len(jobs))]
         appended: list[dict[str, Any]] = []
         self._tell()
-        for job in self._visited(shuffled, precision):
+        for job in self._visits.visited(shuffled, precision):
             if job.timing is not None:
                 self.journal.append(job.cell)
                 self._known[cell_key(job.cell)] = job.cell
@@ -225,144 +157,7 @@ class Measurer:
                 raise _BegunDisturbed
         return appended
 
-    def _visited(self, jobs: Sequence[_Job], precision: Precision) -> Iterator[_Job]:
-        """Visits cells, the disturbed ones again while there is time; yields each when it stands as it is."""
-        waiting: list[_Job] = []
-        for start in range(0, len(jobs), TOGETHER):
-            groups = self._groups(jobs[start : start + TOGETHER])
-            for k in self._rng.permutation(len(groups)):
-                self._visit(groups[k], precision)
-                for job in groups[k]:
-                    if job.done or job.doubt_us <= max(precision.absolute_us, WORTH * self._longest_us):
-                        yield job
-                    else:
-                        waiting.append(job)
-            yield from self._again(waiting, precision, last=start + TOGETHER >= len(jobs))
-
-    def _again(self, waiting: list[_Job], precision: Precision, *, last: bool) -> Iterator[_Job]:
-        """Visits cells that wait while the machine is calm, the most doubtful of the least visited first.
-
-        Where caches are emptied for one, others go with it in turns. Yields those that are done; of the others the
-        least doubtful where too many wait, and all of them at last.
-        """
-        while waiting:
-            waiting.sort(key=lambda job: (-job.visits, job.doubt_us))
-            in_time = self._again_s < AGAIN * self._seconds + PATIENCE
-            if in_time and self._calm():
-                group = self._most_doubtful(waiting)
-                self._visit(group, precision)
-                yield from (job for job in group if job.done)
-                waiting += [job for job in group if not job.done]
-            elif in_time and last:
-                time.sleep(PAUSE)
-                self._again_s += PAUSE
-            elif last or len(waiting) > TOGETHER:
-                yield waiting.pop(0)
-            else:
-                break
-
-    def _calm(self) -> bool:
-        """Returns whether the machine is undisturbed at the moment."""
-        return self._anchor is None or self._anchor.calm(SAMPLES)
-
-    def _groups(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
-        """Returns the cells that are visited at once: some of similar size where caches are emptied, else one."""
-        groups = [[job] for job in jobs if not self._emptied(job.op)]
-        group: list[_Job] = []
-        for job in sorted((job for job in jobs if self._emptied(job.op)), key=lambda job: job.op.weights):
-            if not self._fits([*group, job]):
-                groups.append(group)
-                group = []
-            group.append(job)
-        return [group for group in [*groups, group] if group]
-
-    def _most_doubtful(self, waiting: list[_Job]) -> list[_Job]:
-        """Takes the last cell, and where caches are emptied for it the last others of which that is true."""
-        group = [waiting.pop()]
-        if self._emptied(group[0].op):
-            for job in reversed(waiting.copy()):
-                if self._emptied(job.op) and self._fits([*group, job]):
-                    group.append(job)
-                    waiting.remove(job)
-        return group
-
-    def _fits(self, group: Sequence[_Job]) -> bool:
-        """Returns whether cells can go in turns: one always, more if they read no more than the network has."""
-        read = self._asked * sum(self._reads(job.op) for job in group)
-        return len(group) == 1 or (
-            len(group) <= GROUP and self._memory is not None and read <= self._memory.distance
-        )
-
-    def _visit(self, jobs: Sequence[_Job], precision: Precision) -> None:
-        """Times a cell, or some whose weights come from memory; one that cannot be measured is written down as such."""
-        begun = time.perf_counter()
-        again = jobs[0].visits > 0
-        for job in jobs:
-            job.timing = None
-        if self._memory is not None and self._emptied(jobs[0].op):
-            self._together(jobs, precision, self._memory)
-        else:
-            try:
-                self._alone(jobs[0], precision)
-            except Exception as error:
-                self._left_out(jobs[0].op, error)
-        spent = time.perf_counter() - begun
-        self._seconds += spent
-        self._again_s += spent if again else 0.0
-
-    def _together(self, jobs: Sequence[_Job], precision: Precision, memory: Memory) -> None:
-        """Times cells in turns, the caches emptied before each turn."""
-        ready: list[tuple[_Job, Built]] = []
-        for job in jobs:
-            held = len(job.samplings)
-            disturbed = [number for number in range(held) if not job.samplings[number].timing().quiet]
-            try:
-                builts = [
-                    self._begun(job, number, precision)
-                    for number in disturbed or range(held, held + self._asked)
-                ]
-            except Exception as error:
-                self._left_out(job.op, error)
-            else:
-                ready.append((job, builts[0]))
-        if not ready:
-            return
-        in_turns(
-            [s for job, _ in ready for s in job.samplings if s.begun],
-            memory.before(self.backend, ready[0][0].op),
-        )
-        for job, built in ready:
-            timings = [sampling.timing() for sampling in job.samplings]
-            job.agreed = len(timings) == 1 or agree(timings)
-            self._take(job, timings, built)
-
-    def _alone(self, job: _Job, precision: Precision) -> None:
-        """Times a cell in as many builds as it needs."""
-        timings: list[Timing] = []
-        end = time.perf_counter() + MOST_SECONDS
-        while True:
-            built = self._begun(job, len(timings), precision)
-            sampling = job.samplings[len(timings)]
-            in_turns([sampling])
-            timings.append(sampling.timing())
-            spent = len(timings) >= MOST_BUILDS or (len(timings) > 2 and time.perf_counter() > end)
-            # what differs without a quiet moment says nothing of where memory lies
-            spent = spent or self._asked == 1 or not all(t.quiet for t in timings)
-            if len(timings) >= self._asked and (spent or agree(timings)):
-                break
-        self._take(job, timings, built)
-
-    def _begun(self, job: _Job, number: int, precision: Precision) -> Built:
-        """Builds a cell for one of its samplings and warms it up."""
-        if number == len(job.samplings):
-            job.samplings.append(
-                Sampling(clock=self.backend.clock(), anchor=self._anchor, precision=precision)
-            )
-        built = self.backend.build(job.op)
-        job.samplings[number].begin(built.run, built.minus, reads=turn_bytes(job.op, built))
-        return built
-
-    def _take(self, job: _Job, timings: Sequence[Timing], built: Built) -> None:
+    def _take(self, job: Job, timings: Sequence[Timing], built: Built) -> None:
         """Makes a cell of what was found, without the builds, which hold the op's weights."""
         job.timing = joined(timings)
         if self._memory is not None and self._memory.streams(job.op):
@@ -370,16 +165,10 @@ class Measurer:
             job.timing = rate.onto(job.timing, built.copies * weight_bytes(job.op))
             built = replace(built, method=f"{built.method}+memory")
         job.cell = self._cell(job, job.timing, built)
-        job.visits += 1
-        self._longest_us = max(self._longest_us, float(job.cell["us"]))
 
     def _state(self, op: Op) -> str:
         """Returns whether an op finds its weights in a cache."""
         return COLD if self._memory is not None and self._memory.has(op) else WARM
-
-    def _emptied(self, op: Op) -> bool:
-        """Returns whether the caches are emptied before each turn of an op."""
-        return self._memory is not None and self._memory.has(op) and not self._memory.streams(op)
 
     def _rate(self, op: Op, memory: Memory) -> Rate:
         """Returns what a byte of the weights of a table's ops takes longer from memory, from two cells of one op."""
@@ -390,7 +179,7 @@ class Measurer:
             if not all(key in self._known for key in keys):
                 *timings, built = both_ways(self.backend, sample, self._anchor, memory)
                 for key, state, timing in zip(keys, (WARM, COLD), timings, strict=True):
-                    self._known[key] = self._cell(_Job(sample, "probe", None), timing, built, state)
+                    self._known[key] = self._cell(Job(sample, "probe", None), timing, built, state)
                     self.journal.append(self._known[key])
             warm, cold = (self._known[key] for key in keys)
             self._rates[name] = Rate.of(warm, cold, weight_bytes(sample))
@@ -403,7 +192,7 @@ class Measurer:
         why = "out of memory" if out_of_memory(error) else str(error).split(";")[0]
         self.journal.leave_out(f"{in_words(op)} {op.c_in}→{op.c_out}: {why}")
 
-    def _cell(self, job: _Job, timing: Timing, built: Built, state: str | None = None) -> dict[str, Any]:
+    def _cell(self, job: Job, timing: Timing, built: Built, state: str | None = None) -> dict[str, Any]:
         environment, copies = self.journal.environment, built.copies
         cell: dict[str, Any] = {
             **job.op.key(),

@@ -28,7 +28,7 @@ from halpiee.structure.trace import trace
 from halpiee.zoo import build
 from tools.mask_updates import now, updates
 
-PROFILE = Path("profiles/amd-epyc-avx2-ort-1t/resnet20-32-b1.jsonl")
+PROFILE = Path("profiles/intel-xeon-avx512-ort-1t/resnet20-32-b1.jsonl")
 
 
 def stepper(

@@ -44,7 +44,7 @@ class OnnxRuntime:
     """
 
     name = "onnxruntime"
-    builds = 2
+    builds = 3
     """Of one cell at least: a session's buffers lie where they happen to."""
 
     def __init__(self, threads: int = 1) -> None:

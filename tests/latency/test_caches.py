@@ -16,6 +16,7 @@ from latency.measuring import Measurer
 from latency.op import Op
 from latency.profiles import Profile
 from latency.timer import Precision, Sampling, in_turns
+from latency.visits import Visits
 
 from .fakes import FakeBackend, FakeClock, conv
 
@@ -73,8 +74,8 @@ def test_an_op_whose_weights_come_from_memory_is_timed_so_at_every_width_with_mo
 def test_builds_that_differ_with_the_caches_emptied_are_two_more_at_each_visit(
     again: float, builds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latency.measuring.AGAIN", again)
-    monkeypatch.setattr("latency.measuring.PATIENCE", 0.0)
+    monkeypatch.setattr("latency.visits.AGAIN", again)
+    monkeypatch.setattr("latency.visits.PATIENCE", 0.0)
 
     class Placed(Cached):
         builds = 2
@@ -94,11 +95,11 @@ def test_builds_that_differ_with_the_caches_emptied_are_two_more_at_each_visit(
 def test_cells_whose_builds_differ_are_visited_again_in_turns(
     distance: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latency.measuring.AGAIN", 1e9)
-    visit = Measurer._visit
+    monkeypatch.setattr("latency.visits.AGAIN", 1e9)
+    visit = Visits._visit
     visited: list[int] = []
     monkeypatch.setattr(
-        Measurer,
+        Visits,
         "_visit",
         lambda self, jobs, precision: (visited.append(len(jobs)), visit(self, jobs, precision)),
     )
