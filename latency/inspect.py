@@ -127,8 +127,9 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
     ops = []
     for key, op in tables.items():
         table = profile.table(op)
-        # One that was measured for the table later on no longer judges it.
-        judges = [c for c in held.get(key, []) if not bool(table.measured(c["c_in"], c["c_out"]))]
+        # Of a sweep that goes on the table may be narrower yet; what was measured for it later on no longer judges it.
+        within = [c for c in held.get(key, []) if c["c_in"] <= table.op.c_in and c["c_out"] <= table.op.c_out]
+        judges = [c for c in within if not bool(table.measured(c["c_in"], c["c_out"]))]
         mine = [abs(float(table.lookup(c["c_in"], c["c_out"])) / c["us"] - 1.0) for c in judges]
         errors += mine
         weights += [float(c["us"]) for c in judges]

@@ -33,6 +33,12 @@ def test_coverage_spread_contention_and_age_are_counted() -> None:
     assert found.environment == {"device": "this"}
 
 
+def test_a_sweep_that_goes_on_is_judged_by_what_its_tables_hold_so_far() -> None:
+    cells = [cell(8, 10.0), cell(24, 20.0), cell(16, 12.5, role="holdout"), cell(32, 30.0, role="holdout")]
+    (table,) = inspect(Profile({}, cells)).ops
+    assert (table.holdout, table.holdout_worst) == (1, pytest.approx(0.2))
+
+
 def test_what_speaks_against_a_profile_is_said() -> None:
     cells = [
         cell(8, 10.0, ci_lo=5.0, ci_hi=15.0, contention=0.4, time=0),
