@@ -246,8 +246,8 @@ def _estimate(
         for c_in, c_out in (*cells.sweep, *cells.holdout):
             op = spec.op.with_channels(c_in, c_out)
             once = op.macs / 2e10
-            # Two builds of two graphs, and fifty rounds of three times the op as far as a quarter of a second goes,
-            # seven of each build in any case; where its weights come from memory, what drives them there.
+            # Builds of two graphs, and fifty rounds of three times the op as far as a quarter of a second goes,
+            # a few of each build in any case; where its weights come from memory, what drives them there.
             seconds += 0.05 + max(min(0.25, 150.0 * once), 45.0 * once)
             seconds += 0.2 if memory is not None and memory.has(op) else 0.0
     if every is None:
