@@ -1,7 +1,7 @@
 """From sums of tables to a network's own latency: the fit before training, and the closed loop after it.
 
 A sum of layers is not a network: ``e2e = a + b·Σ`` is fitted on a few random shrunk networks, measured beside the
-dense one and forced through it. When the selection is final it is shrunk and measured again, and where it misses
+dense one, and ends in it (`latency.fit`). When the selection is final it is shrunk and measured again, and where it misses
 the budget the line is drawn through that measurement and the selection is solved once more.
 """
 
@@ -147,9 +147,8 @@ def close_loop(
 ) -> tuple[LatencyCost, list[Round]]:
     """Measures the selection and solves again under a corrected line until it meets the budget.
 
-    The corrected line passes through the dense network and, in least squares, through all candidates measured so
-    far: one noisy measurement does not tip it. If no turn meets the budget, the candidate closest below its upper
-    limit is taken.
+    The corrected line is fitted to all candidates measured so far and ends in the dense network: one noisy measurement
+    does not tip it. If no turn meets the budget, the candidate closest below its upper limit is taken.
 
     Args:
         model: dense-shaped, with its current weights.

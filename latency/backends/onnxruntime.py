@@ -74,7 +74,7 @@ class OnnxRuntime:
         return (copies_of(op) + 1) * weight_bytes(op)
 
     def build(self, op: Op) -> Built:
-        """Builds an op as a twin: two copies minus one, of a short op more copies.
+        """Builds an op as a twin: three copies minus one, of some ops more, of those with many weights two.
 
         Raises:
             UnsupportedOpError: an op, precision or layout that is not built here.
