@@ -1,8 +1,8 @@
 """From sums of tables to a network's own latency: the fit before training, and the closed loop after it.
 
 A sum of layers is not a network: ``e2e = a + b·Σ`` is fitted on a few random shrunk networks, measured beside the
-dense one, and ends in it (`latency.fit`). When the selection is final it is shrunk and measured again, and where it misses
-the budget the line is drawn through that measurement and the selection is solved once more.
+dense one, and ends in it (`latency.fit`). When the selection is final it is shrunk and measured again, and where it
+misses the budget the line is drawn through that measurement and the selection is solved once more.
 """
 
 from __future__ import annotations
