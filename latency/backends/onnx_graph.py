@@ -8,11 +8,11 @@ fuse the op into its producer. A reader takes one position and no more: what it 
 on one side and not on the other.
 
 The order of nodes must not be left to the runtime, which changes it from session to session where a graph has several
-results. So there is one, made of all: what is read of the results, all of them read once before any is read again. So
+results. So there is one, made of what is read of all of them; each is read once before any is read again, so that
 each copy writes a tensor of its own, as a layer of a network does, not the one that is in the cache because the copy
-before it wrote it. And an op that adds its result to another tensor does so in place where it is
-the last to read it, as in a network, or copies it first, which takes as long as the op: so whatever else reads the
-tensor runs before the op's inputs are made.
+before it wrote it. And an op that adds its result to another tensor does so in place where it is the last to read it,
+as in a network, or copies it first, which takes as long as the op: so whatever else reads the tensor runs before the
+op's inputs are made.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ shared by all: where their number changes slowly with the width, a table has no 
 LONG_MACS = 1 << 25
 """Other ops have two copies beyond the first, or four where these have no more than this much work.
 
-Both sides of a difference vary from build to build, by where their tensors lie; of k copies less one it is known
-(k − 1)² / (k + 1) times as well as that: a third, twice, four times for two, three, five.
+Both sides of a difference vary from build to build, by where their tensors lie; of k copies less one its variance is
+(k + 1) / (k − 1)² of theirs: 3, 1, 0.4 for two, three, five.
 """
 
 WEIGHTS = 8 << 20
@@ -75,7 +75,7 @@ WEIGHTS = 8 << 20
 
 Where the pages of some weights lie in memory decides how many of them a second-level cache keeps: of a convolution with
 1.6 MB of them, used 32 times, differences of two and one differ by 10 % from build to build, for as long as these live.
-But three copies of 7 MB, used four times, took 2.7 ns a weight and two of 9 MB 1.35, which is what networks take.
+But three copies of 7 MB, used four times, took 2.7 ns a weight and two of 9 MB 1.35.
 """
 
 MOST_COPIES = 9
