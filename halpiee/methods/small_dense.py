@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.uniform import uniform
+from halpiee.selection.uniform import uniform, widest
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 from halpiee.structure.size import macs as macs_of
@@ -29,6 +29,9 @@ def small_dense(
     cost: LatencyCost | None = None,
 ) -> nn.Module:
     """Returns the widest uniformly narrower network within one of three limits.
+
+    Every group's width is rounded on its own: to the candidate widths of ``cost`` for a latency, else to whole units.
+    The largest common ratio that fits is taken, then single steps while one fits (``selection.uniform.widest``).
 
     Its weights are the first units of the given ones, scaled by √(old fan-in / new fan-in): what an initialisation of
     variance 1/fan-in would have given the narrow network.
@@ -69,7 +72,7 @@ def uniform_counts(
     latency_us: float | None = None,
     cost: LatencyCost | None = None,
 ) -> dict[str, int]:
-    """Returns units per group at the largest common share of the width that fits; see ``small_dense``."""
+    """Returns the units of every group of the widest uniform network that fits; see ``small_dense``."""
     if sum(limit is not None for limit in (params, macs, latency_us)) != 1:
         raise UsageError(
             "a small dense network was asked; give exactly one of params=…, macs=… and latency_us=…"
@@ -87,27 +90,16 @@ def uniform_counts(
     size: Callable[[Mapping[str, int]], int] = lambda counts: (  # noqa: E731
         parameters(structure, counts) if params is not None else sum(macs_of(structure, counts).values())
     )
+    sizes = {g.name: g.size for g in structure.prunable}
     whole = size({})
-    # Every width at which some group gains a unit, from the narrowest up; sizes grow with it.
-    widths = sorted({k / g.size for g in structure.prunable for k in range(1, g.size + 1)})
-    lo, hi = 0, len(widths)
-    while lo < hi:
-        middle = (lo + hi) // 2
-        if size(_counts(structure, widths[middle])) <= share * whole:
-            lo = middle + 1
-        else:
-            hi = middle
-    if lo == 0:
-        least = size(_counts(structure, 0.0)) / whole
-        if least > share:
-            raise BudgetError(
-                f"a network of {share:.3g} times the size was asked; one unit a group takes {least:.3g} of it; "
-                f"ask for at least {math.ceil(least * 1000) / 1000}",
-                minimum=least,
-            )
-        return _counts(structure, 0.0)
-    return _counts(structure, widths[lo - 1])
-
-
-def _counts(structure: Structure, width: float) -> dict[str, int]:
-    return {g.name: max(1, math.floor(width * g.size + 1e-9)) for g in structure.prunable}
+    counts = widest(
+        sizes, {name: range(1, n + 1) for name, n in sizes.items()}, size, share * whole, rising=True
+    )
+    if counts is None:
+        least = size(dict.fromkeys(sizes, 1)) / whole
+        raise BudgetError(
+            f"a network of {share:.3g} times the size was asked; one unit a group takes {least:.3g} of it; "
+            f"ask for at least {math.ceil(least * 1000) / 1000}",
+            minimum=least,
+        )
+    return counts

@@ -70,7 +70,7 @@ def write_report(
             "next_step_us": next_step_us,
             "clock_drift": drift,
         }
-        # Whole uniform widths leave gaps that no promise is made about; being over the budget is one.
+        # A small dense network is not measured and chosen again: it may fall short of the budget, never pass it.
         least = None if s.method != "small-dense" else 0.0
         kept = record.promise(measured_us, budget_us, next_step_us, least=least)
     else:

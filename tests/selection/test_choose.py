@@ -11,7 +11,6 @@ import torch
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.uniform import uniform
 
 from .fakes import FormulaProfile, Line, residual
 
@@ -226,20 +225,3 @@ def test_masks_that_do_not_fit_are_refused_by_group(cost):
         choose(scores_of(0), cost, 100.0, must={"a": torch.ones(8)})
     with pytest.raises(UsageError, match="no unit in 'stream', which may not vanish"):
         choose(scores_of(0), cost, 100.0, may={"stream": mask()})
-
-
-def test_uniform_keeps_the_largest_share_that_fits(cost):
-    for share in (0.2, 0.5, 0.8):
-        budget = share * cost.dense_us
-        k = max(k for k in range(1, 9) if latency(k, k) <= budget)
-        assert uniform(cost, budget) == {"stream": k, "a": k}
-
-
-def test_uniform_leaves_protected_groups_whole(cost):
-    assert uniform(cost, latency(8, 3) + 1, protect={"stream"}) == {"stream": 8, "a": 3}
-
-
-def test_uniform_refuses_a_budget_below_its_narrowest_network(cost):
-    with pytest.raises(BudgetError) as error:
-        uniform(cost, 10.0)
-    assert error.value.minimum == latency(1, 1)

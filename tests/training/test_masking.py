@@ -91,8 +91,10 @@ def test_filters_are_cut_out_half_way_and_the_plan_says_which(tmp_path: Path) ->
 def test_the_small_dense_network_has_at_most_its_share_of_parameters(tmp_path: Path) -> None:
     report = execute(settings("small-dense", sparsity=0.6), tmp_path / "run")
     assert report["params_pruned"] <= 0.4 * report["params_dense"]
-    widths = report["widths"]
-    assert widths["conv1"] / 8 == pytest.approx(widths["conv2"] / 12, abs=0.1)
+    # 29a + 9ab + 8b + 6 parameters, 479 allowed: 4 and 7 channels (430) are uniform, 5 and 7 (522) too many; one
+    # more of the second fits (474), another (518) does not.
+    assert (report["widths"]["conv1"], report["widths"]["conv2"]) == (4, 8)
+    assert report["params_pruned"] == 474
 
 
 def test_densities_and_patterns_become_budgets() -> None:
