@@ -64,6 +64,13 @@ class Calibration:
                 f"a calibration that bends from (Σ, µs) = {self.bend[0]} to {self.bend[1]} was asked for; both must "
                 "rise; measure the networks again, on a quieter machine"
             )
+        if self.bend is not None and not np.isclose(
+            self.a_us + self.b * self.bend[0][0], self.bend[0][1], rtol=1e-6
+        ):
+            raise UsageError(
+                f"a calibration that bends at (Σ, µs) = {self.bend[0]} was asked for, a point off its line "
+                f"{self.a_us:g} + {self.b:g}·Σ; give the line's own latency there, or measure the networks again"
+            )
 
     @classmethod
     def identity(cls) -> Calibration:

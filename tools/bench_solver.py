@@ -223,13 +223,12 @@ def bench_linear(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
         worked.append(time.process_time() - begin)
     linear_s = statistics.median(worked)
     options = {name: np.array(k) for name, k in cost.candidates.items()}
-    terms, constant_us = cost.grid(options)
+    terms = cost.grid(options)
     values = [
         np.concatenate([[0.0], np.cumsum(np.sort(scores[name].double().numpy())[::-1])])[k]
         for name, k in options.items()
     ]
-    term_list = [*terms, (None, None, np.array([[constant_us]]))]
-    grid = normalise(values, [Term(*t) for t in term_list], list(options.values()))
+    grid = normalise(values, [Term(*t) for t in terms], list(options.values()))
     own = linearise(grid, np.array([len(v) - 1 for v in values]))
     begin = time.process_time()
     best = plain_knapsack(values, [f.table for f in own.factors], budget_us - own.constant)

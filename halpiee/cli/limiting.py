@@ -15,7 +15,7 @@ from latency.op import CONTRACTIONS, in_words
 
 if TYPE_CHECKING:
     import latency
-    from halpiee.selection.cost import LatencyCost
+    from halpiee.selection.cost import Cost
     from halpiee.structure.groups import Structure
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "spoken",
 ]
 
-Limit = tuple[str, "LatencyCost", float]
+Limit = tuple[str, "Cost", float]
 """A name, what is limited, and the most of it."""
 
 QUANTITIES = ("macs", "params", "memory")
@@ -159,8 +159,8 @@ def read_limit(what: str, most: str, structure: Structure, at_batch: Callable[[i
     if what == "memory":
         most_bytes = share * peak_bytes(structure) if share is not None else number * BYTES[unit]
         return what, resource(structure, "peak_bytes", above=most_bytes), 0.0
-    cost = resource(structure, "macs" if what == "macs" else "params")
-    return what, cost, share * cost.dense_us if share is not None else number
+    counted = resource(structure, "macs" if what == "macs" else "params")
+    return what, counted, share * counted.dense if share is not None else number
 
 
 def check_groups(option: str, names: Iterable[str], structure: Structure, listing: str) -> None:
@@ -205,11 +205,11 @@ def check_memory(structure: Structure, narrowest: Mapping[str, int], most_bytes:
         )
 
 
-def above_bytes(cost: LatencyCost) -> float:
+def above_bytes(cost: Cost) -> float:
     """Returns the most bytes that a limit on memory allows one op; NaN of any other cost."""
     return float(getattr(cost.profile, "above", math.nan))
 
 
-def spoken(name: str, cost: LatencyCost) -> str:
+def spoken(name: str, cost: Cost) -> str:
     """Returns what a limit is called when it is too small."""
     return f"bytes above --also memory={above_bytes(cost):.0f}" if name == "memory" else f"--also {name}"

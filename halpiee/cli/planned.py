@@ -50,7 +50,7 @@ def outcome(
             # Limited is what exceeds it, op by op; said is the largest op.
             used.append({"limit": name, "used": peak_bytes(structure, counts), "most": above_bytes(other)})
         else:
-            used.append({"limit": name, "used": other.total_us(counts), "most": most})
+            used.append({"limit": name, "used": other.total(counts), "most": most})
     total = sum(float(score.double().sum()) for score in scores.values())
     kept = sum(float(scores[name].double()[keep].sum()) for name, keep in selection.keep.items())
     return {

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
-from halpiee.selection.cost import LatencyCost
+from halpiee.selection.cost import Cost
 from halpiee.selection.offer import Offers, offer
 from halpiee.selection.problem import solve_grid
 from halpiee.selection.solution import Solver, relative_gap
@@ -65,7 +65,7 @@ class Selection:
 
 def select(
     scores: Mapping[str, Tensor],
-    cost: LatencyCost,
+    cost: Cost,
     budget_us: float,
     *,
     solver: Solver = "joint",
@@ -96,7 +96,7 @@ def select(
 
 def choose(
     scores: Mapping[str, Tensor],
-    cost: LatencyCost,
+    cost: Cost,
     budget_us: float,
     *,
     must: Mapping[str, Tensor] | None = None,
@@ -137,7 +137,7 @@ def choose(
         solution = solve_grid(
             offers.values,
             offers.terms,
-            budget_us,
+            cost.to_raw(budget_us),
             widths=offers.counts,
             solver=solver,
             start=start if solver == "linear" else None,
@@ -145,13 +145,13 @@ def choose(
             time_limit_s=time_limit_s,
         )
     except BudgetError as error:
-        raise _too_small(budget_us, error.minimum) from None
+        raise _too_small(budget_us, cost.from_raw(error.minimum)) from None
     return _selection(
         cost, offers, budget_us, solver, solution.choice, solution.value, solution.upper_bound, solution.path
     )
 
 
-def _all_or_nothing(cost: LatencyCost, offers: Offers, budget_us: float, solver: str) -> Selection:
+def _all_or_nothing(cost: Cost, offers: Offers, budget_us: float, solver: str) -> Selection:
     """Returns the selection where every group is fixed."""
     found = _selection(cost, offers, budget_us, solver, np.zeros(0, dtype=np.int64), 0.0, 0.0, "whole")
     if found.latency_us > budget_us + 1e-9 * abs(budget_us):
@@ -168,7 +168,7 @@ def _too_small(budget_us: float, minimum: float) -> BudgetError:
 
 
 def _selection(
-    cost: LatencyCost,
+    cost: Cost,
     offers: Offers,
     budget_us: float,
     solver: str,
@@ -183,11 +183,11 @@ def _selection(
     return Selection(
         keep=keep,
         counts=counts,
-        latency_us=cost.total_us(counts),
+        latency_us=cost.total(counts),
         budget_us=float(budget_us),
         value=value,
         upper_bound=upper_bound,
-        next_step_us=cost.next_step_us(counts, {name: one.counts for name, one in offers.free.items()}),
+        next_step_us=cost.next_step(counts, {name: one.counts for name, one in offers.free.items()}),
         solver=solver,
         path=path,
     )

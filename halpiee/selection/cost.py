@@ -1,8 +1,10 @@
-"""How long does the network take, as a function of the units every group keeps? In µs, from measured tables.
+"""What does the network take, as a function of the units every group keeps? In µs, MACs, parameters or bytes.
 
-``R(k) = a + b · Σ_ops T_op(C_in(k), C_out(k))``: the tables price both sides of every op; ``a`` and ``b`` are
-the calibration that makes the sum of layers agree with networks measured whole. The width of a side is the
-sum of the counts of its groups, so the cost of one group depends on its neighbours.
+``R(k) = f(Σ_ops T_op(C_in(k), C_out(k)))``: the tables price both sides of every op, so the cost of one group depends
+on its neighbours; the width of a side is the sum of the counts of its groups. A latency is measured, and ``f`` is the
+calibration that makes the sum of layers agree with networks measured whole; the other quantities are formulas, and
+``f`` leaves their sum as it is. ``f`` rises, so ``R(k) <= limit`` is ``Σ <= f⁻¹(limit)``: every solver works on the
+sums, whatever the unit and however the calibration bends.
 """
 
 from __future__ import annotations
@@ -10,50 +12,27 @@ from __future__ import annotations
 import copy
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from halpiee.errors import ProfileError, UsageError
+from halpiee.errors import UsageError
 from halpiee.selection.candidates import restrict, thin
-from halpiee.selection.cells import Cells, LatencyTable, TableSource, table_of
-from halpiee.selection.terms import FloatArray, IntArray, Side
-from halpiee.structure.groups import GroupRef, Structure, TimedOp
+from halpiee.selection.cells import LatencyTable, TableSource
+from halpiee.selection.pricing import OpSide, Priced, price
+from halpiee.selection.terms import TOLERANCE, FloatArray, IntArray, Side
+from halpiee.structure.groups import Structure
 
 if TYPE_CHECKING:
     from latency.predict import Calibration
 
-__all__ = ["LatencyCost", "LatencyTable", "TableSource"]
-
-CONTRACTIONS = ("conv", "conv_transpose", "linear")
-"""Ops that a cost must never leave out."""
+__all__ = ["Cost", "LatencyCost", "LatencyTable", "TableSource"]
 
 STEP = 1e-6
 """A narrower width is a candidate when it is cheaper than every wider one by more than this share."""
-
-
-@dataclass(frozen=True)
-class _Side:
-    """One side of an op: channels per unit of each prunable group, and the channels that never change."""
-
-    units: tuple[tuple[str, int], ...]
-    fixed: int
-
-    def channels(self, counts: Mapping[str, int], sizes: Mapping[str, int]) -> int:
-        return self.fixed + sum(mult * counts.get(name, sizes[name]) for name, mult in self.units)
-
-
-@dataclass(frozen=True)
-class _Priced:
-    """An op with its cells."""
-
-    name: str
-    cells: Cells
-    ins: _Side
-    outs: _Side
 
 
 @dataclass
@@ -65,13 +44,13 @@ class _Axis:
     possible: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
-class LatencyCost:
-    """Predicted latency of a network as a function of the counts of its groups.
+class Cost:
+    """A quantity of a network as a function of the counts of its groups.
 
     Args:
         structure: ops and groups of the network.
-        profile: tables of the device.
-        calibration: ``e2e = a_us + b · Σ``; without one the sum of the ops stands.
+        tables: per op a table of the quantity over its channels.
+        unit: what the quantity is counted in, for messages.
 
     Attributes:
         not_covered: ops without a table, which the cost leaves out, as ``layer (kind)``.
@@ -80,26 +59,54 @@ class LatencyCost:
         ProfileError: a conv or linear op without a table.
     """
 
-    def __init__(
-        self, structure: Structure, profile: TableSource, calibration: Calibration | None = None
-    ) -> None:
-        self.structure = structure
-        self.profile = profile
-        self.calibration = calibration
+    def __init__(self, structure: Structure, tables: TableSource, *, unit: str) -> None:
+        self.structure, self.profile, self.unit = structure, tables, unit
         self._sizes = {g.name: g.size for g in structure.prunable}
-        self._ops, self.not_covered = self._price(structure.ops, profile)
-        self._ops_of: dict[str, list[_Priced]] = {name: [] for name in self._sizes}
+        self._ops, self.not_covered = price(structure, tables)
+        self._ops_of: dict[str, list[Priced]] = {name: [] for name in self._sizes}
         for op in self._ops:
             for name in {name for side in (op.ins, op.outs) for name, _ in side.units}:
                 self._ops_of[name].append(op)
 
-    def with_calibration(self, calibration: Calibration | None) -> LatencyCost:
-        """Returns the same cost under another calibration; tables and candidates are shared."""
-        _ = self.candidates
-        other = copy.copy(self)
-        other.calibration = calibration
-        other.__dict__.pop("dense_us", None)
-        return other
+    def from_raw(self, raw: float) -> float:
+        """Returns the cost of a network whose ops add up to ``raw``."""
+        return raw
+
+    def to_raw(self, limit: float) -> float:
+        """Returns the largest sum of ops whose cost is within a limit; below 0 where none is."""
+        return limit
+
+    def raw(self, counts: Mapping[str, int]) -> float:
+        """Returns the sum of the ops; groups that ``counts`` does not name are whole."""
+        full = self._full(counts)
+        return sum(op.cells.at(op.ins.channels(full), op.outs.channels(full)) for op in self._ops)
+
+    def total(self, counts: Mapping[str, int]) -> float:
+        """Returns the cost.
+
+        Args:
+            counts: group name → units kept, for any subset of the prunable groups; the others are whole.
+        """
+        return self.from_raw(self.raw(counts))
+
+    @cached_property
+    def dense(self) -> float:
+        """The cost of the whole network."""
+        return self.total({})
+
+    def step(self, counts: Mapping[str, int], name: str, count: int) -> float:
+        """Returns the cost added by changing one group of ``counts`` to another count."""
+        return self._steps(counts)(name, count)
+
+    def next_step(self, counts: Mapping[str, int], options: Mapping[str, Sequence[int] | IntArray]) -> float:
+        """Returns the smallest cost added by any group's next wider option; NaN where nothing can grow."""
+        extra, step = math.nan, self._steps(counts)
+        for name, allowed in options.items():
+            wider = [int(k) for k in allowed if k > counts[name]]
+            if wider:
+                one = step(name, min(wider))
+                extra = one if math.isnan(extra) else min(extra, one)
+        return extra
 
     def restricted(
         self,
@@ -109,7 +116,7 @@ class LatencyCost:
         most: float = 1.0,
         vanish: bool = True,
         between: Mapping[str, tuple[int, int]] | None = None,
-    ) -> LatencyCost:
+    ) -> Self:
         """Returns the same cost with fewer candidate widths; arguments as in ``candidates.restrict``."""
         other = copy.copy(self)
         other.__dict__["candidates"] = restrict(
@@ -123,55 +130,12 @@ class LatencyCost:
         )
         return other
 
-    def next_step_us(
-        self, counts: Mapping[str, int], options: Mapping[str, Sequence[int] | IntArray]
-    ) -> float:
-        """Returns the smallest latency added by any group's next wider option; NaN where nothing can grow."""
-        extra = math.nan
-        for name, allowed in options.items():
-            wider = [int(k) for k in allowed if k > counts[name]]
-            if wider:
-                step = self.step_us(counts, name, min(wider))
-                extra = step if math.isnan(extra) else min(extra, step)
-        return extra
-
-    @cached_property
-    def dense_us(self) -> float:
-        """Calibrated latency of the whole network."""
-        return self.total_us({})
-
-    def sum_us(self, counts: Mapping[str, int]) -> float:
-        """Returns the uncalibrated sum of the ops; groups that ``counts`` does not name are whole."""
-        full = self._full(counts)
-        return sum(cells.at(c_in, c_out) for cells, c_in, c_out in self._at(full))
-
-    def total_us(self, counts: Mapping[str, int]) -> float:
-        """Returns the calibrated latency.
-
-        Args:
-            counts: group name → units kept, for any subset of the prunable groups; the others are whole.
-        """
-        return self._calibrated(self.sum_us(counts))
-
-    def step_us(self, counts: Mapping[str, int], name: str, count: int) -> float:
-        """Returns the calibrated latency added by changing one group of ``counts`` to another count."""
-        full = self._full(counts)
-        other = {**full, name: count}
-        extra = 0.0
-        for op in self._ops_of[name]:
-            before, after = (
-                op.cells.at(op.ins.channels(c, self._sizes), op.outs.channels(c, self._sizes))
-                for c in (full, other)
-            )
-            extra += after - before
-        return self._calibrated(extra) - self._calibrated(0.0)
-
     def interpolated(self, counts: Mapping[str, int]) -> tuple[str, ...]:
         """Returns the layers whose cell at these counts was not measured itself."""
         full = self._full(counts)
         names = []
         for op in self._ops:
-            c_in, c_out = (side.channels(full, self._sizes) for side in (op.ins, op.outs))
+            c_in, c_out = op.ins.channels(full), op.outs.channels(full)
             if (
                 c_in > 0
                 and c_out > 0
@@ -200,25 +164,23 @@ class LatencyCost:
             found[group.name] = thin(tuple(reversed(kept)), group.size)
         return found
 
-    def grid(
-        self, options: Mapping[str, Sequence[int] | IntArray]
-    ) -> tuple[list[tuple[Side, Side, FloatArray]], float]:
-        """Returns the terms of ``solve_grid`` in calibrated µs, and what does not depend on the choice.
+    def grid(self, options: Mapping[str, Sequence[int] | IntArray]) -> list[tuple[Side, Side, FloatArray]]:
+        """Returns the terms of ``solve_grid``, which add up to the sum of the ops.
+
+        What does not depend on the choice is a term with two fixed sides. The budget of these terms is
+        ``to_raw(limit)``.
 
         Args:
             options: group name → ascending counts to choose from; groups are numbered in this order. Groups
                 with one option and groups that are not named do not vary. ``widths`` of the grid are these
                 counts.
-
-        Returns:
-            ``(terms, constant_us)``: cost of a choice = the sum of its terms + ``constant_us``.
         """
         counts = {name: np.asarray(k, dtype=np.int64) for name, k in options.items()}
         whole = self._full({name: int(k[-1]) for name, k in counts.items()})
         number = {name: i for i, name in enumerate(counts)}
         free = {name: k for name, k in counts.items() if len(k) > 1}
-        scale, constant = self._calibrated(1.0) - self._calibrated(0.0), self._calibrated(0.0)
-        axes: dict[_Side, _Axis] = {}
+        constant = 0.0
+        axes: dict[OpSide, _Axis] = {}
         terms: dict[tuple[Side, Side], FloatArray] = {}
         for op in self._ops:
             for side in (op.ins, op.outs):
@@ -226,7 +188,7 @@ class LatencyCost:
                     axes[side] = _axis(side, free, number, whole)
             ins, outs = axes[op.ins], axes[op.outs]
             if ins.side is None and outs.side is None:
-                constant += scale * op.cells.at(int(ins.channels[0]), int(outs.channels[0]))
+                constant += op.cells.at(int(ins.channels[0]), int(outs.channels[0]))
                 continue
             if ins.side == outs.side:
                 # Both widths are the same count: a cost of the output side alone.
@@ -242,10 +204,8 @@ class LatencyCost:
                 )
                 key = (ins.side, outs.side)
             terms[key] = terms[key] + table if key in terms else table
-        return [(ins_, outs_, scale * table) for (ins_, outs_), table in terms.items()], constant
-
-    def _calibrated(self, sum_us: float) -> float:
-        return sum_us if self.calibration is None else float(self.calibration.apply(sum_us))
+        varying = [(ins_, outs_, table) for (ins_, outs_), table in terms.items()]
+        return [*varying, (None, None, np.array([[constant]]))]
 
     def _full(self, counts: Mapping[str, int]) -> dict[str, int]:
         full = dict(self._sizes)
@@ -271,70 +231,112 @@ class LatencyCost:
             full[name] = int(k)
         return full
 
-    def _at(self, full: Mapping[str, int]) -> Iterable[tuple[Cells, int, int]]:
-        for op in self._ops:
-            yield op.cells, op.ins.channels(full, self._sizes), op.outs.channels(full, self._sizes)
-
     def _curve(self, name: str, counts: IntArray) -> FloatArray:
         """Returns the cost of the ops a group is part of, over its counts, with the other groups dense."""
         total = np.zeros(len(counts))
         for op in self._ops_of[name]:
             c_in, c_out = (
-                side.channels(self._sizes, self._sizes)
-                + dict(side.units).get(name, 0) * (counts - self._sizes[name])
+                side.channels(self._sizes) + dict(side.units).get(name, 0) * (counts - self._sizes[name])
                 for side in (op.ins, op.outs)
             )
             total += op.cells.pairs(c_in, c_out)
         return total
 
-    def _price(
-        self, ops: Iterable[TimedOp], profile: TableSource
-    ) -> tuple[tuple[_Priced, ...], tuple[str, ...]]:
-        priced, missing, refused = [], [], []
-        cells: dict[str, Cells | None] = {}
-        for timed in ops:
-            key = timed.op.table_key()
-            if key not in cells:
-                table = table_of(profile, timed.op)
-                cells[key] = None if table is None else Cells(table, _label(timed))
-            found = cells[key]
-            name = f"{timed.layer} ({timed.op.kind})"
-            if found is not None:
-                priced.append(
-                    _Priced(timed.layer, found, self._side(timed.in_groups), self._side(timed.out_groups))
-                )
-            elif timed.op.kind in CONTRACTIONS:
-                refused.append(name)
-            else:
-                missing.append(name)
-        if refused:
-            shown = ", ".join(refused[:5]) + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
-            raise ProfileError(
-                f"a latency was asked for {len(priced) + len(missing) + len(refused)} ops; the profile has "
-                f"no table for {shown}; profile this model at this input size, batch and precision: "
-                "halpiee profile MODEL"
+    def _steps(self, counts: Mapping[str, int]) -> Callable[[str, int], float]:
+        """Returns what changing one group of ``counts`` adds, of a name and a count."""
+        full = self._full(counts)
+        before = self.raw(full)
+
+        def step(name: str, count: int) -> float:
+            other = {**full, name: count}
+            extra = sum(
+                op.cells.at(op.ins.channels(other), op.outs.channels(other))
+                - op.cells.at(op.ins.channels(full), op.outs.channels(full))
+                for op in self._ops_of[name]
             )
-        return tuple(priced), tuple(dict.fromkeys(missing))
+            return self.from_raw(before + extra) - self.from_raw(before)
 
-    def _side(self, refs: tuple[GroupRef, ...]) -> _Side:
-        units: dict[str, int] = {}
-        fixed = 0
-        for name, mult in refs:
-            if name in self._sizes:
-                units[name] = units.get(name, 0) + mult
-            else:
-                fixed += mult * self.structure.by_name[name].size
-        return _Side(tuple(sorted(units.items())), fixed)
+        return step
 
 
-def _label(timed: TimedOp) -> str:
-    """Returns a layer with the groups that set its width."""
-    ins, outs = (" + ".join(name for name, _ in refs) for refs in (timed.in_groups, timed.out_groups))
-    return f"{timed.layer} (groups {ins} → {outs})"
+class LatencyCost(Cost):
+    """Predicted latency of a network in µs.
+
+    Args:
+        structure: ops and groups of the network.
+        profile: tables of the device.
+        calibration: the latency of a network from the sum of its ops, which never falls; without one the sum stands.
+
+    Attributes:
+        not_covered: ops without a table, which the cost leaves out, as ``layer (kind)``.
+
+    Raises:
+        ProfileError: a conv or linear op without a table.
+    """
+
+    def __init__(
+        self, structure: Structure, profile: TableSource, calibration: Calibration | None = None
+    ) -> None:
+        super().__init__(structure, profile, unit="µs")
+        self.calibration = calibration
+
+    def with_calibration(self, calibration: Calibration | None) -> LatencyCost:
+        """Returns the same cost under another calibration; tables and candidates are shared."""
+        _ = self.candidates
+        other = copy.copy(self)
+        other.calibration = calibration
+        other.__dict__.pop("dense", None)
+        return other
+
+    def from_raw(self, raw: float) -> float:
+        """Returns the calibrated latency of a network whose ops add up to ``raw``."""
+        return raw if self.calibration is None else float(self.calibration.apply(raw))
+
+    def to_raw(self, limit: float) -> float:
+        """Returns the largest sum of ops whose calibrated latency is within a limit; below 0 where none is.
+
+        Found by bisection on the calibration itself, to the last bit: no formula of an inverse rounds otherwise. The
+        solvers pass a budget by rounding, ``TOLERANCE`` of it; the latency of what they allow passes the limit by as
+        little.
+        """
+        if self.calibration is None or math.isnan(limit):
+            return limit
+        room = limit + TOLERANCE * abs(limit)
+        low, high = 0.0, 1.0
+        if self.from_raw(low) > room:
+            return -1.0
+        while self.from_raw(high) <= room and high < 1e300:
+            low, high = high, 2.0 * high
+        while low < (middle := low + (high - low) / 2) < high:
+            low, high = (middle, high) if self.from_raw(middle) <= room else (low, middle)
+        return low / (1 + TOLERANCE)
+
+    @property
+    def dense_us(self) -> float:
+        """Calibrated latency of the whole network."""
+        return self.dense
+
+    def sum_us(self, counts: Mapping[str, int]) -> float:
+        """Returns the uncalibrated sum of the ops; groups that ``counts`` does not name are whole."""
+        return self.raw(counts)
+
+    def total_us(self, counts: Mapping[str, int]) -> float:
+        """Returns the calibrated latency; arguments as for ``total``."""
+        return self.total(counts)
+
+    def step_us(self, counts: Mapping[str, int], name: str, count: int) -> float:
+        """Returns the calibrated latency added by changing one group of ``counts`` to another count."""
+        return self.step(counts, name, count)
+
+    def next_step_us(
+        self, counts: Mapping[str, int], options: Mapping[str, Sequence[int] | IntArray]
+    ) -> float:
+        """Returns the smallest latency added by any group's next wider option; NaN where nothing can grow."""
+        return self.next_step(counts, options)
 
 
 def _axis(
-    side: _Side, free: Mapping[str, IntArray], number: Mapping[str, int], whole: Mapping[str, int]
+    side: OpSide, free: Mapping[str, IntArray], number: Mapping[str, int], whole: Mapping[str, int]
 ) -> _Axis:
     """Returns a side as ``solve_grid`` counts it: fixed, the options of one group, or a sum of counts."""
     varying = [(name, mult) for name, mult in side.units if name in free]

@@ -21,12 +21,9 @@ from halpiee.selection.dual import Dual
 from halpiee.selection.frontier import close_gap
 from halpiee.selection.moves import descend, fill, repair
 from halpiee.selection.solution import relative_gap
-from halpiee.selection.terms import Grid, IntArray
+from halpiee.selection.terms import TOLERANCE, Grid, IntArray
 
 __all__ = ["Found", "solve_dual"]
-
-TOLERANCE = 5e-10
-"""Relative excess over the budget that counts as rounding: half of what the contract allows."""
 
 
 @dataclass

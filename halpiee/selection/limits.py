@@ -16,18 +16,30 @@ import numpy as np
 from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
-from halpiee.selection.cost import LatencyCost
+from halpiee.selection.cost import Cost
 from halpiee.selection.cpsat import DEFAULT_TIME_LIMIT_S, search
-from halpiee.selection.lagrangian import TOLERANCE, solve_dual
+from halpiee.selection.lagrangian import solve_dual
 from halpiee.selection.moves import fill_within, repair_within
 from halpiee.selection.offer import offer
 from halpiee.selection.solution import relative_gap
-from halpiee.selection.terms import FloatArray, Grid, IntArray, Term, normalise
+from halpiee.selection.terms import TOLERANCE, FloatArray, Grid, IntArray, Term, normalise
 
 __all__ = ["LimitedSelection", "select_within", "solve_limits"]
 
 ROUNDS = 12
 """Mixes that are tried; each is one joint solve."""
+
+
+class _LimitError(BudgetError):
+    """A limit below the smallest choice; ``number`` is its place among the limits."""
+
+    def __init__(self, number: int, asked: float, minimum: float) -> None:
+        super().__init__(
+            f"limit {number}: at most {asked:.6g} was asked; the smallest choice takes {minimum:.6g}; ask for at least "
+            f"{minimum:.6g}",
+            minimum=minimum,
+        )
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ class LimitedSelection:
 
 def select_within(
     scores: Mapping[str, Tensor],
-    limits: Sequence[tuple[LatencyCost, float]],
+    limits: Sequence[tuple[Cost, float]],
     *,
     gap: float = 1e-3,
     protect: Collection[str] = (),
@@ -105,29 +117,35 @@ def select_within(
     whole = {name: np.array([int(mask.sum())]) for name, mask in offers.whole.items()}
     grids = []
     for cost, budget in limits:
-        terms, constant = cost.grid({**dict(zip(offers.free, offers.counts, strict=True)), **whole})
-        fixed = Term(None, None, np.array([[constant]]))
-        grid = normalise(offers.values, [*(Term(*term) for term in terms), fixed], offers.counts)
-        grids.append((grid, float(budget)))
-    choice, upper_bound, path = solve_limits(
-        grids, gap=gap, time_limit_s=time_limit_s, seed=seed, names=names
-    )
+        terms = cost.grid({**dict(zip(offers.free, offers.counts, strict=True)), **whole})
+        grid = normalise(offers.values, [Term(*term) for term in terms], offers.counts)
+        grids.append((grid, cost.to_raw(float(budget))))
+    called = names or [f"limit {n}" for n in range(len(limits))]
+    try:
+        choice, upper_bound, path = solve_limits(grids, gap=gap, time_limit_s=time_limit_s, seed=seed)
+    except _LimitError as error:
+        (cost, budget), least = limits[error.number], limits[error.number][0].from_raw(error.minimum)
+        raise BudgetError(
+            f"{called[error.number]}: at most {budget:.6g} was asked; the smallest network allowed takes {least:.6g} "
+            f"{cost.unit}; ask for at least {least:.6g}",
+            minimum=least,
+        ) from None
     kept = offers.keep(choice)
     keep = {g.name: kept[g.name] for g in limits[0][0].structure.prunable}
     counts = {name: int(mask.sum()) for name, mask in keep.items()}
     return LimitedSelection(
         keep=keep,
         counts=counts,
-        used=tuple(cost.total_us(counts) for cost, _ in limits),
-        budgets=tuple(budget for _, budget in grids),
+        used=tuple(cost.total(counts) for cost, _ in limits),
+        budgets=tuple(float(budget) for _, budget in limits),
         value=grids[0][0].value(choice),
         upper_bound=upper_bound,
-        next_step_us=limits[0][0].next_step_us(counts, dict(zip(offers.free, offers.counts, strict=True))),
+        next_step_us=limits[0][0].next_step(counts, dict(zip(offers.free, offers.counts, strict=True))),
         path=path,
     )
 
 
-def _check_same_network(costs: Sequence[LatencyCost]) -> None:
+def _check_same_network(costs: Sequence[Cost]) -> None:
     if not costs:
         raise UsageError("no limits were given; pass at least one: a cost with its budget")
     first, *others = ({g.name: g.size for g in cost.structure.prunable} for cost in costs)
@@ -146,7 +164,6 @@ def solve_limits(
     gap: float = 1e-3,
     time_limit_s: float | None = None,
     seed: int = 0,
-    names: Sequence[str] | None = None,
 ) -> tuple[IntArray, float, str]:
     """Solves grids over the same groups and values, each within its budget; arguments as above.
 
@@ -154,13 +171,13 @@ def solve_limits(
         The choice, a bound on the value of every choice within all limits, and how it was found.
 
     Raises:
-        BudgetError: limits that no choice keeps; ``.minimum`` is NaN where each alone could be kept.
+        _LimitError: one limit that no choice keeps.
+        BudgetError: limits that no choice keeps together; ``.minimum`` is NaN.
     """
     until = time.monotonic() + (DEFAULT_TIME_LIMIT_S if time_limit_s is None else time_limit_s)
     grids = [grid for grid, _ in limits]
     rooms = [budget + TOLERANCE * abs(budget) for _, budget in limits]
-    called = names or [f"limit {n}" for n in range(len(limits))]
-    best, upper_bound = _surrogate(grids, rooms, called, gap=gap, until=until)
+    best, upper_bound = _surrogate(grids, rooms, gap=gap, until=until)
     value = -math.inf if best is None else grids[0].value(best)
     if best is not None and relative_gap(value, upper_bound) <= gap:
         return best, max(upper_bound, value), "surrogate"
@@ -194,7 +211,7 @@ def _incompatible(n: int, reason: str) -> BudgetError:
 
 
 def _surrogate(
-    grids: Sequence[Grid], rooms: Sequence[float], names: Sequence[str], *, gap: float, until: float
+    grids: Sequence[Grid], rooms: Sequence[float], *, gap: float, until: float
 ) -> tuple[IntArray | None, float]:
     """Returns the best choice within all limits that some mix leads to, and the least bound of all mixes."""
     spread = np.array([sum(float(np.ptp(f.table)) for f in grid.factors) or 1.0 for grid in grids])
@@ -207,11 +224,7 @@ def _surrogate(
             found = solve_dual(mixed, room, gap=max(gap, 1e-4))
         except BudgetError as error:
             if turn < 0:
-                raise BudgetError(
-                    f"{names[turn]}: at most {rooms[turn]:.6g} was asked; the smallest network allowed takes "
-                    f"{error.minimum:.6g}; ask for at least {error.minimum:.6g}",
-                    minimum=error.minimum,
-                ) from None
+                raise _LimitError(turn % len(grids), rooms[turn], error.minimum) from None
             raise _incompatible(len(grids), "no choice keeps them all") from error
         upper_bound = min(upper_bound, found.upper_bound)
         within = repair_within(grids, found.choice, rooms)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from halpiee.errors import UsageError
-from halpiee.selection.cost import LatencyCost
+from halpiee.selection.cost import Cost
 from halpiee.selection.terms import FloatArray, IntArray, Side
 
 __all__ = ["Offer", "Offers", "offer"]
@@ -45,13 +45,13 @@ class Offer:
 
 @dataclass(frozen=True)
 class Offers:
-    """A choice of widths as a grid problem in calibrated µs.
+    """A choice of widths as a grid problem on raw sums of ops.
 
     Attributes:
         free: groups whose width is chosen, in the order of the grid.
         whole: groups that are not chosen, with what they keep.
-        terms: for ``solve_grid``; what no choice changes is a term with two fixed sides, so that the budget,
-            and what is reported of it, speak of whole latencies.
+        terms: for ``solve_grid``, with the budget ``cost.to_raw(limit)``; what no choice changes is a term with two
+            fixed sides.
     """
 
     free: dict[str, Offer]
@@ -78,7 +78,7 @@ class Offers:
 
 def offer(
     scores: Mapping[str, Tensor],
-    cost: LatencyCost,
+    cost: Cost,
     *,
     must: Mapping[str, Tensor] | None = None,
     may: Mapping[str, Tensor] | None = None,
@@ -111,8 +111,8 @@ def offer(
                 group.name, score, needed, possible & ~needed, cost.candidates[group.name], group.may_vanish
             )
     fixed = {name: np.array([int(mask.sum())]) for name, mask in whole.items()}
-    terms, constant_us = cost.grid({**{name: one.counts for name, one in free.items()}, **fixed})
-    return Offers(free, whole, [*terms, (None, None, np.array([[constant_us]]))])
+    terms = cost.grid({**{name: one.counts for name, one in free.items()}, **fixed})
+    return Offers(free, whole, terms)
 
 
 def _offer(
@@ -136,7 +136,7 @@ def _offer(
     return Offer(must, order, widths, sums[widths - base])
 
 
-def _check_names(given: Mapping[str, object], cost: LatencyCost, what: str) -> None:
+def _check_names(given: Mapping[str, object], cost: Cost, what: str) -> None:
     for name in given:
         if name not in cost.structure.by_name:
             close = difflib.get_close_matches(name, cost.structure.by_name, n=1)

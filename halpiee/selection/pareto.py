@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from halpiee.errors import BudgetError
-from halpiee.selection.cost import LatencyCost
+from halpiee.selection.cost import Cost
 from halpiee.selection.dual import Dual
 from halpiee.selection.lagrangian import solve_dual
 from halpiee.selection.offer import offer
@@ -48,7 +48,7 @@ class ParetoPoint:
 
 def pareto(
     scores: Mapping[str, Tensor],
-    cost: LatencyCost,
+    cost: Cost,
     budgets_us: Sequence[float],
     *,
     gap: float = 1e-3,
@@ -72,14 +72,14 @@ def pareto(
     points = []
     for budget_us in budgets_us:
         try:
-            found = solve_dual(grid, float(budget_us), gap=gap, dual=dual)
+            found = solve_dual(grid, cost.to_raw(float(budget_us)), gap=gap, dual=dual)
         except BudgetError:
             continue
         counts = {name: int(mask.sum()) for name, mask in offers.keep(found.choice).items()}
         points.append(
             ParetoPoint(
                 budget_us=float(budget_us),
-                latency_us=cost.total_us(counts),
+                latency_us=cost.total(counts),
                 value=found.value,
                 upper_bound=found.upper_bound,
                 counts={g.name: counts[g.name] for g in cost.structure.prunable},

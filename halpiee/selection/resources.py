@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from halpiee.selection.cost import LatencyCost
+from halpiee.selection.cost import Cost
 from halpiee.selection.terms import FloatArray, IntArray
 from halpiee.structure.groups import Structure
 from latency.op import Op
@@ -22,11 +22,13 @@ __all__ = ["Quantity", "peak_bytes", "resource"]
 
 Quantity = Literal["macs", "params", "peak_bytes"]
 
+UNITS: Mapping[Quantity, str] = {"macs": "MACs", "params": "parameters", "peak_bytes": "bytes"}
+
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def resource(structure: Structure, quantity: Quantity, *, above: float = 0.0) -> LatencyCost:
-    """Returns a cost whose ``total_us`` is a quantity instead of µs.
+def resource(structure: Structure, quantity: Quantity, *, above: float = 0.0) -> Cost:
+    """Returns the cost of a quantity that is counted, not measured.
 
     Args:
         structure: ops and groups of the network.
@@ -35,7 +37,7 @@ def resource(structure: Structure, quantity: Quantity, *, above: float = 0.0) ->
             ``above``; what a skip connection holds meanwhile is not counted.
         above: bytes, for ``peak_bytes``.
     """
-    return LatencyCost(structure, _Formulas(quantity, above))
+    return Cost(structure, _Formulas(quantity, above), unit=UNITS[quantity])
 
 
 def peak_bytes(structure: Structure, counts: Mapping[str, int] | None = None) -> float:

@@ -17,11 +17,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Adder", "Factor", "FloatArray", "Grid", "IntArray", "Side", "Term", "normalise"]
+__all__ = ["TOLERANCE", "Adder", "Factor", "FloatArray", "Grid", "IntArray", "Side", "Term", "normalise"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Side = int | tuple[int, ...] | None
+
+TOLERANCE = 5e-10
+"""Relative excess over the budget that counts as rounding: half of what the contract allows."""
 
 
 class Term(NamedTuple):

@@ -8,12 +8,12 @@ from fractions import Fraction
 from itertools import pairwise
 
 from halpiee.errors import BudgetError
-from halpiee.selection.cost import LatencyCost
+from halpiee.selection.cost import Cost
 
 __all__ = ["uniform", "widest"]
 
 
-def uniform(cost: LatencyCost, budget_us: float, *, protect: Collection[str] = ()) -> dict[str, int]:
+def uniform(cost: Cost, budget_us: float, *, protect: Collection[str] = ()) -> dict[str, int]:
     """Returns the counts of the widest uniform network within a latency; see ``widest``.
 
     Args:
@@ -29,9 +29,9 @@ def uniform(cost: LatencyCost, budget_us: float, *, protect: Collection[str] = (
         name: [size] if name in protect else [k for k in cost.candidates[name] if k > 0]
         for name, size in sizes.items()
     }
-    counts = widest(sizes, options, cost.total_us, budget_us)
+    counts = widest(sizes, options, cost.total, budget_us)
     if counts is None:
-        least_us = cost.total_us({name: allowed[0] for name, allowed in options.items()})
+        least_us = cost.total({name: allowed[0] for name, allowed in options.items()})
         raise BudgetError(
             f"a uniform network of {budget_us:.1f} µs was asked; the narrowest one takes {least_us:.1f} µs; "
             f"ask for at least {least_us:.1f} µs",

@@ -68,6 +68,11 @@ def test_few_or_close_networks_share_a_line_with_the_dense_one(points) -> None:
     assert found.apply(500.0) == pytest.approx(600.0)
 
 
+def test_a_bend_off_the_line_is_refused() -> None:
+    with pytest.raises(UsageError, match="a point off its line 10 \\+ 1·Σ"):
+        Calibration(10.0, 1.0, (), ((300.0, 290.0), (500.0, 600.0)))
+
+
 def test_a_bend_that_falls_is_refused() -> None:
     with pytest.raises(UsageError, match="both must rise"):
         Calibration(10.0, 1.0, (), ((300.0, 310.0), (500.0, 300.0)))

@@ -142,7 +142,7 @@ def test_the_grid_costs_what_the_cost_says():
     profile = FormulaProfile(conv=jagged, depthwise=jagged, linear=jagged, concat=lambda i, o: np.sqrt(i))
     cost = LatencyCost(concat_network(), profile, Line(4.0, 1.5))
     options = {"a": [1, 3, 4], "b": [2, 6], "c": [5]}
-    terms, constant_us = cost.grid(options)
+    terms = cost.grid(options)
     for choice in itertools.product(range(3), range(2)):
         counts = {"a": options["a"][choice[0]], "b": options["b"][choice[1]], "c": 5}
         pinned = [
@@ -150,7 +150,8 @@ def test_the_grid_costs_what_the_cost_says():
             for j, n in zip((*choice, 0), (3, 2, 1), strict=True)
         ]
         found = solve_grid(pinned, terms, 1e9, widths=list(options.values()))
-        assert found.cost + constant_us == pytest.approx(cost.total_us(counts))
+        assert found.cost == pytest.approx(cost.raw(counts))
+        assert 4.0 + 1.5 * found.cost == pytest.approx(cost.total_us(counts))
 
 
 def test_the_grid_of_other_options_does_not_remember_the_first():
@@ -160,7 +161,7 @@ def test_the_grid_of_other_options_does_not_remember_the_first():
     profile = FormulaProfile(conv=jagged, depthwise=jagged, linear=jagged, concat=lambda i, o: np.sqrt(i))
     cost = LatencyCost(concat_network(), profile)
     for options in ({"a": [1, 4], "c": [2, 5]}, {"a": [2, 3], "c": [1, 3, 4]}, {"b": [1, 5], "c": [1, 2, 5]}):
-        terms, constant_us = cost.grid(options)
+        terms = cost.grid(options)
         names = list(options)
         found = solve_grid(
             [[1.0, *[0.0] * (len(k) - 1)] for k in options.values()],
@@ -169,13 +170,14 @@ def test_the_grid_of_other_options_does_not_remember_the_first():
             widths=list(options.values()),
         )
         counts = {n: options[n][k] for n, k in zip(names, found.choice, strict=True)}
-        assert found.cost + constant_us == pytest.approx(cost.total_us(counts))
+        assert found.cost == pytest.approx(cost.total_us(counts))
 
 
-def test_what_no_free_group_touches_is_in_the_constant(cost):
-    terms, constant_us = cost.grid({"a": [0, 8]})
-    assert constant_us == 3 * 8 + 8 + 10 * 8
-    assert len(terms) == 2
+def test_what_no_free_group_touches_is_a_term_with_two_fixed_sides(cost):
+    *varying, (ins, outs, constant) = cost.grid({"a": [0, 8]})
+    assert (ins, outs) == (None, None)
+    assert constant.tolist() == [[3 * 8 + 8 + 10 * 8]]
+    assert len(varying) == 2
 
 
 def test_a_step_costs_the_difference_of_two_totals(cost):
@@ -216,11 +218,13 @@ def test_a_measured_profile_is_priced_at_its_cells():
     # All convs share a table, and 3 was measured in it, for the stem.
     assert cost.candidates == {"stream": (3, 4, 8), "a": (0, 3, 4, 8)}
     assert cost.interpolated({"stream": 5}) != ()
-    terms, constant_us = cost.grid(cost.candidates)
     found = solve_grid(
-        [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0]], terms, 1e9, widths=list(cost.candidates.values())
+        [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0]],
+        cost.grid(cost.candidates),
+        1e9,
+        widths=list(cost.candidates.values()),
     )
-    assert found.cost + constant_us == pytest.approx(cost.dense_us)
+    assert found.cost == pytest.approx(cost.dense_us)
 
 
 def test_candidates_can_be_restricted(cost):
