@@ -72,6 +72,12 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 @click.option(
     "--trust-engine", is_flag=True, help="Load engines that halpiee did not build: they are executable."
 )
+@click.option(
+    "--trust-plan", is_flag=True, help="Let plans name a package.module:function to call, of any arguments."
+)
+@click.option(
+    "--trust-run", is_flag=True, help="Let settings.json of runs from elsewhere name such functions."
+)
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Also as a new CSV file.")
 @json_option
 def command(
@@ -90,6 +96,8 @@ def command(
     classes: int | None,
     seconds: float,
     trust_engine: bool,
+    trust_plan: bool,
+    trust_run: bool,
     csv_file: Path | None,
     as_json: bool,
 ) -> None:
@@ -120,7 +128,8 @@ def command(
     from halpiee.cli.standings import show, write_csv
 
     shape = None if size is None else input_size(size)
-    field, base = contestants(files, against, shape=shape, width=width, classes=classes, trust=trust_engine)
+    trust = {"engine": trust_engine, "plan": trust_plan, "run": trust_run}
+    field, base = contestants(files, against, shape=shape, width=width, classes=classes, trust=trust)
     notes = [c.network.unclaimed for c in field if c.network is not None and c.network.unclaimed]
     rows: list[dict[str, Any]] = []
     clock = "wall"

@@ -93,7 +93,7 @@ def contestants(texts: Sequence[str], against: str | None, **options: Any) -> tu
     Args:
         texts: as typed: ``FILE``, ``RUN`` or ``MODEL``, each with or without ``@HOW``.
         against: a name; ``dense`` is looked for beside the first run or file where none is named so.
-        **options: shape, width and classes of a MODEL; trust in engines.
+        **options: shape, width and classes of a MODEL; trust in engines, plans and runs.
 
     Raises:
         UsageError: no such file, run, model or name.
@@ -125,7 +125,7 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
             raise UsageError(f"{text} was asked; an engine runs one way only, leave @{how} out")
         if not path.is_file():
             raise UsageError(f"{what} was asked for, and there is no such file; check the path")
-        return Contestant(name, "engine", file=path, trust=options["trust"])
+        return Contestant(name, "engine", file=path, trust=options["trust"]["engine"])
     if path.suffix == ".onnx":
         if how is not None and how not in PROVIDERS:
             raise UsageError(f"{text} was asked; an ONNX file runs @{', @'.join(PROVIDERS)}")
@@ -135,10 +135,10 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
     if how is not None and how not in WAYS:
         raise UsageError(f"{text} was asked; a run or a model runs @{', @'.join(WAYS)}")
     if path.suffix == ".json" and path.is_file():
-        network = from_plan(path, options["shape"])
+        network = from_plan(path, options["shape"], trust=options["trust"]["plan"])
         return Contestant(name, how or "eager", network=network, metadata=network.metadata)
     if path.is_dir() or is_run(what):
-        network = from_run(path, dense=dense)
+        network = from_run(path, dense=dense, trust=options["trust"]["run"])
         return Contestant(name, how or "eager", network=network, metadata=network.metadata)
     if path.exists():
         raise UsageError(

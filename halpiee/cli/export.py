@@ -36,6 +36,14 @@ __all__ = ["command"]
 @click.option("--dense", is_flag=True, help="A run's dense network instead of the pruned one.")
 @click.option("--plan", type=click.Path(path_type=Path), help="What a plan leaves of its network.")
 @click.option(
+    "--trust-plan",
+    is_flag=True,
+    help="Let the plan name a package.module:function to call, of any arguments.",
+)
+@click.option(
+    "--trust-run", is_flag=True, help="Let settings.json of a run from elsewhere name such functions."
+)
+@click.option(
     "--weights",
     type=click.Path(path_type=Path),
     help="Safetensors; with --plan of the dense or the compact one.",
@@ -72,6 +80,8 @@ def command(
     out: Path,
     dense: bool,
     plan: Path | None,
+    trust_plan: bool,
+    trust_run: bool,
     weights: Path | None,
     precision: Literal["fp32", "tf32", "fp16", "bf16"],
     half_io: bool,
@@ -90,6 +100,8 @@ def command(
 
     SOURCE is the folder of a run or a MODEL, for an engine also an ONNX file; with --plan it may be left out.
     """
+    options = {"width": width, "classes": classes, "seed": seed}
+    options |= {"trust_plan": trust_plan, "trust_run": trust_run}
     if kind == "tensorrt":
         if half_io or measure:
             raise UsageError(
@@ -98,9 +110,7 @@ def command(
         from halpiee.cli.engine import export_engine
 
         def opened() -> Network:
-            return _network(
-                source, dense, plan, weights, precision, size, width=width, classes=classes, seed=seed
-            )
+            return _network(source, dense, plan, weights, precision, size, **options)
 
         export_engine(
             source,
@@ -124,7 +134,7 @@ def command(
         raise UsageError("--half-io was asked of an fp32 file; add --precision fp16, or leave it out")
     if out.exists():
         raise OutputInUseError(f"--out {out} exists; choose another name, nothing is overwritten")
-    network = _network(source, dense, plan, weights, precision, size, width=width, classes=classes, seed=seed)
+    network = _network(source, dense, plan, weights, precision, size, **options)
     from halpiee.deploy.onnx import export_onnx, stamp
 
     done = export_onnx(
@@ -173,6 +183,7 @@ def _network(
     from halpiee.cli.subjects import USUAL, check_run, from_model, from_plan, from_run, is_run
 
     shape = None if size is None else input_size(size)
+    trust_plan, trust_run = options.pop("trust_plan"), options.pop("trust_run")
     if plan is not None:
         if dense or (source is not None and is_run(source)):
             raise UsageError(
@@ -181,7 +192,13 @@ def _network(
         if options["width"] is not None or options["classes"] is not None:
             raise UsageError("--width and --classes are in the plan; leave them out beside --plan")
         return from_plan(
-            plan, shape, model=source, weights=weights, precision=precision, seed=options["seed"]
+            plan,
+            shape,
+            model=source,
+            weights=weights,
+            precision=precision,
+            seed=options["seed"],
+            trust=trust_plan,
         )
     if source is None:
         raise UsageError("nothing to export was named; give the folder of a run, a MODEL, or --plan FILE")
@@ -193,7 +210,7 @@ def _network(
                 raise UsageError(
                     f"--{name} was asked of {source}, a run, which has its own; leave --{name} out"
                 )
-        return from_run(Path(source), dense=dense, precision=precision)
+        return from_run(Path(source), dense=dense, precision=precision, trust=trust_run)
     if "/" in source and ":" not in source and not source.startswith(("torchvision/", "timm/")):
         raise UsageError(
             f"{source} was to be exported, and there is no such folder; name the folder of a run, or a MODEL"

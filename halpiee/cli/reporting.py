@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from halpiee.cli.common import answer, examples, json_option, say, screen
-from halpiee.errors import UsageError
 
 __all__ = ["command"]
 
@@ -27,27 +25,25 @@ MISSED = 4
 @click.option(
     "--layers", is_flag=True, help="Time every layer anew, and work out the curve of other budgets."
 )
+@click.option(
+    "--trust-run", "trust", is_flag=True, help="With --layers: let a run from elsewhere name functions."
+)
 @json_option
-def command(run: Path, layers: bool, as_json: bool) -> None:
+def command(run: Path, layers: bool, trust: bool, as_json: bool) -> None:
     """Show RUN's table again and write its report.html and report.md anew from report.json.
 
     Exits 4 where the run missed its promise, as the run itself did.
     """
     from halpiee.cli.subjects import check_run
 
-    path = run / "report.json"
-    if not path.is_file():
+    if not (run / "report.json").is_file():
         check_run(run)
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        promise = report["promise"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} is no report of a run ({type(error).__name__}: {error}); "
-            f"delete it, and `halpiee train --resume --out {run}` writes it again"
-        ) from error
+    from halpiee.report.door import read_report
+
+    report = read_report(run)
+    promise = report["promise"]
     if layers:
-        report |= _measured_again(run)
+        report |= _measured_again(run, trust)
     from halpiee.deploy.onnx import write_atomically
     from halpiee.report import render_html, render_markdown, table
 
@@ -58,22 +54,22 @@ def command(run: Path, layers: bool, as_json: bool) -> None:
         screen().print(table(report))
 
     answer(report, as_json, show)
-    say(f"{promise['text']}; the page is {run / 'report.html'}")
+    say(f"{promise.get('text', '')}; the page is {run / 'report.html'}")
     if promise.get("met") is False:
         raise click.exceptions.Exit(MISSED)
 
 
-def _measured_again(folder: Path) -> dict[str, Any]:
+def _measured_again(folder: Path, trust: bool) -> dict[str, Any]:
     """Times the layers of both networks, works out the curve, and keeps both in report.json."""
     from halpiee.cli.common import ScreenTalk
+    from halpiee.report.door import read_report
     from halpiee.training.checkpoint import save_json
     from halpiee.training.closing import layers
     from halpiee.training.curve import curve
     from halpiee.training.run import Run
-    from halpiee.training.settings import Settings
+    from halpiee.training.stored import read_settings
 
-    settings = Settings.from_dict(json.loads((folder / "settings.json").read_text()))
-    run = Run(settings, folder, ScreenTalk())
+    run = Run(read_settings(folder, trust=trust), folder, ScreenTalk())
     found = {"layers": layers(run), "pareto": curve(run)}
-    save_json(folder / "report.json", json.loads((folder / "report.json").read_text()) | found)
+    save_json(folder / "report.json", read_report(folder) | found)
     return found

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halpiee.errors import UsageError
+from halpiee.errors import StructureError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from halpiee.structure.plan import Plan
 
 __all__ = ["Network", "check_run", "from_model", "from_plan", "from_run", "is_run"]
 
@@ -61,20 +62,27 @@ def check_run(folder: Path) -> None:
         )
 
 
-def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32") -> Network:
+def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32", trust: bool = False) -> Network:
     """Returns the compact network of a finished run, or its dense one.
 
+    Args:
+        folder: of the run.
+        dense: whether the dense network is wanted.
+        precision: of the file that is made of it.
+        trust: whether a run from elsewhere may name functions for its network and its data.
+
     Raises:
-        UsageError: the folder holds no finished run.
+        UsageError: the folder holds no finished run, or one from elsewhere that names code to run.
     """
     check_run(folder)
     from halpiee.cli.common import ScreenTalk
     from halpiee.deploy.metadata import run_metadata
+    from halpiee.report.door import read_report
     from halpiee.training.run import Run
-    from halpiee.training.settings import Settings
+    from halpiee.training.stored import read_settings
 
-    settings = Settings.from_dict(json.loads((folder / "settings.json").read_text()))
-    report = json.loads((folder / "report.json").read_text())
+    settings = read_settings(folder, trust=trust)
+    report = read_report(folder)
     run = Run(settings, folder, ScreenTalk())
     side = "dense" if dense else "pruned"
     return Network(
@@ -121,6 +129,7 @@ def from_plan(
     weights: Path | None = None,
     precision: str = "fp32",
     seed: int = 0,
+    trust: bool = False,
 ) -> Network:
     """Returns what a plan leaves of its network; compared with the masked one where the weights are dense.
 
@@ -128,13 +137,14 @@ def from_plan(
         path: the plan.
         shape: (channels, height, width) of the images; by default those that the plan was made for. For others no
             latency is claimed.
-        model: MODEL string of the dense network; by default the plan's.
+        model: MODEL string of the dense network, as typed; by default the plan's, where that is a known network.
         weights: of the dense network, or of the compact one.
         precision: of the file that is made of it.
         seed: of the initial weights.
+        trust: whether the plan may name any function and give a builder any argument.
 
     Raises:
-        UsageError: no such plan, weights of another network, or a plan that names no network.
+        UsageError: no such plan, weights of another network, or a plan that names no network or code to run.
         MismatchError: the compact network differs from the masked one.
     """
     from halpiee.deploy.metadata import plan_metadata
@@ -142,11 +152,19 @@ def from_plan(
     from halpiee.structure.plan import Plan
     from halpiee.structure.trace import trace
     from halpiee.training.checkpoint import load_weights
+    from halpiee.zoo.trust import check_arguments, check_named, names_code
 
     plan = Plan.load(path)
     name = model or plan.model
     if not name:
         raise UsageError(f"the plan {path} does not name its network; give it as MODEL before --plan")
+    if not trust:
+        instead = "type the name as MODEL before --plan, or --trust-plan"
+        if model is None:
+            check_named(name, where=f"the plan {path} names the network", instead=instead)
+        if not names_code(name):
+            check_arguments(name, plan.arguments, where=f"the plan {path}", instead="type --trust-plan")
+            _check_planned(path, plan, name)
     shape = shape or plan.image or USUAL
     dense, example = _built(name, plan.arguments, seed).eval(), _example(shape)
     metadata = plan_metadata(plan, path, precision=precision) | {"model": name}
@@ -157,7 +175,7 @@ def from_plan(
     loaded = None if weights is None else load_weights(weights)
     sizes = {key: tuple(value.shape) for key, value in dense.state_dict().items()}
     if loaded is not None and {key: tuple(value.shape) for key, value in loaded.items()} != sizes:
-        compact = plan.apply(dense)
+        compact = _left(path, plan, dense, example)
         _fit(compact, loaded, f"--weights {weights} fits neither {name} nor what {path} leaves of it")
         note = "the weights are those of the compact network: there is no masked one to compare it with"
         return Network(compact.eval(), example, metadata, (*notes, note), unclaimed)
@@ -165,10 +183,59 @@ def from_plan(
         notes += ("no --weights: the network has its initial weights",)
     else:
         dense.load_state_dict(loaded)
-    compact = plan.apply(dense).eval()
+    compact = _left(path, plan, dense, example)
     structure = trace(dense, example, vanish=not all(plan.counts.values()))
     error = verify(dense, structure, plan.keep, example, compact=compact, sizes=(1, 2, 5))
     return Network(compact, example, metadata, notes, unclaimed, error)
+
+
+def _check_planned(path: Path, plan: Plan, name: str) -> None:
+    """Compares a plan with its network before any memory is taken for the weights.
+
+    Raises:
+        StructureError: the network has other tensors than the plan was made for.
+    """
+    import torch
+
+    from halpiee.structure.shrink import check_shapes
+
+    try:
+        with torch.device("meta"):
+            model = _built(name, plan.arguments, 0)
+    except (NotImplementedError, RuntimeError):  # a network that computes with its weights while it is built
+        return
+    try:
+        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        check_shapes(tensors, {key: tuple(held) for key, held in plan.shapes.items()})
+    except StructureError as error:
+        raise StructureError(
+            f"the plan {path} is not of the {name} that it names: {error}; write it again with halpiee plan"
+        ) from error
+
+
+def _left(path: Path, plan: Plan, dense: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+    """Returns what a plan leaves of its network, which must run.
+
+    Raises:
+        StructureError: it does not run.
+    """
+    import torch
+
+    compact = plan.apply(dense).eval()
+    try:
+        with torch.no_grad():
+            compact(*example)
+    except Exception as error:
+        try:
+            with torch.no_grad():
+                dense(*example)
+        except Exception:
+            return compact  # not the plan's doing: tracing says what of the inputs does not fit
+        raise StructureError(
+            f"the plan {path} leaves a network that does not run ({' '.join(str(error).split())[:200]}); write it "
+            "again with halpiee plan"
+        ) from error
+    return compact
 
 
 def _elsewhere(path: Path, planned: tuple[int, ...] | None, shape: tuple[int, ...]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["carry_out", "command"]
 
 MISSED = 4
+
+OPTION = {"model": "MODEL", "data": "--data"}
+"""How what may name code is typed."""
 
 
 run, goal, way, exchange, schedule = (
@@ -49,6 +52,7 @@ run, goal, way, exchange, schedule = (
 @run("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run; never overwritten.")
 @run("--resume", is_flag=True, help="Continue the run in --out.")
 @run("--recipe", help="A paper's settings by name (`halpiee methods --recipes`), or a YAML file of options.")
+@run("--trust-run", "trust", is_flag=True, help="Resume a run from elsewhere whose settings name functions.")
 @run("--weights", type=click.Path(), help="Start from these safetensors weights.")
 @run("--width", type=float, help="Width multiplier of a zoo network.")
 @run("--size", type=int, help="Pixels of a side to bring the images to.  [default: as they are]")
@@ -127,7 +131,7 @@ run, goal, way, exchange, schedule = (
 @schedule("--weight-decay", type=float, help="On weights, not on norms and biases.  [default: 0.0005]")
 @schedule("--label-smoothing", type=float, help="Of the cross-entropy.  [default: 0]")
 @json_option
-def command(model: str | None, out: Path, resume: bool, as_json: bool, **options: Any) -> None:
+def command(model: str | None, out: Path, resume: bool, trust: bool, as_json: bool, **options: Any) -> None:
     """Train MODEL to a latency: profile, dense baseline, IEE to the budget, shrink, export, measure.
 
     With --sparsity instead of --budget, train to a share of weights or filters, by any of `halpiee methods`.
@@ -139,6 +143,9 @@ def command(model: str | None, out: Path, resume: bool, as_json: bool, **options
     given = {key: value for key, value in options.items() if value is not None}
     if "drops" in given:
         given["drops"] = shares(given["drops"])
+    if model is not None:
+        given["model"] = model
+    read_of: dict[str, str] = {}
     if recipe is not None:
         from halpiee.recipes import read
 
@@ -146,10 +153,10 @@ def command(model: str | None, out: Path, resume: bool, as_json: bool, **options
         options = dict(read(recipe).options)
         if goals & set(given):
             options = {key: value for key, value in options.items() if key not in goals}
+        read_of = {key: f"--recipe {recipe}" for key in options.keys() - given.keys()}
         given = {**options, **given}
-    if model is not None:
-        given["model"] = model
-    carry_out(gather(given, out, resume), out, resume=resume, as_json=as_json)
+    settings = gather(given, out, resume, read_of=read_of, trust=trust)
+    carry_out(settings, out, resume=resume, as_json=as_json)
 
 
 def shares(text: str) -> list[float]:
@@ -165,15 +172,40 @@ def shares(text: str) -> list[float]:
     )
 
 
-def gather(given: dict[str, Any], out: Path, resume: bool) -> Settings:
-    """Returns the settings of the options that were given, over those of the run that is resumed."""
+def gather(
+    given: dict[str, Any],
+    out: Path,
+    resume: bool,
+    *,
+    read_of: Mapping[str, str] | None = None,
+    trust: bool = False,
+) -> Settings:
+    """Returns the settings of the options that were given, over those of the run that is resumed.
+
+    Args:
+        given: option → value, as typed or from a recipe.
+        out: folder of the run.
+        resume: whether it is resumed.
+        read_of: those options that were not typed, with the file they are from.
+        trust: whether the folder's settings may name any function.
+
+    Raises:
+        UsageError: options that are missing or do not go together; code to call that was not typed.
+    """
     from halpiee.training.options import nested
     from halpiee.training.settings import Settings
+    from halpiee.training.stored import check_names, read_values
+    from halpiee.zoo.trust import check_named
 
     values: dict[str, Any] = {}
     stored = out / "settings.json"
+    for key, where in (read_of or {}).items():
+        if key in ("model", "data"):
+            check_named(given[key], where=f"{where} names the {key}", instead=f"type {OPTION[key]} as well")
     if resume and stored.is_file():
-        values = json.loads(stored.read_text())
+        values = read_values(out)
+        if not trust:
+            check_names(out, values, instead="type the name again, or --trust-run", typed=given)
     elif resume:
         raise UsageError(f"--resume was asked, but {out} holds no run; leave --resume out to start one")
     values = nested(given, values)
@@ -187,7 +219,7 @@ def gather(given: dict[str, Any], out: Path, resume: bool) -> Settings:
     missing = [f"--{key}" if key != "model" else "MODEL" for key in needed if values.get(key) is None]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing; see `halpiee train --help` for examples")
-    return Settings.from_dict(values)
+    return Settings.from_dict(values, where=str(stored) if resume else "settings")
 
 
 def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 __all__ = ["DASH", "Row", "comparison", "count", "facts", "latency", "number", "percent", "seconds", "title"]
 
 DASH = "–"
+LARGEST = 1e18
+"""What is larger is no number of a run, and what is smaller than its inverse is zero: no axis has room for it."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,16 @@ class Row:
 
 
 def number(report: Mapping[str, Any], *path: str | int) -> float | None:
-    """Returns a finite number of a report, ``None`` where it is missing or not one."""
+    """Returns a number of a report, ``None`` where it is missing, not one, or beyond all bounds."""
     value: Any = report
     for key in path:
         try:
             value = value[key]
         except (KeyError, IndexError, TypeError):
             return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST <= value <= LARGEST:
         return None
-    return float(value)
+    return float(value) if abs(value) * LARGEST > 1 else 0.0
 
 
 def title(report: Mapping[str, Any]) -> str:

@@ -7,27 +7,49 @@ numbers that modules hold), so applying a plan traces nothing and needs no input
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from halpiee.errors import OutputInUseError, StructureError
 from halpiee.structure.groups import Structure
-from halpiee.structure.shrink import alive_of, apply_kept, kept_in
+from halpiee.structure.shrink import alive_of, apply_kept, holds_number, kept_in
+from latency.outside import parsed, read_bytes, sound
 
 __all__ = ["SCHEMA", "Plan"]
 
 SCHEMA = 1
 """Version of the file's layout."""
 
-Runs = list[list[int]]
-"""``[first, step, count]`` triples that spell an integer array."""
+MOST_UNITS = 2**26
+"""Units and positions that a plan may speak of; the widest layer of the networks at hand has 2**16."""
+
+Count = Annotated[int, Meta(ge=0, le=MOST_UNITS)]
+Name = Annotated[str, Meta(max_length=1024)]
+
+Run = Annotated[list[Annotated[int, Meta(ge=-MOST_UNITS, le=MOST_UNITS)]], Meta(min_length=3, max_length=3)]
+"""``[first, step, count]``: ``count`` numbers from ``first`` on."""
+
+Runs = list[Run]
+"""Such triples, which spell an integer array."""
+
+Number = tuple[
+    Name,
+    Name,
+    Annotated[int, Meta(ge=0, le=64)] | None,
+    Runs,
+    Count,
+    Annotated[int, Meta(ge=1, le=MOST_UNITS)],
+]
+"""A number that a module holds: module path, attribute, index or None, units counted, factor, divisor."""
 
 
 class SelectionLike(Protocol):
@@ -48,10 +70,10 @@ class SelectionLike(Protocol):
 class PlannedGroup:
     """One prunable group: its size and the units that stay, ascending."""
 
-    name: str
-    start: int
-    size: int
-    kept: list[int]
+    name: Name
+    start: Count
+    size: Annotated[int, Meta(ge=1, le=MOST_UNITS)]
+    kept: list[Count]
 
 
 @dataclass(frozen=True)
@@ -77,18 +99,18 @@ class Plan:
     """
 
     groups: tuple[PlannedGroup, ...]
-    n_units: int
-    shapes: dict[str, list[int]]
-    slots: dict[str, dict[str, Runs]]
-    attributes: list[list[Any]]
-    model: str = ""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    n_units: Count
+    shapes: dict[Name, list[Count]]
+    slots: dict[Name, dict[Annotated[str, Meta(pattern="^[0-7]$")], Runs]]
+    attributes: list[Number]
+    model: Name = ""
+    arguments: dict[Name, Any] = field(default_factory=dict)
     latency_us: float | None = None
     budget_us: float | None = None
     upper_bound: float | None = None
     gap: float | None = None
-    target: dict[str, Any] = field(default_factory=dict)
-    inputs: list[list[int]] = field(default_factory=list)
+    target: dict[Name, str | int | float | None] = field(default_factory=dict)
+    inputs: list[list[Annotated[int, Meta(ge=1, le=MOST_UNITS)]]] = field(default_factory=list)
 
     @classmethod
     def from_selection(
@@ -126,7 +148,7 @@ class Plan:
             shapes={name: list(shape) for name, shape in structure.details["shapes"].items()},
             slots=slots_of(structure),
             attributes=[
-                [a.module, a.name, a.at, runs(a.units), a.mul, a.div] for a in structure.details["attributes"]
+                (a.module, a.name, a.at, runs(a.units), a.mul, a.div) for a in structure.details["attributes"]
             ],
             model=model,
             arguments=dict(arguments or {}),
@@ -184,6 +206,13 @@ class Plan:
             (module, name, at, int(alive_of(alive, spelled(units)).sum()) * mul // div)
             for module, name, at, units, mul, div in self.attributes
         ]
+        modules = dict(fresh_model.named_modules())
+        for module, name, at, _ in attributes:
+            if module in modules and not holds_number(modules[module], name, at):
+                raise StructureError(
+                    f"the plan sets the number {name!r}{'' if at is None else f'[{at}]'} of the layer {module!r}, "
+                    "which holds none there; use the model that was traced, or write the plan again with halpiee plan"
+                )
         shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
         compact = apply_kept(fresh_model, kept, attributes, shapes, None)
         assert isinstance(compact, nn.Module)
@@ -217,30 +246,67 @@ class Plan:
         Raises:
             StructureError: the file is not there, is no plan, or has another schema version.
         """
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise StructureError(
-                f"the plan {path} cannot be read ({error.strerror}); write one with halpiee plan"
-            ) from error
-        except ValueError as error:
-            raise StructureError(
-                f"the plan {path} is not JSON ({error}); write it again with halpiee plan"
-            ) from error
+        what = f"the plan {path}"
+        again = "write it again with halpiee plan"
+        data = read_bytes(Path(path), what=what, advice="write one with halpiee plan", error=StructureError)
+        record = parsed(data, what=what, advice=again, error=StructureError)
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             found = record.get("schema") if isinstance(record, dict) else type(record).__name__
             raise StructureError(
-                f"the plan {path} has schema {found!r}, this version reads {SCHEMA}; "
-                "write it again with halpiee plan"
+                f"{what} has schema {repr(found)[:40]}, this version reads {SCHEMA}; {again}"
             )
-        del record["schema"]
-        try:
-            record["groups"] = tuple(PlannedGroup(**group) for group in record["groups"])
-            return cls(**record)
-        except (KeyError, TypeError) as error:
+        if odd := sorted(record.keys() - {"schema", *(f.name for f in fields(cls))}):
             raise StructureError(
-                f"the plan {path} lacks or adds a field ({error}); write it again with halpiee plan"
-            ) from error
+                f"{what} lacks or adds a field ({odd[0][:80]!r}, which no plan has); {again}"
+            )
+        plan = sound(record, cls, what=what, advice=again, error=StructureError)
+        if wrong := contradiction(plan):
+            raise StructureError(f"{what} contradicts itself: {wrong}; {again}")
+        return plan
+
+
+def contradiction(plan: Plan) -> str | None:
+    """Returns why the parts of a plan do not go together, or None: what cutting would stumble over."""
+    end = 0
+    for group in sorted(plan.groups, key=lambda g: g.start):
+        last = -1
+        for unit in group.kept:
+            if not last < unit < group.size:
+                return f"group {group.name!r} of {group.size} units keeps {unit} behind {last}"
+            last = unit
+        if group.start < end or group.start + group.size > plan.n_units:
+            return f"group {group.name!r} has the units {group.start} to {group.start + group.size - 1}, not its own"
+        end = group.start + group.size
+    if len(plan.counts) < len(plan.groups):
+        return "two groups have one name"
+    for name, shape in plan.shapes.items():
+        if math.prod(shape) > MOST_UNITS * 64 or len(shape) > 8:
+            return f"tensor {name!r} is of shape {shape[:8]}"
+    for name, dims in plan.slots.items():
+        for dim, coded in dims.items():
+            held = plan.shapes.get(name, [])
+            if int(dim) >= len(held):
+                return f"dimension {dim} of tensor {name!r} is sliced, which has {len(held)}"
+            if sum(count for _, _, count in coded) != held[int(dim)] or _outside(coded, plan.n_units):
+                return f"dimension {dim} of tensor {name!r} has {held[int(dim)]} positions, and other units"
+    for module, name, _, coded, _, _ in plan.attributes:
+        if not name.isidentifier() or name.startswith("__"):
+            return f"{name!r} of module {module!r} is no attribute"
+        if sum(count for _, _, count in coded) > MOST_UNITS or _outside(coded, plan.n_units):
+            return f"attribute {name!r} of module {module!r} counts other units"
+    if any(math.prod(shape) > MOST_UNITS or len(shape) > 8 for shape in plan.inputs):
+        return f"inputs are of shape {plan.inputs[0][:8]}"
+    return None
+
+
+def _outside(coded: Runs, n_units: int) -> bool:
+    """Whether runs spell anything but −1 and units."""
+    return any(
+        count < 1
+        or min(first, first + step * (count - 1)) < -1
+        or max(first, first + step * (count - 1)) >= n_units
+        for first, step, count in coded
+    )
 
 
 def number(selection: object, name: str) -> float | None:

@@ -20,7 +20,7 @@ from halpiee.structure.groups import Structure
 from halpiee.structure.heads import adapted
 from halpiee.structure.vanish import emptied
 
-__all__ = ["alive_of", "apply_kept", "kept_in", "shrink"]
+__all__ = ["alive_of", "apply_kept", "check_shapes", "holds_number", "kept_in", "shrink"]
 
 Kept = dict[str, dict[int, Tensor]]
 """Tensor name → dimension → int64 indices of the positions that stay."""
@@ -161,6 +161,16 @@ def sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
                 result.grad = sliced(tensor.grad, dims)
             return result
         return data
+
+
+def holds_number(module: nn.Module, name: str, at: int | None) -> bool:
+    """Whether a module holds a whole number under a name, or at an index of what it holds there."""
+    found = getattr(module, name, None)
+    if at is not None:
+        if not isinstance(found, tuple | list) or at >= len(found):
+            return False
+        found = found[at]
+    return isinstance(found, int) and not isinstance(found, bool)
 
 
 def set_number(module: nn.Module, name: str, at: int | None, value: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from halpiee.training import record
 from halpiee.training.checkpoint import load_state, save_json, save_weights
 from halpiee.training.loop import Trainer, evaluate, make_optimizer, pick_threads
 from halpiee.training.network import initial, network
+from halpiee.training.records import read_result, read_threads
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
@@ -36,7 +36,7 @@ def train_dense(run: Run, *, keep_step: int | None = None) -> dict[str, Any]:
     """
     path, weights = run.folder / "dense.json", run.folder / "dense.safetensors"
     if path.is_file():
-        return dict(json.loads(path.read_text()))
+        return read_result(path)
     model = initial(run.settings, run.data.n_classes).to(run.device)
     if run.settings.weights:
         history: list[dict[str, Any]] = []
@@ -132,7 +132,7 @@ def choose_threads(run: Run) -> None:
         return
     path = run.folder / "threads.json"
     if path.is_file():
-        torch.set_num_threads(int(json.loads(path.read_text())))
+        torch.set_num_threads(read_threads(path))
         return
     model = network(run.settings, run.data.n_classes).to(run.device)
     rehearsal = Trainer(model, make_optimizer(model, run.settings), run.data, run.settings)

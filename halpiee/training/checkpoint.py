@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from halpiee.errors import UsageError
 
-__all__ = ["load_state", "load_weights", "save_json", "save_state", "save_weights"]
+__all__ = ["fill", "load_state", "load_weights", "save_json", "save_state", "save_weights"]
 
 
 def _replace(path: Path, write: Any) -> None:
@@ -76,6 +76,22 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             "write one with safetensors.torch.save_file(model.state_dict(), path)"
         ) from error
     return loaded
+
+
+def fill(model: nn.Module, path: Path) -> None:
+    """Gives a model the weights of a safetensors file.
+
+    Raises:
+        UsageError: there is no such file, or its weights are of another network.
+    """
+    try:
+        model.load_state_dict(load_weights(path))
+    except RuntimeError as error:
+        said = " ".join(str(error).partition("\n")[2].split())
+        raise UsageError(
+            f"{path} holds weights of another network than this one ({said[:200]}); fetch the file again "
+            "that belongs here"
+        ) from error
 
 
 def save_json(path: Path, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from halpiee.deploy.onnx import ExportReport, export_onnx, stamp
 from halpiee.deploy.sparse import zeros_in
 from halpiee.methods.catalogue import about
 from halpiee.report import render_html, render_markdown
+from halpiee.report.door import read_report
 from halpiee.structure.size import widths
 from halpiee.training import record
 from halpiee.training.checkpoint import save_json
@@ -146,7 +146,7 @@ def write_report(
     (run.folder / "report.html").write_text(render_html(report))
     (run.folder / "report.md").write_text(render_markdown(report))
     save_json(run.folder / "report.json", report)
-    return dict(json.loads((run.folder / "report.json").read_text()))
+    return read_report(run.folder)
 
 
 def _train_macs(run: Run, ratio: Mapping[str, float]) -> dict[str, float]:

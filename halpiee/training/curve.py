@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.selection.pareto import pareto
 from halpiee.sparsity.granularity import Channels
 from halpiee.structure.plan import Plan
-from halpiee.training.record import line_of
+from halpiee.training.records import read_calibration
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
@@ -71,4 +70,4 @@ def _cost(run: Run) -> LatencyCost:
     stored = run.folder / "calibration.json"
     if not stored.is_file():
         return cost
-    return cost.with_calibration(line_of(json.loads(stored.read_text())))
+    return cost.with_calibration(read_calibration(stored))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from halpiee.training.checkpoint import load_state, save_json, save_weights
 from halpiee.training.limits import densities
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
 from halpiee.training.network import arguments, initial
+from halpiee.training.records import read_result
 from halpiee.training.selected import Selected
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def train_masked(run: Run) -> dict[str, Any]:
     """Trains to a sparsity and returns the results; resumes where its state was saved."""
     path = run.folder / "pruned.json"
     if path.is_file():
-        return dict(json.loads(path.read_text()))
+        return read_result(path, pruned=True)
     s = run.settings
     model = initial(s, run.data.n_classes).to(run.device)
     if s.masks.mask is not None and s.masks.ablation == "reinit":
@@ -128,7 +128,7 @@ def train_small(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
     """Trains the small dense network from the start, at equal parameters or within the latency."""
     path = run.folder / "pruned.json"
     if path.is_file():
-        return dict(json.loads(path.read_text()))
+        return read_result(path, pruned=True)
     s = run.settings
     limit: dict[str, Any] = {"params": 1 - (s.masks.sparsity or 0.0)}
     if cost is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from halpiee.training.limits import budget_of, units_of
 from halpiee.training.loop import make_optimizer
 from halpiee.training.network import network
 from halpiee.training.settings import Settings
+from halpiee.training.stored import FILE, read_values
 from halpiee.zoo import resolve
 
 __all__ = ["check_cells", "check_folder", "check_settings"]
@@ -38,7 +38,7 @@ def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
         OutputInUseError: the folder holds something, and ``resume`` was not asked.
         UsageError: ``resume`` was asked of no run, or of one with other settings.
     """
-    stored = folder / "settings.json"
+    stored = folder / FILE
     if folder.exists() and not folder.is_dir():
         raise OutputInUseError(f"--out {folder} is a file; choose a folder that does not exist yet")
     if stored.is_file():
@@ -46,7 +46,7 @@ def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
             raise OutputInUseError(
                 f"--out {folder} already holds a run; add --resume to continue it, or choose another folder"
             )
-        before = Settings.from_dict(json.loads(stored.read_text()))
+        before = Settings.from_dict(read_values(folder), where=str(stored))
         if before.digest != settings.digest:
             was, now = before.as_dict(), settings.as_dict()
             changed = [f"{k}: {was[k]!r} then, {now[k]!r} now" for k in now if was.get(k) != now[k]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from halpiee.training.checkpoint import save_json, save_weights
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
 from halpiee.training.network import arguments, initial
 from halpiee.training.record import line_values
+from halpiee.training.records import read_result
 from halpiee.training.selected import Selected
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
     """Trains to the budget, cuts, trains on, and returns the results; resumes where its state was saved."""
     path = run.folder / "pruned.json"
     if path.is_file():
-        return dict(json.loads(path.read_text()))
+        return read_result(path, pruned=True)
     s = run.settings
     model = initial(s, run.data.n_classes).to(run.device)
     optimizer = make_optimizer(model, s)

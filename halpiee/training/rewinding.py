@@ -8,8 +8,6 @@ run goes on where it was; the training that is pruned costs what it costs, and c
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -22,11 +20,12 @@ from halpiee.saliency.names import named
 from halpiee.sparsity.mask import Mask
 from halpiee.training.attach import draw_again
 from halpiee.training.baseline import resumed
-from halpiee.training.checkpoint import load_weights, save_json, save_weights
+from halpiee.training.checkpoint import fill, save_json, save_weights
 from halpiee.training.limits import budget_of, few, weights_of
 from halpiee.training.loop import Trainer, make_optimizer
 from halpiee.training.masking import finish_masked
 from halpiee.training.network import initial
+from halpiee.training.records import read_log, read_result
 from halpiee.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def train_rewound(run: Run) -> dict[str, Any]:
     """Prunes the dense stage's network, trains it again, and returns the results; resumes where it was saved."""
     path = run.folder / "pruned.json"
     if path.is_file():
-        return dict(json.loads(path.read_text()))
+        return read_result(path, pruned=True)
     s = run.settings
     m = s.masks
     retrain = retrain_of(s, run.total_steps)
@@ -68,7 +67,7 @@ def train_rewound(run: Run) -> dict[str, Any]:
     alive = Mask.full(units.sizes)
     before = [(run.total_steps, "train", alive.counts)] if s.weights is None else []
     for k, (pool, level) in enumerate(stages(budget_of(s), units, None, rounds), start=1):
-        load(model, trained)
+        fill(model, trained)
         alive = best(
             model,
             named(m.criterion or "magnitude", s.seed),
@@ -85,7 +84,7 @@ def train_rewound(run: Run) -> dict[str, Any]:
         label = "pruned" if last else f"round{k}"
         trained, done = run.folder / f"{label}.safetensors", run.folder / f"{label}.json"
         if done.is_file():
-            before += [(n, kind, counts) for n, kind, counts in json.loads(done.read_text())["log"]]
+            before += read_log(done)
             continue
         trainer, method = _again(run, model, alive, retrain, label)
         if last:
@@ -105,15 +104,10 @@ def _again(run: Run, model: nn.Module, alive: Mask, retrain: Retrain, label: str
     elif retrain.weights == 0:
         model.load_state_dict(initial(s, run.data.n_classes).state_dict())
     elif retrain.weights != "final":
-        load(model, run.folder / "dense-step.safetensors")
+        fill(model, run.folder / "dense-step.safetensors")
     optimizer = make_optimizer(model, s)
     method = Static(model, optimizer, mask=alive, units=weights_of(model, s), seed=s.seed)
     trainer = resumed(run, model, optimizer, method, label=label, first=retrain.first)
     trainer.run()
     method.detach()
     return trainer, method
-
-
-def load(model: nn.Module, path: Path) -> None:
-    """Loads weights that an earlier stage has left."""
-    model.load_state_dict(load_weights(path))

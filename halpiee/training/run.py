@@ -18,11 +18,12 @@ from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Plan
 from halpiee.structure.size import macs
 from halpiee.structure.trace import trace
-from halpiee.training.checkpoint import load_weights, save_json
+from halpiee.training.checkpoint import fill
 from halpiee.training.data import Data, load
 from halpiee.training.network import network
 from halpiee.training.opening import check_folder, check_settings
 from halpiee.training.settings import Settings, parse_budget
+from halpiee.training.stored import FILE, save_settings
 
 __all__ = ["Run", "Talk"]
 
@@ -72,9 +73,8 @@ class Run:
         check_folder(settings, folder, resume=resume)
         check_settings(settings)
         folder.mkdir(parents=True, exist_ok=True)
-        stored = folder / "settings.json"
-        if not stored.is_file():
-            save_json(stored, settings.as_dict())
+        if not (folder / FILE).is_file():
+            save_settings(folder, settings)
         return cls(settings, folder, talk)
 
     # -- parts, made when they are needed -----------------------------------------------------------------------
@@ -127,14 +127,14 @@ class Run:
         """Returns the finished compact network, rebuilt from its plan and weights."""
         plan = self.folder / "plan.json"  # masks of single weights leave every shape as it was
         model = Plan.load(plan).apply(self.build()) if plan.is_file() else self.build()
-        model.load_state_dict(load_weights(self.folder / "pruned.safetensors"))
+        fill(model, self.folder / "pruned.safetensors")
         return model.eval()
 
     def dense(self) -> nn.Module:
         """Returns the dense network with its trained weights, or its initial ones without a baseline."""
         model = self.build()
         if (self.folder / "dense.safetensors").is_file():
-            model.load_state_dict(load_weights(self.folder / "dense.safetensors"))
+            fill(model, self.folder / "dense.safetensors")
         return model.eval()
 
     def budget_us(self, cost: LatencyCost) -> float:

@@ -228,18 +228,28 @@ class Settings:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """Builds settings from their JSON values.
+    def from_dict(cls, values: Mapping[str, Any], *, where: str = "settings") -> Settings:
+        """Builds settings from their JSON values; a seal among them is left out.
+
+        Args:
+            values: as ``as_dict`` returns them; what is not there has its default.
+            where: what they were read from, for messages.
 
         Raises:
-            UsageError: a key that settings do not have, or a value of another type.
+            UsageError: a key that settings do not have, one that is missing, or a value of another type or range.
         """
-        plain = {key: value for key, value in values.items() if key not in ("cycle", "masks")}
-        return cls(
-            **fitted(cls, plain),
-            cycle=Cycle(**fitted(Cycle, values.get("cycle", {}))),
-            masks=Masks(**fitted(Masks, values.get("masks", {}))),
-        )
+        plain = {key: value for key, value in values.items() if key not in ("cycle", "masks", "seal")}
+        parts: dict[str, Any] = {}
+        for name, kind in (("cycle", Cycle), ("masks", Masks)):
+            part = values.get(name, {})
+            if not isinstance(part, Mapping):
+                raise UsageError(f"{where} hold {name!r}: {str(part)[:80]!r}; it takes options by name")
+            parts[name] = fitted(kind, part, where=where)
+        found = fitted(cls, plain, where=where)
+        for name in ("model", "data"):
+            if name not in found:
+                raise UsageError(f"{where} hold no {name!r}; name one")
+        return cls(**found, cycle=Cycle(**parts["cycle"]), masks=Masks(**parts["masks"]))
 
     @property
     def digest(self) -> str:

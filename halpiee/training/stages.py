@@ -6,7 +6,6 @@ pruned networks see the same data in the same order with the same recipe.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from halpiee.deploy.target import restored
 from halpiee.errors import BudgetError
 from halpiee.methods.catalogue import about
 from halpiee.methods.pools import bind
+from halpiee.report.door import read_report
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.fixed import fixed_sides
 from halpiee.sparsity.distribution import Latency
@@ -29,6 +29,7 @@ from halpiee.training.closing import write_report
 from halpiee.training.masking import train_masked, train_small
 from halpiee.training.opening import check_cells
 from halpiee.training.pruning import train_to_budget
+from halpiee.training.records import read_calibration, read_seconds
 from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
 
@@ -45,7 +46,7 @@ def execute(run: Run) -> dict[str, Any]:
     """
     finished = run.folder / "report.json"
     if finished.is_file():
-        report: dict[str, Any] = json.loads(finished.read_text())
+        report = read_report(run.folder)
         run.talk.note(f"{run.folder} is finished; showing its report")
         return report
     s = run.settings
@@ -70,7 +71,7 @@ class _Watch:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = dict(json.loads(path.read_text())) if path.is_file() else {}
+        self.seconds: dict[str, float] = read_seconds(path) if path.is_file() else {}
 
     def timed(self, name: str, work: Callable[[], T]) -> T:
         """Does one stage and adds its time."""
@@ -125,7 +126,7 @@ def _calibrate(run: Run, cost: LatencyCost) -> LatencyCost:
             progress=run.talk.note,
         )
         save_json(path, record.line_values(found))
-    line = record.line_of(json.loads(path.read_text()))
+    line = read_calibration(path)
     cost = cost.with_calibration(line)
     run.talk.note(
         f"dense {cost.dense_us:.0f} µs; whole = {line.a_us:.1f} µs + {line.b:.3f} · Σ"

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from halpiee.errors import UsageError
+from halpiee.errors import HalpieeError, UsageError
 from halpiee.zoo.mobilenet import mobilenet_v1, mobilenet_v1_cifar
 from halpiee.zoo.resnet import resnet18_modified, resnet20, resnet50_cifar, resnet56
 from halpiee.zoo.vgg import vgg13_bn, vgg16_bn, vgg19_bn
@@ -77,6 +77,15 @@ def build(name: str, **kwargs: Any) -> nn.Module:
         raise UsageError(
             f"the model {name!r} was asked for with ({asked}), and its builder answered: {error}; "
             "leave out the arguments that it does not take"
+        ) from error
+    except HalpieeError:
+        raise
+    except Exception as error:
+        asked = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        said = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"the model {name!r} was asked for with ({asked}), and building it ended in {type(error).__name__}"
+            f"{f': {said}' if said else ''}; give other arguments, or mend the function"
         ) from error
     if not isinstance(model, nn.Module):
         raise UsageError(
@@ -150,7 +159,7 @@ def from_path(name: str) -> Callable[..., nn.Module]:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # whatever the module does while it is imported
         raise UsageError(
             f"the model {name!r} asks for the module {module_name!r}, which does not import ({error}); "
             "run from the folder that holds it, or install the package it is in"

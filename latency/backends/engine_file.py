@@ -8,15 +8,15 @@ the caller says that he trusts it. A seal does not travel to other machines; nei
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from latency.errors import UsageError
+from latency.outside import parsed, read_bytes
+from latency.seal import seal, sealed
 
 __all__ = ["facts_of", "read_engine", "sidecar", "write_engine"]
 
@@ -35,7 +35,7 @@ def write_engine(path: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
         facts: ``tensorrt``, ``device``, ``onnx_sha256`` … as JSON.
     """
     stated = {**facts, "engine_sha256": hashlib.sha256(plan).hexdigest()}
-    content = json.dumps({**stated, "seal": _seal(stated)}, indent=1, sort_keys=True).encode()
+    content = json.dumps({**stated, "seal": seal(stated)}, indent=1, sort_keys=True).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     for target, data in ((sidecar(path), content), (path, plan)):
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -45,9 +45,10 @@ def write_engine(path: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
 
 def facts_of(path: Path) -> dict[str, Any] | None:
     """Returns what stands beside an engine; None where there is nothing, or nothing readable."""
+    what, advice = str(sidecar(path)), "build the engine again"
     try:
-        found = json.loads(sidecar(path).read_text())
-    except (OSError, ValueError):
+        found = parsed(read_bytes(sidecar(path), what=what, advice=advice), what=what, advice=advice)
+    except UsageError:
         return None
     return found if isinstance(found, dict) else None
 
@@ -69,35 +70,11 @@ def read_engine(path: Path, *, trust: bool = False) -> bytes:
     if trust:
         return plan
     facts = facts_of(path) or {}
-    seal = str(facts.pop("seal", ""))
+    stated = facts.pop("seal", None)
     whole = facts.get("engine_sha256") == hashlib.sha256(plan).hexdigest()
-    if not (whole and hmac.compare_digest(seal, _seal(facts))):
+    if not (whole and sealed(facts, stated)):
         raise UsageError(
             f"the engine {path} was to be loaded, which runs code in it, and it was not built by halpiee here; build "
             "it here from its ONNX file with `halpiee export FILE.onnx --format tensorrt --out …`, or --trust-engine"
         )
     return plan
-
-
-def _seal(facts: Mapping[str, Any]) -> str:
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return hmac.new(_key(), text.encode(), hashlib.sha256).hexdigest()
-
-
-def _key() -> bytes:
-    """Returns this user's key, which is made when it is first needed and which nobody else may read."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "halpiee"
-    path = home / "engine.key"
-    if not path.is_file():
-        home.mkdir(parents=True, exist_ok=True)
-        part = home / f".engine.key.{os.getpid()}"
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-        try:
-            os.link(part, path)  # the first of two processes wins
-        except FileExistsError:
-            pass
-        finally:
-            part.unlink()
-    return path.read_bytes()

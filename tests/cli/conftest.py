@@ -11,8 +11,9 @@ import torch
 
 import halpiee
 from halpiee.structure import Plan, shrink
-from halpiee.training.checkpoint import save_json, save_weights
+from halpiee.training.checkpoint import save_weights
 from halpiee.training.settings import Settings
+from halpiee.training.stored import save_settings
 from halpiee.zoo import build
 
 from .plans import write_profile
@@ -30,7 +31,7 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     settings = Settings(model="toy:net", data="toy:data", budget="0.5", epochs=4, batch_size=12)
-    save_json(folder / "settings.json", settings.as_dict())
+    save_settings(folder, settings)
     plan = Plan.from_selection(structure, SimpleNamespace(keep=keep, latency_us=120.0), model="toy:net")
     plan.save(folder / "plan.json")
     save_weights(folder / "dense.safetensors", model.state_dict())

@@ -259,7 +259,7 @@ def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_pa
         arguments={"num_classes": 6},
         target={"device": device, "backend": "onnxruntime", "dtype": "float32", "batch": 1, "threads": 1},
     ).save(tmp_path / "half.json")
-    options = {"width": None, "classes": None, "trust": False}
+    options = {"width": None, "classes": None, "trust": {"engine": False, "plan": True, "run": False}}
     file = f"{tmp_path / 'half.json'}@onnx"
     (own,), _ = contestants([file], None, shape=None, **options)
     (other,), _ = contestants([file], None, shape=(3, 12, 12), **options)
@@ -270,7 +270,7 @@ def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_pa
         f"the plan {tmp_path / 'half.json'} predicts its latency at 3×8×8: at 3×12×12 none is claimed; leave --size "
         "out to take the plan's"
     )
-    shown = invoke("--json", *ROUNDS, tmp_path / "half.json", "--size", "3x12x12")
+    shown = invoke("--json", *ROUNDS, tmp_path / "half.json", "--trust-plan", "--size", "3x12x12")
     assert shown.stderr.splitlines()[0] == note
     assert json.loads(shown.stdout)["notes"] == [note]
     assert own.network.unclaimed is None

@@ -128,7 +128,7 @@ def test_a_half_precision_file_does_not_claim_latencies_of_fp32(finished_run: Pa
 def test_a_plan_with_dense_weights_is_checked_against_the_masked_network(planned: SimpleNamespace) -> None:
     out = planned.folder / "half.onnx"
     done = exported(
-        "--plan", planned.folder / "plan.json", "--weights", planned.folder / "dense.safetensors", *SMALL,
+        "toy:net", "--plan", planned.folder / "plan.json", "--weights", planned.folder / "dense.safetensors", *SMALL,
         "--out", out,
     )  # fmt: skip
     x = torch.randn(3, 3, 8, 8)
@@ -149,7 +149,7 @@ def test_a_plan_with_dense_weights_is_checked_against_the_masked_network(planned
 
 def test_a_plan_for_fp32_predicts_nothing_of_a_half_precision_file(planned: SimpleNamespace) -> None:
     out = planned.folder / "half.onnx"
-    exported("--plan", planned.folder / "plan.json", *SMALL, "--precision", "fp16", "--out", out)
+    exported("toy:net", "--plan", planned.folder / "plan.json", *SMALL, "--precision", "fp16", "--out", out)
     found = read_metadata(out)
     assert found["budget_us"] == "80"
     assert "predicted_us" not in found
@@ -157,7 +157,7 @@ def test_a_plan_for_fp32_predicts_nothing_of_a_half_precision_file(planned: Simp
 
 def test_a_plan_with_the_compact_networks_weights_says_what_was_not_checked(planned: SimpleNamespace) -> None:
     done = exported(
-        "--plan", planned.folder / "plan.json", "--weights", planned.folder / "compact.safetensors", *SMALL,
+        "toy:net", "--plan", planned.folder / "plan.json", "--weights", planned.folder / "compact.safetensors", *SMALL,
         "--out", planned.folder / "half.onnx",
     )  # fmt: skip
     assert done["masked_rel_l2"] is None
@@ -186,7 +186,7 @@ def test_a_fault_of_the_pruning_is_told_from_one_of_the_export(
     out = planned.folder / "half.onnx"
     text = refusal(
         MismatchError,
-        "--plan", planned.folder / "plan.json", "--weights", planned.folder / "dense.safetensors", *SMALL,
+        "toy:net", "--plan", planned.folder / "plan.json", "--weights", planned.folder / "dense.safetensors", *SMALL,
         "--out", out,
     )  # fmt: skip
     assert "a fault of the pruning, not of an export" in text
@@ -197,7 +197,7 @@ def test_weights_of_another_network_are_refused(planned: SimpleNamespace) -> Non
     save_weights(planned.folder / "other.safetensors", torch.nn.Linear(2, 2).state_dict())
     text = refusal(
         UsageError,
-        "--plan", planned.folder / "plan.json", "--weights", planned.folder / "other.safetensors",
+        "toy:net", "--plan", planned.folder / "plan.json", "--weights", planned.folder / "other.safetensors",
         "--out", planned.folder / "half.onnx",
     )  # fmt: skip
     assert "fits neither toy:net nor what" in text
@@ -240,7 +240,7 @@ def test_an_existing_file_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_plan_is_exported_at_the_images_it_was_made_for(planned: SimpleNamespace) -> None:
     out = planned.folder / "half.onnx"
-    exported("--plan", planned.folder / "plan.json", "--out", out)
+    exported("toy:net", "--plan", planned.folder / "plan.json", "--out", out)
     dims = onnx.load(out).graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_value for d in dims[1:]] == [3, 8, 8]
     assert read_metadata(out)["predicted_us"] == "77"
@@ -248,7 +248,7 @@ def test_a_plan_is_exported_at_the_images_it_was_made_for(planned: SimpleNamespa
 
 def test_at_other_images_than_its_own_a_plan_claims_no_latency(planned: SimpleNamespace) -> None:
     out, plan = planned.folder / "half.onnx", planned.folder / "plan.json"
-    done = exported("--plan", plan, "--size", "12x10", "--out", out)
+    done = exported("toy:net", "--plan", plan, "--size", "12x10", "--out", out)
     dims = onnx.load(out).graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_value for d in dims[1:]] == [3, 12, 10]
     found = read_metadata(out)
@@ -265,7 +265,7 @@ def test_a_plan_that_does_not_say_its_images_claims_no_latency(planned: SimpleNa
     record = json.loads(plan.read_text())
     del record["inputs"]
     plan.write_text(json.dumps(record))
-    done = exported("--plan", plan, *SMALL, "--out", out)
+    done = exported("toy:net", "--plan", plan, *SMALL, "--out", out)
     assert "predicted_us" not in read_metadata(out)
     assert (
         "does not say which images its latency was predicted for: at 3×8×8 none is claimed"
@@ -279,7 +279,7 @@ def test_the_plan_of_a_run_brings_its_images_along(finished_run: Path, tmp_path:
     plan = finished_run / "plan.json"
     record = json.loads(plan.read_text())
     plan.write_text(json.dumps({**record, "arguments": {"num_classes": 6}}))
-    exported("--plan", plan, "--weights", weights, "--out", out)
+    exported("toy:net", "--plan", plan, "--weights", weights, "--out", out)
     dims = onnx.load(out).graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_value for d in dims[1:]] == [3, 6, 6]
     assert read_metadata(out)["predicted_us"] == "120"

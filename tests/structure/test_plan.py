@@ -113,7 +113,8 @@ def test_a_plan_that_is_there_is_not_replaced(tmp_path: Path) -> None:
         ("{", "is not JSON"),
         ("[]", "has schema 'list'"),
         ('{"schema": 7}', "has schema 7, this version reads 1"),
-        ('{"schema": 1, "groups": []}', "lacks or adds a field"),
+        ('{"schema": 1, "groups": []}', "lacks the field 'n_units'"),
+        ('{"schema": 1, "extra": []}', "lacks or adds a field"),
     ],
 )
 def test_a_file_that_is_no_plan_is_refused(text: str, found: str, tmp_path: Path) -> None:

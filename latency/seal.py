@@ -1,0 +1,55 @@
+"""Seals: what this user's halpiee wrote on this machine is known again, and what anyone else wrote is not.
+
+A seal is an HMAC with a key that lies in the user's home and that nobody else may read. It does not travel to other
+machines, and it is only asked for where reading a file could run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["seal", "sealed"]
+
+
+def seal(facts: Mapping[str, Any]) -> str:
+    """Returns the seal of some JSON values; the key is made when it is first needed.
+
+    Raises:
+        OSError: there is no key, and none can be written.
+    """
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hmac.new(_key(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def sealed(facts: Mapping[str, Any], found: object) -> bool:
+    """Whether a seal is that of these values, made by this user here."""
+    try:
+        return isinstance(found, str) and hmac.compare_digest(found.encode(), seal(facts).encode())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _key() -> bytes:
+    """Returns this user's key, which is made when it is first needed and which nobody else may read."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "halpiee"
+    path = home / "engine.key"
+    if not path.is_file():
+        home.mkdir(parents=True, exist_ok=True)
+        part = home / f".engine.key.{os.getpid()}"
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+        try:
+            os.link(part, path)  # the first of two processes wins
+        except FileExistsError:
+            pass
+        finally:
+            part.unlink()
+    return path.read_bytes()
