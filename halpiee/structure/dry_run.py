@@ -1,15 +1,11 @@
 """One forward of a copy of the model with a label beside every tensor: what it leaves behind, no more.
 
-The copy has fake parameters (no memory, no arithmetic, any device) unless the forward asks for values, and may
-be a smaller one than the model, cut on paper.
+The copy (``stand_ins.py``) is fake unless the forward asks for values, and may be smaller than the model, cut on
+paper.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
-from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,7 +14,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensorMode,
     UnsupportedOperatorException,
 )
 
@@ -26,13 +21,11 @@ from halpiee.errors import StructureError
 from halpiee.structure.branches import taken
 from halpiee.structure.calls import tensors_of
 from halpiee.structure.decisions import Decisions
-from halpiee.structure.heads import adapted
 from halpiee.structure.labels import Tag
-from halpiee.structure.modes import Api, Dispatch, Path
+from halpiee.structure.modes import Dispatch, Path
 from halpiee.structure.probe import Cut
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.shrink import set_number, sliced
-from halpiee.structure.vanish import emptied
+from halpiee.structure.stand_ins import StandIn, looked_on, stand_in_for
 
 __all__ = ["NeedsValuesError", "record"]
 
@@ -66,41 +59,17 @@ def record(
         training: whether to run it once more with the branches that it takes in training. Where it cannot run so
             on these inputs (a loss may want targets), only the evaluation counts.
     """
-    fake_mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
-    memo: dict[int, Any] = {}
-    names: dict[int, str] = {}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if id(tensor) not in memo:
-            own = tensor.detach()  # a parameter is never written into, a buffer may be
-            own = own.clone() if real and not isinstance(tensor, nn.Parameter) else own
-            data = stand_in(own, fake_mode, cut.kept.get(name, {}) if cut is not None else {})
-            memo[id(tensor)] = (
-                nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
-            )
-            names[id(tensor)] = name
+    recorder = Recorder({}, positions) if recorder is None else recorder
     with torch.random.fork_rng(devices=[]):
-        try:
-            copied = copy.deepcopy(model, dict(memo)).eval()
-            adapted(copied, always=True)
-        except Exception as error:
-            raise StructureError(
-                f"the model {type(model).__name__} cannot be copied ({error}); "
-                "remove tensors that are not parameters or buffers from its attributes"
-            ) from error
-        modules = dict(copied.named_modules())
-        recorder = Recorder({}, positions) if recorder is None else recorder
-        recorder.modules.update(modules)
+        copied = stand_in_for(model, example_inputs, cut, tensors="real" if real else "fake")
+        recorder.modules.update(copied.model.named_modules())
         recorder.real = real
         if real and recorder.decisions is None:
             recorder.decisions = Decisions()
-        for path, name, at, value in cut.attributes if cut is not None else ():
-            set_number(modules[path], name, at, value)
-        emptied(copied)
-        for identity, name in names.items():
+        for name, tensor in copied.tensors.items():
             given = {d: u + 1 for d, u in cut.units.get(name, {}).items()} if cut is not None else None
-            recorder.add_parameter(name, memo[identity], given)
-        inputs = fake_inputs(fake_mode, example_inputs)
-        for index, tensor in enumerate(tensors_of(inputs)):
+            recorder.add_parameter(name, tensor, given)
+        for index, tensor in enumerate(tensors_of(copied.inputs)):
             if index == 0 and tensor.dim():
                 recorder.batch = tensor.shape[0]
             atom = recorder.units.fresh(1)
@@ -108,10 +77,10 @@ def record(
             recorder.inputs.append((f"input#{index + 1}" if index else "input", int(atom[0])))
             recorder.set(tensor, Tag().with_axes([atom.reshape((1,) * tensor.dim())] if tensor.dim() else []))
             recorder.given[recorder.value(tensor)] = f"input#{index + 1}"
-        ended(recorder, forward(copied, recorder, fake_mode, inputs), "feeds the network's output")
+        ended(recorder, forward(copied, recorder), "feeds the network's output")
         recorder.evaluation_ended()
         if training:
-            trained(copied, recorder, fake_mode, inputs, must=cut is not None)
+            trained(copied, recorder, must=cut is not None)
     read = {value for event in recorder.events for value in event.reads} | set(recorder.outputs)
     for values, label, reason in recorder.unread:
         if read.intersection(values):
@@ -142,21 +111,14 @@ def ended(recorder: Recorder, outputs: list[Tensor], reason: str) -> None:
         recorder.output_shapes.append(tuple(tensor.shape))
 
 
-def trained(
-    model: nn.Module,
-    recorder: Recorder,
-    fake_mode: FakeTensorMode | None,
-    inputs: tuple[Any, ...],
-    *,
-    must: bool,
-) -> None:
+def trained(copied: StandIn, recorder: Recorder, *, must: bool) -> None:
     """Runs the copy once more as it trains; what couples there is coupled, and nothing in it can go or is timed."""
-    taken(model)
+    taken(copied.model)
     evaluated = {layer.name for layer in recorder.layers}
     n_layers, scalars, made = len(recorder.layers), len(recorder.scalars), len(recorder.made)
     positions = dict(recorder.output_positions)
     try:
-        outputs = forward(model, recorder, fake_mode, inputs)
+        outputs = forward(copied, recorder)
     except (StructureError, NeedsValuesError):
         if must:
             raise
@@ -174,48 +136,13 @@ def trained(
     recorder.output_positions |= positions
 
 
-def stand_in(tensor: Tensor, fake_mode: FakeTensorMode | None, kept: Mapping[int, Tensor]) -> Tensor:
-    """Returns a fake tensor in place of a real one, or a real one, with only the kept positions."""
-    if fake_mode is None:
-        return sliced(tensor, kept) if kept else tensor
-    if not kept:
-        return fake_mode.from_tensor(tensor)
-    shape = [kept[d].numel() if d in kept else size for d, size in enumerate(tensor.shape)]
-    with fake_mode:
-        return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-
-
-def fake_inputs(fake_mode: FakeTensorMode | None, value: Any) -> Any:
-    """Returns the same nested value with fake tensors, or with copies."""
-    if isinstance(value, Tensor):
-        return value.detach().clone() if fake_mode is None else fake_mode.from_tensor(value.detach())
-    if isinstance(value, dict):
-        return {k: fake_inputs(fake_mode, v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [fake_inputs(fake_mode, v) for v in value]
-    if isinstance(value, tuple):
-        items = [fake_inputs(fake_mode, v) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value
-
-
-def forward(
-    model: nn.Module, recorder: Recorder, fake_mode: FakeTensorMode | None, inputs: tuple[Any, ...]
-) -> list[Tensor]:
-    """Runs the fake copy under the recording modes and returns its output tensors."""
+def forward(copied: StandIn, recorder: Recorder) -> list[Tensor]:
+    """Runs the copy under the recording modes and returns its output tensors."""
     path = Path()
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(path.enter(name)))
-        handles.append(module.register_forward_hook(path.leave, always_call=True))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    report = logging.getLogger(FakeTensorMode.__module__)
-    quiet, report.disabled = report.disabled, True  # a cut that fails is a finding, not an error
+    model = copied.model
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        looking = Dispatch(recorder, path)
-        with torch.no_grad(), fake_mode or nullcontext(), Api(path, recorder.made, looking), looking:
-            result = model(*inputs)
+        with looked_on(copied, path, recorder.made, Dispatch(recorder, path)):
+            result = model(*copied.inputs)
     except StructureError:
         raise
     except NEEDS_VALUES as error:
@@ -227,11 +154,6 @@ def forward(
             f"{f' in {where!r}' if where else ''}: {type(error).__name__}: {error}; "
             "check the inputs' shapes and types by calling the model yourself"
         ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        report.disabled = quiet
-        for handle in handles:
-            handle.remove()
     outputs = tensors_of(result)
     if not outputs:
         raise StructureError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from halpiee.structure.probe import (
     unit_range,
 )
 from halpiee.structure.recorder import Recorder
+from halpiee.structure.stand_ins import Tensors
 from halpiee.structure.units import Atoms, CheckedUnits, Finding
 from halpiee.structure.wiring import parting, wired
 
@@ -75,12 +76,16 @@ class Trial:
         example_inputs: its inputs.
         recorder: record of its forward; what does not follow the channels is frozen in it.
         real: whether to run on real tensors.
+        quick: what to run it on without labels first. That a model follows its channels on the meta device is
+            proof; that it does not is none, as torch runs some ops otherwise there at every width, and from the
+            first such case on it is not asked.
     """
 
     model: nn.Module
     example_inputs: tuple[Any, ...]
     recorder: Recorder
     real: bool
+    quick: list[Tensors] = field(default_factory=lambda: ["meta", "fake"])
 
     def run(self, structure: Structure, keep: Mapping[str, Tensor]) -> tuple[Recorder, Exception | None]:
         """Records the model without what is not kept, on paper; returns the record and what its forward raised."""
@@ -116,17 +121,19 @@ class Trial:
         recorder = self.recorder
         cut = cut_for(structure, keep)
         steps = wired(recorder.events, recorder.given)
-        quick = None
-        if not self.real:
-            quick = watched(self.model, self.example_inputs, cut, training=recorder.training)
-        if quick is not None:
+        for tensors in () if self.real else tuple(self.quick):
+            quick = watched(self.model, self.example_inputs, cut, training=recorder.training, tensors=tensors)
+            if quick is None:
+                continue
             misplaced = moved_otherwise(structure, recorder, quick.moves, cut)
-            if misplaced is not None:
+            if misplaced is None and quick.is_that_of(recorder, steps):
+                if tensors != self.quick[0]:
+                    self.quick.remove(self.quick[0])
+                return None
+            if misplaced is not None and tensors == "fake":
                 self.turned(misplaced)
                 found = [(misplaced.units, misplaced.reason)]
                 return misfit_of(found, recorder.moves[misplaced.place].module, parting(steps, quick.steps))
-            if quick.is_that_of(recorder, steps):
-                return None
         small, error = self.run(structure, keep)
         misplaced = moved_otherwise(
             structure,
