@@ -1,4 +1,4 @@
-"""The error tree, drawn and defined in ``latency.errors``, under the name users import."""
+"""The error tree, drawn and defined in ``latency.errors``, under the name users import, and the one warning."""
 
 from latency.errors import (
     BudgetError,
@@ -14,6 +14,11 @@ from latency.errors import (
     UnsupportedOpError,
     UsageError,
 )
+
+
+class ScoreWarning(UserWarning):
+    """A score that cannot tell units apart was used: they are ranked by index."""
+
 
 __all__ = [
     "BudgetError",

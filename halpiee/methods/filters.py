@@ -143,9 +143,10 @@ class FilterPruning(Method):
             assert isinstance(self.units, Filters)
             tensors = {**self._parameters, **dict(self.model.named_buffers())}
             for path, norm in self.units.norms.items():
-                if path in self.alive:
+                own = self.units.owner(path)
+                if own in self.alive:
                     for name in ("weight", "bias"):
                         tensor = tensors.get(f"{norm}.{name}")
                         if tensor is not None:
-                            tensor.masked_fill_(~self.alive[path].to(tensor.device), 0.0)
+                            tensor.masked_fill_(~self.alive[own].to(tensor.device), 0.0)
         return super().shrink()

@@ -19,10 +19,11 @@ from halpiee.errors import UsageError
 from halpiee.methods.pools import Pool, bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
+from halpiee.saliency.flat import NO_GRADIENT, tell, undecided
 from halpiee.saliency.names import named
-from halpiee.saliency.score import score, units_of
+from halpiee.saliency.score import pairs_of, scores_of, units_of
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.distribution import ERK, NM, Budget, Global, PerLayer, Uniform
+from halpiee.sparsity.distribution import ERK, NM, Budget, Global, PerLayer, Uniform, as_budget
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import Structure
@@ -33,7 +34,7 @@ __all__ = ["best", "prune_once", "stages"]
 def prune_once(
     model: nn.Module,
     criterion: Criterion | str,
-    budget: Budget | float,
+    budget: Budget | float | str,
     batches: Batches | None = None,
     *,
     rounds: int = 1,
@@ -46,12 +47,14 @@ def prune_once(
 
     A mask of weights names parameters. One of channels is what ``halpiee.shrink`` takes; one of other units is
     applied with them: ``mask.apply(model, units)``. Batches whose scores were not finite are left out and counted in
-    ``mask.skipped``.
+    ``mask.skipped``. Groups that it cuts into though the scores do not tell their units apart stand in ``mask.flat``
+    and are warned of. A parameter of several names is pruned once, under its first.
 
     Args:
         model: the network; every conv and linear weight is prunable, the first and the last included.
         criterion: a criterion or its name, such as ``synflow`` or ``inverted-snip``.
-        budget: how much stays where; a number is the density over all layers together.
+        budget: how much stays where; a number, or ``"50%"``, is the density over all layers together, and with a
+            ``cost`` the share of the dense latency.
         batches: (inputs, targets), for criteria that need data; synflow reads the shape of the first, if any.
         rounds: n; synflow wants 100.
         seed: of random scores.
@@ -61,19 +64,22 @@ def prune_once(
 
     Raises:
         UsageError: no rounds, an N:M budget in rounds, no finite batch.
+        StructureError: a weight that is computed from other tensors.
         BudgetError: a budget below what the smallest network needs.
+
+    Warns:
+        ScoreWarning: scores that do not tell the units of a group apart.
     """
-    budget = Global(float(budget)) if isinstance(budget, int | float) else budget
+    budget = as_budget(budget, latency=cost is not None)
     criterion = named(criterion, seed) if isinstance(criterion, str) else criterion
     model = bare(model)
     chosen = units_of(model, units)
-    batches = list(batches or ())
+    batches = list(pairs_of(() if batches is None else batches))
     alive = Mask.full(chosen.sizes)
     for k, (pool, level) in enumerate(stages(budget, chosen, cost, rounds)):
         with _masked(model, chosen, alive) if k else nullcontext():
-            alive = best(
-                model, criterion, pool, chosen, batches, among=alive, level=level, loss_fn=loss_fn, seed=seed
-            )
+            alive = best(model, criterion, pool, chosen, batches, among=alive, level=level, loss_fn=loss_fn)
+    tell(alive.flat, criterion)
     return alive
 
 
@@ -114,14 +120,15 @@ def best(
     among: Mask,
     level: float = 1.0,
     loss_fn: LossFn = cross_entropy,
-    seed: int = 0,
 ) -> Mask:
     """Returns the best-scoring units of ``among`` within ``level`` times the pool's budget: one round."""
-    sizes = units.sizes
-    scores = score(model, batches, criterion, units=units, loss_fn=loss_fn, seed=seed)
-    known = {name: scores.get(name, torch.zeros(size)) for name, size in sizes.items()}
-    alive = pool.choose(known, must=Mask.full(sizes, False), may=among, level=level).alive
-    return replace(alive, skipped=among.skipped + scores.skipped)
+    scores = scores_of(model, batches, criterion, units=units, loss_fn=loss_fn)
+    alive = pool.choose(scores, must=Mask.full(units.sizes, False), may=among, level=level).alive
+    why = {
+        n: NO_GRADIENT if scores.flat.get(n) == NO_GRADIENT else w
+        for n, w in undecided(scores, among, alive).items()
+    }
+    return replace(alive, skipped=among.skipped + scores.skipped, flat={**among.flat, **why})
 
 
 @contextmanager

@@ -193,7 +193,11 @@ class LayerPools:
         elif isinstance(budget, Global):
             density = {}
         else:
-            density = budget.densities(units.sizes)
+            ordered = units.sizes
+            if isinstance(budget, Uniform) and (budget.first is not None or budget.last is not None):
+                order = getattr(units, "order", tuple(ordered))  # of the forward, not of the modules
+                ordered = {name: units.sizes[name] for name in order}
+            density = budget.densities(ordered)
         self._counts = {name: max(1, round(density[name] * sizes[name])) for name in density}
         self._total = sum(self._counts.values())
         n_units = sum(sizes.values())
@@ -325,8 +329,13 @@ def bind(
     """
     if isinstance(budget, Latency):
         if cost is None or not isinstance(units, Channels):
+            if cost is None:
+                raise UsageError(
+                    "a latency budget was given without a cost; pass cost=halpiee.LatencyCost(structure, profile)"
+                )
             raise UsageError(
-                "a latency budget was given without a cost; pass cost=halpiee.LatencyCost(structure, profile)"
+                f"a latency budget was given for {type(units).__name__.lower()}, which have no latency of their own; "
+                "use channels (units=structure), or a density such as halpiee.Global(0.5)"
             )
         us = budget.us if budget.us is not None else (budget.fraction or 1.0) * cost.dense_us
         return LatencyPool(units, cost, us, solver=solver, gap=gap)

@@ -29,10 +29,11 @@ from halpiee.errors import UsageError
 from halpiee.methods.guard import Guard
 from halpiee.methods.once import best, stages
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
+from halpiee.saliency.flat import tell
 from halpiee.saliency.names import named
-from halpiee.saliency.score import units_of
+from halpiee.saliency.score import pairs_of, units_of
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.distribution import Budget, Global
+from halpiee.sparsity.distribution import Budget, as_budget
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import Structure
@@ -111,7 +112,7 @@ def rewind(
     train: Train,
     *,
     total_steps: int,
-    budget: Budget | float,
+    budget: Budget | float | str,
     retrain: Retrain = LEARNING_RATE_REWINDING,
     criterion: Criterion | str = "magnitude",
     batches: Batches | None = None,
@@ -129,7 +130,8 @@ def rewind(
         model: from its initialisation; ends trained and pruned.
         train: trains a part of the schedule, see :class:`Train`.
         total_steps: of the whole schedule.
-        budget: how much stays where; a number is the density over all layers together.
+        budget: how much stays where; a number, or ``"50%"``, is the density over all layers together, and with a
+            ``cost`` the share of the dense latency.
         retrain: from which weights and where on the schedule.
         criterion: how units are ranked on the trained network, a criterion or its name.
         batches: (inputs, targets), for criteria that need data.
@@ -152,10 +154,10 @@ def rewind(
             f"weights of step {retrain.weights} were asked of a training of {total_steps} steps; give a step up to that"
         )
     chosen = units_of(model, units)
-    budget = Global(float(budget)) if isinstance(budget, int | float) else budget
+    budget = as_budget(budget, latency=cost is not None)
     rungs = list(stages(budget, chosen, cost, rounds))
     criterion = named(criterion, seed) if isinstance(criterion, str) else criterion
-    batches = list(batches or ())
+    batches = list(pairs_of(() if batches is None else batches))
     kept: dict[int, dict[str, Tensor]] = {}
 
     def done(step: int) -> None:
@@ -171,9 +173,7 @@ def rewind(
         )
     alive = Mask.full(chosen.sizes)
     for k, (pool, level) in enumerate(rungs, start=1):
-        alive = best(
-            model, criterion, pool, chosen, batches, among=alive, level=level, loss_fn=loss_fn, seed=seed
-        )
+        alive = best(model, criterion, pool, chosen, batches, among=alive, level=level, loss_fn=loss_fn)
         if shuffle and k == rounds:
             alive = alive.shuffled(seed)
         if isinstance(retrain.weights, int):
@@ -182,6 +182,7 @@ def rewind(
             (draw or draw_again)(model, seed)
         alive.apply(model, chosen)
         train(model, alive, retrain.first, total_steps, lambda step: None)
+    tell(alive.flat, criterion)
     return alive
 
 

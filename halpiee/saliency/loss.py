@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from halpiee.saliency.cancelled import settled
 from halpiee.saliency.criterion import Look
 from halpiee.saliency.norm import Norm
 from halpiee.sparsity.granularity import Units
@@ -41,7 +42,7 @@ class LossPreservation:
                 return w.detach() * g
             return (w.detach().pow(2 if self.magnitude else 1) * g).abs()
 
-        found = {name: total.abs() for name, total in units.reduce(product).items()}
+        found = {name: total.abs() for name, total in settled(units.reduce, product).items()}
         if self.magnitude and not self.elementwise:
             size = Norm(2)(units, value, gradient)
             found = {name: size[name] * total for name, total in found.items()}

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from halpiee.errors import UsageError
 from halpiee.saliency.criterion import Batches, Criterion, LossFn, Passes, Probing
 
 __all__ = ["NormMode", "Pass", "hessian_gradients", "loss_gradients", "norm_mode", "pass_of"]
@@ -54,7 +55,7 @@ def loss_gradients(model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passe
     """Yields ∂L/∂θ of each batch."""
     parameters = _trained(model)
     for inputs, targets in batches:
-        loss = loss_fn(model(inputs), targets)
+        loss = differentiable(loss_fn(model(inputs), targets))
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         yield dict(zip(parameters, found, strict=True))
 
@@ -74,7 +75,7 @@ def hessian_gradients(
     parameters = _trained(model)
 
     def gradients(inputs: Tensor, targets: Tensor, *, graph: bool) -> list[Tensor | None]:
-        loss = loss_fn(model(inputs) / temperature, targets)
+        loss = differentiable(loss_fn(model(inputs) / temperature, targets))
         return list(
             torch.autograd.grad(loss, list(parameters.values()), create_graph=graph, allow_unused=True)
         )
@@ -98,6 +99,20 @@ def hessian_gradients(
         dot = torch.stack([(s * g).sum() for s, g in zip(still, found, strict=True)]).sum()
         second = torch.autograd.grad(dot, list(parameters.values()), allow_unused=True)
         yield dict(zip(parameters, _dense(second, parameters), strict=True))
+
+
+def differentiable(loss: Tensor) -> Tensor:
+    """Returns the loss, which a gradient can be taken of.
+
+    Raises:
+        UsageError: it depends on no parameter.
+    """
+    if not loss.requires_grad:
+        raise UsageError(
+            "the gradient of the loss was needed to score by, and the loss depends on no parameter: the forward or the "
+            "loss function runs under torch.no_grad() or detaches; score without, or by magnitude"
+        )
+    return loss
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

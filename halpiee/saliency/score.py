@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from halpiee.errors import UsageError
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
+from halpiee.saliency.flat import NO_GRADIENT, flat, tell
 from halpiee.saliency.names import CRITERIA, named
 from halpiee.saliency.probe import pass_of
 from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
@@ -26,10 +27,14 @@ class Scores(dict[str, Tensor]):
     Attributes:
         batches: how many were averaged; 1 where the criterion reads no data.
         skipped: how many were left out because a score was not finite.
+        flat: unit name → why its scores do not tell its units apart; they are all equal, or zero for want of a
+            gradient.
     """
 
-    batches: int = 0
-    skipped: int = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches, self.skipped = 0, 0
+        self.flat: dict[str, str] = {}
 
 
 def score(
@@ -45,11 +50,13 @@ def score(
 
     Gradients are taken per batch; coupled layers are summed before the absolute value, batches are averaged after
     it. A batch with a score that is not finite is left out whole and counted in ``.skipped``. The model is left as
-    it was: parameters, gradients, buffers and mode.
+    it was: parameters, gradients, buffers, mode and what is frozen. Frozen parameters (``requires_grad=False``) are
+    scored like others: their gradient is taken all the same. Groups whose units the scores do not tell apart stand
+    in ``.flat`` and are warned of.
 
     Args:
         model: the network, in the mode its batch norms are to run in; snip, grasp and synflow set their own.
-        batches: (inputs, targets); not read by criteria that need no data.
+        batches: (inputs, targets), or one such pair; not read by criteria that need no data.
         criterion: a criterion, or a name of ``CRITERIA``.
         units: a structure → ``{group: [size]}``; ``"weights"`` → ``{parameter name: weight's shape}``; ``"filters"``
             → ``{convolution: [C_out]}``; or units made by hand.
@@ -58,9 +65,27 @@ def score(
 
     Raises:
         UsageError: an unknown criterion, or no finite score.
+        StructureError: a weight that is computed from other tensors.
+
+    Warns:
+        ScoreWarning: scores that do not tell the units of a group apart.
     """
     if isinstance(criterion, str):
         criterion = named(criterion, seed)
+    result = scores_of(model, batches, criterion, units=units, loss_fn=loss_fn)
+    tell(result.flat, criterion)
+    return result
+
+
+def scores_of(
+    model: nn.Module,
+    batches: Batches,
+    criterion: Criterion,
+    *,
+    units: Structure | Units | Literal["weights", "filters"],
+    loss_fn: LossFn = cross_entropy,
+) -> Scores:
+    """Returns the scores without a warning; see ``score``."""
     chosen = units_of(model, units)
     parameters = dict(model.named_parameters())
     result = Scores()
@@ -68,7 +93,8 @@ def score(
     with (
         torch.enable_grad(),
         _buffers_kept(model),
-        closing(pass_of(criterion)(model, batches, loss_fn)) as passes,
+        _unfrozen(model),
+        closing(pass_of(criterion)(model, pairs_of(batches), loss_fn)) as passes,
     ):
         for found in passes:
             scores = None
@@ -88,7 +114,30 @@ def score(
         )
     for name in result:
         result[name] = (result[name] / result.batches).cpu()
+        why = flat(result[name])
+        if why is not None:
+            result.flat[name] = why
+    for name, size in chosen.sizes.items():
+        if name not in result:
+            result[name] = torch.zeros(size)
+            result.flat[name] = NO_GRADIENT
     return result
+
+
+def pairs_of(batches: object) -> Batches:
+    """Returns the batches that were given: many, or one pair of tensors.
+
+    Raises:
+        UsageError: something else than (inputs, targets).
+    """
+    if isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(t, Tensor) for t in batches):
+        return [batches]
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | str):
+        raise UsageError(
+            f"batches of type {type(batches).__name__} were given to score on; "
+            "give [(inputs, targets), …], or a data loader"
+        )
+    return batches
 
 
 def units_of(model: nn.Module, units: Structure | Units | Literal["weights", "filters"]) -> Units:
@@ -102,6 +151,19 @@ def units_of(model: nn.Module, units: Structure | Units | Literal["weights", "fi
     if units == "filters":
         return Filters(model)
     raise UsageError(f"units={units!r} was asked; give 'weights', 'filters', a structure, or units")
+
+
+@contextmanager
+def _unfrozen(model: nn.Module) -> Iterator[None]:
+    """Inside, every parameter takes part in the gradient, the frozen ones too."""
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """First-order Taylor importance: how much the loss changes when a unit is removed.
 
 Weights: ``|w·g|`` (Molchanov et al. 2017). Coupled channels: ``|Σ_l (γ_l·g_γl + β_l·g_βl)|``, the sum over the
-coupled layers taken before the absolute value (Molchanov et al. 2019, Eq. 8; HALP, Sec. 3).
+coupled layers taken before the absolute value (Molchanov et al. 2019, Eq. 8; HALP, Sec. 3). Filters: the same on the
+norm behind each. Units without a norm: ``|Σ w·g|`` over the weights and biases that produce them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from halpiee.saliency.cancelled import settled
 from halpiee.saliency.criterion import Look
 from halpiee.sparsity.granularity import Units
 
@@ -29,4 +31,5 @@ class Taylor:
             w, g = value(name), gradient(name)
             return None if w is None or g is None else w.detach() * g
 
-        return {name: total.abs() for name, total in units.reduce(product).items()}
+        gate = getattr(units, "gate", units.reduce)
+        return {name: total.abs() for name, total in settled(gate, product).items()}

@@ -8,45 +8,74 @@ from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from halpiee.asked import parse_budget
 from halpiee.errors import UsageError
 
-__all__ = ["ERK", "NM", "Budget", "Global", "Latency", "PerLayer", "Pinned", "Uniform", "erk"]
+__all__ = ["ERK", "NM", "Budget", "Global", "Latency", "PerLayer", "Pinned", "Uniform", "as_budget", "erk"]
 
 Pinned = Literal["outside", "inside"]
 """Whether layers of a density of their own are outside of the total, or inside of it and the others pay."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Latency:
-    """A latency of the whole network.
+    """A latency of the whole network: exactly one of a time and a share.
+
+    Args:
+        ms: in milliseconds.
 
     Attributes:
         us: in microseconds; or
         fraction: as a share of the measured dense latency, in (0, 1].
+
+    Raises:
+        UsageError: none or several of them, a number without its unit, or one that is no time or share.
     """
 
     us: float | None = None
     fraction: float | None = None
 
-    def __post_init__(self) -> None:
-        if (self.us is None) == (self.fraction is None):
-            raise UsageError("a latency budget is either us=… or fraction=…; give exactly one of them")
-        if self.us is not None and not (math.isfinite(self.us) and self.us > 0):
-            raise UsageError(f"a latency budget of {self.us} µs was asked; give a positive number")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
+    def __init__(
+        self,
+        *number: object,
+        us: float | None = None,
+        ms: float | None = None,
+        fraction: float | None = None,
+    ) -> None:
+        forms = "Latency(us=…), Latency(ms=…) or Latency(fraction=…)"
+        if number:
             raise UsageError(
-                f"a latency budget of {self.fraction} of the dense latency was asked; give a share above 0 and up to 1"
+                f"Latency({', '.join(map(repr, number))}) was asked, a number without its unit; give {forms}"
             )
+        given = {n: v for n, v in (("us", us), ("ms", ms), ("fraction", fraction)) if v is not None}
+        if len(given) != 1:
+            raise UsageError(
+                f"a latency budget of {' and '.join(given) or 'nothing'} was asked; give exactly one: {forms}"
+            )
+        ((unit, value),) = given.items()
+        if not _is_number(value) or not (math.isfinite(value) and value > 0):
+            raise UsageError(f"a latency budget of {unit}={value!r} was asked; give a positive number")
+        if fraction is not None and fraction > 1:
+            raise UsageError(
+                f"a latency budget of {fraction} of the dense latency was asked; give a share above 0 and up to 1"
+            )
+        object.__setattr__(self, "us", us if ms is None else ms * 1000.0)
+        object.__setattr__(self, "fraction", fraction)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _check_density(density: float) -> None:
-    if not 0 < density <= 1:
+    if not _is_number(density) or not 0 < density <= 1:
         raise UsageError(
-            f"a density of {density} was asked; density is the share that is kept, above 0 and up to 1"
+            f"a density of {density!r} was asked; density is the share that is kept, a number above 0 and up to 1"
         )
 
 
@@ -60,8 +89,8 @@ class Uniform:
 
     Attributes:
         density: share that is kept.
-        first: density of the first layer, where it differs.
-        last: least density of the last layer.
+        first: density of the first layer that the forward runs, where it differs.
+        last: least density of the last one.
         pinned: whether these two are ``outside`` of the total (the other layers have ``density``), or ``inside`` (the
             others are re-balanced, so that ``density`` holds over all).
     """
@@ -78,6 +107,9 @@ class Uniform:
 
     def densities(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
         """Returns layer → density.
+
+        Args:
+            shapes: layer → weight shape, in the order in which the forward runs the layers.
 
         Raises:
             UsageError: the pinned layers alone exceed the total that they are inside of.
@@ -136,6 +168,10 @@ class PerLayer:
     map: Mapping[str, float]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.map, Mapping):
+            raise UsageError(
+                f"PerLayer({self.map!r}) was asked; give a density by layer: PerLayer({{'conv1': 0.5}})"
+            )
         for density in self.map.values():
             _check_density(density)
 
@@ -175,11 +211,41 @@ class NM:
     m: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.n <= self.m:
-            raise UsageError(f"{self.n}:{self.m} was asked; N:M keeps N of M, with 0 < N <= M")
+        if not (isinstance(self.n, int) and isinstance(self.m, int) and 0 < self.n <= self.m):
+            raise UsageError(f"{self.n}:{self.m} was asked; N:M keeps N of M, integers with 0 < N <= M")
 
 
 Budget = Latency | Uniform | ERK | PerLayer | Global | NM
+
+
+def as_budget(asked: object, *, latency: bool) -> Budget:
+    """Returns the budget that a user means.
+
+    Args:
+        asked: a budget; a share as a number or text (``0.5``, ``"50%"``); or a time as text (``"12.5ms"``).
+        latency: whether a share is one of the dense latency; else it is the density over all layers together.
+
+    Raises:
+        UsageError: none of these.
+    """
+    if isinstance(asked, Latency | Uniform | ERK | PerLayer | Global | NM):
+        return asked
+    forms = (
+        "give a share such as 0.5 or '50%', a time such as '12.5ms', or one of Latency(us=…), Latency(fraction=…), "
+        "Global(density), Uniform(density), ERK(density), PerLayer({layer: density}), NM(n, m)"
+    )
+    if isinstance(asked, str):
+        us, share = parse_budget(asked)
+        if us is not None:
+            return Latency(us=us)
+        assert share is not None
+    elif not _is_number(asked):
+        raise UsageError(f"a budget of {asked!r} was asked; {forms}")
+    else:
+        share = float(asked)  # type: ignore[arg-type]
+    if not 0 < share <= 1:
+        raise UsageError(f"a budget of {asked!r} was asked, which is no share above 0 and up to 1; {forms}")
+    return Latency(fraction=share) if latency else Global(share)
 
 
 def erk(

@@ -8,14 +8,17 @@ that write to it are, see :meth:`Filters.channels`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halpiee.errors import StructureError, UsageError
+from halpiee.errors import StructureError
 from halpiee.sparsity.inputs import example_input as _example_input
+from halpiee.sparsity.inputs import order_of_use
+from halpiee.sparsity.names import chosen_names, computed_weight
 from halpiee.structure.groups import Structure
 
 __all__ = ["Filters"]
@@ -27,7 +30,9 @@ NORMS = nn.modules.batchnorm._BatchNorm
 class Filters:
     """Every output filter of every convolution is a unit, named by its convolution's module path.
 
-    Scores live on the convolution's weight. A norm belongs to a filter when its input *is* the convolution's output,
+    Scores live on the convolution's weight, those of a gate on the whole filter (:meth:`gate`) on the norm behind it.
+    A weight that several convolutions share is one set of filters, under the first path; biases and norms of the
+    others go with it. A norm belongs to a filter when its input *is* the convolution's output,
     seen on one forward pass; a norm behind a sum stays as it is. A depthwise filter is no unit: it goes, with its
     norm, when all filters that write its channel are gone.
 
@@ -50,22 +55,32 @@ class Filters:
         example_input: Tensor | None = None,
         *,
         structure: Structure | None = None,
-        pinned: frozenset[str] = frozenset(),
+        pinned: Collection[str] = (),
         norm_follows: bool = True,
     ) -> None:
         convs = {path: m for path, m in model.named_modules() if isinstance(m, CONVS)}
-        if unknown := pinned - set(convs):
-            raise UsageError(
-                f"the convolution {min(unknown)!r} was asked to stay whole, the model has none of that name; "
-                f"the first is {next(iter(convs), None)!r}"
-            )
+        pinned = chosen_names(pinned, convs, "convolution")
+        for path, m in convs.items():
+            if path not in pinned and m._parameters.get("weight") is None:
+                raise StructureError(computed_weight(path, m))
+        self._model, self._example_input = model, example_input
+        first: dict[int, str] = {}
+        kernels = {path: m._parameters.get("weight") for path, m in convs.items()}
+        self._twins = {
+            path: first.setdefault(id(m if kernels[path] is None else kernels[path]), path)
+            for path, m in convs.items()
+        }
+        whole = {self._twins[path] for path in pinned}
+        pinned = frozenset(path for path, own in self._twins.items() if own in whole)
+        names = {id(p): name for name, p in model.named_parameters()}
+        self._kernels = {path: names[id(kernel)] for path, kernel in kernels.items() if kernel is not None}
         self._depthwise = {
             path for path, m in convs.items() if 1 < m.groups == m.in_channels == m.out_channels
         }
         self.sizes: dict[str, tuple[int, ...]] = {
             path: (m.weight.shape[0],)
             for path, m in convs.items()
-            if path not in pinned and path not in self._depthwise
+            if path not in pinned and path not in self._depthwise and self._twins[path] == path
         }
         self.left_out: dict[str, str] = {
             **dict.fromkeys(
@@ -90,10 +105,12 @@ class Filters:
             self._writers = self._writers_of(structure, self._depthwise - pinned)
         self._members: dict[str, list[str]] = {}
         for path in (*self.sizes, *self._writers):
-            held = [_join(path, "weight"), _join(path, "bias")]
-            if norm_follows and path in self.norms:
-                norm = self.norms[path]
-                held += [_join(norm, n) for n in ("weight", "bias", "running_mean", "running_var")]
+            held = [self._kernels[path]]
+            for twin in (p for p, own in self._twins.items() if own == path):
+                held.append(_join(twin, "bias"))
+                if norm_follows and twin in self.norms:
+                    norm = self.norms[twin]
+                    held += [_join(norm, n) for n in ("weight", "bias", "running_mean", "running_var")]
             self._members[path] = [name for name in held if name in named]
         self._shapes = {name: tuple(named[name].shape) for names in self._members.values() for name in names}
         self.tensors = frozenset(self._shapes)
@@ -112,10 +129,41 @@ class Filters:
         """Returns the signed sum over each filter's weights (the bias is not scored)."""
         total = {}
         for path in self.sizes:
-            value = element(_join(path, "weight"))
+            value = element(self._kernels[path])
             if value is not None:
                 total[path] = value.detach().flatten(1).sum(1)
         return total
+
+    def owner(self, path: str) -> str:
+        """Returns the path under which a convolution's filters are named: the first that holds its weight."""
+        return self._twins.get(path, path)
+
+    def gate(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
+        """Returns the signed sum over what a gate on each filter multiplies: γ and β of the norm behind it.
+
+        A norm in training mode undoes any scale of the convolution, so Σ θ·g over the filter's weights is zero
+        there. Where β stays when the filter goes (``norm_follows=False``), it is left out. A filter without a norm,
+        or with one that the quantity does not exist for, is summed over its weights.
+        """
+        total = self.reduce(element)
+        leaves = ("weight", "bias") if self.zero_is_dead else ("weight",)
+        gates: dict[str, Tensor] = {}
+        for path, norm in self.norms.items():
+            own = self._twins[path]
+            for value in (element(_join(norm, leaf)) for leaf in leaves):
+                if value is not None and own in self.sizes:
+                    gates[own] = value.detach() + gates.get(own, torch.zeros_like(value))
+        return {**total, **gates}
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Names of the units in the order in which the forward uses their weights.
+
+        Raises:
+            UsageError: the model runs on none of the usual inputs.
+        """
+        weights = {self._kernels[path]: path for path in self.sizes}
+        return tuple(weights[n] for n in order_of_use(self._model, weights, self._example_input))
 
     def scales(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
         """Returns the quantity of the batch norm's scale γ behind each filter, where there is one."""
@@ -163,6 +211,7 @@ class Filters:
         made = np.zeros(structure.n_units, dtype=bool)
         for slot in structure.slots:
             path = slot.tensor.removesuffix("weight").removesuffix("bias").removesuffix(".")
+            path = self._twins.get(path, path)
             if slot.side != "out" or path in self._depthwise:
                 continue
             made[slot.units] = True

@@ -6,15 +6,19 @@ units implies, and the reduction of an element-wise quantity to units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from halpiee.errors import StructureError
 from halpiee.sparsity.filters import Filters
-from halpiee.structure.groups import Structure
+from halpiee.sparsity.inputs import order_of_use
+from halpiee.sparsity.names import chosen_names, computed_weight
+from halpiee.structure.groups import Slot, Structure
 
 __all__ = ["Channels", "Filters", "Units", "Weights"]
 
@@ -47,36 +51,73 @@ class Units(Protocol):
         ...
 
     def reduce(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
-        """Returns unit name → the signed sum of ``element(tensor name)`` over each unit's scoring elements."""
+        """Returns unit name → the signed sum of ``element(tensor name)`` over each unit's scoring elements.
+
+        Units whose scoring elements are all ``None`` are missing.
+        """
         ...
 
 
 class Weights:
     """Every weight of every conv and linear layer is a unit; biases and norms are left alone.
 
+    A parameter that several layers share is one entry, under the name that ``model.named_parameters()`` gives it.
+
     Args:
         model: the network; parameters of conv and linear modules named ``weight`` are taken.
-        pinned: names of weights that stay dense.
+        pinned: names of weights, or of their layers, that stay dense.
+        example_input: one input of the network, for the order in which its layers run; by default a usual shape.
+
+    Raises:
+        StructureError: no conv or linear layer, or a weight that is computed from other tensors.
+        UsageError: a pinned name that is no weight of the model.
     """
 
     zero_is_dead = False
 
-    def __init__(self, model: nn.Module, *, pinned: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, model: nn.Module, *, pinned: Collection[str] = (), example_input: Tensor | None = None
+    ) -> None:
         self.sizes: dict[str, tuple[int, ...]] = {}
         self.left_out: dict[str, str] = {}
-        for path, module in model.named_modules():
-            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-                name = f"{path}.weight" if path else "weight"
-                if name in pinned:
-                    self.left_out[name] = "pinned by the caller"
-                else:
-                    self.sizes[name] = tuple(module.weight.shape)
+        self._model, self._example_input = model, example_input
+        aliases = {"weight" if not path else f"{path}.weight": path for path, _ in weighted(model)}
+        whole = chosen_names(
+            pinned, {**aliases, **{path: path for path in aliases.values() if path}}, "weight"
+        )
+        names = {id(p): name for name, p in model.named_parameters()}
+        for path, module in weighted(model):
+            alias = f"{path}.weight" if path else "weight"
+            pinned_here = alias in whole or path in whole
+            parameter = module._parameters.get("weight")
+            if parameter is None:
+                if not pinned_here:
+                    raise StructureError(computed_weight(path, module))
+                continue
+            if isinstance(parameter, UninitializedParameter):
+                raise StructureError(f"the weight {alias!r} has no shape yet; run the model once first")
+            name = names[id(parameter)]
+            if pinned_here:
+                self.left_out[name] = "pinned by the caller"
+            else:
+                self.sizes.setdefault(name, tuple(parameter.shape))
+        for name in self.left_out:
+            self.sizes.pop(name, None)
         if not self.sizes:
             raise StructureError(
                 "asked for the prunable weights of a model, found no conv or linear layer; "
                 "pass a model that has at least one"
             )
         self.tensors = frozenset(self.sizes)
+
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Names of the units in the order in which the forward uses them.
+
+        Raises:
+            UsageError: the model runs on none of the usual inputs.
+        """
+        return order_of_use(self._model, self.sizes, self._example_input)
 
     def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the alive masks themselves: a unit is one element."""
@@ -91,14 +132,20 @@ class Weights:
 class Channels:
     """Coupled channels: a weight element is active when its output unit and its input unit both are.
 
-    Scores live on the affine parameters of the norms a unit passes through, summed over all coupled layers; a
-    unit without any is scored on the weights (and bias) of the layers that produce it, as HALP does.
+    Scores live on the affine parameters of the norms that a unit passes through, summed over all coupled layers. A
+    unit without any, or none that the quantity exists for (frozen ones have no gradient), is scored on the weights
+    and biases of the layers that produce it, as HALP does. Other parameters on channels (slopes of a PReLU, learned
+    positions, LayerScale, plain scales) carry no score: they go with the unit.
 
     Args:
         model: the network the structure was traced from.
         structure: its units; groups that cannot be masked in place exactly go to ``left_out``.
         protect: groups to leave whole.
         trainable_only: whether groups that cannot be masked in place exactly are left out; a plan takes them too.
+
+    Raises:
+        StructureError: nothing to mask, or another model than the traced one.
+        UsageError: a protected name that is no group of the structure.
     """
 
     zero_is_dead = True
@@ -108,10 +155,11 @@ class Channels:
         model: nn.Module,
         structure: Structure,
         *,
-        protect: frozenset[str] = frozenset(),
+        protect: Collection[str] = (),
         trainable_only: bool = True,
     ) -> None:
         self.structure = structure
+        protect = chosen_names(protect, structure.by_name, "group")
         shapes = {name: tuple(t.shape) for name, t in _tensors(model).items()}
         self.sizes: dict[str, tuple[int, ...]] = {}
         self.left_out: dict[str, str] = {}
@@ -144,22 +192,16 @@ class Channels:
                 self._slots.setdefault(slot.tensor, []).append((slot.dim, index))
         self._shapes = {name: shapes[name] for name in self._slots}
         self.tensors = frozenset(self._slots)
-        self._scoring = self._scoring_slots(model)
-
-    def _scoring_slots(self, model: nn.Module) -> list[tuple[str, int, Tensor]]:
-        """Returns (tensor, dim, unit index) whose elements carry the score of each unit."""
         parameters = dict(model.named_parameters())
-        norms = [s for s in self.structure.slots if s.side == "norm" and s.tensor in parameters]
-        covered = torch.zeros(self.structure.n_units, dtype=torch.bool)
-        for slot in norms:
-            covered[torch.from_numpy(slot.units)] = True
-        scoring = [(s.tensor, s.dim, torch.from_numpy(s.units)) for s in norms]
-        nowhere = torch.tensor(self.structure.n_units)
-        for slot in self.structure.slots:
-            index = torch.from_numpy(slot.units)
-            if slot.side == "out" and slot.tensor in parameters and not bool(covered[index].all()):
-                scoring.append((slot.tensor, slot.dim, torch.where(covered[index], nowhere, index)))
-        return scoring
+        learned = [s for s in structure.slots if s.tensor in parameters]
+        modules = dict(model.named_modules())
+        self._norms = [_place(s) for s in learned if _is_affine(s, modules.get(s.module))]
+        self._produced = [_place(s) for s in learned if s.side == "out"]
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Names of the groups in the order in which their layers run."""
+        return tuple(self.sizes)
 
     def vector(self, alive: Mapping[str, Tensor]) -> Tensor:
         """Returns BoolTensor ``[n_units]`` over the whole structure; what is not named is active."""
@@ -184,25 +226,55 @@ class Channels:
         return masks
 
     def reduce(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
-        """Returns the signed sum over coupled layers, one number per unit."""
+        """Returns the signed sum over coupled layers, one number per unit; groups without any are missing."""
+        found = torch.zeros(self.structure.n_units + 1, dtype=torch.bool)
+        nowhere = torch.tensor(self.structure.n_units)
         total: Tensor | None = None
-        for name, dim, index in self._scoring:
-            value = element(name)
-            if value is None:
-                continue
-            wide = value.dtype == torch.float64  # synaptic flow overflows 32 bits
-            per_position = value.detach().to(torch.float64 if wide else torch.float32)
-            if per_position.dim() > 1:
-                per_position = per_position.sum(dim=[d for d in range(per_position.dim()) if d != dim])
-            if total is None:
-                total = per_position.new_zeros(self.structure.n_units + 1)
-            total.index_add_(0, index.to(total.device), per_position)
+        for places in (self._norms, self._produced):
+            before = found.clone()  # the weights count where no norm does
+            for name, dim, units in places:
+                index = torch.where(before[units], nowhere, units)
+                if bool(before[units].all()) or (value := element(name)) is None:
+                    continue
+                wide = value.dtype == torch.float64  # synaptic flow overflows 32 bits
+                per_position = value.detach().to(torch.float64 if wide else torch.float32)
+                if per_position.dim() > 1:
+                    per_position = per_position.sum(dim=[d for d in range(per_position.dim()) if d != dim])
+                if total is None:
+                    total = per_position.new_zeros(self.structure.n_units + 1)
+                total.index_add_(0, index.to(total.device), per_position)
+                found[units] = True
         if total is None:
             return {}
+        spans = {name: self.structure.by_name[name].start for name in self.sizes}
         return {
-            name: total[self.structure.by_name[name].start :][: size[0]].clone()
-            for name, size in self.sizes.items()
+            name: total[start : start + self.sizes[name][0]].clone()
+            for name, start in spans.items()
+            if bool(found[start])
         }
+
+
+_Place = tuple[str, int, Tensor]
+"""Tensor, dimension, global unit index of each position along it."""
+
+AFFINE = frozenset({"batch_norm", "layer_norm", "group_norm"})
+"""Kinds of slots that are the affine parameters of a norm; all others that lie on channels are not."""
+
+
+def _place(slot: Slot) -> _Place:
+    return slot.tensor, slot.dim, torch.from_numpy(slot.units)
+
+
+def _is_affine(slot: Slot, module: nn.Module | None) -> bool:
+    """Returns whether a slot is γ or β of a norm, also where the norm runs as single products and sums."""
+    return slot.side == "norm" and (slot.kind in AFFINE or isinstance(module, nn.RMSNorm))
+
+
+def weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yields path and module of every conv and linear layer, in the order in which the model holds them."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
+            yield path, module
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
+from halpiee.sparsity.names import computed_weight
 
 if TYPE_CHECKING:
     from halpiee.sparsity.granularity import Units
@@ -25,10 +26,12 @@ class Mask(Mapping[str, Tensor]):
     Attributes:
         units: name → BoolTensor of the group's or weight's shape, on the CPU.
         skipped: batches that were left out of the scores it was chosen by, as those were not finite.
+        flat: name → why the scores it was chosen by do not tell the units apart that it separates.
     """
 
     units: dict[str, Tensor]
     skipped: int = field(default=0, compare=False)
+    flat: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.units[name]
@@ -82,23 +85,30 @@ class Mask(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply(self, model: nn.Module, units: Units | None = None) -> None:
-        """Writes zeros, in place, where the mask has none.
+        """Writes zeros, in place, where the mask has none; all of them, or none where it does not fit.
 
         Args:
-            model: its parameters and buffers are looked up by name.
+            model: its parameters and buffers are looked up by name, under any of the names that share one.
             units: what the names of this mask mean; ``None``: they are parameters.
 
         Raises:
-            UsageError: a name or shape that the model does not have.
+            UsageError: a name or shape that the model does not have; nothing was written.
         """
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for name, mask in (self.units if units is None else units.masks(self)).items():
+        tensors = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        masks = self.units if units is None else units.masks(self)
+        for name, mask in masks.items():
             if name not in tensors or tensors[name].shape != mask.shape:
-                found = tuple(tensors[name].shape) if name in tensors else "no such parameter"
+                found = f"has {tuple(tensors[name].shape)}" if name in tensors else "has no such parameter"
+                computed = _computed(model, name) if name not in tensors else None
                 raise UsageError(
-                    f"a mask of shape {tuple(mask.shape)} was applied to {name!r}, the model has {found}; "
+                    computed
+                    or f"a mask of shape {tuple(mask.shape)} was applied to {name!r}, the model {found}; "
                     "apply it to the model it was made for, and masks of filters or channels with their units"
                 )
+        for name, mask in masks.items():
             tensors[name].masked_fill_(~mask.to(tensors[name].device), 0)
 
     def digest(self) -> str:
@@ -108,3 +118,12 @@ class Mask(Mapping[str, Tensor]):
             sha.update(name.encode())
             sha.update(self.units[name].cpu().numpy().tobytes())
         return sha.hexdigest()
+
+
+def _computed(model: nn.Module, name: str) -> str | None:
+    """Returns the message of a weight that is computed from other tensors, ``None`` where it is not one."""
+    path, _, leaf = name.rpartition(".")
+    module = dict(model.named_modules()).get(path)
+    if leaf != "weight" or module is None or not isinstance(getattr(module, leaf, None), Tensor):
+        return None
+    return computed_weight(path, module)

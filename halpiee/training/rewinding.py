@@ -76,7 +76,6 @@ def train_rewound(run: Run) -> dict[str, Any]:
             few(run.data, 10),
             among=alive,
             level=level,
-            seed=s.seed,
         )
         last = k == rounds
         if last and m.ablation == "shuffle":
