@@ -43,12 +43,10 @@ class Norm:
 
     Attributes:
         module: path of the module.
-        dim: channel dimension of its input.
         units: unit of each channel.
     """
 
     module: str
-    dim: int
     units: Atoms
 
 
@@ -75,10 +73,6 @@ def assemble(recorder: Recorder) -> Structure:
         for dim in range(dims):
             if not np.array_equal(label, np.broadcast_to(label.take([0], axis=dim), label.shape)):
                 units.freeze(label, where)
-    channel_dims: dict[str, int] = {}
-    for norm in recorder.norms:
-        if channel_dims.setdefault(norm.module, norm.dim) != norm.dim:
-            units.freeze(norm.atoms, f"{norm.module} over channels that lie elsewhere in another call")
     membership = Membership(recorder)
     inputs = {int(units.find(np.array([atom]))[0]): name for name, atom in recorder.inputs}
     groups: list[ChannelGroup] = []
@@ -125,8 +119,8 @@ def assemble(recorder: Recorder) -> Structure:
                 )
             ),
             "norms": tuple(
-                Norm(n.module, n.dim, numbered(n.atoms))
-                for n in {n.module: n for n in recorder.norms}.values()
+                Norm(n.module, numbered(n.atoms))
+                for n in {(n.module, n.atoms.size): n for n in recorder.norms}.values()
             ),
             "sources": sources,
             "untimed": untimed(recorder),

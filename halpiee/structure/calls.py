@@ -44,7 +44,6 @@ class Call:
         module: path of the innermost module that was running.
         api: name of the torch function that led to it.
         reads: value numbers of its tensor inputs.
-        module_input: first tensor that the innermost module was called with.
     """
 
     name: str
@@ -55,7 +54,6 @@ class Call:
     module: str
     api: str
     reads: tuple[int, ...] = ()
-    module_input: Tensor | None = None
 
     @property
     def where(self) -> str:
@@ -118,12 +116,10 @@ class NormCall:
 
     Attributes:
         module: path of the norm module.
-        dim: channel dimension of its input.
-        atoms: atoms along it.
+        atoms: atoms along its channel dimension.
     """
 
     module: str
-    dim: int
     atoms: Atoms
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Heads", "adapted", "heads_of"]
+__all__ = ["Heads", "adapted", "heads_of", "unnested"]
 
 
 class Heads(nn.MultiheadAttention):
@@ -114,6 +114,21 @@ def adapted(model: nn.Module, *, always: bool = False) -> None:
             from halpiee.structure import windows
 
             module.__class__ = windows.NARROW[type(module).__name__]
+    unnested(model)
+
+
+def unnested(model: nn.Module) -> None:
+    """Keeps encoders off nested tensors, in place, where a layer in them cannot take the fused kernel for those.
+
+    ``nn.TransformerEncoder`` asks its first layer once, when it is built, and makes a nested tensor of what a padding
+    mask leaves. A layer whose attention has lost heads, or whose norms are hooked, calls its modules, which take none.
+    """
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(
+            isinstance(module, Heads) or module._forward_pre_hooks or module._forward_hooks
+            for module in encoder.layers.modules()
+        ):
+            encoder.use_nested_tensor = False
 
 
 def attentions(model: nn.Module) -> Iterator[tuple[nn.Module, int, int]]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from halpiee.errors import MismatchError
 from halpiee.structure.calls import random_like, tensors_of
 from halpiee.structure.groups import Structure
+from halpiee.structure.heads import unnested
+from halpiee.structure.kept_norm import watch_norms
 from halpiee.structure.shrink import alive_of, check_shapes, shrink
 
 __all__ = ["masked", "relative_error", "verify"]
@@ -49,59 +51,15 @@ def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -
                 continue
             index = torch.from_numpy(np.flatnonzero(~stays)).to(copies[slot.tensor].device)
             copies[slot.tensor].index_fill_(slot.dim, index, 0)
+    kept: dict[str, dict[int, Tensor]] = {}
     for norm in structure.details["norms"]:
         stays = alive_of(alive, norm.units)
         if not stays.all():
-            attributes = [
-                (a.name, a.at, int(alive_of(alive, a.units).sum()) * a.mul // a.div)
-                for a in structure.details["attributes"]
-                if a.module == norm.module
-            ]
-            kept = torch.from_numpy(np.flatnonzero(stays))
-            full.set_submodule(
-                norm.module, KeptNorm(full.get_submodule(norm.module), norm.dim, kept, attributes)
-            )
+            kept.setdefault(norm.module, {})[stays.size] = torch.from_numpy(np.flatnonzero(stays))
+    for path, channels in kept.items():
+        watch_norms(full.get_submodule(path), channels)
+    unnested(full)
     return full
-
-
-class KeptNorm(nn.Module):
-    """A norm over channels that sees the kept ones only; the others come out as 0.
-
-    Args:
-        norm: the full norm, whose parameters it takes over.
-        dim: channel dimension of its input.
-        kept: int64 indices of the kept channels.
-        attributes: name, index or None, value of the numbers of the norm over the kept channels.
-    """
-
-    def __init__(
-        self, norm: nn.Module, dim: int, kept: Tensor, attributes: list[tuple[str, int | None, int]]
-    ) -> None:
-        super().__init__()
-        from halpiee.structure.shrink import set_number
-
-        for name, parameter in norm.named_parameters(recurse=False):
-            self.register_parameter(
-                name, nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-            )
-        self.register_buffer("kept", kept, persistent=False)
-        self.dim = dim
-        compact = copy.deepcopy(norm)
-        for name, at, value in attributes:
-            set_number(compact, name, at, value)
-        self._compact = (compact,)  # in a tuple: its parameters are not this module's
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises ``x`` over its kept channels."""
-        kept: Tensor = self.get_buffer("kept").to(x.device)
-        compact = self._compact[0]
-        parameters = {
-            name: p.index_select(0, kept.to(p.device)) for name, p in self.named_parameters(recurse=False)
-        }
-        if kept.numel() == 0:
-            return torch.zeros_like(x)
-        y = torch.func.functional_call(compact, parameters, (x.index_select(self.dim, kept),))
-        return torch.zeros_like(x, dtype=y.dtype).index_copy(self.dim, kept, y)
 
 
 def relative_error(a: Any, b: Any) -> float:
@@ -209,10 +167,14 @@ def outputs(model: nn.Module, inputs: tuple[Any, ...], heads: list[str]) -> Any:
         for name in heads
         if name in modules
     ]
+    fast = torch.backends.mha.get_fastpath_enabled()
     try:
+        # the fused kernel of an encoder writes 0 at padded places, where its modules write what they compute
+        torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad():
             result = model(*inputs)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
     return found if handles else result

@@ -30,7 +30,6 @@ class Path:
 
     Attributes:
         stack: paths of the modules that are running, the innermost last.
-        inputs: first tensor that each was called with.
         last: the innermost module that ran last.
         api: name of the torch function being called.
         inside: whether what runs is the inside of a function that is one op here.
@@ -38,7 +37,6 @@ class Path:
 
     def __init__(self) -> None:
         self.stack: list[str] = []
-        self.inputs: list[Tensor | None] = []
         self.last = ""
         self.api = ""
         self.inside = False
@@ -48,7 +46,6 @@ class Path:
 
         def hook(module: nn.Module, inputs: Any) -> None:
             self.stack.append(name)
-            self.inputs.append(next(iter(tensors_of(inputs)), None))
             self.last = name
 
         return hook
@@ -56,7 +53,6 @@ class Path:
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Notes that a module's forward has ended."""
         self.stack.pop()
-        self.inputs.pop()
 
 
 class Api(TorchFunctionMode):
@@ -134,8 +130,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self.recorder.decisions is not None:
                 out = self.recorder.decisions.outcome(name, tensors, out)
             reads = tuple(self.recorder.value(t) for t in tensors)
-            given = self.path.inputs[-1] if self.path.inputs else None
-            call = Call(name, func, args, kwargs, out, module, self.path.api, reads, given)
+            call = Call(name, func, args, kwargs, out, module, self.path.api, reads)
             timing = apply(self.recorder, call)
             outs = call.outputs
             if outs and name.endswith("_") and not self.recorder.tag(outs[0]).zero:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from halpiee.structure.calls import Call, NormCall, Timing
 from halpiee.structure.elementwise import shape_fields
-from halpiee.structure.labels import Tag, varying
+from halpiee.structure.labels import Tag
 from halpiee.structure.recorder import Recorder
 
 __all__ = ["batch_norm", "group_norm", "layer_norm"]
@@ -62,11 +62,12 @@ def layer_norm(recorder: Recorder, call: Call) -> Timing | None:
     if label is not None and over:
         atoms = recorder.read(source, -1, call)
         attach(recorder, call, atoms, affine, "layer_norm")
-        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            recorder.attribute(call.module, "normalized_shape", atoms, at=0)
-            recorder.norms.append(NormCall(call.module, channel_dim(recorder, call, source), atoms))
-        else:
-            recorder.units.freeze(atoms, f"{call.where} outside a LayerNorm module")
+        shape_of = vars(module).get("normalized_shape") if module is not None else None
+        if isinstance(shape_of, tuple | list) or type(shape_of) is int:
+            recorder.attribute(
+                call.module, "normalized_shape", atoms, at=None if type(shape_of) is int else 0
+            )
+        over_channels(recorder, call, atoms)
     else:
         for parameter in affine:
             recorder.freeze(parameter, call.where)
@@ -83,13 +84,12 @@ def layer_norm(recorder: Recorder, call: Call) -> Timing | None:
     return Timing("layer_norm", ins, ins, fields)
 
 
-def channel_dim(recorder: Recorder, call: Call, source: Tensor) -> int:
-    """Returns where the channels lie in the norm module's own input: it may permute before the norm."""
-    given = call.module_input
-    label = None if given is None else recorder.label(given)
-    if given is None or label is None or len(varying(label)) != 1:
-        return source.dim() - 1
-    return varying(label)[0]
+def over_channels(recorder: Recorder, call: Call, atoms: np.ndarray) -> None:
+    """Notes a norm over channels; a module that norms several tensors of one width has one width for them all."""
+    for norm in recorder.norms:
+        if norm.module == call.module and norm.atoms.size == atoms.size:
+            recorder.units.unite(norm.atoms, atoms)
+    recorder.norms.append(NormCall(call.module, atoms))
 
 
 def group_norm(recorder: Recorder, call: Call) -> None:
@@ -111,7 +111,7 @@ def group_norm(recorder: Recorder, call: Call) -> None:
     rows = atoms.reshape(groups, channels // groups)
     if call.module in recorder.positions or groups == 1:
         recorder.units.unite(rows[1:], rows[:1])
-        recorder.norms.append(NormCall(call.module, 1, atoms))
+        over_channels(recorder, call, atoms)
     else:
         recorder.units.unite(rows[:, 1:], rows[:, :1])
         recorder.grouped[call.module] = atoms

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from halpiee.structure.calls import Call, NormCall, Timing
+from halpiee.structure.calls import Call, Timing
 from halpiee.structure.elementwise import shape_fields
 from halpiee.structure.heads import heads_of
 from halpiee.structure.labels import Label, Tag, varying
+from halpiee.structure.norms import over_channels
 from halpiee.structure.recorder import Recorder
 
 __all__ = ["reduction", "region", "softmax", "spatial"]
@@ -134,7 +135,7 @@ def root_mean_square(recorder: Recorder, call: Call, label: Label, dims: list[in
         return False
     atoms = label.reshape(-1)
     recorder.attribute(call.module, "normalized_shape", atoms, at=0)
-    recorder.norms.append(NormCall(call.module, last, atoms))
+    over_channels(recorder, call, atoms)
     return True
 
 

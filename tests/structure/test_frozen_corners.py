@@ -145,7 +145,7 @@ FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
     "functional layer norm": (
         lambda: Net(lambda m, x: m.b(F.layer_norm(m.a(x), (8,))), a=nn.Linear(3, 8), b=nn.Linear(8, 5)),
         TOKENS,
-        "native_layer_norm outside a LayerNorm module",
+        "native_layer_norm with sizes that do not follow the channels",
     ),
     "norm over channels and positions": (
         lambda: ab(lambda m, x: m.b(sigmoid(m.n(m.a(x)))), n=nn.LayerNorm((8, 8, 8))),
