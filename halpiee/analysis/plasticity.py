@@ -7,7 +7,6 @@ come back by |gradient|, zero, before the training goes on.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from halpiee.methods.pools import LayerPools
 from halpiee.sparsity.distribution import Uniform
 from halpiee.sparsity.granularity import Weights
 from halpiee.sparsity.mask import Mask
+from latency.copies import copy_of
 
 __all__ = ["Plasticity", "pruning_plasticity"]
 
@@ -72,7 +72,7 @@ def pruning_plasticity(
             f"a pruning rate of {rate} was asked; give the share that is removed, between 0 and 1"
         )
     before = accuracy(model)
-    copied = copy.deepcopy(model)
+    copied = copy_of(model)
     units = Weights(copied)
     parameters = dict(copied.named_parameters())
     pools = LayerPools(units, Uniform(1.0))

@@ -7,7 +7,6 @@ when all of that holds: it is written beside it and renamed.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from halpiee.deploy.folding import fold_batch_norm, fold_constants
 from halpiee.deploy.metadata import write_metadata
 from halpiee.deploy.verify import Comparison, compare, outputs, random_batches, reference
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
+from latency.copies import copy_of
 
 if TYPE_CHECKING:
     import onnx
@@ -163,7 +163,7 @@ def converted(
     if precision == "fp32":
         return to_onnx(model, tuple(_cast(x, torch.float32) for x in example_inputs))
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    proto = to_onnx(copy.deepcopy(model).to(dtype), tuple(_cast(x, dtype) for x in example_inputs))
+    proto = to_onnx(copy_of(model).to(dtype), tuple(_cast(x, dtype) for x in example_inputs))
     if fp32_io:
         _take_float32(proto)
     return proto

@@ -5,7 +5,6 @@ Everything that a runner needs is made before: building it may take minutes (a c
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from halpiee.errors import MissingError, UsageError
 from latency.backends.onnx_file import check_file
 from latency.backends.onnxruntime import feeds, session, to_onnx
 from latency.backends.torch_device import set_arithmetic
+from latency.copies import copy_of
 from latency.throughput import Load
 
 __all__ = ["Precision", "Runner", "engine_runner", "module_runner", "onnx_runner"]
@@ -85,7 +85,7 @@ def module_runner(
     else:
         set_arithmetic(precision)  # float32 is float32, as in a profile and in the papers' figures
     dtype = DTYPES[precision]
-    placed = copy.deepcopy(model).eval().to(device=device, dtype=dtype)
+    placed = copy_of(model).eval().to(device=device, dtype=dtype)
     inputs = tuple(
         x.detach().to(device=device, dtype=dtype if x.is_floating_point() else x.dtype)
         for x in example_inputs

@@ -8,7 +8,6 @@ tensors) multiply by the zeros like by any number: no speed, only files that com
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from halpiee.errors import MissingError, StructureError, UsageError
+from latency.copies import copy_of
 
 __all__ = ["Zeros", "follows", "semi_structured", "with_zeros", "zeros_in"]
 
@@ -80,7 +80,7 @@ def with_zeros(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         StructureError: a mask of a parameter that is not there, or of another shape.
     """
-    copied = copy.deepcopy(model)
+    copied = copy_of(model)
     parameters = dict(copied.named_parameters())
     with torch.no_grad():
         for name, mask in masks.items():
@@ -154,7 +154,7 @@ def semi_structured(model: nn.Module, *, device: str = "cuda") -> tuple[nn.Modul
             f"semi-structured tensors were asked for on {device}, of compute capability "
             f"{capability[0]}.{capability[1]}; they need 8.0 or newer: export to ONNX instead, where zeros stay"
         )
-    copied = copy.deepcopy(model).eval().to(device)
+    copied = copy_of(model).eval().to(device)
     left, made = {}, 0
     for name, module in copied.named_modules():
         if not isinstance(module, nn.Linear):

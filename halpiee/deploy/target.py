@@ -7,7 +7,6 @@ choice by trying) is put back.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from latency.backends.onnxruntime import to_onnx
 from latency.backends.torch_device import Precision
 from latency.backends.torch_module import module_call
 from latency.benchmark import Comparison, compare
+from latency.copies import copy_of
 
 __all__ = ["Target", "in_terms_of", "restored"]
 
@@ -166,7 +166,7 @@ def _with_ops(structure: Structure, dtype: str, layout: str) -> Structure:
 
 def folded(model: nn.Module) -> nn.Module:
     """Returns a copy with batch norms in the weights before them, as ops are profiled; as it is where it cannot be."""
-    model = copy.deepcopy(model).eval()
+    model = copy_of(model).eval()
     try:
         found: nn.Module = fuse(model)
     except Exception:  # a forward that symbolic tracing does not follow keeps its norms

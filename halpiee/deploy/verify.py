@@ -8,7 +8,6 @@ pruning, is compared before (``halpiee.structure.verify``).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from halpiee.errors import MismatchError, UsageError
+from latency.copies import copy_of
 
 __all__ = ["Comparison", "compare", "outputs", "random_batches", "reference", "relative_l2"]
 
@@ -124,7 +124,7 @@ def random_batches(
 
 def reference(model: nn.Module) -> nn.Module:
     """Returns a copy of a model to compare with: on the CPU, float32, eval mode; the model is left alone."""
-    return copy.deepcopy(model).cpu().float().eval()
+    return copy_of(model).cpu().float().eval()
 
 
 def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:

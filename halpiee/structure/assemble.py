@@ -123,6 +123,7 @@ def assemble(recorder: Recorder) -> Structure:
                 for n in {(n.module, n.atoms.size): n for n in recorder.norms}.values()
             ),
             "sources": sources,
+            "stored": recorder.stored,
             "untimed": untimed(recorder),
             "unread": unread(recorder),
             "training_alone": training_alone(recorder),

@@ -26,6 +26,7 @@ from halpiee.structure.modes import Dispatch, Path
 from halpiee.structure.probe import Cut
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.stand_ins import StandIn, looked_on, stand_in_for
+from halpiee.structure.stored import left_behind, snapshot
 
 __all__ = ["NeedsValuesError", "record"]
 
@@ -77,7 +78,9 @@ def record(
             recorder.inputs.append((f"input#{index + 1}" if index else "input", int(atom[0])))
             recorder.set(tensor, Tag().with_axes([atom.reshape((1,) * tensor.dim())] if tensor.dim() else []))
             recorder.given[recorder.value(tensor)] = f"input#{index + 1}"
+        before = snapshot(copied.model)
         ended(recorder, forward(copied, recorder), "feeds the network's output")
+        recorder.stored = left_behind(copied.model, before)
         recorder.evaluation_ended()
         if training:
             trained(copied, recorder, must=cut is not None)

@@ -6,7 +6,6 @@ ones only. The output equals the shrunk model's exactly, in exact arithmetic.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,8 @@ from halpiee.structure.groups import Structure
 from halpiee.structure.heads import unnested
 from halpiee.structure.kept_norm import watch_norms
 from halpiee.structure.shrink import alive_of, check_shapes, shrink
+from halpiee.structure.stored import forgotten
+from latency.copies import copy_of
 
 __all__ = ["masked", "relative_error", "verify"]
 
@@ -38,7 +39,7 @@ def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -
     alive = structure.keep_vector(keep)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     check_shapes(tensors, structure.details["shapes"])
-    full = copy.deepcopy(model)
+    full = copy_of(model)
     copies = dict(full.named_parameters()) | dict(full.named_buffers())
     with torch.no_grad():
         for slot in structure.slots:
@@ -59,6 +60,7 @@ def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -
     for path, channels in kept.items():
         watch_norms(full.get_submodule(path), channels)
     unnested(full)
+    forgotten(full, structure.details["stored"])
     return full
 
 
@@ -119,7 +121,7 @@ def verify(
     """
     generator = torch.Generator().manual_seed(seed)
     full = masked(model, structure, keep).eval()
-    compact = (shrink(model, structure, keep) if compact is None else copy.deepcopy(compact)).eval()
+    compact = (shrink(model, structure, keep) if compact is None else copy_of(compact)).eval()
     places = [x.device for x in tensors_of(example_inputs)]
     if places:
         full, compact = full.to(places[0]), compact.to(places[0])

@@ -16,6 +16,7 @@ from halpiee.structure.calls import Call, Event, LayerCall, NormCall, Role, Side
 from halpiee.structure.decisions import Decisions
 from halpiee.structure.labels import Label, Tag, along, varying
 from halpiee.structure.moves import Move
+from halpiee.structure.stored import Stored
 from halpiee.structure.units import Atoms, Units
 
 __all__ = ["Recorder"]
@@ -92,6 +93,7 @@ class Recorder:
         self.training = False
         self.scalars: list[tuple[str, tuple[Any, ...], Atoms]] = []
         self.made: list[tuple[Any, ...]] = []
+        self.stored: tuple[Stored, ...] = ()
         self.output_shapes: list[tuple[int, ...]] = []
         self.failed: list[Atoms] = []
         self.failed_at = ""

@@ -5,7 +5,6 @@ Only copies are made; the model, its gradients and its optimizer stay as they ar
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, overload
 
@@ -18,7 +17,9 @@ from torch.optim import Optimizer
 from halpiee.errors import StructureError
 from halpiee.structure.groups import Structure
 from halpiee.structure.heads import adapted
+from halpiee.structure.stored import Stored, forgotten
 from halpiee.structure.vanish import emptied
+from latency.copies import copy_of
 
 __all__ = ["alive_of", "apply_kept", "check_shapes", "holds_number", "kept_in", "shrink"]
 
@@ -60,7 +61,12 @@ def shrink(
         for a in structure.details["attributes"]
     ]
     cut: nn.Module | tuple[nn.Module, Optimizer] = apply_kept(
-        model, kept, attributes, structure.details["shapes"], optimizer
+        model,
+        kept,
+        attributes,
+        structure.details["shapes"],
+        optimizer,
+        structure.details["stored"],
     )
     return cut
 
@@ -91,6 +97,7 @@ def apply_kept(
     attributes: list[tuple[str, str, int | None, int]],
     shapes: Mapping[str, tuple[int, ...]],
     optimizer: Optimizer | None,
+    stored: Iterable[Stored] = (),
 ) -> Any:
     """Copies the model with its tensors sliced and its modules' numbers set.
 
@@ -100,6 +107,7 @@ def apply_kept(
         attributes: module path, attribute, index into it or None, new value.
         shapes: tensor name → shape of the traced model, to be checked.
         optimizer: the optimizer to copy alike, or None.
+        stored: what the model's forwards leave on its modules, which the copy begins without.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     check_shapes(tensors, shapes)
@@ -114,13 +122,14 @@ def apply_kept(
         for value in state.values():
             if isinstance(value, Tensor) and dims and value.shape == parameter.shape:
                 state_memo[id(value)] = sliced(value, dims)
-    compact = copy.deepcopy(model, memo)
+    compact = copy_of(model, memo)
     modules = dict(compact.named_modules())
     for path, name, at, value in attributes:
         if path in modules:
             set_number(modules[path], name, at, value)
     emptied(compact)
     adapted(compact)
+    forgotten(compact, stored)
     if optimizer is None:
         return compact
     return compact, copied_optimizer(optimizer, model, compact, state_memo)
@@ -213,7 +222,7 @@ def copied_optimizer(
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             memo.setdefault(id(parameter), parameter)
-    copied = copy.deepcopy(optimizer, memo)
+    copied = copy_of(optimizer, memo)
     for name, value in vars(optimizer).items():
         if name not in vars(copied):
             setattr(copied, name, value)

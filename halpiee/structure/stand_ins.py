@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -18,7 +17,9 @@ from halpiee.structure.heads import adapted
 from halpiee.structure.modes import Api, Dispatch, Path, Watch
 from halpiee.structure.probe import Cut
 from halpiee.structure.shrink import set_number, sliced
+from halpiee.structure.stored import forgotten
 from halpiee.structure.vanish import emptied
+from latency.copies import copy_of
 
 __all__ = ["StandIn", "Tensors", "looked_on", "stand_in_for"]
 
@@ -70,7 +71,7 @@ def stand_in_for(
         named[name] = nn.Parameter(data, requires_grad=False) if isinstance(tensor, nn.Parameter) else data
         memo[id(tensor)] = named[name]
     try:
-        copied = copy.deepcopy(model, memo).eval()
+        copied = copy_of(model, memo).eval()
         adapted(copied, always=True)
     except Exception as error:
         raise StructureError(
@@ -81,6 +82,7 @@ def stand_in_for(
     for path, name, at, value in cut.attributes if cut is not None else ():
         set_number(modules[path], name, at, value)
     emptied(copied)
+    forgotten(copied, ())
     return StandIn(copied, named, like.nested(example_inputs), like.fake_mode)
 
 

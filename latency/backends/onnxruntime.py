@@ -216,15 +216,15 @@ def to_onnx(
     Raises:
         UsageError: PyTorch cannot export the model.
     """
-    import copy
-
     import torch
+
+    from latency.copies import copy_of
 
     inputs = tuple(x.detach().cpu() for x in example_inputs)
     if dynamic_batch:
         # torch.export takes a batch of one for a constant where code asks for memory layouts (ConvNeXt).
         inputs = tuple(torch.cat([x, x]) if x.dim() and len(x) == 1 else x for x in inputs)
-    trained = copy.deepcopy(model).cpu().eval()
+    trained = copy_of(model).cpu().eval()
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
     with torch.no_grad():

@@ -38,9 +38,9 @@ def module_call(
         channels_last: whether images lie in NHWC order.
         repeats: forwards in one call; the difference of two such calls is a forward without launch and graph entry.
     """
-    import copy
-
     import torch
+
+    from latency.copies import copy_of
 
     if not hasattr(module, "forward") or example_inputs is None:
         raise UsageError(
@@ -48,7 +48,7 @@ def module_call(
             "example_inputs, a tuple of tensors"
         )
     place, dtype = resolved_device(device), dtype_of(precision)
-    model: nn.Module = copy.deepcopy(module).eval().to(device=place, dtype=dtype)
+    model: nn.Module = copy_of(module).eval().to(device=place, dtype=dtype)
     inputs = tuple(
         x.detach().to(device=place, dtype=dtype if x.is_floating_point() else x.dtype) for x in example_inputs
     )
