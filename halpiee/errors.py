@@ -13,6 +13,7 @@ from latency.errors import (
     StructureError,
     UnsupportedOpError,
     UsageError,
+    WriteError,
 )
 
 
@@ -33,4 +34,5 @@ __all__ = [
     "StructureError",
     "UnsupportedOpError",
     "UsageError",
+    "WriteError",
 ]

@@ -8,7 +8,8 @@ The tree (the root stands here because ``latency`` imports nothing of ``halpiee`
     │   ├── BudgetError               2  a budget below what the smallest network needs (.minimum)
     │   ├── StructureError            2  a model, keep or plan that does not fit
     │   ├── DataError                 2  a data source that is empty, unreadable or of another shape
-    │   └── OutputInUseError          2  an output path that already holds something
+    │   ├── OutputInUseError          2  an output path that already holds something
+    │   └── WriteError                2  a file that cannot be written: no space, no permission, no such place
     ├── MissingError                  3  a device, driver or extra that is not there
     │   └── UnsupportedOpError        3  an op that a backend cannot build
     └── PromiseError                  4  the result misses its promise
@@ -34,6 +35,7 @@ __all__ = [
     "StructureError",
     "UnsupportedOpError",
     "UsageError",
+    "WriteError",
 ]
 
 
@@ -74,7 +76,11 @@ class DataError(UsageError):
 
 
 class OutputInUseError(UsageError):
-    """An output path that already holds something; nothing was written."""
+    """An output path that already holds something, or that another process writes; nothing was written."""
+
+
+class WriteError(UsageError):
+    """A file that cannot be written: no space, no permission, no such place; what was there is unchanged."""
 
 
 class MissingError(HalpieeError):

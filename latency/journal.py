@@ -47,9 +47,9 @@ class Journal:
             raise OutputInUseError(
                 f"{path} exists already and was left alone; name another file, or let the sweep resume it"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise UsageError(
                 f"a profile was to be written to {path}, which cannot be opened: {error.strerror}; name another file"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latency._files import write
 from latency.inspect import inspect
 from latency.op import Op
 from latency.profiles import Profile
@@ -58,7 +60,9 @@ def draw(profile: Profile, path: str | Path, *, tables: int | None = None) -> in
     _legend(figure)
     for row, key in zip(axes, chosen, strict=True):
         _row(row, profile, found[key], words[key])
-    figure.savefig(path, dpi=100, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
+    kind, content = Path(path).suffix[1:], io.BytesIO()
+    figure.savefig(content, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
+    write(path, content.getvalue())
     pyplot.close(figure)
     return len(chosen)
 

@@ -9,15 +9,15 @@ is left out. Nothing in it is ever executed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from latency._files import write
 from latency.caches import COLD, WARM, few_weights
 from latency.device import differences, environment_id
-from latency.errors import OutputInUseError, ProfileError
+from latency.errors import ProfileError
 from latency.op import IMAGE_CHANNELS, Op
 from latency.table import Table
 
@@ -94,23 +94,10 @@ class Profile:
 
         Raises:
             OutputInUseError: the file exists.
+            WriteError: it cannot be written.
         """
-        path = Path(path)
-        if path.exists() and not overwrite:
-            raise OutputInUseError(
-                f"{path} exists already and was left alone; give another name or remove it"
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         lines = [header_line(self.environment), *(_line(c) for c in self.pack().cells)]
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                file.write("\n".join(lines) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write(path, "\n".join(lines) + "\n", overwrite=overwrite)
 
     def has_table(self, op: Op) -> bool:
         """Returns whether any cell of the op's table was measured."""

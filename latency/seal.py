@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latency._files import write
+from latency.errors import OutputInUseError, WriteError
+
 __all__ = ["seal", "sealed"]
 
 
@@ -41,15 +44,10 @@ def _key() -> bytes:
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "halpiee"
     path = home / "engine.key"
     if not path.is_file():
-        home.mkdir(parents=True, exist_ok=True)
-        part = home / f".engine.key.{os.getpid()}"
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
         try:
-            os.link(part, path)  # the first of two processes wins
-        except FileExistsError:
+            write(path, secrets.token_bytes(32), private=True)
+        except OutputInUseError:  # another process made it just now
             pass
-        finally:
-            part.unlink()
+        except WriteError as error:
+            raise OSError(str(error)) from error
     return path.read_bytes()

@@ -6,13 +6,13 @@ Only a way out: a profile is read from JSON Lines alone.
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from latency.errors import OutputInUseError, UsageError
+from latency._files import write
+from latency.errors import UsageError
 from latency.profiles import KEYS, Profile
 
 __all__ = ["ENDINGS", "columns", "export"]
@@ -43,26 +43,21 @@ def export(profile: Profile, path: str | Path) -> None:
         raise UsageError(
             f"cells were to be written to {path}; they are written as {' or '.join(ENDINGS)}: end the name so"
         )
-    if path.exists():
-        raise OutputInUseError(f"{path} exists already and was left alone; give another name or remove it")
-    write: Callable[[dict[str, list[Any]], Path], None] = _csv if path.suffix == ".csv" else _parquet
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(columns(profile), part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write(path, (_csv if path.suffix == ".csv" else _parquet)(columns(profile)))
 
 
-def _csv(table: dict[str, list[Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(table)
-        writer.writerows(zip(*table.values(), strict=True))
+def _csv(table: dict[str, list[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(table)
+    writer.writerows(zip(*table.values(), strict=True))
+    return text.getvalue().encode()
 
 
-def _parquet(table: dict[str, list[Any]], path: Path) -> None:
+def _parquet(table: dict[str, list[Any]]) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 
-    parquet.write_table(pa.table(table), path)
+    content = io.BytesIO()
+    parquet.write_table(pa.table(table), content)
+    return content.getvalue()

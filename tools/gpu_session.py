@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from latency._files import write
+
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = 20.0
 """A step is not begun with fewer seconds left."""
@@ -288,9 +290,7 @@ def run(chosen: list[Step], out: Path, seconds: float) -> int:
                 spent = round(time.monotonic() - began, 1)
                 ended[step.name] = {"ended": how, "seconds": spent, "command": command}
             print(f"{step.name}: {ended[step.name]['ended']}", flush=True)
-            part = record.with_name(".session.json.part")
-            part.write_text(json.dumps(ended, indent=1))
-            part.replace(record)
+            write(record, json.dumps(ended, indent=1), overwrite=True)
         late = {step.name for step in waiting if ended[step.name]["ended"] == "out of time"}
         if not late or end - time.monotonic() < LEAST:
             break

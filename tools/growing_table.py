@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halpiee.errors import HalpieeError
+from latency._files import write
 
 __all__ = ["GrowingTable"]
 
@@ -97,9 +98,8 @@ class GrowingTable:
             print(rows[name], flush=True)
             if given.out is not None:
                 known = written(given.out) | {name: rows[name]}
-                part = given.out.with_name(given.out.name + ".part")
-                part.write_text(self.text([known[n] for n in self.names if n in known]), encoding="utf-8")
-                part.replace(given.out)
+                text = self.text([known[n] for n in self.names if n in known])
+                write(given.out, text, overwrite=True)
         return 1 if any(MISSING in rows[name] for name in chosen) else 0
 
 

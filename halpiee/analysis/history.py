@@ -5,6 +5,7 @@ A method never computes metrics: a history listens to it and keeps (step, event,
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from halpiee.errors import OutputInUseError, UsageError
+from halpiee.errors import UsageError
 from halpiee.sparsity.mask import Mask
+from latency._files import write
 
 __all__ = ["Entry", "History"]
 
@@ -131,18 +133,15 @@ class History:
         Raises:
             OutputInUseError: the file exists.
         """
-        if path.exists():
-            raise OutputInUseError(
-                f"the history was to be written to {path}, which exists; choose another name"
-            )
         about = {
             "sizes": {name: list(shape) for name, shape in self.sizes.items()},
             "entries": [[e.step, e.event] for e in self.entries],
         }
         text = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
         arrays = {f"{i}/{name}": bits for i, e in enumerate(self.entries) for name, bits in e.packed.items()}
-        with path.open("xb") as file:
-            np.savez_compressed(file, about=text, **arrays)  # type: ignore[arg-type]
+        content = io.BytesIO()
+        np.savez_compressed(content, about=text, **arrays)  # type: ignore[arg-type]
+        write(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> History:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import signal
@@ -24,8 +26,9 @@ from halpiee.cli import (
     reporting,
     train,
 )
-from halpiee.cli.common import Interrupted
+from halpiee.cli.common import Interrupted, say
 from halpiee.errors import HalpieeError
+from halpiee.interrupts import ending_signals
 
 __all__ = ["main", "program"]
 
@@ -62,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Spinning worker threads make torch up to thirty times slower on a shared machine; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a locale without µ or × is no reason to fail
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="replace")
     try:
         with _terminable():
             code = program.main(arguments, prog_name="halpiee", standalone_mode=False)
@@ -71,15 +77,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         error.show()
         code = _failed(error.format_message(), "UsageError", error.exit_code, arguments)
     except HalpieeError as error:
-        click.echo(f"halpiee: {error}", err=True)
+        say(f"halpiee: {error}")
         code = _failed(str(error), type(error).__name__, error.exit_code, arguments)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            raise
+        text = f"the system refused a file{_named(error)}: {error.strerror}; mend that and type the same command again"
+        say(f"halpiee: {text}")
+        code = _failed(text, "WriteError", 2, arguments)
     except (KeyboardInterrupt, click.Abort) as stop:
         why = stop.__cause__ if isinstance(stop, click.Abort) else stop
         left = str(why) if isinstance(why, Interrupted) else "nothing was saved; type the same command again"
         text = f"interrupted; {left}"
-        click.echo(f"halpiee: {text}", err=True)
+        say(f"halpiee: {text}")
         code = _failed(text, "Interrupted", 130, arguments)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _named(error: OSError) -> str:
+    return f", {error.filename}" if error.filename else ""
 
 
 def _failed(text: str, kind: str, code: int, arguments: Sequence[str]) -> int:
@@ -91,17 +107,18 @@ def _failed(text: str, kind: str, code: int, arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Makes SIGTERM the interrupt that Ctrl-C is; training, which saves its state first, has a handler of its own."""
+    """Makes SIGTERM and SIGHUP the interrupt that Ctrl-C is; training, which saves its state first, has its own."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = {number: signal.signal(number, interrupt) for number in ending_signals()}
     except ValueError:  # signals belong to the main thread; elsewhere the caller's handling stays
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say
-from halpiee.errors import OutputInUseError, UsageError
+from halpiee.errors import UsageError
+from latency._files import check_place
 
 if TYPE_CHECKING:
     from halpiee.cli.contestants import Contestant
@@ -122,8 +123,8 @@ def command(
         raise UsageError(
             f"--callers {callers} was asked of a latency; add --mode throughput, or leave --callers out"
         )
-    if csv_file is not None and csv_file.exists():
-        raise OutputInUseError(f"--csv {csv_file} exists; choose another name, nothing is overwritten")
+    if csv_file is not None:
+        check_place(csv_file)
     from halpiee.cli.contestants import contestants
     from halpiee.cli.standings import show, write_csv
 

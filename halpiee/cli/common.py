@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,7 +49,8 @@ def examples(*lines: str) -> str:
 
 def say(text: str) -> None:
     """Talks, on stderr."""
-    click.echo(text, err=True)
+    with suppress(OSError):  # the terminal was closed: the work goes on without it
+        click.echo(text, err=True)
 
 
 def answer(value: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> None:
@@ -78,7 +80,35 @@ def screen(*, stderr: bool = False, width: int | None = None) -> Console:
     """Returns a console that prints names as they are: no markup, no ``:two:`` that becomes a picture."""
     from rich.console import Console
 
-    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+    file: Any = _Stderr() if stderr else None
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+
+class _Stderr:
+    """The standard error of the moment; what cannot be written because the terminal was closed is lost."""
+
+    encoding = property(lambda self: self._now.encoding)
+
+    @property
+    def _now(self) -> Any:
+        return getattr(
+            sys.stderr, "rich_proxied_file", sys.stderr
+        )  # rich puts itself there while a bar moves
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._now.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._now.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._now.isatty())
+
+    def fileno(self) -> int:
+        return int(self._now.fileno())
 
 
 def input_size(text: str) -> tuple[int, ...]:

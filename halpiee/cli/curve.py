@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from halpiee.errors import BudgetError, OutputInUseError
+from halpiee.errors import BudgetError
+from latency._files import check_place, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,11 +32,11 @@ def check_picture(path: Path) -> None:
     Raises:
         click.BadParameter: another ending than .svg or .png.
         OutputInUseError: the file exists.
+        WriteError: it cannot be written.
     """
     if path.suffix not in (".svg", ".png"):
         raise click.BadParameter(f"--plot {path} is no picture; end the name in .svg or .png")
-    if path.exists():
-        raise OutputInUseError(f"--plot {path} exists; choose another name, nothing is overwritten")
+    check_place(path)
 
 
 def solve_curve(
@@ -184,5 +186,7 @@ def draw_curve(
     shares.set_xlabel("share of the dense latency")
     axes.legend(loc="lower right", frameon=False)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    kind, content = path.suffix[1:], io.BytesIO()
+    figure.savefig(content, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    write(path, content.getvalue())
     pyplot.close(figure)

@@ -44,6 +44,7 @@ def export_engine(
         as_json: whether the answer is one JSON object.
     """
     from halpiee.deploy.tensorrt import Batches, build_engine, trtexec_line
+    from latency._files import check_place
     from latency.backends.tensorrt_builder import Settings
 
     batches = Batches.of(batch)
@@ -59,6 +60,7 @@ def export_engine(
         line = trtexec_line(onnx, out, batches=batches, shape=shape, settings=settings, name=name)
         answer({"onnx": str(onnx), "engine": str(out), "trtexec": line}, as_json, lambda: say(line))
         return
+    check_place(out, overwrite=True)
     if given is None and onnx.exists():
         raise OutputInUseError(
             f"{onnx}, which would go beside {out}, exists; take it (`halpiee export {onnx} --format tensorrt "
@@ -92,7 +94,7 @@ def _write_onnx(
     network: Network, onnx: Path, precision: str, seed: int
 ) -> Callable[[dict[str, Any]], list[Any]] | None:
     """Writes the artefact; returns what computes its outputs where ONNX Runtime's CPU cannot (bfloat16)."""
-    from halpiee.deploy.onnx import converted, export_onnx, write_atomically
+    from halpiee.deploy.onnx import converted, export_onnx
 
     if precision != "bf16":
         half: Literal["fp32", "fp16"] = "fp16" if precision == "fp16" else "fp32"
@@ -104,10 +106,11 @@ def _write_onnx(
 
     from halpiee.deploy.metadata import write_metadata
     from halpiee.deploy.verify import outputs, reference
+    from latency._files import write
 
     proto = converted(network.model, network.example, precision="bf16")
     write_metadata(proto, {**network.metadata, "precision": "bf16"})
-    write_atomically(onnx, proto.SerializeToString())
+    write(onnx, proto.SerializeToString())
     trusted = reference(network.model)
     return lambda inputs: outputs(trusted, tuple(torch.from_numpy(x) for x in inputs.values()))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say, screen
-from halpiee.errors import OutputInUseError, StructureError
+from halpiee.errors import StructureError
+from latency._files import check_place, write
 
 __all__ = ["command"]
 
@@ -41,8 +42,8 @@ def command(
 ) -> None:
     """Say per layer of MODEL whether channels can go, or which op holds them; list ties and protected ends."""
     shape = input_size(size)
-    if ops is not None and ops.exists():
-        raise OutputInUseError(f"--ops {ops} exists; choose another name, nothing is overwritten")
+    if ops is not None:
+        check_place(ops)
     from halpiee.cli.loading import traced
     from halpiee.selection.protect import first_group, protected
     from halpiee.structure.explain import explain
@@ -67,7 +68,7 @@ def command(
         shielding = f"{first} is of the first layer alone; plan --protect-first leaves it whole"
     if ops is not None:
         unique = {json.dumps(timed.op.key(), sort_keys=True): None for timed in structure.ops}
-        ops.write_text("".join(f"{line}\n" for line in unique))
+        write(ops, "".join(f"{line}\n" for line in unique))
         say(f"{len(unique)} ops in {ops}")
 
     def show() -> None:

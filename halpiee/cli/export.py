@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say
-from halpiee.errors import OutputInUseError, UsageError
+from halpiee.errors import UsageError
+from latency._files import check_place
 
 if TYPE_CHECKING:
     from halpiee.cli.subjects import Network
@@ -132,8 +133,7 @@ def command(
         )
     if half_io and precision != "fp16":
         raise UsageError("--half-io was asked of an fp32 file; add --precision fp16, or leave it out")
-    if out.exists():
-        raise OutputInUseError(f"--out {out} exists; choose another name, nothing is overwritten")
+    check_place(out)
     network = _network(source, dense, plan, weights, precision, size, **options)
     from halpiee.deploy.onnx import export_onnx, stamp
 

@@ -9,6 +9,7 @@ import click
 
 from halpiee.cli.common import answer, examples, json_option, screen
 from halpiee.cli.curve import check_picture
+from latency._files import check_place
 
 __all__ = ["command", "merge", "pack"]
 
@@ -39,6 +40,8 @@ def command(profile: Path, plot: Path | None, tables: int | None, cells: Path | 
 
     if plot is not None:
         check_picture(plot)
+    if cells is not None:
+        check_place(cells)
     loaded = latency.Profile.load(profile)
     if cells is not None:
         from latency.tabular import export

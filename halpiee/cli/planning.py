@@ -9,7 +9,8 @@ import click
 
 from halpiee import advice
 from halpiee.cli.common import SIZES, ScreenTalk, answer, examples, input_size, json_option, kept_in
-from halpiee.errors import OutputInUseError, UsageError
+from halpiee.errors import UsageError
+from latency._files import check_place
 
 if TYPE_CHECKING:
     from halpiee.cli.limiting import Limit
@@ -144,8 +145,8 @@ def command(
         )
     us, fraction = parse_budget(budget)
     others, ranges = [parse_also(text) for text in also], parse_between(between)
-    if out is not None and out.exists():
-        raise OutputInUseError(f"--out {out} exists; choose another name, nothing is overwritten")
+    if out is not None:
+        check_place(out)
     if plot is not None:
         check_picture(plot)
         sweep = True

@@ -44,11 +44,11 @@ def command(run: Path, layers: bool, trust: bool, as_json: bool) -> None:
     promise = report["promise"]
     if layers:
         report |= _measured_again(run, trust)
-    from halpiee.deploy.onnx import write_atomically
     from halpiee.report import render_html, render_markdown, table
+    from latency._files import write
 
     for name, text in (("report.html", render_html(report)), ("report.md", render_markdown(report))):
-        write_atomically(run / name, text.encode(), overwrite=True)
+        write(run / name, text, overwrite=True)
 
     def show() -> None:
         screen().print(table(report))

@@ -15,6 +15,8 @@ def write_csv(path: Path, result: dict[str, Any]) -> None:
     import csv
     import io
 
+    from latency._files import write
+
     shared = {key: result[key] for key in ("mode", "against", "threads", "clock")}
     shared |= {key: result["environment"].get(key) for key in ("device", "backend_version")}
     text = io.StringIO()
@@ -30,10 +32,7 @@ def write_csv(path: Path, result: dict[str, Any]) -> None:
     writer = csv.DictWriter(text, fieldnames=list(lines[0]))
     writer.writeheader()
     writer.writerows(lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.getvalue(), encoding="utf-8", newline="")
-    part.replace(path)
+    write(path, text.getvalue())
 
 
 def show(result: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ import click
 
 from halpiee.cli.common import ScreenTalk, answer, examples, json_option, kept_in, say, screen
 from halpiee.cli.grouped import GroupedCommand, heading
-from halpiee.errors import OutputInUseError, UsageError
+from halpiee.errors import OutputInUseError, UsageError, WriteError
+from latency._files import contents
 
 if TYPE_CHECKING:
     from halpiee.training.settings import Settings
@@ -224,7 +225,8 @@ def gather(
 
 def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool) -> None:
     """Runs the settings in the folder, prints the table, exits 4 when the promise is missed."""
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # What a run that was refused has left is taken; anything else is refused before torch is loaded.
+    if not resume and out.exists() and (not out.is_dir() or set(contents(out)) - {"profile.jsonl"}):
         raise OutputInUseError(
             f"--out {out} already holds something; add --resume to continue a run there, or choose another folder"
         )
@@ -234,7 +236,10 @@ def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool) -> 
     again = f"the run is saved; `halpiee train --resume --out {shlex.quote(str(out))}` continues it"
     with kept_in(out / "settings.json", again):
         run = Run.open(settings, out, ScreenTalk(), resume=resume)
-        report = execute(run)
+        try:
+            report = execute(run)
+        except WriteError as error:
+            raise WriteError(f"{error}; {again}") from error
 
     def show() -> None:
         from halpiee.report import table

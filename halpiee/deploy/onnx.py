@@ -7,7 +7,6 @@ when all of that holds: it is written beside it and renamed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from halpiee import __version__
 from halpiee.deploy.folding import fold_batch_norm, fold_constants
 from halpiee.deploy.metadata import write_metadata
 from halpiee.deploy.verify import Comparison, compare, outputs, random_batches, reference
-from halpiee.errors import MismatchError, OutputInUseError, UsageError
+from halpiee.errors import MismatchError, UsageError
+from latency._files import check_place, write
 from latency.copies import copy_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ __all__ = [
     "export_onnx",
     "fold_batch_norm",
     "onnx_outputs",
-    "write_atomically",
 ]
 
 Precision = Literal["fp32", "fp16"]
@@ -109,7 +108,7 @@ def export_onnx(
     import onnx
 
     path = Path(path)
-    _refuse_existing(path, overwrite)
+    check_place(path, overwrite=overwrite)
     allowed = TOLERANCE[precision] if tolerance is None else tolerance
     trusted = reference(model)
     inputs = tuple(x.detach().cpu() for x in example_inputs)
@@ -133,7 +132,7 @@ def export_onnx(
         random_batches(inputs, batches, seed=seed),
     )
     _refuse_mismatch(path, precision, result, allowed)
-    write_atomically(path, proto.SerializeToString(), overwrite=overwrite)
+    write(path, proto.SerializeToString(), overwrite=overwrite)
     return ExportReport(
         path=path,
         size_bytes=path.stat().st_size,
@@ -175,7 +174,7 @@ def stamp(path: Path, metadata: Mapping[str, str]) -> None:
 
     model = onnx.load(str(path))
     write_metadata(model, metadata)
-    write_atomically(path, model.SerializeToString(), overwrite=True)
+    write(path, model.SerializeToString(), overwrite=True)
 
 
 def onnx_outputs(
@@ -196,25 +195,6 @@ def onnx_outputs(
         return [a.astype(np.float32) if a.dtype == np.float16 else a for a in arrays]
 
     return run
-
-
-def write_atomically(path: Path, content: bytes, *, overwrite: bool = False) -> None:
-    """Writes a file so that it is there whole or not at all.
-
-    Raises:
-        OutputInUseError: it exists, and may not be replaced.
-    """
-    _refuse_existing(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _try(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -259,15 +239,6 @@ def _take_float32(proto: onnx.ModelProto) -> None:
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
-
-
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.is_dir():
-        raise OutputInUseError(
-            f"{path} was asked as the file to write, but is a folder; give the name of a file"
-        )
-    if path.exists() and not overwrite:
-        raise OutputInUseError(f"{path} exists already and was left alone; give another name or remove it")
 
 
 def _refuse_mismatch(path: Path, precision: str, result: Comparison, allowed: float) -> None:

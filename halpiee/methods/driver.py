@@ -163,8 +163,9 @@ class Sparse:
         return state_of(self)
 
     def load_record(self, state: Mapping[str, Any]) -> None:
-        """Takes over what was recorded, not what is active: for a run that goes on with the compact network."""
+        """Takes over what was recorded, and which units were kept: for a run that goes on with the compact network."""
         self.step = state["step"]
+        self.alive = Mask(dict(state["alive"]))
         self.ledger.load(state, masks=False)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

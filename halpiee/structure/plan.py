@@ -19,9 +19,10 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from halpiee.errors import OutputInUseError, StructureError
+from halpiee.errors import StructureError
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import alive_of, apply_kept, holds_number, kept_in
+from latency._files import write
 from latency.outside import parsed, read_bytes, sound
 
 __all__ = ["SCHEMA", "Plan"]
@@ -227,17 +228,9 @@ class Plan:
 
         Raises:
             OutputInUseError: the file is there and may not be replaced; nothing was written.
+            WriteError: it cannot be written.
         """
-        path = Path(path)
-        if path.exists() and not overwrite:
-            raise OutputInUseError(
-                f"the plan was to be written to {path}, which already exists; "
-                "choose another name or remove it"
-            )
-        text = indented({"schema": SCHEMA, **asdict(self)})
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write(path, indented({"schema": SCHEMA, **asdict(self)}), overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

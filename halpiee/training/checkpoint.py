@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,25 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
+from latency._files import write
 
 __all__ = ["fill", "load_state", "load_weights", "save_json", "save_state", "save_weights"]
 
 
-def _replace(path: Path, write: Any) -> None:
-    """Writes beside ``path``, flushes to disk, then renames over it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Saves tensors and plain values; only ``load_state`` reads them back."""
-    _replace(path, lambda temporary: torch.save(dict(state), temporary))
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    write(path, content.getvalue(), overwrite=True)
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
@@ -52,10 +43,10 @@ def save_weights(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Saves a state dict as safetensors."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(plain, temporary, dict(metadata or {})))
+    write(path, save(plain, dict(metadata or {})), overwrite=True)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -107,4 +98,4 @@ def save_json(path: Path, value: Any) -> None:
         return item
 
     text = json.dumps(clean(value), indent=1, allow_nan=False) + "\n"
-    _replace(path, lambda temporary: Path(temporary).write_text(text))
+    write(path, text, overwrite=True)

@@ -20,6 +20,7 @@ from halpiee.training import record
 from halpiee.training.checkpoint import save_json
 from halpiee.training.curve import curve
 from halpiee.training.settings import Settings, parse_budget
+from latency._files import write
 from latency.benchmark import Comparison
 
 if TYPE_CHECKING:
@@ -143,8 +144,8 @@ def write_report(
             run.folder / f"{label}.onnx",
             run_metadata(report, plan=run.folder / "plan.json", run=s.digest, side=label),
         )
-    (run.folder / "report.html").write_text(render_html(report))
-    (run.folder / "report.md").write_text(render_markdown(report))
+    write(run.folder / "report.html", render_html(report), overwrite=True)
+    write(run.folder / "report.md", render_markdown(report), overwrite=True)
     save_json(run.folder / "report.json", report)
     return read_report(run.folder)
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from halpiee.errors import PromiseError
+from halpiee.interrupts import ending_signals
 from halpiee.methods.driver import Sparse
 from halpiee.training.checkpoint import save_state
 from halpiee.training.data import Data
@@ -92,16 +93,19 @@ def pick_threads(step: Callable[[], object], *, steps: int = 3) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Turns the first SIGINT or SIGTERM into a note, so that a step is finished and the state saved; a second kills."""
+    """Turns the first signal to end into a note, so that a step is finished and the state saved; a second kills.
+
+    Not a second SIGHUP: a terminal that is closed sends it itself, and its shell once more.
+    """
     caught: list[int] = []
 
     def note(number: int, _: object) -> None:
-        if caught:
+        if caught and number != getattr(signal, "SIGHUP", None):
             raise KeyboardInterrupt
         caught.append(number)
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, note) for number in ending_signals()}
     except ValueError:  # signals belong to the main thread; elsewhere the caller's handling stays
         yield caught
         return

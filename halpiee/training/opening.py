@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +28,26 @@ from halpiee.training.network import network
 from halpiee.training.settings import Settings
 from halpiee.training.stored import FILE, read_values
 from halpiee.zoo import resolve
+from latency._files import contents
 
-__all__ = ["check_cells", "check_folder", "check_settings"]
+__all__ = ["PROFILE", "check_alone", "check_cells", "check_folder", "check_settings", "holds_cells"]
+
+PROFILE = "profile.jsonl"
+"""Where a run's own profile lies in its folder."""
+
+
+def check_alone() -> None:
+    """Refuses to be one of several processes of a training.
+
+    Raises:
+        UsageError: a launcher started more than one.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size.isdecimal() and int(size) > 1:
+        raise UsageError(
+            f"a launcher started {size} processes (WORLD_SIZE={size}), and a run is trained by one; start "
+            "`halpiee train` without torchrun, or with --nproc-per-node 1"
+        )
 
 
 def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
@@ -39,8 +58,6 @@ def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
         UsageError: ``resume`` was asked of no run, or of one with other settings.
     """
     stored = folder / FILE
-    if folder.exists() and not folder.is_dir():
-        raise OutputInUseError(f"--out {folder} is a file; choose a folder that does not exist yet")
     if stored.is_file():
         if not resume:
             raise OutputInUseError(
@@ -56,10 +73,18 @@ def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
             )
     elif resume:
         raise UsageError(f"--resume was asked, but {folder} holds no run; leave --resume out to start one")
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and set(contents(folder)) - ({PROFILE} if holds_cells(folder / PROFILE) else set()):
         raise OutputInUseError(
             f"--out {folder} is not empty; choose a folder that is empty or does not exist yet"
         )
+
+
+def holds_cells(path: Path) -> bool:
+    """Whether a file is a profile with cells in it: what a run that was refused has left, and the next one takes."""
+    try:
+        return bool(latency.Profile.load(path).cells)
+    except ProfileError:
+        return False
 
 
 def check_settings(settings: Settings) -> None:

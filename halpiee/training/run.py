@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 import latency
 from halpiee.deploy.target import Target
+from halpiee.errors import WriteError
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Plan
@@ -21,11 +23,19 @@ from halpiee.structure.trace import trace
 from halpiee.training.checkpoint import fill
 from halpiee.training.data import Data, load
 from halpiee.training.network import network
-from halpiee.training.opening import check_folder, check_settings
+from halpiee.training.opening import PROFILE, check_alone, check_folder, check_settings, holds_cells
 from halpiee.training.settings import Settings, parse_budget
 from halpiee.training.stored import FILE, save_settings
+from latency._files import FolderLock, contents, remove_leftovers
 
 __all__ = ["Run", "Talk"]
+
+
+TRAINED = {".state", ".safetensors"}
+"""Endings of what training leaves."""
+
+BEFORE_TRAINING = {"settings.json", "seconds.json", "calibration.json", "threads.json"}
+"""What a run writes before it trains, without its profile, which took the longest and serves any other run."""
 
 
 class Talk(Protocol):
@@ -52,30 +62,76 @@ class Run:
         settings: what to do.
         folder: where everything goes.
         talk: told what happens.
+        begun_here: whether this opening made the run, which until then was not there.
+        made: the folders that it made for it.
     """
 
     settings: Settings
     folder: Path
     talk: Talk
+    begun_here: bool = False
+    made: tuple[Path, ...] = ()
 
     # -- opening ----------------------------------------------------------------------------------------------
 
     @classmethod
     def open(cls, settings: Settings, folder: Path, talk: Talk, *, resume: bool = False) -> Run:
-        """Checks everything that can be checked in two seconds, then claims the folder.
+        """Checks everything that can be checked in two seconds, then begins the run; refused, it leaves no trace.
+
+        What a process that died left half written in the folder is removed.
 
         Raises:
             UsageError: unknown model, bad budget, a profile of another device, settings that differ on resume.
             DataError: data that is missing or unreadable.
-            OutputInUseError: the folder holds something, and ``resume`` was not asked.
+            OutputInUseError: the folder holds something, and ``resume`` was not asked; or another run writes it.
+            WriteError: the folder cannot be made or written.
             MissingError: the device is not there.
         """
-        check_folder(settings, folder, resume=resume)
-        check_settings(settings)
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / FILE).is_file():
-            save_settings(folder, settings)
-        return cls(settings, folder, talk)
+        check_alone()
+        lock = FolderLock(folder)
+        try:
+            remove_leftovers(folder)
+            check_folder(settings, folder, resume=resume)
+            check_settings(settings)
+            begun_here = not (folder / FILE).is_file()
+            if begun_here:
+                save_settings(folder, settings)
+        except BaseException:
+            lock.undo()
+            raise
+        lock.close()
+        return cls(settings, folder, talk, begun_here, tuple(lock.made))
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Keeps the folder to this process, until it leaves or dies; a run that is refused within is taken back.
+
+        Raises:
+            OutputInUseError: another run writes the folder.
+        """
+        lock = FolderLock(self.folder)
+        lock.made[:0] = self.made
+        try:
+            yield
+        except WriteError:  # a full disk: what was saved goes on when there is room
+            raise
+        except Exception:
+            self._withdraw(lock)
+            raise
+        finally:
+            lock.close()
+
+    def _withdraw(self, lock: FolderLock) -> None:
+        """Takes back a run that this opening began and that was refused before it trained; a profile is kept.
+
+        The corrected command then finds the folder as it would a new one.
+        """
+        if not self.begun_here or any(path.suffix in TRAINED for path in self.folder.iterdir()):
+            return
+        for name in contents(self.folder):
+            if name in BEFORE_TRAINING or (name == PROFILE and not holds_cells(self.folder / name)):
+                (self.folder / name).unlink()
+        lock.undo()
 
     # -- parts, made when they are needed -----------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from halpiee.training.baseline import train_dense
 from halpiee.training.checkpoint import save_json
 from halpiee.training.closing import write_report
 from halpiee.training.masking import train_masked, train_small
-from halpiee.training.opening import check_cells
+from halpiee.training.opening import PROFILE, check_cells
 from halpiee.training.pruning import train_to_budget
 from halpiee.training.records import read_calibration, read_seconds
 from halpiee.training.rewinding import retrain_of, train_rewound
@@ -39,11 +39,18 @@ T = TypeVar("T")
 
 
 def execute(run: Run) -> dict[str, Any]:
-    """Does every stage of a run that is still to do and returns its report.
+    """Does every stage of a run that is still to do, and returns its report; the folder is its own meanwhile.
 
     Raises:
         BudgetError: no network reaches the budget; the profile is kept.
+        OutputInUseError: another run writes the folder.
+        WriteError: the disk is full; what was saved before is kept.
     """
+    with run.owned():
+        return _stages(run)
+
+
+def _stages(run: Run) -> dict[str, Any]:
     finished = run.folder / "report.json"
     if finished.is_file():
         report = read_report(run.folder)
@@ -104,7 +111,7 @@ def _profile(run: Run) -> latency.Profile:
             [timed.op for timed in run.structure.ops],
             backend=run.target.backend,
             settings=run.target.settings,
-            path=run.folder / "profile.jsonl",
+            path=run.folder / PROFILE,
             resume=True,
             threads=run.target.threads,
             fixed=fixed_sides(run.structure),
@@ -141,11 +148,12 @@ def _check_reachable(run: Run, cost: LatencyCost) -> None:
     try:
         bind(Latency(us=run.budget_us(cost)), Channels(run.build(), run.structure), cost)
     except BudgetError as error:
-        profile = run.settings.profile or str(run.folder / "profile.jsonl")
-        raise BudgetError(
-            f"{error}, in another --out with --profile {profile} (what was measured is kept there)",
-            minimum=error.minimum,
-        ) from error
+        kept = (
+            ""
+            if run.settings.profile
+            else f" (what was measured is kept in {run.folder}; it goes on from there)"
+        )
+        raise BudgetError(f"{error}{kept}", minimum=error.minimum) from error
 
 
 def _train(run: Run, cost: LatencyCost | None) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from latency._files import write
 from latency.errors import UsageError
 from latency.outside import parsed, read_bytes
 from latency.seal import seal, sealed
@@ -36,11 +36,8 @@ def write_engine(path: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
     """
     stated = {**facts, "engine_sha256": hashlib.sha256(plan).hexdigest()}
     content = json.dumps({**stated, "seal": seal(stated)}, indent=1, sort_keys=True).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
     for target, data in ((sidecar(path), content), (path, plan)):
-        part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        part.write_bytes(data)
-        part.replace(target)
+        write(target, data, overwrite=True)
 
 
 def facts_of(path: Path) -> dict[str, Any] | None:

@@ -7,13 +7,13 @@ are named, never numbered: their numbers moved between the majors. Every call he
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latency._files import write
 from latency.backends.cuda import OutOfMemoryError
 from latency.backends.tensorrt_library import import_tensorrt, new_logger
 from latency.errors import UnsupportedOpError, UsageError
@@ -78,9 +78,7 @@ class TimingCache:
         self._saved = time.monotonic()
         if self.path is None or not self._content:
             return
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        part.write_bytes(self._content)
-        part.replace(self.path)
+        write(self.path, self._content, overwrite=True)
 
 
 class Builder:

@@ -44,7 +44,7 @@ def test_packed_masks_come_back_bit_for_bit(history: History, tmp_path: Path) ->
     assert loaded.mask(0).digest() == big.digest()
     assert loaded.mask(1).digest() == (~big).digest()
     assert sum(bits.nbytes for bits in loaded.entries[0].packed.values()) == 14 + 2  # 105 and 11 bits
-    with pytest.raises(OutputInUseError, match="choose another name"):
+    with pytest.raises(OutputInUseError, match="give another name"):
         other.save(tmp_path / "h.npz")
 
 

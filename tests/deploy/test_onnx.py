@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import halpiee
 from halpiee.deploy import onnx as exporting
 from halpiee.deploy.metadata import read_metadata
-from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, stamp, write_atomically
+from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, stamp
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 
 
@@ -145,16 +145,6 @@ def test_outputs_that_are_no_tensors_are_refused_before_the_export(tmp_path: Pat
 
     with pytest.raises(UsageError, match="the model returns str"):
         export_onnx(Text(), EXAMPLE, tmp_path / "net.onnx")
-
-
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, target: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="no space left"):
-        write_atomically(tmp_path / "net.onnx", b"content")
-    assert left_overs(tmp_path) == []
 
 
 def test_the_operator_set_is_one_that_tensorrt_reads(exported: tuple[nn.Module, ExportReport]) -> None:

@@ -102,7 +102,7 @@ def test_a_plan_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     structure = trace(nets.Residual(), (torch.zeros(nets.IMAGE),))
     plan = Plan.from_selection(structure, chosen({}))
     plan.save(tmp_path / "plan.json")
-    with pytest.raises(OutputInUseError, match="already exists; choose another name"):
+    with pytest.raises(OutputInUseError, match="exists already and was left alone; give another name"):
         plan.save(tmp_path / "plan.json")
     plan.save(tmp_path / "plan.json", overwrite=True)
 

@@ -23,6 +23,7 @@ from halpiee.training.settings import Cycle, Masks, Settings
 from halpiee.zoo import build
 
 from .talk import Quiet
+from .test_run import worked_out
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +86,21 @@ def test_filters_are_cut_out_half_way_and_the_plan_says_which(tmp_path: Path) ->
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan
     assert report["promise"]["met"]
+
+
+@pytest.mark.slow  # the same run twice
+@pytest.mark.parametrize("method", ["filter", "iee"])
+def test_a_run_resumed_behind_the_cut_reports_what_the_uninterrupted_one_does(
+    method: str, tmp_path: Path
+) -> None:
+    given = settings(method, units="filters", criterion="l1")
+    whole = execute(given, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        stages.execute(Run.open(given, tmp_path / "cut", Quiet(("pruned", 36))))
+    report = stages.execute(Run.open(given, tmp_path / "cut", Quiet(), resume=True))
+    assert worked_out(report) == worked_out(whole)
+    # conv1 keeps 4 of 8 filters or conv2 6 of 12, as the scores say: 10 of 20 together
+    assert report["history"]["pruned"][-1]["density"] == 0.5
 
 
 @pytest.mark.slow
