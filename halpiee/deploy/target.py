@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx.experimental.optimization import fuse
 
 import latency
+from halpiee.deploy.folded import folded
 from halpiee.errors import UsageError
 from halpiee.structure.groups import Structure
 from latency.backends import load
@@ -24,7 +24,6 @@ from latency.backends.onnxruntime import to_onnx
 from latency.backends.torch_device import Precision
 from latency.backends.torch_module import module_call
 from latency.benchmark import Comparison, compare
-from latency.copies import copy_of
 
 __all__ = ["Target", "in_terms_of", "restored"]
 
@@ -118,7 +117,11 @@ class Target:
             return to_onnx(model, example_inputs)
         with restored():
             return module_call(
-                folded(model), example_inputs, threads=self.threads, repeats=forwards, **self.settings
+                folded(model, example_inputs),
+                example_inputs,
+                threads=self.threads,
+                repeats=forwards,
+                **self.settings,
             )
 
     def compare(
@@ -162,16 +165,6 @@ def _layout(profile: latency.Profile) -> str:
 def _with_ops(structure: Structure, dtype: str, layout: str) -> Structure:
     ops = tuple(replace(t, op=replace(t.op, dtype=dtype, layout=layout)) for t in structure.ops)
     return replace(structure, ops=ops)
-
-
-def folded(model: nn.Module) -> nn.Module:
-    """Returns a copy with batch norms in the weights before them, as ops are profiled; as it is where it cannot be."""
-    model = copy_of(model).eval()
-    try:
-        found: nn.Module = fuse(model)
-    except Exception:  # a forward that symbolic tracing does not follow keeps its norms
-        return model
-    return found
 
 
 @contextmanager

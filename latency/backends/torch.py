@@ -189,7 +189,7 @@ def _kernels(graph: Any) -> str | None:
     from torch.profiler import ProfilerActivity, profile
 
     try:
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:  # torch 2.11 warns without
             graph.replay()
             torch.cuda.synchronize()
     except RuntimeError:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import latency
-from halpiee.deploy.target import Target, folded
+from halpiee.deploy.target import Target
 from halpiee.structure import trace
 from latency.benchmark import Comparison
 from latency.errors import UsageError
@@ -69,23 +69,6 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x)) if x.sum() > -1e9 else x
-
-
-@pytest.mark.parametrize("follows", [True, False])
-def test_norms_are_folded_where_the_forward_can_be_followed_and_the_network_itself_stays(
-    follows: bool,
-) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)) if follows else Branching()
-    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
-    norm.running_mean.fill_(0.5)
-    norm.running_var.fill_(4.0)
-    model.train()
-    x = torch.randn(2, 3, 8, 8)
-    small = folded(model)
-    assert any(isinstance(m, nn.BatchNorm2d) for m in small.modules()) is not follows
-    assert model.training
-    assert norm.training
-    torch.testing.assert_close(small(x), model.eval()(x))
 
 
 def test_timing_runs_on_its_own_threads_and_puts_those_of_training_back() -> None:

@@ -92,8 +92,9 @@ def test_a_network_on_torch_is_timed_with_its_batch_norms_folded_and_computes_th
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4, eps=0.5), torch.nn.ReLU())
     model.eval()
     example = (torch.randn(2, 3, 8, 8),)
+    call = bench_latency.Slopes("torch", "cpu").call(model, example)["4"]
     with torch.autograd.profiler.profile() as seen:
-        found = bench_latency.Slopes("torch", "cpu").call(model, example)["4"]()
+        found = call()
     names = [event.name for event in seen.function_events]
     assert "aten::conv2d" in names
     assert "aten::batch_norm" not in names

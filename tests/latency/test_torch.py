@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -74,3 +77,24 @@ def test_a_module_is_measured_as_it_is_and_keeps_its_mode() -> None:
     assert found.clock == "cpu"
     assert found.n >= 9
     assert model.training
+
+
+PROFILED = """
+import torch
+from torch import profiler
+from latency.backends.torch import _kernels
+
+class Graph:
+    def replay(self):
+        torch.ones(3) + 1
+
+profile, here = profiler.profile, [profiler.ProfilerActivity.CPU]  # a profile of what every machine has
+profiler.profile = lambda activities, **settings: profile(activities=here, **settings)
+torch.cuda.synchronize = lambda: None
+assert _kernels(Graph()) is None
+"""
+
+
+def test_the_first_profile_of_a_process_warns_of_nothing() -> None:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", PROFILED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
