@@ -17,6 +17,7 @@ from halpiee.structure.moves import Move
 from halpiee.structure.probe import Cut
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.stand_ins import Tensors, looked_on, stand_in_for
+from halpiee.structure.surroundings import Surroundings
 from halpiee.structure.wiring import Step, wired
 
 __all__ = ["Watched", "watched"]
@@ -51,27 +52,36 @@ class Watched:
 
 
 def watched(
-    model: nn.Module, example_inputs: tuple[Any, ...], cut: Cut, *, training: bool, tensors: Tensors
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    around: Surroundings,
+    cut: Cut,
+    *,
+    training: bool,
+    tensors: Tensors,
 ) -> Watched | None:
     """Runs a model, cut on paper, without values; returns what ran, or None where its forward fails.
 
     Args:
         model: the model.
         example_inputs: its inputs.
+        around: what the model shares with its copies, which stays as it is.
         cut: what to leave out.
         training: whether to run it once more with the branches that it takes in training.
         tensors: what to run it on.
     """
     path, made = Path(), list[tuple[Any, ...]]()
     try:
-        copied = stand_in_for(model, example_inputs, cut, tensors=tensors)
-        given = {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(copied.inputs), start=1)}
-        watch = Watch(path, copied.tensors | given)
-        with looked_on(copied, path, made, watch):
-            results = [copied.model(*copied.inputs)]
-            if training:
-                taken(copied.model)
-                results.append(copied.model(*copied.inputs))
+        with around.kept():
+            copied = stand_in_for(model, example_inputs, cut, tensors=tensors)
+            around.watch(copied.fake_mode)
+            given = {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(copied.inputs), start=1)}
+            watch = Watch(path, copied.tensors | given)
+            with looked_on(copied, path, made, watch):
+                results = [copied.model(*copied.inputs)]
+                if training:
+                    taken(copied.model)
+                    results.append(copied.model(*copied.inputs))
     except Exception:  # whatever it was, the full probe finds out
         return None
     shapes = [tuple(tensor.shape) for tensor in tensors_of(results)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -27,6 +26,7 @@ from halpiee.structure.probe import Cut
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.stand_ins import StandIn, looked_on, stand_in_for
 from halpiee.structure.stored import left_behind, snapshot
+from halpiee.structure.surroundings import Surroundings
 
 __all__ = ["NeedsValuesError", "record"]
 
@@ -41,6 +41,7 @@ class NeedsValuesError(Exception):
 def record(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
+    around: Surroundings,
     positions: frozenset[str],
     cut: Cut | None = None,
     recorder: Recorder | None = None,
@@ -53,6 +54,7 @@ def record(
     Args:
         model: the model.
         example_inputs: its inputs.
+        around: what the model shares with its copies, which stays as it is.
         positions: grouped layers and norms whose unit is a position across groups.
         cut: what to leave out, or None.
         recorder: what to record into; a new one where none is given.
@@ -61,8 +63,9 @@ def record(
             on these inputs (a loss may want targets), only the evaluation counts.
     """
     recorder = Recorder({}, positions) if recorder is None else recorder
-    with torch.random.fork_rng(devices=[]):
+    with around.kept():
         copied = stand_in_for(model, example_inputs, cut, tensors="real" if real else "fake")
+        around.watch(copied.fake_mode)
         recorder.modules.update(copied.model.named_modules())
         recorder.real = real
         if real and recorder.decisions is None:

@@ -26,6 +26,7 @@ from halpiee.structure.dry_run import NeedsValuesError, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.heads import heads_of
 from halpiee.structure.recorder import Recorder
+from halpiee.structure.surroundings import Surroundings
 from halpiee.structure.trial import Trial, TurnError
 from halpiee.structure.vanish import vanishable
 
@@ -38,7 +39,9 @@ MAX_ROUNDS = 4
 def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = False) -> Structure:
     """Finds the layers, groups, timed ops and slots of a model.
 
-    Nothing of the model changes: not its mode, gradients, buffers or the random state.
+    Nothing of the model changes: not its mode, gradients or buffers, not the random states of torch, NumPy and
+    Python, not what its forward and its hooks keep elsewhere (globals, class attributes, closures, lists); caches
+    by ``functools.lru_cache`` that its forward reads are emptied.
 
     Args:
         model: any module that runs on the example inputs.
@@ -58,22 +61,26 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
             "write trace(model, (x,))"
         )
     refuse_foreign(model)
-    structure = fake_or_real(model, example_inputs, vanish=vanish)
+    around = Surroundings(model)
+    structure = fake_or_real(model, example_inputs, around, vanish=vanish)
+    around.clear()
     inputs = [list(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)]
     return replace(structure, details={**structure.details, "inputs": inputs})
 
 
-def fake_or_real(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool) -> Structure:
+def fake_or_real(
+    model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings, *, vanish: bool
+) -> Structure:
     """Traces on fake tensors; where the forward needs values, on real ones, and once more on others."""
     try:
         with uncollected():
-            return traced(model, example_inputs, real=False, vanish=vanish)
+            return traced(model, example_inputs, around, real=False, vanish=vanish)
     except NeedsValuesError:
         pass
-    structure = traced(model, example_inputs, real=True, vanish=vanish)
+    structure = traced(model, example_inputs, around, real=True, vanish=vanish)
     structure = replace(structure, details={**structure.details, "real": True})
     again = traced(
-        model, random_like(example_inputs, torch.Generator().manual_seed(0)), real=True, vanish=vanish
+        model, random_like(example_inputs, torch.Generator().manual_seed(0)), around, real=True, vanish=vanish
     )
     for one, other in zip_longest(structure.groups, again.groups):
         if one is None or other is None or bare(one) != bare(other):
@@ -114,6 +121,7 @@ def uncollected() -> Iterator[None]:
 def traced(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
+    around: Surroundings,
     *,
     real: bool,
     vanish: bool,
@@ -126,6 +134,7 @@ def traced(
     Args:
         model: the model.
         example_inputs: its inputs.
+        around: what the model shares with its copies.
         real: whether on real tensors.
         vanish: whether to look for branches that may go.
         positions: grouped layers, norms and attention modules whose units are positions across groups.
@@ -136,7 +145,16 @@ def traced(
     positions |= frozenset(single)
     for _ in range(MAX_ROUNDS):
         recorder = Recorder({}, positions, turned=turned)
-        record(model, example_inputs, positions, None, recorder, real=real, training=branches_by_mode(model))
+        record(
+            model,
+            example_inputs,
+            around,
+            positions,
+            None,
+            recorder,
+            real=real,
+            training=branches_by_mode(model),
+        )
         rectangular(recorder)
         found = collapsed(recorder) - positions
         if not found:
@@ -145,13 +163,14 @@ def traced(
     structure = assemble(recorder)
     held = frozen_heads(recorder)
     try:
-        structure = Trial(model, example_inputs, recorder, real).settled(
+        structure = Trial(model, example_inputs, around, recorder, real).settled(
             structure, lambda: heads and bool(frozen_heads(recorder) - held - positions)
         )
     except TurnError as turn:
         return traced(
             model,
             example_inputs,
+            around,
             real=real,
             vanish=vanish,
             positions=positions,
@@ -163,13 +182,14 @@ def traced(
         return traced(
             model,
             example_inputs,
+            around,
             real=real,
             vanish=vanish,
             positions=whole | positions,
             turned=turned,
             heads=False,
         )
-    return with_vanishing(model, example_inputs, recorder, structure) if vanish else structure
+    return with_vanishing(model, example_inputs, around, recorder, structure) if vanish else structure
 
 
 def frozen_heads(recorder: Recorder) -> frozenset[str]:
@@ -185,6 +205,7 @@ def frozen_heads(recorder: Recorder) -> frozenset[str]:
 def with_vanishing(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
+    around: Surroundings,
     recorder: Recorder,
     structure: Structure,
 ) -> Structure:
@@ -193,7 +214,7 @@ def with_vanishing(
     candidates = [roots[g.start : g.start + g.size] for g in structure.prunable]
     verdicts = dict(zip(structure.prunable, vanishable(recorder, candidates), strict=True))
     # on real tensors: some ops, such as resizing, take none without channels, which fake ones do not tell
-    trial = Trial(model, example_inputs, recorder, real=True)
+    trial = Trial(model, example_inputs, around, recorder, real=True)
     for tried in [
         [g for g, legal in verdicts.items() if legal],
         *([g] for g, legal in verdicts.items() if legal),

@@ -28,6 +28,7 @@ from halpiee.structure.probe import (
 )
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.stand_ins import Tensors
+from halpiee.structure.surroundings import Surroundings
 from halpiee.structure.units import Atoms, CheckedUnits, Finding
 from halpiee.structure.wiring import parting, wired
 
@@ -74,6 +75,7 @@ class Trial:
     Attributes:
         model: the model.
         example_inputs: its inputs.
+        around: what the model shares with its copies.
         recorder: record of its forward; what does not follow the channels is frozen in it.
         real: whether to run on real tensors.
         quick: what to run it on without labels first. That a model follows its channels on the meta device is
@@ -83,6 +85,7 @@ class Trial:
 
     model: nn.Module
     example_inputs: tuple[Any, ...]
+    around: Surroundings
     recorder: Recorder
     real: bool
     quick: list[Tensors] = field(default_factory=lambda: ["meta", "fake"])
@@ -99,6 +102,7 @@ class Trial:
             record(
                 self.model,
                 self.example_inputs,
+                self.around,
                 small.positions,
                 cut,
                 small,
@@ -122,7 +126,9 @@ class Trial:
         cut = cut_for(structure, keep)
         steps = wired(recorder.events, recorder.given)
         for tensors in () if self.real else tuple(self.quick):
-            quick = watched(self.model, self.example_inputs, cut, training=recorder.training, tensors=tensors)
+            quick = watched(
+                self.model, self.example_inputs, self.around, cut, training=recorder.training, tensors=tensors
+            )
             if quick is None:
                 continue
             misplaced = moved_otherwise(structure, recorder, quick.moves, cut)
