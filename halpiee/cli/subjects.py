@@ -148,8 +148,8 @@ def from_plan(
         MismatchError: the compact network differs from the masked one.
     """
     from halpiee.deploy.metadata import plan_metadata
-    from halpiee.structure.masked import verify
     from halpiee.structure.plan import Plan
+    from halpiee.structure.proof import verify
     from halpiee.structure.trace import trace
     from halpiee.training.checkpoint import load_weights
     from halpiee.zoo.trust import check_arguments, check_named, names_code

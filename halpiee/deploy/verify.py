@@ -24,6 +24,9 @@ __all__ = ["Comparison", "compare", "outputs", "random_batches", "reference", "r
 
 Arrays = list[NDArray[Any]]
 
+ROUNDING = 1e-6
+"""Relative L2 difference below which outputs are the same: of the size of float32's rounding."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -34,12 +37,15 @@ class Comparison:
         max_abs_error: largest |a − b| of all.
         top1_agreement: share of rows (of the first output) whose largest entry is the same one.
         batch_sizes: sizes of the batches, in order.
+        tells: whether the reference gives other outputs for other inputs; where it does not (a head whose weights
+            are all zero), equal outputs prove nothing.
     """
 
     rel_l2: float
     max_abs_error: float
     top1_agreement: float
     batch_sizes: tuple[int, ...]
+    tells: bool = True
 
     def within(self, tolerance: float) -> bool:
         """Whether the relative error is at most the tolerance; a NaN is not."""
@@ -83,6 +89,7 @@ def compare(
     """
     worst, largest, same, rows = 0.0, 0.0, 0, 0
     sizes = []
+    trusted_rows: list[NDArray[Any]] = []
     for inputs in batches:
         a, b = checked(inputs), trusted(inputs)
         error = relative_l2(a, b)
@@ -92,9 +99,27 @@ def compare(
         top = [np.argmax(x[0].reshape(len(x[0]), -1), axis=1) for x in (a, b)]
         same, rows = same + int((top[0] == top[1]).sum()), rows + len(top[0])
         sizes.append(len(inputs[0]))
+        trusted_rows += _rows(b, len(inputs[0]))
         if worst != worst:
             break
-    return Comparison(worst, largest, same / max(rows, 1), tuple(sizes))
+    return Comparison(worst, largest, same / max(rows, 1), tuple(sizes), _vary(trusted_rows))
+
+
+def _rows(arrays: Arrays, size: int) -> list[NDArray[Any]]:
+    """Returns the outputs of every input of a batch, all arrays that have a row for each together."""
+    batched = [x.reshape(size, -1).astype(np.float64) for x in arrays if x.ndim and len(x) == size]
+    return list(np.concatenate(batched, axis=1)) if batched else []
+
+
+def _vary(rows: list[NDArray[Any]]) -> bool:
+    """Returns whether rows differ by more than float32 rounds; of a single one, whether it is not zero."""
+    if len({len(row) for row in rows}) != 1:
+        return True
+    table = np.stack(rows)
+    norm = float(np.linalg.norm(table))
+    if len(rows) == 1:
+        return norm > 0
+    return not float(np.linalg.norm(table - table.mean(axis=0))) <= ROUNDING * norm
 
 
 def random_batches(

@@ -2,8 +2,9 @@
 
 from halpiee.structure.explain import Explanation, explain
 from halpiee.structure.groups import ChannelGroup, GroupRef, Layer, Slot, Structure, TimedOp
-from halpiee.structure.masked import masked, relative_error, verify
+from halpiee.structure.masked import masked
 from halpiee.structure.plan import Plan
+from halpiee.structure.proof import relative_error, verify
 from halpiee.structure.shrink import shrink
 from halpiee.structure.size import macs, parameters, widths
 from halpiee.structure.trace import trace

@@ -152,7 +152,7 @@ SPATIAL = words("""max_pool2d_with_indices max_pool3d_with_indices avg_pool1d av
     upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_bilinear2d_aa
     _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
     replication_pad2d replication_pad3d""")
-LIKE = words("""zeros_like ones_like full_like empty_like rand_like randn_like""")
+LIKE = words("""zeros_like ones_like full_like empty_like rand_like randn_like normal_ uniform_ bernoulli_""")
 NEW = words(
     """new_zeros new_ones new_full new_empty new_empty_strided sym_size sym_numel _local_scalar_dense"""
 )

@@ -12,8 +12,8 @@ from halpiee.methods.method import Method
 from halpiee.methods.small_dense import keep_first, small_dense, uniform_counts
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.granularity import Filters
-from halpiee.structure.masked import verify
 from halpiee.structure.plan import Plan
+from halpiee.structure.proof import verify
 from halpiee.structure.size import macs
 from halpiee.training import record
 from halpiee.training.attach import draw_again, to_a_sparsity

@@ -12,8 +12,8 @@ from halpiee.deploy.calibrate import Round, close_loop
 from halpiee.methods.method import Method
 from halpiee.methods.pools import LatencyPool
 from halpiee.selection.cost import LatencyCost
-from halpiee.structure.masked import verify
 from halpiee.structure.plan import Plan
+from halpiee.structure.proof import verify
 from halpiee.training import record
 from halpiee.training.attach import to_a_latency
 from halpiee.training.baseline import resumed

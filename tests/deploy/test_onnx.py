@@ -173,3 +173,27 @@ def test_a_stamp_adds_to_what_the_file_says(tmp_path: Path) -> None:
     found = read_metadata(tmp_path / "net.onnx")
     assert (found["budget"], found["measured_us"], found["precision"]) == ("50%", "12", "fp32")
     assert len(onnx_outputs(tmp_path / "net.onnx")((torch.zeros(2, 3, 8, 8),))[0]) == 2
+
+
+def test_a_head_that_begins_at_zero_is_compared_with_other_weights_in_its_place(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    nn.init.zeros_(model[3].weight)
+    nn.init.zeros_(model[3].bias)
+    report = export_onnx(model, (torch.zeros(1, 3, 8, 8),), tmp_path / "net.onnx")
+    assert 0 < report.rel_l2 < 1e-5  # that of zeros is 0
+    run = onnx_outputs(report.path)
+    assert not run((torch.ones(1, 3, 8, 8),))[0].any()  # the file has the model's own weights
+
+
+def test_an_export_whose_outputs_hang_on_no_input_is_refused(tmp_path: Path) -> None:
+    class Blind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * 0 + self.layer.bias
+
+    with pytest.raises(MismatchError, match="gives the same outputs for every input, with other weights too"):
+        export_onnx(Blind(), (torch.zeros(1, 4),), tmp_path / "net.onnx")
+    assert not (tmp_path / "net.onnx").exists()

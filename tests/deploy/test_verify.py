@@ -106,3 +106,15 @@ def test_a_model_that_returns_something_else_is_refused() -> None:
         UsageError, match="the model returns str, which cannot be compared or exported; wrap it"
     ):
         outputs(Text(), (torch.zeros(1),))
+
+
+def test_a_reference_that_gives_the_same_for_every_input_tells_nothing() -> None:
+    batches = [(torch.zeros(1, 2),), (torch.zeros(2, 2),)]
+
+    def told(*rows: list[float]) -> bool:
+        left = [np.array(rows[:1]), np.array(rows[1:])]
+        return compare(lambda x: [left[len(x[0]) - 1]], lambda x: [left[len(x[0]) - 1]], batches).tells
+
+    assert not told([0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
+    assert not told([1.0, 2.0], [1.0, 2.0], [1.0, 2.0])
+    assert told([1.0, 2.0], [1.0, 2.0], [1.0, 2.1])

@@ -1,0 +1,257 @@
+"""The proof that a cut is exact: the compact network against the masked one, on inputs and weights that can tell.
+
+Both begin from one random state, so that a network that draws noise in evaluation draws the same on both sides. Where
+the outputs hang on no input (a head that begins at zero), equal outputs would prove nothing: the weights that hide the
+network are drawn anew, on both sides alike, and the proof is made of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halpiee.errors import MismatchError
+from halpiee.structure.calls import random_like, tensors_of
+from halpiee.structure.draws import drawn_alike
+from halpiee.structure.groups import Structure
+from halpiee.structure.masked import masked
+from halpiee.structure.redraw import redraw, silent
+from halpiee.structure.shrink import kept_positions, shrink, sliced
+from latency.copies import copy_of
+
+__all__ = ["relative_error", "verify"]
+
+ROUNDING = 1e-6
+"""Relative L2 difference below which the outputs of two inputs are the same: of the size of float32's rounding."""
+
+
+def relative_error(a: Any, b: Any) -> float:
+    """Returns ‖a − b‖₂ / ‖b‖₂ over all tensors of two nested outputs, in double precision.
+
+    It is infinite where the two differ in number, in shape, or in which elements are not finite.
+    """
+    left, right = tensors_of(a), tensors_of(b)
+    if len(left) != len(right) or any(x.shape != y.shape for x, y in zip(left, right, strict=True)):
+        return float("inf")
+    difference = norm = 0.0
+    for x, y in zip(left, right, strict=True):
+        x, y = x.detach().double(), y.detach().double()
+        finite = torch.isfinite(x) & torch.isfinite(y)
+        if not torch.equal(torch.isfinite(x), torch.isfinite(y)):
+            return float("inf")
+        difference += float((x - y)[finite].square().sum())
+        norm += float(y[finite].square().sum())
+    if norm == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return float((difference / norm) ** 0.5)
+
+
+def verify(
+    model: nn.Module,
+    structure: Structure,
+    keep: Mapping[str, Tensor],
+    example_inputs: tuple[Any, ...],
+    *,
+    compact: nn.Module | None = None,
+    sizes: Sequence[int] = (),
+    tolerance: float = 1e-5,
+    seed: int = 0,
+) -> float:
+    """Runs the masked and the compact model on random inputs and refuses a difference.
+
+    Beside the comparison of an exported file with PyTorch it tells faults apart: this one is of the pruning.
+
+    Args:
+        model: the traced model; it stays as it is.
+        structure: its structure.
+        keep: what stays.
+        example_inputs: inputs whose shapes and types the random ones take; integers are used as they are. Both
+            models run where they lie.
+        compact: what was made of the model, if not ``shrink`` is to be asked for it; it stays as it is.
+        sizes: batch sizes to try, of tensors ``[N, …]``; none: the example's own.
+        tolerance: largest relative error allowed.
+        seed: seed of the random inputs, and of the noise that the models draw.
+
+    Returns:
+        The relative error ‖masked − compact‖₂ / ‖compact‖₂ over all outputs, of the worst batch. Where the
+        forward picks by values (the post-processing of a detector), a last bit may decide, so the layers before
+        it are compared instead: those of which no output channel is prunable. Where weights hide the network
+        (``redraw.py``), both are compared once more with others in their place.
+
+    Raises:
+        MismatchError: the two differ by more than the tolerance, or their outputs are the same for every input
+            whatever the weights, so that they cannot be told apart.
+    """
+    examples = [resized(example_inputs, size) for size in sizes] or [example_inputs]
+    heads = head_names(structure) if structure.details["real"] else []
+    given = compact is not None
+    compact = shrink(model, structure, keep) if compact is None else copy_of(compact)
+    pair = Pair(masked(model, structure, keep), compact, heads, seed)
+    error = pair.error(examples)
+    refuse(error, tolerance, keep)
+    blind = not pair.tells(example_inputs)
+    hiding = silent(model)
+    every = [name for name, _ in model.named_parameters()]
+    tried = [hiding] if hiding else []
+    for names in [*tried, *([every] if blind else [])]:
+        other = copy_of(model)
+        values = redraw(other, names, seed)
+        if given:
+            taken_over(compact, values, structure, keep)
+        else:
+            compact = shrink(other, structure, keep)
+        pair = Pair(masked(other, structure, keep), compact, heads, seed)
+        again = pair.error(examples)
+        refuse(again, tolerance, keep)
+        error = max(error, again)
+        if not blind or pair.tells(example_inputs):
+            return error
+    if blind:
+        raise MismatchError(
+            "the compact model was to be compared with the masked one, but the outputs are the same for every input, "
+            "with other weights too: equal outputs prove nothing; return what hangs on the inputs, or give example "
+            "inputs that the network does not ignore"
+        )
+    return error
+
+
+@dataclass
+class Pair:
+    """The masked and the compact model, run side by side.
+
+    Attributes:
+        full: the masked model.
+        compact: the compact one.
+        heads: modules whose outputs are compared; none: the models' own.
+        seed: of the inputs and of what the models draw.
+    """
+
+    full: nn.Module
+    compact: nn.Module
+    heads: list[str]
+    seed: int
+
+    def error(self, examples: Sequence[tuple[Any, ...]]) -> float:
+        """Returns the largest relative error on random inputs like these."""
+        generator = torch.Generator().manual_seed(self.seed)
+        worst = 0.0
+        self._placed(examples[0])
+        for example in examples:
+            inputs = random_like(example, generator)
+            found = relative_error(
+                *drawn_alike(
+                    lambda x=inputs: outputs(self.full, x, self.heads),  # type: ignore[misc]
+                    lambda x=inputs: outputs(self.compact, x, self.heads),  # type: ignore[misc]
+                    seed=self.seed,
+                )
+            )
+            worst = max(worst, found) if found == found else found
+        return worst
+
+    def tells(self, example: tuple[Any, ...]) -> bool:
+        """Returns whether the outputs of other inputs are others; integers change their places."""
+        self._placed(example)
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        one, other = random_like(example, generator), turned(random_like(example, generator))
+        found = drawn_alike(
+            lambda: outputs(self.full, one, self.heads),
+            lambda: outputs(self.full, other, self.heads),
+            seed=self.seed,
+        )
+        return not relative_error(*found) <= ROUNDING
+
+    def _placed(self, example: tuple[Any, ...]) -> None:
+        places = [x.device for x in tensors_of(example)]
+        for model in (self.full.eval(), self.compact.eval()):
+            if places:
+                model.to(places[0])
+
+
+def turned(value: Any) -> Any:
+    """Returns the same nested inputs with the elements of integer tensors one place on."""
+    if isinstance(value, Tensor):
+        return (
+            value if value.is_floating_point() or not value.dim() else value.flatten().roll(1).view_as(value)
+        )
+    if isinstance(value, dict):
+        return {k: turned(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [turned(v) for v in value]
+    if isinstance(value, tuple):
+        items = [turned(v) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
+def taken_over(
+    compact: nn.Module, values: Mapping[str, Tensor], structure: Structure, keep: Mapping[str, Tensor]
+) -> None:
+    """Puts what is left of a model's parameters into its compact one, in place.
+
+    Raises:
+        MismatchError: the compact model has them under other names.
+    """
+    kept = kept_positions(structure, structure.keep_vector(keep))
+    own = dict(compact.named_parameters())
+    for name, value in values.items():
+        left = sliced(value, kept.get(name, {}))
+        if name not in own or own[name].shape != left.shape:
+            raise MismatchError(
+                f"the weights of {name!r} let nothing of the network through to its outputs, which then prove nothing, "
+                "and the compact model that was given has no such parameter to draw anew; train the network or "
+                "draw these weights before it is cut"
+            )
+        with torch.no_grad():
+            own[name].copy_(left)
+
+
+def refuse(error: float, tolerance: float, keep: Mapping[str, Tensor]) -> None:
+    """Refuses an error above the tolerance."""
+    if not error <= tolerance:
+        removed = [name for name, mask in keep.items() if not bool(mask.all())]
+        raise MismatchError(
+            f"the compact model was to equal the masked one within {tolerance:g}, the relative error is "
+            f"{error:.3g}: a fault of the pruning, not of an export; keep these groups whole one after the other "
+            "to find the one at fault: "
+            f"{', '.join(removed[:8])}{' …' if len(removed) > 8 else ''}",
+            error,
+        )
+
+
+def resized(example_inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
+    """Returns inputs of another batch size: the examples' rows again and again."""
+    return tuple(
+        x[torch.arange(size, device=x.device) % len(x)] if isinstance(x, Tensor) and x.dim() else x
+        for x in example_inputs
+    )
+
+
+def head_names(structure: Structure) -> list[str]:
+    """Returns the modules of the layers whose output channels all stay."""
+    return [
+        layer.name
+        for layer in structure.layers
+        if not any(structure.by_name[name].prunable for name, _ in layer.out_groups) and "#" not in layer.name
+    ]
+
+
+def outputs(model: nn.Module, inputs: tuple[Any, ...], heads: list[str]) -> Any:
+    """Returns the model's outputs, or, where heads are given, the outputs of every call of them."""
+    modules = dict(model.named_modules())
+    found: list[Tensor] = []
+    handles = [
+        modules[name].register_forward_hook(lambda m, i, o: found.extend(t.detach() for t in tensors_of(o)))
+        for name in heads
+        if name in modules
+    ]
+    try:
+        with torch.no_grad():
+            result = model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found if handles else result
