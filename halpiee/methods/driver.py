@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from halpiee.methods.norm import RunningNorms
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Train
 from halpiee.methods.pools import Choice, Pool
 from halpiee.methods.ranks import check_ranks
-from halpiee.methods.resuming import restore, state_of
+from halpiee.methods.resuming import check_units, restore, state_of
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
 from halpiee.sparsity.granularity import Units
@@ -52,6 +53,8 @@ class Sparse:
         explore_init: never-active units start from the model's initialisation, or from zero.
 
     Attributes:
+        given: the model as it was given, in its wrappers.
+        model: the model without them.
         alive: the active units.
         step: optimizer steps done.
     """
@@ -69,6 +72,7 @@ class Sparse:
         seed: int = 0,
         explore_init: str = "model",
     ) -> None:
+        self.given = model
         self.model, self.optimizer = bare(model), optimizer
         self.units, self.pool, self.recipe, self.criterion, self.seed = units, pool, recipe, criterion, seed
         self.batches = batches
@@ -175,6 +179,56 @@ class Sparse:
             UsageError: a state of other units.
         """
         restore(self, state)
+
+    def foreign(self) -> list[str]:
+        """Returns the parameters in which values that this method holds still are others than it left there.
+
+        Weights of another moment have been loaded: the best checkpoint, an average over steps.
+        """
+        return [name for name in self._guard.moved() if name in self._parameters]
+
+    def load_mask(self, state: Mapping[str, Any]) -> None:
+        """Makes the units that were active in a saved state final, for weights of that moment.
+
+        Load the model's values first; updates end. The model then holds what it did inside ``evaluating()`` when the
+        state was taken.
+
+        Args:
+            state: what ``state_dict`` gave when the weights were saved.
+
+        Raises:
+            UsageError: a state of other units, or weights with values in units that it does not name.
+        """
+        check_units(self, state)
+        alive = Mask(dict(state["alive"]))
+        masks = self.units.masks(alive)
+        outside = [
+            n for n, p in self._parameters.items() if n in masks and bool(p[~masks[n].to(p.device)].any())
+        ]
+        if outside and not state["forward_all"]:
+            raise UsageError(
+                f"the mask of step {state['step']} was to be taken for the weights, and {outside[0]!r} (and "
+                f"{len(outside) - 1} more parameters) hold values of units that it leaves out; load the weights that "
+                "were saved with this state: an average over steps with other masks has no mask of its own"
+            )
+        self.phase, self.phase_steps = len(self.recipe), 0
+        self.alive, self._masks = alive, masks
+        self.memory.expect(masks, everything=True)
+        self._enter(Train(0))
+        used = self.pool.used(alive)
+        last = self.reports[-1]
+        slack = self.pool.total - used
+        self.reports.append(
+            replace(
+                last,
+                event="load",
+                used=used,
+                slack=slack,
+                gap=math.nan,
+                next_step=math.nan,
+                counts=alive.counts,
+            )
+        )
 
     def go_on(self, alive: Mask, *, everything: bool) -> None:
         """Declares what the model holds, after its values were loaded, and holds still what may not move."""

@@ -13,7 +13,8 @@ class Event:
 
     Attributes:
         step: optimizer steps done before it.
-        event: ``init``, ``prune``, ``drop`` (the first half of an exchange), ``grow`` or ``shrink``.
+        event: ``init``, ``prune``, ``drop`` (the first half of an exchange), ``grow``,
+            ``load`` (the mask of a saved state) or ``shrink``.
         budget: Ψ, in the pool's unit (µs, or units kept).
         used: R of the active units after it.
         omega: Ω, what this cycle exchanges, in the same unit.

@@ -139,6 +139,7 @@ class FilterPruning(Method):
     def shrink(self) -> tuple[nn.Module, Optimizer]:
         """Returns the compact model and its optimizer; norms of removed filters go with them for good."""
         if self._compact is None:
+            self.refuse_foreign()
             self.finish()
             assert isinstance(self.units, Filters)
             tensors = {**self._parameters, **dict(self.model.named_buffers())}

@@ -121,6 +121,17 @@ class Guard:
                 _put_back(value, held, free)
 
     @torch.no_grad()
+    def moved(self) -> list[str]:
+        """Returns the names of the tensors of which a held element is not what is remembered of it."""
+        found = []
+        for name, free in self._free.items():
+            now, held = self._tensors[name].detach(), self._values[name]
+            other = (now != held.to(now.device)) & ~(now.isnan() & held.to(now.device).isnan())
+            if bool((other if free is None else other & ~free.to(now.device)).any()):
+                found.append(name)
+        return found
+
+    @torch.no_grad()
     def forget_state(self, elements: Mapping[str, Tensor]) -> None:
         """Resets optimizer state where ``elements`` is True: momentum of what was dropped is gone."""
         for name, mask in elements.items():

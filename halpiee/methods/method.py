@@ -14,6 +14,7 @@ from halpiee.methods.driver import Sparse
 from halpiee.methods.phases import Recipe
 from halpiee.methods.pools import Pool
 from halpiee.methods.rebind import rebind
+from halpiee.methods.unwrap import rewrapped
 from halpiee.saliency.criterion import Criterion
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
 from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
@@ -76,19 +77,41 @@ class Method(Sparse):
         """Returns the compact model and its optimizer, state included; asking again returns the same pair.
 
         Updates that are still running are ended first, on a grow. Weights of a budget without channels stay where
-        they are: zeros cannot be cut out, and the model itself comes back.
+        they are: zeros cannot be cut out, and the model itself comes back. What was given in DistributedDataParallel,
+        DataParallel or torch.compile comes back in the same, with the same settings, so all ranks must call this.
+
+        Raises:
+            UsageError: the model holds weights that the present mask does not belong to.
         """
         if self._compact is None:
+            self.refuse_foreign()
             self.finish()
             self.detach()
             if self._structure is not None and isinstance(self.units, Channels | Filters):
-                model, optimizer = shrink(self.model, self._structure, self.keep, self.optimizer)
+                compact, optimizer = shrink(self.model, self._structure, self.keep, self.optimizer)
+                model = rewrapped(self.given, compact)
             else:
-                model, optimizer = self.model, self.optimizer
+                model, optimizer = self.given, self.optimizer
             last = self.reports[-1]
             self.reports.append(replace(last, event="shrink", step=self.step))
             self._compact = (model, optimizer)
         return self._compact
+
+    def refuse_foreign(self) -> None:
+        """Refuses to go on with weights that were loaded without the mask that belongs to them.
+
+        Raises:
+            UsageError: values that this method held still have changed since the last step.
+        """
+        foreign = self.foreign()
+        if foreign:
+            raise UsageError(
+                f"the units active at step {self.step} were to be cut out, and the model holds other weights since: "
+                f"{foreign[0]!r} (and {len(foreign) - 1} more parameters) changed where this method holds them still. "
+                "Cut by the mask that belongs to the weights: save state_dict() beside them and call "
+                "load_mask(state) after loading both; weights averaged over steps with other masks have none, "
+                "so average once .finished is true"
+            )
 
     def rebind(self, scheduler: Any) -> Any:
         """Points a learning-rate scheduler at the compact model's optimizer and returns it.

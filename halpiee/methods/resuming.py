@@ -11,7 +11,7 @@ from halpiee.sparsity.mask import Mask
 if TYPE_CHECKING:
     from halpiee.methods.driver import Sparse
 
-__all__ = ["restore", "state_of"]
+__all__ = ["check_units", "restore", "state_of"]
 
 
 def state_of(method: Sparse) -> dict[str, Any]:
@@ -37,13 +37,7 @@ def restore(method: Sparse, state: Mapping[str, Any]) -> None:
     Raises:
         UsageError: a state of other units.
     """
-    expected = {name: tuple(size) for name, size in method.units.sizes.items()}
-    found = {name: tuple(mask.shape) for name, mask in state["alive"].items()}
-    if expected != found:
-        raise UsageError(
-            f"the saved state masks {len(found)} groups, this model has {len(expected)} of other sizes or names; "
-            "resume with the model and settings of the run that saved it"
-        )
+    check_units(method, state)
     method.step, method.phase, method.phase_steps = state["step"], state["phase"], state["phase_steps"]
     method.memory.load(state["memory"])
     method.scores.load(state["scores"])
@@ -54,3 +48,18 @@ def restore(method: Sparse, state: Mapping[str, Any]) -> None:
     method.last_grow = None if grown is None else (Mask(dict(grown[0])), dict(grown[1]))
     method.ledger.load(state)
     method.go_on(Mask(dict(state["alive"])), everything=state["forward_all"])
+
+
+def check_units(method: Sparse, state: Mapping[str, Any]) -> None:
+    """Refuses a saved state of other units.
+
+    Raises:
+        UsageError: names or sizes differ.
+    """
+    expected = {name: tuple(size) for name, size in method.units.sizes.items()}
+    found = {name: tuple(mask.shape) for name, mask in state["alive"].items()}
+    if expected != found:
+        raise UsageError(
+            f"the saved state masks {len(found)} groups, this model has {len(expected)} of other sizes or names; "
+            "resume with the model and settings of the run that saved it"
+        )
