@@ -16,9 +16,9 @@ def parse_budget(text: str) -> tuple[float | None, float | None]:
         UsageError: the text is none of these, or not positive.
     """
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(us|µs|ms|s|%)?\s*", text, re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) <= 1e12:
         raise UsageError(
-            f"the budget {text!r} was asked; give a share of the dense latency such as 0.5 or 50%, "
+            f"the budget {text[:80]!r} was asked; give a share of the dense latency such as 0.5 or 50%, "
             "or a time such as 12.5ms or 800us"
         )
     number, unit = float(match[1]), (match[2] or "").lower()

@@ -94,7 +94,7 @@ def sound(value: Any, kind: type[T], *, what: str, advice: str, error: type[Halp
         return msgspec.convert(value, kind)
     except RecursionError:
         raise error(f"{what} is nested too deep, which no such file is; {advice}") from None
-    except (msgspec.ValidationError, OverflowError) as problem:
+    except (msgspec.ValidationError, OverflowError, UnicodeError) as problem:
         raise error(f"{what} {misfit(value, problem)}; {advice}") from None
 
 

@@ -16,9 +16,11 @@ from typing import Any
 
 from latency._files import write
 from latency.caches import COLD, WARM, few_weights
+from latency.cell import Cell, Environment, contradiction
 from latency.device import differences, environment_id
-from latency.errors import ProfileError
+from latency.errors import ProfileError, UsageError
 from latency.op import IMAGE_CHANNELS, Op
+from latency.outside import parsed, read_bytes, sound
 from latency.table import Table
 
 __all__ = ["SCHEMA", "Profile", "cell_key", "header_line", "read_lines"]
@@ -34,6 +36,12 @@ KEYS = (
 LEFT_OUT = "not_measured"
 """Ops that were asked for and that the backend cannot build: a field of the environment, and a line of its own."""
 
+
+AGAIN = "measure again: halpiee profile MODEL --out FILE"
+REMOVE = "remove that line, a resumed sweep measures the cell again"
+
+MOST_BYTES = 256 * 2**20
+"""Largest profile that is read; a cell takes 350 bytes, and the largest at hand has 5 MB."""
 
 ENVIRONMENT = "environment"
 """A line of fields that were known after the first one was written, and a part of that."""
@@ -191,57 +199,64 @@ def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
     Returns:
         The environment, the cells, and how many bytes of the file are whole lines.
     """
-    again = "measure again: halpiee profile MODEL --out FILE"
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         raise ProfileError(
-            f"the profile {path} was asked for, and there is no such file; check the path, or {again}"
-        ) from None
-    except OSError as error:
-        raise ProfileError(
-            f"the profile {path} was asked for and cannot be read: {error}; check the path"
-        ) from None
+            f"the profile {path} was asked for, and there is no such file; check the path, or {AGAIN}"
+        )
+    raw = read_bytes(
+        path, what=f"the profile {path}", advice="check the path", error=ProfileError, most_bytes=MOST_BYTES
+    )
     whole = raw.rfind(b"\n") + 1
     lines = raw[:whole].split(b"\n")[:-1]
-    try:
-        head = json.loads(lines[0]) if lines else None
-        schema = head.get("schema") if isinstance(head, dict) else None
-    except ValueError:
-        schema = head = None
-    if schema != SCHEMA or not isinstance(head, dict) or not isinstance(head.get(ENVIRONMENT), dict):
+    head = _object(lines[0]) if lines else None
+    schema = head.get("schema") if head is not None else None
+    if schema != SCHEMA or head is None or not isinstance(head.get(ENVIRONMENT), dict):
         raise ProfileError(
-            f"{path} was read as a profile; its first line states the schema {schema!r}, {SCHEMA!r} is read here; "
-            f"{again}"
+            f"{path} was read as a profile; its first line states the schema {repr(schema)[:80]}, {SCHEMA!r} is read "
+            f"here; {AGAIN}"
         )
     cells: list[dict[str, Any]] = []
     left_out: list[str] = []
-    later: dict[str, Any] = {}
+    environment = _environment(head, path, 1)
     for number, line in enumerate(lines[1:], 2):
         if not line.strip():
             continue
-        try:
-            cell = json.loads(line)
-            if not isinstance(cell, dict):
-                raise ValueError("no object")
-        except ValueError:
+        cell = _object(line)
+        if cell is None:
             if number == len(lines):
                 whole -= len(line) + 1
                 break
-            raise ProfileError(
-                f"{path} was read as a profile; line {number} is damaged; remove that line, a resumed sweep "
-                "measures the cell again"
-            ) from None
+            raise ProfileError(f"{path} was read as a profile; line {number} is damaged; {REMOVE}")
         if LEFT_OUT in cell:
-            left_out.append(str(cell[LEFT_OUT]))
+            left_out.append(str(cell[LEFT_OUT])[:4096])
         elif isinstance(cell.get(ENVIRONMENT), dict):
-            later.update(cell[ENVIRONMENT])
+            environment |= _environment(cell, path, number)
         else:
+            what = f"{path} was read as a profile; line {number}"
+            sound(cell, Cell, what=what, advice=REMOVE, error=ProfileError)
+            if wrong := contradiction(cell):
+                raise ProfileError(f"{what} contradicts itself: it states {wrong}; {REMOVE}")
             cells.append(cell)
-    environment = {**head[ENVIRONMENT], **later}
     if left_out:
         environment[LEFT_OUT] = list(dict.fromkeys([*environment.get(LEFT_OUT, []), *left_out]))
     return environment, cells, whole
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """Returns the object that a line holds, or None where it holds none."""
+    try:
+        found = parsed(line, what="", advice="")
+    except UsageError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _environment(line: Mapping[str, Any], path: Path, number: int) -> dict[str, Any]:
+    """Returns the environment that a line states, once what is read of it fits."""
+    found: dict[str, Any] = line[ENVIRONMENT]
+    what = f"{path} was read as a profile; the environment in line {number}"
+    sound(found, Environment, what=what, advice=AGAIN, error=ProfileError)
+    return found
 
 
 def _features_key(op: Op) -> str:

@@ -33,6 +33,9 @@ __all__ = ["Table", "bent", "gordon"]
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+MOST_CELLS = 2**24
+"""Of one table, measured or between; 4,096 widths on both sides."""
+
 USED = ("sweep",)
 """Roles whose cells are looked up; the others (anchor, repeat, holdout, probe) tell how good the table is."""
 
@@ -76,6 +79,11 @@ class Table:
         us = np.array([c["us"] for c in used], dtype=np.float64)
         self._ins, row = np.unique(ins, return_inverse=True)
         self._outs, column = (np.ones(1, np.int64), 0 * row) if self.diagonal else _unique(outs)
+        if len(self._ins) * len(self._outs) > MOST_CELLS:
+            raise ProfileError(
+                f"a table was asked for {_shape(op)} of {len(self._ins)} by {len(self._outs)} widths; it holds up to "
+                f"{MOST_CELLS:,} cells: measure fewer widths"
+            )
         grid = np.full((len(self._ins), len(self._outs)), np.nan)
         grid[row, column] = us
         self._present = ~np.isnan(grid)

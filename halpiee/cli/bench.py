@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from halpiee import ranges
 from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say
+from halpiee.cli.numbers import Ranged
 from halpiee.errors import UsageError
 from latency._files import check_place
 
@@ -40,8 +42,12 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "--against", help="Name that ratios are taken against; `dense` is found beside a run.  [default: first]"
 )
 @click.option("--batch", default="1", show_default=True, help="Images per inference: 1, or several: 1,8,32.")
-@click.option("--threads", default=1, show_default=True, help="Threads of the runtime.")
-@click.option("--rounds", default=30, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--threads", default=1, type=Ranged(ranges.Threads), show_default=True, help="Threads of the runtime."
+)
+@click.option(
+    "--rounds", default=30, type=Ranged(ranges.Rounds), show_default=True, help="Interleaved rounds."
+)
 @click.option(
     "--mode",
     default="latency",
@@ -49,7 +55,13 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     type=click.Choice(["latency", "throughput"]),
     help="One call after the other, or as many images as can be had.",
 )
-@click.option("--callers", default=1, show_default=True, help="Threads that call at once; for throughput.")
+@click.option(
+    "--callers",
+    default=1,
+    type=Ranged(ranges.Threads),
+    show_default=True,
+    help="Threads that call at once; for throughput.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),
@@ -65,10 +77,14 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "--size",
     help=f"Image size of a MODEL, of a plan instead of its own, or of a file that leaves it open: {SIZES}.",
 )
-@click.option("--width", type=float, help="Width multiplier of a zoo network.")
-@click.option("--classes", type=int, help="Classes of a MODEL, if not its own default.")
+@click.option("--width", type=Ranged(ranges.Width), help="Width multiplier of a zoo network.")
+@click.option("--classes", type=Ranged(ranges.Classes), help="Classes of a MODEL, if not its own default.")
 @click.option(
-    "--seconds", default=60.0, show_default=True, help="Fewer rounds, but nine, beyond this per batch size."
+    "--seconds",
+    default=60.0,
+    type=Ranged(ranges.Seconds),
+    show_default=True,
+    help="Fewer rounds, but nine, beyond this per batch size.",
 )
 @click.option(
     "--trust-engine", is_flag=True, help="Load engines that halpiee did not build: they are executable."
@@ -118,7 +134,6 @@ def command(
                 f"--protocol {protocol} was asked with --mode {mode}; it is one of latency, leave --mode out"
             )
     batches = _batches(batch)
-    _at_least_one(threads=threads, rounds=rounds, callers=callers)
     if callers > 1 and mode == "latency":
         raise UsageError(
             f"--callers {callers} was asked of a latency; add --mode throughput, or leave --callers out"
@@ -249,15 +264,9 @@ def _batches(text: str) -> list[int]:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         found = [0]
-    if min(found) < 1:
+    if not 1 <= min(found) <= max(found) <= 2**16:
         raise UsageError(f"--batch {text} was asked; give images per inference: 1, or several: 1,8,32")
     return found
-
-
-def _at_least_one(**options: int) -> None:
-    for name, value in options.items():
-        if value < 1:
-            raise UsageError(f"--{name} {value} was asked; give at least 1")
 
 
 def _environment(threads: int) -> dict[str, Any]:

@@ -32,6 +32,9 @@ __all__ = [
 SIZES = "224, 192x256 (height x width) or 1x28x28 (channels too)"
 """How an image size is written."""
 
+MOST_PIXELS = 8192
+"""Of a side; an image of so many by so many takes 0.8 GB."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -125,8 +128,10 @@ def input_size(text: str) -> tuple[int, ...]:
         numbers = (3, numbers[0], numbers[0])
     if len(numbers) == 2:
         numbers = (3, *numbers)
-    if len(numbers) != 3 or min(numbers) < 1:
-        raise click.BadParameter(f"{text!r} is no image size; give {SIZES}")
+    if len(numbers) != 3 or min(numbers) < 1 or max(numbers) > MOST_PIXELS:
+        raise click.BadParameter(
+            f"{text[:40]!r} is no image size; give {SIZES}, each at most {MOST_PIXELS:,}"
+        )
     return numbers
 
 

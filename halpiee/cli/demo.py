@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
+from halpiee import ranges
 from halpiee.cli.common import examples, free_folder, json_option
+from halpiee.cli.numbers import Ranged
 from halpiee.cli.train import carry_out
 
 __all__ = ["command"]
@@ -19,7 +21,9 @@ __all__ = ["command"]
 @click.option(
     "--budget", default="0.5", show_default=True, help="Share of the dense latency, or a time such as 300us."
 )
-@click.option("--seed", default=0, show_default=True, help="Of every random choice.")
+@click.option(
+    "--seed", default=0, type=Ranged(ranges.Seed), show_default=True, help="Of every random choice."
+)
 @json_option
 def command(out: Path | None, budget: str, seed: int, as_json: bool) -> None:
     """Profile, train dense and to half the latency, shrink, export, measure: under five minutes on two cores.

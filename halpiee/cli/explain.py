@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
+from halpiee import ranges
 from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say, screen
+from halpiee.cli.numbers import Ranged
 from halpiee.errors import StructureError
 from latency._files import check_place, write
 
@@ -23,10 +25,14 @@ __all__ = ["command"]
     ),
 )
 @click.argument("model")
-@click.option("--batch", default=1, show_default=True, help="Images per inference.")
+@click.option(
+    "--batch", default=1, type=Ranged(ranges.Images), show_default=True, help="Images per inference."
+)
 @click.option("--size", default="224", show_default=True, help=f"Image size: {SIZES}.")
-@click.option("--width", type=float, help="Width multiplier of a zoo network.")
-@click.option("--classes", default=None, type=int, help="Classes of the network, if not its own default.")
+@click.option("--width", type=Ranged(ranges.Width), help="Width multiplier of a zoo network.")
+@click.option(
+    "--classes", type=Ranged(ranges.Classes), help="Classes of the network, if not its own default."
+)
 @click.option(
     "--ops", type=click.Path(path_type=Path), help="Write the ops to profile, for a machine without torch."
 )

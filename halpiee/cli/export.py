@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from halpiee import ranges
 from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say
+from halpiee.cli.numbers import Ranged
 from halpiee.errors import UsageError
 from latency._files import check_place
 
@@ -60,12 +62,14 @@ __all__ = ["command"]
 @click.option(
     "--size", help=f"Image size of a MODEL or plan: {SIZES}.  [default: the plan's; of a MODEL 224]"
 )
-@click.option("--width", type=float, help="Width multiplier of a zoo network.")
-@click.option("--classes", type=int, help="Classes of the network, if not its own default.")
+@click.option("--width", type=Ranged(ranges.Width), help="Width multiplier of a zoo network.")
+@click.option(
+    "--classes", type=Ranged(ranges.Classes), help="Classes of the network, if not its own default."
+)
 @click.option("--measure", is_flag=True, help="Time the file here, one thread, and write that into it.")
 @click.option("--batch", help="Batches an engine takes: 8, or smallest:usual:largest, 1:8:32.  [default: 1]")
 @click.option(
-    "--builder-level", type=click.IntRange(0, 5), help="An engine's optimisation level.  [default: 3]"
+    "--builder-level", type=Ranged(ranges.Level), help="An engine's optimisation level.  [default: 3]"
 )
 @click.option(
     "--sparse", is_flag=True, help="An engine may use 2:4 sparse kernels where weights have the pattern."
@@ -73,7 +77,7 @@ __all__ = ["command"]
 @click.option(
     "--dry-run", is_flag=True, help="Say the trtexec line that builds the same engine; write nothing."
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, type=Ranged(ranges.Seed), show_default=True)
 @json_option
 def command(
     source: str | None,

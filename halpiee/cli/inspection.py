@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
+from halpiee import ranges
 from halpiee.cli.common import answer, examples, json_option, screen
 from halpiee.cli.curve import check_picture
+from halpiee.cli.numbers import Ranged
 from latency._files import check_place
 
 __all__ = ["command", "merge", "pack"]
@@ -28,7 +30,7 @@ __all__ = ["command", "merge", "pack"]
     type=click.Path(path_type=Path),
     help="Draw staircases and heat maps per op: a new .svg or .png file.",
 )
-@click.option("--tables", type=int, help="Draw only so many ops, the slowest first.")
+@click.option("--tables", type=Ranged(ranges.Rounds), help="Draw only so many ops, the slowest first.")
 @click.option(
     "--export", "cells", type=click.Path(path_type=Path), help="Write the cells: a new .csv or .parquet file."
 )

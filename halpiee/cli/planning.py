@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from halpiee import advice
+from halpiee import advice, ranges
 from halpiee.cli.common import SIZES, ScreenTalk, answer, examples, input_size, json_option, kept_in
+from halpiee.cli.numbers import Ranged
 from halpiee.errors import UsageError
 from latency._files import check_place
 
@@ -42,7 +43,13 @@ TARGET = ("device", "backend", "dtype", "threads")
     is_flag=True,
     help="Measure on this device what the plan needs and --profile (a new file, or an old one) does not hold yet.",
 )
-@click.option("--threads", default=1, show_default=True, help="Threads of the runtime, with --lazy.")
+@click.option(
+    "--threads",
+    default=1,
+    type=Ranged(ranges.Threads),
+    show_default=True,
+    help="Threads of the runtime, with --lazy.",
+)
 @click.option(
     "--budget", required=True, help="Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us)."
 )
@@ -70,25 +77,51 @@ TARGET = ("device", "backend", "dtype", "threads")
 )
 @click.option("--freeze", multiple=True, help="Leave this group whole; may be given several times.")
 @click.option(
-    "--least", default=0.0, show_default=True, help="Share of its units every group keeps at least."
+    "--least",
+    default=0.0,
+    type=Ranged(ranges.Share),
+    show_default=True,
+    help="Share of its units every group keeps at least.",
 )
-@click.option("--most", default=1.0, show_default=True, help="Share of its units every group keeps at most.")
-@click.option("--multiple", default=1, show_default=True, help="Widths are multiples of this many units.")
+@click.option(
+    "--most",
+    default=1.0,
+    type=Ranged(ranges.Positive),
+    show_default=True,
+    help="Share of its units every group keeps at most.",
+)
+@click.option(
+    "--multiple",
+    default=1,
+    type=Ranged(ranges.Classes),
+    show_default=True,
+    help="Widths are multiples of this many units.",
+)
 @click.option(
     "--between", multiple=True, help="Units of one group: GROUP=16..48; may be given several times."
 )
 @click.option("--vanish", is_flag=True, help="Residual blocks may be removed whole.")
-@click.option("--batch", type=int, help="Images per inference; default: as profiled.")
+@click.option("--batch", type=Ranged(ranges.Images), help="Images per inference; default: as profiled.")
 @click.option("--size", default="224", show_default=True, help=f"Image size: {SIZES}.")
-@click.option("--width", type=float, help="Width multiplier of a zoo network.")
-@click.option("--classes", default=None, type=int, help="Classes of the network, if not its own default.")
+@click.option("--width", type=Ranged(ranges.Width), help="Width multiplier of a zoo network.")
+@click.option(
+    "--classes", type=Ranged(ranges.Classes), help="Classes of the network, if not its own default."
+)
 @click.option("--solver", default="joint", show_default=True, type=click.Choice(["joint", "cpsat", "linear"]))
-@click.option("--gap", default=1e-3, show_default=True, help="How far from optimal the plan may be.")
-@click.option("--time-limit", type=float, help="Seconds, after which the best plan so far is given.")
+@click.option(
+    "--gap",
+    default=1e-3,
+    type=Ranged(ranges.Share),
+    show_default=True,
+    help="How far from optimal the plan may be.",
+)
+@click.option(
+    "--time-limit", type=Ranged(ranges.Seconds), help="Seconds, after which the best plan so far is given."
+)
 @click.option("--sweep", is_flag=True, help="Also the whole curve of latencies from one pass.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw that curve: a new .svg or .png file.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the plan as JSON.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, type=Ranged(ranges.Seed), show_default=True)
 @json_option
 def command(
     model: str,

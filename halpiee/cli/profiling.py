@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from halpiee import advice
+from halpiee import advice, ranges
 from halpiee.cli.common import SIZES, ScreenTalk, answer, examples, input_size, json_option, kept_in, say
+from halpiee.cli.numbers import Ranged
 
 __all__ = ["command"]
 
@@ -28,13 +29,19 @@ __all__ = ["command"]
     show_default=True,
     type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
 )
-@click.option("--batch", default=1, show_default=True, help="Images per inference.")
+@click.option(
+    "--batch", default=1, type=Ranged(ranges.Images), show_default=True, help="Images per inference."
+)
 @click.option("--size", default="224", show_default=True, help=f"Image size: {SIZES}.")
-@click.option("--width", type=float, help="Width multiplier of a zoo network.")
-@click.option("--classes", default=None, type=int, help="Classes of the network, if not its own default.")
-@click.option("--threads", default=1, show_default=True, help="Threads of the runtime.")
+@click.option("--width", type=Ranged(ranges.Width), help="Width multiplier of a zoo network.")
+@click.option(
+    "--classes", type=Ranged(ranges.Classes), help="Classes of the network, if not its own default."
+)
+@click.option(
+    "--threads", default=1, type=Ranged(ranges.Threads), show_default=True, help="Threads of the runtime."
+)
 @click.option("--dry-run", is_flag=True, help="Say how many ops and cells, and how long; measure nothing.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, type=Ranged(ranges.Seed), show_default=True)
 @json_option
 def command(
     model: str,

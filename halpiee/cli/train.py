@@ -11,7 +11,9 @@ import click
 
 from halpiee.cli.common import ScreenTalk, answer, examples, json_option, kept_in, say, screen
 from halpiee.cli.grouped import GroupedCommand, heading
+from halpiee.cli.numbers import Ranged, ranged
 from halpiee.errors import OutputInUseError, UsageError, WriteError
+from halpiee.training.options import OPTIONS
 from latency._files import contents
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ MISSED = 4
 
 OPTION = {"model": "MODEL", "data": "--data"}
 """How what may name code is typed."""
+
+
+def number(option: str) -> Ranged:
+    """Returns the type of an option that is a number of the settings."""
+    return ranged(OPTIONS[option][1], option)
 
 
 run, goal, way, exchange, schedule = (
@@ -55,13 +62,17 @@ run, goal, way, exchange, schedule = (
 @run("--recipe", help="A paper's settings by name (`halpiee methods --recipes`), or a YAML file of options.")
 @run("--trust-run", "trust", is_flag=True, help="Resume a run from elsewhere whose settings name functions.")
 @run("--weights", type=click.Path(), help="Start from these safetensors weights.")
-@run("--width", type=float, help="Width multiplier of a zoo network.")
-@run("--size", type=int, help="Pixels of a side to bring the images to.  [default: as they are]")
+@run("--width", type=number("width"), help="Width multiplier of a zoo network.")
+@run("--size", type=number("size"), help="Pixels of a side to bring the images to.  [default: as they are]")
 @run("--baseline/--no-baseline", default=None, help="Train a dense network beside.  [default: yes]")
 @run("--device", help="Where to train: auto, cpu, cuda.  [default: auto]")
-@run("--seed", type=int, help="Of every random choice.  [default: 0]")
+@run("--seed", type=number("seed"), help="Of every random choice.  [default: 0]")
 @goal("--budget", help="Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).")
-@goal("--sparsity", type=float, help="Share of weights or filters to remove (0.9); instead of --budget.")
+@goal(
+    "--sparsity",
+    type=number("sparsity"),
+    help="Share of weights or filters to remove (0.9); instead of --budget.",
+)
 @goal("--units", type=click.Choice(["weights", "filters"]), help="Of what.  [default: the method's]")
 @goal(
     "--distribution",
@@ -76,22 +87,38 @@ run, goal, way, exchange, schedule = (
     type=click.Choice(["onnxruntime", "torch"]),
     help="Runtime that is profiled and timed; --profile says its own.  [default: onnxruntime]",
 )
-@goal("--batch", type=int, help="Images per inference.  [default: 1]")
-@goal("--threads", type=int, help="Threads of the runtime.  [default: 1]")
+@goal("--batch", type=number("batch"), help="Images per inference.  [default: 1]")
+@goal("--threads", type=number("threads"), help="Threads of the runtime.  [default: 1]")
 @goal("--solver", type=click.Choice(["joint", "cpsat", "linear"]), help="[default: joint]")
 @way("--method", help="How the budget is met; `halpiee methods` lists them.  [default: iee]")
 @way("--criterion", help="Whose scores choose (filter, snip, lrr …): magnitude, l1, grasp, inverted-snip …")
 @way(
-    "--rounds", type=int, help="Rounds of pruning, survivors scored again (filter: 1, 5, 25; lrr: trainings)."
+    "--rounds",
+    type=number("rounds"),
+    help="Rounds of pruning, survivors scored again (filter: 1, 5, 25; lrr: trainings).",
 )
-@way("--regrow", is_flag=False, flag_value=0.3, type=float, help="Exchange this share of filters.")
-@way("--interval", type=int, help="Steps between two mask updates.  [default: the paper's, or less]")
-@way("--fraction", type=float, help="Share exchanged by the first update (SET, RigL, SNFS, GraNet).")
-@way("--initial", type=float, help="Sparsity that GraNet starts from.  [default: 0]")
-@way("--first", type=float, help="Share of the training where GMP and GraNet begin to prune.")
-@way("--last", type=float, help="Share where they have pruned; where SET, RigL and SNFS update last.")
-@way("--at", type=int, help="Steps before one-shot pruning.  [default: 0]")
-@way("--rewind", type=int, help="Step of the dense training whose weights ltr takes.  [default: 1.6% of it]")
+@way("--regrow", is_flag=False, flag_value=0.3, type=number("regrow"), help="Exchange this share of filters.")
+@way(
+    "--interval",
+    type=number("interval"),
+    help="Steps between two mask updates.  [default: the paper's, or less]",
+)
+@way(
+    "--fraction",
+    type=number("fraction"),
+    help="Share exchanged by the first update (SET, RigL, SNFS, GraNet).",
+)
+@way("--initial", type=number("initial"), help="Sparsity that GraNet starts from.  [default: 0]")
+@way("--first", type=number("first"), help="Share of the training where GMP and GraNet begin to prune.")
+@way(
+    "--last", type=number("last"), help="Share where they have pruned; where SET, RigL and SNFS update last."
+)
+@way("--at", type=number("at"), help="Steps before one-shot pruning.  [default: 0]")
+@way(
+    "--rewind",
+    type=number("rewind"),
+    help="Step of the dense training whose weights ltr takes.  [default: 1.6% of it]",
+)
 @way("--restart", is_flag=True, default=None, help="Begin the schedule anew after pruning (--at, ltr).")
 @way(
     "--init",
@@ -103,15 +130,19 @@ run, goal, way, exchange, schedule = (
     type=click.Choice(["shuffle", "reinit", "normal"]),
     help="Shuffle the mask in each layer; draw weights anew under it; begin with N(0, 1).",
 )
-@exchange("--cycles", type=int, help="Prune-and-grow cycles.  [default: 8]")
-@exchange("--h", type=int, help="Steps before a prune; with --j and --q instead of --cycles.")
-@exchange("--j", type=int, help="Steps between prune and exploring.")
-@exchange("--q", type=int, help="Steps of exploring.")
-@exchange("--omega", type=float, help="Share of the budget exchanged in the first cycle.  [default: 0.3]")
+@exchange("--cycles", type=number("cycles"), help="Prune-and-grow cycles.  [default: 8]")
+@exchange("--h", type=number("h"), help="Steps before a prune; with --j and --q instead of --cycles.")
+@exchange("--j", type=number("j"), help="Steps between prune and exploring.")
+@exchange("--q", type=number("q"), help="Steps of exploring.")
+@exchange(
+    "--omega", type=number("omega"), help="Share of the budget exchanged in the first cycle.  [default: 0.3]"
+)
 @exchange(
     "--decay", type=click.Choice(["exponential", "cosine"]), help="How it falls.  [default: exponential]"
 )
-@exchange("--end", type=float, help="Share of the training after which updates have ended.  [default: 0.75]")
+@exchange(
+    "--end", type=number("end"), help="Share of the training after which updates have ended.  [default: 0.75]"
+)
 @exchange("--explore-init", type=click.Choice(["model", "zero"]), help="Values of what was never active.")
 @exchange("--grow-by", type=click.Choice(["score", "random"]), help="[default: score]")
 @exchange(
@@ -119,18 +150,22 @@ run, goal, way, exchange, schedule = (
 )
 @exchange("--freeze/--no-freeze", default=None, help="Active units stand still meanwhile.  [default: yes]")
 @exchange("--explore-norm", type=click.Choice(["batch", "running"]), help="What they normalise by then.")
-@schedule("--epochs", type=int, help="Of the dense and the pruned network alike.  [default: 20]")
-@schedule("--batch-size", type=int, help="Images per training step.  [default: 64]")
-@schedule("--lr", type=float, help="Peak learning rate.  [default: 0.1]")
-@schedule("--warmup", type=float, help="Share of the training in which it rises.  [default: 0.05]")
+@schedule("--epochs", type=number("epochs"), help="Of the dense and the pruned network alike.  [default: 20]")
+@schedule("--batch-size", type=number("batch_size"), help="Images per training step.  [default: 64]")
+@schedule("--lr", type=number("lr"), help="Peak learning rate.  [default: 0.1]")
+@schedule("--warmup", type=number("warmup"), help="Share of the training in which it rises.  [default: 0.05]")
 @schedule(
     "--drops", help="Shares of the training where it drops: 0.5,0.75.  [default: half a cosine to zero]"
 )
-@schedule("--drop", type=float, help="Factor of each drop.  [default: 0.1]")
-@schedule("--momentum", type=float, help="Of SGD.  [default: 0.9]")
+@schedule("--drop", type=number("drop"), help="Factor of each drop.  [default: 0.1]")
+@schedule("--momentum", type=number("momentum"), help="Of SGD.  [default: 0.9]")
 @schedule("--nesterov/--no-nesterov", default=None, help="Whether it is Nesterov's.  [default: yes]")
-@schedule("--weight-decay", type=float, help="On weights, not on norms and biases.  [default: 0.0005]")
-@schedule("--label-smoothing", type=float, help="Of the cross-entropy.  [default: 0]")
+@schedule(
+    "--weight-decay",
+    type=number("weight_decay"),
+    help="On weights, not on norms and biases.  [default: 0.0005]",
+)
+@schedule("--label-smoothing", type=number("label_smoothing"), help="Of the cross-entropy.  [default: 0]")
 @json_option
 def command(model: str | None, out: Path, resume: bool, trust: bool, as_json: bool, **options: Any) -> None:
     """Train MODEL to a latency: profile, dense baseline, IEE to the budget, shrink, export, measure.

@@ -7,12 +7,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from halpiee.errors import UsageError
+from halpiee.recipes.yaml import options_in
 from halpiee.training.options import OPTIONS, typed
+from latency.outside import read_bytes, sound
 
 __all__ = ["Recipe", "names", "read"]
+
+MOST_BYTES = 2**18
+"""Largest recipe that is read; those of the package take 2 kB."""
+
+
+class Told(TypedDict, total=False):
+    """What a recipe says of itself."""
+
+    about: str
+    source: str
+    open: str | list[str]
+
 
 ABOUT = ("about", "source", "open")
 
@@ -57,10 +71,12 @@ def read(recipe: str | Path) -> Recipe:
     name = str(recipe)
     path = Path(recipe)
     if path.is_file():
+        what, advice = f"--recipe {name}", "give a YAML file"
+        data = read_bytes(path, what=what, advice=advice, most_bytes=MOST_BYTES)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--recipe {name} cannot be read ({error}); give a YAML file") from error
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--recipe {name} cannot be read ({error}); {advice}") from error
     elif name in names():
         text = files("halpiee.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
@@ -73,13 +89,8 @@ def read(recipe: str | Path) -> Recipe:
 
 
 def _parsed(name: str, text: str) -> Recipe:
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        words = " ".join(str(error).split())
-        raise UsageError(f"--recipe {name} is not YAML: {words}; write one `option: value` a line") from error
+    what = f"--recipe {name}"
+    found = options_in(text, what=what)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UsageError(
             f"--recipe {name} holds {type(found).__name__} where options were wanted; "
@@ -94,13 +105,17 @@ def _parsed(name: str, text: str) -> Recipe:
         if option not in OPTIONS:
             close = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {close[0].replace('_', '-')!r}?" if close else "see `halpiee train --help`"
-            raise UsageError(f"--recipe {name} holds {key!r}, which is no option of `halpiee train`; {hint}")
+            raise UsageError(
+                f"--recipe {name} holds {key[:80]!r}, which is no option of `halpiee train`; {hint}"
+            )
         options[option] = value
+    told = {key: found[key] for key in ABOUT if found.get(key) is not None}
+    sound(told, Told, what=what, advice="write text, and of `open` a list of texts")
     notes = found.get("open") or ()
     return Recipe(
         name,
         typed(options, where=f"--recipe {name}"),
-        about=str(found.get("about", "")),
-        source=str(found.get("source", "")),
-        open=(notes,) if isinstance(notes, str) else tuple(map(str, notes)),
+        about=told.get("about", ""),
+        source=told.get("source", ""),
+        open=(notes,) if isinstance(notes, str) else tuple(notes),
     )

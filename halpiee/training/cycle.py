@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from halpiee import ranges
 from halpiee.errors import UsageError
 
 __all__ = ["Cycle"]
@@ -31,12 +32,12 @@ class Cycle:
         solver: ``joint``, ``cpsat`` or ``linear``.
     """
 
-    h: int | None = None
-    j: int | None = None
-    q: int | None = None
-    cycles: int = 8
-    omega: float = 0.3
-    end: float = 0.75
+    h: ranges.Steps | None = None
+    j: ranges.StepsOrNone | None = None
+    q: ranges.Steps | None = None
+    cycles: ranges.Epochs = 8
+    omega: ranges.Between = 0.3
+    end: ranges.Positive = 0.75
     decay: Literal["exponential", "cosine"] = "exponential"
     explore_init: Literal["model", "zero"] | None = None
     grow_by: Literal["score", "random"] = "score"
@@ -44,6 +45,9 @@ class Cycle:
     freeze: bool = True
     explore_norm: Literal["batch", "running"] = "batch"
     solver: Literal["joint", "cpsat", "linear"] = "joint"
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
 
     def steps(self, total_steps: int) -> tuple[int, int, int]:
         """Returns (h, j, q); open ones share what ``cycles`` cycles leave within the first ``end`` of training.

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from msgspec import Meta
+
+from halpiee import ranges
 from halpiee.errors import UsageError
 
 __all__ = ["Masks"]
@@ -39,45 +42,34 @@ class Masks:
             of every layer from N(0, 1) (``normal``).
     """
 
-    sparsity: float | None = None
+    sparsity: ranges.Between | None = None
     units: Literal["weights", "filters"] | None = None
     distribution: Literal["uniform", "erk", "global", "nm"] | None = None
     nm: str = "2:4"
     mask: str | None = None
     criterion: str | None = None
-    rounds: int | None = None
-    interval: int | None = None
-    fraction: float | None = None
-    initial: float = 0.0
-    regrow: float = 0.0
-    at: int = 0
+    rounds: Annotated[int, Meta(ge=1, le=10**4)] | None = None
+    interval: ranges.Steps | None = None
+    fraction: ranges.Share | None = None
+    initial: ranges.Share = 0.0
+    regrow: ranges.Share = 0.0
+    at: ranges.StepsOrNone = 0
     init: Literal["random", "magnitude", "random-scores"] | None = None
-    first: float | None = None
-    last: float | None = None
-    rewind: int | None = None
+    first: ranges.Share | None = None
+    last: ranges.Share | None = None
+    rewind: ranges.StepsOrNone | None = None
     restart: bool = False
     ablation: Literal["shuffle", "reinit", "normal"] | None = None
 
     def __post_init__(self) -> None:
-        if self.sparsity is not None and not 0 < self.sparsity < 1:
-            raise UsageError(
-                f"a sparsity of {self.sparsity} was asked; sparsity is the share that is removed, between 0 and 1"
-            )
-        match = re.fullmatch(r"([0-9]+):([0-9]+)", self.nm)
+        ranges.check(self)
+        match = re.fullmatch(r"([0-9]{1,6}):([0-9]{1,6})", self.nm)
         if not match or not 0 < int(match[1]) <= int(match[2]):
-            raise UsageError(f"the pattern {self.nm!r} was asked; give N:M with 0 < N <= M, such as 2:4")
+            raise UsageError(f"the pattern {self.nm[:40]!r} was asked; give N:M with 0 < N <= M, such as 2:4")
         if self.mask is not None and (self.sparsity is not None or self.distribution is not None):
             raise UsageError(
                 f"--mask {self.mask} and a sparsity were asked; a mask says itself how much is kept: leave one out"
             )
-        for name, least in (("at", 0), ("rewind", 0), ("rounds", 1), ("interval", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"--{name} {value} was asked; it is at least {least}")
-        for name in ("fraction", "initial", "regrow", "first", "last"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"--{name} {value} was asked; it is a share between 0 and 1")
         if self.ablation == "shuffle" and self.distribution == "nm":
             raise UsageError(
                 f"--ablation shuffle was asked of {self.nm}, whose runs a shuffled mask would not keep; "

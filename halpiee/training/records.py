@@ -43,12 +43,12 @@ class Pruned(Result):
     train_flops_ratio: Required[dict[str, Number]]
 
 
-class Line(TypedDict):
+class Line(TypedDict, total=False):
     """A calibration: a line and, where it bends, the two ends of the rest of it."""
 
-    a_us: Number
-    b: Annotated[float, Meta(gt=0, le=1e6)]
-    points: list[tuple[Number, Number]]
+    a_us: Required[Number]
+    b: Required[Annotated[float, Meta(gt=0, le=1e6)]]
+    points: Required[list[tuple[Number, Number]]]
     bend: tuple[tuple[Number, Number], tuple[Number, Number]] | None
 
 

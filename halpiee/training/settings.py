@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+
+from halpiee import ranges
 from halpiee.asked import parse_budget
 from halpiee.errors import UsageError
 from halpiee.methods.catalogue import About, about
@@ -57,52 +60,43 @@ class Settings:
     model: str
     data: str
     budget: str | None = None
-    width: float | None = None
-    size: int | None = None
+    width: ranges.Width | None = None
+    size: ranges.Side | None = None
     method: str = "iee"
     weights: str | None = None
-    epochs: int = 20
-    batch_size: int = 64
-    lr: float = 0.1
-    warmup: float = 0.05
-    drops: tuple[float, ...] = ()
-    drop: float = 0.1
-    momentum: float = 0.9
+    epochs: ranges.Epochs = 20
+    batch_size: ranges.Images = 64
+    lr: ranges.Rate = 0.1
+    warmup: ranges.Below = 0.05
+    drops: tuple[ranges.Between, ...] = ()
+    drop: ranges.Between = 0.1
+    momentum: ranges.Below = 0.9
     nesterov: bool = True
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
+    weight_decay: ranges.Decay = 5e-4
+    label_smoothing: ranges.Below = 0.0
     baseline: bool = True
     backend: str = "onnxruntime"
-    batch: int = 1
-    threads: int = 1
+    batch: ranges.Images = 1
+    threads: ranges.Threads = 1
     profile: str | None = None
-    calibration_nets: int = 4
-    rounds: int = 30
+    calibration_nets: Annotated[int, Meta(ge=0, le=1000)] = 4
+    rounds: Annotated[int, Meta(ge=3, le=10**5)] = 30
     device: str = "auto"
     cycle: Cycle = field(default_factory=Cycle)
     masks: Masks = field(default_factory=Masks)
-    seed: int = 0
+    seed: ranges.Seed = 0
 
     def __post_init__(self) -> None:
+        ranges.check(self)
         self._check_goal()
-        for name, least in (("epochs", 1), ("batch_size", 1), ("batch", 1), ("threads", 1), ("rounds", 3)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name}={getattr(self, name)} was asked; it is at least {least}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UsageError(f"lr={self.lr} was asked; give a positive learning rate")
-        if not 0 <= self.warmup < 1 or not 0 <= self.momentum < 1:
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", self.device):
             raise UsageError(
-                f"warmup={self.warmup} and momentum={self.momentum} were asked; both are shares from 0 to below 1"
+                f"--device {self.device[:40]} was asked; give auto, cpu, cuda or one of them as cuda:1"
             )
-        if list(self.drops) != sorted({d for d in self.drops if 0 < d < 1}) or not 0 < self.drop < 1:
+        if list(self.drops) != sorted({d for d in self.drops if 0 < d < 1}):
             raise UsageError(
-                f"drops={list(self.drops)} by {self.drop} were asked; drops are ascending shares of the training, "
-                "such as 0.5,0.75, and the factor lies between 0 and 1"
-            )
-        if not 0 <= self.label_smoothing < 1 or self.weight_decay < 0:
-            raise UsageError(
-                f"label_smoothing={self.label_smoothing} and weight_decay={self.weight_decay} were asked; "
-                "the first is a share below 1, the second at least 0"
+                f"--drops {','.join(map(str, self.drops))[:80]} was asked; drops are ascending shares of the training, "
+                "such as 0.5,0.75"
             )
 
     def _check_goal(self) -> None:

@@ -155,7 +155,7 @@ def test_halps_protocol_is_eager_fp32_batch_256_mean_of_thirty_runs_after_ten(
     [
         (("--batch", "1,x"), "--batch 1,x was asked; give images per inference: 1, or several: 1,8,32"),
         (("--batch", "0"), "--batch 0 was asked"),
-        (("--threads", "0"), "--threads 0 was asked; give at least 1"),
+        (("--threads", "0"), "--threads 0 was asked; give at least 1 and at most 1,024, a whole number"),
         (("--callers", "2"), "--callers 2 was asked of a latency; add --mode throughput"),
         (("--against", "other"), "--against other was asked; the files are named toy:net"),
         (("--against", "dense"), "name the dense network's file too"),

@@ -252,8 +252,12 @@ def test_given_weights_are_the_trained_ones_of_learning_rate_rewinding(tmp_path:
         ),
         ("rigl", {"init": "random-scores"}, "it is IEE's own"),
         ("iee", {"init": "magnitude"}, "--init random, --init random-scores or --weights"),
-        ("ltr", {"rewind": -1}, "--rewind -1 was asked; it is at least 0"),
-        ("rigl", {"fraction": 1.5}, "--fraction 1.5 was asked; it is a share between 0 and 1"),
+        (
+            "ltr",
+            {"rewind": -1},
+            "--rewind -1 was asked; give at least 0 and at most 1,000,000,000, a whole number",
+        ),
+        ("rigl", {"fraction": 1.5}, "--fraction 1.5 was asked; give at least 0 and at most 1"),
     ],
 )
 def test_an_option_that_the_method_has_no_use_for_is_refused(

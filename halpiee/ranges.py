@@ -1,0 +1,99 @@
+"""How far each number that is asked for goes: one range per kind, for options, recipes, stored settings and Python.
+
+A range is an ``Annotated`` type: ``fitted`` hands it to msgspec for what comes from files, a ``Ranged`` makes an option
+of it, and ``check`` looks at a dataclass that was made in Python. No torch is needed to say that a number is none.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import fields
+from functools import cache
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from msgspec import Meta
+
+from halpiee.errors import UsageError
+
+__all__ = ["annotated", "check", "inside", "words"]
+
+Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+"""OR-Tools and NumPy's older generators take no larger one."""
+Side = Annotated[int, Meta(ge=1, le=8192)]
+"""Pixels of an image's side."""
+Classes = Annotated[int, Meta(ge=1, le=10**6)]
+Images = Annotated[int, Meta(ge=1, le=2**16)]
+"""Per call or per training step."""
+Threads = Annotated[int, Meta(ge=1, le=1024)]
+Rounds = Annotated[int, Meta(ge=1, le=10**5)]
+Steps = Annotated[int, Meta(ge=1, le=10**9)]
+StepsOrNone = Annotated[int, Meta(ge=0, le=10**9)]
+Epochs = Annotated[int, Meta(ge=1, le=10**6)]
+Width = Annotated[float, Meta(ge=0.001, le=64)]
+"""Multiplier of a zoo network; the widest of the papers is 4."""
+Rate = Annotated[float, Meta(gt=0, le=1000)]
+Decay = Annotated[float, Meta(ge=0, le=100)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0, le=1)]
+"""A share that is not nothing."""
+Below = Annotated[float, Meta(ge=0, lt=1)]
+"""A share that is not everything."""
+Between = Annotated[float, Meta(gt=0, lt=1)]
+Level = Annotated[int, Meta(ge=0, le=5)]
+"""Of optimisation, TensorRT's builder."""
+Seconds = Annotated[float, Meta(gt=0, le=10**7)]
+
+
+def annotated(hint: Any) -> tuple[type, Meta] | None:
+    """Returns the type and the range of a number, ``None | …`` aside; None where the hint is of something else."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next((found for part in get_args(hint) if (found := annotated(part))), None)
+    if get_origin(hint) is Annotated and get_args(hint)[0] in (int, float):
+        kind, meta = get_args(hint)[:2]
+        return kind, meta
+    return None
+
+
+def inside(meta: Meta, value: Any) -> bool:
+    """Whether a number lies in a range; NaN lies in none."""
+    return (
+        (meta.ge is None or value >= meta.ge)
+        and (meta.gt is None or value > meta.gt)
+        and (meta.le is None or value <= meta.le)
+        and (meta.lt is None or value < meta.lt)
+    )
+
+
+def words(kind: type, meta: Meta) -> str:
+    """Returns a range in words: ``at least 1 and at most 1,024, a whole number``."""
+    low = f"at least {_shown(meta.ge)}" if meta.ge is not None else f"more than {_shown(meta.gt)}"
+    high = f"at most {_shown(meta.le)}" if meta.le is not None else f"less than {_shown(meta.lt)}"
+    return f"{low} and {high}" + (", a whole number" if kind is int else "")
+
+
+def check(settings: Any) -> None:
+    """Refuses a dataclass one of whose numbers is out of its range.
+
+    Raises:
+        UsageError: names the option, its value and the range.
+    """
+    made_of: Any = type(settings)
+    for name, (kind, meta) in _ranges(made_of).items():
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not inside(meta, value) or (kind is int and value != int(value)):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} {str(value)[:40]} was asked; give {words(kind, meta)}")
+
+
+@cache
+def _ranges(kind: Any) -> dict[str, tuple[type, Meta]]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = {field.name: annotated(hints[field.name]) for field in fields(kind)}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _shown(number: float | None) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:,g}"
