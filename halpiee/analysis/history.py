@@ -127,7 +127,7 @@ class History:
             if entry.event == event:
                 yield entry.step, self.mask(index)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes the history as one ``.npz`` file without objects in it.
 
         Raises:
@@ -141,10 +141,10 @@ class History:
         arrays = {f"{i}/{name}": bits for i, e in enumerate(self.entries) for name, bits in e.packed.items()}
         content = io.BytesIO()
         np.savez_compressed(content, about=text, **arrays)  # type: ignore[arg-type]
-        write(path, content.getvalue())
+        write(Path(path), content.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> History:
+    def load(cls, path: str | Path) -> History:
         """Reads a history that was saved."""
         with np.load(path, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())

@@ -9,21 +9,19 @@ everything in the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import Method, at_density, default_units
+from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, criterion_of, default_units
 from halpiee.methods.phases import Phase, Recipe, Redraw, Resize, Shuffle, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
-from halpiee.saliency.names import named
-from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
-from halpiee.sparsity.granularity import Units
+from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform, as_budget
 
 __all__ = ["SNIP", "AtInit", "GraSP", "SynFlow", "recipe"]
 
@@ -79,6 +77,7 @@ class AtInit(Method):
         rounds: how often survivors are scored again.
         shuffle: whether the mask is then shuffled within each layer: an ablation.
         redraw: (model, seed) → draws the weights anew under the mask: an ablation.
+        protect: names of weights (or groups, or convolutions) to leave whole.
         seed: of every random choice.
 
     Raises:
@@ -93,22 +92,25 @@ class AtInit(Method):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        budget: Budget,
+        budget: BudgetLike,
         criterion: Criterion | str | None = None,
         batches: Iterable[tuple[Tensor, Tensor]] = (),
         total_steps: int = 0,
-        units: Units | None = None,
+        units: UnitsLike | None = None,
         at: int = 0,
         rounds: int | None = None,
         shuffle: bool = False,
         redraw: Callable[[nn.Module, int], object] | None = None,
+        protect: Collection[str] = (),
         seed: int = 0,
     ) -> None:
-        units = units or default_units(bare(model), budget, None)
+        budget = as_budget(budget, latency=False)
+        units = default_units(bare(model), budget, None, protect, units)
         ablations: list[Phase] = [Shuffle(seed)] if shuffle else []
         if redraw is not None:
             ablations.append(Redraw(redraw, seed))
-        chosen = self.default_criterion if criterion is None else criterion
+        chosen = criterion_of(self.default_criterion if criterion is None else criterion, seed)
+        assert chosen is not None
         super().__init__(
             model,
             optimizer,
@@ -120,7 +122,7 @@ class AtInit(Method):
                 at=at,
                 ablations=tuple(ablations),
             ),
-            criterion=named(chosen, seed) if isinstance(chosen, str) else chosen,
+            criterion=chosen,
             batches=batches,
             seed=seed,
         )

@@ -82,9 +82,9 @@ class Collector:
 
         Batches that were left out, as their scores were not finite, count among the phase's skipped steps.
         """
-        from halpiee.saliency.score import score
+        from halpiee.saliency.score import pairs_of, scores_of
 
-        found = score(model, batches, criterion, units=self.units, seed=self.seed)
+        found = scores_of(model, pairs_of(batches), criterion, units=self.units)
         self.tally.skipped += found.skipped
         return {n: found.get(n, torch.zeros(size)) for n, size in self.units.sizes.items()}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from halpiee.errors import HalpieeError, UsageError
+from halpiee.errors import HalpieeError, PromiseError, UsageError
 from halpiee.methods.collector import Collector
 from halpiee.methods.event import Event
 from halpiee.methods.guard import Guard
@@ -26,16 +26,22 @@ from halpiee.methods.ledger import Ledger
 from halpiee.methods.memory import Memory
 from halpiee.methods.moves import change, grow
 from halpiee.methods.norm import RunningNorms
+from halpiee.methods.optimizers import check_holds, check_optimizer, few
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Train
 from halpiee.methods.pools import Choice, Pool
 from halpiee.methods.ranks import check_ranks
 from halpiee.methods.resuming import check_units, restore, state_of
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.flat import tell, undecided
+from halpiee.saliency.given import Given
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
 __all__ = ["Sparse"]
+
+WATCH = 50
+"""Steps between two looks at whether all weights are finite; every change of the units looks, too."""
 
 
 class Sparse:
@@ -57,6 +63,14 @@ class Sparse:
         model: the model without them.
         alive: the active units.
         step: optimizer steps done.
+
+    Raises:
+        UsageError: an optimizer that does not take the steps of all masked parameters, or units that get no gradient
+            to be scored by; model and optimizer are left as they were.
+        PromiseError: weights that are not finite, here or at a later step.
+
+    Warns:
+        ScoreWarning: units were chosen by scores that do not tell them apart.
     """
 
     def __init__(
@@ -78,13 +92,10 @@ class Sparse:
         self.batches = batches
         self._parameters = dict(self.model.named_parameters())
         named = {**self._parameters, **dict(self.model.named_buffers())}
+        check_optimizer(optimizer)
+        check_holds(optimizer, units, self._parameters)
+        self._check_gradients()
         in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        missing = [n for n in units.tensors if n in self._parameters and id(named[n]) not in in_optimizer]
-        if missing:
-            raise UsageError(
-                f"the optimizer does not hold {missing[0]!r} (and {len(missing) - 1} more masked parameters); "
-                "build it from this model's parameters()"
-            )
         # Everything a step can move: the model's parameters, and the running statistics of norms.
         self._tensors = {
             name: tensor
@@ -104,6 +115,8 @@ class Sparse:
         self.explore_init = explore_init
         self.last_drop: tuple[Mask, dict[str, Tensor], Mask] | None = None
         self.last_grow: tuple[Mask, dict[str, Tensor]] | None = None
+        self._flat: dict[str, str] = {}
+        self._told: set[str] = set()
         self._masks = units.masks(self.alive)
         masked = {name: p for name, p in self._parameters.items() if name in units.tensors}
         self.memory = Memory(masked, self._masks)
@@ -116,7 +129,12 @@ class Sparse:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
-        self._advance()
+        try:
+            self._advance()
+        except BaseException:  # attached whole or not at all
+            self.memory.show_all()
+            self.detach()
+            raise
 
     # -- what users see ---------------------------------------------------------------------------------------
 
@@ -143,6 +161,7 @@ class Sparse:
 
     def finish(self) -> None:
         """Ends the updates now, on a grow: a cycle that has pruned and not yet grown is closed first."""
+        self._check_finite()
         if self.finished:
             return
         opened = isinstance(self._last_open(), Drop)
@@ -167,9 +186,12 @@ class Sparse:
         return state_of(self)
 
     def load_record(self, state: Mapping[str, Any]) -> None:
-        """Takes over what was recorded, and which units were kept: for a run that goes on with the compact network."""
-        self.step = state["step"]
-        self.alive = Mask(dict(state["alive"]))
+        """Takes over what was recorded and which units are active: for a run that goes on with the compact network.
+
+        The model is not touched: the network that trains on is another one.
+        """
+        self.step, self.phase, self.phase_steps = state["step"], len(self.recipe), 0
+        self.alive = Mask({name: mask.cpu() for name, mask in state["alive"].items()})
         self.ledger.load(state, masks=False)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -271,6 +293,8 @@ class Sparse:
         phase = self._train()
         self.ledger.step(phase.kind, self.alive.counts)
         self.phase_steps += 1
+        if self.step % WATCH == 0:
+            self._check_finite()
         if not self.finished and self.phase_steps >= phase.steps:
             self.phase += 1
             self.phase_steps = 0
@@ -290,6 +314,7 @@ class Sparse:
 
     def _advance(self) -> None:
         """Carries out the phases that happen between two steps, up to the next training phase."""
+        self._check_finite()
         while not self.finished:
             phase = self.recipe[self.phase]
             if isinstance(phase, Train) and phase.steps > 0:
@@ -310,6 +335,54 @@ class Sparse:
         self._norms.off()
         if phase.norm == "running" and phase.forward == "all":
             self._norms.on(self.model, self._masks)
+
+    def _check_finite(self) -> None:
+        """Stops a training whose weights or statistics are not finite, before it chooses units by them.
+
+        Raises:
+            PromiseError: one of them is not.
+        """
+        for name, tensor in self._tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all()):
+                raise PromiseError(
+                    f"at step {self.step} values and scores of {name!r} are not finite: the training has diverged; "
+                    "lower the learning rate, or start again from an earlier checkpoint"
+                )
+
+    def _check_gradients(self) -> None:
+        """Refuses units that a criterion cannot score from training steps, as all that it reads is frozen."""
+        phases = (p for p in self.recipe if isinstance(p, Train) and p.collect and p.steps > 0)
+        criteria = {type(c).__name__ for p in phases if (c := p.criterion or self.criterion).per_step}
+        if not criteria:
+            return
+
+        def trained(name: str) -> Tensor | None:
+            p = self._parameters[name]
+            return p.detach() if p.requires_grad else None
+
+        frozen = [name for name in self.units.sizes if name not in self.units.reduce(trained)]
+        if frozen:
+            raise UsageError(
+                f"{' and '.join(sorted(criteria))} reads gradients of training steps, and {frozen[0]!r} (and "
+                f"{len(frozen) - 1} more of {len(self.units.sizes)}) gets none: its parameters are frozen "
+                f"(requires_grad=False); unfreeze them, or leave them whole: protect={few(frozen)}"
+            )
+
+    def tell(self, by: Criterion | str | None, scores: Mapping[str, Tensor], may: Mask, chosen: Mask) -> None:
+        """Warns of groups that a choice cut into though their scores are all the same, once a group.
+
+        Args:
+            by: whose scores; ``None``: the method's criterion.
+            scores: of all units.
+            may: the units that could be chosen.
+            chosen: the units that were.
+        """
+        criterion = self.criterion if by is None or by == "score" else by
+        if by == "random" or isinstance(criterion, Given):
+            return
+        self._flat = undecided(scores, may, chosen)
+        tell({n: why for n, why in self._flat.items() if n not in self._told}, criterion)
+        self._told |= self._flat.keys()
 
     def choose_again(self, pool: Pool) -> Event:
         """Repeats the last prune and grow under another pool: what a corrected latency model asks for.
@@ -395,6 +468,7 @@ class Sparse:
             self._masks = masks
             self._forget()
         self.alive = choice.alive
+        flat, self._flat = tuple(self._flat), {}
         total = self.pool.total if budget is None else budget
         return self.ledger.event(
             choice.alive,
@@ -407,6 +481,7 @@ class Sparse:
             slack=choice.slack,
             next_step=choice.next_step,
             skipped=self.scores.tally.skipped,
+            flat=flat,
         )
 
     def forget_all(self) -> None:

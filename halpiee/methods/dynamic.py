@@ -13,13 +13,14 @@ random, by |gradient|, by |momentum|. What all of them share, and released code 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import Method, default_units, update_steps
+from halpiee.methods.method import BudgetLike, Method, UnitsLike, default_units, update_steps
 from halpiee.methods.momentum import Momentum
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Shuffle, Start, Train
 from halpiee.methods.pools import bind
@@ -28,7 +29,7 @@ from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.given import Given
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
-from halpiee.sparsity.distribution import ERK, Budget, Global, PerLayer
+from halpiee.sparsity.distribution import ERK, Budget, Global, PerLayer, as_budget
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 from halpiee.sparsity.schedule import Cosine, Curve
@@ -111,6 +112,7 @@ class Static(Method):
         init: ``random`` units, or the largest of the given weights (``magnitude``).
         mask: the units themselves: those that another training ended with, say.
         shuffle: whether the mask is shuffled within each layer: an ablation.
+        protect: names of weights (or groups, or convolutions) to leave whole.
         seed: of the mask.
 
     Raises:
@@ -122,12 +124,13 @@ class Static(Method):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        budget: Budget | None = None,
+        budget: BudgetLike | None = None,
         total_steps: int = 0,
-        units: Units | None = None,
+        units: UnitsLike | None = None,
         init: Init = "random",
         mask: Mask | None = None,
         shuffle: bool = False,
+        protect: Collection[str] = (),
         seed: int = 0,
     ) -> None:
         if (budget is None) == (mask is None):
@@ -137,7 +140,8 @@ class Static(Method):
         if budget is None:
             assert mask is not None
             budget = PerLayer({name: int(kept.sum()) / kept.numel() for name, kept in mask.items()})
-        units = units or default_units(bare(model), budget, None)
+        budget = as_budget(budget, latency=False)
+        units = default_units(bare(model), budget, None, protect, units)
         if mask is not None:
             _check_mask(mask, units)
         super().__init__(
@@ -178,6 +182,7 @@ class RigL(Method):
         values: grown weights start at ``zero``, or at their ``last`` values.
         average: steps whose gradients are averaged for growing.
         init: ``random`` units, or the largest of the given weights (``magnitude``).
+        protect: names of weights (or groups, or convolutions) to leave whole.
         seed: of every random choice.
 
     Raises:
@@ -195,9 +200,9 @@ class RigL(Method):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        budget: Budget,
+        budget: BudgetLike,
         total_steps: int,
-        units: Units | None = None,
+        units: UnitsLike | None = None,
         interval: int | None = None,
         fraction: float | None = None,
         floor: float | None = None,
@@ -205,9 +210,11 @@ class RigL(Method):
         values: Literal["zero", "last"] = "zero",
         average: int = 1,
         init: Init = "random",
+        protect: Collection[str] = (),
         seed: int = 0,
     ) -> None:
-        units = units or default_units(bare(model), budget, None)
+        budget = as_budget(budget, latency=False)
+        units = default_units(bare(model), budget, None, protect, units)
         name = type(self).__name__
         if units.zero_is_dead:
             raise UsageError(

@@ -24,6 +24,7 @@ class Event:
         iou: overlap with the units that were active after the previous event of the same kind.
         skipped: steps of the phase whose scores were not finite and did not count.
         counts: active units per group.
+        flat: groups that were cut into by scores that do not tell their units apart.
     """
 
     step: int
@@ -37,3 +38,4 @@ class Event:
     iou: float
     skipped: int
     counts: dict[str, int]
+    flat: tuple[str, ...] = ()

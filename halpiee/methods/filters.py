@@ -9,14 +9,14 @@ that takes β > 0: a zeroed filter comes out of its norm as β, and the gradient
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import Method, at_density
+from halpiee.methods.method import BudgetLike, Method, at_density
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
@@ -24,7 +24,7 @@ from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
 from halpiee.saliency.names import named
-from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
+from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform, as_budget
 from halpiee.sparsity.granularity import Filters
 from halpiee.structure.groups import Structure
 
@@ -85,6 +85,7 @@ class FilterPruning(Method):
         interval: training steps before each round (the paper: one epoch); by default the first half of training.
         regrow: share of every layer's filters that each round then exchanges by gradient, one step later.
         pinned: paths of convolutions that stay whole.
+        protect: the same, under the name that other methods have for it.
         units: the filters, where they are already known.
         seed: of random scores.
 
@@ -97,7 +98,7 @@ class FilterPruning(Method):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        budget: Budget,
+        budget: BudgetLike,
         total_steps: int,
         structure: Structure | None = None,
         criterion: Criterion | str = "l1",
@@ -105,12 +106,16 @@ class FilterPruning(Method):
         rounds: int = 1,
         interval: int | None = None,
         regrow: float = 0.0,
-        pinned: frozenset[str] = frozenset(),
+        pinned: Collection[str] = (),
+        protect: Collection[str] = (),
         units: Filters | None = None,
         seed: int = 0,
     ) -> None:
         bare_model = bare(model)
-        units = units or Filters(bare_model, pinned=pinned, norm_follows=not regrow)
+        budget = as_budget(budget, latency=False)
+        whole = frozenset({pinned} if isinstance(pinned, str) else pinned)
+        whole |= frozenset({protect} if isinstance(protect, str) else protect)
+        units = units or Filters(bare_model, pinned=whole, norm_follows=not regrow)
         if regrow and units.zero_is_dead:
             raise UsageError(
                 "filters were to be regrown whose norm goes with them: its zero leaves no gradient to grow by; "

@@ -12,6 +12,7 @@ mask. The cubic's end point is imposed: the last resize is exactly at the asked 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,15 +20,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import Method, at_density, default_units
+from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, criterion_of, default_units
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
-from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
-from halpiee.sparsity.granularity import Units
+from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform, as_budget
 from halpiee.sparsity.schedule import Cosine, Cubic
 
 __all__ = ["GMP", "GraNet", "Regrowth", "gradual"]
@@ -131,7 +131,8 @@ class GMP(Method):
         first: share of the training where the cubic begins.
         last: share where it ends.
         masks_only: what was removed keeps its value and may return; ``None``: for budgets per layer only.
-        criterion: what is ranked; by default magnitude.
+        criterion: what is ranked, a criterion or its name; by default magnitude.
+        protect: names of weights (or groups, or convolutions) to leave whole.
         seed: of every random choice.
 
     Raises:
@@ -143,17 +144,19 @@ class GMP(Method):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        budget: Budget,
+        budget: BudgetLike,
         total_steps: int,
-        units: Units | None = None,
+        units: UnitsLike | None = None,
         interval: int = 1000,
         first: float = 0.0,
         last: float = 0.6875,
         masks_only: bool | None = None,
-        criterion: Criterion | None = None,
+        criterion: Criterion | str | None = None,
+        protect: Collection[str] = (),
         seed: int = 0,
     ) -> None:
-        units = units or default_units(bare(model), budget, None)
+        budget = as_budget(budget, latency=False)
+        units = default_units(bare(model), budget, None, protect, units)
         density = _density(budget)
         super().__init__(
             model,
@@ -169,7 +172,7 @@ class GMP(Method):
                 last=last,
                 masks_only=not isinstance(budget, Global) if masks_only is None else masks_only,
             ),
-            criterion=criterion or Magnitude(),
+            criterion=criterion_of(criterion, seed) or Magnitude(),
             seed=seed,
         )
 
@@ -189,6 +192,7 @@ class GraNet(Method):
         last: share where it ends (t_f); the paper's 110 of 160 epochs from dense, 80 of 160 from s_i = 0.5.
         regrowth: neuroregeneration's own settings.
         init: what an initial sparsity keeps: ``random`` weights, or the largest of the given ones (``magnitude``).
+        protect: names of weights (or groups, or convolutions) to leave whole.
         seed: of every random choice.
 
     Raises:
@@ -202,18 +206,20 @@ class GraNet(Method):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        budget: Budget,
+        budget: BudgetLike,
         total_steps: int,
         initial: float = 0.0,
-        units: Units | None = None,
+        units: UnitsLike | None = None,
         interval: int = 1000,
         first: float = 0.0,
         last: float | None = None,
         regrowth: Regrowth | None = None,
         init: Literal["random", "magnitude"] = "random",
+        protect: Collection[str] = (),
         seed: int = 0,
     ) -> None:
-        units = units or default_units(bare(model), budget, None)
+        budget = as_budget(budget, latency=False)
+        units = default_units(bare(model), budget, None, protect, units)
         density = _density(budget)
         if not 0 <= initial <= 1 - density:
             raise UsageError(

@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
 from halpiee.methods.event import Event
-from halpiee.methods.method import Method, at_density, default_units
+from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, criterion_of, default_units
 from halpiee.methods.phases import Phase, Recipe, Resize, Train
 from halpiee.methods.pools import LatencyPool, Pool, bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.taylor import Taylor
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.distribution import Budget, Latency
+from halpiee.sparsity.distribution import Budget, Latency, as_budget
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.schedule import Exponential
 from halpiee.structure.groups import Structure
@@ -58,7 +58,7 @@ class HALP(Method):
         structure: of the model, from ``trace``.
         cost: latency model; needed for a latency budget.
         units: by default the structure's channels.
-        criterion: by default Taylor on batch norms.
+        criterion: a criterion or its name; by default Taylor on batch norms.
         prunes: K.
         interval: training steps before each prune.
         solver: ``linear`` (the paper's knapsack), ``joint`` or ``cpsat``. A last prune that ``linear`` leaves over
@@ -77,12 +77,12 @@ class HALP(Method):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        budget: Budget,
+        budget: BudgetLike,
         total_steps: int,
         structure: Structure | None = None,
         cost: LatencyCost | None = None,
-        units: Units | None = None,
-        criterion: Criterion | None = None,
+        units: UnitsLike | None = None,
+        criterion: Criterion | str | None = None,
         prunes: int = 30,
         interval: int = 40,
         solver: Literal["linear", "joint", "cpsat"] = "linear",
@@ -95,7 +95,8 @@ class HALP(Method):
                 f"{prunes} prunes every {interval} steps were asked of {total_steps} steps; "
                 f"ask for at least one each, and for prunes · interval up to {total_steps}"
             )
-        units = units or default_units(bare(model), budget, structure, frozenset(protect))
+        budget = as_budget(budget, latency=cost is not None)
+        units = default_units(bare(model), budget, structure, protect, units)
         pool = bind(budget, units, cost, solver=solver, gap=gap)
         phases = recipe(dense=_dense(pool, units, budget), prunes=prunes, interval=interval)
         super().__init__(
@@ -104,7 +105,7 @@ class HALP(Method):
             units=units,
             pool=pool,
             recipe=phases,
-            criterion=criterion or Taylor(),
+            criterion=criterion_of(criterion, seed) or Taylor(),
             structure=structure,
             seed=seed,
         )

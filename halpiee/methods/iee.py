@@ -15,14 +15,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import Method, default_units
+from halpiee.methods.method import BudgetLike, Method, UnitsLike, criterion_of, default_units
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Start, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency import Criterion, Magnitude, Taylor
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.distribution import ERK, Budget, Global
-from halpiee.sparsity.granularity import Channels, Units, Weights
+from halpiee.sparsity.distribution import ERK, Budget, Global, as_budget
+from halpiee.sparsity.granularity import Channels, Weights
 from halpiee.sparsity.schedule import Cosine, Curve, Exponential
 from halpiee.structure.groups import Structure
 
@@ -99,7 +99,7 @@ class IEE(Method):
         structure: of the model, from ``trace``; needed for channels.
         cost: latency model; needed for a latency budget.
         units: what is exchanged; by default the structure's channels for a latency, else weights.
-        criterion: by default Taylor for channels, magnitude for weights.
+        criterion: a criterion or its name; by default Taylor for channels, magnitude for weights.
         h: steps before a prune; see ``recipe`` for this and the next three.
         j: steps after it.
         q: steps of exploring.
@@ -129,12 +129,12 @@ class IEE(Method):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        budget: Budget,
+        budget: BudgetLike,
         total_steps: int,
         structure: Structure | None = None,
         cost: LatencyCost | None = None,
-        units: Units | None = None,
-        criterion: Criterion | None = None,
+        units: UnitsLike | None = None,
+        criterion: Criterion | str | None = None,
         h: int = 150,
         j: int = 150,
         q: int = 150,
@@ -157,13 +157,16 @@ class IEE(Method):
             raise UsageError(
                 f"omega={omega} was asked; it is the share of the budget that is exchanged, in (0, 1)"
             )
-        units = units or default_units(bare(model), budget, structure, frozenset(protect))
+        budget = as_budget(budget, latency=cost is not None)
+        units = default_units(bare(model), budget, structure, protect, units)
         if units.zero_is_dead and (explore_init == "zero" or grow_values == "zero"):
             raise UsageError(
                 "channels were asked to start from zero: a zero channel has zero gradients and a zero score for ever; "
                 "use explore_init='model' and grow_values='last'"
             )
-        criterion = criterion or (Taylor() if isinstance(units, Channels) else Magnitude())
+        criterion = criterion_of(criterion, seed) or (
+            Taylor() if isinstance(units, Channels) else Magnitude()
+        )
         if not criterion.per_step:  # one that needs passes of its own says so now, not at the first prune
             criterion(units, dict(bare(model).named_parameters()).get, lambda _: None)
         pool = bind(budget, units, cost, solver=solver, gap=gap)

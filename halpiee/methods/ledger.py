@@ -62,7 +62,7 @@ class Ledger:
 
     def load(self, state: Mapping[str, Any], *, masks: bool = True) -> None:
         """Takes over what was written; the masks only where the units are still those."""
-        self.reports = [Event(**event) for event in state["reports"]]
+        self.reports = [Event(**{**e, "flat": tuple(e.get("flat", ()))}) for e in state["reports"]]
         self.log = [(int(n), str(kind), dict(counts)) for n, kind, counts in state["log"]]
         if masks:
             self._after = {kind: Mask(dict(mask)) for kind, mask in state["masks_after"].items()}

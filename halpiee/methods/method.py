@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,12 +16,21 @@ from halpiee.methods.pools import Pool
 from halpiee.methods.rebind import rebind
 from halpiee.methods.unwrap import rewrapped
 from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.names import named
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
 from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 
-__all__ = ["Method", "at_density", "default_units", "update_steps"]
+__all__ = [
+    "BudgetLike",
+    "Method",
+    "UnitsLike",
+    "at_density",
+    "criterion_of",
+    "default_units",
+    "update_steps",
+]
 
 
 class Method(Sparse):
@@ -127,30 +136,59 @@ class Method(Sparse):
         return rebind(scheduler, self.optimizer, self._compact[1])
 
 
+BudgetLike = Budget | float | str
+"""A budget, or a share or time that ``as_budget`` makes one of."""
+
+UnitsLike = Units | Structure | Literal["weights", "filters"]
+"""Units, or what they are made of."""
+
+
+def criterion_of(given: Criterion | str | None, seed: int) -> Criterion | None:
+    """Returns the criterion, looked up where it is given by name."""
+    return named(given, seed) if isinstance(given, str) else given
+
+
 def default_units(
     model: nn.Module,
     budget: Budget,
     structure: Structure | None,
-    protect: frozenset[str] = frozenset(),
+    protect: Collection[str] = (),
+    given: UnitsLike | None = None,
 ) -> Units:
-    """Returns channels for a latency, weights for everything else.
+    """Returns the units that are given, or channels for a latency, weights for everything else.
 
     Args:
         model: the network, without wrappers.
         budget: what is limited.
         structure: of the model; needed for a latency.
-        protect: groups, or weights, to leave whole.
+        protect: groups, weights or convolutions to leave whole.
+        given: units, a structure for its channels, ``weights`` or ``filters``; ``None``: by the budget.
 
     Raises:
-        UsageError: a latency without a structure.
+        UsageError: a latency without a structure, or names to protect beside units that are made already.
     """
-    if not isinstance(budget, Latency):
+    if given is None:
+        given = "weights"
+        if isinstance(budget, Latency):
+            if structure is None:
+                raise UsageError(
+                    "a latency budget was given without a structure; pass structure=halpiee.trace(model, inputs)"
+                )
+            given = structure
+    if isinstance(given, Structure):
+        return Channels(model, given, protect=protect)
+    if not isinstance(given, str):
+        if protect:
+            raise UsageError(
+                f"protect= was given beside units that are made already; name what stays whole where they are: "
+                f"{type(given).__name__}(…)"
+            )
+        return given
+    if given == "weights":
         return Weights(model, pinned=protect)
-    if structure is None:
-        raise UsageError(
-            "a latency budget was given without a structure; pass structure=halpiee.trace(model, inputs)"
-        )
-    return Channels(model, structure, protect=protect)
+    if given == "filters":
+        return Filters(model, pinned=protect)
+    raise UsageError(f"units={given!r} was asked; give 'weights', 'filters', a structure, or units")
 
 
 def at_density(budget: Budget, density: float) -> Budget:

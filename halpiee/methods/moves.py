@@ -55,6 +55,7 @@ def start(method: Sparse, phase: Start) -> None:
     else:
         scores = method.read(None if phase.by == "scores" else "random", "start")
         choice = pool.choose(scores, must=nothing, may=~nothing, level=1.0)
+        method.tell(None if phase.by == "scores" else "random", scores, ~nothing, choice.alive)
     method.apply(choice, "init", 0.0)
     if method.explore_init == "zero":
         method.memory.forget_inactive()
@@ -76,6 +77,7 @@ def resize(method: Sparse, phase: Resize) -> None:
     before = method.alive
     may = before if phase.among == "alive" else ~nothing
     choice = pool.choose(scores, must=nothing, may=may, level=phase.level)
+    method.tell(phase.by, scores, may, choice.alive)
     method.apply(choice, phase.event, 0.0, budget=pool.total)
     method.last_drop = (before, scores, method.alive)
 
@@ -93,6 +95,7 @@ def drop(method: Sparse, phase: Drop) -> None:
     else:
         choice = method.pool.choose(scores, must=nothing, may=before, level=1 - phase.omega)
         event = "prune"
+    method.tell(phase.by, scores, before, choice.alive)
     method.apply(choice, event, phase.omega, later=isinstance(method.next_phase, Grow))
     method.last_drop = (before, scores, method.alive)
 
@@ -114,6 +117,7 @@ def grow(method: Sparse, phase: Grow) -> None:
         if phase.within == "shared":
             counts = share(kept.counts, counts, scores, method.last_drop[0])
         choice = _layers(method).choose_counts(scores, must=kept, may=~kept, counts=counts)
+    method.tell(criterion, scores, ~kept, choice.alive)
     method.last_grow = (kept, scores)
     method.apply(choice, "grow", phase.omega, zero=phase.values == "zero")
 

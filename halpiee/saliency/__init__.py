@@ -1,6 +1,6 @@
 """Scores of units: one short function per criterion."""
 
-from halpiee.saliency.algebra import Absolute, Inverted, Product
+from halpiee.saliency.algebra import Absolute, InMode, Inverted, Product
 from halpiee.saliency.criterion import Criterion, Look, Probing
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.grasp import GraSP
@@ -22,6 +22,7 @@ __all__ = [
     "Criterion",
     "GraSP",
     "Gradient",
+    "InMode",
     "Inverted",
     "Look",
     "LossPreservation",

@@ -1,4 +1,4 @@
-"""Criteria made of criteria: the inverse, the absolute value, the product."""
+"""Criteria made of criteria: the inverse, the absolute value, the product, one in a mode of the batch norms."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from halpiee.errors import UsageError
 from halpiee.saliency.criterion import Batches, Criterion, Look, LossFn, Passes, Probing
-from halpiee.saliency.probe import pass_of
+from halpiee.saliency.probe import NormMode, norm_mode, pass_of
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["Absolute", "Inverted", "Product"]
+__all__ = ["Absolute", "InMode", "Inverted", "Product"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,27 @@ class Absolute(_Changed):
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
         """Returns unit name → score of the unit's shape."""
         return {name: score.abs() for name, score in self.of(units, value, gradient).items()}
+
+
+@dataclass(frozen=True)
+class InMode(_Changed):
+    """``c`` over batches, with batch norms in a mode whatever the model's: by running or by batch statistics.
+
+    Attributes:
+        of: the criterion.
+        norms: the mode.
+    """
+
+    norms: NormMode = "eval"
+
+    def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+        """Makes the criterion's own passes in that mode."""
+        with norm_mode(model, self.norms):
+            yield from pass_of(self.of)(model, batches, loss_fn)
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score of the unit's shape."""
+        return self.of(units, value, gradient)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Gradient-flow measures of filters: loss preservation, alone and times the magnitude (Lubana & Dick 2021, Eqs. 3, 8).
 
 ``|θᵀg|`` is the first-order change of the loss when the filter goes; ``‖θ‖·|θᵀg|`` prefers, among filters of the same
-change, the large ones. g is that of the batches given, batch norms in the mode the model is in (the paper's: eval).
+change, the large ones. g is that of the batches given, batch norms in the mode the model is in (the paper's: eval). One
+in training mode undoes any scale of the filter before it, so there θᵀg is zero: score in ``InMode(…, "eval")``.
 """
 
 from __future__ import annotations

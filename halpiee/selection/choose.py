@@ -9,8 +9,10 @@ cost.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +23,9 @@ from halpiee.selection.offer import Offers, offer
 from halpiee.selection.problem import solve_grid
 from halpiee.selection.solution import Solver, relative_gap
 from halpiee.selection.terms import IntArray
+
+if TYPE_CHECKING:
+    from halpiee.sparsity.distribution import Latency
 
 __all__ = ["Selection", "choose", "select"]
 
@@ -66,7 +71,7 @@ class Selection:
 def select(
     scores: Mapping[str, Tensor],
     cost: Cost,
-    budget_us: float,
+    budget_us: float | str | Latency,
     *,
     solver: Solver = "joint",
     gap: float = 1e-3,
@@ -76,12 +81,13 @@ def select(
     Args:
         scores: every prunable group: Tensor ``[size]``, higher is more worth keeping.
         cost: the latency model.
-        budget_us: the largest latency, calibrated, in µs.
+        budget_us: the largest latency, calibrated, in µs; as text (``"50%"``, ``"12.5ms"``) or ``Latency`` also a
+            share of the dense latency.
         solver: ``joint``, ``cpsat`` or ``linear`` (HALP's own formulation, which may miss the budget).
         gap: relative gap to prove.
 
     Raises:
-        UsageError: a prunable group without scores, or scores that do not fit.
+        UsageError: no latency, a prunable group without scores, or scores that do not fit.
         BudgetError: a budget below the narrowest network; ``.minimum`` holds its latency in µs.
     """
     missing = [g.name for g in cost.structure.prunable if g.name not in scores]
@@ -91,7 +97,22 @@ def select(
             f"scores of every prunable group are needed; {len(missing)} are missing: {shown}; "
             "score them, or use choose(…), which leaves groups without scores whole"
         )
-    return choose(scores, cost, budget_us, solver=solver, gap=gap)
+    return choose(scores, cost, _in_us(budget_us, cost), solver=solver, gap=gap)
+
+
+def _in_us(asked: object, cost: Cost) -> float:
+    """Returns a budget in the unit of a cost."""
+    from halpiee.sparsity.distribution import Latency, as_budget
+
+    if isinstance(asked, numbers.Real) and not isinstance(asked, bool):
+        return float(asked)
+    budget = as_budget(asked, latency=True)
+    if not isinstance(budget, Latency):
+        raise UsageError(
+            f"a selection within {budget} was asked; give a latency in µs, such as 800 or '50%'; densities are for "
+            "halpiee.prune_once and the methods"
+        )
+    return budget.us if budget.us is not None else (budget.fraction or 1.0) * cost.dense
 
 
 def choose(
@@ -160,9 +181,10 @@ def _all_or_nothing(cost: Cost, offers: Offers, budget_us: float, solver: str) -
 
 
 def _too_small(budget_us: float, minimum: float) -> BudgetError:
+    share = f", or for a share of the dense latency as text: '{budget_us:.0%}'" if budget_us <= 1 else ""
     return BudgetError(
         f"a budget of {budget_us:.1f} µs was asked; the narrowest network allowed takes {minimum:.1f} µs; "
-        f"ask for at least {math.ceil(minimum * 10) / 10:.1f} µs",
+        f"ask for at least {math.ceil(minimum * 10) / 10:.1f} µs{share}",
         minimum=minimum,
     )
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -264,19 +265,29 @@ class LatencyCost(Cost):
 
     Args:
         structure: ops and groups of the network.
-        profile: tables of the device.
+        profile: tables of the device, or the path of the profile's file.
         calibration: the latency of a network from the sum of its ops, which never falls; without one the sum stands.
 
     Attributes:
         not_covered: ops without a table, which the cost leaves out, as ``layer (kind)``.
 
     Raises:
-        ProfileError: a conv or linear op without a table.
+        ProfileError: a conv or linear op without a table, or a file that is no profile.
+        UsageError: something else than a structure and a profile.
     """
 
     def __init__(
-        self, structure: Structure, profile: TableSource, calibration: Calibration | None = None
+        self, structure: Structure, profile: TableSource | str | Path, calibration: Calibration | None = None
     ) -> None:
+        if isinstance(profile, str | Path):
+            from latency.profiles import Profile
+
+            profile = Profile.load(profile)
+        if not isinstance(structure, Structure) or not callable(getattr(profile, "table", None)):
+            raise UsageError(
+                f"LatencyCost({type(structure).__name__}, {type(profile).__name__}) was asked; give the structure from "
+                "halpiee.trace(model, inputs), and a latency.Profile or the path of its file"
+            )
         super().__init__(structure, profile, unit="µs")
         self.calibration = calibration
 

@@ -115,6 +115,10 @@ class Filters:
         self._shapes = {name: tuple(named[name].shape) for names in self._members.values() for name in names}
         self.tensors = frozenset(self._shapes)
 
+    def owners(self, tensors: Collection[str]) -> list[str]:
+        """Returns the convolutions that some of these tensors belong to."""
+        return [path for path in self.sizes if set(self._members[path]) & set(tensors)]
+
     def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the element masks: a filter's weights, its bias and its norm's entries share its fate."""
         masks = {}

@@ -119,6 +119,10 @@ class Weights:
         """
         return order_of_use(self._model, self.sizes, self._example_input)
 
+    def owners(self, tensors: Collection[str]) -> list[str]:
+        """Returns the units that some of these tensors belong to."""
+        return [name for name in self.sizes if name in tensors]
+
     def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the alive masks themselves: a unit is one element."""
         return dict(alive)
@@ -202,6 +206,14 @@ class Channels:
     def order(self) -> tuple[str, ...]:
         """Names of the groups in the order in which their layers run."""
         return tuple(self.sizes)
+
+    def owners(self, tensors: Collection[str]) -> list[str]:
+        """Returns the groups that some of these tensors belong to."""
+        lost = torch.zeros(self.structure.n_units, dtype=torch.bool)
+        for tensor in tensors:
+            for _, units in self._slots.get(tensor, ()):
+                lost[units] = True
+        return [name for name in self.sizes if bool(lost[self.structure.by_name[name].start])]
 
     def vector(self, alive: Mapping[str, Tensor]) -> Tensor:
         """Returns BoolTensor ``[n_units]`` over the whole structure; what is not named is active."""

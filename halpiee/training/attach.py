@@ -17,6 +17,7 @@ from halpiee.methods.gradual import GMP, GraNet, Regrowth
 from halpiee.methods.halp import HALP
 from halpiee.methods.iee import IEE
 from halpiee.methods.method import Method
+from halpiee.saliency.algebra import InMode
 from halpiee.saliency.names import named
 from halpiee.saliency.taylor import Taylor
 from halpiee.selection.cost import LatencyCost
@@ -120,13 +121,17 @@ def method_of(
     if m.mask is None:
         common["budget"] = budget_of(s)
     if s.method == "filter":
-        criterion = m.criterion or "l1"
-        second_order = criterion.removeprefix("inverted-").startswith(("grasp", "synflow"))
+        name = m.criterion or "l1"
+        plain = name.removeprefix("inverted-")
+        over_batches = plain.startswith(("grasp", "synflow", "loss"))
+        criterion = named(name, s.seed)
+        # A batch norm in training mode makes θᵀg zero; the paper scores in evaluation.
+        criterion = InMode(criterion) if plain.startswith("loss") else criterion
         return partial(
             FilterPruning,
             structure=structure(),
             criterion=criterion,
-            batches=examples() if second_order else None,
+            batches=examples() if over_batches else None,
             rounds=m.rounds or 1,
             interval=m.interval,
             regrow=m.regrow,

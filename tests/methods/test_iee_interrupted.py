@@ -123,3 +123,24 @@ def test_a_run_resumed_at_any_phase_ends_bit_equal(
         step(second, optimizer, batch)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_a_run_that_goes_on_compact_knows_what_is_left(
+    net: nn.Module, structure: Structure, batches: Batches
+) -> None:
+    optimizer = sgd(net)
+    iee = attach(net, structure, optimizer)
+    for batch in batches:
+        step(net, optimizer, batch)
+    iee.finish()
+    again = copy.deepcopy(net)
+    resumed = attach(again, structure, sgd(again), seed=7)
+    resumed.detach()
+    resumed.load_record(iee.state_dict())
+    assert resumed.alive.digest() == iee.alive.digest()
+    assert resumed.alive.density == iee.alive.density
+    assert (resumed.step, resumed.finished, resumed.reports) == (
+        40,
+        True,
+        iee.reports[: len(resumed.reports)],
+    )

@@ -16,6 +16,7 @@ from halpiee.saliency import (
     CRITERIA,
     Absolute,
     GraSP,
+    InMode,
     Inverted,
     LossPreservation,
     Magnitude,
@@ -244,6 +245,15 @@ def test_loss_preservation_is_the_dot_product_of_a_filter_and_its_gradient(net: 
     assert torch.allclose(found(LossPreservation(elementwise=True)), (w * g).abs().sum(1))
     released = LossPreservation(magnitude=True, elementwise=True)
     assert torch.allclose(found(released), (w.square() * g).abs().sum(1))
+
+
+def test_a_criterion_in_a_mode_scores_as_if_the_model_were_in_it_and_leaves_it(net: Small) -> None:
+    data = batches(2)
+    expected = halpiee.score(net.eval(), data, "loss", units="filters")
+    close(halpiee.score(net.train(), data, InMode(named("loss")), units="filters"), expected)
+    assert net.bn.training
+    batch_norms = halpiee.score(net, data, "taylor", units="weights")
+    close(halpiee.score(net.eval(), data, InMode(Taylor(), "train"), units="weights"), batch_norms)
 
 
 def test_scale_change_is_read_off_the_norm_behind_the_filter(net: Small) -> None:

@@ -1,0 +1,74 @@
+"""Is this the optimizer that takes the steps, and does it hold what is masked?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeGuard
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from halpiee.errors import UsageError
+from halpiee.sparsity.granularity import Units
+
+__all__ = ["check_holds", "check_optimizer", "few"]
+
+
+def check_optimizer(optimizer: object) -> TypeGuard[Optimizer]:
+    """Refuses what is no single optimizer that takes its steps itself.
+
+    Raises:
+        UsageError: several optimizers, one that wraps another, or something else; the message names the way out.
+    """
+    if isinstance(optimizer, list | tuple | dict):
+        kinds = ", ".join(
+            type(o).__name__ for o in (optimizer.values() if isinstance(optimizer, dict) else optimizer)
+        )
+        raise UsageError(
+            f"{len(optimizer)} optimizers were given ({kinds}), and a method follows the steps of one; build one with "
+            "a parameter group for each setting, or attach to one and leave the layers of the others whole: protect=…"
+        )
+    held = vars(optimizer) if hasattr(optimizer, "__dict__") else {}
+    for name, inner in held.items():
+        if isinstance(inner, Optimizer) and inner is not optimizer:
+            raise UsageError(
+                f"the optimizer {type(optimizer).__name__} wraps another one, {type(inner).__name__}, which takes the "
+                f"steps; attach to that one: optimizer.{name}"
+            )
+    if not isinstance(optimizer, Optimizer):
+        raise UsageError(
+            f"an optimizer of type {type(optimizer).__name__} was given, which is no torch.optim.Optimizer; "
+            "give one such as torch.optim.SGD(model.parameters(), lr=0.1)"
+        )
+    return True
+
+
+def check_holds(optimizer: Optimizer, units: Units, parameters: Mapping[str, Tensor]) -> None:
+    """Refuses an optimizer over a part of what is masked: the rest could not be held still.
+
+    Args:
+        optimizer: attached to.
+        units: what is masked.
+        parameters: name → parameter of the model.
+
+    Raises:
+        UsageError: a masked parameter is not the optimizer's; the message names the units to protect.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    masked = [n for n in parameters if n in units.tensors]
+    missing = [n for n in masked if id(parameters[n]) not in held]
+    if missing:
+        owners = getattr(units, "owners", lambda _: ())(missing)
+        leave = f", or leave them whole: protect={few(owners)}" if owners else ""
+        raise UsageError(
+            f"the optimizer does not hold {missing[0]!r} (and {len(missing) - 1} more of {len(masked)} masked "
+            "parameters); build it from this model's parameters(), several optimizers as one with parameter groups"
+            f"{leave}"
+        )
+
+
+def few(names: object) -> str:
+    """Returns names as a set to type, up to eight of them."""
+    listed = sorted(str(n) for n in names)  # type: ignore[attr-defined]
+    more = ", …" if len(listed) > 8 else ""
+    return "{" + ", ".join(map(repr, listed[:8])) + more + "}"

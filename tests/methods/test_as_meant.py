@@ -1,0 +1,398 @@
+"""Budgets, criteria, units, optimizers and paths as a user writes them: taken as meant, or one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+import halpiee
+from halpiee.analysis import History
+from halpiee.errors import BudgetError, HalpieeError, ProfileError, ScoreWarning, UsageError
+from halpiee.saliency import named
+from halpiee.sparsity import ERK, NM, Channels, Filters, Global, Latency, PerLayer, Uniform, Weights
+from halpiee.sparsity.distribution import as_budget
+from halpiee.structure.groups import Structure
+from latency import Profile
+
+from .small import batches, conv, linear, sgd, train
+
+METHODS: dict[str, dict[str, Any]] = {
+    "IEE": {"h": 2, "j": 1, "q": 2},
+    "GMP": {"interval": 2},
+    "GraNet": {"interval": 2},
+    "RigL": {"interval": 2},
+    "SET": {"interval": 2},
+    "SNFS": {"interval": 2},
+    "Static": {},
+    "SNIP": {"batches": "given"},
+    "SynFlow": {"rounds": 5},
+}
+
+
+def attach(name: str, net: nn.Module, optimizer: object = None, **more: Any) -> Any:
+    options = {"budget": Global(0.5), "total_steps": 20, **METHODS[name], **more}
+    if options.get("batches") == "given":
+        options["batches"] = batches(net, 1)
+    return getattr(halpiee, name)(net, sgd(net) if optimizer is None else optimizer, **options)
+
+
+# -- budgets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("latency", [False, True])
+@pytest.mark.parametrize("asked", [0.5, "0.5", "50%", " 50 % "])
+def test_a_share_is_a_density_without_a_cost_and_one_of_the_latency_with_one(
+    asked: object, latency: bool
+) -> None:
+    assert as_budget(asked, latency=latency) == (Latency(fraction=0.5) if latency else Global(0.5))
+
+
+def test_a_time_as_text_is_a_latency_and_a_budget_stays_what_it_is() -> None:
+    assert as_budget("12.5ms", latency=True) == Latency(us=12500.0)
+    assert as_budget("800us", latency=False) == Latency(us=800.0)
+    assert as_budget(1, latency=False) == Global(1.0)
+    for budget in (Uniform(0.5), NM(2, 4), PerLayer({"a": 0.5}), Latency(us=3)):
+        assert as_budget(budget, latency=True) is budget
+
+
+@pytest.mark.parametrize(
+    "asked", [0, 1.5, -0.1, True, None, float("nan"), "half", "50 percent", [0.5], {"a": 1}]
+)
+def test_what_is_no_budget_is_refused_with_the_forms_of_one(asked: object) -> None:
+    with pytest.raises(UsageError, match=r"the budget|a budget of .* was asked.*give a share"):
+        as_budget(asked, latency=False)
+
+
+def test_milliseconds_are_a_thousand_microseconds() -> None:
+    assert Latency(ms=1.5) == Latency(us=1500.0)
+    assert dataclasses.replace(Latency(ms=1.5), us=2.0) == Latency(us=2.0)
+    assert Latency(ms=1.5).us == 1500.0
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: Latency(2),
+            r"Latency\(2\) was asked, a number without its unit; give Latency\(us=…\), Latency\(ms",
+        ),
+        (lambda: Latency(), "nothing was asked; give exactly one"),
+        (lambda: Latency(us=1, ms=2), "us and ms was asked; give exactly one"),
+        (lambda: Latency(us="5ms"), "us='5ms' was asked; give a positive number"),  # type: ignore[arg-type]
+        (lambda: Latency(us=True), "us=True was asked; give a positive number"),
+        (lambda: Latency(fraction=1.5), "a share above 0 and up to 1"),
+        (lambda: Global("50%"), "a density of '50%' was asked"),  # type: ignore[arg-type]
+        (lambda: Uniform(50), "a density of 50 was asked"),
+        (lambda: ERK(None), "a density of None was asked"),  # type: ignore[arg-type]
+        (lambda: NM(2.0, 4), "integers"),  # type: ignore[arg-type]
+        (lambda: PerLayer(0.5), "give a density by layer"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_budget_of_another_type_is_refused_in_one_sentence(make: Callable[[], object], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        make()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_a_share_as_a_number_or_a_percentage(name: str) -> None:
+    for asked in (0.5, "50%"):
+        net = linear()
+        method = attach(name, net, budget=asked)
+        for _ in train(net, method.optimizer, batches(net, 20)):
+            pass
+        assert method.alive.density == 0.5
+
+
+def test_once_takes_them_too() -> None:
+    assert halpiee.prune_once(linear(), "magnitude", "50%").density == 0.5
+
+
+# -- latencies ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet() -> tuple[nn.Module, Structure, str]:
+    from halpiee.zoo import build
+
+    torch.manual_seed(0)
+    model = build("resnet20", num_classes=10, width=1)
+    structure = halpiee.trace(model, (torch.zeros(1, 3, 32, 32),))
+    return model, structure, str(next(Path("profiles").glob("*/resnet20-32-b1.jsonl")))
+
+
+def test_a_path_stands_for_the_profile_in_it(resnet: tuple[nn.Module, Structure, str]) -> None:
+    _, structure, path = resnet
+    expected = halpiee.LatencyCost(structure, Profile.load(path)).dense_us
+    assert halpiee.LatencyCost(structure, path).dense_us == expected
+    assert halpiee.LatencyCost(structure, Path(path)).dense_us == expected
+    with pytest.raises(ProfileError):
+        halpiee.LatencyCost(structure, "nowhere.jsonl")
+    with pytest.raises(UsageError, match=r"LatencyCost\(Structure, dict\) was asked; give the structure"):
+        halpiee.LatencyCost(structure, {})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"LatencyCost\(Sequential, Profile\)"):
+        halpiee.LatencyCost(nn.Sequential(), path)  # type: ignore[arg-type]
+
+
+def test_a_selection_takes_a_share_as_text(resnet: tuple[nn.Module, Structure, str]) -> None:
+    _, structure, path = resnet
+    cost = halpiee.LatencyCost(structure, path)
+    generator = torch.Generator().manual_seed(0)
+    scores = {g.name: torch.rand(g.size, generator=generator) for g in structure.prunable}
+    expected = halpiee.select(scores, cost, 0.7 * cost.dense_us)
+    for asked in ("70%", Latency(fraction=0.7), f"{0.7 * cost.dense_us}us"):
+        assert halpiee.select(scores, cost, asked).counts == expected.counts
+    with pytest.raises(UsageError, match="densities are for"):
+        halpiee.select(scores, cost, Global(0.6))  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match=r"a budget of 0.6 µs .* as text: '60%'"):
+        halpiee.select(scores, cost, 0.6)
+
+
+def test_a_share_with_a_cost_is_one_of_the_latency(resnet: tuple[nn.Module, Structure, str]) -> None:
+    import copy
+
+    model, structure, path = resnet
+    model = copy.deepcopy(model)
+    cost = halpiee.LatencyCost(structure, path)
+    iee = halpiee.IEE(
+        model,
+        sgd(model),
+        budget=0.7,
+        criterion="taylor",
+        total_steps=40,
+        h=4,
+        j=2,
+        q=4,
+        structure=structure,
+        cost=cost,
+    )
+    assert iee.pool.total == pytest.approx(0.7 * cost.dense_us)
+    with pytest.raises(UsageError, match=r"a latency budget was given for weights, .* \(units=structure\)"):
+        halpiee.prune_once(model, "magnitude", "70%", cost=cost)
+
+
+# -- criteria, units, names ---------------------------------------------------------------------------------------
+
+
+def test_a_criterion_is_taken_by_name_where_it_is_taken_at_all() -> None:
+    net = linear()
+    by_name = attach("GMP", net, criterion="inverted-magnitude")
+    assert by_name.criterion == named("inverted-magnitude")
+    assert type(attach("IEE", linear(), criterion="taylor").criterion).__name__ == "Taylor"
+    with pytest.raises(UsageError, match="did you mean 'taylor'"):
+        attach("IEE", linear(), criterion="tailor")
+    with pytest.raises(UsageError, match="training step"):
+        attach("IEE", linear(), criterion="synflow")
+
+
+def test_units_are_taken_by_word_or_by_structure(structure: Structure, net: nn.Module) -> None:
+    assert isinstance(attach("IEE", net, units="weights").units, Weights)
+    assert isinstance(attach("IEE", net, units=structure, criterion="taylor").units, Channels)
+    assert isinstance(attach("GMP", conv(), units="filters").units, Filters)
+    with pytest.raises(UsageError, match="units='layers' was asked; give 'weights', 'filters'"):
+        attach("GMP", conv(), units="layers")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_leaves_what_is_protected_whole(name: str) -> None:
+    for protect in ("5.weight", {"5"}, ["5.weight"]):
+        method = attach(name, linear(), protect=protect)
+        assert set(method.alive) == {"0.weight", "3.weight"}
+    with pytest.raises(UsageError, match=r"the weight '6.weight' was asked to stay whole.* did you mean"):
+        attach(name, linear(), protect={"6.weight"})
+    units = Weights(linear())
+    with pytest.raises(UsageError, match=r"protect= was given beside units .*: Weights\(…\)"):
+        attach(name, linear(), protect={"5.weight"}, units=units)
+
+
+def test_protected_channels_and_filters_are_checked_by_name(structure: Structure, net: nn.Module) -> None:
+    assert set(Channels(net, structure, protect="a").sizes) == {"b"}
+    with pytest.raises(UsageError, match="the group 'c' was asked to stay whole"):
+        Channels(net, structure, protect={"c"})
+    net = conv()
+    assert set(halpiee.FilterPruning(net, sgd(net), budget=0.5, total_steps=4, protect="0").alive) == {"3"}
+
+
+# -- optimizers ---------------------------------------------------------------------------------------------------
+
+
+class SAM(Optimizer):
+    """Sharpness-aware minimisation: two steps around another optimizer's."""
+
+    def __init__(self, params: Any, base: type[Optimizer], **options: Any) -> None:
+        super().__init__(params, {"rho": 0.05, **options})
+        self.base_optimizer = base(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        norm = torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"]]).norm() + 1e-12
+        for p in (p for g in self.param_groups for p in g["params"]):
+            self.state[p]["old"] = p.detach().clone()
+            p.add_(p.grad, alpha=0.05 / float(norm))
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for p in (p for g in self.param_groups for p in g["params"]):
+            p.copy_(self.state[p]["old"])
+        self.base_optimizer.step()
+
+
+def test_an_optimizer_that_wraps_one_is_named_and_its_inner_one_trains() -> None:
+    net = linear()
+    sam = SAM(net.parameters(), torch.optim.SGD, lr=0.05, momentum=0.9)
+    with pytest.raises(
+        UsageError, match=r"SAM wraps another one, SGD, .* attach to that one: optimizer.base_optimizer"
+    ):
+        attach("RigL", net, sam)
+    assert not sam._optimizer_step_pre_hooks
+    method = attach("RigL", net, sam.base_optimizer)
+    for x, y in batches(net, 10):
+        for step in (sam.first_step, sam.second_step):
+            net.zero_grad()
+            cross_entropy(net(x), y).backward()
+            step()
+    assert method.step == 10
+    assert len([e for e in method.reports if e.event == "grow"]) > 2
+    for name, p in net.named_parameters():
+        if name in method.alive:
+            assert not p[~method.alive[name]].any()
+
+
+def test_a_list_of_optimizers_or_something_else_is_refused_with_a_way_out() -> None:
+    net = linear()
+    two = [torch.optim.SGD(net[:3].parameters(), lr=0.1), torch.optim.AdamW(net[3:].parameters())]
+    with pytest.raises(
+        UsageError, match=r"2 optimizers were given \(SGD, AdamW\).* a parameter group .*protect="
+    ):
+        attach("RigL", net, two)
+    with pytest.raises(UsageError, match=r"an optimizer of type generator was given.* torch.optim.SGD"):
+        attach("RigL", net, net.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_optimizer_over_a_part_names_what_to_protect_and_that_works(name: str) -> None:
+    net = linear()
+    head = torch.optim.SGD(net[3:].parameters(), lr=0.1, momentum=0.9)
+    with pytest.raises(
+        UsageError, match=r"does not hold '0.weight' \(and 0 more of 3 .* protect=\{'0.weight'\}"
+    ):
+        attach(name, net, head)
+    assert not head._optimizer_step_pre_hooks
+    method = attach(name, net, head, protect={"0.weight"})
+    for _ in train(net, head, batches(net, 4)):
+        pass
+    assert method.step == 4
+
+
+def test_channels_to_protect_are_named_by_group(structure: Structure, net: nn.Module) -> None:
+    head = torch.optim.SGD([*net.conv2.parameters(), *net.bn2.parameters(), *net.fc.parameters()], lr=0.1)
+    with pytest.raises(UsageError, match=r"does not hold 'conv1.weight' .* protect=\{'a'\}"):
+        halpiee.IEE(net, head, budget=0.6, units=structure, criterion="taylor", total_steps=20, h=2, j=1, q=2)
+    found = halpiee.IEE(
+        net,
+        head,
+        budget=0.6,
+        units=structure,
+        criterion="taylor",
+        total_steps=20,
+        h=2,
+        j=1,
+        q=2,
+        protect={"a"},
+    )
+    assert set(found.alive) == {"b"}
+
+
+# -- frozen and flat ----------------------------------------------------------------------------------------------
+
+
+def test_frozen_layers_are_refused_where_scores_come_from_training_steps() -> None:
+    net = linear()
+    net[0].requires_grad_(False)
+    with pytest.raises(
+        UsageError,
+        match=r"Gradient reads gradients .* '0.weight' \(and 0 more of 3\) gets none.* protect=\{'0.weight'\}",
+    ):
+        attach("RigL", net)
+    attach("RigL", net, protect={"0.weight"})
+    attach("GMP", net)  # magnitude needs none
+
+
+def test_a_frozen_norm_leaves_the_score_to_the_weights_and_a_frozen_backbone_is_refused(
+    structure: Structure, net: nn.Module, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    net.bn1.eval().requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    options: dict[str, Any] = {
+        "budget": 0.6,
+        "units": structure,
+        "total_steps": 40,
+        "interval": 2,
+        "prunes": 2,
+    }
+    method = halpiee.HALP(net, optimizer, **options)
+    expected = torch.zeros(4)
+    for x, y in batches[:2]:
+        optimizer.zero_grad()
+        cross_entropy(net(x), y).backward()
+        weight = net.conv1.weight
+        expected += (weight * weight.grad).sum((1, 2, 3)).detach().abs() / 2
+        optimizer.step()
+    assert method.last_drop is not None
+    torch.testing.assert_close(method.last_drop[1]["a"], expected)
+    net.conv1.requires_grad_(False)
+    with pytest.raises(
+        UsageError, match=r"Taylor reads gradients of training steps, and 'a' .* protect=\{'a'\}"
+    ):
+        halpiee.HALP(net, torch.optim.SGD(net.parameters(), lr=0.0), **options)
+
+
+def test_a_frozen_norm_in_training_mode_is_told_not_ranked_by_rounding(
+    structure: Structure, net: nn.Module, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    net.bn1.requires_grad_(False)  # still normalises by the batch: Σ w·g in front of it is zero
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    method = halpiee.HALP(net, optimizer, budget=0.6, units=structure, total_steps=40, interval=2, prunes=1)
+
+    def run() -> None:
+        for x, y in batches[:2]:
+            optimizer.zero_grad()
+            cross_entropy(net(x), y).backward()
+            optimizer.step()
+
+    with pytest.warns(
+        ScoreWarning, match="Taylor does not tell the units of 'a' apart: all their scores are 0"
+    ):
+        run()
+    assert method.reports[-1].flat == ("a",)
+
+
+def test_what_could_not_be_attached_leaves_model_and_optimizer_as_they_were() -> None:
+    net = linear()
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    optimizer = sgd(net)
+    bad = [(torch.full((4, 8), float("nan")), torch.zeros(4).long())]
+    with pytest.raises(HalpieeError, match="no batch gave finite scores"):
+        halpiee.SNIP(net, optimizer, budget=0.5, batches=bad)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def test_a_history_is_saved_under_a_path_as_text(tmp_path: Path) -> None:
+    net = linear()
+    history = History.of(attach("Static", net))
+    history.save(str(tmp_path / "h.npz"))
+    again = History.load(str(tmp_path / "h.npz"))
+    assert again.mask(0).digest() == history.mask(0).digest()
