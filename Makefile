@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test quick check format bench bench-latency bench-solver bench-structure bench-methods models exports clean
+.PHONY: demo test quick check format bench bench-latency bench-solver bench-structure bench-methods models exports package coverage clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -55,5 +55,13 @@ models: $(VENV)/.installed ## every torchvision network: what is prunable, and t
 exports: $(VENV)/.installed ## every torchvision classification network, pruned at random, exported and verified
 	$(BIN)/python -m tools.export_table --out docs/exports.md
 
+package: $(VENV)/.installed ## builds the wheel and the source archive, and checks what the index will show of them
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
+coverage: $(VENV)/.installed ## the CPU test suite, and the share of lines and branches that it runs
+	$(BIN)/python -m pytest --cov --cov-report=term
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs dist .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -79,6 +79,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except HalpieeError as error:
         say(f"halpiee: {error}")
         code = _failed(str(error), type(error).__name__, error.exit_code, arguments)
+    except ModuleNotFoundError as error:
+        from halpiee.extras import missing
+
+        absent = missing(error)
+        if absent is None:
+            raise
+        say(f"halpiee: {absent}")
+        code = _failed(str(absent), "MissingError", absent.exit_code, arguments)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
             raise

@@ -13,6 +13,7 @@ from typing import Literal
 import click
 
 from halpiee.cli.common import answer, examples, json_option, screen
+from halpiee.extras import EXTRAS
 
 __all__ = ["Finding", "command", "examine"]
 
@@ -86,13 +87,16 @@ def _packages() -> list[Finding]:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            findings.append(Finding(name, "broken", "not installed", f"pip install '{name}>={wanted}'"))
+            extra = next(extra for extra, modules in EXTRAS.items() if name in modules)
+            findings.append(Finding(name, "note", "not installed", f"pip install 'halpiee[{extra}]'"))
             continue
         numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
         if numbers < least:
             findings.append(Finding(name, "broken", version, f"pip install -U '{name}>={wanted}'"))
         else:
             findings.append(Finding(name, "ok", version))
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("torchvision") is None:
+        return findings
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:
@@ -109,20 +113,22 @@ def _backends() -> list[Finding]:
         findings.append(
             Finding("backend onnxruntime", "ok", ", ".join(onnxruntime.get_available_providers()))
         )
-    import torch
-
-    if torch.cuda.is_available():
-        findings.append(Finding("backend torch on CUDA", "ok", torch.cuda.get_device_name()))
-    else:
-        findings.append(
-            Finding("backend torch on CUDA", "note", "no CUDA device; everything runs on the CPU")
-        )
+    if importlib.util.find_spec("torch") is not None:
+        findings.append(_cuda())
     for name in ("tensorrt", "pycuda"):
         if importlib.util.find_spec(name) is None:
             findings.append(Finding(name, "note", "not installed; nothing here needs it yet"))
         else:
             findings.append(Finding(name, "ok", importlib.metadata.version(name)))
     return findings
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("backend torch on CUDA", "ok", torch.cuda.get_device_name())
+    return Finding("backend torch on CUDA", "note", "no CUDA device; everything runs on the CPU")
 
 
 def _threads() -> list[Finding]:

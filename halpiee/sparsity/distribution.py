@@ -271,6 +271,12 @@ def erk(
 
     Raises:
         UsageError: an impossible density, or one that the dense layers alone exceed.
+
+    Example:
+        Half of 50 + 200 weights; ``ε · (15 + 30) = 125``.
+
+        >>> {name: round(d, 4) for name, d in erk({"fc1": (10, 5), "fc2": (20, 10)}, 0.5).items()}
+        {'fc1': 0.8333, 'fc2': 0.4167}
     """
     _check_density(density)
     if not shapes:
