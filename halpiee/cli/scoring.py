@@ -32,12 +32,18 @@ def scores_of(
         return read_scores(file, structure), f"read from {file}"
     if trained:
         from halpiee.saliency import Magnitude
-        from halpiee.sparsity.granularity import Channels
+        from halpiee.saliency.score import scores_of as read_off
 
-        units = Channels(model, structure, trainable_only=False)
-        found = Magnitude()(units, dict(model.named_parameters()).get, lambda _: None)
-        if any(bool((score != score[0]).any()) for score in found.values()):
-            return found, "magnitude of the weights given"
+        found = read_off(model, [], Magnitude(), units=structure)
+        if len(found.flat) < sum(score.numel() > 1 for score in found.values()):
+            told = "magnitude of the weights given"
+            if found.flat:
+                names = list(found.flat)
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                told += (
+                    f", which does not tell the units of {', '.join(names[:3])}{more} apart: they go by index"
+                )
+            return dict(found), told
     untold = (
         "the scales of their norms are all equal"
         if trained

@@ -96,7 +96,8 @@ class HALP(Method):
                 f"ask for at least one each, and for prunes · interval up to {total_steps}"
             )
         budget = as_budget(budget, latency=cost is not None)
-        units = default_units(bare(model), budget, structure, protect, units)
+        # HALP prunes channels, whatever is limited.
+        units = default_units(bare(model), budget, structure, protect, structure if units is None else units)
         pool = bind(budget, units, cost, solver=solver, gap=gap)
         phases = recipe(dense=_dense(pool, units, budget), prunes=prunes, interval=interval)
         super().__init__(

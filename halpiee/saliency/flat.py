@@ -17,6 +17,11 @@ __all__ = ["NO_GRADIENT", "flat", "tell", "undecided"]
 
 NO_GRADIENT = "no gradient reaches them"
 
+ALL_ZERO = "all their scores are 0"
+
+ADVICE = {NO_GRADIENT: "take them out of torch.no_grad() or detach(), choose another criterion"}
+"""Why → what else helps than another criterion."""
+
 SAME = 1e-6
 """Scores that differ by less than this share of the largest are the same: the precision of 32 bits."""
 
@@ -33,7 +38,7 @@ def flat(score: Tensor) -> str | None:
     largest = float(torch.maximum(low.abs(), high.abs()))
     if float(high - low) > SAME * largest:
         return None
-    return "all their scores are 0" if largest == 0 else f"all their scores are {float(high):.4g}"
+    return ALL_ZERO if largest == 0 else f"all their scores are {float(high):.4g}"
 
 
 def undecided(
@@ -69,12 +74,16 @@ def tell(found: Mapping[str, str], criterion: object, *, stacklevel: int = 3) ->
     """
     if not found:
         return
-    for why in dict.fromkeys(found.values()):
-        names = [name for name, reason in found.items() if reason == why]
+    kinds: dict[str, list[str]] = {}
+    for name, why in found.items():
+        kinds.setdefault(why if why in (NO_GRADIENT, ALL_ZERO) else "same", []).append(name)
+    for kind, names in kinds.items():
+        whys = {found[name] for name in names}
+        why = whys.pop() if len(whys) == 1 else "all scores within each of them are the same"
         shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         warnings.warn(
             f"{_spoken(criterion)} does not tell the units of {shown} apart: {why}, so they are ranked by index; "
-            "choose another criterion, or leave them whole with protect=…",
+            f"{ADVICE.get(kind, 'choose another criterion')}, or leave them whole with protect=…",
             ScoreWarning,
             stacklevel=stacklevel,
         )

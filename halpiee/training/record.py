@@ -117,11 +117,11 @@ def effective_macs(macs: Mapping[str, int], density: Mapping[str, float]) -> int
     """Returns the multiply-accumulates with a weight that is not zero.
 
     Args:
-        macs: layer → those of its dense forward.
+        macs: layer → those of its dense forward; a second call of a layer is ``layer#2``.
         density: weight or layer name → share that is active; a layer that is not named is dense.
     """
     share = {name.removesuffix(".weight"): d for name, d in density.items()}
-    return round(sum(n * share.get(name, 1.0) for name, n in macs.items()))
+    return round(sum(n * share.get(name.partition("#")[0], 1.0) for name, n in macs.items()))
 
 
 def train_flops(

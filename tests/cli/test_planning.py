@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import halpiee
 from halpiee import zoo
 from halpiee.cli.app import program
-from halpiee.cli.scoring import filter_norms
+from halpiee.cli.scoring import filter_norms, scores_of
 from halpiee.errors import BudgetError, OutputInUseError, UsageError
 from latency import Profile
 
@@ -41,6 +41,21 @@ def test_untrained_filters_are_scored_by_their_norms() -> None:
     writers = [model.get_submodule(n).weight for n in ("conv1", *(f"layers.0.{i}.conv2" for i in range(3)))]
     squares = sum(w.detach().double().square().sum(dim=(1, 2, 3)) for w in writers)
     assert torch.allclose(norms["conv1"], squares.sqrt())
+
+
+def test_trained_norms_decide_and_those_that_are_all_the_same_are_named() -> None:
+    model = zoo.build("resnet20", width=0.25).eval()
+    structure = halpiee.trace(model, (torch.zeros(1, 3, 8, 8),))
+    norms, what = scores_of(model, structure, None, trained=True)  # all γ are 1 still
+    assert what.endswith("the scales of their norms are all equal")
+    assert torch.equal(norms["conv1"], filter_norms(model, structure)["conv1"])
+    inner = model.get_submodule("layers.0.0.bn1")
+    with torch.no_grad():
+        inner.weight.copy_(torch.tensor([0.5, 2.0, 1.0, 3.0]))
+    scores, what = scores_of(model, structure, None, trained=True)
+    assert scores["layers.0.0.conv1"].tolist() == [0.5, 2.0, 1.0, 3.0]
+    assert "does not tell the units of conv1" in what
+    assert "layers.0.0.conv1" not in what
 
 
 def test_scores_of_your_own_decide(structure: halpiee.Structure, profile: Path, tmp_path: Path) -> None:

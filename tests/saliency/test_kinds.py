@@ -180,6 +180,21 @@ def test_scores_that_are_all_the_same_are_named() -> None:
     assert not whole.flat
 
 
+def test_groups_of_one_kind_are_told_in_one_sentence() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    nn.init.constant_(net[1].weight, 2.0)
+    structure = halpiee.trace(net, (data()[0][0][:1],))
+    with pytest.warns(
+        ScoreWarning, match="'0', '3' apart: all scores within each of them are the same"
+    ) as told:
+        halpiee.score(net, [], "magnitude", units=structure)
+    assert len(told) == 1
+
+
 def test_what_a_batch_norm_in_training_mode_cancels_is_zero_and_not_ranked_by_rounding() -> None:
     model = net_of(nn.BatchNorm2d(6, affine=False)).train()
     structure = halpiee.trace(model, (data()[0][0][:1],))

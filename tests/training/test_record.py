@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from halpiee.training.record import line_of, line_values, promise, train_flops
+from halpiee.training.record import effective_macs, line_of, line_values, promise, train_flops
 from latency.predict import Calibration
 
 
@@ -55,3 +55,8 @@ def test_a_calibration_comes_back_from_its_file_as_it_was(bend) -> None:
     assert values["worst"] == pytest.approx(0.0 if bend else 90 / 600)
     del values["bend"]  # as a run of before wrote it
     assert line_of(values).bend is None
+
+
+def test_a_layer_that_runs_twice_has_one_density() -> None:
+    # 100 MACs a call at a half, 10 of a layer that is dense
+    assert effective_macs({"a": 100, "a#2": 100, "b": 10}, {"a.weight": 0.5}) == 110
