@@ -6,15 +6,33 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
 from latency._files import write
+from latency.outside import sound
 
 __all__ = ["fill", "load_state", "load_weights", "save_json", "save_state", "save_weights"]
+
+
+class State(TypedDict):
+    """What a checkpoint holds; the tensors are the models' and optimizers' own to check."""
+
+    stage: Literal["masked", "compact"]
+    step: Annotated[int, Meta(ge=0)]
+    seconds: float
+    loss: tuple[float, int]
+    history: list[dict[str, Any]]
+    extra: dict[str, Any]
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    threads: Annotated[int, Meta(ge=1, le=4096)]
+    random: Any
+    method: Any
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -36,6 +54,12 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
         raise UsageError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); delete it to start this stage again"
         ) from error
+    sound(
+        state,
+        State,
+        what=f"{path} is no checkpoint of a run: it",
+        advice="delete it to start this stage again",
+    )
     return state
 
 

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from halpiee.errors import DataError, UsageError
 
-__all__ = ["Augmentation", "Data", "Summary", "check", "load"]
+__all__ = ["Augmentation", "Data", "Summary", "check", "class_numbers", "load"]
+
+MOST_CLASSES = 10**6
+"""Classes that a data source may have; a network of as many takes 2 kB for each."""
 
 
 @dataclass(frozen=True)
@@ -263,12 +266,22 @@ def _check_split(name: str, split: str, x: Tensor, y: Tensor, n_classes: int) ->
             f"data {name!r}: {split} images are {_kind(x)}; "
             "they must be uint8 or float32 of shape [N, channels, height, width]"
         )
+    if 0 in x.shape[1:]:
+        raise DataError(
+            f"data {name!r}: {split} images are {_kind(x)}, without a pixel; give images of at least 1×1"
+        )
     if len(x) == 0:
         raise DataError(f"data {name!r}: the {split} split holds no images; give a source with at least one")
     if y.dtype != torch.int64 or y.shape != (len(x),):
         raise DataError(
             f"data {name!r}: {split} labels are {_kind(y)}; "
             f"they must be int64 of shape [{len(x)}], one per image"
+        )
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        at = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+        raise DataError(
+            f"data {name!r}: {split} image {at} holds a value that is NaN or infinite, which no training survives; "
+            "mend or take out such images"
         )
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= n_classes:
@@ -277,6 +290,22 @@ def _check_split(name: str, split: str, x: Tensor, y: Tensor, n_classes: int) ->
             f"data {name!r}: {split} image {at} has the label {int(y[at])}, "
             f"but the {n_classes} classes are 0 to {n_classes - 1}; take out or relabel such images"
         )
+
+
+def class_numbers(labels: Tensor, name: str) -> tuple[str, ...]:
+    """Returns 0, 1, … up to the largest label, as the names of classes that have none.
+
+    Raises:
+        DataError: a label that is no number of a class.
+    """
+    largest = int(labels.max()) if len(labels) else -1
+    if largest >= MOST_CLASSES:
+        at = int((labels == largest).nonzero()[0])
+        raise DataError(
+            f"data {name!r}: training image {at} has the label {largest}; classes are numbered from 0, and there are "
+            f"at most {MOST_CLASSES:,}: number them so"
+        )
+    return tuple(str(i) for i in range(largest + 1))
 
 
 def _kind(x: Tensor) -> str:

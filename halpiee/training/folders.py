@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halpiee.errors import DataError
-from halpiee.training.data import Augmentation, Data, Summary
+from halpiee.training.data import MOST_CLASSES, Augmentation, Data, Summary
 from halpiee.training.images import (
     decode,
     decode_all,
@@ -88,12 +88,12 @@ class ParquetSource:
                 with _open_parquet(file) as table:
                     _, label = _columns(file, table.schema_arrow)
                     names = names or _class_names(table.schema_arrow, label)
-                    column = _read(file, table, label).to_numpy()
+                    column = _numbers(file, _read(file, table, label))
                 if not np.issubdtype(column.dtype, np.integer):
                     raise DataError(
                         f"{file}: its labels are {column.dtype}; they must be whole numbers, none missing"
                     )
-                known = len(names) if names else (int(splits[0].max()) + 1 if splits else 2**31)
+                known = len(names) if names else (int(splits[0].max()) + 1 if splits else MOST_CLASSES)
                 wrong = np.flatnonzero((column < 0) | (column >= known))
                 if len(wrong):
                     raise DataError(
@@ -201,7 +201,23 @@ def _read(path: Path, table: Any, column: str, group: int | None = None) -> Any:
     return rows.column(column)
 
 
+def _numbers(path: Path, column: Any) -> NDArray[Any]:
+    """Returns a column as an array."""
+    import pyarrow as pa
+
+    try:
+        found: NDArray[Any] = column.to_numpy()
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: its labels are {column.type}; they must be whole numbers, none missing"
+        ) from error
+    return found
+
+
 def _columns(path: Path, schema: Any) -> tuple[str, str]:
+    twice = next((c for c in schema.names if schema.names.count(c) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has two columns named {twice!r}; name every column once")
     image = next((c for c in ("img", "image") if c in schema.names), None)
     label = next((c for c in ("label", "labels", "fine_label") if c in schema.names), None)
     if image is None or label is None:

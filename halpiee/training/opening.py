@@ -11,7 +11,7 @@ import torch
 import latency
 from halpiee.advice import command, held
 from halpiee.deploy.target import Target
-from halpiee.errors import MissingError, OutputInUseError, ProfileError, UsageError
+from halpiee.errors import DataError, MissingError, OutputInUseError, ProfileError, UsageError
 from halpiee.methods.at_init import recipe as one_shot
 from halpiee.methods.catalogue import about
 from halpiee.methods.once import stages
@@ -30,7 +30,15 @@ from halpiee.training.stored import FILE, read_values
 from halpiee.zoo import resolve
 from latency._files import contents
 
-__all__ = ["PROFILE", "check_alone", "check_cells", "check_folder", "check_settings", "holds_cells"]
+__all__ = [
+    "PROFILE",
+    "check_alone",
+    "check_cells",
+    "check_folder",
+    "check_images",
+    "check_settings",
+    "holds_cells",
+]
 
 PROFILE = "profile.jsonl"
 """Where a run's own profile lies in its folder."""
@@ -99,6 +107,8 @@ def check_settings(settings: Settings) -> None:
     s = settings
     resolve(s.model)
     summary = check(s.data, size=s.size)
+    if summary.shape is not None and summary.n_classes is not None:
+        check_images(s, summary.shape, summary.n_classes)
     if summary.n_train is not None and s.method == "iee":
         s.cycle.steps(max(1, summary.n_train // s.batch_size) * s.epochs)
     if s.masks.asked:
@@ -106,10 +116,44 @@ def check_settings(settings: Settings) -> None:
     Target(s.backend)
     if s.device.startswith("cuda") and not torch.cuda.is_available():
         raise MissingError("--device cuda was asked, and no CUDA device is there; use --device cpu")
+    if ":" in s.device and int(s.device.partition(":")[2]) >= torch.cuda.device_count():
+        raise MissingError(
+            f"--device {s.device} was asked, and there are {torch.cuda.device_count()} CUDA devices; count from cuda:0"
+        )
     if s.weights is not None:
         load_weights(Path(s.weights))
     if s.profile is not None:
         _check_profile(Path(s.profile), s, summary)
+
+
+def check_images(settings: Settings, shape: tuple[int, ...], classes: int) -> None:
+    """Refuses a network that does not take the images of the data, or that does not tell their classes apart.
+
+    Args:
+        settings: of the run.
+        shape: (channels, height, width) of the images.
+        classes: of the data.
+
+    Raises:
+        DataError: what the network was given, and what it said or returned.
+    """
+    s = settings
+    model = network(s, classes).eval()
+    images = f"images of {'×'.join(map(str, shape))} (channels × height × width)"
+    try:
+        with torch.no_grad():
+            found = model(torch.zeros(2, *shape))
+    except Exception as error:
+        raise DataError(
+            f"--data {s.data} has {images}, which {s.model} does not take ({' '.join(str(error).split())[:200]}); give "
+            "data of as many channels, another --size, or another MODEL"
+        ) from error
+    if not isinstance(found, torch.Tensor) or found.shape != (2, classes):
+        said = f"{list(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+        raise DataError(
+            f"--data {s.data} has {classes} classes, and {s.model} answers two images with {said} where [2, {classes}] "
+            "is wanted; give a classifier that takes num_classes"
+        )
 
 
 def check_cells(

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halpiee.errors import DataError, MissingError
-from halpiee.training.data import Augmentation, Data, Summary
+from halpiee.errors import DataError, HalpieeError, MissingError
+from halpiee.training.data import Augmentation, Data, Summary, class_numbers
 from halpiee.training.folders import FolderSource, ParquetSource
 from halpiee.training.images import resized, shift_for
 
@@ -183,7 +183,16 @@ class FunctionSource:
 
     def load(self) -> Data:
         """Calls the function."""
-        result = self._function()()
+        function = self._function()
+        try:
+            result = function()
+        except HalpieeError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"--data {self.name}: the function ended in {type(error).__name__}{_said(error)}; mend it, or call it "
+                "in Python to see where"
+            ) from error
         if isinstance(result, Data):
             return result
         if not isinstance(result, tuple | list) or len(result) != 2:
@@ -193,8 +202,12 @@ class FunctionSource:
             )
         (train_x, train_y), (test_x, test_y) = (self._tensors(split) for split in result)
         names = getattr(result[0], "classes", None)
-        classes = tuple(str(n) for n in names) if names else _numbered(train_y)
-        augmentation = Augmentation(shift=shift_for(train_x.shape[-1]))
+        try:
+            classes = tuple(str(n) for n in names) if names is not None and len(names) else ()
+        except TypeError:
+            classes = ()
+        classes = classes or class_numbers(train_y, self.name)
+        augmentation = Augmentation(shift=shift_for(train_x.shape[-1]) if train_x.ndim else 0)
         return Data(self.name, train_x, train_y, test_x, test_y, classes, augmentation)
 
     def _function(self) -> Callable[[], Any]:
@@ -203,9 +216,10 @@ class FunctionSource:
             sys.path.insert(0, os.getcwd())
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
+        except Exception as error:  # whatever the module does while it is imported
             raise DataError(
-                f"--data {self.name}: the module {module_name!r} cannot be imported ({error}); "
+                f"--data {self.name}: the module {module_name!r} cannot be imported "
+                f"({'' if isinstance(error, ImportError) else type(error).__name__ + ': '}{_short(error)}); "
                 "run from the folder it lies in, or install it"
             ) from error
         function = getattr(module, function_name, None)
@@ -220,25 +234,37 @@ class FunctionSource:
     def _tensors(self, split: Any) -> tuple[Tensor, Tensor]:
         """Returns images and labels of one split: as given, or item by item from a dataset."""
         if isinstance(split, tuple | list) and len(split) == 2 and hasattr(split[0], "shape"):
-            x, y = (torch.as_tensor(part) for part in split)
+            try:
+                x, y = (torch.as_tensor(part) for part in split)
+            except Exception as error:
+                raise DataError(
+                    f"--data {self.name}: images and labels are no tensors of numbers{_said(error)}; return arrays or "
+                    "tensors"
+                ) from error
         else:
             try:
                 items = [split[i] for i in range(len(split))]
                 x = torch.stack([_as_tensor(image) for image, _ in items])
                 labels = [_as_tensor(label).squeeze() for _, label in items]
                 y = torch.stack(labels if all(y.ndim == 0 for y in labels) else labels[:1])
-            except (TypeError, ValueError, RuntimeError) as error:
+            except Exception as error:  # whatever a dataset does while it is read
                 raise DataError(
                     f"--data {self.name}: a split is neither (images, labels) nor a dataset of equally large "
-                    f"(image, label) pairs ({error}); return one of the two"
+                    f"(image, label) pairs ({_short(error)}); return one of the two"
                 ) from error
         if x.is_floating_point():
             x = x.float()
+        if y.is_complex() or x.is_complex():
+            raise DataError(f"--data {self.name}: images or labels are complex numbers; return real ones")
         if y.ndim != 1 or (y.is_floating_point() and not bool((y == y.round()).all())):
             kind = "numbers between classes" if y.ndim == 1 else f"of shape {list(y.shape[1:])} per image"
             raise DataError(
                 f"--data {self.name}: the labels are {kind}; `halpiee train` trains classifiers, with one class number "
                 "per image; for other tasks attach halpiee.IEE in your own loop (README)"
+            )
+        if y.is_floating_point() and len(y) and float(y.abs().max()) >= 2**53:
+            raise DataError(
+                f"--data {self.name}: a label is {float(y.abs().max()):g}; number the classes from 0"
             )
         return resized(x, self.size), y.long()
 
@@ -247,8 +273,13 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "halpiee" / "data"
 
 
-def _numbered(labels: Tensor) -> tuple[str, ...]:
-    return tuple(str(i) for i in range(int(labels.max()) + 1 if len(labels) else 0))
+def _short(error: Exception) -> str:
+    """Returns what an exception says, on one line."""
+    return " ".join(str(error).split())[:300]
+
+
+def _said(error: Exception) -> str:
+    return f" ({_short(error)})" if str(error).strip() else ""
 
 
 def _as_tensor(image: Any) -> Tensor:

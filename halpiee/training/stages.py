@@ -27,11 +27,12 @@ from halpiee.training.baseline import train_dense
 from halpiee.training.checkpoint import save_json
 from halpiee.training.closing import write_report
 from halpiee.training.masking import train_masked, train_small
-from halpiee.training.opening import PROFILE, check_cells
+from halpiee.training.opening import PROFILE, check_cells, check_images
 from halpiee.training.pruning import train_to_budget
 from halpiee.training.records import read_calibration, read_seconds
 from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
+from halpiee.training.sources import FunctionSource, find
 
 __all__ = ["execute"]
 
@@ -57,6 +58,8 @@ def _stages(run: Run) -> dict[str, Any]:
         run.talk.note(f"{run.folder} is finished; showing its report")
         return report
     s = run.settings
+    if isinstance(find(s.data, s.size), FunctionSource):  # of others the look at the files has told
+        check_images(s, run.data.shape, run.data.n_classes)
     if s.method == "iee":
         s.cycle.steps(run.total_steps)
     watch = _Watch(run.folder / "seconds.json")
