@@ -37,6 +37,7 @@ class Op:
             ``c_in`` is what goes in (all inputs of a concat together) and ``c_out`` what comes out.
         c_in: input channels (features of a linear layer).
         c_out: output channels (features of a linear layer).
+        d: input depth or frames of a 3d kernel; 1 of all others.
         h: input height; 1 for a linear layer on vectors, the number of tokens for one on sequences.
         w: input width; 1 for 1d inputs and for linear layers.
         batch: images per call.
@@ -55,6 +56,7 @@ class Op:
     kind: str
     c_in: int
     c_out: int
+    d: int = 1
     h: int = 1
     w: int = 1
     batch: int = 1
@@ -66,6 +68,13 @@ class Op:
     tail: tuple[str, ...] = ()
     dtype: str = "float32"
     layout: str = "nchw"
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Input positions along each dimension of the kernel; ``(h, w)`` where there is no kernel."""
+        if len(self.kernel) == 3:
+            return (self.d, self.h, self.w)
+        return (self.h,) if len(self.kernel) == 1 else (self.h, self.w)
 
     @property
     def depthwise(self) -> bool:
@@ -103,7 +112,7 @@ class Op:
     @property
     def macs(self) -> int:
         """Multiplications of the op, or, where it has no weights, numbers it reads."""
-        positions = self.batch * self.h * self.w
+        positions = self.batch * self.d * self.h * self.w
         if self.kind not in CONTRACTIONS:
             return positions * self.c_in
         step = 1 if self.kind == "conv_transpose" else math.prod(self.stride)
@@ -125,6 +134,7 @@ class Op:
             "groups": self.groups,
             "c_in": self.c_in,
             "c_out": self.c_out,
+            **({"d": self.d} if len(self.kernel) == 3 else {}),
             "h": self.h,
             "w": self.w,
             "batch": self.batch,
@@ -140,6 +150,7 @@ class Op:
             kind=key["op"],
             c_in=key["c_in"],
             c_out=key["c_out"],
+            d=key.get("d", 1),
             h=key.get("h", 1),
             w=key.get("w", 1),
             batch=key.get("batch", 1),
@@ -177,4 +188,5 @@ def in_words(op: Op) -> str:
     kernel = " " + "×".join(map(str, op.kernel)) if op.kernel else ""
     stride = f" /{op.stride[0]}" if op.stride and max(op.stride) > 1 else ""
     tail = "".join(f" + {t}" for t in op.tail)
-    return f"{kind}{kernel}{stride} at {op.h}×{op.w} batch {op.batch}{tail}"
+    at = "×".join(map(str, op.spatial if len(op.kernel) == 3 else (op.h, op.w)))
+    return f"{kind}{kernel}{stride} at {at} batch {op.batch}{tail}"

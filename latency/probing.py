@@ -77,6 +77,7 @@ def probe_op(op: Op, axis: int, width: int) -> Op:
         c_in=BASE,
         c_out=BASE,
         groups=groups,
+        d=min(op.d, 4),
         h=min(op.h, 14),
         w=min(op.w, 14),
         batch=1,

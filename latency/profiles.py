@@ -1,7 +1,7 @@
 """A profile: the tables of one device, in a file a review can read.
 
 JSON Lines. The first line holds the schema and the environment, every other line one measurement: the op's key
-(``op kernel stride pad dilation groups c_in c_out h w batch tail dtype layout cache``) and its value
+(``op kernel stride pad dilation groups c_in c_out d h w batch tail dtype layout cache``) and its value
 (``us ci_lo ci_hi n method contention tactic time env role steps``). The last line for a key wins, a torn last line
 is left out. Nothing in it is ever executed.
 """
@@ -28,8 +28,8 @@ __all__ = ["SCHEMA", "Profile", "cell_key", "header_line", "read_lines"]
 SCHEMA = "halpiee.profile/1"
 
 KEYS = (
-    "op", "kernel", "stride", "pad", "dilation", "groups", "c_in", "c_out", "h", "w", "batch", "tail", "dtype",
-    "layout", "cache",
+    "op", "kernel", "stride", "pad", "dilation", "groups", "c_in", "c_out", "d", "h", "w", "batch", "tail",
+    "dtype", "layout", "cache",
 )  # fmt: skip
 """What names a cell, in the order a line states it."""
 

@@ -277,6 +277,11 @@ def _shape(op: Op) -> str:
     """Returns an op in a few words, for messages."""
     kernel = "×".join(map(str, op.kernel))
     kind = "depthwise conv" if op.depthwise else op.kind
-    parts: Sequence[str] = [kind, kernel, f"at {op.h}×{op.w}", f"batch {op.batch}"]
+    parts: Sequence[str] = [
+        kind,
+        kernel,
+        f"at {'×'.join(map(str, op.spatial if len(op.kernel) == 3 else (op.h, op.w)))}",
+        f"batch {op.batch}",
+    ]
     tail = f" + {' + '.join(op.tail)}" if op.tail else ""
     return " ".join(p for p in parts if p) + tail

@@ -54,7 +54,9 @@ class Cost:
         unit: what the quantity is counted in, for messages.
 
     Attributes:
-        not_covered: ops without a table, which the cost leaves out, as ``layer (kind)``.
+        covered: ops that are priced, as ``layer (kind)``.
+        not_covered: ops that take time and that the cost leaves out, as ``layer (kind)``: those without a table, and
+            those of kinds that no profile has.
 
     Raises:
         ProfileError: a conv or linear op without a table.
@@ -64,6 +66,7 @@ class Cost:
         self.structure, self.profile, self.unit = structure, tables, unit
         self._sizes = {g.name: g.size for g in structure.prunable}
         self._ops, self.not_covered = price(structure, tables)
+        self.covered = tuple(f"{op.name} ({op.kind})" for op in self._ops)
         self._ops_of: dict[str, list[Priced]] = {name: [] for name in self._sizes}
         for op in self._ops:
             for name in {name for side in (op.ins, op.outs) for name, _ in side.units}:
@@ -269,7 +272,9 @@ class LatencyCost(Cost):
         calibration: the latency of a network from the sum of its ops, which never falls; without one the sum stands.
 
     Attributes:
-        not_covered: ops without a table, which the cost leaves out, as ``layer (kind)``.
+        covered: ops that are priced, as ``layer (kind)``.
+        not_covered: ops that take time and that the cost leaves out, as ``layer (kind)``: those without a table, and
+            those of kinds that no profile has.
 
     Raises:
         ProfileError: a conv or linear op without a table, or a file that is no profile.

@@ -69,12 +69,7 @@ def select_lazily(
 
 def _cells(structure: Structure, counts: Mapping[str, int]) -> list[tuple[Op, int, int]]:
     """Returns the cell of every op at some counts."""
-    sizes = {group.name: group.size for group in structure.groups}
-
-    def width(refs: tuple[tuple[str, int], ...]) -> int:
-        return sum(times * counts.get(name, sizes[name]) for name, times in refs)
-
-    return [(timed.op, width(timed.in_groups), width(timed.out_groups)) for timed in structure.ops]
+    return [(timed.op, *structure.sides(timed, counts)) for timed in structure.ops]
 
 
 def _neighbours(

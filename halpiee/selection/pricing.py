@@ -30,13 +30,16 @@ class Priced:
     """An op with its cells."""
 
     name: str
+    kind: str
     cells: Cells
     ins: OpSide
     outs: OpSide
 
 
 def price(structure: Structure, tables: TableSource) -> tuple[tuple[Priced, ...], tuple[str, ...]]:
-    """Returns the ops that have a table, and the others as ``layer (kind)``.
+    """Returns the ops that have a table, and as ``layer (kind)`` what takes time and has none.
+
+    The latter are timed ops whose table is not there, and ops of a kind that no profile has entries for.
 
     Raises:
         ProfileError: a conv or linear op without a table.
@@ -53,7 +56,7 @@ def price(structure: Structure, tables: TableSource) -> tuple[tuple[Priced, ...]
         if found is not None:
             ins = _side(structure, timed.in_groups, timed.op.c_in)
             outs = _side(structure, timed.out_groups, timed.op.c_out)
-            priced.append(Priced(timed.layer, found, ins, outs))
+            priced.append(Priced(timed.layer, timed.op.kind, found, ins, outs))
         elif timed.op.kind in CONTRACTIONS:
             refused.append(name)
         else:
@@ -65,6 +68,7 @@ def price(structure: Structure, tables: TableSource) -> tuple[tuple[Priced, ...]
             f"no table for {shown}; profile this model at this input size, batch and precision: "
             "halpiee profile MODEL"
         )
+    missing += [f"{module} ({name})".lstrip() for module, name in structure.details.get("unpriced", ())]
     return tuple(priced), tuple(dict.fromkeys(missing))
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from halpiee.selection.cost import Cost
 from halpiee.selection.terms import FloatArray, IntArray
 from halpiee.structure.groups import Structure
-from latency.op import Op
+from latency.op import CONTRACTIONS, Op
 
 __all__ = ["Quantity", "peak_bytes", "resource"]
 
@@ -37,7 +37,7 @@ def resource(structure: Structure, quantity: Quantity, *, above: float = 0.0) ->
             ``above``; what a skip connection holds meanwhile is not counted.
         above: bytes, for ``peak_bytes``.
     """
-    return Cost(structure, _Formulas(quantity, above), unit=UNITS[quantity])
+    return Cost(structure, _Formulas(quantity, above, structure.batch), unit=UNITS[quantity])
 
 
 def peak_bytes(structure: Structure, counts: Mapping[str, int] | None = None) -> float:
@@ -49,30 +49,31 @@ def peak_bytes(structure: Structure, counts: Mapping[str, int] | None = None) ->
     """
     sizes = [0.0]
     for timed in structure.ops:
-        sides = [structure.channels(refs, counts or {}) for refs in (timed.in_groups, timed.out_groups)]
-        sizes.append(float(_Formula(timed.op, "peak_bytes", 0.0).lookup(*(np.array(n) for n in sides))))
+        sides = structure.sides(timed, counts or {})
+        formula = _Formula(timed.op, "peak_bytes", 0.0, structure.batch)
+        sizes.append(float(formula.lookup(*(np.array(n) for n in sides))))
     return max(sizes)
 
 
 class _Formulas:
     """Tables by formula."""
 
-    def __init__(self, quantity: Quantity, above: float) -> None:
+    def __init__(self, quantity: Quantity, above: float, batch: int) -> None:
         self.quantity: Quantity = quantity
-        self.above = above
+        self.above, self.batch = above, batch
 
     def table(self, op: Op) -> _Formula:
-        return _Formula(op, self.quantity, self.above)
+        return _Formula(op, self.quantity, self.above, self.batch)
 
 
 class _Formula:
     """One op's quantity as a function of its channels."""
 
-    def __init__(self, op: Op, quantity: Quantity, above: float) -> None:
-        self.op, self.quantity, self.above = op, quantity, above
-        self.contraction = op.kind in ("conv", "conv_transpose", "linear")
+    def __init__(self, op: Op, quantity: Quantity, above: float, batch: int) -> None:
+        self.op, self.quantity, self.above, self.batch = op, quantity, above, batch
+        self.contraction = op.kind in CONTRACTIONS
         self.out_positions = math.prod(_output_size(op))
-        self.in_positions = op.h * op.w
+        self.in_positions = op.d * op.h * op.w
 
     def lookup(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
         """Returns the quantity; the arguments broadcast."""
@@ -88,7 +89,7 @@ class _Formula:
         if self.quantity == "params":
             return np.asarray(weights, dtype=np.float64)
         positions = self.in_positions if self.op.kind == "conv_transpose" else self.out_positions
-        return np.asarray(weights * positions, dtype=np.float64)
+        return np.asarray(weights * (positions * self.op.batch) // self.batch, dtype=np.float64)
 
     def measured(self, c_in: IntArray, c_out: IntArray) -> NDArray[np.bool_]:
         """Returns True everywhere: formulas interpolate nothing."""
@@ -100,8 +101,8 @@ def _output_size(op: Op) -> tuple[int, ...]:
     if op.kind == "global_avg_pool":
         return (1,)
     if not op.kernel:
-        return (op.h, op.w)
-    size = (op.h, op.w)[: len(op.kernel)]
+        return (op.d, op.h, op.w)
+    size = op.spatial
     none, one = (0,) * len(size), (1,) * len(size)
     sides = zip(size, op.kernel, op.stride or one, op.padding or none, op.dilation or one, strict=False)
     if op.kind == "conv_transpose":

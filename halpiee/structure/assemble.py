@@ -101,6 +101,7 @@ def assemble(recorder: Recorder) -> Structure:
             (groups[int(found[i])].name, int((here == here[places[i]]).sum())) for i in order if found[i] >= 0
         )
 
+    ops = unpriced(recorder)
     sources = {groups[group_of[r]].name: s for r, s in units.sources().items() if group_of[r] >= 0}
     return Structure(
         layers=tuple(Layer(c.name, c.kind, refs(c.ins), refs(c.outs)) for c in recorder.layers),
@@ -124,43 +125,25 @@ def assemble(recorder: Recorder) -> Structure:
             ),
             "sources": sources,
             "stored": recorder.stored,
-            "untimed": untimed(recorder),
+            "unpriced": ops,
+            "untimed": dict(Counter(name for _, name in ops)),
             "unread": unread(recorder),
             "training_alone": training_alone(recorder),
             "roots": roots,
             "real": False,
             "positions": recorder.positions,
             "positions_of": dict(recorder.output_positions),
+            "batch": recorder.batch,
             "learned": frozenset(recorder.learned),
             "shapes": {name: tuple(a.size for a in dims) for name, dims in recorder.parameters.items()},
         },
     )
 
 
-UNTIMED = frozenset(
-    {
-        "_fft_r2c",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "baddbmm",
-        "bmm",
-        "grid_sampler_2d",
-        "index",
-        "native_group_norm",
-        "native_layer_norm",
-        "roi_align",
-        "_softmax",
-        "scaled_dot_product_attention",
-    }
-)
-"""Ops that take time of their own and that no profile has an entry for."""
-
-
-def untimed(recorder: Recorder) -> dict[str, int]:
-    """Returns how often each op that takes time occurs without a timed op for it."""
+def unpriced(recorder: Recorder) -> tuple[tuple[str, str], ...]:
+    """Returns the ops that take time and that no timed op stands for, as (module path, op), in order."""
     events = recorder.events[: recorder.evaluated]
-    return dict(Counter(e.name.lstrip("_") for e in events if e.timing is None and e.name in UNTIMED))
+    return tuple((event.module, event.name.strip("_")) for event in events if event.unpriced)
 
 
 def unread(recorder: Recorder) -> tuple[str, ...]:

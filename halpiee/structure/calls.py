@@ -153,6 +153,7 @@ class Event:
         writes: value numbers of its outputs.
         timing: what is known of its time, or None.
         batch: first size of the network's first input.
+        unpriced: whether it takes time of its own that no timed op stands for.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Event:
     writes: tuple[int, ...]
     timing: Timing | None
     batch: int = 1
+    unpriced: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
     spatial = x.shape[2:]
     fields: dict[str, Any] = {
         "batch": x.shape[0],
+        "d": spatial[0] if len(spatial) == 3 else 1,
         "h": spatial[-2] if len(spatial) > 1 else spatial[0],
         "w": spatial[-1] if len(spatial) > 1 else 1,
         "kernel": tuple(weight.shape[2:]),
@@ -69,7 +70,7 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
         "dtype": str(x.dtype).removeprefix("torch."),
     }
     positions = x if transposed else call.out
-    recorder.output_positions[name] = math.prod(positions.shape[2:])
+    recorder.output_positions[name] = positions.shape[0] * math.prod(positions.shape[2:])
     return Timing(kind, ins, outs, fields, layer=name)
 
 
@@ -251,7 +252,7 @@ def linear(
     recorder.set(call.out, Tag(zero=zero).with_axes([] if label is None else [label]))
     recorder.layers.append(LayerCall(name, "linear", ins, outs))
     positions = call.out.numel() // max(1, outs.size)
-    recorder.output_positions[name] = max(1, positions // recorder.batch)
+    recorder.output_positions[name] = positions
     fields = {"positions": positions, "dtype": str(x.dtype).removeprefix("torch.")}
     return Timing("linear", ins, outs, fields, layer=name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -198,11 +199,14 @@ def timing(recorder: Recorder, call: Call, operands: list[Tensor], out: Tensor) 
 
 
 def shape_fields(out: Tensor, dim: int) -> dict[str, object]:
-    """Returns the fields of a timed op from the shape of what it works on, its channels along ``dim``."""
+    """Returns the fields of a timed op from the shape of what it works on, its channels along ``dim``.
+
+    Of three or more dimensions of positions all but the last are one: such an op reads every position alike.
+    """
     places = [size for d, size in enumerate(out.shape) if d not in (0, dim)]
     return {
         "batch": out.shape[0],
-        "h": places[-2] if len(places) > 1 else (places[0] if places else 1),
+        "h": math.prod(places[:-1]) if len(places) > 1 else (places[0] if places else 1),
         "w": places[-1] if len(places) > 1 else 1,
         "dtype": str(out.dtype).removeprefix("torch."),
     }

@@ -155,6 +155,26 @@ class Structure:
         """Returns how many channels a layer's side has; a group missing from ``counts`` counts whole."""
         return sum(mult * counts.get(name, self.by_name[name].size) for name, mult in refs)
 
+    def sides(self, timed: TimedOp, counts: Mapping[str, int]) -> tuple[int, int]:
+        """Returns C_in and C_out of a timed op; a group missing from ``counts`` counts whole.
+
+        Channels that belong to no group are there at every choice: those of an op that is not understood, or that a
+        layer contracts beside its channels.
+        """
+
+        def channels(refs: tuple[GroupRef, ...], built: int) -> int:
+            return built - sum(
+                mult * (self.by_name[name].size - counts.get(name, self.by_name[name].size))
+                for name, mult in refs
+            )
+
+        return channels(timed.in_groups, timed.op.c_in), channels(timed.out_groups, timed.op.c_out)
+
+    @property
+    def batch(self) -> int:
+        """Inputs in the batch that was traced."""
+        return int(self.details.get("batch", 1))
+
     def keep_vector(self, keep: Mapping[str, Tensor]) -> NDArray[np.bool_]:
         """Returns bool ``[n_units]``: which units stay.
 

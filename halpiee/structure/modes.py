@@ -16,7 +16,7 @@ from halpiee.structure.elementwise import numbers_of
 from halpiee.structure.movements import moves_of
 from halpiee.structure.moves import Move
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.rules import apply, is_movement, is_pointwise
+from halpiee.structure.rules import apply, is_movement, is_pointwise, takes_time
 from halpiee.structure.units import CheckedUnits
 
 __all__ = ["Api", "Dispatch", "Path", "Watch"]
@@ -131,13 +131,16 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 out = self.recorder.decisions.outcome(name, tensors, out)
             reads = tuple(self.recorder.value(t) for t in tensors)
             call = Call(name, func, args, kwargs, out, module, self.path.api, reads)
+            unpriced = takes_time(self.recorder, call)
             timing = apply(self.recorder, call)
             outs = call.outputs
             if outs and name.endswith("_") and not self.recorder.tag(outs[0]).zero:
                 self.recorder.written(outs[0])
             if outs:
                 writes = tuple(self.recorder.value(t) for t in outs)
-                self.recorder.events.append(Event(name, module, reads, writes, timing, self.recorder.batch))
+                unpriced &= timing is None
+                event = Event(name, module, reads, writes, timing, self.recorder.batch, unpriced)
+                self.recorder.events.append(event)
         return out
 
     def refuse_writing(self, target: Tensor) -> None:

@@ -36,6 +36,8 @@ def spatial(recorder: Recorder, call: Call) -> Timing | None:
     dim, atoms = recorder.peek(source)
     if kind is None or source.dim() != n_positions + 2 or not atoms.size:
         return None
+    if len(fields.get("kernel", ())) == 3:
+        fields |= dict(zip("dhw", source.shape[2:], strict=True))
     return Timing(kind, atoms, atoms, shape_fields(source, dim) | fields)
 
 
@@ -60,7 +62,7 @@ def pooling(call: Call, source: Tensor, out: Tensor, n: int) -> tuple[str | None
         kernel = tuple(s - (t - 1) * k for s, t, k in zip(sizes, targets, stride, strict=True))
         fields = {"kernel": kernel, "stride": stride, "padding": (0,) * n, "dilation": (1,) * n}
         return ("avg_pool" if "avg" in call.name else "max_pool"), fields
-    if "upsample" in call.name:
+    if "upsample" in call.name and n < 3:
         return "upsample", {
             "stride": tuple(o // s or 1 for o, s in zip(out.shape[-n:], source.shape[-n:], strict=True))
         }

@@ -23,7 +23,7 @@ from halpiee.structure.placing import concat, glu, index, index_put, pad
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.reductions import reduction, region, softmax, spatial
 
-__all__ = ["RULES", "apply", "is_movement", "is_pointwise"]
+__all__ = ["RULES", "apply", "is_movement", "is_pointwise", "takes_time"]
 
 Rule = Callable[[Recorder, Call], Timing | None]
 
@@ -60,6 +60,23 @@ def is_pointwise(name: str, func: Any) -> bool:
 def is_movement(name: str) -> bool:
     """Returns whether an op moves elements."""
     return (RULES.get(name) or RULES.get(name.rstrip("_"))) in (movement, shuffle)
+
+
+def takes_time(recorder: Recorder, call: Call) -> bool:
+    """Returns whether an op without a timed op takes time of its own.
+
+    Moving, copying, making, joining and reducing tensors, what works on each element alone, and what reads parameters
+    only or gives whole numbers are left out: they are cheap beside the layers, or done once. Everything else counts,
+    the ops without a rule above all.
+    """
+    if all(recorder.tag(t).parameter for t in call.tensors):
+        return False
+    name = call.name.strip("_")
+    if not any(out.is_floating_point() for out in call.outputs) or is_pointwise(call.name, call.func):
+        return False
+    if name in FILLING:
+        return False
+    return (RULES.get(call.name) or RULES.get(call.name.rstrip("_"))) not in FREE
 
 
 POINTWISE = frozenset(
@@ -156,6 +173,12 @@ LIKE = words("""zeros_like ones_like full_like empty_like rand_like randn_like n
 NEW = words(
     """new_zeros new_ones new_full new_empty new_empty_strided sym_size sym_numel _local_scalar_dense"""
 )
+
+FILLING = frozenset({"fill", "zero", "normal", "uniform", "bernoulli", "exponential"})
+"""Ops without a rule that write a tensor anew."""
+
+FREE: tuple[Rule, ...] = (movement, shuffle, same, like, nothing, triangle, pad, concat, glu, reduction)
+"""Rules of ops that move, make and sum up tensors, and of a gate."""
 
 RULES: dict[str, Rule] = {
     "convolution": convolution,

@@ -26,7 +26,8 @@ def macs(structure: Structure, counts: Mapping[str, int] | None = None) -> dict[
     """Returns the multiply-accumulates of every conv and linear layer for one input (batch 1).
 
     A convolution has C_out · C_in / groups · kernel · output positions of them, a transposed one counts input
-    positions, a linear layer C_out · C_in · rows. Biases, norms and activations are not counted.
+    positions, a linear layer C_out · C_in · rows. Positions are those of all frames, patches or views that the network
+    makes of an input. Biases, norms and activations are not counted.
 
     Args:
         structure: the network.
@@ -38,10 +39,7 @@ def macs(structure: Structure, counts: Mapping[str, int] | None = None) -> dict[
         op = timed.op
         if op.kind not in ("conv", "conv_transpose", "linear"):
             continue
-        c_in, c_out = (
-            structure.channels(timed.in_groups, counts),
-            structure.channels(timed.out_groups, counts),
-        )
+        c_in, c_out = structure.sides(timed, counts)
         per_group_in = op.c_in // op.groups
         if op.groups == 1:
             weights = c_in * c_out
@@ -49,7 +47,8 @@ def macs(structure: Structure, counts: Mapping[str, int] | None = None) -> dict[
             weights = c_out * (c_in // op.groups)
         else:
             weights = c_out * per_group_in
-        found[timed.layer] = weights * structure.details["positions_of"][timed.layer] * math.prod(op.kernel)
+        positions = structure.details["positions_of"][timed.layer]
+        found[timed.layer] = weights * positions * math.prod(op.kernel) // structure.batch
     return found
 
 

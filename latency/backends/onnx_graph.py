@@ -117,8 +117,8 @@ def _adds(op: Op) -> bool:
 
 
 def output_size(op: Op) -> tuple[int, ...]:
-    """Returns the positions of the op's output: ``(h, w)``, or ``(h,)`` for 1d kernels."""
-    size = (op.h, op.w)[: len(op.kernel)] if op.kernel else (op.h, op.w)
+    """Returns the positions of the op's output, one number per dimension of its kernel; ``(h, w)`` without one."""
+    size = op.spatial
     if op.kind == "global_avg_pool":
         return (1,) * len(size)
     if op.kind == "upsample":
@@ -144,7 +144,7 @@ class _Graph:
         self.outputs: list[str] = []
         self.residuals: list[str] = []
         self.gate = ""
-        self.spatial = (op.h, op.w)[: len(op.kernel)] if len(op.kernel) == 1 else (op.h, op.w)
+        self.spatial = op.spatial
 
     def inputs(self, copies: int) -> list[str]:
         """Adds what the op reads: one tensor, two for an addition, product or concat; plus a residual per copy."""
@@ -402,9 +402,9 @@ def _refuse(op: Op) -> None:
             f"an op in {op.dtype}, {op.layout} was asked for; ONNX Runtime on CPU is measured in float32, nchw; "
             "use the torch backend on a GPU, or trace the model in float32"
         )
-    if op.kind in ("conv", "conv_transpose", "max_pool", "avg_pool") and len(op.kernel) not in (1, 2):
+    if op.kind in ("conv", "conv_transpose", "max_pool", "avg_pool") and len(op.kernel) not in (1, 2, 3):
         raise UnsupportedOpError(
-            f"an op {op.kind!r} with kernel {op.kernel} was asked for; 1d and 2d are built; "
+            f"an op {op.kind!r} with kernel {op.kernel} was asked for; 1d, 2d and 3d are built; "
             "leave it out of the sweep"
         )
     if min(output_size(op), default=1) < 1:

@@ -78,7 +78,7 @@ def _main(op: Op, tensor: Tensors) -> Callable[[], torch.Tensor] | None:
     import torch
     from torch.nn import functional as f
 
-    spatial = (op.h, op.w)[: len(op.kernel)] if len(op.kernel) == 1 else (op.h, op.w)
+    spatial = op.spatial
     n = len(op.kernel)
     stride, padding = op.stride or (1,) * n, op.padding or (0,) * n
     dilation = op.dilation or (1,) * n
@@ -90,7 +90,7 @@ def _main(op: Op, tensor: Tensors) -> Callable[[], torch.Tensor] | None:
         return lambda: f.layer_norm(x, (op.c_in,), weight, bias)
     x = tensor(op.batch, op.c_in, *spatial)
     if op.kind in ("conv", "conv_transpose"):
-        if n not in (1, 2):
+        if n not in (1, 2, 3):
             return None
         transposed = op.kind == "conv_transpose"
         shape = (op.c_in, op.c_out // op.groups) if transposed else (op.c_out, op.c_in // op.groups)

@@ -62,7 +62,7 @@ def computed(op):
         )
         if name[0] == "x" and "r0" in names:  # the largest number at the residuals' first positions
             source = source + max(tensors["r0"][0, :, 0, 0].max(), tensors["r1"][0, :, 0, 0].max())
-        kernel = f.conv1d if weight.dim() == 3 else f.conv2d
+        kernel = {3: f.conv1d, 4: f.conv2d, 5: f.conv3d}[weight.dim()]
         tensors[name] = kernel(source, weight, bias)
     return torch.from_numpy(session.run(None, feeds)[0]), constants, tensors
 
@@ -73,6 +73,20 @@ CASES = {
     "1d": (
         Op(kind="conv", c_in=8, c_out=8, h=20, kernel=(5,), stride=(1,), padding=(2,)),
         lambda w, x: f.conv1d(x["x0"], w["w_0"], w["b_0"], padding=2),
+    ),
+    "3d": (
+        Op(
+            kind="conv", c_in=8, c_out=6, d=5, h=4, w=3, kernel=(3, 2, 1), stride=(2, 1, 1), padding=(1, 0, 0)
+        ),
+        lambda w, x: f.conv3d(x["x0"], w["w_0"], w["b_0"], (2, 1, 1), (1, 0, 0)),
+    ),
+    "3d image": (
+        Op(kind="conv", c_in=3, c_out=6, d=5, h=4, w=3, kernel=(3, 2, 1), tail=("relu",)),
+        lambda w, x: f.relu(f.conv3d(x["x"], w["w_0"], w["b_0"])),
+    ),
+    "3d pool": (
+        Op(kind="max_pool", c_in=8, c_out=8, d=4, h=6, w=6, kernel=(2, 3, 3), stride=(2, 3, 3)),
+        lambda w, x: f.max_pool3d(x["x0"], (2, 3, 3)),
     ),
     "depthwise": (
         conv(8, 8, groups=8),
@@ -183,7 +197,7 @@ def test_the_two_sides_of_a_twin_change_layout_equally_often(tmp_path) -> None:
         (conv(8, 8, tail=("softmax",)), r"tail \['softmax'\]"),
         (conv(8, 8, dtype="float16"), "an op in float16, nchw was asked for"),
         (conv(8, 8, h=1, w=1, padding=(0, 0)), "leaves no output"),
-        (Op(kind="conv", c_in=8, c_out=8, kernel=(3, 3, 3)), "1d and 2d are built"),
+        (Op(kind="conv", c_in=8, c_out=8, kernel=(3, 3, 3, 3)), "1d, 2d and 3d are built"),
     ],
 )
 def test_what_cannot_be_built_is_refused(op, message) -> None:

@@ -1,0 +1,282 @@
+"""What a network costs, by its own ops: MACs as torch counts them, and a price or a name for whatever takes time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import latency
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.resources import resource
+from halpiee.structure import macs, trace
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # builders announce other initialisations
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def counted(model: nn.Module, inputs: tuple[Tensor, ...], *, batched: bool = False) -> int:
+    """MACs of convolutions and of products with a matrix, by torch's own counter, two operations each.
+
+    Batched products are those of attention, which are no layers, unless an einsum has written a layer so.
+    """
+    kinds = {"aten.convolution", "aten.mm", "aten.addmm"} | ({"aten.bmm"} if batched else set())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs)
+    found = counter.get_flop_counts()["Global"]
+    return sum(n for op, n in found.items() if str(op) in kinds) // 2
+
+
+class Maxout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, c // 2, 2, h, w).amax(2)
+
+
+class Gate(nn.Module):
+    """A circular gate over channels, by einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(32, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,cd->ndhw", x, self.mix.softmax(0))
+
+
+class Deformable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        ops = pytest.importorskip("torchvision.ops")
+        self.offset, self.conv = nn.Conv2d(32, 18, 3, padding=1), ops.DeformConv2d(32, 32, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x, self.offset(x))
+
+
+class Mixing(nn.Module):
+    """Linear layers over the positions of every channel."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(n, 2 * n), nn.Linear(2 * n, n)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(torch.relu(self.a(x.flatten(2)))).view_as(x)
+
+
+class Computed(nn.Module):
+    """A convolution whose weight the input decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = nn.Linear(32, 32 * 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.make(x.mean((0, 2, 3))).view(32, 32, 1, 1))
+
+
+class Frames(nn.Module):
+    """Convolutions over the frames of a film, then over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+        self.t, self.h = nn.Conv1d(16, 32, 3), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t = x.shape[:2]
+        y = (
+            torch.relu(self.b(torch.relu(self.a(x.flatten(0, 1)))))
+            .mean((2, 3))
+            .view(n, t, -1)
+            .transpose(1, 2)
+        )
+        return self.h(torch.relu(self.t(y)).mean(2))
+
+
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.EmbeddingBag(20, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.table(x.long().remainder(20)))
+
+
+def around(block: nn.Module, *, channels: int = 32, stem: int = 32) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, stem, 4, 4),
+        block,
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    )
+
+
+IMAGE = (2, 3, 32, 32)
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "maxout": (lambda: around(Maxout(), stem=64), IMAGE),
+    "einsum": (lambda: around(Gate()), IMAGE),
+    "deformable": (lambda: around(Deformable()), IMAGE),
+    "mixing": (lambda: around(Mixing(64)), IMAGE),
+    "circular": (lambda: around(nn.Conv2d(32, 32, 3, padding=1, padding_mode="circular")), IMAGE),
+    "frames": (Frames, (2, 8, 3, 12, 12)),
+    "3d": (
+        lambda: nn.Sequential(
+            nn.Conv3d(3, 8, 3),
+            nn.BatchNorm3d(8),
+            nn.ReLU(),
+            nn.MaxPool3d(2),
+            nn.Conv3d(8, 6, (1, 3, 3), groups=2),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Flatten(),
+            nn.Linear(6, 4),
+        ),
+        (2, 3, 8, 12, 12),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_macs_of_a_network_are_those_that_torch_counts(case: str) -> None:
+    make, shape = CASES[case]
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(shape)
+    structure = trace(model, (x,))
+    assert sum(macs(structure).values()) * shape[0] == counted(model, (x,), batched=True)
+    assert resource(structure, "macs").dense == sum(macs(structure).values())
+
+
+class Table:
+    """1 µs a channel of input and 1,000 a channel of output."""
+
+    def lookup(self, c_in: Tensor, c_out: Tensor) -> Tensor:
+        return np.asarray(c_in, float) + 1000.0 * np.asarray(c_out, float)
+
+    def measured(self, c_in: Tensor, c_out: Tensor) -> Tensor:
+        return np.ones(np.broadcast_shapes(np.shape(c_in), np.shape(c_out)), dtype=bool)
+
+
+class Tables:
+    def table(self, op: latency.Op) -> Table:
+        return Table()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_op_has_its_full_cost_at_its_fixed_width(case: str) -> None:
+    make, shape = CASES[case]
+    structure = trace(make().eval(), (torch.randn(shape),))
+    cost = LatencyCost(structure, Tables())
+    assert cost.dense_us == sum(t.op.c_in + 1000.0 * t.op.c_out for t in structure.ops)
+    assert cost.covered == tuple(f"{t.layer} ({t.op.kind})" for t in structure.ops)
+    for timed in structure.ops:
+        alone = LatencyCost(replace(structure, ops=(timed,)), Tables())
+        assert alone.dense_us == timed.op.c_in + 1000.0 * timed.op.c_out
+        if not timed.in_groups:  # its input stays as wide whatever is chosen
+            least = {g.name: 1 for g in structure.prunable}
+            assert alone.total_us(least) % 1000 == timed.op.c_in
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "name"),
+    [
+        (lambda: around(Deformable()), IMAGE, "1.conv (deform_conv2d)"),
+        (lambda: around(Computed()), IMAGE, "1 (convolution)"),
+        (Bag, (2, 3), "table (embedding_bag_forward_only)"),
+        (lambda: around(nn.Softmax2d()), IMAGE, "1 (softmax)"),
+    ],
+)
+def test_what_takes_time_and_has_no_price_is_named(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], name: str
+) -> None:
+    structure = trace(make().eval(), (torch.rand(shape) * 20,))
+    assert name in LatencyCost(structure, Tables()).not_covered
+    assert name.split("(")[1][:-1] in structure.details["untimed"]
+
+
+def test_a_network_of_convs_norms_and_pools_leaves_nothing_out() -> None:
+    model = around(nn.Sequential(nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32), nn.ReLU6())).eval()
+    cost = LatencyCost(trace(model, (torch.randn(IMAGE),)), Tables())
+    assert cost.not_covered == ()
+    assert cost.covered == ("0 (conv)", "1.0 (conv)", "2 (conv)", "4 (global_avg_pool)", "6 (linear)")
+
+
+@pytest.mark.slow
+def test_a_film_is_priced_from_measured_tables() -> None:
+    make, _ = CASES["3d"]
+    structure = trace(make().eval(), (torch.randn(1, 3, 8, 12, 12),))
+    profile = latency.sweep([t.op for t in structure.ops])
+    cost = LatencyCost(structure, profile)
+    assert cost.not_covered == ()
+    assert cost.dense_us == pytest.approx(
+        sum(float(profile.table(t.op).lookup(t.op.c_in, t.op.c_out)) for t in structure.ops)
+    )
+    narrow = {g.name: 1 for g in structure.prunable}
+    assert 0 < cost.total_us(narrow) < cost.dense_us
+
+
+TORCHVISION = pytest.importorskip("torchvision").models
+HUGE = ("vit_h_14", "vit_l_16", "vit_l_32", "regnet_y_128gf")
+FILMS = {
+    "mc3_18",
+    "r2plus1d_18",
+    "r3d_18",
+    "s3d",
+    "swin3d_t",
+    "swin3d_s",
+    "swin3d_b",
+    "mvit_v1_b",
+    "mvit_v2_s",
+}
+SIZES = {"vit": 224, "maxvit": 224, "inception": 96, "s3d": 96, "mvit": 224}
+
+
+def names() -> list[str]:
+    modules = (TORCHVISION, TORCHVISION.segmentation, TORCHVISION.video)
+    found = [n for m in modules for n in TORCHVISION.list_models(m)]
+    return [n for n in found if not n.startswith("quantized") and n not in HUGE]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_macs_of_every_torchvision_network_are_those_that_torch_counts(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = {"weights_backbone": None} if name in TORCHVISION.list_models(TORCHVISION.segmentation) else {}
+    model = TORCHVISION.get_model(name, weights=None, **backbone).eval()
+    size = next((n for start, n in SIZES.items() if name.startswith(start)), 64)
+    x = torch.randn(1, 3, 16, size, size) if name in FILMS else torch.randn(1, 3, size, size)
+    structure = trace(model, (x,))
+    assert sum(macs(structure).values()) == counted(model, (x,))
+
+
+TIMM = (
+    "resnet18d", "skresnet18", "mobilenetv3_small_050", "efficientnet_lite0", "convnext_atto", "mixer_s32_224",
+    "deit_tiny_patch16_224", "ghostnet_050", "dpn48b", "hrnet_w18_small", "res2net50_14w_8s", "resmlp_12_224",
+    "levit_128s", "edgenext_xx_small",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+def test_macs_of_timms_families_are_those_that_torch_counts(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    size = model.default_cfg["input_size"][-1] if model.default_cfg.get("fixed_input_size") else 64
+    x = torch.randn(1, 3, size, size)
+    structure = trace(model, (x,))
+    assert sum(macs(structure).values()) == counted(model, (x,))
