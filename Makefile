@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test quick check format bench bench-latency bench-solver bench-structure bench-methods models exports package coverage clean
+.PHONY: demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models exports package coverage clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,10 +21,15 @@ test: $(VENV)/.installed ## the CPU test suite
 quick: $(VENV)/.installed ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
 
-check: $(VENV)/.installed ## format, lint, types
+check: $(VENV)/.installed ## format, lint and complexity, types, arrows between packages, size of the source
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tools.house --check
+
+house: $(VENV)/.installed ## lines, files, circles of imports, the longest functions, those with most parameters
+	$(BIN)/python -m tools.house
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
