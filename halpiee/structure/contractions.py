@@ -289,7 +289,7 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
                 units.freeze(side, f"{call.where} over channels")
     zero = any(recorder.tag(tensor).zero for _, tensor, _ in passed)
     if len(passed) == 2:
-        joined = batched_alike(recorder, passed[0][0], passed[1][0])
+        joined = batched_alike(recorder, passed[0][0], passed[1][0], call.where)
         if joined is None:
             for label, _, _ in passed:
                 units.freeze(label, f"{call.where} of two tensors with channels")
@@ -302,10 +302,18 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
         recorder.set(call.out, Tag(zero=zero).with_axes([label]))
 
 
-def batched_alike(recorder: Recorder, a: Label, b: Label) -> Label | None:
-    """Returns the label of a product of two tensors whose channels lie along the batch (heads), or None."""
-    alone, other = (a, b) if a.shape[-2:] == (1, 1) else (b, a)
-    if alone.shape[-2:] != (1, 1) or alone.shape[:-2] != other.shape[:-2]:
+def batched_alike(recorder: Recorder, a: Label, b: Label, where: str) -> Label | None:
+    """Returns the label of a product of two tensors whose channels lie along the batch (heads), or None.
+
+    What all heads share stays, and the heads may go.
+    """
+    alone, other = (a, b) if a.shape[-2:] == (1, 1) and a.size > 1 else (b, a)
+    if alone.shape[-2:] != (1, 1):
+        return None
+    if all(size == 1 for size in other.shape[:-2]):
+        recorder.units.freeze(other, f"{where}, whose heads share one operand")
+        return alone
+    if alone.shape[:-2] != other.shape[:-2]:
         return None
     recorder.units.unite(alone, other)
     return compressed(recorder.units.find(other))
@@ -315,28 +323,27 @@ def attention(recorder: Recorder, call: Call) -> None:
     """Fused attention: queries and keys are tied where they are contracted, the values' channels pass through.
 
     Its scale follows the width of a head unless it is given, so without one queries and keys stay whole. Whole
-    heads, which lie along the batch, may go.
+    heads, which lie along the batch, may go: with the head of keys and values that they read (Ainslie et al. 2023), or
+    alone where all heads share one (Shazeer 2019), which then stays.
     """
     query, key, value = call.args[:3]
     units = recorder.units
-    labels = [recorder.label(tensor) for tensor in (query, key, value)]
-    heads = [label for label in labels if label is not None and label.shape[-2:] == (1, 1)]
-    if len(heads) == 3 and heads[0].shape == heads[1].shape == heads[2].shape:
-        units.unite(heads[0], heads[1])
-        units.unite(heads[0], heads[2])
-        joined = compressed(units.find(heads[0]))
-        recorder.set(call.outputs[0], Tag(zero=recorder.tag(value).zero).with_axes([joined]))
-        for mask in call.tensors[3:]:
-            shape = (1,) * (joined.ndim - mask.dim()) + tuple(mask.shape)
-            if any(size > 1 and shape[d] > 1 for d, size in enumerate(joined.shape)):
-                units.freeze(joined, f"{call.where} with a mask of its own for each head")
-            recorder.freeze(mask, call.where)
-        for out in call.outputs[1:]:
-            recorder.set(out, Tag())
-        return
+    q = recorder.label(query)
+    k, v = (of_each_head(recorder.label(tensor), tensor, query) for tensor in (key, value))
+    if q is not None and q.shape[-2:] == (1, 1) and q.size > 1:
+        shared = [label for label in (k, v) if label is None or all(size == 1 for size in label.shape[:-2])]
+        if len(shared) == 2:
+            for tensor in (key, value):
+                recorder.freeze(tensor, f"{call.where}, whose heads share their keys and values")
+            headed(recorder, call, q, zero=False)
+            return
+        if k is not None and v is not None and q.shape == k.shape == v.shape:
+            units.unite(q, k)
+            units.unite(q, v)
+            headed(recorder, call, compressed(units.find(q)), zero=recorder.tag(value).zero)
+            return
     sides = []
-    for tensor in (query, key):
-        label = recorder.label(tensor)
+    for tensor, label in ((query, q), (key, k)):
         if label is not None and label.shape[-1] > 1:
             atoms = along(units, label, -1, tensor.shape[-1], f"{call.where} over partly constant channels")
             if call.kwargs.get("scale") is None:
@@ -351,12 +358,39 @@ def attention(recorder: Recorder, call: Call) -> None:
             units.freeze(atoms, call.where)
     for tensor in call.tensors[3:]:
         recorder.freeze(tensor, call.where)
-    label = recorder.label(value)
     for index, out in enumerate(call.outputs):
-        own = index == 0 and label is not None and label.shape[-2] == 1
+        own = index == 0 and v is not None and v.shape[-2] == 1
         zero = recorder.tag(value).zero
-        recorder.set(out, Tag(zero=zero).with_axes([label]) if own and label is not None else Tag())
-    if label is not None and label.shape[-2] > 1:
-        units.freeze(label, call.where)
-    elif label is not None and any(size > 1 for size in label.shape[:-2]):
-        recorder.batched.append((label, label.ndim - 2, f"{call.where} with queries as wide"))
+        recorder.set(out, Tag(zero=zero).with_axes([v]) if own and v is not None else Tag())
+    if v is not None and v.shape[-2] > 1:
+        units.freeze(v, call.where)
+    elif v is not None and any(size > 1 for size in v.shape[:-2]):
+        recorder.batched.append((v, v.ndim - 2, f"{call.where} with queries as wide"))
+
+
+def of_each_head(label: Label | None, tensor: Tensor, query: Tensor) -> Label | None:
+    """Returns the label of keys or values as the queries' heads read them.
+
+    Args:
+        label: label of ``tensor``.
+        tensor: keys or values ``[…, heads, L, width]``; as many heads as the queries, a divisor of it, or one.
+        query: queries ``[…, heads, L, width]``.
+    """
+    if label is None:
+        return None
+    label = label.reshape((1,) * (query.dim() - label.ndim) + label.shape)
+    if label.ndim > 2 and label.shape[-3] > 1:
+        label = np.repeat(label, query.shape[-3] // tensor.shape[-3], axis=-3)
+    return label
+
+
+def headed(recorder: Recorder, call: Call, label: Label, *, zero: bool) -> None:
+    """Sets the labels of the outputs of fused attention whose heads may go; masks of each head stop that."""
+    recorder.set(call.outputs[0], Tag(zero=zero).with_axes([label]))
+    for mask in call.tensors[3:]:
+        shape = (1,) * (label.ndim - mask.dim()) + tuple(mask.shape)
+        if any(size > 1 and shape[d] > 1 for d, size in enumerate(label.shape)):
+            recorder.units.freeze(label, f"{call.where} with a mask of its own for each head")
+        recorder.freeze(mask, call.where)
+    for out in call.outputs[1:]:
+        recorder.set(out, Tag())

@@ -28,10 +28,22 @@ from halpiee.structure.stand_ins import StandIn, looked_on, stand_in_for
 from halpiee.structure.stored import left_behind, snapshot
 from halpiee.structure.surroundings import Surroundings
 
-__all__ = ["NeedsValuesError", "record"]
+__all__ = ["ForwardError", "NeedsValuesError", "record"]
 
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 """What fake tensors raise where the forward asks for a number that only real ones have."""
+
+
+class ForwardError(StructureError):
+    """The forward of a copy fails: where the model itself runs, the fault is of the trace.
+
+    Attributes:
+        where: the op and the module that it failed in, as far as known.
+    """
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 class NeedsValuesError(Exception):
@@ -155,10 +167,11 @@ def forward(copied: StandIn, recorder: Recorder) -> list[Tensor]:
         raise NeedsValuesError from error
     except Exception as error:
         where = recorder.last_module = path.last
-        raise StructureError(
+        raise ForwardError(
             f"the forward of {type(model).__name__} fails on the example inputs"
             f"{f' in {where!r}' if where else ''}: {type(error).__name__}: {error}; "
-            "check the inputs' shapes and types by calling the model yourself"
+            "check the inputs' shapes and types by calling the model yourself",
+            recorder.failed_at or where,
         ) from error
     outputs = tensors_of(result)
     if not outputs:

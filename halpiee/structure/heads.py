@@ -9,13 +9,13 @@ are, ``rows / (3 · heads)``, and stays when heads go, the softmax scale with it
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Heads", "adapted", "heads_of", "unnested"]
+__all__ = ["HEADS", "HEAD_WIDTH", "SHARED_HEADS", "Heads", "adapted", "heads_of", "held", "unnested"]
 
 
 class Heads(nn.MultiheadAttention):
@@ -157,14 +157,25 @@ WINDOWED = {
 
 def heads_of(module: nn.Module | None) -> tuple[str, int] | None:
     """Returns the attribute in which an attention module holds its number of heads, and that number."""
-    for name, value in vars(module).items() if module is not None else ():
-        if type(value) is int and name in (
-            "num_heads",
-            "n_heads",
-            "heads",
-            "num_attention_heads",
-            "n_head",
-            "nhead",
-        ):
-            return name, value
-    return None
+    return next(iter(held(module, HEADS).items()), None)
+
+
+def held(module: nn.Module | None, names: Collection[str]) -> dict[str, int]:
+    """Returns the numbers that a module holds under these names."""
+    return {
+        name: value
+        for name, value in (vars(module).items() if module is not None else ())
+        if type(value) is int and name in names
+    }
+
+
+HEADS = frozenset({"num_heads", "n_heads", "heads", "num_attention_heads", "n_head", "nhead"})
+"""Attributes that hold the number of heads of the queries."""
+
+SHARED_HEADS = frozenset(
+    {"num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads", "n_local_kv_heads"}
+)
+"""Attributes that hold the number of heads of keys and values, each of which several heads of the queries read."""
+
+HEAD_WIDTH = frozenset({"head_dim", "dim_head", "attention_head_size", "d_head", "head_size", "d_kv"})
+"""Attributes that hold the width of one head."""

@@ -88,12 +88,11 @@ class Api(TorchFunctionMode):
 def attention_of(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Returns queries, keys and values of fused attention, and the other arguments; None where heads are shared."""
+    """Returns queries, keys and values of fused attention, and the other arguments; None where one is missing."""
     given = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), args, strict=False))
     given |= kwargs
-    tensors = tuple(given.pop(name) for name in ("query", "key", "value"))
-    alike = len({tensor.shape[:-2] for tensor in tensors}) == 1
-    return (tensors, given) if alike and not given.get("enable_gqa") else None
+    tensors = tuple(given.pop(name, None) for name in ("query", "key", "value"))
+    return (tensors, given) if all(isinstance(tensor, Tensor) for tensor in tensors) else None
 
 
 class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -132,7 +131,14 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             reads = tuple(self.recorder.value(t) for t in tensors)
             call = Call(name, func, args, kwargs, out, module, self.path.api, reads)
             unpriced = takes_time(self.recorder, call)
-            timing = apply(self.recorder, call)
+            try:
+                timing = apply(self.recorder, call)
+            except StructureError:
+                raise
+            except Exception as error:  # a fault of the rule: what the op touches stays, and says so
+                timing = None
+                fault = f"{type(error).__name__}: {error}"
+                self.recorder.freeze_call(call, f"{call.where}, where halpiee's own rule fails ({fault})")
             outs = call.outputs
             if outs and name.endswith("_") and not self.recorder.tag(outs[0]).zero:
                 self.recorder.written(outs[0])

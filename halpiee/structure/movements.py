@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from halpiee.structure.calls import Call, Spread, tensors_of
-from halpiee.structure.heads import heads_of
+from halpiee.structure.heads import HEAD_WIDTH, HEADS, SHARED_HEADS, held
 from halpiee.structure.labels import Label, Tag, compressed, moved, reshaped, varying, written_out
 from halpiee.structure.moves import Move
 from halpiee.structure.recorder import Recorder
@@ -136,8 +136,11 @@ def rows_of_units(
     recorder: Recorder, call: Call, label: Label, before: tuple[int, ...], after: tuple[int, ...]
 ) -> None:
     """Notes a reshape that spreads channels of which several are one unit already: they stay rectangular too."""
-    held = heads_of(recorder.modules.get(call.module))
-    if len(varying(label)) != 1 or np.unique(label).size == label.size or (held and held[1] in after):
+    module = recorder.modules.get(call.module)
+    by_heads = set(held(module, HEADS | SHARED_HEADS).values()).intersection(after) or (
+        after[-1:] and after[-1] in held(module, HEAD_WIDTH).values()
+    )
+    if len(varying(label)) != 1 or np.unique(label).size == label.size or by_heads:
         return
     full = written_out(label, before, after)
     if sum(size > 1 for size in full.shape) > 1 and full.size == label.size:
@@ -155,35 +158,35 @@ def by_heads(recorder: Recorder, call: Call, label: Label, shape: torch.Size) ->
 
     In modules named in ``recorder.positions`` a unit is position j of every head.
     """
-    held = heads_of(recorder.modules.get(call.module))
-    if held is None:
-        return label
-    name, heads = held
+    module = recorder.modules.get(call.module)
+    counts, widths = held(module, HEADS | SHARED_HEADS), held(module, HEAD_WIDTH)
     dimensions = call.module in recorder.positions
     last = len(shape) - 1
-    at = [last] if dimensions else [d for d in varying(label) if shape[d] == heads and d < last]
+    if dimensions:
+        at = [last] if shape[-2] in counts.values() or shape[-1] in widths.values() else []
+    else:
+        at = [d for d in varying(label) if shape[d] in counts.values() and d < last]
+        at = at or [last - 1] * (shape[-1] in widths.values())
     if not at or label.shape[at[-1]] == 1:
         return label
+    heads = shape[-2] if dimensions else shape[at[-1]]
     rows = np.moveaxis(recorder.units.find(label), at[-1], 0).reshape(shape[at[-1]], -1)
-    if (rows == 0).any() or (dimensions and shape[-2] != heads):
+    if (rows == 0).any():
         return label
     recorder.units.unite(rows[:, 1:], rows[:, :1])
     atoms = recorder.units.find(rows[:, 0])
     if not dimensions:
-        recorder.attribute(call.module, name, atoms)
+        for name, count in counts.items():
+            if count == heads:
+                recorder.attribute(call.module, name, atoms)
         recorder.grouped[call.module] = atoms
-    for other, value in vars(recorder.modules[call.module]).items():
-        if type(value) is not int:
-            continue
+    for other, value in held(module, HEADS_TOGETHER | HEAD_WIDTH).items():
         if value == heads * shape[-1] and other in HEADS_TOGETHER:
             recorder.attribute(call.module, other, atoms, mul=heads if dimensions else shape[-1])
         elif dimensions and value == shape[-1] and other in HEAD_WIDTH:
             recorder.attribute(call.module, other, atoms)
     return compressed(recorder.units.find(label))
 
-
-HEAD_WIDTH = frozenset({"head_dim", "dim_head", "attention_head_size", "d_head"})
-"""Attributes that hold the width of one head."""
 
 HEADS_TOGETHER = frozenset({"output_dim", "all_head_size", "attn_dim", "inner_dim"})
 """Attributes that hold the width of all heads together."""

@@ -13,7 +13,7 @@ import random
 import sys
 import threading
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from types import (
@@ -215,17 +215,23 @@ class Surroundings:
             self._undo.append(undo)
 
     def _container(self, value: Any) -> None:
-        if isinstance(value, MutableMapping):
-            try:
-                was: Any = dict(value)
-            except Exception:  # a mapping of someone's own that cannot be listed
-                return
+        if isinstance(value, dict):
+            # as a dict: a class of its own may make what it gives out, or take other arguments
+            kind: Any = OrderedDict if isinstance(value, OrderedDict) else dict
+            table: Any = dict
+            was: Any = {k: table.__getitem__(value, k) for k in kind.__iter__(value)}
             self._queue += list(was.values())[:MOST]
 
             def undo() -> None:
-                if len(value) != len(was) or any(value.get(k, ABSENT) is not v for k, v in was.items()):
-                    value.clear()
-                    value.update(was)
+                if table.__len__(value) != len(was) or any(
+                    table.get(value, k, ABSENT) is not v for k, v in was.items()
+                ):
+                    kind.clear(value)
+                    for k, v in was.items():
+                        kind.__setitem__(value, k, v)
+        elif isinstance(value, MutableMapping):
+            self._mapping(value)
+            return
         else:
             was = list(value)
             self._queue += was[:MOST]
@@ -234,6 +240,21 @@ class Surroundings:
                 if len(value) != len(was) or any(a is not b for a, b in zip(value, was, strict=False)):
                     value.clear()
                     (value.update if isinstance(value, set) else value.extend)(was)
+
+        self._undo.append(undo)
+
+    def _mapping(self, value: MutableMapping[Any, Any]) -> None:
+        """A mapping that is no dict: what it holds is in its attributes, or it is given back item by item."""
+        try:
+            was = dict(value)
+        except Exception:  # a mapping of someone's own that cannot be listed
+            return
+        self._queue += list(was.values())[:MOST]
+
+        def undo() -> None:
+            if len(value) != len(was) or any(k not in value or value[k] is not v for k, v in was.items()):
+                value.clear()
+                value.update(was)
 
         self._undo.append(undo)
 

@@ -18,17 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from halpiee.errors import StructureError
+from halpiee.errors import HalpieeError, StructureError
 from halpiee.structure.assemble import assemble, collapsed, rectangular
 from halpiee.structure.branches import branches_by_mode
 from halpiee.structure.calls import random_like
-from halpiee.structure.dry_run import NeedsValuesError, record
+from halpiee.structure.dry_run import ForwardError, NeedsValuesError, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.heads import heads_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.surroundings import Surroundings
 from halpiee.structure.trial import Trial, TurnError
 from halpiee.structure.vanish import vanishable
+from latency.copies import copy_of
 
 __all__ = ["trace"]
 
@@ -62,7 +63,16 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
         )
     refuse_foreign(model)
     around = Surroundings(model)
-    structure = fake_or_real(model, example_inputs, around, vanish=vanish)
+    try:
+        structure = fake_or_real(model, example_inputs, around, vanish=vanish)
+    except ForwardError as failure:
+        if not runs(model, example_inputs, around):
+            raise
+        raise ours(model, failure.where, failure.__cause__ or failure) from failure
+    except HalpieeError:
+        raise
+    except Exception as error:
+        raise ours(model, "", error) from error
     around.clear()
     inputs = [list(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)]
     return replace(structure, details={**structure.details, "inputs": inputs})
@@ -77,6 +87,9 @@ def fake_or_real(
             return traced(model, example_inputs, around, real=False, vanish=vanish)
     except NeedsValuesError:
         pass
+    except ForwardError:  # tensors without values know less than real ones: of devices, of extensions
+        if not runs(model, example_inputs, around):
+            raise
     structure = traced(model, example_inputs, around, real=True, vanish=vanish)
     structure = replace(structure, details={**structure.details, "real": True})
     again = traced(
@@ -97,6 +110,26 @@ def fake_or_real(
         for one, other in zip(structure.groups, again.groups, strict=True)
     )
     return replace(structure, groups=tuple(groups))
+
+
+def runs(model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings) -> bool:
+    """Returns whether a copy of the model runs on copies of the inputs, with nothing of a trace around it."""
+    copied, inputs = copy_of(model).eval(), copy_of(example_inputs)
+    try:
+        with around.kept(), torch.no_grad():
+            copied(*inputs)
+    except Exception:  # whatever a forward raises
+        return False
+    return True
+
+
+def ours(model: nn.Module, where: str, error: BaseException) -> StructureError:
+    """Returns the error that says that a model runs and its trace does not."""
+    return StructureError(
+        f"{type(model).__name__} was to be traced{f' and failed at {where}' if where else ''} "
+        f"({type(error).__name__}: {error}); the model runs on these inputs, so this is a fault of halpiee and not of "
+        "the model: report it with this message, and meanwhile trace the part of the model without that layer"
+    )
 
 
 def bare(group: ChannelGroup) -> ChannelGroup:

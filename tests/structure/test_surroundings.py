@@ -232,3 +232,29 @@ def test_a_generator_of_ones_own_draws_on_as_if_no_trace_had_been() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), Dropped(rng.random), nn.Flatten(1), nn.Linear(8 * 36, 5))
     trace(model, (torch.randn(2, 3, 8, 8),))
     assert rng.random() == np.random.default_rng(3).random()
+
+
+class Makes(OrderedDict[str, Any]):
+    """A registry that gives out new objects of the classes it holds, and whose ``get`` takes one argument."""
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(name)()
+
+    def get(self, name: str) -> Any:  # type: ignore[override]
+        return super().__getitem__(name)
+
+
+MAKES = Makes(relu=nn.ReLU, gelu=nn.GELU)
+
+
+def test_a_registry_of_classes_holds_classes_behind_a_trace() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.b(MAKES["relu"](self.a(x)))
+
+    assert [g.name for g in trace(Net(), (torch.ones(2, 4),)).prunable] == ["a"]
+    assert [MAKES.get(name) for name in MAKES] == [nn.ReLU, nn.GELU]
