@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, criterion_of, default_units
+from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, default_units
 from halpiee.methods.phases import Phase, Recipe, Redraw, Resize, Shuffle, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.names import criterion_of
 from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform, as_budget
 
 __all__ = ["SNIP", "AtInit", "GraSP", "SynFlow", "recipe"]
@@ -110,7 +111,6 @@ class AtInit(Method):
         if redraw is not None:
             ablations.append(Redraw(redraw, seed))
         chosen = criterion_of(self.default_criterion if criterion is None else criterion, seed)
-        assert chosen is not None
         super().__init__(
             model,
             optimizer,

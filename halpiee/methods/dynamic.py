@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
@@ -139,6 +140,7 @@ class Static(Method):
             )
         if budget is None:
             assert mask is not None
+            _check_types(mask)
             budget = PerLayer({name: int(kept.sum()) / kept.numel() for name, kept in mask.items()})
         budget = as_budget(budget, latency=False)
         units = default_units(bare(model), budget, None, protect, units)
@@ -152,6 +154,14 @@ class Static(Method):
             recipe=(*beginning(budget, init, mask), *((Shuffle(seed),) if shuffle else ())),
             criterion=Magnitude(),
             seed=seed,
+        )
+
+
+def _check_types(mask: Mask) -> None:
+    """Refuses what is no mask."""
+    if odd := [n for n, kept in mask.items() if not isinstance(kept, Tensor) or kept.dtype != torch.bool]:
+        raise UsageError(
+            f"a mask was given whose {odd[0]!r} is no bool tensor; give halpiee.sparsity.Mask, or bool tensors"
         )
 
 

@@ -23,7 +23,7 @@ from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
-from halpiee.saliency.names import named
+from halpiee.saliency.names import criterion_of
 from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform, as_budget
 from halpiee.sparsity.granularity import Filters
 from halpiee.structure.groups import Structure
@@ -134,7 +134,7 @@ class FilterPruning(Method):
             units=units,
             pool=bind(budget, units, None),
             recipe=recipe(budget, rounds=rounds, interval=steps, regrow=regrow, batches=batches is not None),
-            criterion=named(criterion, seed) if isinstance(criterion, str) else criterion,
+            criterion=criterion_of(criterion, seed),
             structure=structure,
             batches=batches,
             seed=seed,

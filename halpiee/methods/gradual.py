@@ -20,13 +20,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, criterion_of, default_units
+from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, default_units
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
+from halpiee.saliency.names import criterion_of
 from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform, as_budget
 from halpiee.sparsity.schedule import Cosine, Cubic
 
@@ -172,7 +173,7 @@ class GMP(Method):
                 last=last,
                 masks_only=not isinstance(budget, Global) if masks_only is None else masks_only,
             ),
-            criterion=criterion_of(criterion, seed) or Magnitude(),
+            criterion=criterion_of(criterion, seed) if criterion is not None else Magnitude(),
             seed=seed,
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -17,11 +18,12 @@ from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
 from halpiee.methods.event import Event
-from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, criterion_of, default_units
+from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, cost_of, default_units
 from halpiee.methods.phases import Phase, Recipe, Resize, Train
 from halpiee.methods.pools import LatencyPool, Pool, bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.names import criterion_of
 from halpiee.saliency.taylor import Taylor
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Budget, Latency, as_budget
@@ -56,7 +58,7 @@ class HALP(Method):
         budget: ``Latency``; or a density for channels.
         total_steps: optimizer steps of the whole training, which all prunes must fit into.
         structure: of the model, from ``trace``.
-        cost: latency model; needed for a latency budget.
+        cost: latency model, or the path of a profile for the structure; needed for a latency budget.
         units: by default the structure's channels.
         criterion: a criterion or its name; by default Taylor on batch norms.
         prunes: K.
@@ -80,7 +82,7 @@ class HALP(Method):
         budget: BudgetLike,
         total_steps: int,
         structure: Structure | None = None,
-        cost: LatencyCost | None = None,
+        cost: LatencyCost | str | Path | None = None,
         units: UnitsLike | None = None,
         criterion: Criterion | str | None = None,
         prunes: int = 30,
@@ -95,6 +97,7 @@ class HALP(Method):
                 f"{prunes} prunes every {interval} steps were asked of {total_steps} steps; "
                 f"ask for at least one each, and for prunes · interval up to {total_steps}"
             )
+        cost = cost_of(cost, structure)
         budget = as_budget(budget, latency=cost is not None)
         # HALP prunes channels, whatever is limited.
         units = default_units(bare(model), budget, structure, protect, structure if units is None else units)
@@ -106,7 +109,7 @@ class HALP(Method):
             units=units,
             pool=pool,
             recipe=phases,
-            criterion=criterion_of(criterion, seed) or Taylor(),
+            criterion=criterion_of(criterion, seed) if criterion is not None else Taylor(),
             structure=structure,
             seed=seed,
         )

@@ -9,17 +9,19 @@ the paper leaves open, and what is chosen here, stands in docs/methods.md.
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import BudgetLike, Method, UnitsLike, criterion_of, default_units
+from halpiee.methods.method import BudgetLike, Method, UnitsLike, cost_of, default_units
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Start, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency import Criterion, Magnitude, Taylor
+from halpiee.saliency.names import criterion_of
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import ERK, Budget, Global, as_budget
 from halpiee.sparsity.granularity import Channels, Weights
@@ -97,7 +99,7 @@ class IEE(Method):
         budget: ``Latency(us=… | fraction=…)`` for channels; ``Uniform``, ``ERK``, ``Global`` or ``NM`` for weights.
         total_steps: optimizer steps of the whole training.
         structure: of the model, from ``trace``; needed for channels.
-        cost: latency model; needed for a latency budget.
+        cost: latency model, or the path of a profile for the structure; needed for a latency budget.
         units: what is exchanged; by default the structure's channels for a latency, else weights.
         criterion: a criterion or its name; by default Taylor for channels, magnitude for weights.
         h: steps before a prune; see ``recipe`` for this and the next three.
@@ -132,7 +134,7 @@ class IEE(Method):
         budget: BudgetLike,
         total_steps: int,
         structure: Structure | None = None,
-        cost: LatencyCost | None = None,
+        cost: LatencyCost | str | Path | None = None,
         units: UnitsLike | None = None,
         criterion: Criterion | str | None = None,
         h: int = 150,
@@ -157,6 +159,7 @@ class IEE(Method):
             raise UsageError(
                 f"omega={omega} was asked; it is the share of the budget that is exchanged, in (0, 1)"
             )
+        cost = cost_of(cost, structure)
         budget = as_budget(budget, latency=cost is not None)
         units = default_units(bare(model), budget, structure, protect, units)
         if units.zero_is_dead and (explore_init == "zero" or grow_values == "zero"):
@@ -164,9 +167,8 @@ class IEE(Method):
                 "channels were asked to start from zero: a zero channel has zero gradients and a zero score for ever; "
                 "use explore_init='model' and grow_values='last'"
             )
-        criterion = criterion_of(criterion, seed) or (
-            Taylor() if isinstance(units, Channels) else Magnitude()
-        )
+        default = Taylor() if isinstance(units, Channels) else Magnitude()
+        criterion = default if criterion is None else criterion_of(criterion, seed)
         if not criterion.per_step:  # one that needs passes of its own says so now, not at the first prune
             criterion(units, dict(bare(model).named_parameters()).get, lambda _: None)
         pool = bind(budget, units, cost, solver=solver, gap=gap)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from halpiee.methods.pools import Pool
 from halpiee.methods.rebind import rebind
 from halpiee.methods.unwrap import rewrapped
 from halpiee.saliency.criterion import Criterion
-from halpiee.saliency.names import named
+from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
 from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
 from halpiee.structure.groups import Structure
@@ -27,7 +28,7 @@ __all__ = [
     "Method",
     "UnitsLike",
     "at_density",
-    "criterion_of",
+    "cost_of",
     "default_units",
     "update_steps",
 ]
@@ -143,9 +144,21 @@ UnitsLike = Units | Structure | Literal["weights", "filters"]
 """Units, or what they are made of."""
 
 
-def criterion_of(given: Criterion | str | None, seed: int) -> Criterion | None:
-    """Returns the criterion, looked up where it is given by name."""
-    return named(given, seed) if isinstance(given, str) else given
+def cost_of(given: object, structure: Structure | None) -> LatencyCost | None:
+    """Returns the latency model, read from a profile where a path is given.
+
+    Raises:
+        UsageError: a path without a structure, or something else.
+        ProfileError: a file that is no profile of the structure.
+    """
+    if given is None or isinstance(given, LatencyCost):
+        return given
+    if isinstance(given, str | Path) and isinstance(structure, Structure):
+        return LatencyCost(structure, given)
+    raise UsageError(
+        f"a cost of type {type(given).__name__} was given; pass structure=halpiee.trace(model, inputs) and "
+        "cost=halpiee.LatencyCost(structure, profile)"
+    )
 
 
 def default_units(
@@ -174,10 +187,15 @@ def default_units(
                 raise UsageError(
                     "a latency budget was given without a structure; pass structure=halpiee.trace(model, inputs)"
                 )
+            if not isinstance(structure, Structure):
+                raise UsageError(
+                    f"a structure of type {type(structure).__name__} was given; pass "
+                    "structure=halpiee.trace(model, inputs)"
+                )
             given = structure
     if isinstance(given, Structure):
         return Channels(model, given, protect=protect)
-    if not isinstance(given, str):
+    if isinstance(given, Units):
         if protect:
             raise UsageError(
                 f"protect= was given beside units that are made already; name what stays whole where they are: "
@@ -188,6 +206,8 @@ def default_units(
         return Weights(model, pinned=protect)
     if given == "filters":
         return Filters(model, pinned=protect)
+    if not isinstance(given, str):
+        given = type(given).__name__
     raise UsageError(f"units={given!r} was asked; give 'weights', 'filters', a structure, or units")
 
 

@@ -20,7 +20,7 @@ from halpiee.methods.pools import Pool, bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
 from halpiee.saliency.flat import NO_GRADIENT, tell, undecided
-from halpiee.saliency.names import named
+from halpiee.saliency.names import criterion_of
 from halpiee.saliency.score import pairs_of, scores_of, units_of
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, PerLayer, Uniform, as_budget
@@ -71,7 +71,7 @@ def prune_once(
         ScoreWarning: scores that do not tell the units of a group apart.
     """
     budget = as_budget(budget, latency=cost is not None)
-    criterion = named(criterion, seed) if isinstance(criterion, str) else criterion
+    criterion = criterion_of(criterion, seed)
     model = bare(model)
     chosen = units_of(model, units)
     batches = list(pairs_of(() if batches is None else batches))

@@ -30,7 +30,7 @@ from halpiee.methods.guard import Guard
 from halpiee.methods.once import best, stages
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
 from halpiee.saliency.flat import tell
-from halpiee.saliency.names import named
+from halpiee.saliency.names import criterion_of
 from halpiee.saliency.score import pairs_of, units_of
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Budget, as_budget
@@ -156,7 +156,7 @@ def rewind(
     chosen = units_of(model, units)
     budget = as_budget(budget, latency=cost is not None)
     rungs = list(stages(budget, chosen, cost, rounds))
-    criterion = named(criterion, seed) if isinstance(criterion, str) else criterion
+    criterion = criterion_of(criterion, seed)
     batches = list(pairs_of(() if batches is None else batches))
     kept: dict[int, dict[str, Tensor]] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 
 import torch
@@ -77,6 +78,9 @@ def uniform_counts(
         raise UsageError(
             "a small dense network was asked; give exactly one of params=…, macs=… and latency_us=…"
         )
+    for name, limit in (("params", params), ("macs", macs), ("latency_us", latency_us)):
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, numbers.Real)):
+            raise UsageError(f"a small dense network of {name}={limit!r} was asked; give a number")
     if latency_us is not None:
         if cost is None:
             raise UsageError("a small dense network of a latency was asked; pass cost=halpiee.LatencyCost(…)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 
 from halpiee.errors import UsageError
@@ -19,7 +20,7 @@ from halpiee.saliency.snip import SNIP
 from halpiee.saliency.synflow import SynFlow
 from halpiee.saliency.taylor import Taylor
 
-__all__ = ["CRITERIA", "named"]
+__all__ = ["CRITERIA", "criterion_of", "named"]
 
 CRITERIA: dict[str, Callable[[int], Criterion]] = {
     "gradient": lambda seed: Gradient(),
@@ -62,3 +63,27 @@ def named(name: str, seed: int = 0) -> Criterion:
             f"the criterion {name!r} was asked; {hint}known are {plain}, and inverted-… of each but random"
         )
     return CRITERIA[known](seed)
+
+
+def criterion_of(given: object, seed: int = 0) -> Criterion:
+    """Returns the criterion that a name, a criterion or its class stands for.
+
+    Raises:
+        UsageError: an unknown name, or something else.
+    """
+    if isinstance(given, str):
+        return named(given, seed)
+    made = given() if isinstance(given, type) and not _needs_arguments(given) else given
+    if isinstance(made, type) or not callable(made) or not hasattr(made, "per_step"):
+        shown = made.__name__ if isinstance(made, type) else repr(made)
+        raise UsageError(
+            f"the criterion {shown} was asked; give a name such as 'taylor' or 'magnitude', or a criterion such as "
+            "halpiee.saliency.Taylor()"
+        )
+    return made  # type: ignore[no-any-return]
+
+
+def _needs_arguments(kind: type) -> bool:
+    parameters = inspect.signature(kind).parameters.values()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is inspect.Parameter.empty and p.kind not in kinds for p in parameters)

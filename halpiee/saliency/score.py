@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from halpiee.errors import UsageError
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
 from halpiee.saliency.flat import NO_GRADIENT, flat, tell
-from halpiee.saliency.names import CRITERIA, named
+from halpiee.saliency.names import CRITERIA, criterion_of
 from halpiee.saliency.probe import pass_of
 from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
 from halpiee.structure.groups import Structure
@@ -70,8 +70,7 @@ def score(
     Warns:
         ScoreWarning: scores that do not tell the units of a group apart.
     """
-    if isinstance(criterion, str):
-        criterion = named(criterion, seed)
+    criterion = criterion_of(criterion, seed)
     result = scores_of(model, batches, criterion, units=units, loss_fn=loss_fn)
     tell(result.flat, criterion)
     return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from halpiee.structure.groups import Slot, Structure
 __all__ = ["Channels", "Filters", "Units", "Weights"]
 
 
+@runtime_checkable
 class Units(Protocol):
     """What a method removes and brings back."""
 

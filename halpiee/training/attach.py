@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,6 +93,7 @@ def to_a_sparsity(run: Run, model: nn.Module, optimizer: Optimizer) -> Method:
         structure=lambda: run.structure,
         n_classes=run.data.n_classes,
         examples=lambda: few(run.data, 10),
+        shape=run.data.shape,
     )
     return make(model, optimizer)
 
@@ -105,6 +106,7 @@ def method_of(
     structure: Callable[[], Structure],
     n_classes: int,
     examples: Callable[[], list[tuple[Tensor, Tensor]]],
+    shape: Sequence[int] | None = None,
 ) -> Callable[[nn.Module, Optimizer], Method]:
     """Returns the method of a sparsity with all its options, ready for a model and its optimizer.
 
@@ -115,6 +117,7 @@ def method_of(
         structure: gives that of the model, for filters.
         n_classes: of the data, to draw the network again.
         examples: gives (inputs, targets) to score on.
+        shape: of one image, for the order in which layers run.
     """
     m = s.masks
     common: dict[str, Any] = {"total_steps": total_steps, "seed": s.seed}
@@ -138,7 +141,7 @@ def method_of(
             pinned=first_conv(model) if any_residual(structure()) else frozenset(),
             **common,
         )
-    common["units"] = units_of(model, s)
+    common["units"] = units_of(model, s, shape)
     if s.method == "iee":
         filters = m.units == "filters"
         by = named(m.criterion, s.seed) if m.criterion is not None else Taylor() if filters else None

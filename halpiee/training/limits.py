@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -52,14 +53,20 @@ def budget_of(s: Settings) -> Budget:
     return kinds[kind](density)
 
 
-def weights_of(model: nn.Module, s: Settings) -> Weights:
+def weights_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None) -> Weights:
     """Returns the weights; for N:M without the layers whose inputs do not divide by M.
+
+    Args:
+        model: the network.
+        s: the settings.
+        shape: of one image, for the order in which layers run; ``None``: found out where it is needed.
 
     Raises:
         UsageError: no layer divides.
     """
     if s.distribution != "nm":
-        return Weights(model)
+        device = next(model.parameters()).device
+        return Weights(model, example_input=None if shape is None else torch.zeros(1, *shape, device=device))
     _, m = s.masks.n_of_m
     whole = Weights(model)
     odd = frozenset(name for name, shape in whole.sizes.items() if shape[1] % m)
@@ -70,11 +77,11 @@ def weights_of(model: nn.Module, s: Settings) -> Weights:
     return Weights(model, pinned=odd)
 
 
-def units_of(model: nn.Module, s: Settings) -> Weights | Filters:
+def units_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None) -> Weights | Filters:
     """Returns what a sparsity is a share of: filters where they are asked for, else weights."""
     if s.masks.units == "filters" or about(s.method).sparsity == "filters":
         return Filters(model, norm_follows=not s.masks.regrow)
-    return weights_of(model, s)
+    return weights_of(model, s, shape)
 
 
 def given_mask(path: str) -> Mask:

@@ -214,7 +214,7 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
     if summary.n_classes is None or s.method == "small-dense":
         return
     model = network(s, summary.n_classes)
-    units = units_of(model, s)
+    units = units_of(model, s, summary.shape)
     if s.masks.mask is None:
         bind(budget_of(s), units, None)
     total = 1 if summary.n_train is None else max(1, summary.n_train // s.batch_size) * s.epochs
@@ -242,6 +242,7 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
         structure=lambda: trace(model, example),
         n_classes=summary.n_classes,
         examples=list,
+        shape=summary.shape,
     )
     make(model, make_optimizer(model, s)).detach()
 

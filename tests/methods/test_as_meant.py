@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 import halpiee
 from halpiee.analysis import History
 from halpiee.errors import BudgetError, HalpieeError, ProfileError, ScoreWarning, UsageError
-from halpiee.saliency import named
+from halpiee.saliency import Magnitude, Product, Taylor, named
 from halpiee.sparsity import ERK, NM, Channels, Filters, Global, Latency, PerLayer, Uniform, Weights
 from halpiee.sparsity.distribution import as_budget
 from halpiee.structure.groups import Structure
@@ -192,12 +192,53 @@ def test_a_criterion_is_taken_by_name_where_it_is_taken_at_all() -> None:
         attach("IEE", linear(), criterion="synflow")
 
 
+def test_a_criterion_is_taken_by_its_class_and_other_things_are_refused() -> None:
+    assert attach("IEE", linear(), criterion=Taylor).criterion == Taylor()
+    by_class = halpiee.score(linear(), [], Magnitude, units="weights")  # type: ignore[arg-type]
+    assert torch.equal(
+        by_class["0.weight"], halpiee.score(linear(), [], "magnitude", units="weights")["0.weight"]
+    )
+    for other in (3, Product):
+        with pytest.raises(
+            UsageError, match=r"the criterion (3|Product) was asked; give a name such as 'taylor'"
+        ):
+            attach("GMP", linear(), criterion=other)
+
+
+def test_a_cost_is_taken_by_the_path_of_its_profile(resnet: tuple[nn.Module, Structure, str]) -> None:
+    import copy
+
+    model, structure, path = resnet
+    model = copy.deepcopy(model)
+    halp = halpiee.HALP(
+        model, sgd(model), budget="70%", total_steps=40, prunes=2, interval=4, structure=structure, cost=path
+    )
+    assert halp.pool.total == pytest.approx(0.7 * halpiee.LatencyCost(structure, path).dense_us)
+    with pytest.raises(UsageError, match=r"a cost of type str was given; pass structure="):
+        halpiee.IEE(model, sgd(model), budget="70%", total_steps=40, cost=path)
+    with pytest.raises(
+        UsageError, match=r"a structure of type tuple was given; pass structure=halpiee.trace"
+    ):
+        halpiee.IEE(model, sgd(model), budget=Latency(us=9), total_steps=40, structure=(1,))  # type: ignore[arg-type]
+
+
+def test_a_mask_or_a_size_of_another_type_is_refused_in_one_sentence(
+    resnet: tuple[nn.Module, Structure, str],
+) -> None:
+    model, structure, _ = resnet
+    with pytest.raises(UsageError, match=r"whose '0.weight' is no bool tensor"):
+        halpiee.Static(linear(), sgd(linear()), mask={"0.weight": 1})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="params='50%' was asked; give a number"):
+        halpiee.small_dense(model, structure, params="50%")  # type: ignore[arg-type]
+
+
 def test_units_are_taken_by_word_or_by_structure(structure: Structure, net: nn.Module) -> None:
     assert isinstance(attach("IEE", net, units="weights").units, Weights)
     assert isinstance(attach("IEE", net, units=structure, criterion="taylor").units, Channels)
     assert isinstance(attach("GMP", conv(), units="filters").units, Filters)
-    with pytest.raises(UsageError, match="units='layers' was asked; give 'weights', 'filters'"):
-        attach("GMP", conv(), units="layers")
+    for other, shown in (("layers", "layers"), ((1, 2), "tuple")):
+        with pytest.raises(UsageError, match=f"units='{shown}' was asked; give 'weights', 'filters'"):
+            attach("GMP", conv(), units=other)
 
 
 @pytest.mark.parametrize("name", METHODS)
