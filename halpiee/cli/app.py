@@ -60,6 +60,18 @@ for command in (inspection.pack, inspection.merge):
     program.add_command(command)
 
 
+ENVIRONMENT = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+"""Refusals of the system that are no fault of this program's."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program and exits with the code of its outcome."""
     # Spinning worker threads make torch up to thirty times slower on a shared machine; read when torch loads.
@@ -88,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"halpiee: {absent}")
         code = _failed(str(absent), "MissingError", absent.exit_code, arguments)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if error.errno not in ENVIRONMENT:
             raise
         text = f"the system refused a file{_named(error)}: {error.strerror}; mend that and type the same command again"
         say(f"halpiee: {text}")
@@ -103,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _named(error: OSError) -> str:
-    return f", {error.filename}" if error.filename else ""
+    name = str(error.filename or "")
+    return f", {name if len(name) <= 400 else name[:400] + ' …'}" if name else ""
 
 
 def _failed(text: str, kind: str, code: int, arguments: Sequence[str]) -> int:

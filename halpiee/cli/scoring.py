@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halpiee.errors import UsageError
+from latency.outside import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,8 +94,12 @@ def read_scores(file: Path, structure: Structure) -> dict[str, Tensor]:
 
             found = load_file(file)
         else:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+            what = f"scores {file} were read, and are not group → list of numbers: the file"
+            kind = dict[str, list[float]]
+            raw = read_json(file, kind, what=what, advice=form)
             found = {name: torch.tensor(values, dtype=torch.float64) for name, values in raw.items()}
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(
             f"scores {file} were read, and are not group → list of numbers ({error}); {form}"

@@ -26,7 +26,7 @@ from halpiee.training.limits import budget_of, units_of
 from halpiee.training.loop import make_optimizer
 from halpiee.training.network import network
 from halpiee.training.settings import Settings
-from halpiee.training.stored import FILE, read_values
+from halpiee.training.stored import FILE, read_values, settings_of
 from halpiee.zoo import resolve
 from latency._files import contents
 
@@ -71,7 +71,7 @@ def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
             raise OutputInUseError(
                 f"--out {folder} already holds a run; add --resume to continue it, or choose another folder"
             )
-        before = Settings.from_dict(read_values(folder), where=str(stored))
+        before = settings_of(folder, read_values(folder))
         if before.digest != settings.digest:
             was, now = before.as_dict(), settings.as_dict()
             changed = [f"{k}: {was[k]!r} then, {now[k]!r} now" for k in now if was.get(k) != now[k]]

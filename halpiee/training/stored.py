@@ -12,13 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from halpiee.errors import UsageError
 from halpiee.training.checkpoint import save_json
 from halpiee.training.settings import Settings
 from halpiee.zoo.trust import check_named, names_code
 from latency.outside import read_json
 from latency.seal import seal, sealed
 
-__all__ = ["FILE", "check_names", "read_settings", "read_values", "save_settings"]
+__all__ = ["FILE", "check_names", "read_settings", "read_values", "save_settings", "settings_of"]
 
 FILE = "settings.json"
 NAMES = ("model", "data")
@@ -57,7 +58,22 @@ def read_settings(folder: Path, *, trust: bool = False) -> Settings:
     values = read_values(folder)
     if not trust:
         check_names(folder, values, instead="type --trust-run")
-    return Settings.from_dict(values, where=str(folder / FILE))
+    return settings_of(folder, values)
+
+
+def settings_of(folder: Path, values: Mapping[str, Any]) -> Settings:
+    """Returns the settings of values that ``read_values`` read.
+
+    Raises:
+        UsageError: they are none, or do not go together; the message names the file.
+    """
+    path = folder / FILE
+    try:
+        return Settings.from_dict(values, where=str(path))
+    except UsageError as error:
+        if str(path) in str(error):
+            raise
+        raise UsageError(f"{path} holds settings of no run: {error}") from error
 
 
 def check_names(
