@@ -385,12 +385,20 @@ def of_each_head(label: Label | None, tensor: Tensor, query: Tensor) -> Label | 
 
 
 def headed(recorder: Recorder, call: Call, label: Label, *, zero: bool) -> None:
-    """Sets the labels of the outputs of fused attention whose heads may go; masks of each head stop that."""
+    """Sets the labels of the outputs of fused attention whose heads may go; constant masks of each head stop that."""
     recorder.set(call.outputs[0], Tag(zero=zero).with_axes([label]))
     for mask in call.tensors[3:]:
         shape = (1,) * (label.ndim - mask.dim()) + tuple(mask.shape)
-        if any(size > 1 and shape[d] > 1 for d, size in enumerate(label.shape)):
+        wide = any(size > 1 and shape[d] > 1 for d, size in enumerate(label.shape))
+        for axis in recorder.tag(mask).axes:
+            own = axis.reshape((1,) * (label.ndim - axis.ndim) + axis.shape)
+            if wide and recorder.tag(mask).parameter and own.shape == label.shape:
+                recorder.units.unite(label, own)  # a learned bias of each head goes with it
+                recorder.serve(axis.reshape(-1), "norm", "parameter")
+                wide = False
+            else:
+                recorder.units.freeze(axis, call.where)
+        if wide:
             recorder.units.freeze(label, f"{call.where} with a mask of its own for each head")
-        recorder.freeze(mask, call.where)
     for out in call.outputs[1:]:
         recorder.set(out, Tag())

@@ -154,6 +154,34 @@ def test_where_a_number_says_how_often_one_is_repeated_only_the_attention_stays(
     assert verify(model, structure, keep, (x,), tolerance=1e-12) <= 1e-12
 
 
+def test_a_learned_bias_of_each_head_goes_with_its_head() -> None:
+    class Biased(Grouped):
+        def __init__(self, learned: bool) -> None:
+            super().__init__(HEADS, "sdpa")
+            table = torch.randn(HEADS, 9, dtype=torch.float64)
+            self.table = nn.Parameter(table) if learned else table
+            self.places = torch.arange(49).reshape(7, 7) % 9
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (
+                self.apart(layer(x), "num_heads").transpose(1, 2)
+                for layer in (self.q_proj, self.k_proj, self.v_proj)
+            )
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.table[:, self.places])
+            found: Tensor = self.o_proj(y.transpose(1, 2).reshape(*x.shape[:2], -1))
+            return found
+
+    x = torch.randn(2, 7, 5, dtype=torch.float64)
+    model = block(Biased(learned=True)).eval()
+    structure = trace(model, (x,))
+    assert structure.by_name["t.q_proj"].prunable
+    keep = {"t.q_proj": torch.tensor([False, True, True, False])}
+    assert verify(model, structure, keep, (x,), tolerance=1e-12) <= 1e-12
+    assert torch.equal(shrink(model, structure, keep).t.table, model.t.table[1:3])
+    fixed = trace(block(Biased(learned=False)).eval(), (x,))
+    assert {g.name for g in fixed.prunable} == {"a", "gate"}
+
+
 def sizes_by_number(m: Net, x: Tensor) -> Any:
     q, k = m.qk(m.a(x)).split([8, 4], -1)
     return m.b(q) + m.c(k)
