@@ -28,7 +28,7 @@ from halpiee.methods.moves import change, grow
 from halpiee.methods.norm import RunningNorms
 from halpiee.methods.optimizers import check_holds, check_optimizer, few
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Train
-from halpiee.methods.pools import Choice, Pool
+from halpiee.methods.pools import Choice, LatencyPool, Pool
 from halpiee.methods.ranks import check_ranks
 from halpiee.methods.resuming import check_units, restore, state_of
 from halpiee.methods.unwrap import bare
@@ -322,6 +322,13 @@ class Sparse:
             change(self, phase)
             self.phase += 1
         self._enter(self._train())
+        over = 1 + 1e-9  # only a solver whose prices are not the true ones ends above Ψ
+        if (
+            self.finished
+            and isinstance(self.pool, LatencyPool)
+            and self.reports[-1].used > over * self.pool.total
+        ):
+            self.choose_again(self.pool)
 
     def _enter(self, phase: Train) -> None:
         if phase.collect:
@@ -388,9 +395,10 @@ class Sparse:
         """Repeats the last prune and grow under another pool: what a corrected latency model asks for.
 
         The last grow is solved again; when even the kept units are too slow now, the prune before it is, too.
-        Scores are those of the cycle; units without one are only used to fill what is left.
+        Scores are those of the cycle; units without one are only used to fill what is left. A latency is solved
+        jointly, whatever solved it in training: what training ends with must meet it.
         """
-        self.pool = pool
+        self.pool = pool = pool.jointly() if isinstance(pool, LatencyPool) else pool
         if self.last_grow is None:
             nothing = Mask.full(self.units.sizes, False)
             scores = self.last_drop[1] if self.last_drop is not None else self.scores.random("start")

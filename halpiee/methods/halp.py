@@ -17,7 +17,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.event import Event
 from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, cost_of, default_units
 from halpiee.methods.phases import Phase, Recipe, Resize, Train
 from halpiee.methods.pools import LatencyPool, Pool, bind
@@ -113,15 +112,6 @@ class HALP(Method):
             structure=structure,
             seed=seed,
         )
-
-    def _advance(self) -> None:
-        super()._advance()
-        if self.finished and isinstance(self.pool, LatencyPool) and self.reports[-1].used > self.pool.total:
-            self.choose_again(self.pool)
-
-    def choose_again(self, pool: Pool) -> Event:
-        """Solves the last prune again, jointly, within the pool's budget."""
-        return super().choose_again(pool.jointly() if isinstance(pool, LatencyPool) else pool)
 
 
 def _dense(pool: Pool, units: Units, budget: Budget) -> float:

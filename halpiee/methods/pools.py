@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
+from halpiee.selection.choose import Selection
 from halpiee.selection.choose import choose as choose_by_latency
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.uniform import uniform
@@ -150,20 +151,57 @@ class LatencyPool:
         return self.choose(scores, must=start, may=~start, level=1.0)
 
     def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Choice:
-        """Returns the solver's selection; after it no group has a next allowed size that still fits."""
+        """Returns the solver's selection; after it no group has a next allowed size that still fits.
+
+        ``linear`` keeps its own cost within the capacity, which differs from the true one, and reaches less than half
+        of what there is to save: a prune repeats it around what it has kept, until the true cost is within.
+        """
         capacity = max(level * self.budget_us, min(self.smallest_us, self.budget_us))
-        selection = choose_by_latency(
+        if self._solver == "linear" and must.density == 0:
+            selection = self._step_by_step(scores, may, capacity)
+        else:
+            selection = self._solve(scores, must, may, capacity, self._solver)
+        alive = Mask({name: selection.keep[name] for name in self.units.sizes})
+        return Choice(alive, selection.latency_us, selection.slack_us, selection.next_step_us, selection.gap)
+
+    def _step_by_step(self, scores: Mapping[str, Tensor], may: Mask, capacity: float) -> Selection:
+        """Solves Eq. 5 around what is kept, again and again, until the true cost is within the capacity.
+
+        Where Eq. 5 cannot reach the capacity, one solve goes a quarter of the way to the least that it can reach, and
+        the next starts there. Groups only ever shrink, so it ends; where Eq. 5 sees nothing left to save, the joint
+        solver takes over.
+        """
+        nothing = Mask.full(self.units.sizes, False)
+        while True:
+            used = self.used(may)
+            level = capacity
+            try:
+                selection = self._solve(scores, nothing, may, level, "linear")
+            except BudgetError as error:
+                if not error.minimum < used:
+                    return self._solve(scores, nothing, may, capacity, "joint")
+                level = used - (used - error.minimum) / 4
+                selection = self._solve(scores, nothing, may, level, "linear")
+            if selection.latency_us <= capacity * (1 + 1e-9):
+                return replace(selection, budget_us=capacity)
+            kept = Mask({name: selection.keep[name] for name in self.units.sizes})
+            if (may & ~kept).density == 0:
+                return self._solve(scores, nothing, may, capacity, "joint")
+            may = kept
+
+    def _solve(
+        self, scores: Mapping[str, Tensor], must: Mask, may: Mask, capacity: float, solver: Solver
+    ) -> Selection:
+        return choose_by_latency(
             {name: scores[name] for name in self.units.sizes},
             self.cost,
             capacity,
             must=dict(must),
             may=dict(may),
-            solver=self._solver,
+            solver=solver,
             gap=self._gap,
             protect=frozenset(self.units.left_out),
         )
-        alive = Mask({name: selection.keep[name] for name in self.units.sizes})
-        return Choice(alive, selection.latency_us, selection.slack_us, selection.next_step_us, selection.gap)
 
 
 class LayerPools:
