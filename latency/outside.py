@@ -18,10 +18,10 @@ from latency.errors import HalpieeError, UsageError
 __all__ = ["MOST_BYTES", "found_in", "misfit", "parsed", "read_bytes", "read_json", "sound"]
 
 MOST_BYTES = 64 * 2**20
-"""Largest file that is read whole; the plan of the largest network at hand has 2 MB."""
+"""Largest file that is read whole."""
 
 DEPTH = 64
-"""How deep a file may be nested; none that is written here goes beyond 8."""
+"""How deep a file may be nested."""
 
 T = TypeVar("T")
 

@@ -41,7 +41,7 @@ AGAIN = "measure again: halpiee profile MODEL --out FILE"
 REMOVE = "remove that line, a resumed sweep measures the cell again"
 
 MOST_BYTES = 256 * 2**20
-"""Largest profile that is read; a cell takes 350 bytes, and the largest at hand has 5 MB."""
+"""Largest profile that is read; a cell takes about 440 bytes, and the largest of ``profiles/`` 0.3 MB."""
 
 ENVIRONMENT = "environment"
 """A line of fields that were known after the first one was written, and a part of that."""

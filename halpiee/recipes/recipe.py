@@ -17,7 +17,7 @@ from latency.outside import read_bytes, sound
 __all__ = ["Recipe", "names", "read"]
 
 MOST_BYTES = 2**18
-"""Largest recipe that is read; those of the package take 2 kB."""
+"""Largest recipe that is read; those of the package have about twenty lines."""
 
 
 class Told(TypedDict, total=False):
