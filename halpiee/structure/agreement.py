@@ -59,6 +59,7 @@ def watched(
     *,
     training: bool,
     tensors: Tensors,
+    idle: frozenset[int] = frozenset(),
 ) -> Watched | None:
     """Runs a model, cut on paper, without values; returns what ran, or None where its forward fails.
 
@@ -69,6 +70,7 @@ def watched(
         cut: what to leave out.
         training: whether to run it once more with the branches that it takes in training.
         tensors: what to run it on.
+        idle: numbers of the ops that feed nothing and are left out.
     """
     path, made = Path(), list[tuple[Any, ...]]()
     try:
@@ -76,7 +78,7 @@ def watched(
             copied = stand_in_for(model, example_inputs, cut, tensors=tensors)
             around.watch(copied.fake_mode)
             given = {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(copied.inputs), start=1)}
-            watch = Watch(path, copied.tensors | given)
+            watch = Watch(path, copied.tensors | given, idle)
             with looked_on(copied, path, made, watch):
                 results = [copied.model(*copied.inputs)]
                 if training:

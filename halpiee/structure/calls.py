@@ -154,6 +154,8 @@ class Event:
         timing: what is known of its time, or None.
         batch: first size of the network's first input.
         unpriced: whether it takes time of its own that no timed op stands for.
+        number: how many ops ran before it.
+        changed: whether its rule has united or frozen units.
     """
 
     name: str
@@ -163,6 +165,8 @@ class Event:
     timing: Timing | None
     batch: int = 1
     unpriced: bool = False
+    number: int = 0
+    changed: bool = False
 
 
 @dataclass(frozen=True)

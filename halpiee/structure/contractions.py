@@ -25,19 +25,23 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
     ``recorder.positions``, position j of every group.
     """
     x, weight, bias, stride, padding, dilation, transposed, _, groups = call.args[:9]
-    if not recorder.tag(weight).parameter or recorder.tag(x).parameter:
+    computed = recorder.computed_by(weight)
+    if (not recorder.tag(weight).parameter and computed is None) or recorder.tag(x).parameter:
         recorder.freeze_call(call)
         return None
     kind = "conv_transpose" if transposed else "conv"
     owner = recorder.owner(weight, call)
     name = recorder.call_name(owner)
     module = recorder.modules.get(owner)
-    not_zero(recorder, call, weight)
+    if computed is None:
+        not_zero(recorder, call, weight)
     c_out = call.out.shape[1]
     passing = across(recorder, call, x, 1, weight)
     ins = recorder.read(x, 1, call) if passing is None else np.zeros(x.shape[1], dtype=np.int64)
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
-    if groups == 1:
+    if computed is not None:
+        outs = fixed(recorder, call, x, ins, c_out, computed)
+    elif groups == 1:
         columns, rows = recorder.axis(weight, in_dim), recorder.axis(weight, out_dim)
         join(recorder, call, ins, columns)
         outs = rows
@@ -94,6 +98,16 @@ def across(recorder: Recorder, call: Call, x: Tensor, dim: int, weight: Tensor) 
         return None  # two inputs in one batch: nothing in it can go, so the layer's own channels may
     recorder.freeze(weight, f"{call.where} on each channel or head alike")
     return label
+
+
+def fixed(recorder: Recorder, call: Call, x: Tensor, ins: Atoms, c_out: int, computed: str) -> Atoms:
+    """Returns the atoms of what a layer gives out whose weight is computed by an op without a rule: all of it stays."""
+    reason = f"{call.where} with a weight that {computed} computes"
+    recorder.units.freeze(ins, reason)
+    recorder.freeze(x, reason)
+    outs = recorder.units.fresh(c_out)
+    recorder.units.freeze(outs, reason)
+    return outs
 
 
 def wide(values: Any, n: int) -> tuple[int, ...]:
@@ -190,6 +204,8 @@ def matrix_product(recorder: Recorder, call: Call) -> Timing | None:
         recorder.freeze_call(call)
         return None
     a_weight, b_weight = recorder.tag(a).parameter, recorder.tag(b).parameter
+    if not a_weight and not b_weight and b.dim() == 2 and recorder.computed_by(b) is not None:
+        return linear(recorder, call, a, b, -1, -1, 0, bias, call.out.dim() - 1)
     if a_weight and b_weight and call.name != "bmm" and recorder.tag(a).source not in recorder.learned:
         recorder.freeze(a, f"{call.where} of a buffer")  # a table of numbers that a layer reads as its input
         recorder.set(a, Tag())
@@ -231,13 +247,17 @@ def linear(
     label_dim: int,
 ) -> Timing:
     """A linear layer: contracts ``x_dim`` of x with ``in_dim`` of the weight; out: ``label_dim``."""
-    not_zero(recorder, call, weight)
+    computed = recorder.computed_by(weight)
     owner = recorder.owner(weight, call)
     name = recorder.call_name(owner)
     passing = across(recorder, call, x, x_dim, weight)
     ins = recorder.read(x, x_dim, call) if passing is None else np.zeros(x.shape[x_dim], dtype=np.int64)
     columns, rows = recorder.axis(weight, in_dim), recorder.axis(weight, out_dim)
-    join(recorder, call, ins, columns)
+    if computed is None:
+        not_zero(recorder, call, weight)
+        join(recorder, call, ins, columns)
+    else:
+        rows = fixed(recorder, call, x, ins, call.out.shape[label_dim], computed)
     recorder.serve(columns, "in", "linear")
     recorder.serve(rows, "out", "linear")
     if isinstance(recorder.modules.get(owner), nn.Linear):

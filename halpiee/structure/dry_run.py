@@ -79,6 +79,7 @@ def record(
         copied = stand_in_for(model, example_inputs, cut, tensors="real" if real else "fake")
         around.watch(copied.fake_mode)
         recorder.modules.update(copied.model.named_modules())
+        recorder.originals = {id(p): name for name, p in model.named_parameters()}
         recorder.real = real
         if real and recorder.decisions is None:
             recorder.decisions = Decisions()

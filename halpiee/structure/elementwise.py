@@ -41,7 +41,8 @@ def pointwise(recorder: Recorder, call: Call) -> Timing | None:
     else:
         label = united_activations(recorder, call, operands, tags, out.dim())
         label = with_parameters(recorder, call, operands, tags, label, out.dim())
-        result = Tag(zero=zero).with_axes([] if label is None else [label])
+        source = next((t.source for t in tags if t.source), "") if label is None else ""
+        result = Tag(zero=zero, source=source).with_axes([] if label is None else [label])
         if label is not None:
             unmatched(recorder, call, operands, tags, label, out.dim())
     if out is operands[0] and not tags[0].axes and result.axes:

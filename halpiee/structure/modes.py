@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from halpiee.errors import StructureError
 from halpiee.structure.calls import Call, Event, tensors_of
 from halpiee.structure.elementwise import numbers_of
+from halpiee.structure.labels import Tag
 from halpiee.structure.movements import moves_of
 from halpiee.structure.moves import Move
 from halpiee.structure.recorder import Recorder
@@ -117,6 +118,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.recorder.units.where = f"{name} in {module}" if module else name
         if self.recorder.real and name.endswith("_") and tensors_of(args):
             self.refuse_writing(tensors_of(args)[0])
+        number, self.recorder.ran = self.recorder.ran, self.recorder.ran + 1
         try:
             out = func(*args, **kwargs)
         except Exception:
@@ -126,10 +128,18 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise
         with plain_tensors():
             tensors = tensors_of([args, kwargs])
+            if number in self.recorder.idle_ops:
+                for tensor in tensors_of(out):
+                    self.recorder.set(tensor, Tag())
+                return out
             if self.recorder.decisions is not None:
                 out = self.recorder.decisions.outcome(name, tensors, out)
             reads = tuple(self.recorder.value(t) for t in tensors)
             call = Call(name, func, args, kwargs, out, module, self.path.api, reads)
+            for value, tensor in zip(reads, tensors, strict=True):
+                if id(tensor) in self.recorder.originals:
+                    self.recorder.foreign[value] = self.recorder.originals[id(tensor)]
+            changes = self.recorder.units.changes
             unpriced = takes_time(self.recorder, call)
             try:
                 timing = apply(self.recorder, call)
@@ -145,8 +155,12 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if outs:
                 writes = tuple(self.recorder.value(t) for t in outs)
                 unpriced &= timing is None
-                event = Event(name, module, reads, writes, timing, self.recorder.batch, unpriced)
+                changed = self.recorder.units.changes > changes
+                batch = self.recorder.batch
+                event = Event(name, module, reads, writes, timing, batch, unpriced, number, changed)
                 self.recorder.events.append(event)
+            else:
+                self.recorder.read_by_python.update(reads)
         return out
 
     def refuse_writing(self, target: Tensor) -> None:
@@ -165,9 +179,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         path: where the forward is.
         given: parameters, buffers and inputs, by name.
+        idle: numbers of the ops that are left out.
     """
 
-    def __init__(self, path: Path, given: Mapping[str, Tensor]) -> None:
+    def __init__(self, path: Path, given: Mapping[str, Tensor], idle: frozenset[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.path = path
         self.moves: list[Move] = []
@@ -175,6 +190,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.numbers: list[tuple[Any, ...]] = []
         self._known: dict[int, tuple[Tensor, int]] = {}
         self._n_values = 0
+        self.idle_ops = idle
+        self.ran = 0
         self.given = {self.written(tensor): name for name, tensor in given.items()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -185,7 +202,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def step(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the op of this name and notes it."""
+        number, self.ran = self.ran, self.ran + 1
         out = func(*args, **kwargs)
+        if number in self.idle_ops:
+            return out
         module = self.path.stack[-1] if self.path.stack else ""
         if is_movement(name):
             call = Call(name, func, args, kwargs, out, module, self.path.api)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from halpiee.structure.calls import Call, NormCall, Timing
 from halpiee.structure.elementwise import shape_fields
-from halpiee.structure.labels import Tag
+from halpiee.structure.labels import Tag, varying
 from halpiee.structure.recorder import Recorder
 
 __all__ = ["batch_norm", "group_norm", "layer_norm"]
@@ -20,6 +20,9 @@ __all__ = ["batch_norm", "group_norm", "layer_norm"]
 def batch_norm(recorder: Recorder, call: Call) -> Timing | None:
     """Batch norm (and instance norm, which runs as one): per channel along dimension 1."""
     source = call.args[0]
+    if recorder.tag(source).parameter:
+        of_weight(recorder, call)
+        return None
     atoms = recorder.read(source, 1, call)
     attached = [t for t in call.args[1:5] if isinstance(t, Tensor)]
     attach(recorder, call, atoms, attached, "batch_norm")
@@ -35,6 +38,24 @@ def batch_norm(recorder: Recorder, call: Call) -> Timing | None:
         recorder.set(statistic, Tag())
     dim, ins = recorder.peek(source)
     return Timing("batch_norm", ins, ins, shape_fields(source, dim)) if ins.size else None
+
+
+def of_weight(recorder: Recorder, call: Call) -> None:
+    """Weight standardisation written as a batch norm: each row of a weight over its inputs, which stay."""
+    source, _, shift = call.args[:3]
+    tag = recorder.tag(source)
+    axes = [recorder.units.find(axis) for axis in tag.axes]
+    rows = [axis for axis in axes if varying(axis) == (1,)]
+    for axis in axes:
+        if varying(axis) != (1,):
+            recorder.units.freeze(axis, f"{call.where} of a weight over its inputs")
+    attached = [t for t in call.args[1:5] if isinstance(t, Tensor)]
+    if rows:
+        attach(recorder, call, rows[0].reshape(-1), attached, "batch_norm")
+    for tensor in call.outputs[1:]:
+        recorder.set(tensor, Tag())
+    zero = tag.zero and shift is None
+    recorder.set(call.outputs[0], Tag(parameter=True, zero=zero, source=tag.source).with_axes(axes))
 
 
 def attach(recorder: Recorder, call: Call, atoms: np.ndarray, parameters: list[Tensor], kind: str) -> None:

@@ -81,6 +81,7 @@ class Recorder:
         self.unread: list[tuple[list[int], Label, str]] = []
         self.output_positions: dict[str, int] = {}
         self.learned: set[str] = set()
+        self.computed: dict[str, str] = {}
         self.grouped: dict[str, Atoms] = {}
         self.picked: dict[tuple[int, int], Label] = {}
         self.summed: set[int] = set()
@@ -99,6 +100,11 @@ class Recorder:
         self.failed_at = ""
         self.last_module = ""
         self.given: dict[int, str] = {}
+        self.originals: dict[int, str] = {}
+        self.foreign: dict[int, str] = {}
+        self.idle_ops: frozenset[int] = frozenset()
+        self.read_by_python: set[int] = set()
+        self.ran = 0
         self.real = False
         self.decisions: Decisions | None = None
         self._known: dict[int, Known] = {}
@@ -216,11 +222,22 @@ class Recorder:
             self.units.freeze(axis, reason)
 
     def freeze_call(self, call: Call, reason: str | None = None) -> None:
-        """Freezes what a call reads; its outputs belong to nothing."""
+        """Freezes what a call reads; its outputs belong to nothing, but what is computed from a parameter is known."""
+        tags = [self.tag(tensor) for tensor in call.tensors]
         for tensor in call.tensors:
             self.freeze(tensor, reason or call.where)
+        source = next((tag.source for tag in tags if tag.source), "")
+        if source not in self.learned or any(tag.axes and not tag.parameter for tag in tags):
+            source = ""
+        elif source not in self.computed:
+            self.computed[source] = call.where
         for tensor in call.outputs:
-            self.set(tensor, Tag())
+            self.set(tensor, Tag(source=source))
+
+    def computed_by(self, weight: Tensor) -> str | None:
+        """Returns what computes a weight from a parameter by an op that no rule follows, or None."""
+        tag = self.tag(weight)
+        return None if tag.parameter else self.computed.get(tag.source)
 
     def serve(self, atoms: Atoms, side: Side, kind: str) -> None:
         """Notes the role of the parameter dimensions that these atoms are positions of."""

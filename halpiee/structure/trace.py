@@ -25,6 +25,7 @@ from halpiee.structure.calls import random_like
 from halpiee.structure.dry_run import ForwardError, NeedsValuesError, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.heads import heads_of
+from halpiee.structure.liveness import idle, needed
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.surroundings import Surroundings
 from halpiee.structure.trial import Trial, TurnError
@@ -33,8 +34,8 @@ from latency.copies import copy_of
 
 __all__ = ["trace"]
 
-MAX_ROUNDS = 4
-"""Traces of one model: a grouped layer whose groups all hang together is traced again by positions."""
+MAX_ROUNDS = 6
+"""Traces of one model: without ops that feed nothing, and by positions where a layer's groups hang together."""
 
 
 def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = False) -> Structure:
@@ -74,6 +75,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
     except Exception as error:
         raise ours(model, "", error) from error
     around.clear()
+    refuse_empty(model, structure)
     inputs = [list(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)]
     return replace(structure, details={**structure.details, "inputs": inputs})
 
@@ -176,18 +178,16 @@ def traced(
     """
     single = [path for path, module in model.named_modules() if (heads_of(module) or ("", 0))[1] == 1]
     positions |= frozenset(single)
+    training, idle_ops = branches_by_mode(model), frozenset[int]()
     for _ in range(MAX_ROUNDS):
         recorder = Recorder({}, positions, turned=turned)
-        record(
-            model,
-            example_inputs,
-            around,
-            positions,
-            None,
-            recorder,
-            real=real,
-            training=branches_by_mode(model),
-        )
+        recorder.idle_ops = idle_ops
+        record(model, example_inputs, around, positions, None, recorder, real=real, training=training)
+        count = needed(recorder)
+        if feeding_nothing := idle(recorder.events, count):
+            idle_ops |= feeding_nothing
+            continue
+        refuse_originals(recorder, count)
         rectangular(recorder)
         found = collapsed(recorder) - positions
         if not found:
@@ -223,6 +223,18 @@ def traced(
             heads=False,
         )
     return with_vanishing(model, example_inputs, around, recorder, structure) if vanish else structure
+
+
+def refuse_originals(recorder: Recorder, count: set[int]) -> None:
+    """Refuses a copy that computes its outputs with the parameters of the model that it was copied from."""
+    read = {value for place in count for value in recorder.events[place].reads}
+    name = next((name for value, name in recorder.foreign.items() if value in read), None)
+    if name is not None:
+        raise StructureError(
+            f"a copy of the model computes with the model's own parameter {name!r}: its forward, or a hook, is a "
+            "function that holds on to the model or to one of its modules; write it as a method of the class, with "
+            "self, so that a copy runs its own modules"
+        )
 
 
 def frozen_heads(recorder: Recorder) -> frozenset[str]:
@@ -262,6 +274,23 @@ def with_vanishing(
             break
     return replace(
         structure, groups=tuple(replace(g, may_vanish=verdicts.get(g, False)) for g in structure.groups)
+    )
+
+
+def refuse_empty(model: nn.Module, structure: Structure) -> None:
+    """Refuses a model with weights of which the trace has found no layer."""
+    weights = [name for name, p in model.named_parameters() if p.dim() > 1]
+    if structure.layers or not weights:
+        return
+    unread = set(weights) & set(structure.details["unread"])
+    why = (
+        "its forward reads none of them"
+        if len(unread) == len(weights)
+        else "what its forward does with them is none of the ops that a trace knows as a layer"
+    )
+    raise StructureError(
+        f"no layer was found in {type(model).__name__}, though it has {len(weights)} weights ({weights[0]!r} …): "
+        f"{why}; trace the float model, in PyTorch's own ops, before it is quantised, compiled or wrapped"
     )
 
 

@@ -97,6 +97,7 @@ class Trial:
             [np.zeros(0, dtype=np.int64), *(unit_range(g) for g in structure.groups if not g.prunable)]
         )
         small = Recorder({}, self.recorder.positions, CheckedUnits(cut.n_units, stay))
+        small.idle_ops = self.recorder.idle_ops
         small.decisions = Decisions(self.recorder.decisions) if self.real else None
         try:
             record(
@@ -125,9 +126,17 @@ class Trial:
         recorder = self.recorder
         cut = cut_for(structure, keep)
         steps = wired(recorder.events, recorder.given)
+        if recorder.idle_ops and "meta" in self.quick:
+            self.quick.remove("meta")  # ops have other numbers there
         for tensors in () if self.real else tuple(self.quick):
             quick = watched(
-                self.model, self.example_inputs, self.around, cut, training=recorder.training, tensors=tensors
+                self.model,
+                self.example_inputs,
+                self.around,
+                cut,
+                training=recorder.training,
+                tensors=tensors,
+                idle=recorder.idle_ops,
             )
             if quick is None:
                 continue

@@ -49,6 +49,7 @@ class Units:
         self._frozen: list[tuple[Atoms, str, str]] = []
         self._is_frozen = np.zeros(1024, dtype=np.bool_)
         self._is_frozen[0] = True  # which belongs to nothing
+        self.changes = 0
 
     def __len__(self) -> int:
         """Number of atoms, the empty atom 0 included."""
@@ -83,6 +84,7 @@ class Units:
         both = (a != 0) & (b != 0)
         x, y = self.find(a[both].ravel()), self.find(b[both].ravel())
         while (apart := x != y).any():
+            self.changes += 1
             x, y = x[apart], y[apart]
             np.minimum.at(self._parent, np.maximum(x, y), np.minimum(x, y))
             x, y = self.find(x), self.find(y)
@@ -91,6 +93,7 @@ class Units:
         """Marks the units of these atoms as never removable; the first reason given is the one reported."""
         atoms = atoms[~self._is_frozen[atoms]]
         if atoms.size:
+            self.changes += 1
             atoms = np.unique(atoms)
             self._is_frozen[atoms] = True
             self._frozen.append((atoms, reason, source_line()))

@@ -1,0 +1,134 @@
+"""What a forward computes to log it is no reason to stay; what it computes weights from, or runs elsewhere, is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from halpiee.errors import StructureError
+from halpiee.structure import shrink, trace, verify
+
+from .corners import Net
+
+X = (torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
+
+
+def net(log: Callable[[Any, Tensor], Any], **parts: Any) -> Net:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x).relu()
+        log(m, x)
+        return m.h(m.b(x).mean((2, 3)))
+
+    torch.manual_seed(0)
+    modules = {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(8, 6, 3), "h": nn.Linear(6, 5)} | parts
+    return Net(forward, **modules).eval()
+
+
+LOGS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "mean": lambda m, x: x.mean(),
+    "std": lambda m, x: x.std((1, 2, 3)),
+    "norm of a weight": lambda m, x: m.a.weight.norm() + m.b.weight.abs().max(),
+    "softmax": lambda m, x: x.softmax(1).amax(1).sum(),
+    "first channels": lambda m, x: x[:, :3].flatten(1),
+    "histogram": lambda m, x: torch.histc(x.detach(), 10),
+    "text": lambda m, x: str(x.mean()),
+}
+
+
+@pytest.mark.parametrize("log", LOGS.values(), ids=LOGS)
+def test_what_feeds_no_output_freezes_nothing(log: Callable[[Any, Tensor], Any]) -> None:
+    model = net(log)
+    structure = trace(model, X)
+    assert [g.name for g in structure.prunable] == ["a", "b"]
+    assert verify(model, structure, {"a": torch.arange(8) > 2, "b": torch.arange(6) > 1}, X) < 1e-5
+
+
+def test_a_hook_that_logs_freezes_nothing() -> None:
+    model = net(lambda m, x: None)
+    model.a.register_forward_hook(lambda m, i, o: print(o.mean() + model.a.weight.norm()))
+    assert [g.name for g in trace(model, X).prunable] == ["a", "b"]
+
+
+def test_a_layer_that_feeds_no_output_is_cut_with_the_channels_that_it_reads() -> None:
+    """It still runs in the compact network, which would fail on a weight of the old width."""
+    model = net(lambda m, x: m.probe(x).softmax(1), probe=nn.Conv2d(8, 4, 1))
+    structure = trace(model, X)
+    compact: Any = shrink(model, structure, {"a": torch.arange(8) > 2})
+    assert structure.by_name["a"].prunable
+    assert compact.probe.weight.shape == (4, 5, 1, 1)
+    assert compact(*X).shape == (2, 5)
+
+
+def test_a_mean_over_channels_that_feeds_an_output_stays() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x).relu()
+        return m.h(m.b(x * x.mean()).mean((2, 3)))
+
+    model = Net(forward, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 6, 3), h=nn.Linear(6, 5))
+    assert [g.name for g in trace(model, X).prunable] == ["b"]
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation as timm writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        w = F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(self.weight)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding)
+
+
+def test_rows_of_a_standardised_weight_may_go_and_its_inputs_stay_for_a_reason() -> None:
+    model = net(lambda m, x: None, a=Standardised(3, 8, 3), b=Standardised(8, 6, 3))
+    structure = trace(model, X)
+    assert [layer.name for layer in structure.layers] == ["a", "b", "h"]
+    assert [g.name for g in structure.prunable] == ["b"]
+    assert "batch_norm in b of a weight over its inputs" in str(structure.by_name["a"].reason)
+    keep = torch.arange(6) % 2 == 0
+    assert verify(model, structure, {"b": keep}, X) < 1e-5
+    compact: Any = shrink(model, structure, {"b": keep})
+    torch.testing.assert_close(compact.b.weight, model.b.weight[keep])
+
+
+def test_a_layer_whose_weight_an_unknown_op_computes_is_found_and_stays_for_a_reason() -> None:
+    class Quantised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            w = torch.fake_quantize_per_tensor_affine(self.weight, 0.1, 0, -128, 127)
+            return F.conv2d(x, w, self.bias)
+
+    class QuantisedLinear(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(
+                x, torch.fake_quantize_per_tensor_affine(self.weight, 0.1, 0, -128, 127), self.bias
+            )
+
+    model = net(lambda m, x: None, b=Quantised(8, 6, 3), h=QuantisedLinear(6, 5))
+    structure = trace(model, X)
+    assert [layer.name for layer in structure.layers] == ["a", "b", "h"]
+    assert not structure.prunable
+    assert "convolution in b with a weight that fake_quantize" in str(structure.by_name["a"].reason)
+    assert "fake_quantize" in str(structure.by_name["b"].reason)
+
+
+def test_a_copy_that_runs_the_models_own_modules_is_refused() -> None:
+    model = net(lambda m, x: None)
+    model.forward = lambda x: model.h(model.b(model.a(x)).mean((2, 3)))  # type: ignore[method-assign]
+    with pytest.raises(StructureError, match=r"computes with the model's own parameter 'a\.weight'"):
+        trace(model, X)
+
+
+def test_a_model_with_weights_of_which_no_layer_is_found_is_refused() -> None:
+    class Unread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    with pytest.raises(StructureError, match="no layer was found in Unread, though it has 1 weights"):
+        trace(Unread(), X)
