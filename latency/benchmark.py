@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from latency.anchor import Anchor
 from latency.backends import BACKENDS, load
 from latency.backends.onnx_network import is_module, network_call
-from latency.clock import Clock, CpuClock, WallClock
+from latency.clock import Clock, CpuClock, WallClock, share_lost
 from latency.device import pinned
 from latency.errors import MissingError, UsageError
 from latency.timer import BURST, median_interval, until_back
@@ -63,7 +63,8 @@ class Measurement:
         iqr_us: distance of their quartiles.
         n: runs that count.
         clock: ``cpu`` (time of the calling thread) or ``wall``.
-        contention: share of the wall time in which the thread did not run.
+        contention: share of the wall time in which the thread did not run; ``None`` where it was not measured, as by
+            the wall clock.
         p10_us: a tenth of all runs was faster.
         p50_us: half of all runs was.
         p90_us: a tenth was slower.
@@ -78,7 +79,7 @@ class Measurement:
     iqr_us: float
     n: int
     clock: str
-    contention: float
+    contention: float | None
     p10_us: float = float("nan")
     p90_us: float = float("nan")
     ci_lo_us: float = float("nan")
@@ -90,7 +91,11 @@ class Measurement:
 
     @classmethod
     def of(
-        cls, runs_us: NDArray[np.float64], us: NDArray[np.float64], clock: str, contention: float = 0.0
+        cls,
+        runs_us: NDArray[np.float64],
+        us: NDArray[np.float64],
+        clock: str,
+        contention: float | None = None,
     ) -> Measurement:
         """Sums up single runs, and those of them that count, stated at one clock."""
         q1, q3 = np.percentile(us, [25, 75])
@@ -118,7 +123,7 @@ class Measurement:
         found = []
         if self.iqr_us > 0.1 * self.median_us:
             found.append(f"spread: the quartiles are {self.iqr_us / self.median_us:.0%} apart; measure again")
-        if self.contention > 0.1:
+        if self.contention is not None and self.contention > 0.1:
             found.append(f"contention: {self.contention:.0%} of the time went to others; stop other work")
         if self.disturbed > 0.9:
             found.append(
@@ -148,7 +153,7 @@ class Comparison(Mapping[str, Measurement]):
     Args:
         runs_us: µs of every round, by name.
         clock: ``cpu`` or ``wall``.
-        contention: of every network.
+        contention: of every network, where it was measured.
         slower: for every round, by name, how much slower than usual the processor was; NaN where it was disturbed.
 
     Attributes:
@@ -160,7 +165,7 @@ class Comparison(Mapping[str, Measurement]):
         self,
         runs_us: Mapping[str, Sequence[float]],
         clock: str,
-        contention: Mapping[str, float],
+        contention: Mapping[str, float | None],
         slower: Mapping[str, Sequence[float] | NDArray[np.float64]] | None = None,
     ) -> None:
         self.runs_us = {name: np.asarray(us, dtype=np.float64) for name, us in runs_us.items()}
@@ -174,7 +179,7 @@ class Comparison(Mapping[str, Measurement]):
         }
         self._stated = {n: us / clocks[n] if self.quiet else us for n, us in self.runs_us.items()}
         self._found = {
-            name: Measurement.of(us, self._stated[name][self._counts[name]], clock, contention.get(name, 0.0))
+            name: Measurement.of(us, self._stated[name][self._counts[name]], clock, contention.get(name))
             for name, us in self.runs_us.items()
         }
 
@@ -386,9 +391,7 @@ def _interleaved(
                 walls[name] += wall
                 before = after
         done += count
-    contention = {
-        name: max(0.0, 1.0 - sum(us) / walls[name]) if walls[name] > 0 else 0.0 for name, us in runs.items()
-    }
+    contention = {name: share_lost(clock, sum(us), walls[name]) for name, us in runs.items()}
     if anchor is None:
         return Comparison(runs, clock.kind, contention)
     slower = {name: anchor.slower(np.array(pairs)) for name, pairs in around.items()}

@@ -43,12 +43,13 @@ def joined(timings: Sequence[Timing]) -> Timing:
     within = math.hypot(*(t.ci_hi - t.ci_lo for t in timings)) / 2 / len(timings)
     between = float(np.ptp(times)) / 2 if len(times) == 2 else 2.0 * standard_error(times)
     us, half = float(np.mean(times)), max(within, between)
+    lost = [t.contention for t in timings if t.contention is not None]
     return Timing(
         us=us,
         ci_lo=us - half,
         ci_hi=us + half,
         n=sum(t.n for t in timings),
-        contention=float(np.mean([t.contention for t in timings])),
+        contention=float(np.mean(lost)) if lost else None,
         quiet=all(t.quiet for t in timings),
         slowdown=float(np.median([t.slowdown for t in timings])),
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Clock", "CpuClock", "WallClock"]
+__all__ = ["Clock", "CpuClock", "WallClock", "share_lost"]
 
 
 class Clock(Protocol):
@@ -43,3 +43,10 @@ class WallClock:
         run()
         us = (time.perf_counter_ns() - wall) / 1e3
         return us, us
+
+
+def share_lost(clock: Clock, timed_us: float, wall_us: float) -> float | None:
+    """Returns the share of the wall time in which the thread did not run; None where only the wall clock was read."""
+    if clock.kind == "wall" or wall_us <= 0:
+        return None
+    return max(0.0, 1.0 - timed_us / wall_us)

@@ -57,7 +57,7 @@ class Inspection:
         ops: its tables.
         spread_median: median half-width of the cells' 95 % intervals, relative.
         spread_p95: 95th percentile of these.
-        contention_median: median share of the time that went to others.
+        contention_median: median share of the time that went to others; NaN where it was not measured.
         contention_worst: the largest.
         holdout_median: median error of all held-out cells, relative, weighted by nothing.
         holdout_p95: 95th percentile of these errors, each weighted by the time of its cell.
@@ -155,7 +155,11 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
         for c in profile.cells
         if c.get("role", "sweep") == "sweep" and "ci_hi" in c and c["us"] > 0
     ]
-    contention = [float(c["contention"]) for c in profile.cells if "contention" in c]
+    # The wall clock cannot tell it; older profiles of several threads or of a GPU say 0 for that.
+    untold = int(profile.environment.get("threads", 1)) > 1 or "cuda" in profile.environment
+    contention = [
+        float(c["contention"]) for c in profile.cells if c.get("contention") is not None and not untold
+    ]
     times = [float(c["time"]) for c in profile.cells if isinstance(c.get("time"), int | float)]
     now = time.time() if now is None else now
     return Inspection(

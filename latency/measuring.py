@@ -202,13 +202,14 @@ class Measurer:
             "ci_hi": round(timing.ci_hi / copies, 3),
             "n": timing.n,
             "method": built.method if timing.quiet else f"{built.method}/disturbed",
-            "contention": round(timing.contention, 3),
             "slowdown": round(timing.slowdown, 3),
             "tactic": built.tactic,
             "time": int(time.time()),
             "env": environment.get("id") or environment_id(environment),
             "role": job.role,
         }
+        if timing.contention is not None:
+            cell["contention"] = round(timing.contention, 3)
         if job.op.reads_image:
             cell["image"] = True
         if job.steps is not None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency.anchor import BACK, Anchor
-from latency.clock import Clock
+from latency.clock import Clock, share_lost
 
 __all__ = [
     "Precision",
@@ -81,7 +81,7 @@ class Timing:
         ci_lo: lower end of its 95 % interval.
         ci_hi: upper end.
         n: runs that count.
-        contention: share of the wall time in which the thread did not run.
+        contention: share of the wall time in which the thread did not run; ``None`` where it was not measured.
         quiet: whether the runs were undisturbed; otherwise they are the fastest twentieth of all.
         slowdown: median of the anchor over its floor while this was measured.
     """
@@ -90,7 +90,7 @@ class Timing:
     ci_lo: float
     ci_hi: float
     n: int
-    contention: float
+    contention: float | None
     quiet: bool = True
     slowdown: float = 1.0
 
@@ -229,7 +229,7 @@ class Sampling:
             ci_lo=lo,
             ci_hi=hi,
             n=min(count for _, count, _ in parts),
-            contention=max(0.0, 1.0 - self._timed_us / self._wall_us) if self._wall_us > 0 else 0.0,
+            contention=share_lost(self.clock, self._timed_us, self._wall_us),
             quiet=all(quiet for _, _, quiet in parts),
             slowdown=float(np.median(slow)),
         )

@@ -87,7 +87,7 @@ def command(profile: Path, plot: Path | None, tables: int | None, cells: Path | 
         console.print("steps (in, out): " + "; ".join(f"{i}, {o}" for i, o in steps))
         console.print(
             f"spread {_share(found.spread_median)} median, {_share(found.spread_p95)} at the 95th percentile; "
-            f"contention {_share(found.contention_median)} median; held-out cells off by "
+            f"contention {_contention(found.contention_median)}; held-out cells off by "
             f"{_share(found.holdout_median)} median, {_share(found.holdout_p95)} at the 95th percentile by time, "
             f"{_share(found.holdout_p95_cells)} with all cells alike; "
             f"{found.newest_days:.1f} to {found.oldest_days:.1f} days old"
@@ -145,6 +145,10 @@ def merge(profiles: tuple[Path, ...], out: Path, as_json: bool) -> None:
         as_json,
         show,
     )
+
+
+def _contention(median: float) -> str:
+    return "not measured" if math.isnan(median) else f"{_share(median)} median"
 
 
 def _share(value: float) -> str:

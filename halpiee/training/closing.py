@@ -94,7 +94,7 @@ def write_report(
         "measured_us": measured_us,
         "dense_iqr_us": side["dense"].iqr_us,
         "measured_iqr_us": side["pruned"].iqr_us,
-        "contention": max(side["dense"].contention, side["pruned"].contention),
+        "contention": max((m.contention for m in side.values() if m.contention is not None), default=None),
         "clock": side["dense"].clock,
         "speedup": ratio.median,
         "speedup_ci": [ratio.lo, ratio.hi],

@@ -166,3 +166,16 @@ def test_worker_threads_of_torch_start_before_the_caller_is_tied_to_a_core() -> 
     assert cores[0] == before
     assert set(cores[1:]) == {1}
     assert len(os.sched_getaffinity(0)) == before
+
+
+def test_what_the_wall_clock_cannot_tell_is_not_measured_rather_than_zero() -> None:
+    from latency.builds import joined
+    from latency.clock import WallClock
+    from latency.timer import time_call
+
+    found = compare({"a": lambda: None}, clock=WallClock(), rounds=9, seconds=0.1)["a"]
+    assert (found.clock, found.contention) == ("wall", None)
+    assert not any("contention" in text for text in found.warnings)
+    timing = time_call(lambda: None, clock=WallClock())
+    assert timing.contention is None
+    assert joined([timing, timing]).contention is None

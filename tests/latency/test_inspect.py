@@ -76,3 +76,12 @@ def test_a_profile_of_bare_cells_can_be_inspected() -> None:
     assert math.isnan(found.spread_median)
     assert math.isnan(found.oldest_days)
     assert found.warnings == ()
+
+
+def test_contention_of_several_threads_was_not_measured_whatever_older_profiles_say() -> None:
+    from math import isnan
+
+    cells = [cell(8, 10.0, contention=0.0, time=0), cell(24, 20.0, time=0)]
+    assert inspect(Profile({"threads": 1}, cells)).contention_median == 0.0
+    assert isnan(inspect(Profile({"threads": 2}, cells)).contention_median)
+    assert isnan(inspect(Profile({"threads": 1}, cells[1:])).contention_worst)
