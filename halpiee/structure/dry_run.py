@@ -167,6 +167,8 @@ def forward(copied: StandIn, recorder: Recorder) -> list[Tensor]:
     except NEEDS_VALUES as error:
         raise NeedsValuesError from error
     except Exception as error:
+        if copied.fake_mode is not None and path.taking:
+            raise NeedsValuesError from error
         where = recorder.last_module = path.last
         raise ForwardError(
             f"the forward of {type(model).__name__} fails on the example inputs"

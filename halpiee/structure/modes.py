@@ -26,6 +26,10 @@ ATTENTION = "scaled_dot_product_attention"
 """The function that is one op here whatever torch makes of it, which hangs on the device and on widths."""
 
 
+TAKEN = frozenset({"numpy", "__array__", "tolist", "__format__"})
+"""Methods of tensors that make arrays and texts of their values without an op."""
+
+
 class Path:
     """Where in the model the forward is: the stack of module paths, and the torch function being called.
 
@@ -34,6 +38,7 @@ class Path:
         last: the innermost module that ran last.
         api: name of the torch function being called.
         inside: whether what runs is the inside of a function that is one op here.
+        taking: the method that is making an array or a text of a tensor, or has failed to.
     """
 
     def __init__(self) -> None:
@@ -41,6 +46,7 @@ class Path:
         self.last = ""
         self.api = ""
         self.inside = False
+        self.taking = ""
 
     def enter(self, name: str) -> Callable[[nn.Module, Any], None]:
         """Returns the hook that notes that a module's forward begins."""
@@ -77,6 +83,14 @@ class Api(TorchFunctionMode):
         if self.path.api in ("tensor", "as_tensor", "scalar_tensor", "full") and numbers_of(args):
             self.made.append(numbers_of(args))
         try:
+            if self.path.api in TAKEN:
+                self.path.taking = self.path.api
+                found = func(*args, **(kwargs or {}))
+                self.path.taking = ""
+                if isinstance(self.looking, Dispatch) and self.path.api != "__format__":
+                    with plain_tensors():  # where it goes from there is not seen
+                        self.looking.recorder.freeze(args[0], f"{self.path.api}() in Python")
+                return found
             whole = attention_of(args, kwargs or {}) if self.path.api == ATTENTION else None
             if whole is None:
                 return func(*args, **(kwargs or {}))

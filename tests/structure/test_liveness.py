@@ -132,3 +132,23 @@ def test_a_model_with_weights_of_which_no_layer_is_found_is_refused() -> None:
 
     with pytest.raises(StructureError, match="no layer was found in Unread, though it has 1 weights"):
         trace(Unread(), X)
+
+
+@pytest.mark.parametrize(
+    "log", [lambda m, x: x.detach().cpu().numpy(), lambda m, x: f"{x[0, 0, 0, 0]:.3f}"], ids=["array", "text"]
+)
+def test_a_forward_that_makes_arrays_and_texts_of_its_tensors_is_traced(
+    log: Callable[[Any, Tensor], Any],
+) -> None:
+    assert "b" in [g.name for g in trace(net(log), X).prunable]
+
+
+def test_channels_that_python_reads_as_an_array_and_goes_on_with_stay() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x).relu()
+        return m.h(m.b(x * float(x.detach().numpy().mean())).mean((2, 3)))
+
+    model = Net(forward, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 6, 3), h=nn.Linear(6, 5))
+    structure = trace(model, X)
+    assert [g.name for g in structure.prunable] == ["b"]
+    assert structure.by_name["a"].reason == "numpy() in Python"
