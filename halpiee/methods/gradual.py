@@ -236,7 +236,9 @@ class GraNet(Method):
         if initial > 0:
             begin = ERK(1 - initial) if isinstance(budget, Global) else at_density(budget, 1 - initial)
             by: Criterion | Literal["random"] = "random" if init == "random" else Magnitude()
-            start = (Resize(budget=begin, by=by, among="all", event="init"),)
+            # Layers are rounded one by one: together they may fall short of an end that is as sparse as the start.
+            least = budget if isinstance(budget, Global) else None
+            start = (Resize(budget=begin, by=by, among="all", event="init", least=least),)
         super().__init__(
             model,
             optimizer,

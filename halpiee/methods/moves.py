@@ -77,6 +77,9 @@ def resize(method: Sparse, phase: Resize) -> None:
     before = method.alive
     may = before if phase.among == "alive" else ~nothing
     choice = pool.choose(scores, must=nothing, may=may, level=phase.level)
+    least = None if phase.least is None else bind(phase.least, method.units, None)
+    if least is not None and choice.used < least.total:
+        choice = least.choose(scores, must=choice.alive, may=may & ~choice.alive, level=1.0)
     method.tell(phase.by, scores, may, choice.alive)
     method.apply(choice, phase.event, 0.0, budget=pool.total)
     method.last_drop = (before, scores, method.alive)

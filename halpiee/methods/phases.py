@@ -84,6 +84,7 @@ class Resize:
         among: the active units, or all by their last values (masks only: what was removed may return).
         batches: whether the scores are taken over the method's batches, not over the last phase.
         event: its name in the reports.
+        least: a budget over all layers that a choice below it is filled up to; ``None``: as it comes.
     """
 
     budget: Budget | None = None
@@ -92,6 +93,7 @@ class Resize:
     among: Literal["alive", "all"] = "alive"
     batches: bool = False
     event: Literal["init", "prune"] = "prune"
+    least: Budget | None = None
 
 
 @dataclass(frozen=True)

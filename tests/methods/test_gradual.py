@@ -165,3 +165,24 @@ def test_the_ablation_of_two_settings_is_refused_in_words() -> None:
         GMP(net, sgd(net), budget=ERK(0.4), total_steps=40, interval=50)
     with pytest.raises(UsageError, match=r"NM was given to a method that passes through densities"):
         GMP(net, sgd(net), budget=NM(2, 4), total_steps=40, interval=5)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.77, 0.9])
+@pytest.mark.parametrize("init", ["random", "magnitude"])
+def test_granet_that_starts_at_its_end_keeps_exactly_what_was_asked(sparsity: float, init: str) -> None:
+    net = conv()
+    optimizer = sgd(net)
+    method = GraNet(
+        net,
+        optimizer,
+        budget=Global(round(1 - sparsity, 12)),
+        total_steps=12,
+        interval=3,
+        initial=sparsity,
+        init=init,  # type: ignore[arg-type]
+    )
+    for _ in train(net, optimizer, batches(net, 12)):
+        pass
+    total = sum(math.prod(shape) for shape in method.units.sizes.values())
+    assert int(method.reports[0].used) >= round((1 - sparsity) * total)
+    assert sum(method.alive.counts.values()) == round((1 - sparsity) * total)
