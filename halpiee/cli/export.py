@@ -214,6 +214,11 @@ def _network(
                 raise UsageError(
                     f"--{name} was asked of {source}, a run, which has its own; leave --{name} out"
                 )
+        if dense and not (Path(source) / "dense.safetensors").is_file():
+            raise UsageError(
+                f"--dense was asked of {source}, which trained no dense network (--no-baseline) and holds the pruned "
+                "one only; leave --dense out, or train it again with --baseline in another --out"
+            )
         return from_run(Path(source), dense=dense, precision=precision, trust=trust_run)
     if "/" in source and ":" not in source and not source.startswith(("torchvision/", "timm/")):
         raise UsageError(

@@ -295,3 +295,11 @@ def test_a_folder_that_is_not_there_is_no_model(tmp_path: Path) -> None:
     assert text == (
         "runs/none was to be exported, and there is no such folder; name the folder of a run, or a MODEL"
     )
+
+
+def test_a_dense_network_that_was_never_trained_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    (finished_run / "dense.safetensors").unlink()
+    text = refusal(UsageError, finished_run, "--dense", "--out", tmp_path / "dense.onnx")
+    assert "trained no dense network" in text
+    assert "holds the pruned one only" in text
+    assert not (tmp_path / "dense.onnx").exists()
