@@ -86,7 +86,8 @@ class Ground:
                 self.data = load(data, size=size)
                 d = self.data
                 torch.save(
-                    {"tensors": [d.train_x, d.train_y, d.test_x, d.test_y], "classes": list(d.classes)}, cached
+                    {"tensors": [d.train_x, d.train_y, d.test_x, d.test_y], "classes": list(d.classes)},
+                    cached,
                 )
             from dataclasses import replace
 
@@ -106,7 +107,9 @@ class Ground:
             if not line.exists():
                 fitted = calibrate(model, plain, self.example, networks=6)
                 line.write_text(json.dumps({k: getattr(fitted, k) for k in fitted.__dataclass_fields__}))
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(line.read_text()).items()}
+            values = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(line.read_text()).items()
+            }
             self.cost = plain.with_calibration(Calibration(**values))
 
     def new(self, seed: int) -> nn.Module:
@@ -228,7 +231,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test_batches(500)) / len(data.test_y)
 
 
-# -- contestants --------------------------------------------------------------------------------------------------------
+# -- contestants ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -362,7 +365,7 @@ CONTESTANTS: dict[str, Callable[[Cell], Result]] = {
 }
 
 
-# -- cells --------------------------------------------------------------------------------------------------------------
+# -- cells ------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -426,7 +429,9 @@ def table(rows: Path) -> None:
 
 def main() -> None:
     """Runs the cells that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     parser.add_argument("--network", default="resnet20")
