@@ -31,6 +31,7 @@ from halpiee.deploy.target import Target
 from halpiee.methods.halp import HALP
 from halpiee.methods.iee import IEE
 from halpiee.methods.method import Method
+from halpiee.methods.repair import repair
 from halpiee.methods.small_dense import small_dense
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure
@@ -151,6 +152,7 @@ class Training:
     teacher: nn.Module | None = None
     weight: float = 0.9
     temperature: float = 2.0
+    lr: float | None = None
     step: int = 0
     seconds: float = 0.0
 
@@ -166,10 +168,11 @@ class Training:
         import math
 
         r = self.ground.recipe
+        lr = r.lr if self.lr is None else self.lr
         warm = max(1, round(r.warmup * self.total))
         if self.step < warm:
-            return r.lr * (self.step + 1) / warm
-        return r.lr * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.total - warm))) / 2
+            return lr * (self.step + 1) / warm
+        return lr * (1 + math.cos(math.pi * (self.step - warm) / max(1, self.total - warm))) / 2
 
     def optimizer(self, model: nn.Module) -> torch.optim.SGD:
         r = self.ground.recipe
@@ -354,6 +357,53 @@ def halp(cell: Cell, *, solver: str = "joint", end: float = 0.1, epochs: float =
     return _through(cell, training, model, make)
 
 
+def _cut(
+    cell: Cell, model: nn.Module, *, mend: bool = True, criterion: str = "taylor"
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns the model cut to the budget by one joint solve, its layers solved again."""
+    g = cell.ground
+    begun = time.process_time()
+    order = torch.randperm(len(g.data.train_y), generator=torch.Generator().manual_seed(cell.seed))
+    few = [(g.data.normalised(g.data.train_x[i]), g.data.train_y[i]) for i in order[:1024].split(128)]
+    model = model.to(memory_format=torch.contiguous_format).eval()
+    scores = halpiee.score(model, few, criterion, units=g.structure)
+    chosen = halpiee.select(scores, g.cost, cell.budget_us)
+    if mend:
+        compact = repair(model, g.structure, chosen.keep, few[:4])
+    else:
+        compact = halpiee.shrink(model, g.structure, chosen.keep)
+    return compact, {
+        "counts": dict(chosen.counts),
+        "predicted_us": chosen.latency_us,
+        "cut_seconds": time.process_time() - begun,
+        "accuracy_cut": accuracy(compact, g.data),
+    }
+
+
+def early(cell: Cell, *, share: float, mend: bool = True, criterion: str = "taylor") -> Result:
+    """Dense for a share of the training, one cut, and on at the compact size with the same schedule."""
+    g = cell.ground
+    training = Training(g, cell.epochs, cell.seed)
+    model = g.new(cell.seed)
+    training.run(model, training.optimizer(model), until=lambda step: step >= share * training.total)
+    compact, facts = _cut(cell, model, mend=mend, criterion=criterion)
+    training.run(compact, training.optimizer(compact))
+    return compact, {"seconds": training.seconds, **facts}
+
+
+def tuned(
+    cell: Cell, *, epochs: float = 4, lr: float = 0.05, mend: bool = True, distill: bool = False
+) -> Result:
+    """The dense network of so many epochs, one cut, trained on."""
+    g = cell.ground
+    model = pretrained(cell, epochs)
+    compact, facts = _cut(cell, model, mend=mend)
+    teacher = model.eval().to(memory_format=torch.channels_last) if distill else None
+    training = Training(g, cell.epochs, cell.seed + 100, teacher=teacher, lr=lr)
+    training.run(compact, training.optimizer(compact))
+    return compact, {"seconds": training.seconds, **facts}
+
+
 CONTESTANTS: dict[str, Callable[[Cell], Result]] = {
     "dense": dense,
     "uniform": uniform,
@@ -362,6 +412,13 @@ CONTESTANTS: dict[str, Callable[[Cell], Result]] = {
     "iee-pretrained": lambda c: iee(c, end=0.1, start="pretrained", epochs=4),
     "halp-joint": lambda c: halp(c),
     "halp-linear": lambda c: halp(c, solver="linear"),
+    "early-0.1": lambda c: early(c, share=0.1),
+    "early-0.25": lambda c: early(c, share=0.25),
+    "early-0.25-cut": lambda c: early(c, share=0.25, mend=False),
+    "early-0.5": lambda c: early(c, share=0.5),
+    "repaired": tuned,
+    "repaired-distill": lambda c: tuned(c, distill=True),
+    "cut-tuned": lambda c: tuned(c, mend=False),
 }
 
 

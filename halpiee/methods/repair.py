@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +77,7 @@ def repair(
     *,
     images: int = 512,
     norms: bool = True,
+    only: Collection[str] | None = None,
     ridges: tuple[float, ...] = RIDGES,
     seed: int = 0,
     compact: nn.Module | None = None,
@@ -94,6 +95,7 @@ def repair(
             augmentation.
         images: how many of them to use at most.
         norms: whether batch norms are estimated again.
+        only: weights to solve; by default all.
         ridges: λ to choose from.
         seed: of the positions that are sampled.
         compact: weights to start from, as ``shrink`` gave them, maybe trained since; by default the cut's.
@@ -115,6 +117,8 @@ def repair(
     n = len(inputs[0])
     with torch.no_grad(), _plain_attention():
         plans = _plans(dense, dense_names, inputs, kept)
+        if only is not None:
+            plans = {n: p if n in only else _Plan(skipped="it was not asked for") for n, p in plans.items()}
         layouts = _plans(cut, cut_names, inputs, {})
         sampler = _Sampler(dense_names, plans, shapes, n, seed)
         for at in range(0, n, BATCH):
