@@ -46,6 +46,9 @@ ROWS_PER_UNKNOWN = 6
 BATCH = 32
 """Images that pass through the dense network at once."""
 
+MOST = 100.0
+"""A residual is corrected through a batch norm by at most this factor: behind a tiny γ nothing can be corrected."""
+
 CHUNK = 4096
 """Rows whose products are summed in single precision before they are added in double precision."""
 
@@ -77,6 +80,7 @@ def repair(
     *,
     images: int = 512,
     norms: bool = True,
+    residuals: bool = True,
     only: Collection[str] | None = None,
     ridges: tuple[float, ...] = RIDGES,
     seed: int = 0,
@@ -95,6 +99,8 @@ def repair(
             augmentation.
         images: how many of them to use at most.
         norms: whether batch norms are estimated again.
+        residuals: whether a layer whose output is added to an earlier tensor also makes up for what that tensor
+            has lost.
         only: weights to solve; by default all.
         ridges: λ to choose from.
         seed: of the positions that are sampled.
@@ -120,12 +126,18 @@ def repair(
         if only is not None:
             plans = {n: p if n in only else _Plan(skipped="it was not asked for") for n, p in plans.items()}
         layouts = _plans(cut, cut_names, inputs, {})
-        sampler = _Sampler(dense_names, plans, shapes, n, seed)
+        adds = _residuals(dense, dense_names, inputs) if residuals else {}
+        here = _residuals(cut, cut_names, inputs) if residuals else {}
+        adds = {name: add for name, add in adds.items() if name in here}
+        sampler = _Sampler(dense_names, plans, shapes, adds, n, seed)
         for at in range(0, n, BATCH):
-            sampler.count = min(BATCH, n - at)
+            sampler.start(min(BATCH, n - at))
+            part = tuple(x[at : at + BATCH] for x in inputs)
             with sampler:
-                dense(*(x[at : at + BATCH] for x in inputs))
-        solver = _Solver(cut_names, sampler, layouts, n, ridges, norms, dict(cut.named_buffers()), report)
+                dense(*part)
+        solver = _Solver(
+            cut_names, sampler, layouts, here, n, ridges, norms, dict(cut.named_buffers()), report
+        )
         with solver:
             cut(*inputs)
         for name in shapes:
@@ -401,6 +413,77 @@ class _Calls(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class _Residual:
+    """What is added to a layer's output, behind its batch norm where it has one.
+
+    Attributes:
+        made: number of the function call that gives it; before that of the layer.
+        norm: running variance, weight and ε of the batch norm between, or ``None``.
+    """
+
+    made: int
+    norm: tuple[Tensor, Tensor | None, float] | None
+
+    def factor(self, rows: Tensor | None) -> Tensor | float:
+        """Returns what one more in the sum is in the layer's output: σ/γ of each kept channel."""
+        if self.norm is None:
+            return 1.0
+        var, weight, eps = self.norm
+        found = (var + eps).sqrt() / (1 if weight is None else torch.where(weight.abs() < 1e-6, 1e-6, weight))
+        found = found if rows is None else found[rows.to(found.device)]
+        return found.clamp(-MOST, MOST)
+
+
+class _Residuals(TorchFunctionMode):
+    """Finds the additions behind layers: which earlier tensor is added to which layer's output."""
+
+    ADDS = (torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__)
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self._names, self._count = names, 0
+        self._alive: list[Any] = []  # so that no id is given twice
+        self._made: dict[int, int] = {}
+        self._behind: dict[int, tuple[str, int, Any]] = {}
+        self.found: dict[str, _Residual] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        number, self._count = self._count, self._count + 1
+        if not isinstance(out, Tensor):
+            return out
+        self._alive.append(out)
+        call = _call_of(func, args, kwargs)
+        if call is not None and id(call[2]) in self._names:
+            self._behind[id(out)] = (self._names[id(call[2])], number, None)
+        elif func is functional.batch_norm and id(args[0]) in self._behind:
+            name, at, norm = self._behind[id(args[0])]
+            given = dict(zip(("input", "running_mean", "running_var", "weight"), args, strict=False)) | kwargs
+            if norm is None and given.get("running_var") is not None:
+                eps = args[7] if len(args) > 7 else kwargs.get("eps", 1e-5)
+                self._behind[id(out)] = (name, at, (given["running_var"], given.get("weight"), eps))
+        elif func in self.ADDS and len(args) == 2 and all(isinstance(a, Tensor) for a in args):
+            for one, other in (args, args[::-1]):
+                made = self._made.get(id(other))
+                if id(one) in self._behind and made is not None and one.shape == other.shape:
+                    name, at, norm = self._behind[id(one)]
+                    if made < at and name not in self.found:
+                        self.found[name] = _Residual(made, norm)
+        self._made[id(out)] = number
+        return out
+
+
+def _residuals(
+    model: nn.Module, names: Mapping[int, str], inputs: tuple[Tensor, ...]
+) -> dict[str, _Residual]:
+    one = tuple(x[:1] for x in inputs)
+    with _Residuals(names) as scan:
+        model(*one)
+    return scan.found
+
+
 class _Sampler(TorchFunctionMode):
     """Keeps the dense network's outputs of every layer at sampled positions, kept channels only."""
 
@@ -409,13 +492,19 @@ class _Sampler(TorchFunctionMode):
         names: Mapping[int, str],
         plans: Mapping[str, _Plan],
         shapes: Mapping[str, torch.Size],
+        residuals: Mapping[str, _Residual],
         images: int,
         seed: int,
     ) -> None:
         super().__init__()
         self._names, self._plans, self._shapes, self._images = names, plans, shapes, images
+        self._residuals = residuals
+        self._wanted = {r.made for r in residuals.values()}
         self._generator = torch.Generator().manual_seed(seed)
         self._parts: dict[str, list[Tensor]] = {}
+        self._other: dict[str, list[Tensor]] = {}
+        self._held: dict[int, Tensor] = {}
+        self._number = 0
         self.count = 0  # images of this pass
         self.positions: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
 
@@ -429,9 +518,24 @@ class _Sampler(TorchFunctionMode):
         """Returns ``[rows, C_out]`` of all images, and forgets them."""
         return torch.cat(self._parts.pop(name))
 
+    def correction(self, name: str) -> tuple[Tensor, Tensor | float, Tensor | None] | None:
+        """Returns what is added behind a layer, ``[rows, C_out]`` of all images, its factor, and the rows that stay."""
+        if name not in self._other:
+            return None
+        rows = self._plans[name].rows
+        return torch.cat(self._other.pop(name)), self._residuals[name].factor(rows), rows
+
+    def start(self, count: int) -> None:
+        """Begins a pass of so many images."""
+        self.count, self._number = count, 0
+        self._held.clear()
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if self._number in self._wanted:
+            self._held[self._number] = out
+        self._number += 1
         found = _call_of(func, args, kwargs)
         if found is None or id(found[2]) not in self._names:
             return out
@@ -455,7 +559,19 @@ class _Sampler(TorchFunctionMode):
         if plan.rows is not None:
             part = part[:, plan.rows.to(part.device)]
         self._parts.setdefault(name, []).append(part.float())
+        residual = self._residuals.get(name)
+        if residual is not None and residual.made in self._held:
+            other = sampled(self._held[residual.made], call, plan, self.count, self.positions[name][0])
+            if plan.rows is not None:
+                other = other[:, plan.rows.to(other.device)]
+            self._other.setdefault(name, []).append(other)
         return out
+
+
+def sampled(x: Tensor, call: _Call, plan: _Plan, images: int, positions: Tensor) -> Tensor:
+    """Returns ``[rows, C]``: a tensor of a layer's output shape at some positions of all images."""
+    flat = plan.by_image(x, images) if call.kind == "linear" else x.flatten(2).transpose(1, 2)
+    return flat[:, positions.to(flat.device)].flatten(0, 1).float()
 
 
 class _Solver(TorchFunctionMode):
@@ -466,6 +582,7 @@ class _Solver(TorchFunctionMode):
         names: Mapping[int, str],
         sampler: _Sampler,
         layouts: Mapping[str, _Plan],
+        residuals: Mapping[str, _Residual],
         images: int,
         ridges: tuple[float, ...],
         norms: bool,
@@ -475,7 +592,13 @@ class _Solver(TorchFunctionMode):
         super().__init__()
         self._names, self._sampler, self._layouts, self._images = names, sampler, layouts, images
         self._ridges, self._norms, self._report = ridges, norms, report
+        self._residuals = residuals
+        self._wanted = {r.made for r in residuals.values()}
+        self._held: dict[int, Tensor] = {}
+        self._number = 0
+        fixed = {id(r.norm[0]) for r in residuals.values() if r.norm is not None}
         self._buffers = {id(b) for b in buffers.values()}
+        self._fixed = fixed
         self.done: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -489,11 +612,15 @@ class _Solver(TorchFunctionMode):
                 reason = self._layouts[name].skipped or self._sampler.reason(name)
                 self._report(RepairedLayer(name, skipped=reason) if reason else self._solve(name, *found))
             self.done.add(name)
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if self._number in self._wanted:
+            self._held[self._number] = out
+        self._number += 1
+        return out
 
     def _estimate(self, x: Tensor, mean: Tensor | None, var: Tensor | None, *_: Any, **__: Any) -> None:
         """Gives a batch norm the statistics of all that reaches it."""
-        if mean is None or var is None or id(mean) not in self._buffers:
+        if mean is None or var is None or id(mean) not in self._buffers or id(var) in self._fixed:
             return
         dims = [d for d in range(x.dim()) if d != 1]
         mean.copy_(x.mean(dims))
@@ -526,6 +653,17 @@ class _Solver(TorchFunctionMode):
     def _sums(self, name: str, call: _Call, x: Tensor, weight: Tensor) -> tuple[_Sums, _Sums]:
         """Returns the sums of the images to solve from, and of those that judge."""
         y = self._sampler.targets(name)
+        correction = self._sampler.correction(name)
+        if correction is not None and (made := self._residuals[name].made) in self._held:
+            should, factor, _ = correction
+            now = sampled(
+                self._held.pop(made),
+                call,
+                self._layouts[name],
+                self._images,
+                self._sampler.positions[name][0],
+            )
+            y = y + factor * (should - now)
         positions, size = self._sampler.positions[name]
         groups, unknowns, outs = call.flat(weight).shape
         n, places = len(x), len(positions)
