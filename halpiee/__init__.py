@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from halpiee.methods.once import prune_once
     from halpiee.methods.rewind import rewind
     from halpiee.methods.small_dense import small_dense
+    from halpiee.reconstruction.repair import repair
     from halpiee.saliency.score import score
     from halpiee.selection.choose import Selection, select
     from halpiee.selection.cost import LatencyCost
@@ -60,6 +61,7 @@ __all__ = [
     "analysis",
     "masked",
     "prune_once",
+    "repair",
     "rewind",
     "score",
     "select",
@@ -103,6 +105,7 @@ _HOME = {
     "Uniform": "halpiee.sparsity.distribution",
     "masked": "halpiee.structure.masked",
     "prune_once": "halpiee.methods.once",
+    "repair": "halpiee.reconstruction.repair",
     "rewind": "halpiee.methods.rewind",
     "score": "halpiee.saliency.score",
     "select": "halpiee.selection.choose",

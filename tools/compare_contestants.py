@@ -31,8 +31,8 @@ from halpiee.deploy.target import Target
 from halpiee.methods.halp import HALP
 from halpiee.methods.iee import IEE
 from halpiee.methods.method import Method
-from halpiee.methods.repair import repair
 from halpiee.methods.small_dense import small_dense
+from halpiee.reconstruction.repair import repair
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure
 from halpiee.structure.size import macs
