@@ -11,15 +11,17 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import math
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,6 +39,7 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure
 from halpiee.structure.size import macs
 from halpiee.training.data import Data, load
+from halpiee.training.images import shift_for
 from halpiee.zoo import build
 from latency.predict import Calibration
 from tools.small_cifar import Runs, interval
@@ -81,8 +84,9 @@ class Ground:
         with _locked(out / f"{self.name}.lock"):
             cached = out / f"data-{size}.pt"
             if cached.exists():
-                parts = torch.load(cached, weights_only=True)
-                self.data = Data(data, *parts["tensors"], tuple(parts["classes"]))
+                held = torch.load(cached, weights_only=True)
+                train_x, train_y, test_x, test_y = held["tensors"]
+                self.data = Data(data, train_x, train_y, test_x, test_y, tuple(held["classes"]))
             else:
                 self.data = load(data, size=size)
                 d = self.data
@@ -90,10 +94,6 @@ class Ground:
                     {"tensors": [d.train_x, d.train_y, d.test_x, d.test_y], "classes": list(d.classes)},
                     cached,
                 )
-            from dataclasses import replace
-
-            from halpiee.training.images import shift_for
-
             self.data = replace(
                 self.data, augmentation=replace(self.data.augmentation, shift=shift_for(size))
             )
@@ -107,11 +107,8 @@ class Ground:
             line = out / f"{self.name}.calibration.json"
             if not line.exists():
                 fitted = calibrate(model, plain, self.example, networks=6)
-                line.write_text(json.dumps({k: getattr(fitted, k) for k in fitted.__dataclass_fields__}))
-            values = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(line.read_text()).items()
-            }
-            self.cost = plain.with_calibration(Calibration(**values))
+                line.write_text(json.dumps(asdict(fitted)))
+            self.cost = plain.with_calibration(msgspec.convert(json.loads(line.read_text()), Calibration))
 
     def new(self, seed: int) -> nn.Module:
         """Returns the dense network with the weights of a seed."""
@@ -165,9 +162,7 @@ class Training:
         return round(self.epochs * self.per_epoch)
 
     def rate(self) -> float:
-        import math
-
-        r = self.ground.recipe
+            r = self.ground.recipe
         lr = r.lr if self.lr is None else self.lr
         warm = max(1, round(r.warmup * self.total))
         if self.step < warm:
@@ -364,7 +359,7 @@ def _cut(
     g = cell.ground
     begun = time.process_time()
     order = torch.randperm(len(g.data.train_y), generator=torch.Generator().manual_seed(cell.seed))
-    few = [(g.data.normalised(g.data.train_x[i]), g.data.train_y[i]) for i in order[:1024].split(128)]
+    few = [(g.data.normalised(g.data.train_x[i]), g.data.train_y[i]) for i in torch.split(order[:1024], 128)]
     model = model.to(memory_format=torch.contiguous_format).eval()
     scores = halpiee.score(model, few, criterion, units=g.structure)
     chosen = halpiee.select(scores, g.cost, cell.budget_us)
