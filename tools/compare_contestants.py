@@ -162,7 +162,7 @@ class Training:
         return round(self.epochs * self.per_epoch)
 
     def rate(self) -> float:
-            r = self.ground.recipe
+        r = self.ground.recipe
         lr = r.lr if self.lr is None else self.lr
         warm = max(1, round(r.warmup * self.total))
         if self.step < warm:
