@@ -1,16 +1,20 @@
 # Everything a user or a reviewer runs. Needs Python >= 3.11 and make; PYTHON=python3.12 picks another one.
+# INSTALL=--newest installs the newest versions that pyproject.toml allows instead of those of requirements/.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models exports package coverage clean
+.PHONY: lock demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models exports package coverage clean
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml tools/install.py $(wildcard requirements/lock-*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m tools.install $(INSTALL)
 	touch $@
+
+lock: ## writes the exact versions that are installed, for every Python
+	$(PYTHON) -m tools.lock
 
 demo: $(VENV)/.installed ## the whole path on a small network: profile, plan, train, shrink, export, measure
 	$(BIN)/halpiee demo
