@@ -41,6 +41,7 @@ class Cell(TypedDict, total=False):
     pad: Dims
     dilation: Dims
     groups: Width
+    d: Side
     h: Side
     w: Side
     batch: Side

@@ -67,7 +67,7 @@ class Table:
             )
         for cell in used:
             us = cell.get("us")
-            if not isinstance(us, int | float) or not math.isfinite(us):
+            if isinstance(us, bool) or not isinstance(us, int | float) or not 0 < us < math.inf:
                 raise ProfileError(
                     f"the cell of {_shape(op)} at {cell['c_in']} → {cell['c_out']} has the time {us!r} µs; "
                     "measure it again: remove its line from the profile and resume the sweep"

@@ -137,6 +137,12 @@ def test_a_conv_of_an_image_has_a_table_of_its_own() -> None:
     assert float(profile.table(op(16, 8)).lookup(3, 8)) == 5.0
 
 
+@pytest.mark.parametrize("us", [-1.0, 0.0, 0, True, float("inf"), float("nan")])
+def test_a_time_that_is_not_above_0_is_refused_with_its_cell(us: float) -> None:
+    with pytest.raises(ProfileError, match=rf"at 8 → 8 has the time {us!r} µs; measure it again"):
+        table([cell(8, 8, us), cell(16, 8, 2.0)], op(8, 8))
+
+
 def test_a_time_that_is_no_number_is_refused() -> None:
     with pytest.raises(ProfileError, match="has the time None µs"):
         table([cell(8, 8, None)], op(8, 8))
