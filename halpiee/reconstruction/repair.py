@@ -15,7 +15,7 @@ towards the cut weights, with residuals made up for, and through the whole netwo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,14 +26,11 @@ from halpiee.reconstruction.layer_call import plain_attention
 from halpiee.reconstruction.layout import Layout, layouts_of
 from halpiee.reconstruction.residual import residuals_of
 from halpiee.reconstruction.samples import Sampler
-from halpiee.reconstruction.solver import RepairedLayer, Solver
+from halpiee.reconstruction.solver import RepairedLayer, Settings, Solver
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import kept_positions, shrink
 
-__all__ = ["RepairedLayer", "repair"]
-
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""λ to choose from, as shares of the mean of the diagonal of Σ x xᵀ."""
+__all__ = ["RepairedLayer", "Settings", "repair"]
 
 BATCH = 32
 """Images that pass through the dense network at once."""
@@ -45,12 +42,7 @@ def repair(
     keep: Mapping[str, Tensor],
     batches: Iterable[Any],
     *,
-    images: int = 512,
-    norms: bool = True,
-    residuals: bool = True,
-    only: Collection[str] | None = None,
-    ridges: tuple[float, ...] = RIDGES,
-    seed: int = 0,
+    settings: Settings | None = None,
     compact: nn.Module | None = None,
     report: Callable[[RepairedLayer], None] = lambda layer: None,
 ) -> nn.Module:
@@ -64,20 +56,15 @@ def repair(
         keep: group name → BoolTensor ``[size]``; as for ``shrink``.
         batches: inputs, or (inputs, labels) of which the labels are not read; from the training images, without
             augmentation.
-        images: how many of them to use at most.
-        norms: whether batch norms are estimated again.
-        residuals: whether a layer whose output is added to an earlier tensor also makes up for what that tensor
-            has lost.
-        only: weights to solve; by default all.
-        ridges: λ to choose from.
-        seed: of the positions that are sampled.
+        settings: how layers are solved; by default ``Settings()``.
         compact: weights to start from, as ``shrink`` gave them, maybe trained since; by default the cut's.
         report: told of each layer.
 
     Raises:
         UsageError: no images, or less than five.
     """
-    inputs = _inputs(batches, images)
+    s = settings or Settings()
+    inputs = _inputs(batches, s.images)
     cut = copy.deepcopy(compact) if compact is not None else shrink(model, structure, keep)
     assert isinstance(cut, nn.Module)
     dense = copy.deepcopy(model).eval()
@@ -90,21 +77,21 @@ def repair(
     n = len(inputs[0])
     with torch.no_grad(), plain_attention():
         plans = layouts_of(dense, dense_names, inputs, kept)
-        if only is not None:
-            plans = {n: p if n in only else Layout(skipped="it was not asked for") for n, p in plans.items()}
+        if s.only is not None:
+            plans = {
+                n: p if n in s.only else Layout(skipped="it was not asked for") for n, p in plans.items()
+            }
         layouts = layouts_of(cut, cut_names, inputs, {})
-        adds = residuals_of(dense, dense_names, inputs) if residuals else {}
-        here = residuals_of(cut, cut_names, inputs) if residuals else {}
+        adds = residuals_of(dense, dense_names, inputs) if s.residuals else {}
+        here = residuals_of(cut, cut_names, inputs) if s.residuals else {}
         adds = {name: add for name, add in adds.items() if name in here}
-        sampler = Sampler(dense_names, plans, shapes, adds, n, seed)
+        sampler = Sampler(dense_names, plans, shapes, adds, n, s.seed)
         for at in range(0, n, BATCH):
             sampler.start(min(BATCH, n - at))
             part = tuple(x[at : at + BATCH] for x in inputs)
             with sampler:
                 dense(*part)
-        solver = Solver(
-            cut_names, sampler, layouts, here, n, ridges, norms, dict(cut.named_buffers()), report
-        )
+        solver = Solver(cut, sampler, layouts, here, n, s, report)
         with solver:
             cut(*inputs)
         for name in shapes:

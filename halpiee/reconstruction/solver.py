@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -18,7 +18,10 @@ from halpiee.reconstruction.residual import Residual
 from halpiee.reconstruction.ridge import Sums, ridge_solution, with_mean
 from halpiee.reconstruction.samples import Sampler
 
-__all__ = ["RepairedLayer", "Solver"]
+__all__ = ["RepairedLayer", "Settings", "Solver"]
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""λ to choose from, as shares of the mean of the diagonal of Σ x xᵀ."""
 
 HELD_OUT = 0.2
 """Share of the images whose positions only judge λ."""
@@ -46,31 +49,60 @@ class RepairedLayer:
     skipped: str | None = None
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How layers are solved.
+
+    Attributes:
+        images: how many images to use at most.
+        norms: whether batch norms are estimated again.
+        residuals: whether a layer whose output is added to an earlier tensor also makes up for what that has lost.
+        only: weights to solve; ``None``: all.
+        ridges: λ to choose from, as shares of the mean of the diagonal of Σ x xᵀ.
+        seed: of the positions that are sampled.
+    """
+
+    images: int = 512
+    norms: bool = True
+    residuals: bool = True
+    only: Collection[str] | None = None
+    ridges: tuple[float, ...] = RIDGES
+    seed: int = 0
+
+
 class Solver(TorchFunctionMode):
-    """Solves every layer when it is called, and goes on with its new weights."""
+    """Solves every layer when it is called, and goes on with its new weights.
+
+    Args:
+        compact: the network whose layers are solved.
+        sampler: what the dense network gave.
+        layouts: where the images lie in the compact network's inputs.
+        residuals: what is added behind its layers.
+        images: how many pass through it.
+        settings: how layers are solved.
+        report: told of each layer.
+    """
 
     def __init__(
         self,
-        names: Mapping[int, str],
+        compact: nn.Module,
         sampler: Sampler,
         layouts: Mapping[str, Layout],
         residuals: Mapping[str, Residual],
         images: int,
-        ridges: tuple[float, ...],
-        norms: bool,
-        buffers: Mapping[str, Tensor],
+        settings: Settings,
         report: Callable[[RepairedLayer], None],
     ) -> None:
         super().__init__()
-        self._names, self._sampler, self._layouts, self._images = names, sampler, layouts, images
-        self._ridges, self._norms, self._report = ridges, norms, report
+        self._names = {id(p): n for n, p in compact.named_parameters()}
+        self._sampler, self._layouts, self._images = sampler, layouts, images
+        self._ridges, self._norms, self._report = settings.ridges, settings.norms, report
         self._residuals = residuals
         self._wanted = {r.made for r in residuals.values()}
         self._held: dict[int, Tensor] = {}
         self._number = 0
-        fixed = {id(r.norm[0]) for r in residuals.values() if r.norm is not None}
-        self._buffers = {id(b) for b in buffers.values()}
-        self._fixed = fixed
+        self._buffers = {id(b) for b in compact.buffers()}
+        self._fixed = {id(r.norm[0]) for r in residuals.values() if r.norm is not None}
         self.done: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

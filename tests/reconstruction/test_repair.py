@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import halpiee
 from halpiee.errors import UsageError
-from halpiee.reconstruction.repair import RepairedLayer, repair
+from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
 
 
 def twins(layer: nn.Module, dim: int = 0) -> None:
@@ -80,7 +80,7 @@ def test_a_linear_layer_gets_numpys_least_squares_solution() -> None:
     x = torch.randn(400, 5)
     structure = halpiee.trace(model, (x[:1],))
     keep = {"0": torch.tensor([True, True, False, True, False, True])}
-    mended = repair(model, structure, keep, [x], images=400, ridges=(1e-12,))
+    mended = repair(model, structure, keep, [x], settings=Settings(ridges=(1e-12,)))
     with torch.no_grad():
         hidden = torch.tanh(x @ model[0].weight[keep["0"]].T + model[0].bias[keep["0"]]).double()
         wanted = model(x).double()
@@ -134,8 +134,8 @@ def test_a_branch_makes_up_for_what_the_residual_lost() -> None:
     x = torch.randn(2000, 4)
     structure = halpiee.trace(model, (x[:1],))
     keep = {"stem": torch.arange(6) < 3}
-    with_it = repair(model, structure, keep, [x], images=2000)
-    without = repair(model, structure, keep, [x], images=2000, residuals=False)
+    with_it = repair(model, structure, keep, [x], settings=Settings(images=2000))
+    without = repair(model, structure, keep, [x], settings=Settings(images=2000, residuals=False))
 
     def sum_error(net: nn.Module) -> float:
         sums = []
@@ -181,7 +181,7 @@ def test_attention_is_solved_image_by_image_whatever_its_layout(batch_first: boo
     keep = {g.name: torch.arange(g.size) < (g.size + 1) // 2 for g in structure.prunable}
     assert keep
     told: list[RepairedLayer] = []
-    mended = repair(model, structure, keep, [x], images=300, report=told.append)
+    mended = repair(model, structure, keep, [x], report=told.append)
     by_name = {layer.name: layer for layer in told}
     # its input is the network's own: what is kept of it says what it said
     assert by_name["attention.in_proj_weight"].before == pytest.approx(0.0, abs=1e-3)
