@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from halpiee.methods.rewind import rewind
     from halpiee.methods.small_dense import small_dense
     from halpiee.reconstruction.repair import repair
+    from halpiee.saliency.registry import criterion
     from halpiee.saliency.score import score
     from halpiee.selection.choose import Selection, select
     from halpiee.selection.cost import LatencyCost
@@ -59,6 +60,7 @@ __all__ = [
     "SynFlow",
     "Uniform",
     "analysis",
+    "criterion",
     "masked",
     "prune_once",
     "repair",
@@ -103,6 +105,7 @@ _HOME = {
     "Structure": "halpiee.structure.groups",
     "SynFlow": "halpiee.methods.at_init",
     "Uniform": "halpiee.sparsity.distribution",
+    "criterion": "halpiee.saliency.registry",
     "masked": "halpiee.structure.masked",
     "prune_once": "halpiee.methods.once",
     "repair": "halpiee.reconstruction.repair",

@@ -21,7 +21,7 @@ from halpiee.methods.phases import Phase, Recipe, Redraw, Resize, Shuffle, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
-from halpiee.saliency.names import criterion_of
+from halpiee.saliency.registry import criterion_of
 from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform, as_budget
 
 __all__ = ["SNIP", "AtInit", "GraSP", "SynFlow", "recipe"]

@@ -33,8 +33,8 @@ from halpiee.methods.ranks import check_ranks
 from halpiee.methods.resuming import check_units, restore, state_of
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
-from halpiee.saliency.flat import tell, undecided
-from halpiee.saliency.given import Given
+from halpiee.saliency.magnitude import Given
+from halpiee.saliency.score import tell, undecided
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 

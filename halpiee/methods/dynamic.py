@@ -27,9 +27,8 @@ from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Shuffle, S
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
-from halpiee.saliency.given import Given
 from halpiee.saliency.gradient import Gradient
-from halpiee.saliency.magnitude import Magnitude
+from halpiee.saliency.magnitude import Given, Magnitude
 from halpiee.sparsity.distribution import ERK, Budget, Global, PerLayer, as_budget
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask

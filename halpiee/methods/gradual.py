@@ -27,7 +27,7 @@ from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
-from halpiee.saliency.names import criterion_of
+from halpiee.saliency.registry import criterion_of
 from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform, as_budget
 from halpiee.sparsity.schedule import Cosine, Cubic
 

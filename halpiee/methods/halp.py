@@ -22,8 +22,8 @@ from halpiee.methods.phases import Phase, Recipe, Resize, Train
 from halpiee.methods.pools import LatencyPool, Pool, bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Criterion
-from halpiee.saliency.names import criterion_of
-from halpiee.saliency.taylor import Taylor
+from halpiee.saliency.gradient import Taylor
+from halpiee.saliency.registry import criterion_of
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Budget, Latency, as_budget
 from halpiee.sparsity.granularity import Units

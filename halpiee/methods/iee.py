@@ -21,7 +21,7 @@ from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Start, Train
 from halpiee.methods.pools import bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency import Criterion, Magnitude, Taylor
-from halpiee.saliency.names import criterion_of
+from halpiee.saliency.registry import criterion_of
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import ERK, Budget, Global, as_budget
 from halpiee.sparsity.granularity import Channels, Weights

@@ -19,9 +19,8 @@ from halpiee.errors import UsageError
 from halpiee.methods.pools import Pool, bind
 from halpiee.methods.unwrap import bare
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
-from halpiee.saliency.flat import NO_GRADIENT, tell, undecided
-from halpiee.saliency.names import criterion_of
-from halpiee.saliency.score import pairs_of, scores_of, units_of
+from halpiee.saliency.registry import criterion_of
+from halpiee.saliency.score import NO_GRADIENT, pairs_of, scores_of, tell, undecided, units_of
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, PerLayer, Uniform, as_budget
 from halpiee.sparsity.granularity import Units

@@ -29,9 +29,8 @@ from halpiee.errors import UsageError
 from halpiee.methods.guard import Guard
 from halpiee.methods.once import best, stages
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
-from halpiee.saliency.flat import tell
-from halpiee.saliency.names import criterion_of
-from halpiee.saliency.score import pairs_of, units_of
+from halpiee.saliency.registry import criterion_of
+from halpiee.saliency.score import pairs_of, tell, units_of
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Budget, as_budget
 from halpiee.sparsity.granularity import Units

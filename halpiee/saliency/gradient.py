@@ -1,23 +1,37 @@
-"""Gradient importance: ``|g|`` of a weight (the growth score of RigL, Evci et al. 2020), ``Σ|g|`` over a filter.
+"""First-order scores: what the loss changes by when a unit is removed.
 
-On a filter that is zeroed while γ and β stay, ``Σ|g|`` is the regrowth score of structured GraNet (Liu et al. 2021).
+Taylor: ``|w·g|`` of a weight (Molchanov et al. 2017); of coupled channels ``|Σ_l (γ_l·g_γl + β_l·g_βl)|``, summed over
+the coupled layers before the absolute value (Molchanov et al. 2019, Eq. 8; HALP, Sec. 3); of filters the same on the
+norm behind each; of units without a norm ``|Σ w·g|`` over the weights and biases that produce them. SNIP (Lee et al.
+2019, Eq. 4) is the same number at initialisation. Loss preservation (Lubana & Dick 2021, Eqs. 3, 8): ``|θᵀg|`` of a
+filter, and ``‖θ‖·|θᵀg|``. Gradient: ``|g|`` of a weight (the growth score of RigL, Evci et al. 2020), ``Σ|g|`` over a
+filter: the regrowth score of structured GraNet (Liu et al. 2021), on a filter that is zeroed while γ and β stay.
+
+A batch norm in training mode undoes any scale of the layer before it, so ``Σ w·g`` over the weights of each of that
+layer's units is zero, up to rounding and the norm's ε. A ranking by such remainders is chance. They become exact zeros,
+which ``halpiee.score`` reports. Score in ``InMode(…, "eval")`` to avoid them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from halpiee.saliency.criterion import Look
+from halpiee.saliency.criterion import Batches, Look, LossFn, Passes
+from halpiee.saliency.magnitude import Norm
+from halpiee.saliency.probe import NormMode, loss_gradients, norm_mode
+from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["Gradient"]
+__all__ = ["REST", "SNIP", "Gradient", "LossPreservation", "Taylor", "settled"]
 
 
+@criterion("gradient", paper="Evci et al. 2020, arXiv 1911.11134")
 @dataclass(frozen=True)
 class Gradient:
-    """Taken on every step, batch norms in the mode the model is in."""
+    """``|g|`` of a weight, ``Σ|g|`` over other units, on every step; batch norms run in the mode the model is in."""
 
     per_step: bool = True
 
@@ -29,3 +43,109 @@ class Gradient:
             return None if g is None else g.detach().abs()
 
         return units.reduce(size)
+
+
+@criterion("taylor", paper="Molchanov et al. 2019, arXiv 1906.10771")
+@dataclass(frozen=True)
+class Taylor:
+    """``|Σ w·g|`` over a unit's scoring elements, on every step."""
+
+    per_step: bool = True
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score of the unit's shape; units without any gradient are missing."""
+
+        def product(name: str) -> Tensor | None:
+            w, g = value(name), gradient(name)
+            return None if w is None or g is None else w.detach() * g
+
+        gate = getattr(units, "gate", units.reduce)
+        return {name: total.abs() for name, total in settled(gate, product).items()}
+
+
+@criterion("snip", paper="Lee et al. 2019, arXiv 1810.02340")
+@dataclass(frozen=True)
+class SNIP:
+    """``|Σ w·g|``: the loss's sensitivity to a gate on each unit (Lee et al. 2019, Eq. 4).
+
+    Batch norms are in training mode, over ten examples a class (Frankle et al. 2021; measured by neuron collapse, see
+    ``halpiee.analysis.collapse``).
+
+    Attributes:
+        norms: mode of the batch norms while scoring.
+    """
+
+    norms: NormMode = "train"
+    per_step: bool = True
+
+    def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+        """Yields the loss gradients of each batch."""
+        with norm_mode(model, self.norms):
+            yield from loss_gradients(model, batches, loss_fn)
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score of the unit's shape; units without any gradient are missing."""
+        return Taylor()(units, value, gradient)
+
+
+@criterion("loss", paper="Lubana & Dick 2021, arXiv 2009.11839")
+@criterion("loss-magnitude", paper="Lubana & Dick 2021, arXiv 2009.11839", options={"magnitude": True})
+@dataclass(frozen=True)
+class LossPreservation:
+    """``|θᵀg|``, or ``‖θ‖₂·|θᵀg|``, over a unit's scoring elements.
+
+    Attributes:
+        magnitude: whether the norm multiplies it.
+        elementwise: as the released code computes it: ``Σ|θ_i g_i|``, with the magnitude ``Σ|θ_i² g_i|``.
+    """
+
+    magnitude: bool = False
+    elementwise: bool = False
+    per_step: bool = True
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score of the unit's shape; units without any gradient are missing."""
+
+        def product(name: str) -> Tensor | None:
+            w, g = value(name), gradient(name)
+            if w is None or g is None:
+                return None
+            if not self.elementwise:
+                return w.detach() * g
+            return (w.detach().pow(2 if self.magnitude else 1) * g).abs()
+
+        found = {name: total.abs() for name, total in settled(units.reduce, product).items()}
+        if self.magnitude and not self.elementwise:
+            size = Norm(2)(units, value, gradient)
+            found = {name: size[name] * total for name, total in found.items()}
+        return found
+
+
+REST = 1e-3
+"""A sum of products below this share of the sum of their sizes, for *every* unit of a group, is rounding.
+
+Rounding leaves 1e-6 of it in 32 bits, the ε of a norm up to about 1e-4 at the variances of an initialisation. The
+share of one unit of n independent products falls below r with a probability of about r·√n, so a group of a few units
+passes by chance with less than one in a thousand.
+"""
+
+Element = Callable[[str], Tensor | None]
+
+
+def settled(reduce: Callable[[Element], dict[str, Tensor]], product: Element) -> dict[str, Tensor]:
+    """Returns the signed sums of a product; a group in which all of them have cancelled out is exactly zero.
+
+    Args:
+        reduce: of the units: element-wise quantity → unit name → sums.
+        product: tensor name → element-wise product, ``None`` where there is none.
+    """
+
+    def size(name: str) -> Tensor | None:
+        found = product(name)
+        return None if found is None else found.abs()
+
+    sizes = reduce(size)
+    return {
+        name: total * 0 if bool((total.abs() <= REST * sizes[name]).all()) else total
+        for name, total in reduce(product).items()
+    }

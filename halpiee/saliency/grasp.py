@@ -18,11 +18,15 @@ from torch import Tensor, nn
 from halpiee.errors import UsageError
 from halpiee.saliency.criterion import Batches, Look, LossFn, Passes
 from halpiee.saliency.probe import NormMode, hessian_gradients, norm_mode
+from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units
 
 __all__ = ["GraSP"]
 
 
+@criterion("grasp", paper="Wang et al. 2020, arXiv 2002.07376")
+@criterion("grasp-magnitude", paper="Frankle et al. 2021, arXiv 2009.08576", options={"magnitude": True})
+@criterion("grasp-plain", paper="Wang et al. 2020, arXiv 2002.07376", options={"temperature": 1.0})
 @dataclass(frozen=True)
 class GraSP:
     """``Σ w·(H g)`` over a unit's scoring elements; needs batches, and cannot be read off a training step.

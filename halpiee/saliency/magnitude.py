@@ -1,20 +1,27 @@
-"""Magnitude importance: ``|w|`` of a weight, ``Σ|w|`` over the scoring elements of a channel (Li et al. 2017)."""
+"""Scores without gradients: the size of weights, chance, scores that are known already, the change of norms' scales."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
+from halpiee.errors import UsageError
 from halpiee.saliency.criterion import Look
+from halpiee.saliency.registry import criterion
+from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["Magnitude"]
+__all__ = ["Given", "Magnitude", "Norm", "Random", "ScaleChange"]
 
 
+@criterion("magnitude", paper="Li et al. 2017, arXiv 1608.08710")
 @dataclass(frozen=True)
 class Magnitude:
-    """Read once, when it is asked for."""
+    """``|w|`` of a weight, ``Σ|w|`` over the scoring elements of a channel; read once."""
 
     per_step: bool = False
 
@@ -26,3 +33,116 @@ class Magnitude:
             return None if w is None else w.detach().abs()
 
         return units.reduce(size)
+
+
+@criterion("l1", paper="Li et al. 2017, arXiv 1608.08710", options={"p": 1})
+@criterion("l2", paper="Lubana & Dick 2021, arXiv 2009.11839", options={"p": 2})
+@dataclass(frozen=True)
+class Norm:
+    """``‖θ‖_p`` over a unit's scoring elements; read once.
+
+    ``Σ|θ|`` (Li et al. 2017) or ``√Σθ²``, "magnitude" of Lubana & Dick 2021.
+
+    Attributes:
+        p: 1 or 2.
+    """
+
+    p: Literal[1, 2] = 1
+    per_step: bool = False
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score of the unit's shape."""
+
+        def power(name: str) -> Tensor | None:
+            w = value(name)
+            return None if w is None else w.detach().abs().pow(self.p)
+
+        return {name: total.pow(1 / self.p) for name, total in units.reduce(power).items()}
+
+
+@criterion("random", invertible=False)
+@dataclass(frozen=True)
+class Random:
+    """Uniform in [0, 1), the same for the same seed: the baseline that every criterion has to beat."""
+
+    seed: int = 0
+    per_step: bool = False
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score of the unit's shape."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return {name: torch.rand(size, generator=generator) for name, size in units.sizes.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """The scores as they are given, from a file, another training or another program; read once.
+
+    Attributes:
+        scores: unit name → tensor of the unit's shape.
+    """
+
+    scores: Mapping[str, Tensor]
+    per_step = False
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → float32 score of the unit's shape.
+
+        Raises:
+            UsageError: no scores of a unit, or of another shape.
+        """
+        for name, size in units.sizes.items():
+            if name not in self.scores or tuple(self.scores[name].shape) != size:
+                found = tuple(self.scores[name].shape) if name in self.scores else "none"
+                raise UsageError(
+                    f"scores of {name!r} of shape {size} were asked, and {found} are given; "
+                    "give those of this very network and these units"
+                )
+        return {name: self.scores[name].float() for name in units.sizes}
+
+
+@criterion("scale-change", paper="Lubana & Dick 2021, arXiv 2009.11839", units=("filters",))
+@dataclass(frozen=True)
+class ScaleChange:
+    """``|σ·Δσ|`` on the scale σ of the batch norm behind a filter (Lubana & Dick 2021, Fig. 2); stands for ``|θᵀg|``.
+
+    Δσ is the change of σ since an earlier state, which is read once. Without an earlier state it is the gradient of σ
+    at every step: the same, at a step of plain SGD, up to the learning rate.
+
+    Attributes:
+        before: parameter name → value at the earlier state, as ``state_dict`` holds it; clone it.
+    """
+
+    before: Mapping[str, Tensor] | None = None
+
+    @property
+    def per_step(self) -> bool:
+        """Whether gradients are read."""
+        return self.before is None
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns filter name → score ``[C_out]``.
+
+        Raises:
+            UsageError: units that are not filters, or a filter without a batch norm.
+        """
+        if not isinstance(units, Filters):
+            raise UsageError(
+                f"|σ·Δσ| was asked of {type(units).__name__}; it lives on the batch norm behind a filter: "
+                "use units='filters', and taylor for coupled channels"
+            )
+        if bare := [path for path in units.sizes if path not in units.norms]:
+            raise UsageError(
+                f"|σ·Δσ| was asked of {bare[0]!r} (and {len(bare) - 1} more), which no batch norm follows; "
+                "pin those convolutions, or use loss or l1"
+            )
+        before = self.before
+
+        def change(name: str) -> Tensor | None:
+            if before is None:
+                return gradient(name)
+            now = value(name)
+            return None if now is None or name not in before else now.detach() - before[name].to(now.device)
+
+        scale, delta = units.scales(value), units.scales(change)
+        return {path: (scale[path] * d).abs() for path, d in delta.items()}

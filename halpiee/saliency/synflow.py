@@ -15,12 +15,14 @@ from torch.func import functional_call
 
 from halpiee.errors import UsageError
 from halpiee.saliency.criterion import Batches, Look, LossFn, Passes
+from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.inputs import example_input
 
 __all__ = ["SynFlow"]
 
 
+@criterion("synflow", paper="Tanaka et al. 2020, arXiv 2006.05467")
 @dataclass(frozen=True)
 class SynFlow:
     """The synaptic flow through a unit's scoring elements; always 0 or more.

@@ -18,8 +18,8 @@ from halpiee.methods.halp import HALP
 from halpiee.methods.iee import IEE
 from halpiee.methods.method import Method
 from halpiee.saliency.algebra import InMode
-from halpiee.saliency.names import named
-from halpiee.saliency.taylor import Taylor
+from halpiee.saliency.gradient import Taylor
+from halpiee.saliency.registry import named
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Latency
 from halpiee.structure.groups import Structure

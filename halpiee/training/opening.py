@@ -16,7 +16,7 @@ from halpiee.methods.at_init import recipe as one_shot
 from halpiee.methods.catalogue import about
 from halpiee.methods.once import stages
 from halpiee.methods.pools import bind
-from halpiee.saliency.names import named
+from halpiee.saliency.registry import named
 from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
 from halpiee.training.attach import ONE_SHOT, method_of

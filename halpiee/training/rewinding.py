@@ -16,7 +16,7 @@ from halpiee.methods.catalogue import about
 from halpiee.methods.dynamic import Static
 from halpiee.methods.once import best, stages
 from halpiee.methods.rewind import LEARNING_RATE_REWINDING, REINIT, Retrain
-from halpiee.saliency.names import named
+from halpiee.saliency.registry import named
 from halpiee.sparsity.mask import Mask
 from halpiee.training.attach import draw_again
 from halpiee.training.baseline import resumed

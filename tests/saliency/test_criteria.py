@@ -27,7 +27,7 @@ from halpiee.saliency import (
     Taylor,
     named,
 )
-from halpiee.saliency.snip import SNIP
+from halpiee.saliency.gradient import SNIP
 from halpiee.sparsity import Filters, Weights
 
 Batches = list[tuple[Tensor, Tensor]]

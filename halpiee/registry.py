@@ -1,0 +1,144 @@
+"""Parts that register themselves by name: criteria and methods of this package, and those of other packages.
+
+A part is one file: a decorator in it registers the part. The files of a home package are imported when a name is looked
+up for the first time. A package of somebody else names its parts as entry points of a group (``halpiee.criteria``,
+``halpiee.methods``), each under the name that its decorator registers; an entry point is loaded when its name is asked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+from halpiee.errors import UsageError
+
+__all__ = ["Registry", "plain", "unknown"]
+
+T = TypeVar("T")
+
+
+def plain(name: str) -> str:
+    """Returns a name as it is registered: ``_`` may stand for ``-``."""
+    return name.replace("_", "-")
+
+
+def unknown(noun: str, name: str, known: Mapping[str, object] | list[str], *, more: str = "") -> UsageError:
+    """Returns the error of a name that nothing has, with the closest name and all others.
+
+    Args:
+        noun: what was asked for, such as ``criterion``.
+        name: as it was asked.
+        known: all names.
+        more: what else may be asked, to end the sentence with.
+    """
+    close = difflib.get_close_matches(plain(name), known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return UsageError(f"the {noun} {name!r} was asked; {hint}known are {', '.join(sorted(known))}{more}")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Name → part; a mapping that fills itself when it is read.
+
+    Args:
+        noun: what a part is called in messages.
+        group: entry points by which other packages add parts.
+        home: package whose files register parts when they are imported.
+    """
+
+    def __init__(self, noun: str, *, group: str, home: str) -> None:
+        self.noun, self.group, self.home = noun, group, home
+        self._parts: dict[str, T] = {}
+        self._origins: dict[str, str] = {}
+        self._searched = False
+
+    def add(self, name: str, part: T, origin: object) -> None:
+        """Registers a part.
+
+        Args:
+            name: to look it up by, in lower case with ``-`` between words.
+            part: what is looked up.
+            origin: the class or function that was decorated. The same one may register again, as a notebook's cell
+                does that is run twice.
+
+        Raises:
+            UsageError: an odd name, or one that another part has.
+        """
+        if not name or name != plain(name).lower() or not name.replace("-", "").isalnum():
+            raise UsageError(
+                f"the {self.noun} name {name!r} was registered; give lower case letters, digits and '-'"
+            )
+        where = f"{getattr(origin, '__module__', '')}.{getattr(origin, '__qualname__', origin)}"
+        if self._origins.get(name, where) != where:
+            raise UsageError(
+                f"the {self.noun} {name!r} was registered by {where}, and {self._origins[name]} has that name; "
+                "give another one"
+            )
+        self._parts[name], self._origins[name] = part, where
+
+    def names(self) -> list[str]:
+        """Returns every name, sorted; entry points are named without being loaded."""
+        self._search()
+        return sorted({*self._parts, *self._points()})
+
+    def __getitem__(self, name: str) -> T:
+        """Returns the part of a name.
+
+        Raises:
+            UsageError: nothing has the name, or the package that offers it does not register it.
+        """
+        name = plain(name)
+        self._search()
+        if name not in self._parts:
+            point = self._points().get(name)
+            if point is None:
+                raise unknown(self.noun, name, self.names())
+            self._load(name, point)
+        return self._parts[name]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and plain(name) in self.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def loaded(self) -> dict[str, T]:
+        """Returns the parts that need nothing of other packages, and those of other packages asked for so far."""
+        self._search()
+        return dict(self._parts)
+
+    def origin(self, name: str) -> str:
+        """Returns the module and the name of what registered a part."""
+        self[name]
+        return self._origins[plain(name)]
+
+    def _search(self) -> None:
+        if not self._searched:
+            self._searched = True
+            for found in pkgutil.iter_modules(importlib.import_module(self.home).__path__):
+                importlib.import_module(f"{self.home}.{found.name}")
+
+    def _points(self) -> dict[str, importlib.metadata.EntryPoint]:
+        return {plain(point.name): point for point in importlib.metadata.entry_points(group=self.group)}
+
+    def _load(self, name: str, point: importlib.metadata.EntryPoint) -> None:
+        try:
+            found = point.load()
+        except Exception as error:  # code of another package: any error is a fact about that package
+            raise UsageError(
+                f"the {self.noun} {name!r} is offered by the entry point {point.value!r}, which does not load "
+                f"({type(error).__name__}: {error}); mend or uninstall its package"
+            ) from error
+        if name not in self._parts:
+            what = found.__name__ if inspect.isroutine(found) or inspect.isclass(found) else point.value
+            raise UsageError(
+                f"the {self.noun} {name!r} is offered by the entry point {point.value!r}, and {what} registers no such "
+                f"{self.noun}; decorate it with @halpiee.{self.noun}({name!r}, …)"
+            )
