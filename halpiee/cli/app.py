@@ -19,14 +19,14 @@ from halpiee.cli import (
     doctor,
     explain,
     export,
-    inspection,
+    inspect,
     methods,
-    planning,
-    profiling,
-    reporting,
+    plan,
+    profile,
+    report,
     train,
 )
-from halpiee.cli.common import Interrupted, say
+from halpiee.cli.output import Interrupted, say
 from halpiee.errors import HalpieeError
 from halpiee.interrupts import ending_signals
 
@@ -46,17 +46,17 @@ for verb in (
     demo,
     train,
     methods,
-    profiling,
-    planning,
+    profile,
+    plan,
     explain,
     export,
     bench,
-    reporting,
-    inspection,
+    report,
+    inspect,
     doctor,
 ):
     program.add_command(verb.command)
-for command in (inspection.pack, inspection.merge):
+for command in (inspect.pack, inspect.merge):
     program.add_command(command)
 
 

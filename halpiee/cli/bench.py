@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from halpiee import ranges
-from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say
-from halpiee.cli.numbers import Ranged
+from halpiee.cli.options import SIZES, Ranged, examples, input_size, json_option
+from halpiee.cli.output import answer, say
 from halpiee.errors import UsageError
 from latency._files import check_place
 
 if TYPE_CHECKING:
-    from halpiee.cli.contestants import Contestant
+    from halpiee.cli.bench_entries import Contestant
     from halpiee.deploy.runners import Runner
 
 __all__ = ["command"]
@@ -140,8 +140,8 @@ def command(
         )
     if csv_file is not None:
         check_place(csv_file)
-    from halpiee.cli.contestants import contestants
-    from halpiee.cli.standings import show, write_csv
+    from halpiee.cli.bench_entries import contestants
+    from halpiee.cli.bench_output import show, write_csv
 
     shape = None if size is None else input_size(size)
     trust = {"engine": trust_engine, "plan": trust_plan, "run": trust_run}

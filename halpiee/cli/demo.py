@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from halpiee import ranges
-from halpiee.cli.common import examples, free_folder, json_option
-from halpiee.cli.numbers import Ranged
+from halpiee.cli.options import Ranged, examples, json_option
+from halpiee.cli.output import free_folder
 from halpiee.cli.train import carry_out
 
 __all__ = ["command"]

@@ -12,7 +12,8 @@ from typing import Literal
 
 import click
 
-from halpiee.cli.common import answer, examples, json_option, screen
+from halpiee.cli.options import examples, json_option
+from halpiee.cli.output import answer, screen
 from halpiee.extras import EXTRAS
 
 __all__ = ["Finding", "command", "examine"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from halpiee import ranges
-from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say, screen
-from halpiee.cli.numbers import Ranged
+from halpiee.cli.options import SIZES, Ranged, examples, input_size, json_option
+from halpiee.cli.output import answer, say, screen
 from halpiee.errors import StructureError
 from latency._files import check_place, write
 
@@ -50,7 +50,7 @@ def command(
     shape = input_size(size)
     if ops is not None:
         check_place(ops)
-    from halpiee.cli.loading import traced
+    from halpiee.cli.networks import traced
     from halpiee.selection.protect import first_group, protected
     from halpiee.structure.explain import explain
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from halpiee import ranges
-from halpiee.cli.common import SIZES, answer, examples, input_size, json_option, say
-from halpiee.cli.numbers import Ranged
+from halpiee.cli.options import SIZES, Ranged, examples, input_size, json_option
+from halpiee.cli.output import answer, say
 from halpiee.errors import UsageError
 from latency._files import check_place
 
 if TYPE_CHECKING:
-    from halpiee.cli.subjects import Network
+    from halpiee.cli.networks import Network
 
 __all__ = ["command"]
 
@@ -112,7 +112,7 @@ def command(
             raise UsageError(
                 "--half-io and --measure are for ONNX files; leave them out; tools/bench_engine.py times engines"
             )
-        from halpiee.cli.engine import export_engine
+        from halpiee.cli.export_engine import export_engine
 
         def opened() -> Network:
             return _network(source, dense, plan, weights, precision, size, **options)
@@ -184,7 +184,7 @@ def _network(
     **options: Any,
 ) -> Network:
     """Opens what was named, and refuses what does not go together."""
-    from halpiee.cli.subjects import USUAL, check_run, from_model, from_plan, from_run, is_run
+    from halpiee.cli.networks import USUAL, check_run, from_model, from_plan, from_run, is_run
 
     shape = None if size is None else input_size(size)
     trust_plan, trust_run = options.pop("trust_plan"), options.pop("trust_run")

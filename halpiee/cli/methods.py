@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from halpiee.cli.common import answer, examples, json_option
+from halpiee.cli.options import examples, json_option
+from halpiee.cli.output import answer
 from halpiee.methods.catalogue import METHODS
 from halpiee.recipes import Recipe, names, read
 

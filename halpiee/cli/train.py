@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from halpiee.cli.common import ScreenTalk, answer, examples, json_option, kept_in, say, screen
-from halpiee.cli.grouped import GroupedCommand, heading
-from halpiee.cli.numbers import Ranged, ranged
+from halpiee.cli.options import GroupedCommand, Ranged, examples, heading, json_option, ranged
+from halpiee.cli.output import ScreenTalk, answer, kept_in, say, screen
 from halpiee.errors import OutputInUseError, UsageError, WriteError
 from halpiee.training.options import OPTIONS
 from latency._files import contents

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from halpiee.cli.app import main
-from halpiee.cli.common import ScreenTalk
+from halpiee.cli.output import ScreenTalk
 
 VERBS = ("demo", "train", "profile", "plan", "explain", "export", "bench", "report", "inspect", "doctor")
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from halpiee.cli.app import program
-from halpiee.cli.numbers import Ranged
+from halpiee.cli.options import Ranged
 from halpiee.errors import UsageError
 from halpiee.ranges import inside
 from halpiee.training.settings import Cycle, Masks, Settings

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 import halpiee
 from halpiee.cli.app import program
-from halpiee.cli.subjects import from_plan
+from halpiee.cli.networks import from_plan
 from halpiee.errors import UsageError
 from halpiee.structure import Plan
 from halpiee.zoo import build

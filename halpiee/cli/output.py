@@ -1,4 +1,4 @@
-"""What the verbs share: options, the way they talk, and how they answer."""
+"""How the verbs talk, on stderr, and how they answer, on stdout."""
 
 from __future__ import annotations
 
@@ -8,46 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = [
-    "SIZES",
-    "Interrupted",
-    "ScreenTalk",
-    "answer",
-    "examples",
-    "free_folder",
-    "input_size",
-    "json_option",
-    "kept_in",
-    "say",
-    "screen",
-]
-
-SIZES = "224, 192x256 (height x width) or 1x28x28 (channels too)"
-"""How an image size is written."""
-
-MOST_PIXELS = 8192
-"""Of a side; an image of so many by so many takes 0.8 GB."""
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def json_option(function: F) -> F:
-    """Adds ``--json``: one object on stdout, talk on stderr."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="One JSON object on stdout; talk goes to stderr."
-    )(function)
-
-
-def examples(*lines: str) -> str:
-    """Returns an epilog of runnable examples."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+__all__ = ["Interrupted", "ScreenTalk", "answer", "free_folder", "kept_in", "say", "screen"]
 
 
 def say(text: str) -> None:
@@ -112,27 +80,6 @@ class _Stderr:
 
     def fileno(self) -> int:
         return int(self._now.fileno())
-
-
-def input_size(text: str) -> tuple[int, ...]:
-    """Returns (channels, height, width) of ``224``, ``192x256`` (height × width) or ``1x28x28``.
-
-    Raises:
-        click.BadParameter: the text is none of these.
-    """
-    try:
-        numbers = tuple(int(n) for n in text.lower().split("x"))
-    except ValueError:
-        numbers = ()
-    if len(numbers) == 1:
-        numbers = (3, numbers[0], numbers[0])
-    if len(numbers) == 2:
-        numbers = (3, *numbers)
-    if len(numbers) != 3 or min(numbers) < 1 or max(numbers) > MOST_PIXELS:
-        raise click.BadParameter(
-            f"{text[:40]!r} is no image size; give {SIZES}, each at most {MOST_PIXELS:,}"
-        )
-    return numbers
 
 
 class ScreenTalk:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import halpiee
 from halpiee import zoo
 from halpiee.cli.app import program
-from halpiee.cli.scoring import filter_norms, scores_of
+from halpiee.cli.plan_scores import filter_norms, scores_of
 from halpiee.errors import BudgetError, OutputInUseError, UsageError
 from latency import Profile
 

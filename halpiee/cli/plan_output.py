@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from halpiee.cli.common import say, screen
-from halpiee.cli.limiting import above_bytes
+from halpiee.cli.output import say, screen
+from halpiee.cli.plan_limits import above_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from halpiee.cli.limiting import Limit
+    from halpiee.cli.plan_limits import Limit
     from halpiee.selection.choose import Selection
     from halpiee.selection.cost import LatencyCost
     from halpiee.selection.limits import LimitedSelection

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from halpiee import advice, ranges
-from halpiee.cli.common import SIZES, ScreenTalk, answer, examples, input_size, json_option, kept_in, say
-from halpiee.cli.numbers import Ranged
+from halpiee.cli.options import SIZES, Ranged, examples, input_size, json_option
+from halpiee.cli.output import ScreenTalk, answer, kept_in, say
 
 __all__ = ["command"]
 
@@ -61,7 +61,7 @@ def command(
     if out is None and not dry_run:
         raise click.UsageError("--out is missing; name the profile file, or add --dry-run to measure nothing")
     import latency
-    from halpiee.cli.loading import traced
+    from halpiee.cli.networks import traced
     from halpiee.selection.fixed import fixed_sides
 
     structure = traced(model, batch, shape, width=width, classes=classes).structure

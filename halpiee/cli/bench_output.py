@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from halpiee.cli.common import screen
+from halpiee.cli.output import screen
 
 __all__ = ["show", "write_csv"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from halpiee.errors import UsageError
 
 if TYPE_CHECKING:
-    from halpiee.cli.subjects import Network
+    from halpiee.cli.networks import Network
     from halpiee.deploy.runners import Precision, Runner
 
 __all__ = ["Contestant", "contestants"]
@@ -116,7 +116,7 @@ def _open(texts: Sequence[str], names: Sequence[str], options: dict[str, Any]) -
 
 
 def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = False) -> Contestant:
-    from halpiee.cli.subjects import from_model, from_plan, from_run, is_run
+    from halpiee.cli.networks import from_model, from_plan, from_run, is_run
 
     what, how = _split(text)
     path = Path(what)
@@ -155,7 +155,7 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
 
 def _dense_beside(texts: Sequence[str], options: dict[str, Any]) -> Contestant:
     """Returns the dense network of the first run that is named, or ``dense.onnx`` beside the first file."""
-    from halpiee.cli.subjects import is_run
+    from halpiee.cli.networks import is_run
 
     for text in texts:
         what, how = _split(text)

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from halpiee.cli.common import answer, examples, json_option, say, screen
+from halpiee.cli.options import examples, json_option
+from halpiee.cli.output import answer, say, screen
 
 __all__ = ["command"]
 
@@ -34,7 +35,7 @@ def command(run: Path, layers: bool, trust: bool, as_json: bool) -> None:
 
     Exits 4 where the run missed its promise, as the run itself did.
     """
-    from halpiee.cli.subjects import check_run
+    from halpiee.cli.networks import check_run
 
     if not (run / "report.json").is_file():
         check_run(run)
@@ -61,7 +62,7 @@ def command(run: Path, layers: bool, trust: bool, as_json: bool) -> None:
 
 def _measured_again(folder: Path, trust: bool) -> dict[str, Any]:
     """Times the layers of both networks, works out the curve, and keeps both in report.json."""
-    from halpiee.cli.common import ScreenTalk
+    from halpiee.cli.output import ScreenTalk
     from halpiee.report.door import read_report
     from halpiee.training.checkpoint import save_json
     from halpiee.training.closing import layers

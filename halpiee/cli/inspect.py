@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from halpiee import ranges
-from halpiee.cli.common import answer, examples, json_option, screen
-from halpiee.cli.curve import check_picture
-from halpiee.cli.numbers import Ranged
+from halpiee.cli.options import Ranged, examples, json_option
+from halpiee.cli.output import answer, screen
+from halpiee.cli.plan_curve import check_picture
 from latency._files import check_place
 
 __all__ = ["command", "merge", "pack"]

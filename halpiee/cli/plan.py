@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from halpiee import advice, ranges
-from halpiee.cli.common import SIZES, ScreenTalk, answer, examples, input_size, json_option, kept_in
-from halpiee.cli.numbers import Ranged
+from halpiee.cli.options import SIZES, Ranged, examples, input_size, json_option
+from halpiee.cli.output import ScreenTalk, answer, kept_in
 from halpiee.errors import UsageError
 from latency._files import check_place
 
 if TYPE_CHECKING:
-    from halpiee.cli.limiting import Limit
+    from halpiee.cli.plan_limits import Limit
     from halpiee.selection.choose import Selection
     from halpiee.selection.cost import LatencyCost
     from halpiee.selection.limits import LimitedSelection
@@ -153,8 +153,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Choose MODEL's widths for a latency: predicted time, MACs, and how far from optimal at most."""
-    from halpiee.cli.curve import check_picture, solve_curve
-    from halpiee.cli.limiting import (
+    from halpiee.cli.plan_curve import check_picture, solve_curve
+    from halpiee.cli.plan_limits import (
         above_bytes,
         batch_of,
         check_groups,
@@ -165,7 +165,7 @@ def command(
         read_limit,
         spoken,
     )
-    from halpiee.cli.planned import notes_on, outcome, show
+    from halpiee.cli.plan_output import notes_on, outcome, show
     from halpiee.training.settings import parse_budget
 
     shape = input_size(size)
@@ -191,8 +191,8 @@ def command(
     if weights is not None and scores_file is not None:
         raise UsageError("--weights and --scores were both asked for; one of them says which channels matter")
     import latency
-    from halpiee.cli.loading import traced
-    from halpiee.cli.scoring import scores_of
+    from halpiee.cli.networks import traced
+    from halpiee.cli.plan_scores import scores_of
     from halpiee.deploy.target import in_terms_of
     from halpiee.selection.choose import choose
     from halpiee.selection.cost import LatencyCost

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from halpiee.cli.common import answer, say
+from halpiee.cli.output import answer, say
 from halpiee.errors import OutputInUseError, UsageError
 
 if TYPE_CHECKING:
-    from halpiee.cli.subjects import Network
+    from halpiee.cli.networks import Network
 
 __all__ = ["export_engine"]
 

@@ -11,9 +11,10 @@ from halpiee.errors import StructureError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from halpiee.structure.groups import Structure
     from halpiee.structure.plan import Plan
 
-__all__ = ["Network", "check_run", "from_model", "from_plan", "from_run", "is_run"]
+__all__ = ["Network", "Traced", "check_run", "from_model", "from_plan", "from_run", "is_run", "traced"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32", trus
         UsageError: the folder holds no finished run, or one from elsewhere that names code to run.
     """
     check_run(folder)
-    from halpiee.cli.common import ScreenTalk
+    from halpiee.cli.output import ScreenTalk
     from halpiee.deploy.metadata import run_metadata
     from halpiee.report.door import read_report
     from halpiee.training.run import Run
@@ -115,6 +116,51 @@ def from_model(
         _fit(model, load_weights(weights), f"--weights {weights} does not fit {name}")
     notes = () if weights is not None else ("no --weights: the network has its initial weights",)
     return Network(model.eval(), _example(shape), {"model": name}, notes)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model with its structure."""
+
+    model: nn.Module
+    example: tuple[Tensor, ...]
+    structure: Structure
+
+
+def traced(
+    model: str,
+    batch: int,
+    shape: tuple[int, ...],
+    *,
+    width: float | None = None,
+    classes: int | None = None,
+    weights: Path | None = None,
+    seed: int = 0,
+) -> Traced:
+    """Builds and traces a MODEL string at a batch of images of ``shape`` (channels, height, width).
+
+    Raises:
+        UsageError: no such network, or weights that do not fit it.
+        StructureError: it does not run on one image of that shape.
+    """
+    import torch
+
+    from halpiee.errors import StructureError
+    from halpiee.structure.trace import trace
+
+    network = from_model(model, shape, width=width, classes=classes, weights=weights, seed=seed).model
+    example = (torch.randn(batch, *shape),)
+    try:
+        structure = trace(network, example)
+    except StructureError as error:
+        said, end, _ = str(error).partition("; check the inputs' shapes")
+        if not end or "positional argument" in said:
+            raise
+        raise StructureError(
+            f"{model} was to take images of --size {'x'.join(map(str, shape))}: {said}; give the size that it takes "
+            "with --size"
+        ) from error
+    return Traced(network, example, structure)
 
 
 USUAL = (3, 224, 224)
