@@ -1,0 +1,110 @@
+"""The examples run, and what they show is true."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import latency
+
+from ..latency.fakes import FakeBackend, staircase
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+def example(name: str) -> ModuleType:
+    found = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def imagined_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles of a device that needs no time: steps of eight channels; what is tested is not how long ops take."""
+    sweep = functools.partial(latency.sweep, backend=FakeBackend(staircase(8)))
+    monkeypatch.setattr(latency, "sweep", sweep)
+
+
+def test_every_example_stands_in_the_list_and_is_run_here() -> None:
+    names = {path.stem for path in EXAMPLES.glob("*.py")}
+    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    here = Path(__file__).read_text(encoding="utf-8")
+    for name in names:
+        assert f"[{name}.py]({name}.py)" in listed
+        assert f'example("{name}")' in here
+
+
+def test_the_new_criterion_is_the_square_of_taylors_gate_on_one_batch() -> None:
+    import halpiee
+
+    shown = example("new_criterion")
+    torch.manual_seed(1)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 6, 3),
+        torch.nn.BatchNorm2d(6),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(96, 4),
+    )
+    structure = halpiee.trace(model, (torch.zeros(1, 3, 6, 6),))
+    batches = [(torch.randn(8, 3, 6, 6), torch.randint(4, (8,)))]
+    fisher = halpiee.score(model, batches, shown.Fisher(), units=structure)
+    taylor = halpiee.score(model, batches, "taylor", units=structure)
+    assert fisher.keys() == taylor.keys()
+    for name in taylor:
+        torch.testing.assert_close(fisher[name], taylor[name] ** 2)
+
+
+def test_the_new_criterion_ranks_channels_and_prunes_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = example("new_criterion").main()
+    assert {tuple(values.shape) for values in scores.values()} == {(8,)}
+    weights = 3 * 8 * 9 + 8 * 8 * 9 + 8 * 4
+    assert f"weights kept: {weights // 2}\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # trains a small network twice
+@pytest.mark.usefixtures("imagined_device")
+def test_the_own_loop_interrupted_twice_ends_where_the_uninterrupted_one_does(tmp_path: Path) -> None:
+    loop = example("own_loop")
+    whole = loop.train(tmp_path / "whole")
+    parts = tmp_path / "parts"
+    loop.train(parts, stop_at=23)  # within a cycle
+    loop.train(parts, stop_at=85)  # after the cut
+    resumed = loop.train(parts)
+    expected = whole.state_dict()
+    assert expected.keys() == resumed.state_dict().keys()
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    dense = loop.network()
+    assert sum(p.numel() for p in whole.parameters()) < sum(p.numel() for p in dense.parameters())
+    assert loop.accuracy(whole) > 0.6
+
+
+@pytest.mark.slow  # trains a small network, exports and times it
+@pytest.mark.usefixtures("imagined_device")
+def test_the_unet_is_cut_exactly_and_still_removes_noise(tmp_path: Path) -> None:
+    found = example("unet").main(tmp_path)
+    assert found["predicted_share"] <= found["budget_share"]
+    assert found["masked_vs_compact"] < 1e-5
+    assert found["onnx_rel_l2"] < 1e-5
+    assert found["error_after"] < found["error_before"] / 2
+
+
+@pytest.mark.slow  # trains a small network, exports and times it
+@pytest.mark.usefixtures("imagined_device")
+def test_a_timm_network_is_fine_tuned_under_its_budget(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="the example is of timm's networks")
+    found = example("timm_network").main("test_resnet", tmp_path)
+    assert found["predicted_share"] <= 0.6
+    assert found["onnx_rel_l2"] < 1e-5
+    assert (tmp_path / "test_resnet.onnx").exists()
