@@ -7,11 +7,15 @@ tomorrow's.
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Mapping
 from typing import Annotated, Any, Required, TypedDict
 
 from msgspec import Meta
 
-__all__ = ["MOST_CHANNELS", "Cell", "Environment", "contradiction"]
+from latency.errors import ProfileError
+
+__all__ = ["MOST_CHANNELS", "Cell", "Environment", "check_time", "contradiction"]
 
 MOST_CHANNELS = 2**20
 """Channels of one side; a table holds numbers for every width up to the widest."""
@@ -78,6 +82,24 @@ class Environment(TypedDict, total=False):
     not_measured: list[Text]
     anchor_us: Us
     tf32: bool | None
+
+
+def check_time(cell: Mapping[str, Any], what: str) -> None:
+    """Refuses a cell whose time is not a finite number of µs above 0.
+
+    Args:
+        cell: with its widths and ``us``.
+        what: the op, in words.
+
+    Raises:
+        ProfileError: the message has the op, the widths and the time.
+    """
+    us = cell.get("us")
+    if isinstance(us, bool) or not isinstance(us, numbers.Real) or not 0 < float(us) < math.inf:
+        raise ProfileError(
+            f"the cell of {what} at {cell['c_in']} → {cell['c_out']} has the time {us!r} µs; "
+            "measure it again: remove its line from the profile and resume the sweep"
+        )
 
 
 def contradiction(cell: dict[str, Any]) -> str | None:

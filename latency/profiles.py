@@ -16,7 +16,7 @@ from typing import Any
 
 from latency._files import write
 from latency.caches import COLD, WARM, few_weights
-from latency.cell import Cell, Environment, contradiction
+from latency.cell import Cell, Environment, check_time, contradiction
 from latency.device import differences, environment_id
 from latency.errors import ProfileError, UsageError
 from latency.op import IMAGE_CHANNELS, Op
@@ -61,7 +61,7 @@ class Profile:
         cells: the cells, in the order they came.
 
     Raises:
-        ProfileError: a cell without a key or of another environment.
+        ProfileError: a cell without a key, of another environment, or of a time that is not above 0.
     """
 
     def __init__(self, environment: Mapping[str, Any], cells: Iterable[Mapping[str, Any]]) -> None:
@@ -80,6 +80,7 @@ class Profile:
                     f"cell {number} was measured in the environment {cell['env']}, this profile is of {known}; "
                     "keep the profiles of two environments in two files"
                 )
+            check_time(cell, str(cell["op"]))
             name = cell_key(cell)
             found.pop(name, None)
             found[name] = dict(cell)

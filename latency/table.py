@@ -18,13 +18,13 @@ with the period P = step · len(pattern) and φ from the pattern.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latency.cell import check_time
 from latency.errors import ProfileError
 from latency.op import Op
 
@@ -66,12 +66,7 @@ class Table:
                 "device: halpiee profile MODEL"
             )
         for cell in used:
-            us = cell.get("us")
-            if isinstance(us, bool) or not isinstance(us, int | float) or not 0 < us < math.inf:
-                raise ProfileError(
-                    f"the cell of {_shape(op)} at {cell['c_in']} → {cell['c_out']} has the time {us!r} µs; "
-                    "measure it again: remove its line from the profile and resume the sweep"
-                )
+            check_time(cell, _shape(op))
         self.diagonal = op.diagonal
         self._ratio = op.c_out / op.c_in
         ins = np.array([c["c_in"] for c in used], dtype=np.int64)

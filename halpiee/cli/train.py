@@ -88,6 +88,11 @@ run, goal, way, exchange, schedule = (
 )
 @goal("--batch", type=number("batch"), help="Images per inference.  [default: 1]")
 @goal("--threads", type=number("threads"), help="Threads of the runtime.  [default: 1]")
+@goal(
+    "--protect-first/--no-protect-first",
+    default=None,
+    help="Leave the first layer whole within --budget.  [default: resnet50 and mobilenet_v1, as in the papers]",
+)
 @goal("--solver", type=click.Choice(["joint", "cpsat", "linear"]), help="[default: joint]")
 @way("--method", help="How the budget is met; `halpiee methods` lists them.  [default: iee]")
 @way("--criterion", help="Whose scores choose (filter, snip, lrr …): magnitude, l1, grasp, inverted-snip …")
@@ -187,6 +192,8 @@ def command(model: str | None, out: Path, resume: bool, trust: bool, as_json: bo
         goals = {"budget", "sparsity", "mask"}
         options = dict(read(recipe).options)
         if goals & set(given):
+            if "budget" not in given:  # what a latency leaves whole goes with the recipe's latency
+                goals |= {"protect_first"}
             options = {key: value for key, value in options.items() if key not in goals}
         read_of = {key: f"--recipe {recipe}" for key in options.keys() - given.keys()}
         given = {**options, **given}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.uniform import uniform, widest
+from halpiee.sparsity.names import chosen_names
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 from halpiee.structure.size import macs as macs_of
@@ -28,6 +29,7 @@ def small_dense(
     macs: float | None = None,
     latency_us: float | None = None,
     cost: LatencyCost | None = None,
+    protect: Collection[str] = (),
 ) -> nn.Module:
     """Returns the widest uniformly narrower network within one of three limits.
 
@@ -44,12 +46,15 @@ def small_dense(
         macs: share of its multiply-accumulates.
         latency_us: latency by ``cost``.
         cost: latency model.
+        protect: groups to leave whole.
 
     Raises:
         UsageError: not exactly one limit.
         BudgetError: not even one unit a group fits; ``.minimum`` is what that takes.
     """
-    counts = uniform_counts(structure, params=params, macs=macs, latency_us=latency_us, cost=cost)
+    counts = uniform_counts(
+        structure, params=params, macs=macs, latency_us=latency_us, cost=cost, protect=protect
+    )
     compact = shrink(model, structure, keep_first(structure, counts))
     assert isinstance(compact, nn.Module)
     with torch.no_grad():
@@ -72,6 +77,7 @@ def uniform_counts(
     macs: float | None = None,
     latency_us: float | None = None,
     cost: LatencyCost | None = None,
+    protect: Collection[str] = (),
 ) -> dict[str, int]:
     """Returns the units of every group of the widest uniform network that fits; see ``small_dense``."""
     if sum(limit is not None for limit in (params, macs, latency_us)) != 1:
@@ -81,10 +87,11 @@ def uniform_counts(
     for name, limit in (("params", params), ("macs", macs), ("latency_us", latency_us)):
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, numbers.Real)):
             raise UsageError(f"a small dense network of {name}={limit!r} was asked; give a number")
+    protect = chosen_names(protect, structure.by_name, "group")
     if latency_us is not None:
         if cost is None:
             raise UsageError("a small dense network of a latency was asked; pass cost=halpiee.LatencyCost(…)")
-        return uniform(cost, latency_us)
+        return uniform(cost, latency_us, protect=protect)
     share = params if params is not None else macs
     assert share is not None
     if not 0 < share <= 1:
@@ -96,13 +103,12 @@ def uniform_counts(
     )
     sizes = {g.name: g.size for g in structure.prunable}
     whole = size({})
-    counts = widest(
-        sizes, {name: range(1, n + 1) for name, n in sizes.items()}, size, share * whole, rising=True
-    )
+    options = {name: range(n if name in protect else 1, n + 1) for name, n in sizes.items()}
+    counts = widest(sizes, options, size, share * whole, rising=True)
     if counts is None:
-        least = size(dict.fromkeys(sizes, 1)) / whole
+        least = size({name: allowed[0] for name, allowed in options.items()}) / whole
         raise BudgetError(
-            f"a network of {share:.3g} times the size was asked; one unit a group takes {least:.3g} of it; "
+            f"a network of {share:.3g} times the size was asked; the narrowest network takes {least:.3g} of it; "
             f"ask for at least {math.ceil(least * 1000) / 1000}",
             minimum=least,
         )

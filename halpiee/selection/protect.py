@@ -1,4 +1,4 @@
-"""Which groups the recipes of the papers leave alone."""
+"""Which groups the recipes of the papers leave alone: the one rule of ``halpiee plan`` and ``halpiee train``."""
 
 from __future__ import annotations
 

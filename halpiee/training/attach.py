@@ -50,6 +50,7 @@ def to_a_latency(run: Run, model: nn.Module, optimizer: Optimizer, cost: Latency
         "total_steps": total,
         "structure": run.structure,
         "cost": cost,
+        "protect": run.protected,
         "seed": s.seed,
     }
     if s.method == "halp":

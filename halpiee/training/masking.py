@@ -132,7 +132,7 @@ def train_small(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
     s = run.settings
     limit: dict[str, Any] = {"params": 1 - (s.masks.sparsity or 0.0)}
     if cost is not None:
-        limit = {"latency_us": run.budget_us(cost), "cost": cost}
+        limit = {"latency_us": run.budget_us(cost), "cost": cost, "protect": run.protected}
     counts = uniform_counts(run.structure, **limit)
     keep = keep_first(run.structure, counts)
     model = small_dense(initial(s, run.data.n_classes), run.structure, **limit).to(run.device)

@@ -16,6 +16,7 @@ import latency
 from halpiee.deploy.target import Target
 from halpiee.errors import WriteError
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.protect import protected
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Plan
 from halpiee.structure.size import macs
@@ -174,6 +175,11 @@ class Run:
     def total_steps(self) -> int:
         """Optimizer steps of the whole training."""
         return self.data.steps_per_epoch(self.settings.batch_size) * self.settings.epochs
+
+    @cached_property
+    def protected(self) -> tuple[str, ...]:
+        """Groups that stay whole within a latency, by the one rule of plans and trainings."""
+        return protected(self.structure, self.settings.model, asked=self.settings.protect_first)
 
     def macs(self, counts: Mapping[str, int]) -> int:
         """Returns the multiply-accumulates of one image."""

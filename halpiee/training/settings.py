@@ -33,6 +33,8 @@ class Settings:
         size: image size to bring the data to; ``None``: as it is.
         budget: a latency, as ``parse_budget`` reads it; ``None`` where ``masks`` holds a sparsity.
         method: how the budget is met; see ``halpiee methods``.
+        protect_first: whether the first layer stays whole within a latency; ``None``: for the networks of
+            ``selection.protect.RECIPES``, as in a plan.
         weights: safetensors file to start from; ``None``: from scratch.
         epochs: passes over the training data, of the dense and of the pruned network alike.
         batch_size: images per training step.
@@ -63,6 +65,7 @@ class Settings:
     width: ranges.Width | None = None
     size: ranges.Side | None = None
     method: str = "iee"
+    protect_first: bool | None = None
     weights: str | None = None
     epochs: ranges.Epochs = 20
     batch_size: ranges.Images = 64
@@ -123,6 +126,11 @@ class Settings:
         if self.method == "halp" and self.weights is None:
             raise UsageError(
                 "--method halp prunes a trained network; give its --weights, such as dense.safetensors of a run"
+            )
+        if self.protect_first is not None and self.budget is None:
+            raise UsageError(
+                f"--{'' if self.protect_first else 'no-'}protect-first was given to a run to a sparsity; it says which "
+                "channels a latency leaves whole: give --budget, or leave it out"
             )
         self._check_options(method)
 

@@ -148,8 +148,12 @@ def _calibrate(run: Run, cost: LatencyCost) -> LatencyCost:
 
 def _check_reachable(run: Run, cost: LatencyCost) -> None:
     """Refuses a budget that no network reaches before anything is trained; the profile is not lost."""
+    if run.protected:
+        run.talk.note(f"first group {run.protected[0]} stays whole; --no-protect-first frees it")
     try:
-        bind(Latency(us=run.budget_us(cost)), Channels(run.build(), run.structure), cost)
+        bind(
+            Latency(us=run.budget_us(cost)), Channels(run.build(), run.structure, protect=run.protected), cost
+        )
     except BudgetError as error:
         kept = (
             ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from halpiee.cli import train
 from halpiee.errors import UsageError
@@ -65,3 +66,15 @@ def test_cycle_options_reach_the_cycle(tmp_path: Path) -> None:
     given = {"model": "m", "data": "d", "budget": "0.5", "h": 5, "q": 7, "solver": "linear"}
     cycle = train.gather(given, tmp_path, resume=False).cycle
     assert (cycle.h, cycle.j, cycle.q, cycle.solver) == (5, None, 7, "linear")
+
+
+def test_a_sparsity_beside_a_recipe_to_a_latency_takes_its_protection_away_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = []
+    monkeypatch.setattr(train, "carry_out", lambda settings, *_, **__: found.append(settings))
+    for limit in (["--sparsity", "0.5"], ["--budget", "0.7"], ["--budget", "0.7", "--no-protect-first"]):
+        command = ["resnet20", "--data", "digits", "--recipe", "iee-structured-imagenet", *limit]
+        result = CliRunner().invoke(train.command, [*command, "--out", str(tmp_path / "run")])
+        assert result.exit_code == 0, result.output
+    assert [s.protect_first for s in found] == [None, True, False]

@@ -8,7 +8,7 @@ import pytest
 from latency.errors import ProfileError
 from latency.op import Op
 from latency.profiles import Profile
-from latency.table import bent
+from latency.table import Table, bent
 
 CONV = {"op": "conv", "kernel": [3, 3], "stride": [1, 1], "pad": [1, 1], "dilation": [1, 1], "h": 8, "w": 8}
 
@@ -139,8 +139,21 @@ def test_a_conv_of_an_image_has_a_table_of_its_own() -> None:
 
 @pytest.mark.parametrize("us", [-1.0, 0.0, 0, True, float("inf"), float("nan")])
 def test_a_time_that_is_not_above_0_is_refused_with_its_cell(us: float) -> None:
-    with pytest.raises(ProfileError, match=rf"at 8 → 8 has the time {us!r} µs; measure it again"):
-        table([cell(8, 8, us), cell(16, 8, 2.0)], op(8, 8))
+    cells = [cell(8, 8, us), cell(16, 8, 2.0)]
+    with pytest.raises(ProfileError, match=rf"the cell of conv at 8 → 8 has the time {us!r} µs; measure it"):
+        Profile({}, cells)
+    with pytest.raises(ProfileError, match=rf"the cell of conv 3×3 .* at 8 → 8 has the time {us!r} µs; meas"):
+        Table(op(8, 8), cells)
+
+
+@pytest.mark.parametrize("us", [np.float32(2.5), np.float64(2.5), np.int64(2)])
+def test_a_time_may_be_a_number_of_numpy(us: float) -> None:
+    assert table([cell(8, 8, us)], op(8, 8)).lookup(8, 8) == float(us)
+
+
+def test_a_cell_that_no_table_reads_is_held_to_the_same() -> None:
+    with pytest.raises(ProfileError, match="has the time -1 µs"):
+        Profile({}, [cell(8, 8, -1, role="holdout")])
 
 
 def test_a_time_that_is_no_number_is_refused() -> None:

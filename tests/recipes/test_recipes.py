@@ -77,11 +77,19 @@ PRINTED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
             "end": 5 / 130,
             "omega": 0.3,
             "q": 150,
+            "protect_first": True,
         },
     ),
     "halp-imagenet": (
         (90, 1024, 1.024, (), 0.1, 3.05e-5),
-        {"warmup": 8 / 90, "momentum": 0.875, "label_smoothing": 0.1, "interval": 40, "rounds": 30},
+        {
+            "warmup": 8 / 90,
+            "momentum": 0.875,
+            "label_smoothing": 0.1,
+            "interval": 40,
+            "rounds": 30,
+            "protect_first": True,
+        },
     ),
     "filter-cifar": (
         (160, 128, 0.1, (80, 120), 0.1, 1e-4),

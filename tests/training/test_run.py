@@ -324,3 +324,64 @@ def test_the_small_dense_network_of_a_latency_is_the_widest_uniform_one(
     assert cost(a, b) <= 0.5 * cost(8, 12)
     assert report["predicted_us"] == pytest.approx(cost(a, b) / cost(8, 12) * report["dense_us"], rel=1e-6)
     assert report["events"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["iee", "halp", "small-dense"])
+def test_the_first_layer_stays_whole_in_every_training_to_a_latency_that_asks_for_it(
+    method: str, tmp_path: Path, profile: Path
+) -> None:
+    from halpiee.training.checkpoint import save_weights
+    from halpiee.training.settings import Masks
+
+    torch.manual_seed(0)
+    trained = tmp_path / "trained.safetensors"
+    save_weights(trained, build("toy:net", num_classes=6).state_dict())
+    other = {"weights": str(trained), "masks": Masks(rounds=4, interval=3)} if method == "halp" else {}
+    given = settings(profile, method=method, protect_first=True, budget="0.6", **other)
+    report = execute(given, tmp_path / "run")
+    assert report["widths"]["conv1"] == 8
+    assert 0 < report["widths"]["conv2"] < 12
+    assert report["predicted_us"] <= report["budget_us"] * (1 + 1e-6)
+
+
+def test_plan_and_train_protect_the_first_layer_of_the_same_networks_and_by_the_same_option(
+    tmp_path: Path, profile: Path
+) -> None:
+    from halpiee.structure.trace import trace
+
+    net = trace(build("mobilenet_v1"), (torch.zeros(1, 3, 32, 32),))
+    run = Run.open(settings(profile), tmp_path / "run", Quiet())
+    run.structure = net
+    found = {}
+    for model, asked in itertools.product(("mobilenet_v1", "toy:net"), (None, True, False)):
+        run.settings = settings(profile, model=model, protect_first=asked)
+        run.__dict__.pop("protected", None)
+        found[model, asked] = run.protected
+    whole, free = (net.layers[0].out_groups[0][0],), ()
+    assert found == {
+        ("mobilenet_v1", None): whole,
+        ("mobilenet_v1", True): whole,
+        ("mobilenet_v1", False): free,
+        ("toy:net", None): free,
+        ("toy:net", True): whole,
+        ("toy:net", False): free,
+    }
+
+
+def test_a_budget_that_only_a_narrower_first_layer_reaches_is_refused_before_training(
+    tmp_path: Path, profile: Path
+) -> None:
+    # 13 + 0.25·(3a + ab + 6b) + 0.1b: 15.6 µs at a = b = 1, 22.6 µs at a = 8, b = 1; dense takes 62.2 µs
+    with pytest.raises(BudgetError, match="the smallest network that training can reach") as caught:
+        execute(settings(profile, budget="0.3", protect_first=True), tmp_path / "a")
+    assert caught.value.minimum == pytest.approx(13 + 0.25 * (24 + 8 + 6) + 0.1)
+    cost = stages._price(Run.open(settings(profile, budget="0.3"), tmp_path / "b", Quiet()), Watch())
+    assert cost.dense_us == pytest.approx(62.2)
+
+
+class Watch:
+    """Takes no time."""
+
+    def timed(self, name: str, work: Callable[[], Any]) -> Any:
+        return work()

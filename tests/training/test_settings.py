@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from halpiee.errors import UsageError
-from halpiee.training.settings import Cycle, Settings, parse_budget
+from halpiee.training.settings import Cycle, Masks, Settings, parse_budget
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,12 @@ def test_unknown_settings_are_named() -> None:
         UsageError, match="settings hold 'learning_rate', which is no option; known are backend"
     ):
         Settings.from_dict({"model": "m", "data": "d", "budget": "0.5", "learning_rate": 1})
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_protecting_the_first_layer_is_refused_where_no_latency_is_met(asked: bool) -> None:
+    option = "--protect-first" if asked else "--no-protect-first"
+    with pytest.raises(UsageError, match=f"^{option} was given to a run to a sparsity; .* give --budget"):
+        Settings(
+            model="resnet20", data="digits", method="rigl", masks=Masks(sparsity=0.9), protect_first=asked
+        )
