@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: lock demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models exports package coverage clean
+.PHONY: lock demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models exports package coverage docs clean
 
 $(VENV)/.installed: pyproject.toml tools/install.py $(wildcard requirements/lock-*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -72,5 +72,12 @@ package: $(VENV)/.installed ## builds the wheel and the source archive, and chec
 coverage: $(VENV)/.installed ## the CPU test suite, and the share of lines and branches that it runs
 	$(BIN)/python -m pytest --cov --cov-report=term
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs ## the documentation site, into site/; any warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
 clean:
-	rm -rf $(VENV) runs dist .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs dist site .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -4,8 +4,8 @@
 
 A criterion says whether it reads every training step (``per_step``) and turns values and gradients into one score per
 unit. ``units.reduce`` adds up an element-wise quantity over what belongs to a unit: one weight, a filter, or a channel
-with all layers that it is coupled to. So the same class scores weights, filters and channels, and works in
-``halpiee.score``, ``halpiee.prune_once`` and every method's ``criterion=``.
+with all layers that it is coupled to. So the same class scores weights, filters and channels. ``@halpiee.criterion``
+gives it a name that ``halpiee.score``, ``halpiee.prune_once`` and every method's ``criterion=`` take.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from halpiee.saliency import Look
 from halpiee.sparsity import Units
 
 
+@halpiee.criterion("fisher", paper="Theis et al. 2018, arXiv 1801.05787")
 @dataclass(frozen=True)
 class Fisher:
     """``(Σ w·g)²`` of a unit, averaged over steps: Fisher information of a gate on it (Theis et al. 2018)."""
@@ -45,10 +46,10 @@ def main() -> dict[str, Tensor]:
     )  # fmt: skip
     batches = [(torch.randn(16, 3, 8, 8), torch.randint(4, (16,))) for _ in range(4)]
     structure = halpiee.trace(model, (torch.zeros(1, 3, 8, 8),))
-    scores = halpiee.score(model, batches, Fisher(), units=structure)
+    scores = halpiee.score(model, batches, "fisher", units=structure)
     for group, values in scores.items():
         print(f"{group:8} {'  '.join(f'{value:.1e}' for value in values.tolist())}")
-    mask = halpiee.prune_once(model, Fisher(), halpiee.Global(0.5), batches)
+    mask = halpiee.prune_once(model, "fisher", halpiee.Global(0.5), batches)
     print(f"weights kept: {sum(int(kept.sum()) for kept in mask.values())}")
     return dict(scores)
 

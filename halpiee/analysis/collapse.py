@@ -30,7 +30,7 @@ def neuron_collapse(masks: Mapping[str, Tensor]) -> float:
     """Returns the percentage of all convolution output channels that have no incoming weight left.
 
     Args:
-        masks: see :func:`collapsed_channels`.
+        masks: see ``collapsed_channels``.
 
     Raises:
         UsageError: no mask of a convolution.

@@ -54,7 +54,7 @@ __all__ = [
 class Train(Protocol):
     """Trains steps ``first`` to ``last − 1`` of the schedule, in place.
 
-    What ``mask`` has pruned has to stay zero (see :func:`held`); ``None`` is the dense network. ``done(n)`` is called
+    What ``mask`` has pruned has to stay zero (see ``held``); ``None`` is the dense network. ``done(n)`` is called
     when n steps of the schedule have been done: after each step.
     """
 
@@ -127,7 +127,7 @@ def rewind(
 
     Args:
         model: from its initialisation; ends trained and pruned.
-        train: trains a part of the schedule, see :class:`Train`.
+        train: trains a part of the schedule, see ``Train``.
         total_steps: of the whole schedule.
         budget: how much stays where; a number, or ``"50%"``, is the density over all layers together, and with a
             ``cost`` the share of the dense latency.
@@ -136,7 +136,7 @@ def rewind(
         batches: (inputs, targets), for criteria that need data.
         rounds: of pruning and training again.
         shuffle: whether the last mask is shuffled within each layer, an ablation.
-        draw: (model, seed) draws fresh weights; by default :func:`draw_again`.
+        draw: (model, seed) draws fresh weights; by default ``draw_again``.
         units: what is removed.
         loss_fn: (outputs, targets) → scalar, for criteria that need data.
         cost: latency model, for a latency budget.

@@ -135,7 +135,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class ERK:
-    """Erdős–Rényi-kernel densities at a total density (Evci et al. 2020); see :func:`erk`.
+    """Erdős–Rényi-kernel densities at a total density (Evci et al. 2020); see ``erk``.
 
     Attributes:
         density: share that is kept.
@@ -272,7 +272,7 @@ def erk(
     Raises:
         UsageError: an impossible density, or one that the dense layers alone exceed.
 
-    Example:
+    Examples:
         Half of 50 + 200 weights; ``ε · (15 + 30) = 125``.
 
         >>> {name: round(d, 4) for name, d in erk({"fc1": (10, 5), "fc2": (20, 10)}, 0.5).items()}

@@ -2,7 +2,7 @@
 
 Filters are not coupled: each convolution is ranked and pruned by itself, as filter pruning does (Li et al. 2017;
 Lubana & Dick 2021). What becomes of the channels of the network follows from it: a channel is gone when all filters
-that write to it are, see :meth:`Filters.channels`.
+that write to it are, see ``Filters.channels``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NORMS = nn.modules.batchnorm._BatchNorm
 class Filters:
     """Every output filter of every convolution is a unit, named by its convolution's module path.
 
-    Scores live on the convolution's weight, those of a gate on the whole filter (:meth:`gate`) on the norm behind it.
+    Scores live on the convolution's weight, those of a gate on the whole filter (``gate``) on the norm behind it.
     A weight that several convolutions share is one set of filters, under the first path; biases and norms of the
     others go with it. A norm belongs to a filter when its input *is* the convolution's output,
     seen on one forward pass; a norm behind a sum stays as it is. A depthwise filter is no unit: it goes, with its

@@ -40,7 +40,7 @@ class Cosine:
     ``v(t) = end + (start − end)/2 · (1 + cos(π t/T))``: with ``end = 0`` the drop fraction of RigL (Evci et al.
     2020, Sec. 3), with 0.5 → 0.005 that of GraNet's neuroregeneration.
 
-    Example:
+    Examples:
         >>> [round(Cosine(0.3, 0.0, steps=100)(step), 4) for step in (0, 50, 100)]
         [0.3, 0.15, 0.0]
     """

@@ -37,7 +37,7 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
 
 
 def names(*, everything: bool = False) -> tuple[str, ...]:
-    """Returns the names that :func:`build` knows, sorted.
+    """Returns the names that ``build`` knows, sorted.
 
     Args:
         everything: also torchvision's names and, where it is installed, timm's.
