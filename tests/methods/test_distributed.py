@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .ranks import FIRST, LAST
+
 PROGRAM = """
 import copy
 import sys
@@ -68,14 +70,13 @@ for name, make in METHODS.items():
         optimizer.step()
     total = sum(p.detach().double().abs().sum().item() for p in net.parameters())
     print("RESULT", name, method.alive.digest(), len(method.reports), repr(total))
-dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow  # two processes that each load torch
 def test_two_ranks_hold_equal_masks_and_weights_whatever_the_method(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
-    script.write_text(PROGRAM)
+    script.write_text(FIRST + PROGRAM + LAST)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

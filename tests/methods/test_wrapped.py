@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before a group exists; see ranks.py
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from halpiee.methods.unwrap import bare, rewrapped, settings_of
+
+from .ranks import FIRST, LAST
 
 PROGRAM = """
 import copy
@@ -68,14 +72,13 @@ for name, make in METHODS.items():
     width = sum(p.numel() for p in model.parameters())
     total = sum(p.detach().double().abs().sum().item() for p in model.parameters())
     print("RESULT", name, cut, width, repr(buffers) if name != "rigl" else "-", repr(total))
-dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow  # two processes that each load torch
 def test_ranks_that_train_on_behind_shrink_hold_equal_weights(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
-    script.write_text(PROGRAM)
+    script.write_text(FIRST + PROGRAM + LAST)
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
@@ -107,6 +110,7 @@ def test_ranks_that_train_on_behind_shrink_hold_equal_weights(tmp_path: Path) ->
 def alone(tmp_path: Path) -> Any:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
+    gc.collect()  # models hold the group
     dist.destroy_process_group()
 
 
