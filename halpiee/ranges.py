@@ -24,6 +24,8 @@ Side = Annotated[int, Meta(ge=1, le=8192)]
 Classes = Annotated[int, Meta(ge=1, le=10**6)]
 Images = Annotated[int, Meta(ge=1, le=2**16)]
 """Per call or per training step."""
+Solved = Annotated[int, Meta(ge=5, le=2**16)]
+"""Images that layers are solved from; a fifth of them judges the ridge."""
 Threads = Annotated[int, Meta(ge=1, le=1024)]
 Rounds = Annotated[int, Meta(ge=1, le=10**5)]
 Steps = Annotated[int, Meta(ge=1, le=10**9)]

@@ -23,6 +23,7 @@ from halpiee.cli import (
     methods,
     plan,
     profile,
+    prune,
     report,
     train,
 )
@@ -45,6 +46,7 @@ def program() -> None:
 for verb in (
     demo,
     train,
+    prune,
     methods,
     profile,
     plan,

@@ -101,6 +101,11 @@ run, goal, way, exchange, schedule = (
     type=number("rounds"),
     help="Rounds of pruning, survivors scored again (filter: 1, 5, 25; lrr: trainings).",
 )
+@way(
+    "--images",
+    type=number("images"),
+    help="Training images that --method repair solves from.  [default: 512]",
+)
 @way("--regrow", is_flag=False, flag_value=0.3, type=number("regrow"), help="Exchange this share of filters.")
 @way(
     "--interval",

@@ -28,6 +28,7 @@ class About:
         interval: the paper's ΔT, where it has one.
         once: whether it prunes once, at a step.
         rewinds: whether it prunes a dense training that has ended and trains again.
+        pretrained: whether it needs a trained network.
     """
 
     name: str
@@ -42,6 +43,7 @@ class About:
     interval: int | None = None
     once: bool = False
     rewinds: bool = False
+    pretrained: bool = False
 
 
 LAYERS = "uniform, erk, global, nm"
@@ -68,6 +70,18 @@ METHODS = {
             "HALP",
             latency=True,
             sparsity=None,
+            pretrained=True,
+        ),
+        About(
+            "repair",
+            "a pretrained network cut to a latency, its layers solved again: no training (`halpiee prune`)",
+            "after He et al. 2017, arXiv 1707.06168",
+            "channels",
+            "latency",
+            "repair",
+            latency=True,
+            sparsity=None,
+            pretrained=True,
         ),
         About(
             "static",

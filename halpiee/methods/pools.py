@@ -8,7 +8,7 @@ keeps at least one unit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -27,7 +27,7 @@ from halpiee.sparsity.mask import Mask
 
 Solver = Literal["joint", "linear", "cpsat"]
 
-__all__ = ["Choice", "LatencyPool", "LayerPools", "Pool", "bind"]
+__all__ = ["Choice", "LatencyPool", "LayerPools", "Pool", "bind", "smallest_us"]
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,7 @@ class LatencyPool:
         cost = cost.restricted(vanish=False)
         self.units, self.cost, self.budget_us, self._solver, self._gap = units, cost, budget_us, solver, gap
         sizes = {name: size[0] for name, size in units.sizes.items()}
-        smallest = cost.total_us({name: max(1, cost.candidates[name][0]) for name in sizes})
-        if budget_us < smallest:
-            share = smallest / cost.dense_us
-            raise BudgetError(
-                f"a budget of {budget_us:.0f} µs was asked; the smallest network that training can reach needs "
-                f"{smallest:.0f} µs ({share:.0%} of dense); ask for at least --budget {math.ceil(share * 100) / 100}",
-                minimum=smallest,
-            )
-        self.smallest_us = smallest
+        self.smallest_us = smallest_us(cost, sizes, budget_us)
 
     def with_cost(self, cost: LatencyCost) -> LatencyPool:
         """Returns the same budget under a corrected latency model."""
@@ -202,6 +194,23 @@ class LatencyPool:
             gap=self._gap,
             protect=frozenset(self.units.left_out),
         )
+
+
+def smallest_us(cost: LatencyCost, names: Iterable[str], budget_us: float, *, by: str = "training") -> float:
+    """Returns the latency with every one of these groups at its narrowest, no layer removed.
+
+    Raises:
+        BudgetError: the budget is below it.
+    """
+    smallest = cost.total_us({name: max(1, cost.candidates[name][0]) for name in names})
+    if budget_us < smallest:
+        share = smallest / cost.dense_us
+        raise BudgetError(
+            f"a budget of {budget_us:.0f} µs was asked; the smallest network that {by} can reach needs "
+            f"{smallest:.0f} µs ({share:.0%} of dense); ask for at least --budget {math.ceil(share * 100) / 100}",
+            minimum=smallest,
+        )
+    return smallest
 
 
 class LayerPools:

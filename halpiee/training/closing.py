@@ -123,6 +123,7 @@ def write_report(
         "closed_loop": pruned.get("closed_loop", []),
         "calibration": pruned.get("calibration"),
         "sparsity": pruned.get("sparsity"),
+        "repaired": pruned.get("repaired"),
         "pareto": curve(run) if s.budget is not None else {"skipped": "the run has no latency budget"},
         "layers": layers(run),
         "zeros": {label: asdict(zeros_in(done.path)) for label, done in exported.items()},

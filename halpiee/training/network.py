@@ -45,7 +45,7 @@ def initial(settings: Settings, n_classes: int) -> nn.Module:
             model.load_state_dict(loaded)
         except RuntimeError as error:
             raise UsageError(
-                f"--weights {settings.weights} does not fit {settings.model}: {error}; "
-                "give the weights of this very network"
+                f"--weights {settings.weights} does not fit {settings.model} ({' '.join(str(error).split())[:200]}); "
+                "give the weights of this very network, with its --width and classes"
             ) from error
     return model

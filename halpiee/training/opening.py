@@ -24,7 +24,7 @@ from halpiee.training.checkpoint import load_weights
 from halpiee.training.data import Summary, check
 from halpiee.training.limits import budget_of, units_of
 from halpiee.training.loop import make_optimizer
-from halpiee.training.network import network
+from halpiee.training.network import initial, network
 from halpiee.training.settings import Settings
 from halpiee.training.stored import FILE, read_values, settings_of
 from halpiee.zoo import resolve
@@ -40,6 +40,8 @@ __all__ = [
     "holds_cells",
 ]
 
+LEAST = 5
+"""Images to solve layers from; one of them judges the ridge."""
 PROFILE = "profile.jsonl"
 """Where a run's own profile lies in its folder."""
 
@@ -122,6 +124,8 @@ def check_settings(settings: Settings) -> None:
         )
     if s.weights is not None:
         load_weights(Path(s.weights))
+    if s.method == "repair":
+        _check_repair(s, summary)
     if s.profile is not None:
         _check_profile(Path(s.profile), s, summary)
 
@@ -136,9 +140,10 @@ def check_images(settings: Settings, shape: tuple[int, ...], classes: int) -> No
 
     Raises:
         DataError: what the network was given, and what it said or returned.
+        UsageError: weights of another network.
     """
     s = settings
-    model = network(s, classes).eval()
+    model = initial(s, classes).eval()
     images = f"images of {'×'.join(map(str, shape))} (channels × height × width)"
     try:
         with torch.no_grad():
@@ -245,6 +250,17 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
         shape=summary.shape,
     )
     make(model, make_optimizer(model, s)).detach()
+
+
+def _check_repair(settings: Settings, summary: Summary) -> None:
+    """Refuses a criterion that is not known, and data that nothing can be solved from."""
+    if settings.masks.criterion is not None:
+        named(settings.masks.criterion)
+    if summary.n_train is not None and summary.n_train < LEAST:
+        raise DataError(
+            f"--data {settings.data} has {summary.n_train} training images, and layers are solved from at least "
+            f"{LEAST}; give data with more, labels are not needed"
+        )
 
 
 def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:

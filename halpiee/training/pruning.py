@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from halpiee.deploy.calibrate import Round, close_loop
+from halpiee.deploy.calibrate import Candidate, Round, close_loop
 from halpiee.methods.method import Method
 from halpiee.methods.pools import LatencyPool
 from halpiee.selection.cost import LatencyCost
@@ -27,7 +28,7 @@ from halpiee.training.selected import Selected
 if TYPE_CHECKING:
     from halpiee.training.run import Run
 
-__all__ = ["train_to_budget"]
+__all__ = ["close", "train_to_budget"]
 
 
 def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
     if trainer.stage == "masked":
         trainer.run(until=lambda t: method.finished)
         fitted = cost.calibration
-        cost, rounds = _close(run, method, cost, budget_us)
+        cost, rounds = close(run, method.model, cost, _Candidate(method), budget_us)
         compact, slim = method.shrink()
         verify(method.model, run.structure, method.keep, run.example, compact=compact, sizes=(1, 2, 5))
         trainer.replace(compact, slim)
@@ -64,15 +65,17 @@ def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
     return _finish(run, trainer, method, path)
 
 
-def _close(run: Run, method: Method, cost: LatencyCost, budget_us: float) -> tuple[LatencyCost, list[Round]]:
+def close(
+    run: Run, model: nn.Module, cost: LatencyCost, candidate: Candidate, budget_us: float
+) -> tuple[LatencyCost, list[Round]]:
     """Measures the candidate beside the dense network and solves again until it meets the budget."""
     run.talk.note("measuring the candidate beside the dense network")
     s = run.settings
     cost, turns = close_loop(
-        method.model,
+        model,
         cost,
         run.example,
-        _Candidate(method),
+        candidate,
         budget_us=budget_us,
         target=run.target,
         rounds=s.rounds,

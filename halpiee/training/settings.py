@@ -56,6 +56,7 @@ class Settings:
         device: where to train.
         cycle: IEE's own settings.
         masks: what a sparsity is asked for.
+        images: training images whose activations a repair solves layers from.
         seed: of every random choice.
     """
 
@@ -87,6 +88,7 @@ class Settings:
     device: str = "auto"
     cycle: Cycle = field(default_factory=Cycle)
     masks: Masks = field(default_factory=Masks)
+    images: ranges.Solved = 512
     seed: ranges.Seed = 0
 
     def __post_init__(self) -> None:
@@ -123,9 +125,10 @@ class Settings:
             )
         if self.masks.asked and method.sparsity is None:
             raise UsageError(f"--method {self.method} meets a latency; give --budget instead of a sparsity")
-        if self.method == "halp" and self.weights is None:
+        if method.pretrained and self.weights is None:
             raise UsageError(
-                "--method halp prunes a trained network; give its --weights, such as dense.safetensors of a run"
+                f"--method {self.method} prunes a trained network; give its --weights, such as dense.safetensors of "
+                "a run"
             )
         if self.protect_first is not None and self.budget is None:
             raise UsageError(

@@ -16,7 +16,7 @@ from halpiee.deploy.calibrate import calibrate
 from halpiee.deploy.target import restored
 from halpiee.errors import BudgetError
 from halpiee.methods.catalogue import about
-from halpiee.methods.pools import bind
+from halpiee.methods.pools import bind, smallest_us
 from halpiee.report.door import read_report
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.fixed import fixed_sides
@@ -30,8 +30,10 @@ from halpiee.training.masking import train_masked, train_small
 from halpiee.training.opening import PROFILE, check_cells, check_images
 from halpiee.training.pruning import train_to_budget
 from halpiee.training.records import read_calibration, read_seconds
+from halpiee.training.repairing import repair_to_budget
 from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
+from halpiee.training.settings import Settings
 from halpiee.training.sources import FunctionSource, find
 
 __all__ = ["execute"]
@@ -70,7 +72,7 @@ def _stages(run: Run) -> dict[str, Any]:
         run.talk.stage("Train dense" if not s.weights else "Given weights")
         step = again.weights if again is not None and isinstance(again.weights, int) else 0
         dense = watch.timed("dense", lambda: train_dense(run, keep_step=step or None))
-    run.talk.stage("Train to the budget" if s.budget is not None else f"Train: {s.goal}")
+    run.talk.stage(_what(s))
     pruned = watch.timed("pruned", lambda: _train(run, cost))
     run.talk.stage("Export and measure")
     return write_report(run, dense, pruned, watch.seconds)
@@ -151,9 +153,15 @@ def _check_reachable(run: Run, cost: LatencyCost) -> None:
     if run.protected:
         run.talk.note(f"first group {run.protected[0]} stays whole; --no-protect-first frees it")
     try:
-        bind(
-            Latency(us=run.budget_us(cost)), Channels(run.build(), run.structure, protect=run.protected), cost
-        )
+        if run.settings.method == "repair":  # cuts all that can be cut, also what masks cannot train
+            free = [name for name in cost.candidates if name not in run.protected]
+            smallest_us(cost.restricted(vanish=False), free, run.budget_us(cost), by="a cut")
+        else:
+            bind(
+                Latency(us=run.budget_us(cost)),
+                Channels(run.build(), run.structure, protect=run.protected),
+                cost,
+            )
     except BudgetError as error:
         kept = (
             ""
@@ -163,9 +171,17 @@ def _check_reachable(run: Run, cost: LatencyCost) -> None:
         raise BudgetError(f"{error}{kept}", minimum=error.minimum) from error
 
 
+def _what(s: Settings) -> str:
+    if s.budget is None:
+        return f"Train: {s.goal}"
+    return "Cut and repair" if s.method == "repair" else "Train to the budget"
+
+
 def _train(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
     if run.settings.method == "small-dense":
         return train_small(run, cost)
     if about(run.settings.method).rewinds:
         return train_rewound(run)
-    return train_masked(run) if cost is None else train_to_budget(run, cost)
+    if cost is None:
+        return train_masked(run)
+    return repair_to_budget(run, cost) if run.settings.method == "repair" else train_to_budget(run, cost)

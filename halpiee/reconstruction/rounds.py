@@ -1,0 +1,161 @@
+"""A trained network cut to a latency without training: cut a little, solve its layers again, score again, cut more.
+
+Round k of n may take ``D · (Ψ/D)^(k/n)`` of the dense latency D. What the scores of a later round see is the repaired
+network, whose units say other things than they did; only what is alive can be kept. The last selection is what a
+closed loop measures and corrects; its layers are solved when that has ended. No labels: scores take the dense network's
+own answers for the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
+from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.score import score
+from halpiee.selection.choose import Selection, choose
+from halpiee.selection.cost import LatencyCost
+from halpiee.structure.groups import Structure
+from halpiee.structure.trace import trace
+
+__all__ = ["BATCH", "InRounds", "Rounds"]
+
+ROUNDS = 4
+"""Rounds by default: docs/decisions/0075-rounds-of-repair.md."""
+
+BATCH = 128
+"""Images whose scores are taken together."""
+
+
+@dataclass(frozen=True)
+class InRounds:
+    """How a network is cut.
+
+    Attributes:
+        rounds: n.
+        criterion: whose scores choose, a criterion or its name.
+        protect: groups that stay whole.
+        seed: of random scores and of the positions that repair samples.
+    """
+
+    rounds: int = ROUNDS
+    criterion: Criterion | str = "taylor"
+    protect: Collection[str] = ()
+    seed: int = 0
+
+
+class Rounds:
+    """A selection in rounds, as a closed loop takes it: measured, solved again under another cost, taken back.
+
+    Args:
+        model: the dense network with trained weights, in evaluation mode; left as it is.
+        structure: of the model.
+        cost: calibrated.
+        budget_us: Ψ on the scale of ``cost.dense_us``.
+        images: ``[N, …]`` of the training data, without augmentation, where the model lies; no labels.
+        how: in how many rounds, by whose scores.
+        note: told of each round.
+
+    Raises:
+        BudgetError: no network is that fast.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        cost: LatencyCost,
+        budget_us: float,
+        *,
+        images: Tensor,
+        how: InRounds | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._model, self._structure, self._budget_us = model, structure, budget_us
+        self._images, self._how = images, how or InRounds()
+        self._keep = {g.name: torch.ones(g.size, dtype=torch.bool) for g in structure.prunable}
+        self._answers = self._labelled()
+        self._scores: dict[str, Tensor] = self._scored(model, structure)
+        self._choose(cost, budget_us)  # refuses a budget that nothing meets before the long work
+        rounds = self._how.rounds
+        for k in range(1, rounds):
+            chosen = self._choose(cost, cost.dense_us * (budget_us / cost.dense_us) ** (k / rounds))
+            compact = self._repaired(chosen.keep)
+            self._keep = chosen.keep
+            self._scores = self._scored(compact, trace(compact, (images[:1],)))
+            note(f"round {k} of {rounds}: {chosen.latency_us:.0f} µs")
+        self._turns = [self._choose(cost, budget_us)]
+
+    @property
+    def selection(self) -> Selection:
+        """What stays."""
+        return self._turns[-1]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Units per group."""
+        return self.selection.counts
+
+    @property
+    def keep(self) -> dict[str, Tensor]:
+        """Which units stay."""
+        return self.selection.keep
+
+    @property
+    def next_step_us(self) -> float:
+        """Smallest extra cost of any next allowed size; NaN when everything is active."""
+        return self.selection.next_step_us
+
+    def solve_again(self, cost: LatencyCost) -> None:
+        """Replaces the selection under a corrected cost."""
+        self._turns.append(self._choose(cost, self._budget_us))
+
+    def go_back(self, turn: int) -> None:
+        """Takes the selection of a turn again, counted from 0."""
+        self._turns.append(self._turns[turn])
+
+    def repaired(self, report: Callable[[RepairedLayer], None] = lambda layer: None) -> nn.Module:
+        """Returns the compact network of the selection, its layers solved again; tells of each layer."""
+        return self._repaired(self.keep, report)
+
+    def _repaired(
+        self, keep: dict[str, Tensor], report: Callable[[RepairedLayer], None] = lambda layer: None
+    ) -> nn.Module:
+        return repair(
+            self._model,
+            self._structure,
+            keep,
+            [self._images],
+            settings=Settings(images=len(self._images), seed=self._how.seed),
+            report=report,
+        )
+
+    def _labelled(self) -> Sequence[tuple[Tensor, Tensor]]:
+        with torch.no_grad():
+            return [(x, self._model(x).argmax(1)) for x in torch.split(self._images, BATCH)]
+
+    def _scored(self, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
+        """Returns scores in the dense network's numbering, zero where nothing is alive.
+
+        A group that the compact network's trace does not show as it is keeps the scores it had.
+        """
+        found = score(model, self._answers, self._how.criterion, units=structure, seed=self._how.seed)
+        scores = {}
+        for g in self._structure.prunable:
+            alive = self._keep[g.name]
+            mine = found.get(g.name)
+            if mine is None or len(mine) != int(alive.sum()):
+                scores[g.name] = self._scores[g.name]
+                continue
+            scores[g.name] = torch.zeros(g.size, dtype=mine.dtype)
+            scores[g.name][alive] = mine
+        return scores
+
+    def _choose(self, cost: LatencyCost, capacity_us: float) -> Selection:
+        # A layer that is gone has no weights to solve: groups keep a unit.
+        cost = cost.restricted(vanish=False)
+        return choose(self._scores, cost, capacity_us, may=self._keep, protect=self._how.protect)

@@ -1,0 +1,143 @@
+"""``halpiee prune``: a run that trains nothing, from a trained toy network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+from torch.nn import functional
+
+import halpiee
+from halpiee.cli.app import program
+from halpiee.errors import BudgetError, UsageError
+from halpiee.training import repairing
+from halpiee.training.checkpoint import load_weights, save_weights
+from halpiee.training.loop import evaluate
+from halpiee.training.settings import Settings
+from halpiee.zoo import build
+from tests.training.test_run import KEYS, execute, settings, toy, write_profile
+
+__all__ = ["toy"]
+
+pytestmark = pytest.mark.slow  # trains a small network, exports and times two
+
+
+@pytest.fixture(scope="module")
+def trained(toy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of the toy network after 150 steps of Adam on its whole data."""
+    from halpiee.training.data import load
+
+    torch.manual_seed(0)
+    data, model = load("toy:data"), build("toy:net", num_classes=6)
+    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    x = data.normalised(data.train_x)
+    for _ in range(150):
+        adam.zero_grad()
+        functional.cross_entropy(model(x), data.train_y).backward()
+        adam.step()
+    assert evaluate(model, data)[0] > 0.9
+    path = tmp_path_factory.mktemp("trained") / "trained.safetensors"
+    save_weights(path, model.state_dict())
+    return path
+
+
+@pytest.fixture(scope="module")
+def profile(toy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_profile(tmp_path_factory.mktemp("profile") / "profile.jsonl")
+
+
+@pytest.fixture(scope="module")
+def folder(trained: Path, profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pruned") / "run"
+    execute(settings(profile, method="repair", weights=str(trained), budget="0.7", images=100), out)
+    return out
+
+
+def repaired(folder: Path) -> nn.Module:
+    """The network of a run as its plan and weights give it."""
+    model = halpiee.Plan.load(folder / "plan.json").apply(build("toy:net", num_classes=6)).eval()
+    model.load_state_dict(load_weights(folder / "pruned.safetensors"))
+    return model
+
+
+def test_the_report_holds_every_number_of_a_run_and_no_training(folder: Path) -> None:
+    report = json.loads((folder / "report.json").read_text())
+    assert set(KEYS.split()) <= set(report)
+    assert report["predicted_us"] <= report["budget_us"] * (1 + 1e-6)
+    assert report["train_flops_ratio"] == {"paper": 0.0, "strict": 0.0}
+    assert {layer["name"] for layer in report["repaired"]} == {"conv1.weight", "conv2.weight", "fc.weight"}
+    assert all(layer["after"] <= layer["before"] for layer in report["repaired"])
+
+
+def test_the_repaired_network_answers_nearer_to_the_dense_one_than_the_cut_one(
+    folder: Path, trained: Path
+) -> None:
+    from halpiee.training.data import load
+
+    data, dense = load("toy:data"), build("toy:net", num_classes=6).eval()
+    dense.load_state_dict(load_weights(trained))
+    x = data.normalised(data.test_x)
+    cut = halpiee.Plan.load(folder / "plan.json").apply(dense).eval()
+    mended = repaired(folder)
+    with torch.no_grad():
+        aim = dense(x)
+        assert (mended(x) - aim).norm() < 0.8 * (cut(x) - aim).norm()
+    assert evaluate(mended, data)[0] == json.loads((folder / "report.json").read_text())["accuracy_pruned"]
+
+
+def test_the_exported_file_is_the_network_that_load_gives(folder: Path) -> None:
+    import onnxruntime
+
+    x = torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(folder / "pruned.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        wanted = repaired(folder)(x)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_labels_have_no_part_in_it(
+    folder: Path, trained: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import toy as module
+
+    whole = module.data()
+    monkeypatch.setattr(module, "data", lambda: ((whole[0][0], whole[0][1].flip(0)), whole[1]))
+    out = tmp_path / "run"
+    execute(settings(profile, method="repair", weights=str(trained), budget="0.7", images=100), out)
+    a, b = (load_weights(f / "pruned.safetensors") for f in (folder, out))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_weights_of_another_network_too_few_images_and_a_small_budget_are_refused(
+    trained: Path, profile: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.safetensors"
+    save_weights(wrong, {"conv1.weight": torch.zeros(2, 3, 3, 3)})
+    with pytest.raises(UsageError, match=r"wrong.safetensors does not fit toy:net \(.*; give the weights of"):
+        execute(settings(profile, method="repair", weights=str(wrong)), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(BudgetError, match="the smallest network that a cut can reach needs"):
+        execute(settings(profile, method="repair", weights=str(trained), budget="3us"), tmp_path / "b")
+    with pytest.raises(UsageError, match="images"):
+        settings(profile, method="repair", weights=str(trained), images=4)
+    with pytest.raises(UsageError, match="--method repair prunes a trained network; give its --weights"):
+        Settings(model="toy:net", data="toy:data", budget="0.5", method="repair")
+
+
+def test_prune_answers_with_the_report_and_overwrites_nothing(
+    trained: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    line = f"prune toy:net --data toy:data --weights {trained} --profile {profile} --budget 0.5 --out {out} --json"
+    monkeypatch.setattr(repairing, "close", lambda run, model, cost, candidate, budget_us: (cost, []))
+    done = CliRunner().invoke(program, line.split(), catch_exceptions=False, standalone_mode=False)
+    assert json.loads(done.stdout)["method"] == "repair"
+    again = CliRunner().invoke(program, line.split())
+    assert again.exception is not None
+    assert "already holds something" in str(again.exception)
