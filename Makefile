@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: lock demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models exports package coverage docs clean
+.PHONY: lock compat demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models exports package coverage docs clean
 
 $(VENV)/.installed: pyproject.toml tools/install.py $(wildcard requirements/lock-*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -15,6 +15,9 @@ $(VENV)/.installed: pyproject.toml tools/install.py $(wildcard requirements/lock
 
 lock: ## writes the exact versions that are installed, for every Python
 	$(PYTHON) -m tools.lock
+
+compat: ## the tests on every torch and Python, into docs/compatibility.md; COMPAT=--full runs the slow ones too
+	$(PYTHON) -m tools.compat $(COMPAT)
 
 demo: $(VENV)/.installed ## the whole path on a small network: profile, plan, train, shrink, export, measure
 	$(BIN)/halpiee demo
