@@ -1,4 +1,4 @@
-"""The error tree, drawn and defined in ``latency.errors``, under the name users import, and the one warning."""
+"""The error tree, drawn and defined in ``latency.errors``, under the name users import, and the two warnings."""
 
 from latency.errors import (
     BudgetError,
@@ -14,6 +14,9 @@ from latency.errors import (
     UnsupportedOpError,
     UsageError,
     WriteError,
+)
+from latency.errors import (
+    HoldoutWarning as HoldoutWarning,
 )
 
 

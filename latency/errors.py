@@ -16,6 +16,8 @@ The tree (the root stands here because ``latency`` imports nothing of ``halpiee`
         ├── MeasurementError          4  a latency that could not be measured within the limits asked
         └── MismatchError             4  outputs that differ by more than the tolerance (.error)
 
+Two warnings stand beside it: HoldoutWarning here, ScoreWarning in ``halpiee.errors``.
+
 0 is success and 130 is an interruption with its state saved.
 A message has three parts: what was asked, what was found, what to type next.
 """
@@ -101,6 +103,10 @@ class PromiseError(HalpieeError):
 
 class MeasurementError(PromiseError):
     """A latency that could not be measured within the limits asked."""
+
+
+class HoldoutWarning(UserWarning):
+    """A sweep whose held-out cells are far from what its tables say of them."""
 
 
 class MismatchError(PromiseError):

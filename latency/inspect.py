@@ -16,6 +16,10 @@ from latency.profiles import Profile
 __all__ = ["Inspection", "OpCoverage", "inspect"]
 
 
+ALLOWED = 0.05
+"""Error of the held-out cells, the 95th percentile, up to which a profile is relied on."""
+
+
 @dataclass(frozen=True)
 class OpCoverage:
     """One table.
@@ -84,6 +88,13 @@ class Inspection:
         return asdict(self)
 
     @property
+    def doubt(self) -> str | None:
+        """Why its tables are not to be relied on by their held-out cells, in words; None where they are."""
+        if not self.holdout_p95 > ALLOWED:
+            return None
+        return f"holdout: one cell in twenty is off by {self.holdout_p95:.0%} or more; measure more cells"
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against trusting it, in words."""
         found = []
@@ -93,10 +104,8 @@ class Inspection:
             found.append(
                 f"contention: {self.contention_median:.0%} of the time went to others; stop other work, measure again"
             )
-        if self.holdout_p95 > 0.05:
-            found.append(
-                f"holdout: one cell in twenty is off by {self.holdout_p95:.0%} or more; measure more cells"
-            )
+        if self.doubt is not None:
+            found.append(self.doubt)
         if self.newest_days > 180:
             found.append(
                 f"age: nothing is younger than {self.newest_days:.0f} days; measure a few cells again"

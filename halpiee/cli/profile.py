@@ -81,7 +81,15 @@ def command(
     talk = ScreenTalk()
     talk.stage(f"Profile {model}")
     assert out is not None
-    with kept_in(out, f"what was measured is in {out}; the same command continues it"):
+    import warnings
+
+    from halpiee.errors import HoldoutWarning
+
+    with (
+        warnings.catch_warnings(),
+        kept_in(out, f"what was measured is in {out}; the same command continues it"),
+    ):
+        warnings.simplefilter("ignore", HoldoutWarning)  # said below, with the other notes
         profile = latency.sweep(
             ops, backend=backend, path=out, threads=threads, seed=seed, fixed=fixed, progress=talk.sweeping
         )

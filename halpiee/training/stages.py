@@ -7,6 +7,7 @@ pruned networks see the same data in the same order with the same recipe.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import latency
 from halpiee.deploy.calibrate import calibrate
 from halpiee.deploy.target import restored
-from halpiee.errors import BudgetError
+from halpiee.errors import BudgetError, HoldoutWarning
 from halpiee.methods.catalogue import about
 from halpiee.methods.pools import bind, smallest_us
 from halpiee.report.door import read_report
@@ -35,6 +36,7 @@ from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
 from halpiee.training.settings import Settings
 from halpiee.training.sources import FunctionSource, find
+from latency.inspect import inspect
 
 __all__ = ["execute"]
 
@@ -111,8 +113,9 @@ def _profile(run: Run) -> latency.Profile:
         profile = latency.Profile.load(Path(s.profile))
         check_cells(profile, run.structure, s, run.data.shape, classes=run.data.n_classes)
         return profile
-    with restored():
-        return latency.sweep(
+    with restored(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", HoldoutWarning)
+        profile = latency.sweep(
             [timed.op for timed in run.structure.ops],
             backend=run.target.backend,
             settings=run.target.settings,
@@ -122,6 +125,10 @@ def _profile(run: Run) -> latency.Profile:
             fixed=fixed_sides(run.structure),
             progress=run.talk.sweeping,
         )
+    doubt = inspect(profile).doubt
+    if doubt is not None:
+        run.talk.note(doubt)
+    return profile
 
 
 def _calibrate(run: Run, cost: LatencyCost) -> LatencyCost:

@@ -40,6 +40,22 @@ def test_a_network_whose_ops_are_all_timed_is_told_nothing() -> None:
     assert found["untimed"] == {}
 
 
+def test_held_out_cells_that_are_far_off_are_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    structure = halpiee.trace(twice(), (torch.zeros(1, 3, 4, 4),))
+    made = Profile.load(write_profile(structure, tmp_path / "made.jsonl"))
+    # One held-out cell at a width between others takes a thousand times as long as its table says.
+    held = next(c for c in made.cells if c["op"] == "conv" and c["c_out"] > 2)
+    cells = [*made.cells, {**held, "c_out": held["c_out"] - 1, "us": 1000 * held["us"], "role": "holdout"}]
+    monkeypatch.setattr("latency.sweeping._sweep", lambda *_, **__: None)
+    monkeypatch.setattr("latency.sweeping.Profile", lambda *_: Profile(made.environment, cells))
+    said, found = profiled(*ATTENDING, "--out", str(tmp_path / "p.jsonl"))
+    assert said.count("holdout: one cell in twenty is off by 100% or more; measure more cells") == 1
+    assert "HoldoutWarning" not in said
+    assert [w for w in found["warnings"] if w.startswith("holdout")]
+
+
 def test_a_sweep_names_what_has_no_entry_and_what_could_not_be_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

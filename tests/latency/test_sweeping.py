@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import latency
-from latency.errors import OutputInUseError, ProfileError, UsageError
+from latency.errors import HoldoutWarning, OutputInUseError, ProfileError, UsageError
 from latency.op import Op
 from latency.profiles import Profile
 
@@ -41,6 +41,31 @@ def test_every_width_of_a_staircase_is_answered_from_few_cells(step) -> None:
     np.testing.assert_allclose(table.lookup(widths[5:, None], widths[None]), expected, rtol=1e-3)
     swept = [c for c in profile.cells if c["role"] == "sweep" and c["op"] == "conv" and c["groups"] == 1]
     assert len(swept) < 64
+
+
+def lawless(op):
+    """Times that no table of few cells tells."""
+    return 20.0 + op.c_in * op.c_out * np.random.default_rng([op.c_in, op.c_out, op.h]).uniform(0.1, 1.0)
+
+
+def test_a_sweep_whose_held_out_cells_are_far_off_says_so_in_python() -> None:
+    with pytest.warns(
+        HoldoutWarning, match=r"holdout: one cell in twenty is off by \d+% or more; measure more"
+    ) as said:
+        profile = latency.sweep([conv(256, 256)], backend=FakeBackend(lawless), seed=3)
+    assert len(said) == 1
+    assert said[0].filename == __file__
+    errors, weights = [], []
+    table = profile.table(conv(256, 256))
+    for cell in profile.cells:
+        if cell["role"] == "holdout" and not table.measured(cell["c_in"], cell["c_out"]):
+            errors.append(abs(float(table.lookup(cell["c_in"], cell["c_out"])) / cell["us"] - 1))
+            weights.append(cell["us"])
+    order = np.argsort(errors)
+    below = np.cumsum(np.array(weights)[order]) / sum(weights)
+    p95 = np.array(errors)[order][np.searchsorted(below, 0.95)]
+    assert p95 > 0.05
+    assert f"{p95:.0%}" in str(said[0].message)
 
 
 def test_noise_makes_no_steps_that_are_not_there() -> None:
@@ -213,7 +238,8 @@ def test_a_table_that_its_held_out_cells_contradict_gets_more_cells() -> None:
 
     op = conv(64, 64)
     coarse = latency.sweep([op], backend=FakeBackend(us), holdout=0)
-    fine = latency.sweep([op], backend=FakeBackend(us), holdout=6, seed=3)
+    with pytest.warns(HoldoutWarning):
+        fine = latency.sweep([op], backend=FakeBackend(us), holdout=6, seed=3)
     assert len([c for c in fine.cells if c["role"] == "sweep"]) > len(
         [c for c in coarse.cells if c["role"] == "sweep"]
     )
@@ -221,19 +247,11 @@ def test_a_table_that_its_held_out_cells_contradict_gets_more_cells() -> None:
 
 def test_tables_that_everything_contradicts_get_half_as_many_cells_more_and_no_others(monkeypatch) -> None:
     monkeypatch.setattr("latency.sweeping.MORE_CELLS", 0)
-
-    def us(op):
-        seed = [op.c_in, op.c_out, op.h]
-        return 20.0 + op.c_in * op.c_out * np.random.default_rng(seed).uniform(0.1, 1.0)  # no law at all
-
     ops = [conv(256, 256), conv(256, 128, h=16, w=16)]
-    coarse, fine = (
-        sum(
-            c["role"] == "sweep"
-            for c in latency.sweep(ops, backend=FakeBackend(us), holdout=holdout, seed=3).cells
-        )
-        for holdout in (0, 6)
-    )
+    coarse = latency.sweep(ops, backend=FakeBackend(lawless), holdout=0, seed=3)
+    with pytest.warns(HoldoutWarning):
+        fine = latency.sweep(ops, backend=FakeBackend(lawless), holdout=6, seed=3)
+    coarse, fine = (sum(c["role"] == "sweep" for c in found.cells) for found in (coarse, fine))
     assert 1.2 * coarse < fine <= 1.5 * coarse
 
 
