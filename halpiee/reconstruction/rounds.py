@@ -56,7 +56,9 @@ class Rounds:
         structure: of the model.
         cost: calibrated.
         budget_us: Ψ on the scale of ``cost.dense_us``.
-        images: ``[N, …]`` of the training data, without augmentation, where the model lies; no labels.
+        images: ``[N, …]`` of the training data, without augmentation, where the model lies: layers are solved from
+            these; no labels.
+        scored: others, to take scores on: those that layers were fitted to tell too little of them.
         how: in how many rounds, by whose scores.
         note: told of each round.
 
@@ -72,13 +74,14 @@ class Rounds:
         budget_us: float,
         *,
         images: Tensor,
+        scored: Tensor,
         how: InRounds | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._model, self._structure, self._budget_us = model, structure, budget_us
         self._images, self._how = images, how or InRounds()
         self._keep = {g.name: torch.ones(g.size, dtype=torch.bool) for g in structure.prunable}
-        self._answers = self._labelled()
+        self._answers = self._labelled(scored)
         self._scores: dict[str, Tensor] = self._scored(model, structure)
         self._choose(cost, budget_us)  # refuses a budget that nothing meets before the long work
         rounds = self._how.rounds
@@ -134,9 +137,9 @@ class Rounds:
             report=report,
         )
 
-    def _labelled(self) -> Sequence[tuple[Tensor, Tensor]]:
+    def _labelled(self, images: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
         with torch.no_grad():
-            return [(x, self._model(x).argmax(1)) for x in torch.split(self._images, BATCH)]
+            return [(x, self._model(x).argmax(1)) for x in torch.split(images, BATCH)]
 
     def _scored(self, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
         """Returns scores in the dense network's numbering, zero where nothing is alive.

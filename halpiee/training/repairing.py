@@ -37,12 +37,14 @@ def repair_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
     begun = time.perf_counter()
     budget_us, fitted = run.budget_us(cost), cost.calibration
     model = run.dense()
+    images, scored = _images(run)
     cut = Rounds(
         run.dense().to(run.device),
         run.structure,
         cost,
         budget_us,
-        images=_images(run),
+        images=images,
+        scored=scored,
         how=_how(run),
         note=run.talk.note,
     )
@@ -85,11 +87,12 @@ def _how(run: Run) -> InRounds:
     return InRounds(**chosen, protect=run.protected, seed=run.settings.seed)
 
 
-def _images(run: Run) -> Tensor:
-    """Returns training images in a random order, without augmentation."""
-    x = run.data.train_x
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(run.settings.seed))
-    return run.data.normalised(x[order[: run.settings.images].to(x.device)])
+def _images(run: Run) -> tuple[Tensor, Tensor]:
+    """Returns training images to solve from, and twice as many others to score on; the same where there are none."""
+    x, n = run.data.train_x, run.settings.images
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(run.settings.seed)).to(x.device)
+    solved, scored = (run.data.normalised(x[part]) for part in (order[:n], order[n : 3 * n]))
+    return solved, scored if len(scored) else solved
 
 
 def _values(layer: RepairedLayer) -> dict[str, Any]:
