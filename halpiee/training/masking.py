@@ -12,7 +12,6 @@ from halpiee.methods.method import Method
 from halpiee.methods.small_dense import keep_first, small_dense, uniform_counts
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.granularity import Filters
-from halpiee.structure.plan import Plan
 from halpiee.structure.proof import verify
 from halpiee.structure.size import macs
 from halpiee.training import record
@@ -21,9 +20,9 @@ from halpiee.training.baseline import active_macs, choose_threads, resumed, trai
 from halpiee.training.checkpoint import load_state, save_json, save_weights
 from halpiee.training.limits import densities
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
-from halpiee.training.network import arguments, initial
+from halpiee.training.network import initial
 from halpiee.training.records import read_result
-from halpiee.training.selected import Selected
+from halpiee.training.selected import Selected, save_plan
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
@@ -89,13 +88,7 @@ def finish_masked(
     keep = trainer.extra.get("keep")
     if keep is not None:
         counts = {name: int(mask.sum()) for name, mask in keep.items()}
-        plan = Plan.from_selection(
-            run.structure,
-            Selected(keep),
-            model=run.settings.model,
-            arguments=arguments(run.settings, run.data.n_classes),
-        )
-        plan.save(run.folder / "plan.json", overwrite=True)
+        save_plan(run, Selected(keep))
     units = trainer.extra.get("units") or _units(method)
     layers = macs(run.structure)
     result = {
@@ -147,12 +140,7 @@ def train_small(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
     predicted = None if cost is None else cost.total_us(counts)
     params = sum(p.numel() for p in model.parameters())
     whole = sum(p.numel() for p in run.build().parameters())
-    Plan.from_selection(
-        run.structure,
-        Selected(keep, math.nan if predicted is None else predicted),
-        model=s.model,
-        arguments=arguments(s, run.data.n_classes),
-    ).save(run.folder / "plan.json", overwrite=True)
+    save_plan(run, Selected(keep, math.nan if predicted is None else predicted))
     ratio = run.macs(counts) / run.macs({})
     result = {
         "accuracy": top1,

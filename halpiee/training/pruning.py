@@ -13,17 +13,16 @@ from halpiee.deploy.calibrate import Candidate, Round, close_loop
 from halpiee.methods.method import Method
 from halpiee.methods.pools import LatencyPool
 from halpiee.selection.cost import LatencyCost
-from halpiee.structure.plan import Plan
 from halpiee.structure.proof import verify
 from halpiee.training import record
 from halpiee.training.attach import to_a_latency
 from halpiee.training.baseline import resumed
 from halpiee.training.checkpoint import save_json, save_weights
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
-from halpiee.training.network import arguments, initial
+from halpiee.training.network import initial
 from halpiee.training.record import line_values
 from halpiee.training.records import read_result
-from halpiee.training.selected import Selected
+from halpiee.training.selected import Selected, save_plan
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
@@ -107,14 +106,8 @@ def _finish(run: Run, trainer: Trainer, method: Method, path: Path) -> dict[str,
         ),
         **extra,
     }
-    plan = Plan.from_selection(
-        run.structure,
-        Selected(trainer.extra["keep"], trainer.extra["predicted_us"], trainer.extra["gap"]),
-        model=run.settings.model,
-        arguments=arguments(run.settings, run.data.n_classes),
-        budget_us=trainer.extra["budget_us"],
-    )
-    plan.save(run.folder / "plan.json", overwrite=True)
+    chosen = Selected(trainer.extra["keep"], trainer.extra["predicted_us"], trainer.extra["gap"])
+    save_plan(run, chosen, trainer.extra["budget_us"])
     save_weights(run.folder / "pruned.safetensors", model.state_dict())
     save_json(path, result)
     (run.folder / "pruned.state").unlink(missing_ok=True)

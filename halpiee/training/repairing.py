@@ -12,16 +12,14 @@ from torch import Tensor
 
 from halpiee.reconstruction.repair import RepairedLayer
 from halpiee.reconstruction.rounds import InRounds, Rounds
-from halpiee.selection.choose import Selection
 from halpiee.selection.cost import LatencyCost
-from halpiee.structure.plan import Plan
 from halpiee.structure.proof import verify
 from halpiee.training.checkpoint import save_json, save_weights
 from halpiee.training.loop import evaluate
-from halpiee.training.network import arguments
 from halpiee.training.pruning import close
 from halpiee.training.record import line_values
 from halpiee.training.records import read_result
+from halpiee.training.selected import save_plan
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run
@@ -74,7 +72,7 @@ def repair_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
         "dense_us": cost.dense_us,
         "budget_us": budget_us,
     }
-    _plan(run, cut.selection).save(run.folder / "plan.json", overwrite=True)
+    save_plan(run, cut.selection)
     save_weights(run.folder / "pruned.safetensors", compact.state_dict())
     save_json(path, result)
     return result
@@ -101,12 +99,3 @@ def _values(layer: RepairedLayer) -> dict[str, Any]:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in asdict(layer).items()
     }
-
-
-def _plan(run: Run, selection: Selection) -> Plan:
-    return Plan.from_selection(
-        run.structure,
-        selection,
-        model=run.settings.model,
-        arguments=arguments(run.settings, run.data.n_classes),
-    )

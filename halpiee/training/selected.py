@@ -1,14 +1,21 @@
-"""What a plan records of units that training chose."""
+"""What a plan records of units that a run chose."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-__all__ = ["Selected"]
+from halpiee.structure.plan import Plan, SelectionLike
+from halpiee.training.network import arguments
+
+if TYPE_CHECKING:
+    from halpiee.training.run import Run
+
+__all__ = ["Selected", "save_plan"]
 
 
 @dataclass(frozen=True)
@@ -24,3 +31,10 @@ class Selected:
     keep: Mapping[str, Tensor]
     latency_us: float = math.nan
     gap: float | None = None
+
+
+def save_plan(run: Run, selection: SelectionLike, budget_us: float | None = None) -> None:
+    """Writes the plan of a run's network."""
+    model, made = run.settings.model, arguments(run.settings, run.data.n_classes)
+    plan = Plan.from_selection(run.structure, selection, model=model, arguments=made, budget_us=budget_us)
+    plan.save(run.folder / "plan.json", overwrite=True)
