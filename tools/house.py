@@ -40,7 +40,7 @@ class Limit:
 
 
 LIMITS = {
-    "lines": Limit(46_000, 35_000),
+    "lines": Limit(50_000, 35_000),
     "files": Limit(320, 160),
     "circles": Limit(3, 0),
     f"functions above {LONG} lines": Limit(8, 0),
