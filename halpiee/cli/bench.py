@@ -146,7 +146,7 @@ def command(
     shape = None if size is None else input_size(size)
     trust = {"engine": trust_engine, "plan": trust_plan, "run": trust_run}
     field, base = contestants(files, against, shape=shape, width=width, classes=classes, trust=trust)
-    notes = [c.network.unclaimed for c in field if c.network is not None and c.network.unclaimed]
+    notes = [note for c in field for note in c.notes]
     rows: list[dict[str, Any]] = []
     clock = "wall"
     for images in batches:

@@ -73,6 +73,15 @@ class Contestant:
             threads=threads,
         )
 
+    @property
+    def notes(self) -> list[str]:
+        """What should be known of the network beside its times."""
+        found = [] if self.network is None or self.network.unclaimed is None else [self.network.unclaimed]
+        untrained = self.network is not None and self.network.untrained
+        if untrained or (self.metadata or {}).get("weights") == "initial":
+            found.append(f"{self.name} has its initial weights: its times hold, its outputs mean nothing")
+        return found
+
     def predicted_us(self, batch: int, threads: int) -> float | None:
         """Returns the latency that was predicted, if it was for this device, runtime, batch and number of threads."""
         import latency

@@ -67,10 +67,14 @@ def export_engine(
             f"--out {out}`), or choose another --out"
         )
     _look_for_a_gpu()
-    reference = None if given else _write_onnx(opened(), onnx, precision, seed)
+    network = None if given else opened()
+    notes = () if network is None else network.notes
+    reference = None if network is None else _write_onnx(network, onnx, precision, seed)
     done = build_engine(onnx, out, batches=batches, settings=settings, reference=reference, seed=seed)
 
     def show() -> None:
+        for note in notes:
+            say(note)
         how = f"built ({done.why})" if done.built else "there already, and fits"
         say(
             f"{out}: {how}, {done.size_bytes / 1e6:.1f} MB, TensorRT {done.tensorrt} on {done.device}; relative L2 to "
@@ -78,7 +82,7 @@ def export_engine(
         )
         say(f"{onnx} is the artefact; the engine is rebuilt from it where TensorRT or the GPU is another")
 
-    answer({**asdict(done), "onnx": str(onnx)}, as_json, show)
+    answer({**asdict(done), "onnx": str(onnx), "notes": notes}, as_json, show)
 
 
 def _look_for_a_gpu() -> None:

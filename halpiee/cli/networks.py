@@ -28,6 +28,7 @@ class Network:
         notes: what the user should know of it.
         unclaimed: the note among them that says why the latency of its plan is not claimed of it.
         masked_error: relative L2 of compact against masked, where that was compared.
+        untrained: whether it has its initial weights: its times hold, its outputs mean nothing.
     """
 
     model: nn.Module
@@ -36,6 +37,11 @@ class Network:
     notes: tuple[str, ...] = ()
     unclaimed: str | None = None
     masked_error: float | None = None
+    untrained: bool = False
+
+
+INITIAL = {"weights": "initial"}
+"""What a file of a network with its initial weights says of itself."""
 
 
 def is_run(text: str) -> bool:
@@ -86,10 +92,22 @@ def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32", trus
     report = read_report(folder)
     run = Run(settings, folder, ScreenTalk())
     side = "dense" if dense else "pruned"
+    untrained = dense and not run.has_dense
     return Network(
         run.dense() if dense else run.compact(),
         tuple(x[:1] for x in run.example),
-        run_metadata(report, plan=folder / "plan.json", run=settings.digest, side=side, precision=precision),
+        run_metadata(
+            report,
+            plan=folder / "plan.json",
+            run=settings.digest,
+            side=side,
+            precision=precision,
+            trained=not untrained,
+        ),
+        (f"{folder} trained no dense network (--no-baseline): it has its initial weights",)
+        if untrained
+        else (),
+        untrained=untrained,
     )
 
 
@@ -115,7 +133,9 @@ def from_model(
 
         _fit(model, load_weights(weights), f"--weights {weights} does not fit {name}")
     notes = () if weights is not None else ("no --weights: the network has its initial weights",)
-    return Network(model.eval(), _example(shape), {"model": name}, notes)
+    untrained = weights is None
+    metadata = {"model": name} | (INITIAL if untrained else {})
+    return Network(model.eval(), _example(shape), metadata, notes, untrained=untrained)
 
 
 @dataclass(frozen=True)
@@ -227,12 +247,13 @@ def from_plan(
         return Network(compact.eval(), example, metadata, (*notes, note), unclaimed)
     if loaded is None:
         notes += ("no --weights: the network has its initial weights",)
+        metadata |= INITIAL
     else:
         dense.load_state_dict(loaded)
     compact = _left(path, plan, dense, example)
     structure = trace(dense, example, vanish=not all(plan.counts.values()))
     error = verify(dense, structure, plan.keep, example, compact=compact, sizes=(1, 2, 5))
-    return Network(compact, example, metadata, notes, unclaimed, error)
+    return Network(compact, example, metadata, notes, unclaimed, error, untrained=loaded is None)
 
 
 def _check_planned(path: Path, plan: Plan, name: str) -> None:

@@ -44,7 +44,13 @@ def plan_metadata(plan: Plan, path: Path, *, precision: str = "fp32") -> dict[st
 
 
 def run_metadata(
-    report: Mapping[str, Any], *, plan: Path, run: str, side: str, precision: str = "fp32"
+    report: Mapping[str, Any],
+    *,
+    plan: Path,
+    run: str,
+    side: str,
+    precision: str = "fp32",
+    trained: bool = True,
 ) -> dict[str, str]:
     """Returns what a file of a run says of itself.
 
@@ -54,6 +60,7 @@ def run_metadata(
         run: digest of its settings.
         side: ``pruned`` or ``dense``; the plan and its latencies belong to the pruned network only.
         precision: of the file; latencies of another one are left out.
+        trained: whether the network has weights that were trained or given, not its initial ones.
     """
     dtype = str(report.get("precision", "float32"))
     same = PRECISIONS.get(dtype, dtype) == precision
@@ -70,6 +77,8 @@ def run_metadata(
         values |= {key: report.get(key) for key in ("predicted_us", "measured_us")}
     elif same:
         values["measured_us"] = report.get("dense_us")
+    if not trained:
+        values["weights"] = "initial"
     return _texts(values)
 
 

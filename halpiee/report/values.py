@@ -168,6 +168,8 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Pruned file", _file(report, "pruned")),
         ("Whole run", seconds(get("seconds"))),
     ]
+    if report.get("weights_dense") == "initial":
+        items.insert(-3, ("Weights of the dense file", "initial: no dense network was trained"))
     zeros = get("zeros", "pruned", "share")
     if zeros is not None and zeros >= 0.01:
         items.insert(

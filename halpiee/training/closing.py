@@ -43,6 +43,7 @@ def write_report(
     begun = time.perf_counter()
     s = run.settings
     exported: dict[str, ExportReport] = {}
+    trained = {"dense": run.has_dense, "pruned": True}
     for label, model in (("dense", run.dense()), ("pruned", run.compact())):
         path = run.folder / f"{label}.onnx"
         exported[label] = export_onnx(
@@ -52,6 +53,13 @@ def write_report(
             overwrite=True,
             metadata={"run": s.digest},
         )
+    notes: list[str] = []
+    if not run.has_dense:
+        notes.insert(
+            0, "no dense network was trained: dense.onnx has its initial weights, and is there to be timed"
+        )
+    for note in notes:
+        run.talk.note(note)
     run.talk.note("timing dense and pruned side by side")
     found = _side_by_side(run)
     side = {label: found[label] for label in ("dense", "pruned")}
@@ -128,6 +136,8 @@ def write_report(
         "layers": layers(run),
         "zeros": {label: asdict(zeros_in(done.path)) for label, done in exported.items()},
         "promise": kept,
+        "notes": notes,
+        "weights_dense": "given" if s.weights else "trained" if run.has_dense else "initial",
         "settings": s.as_dict(),
         "files": {
             "onnx": "pruned.onnx",
@@ -143,7 +153,9 @@ def write_report(
     for label in exported:
         stamp(
             run.folder / f"{label}.onnx",
-            run_metadata(report, plan=run.folder / "plan.json", run=s.digest, side=label),
+            run_metadata(
+                report, plan=run.folder / "plan.json", run=s.digest, side=label, trained=trained[label]
+            ),
         )
     write(run.folder / "report.html", render_html(report), overwrite=True)
     write(run.folder / "report.md", render_markdown(report), overwrite=True)

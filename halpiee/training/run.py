@@ -192,10 +192,15 @@ class Run:
         fill(model, self.folder / "pruned.safetensors")
         return model.eval()
 
+    @property
+    def has_dense(self) -> bool:
+        """Whether the run has weights of the dense network: trained or given ones."""
+        return (self.folder / "dense.safetensors").is_file()
+
     def dense(self) -> nn.Module:
         """Returns the dense network with its trained weights, or its initial ones without a baseline."""
         model = self.build()
-        if (self.folder / "dense.safetensors").is_file():
+        if self.has_dense:
             fill(model, self.folder / "dense.safetensors")
         return model.eval()
 

@@ -272,5 +272,6 @@ def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_pa
     )
     shown = invoke("--json", *ROUNDS, tmp_path / "half.json", "--trust-plan", "--size", "3x12x12")
     assert shown.stderr.splitlines()[0] == note
-    assert json.loads(shown.stdout)["notes"] == [note]
+    initial = "half has its initial weights: its times hold, its outputs mean nothing"
+    assert json.loads(shown.stdout)["notes"] == [note, initial]
     assert own.network.unclaimed is None

@@ -385,3 +385,20 @@ class Watch:
 
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
         return work()
+
+
+@pytest.mark.slow  # trains, exports and times two small networks
+def test_a_run_without_a_baseline_says_that_its_dense_file_was_never_trained(
+    toy: None, tmp_path: Path, profile: Path
+) -> None:
+    from halpiee.deploy.metadata import read_metadata
+
+    talk, folder = Quiet(), tmp_path / "run"
+    report = execute(settings(profile, baseline=False), folder, talk)
+    note = "no dense network was trained: dense.onnx has its initial weights, and is there to be timed"
+    assert report["notes"] == [note]
+    assert report["weights_dense"] == "initial"
+    assert read_metadata(folder / "dense.onnx")["weights"] == "initial"
+    assert "weights" not in read_metadata(folder / "pruned.onnx")
+    for page in ("report.md", "report.html"):
+        assert "initial: no dense network was trained" in (folder / page).read_text(encoding="utf-8")
