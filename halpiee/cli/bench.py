@@ -41,7 +41,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 @click.option(
     "--against", help="Name that ratios are taken against; `dense` is found beside a run.  [default: first]"
 )
-@click.option("--batch", default="1", show_default=True, help="Images per inference: 1, or several: 1,8,32.")
+@click.option(
+    "--batch", help="Images per inference: 1, or several: 1,8,32.  [default: 1, or all that a file takes]"
+)
 @click.option(
     "--threads", default=1, type=Ranged(ranges.Threads), show_default=True, help="Threads of the runtime."
 )
@@ -100,7 +102,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 def command(
     files: tuple[str, ...],
     against: str | None,
-    batch: str,
+    batch: str | None,
     threads: int,
     rounds: int,
     mode: Literal["latency", "throughput"],
@@ -133,7 +135,7 @@ def command(
             raise UsageError(
                 f"--protocol {protocol} was asked with --mode {mode}; it is one of latency, leave --mode out"
             )
-    batches = _batches(batch)
+    batches = None if batch is None else _batches(batch)
     if callers > 1 and mode == "latency":
         raise UsageError(
             f"--callers {callers} was asked of a latency; add --mode throughput, or leave --callers out"
@@ -147,6 +149,11 @@ def command(
     trust = {"engine": trust_engine, "plan": trust_plan, "run": trust_run}
     field, base = contestants(files, against, shape=shape, width=width, classes=classes, trust=trust)
     notes = [note for c in field for note in c.notes]
+    if batches is None:
+        own = {c.fixed_batch for c in field if c.fixed_batch is not None}
+        batches = sorted(own)[:1] or [1]
+        if own:
+            notes.append(f"--batch {batches[0]}: a file that is named takes no other")
     rows: list[dict[str, Any]] = []
     clock = "wall"
     for images in batches:

@@ -82,6 +82,12 @@ class Contestant:
             found.append(f"{self.name} has its initial weights: its times hold, its outputs mean nothing")
         return found
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only batch that a file takes, as it says itself; None: any."""
+        text = (self.metadata or {}).get("fixed_batch", "")
+        return int(text) if self.network is None and text.isdecimal() else None
+
     def predicted_us(self, batch: int, threads: int) -> float | None:
         """Returns the latency that was predicted, if it was for this device, runtime, batch and number of threads."""
         import latency

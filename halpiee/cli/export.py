@@ -150,14 +150,18 @@ def command(
         fp32_io=not half_io,
         seed=seed,
     )
-    result: dict[str, Any] = {**asdict(done), "masked_rel_l2": network.masked_error, "notes": network.notes}
+    notes = [*network.notes, *done.notes]
+    result: dict[str, Any] = {**asdict(done), "masked_rel_l2": network.masked_error, "notes": notes}
     if measure:
         import latency
 
         found = latency.measure(out)
         result["measured_us"] = found.median_us
         device = str(latency.environment()["device"])
-        stamp(out, {"measured_us": f"{found.median_us:.6g}", "batch": "1", "threads": "1", "device": device})
+        batch = str(done.fixed_batch or 1)
+        stamp(
+            out, {"measured_us": f"{found.median_us:.6g}", "batch": batch, "threads": "1", "device": device}
+        )
 
     def show() -> None:
         pruned = (
@@ -168,7 +172,7 @@ def command(
             f"relative L2 to PyTorch {done.rel_l2:.1e}, top-1 agrees on {done.top1_agreement:.1%}"
             + (f"; {result['measured_us']:.0f} µs on one thread" if measure else "")
         )
-        for note in network.notes:
+        for note in notes:
             say(note)
 
     answer(result, as_json, show)

@@ -68,8 +68,8 @@ def export_engine(
         )
     _look_for_a_gpu()
     network = None if given else opened()
-    notes = () if network is None else network.notes
-    reference = None if network is None else _write_onnx(network, onnx, precision, seed)
+    notes = [] if network is None else [*network.notes]
+    reference = None if network is None else _write_onnx(network, onnx, precision, seed, notes)
     done = build_engine(onnx, out, batches=batches, settings=settings, reference=reference, seed=seed)
 
     def show() -> None:
@@ -95,16 +95,20 @@ def _look_for_a_gpu() -> None:
 
 
 def _write_onnx(
-    network: Network, onnx: Path, precision: str, seed: int
+    network: Network, onnx: Path, precision: str, seed: int, notes: list[str]
 ) -> Callable[[dict[str, Any]], list[Any]] | None:
-    """Writes the artefact; returns what computes its outputs where ONNX Runtime's CPU cannot (bfloat16)."""
+    """Writes the artefact; returns what computes its outputs where ONNX Runtime's CPU cannot (bfloat16).
+
+    What should be known of the file is added to ``notes``.
+    """
     from halpiee.deploy.onnx import converted, export_onnx
 
     if precision != "bf16":
         half: Literal["fp32", "fp16"] = "fp16" if precision == "fp16" else "fp32"
-        export_onnx(
+        done = export_onnx(
             network.model, network.example, onnx, metadata=network.metadata, precision=half, seed=seed
         )
+        notes += done.notes
         return None
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,8 +253,31 @@ def from_plan(
         dense.load_state_dict(loaded)
     compact = _left(path, plan, dense, example)
     structure = trace(dense, example, vanish=not all(plan.counts.values()))
-    error = verify(dense, structure, plan.keep, example, compact=compact, sizes=(1, 2, 5))
+    taken = _taken(dense, example)
+    error = verify(dense, structure, plan.keep, example, compact=compact, sizes=taken)
+    if len(taken) < len(SIZES):
+        notes += (
+            f"{name} runs on batches of {', '.join(map(str, taken))} only: compact was compared with masked there",
+        )
     return Network(compact, example, metadata, notes, unclaimed, error, untrained=loaded is None)
+
+
+SIZES = (1, 2, 5)
+"""Batches that compact and masked are compared on."""
+
+
+def _taken(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int, ...]:
+    """Returns those batch sizes that a network takes; one with its batch in it takes that of the example, 1."""
+    import torch
+
+    from latency.copies import copy_of
+
+    taken = []
+    for size in SIZES:
+        with contextlib.suppress(Exception), torch.no_grad():
+            copy_of(model)(*(x[:1].expand(size, *x.shape[1:]).clone() for x in example))
+            taken.append(size)
+    return tuple(taken) or (1,)
 
 
 def _check_planned(path: Path, plan: Plan, name: str) -> None:

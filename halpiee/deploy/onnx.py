@@ -7,7 +7,7 @@ when all of that holds: it is written beside it and renamed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from halpiee import __version__
 from halpiee.deploy.folding import fold_batch_norm, fold_constants
 from halpiee.deploy.metadata import write_metadata
-from halpiee.deploy.verify import Comparison, compare, outputs, random_batches, reference
+from halpiee.deploy.proved import proved
+from halpiee.deploy.verify import Comparison, reference
 from halpiee.errors import MismatchError, UsageError
-from halpiee.structure.redraw import redraw, silent
 from latency._files import check_place, write
+from latency.backends.onnxruntime import fixed_batch, to_onnx
+from latency.backends.torch_values import constants, filled, left_out, tensors_given, tensors_in
 from latency.copies import copy_of
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ class ExportReport:
         batch_sizes: batch sizes that were compared.
         opset: ONNX operator set of the file.
         lone_norms: batch norms that had no layer to fold into and became one of their own.
+        fixed_batch: the only batch that the file takes; None: any.
+        notes: what the user should know of its inputs and outputs.
     """
 
     path: Path
@@ -73,11 +77,13 @@ class ExportReport:
     batch_sizes: tuple[int, ...]
     opset: int
     lone_norms: int = 0
+    fixed_batch: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def export_onnx(
     model: nn.Module,
-    example_inputs: tuple[Tensor, ...],
+    example_inputs: tuple[Any, ...],
     path: str | Path,
     *,
     metadata: Mapping[str, str] | None = None,
@@ -90,9 +96,12 @@ def export_onnx(
 ) -> ExportReport:
     """Exports a model with a free batch dimension; the file gets its name once it is shown to equal PyTorch.
 
+    A model that has a batch in it gets a file of that one, which says so. A model of half or double precision is
+    written in the precision asked, and compared in float32.
+
     Args:
         model: any module; its mode, device and weights are left alone.
-        example_inputs: tensors ``[N, …]`` that give shapes and dtypes.
+        example_inputs: tensors ``[N, …]`` that give shapes and dtypes; scalars and what is no tensor as they are.
         path: the file to write; folders above it are made.
         metadata: names and values for the file's metadata; ``halpiee_version`` is added.
         precision: ``fp32``, or ``fp16`` for half-precision weights and arithmetic.
@@ -107,78 +116,86 @@ def export_onnx(
         MismatchError: the outputs differ by more than the tolerance; no file is written.
         UsageError: the model's outputs are no tensors, or it is too large for one file.
     """
-    import onnx
-
     path = Path(path)
     check_place(path, overwrite=overwrite)
     allowed = TOLERANCE[precision] if tolerance is None else tolerance
     trusted = reference(model)
-    inputs = tuple(x.detach().cpu() for x in example_inputs)
-    _try(trusted, inputs)
+    tensors = [_cast(x.detach().cpu(), torch.float32) for x in tensors_in(example_inputs)]
+    inputs = filled(example_inputs, tensors)
+    result = _try(model, trusted, inputs)
+    stated = {"constants": "; ".join(constants(inputs)), "left_out": "; ".join(left_out(result))}
+    said = {"halpiee_version": __version__, **(metadata or {}), "precision": precision}
+    said |= {key: text for key, text in stated.items() if text}
     dtype = torch.float16 if precision == "fp16" and not fp32_io else torch.float32
 
-    def folded(network: nn.Module) -> tuple[onnx.ModelProto, int]:
-        proto = converted(network, inputs, precision=precision, fp32_io=fp32_io)
-        fold_constants(proto)
-        return proto, fold_batch_norm(proto)
+    def build(network: nn.Module, free: bool) -> tuple[onnx.ModelProto, int]:
+        proto = converted(network, inputs, precision=precision, fp32_io=fp32_io, dynamic_batch=free)
+        return proto, _finish(proto, path, said)
 
-    def compared(proto: onnx.ModelProto, network: nn.Module) -> Comparison:
-        run = onnx_outputs(proto)
-        return compare(
-            lambda x: run(tuple(_cast(t, dtype) for t in x)),
-            lambda x: outputs(network, x),
-            random_batches(inputs, batches, seed=seed),
-        )
+    def run(proto: onnx.ModelProto) -> Callable[[tuple[Any, ...]], list[NDArray[Any]]]:
+        call = onnx_outputs(proto)
+        return lambda x: call(tuple(_cast(t, dtype) for t in tensors_in(x)))
 
-    proto, lone_norms = folded(trusted)
-    write_metadata(proto, {"halpiee_version": __version__, **(metadata or {}), "precision": precision})
-    size_bytes = proto.ByteSize()
-    if size_bytes > MAX_BYTES:
-        raise UsageError(
-            f"{path} would hold {size_bytes / 1e9:.1f} GB, one ONNX file at most 2.1 GB; "
-            "export with precision fp16, or prune further"
-        )
-    onnx.checker.check_model(proto, full_check=True)
-    result = compared(proto, trusted)
-    if not result.tells and result.within(allowed):
-        result = _told_apart(path, trusted, lambda network: compared(folded(network)[0], network), seed)
-    _refuse_mismatch(path, precision, result, allowed)
-    write(path, proto.SerializeToString(), overwrite=overwrite)
+    done = proved(build, run, trusted, inputs, batches, allowed, seed)
+    compared = done.comparison
+    _refuse_mismatch(path, precision, compared, allowed)
+    write(path, done.graph.SerializeToString(), overwrite=overwrite)
     return ExportReport(
         path=path,
         size_bytes=path.stat().st_size,
         precision=precision,
-        rel_l2=result.rel_l2,
-        max_abs_error=result.max_abs_error,
-        top1_agreement=result.top1_agreement,
-        batch_sizes=result.batch_sizes,
-        opset=next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")),
-        lone_norms=lone_norms,
+        rel_l2=compared.rel_l2,
+        max_abs_error=compared.max_abs_error,
+        top1_agreement=compared.top1_agreement,
+        batch_sizes=compared.batch_sizes,
+        opset=next(o.version for o in done.graph.opset_import if o.domain in ("", "ai.onnx")),
+        lone_norms=done.lone_norms,
+        fixed_batch=done.batch,
+        notes=tuple(_notes(path, done.batch, stated)),
     )
 
 
-def _told_apart(
-    path: Path, trusted: nn.Module, export: Callable[[nn.Module], Comparison], seed: int
-) -> Comparison:
-    """Compares an export of the network with other weights, where its own let nothing through to the outputs.
+def _finish(proto: onnx.ModelProto, path: Path, said: Mapping[str, str]) -> int:
+    """Folds, writes the metadata and checks, in place; returns the number of lone batch norms.
 
     Raises:
-        MismatchError: its outputs are the same for every input, whatever the weights.
+        UsageError: it is too large for one file.
     """
-    for names in (silent(trusted), [name for name, _ in trusted.named_parameters()]):
-        other = copy_of(trusted)
-        redraw(other, names, seed)
-        result = export(other)
-        if result.tells:
-            return result
-    raise MismatchError(
-        f"{path} was not written: {type(trusted).__name__} gives the same outputs for every input, with other weights "
-        "too, so that equal outputs of the file would prove nothing; export a network whose outputs hang on its inputs"
-    )
+    import onnx
+
+    fold_constants(proto)
+    lone = fold_batch_norm(proto)
+    batch = fixed_batch(proto)
+    write_metadata(proto, said if batch is None else {**said, "fixed_batch": str(batch)})
+    if proto.ByteSize() > MAX_BYTES:
+        raise UsageError(
+            f"{path} would hold {proto.ByteSize() / 1e9:.1f} GB, one ONNX file at most 2.1 GB; "
+            "export with precision fp16, or prune further"
+        )
+    onnx.checker.check_model(proto, full_check=True)
+    return lone
+
+
+def _notes(path: Path, batch: int | None, stated: Mapping[str, str]) -> Iterator[str]:
+    """Yields what the user of a file should know of its inputs and outputs."""
+    if batch is not None:
+        yield (
+            f"{path} takes batches of {batch} only: the network has the batch of its example inputs in it (anchors or "
+            "a state made for it); export it once for each batch that is needed, or make them from the input"
+        )
+    if stated["constants"]:
+        yield f"{path} is made for these inputs, which are no tensors: {stated['constants']}"
+    if stated["left_out"]:
+        yield f"{path} leaves out what is no tensor of the outputs: {stated['left_out']}"
 
 
 def converted(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], *, precision: str = "fp32", fp32_io: bool = True
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    *,
+    precision: str = "fp32",
+    fp32_io: bool = True,
+    dynamic_batch: bool = True,
 ) -> onnx.ModelProto:
     """Returns a model as ONNX with a free batch dimension, in the precision asked.
 
@@ -187,13 +204,15 @@ def converted(
         example_inputs: tensors ``[N, …]`` that give shapes and dtypes.
         precision: ``fp32``, ``fp16`` or ``bf16``, of weights and arithmetic.
         fp32_io: whether a model of half precision takes and gives float32.
+        dynamic_batch: whether the batch is to be free; it is not where the model has one in it.
     """
-    from latency.backends.onnxruntime import to_onnx
-
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+    inputs = filled(example_inputs, [_cast(x, dtype) for x in tensors_in(example_inputs)])
+    same = all(p.dtype == dtype for p in model.parameters() if p.is_floating_point())
+    placed = model if precision == "fp32" and same else copy_of(model).to(dtype)
+    proto = to_onnx(placed, inputs, dynamic_batch=dynamic_batch)
     if precision == "fp32":
-        return to_onnx(model, tuple(_cast(x, torch.float32) for x in example_inputs))
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    proto = to_onnx(copy_of(model).to(dtype), tuple(_cast(x, dtype) for x in example_inputs))
+        return proto
     if fp32_io:
         _take_float32(proto)
     return proto
@@ -228,19 +247,29 @@ def onnx_outputs(
     return run
 
 
-def _try(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _try(model: nn.Module, trusted: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """Runs a model once, so that what it cannot take or gives is said before the export says so obscurely."""
     try:
-        outputs(model, inputs)
-    except UsageError:
-        raise
+        with torch.no_grad():
+            result = trusted(*inputs)
     except Exception as error:  # whatever the model raises
-        shapes = ", ".join("×".join(map(str, x.shape)) for x in inputs)
+        shapes = ", ".join("×".join(map(str, x.shape)) or "one number" for x in tensors_in(inputs))
         first = (str(error).strip().splitlines() or ["nothing more"])[0]
+        own = sorted(
+            {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+        )
+        way = "give the size it takes with --size"
+        if own and own != ["float32"]:
+            way = (
+                f"its weights are {' and '.join(own)} and were made float32, in which it is compared: if its forward "
+                "casts to another type, cast to that of its weights"
+            )
         raise UsageError(
             f"{type(model).__name__} was to be exported with inputs of {shapes} and raised "
-            f"{type(error).__name__} on them: {first[:200]}; give the size it takes with --size"
+            f"{type(error).__name__} on them: {first[:200]}; {way}"
         ) from error
+    tensors_given(result)
+    return result
 
 
 def _take_float32(proto: onnx.ModelProto) -> None:

@@ -236,13 +236,17 @@ def _inputs(runtime: Any, name: str, batch: int, shape: Sequence[int] | None) ->
     Raises:
         UsageError: a batch or a shape that the model does not take, or open dimensions without a shape.
     """
-    sizes = {}
+    sizes: dict[str, list[Any]] = {}
     for value in runtime.get_inputs():
         dims = list(value.shape)
-        if dims and isinstance(dims[0], int) and dims[0] != batch:
+        own = dims[0] if dims and isinstance(dims[0], int) else None
+        if not dims or (sizes and own is not None):  # a scalar, or a table beside what has the batch
+            sizes |= {value.name: dims} if dims else {}
+            continue
+        if own is not None and own != batch:
             raise UsageError(
-                f"--batch {batch} was asked, and {name} takes batch {dims[0]} only; use --batch {dims[0]}, or export "
-                "it with a free batch dimension (`halpiee export` does)"
+                f"--batch {batch} was asked, and {name} takes batch {own} only; use --batch {own}, or export "
+                "it with a free batch dimension (`halpiee export` does, unless the network has its batch in it)"
             )
         full = [batch, *dims[1:]]
         if shape is not None and len(full) == len(shape) + 1:

@@ -8,7 +8,7 @@ pruning, is compared before (``halpiee.structure.verify``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from halpiee.errors import MismatchError, UsageError
+from halpiee.errors import MismatchError
+from latency.backends.torch_values import batch_of, filled, tensors_given, tensors_in
 from latency.copies import copy_of
 
 __all__ = ["Comparison", "compare", "outputs", "random_batches", "reference", "relative_l2"]
@@ -96,19 +97,25 @@ def compare(
         worst = max(worst, error) if error == error else float("nan")
         for x, y in zip(a, b, strict=True):
             largest = max(largest, float(np.abs(x.astype(np.float64) - y).max(initial=0.0)))
-        top = [np.argmax(x[0].reshape(len(x[0]), -1), axis=1) for x in (a, b)]
-        same, rows = same + int((top[0] == top[1]).sum()), rows + len(top[0])
-        sizes.append(len(inputs[0]))
-        trusted_rows += _rows(b, len(inputs[0]))
+        size = batch_of(tensors_in(inputs)) or 1
+        top = [
+            np.argmax(x[0].reshape(len(x[0]) if x[0].ndim else 1, -1), axis=1) for x in (a, b) if x[0].size
+        ]
+        if top:
+            same, rows = same + int((top[0] == top[1]).sum()), rows + len(top[0])
+        sizes.append(size)
+        trusted_rows += _rows(b, size)
         if worst != worst:
             break
     return Comparison(worst, largest, same / max(rows, 1), tuple(sizes), _vary(trusted_rows))
 
 
 def _rows(arrays: Arrays, size: int) -> list[NDArray[Any]]:
-    """Returns the outputs of every input of a batch, all arrays that have a row for each together."""
+    """Returns the outputs of every input of a batch, all arrays with a row for each together; else of the batch."""
     batched = [x.reshape(size, -1).astype(np.float64) for x in arrays if x.ndim and len(x) == size]
-    return list(np.concatenate(batched, axis=1)) if batched else []
+    if not batched:
+        return [np.concatenate([x.reshape(-1).astype(np.float64) for x in arrays])]
+    return list(np.concatenate(batched, axis=1))
 
 
 def _vary(rows: list[NDArray[Any]]) -> bool:
@@ -123,28 +130,47 @@ def _vary(rows: list[NDArray[Any]]) -> bool:
 
 
 def random_batches(
-    example_inputs: tuple[Tensor, ...], sizes: Sequence[int], *, seed: int = 0
-) -> list[tuple[Tensor, ...]]:
+    example_inputs: tuple[Any, ...],
+    sizes: Sequence[int],
+    *,
+    seed: int = 0,
+    batched: Sequence[bool] | None = None,
+    wider: bool = False,
+) -> list[tuple[Any, ...]]:
     """Returns one batch of each size: standard normal where the example is floating, else within its range.
+
+    Scalars are drawn between zero and the example's; what is no tensor is as it was.
 
     Args:
         example_inputs: give shapes (all but the first dimension) and dtypes.
         sizes: batch sizes, each ≥ 1.
         seed: of the batches' own generator.
+        batched: for every tensor, whether its first dimension is the batch; by default of all but scalars.
+        wider: whether integers that are all the same are drawn between 0 and it, at least 1: token numbers.
     """
     generator = torch.Generator().manual_seed(seed)
-    batches = []
-    for size in sizes:
-        inputs = []
-        for example in example_inputs:
-            shape = (size, *example.shape[1:])
-            if example.is_floating_point():
-                inputs.append(torch.randn(shape, generator=generator))
-            else:
-                low, high = int(example.min()), int(example.max())
-                inputs.append(torch.randint(low, high + 1, shape, generator=generator).to(example.dtype))
-        batches.append(tuple(inputs))
-    return batches
+    tensors = tensors_in(example_inputs)
+    free = [x.dim() > 0 for x in tensors] if batched is None else batched
+    return [
+        filled(
+            example_inputs,
+            [_drawn(x, size if f else None, generator, wider) for x, f in zip(tensors, free, strict=True)],
+        )
+        for size in sizes
+    ]
+
+
+def _drawn(example: Tensor, size: int | None, generator: torch.Generator, wider: bool) -> Tensor:
+    """Returns a random tensor like an example, with so many entries if a size is given."""
+    shape = example.shape if size is None else (size, *example.shape[1:])
+    if example.is_floating_point():
+        if not example.dim():
+            return example * torch.rand((), generator=generator).to(example.dtype)
+        return torch.randn(shape, generator=generator)
+    low, high = (int(example.min()), int(example.max())) if example.numel() else (0, 0)
+    if not example.dim() or (wider and low == high):
+        low, high = min(low, 0), max(high, int(bool(example.dim())))
+    return torch.randint(low, high + 1, shape, generator=generator).to(example.dtype)
 
 
 def reference(model: nn.Module) -> nn.Module:
@@ -152,24 +178,12 @@ def reference(model: nn.Module) -> nn.Module:
     return copy_of(model).cpu().float().eval()
 
 
-def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> Arrays:
+def outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Arrays:
     """Returns every output tensor of a model as an array, in order.
 
     Raises:
-        UsageError: the model returns something that holds other things than tensors.
+        UsageError: the model returns something that holds other things than tensors, None and numbers.
     """
     with torch.no_grad():
-        return [tensor.numpy() for tensor in _tensors(model(*inputs))]
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value.detach().float() if value.is_floating_point() else value.detach()]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for part in value for tensor in _tensors(part)]
-    raise UsageError(
-        f"the model returns {type(value).__name__}, which cannot be compared or exported; "
-        "wrap it so that it returns a tensor, or a tuple or dict of tensors"
-    )
+        found = [x.detach() for x in tensors_given(model(*inputs))]
+    return [(x.float() if x.is_floating_point() else x).numpy() for x in found]

@@ -170,6 +170,9 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if report.get("weights_dense") == "initial":
         items.insert(-3, ("Weights of the dense file", "initial: no dense network was trained"))
+    batch = get("fixed_batch")
+    if batch is not None:
+        items.insert(-3, ("Batches that the files take", f"{batch:g} only"))
     zeros = get("zeros", "pruned", "share")
     if zeros is not None and zeros >= 0.01:
         items.insert(

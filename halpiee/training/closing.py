@@ -53,7 +53,7 @@ def write_report(
             overwrite=True,
             metadata={"run": s.digest},
         )
-    notes: list[str] = []
+    notes = [note for done in exported.values() for note in done.notes]
     if not run.has_dense:
         notes.insert(
             0, "no dense network was trained: dense.onnx has its initial weights, and is there to be timed"
@@ -137,6 +137,7 @@ def write_report(
         "zeros": {label: asdict(zeros_in(done.path)) for label, done in exported.items()},
         "promise": kept,
         "notes": notes,
+        "fixed_batch": exported["pruned"].fixed_batch,
         "weights_dense": "given" if s.weights else "trained" if run.has_dense else "initial",
         "settings": s.as_dict(),
         "files": {

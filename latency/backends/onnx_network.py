@@ -29,12 +29,17 @@ def network_call(
     """
     from latency.backends.onnxruntime import feeds, session, to_onnx
 
+    module = None
     if is_module(model):
         if example_inputs is None:
             raise UsageError(
                 f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
             )
-        model = to_onnx(model, example_inputs)
+        _check_precision(model, example_inputs)
+        from latency.backends.torch_values import tensors_in
+
+        module, given = model, example_inputs
+        model, example_inputs = to_onnx(module, given), tensors_in(given)
     elif not isinstance(model, str | Path | bytes) and not hasattr(model, "SerializeToString"):
         raise UsageError(
             f"the latency of a {type(model).__name__} was asked for; pass a torch module, an ONNX model or a path"
@@ -48,7 +53,31 @@ def network_call(
                 f"({', '.join(inputs)}); pass as many"
             )
         inputs = {name: _array(x) for name, x in zip(inputs, example_inputs, strict=True)}
+    try:
+        runtime.run(None, inputs)
+    except Exception as error:  # its exceptions share no base class
+        if module is None:
+            raise UsageError(
+                f"the model was to be run and ONNX Runtime refused: {str(error).splitlines()[0][:300]}; give inputs "
+                "that it takes, or another batch"
+            ) from error
+        # The module has a batch in it, and the graph that of the export's own try.
+        runtime = session(to_onnx(module, given, dynamic_batch=False), threads=threads)
     return lambda: runtime.run(None, inputs)
+
+
+def _check_precision(module: Any, example_inputs: Sequence[Any]) -> None:
+    """Refuses what ONNX Runtime has no kernels for on the CPU.
+
+    Raises:
+        UsageError: a module or inputs of bfloat16.
+    """
+    values = [*module.parameters(), *example_inputs]
+    if any(str(getattr(x, "dtype", "")) == "torch.bfloat16" for x in values):
+        raise UsageError(
+            f"the latency of {type(module).__name__} in bfloat16 was asked of ONNX Runtime, which has no such kernels "
+            "on the CPU; measure model.float() with inputs of float32, or with backend='torch'"
+        )
 
 
 def is_module(model: object) -> bool:

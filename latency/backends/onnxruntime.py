@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
     from torch import nn
 
-__all__ = ["OnnxRuntime", "feeds", "session", "to_onnx"]
+__all__ = ["OnnxRuntime", "feeds", "fixed_batch", "session", "to_onnx"]
 
 
 class OnnxRuntime:
@@ -183,7 +183,9 @@ def feeds(
     for value in runtime.get_inputs():
         shape = [d if isinstance(d, int) else batch for d in (sizes or {}).get(value.name, value.shape)]
         dtype = {"tensor(float16)": np.float16, "tensor(double)": np.float64}.get(value.type, np.float32)
-        if value.type.startswith("tensor(int"):
+        if value.type == "tensor(bool)":
+            found[value.name] = np.ones(shape, dtype=np.bool_)
+        elif value.type.startswith(("tensor(int", "tensor(uint")):
             found[value.name] = np.zeros(shape, dtype=np.dtype(value.type[7:-1]))
         else:
             found[value.name] = rng.standard_normal(shape).astype(dtype)
@@ -209,29 +211,72 @@ def to_onnx(
 
     Args:
         model: any module; it keeps its mode, device and weights.
-        example_inputs: tensors that give shapes and dtypes.
-        dynamic_batch: whether the first dimension of all inputs is free, and named ``batch``.
+        example_inputs: tensors that give shapes and dtypes. What is no tensor is a constant of the graph; None and
+            numbers among the outputs are left out of it.
+        dynamic_batch: whether the first dimension of all inputs is free, and named ``batch``. Inputs of another first
+            dimension than the first one's, and scalars, keep their shape. Where the model has the batch in it (anchors
+            made for it once), the graph has that of the examples, as ``fixed_batch`` says.
         opset: version of the operator set.
 
     Raises:
         UsageError: PyTorch cannot export the model.
     """
+    if not dynamic_batch:
+        return _converted(model, example_inputs, False, opset)
+    try:
+        proto = _converted(model, example_inputs, True, opset)
+    except UsageError as error:
+        try:
+            return _converted(model, example_inputs, False, opset)
+        except UsageError:
+            raise error from error.__cause__
+    return proto if fixed_batch(proto) is None else _converted(model, example_inputs, False, opset)
+
+
+def fixed_batch(proto: onnx.ModelProto) -> int | None:
+    """Returns the only batch that a model takes: the first dimension of its first input with one; None: any batch."""
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims:
+            return int(dims[0].dim_value) if dims[0].HasField("dim_value") else None
+    return None
+
+
+def _converted(
+    model: nn.Module, example_inputs: Sequence[Any], dynamic_batch: bool, opset: int
+) -> onnx.ModelProto:
+    """Returns a model as ONNX, with a free batch or with that of the examples.
+
+    Raises:
+        UsageError: PyTorch cannot export it.
+    """
     import torch
 
+    from latency.backends.torch_values import (
+        batch_of,
+        filled,
+        is_batched,
+        tensors_given,
+        tensors_in,
+        tensors_only,
+    )
     from latency.copies import copy_of
 
-    inputs = tuple(x.detach().cpu() for x in example_inputs)
-    if dynamic_batch:
+    inputs = tuple(x.detach().cpu() for x in tensors_in(example_inputs))
+    batch = batch_of(inputs)
+    batched = [dynamic_batch and is_batched(x, batch) for x in inputs]
+    if batch == 1:
         # torch.export takes a batch of one for a constant where code asks for memory layouts (ConvNeXt).
-        inputs = tuple(torch.cat([x, x]) if x.dim() and len(x) == 1 else x for x in inputs)
+        inputs = tuple(torch.cat([x, x]) if free else x for x, free in zip(inputs, batched, strict=True))
     trained = copy_of(model).cpu().eval()
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
-    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
-    with torch.no_grad():
-        result = trained(*inputs)
-    count = len(result) if isinstance(result, tuple | list | dict) else 1
+    shapes = tuple({0: torch.export.Dim("batch")} if free else {} for free in batched)
     with _quiet(), torch.no_grad():
         try:
+            given = filled(example_inputs, inputs)
+            result = trained(*given)
+            count = len(tensors_given(result))
+            tensors_only(trained, given, result)
             program = torch.onnx.export(
                 trained,
                 inputs,
@@ -241,8 +286,10 @@ def to_onnx(
                 opset_version=opset,
                 input_names=names,
                 output_names=["output"] if count == 1 else [f"output_{i}" for i in range(count)],
-                dynamic_shapes=shapes,
+                dynamic_shapes=shapes if any(batched) else None,
             )
+        except UsageError:
+            raise
         except Exception as error:  # the exporter raises what its passes raise
             raise UsageError(
                 f"{type(model).__name__} was to be exported to ONNX and PyTorch could not: {_root_of(error)}; "
