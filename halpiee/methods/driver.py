@@ -117,6 +117,7 @@ class Sparse:
         self.last_grow: tuple[Mask, dict[str, Tensor]] | None = None
         self._flat: dict[str, str] = {}
         self._told: set[str] = set()
+        self._untold: list[tuple[dict[str, str], Criterion | str]] = []
         self._masks = units.masks(self.alive)
         masked = {name: p for name, p in self._parameters.items() if name in units.tensors}
         self.memory = Memory(masked, self._masks)
@@ -173,6 +174,7 @@ class Sparse:
         elif opened:
             self.take_back()  # no score of the inactive units in this cycle
         self._enter(Train(0))
+        self._warn()
 
     def detach(self) -> None:
         """Takes the hooks off the optimizer; the model keeps its active units."""
@@ -329,6 +331,7 @@ class Sparse:
             and self.reports[-1].used > over * self.pool.total
         ):
             self.choose_again(self.pool)
+        self._warn()
 
     def _enter(self, phase: Train) -> None:
         if phase.collect:
@@ -376,7 +379,9 @@ class Sparse:
             )
 
     def tell(self, by: Criterion | str | None, scores: Mapping[str, Tensor], may: Mask, chosen: Mask) -> None:
-        """Warns of groups that a choice cut into though their scores are all the same, once a group.
+        """Notes groups that a choice cut into though their scores are all the same, to be warned of once a group.
+
+        The warning comes when the change is done: as an error it stops a training of which nothing is half done.
 
         Args:
             by: whose scores; ``None``: the method's criterion.
@@ -388,8 +393,15 @@ class Sparse:
         if by == "random" or isinstance(criterion, Given):
             return
         self._flat = undecided(scores, may, chosen)
-        tell({n: why for n, why in self._flat.items() if n not in self._told}, criterion)
-        self._told |= self._flat.keys()
+        new = {n: why for n, why in self._flat.items() if n not in self._told}
+        self._told |= new.keys()
+        if new:
+            self._untold.append((new, criterion))
+
+    def _warn(self) -> None:
+        """Gives the warnings of the changes that are done."""
+        while self._untold:
+            tell(*self._untold.pop(0))
 
     def choose_again(self, pool: Pool) -> Event:
         """Repeats the last prune and grow under another pool: what a corrected latency model asks for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TypeGuard
 
@@ -31,9 +32,16 @@ def check_optimizer(optimizer: object) -> TypeGuard[Optimizer]:
     held = vars(optimizer) if hasattr(optimizer, "__dict__") else {}
     for name, inner in held.items():
         if isinstance(inner, Optimizer) and inner is not optimizer:
+            outer, within = type(optimizer).__name__, type(inner).__name__
+            if rewrites(outer):
+                raise UsageError(
+                    f"the optimizer {outer} wraps another one, {within}, and writes the weights itself after that "
+                    "step: removed units would come back, whichever of the two a method is attached to; train with "
+                    f"{within} alone"
+                )
             raise UsageError(
-                f"the optimizer {type(optimizer).__name__} wraps another one, {type(inner).__name__}, which takes the "
-                f"steps; attach to that one: optimizer.{name}"
+                f"the optimizer {outer} wraps another one, {within}, which takes the steps; attach to that one: "
+                f"optimizer.{name}, or train with {within} alone where {outer} writes weights after that step"
             )
     if not isinstance(optimizer, Optimizer):
         raise UsageError(
@@ -41,6 +49,17 @@ def check_optimizer(optimizer: object) -> TypeGuard[Optimizer]:
             "give one such as torch.optim.SGD(model.parameters(), lr=0.1)"
         )
     return True
+
+
+WRITERS = ("lookahead", "swa", "averag", "ema", "schedulefree")
+"""What names of wrappers say that set the weights to an average after the step of the optimizer in them."""
+
+
+def rewrites(name: str) -> bool:
+    """Returns whether a wrapper of this class writes weights after the step of the optimizer in it, by its name."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name).lower()
+    joined = words.replace(" ", "").replace("_", "")
+    return any(word in joined if len(word) > 3 else word in re.split(r"[ _]", words) for word in WRITERS)
 
 
 def check_holds(optimizer: Optimizer, units: Units, parameters: Mapping[str, Tensor]) -> None:

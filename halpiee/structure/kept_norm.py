@@ -31,6 +31,14 @@ NORMS: dict[Any, tuple[Any, tuple[str, ...]]] = {
 }
 """Function that a forward may call → the same of ``torch.nn.functional``, and its arguments in order."""
 
+IN_A_GRAPH: dict[Any, Any] = {
+    F.layer_norm: torch.ops.aten.layer_norm.default,
+    F.rms_norm: torch.ops.aten.rms_norm.default,
+    F.group_norm: torch.ops.aten.group_norm.default,
+}
+"""What a compiled graph calls instead: a backend that runs the graph as Python, with the mode of the outermost module
+still in place, would have its norms computed over the kept channels a second time."""
+
 
 class KeptChannels(TorchFunctionMode):
     """Computes norms over the kept channels; the other channels come out as 0.
@@ -50,12 +58,16 @@ class KeptChannels(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the function, a norm over as many channels on its kept ones."""
         kwargs = kwargs or {}
-        if func not in NORMS or self.inside:
+        if func not in NORMS:
             return func(*args, **kwargs)
         function, names = NORMS[func]
         given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
-        kept = self.seen(given)
-        if kept is None:
+        kept = None if self.inside else self.seen(given)
+        if torch.compiler.is_compiling():
+            function = IN_A_GRAPH[function]
+            if kept is None:
+                return function(**given)
+        elif kept is None:
             return func(*args, **kwargs)
         x: Tensor = given.pop("input")
         if kept.numel() == 0:

@@ -40,6 +40,9 @@ DOES_NOT_FOLLOW = "a size or an index there does not follow the channels"
 
 ANOTHER_PATH = "the forward takes another path at another width"
 
+CHECKS = "checks its widths"
+"""What a module does whose forward failed at no op that is watched."""
+
 
 @dataclass(frozen=True)
 class Misplaced:
@@ -252,7 +255,7 @@ def failure(structure: Structure, small: Recorder, error: Exception) -> list[Fin
         across = [unit_range(g) for g in structure.prunable if crosses(g, small.last_module)]
         if across:  # a module that checks widths checks those that come in; what is within may follow
             units = np.concatenate(across)
-        reason = f"the forward of {small.last_module or 'the network'} checks its widths: {first_line(error)}"
+        reason = f"the forward of {small.last_module or 'the network'} {CHECKS}: {first_line(error)}"
     if not units.size:
         return [(prunable, f"the forward fails at other widths: {first_line(error)}")]
     return [(units, reason)]

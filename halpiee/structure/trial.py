@@ -19,6 +19,7 @@ from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.movements import FOLLOWING
 from halpiee.structure.probe import (
     ANOTHER_PATH,
+    CHECKS,
     Misplaced,
     cut_for,
     differences,
@@ -197,8 +198,13 @@ class Trial:
                 touched = [
                     g for g in structure.groups if np.isin(np.arange(g.start, g.start + g.size), units).any()
                 ]
-                for group in [*touched, *siblings(structure, self.recorder, misfit.module, touched)]:
+                if CHECKS in reason:
+                    touched = self.at_fault(structure, keep, misfit.module, touched)
+                for group in touched:
                     self.recorder.units.freeze(roots_of(structure, group), reason)
+                for group in siblings(structure, self.recorder, misfit.module, touched):
+                    alike = f"as in {misfit.module}: {reason}" if CHECKS in reason else reason
+                    self.recorder.units.freeze(roots_of(structure, group), alike)
             structure = assemble(self.recorder)
             if structure.prunable == prunable:  # what was found lies in groups that stay anyway
                 reason = misfit.found[0][1] if misfit.found else ANOTHER_PATH
@@ -208,6 +214,23 @@ class Trial:
             if enough():
                 break
         return structure
+
+    def at_fault(
+        self, structure: Structure, keep: Mapping[str, Tensor], module: str, seen: list[ChannelGroup]
+    ) -> list[ChannelGroup]:
+        """Returns the groups at fault where a forward failed at no op that is watched, such as a reshape.
+
+        Args:
+            structure: what was found so far.
+            keep: what was cut.
+            module: whose forward failed.
+            seen: groups that come into it or leave it, which it may check.
+        """
+        fails = self.fails(structure, keep)
+        tried = [g for g in structure.prunable if g.name in keep]
+        inside = [g for g in tried if any((layer + ".").startswith(module + ".") for layer, _ in g.members)]
+        pool = next((groups for groups in (seen, inside) if groups and fails(groups)), tried)
+        return [*blamed(pool, fails)]
 
     def fails(
         self, structure: Structure, keep: Mapping[str, Tensor]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,6 +288,45 @@ class SAM(Optimizer):
         self.base_optimizer.step()
 
 
+class Lookahead(Optimizer):
+    """Slow weights that take the fast ones' place every other step."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        super().__init__([p for g in inner.param_groups for p in g["params"]], {})
+        self.inner, self.steps = inner, 0
+        self.slow = [p.detach().clone() for g in inner.param_groups for p in g["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.inner.step()
+        self.steps += 1
+        if self.steps % 2 == 0:
+            for slow, p in zip(self.slow, self.param_groups[0]["params"], strict=True):
+                p.copy_(slow.lerp_(p, 0.5))
+
+
+@pytest.mark.parametrize("name", ["Lookahead", "LookAhead", "AdamSWA", "EMAOptimizer", "Remapped", "Swap"])
+def test_a_wrapper_that_writes_weights_after_the_inner_step_does_not_point_at_the_inner_one(
+    name: str,
+) -> None:
+    net = linear()
+    told = "attach to that one: optimizer.inner, or" if name in ("Remapped", "Swap") else "writes the weights"
+    with pytest.raises(UsageError, match=f"{name} wraps another one, SGD, .*{told} .* SGD alone"):
+        attach("RigL", net, type(name, (Lookahead,), {})(sgd(net)))
+
+
+def test_removed_weights_come_back_under_an_optimizer_that_averages_after_the_step() -> None:
+    # why the message does not name the inner one
+    net = linear()
+    outer = Lookahead(sgd(net))
+    method = attach("RigL", net, outer.inner)  # type: ignore[arg-type]
+    for x, y in batches(net, 2):
+        net.zero_grad()
+        cross_entropy(net(x), y).backward()
+        outer.step()
+    assert method.foreign()
+
+
 def test_an_optimizer_that_wraps_one_is_named_and_its_inner_one_trains() -> None:
     net = linear()
     sam = SAM(net.parameters(), torch.optim.SGD, lr=0.05, momentum=0.9)
@@ -414,6 +455,36 @@ def test_a_frozen_norm_in_training_mode_is_told_not_ranked_by_rounding(
     ):
         run()
     assert method.reports[-1].flat == ("a",)
+
+
+def test_a_warning_as_an_error_stops_at_a_tie_with_the_change_done_and_training_can_go_on(
+    structure: Structure, net: nn.Module, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    other = copy.deepcopy(net)
+    states = []
+    for model, how in ((net, "error"), (other, "ignore")):
+        model.bn1.requires_grad_(False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        method = halpiee.HALP(
+            model, optimizer, budget=0.6, units=structure, total_steps=40, interval=2, prunes=2
+        )
+        raised = []
+        for step in range(8):
+            x, y = batches[step % len(batches)]
+            optimizer.zero_grad()
+            cross_entropy(model(x), y).backward()
+            with warnings.catch_warnings():
+                warnings.simplefilter(how, ScoreWarning)
+                try:
+                    optimizer.step()
+                except ScoreWarning:
+                    raised.append((step, method.step, len(method.reports), method.reports[-1].flat))
+                    # what was removed is removed: the event is recorded and its mask is that of the weights
+                    assert not model.conv1.weight[~method.alive["a"]].any()
+                    assert method.foreign() == []
+        states.append({**method.alive, **model.state_dict()})
+        assert raised == ([(1, 2, raised[0][2], ("a",))] if how == "error" else [])
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_what_could_not_be_attached_leaves_model_and_optimizer_as_they_were() -> None:

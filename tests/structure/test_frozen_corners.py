@@ -230,3 +230,28 @@ def test_a_layer_that_nothing_went_through_stays() -> None:
     structure = trace(model, (torch.randn(IMAGE),))
     assert {g.name for g in structure.prunable} == {"a"}
     assert structure.by_name["c"].reason == "convolution in c of no element: what reads it was not seen"
+
+
+class Heads(nn.Module):
+    """Values per head, joined by a number that the class has stored, between two streams."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.v, self.joined = nn.Linear(c_in, 4 * 5), 4 * 5
+        self.proj = nn.Linear(4 * 5, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        heads = self.v(x).view(n, t, -1, 5).transpose(1, 2).contiguous()
+        return self.proj(heads.transpose(1, 2).reshape(n, t, self.joined))
+
+
+def test_a_reshape_to_a_stored_width_freezes_what_it_joins_and_not_what_comes_in_or_goes_out() -> None:
+    net = nn.Sequential(
+        nn.Linear(3, 12), nn.ReLU(), Heads(12, 9), nn.ReLU(), Heads(9, 7), nn.ReLU(), nn.Linear(7, 2)
+    ).eval()
+    structure = trace(net, (torch.randn(2, 6, 3),))
+    assert {g.name: g.size for g in structure.prunable} == {"0": 12, "2.proj": 9, "4.proj": 7}
+    first, second = (structure.by_name[name].reason for name in ("2.v", "4.v"))
+    assert str(first).startswith("the forward of 2 checks its widths: shape '[2, 6, 20]'")
+    assert str(second).startswith("as in 2: the forward of 2 checks its widths")

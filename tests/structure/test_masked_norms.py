@@ -202,9 +202,40 @@ def test_the_masked_model_compiles_and_exports_whole(name: str) -> None:
     full = masked(model, structure, keep)
     expected = full(x)
     torch._dynamo.reset()
-    assert relative_error(torch.compile(full, backend="aot_eager", fullgraph=True)(x), expected) <= 1e-12
+    for backend in ("aot_eager", "eager"):
+        assert relative_error(torch.compile(full, backend=backend, fullgraph=True)(x), expected) <= 1e-12
+        torch._dynamo.reset()
     assert relative_error(torch.export.export(full, (x,), strict=False).module()(x), expected) <= 1e-12
     assert torch.overrides._get_current_function_mode_stack() == []
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("inner", [nn.LayerNorm(16), nn.GroupNorm(1, 16), nn.RMSNorm(16)])
+def test_norms_of_the_outermost_module_are_compiled_once(inner: nn.Module, backend: str) -> None:
+    class Outermost(nn.Module):
+        """A norm by function in the forward of the network itself, and a module's of the same width behind it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+            self.n, self.n2 = nn.LayerNorm(16), inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            x = F.layer_norm(x, x.shape[-1:], bias=self.n.bias, weight=self.n.weight)
+            return self.c(self.n2(self.b(torch.relu(x))))
+
+    torch.manual_seed(0)
+    model, x = Outermost().double().eval(), torch.randn(3, 8).double()
+    structure = trace(model, (x,))
+    assert {g.name for g in structure.prunable} >= {"a"}
+    keep = {"a": torch.arange(16) % 3 > 0}
+    full = masked(model, structure, keep)
+    torch._dynamo.reset()
+    expected = shrink(model, structure, keep)(x)
+    assert relative_error(full(x), expected) <= 1e-12
+    assert relative_error(torch.compile(full, backend=backend, fullgraph=True)(x), expected) <= 1e-12
+    assert relative_error(full(x), expected) <= 1e-12
 
 
 def test_a_conditioned_norm_equals_its_formula_over_the_kept_channels() -> None:

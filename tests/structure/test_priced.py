@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import latency
@@ -29,13 +32,37 @@ def quiet() -> Iterator[None]:
 def counted(model: nn.Module, inputs: tuple[Tensor, ...], *, batched: bool = False) -> int:
     """MACs of convolutions and of products with a matrix, by torch's own counter, two operations each.
 
-    Batched products are those of attention, which are no layers, unless an einsum has written a layer so.
+    The counter does not see into the fused attention of torch's own layers, which is switched off meanwhile. Batched
+    products are those of attention, which are no layers, unless an einsum has written a layer so.
     """
     kinds = {"aten.convolution", "aten.mm", "aten.addmm"} | ({"aten.bmm"} if batched else set())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*inputs)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(*inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     found = counter.get_flop_counts()["Global"]
     return sum(n for op, n in found.items() if str(op) in kinds) // 2
+
+
+class Einsums(TorchFunctionMode):
+    """Counts MACs of einsums, the product of the sizes of all letters, and of products of three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.einsum:
+            sizes: dict[str, int] = {}
+            for letters, operand in zip(args[0].split("->")[0].split(","), args[1:], strict=True):
+                sizes |= dict(zip(letters.strip(), operand.shape, strict=True))
+            self.macs += math.prod(sizes.values())
+        if func is torch.matmul and args[0].dim() == 3:
+            self.macs += args[0].numel() * args[1].shape[-1]
+        return func(*args, **(kwargs or {}))
 
 
 class Maxout(nn.Module):
@@ -208,6 +235,36 @@ def test_what_takes_time_and_has_no_price_is_named(
     assert name.split("(")[1][:-1] in structure.details["untimed"]
 
 
+class Recurrent(nn.Module):
+    """Convolutions, then a recurrent layer over the columns of the image."""
+
+    def __init__(self, kind: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.conv, self.rnn, self.head = nn.Conv2d(3, 16, 4, 4), kind(16, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = torch.relu(self.conv(x)).mean(2).permute(2, 0, 1)
+        return self.head(self.rnn(columns)[0])
+
+
+def test_an_lstm_is_named_as_not_covered_and_the_rest_is_priced() -> None:
+    structure = trace(Recurrent(nn.LSTM).eval(), (torch.rand(IMAGE),))
+    cost = LatencyCost(structure, Tables())
+    assert [name.split(" ")[0] for name in cost.not_covered] == ["rnn"]
+    assert cost.covered == ("conv (conv)", "head (linear)")
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_that_run_as_products_are_priced_at_every_step(
+    kind: Callable[..., nn.Module], gates: int
+) -> None:
+    structure = trace(Recurrent(kind).eval(), (torch.rand(IMAGE),))
+    cost = LatencyCost(structure, Tables())
+    assert any(name.startswith("rnn") for name in (*cost.covered, *cost.not_covered))
+    of_rnn = {n: k for n, k in macs(structure).items() if n.startswith("rnn")}
+    assert sum(of_rnn.values()) == 8 * gates * 12 * (16 + 12)  # 8 columns
+
+
 def test_a_network_of_convs_norms_and_pools_leaves_nothing_out() -> None:
     model = around(nn.Sequential(nn.Conv2d(32, 32, 1), nn.BatchNorm2d(32), nn.ReLU6())).eval()
     cost = LatencyCost(trace(model, (torch.randn(IMAGE),)), Tables())
@@ -231,18 +288,10 @@ def test_a_film_is_priced_from_measured_tables() -> None:
 
 TORCHVISION = pytest.importorskip("torchvision").models
 HUGE = ("vit_h_14", "vit_l_16", "vit_l_32", "regnet_y_128gf")
-FILMS = {
-    "mc3_18",
-    "r2plus1d_18",
-    "r3d_18",
-    "s3d",
-    "swin3d_t",
-    "swin3d_s",
-    "swin3d_b",
-    "mvit_v1_b",
-    "mvit_v2_s",
-}
-SIZES = {"vit": 224, "maxvit": 224, "inception": 96, "s3d": 96, "mvit": 224}
+FILMS = (
+    "mc3_18", "r2plus1d_18", "r3d_18", "s3d", "swin3d_t", "swin3d_s", "swin3d_b", "mvit_v1_b", "mvit_v2_s",
+)  # fmt: skip
+SIZES = {"vit": 224, "maxvit": 224, "inception": 96, "s3d": 224, "mvit": 224}
 
 
 def names() -> list[str]:
@@ -260,7 +309,14 @@ def test_macs_of_every_torchvision_network_are_those_that_torch_counts(name: str
     size = next((n for start, n in SIZES.items() if name.startswith(start)), 64)
     x = torch.randn(1, 3, 16, size, size) if name in FILMS else torch.randn(1, 3, size, size)
     structure = trace(model, (x,))
-    assert sum(macs(structure).values()) == counted(model, (x,))
+    of_positions = {n: k for n, k in macs(structure).items() if ".rel_pos_" in n}
+    assert sum(macs(structure).values()) - sum(of_positions.values()) == counted(model, (x,))
+    with (
+        Einsums() as einsums,
+        torch.no_grad(),
+    ):  # products with tables of positions, which torch counts as batched
+        model(x)
+    assert sum(of_positions.values()) == einsums.macs
 
 
 TIMM = (
