@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from halpiee.errors import ProfileError
+
 if TYPE_CHECKING:
     import latency
 
-__all__ = ["command", "held"]
+__all__ = ["check_covers", "command", "held"]
 
 
 def command(
@@ -63,3 +65,37 @@ def held(profile: latency.Profile) -> str:
     batches = ", ".join(map(str, sorted({op.batch for op in ops})))
     h, w = max(((op.h, op.w) for op in ops), key=lambda size: size[0] * size[1])
     return f"holds {len(ops):,} cells at batch {batches} on inputs of up to {h}×{w}"
+
+
+def check_covers(
+    profile: latency.Profile, path: str | Path, ops: Sequence[latency.Op], measuring: str
+) -> None:
+    """Refuses a profile that cannot price a conv or linear layer of a network.
+
+    Args:
+        profile: the profile.
+        path: its file.
+        ops: of the network, as built.
+        measuring: the command, but for --out, that measures this network.
+
+    Raises:
+        ProfileError: what it holds, how many layers it lacks, and that command.
+    """
+    from latency.op import CONTRACTIONS, in_words
+
+    def reaches(op: latency.Op) -> bool:
+        try:
+            profile.table(op).lookup(op.c_in, op.c_out)
+        except ProfileError:
+            return False
+        return True
+
+    if not profile.cells:
+        raise ProfileError(f"--profile {path} {held(profile)}; `{measuring} --out {path}` continues it")
+    priced = [op for op in ops if op.kind in CONTRACTIONS]
+    lacking = [op for op in priced if not reaches(op)]
+    if lacking:
+        raise ProfileError(
+            f"--profile {path} {held(profile)}; it lacks {len(lacking)} of the network's {len(priced)} convs and "
+            f"linears, the first of them {in_words(lacking[0])}; measure them with `{measuring} --out FILE`"
+        )

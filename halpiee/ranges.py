@@ -50,9 +50,9 @@ def annotated(hint: Any) -> tuple[type, Meta] | None:
     """Returns the type and the range of a number, ``None | …`` aside; None where the hint is of something else."""
     if get_origin(hint) in (Union, types.UnionType):
         return next((found for part in get_args(hint) if (found := annotated(part))), None)
-    if get_origin(hint) is Annotated and get_args(hint)[0] in (int, float):
-        kind, meta = get_args(hint)[:2]
-        return kind, meta
+    if get_origin(hint) is Annotated:
+        kind, first = get_args(hint)[:2]
+        return (kind, first) if kind in (int, float) and isinstance(first, Meta) else annotated(kind)
     return None
 
 

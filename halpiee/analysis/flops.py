@@ -19,7 +19,6 @@ both (1 MAC = 2 FLOPs).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -27,7 +26,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, unknown
 
 __all__ = ["Accounting", "Density", "FlopsMeter", "Method", "forward_cost", "forward_share", "train_flops"]
 
@@ -75,8 +74,7 @@ def train_flops(
         UsageError: an unknown method or layer, a density outside [0, 1], or a list of another length.
     """
     if method not in get_args(Method):
-        close = difflib.get_close_matches(str(method), get_args(Method), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(get_args(Method))}"
+        hint = unknown(method, get_args(Method), f"known are {', '.join(get_args(Method))}")
         raise UsageError(f"training FLOPs of the method {method!r} were asked, which is not known; {hint}")
     if accounting not in get_args(Accounting):
         raise UsageError(f"the accounting {accounting!r} was asked; give 'paper' or 'strict'")
@@ -122,11 +120,10 @@ def forward_share(macs: Mapping[str, int], density: Constant) -> float:
         raise UsageError("the share of a network without MACs was asked; give the MACs of at least one layer")
     if not isinstance(density, Mapping):
         return _valid(density, "the network")
-    unknown = [name for name in density if name not in macs]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], macs, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "; use the names of the MACs"
-        raise UsageError(f"a density was given for the layer {unknown[0]!r}, which has no MACs{hint}")
+    strange = [name for name in density if name not in macs]
+    if strange:
+        hint = unknown(strange[0], macs, "use the names of the MACs")
+        raise UsageError(f"a density was given for the layer {strange[0]!r}, which has no MACs; {hint}")
     return sum(n * _valid(density.get(name, 1.0), name) for name, n in macs.items()) / total
 
 

@@ -43,20 +43,7 @@ def program() -> None:
     """Make a neural network meet a latency on a device, and keep as much accuracy as that latency allows."""
 
 
-for verb in (
-    demo,
-    train,
-    prune,
-    methods,
-    profile,
-    plan,
-    explain,
-    export,
-    bench,
-    report,
-    inspect,
-    doctor,
-):
+for verb in (demo, train, prune, methods, profile, plan, explain, export, bench, report, inspect, doctor):
     program.add_command(verb.command)
 for command in (inspect.pack, inspect.merge):
     program.add_command(command)

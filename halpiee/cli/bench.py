@@ -2,33 +2,79 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import click
-
 from halpiee import ranges
-from halpiee.cli.options import SIZES, Ranged, examples, input_size, json_option
-from halpiee.cli.output import answer, say
+from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
+from halpiee.cli.output import answer, say, screen
 from halpiee.errors import UsageError
-from latency._files import check_place
+from halpiee.options import option, told
+from halpiee.shared_options import NETWORK, RUNTIME, Threaded
+from latency._files import check_place, write
 
 if TYPE_CHECKING:
     from halpiee.cli.bench_entries import Contestant
     from halpiee.deploy.runners import Runner
 
-__all__ = ["command"]
+__all__ = ["command", "show"]
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    "halp": {"batch": "256", "rounds": 30, "warm_up": 10, "precision": "fp32"}
+    "halp": {"batch": "256", "rounds": 30, "precision": "fp32", "seconds": float("inf")}
 }
 """Settings of published measurements. HALP: PyTorch eager, fp32, NCHW, batch 256, mean of 30 runs after 10."""
 
+WARM_UP = {"halp": 10}
+"""Runs of a protocol before those that count."""
 
-@click.command(
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Built, Threaded, Answered):
+    """The networks that are timed, and how."""
+
+    files: tuple[str, ...] = field(
+        metadata=told(
+            "ONNX files, engines, plans, runs or MODELs, each with or without @HOW.",
+            argument=True,
+            metavar="FILE...",
+        )
+    )
+    against: str | None = option(
+        None, "Name that ratios are taken against; `dense` is found beside a run.", unset="the first"
+    )
+    mode: Literal["latency", "throughput"] = option(
+        "latency", "One call after the other, or as many images as can be had."
+    )
+    rounds: ranges.Rounds = option(30, "Interleaved rounds.")
+    callers: ranges.Threads = option(1, "Threads that call at once; for throughput.")
+    seconds: ranges.Seconds = option(60.0, "Fewer rounds, but nine, beyond this per batch size.")
+    protocol: Literal["halp"] | None = option(None, "As published: sets batch, rounds, precision.")
+    csv: Path | None = option(None, "Also as a new CSV file.")
+    trust_engine: bool = option(False, "Load engines that halpiee did not build: they are executable.")
+    trust_plan: bool = option(False, "Let plans name a package.module:function to call, of any arguments.")
+    trust_run: bool = option(False, "Let settings.json of runs from elsewhere name such functions.")
+    batch: str | None = option(
+        None,
+        "Images per inference: 1, or several: 1,8,32.",
+        RUNTIME,
+        unset="1, or all that a file takes",
+    )
+    precision: Literal["fp32", "fp16", "bf16"] | None = option(
+        None, "Precision of modules; a file must have it.", RUNTIME, unset="fp32, files as they are"
+    )
+    device: Literal["cpu", "cuda"] = option("cpu", "Device of modules.", RUNTIME)
+    size: str | None = option(
+        None,
+        f"Image size of a MODEL, of a plan instead of its own, or of a file that leaves it open: {SIZES}.",
+        NETWORK,
+    )
+
+
+@verb(
     "bench",
-    epilog=examples(
+    Bench,
+    examples=(
         "halpiee bench runs/demo/dense.onnx runs/demo/pruned.onnx --against dense",
         "halpiee bench runs/demo runs/demo@compile runs/demo/pruned.onnx --against dense --csv demo.csv",
         "halpiee bench small.onnx dense.onnx --batch 1,8 --threads 2",
@@ -37,155 +83,84 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "halpiee bench resnet50 half.json --device cuda --protocol halp",
     ),
 )
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option(
-    "--against", help="Name that ratios are taken against; `dense` is found beside a run.  [default: first]"
-)
-@click.option(
-    "--batch", help="Images per inference: 1, or several: 1,8,32.  [default: 1, or all that a file takes]"
-)
-@click.option(
-    "--threads", default=1, type=Ranged(ranges.Threads), show_default=True, help="Threads of the runtime."
-)
-@click.option(
-    "--rounds", default=30, type=Ranged(ranges.Rounds), show_default=True, help="Interleaved rounds."
-)
-@click.option(
-    "--mode",
-    default="latency",
-    show_default=True,
-    type=click.Choice(["latency", "throughput"]),
-    help="One call after the other, or as many images as can be had.",
-)
-@click.option(
-    "--callers",
-    default=1,
-    type=Ranged(ranges.Threads),
-    show_default=True,
-    help="Threads that call at once; for throughput.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    help="Of modules; a file must have it.  [default: fp32, files as they are]",
-)
-@click.option(
-    "--device", default="cpu", show_default=True, type=click.Choice(["cpu", "cuda"]), help="Of modules."
-)
-@click.option(
-    "--protocol", type=click.Choice(sorted(PROTOCOLS)), help="As published: sets batch, rounds, precision."
-)
-@click.option(
-    "--size",
-    help=f"Image size of a MODEL, of a plan instead of its own, or of a file that leaves it open: {SIZES}.",
-)
-@click.option("--width", type=Ranged(ranges.Width), help="Width multiplier of a zoo network.")
-@click.option("--classes", type=Ranged(ranges.Classes), help="Classes of a MODEL, if not its own default.")
-@click.option(
-    "--seconds",
-    default=60.0,
-    type=Ranged(ranges.Seconds),
-    show_default=True,
-    help="Fewer rounds, but nine, beyond this per batch size.",
-)
-@click.option(
-    "--trust-engine", is_flag=True, help="Load engines that halpiee did not build: they are executable."
-)
-@click.option(
-    "--trust-plan", is_flag=True, help="Let plans name a package.module:function to call, of any arguments."
-)
-@click.option(
-    "--trust-run", is_flag=True, help="Let settings.json of runs from elsewhere name such functions."
-)
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Also as a new CSV file.")
-@json_option
-def command(
-    files: tuple[str, ...],
-    against: str | None,
-    batch: str | None,
-    threads: int,
-    rounds: int,
-    mode: Literal["latency", "throughput"],
-    callers: int,
-    precision: Literal["fp32", "fp16", "bf16"] | None,
-    device: str,
-    protocol: str | None,
-    size: str | None,
-    width: float | None,
-    classes: int | None,
-    seconds: float,
-    trust_engine: bool,
-    trust_plan: bool,
-    trust_run: bool,
-    csv_file: Path | None,
-    as_json: bool,
-) -> None:
+def command(asked: Bench) -> None:
     """Time networks side by side: latency with its spread, FPS, and the ratio with its interval.
 
     FILE is an ONNX file, a TensorRT engine, the folder of a run (its compact network), a plan (what it leaves, with
     initial weights), or a MODEL. `FILE@HOW` says how it runs:
     an ONNX file @cpu, @cuda or @tensorrt, the others @eager (the default), @compile or @onnx.
     """
-    warm_up: int | None = None
-    if protocol is not None:
-        preset = PROTOCOLS[protocol]
-        batch, rounds, warm_up = preset["batch"], preset["rounds"], preset["warm_up"]
-        precision, seconds = preset["precision"], float("inf")
-        if mode != "latency":
-            raise UsageError(
-                f"--protocol {protocol} was asked with --mode {mode}; it is one of latency, leave --mode out"
-            )
-    batches = None if batch is None else _batches(batch)
-    if callers > 1 and mode == "latency":
-        raise UsageError(
-            f"--callers {callers} was asked of a latency; add --mode throughput, or leave --callers out"
-        )
-    if csv_file is not None:
-        check_place(csv_file)
+    asked = _checked(asked)
+    import latency
     from halpiee.cli.bench_entries import contestants
-    from halpiee.cli.bench_output import show, write_csv
 
-    shape = None if size is None else input_size(size)
-    trust = {"engine": trust_engine, "plan": trust_plan, "run": trust_run}
-    field, base = contestants(files, against, shape=shape, width=width, classes=classes, trust=trust)
+    shape = None if asked.size is None else input_size(asked.size)
+    trust = {"engine": asked.trust_engine, "plan": asked.trust_plan, "run": asked.trust_run}
+    field, base = contestants(asked.files, asked.against, shape=shape, **asked.arguments, trust=trust)
     notes = [note for c in field for note in c.notes]
-    if batches is None:
-        own = {c.fixed_batch for c in field if c.fixed_batch is not None}
-        batches = sorted(own)[:1] or [1]
-        if own:
-            notes.append(f"--batch {batches[0]}: a file that is named takes no other")
+    batches, said = _sizes(asked, field)
+    notes += said
     rows: list[dict[str, Any]] = []
     clock = "wall"
     for images in batches:
-        runners = {
-            c.name: c.runner(batch=images, threads=threads, precision=precision, device=device) for c in field
-        }
-        if mode == "latency":
-            found, clock = _latencies(runners, field, base, images, threads, rounds, seconds, warm_up)
-        else:
-            found = _throughputs(runners, base, images, callers, rounds, seconds)
+        found, clock = _timed(asked, field, base, images)
         rows += found
-        del runners
     for warning in [*notes, *(w for row in rows for w in row.pop("warnings", ()))]:
         say(warning)
     result = {
-        "mode": mode,
-        "protocol": protocol,
+        **{key: getattr(asked, key) for key in ("mode", "protocol", "threads", "rounds")},
         "against": base,
         "batch": batches[0],
         "batches": batches,
-        "threads": threads,
-        "rounds": rounds,
         "clock": clock,
-        "environment": _environment(threads),
+        "environment": latency.environment(threads=asked.threads),
         "files": rows,
         "notes": notes,
+        **({"callers": asked.callers} if asked.mode == "throughput" else {}),
     }
-    if mode == "throughput":
-        result["callers"] = callers
-    if csv_file is not None:
-        write_csv(csv_file, result)
-    answer(result, as_json, lambda: show(result))
+    if asked.csv is not None:
+        _write_csv(asked.csv, result)
+    answer(result, asked.as_json, lambda: show(result))
+
+
+def _checked(asked: Bench) -> Bench:
+    """Returns what was asked with the settings of its protocol, or refuses what does not go together."""
+    if asked.protocol is not None:
+        if asked.mode != "latency":
+            raise UsageError(
+                f"--protocol {asked.protocol} was asked with --mode {asked.mode}; it is one of latency, leave --mode "
+                "out"
+            )
+        asked = replace(asked, **PROTOCOLS[asked.protocol])
+    if asked.batch is not None:
+        _batches(asked.batch)
+    if asked.callers > 1 and asked.mode == "latency":
+        raise UsageError(
+            f"--callers {asked.callers} was asked of a latency; add --mode throughput, or leave --callers out"
+        )
+    if asked.csv is not None:
+        check_place(asked.csv)
+    return asked
+
+
+def _sizes(asked: Bench, field: list[Contestant]) -> tuple[list[int], list[str]]:
+    """Returns the batch sizes, and what should be known of them."""
+    if asked.batch is not None:
+        return _batches(asked.batch), []
+    own = {c.fixed_batch for c in field if c.fixed_batch is not None}
+    batches = sorted(own)[:1] or [1]
+    return batches, [f"--batch {batches[0]}: a file that is named takes no other"] if own else []
+
+
+def _timed(asked: Bench, field: list[Contestant], base: str, images: int) -> tuple[list[dict[str, Any]], str]:
+    """Times every network at one batch size; returns a row for each, and the clock."""
+    runners = {
+        c.name: c.runner(batch=images, threads=asked.threads, precision=asked.precision, device=asked.device)
+        for c in field
+    }
+    if asked.mode == "throughput":
+        return _throughputs(runners, base, images, asked), "wall"
+    return _latencies(runners, field, base, images, asked, WARM_UP.get(asked.protocol or ""))
 
 
 def _latencies(
@@ -193,9 +168,7 @@ def _latencies(
     field: list[Contestant],
     base: str,
     batch: int,
-    threads: int,
-    rounds: int,
-    seconds: float,
+    asked: Bench,
     warm_up: int | None,
 ) -> tuple[list[dict[str, Any]], str]:
     from latency.benchmark import compare
@@ -204,9 +177,9 @@ def _latencies(
     on_cpu = all(r.device == "cpu" for r in runners.values())
     found = compare(
         {name: runner.run for name, runner in runners.items()},
-        rounds=rounds,
-        seconds=seconds,
-        threads=threads,
+        rounds=asked.rounds,
+        seconds=asked.seconds,
+        threads=asked.threads,
         clock=None if on_cpu else WallClock(),
         warm_up=warm_up,
     )
@@ -219,7 +192,7 @@ def _latencies(
                 **_head(name, runners[name], batch),
                 **asdict(one),
                 "fps": fps,
-                "predicted_us": contestant.predicted_us(batch, threads),
+                "predicted_us": contestant.predicted_us(batch, asked.threads),
                 **_versus(found.ratio(base, name), name == base),
                 "warnings": [f"{name}, batch {batch}: {text}" for text in one.warnings],
             }
@@ -227,17 +200,15 @@ def _latencies(
     return rows, next(iter(found.values())).clock
 
 
-def _throughputs(
-    runners: dict[str, Runner], base: str, batch: int, callers: int, rounds: int, seconds: float
-) -> list[dict[str, Any]]:
+def _throughputs(runners: dict[str, Runner], base: str, batch: int, asked: Bench) -> list[dict[str, Any]]:
     from latency.throughput import measure_throughput
 
     found = measure_throughput(
         {name: runner.load for name, runner in runners.items()},
         batch=batch,
-        callers=callers,
-        rounds=rounds,
-        seconds=seconds,
+        callers=asked.callers,
+        rounds=asked.rounds,
+        seconds=asked.seconds,
     )
     return [
         {
@@ -276,7 +247,83 @@ def _batches(text: str) -> list[int]:
     return found
 
 
-def _environment(threads: int) -> dict[str, Any]:
-    import latency
+def _write_csv(path: Path, result: dict[str, Any]) -> None:
+    """Writes a line per network and batch size, what is equal for all of them on each line."""
+    import csv
+    import io
 
-    return latency.environment(threads=threads)
+    shared = {key: result[key] for key in ("mode", "against", "threads", "clock")}
+    shared |= {key: result["environment"].get(key) for key in ("device", "backend_version")}
+    text = io.StringIO()
+    lines = []
+    for row in result["files"]:
+        line = {key: value for key, value in row.items() if key not in ("speedup_ci", "device")}
+        line |= {
+            "runs_on": row["device"],
+            "speedup_lo": row["speedup_ci"][0],
+            "speedup_hi": row["speedup_ci"][1],
+        }
+        lines.append(line | shared)
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]))
+    writer.writeheader()
+    writer.writerows(lines)
+    write(path, text.getvalue())
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the table; says below it where the spread supports no difference."""
+    from rich.table import Table
+    from rich.text import Text
+
+    base, several = result["against"], len(result["batches"]) > 1
+    clock = {"cpu": "CPU time of the calling thread", "wall": "wall time"}[result["clock"]]
+    if result["mode"] == "latency":
+        title = f"latency, {clock}, {result['threads']} thread{'s' * (result['threads'] > 1)}"
+        columns = ["median", "predicted", "IQR", "p50", "p90", "p99", "n", "FPS"]
+    else:
+        title = f"throughput, {clock}, {result['callers']} at once, {result['threads']} thread(s) each"
+        columns = ["FPS", "IQR", "n"]
+    if all(row.get("predicted_us") is None for row in result["files"]):
+        columns = [c for c in columns if c != "predicted"]
+    if not several:
+        title += f", batch {result['batch']}"
+    table = Table(box=None, title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("runs on")
+    if several:
+        table.add_column("batch", justify="right")
+    for name in (*columns, f"speed-up over {base}", "95 % interval"):
+        table.add_column(name, justify="right")
+    unsure = []
+    for row in result["files"]:
+        lo, hi = row["speedup_ci"]
+        if row["name"] != base and not row["difference_shown"]:
+            unsure.append(row["name"] + (f" at batch {row['batch']}" if several else ""))
+        cells = [
+            row["name"],
+            f"{row['runtime']} {row['precision']}",
+            *([str(row["batch"])] if several else []),
+        ]
+        cells += [_cell(row, column) for column in columns]
+        cells += [f"{row['speedup']:.3f}", f"{lo:.3f} … {hi:.3f}"]
+        table.add_row(*(Text(cell) for cell in cells))
+    console = screen()
+    if not console.is_terminal:  # a pipe has no width; nothing is to be cut off
+        console = screen(width=200)
+    console.print(table)
+    for name in unsure:
+        console.print(Text(f"{name} against {base}: the spread supports no difference"))
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    """Returns one number with the digits that its spread supports."""
+    from halpiee.report.values import latency
+
+    if column == "n":
+        return str(row["n"])
+    if column == "FPS":
+        return f"{row['fps']:.3g}" if row["fps"] < 100 else f"{row['fps']:,.0f}"
+    if "median_us" not in row:
+        return f"{row['iqr_fps']:.3g}" if row["iqr_fps"] < 100 else f"{row['iqr_fps']:,.0f}"
+    key = {"median": "median_us", "predicted": "predicted_us", "IQR": "iqr_us"}.get(column, f"{column}_us")
+    return latency(row[key], None if column in ("IQR", "predicted") else row["iqr_us"])

@@ -12,7 +12,7 @@ from typing import Literal
 
 import click
 
-from halpiee.cli.options import examples, json_option
+from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer, screen
 from halpiee.extras import EXTRAS
 
@@ -48,9 +48,8 @@ class Finding:
     fix: str = ""
 
 
-@click.command("doctor", epilog=examples("halpiee doctor", "halpiee doctor --json"))
-@json_option
-def command(as_json: bool) -> None:
+@verb("doctor", Answered, examples=("halpiee doctor", "halpiee doctor --json"))
+def command(asked: Answered) -> None:
     """Look at versions, backends, threads and contention; say what to fix and how."""
     findings = examine()
     broken = any(f.state == "broken" for f in findings)
@@ -67,7 +66,7 @@ def command(as_json: bool) -> None:
             table.add_row(Text(f.state, style=colour[f.state]), f.what, f.found, f.fix)
         screen().print(table)
 
-    answer({"healthy": not broken, "findings": [asdict(f) for f in findings]}, as_json, show)
+    answer({"healthy": not broken, "findings": [asdict(f) for f in findings]}, asked.as_json, show)
     if broken:
         raise click.exceptions.Exit(3)
 

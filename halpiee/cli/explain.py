@@ -3,155 +3,172 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import click
-
-from halpiee import ranges
-from halpiee.cli.options import SIZES, Ranged, examples, input_size, json_option
+from halpiee.cli.options import Answered, Imaged, input_size, verb
 from halpiee.cli.output import answer, say, screen
 from halpiee.errors import StructureError
+from halpiee.options import option
+from halpiee.shared_options import Batched
 from latency._files import check_place, write
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from halpiee.structure.explain import Explanation
+    from halpiee.structure.groups import Structure
 
 __all__ = ["command"]
 
 
-@click.command(
+@dataclass(frozen=True, kw_only=True)
+class Explain(Imaged, Batched, Answered):
+    """The network that is explained."""
+
+    ops: Path | None = option(None, "Write the ops to profile, for a machine without torch.")
+
+
+@verb(
     "explain",
-    epilog=examples(
+    Explain,
+    examples=(
         "halpiee explain resnet20 --size 32",
         "halpiee explain shufflenet_v2_x1_0 --size 64 --json",
         "halpiee explain resnet50 --batch 32 --ops resnet50.ops.jsonl",
     ),
 )
-@click.argument("model")
-@click.option(
-    "--batch", default=1, type=Ranged(ranges.Images), show_default=True, help="Images per inference."
-)
-@click.option("--size", default="224", show_default=True, help=f"Image size: {SIZES}.")
-@click.option("--width", type=Ranged(ranges.Width), help="Width multiplier of a zoo network.")
-@click.option(
-    "--classes", type=Ranged(ranges.Classes), help="Classes of the network, if not its own default."
-)
-@click.option(
-    "--ops", type=click.Path(path_type=Path), help="Write the ops to profile, for a machine without torch."
-)
-@json_option
-def command(
-    model: str,
-    batch: int,
-    size: str,
-    width: float | None,
-    classes: int | None,
-    ops: Path | None,
-    as_json: bool,
-) -> None:
+def command(asked: Explain) -> None:
     """Say per layer of MODEL whether channels can go, or which op holds them; list ties and protected ends."""
-    shape = input_size(size)
-    if ops is not None:
-        check_place(ops)
-    from halpiee.cli.networks import traced
+    shape = input_size(asked.size)
+    if asked.ops is not None:
+        check_place(asked.ops)
     from halpiee.selection.protect import first_group, protected
     from halpiee.structure.explain import explain
 
+    structure = _structure(asked, shape)
+    found = explain(structure)
+    first, kept = first_group(structure), protected(structure, asked.model)
+    if asked.ops is not None:
+        unique = {json.dumps(timed.op.key(), sort_keys=True): None for timed in structure.ops}
+        write(asked.ops, "".join(f"{line}\n" for line in unique))
+        say(f"{len(unique)} ops in {asked.ops}")
+
+    def show() -> None:
+        console = screen()
+        _show_layers(console, found, asked.model)
+        _show_groups(console, found)
+        _show_notes(console, found, asked.size)
+        console.print(f"first group: {_shielding(first, bool(kept))}")
+
+    answer({**found.as_dict(), "first_group": first, "protected": list(kept)}, asked.as_json, show)
+
+
+def _structure(asked: Explain, shape: tuple[int, ...]) -> Structure:
+    from halpiee.cli.networks import traced
+
     try:
-        structure = traced(model, batch, shape, width=width, classes=classes).structure
+        return traced(asked.model, asked.batch, shape, **asked.arguments).structure
     except StructureError as error:
         if "positional argument" not in str(error):
             raise
         raise StructureError(
-            f"{model} takes more inputs than the one image that the command line gives it "
+            f"{asked.model} takes more inputs than the one image that the command line gives it "
             f"({str(error).split(': ')[-1].split(';')[0]}); in Python, "
             f"halpiee.structure.explain(halpiee.trace(model, (first, second))) says the same of it"
         ) from error
-    found = explain(structure)
-    first, kept = first_group(structure), protected(structure, model)
+
+
+def _shielding(first: str | None, kept: bool) -> str:
+    """Returns whether the first group stays whole, and how that is changed."""
     if first is None:
-        shielding = "nothing to protect: the first layer shares its channels with later ones"
-    elif kept:
-        shielding = f"{first} stays whole in a plan, as in the papers; --no-protect-first frees it"
-    else:
-        shielding = f"{first} is of the first layer alone; plan --protect-first leaves it whole"
-    if ops is not None:
-        unique = {json.dumps(timed.op.key(), sort_keys=True): None for timed in structure.ops}
-        write(ops, "".join(f"{line}\n" for line in unique))
-        say(f"{len(unique)} ops in {ops}")
+        return "nothing to protect: the first layer shares its channels with later ones"
+    if kept:
+        return f"{first} stays whole in a plan, as in the papers; --no-protect-first frees it"
+    return f"{first} is of the first layer alone; plan --protect-first leaves it whole"
 
-    def show() -> None:
-        from rich.table import Table
-        from rich.text import Text
 
-        console = screen()
-        layers = Table(
-            title=f"{model}: {found.prunable_macs_share:.1%} of the MACs lie in prunable layers", box=None
+def _show_layers(console: Console, found: Explanation, model: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    layers = Table(
+        title=f"{model}: {found.prunable_macs_share:.1%} of the MACs lie in prunable layers", box=None
+    )
+    for title in ("layer", "kind", "in", "out", "MACs", "can go", "what stays, and why"):
+        layers.add_column(
+            title, justify="right" if title in ("in", "out", "MACs") else "left", overflow="fold"
         )
-        for title in ("layer", "kind", "in", "out", "MACs", "can go", "what stays, and why"):
-            layers.add_column(
-                title, justify="right" if title in ("in", "out", "MACs") else "left", overflow="fold"
-            )
-        for layer in found.layers:
-            word = "prunable" if layer.prunable else "frozen"
-            if layer.in_prunable != layer.out_prunable:
-                word = f"{'in' if layer.in_prunable else 'out'} only"
-            layers.add_row(
-                layer.name,
-                layer.kind,
-                str(layer.c_in),
-                str(layer.c_out),
-                f"{layer.macs:,}",
-                Text(word, style="yellow" if word == "frozen" else "green"),
-                "; ".join(layer.reasons),
-            )
-        console.print(layers)
-        groups = Table(title="groups: channels that go together", box=None)
-        for title in (
-            "group",
-            "units",
-            "MACs",
-            "can go",
-            "layer sides",
-            "why not, where, and what would unlock it",
-        ):
-            groups.add_column(title, overflow="fold")
-        for group in found.groups:
-            state = (
-                "prunable"
-                if group.prunable and group.trainable
-                else "by plan only"
-                if group.prunable
-                else "frozen"
-            )
-            text = " · ".join(part for part in (group.reason, group.source, group.unlock) if part)
-            groups.add_row(
-                group.name, str(group.size), f"{group.macs_share:.1%}", state, ties(group.members), text
-            )
-        console.print(groups)
-        if found.untimed:
-            console.print("not timed: " + ", ".join(f"{name} ×{n}" for name, n in found.untimed.items()))
+    for layer in found.layers:
+        word = "prunable" if layer.prunable else "frozen"
+        if layer.in_prunable != layer.out_prunable:
+            word = f"{'in' if layer.in_prunable else 'out'} only"
+        layers.add_row(
+            layer.name,
+            layer.kind,
+            str(layer.c_in),
+            str(layer.c_out),
+            f"{layer.macs:,}",
+            Text(word, style="yellow" if word == "frozen" else "green"),
+            "; ".join(layer.reasons),
+        )
+    console.print(layers)
 
-        small = [g.name for g in found.groups if g.prunable and g.macs_share < SMALL_SHARE]
-        if small:
-            console.print(
-                f"{len(small)} groups are on layers of less than {SMALL_SHARE:.1%} of the MACs each, such as "
-                f"{small[0]} (squeeze and excitation is often among them): cutting them saves next to no time, "
-                "so a plan seldom moves them"
-            )
-        if found.training_alone:
-            console.print(
-                f"run in training alone: {', '.join(found.training_alone)}; cut where they read the rest, whole within"
-            )
-        if found.unread:
-            console.print(
-                f"not run on an input of {size}: {', '.join(found.unread)}; left whole, and may not fit what is cut "
-                "around them when they run"
-            )
-        console.print(f"first group: {shielding}")
 
-    answer({**found.as_dict(), "first_group": first, "protected": list(kept)}, as_json, show)
+def _show_groups(console: Console, found: Explanation) -> None:
+    from rich.table import Table
+
+    groups = Table(title="groups: channels that go together", box=None)
+    for title in (
+        "group",
+        "units",
+        "MACs",
+        "can go",
+        "layer sides",
+        "why not, where, and what would unlock it",
+    ):
+        groups.add_column(title, overflow="fold")
+    for group in found.groups:
+        state = (
+            "prunable"
+            if group.prunable and group.trainable
+            else "by plan only"
+            if group.prunable
+            else "frozen"
+        )
+        text = " · ".join(part for part in (group.reason, group.source, group.unlock) if part)
+        groups.add_row(
+            group.name, str(group.size), f"{group.macs_share:.1%}", state, ties(group.members), text
+        )
+    console.print(groups)
 
 
 SMALL_SHARE = 0.001
 """Share of the multiply-accumulates below which a group is said to save next to nothing."""
+
+
+def _show_notes(console: Console, found: Explanation, size: str) -> None:
+    """Prints which ops have no time, which groups are not worth cutting, and what was not run."""
+    if found.untimed:
+        console.print("not timed: " + ", ".join(f"{name} ×{n}" for name, n in found.untimed.items()))
+
+    small = [g.name for g in found.groups if g.prunable and g.macs_share < SMALL_SHARE]
+    if small:
+        console.print(
+            f"{len(small)} groups are on layers of less than {SMALL_SHARE:.1%} of the MACs each, such as "
+            f"{small[0]} (squeeze and excitation is often among them): cutting them saves next to no time, "
+            "so a plan seldom moves them"
+        )
+    if found.training_alone:
+        console.print(
+            f"run in training alone: {', '.join(found.training_alone)}; cut where they read the rest, whole within"
+        )
+    if found.unread:
+        console.print(
+            f"not run on an input of {size}: {', '.join(found.unread)}; left whole, and may not fit what is cut "
+            "around them when they run"
+        )
 
 
 def ties(members: tuple[str, ...]) -> str:

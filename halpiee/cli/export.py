@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import click
-
 from halpiee import ranges
-from halpiee.cli.options import SIZES, Ranged, examples, input_size, json_option
+from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
 from halpiee.cli.output import answer, say
-from halpiee.errors import UsageError
+from halpiee.errors import OutputInUseError, UsageError
+from halpiee.options import option, told
+from halpiee.shared_options import NETWORK, Seeded
 from latency._files import check_place
 
 if TYPE_CHECKING:
     from halpiee.cli.networks import Network
+    from halpiee.deploy.onnx import ExportReport
+    from halpiee.deploy.tensorrt import EngineReport
 
 __all__ = ["command"]
 
+ONNX, ENGINE = "ONNX files", "TensorRT engines"
+"""Headings."""
 
-@click.command(
+BATCH, LEVEL = "1", 3
+"""What an engine is built for where --batch and --builder-level, which no other file has, are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Built, Seeded, Answered):
+    """The network that is written, and how."""
+
+    source: str | None = option(
+        None, "Folder of a run or a MODEL; for an engine also an ONNX file.", argument=True
+    )
+    format: Literal["onnx", "tensorrt"] = option("onnx", "What is written.")
+    out: Path = field(metadata=told("File to write; never overwritten."))
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] = option(
+        "fp32", "Precision; tf32 and bf16: engines only."
+    )
+    dense: bool = option(False, "A run's dense network instead of the pruned one.", NETWORK)
+    plan: Path | None = option(None, "What a plan leaves of its network.", NETWORK)
+    weights: Path | None = option(None, "Safetensors; with --plan of the dense or the compact one.", NETWORK)
+    size: str | None = option(
+        None, f"Image size of a MODEL or plan: {SIZES}.", NETWORK, unset="the plan's; of a MODEL 224"
+    )
+    trust_plan: bool = option(
+        False, "Let the plan name a package.module:function to call, of any arguments.", NETWORK
+    )
+    trust_run: bool = option(False, "Let settings.json of a run from elsewhere name such functions.", NETWORK)
+    half_io: bool = option(False, "An fp16 file also takes and gives fp16.", ONNX, unset="float32")
+    measure: bool = option(False, "Time the file here, one thread, and write that into it.", ONNX)
+    batch: str | None = option(
+        None, "Batches an engine takes: 8, or smallest:usual:largest, 1:8:32.", ENGINE, unset=BATCH
+    )
+    builder_level: ranges.Level | None = option(
+        None, "Optimisation level of the builder.", ENGINE, unset=f"{LEVEL}"
+    )
+    sparse: bool = option(False, "Allow 2:4 sparse kernels where weights have the pattern.", ENGINE)
+    dry_run: bool = option(False, "Say the trtexec line that builds the same engine; write nothing.", ENGINE)
+
+
+@verb(
     "export",
-    epilog=examples(
+    Export,
+    examples=(
         "halpiee export runs/demo --out small.onnx",
         "halpiee export runs/demo --dense --out dense.onnx",
         "halpiee export --plan half.json --weights resnet50.safetensors --out half.onnx",
@@ -31,188 +75,108 @@ __all__ = ["command"]
         "halpiee export small.onnx --format tensorrt --out small.engine --dry-run",
     ),
 )
-@click.argument("source", required=False)
-@click.option("--format", "kind", default="onnx", show_default=True, type=click.Choice(["onnx", "tensorrt"]))
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="File to write; never overwritten."
-)
-@click.option("--dense", is_flag=True, help="A run's dense network instead of the pruned one.")
-@click.option("--plan", type=click.Path(path_type=Path), help="What a plan leaves of its network.")
-@click.option(
-    "--trust-plan",
-    is_flag=True,
-    help="Let the plan name a package.module:function to call, of any arguments.",
-)
-@click.option(
-    "--trust-run", is_flag=True, help="Let settings.json of a run from elsewhere name such functions."
-)
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    help="Safetensors; with --plan of the dense or the compact one.",
-)
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    type=click.Choice(["fp32", "tf32", "fp16", "bf16"]),
-    help="tf32 and bf16: engines only.",
-)
-@click.option("--half-io", is_flag=True, help="An fp16 file also takes and gives fp16.  [default: float32]")
-@click.option(
-    "--size", help=f"Image size of a MODEL or plan: {SIZES}.  [default: the plan's; of a MODEL 224]"
-)
-@click.option("--width", type=Ranged(ranges.Width), help="Width multiplier of a zoo network.")
-@click.option(
-    "--classes", type=Ranged(ranges.Classes), help="Classes of the network, if not its own default."
-)
-@click.option("--measure", is_flag=True, help="Time the file here, one thread, and write that into it.")
-@click.option("--batch", help="Batches an engine takes: 8, or smallest:usual:largest, 1:8:32.  [default: 1]")
-@click.option(
-    "--builder-level", type=Ranged(ranges.Level), help="An engine's optimisation level.  [default: 3]"
-)
-@click.option(
-    "--sparse", is_flag=True, help="An engine may use 2:4 sparse kernels where weights have the pattern."
-)
-@click.option(
-    "--dry-run", is_flag=True, help="Say the trtexec line that builds the same engine; write nothing."
-)
-@click.option("--seed", default=0, type=Ranged(ranges.Seed), show_default=True)
-@json_option
-def command(
-    source: str | None,
-    kind: str,
-    out: Path,
-    dense: bool,
-    plan: Path | None,
-    trust_plan: bool,
-    trust_run: bool,
-    weights: Path | None,
-    precision: Literal["fp32", "tf32", "fp16", "bf16"],
-    half_io: bool,
-    size: str | None,
-    width: float | None,
-    classes: int | None,
-    measure: bool,
-    batch: str | None,
-    builder_level: int | None,
-    sparse: bool,
-    dry_run: bool,
-    seed: int,
-    as_json: bool,
-) -> None:
+def command(asked: Export) -> None:
     """Write a network as ONNX, or as a TensorRT engine, and prove that it computes what PyTorch computes.
 
     SOURCE is the folder of a run or a MODEL, for an engine also an ONNX file; with --plan it may be left out.
     """
-    options = {"width": width, "classes": classes, "seed": seed}
-    options |= {"trust_plan": trust_plan, "trust_run": trust_run}
-    if kind == "tensorrt":
-        if half_io or measure:
-            raise UsageError(
-                "--half-io and --measure are for ONNX files; leave them out; tools/bench_engine.py times engines"
-            )
-        from halpiee.cli.export_engine import export_engine
-
-        def opened() -> Network:
-            return _network(source, dense, plan, weights, precision, size, **options)
-
-        export_engine(
-            source,
-            opened,
-            out,
-            precision=precision,
-            batch=batch or "1",
-            level=3 if builder_level is None else builder_level,
-            sparse=sparse,
-            dry_run=dry_run,
-            seed=seed,
-            as_json=as_json,
-        )
+    _check(asked)
+    if asked.format == "tensorrt":
+        _export_engine(asked)
         return
-    if precision in ("tf32", "bf16") or batch or builder_level is not None or sparse or dry_run:
-        raise UsageError(
-            "--batch, --builder-level, --sparse, --dry-run and the precisions tf32 and bf16 are of engines; add "
-            "--format tensorrt, or leave them out"
-        )
-    if half_io and precision != "fp16":
-        raise UsageError("--half-io was asked of an fp32 file; add --precision fp16, or leave it out")
-    check_place(out)
-    network = _network(source, dense, plan, weights, precision, size, **options)
-    from halpiee.deploy.onnx import export_onnx, stamp
+    check_place(asked.out)
+    network = _network(asked)
+    from halpiee.deploy.onnx import export_onnx
 
     done = export_onnx(
         network.model,
         network.example,
-        out,
+        asked.out,
         metadata=network.metadata,
-        precision="fp16" if precision == "fp16" else "fp32",
-        fp32_io=not half_io,
-        seed=seed,
+        precision="fp16" if asked.precision == "fp16" else "fp32",
+        fp32_io=not asked.half_io,
+        seed=asked.seed,
     )
     notes = [*network.notes, *done.notes]
     result: dict[str, Any] = {**asdict(done), "masked_rel_l2": network.masked_error, "notes": notes}
-    if measure:
-        import latency
+    if asked.measure:
+        result["measured_us"] = _measured_us(asked.out, done.fixed_batch or 1)
+    answer(result, asked.as_json, lambda: _show(asked, network, done, result.get("measured_us")))
 
-        found = latency.measure(out)
-        result["measured_us"] = found.median_us
-        device = str(latency.environment()["device"])
-        batch = str(done.fixed_batch or 1)
-        stamp(
-            out, {"measured_us": f"{found.median_us:.6g}", "batch": batch, "threads": "1", "device": device}
+
+def _check(asked: Export) -> None:
+    """Refuses options of the other kind of file."""
+    if asked.format == "tensorrt":
+        if asked.half_io or asked.measure:
+            raise UsageError(
+                "--half-io and --measure are for ONNX files; leave them out; tools/bench_engine.py times engines"
+            )
+        return
+    of_engines = asked.batch or asked.builder_level is not None or asked.sparse or asked.dry_run
+    if asked.precision in ("tf32", "bf16") or of_engines:
+        raise UsageError(
+            "--batch, --builder-level, --sparse, --dry-run and the precisions tf32 and bf16 are of engines; add "
+            "--format tensorrt, or leave them out"
         )
-
-    def show() -> None:
-        pruned = (
-            "" if network.masked_error is None else f"compact equals masked to {network.masked_error:.1e}, "
-        )
-        say(
-            f"{out}: {done.size_bytes / 1e6:.1f} MB, {precision}, opset {done.opset}; {pruned}"
-            f"relative L2 to PyTorch {done.rel_l2:.1e}, top-1 agrees on {done.top1_agreement:.1%}"
-            + (f"; {result['measured_us']:.0f} µs on one thread" if measure else "")
-        )
-        for note in notes:
-            say(note)
-
-    answer(result, as_json, show)
+    if asked.half_io and asked.precision != "fp16":
+        raise UsageError("--half-io was asked of an fp32 file; add --precision fp16, or leave it out")
 
 
-def _network(
-    source: str | None,
-    dense: bool,
-    plan: Path | None,
-    weights: Path | None,
-    precision: str,
-    size: str | None,
-    **options: Any,
-) -> Network:
+def _measured_us(file: Path, batch: int) -> float:
+    """Times a file here, and writes that into it."""
+    import latency
+    from halpiee.deploy.onnx import stamp
+
+    found = latency.measure(file)
+    device = str(latency.environment()["device"])
+    measured = {
+        "measured_us": f"{found.median_us:.6g}",
+        "batch": str(batch),
+        "threads": "1",
+        "device": device,
+    }
+    stamp(file, measured)
+    return found.median_us
+
+
+def _show(asked: Export, network: Network, done: ExportReport, measured_us: float | None) -> None:
+    pruned = "" if network.masked_error is None else f"compact equals masked to {network.masked_error:.1e}, "
+    say(
+        f"{asked.out}: {done.size_bytes / 1e6:.1f} MB, {asked.precision}, opset {done.opset}; {pruned}"
+        f"relative L2 to PyTorch {done.rel_l2:.1e}, top-1 agrees on {done.top1_agreement:.1%}"
+        + ("" if measured_us is None else f"; {measured_us:.0f} µs on one thread")
+    )
+    for note in (*network.notes, *done.notes):
+        say(note)
+
+
+def _network(asked: Export) -> Network:
     """Opens what was named, and refuses what does not go together."""
     from halpiee.cli.networks import USUAL, check_run, from_model, from_plan, from_run, is_run
 
-    shape = None if size is None else input_size(size)
-    trust_plan, trust_run = options.pop("trust_plan"), options.pop("trust_run")
+    source, plan, dense = asked.source, asked.plan, asked.dense
+    shape = None if asked.size is None else input_size(asked.size)
     if plan is not None:
         if dense or (source is not None and is_run(source)):
             raise UsageError(
                 "--plan was asked of a run, which has its own; leave --plan out, or name a MODEL"
             )
-        if options["width"] is not None or options["classes"] is not None:
+        if asked.width is not None or asked.classes is not None:
             raise UsageError("--width and --classes are in the plan; leave them out beside --plan")
         return from_plan(
             plan,
             shape,
             model=source,
-            weights=weights,
-            precision=precision,
-            seed=options["seed"],
-            trust=trust_plan,
+            weights=asked.weights,
+            precision=asked.precision,
+            seed=asked.seed,
+            trust=asked.trust_plan,
         )
     if source is None:
         raise UsageError("nothing to export was named; give the folder of a run, a MODEL, or --plan FILE")
     if Path(source).is_dir():
         check_run(Path(source))
-        own = {"weights": weights, "size": size, "width": options["width"], "classes": options["classes"]}
+        own = {"weights": asked.weights, "size": asked.size, **asked.arguments}
         for name, value in own.items():
             if value is not None:
                 raise UsageError(
@@ -223,7 +187,7 @@ def _network(
                 f"--dense was asked of {source}, which trained no dense network (--no-baseline) and holds the pruned "
                 "one only; leave --dense out, or train it again with --baseline in another --out"
             )
-        return from_run(Path(source), dense=dense, precision=precision, trust=trust_run)
+        return from_run(Path(source), dense=dense, precision=asked.precision, trust=asked.trust_run)
     if "/" in source and ":" not in source and not source.startswith(("torchvision/", "timm/")):
         raise UsageError(
             f"{source} was to be exported, and there is no such folder; name the folder of a run, or a MODEL"
@@ -232,4 +196,95 @@ def _network(
         raise UsageError(
             f"--dense was asked of {source}, and only a run has a dense network beside; leave it out"
         )
-    return from_model(source, shape or USUAL, weights=weights, **options)
+    return from_model(source, shape or USUAL, weights=asked.weights, seed=asked.seed, **asked.arguments)
+
+
+def _export_engine(asked: Export) -> None:
+    """Writes the engine of an ONNX file, or of a network whose ONNX file is written beside it."""
+    from halpiee.deploy.tensorrt import Batches, build_engine, trtexec_line
+    from latency.backends.tensorrt_builder import Settings
+
+    source, out = asked.source, asked.out
+    batches = Batches.of(asked.batch or BATCH)
+    level = LEVEL if asked.builder_level is None else asked.builder_level
+    settings = Settings(level=level, tf32=asked.precision == "tf32", sparse=asked.sparse)
+    given = Path(source) if source is not None and source.endswith(".onnx") else None
+    onnx = given or out.with_suffix(".onnx")
+    if onnx == out:
+        raise UsageError(
+            f"--out {out} is the name of an ONNX file; name the engine, such as {out.stem}.engine"
+        )
+    if asked.dry_run:
+        name, shape = _input_of(given) if given else ("input", tuple(_network(asked).example[0].shape[1:]))
+        line = trtexec_line(onnx, out, batches=batches, shape=shape, settings=settings, name=name)
+        answer({"onnx": str(onnx), "engine": str(out), "trtexec": line}, asked.as_json, lambda: say(line))
+        return
+    check_place(out, overwrite=True)
+    if given is None and onnx.exists():
+        raise OutputInUseError(
+            f"{onnx}, which would go beside {out}, exists; take it (`halpiee export {onnx} --format tensorrt "
+            f"--out {out}`), or choose another --out"
+        )
+    _look_for_a_gpu()
+    network = None if given else _network(asked)
+    notes = [] if network is None else [*network.notes]
+    reference = None if network is None else _write_onnx(network, onnx, asked.precision, asked.seed, notes)
+    done = build_engine(onnx, out, batches=batches, settings=settings, reference=reference, seed=asked.seed)
+    result = {**asdict(done), "onnx": str(onnx), "notes": notes}
+    answer(result, asked.as_json, lambda: _show_engine(out, onnx, done, notes))
+
+
+def _show_engine(out: Path, onnx: Path, done: EngineReport, notes: list[str]) -> None:
+    for note in notes:
+        say(note)
+    how = f"built ({done.why})" if done.built else "there already, and fits"
+    say(
+        f"{out}: {how}, {done.size_bytes / 1e6:.1f} MB, TensorRT {done.tensorrt} on {done.device}; relative L2 to "
+        f"the ONNX file {done.rel_l2:.1e} at batches {', '.join(map(str, done.batches))}"
+    )
+    say(f"{onnx} is the artefact; the engine is rebuilt from it where TensorRT or the GPU is another")
+
+
+def _look_for_a_gpu() -> None:
+    """Refuses before the long work where there is no TensorRT or no GPU."""
+    from latency.backends.cuda import open_cuda
+    from latency.backends.tensorrt_library import import_tensorrt
+
+    import_tensorrt()
+    open_cuda()
+
+
+def _write_onnx(
+    network: Network, onnx: Path, precision: str, seed: int, notes: list[str]
+) -> Callable[[dict[str, Any]], list[Any]] | None:
+    """Writes the artefact; returns what computes its outputs where ONNX Runtime's CPU cannot (bfloat16).
+
+    What should be known of the file is added to ``notes``.
+    """
+    from halpiee.deploy.onnx import converted, export_onnx
+
+    if precision != "bf16":
+        half: Literal["fp32", "fp16"] = "fp16" if precision == "fp16" else "fp32"
+        done = export_onnx(
+            network.model, network.example, onnx, metadata=network.metadata, precision=half, seed=seed
+        )
+        notes += done.notes
+        return None
+    import torch
+
+    from halpiee.deploy.metadata import write_metadata
+    from halpiee.deploy.verify import outputs, reference
+    from latency._files import write
+
+    proto = converted(network.model, network.example, precision="bf16")
+    write_metadata(proto, {**network.metadata, "precision": "bf16"})
+    write(onnx, proto.SerializeToString())
+    trusted = reference(network.model)
+    return lambda inputs: outputs(trusted, tuple(torch.from_numpy(x) for x in inputs.values()))
+
+
+def _input_of(onnx: Path) -> tuple[str, tuple[int, ...]]:
+    from latency.backends.onnx_file import check_file
+
+    value = check_file(onnx).graph.input[0]
+    return value.name, tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])

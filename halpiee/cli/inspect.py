@@ -3,146 +3,166 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from halpiee import ranges
-from halpiee.cli.options import Ranged, examples, json_option
+from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer, screen
 from halpiee.cli.plan_curve import check_picture
+from halpiee.options import option, told
 from latency._files import check_place
+
+if TYPE_CHECKING:
+    from latency.inspect import Inspection
 
 __all__ = ["command", "merge", "pack"]
 
 
-@click.command(
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Answered):
+    """The profile that is looked at, and what is made of it."""
+
+    profile: Path = field(metadata=told("A profile.", argument=True))
+    plot: Path | None = option(None, "Draw staircases and heat maps per op: a new .svg or .png file.")
+    tables: ranges.Rounds | None = option(None, "Draw only so many ops, the slowest first.", unset="all")
+    export: Path | None = option(None, "Write the cells: a new .csv or .parquet file.")
+
+
+@verb(
     "inspect",
-    epilog=examples(
+    Inspect,
+    examples=(
         "halpiee inspect resnet20.jsonl",
         "halpiee inspect resnet20.jsonl --plot staircases.svg",
         "halpiee inspect resnet20.jsonl --export cells.csv",
     ),
 )
-@click.argument("profile", type=click.Path(path_type=Path))
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path),
-    help="Draw staircases and heat maps per op: a new .svg or .png file.",
-)
-@click.option("--tables", type=Ranged(ranges.Rounds), help="Draw only so many ops, the slowest first.")
-@click.option(
-    "--export", "cells", type=click.Path(path_type=Path), help="Write the cells: a new .csv or .parquet file."
-)
-@json_option
-def command(profile: Path, plot: Path | None, tables: int | None, cells: Path | None, as_json: bool) -> None:
+def command(asked: Inspect) -> None:
     """Show PROFILE's coverage, spread, contention, age and environment, and what speaks against trusting it."""
     import latency
     from latency.inspect import inspect
 
-    if plot is not None:
-        check_picture(plot)
-    if cells is not None:
-        check_place(cells)
-    loaded = latency.Profile.load(profile)
-    if cells is not None:
+    if asked.plot is not None:
+        check_picture(asked.plot)
+    if asked.export is not None:
+        check_place(asked.export)
+    loaded = latency.Profile.load(asked.profile)
+    if asked.export is not None:
         from latency.tabular import export
 
-        export(loaded, cells)
-    if plot is not None and loaded.cells:
+        export(loaded, asked.export)
+    if asked.plot is not None and loaded.cells:
         from latency.pictures import draw
 
-        draw(loaded, plot, tables=tables)
+        draw(loaded, asked.plot, tables=asked.tables)
     found = inspect(loaded)
     warnings = list(found.warnings)
     if not loaded.cells:
         warnings.append(
-            f"{profile} holds no cells: its sweep was cut short; the `halpiee profile MODEL … --out {profile}` that "
-            "began it continues it"
+            f"{asked.profile} holds no cells: its sweep was cut short; the `halpiee profile MODEL … --out "
+            f"{asked.profile}` that began it continues it"
         )
 
     def show() -> None:
         if not loaded.cells:
             screen().print(warnings[-1])
             return
-        from rich.table import Table
-
-        table = Table(box=None)
-        table.add_column("op", overflow="fold")
-        for title in ("widest", "cells", "µs", "held out: off by"):
-            table.add_column(title, justify="right", no_wrap=True)
-        for op in found.ops:
-            table.add_row(
-                op.op.replace("batch_norm", "bn"),
-                f"{op.c_in}→{op.c_out}",
-                f"{op.cells}/{op.edges}",
-                f"{op.dense_us:.1f}",
-                f"{op.holdout}: {_share(op.holdout_median)}, ≤ {_share(op.holdout_worst)}"
-                if op.holdout
-                else "–",
-            )
-        console = screen()
-        console.print(table)
-        steps = sorted({op.steps for op in found.ops})
-        console.print("steps (in, out): " + "; ".join(f"{i}, {o}" for i, o in steps))
-        console.print(
-            f"spread {_share(found.spread_median)} median, {_share(found.spread_p95)} at the 95th percentile; "
-            f"contention {_contention(found.contention_median)}; held-out cells off by "
-            f"{_share(found.holdout_median)} median, {_share(found.holdout_p95)} at the 95th percentile by time, "
-            f"{_share(found.holdout_p95_cells)} with all cells alike; "
-            f"{found.newest_days:.1f} to {found.oldest_days:.1f} days old"
-        )
-        console.print(", ".join(f"{key} {value}" for key, value in found.environment.items() if key != "id"))
-        for warning in warnings:
-            console.print(f"note: {warning}", style="yellow")
-        for written in (plot, cells):
+        _show(found, warnings)
+        for written in (asked.plot, asked.export):
             if written is not None:
-                console.print(f"written: {written}")
+                screen().print(f"written: {written}")
 
-    answer({**found.as_dict(), "warnings": warnings}, as_json, show)
+    answer({**found.as_dict(), "warnings": warnings}, asked.as_json, show)
 
 
-@click.command("pack", epilog=examples("halpiee pack resnet20.jsonl --out resnet20-packed.jsonl"))
-@click.argument("profile", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The packed profile: a new file.")
-@json_option
-def pack(profile: Path, out: Path, as_json: bool) -> None:
+def _show(found: Inspection, warnings: Sequence[str]) -> None:
+    """Prints the tables of a profile and what should be known of it."""
+    from rich.table import Table
+
+    table = Table(box=None)
+    table.add_column("op", overflow="fold")
+    for title in ("widest", "cells", "µs", "held out: off by"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for op in found.ops:
+        table.add_row(
+            op.op.replace("batch_norm", "bn"),
+            f"{op.c_in}→{op.c_out}",
+            f"{op.cells}/{op.edges}",
+            f"{op.dense_us:.1f}",
+            f"{op.holdout}: {_share(op.holdout_median)}, ≤ {_share(op.holdout_worst)}" if op.holdout else "–",
+        )
+    console = screen()
+    console.print(table)
+    steps = sorted({op.steps for op in found.ops})
+    console.print("steps (in, out): " + "; ".join(f"{i}, {o}" for i, o in steps))
+    console.print(
+        f"spread {_share(found.spread_median)} median, {_share(found.spread_p95)} at the 95th percentile; "
+        f"contention {_contention(found.contention_median)}; held-out cells off by "
+        f"{_share(found.holdout_median)} median, {_share(found.holdout_p95)} at the 95th percentile by time, "
+        f"{_share(found.holdout_p95_cells)} with all cells alike; "
+        f"{found.newest_days:.1f} to {found.oldest_days:.1f} days old"
+    )
+    console.print(", ".join(f"{key} {value}" for key, value in found.environment.items() if key != "id"))
+    for warning in warnings:
+        console.print(f"note: {warning}", style="yellow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack(Answered):
+    """The profile that is packed."""
+
+    profile: Path = field(metadata=told("A profile.", argument=True))
+    out: Path = field(metadata=told("The packed profile: a new file."))
+
+
+@verb("pack", Pack, examples=("halpiee pack resnet20.jsonl --out resnet20-packed.jsonl",))
+def pack(asked: Pack) -> None:
     """Write PROFILE sorted and without superseded lines, so that two versions compare line by line."""
     import latency
 
-    loaded = latency.Profile.load(profile)
-    loaded.save(out)
+    loaded = latency.Profile.load(asked.profile)
+    loaded.save(asked.out)
     answer(
-        {"out": str(out), "cells": len(loaded.cells)},
-        as_json,
-        lambda: click.echo(f"{len(loaded.cells)} cells in {out}"),
+        {"out": str(asked.out), "cells": len(loaded.cells)},
+        asked.as_json,
+        lambda: click.echo(f"{len(loaded.cells)} cells in {asked.out}"),
     )
 
 
-@click.command("merge", epilog=examples("halpiee merge gpu0.jsonl gpu1.jsonl --out resnet50.jsonl"))
-@click.argument("profiles", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The joined profile: a new file.")
-@json_option
-def merge(profiles: tuple[Path, ...], out: Path, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Merge(Answered):
+    """The profiles that are joined."""
+
+    profiles: tuple[Path, ...] = field(metadata=told("Profiles of one device.", argument=True))
+    out: Path = field(metadata=told("The joined profile: a new file."))
+
+
+@verb("merge", Merge, examples=("halpiee merge gpu0.jsonl gpu1.jsonl --out resnet50.jsonl",))
+def merge(asked: Merge) -> None:
     """Join PROFILES of one device; of cells measured twice the newest counts, and differences beyond 5 % are named."""
     import latency
     from latency.merging import conflicts
 
-    loaded = [latency.Profile.load(path) for path in profiles]
+    loaded = [latency.Profile.load(path) for path in asked.profiles]
     joined = loaded[0].merge(*loaded[1:])
     apart = conflicts(loaded)
-    joined.save(out)
+    joined.save(asked.out)
 
     def show() -> None:
-        click.echo(f"{len(joined.cells)} cells of {len(profiles)} profiles in {out}")
+        click.echo(f"{len(joined.cells)} cells of {len(loaded)} profiles in {asked.out}")
         for one in apart[:10]:
             click.echo(f"  {one}")
         if len(apart) > 10:
             click.echo(f"  and {len(apart) - 10} more")
 
     answer(
-        {"out": str(out), "cells": len(joined.cells), "conflicts": [vars(one) for one in apart]},
-        as_json,
+        {"out": str(asked.out), "cells": len(joined.cells), "conflicts": [vars(one) for one in apart]},
+        asked.as_json,
         show,
     )
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
-from halpiee.cli.options import examples, json_option
+from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer
 from halpiee.methods.catalogue import METHODS
+from halpiee.options import option
 from halpiee.recipes import Recipe, names, read
 
 __all__ = ["command"]
@@ -19,20 +20,21 @@ __all__ = ["command"]
 COLUMN = 14
 
 
-@click.command(
-    "methods", epilog=examples("halpiee methods", "halpiee methods --recipes", "halpiee methods --json")
-)
-@click.option(
-    "--recipes", is_flag=True, help="List the papers' settings that `halpiee train --recipe` takes."
-)
-@json_option
-def command(recipes: bool, as_json: bool) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Listing(Answered):
+    """What is listed."""
+
+    recipes: bool = option(False, "List the papers' settings that `halpiee train --recipe` takes.")
+
+
+@verb("methods", Listing, examples=("halpiee methods", "halpiee methods --recipes", "halpiee methods --json"))
+def command(asked: Listing) -> None:
     """List the methods of `halpiee train --method`, or the recipes of `halpiee train --recipe`."""
-    if recipes:
+    if asked.recipes:
         found = [read(name) for name in names()]
         answer(
             {"recipes": [asdict(r) for r in found]},
-            as_json,
+            asked.as_json,
             lambda: _list({r.name: _lines(r) for r in found}),
         )
         return
@@ -40,7 +42,7 @@ def command(recipes: bool, as_json: bool) -> None:
         m.name: [m.summary, m.reference, f"units: {m.units}; budgets: {m.budgets}", f"halpiee.{m.python}"]
         for m in METHODS.values()
     }
-    answer({"methods": [asdict(m) for m in METHODS.values()]}, as_json, lambda: _list(listed))
+    answer({"methods": [asdict(m) for m in METHODS.values()]}, asked.as_json, lambda: _list(listed))
 
 
 def _lines(recipe: Recipe) -> list[str]:
@@ -58,15 +60,11 @@ def _typed(option: str, value: Any) -> str:
 
 
 def _list(entries: Mapping[str, list[str]]) -> None:
-    for name, lines in entries.items():
-        _show(name, lines)
-
-
-def _show(name: str, lines: list[str]) -> None:
-    """Prints a name and what belongs to it, wrapped to the terminal."""
+    """Prints names and what belongs to each, wrapped to the terminal."""
     indent = " " * COLUMN
     width = max(40, min(shutil.get_terminal_size().columns, 110))
-    head = name.ljust(COLUMN) if len(name) < COLUMN else f"{name}\n{indent}"
-    for i, line in enumerate(lines):
-        text = click.wrap_text(line, width, initial_indent=indent, subsequent_indent=indent)
-        click.echo(click.style(head, bold=True) + text[COLUMN:] if i == 0 else text)
+    for name, lines in entries.items():
+        head = name.ljust(COLUMN) if len(name) < COLUMN else f"{name}\n{indent}"
+        for i, line in enumerate(lines):
+            text = click.wrap_text(line, width, initial_indent=indent, subsequent_indent=indent)
+            click.echo(click.style(head, bold=True) + text[COLUMN:] if i == 0 else text)

@@ -1,17 +1,26 @@
-"""The options of the verbs: numbers with their ranges, image sizes, and headings in the help."""
+"""How the fields of an options class become the options of a verb.
+
+``verb`` makes a command of a function that takes one such class: each field is an option with the field's type, range,
+default and help text (``halpiee.options``). What lies beyond a range is refused before anything is imported for it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from halpiee import ranges
 from halpiee.errors import UsageError
+from halpiee.options import Option, fitted, option, options_of, told
 from halpiee.ranges import annotated, inside, words
+from halpiee.shared_options import NETWORK, Scaled
 
-__all__ = ["SIZES", "GroupedCommand", "Ranged", "examples", "heading", "input_size", "json_option", "ranged"]
+__all__ = ["SIZES", "Answered", "Built", "Imaged", "Ranged", "Typed", "input_size", "parameters", "verb"]
 
 SIZES = "224, 192x256 (height x width) or 1x28x28 (channels too)"
 """How an image size is written."""
@@ -19,71 +28,156 @@ SIZES = "224, 192x256 (height x width) or 1x28x28 (channels too)"
 MOST_PIXELS = 8192
 """Of a side; an image of so many by so many takes 0.8 GB."""
 
-F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
-class _Option(click.Option):
-    """An option under a heading."""
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """How a verb answers."""
 
-    heading = "Options"
+    as_json: bool = option(False, "One JSON object on stdout; talk goes to stderr.", typed="--json")
 
 
-class GroupedCommand(click.Command):
-    """A command whose help lists its options under their headings, in the order they were declared."""
+@dataclass(frozen=True, kw_only=True)
+class Built(Scaled):
+    """How a MODEL is built."""
+
+    classes: ranges.Classes | None = option(
+        None, "Classes of the network.", NETWORK, unset="the network's own"
+    )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What was given of how the network is built, by the names of ``networks.from_model``."""
+        return {"width": self.width, "classes": self.classes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imaged(Built):
+    """How a MODEL is built, and the images it takes."""
+
+    model: str = field(
+        metadata=told("A zoo, torchvision or timm name, or package.module:function.", argument=True)
+    )
+    size: str = option("224", f"Image size: {SIZES}.", NETWORK)
+
+
+def verb(
+    name: str,
+    takes: type[T],
+    *,
+    examples: Sequence[str],
+    over: type | None = None,
+    only: Sequence[str] | None = None,
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Returns a decorator that makes a command of a function.
+
+    Args:
+        name: of the verb.
+        takes: the class of what the function is called with.
+        examples: command lines below the help.
+        over: a class of further options. None of them is needed, and those that were typed are the function's second
+            argument, by name.
+        only: those of them that there are; None: all.
+    """
+
+    def command(function: Callable[..., None]) -> click.Command:
+        own = options_of(takes)
+
+        def callback(**values: Any) -> None:
+            asked = takes(**{key: values.pop(key) for key in own})
+            given = {key: value for key, value in values.items() if value is not None}
+            function(asked, given) if over is not None else function(asked)
+
+        further = [] if over is None else [one for key, one in options_of(over).items() if key not in own]
+        further = [one for one in further if only is None or one.name in only]
+        found = [*parameters(list(own.values())), *parameters(further, needed=False)]
+        return _Verb(
+            name,
+            callback=callback,
+            help=function.__doc__,
+            params=sorted(found, key=lambda parameter: parameter.name == "as_json"),
+            epilog="\b\nExamples:\n" + "\n".join(f"  {line}" for line in examples),
+        )
+
+    return command
+
+
+def parameters(options: Sequence[Option], *, needed: bool = True) -> list[click.Parameter]:
+    """Returns the parameters of a command for options.
+
+    Args:
+        options: those of recipes and Python alone are left out.
+        needed: whether those without a default must be typed, and the others have theirs; else what is not typed is
+            None.
+    """
+    found: list[click.Parameter] = []
+    for one in options:
+        if one.help.argument:
+            found.append(
+                click.Argument(
+                    [one.name],
+                    type=_type(one),
+                    nargs=1 if one.items is None else -1,
+                    required=needed and one.default is MISSING,
+                    metavar=one.help.metavar,
+                )
+            )
+        elif one.help.on_command_line:
+            found.append(Typed(one, needed=needed))
+    return found
+
+
+class Typed(click.Option):
+    """A field of an options class, as an option that is typed.
+
+    Args:
+        option: the field.
+        needed: as for ``parameters``.
+    """
+
+    def __init__(self, option: Option, *, needed: bool = True) -> None:
+        self.option = option
+        default = None if option.default is MISSING or not needed else option.default
+        settings: dict[str, Any] = {"default": default, "help": option.help.text}
+        names = option.typed
+        if bool in option.kinds:
+            if option.default is not False:
+                names += f"/--no-{names.removeprefix('--')}"
+            else:
+                settings["is_flag"] = True
+        else:
+            settings["type"] = _type(option)
+            settings["multiple"] = option.items is str
+            settings["metavar"] = option.help.metavar
+            if option.help.bare is not None:
+                settings |= {"is_flag": False, "flag_value": option.help.bare}
+        if settings.get("multiple") and needed:
+            settings["default"] = ()
+        super().__init__([names, option.name], required=needed and option.default is MISSING, **settings)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Returns how it is typed, and its help with the default."""
+        found = super().get_help_record(ctx)
+        if found is None or not self.option.shown_default:
+            return found
+        return found[0], f"{found[1]}  [default: {self.option.shown_default}]"
+
+
+class _Verb(click.Command):
+    """A command whose help lists its options under their headings, in the order of the fields."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the sections."""
+        """Writes the sections, the one without a heading of its own last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = None if isinstance(parameter, click.Argument) else parameter.get_help_record(ctx)
             if record is not None:
-                sections.setdefault(getattr(parameter, "heading", "Options"), []).append(record)
+                title = parameter.option.help.heading if isinstance(parameter, Typed) else "Options"
+                sections.setdefault(title, []).append(record)
         for title in sorted(sections, key=lambda title: title == "Options"):
             with formatter.section(title):
                 formatter.write_dl(sections[title])
-
-
-def heading(title: str) -> Callable[..., Callable[[F], F]]:
-    """Returns a ``click.option`` whose options stand under a heading."""
-    kind = type("_Option", (_Option,), {"heading": title})
-
-    def option(*names: str, **settings: Any) -> Callable[[F], F]:
-        return click.option(*names, cls=kind, **settings)
-
-    return option
-
-
-def json_option(function: F) -> F:
-    """Adds ``--json``: one object on stdout, talk on stderr."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="One JSON object on stdout; talk goes to stderr."
-    )(function)
-
-
-def examples(*lines: str) -> str:
-    """Returns an epilog of runnable examples."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def input_size(text: str) -> tuple[int, ...]:
-    """Returns (channels, height, width) of ``224``, ``192x256`` (height × width) or ``1x28x28``.
-
-    Raises:
-        click.BadParameter: the text is none of these.
-    """
-    try:
-        numbers = tuple(int(n) for n in text.lower().split("x"))
-    except ValueError:
-        numbers = ()
-    if len(numbers) == 1:
-        numbers = (3, numbers[0], numbers[0])
-    if len(numbers) == 2:
-        numbers = (3, *numbers)
-    if len(numbers) != 3 or min(numbers) < 1 or max(numbers) > MOST_PIXELS:
-        raise click.BadParameter(
-            f"{text[:40]!r} is no image size; give {SIZES}, each at most {MOST_PIXELS:,}"
-        )
-    return numbers
 
 
 class Ranged(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -121,8 +215,55 @@ class Ranged(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return number
 
 
-def ranged(owner: type, name: str) -> Ranged:
-    """Returns the option type of a dataclass's field."""
-    from typing import get_type_hints
+class _Listed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Numbers or shares with commas between: ``0.5,0.75`` or ``80/160,120/160``."""
 
-    return Ranged(get_type_hints(owner, include_extras=True)[name])
+    name = "text"
+
+    def __init__(self, option: Option) -> None:
+        self.option = option
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        """Returns the numbers.
+
+        Raises:
+            UsageError: one of them is none.
+        """
+        if not isinstance(value, str):
+            return tuple(value)
+        name, parts = self.option.name, [part for part in value.split(",") if part]
+        return tuple(fitted(self.option.owner, {name: parts}, where=f"{self.option.typed} {value}")[name])
+
+
+def _type(option: Option) -> click.ParamType[Any] | type:
+    """Returns what click makes of an option's text, or of each of several."""
+    if option.choices:
+        return click.Choice(option.choices)
+    if Path in (option.items, *option.kinds):
+        return click.Path(path_type=Path)
+    if option.items is not None and option.items is not str:
+        return _Listed(option)
+    return Ranged(option.hint) if annotated(option.hint) is not None else str
+
+
+def input_size(text: str) -> tuple[int, ...]:
+    """Returns (channels, height, width) of ``224``, ``192x256`` (height × width) or ``1x28x28``.
+
+    Raises:
+        click.BadParameter: the text is none of these.
+    """
+    try:
+        numbers = tuple(int(n) for n in text.lower().split("x"))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1:
+        numbers = (3, numbers[0], numbers[0])
+    if len(numbers) == 2:
+        numbers = (3, *numbers)
+    if len(numbers) != 3 or min(numbers) < 1 or max(numbers) > MOST_PIXELS:
+        raise click.BadParameter(
+            f"{text[:40]!r} is no image size; give {SIZES}, each at most {MOST_PIXELS:,}"
+        )
+    return numbers

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halpiee.advice import held
+from halpiee.asked import parse_budget
 from halpiee.errors import BudgetError, ProfileError, UsageError
-from latency.op import CONTRACTIONS, in_words
 
 if TYPE_CHECKING:
     import latency
@@ -24,7 +24,6 @@ __all__ = [
     "batch_of",
     "check_groups",
     "check_memory",
-    "check_profile",
     "parse_also",
     "parse_between",
     "read_limit",
@@ -100,29 +99,6 @@ def batch_of(profile: latency.Profile, path: Path, measuring: str = "halpiee pro
     return batches[0]
 
 
-def check_profile(profile: latency.Profile, path: Path, structure: Structure, measuring: str) -> None:
-    """Refuses a profile that has no table for a conv or linear layer of the network.
-
-    Args:
-        profile: the profile.
-        path: its file.
-        structure: of the network.
-        measuring: the command, but for --out, that measures this network.
-
-    Raises:
-        ProfileError: what it holds instead, and that command.
-    """
-    ops = [timed.op for timed in structure.ops if timed.op.kind in CONTRACTIONS]
-    lacking = [op for op in ops if not profile.has_table(op)]
-    if not profile.cells:
-        raise ProfileError(f"--profile {path} {held(profile)}; `{measuring} --out {path}` continues it")
-    if lacking:
-        raise ProfileError(
-            f"--profile {path} {held(profile)}; it lacks {len(lacking)} of the {len(ops)} convs and linears of this "
-            f"network, the first of them {in_words(lacking[0])}; measure them with `{measuring} --out FILE`"
-        )
-
-
 def read_limit(what: str, most: str, structure: Structure, at_batch: Callable[[int], Structure]) -> Limit:
     """Returns a limit beside the budget.
 
@@ -139,7 +115,6 @@ def read_limit(what: str, most: str, structure: Structure, at_batch: Callable[[i
         import latency
         from halpiee.deploy.target import in_terms_of
         from halpiee.selection.cost import LatencyCost
-        from halpiee.training.settings import parse_budget
 
         us, fraction = parse_budget(most)
         profile = latency.Profile.load(Path(what))

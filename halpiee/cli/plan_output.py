@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from halpiee.asked import parse_budget
 from halpiee.cli.output import say, screen
 from halpiee.cli.plan_limits import above_bytes
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from halpiee.cli.plan_limits import Limit
+    from halpiee.cli.plan_problem import Plan
     from halpiee.selection.choose import Selection
     from halpiee.selection.cost import LatencyCost
     from halpiee.selection.limits import LimitedSelection
@@ -77,38 +79,26 @@ def outcome(
 
 
 def notes_on(
-    result: dict[str, Any],
-    selection: Selection | LimitedSelection,
-    *,
-    asked: str,
-    shared: bool,
-    gap: float,
-    solver: str,
-    first: Sequence[str],
-    protect_first: bool | None,
+    result: dict[str, Any], selection: Selection | LimitedSelection, asked: Plan, *, first: Sequence[str]
 ) -> list[str]:
     """Returns what should be known of a plan.
 
     Args:
         result: its figures.
         selection: what was chosen.
-        asked: the budget as typed.
-        shared: whether that is a share of the dense latency.
-        gap: how far from optimal the plan may be.
-        solver: that chose it.
+        asked: the options.
         first: the first group, where it is protected.
-        protect_first: whether that was asked; None where nothing was said.
     """
     notes = [f"scores: {result['scores']}"]
     if result["untimed"]:
-        notes.append(_without(result["untimed"], asked, shared))
+        notes.append(_without(result["untimed"], asked.budget, parse_budget(asked.budget)[1] is not None))
     if first:
         notes.append(f"first group {first[0]} stays whole; --no-protect-first frees it")
-    elif protect_first:
+    elif asked.protect_first:
         notes.append("nothing to protect: the first layer shares its channels with later ones")
-    if selection.gap > gap and solver != "linear":
+    if selection.gap > asked.gap and asked.solver != "linear":
         notes.append(
-            f"{gap:.2%} from optimal was asked and {selection.gap:.2%} is proved"
+            f"{asked.gap:.2%} from optimal was asked and {selection.gap:.2%} is proved"
             + ("; the time limit cut the search short" if selection.path.endswith("+time") else "")
         )
     if selection.latency_us > selection.budget_us * (1 + 1e-9):

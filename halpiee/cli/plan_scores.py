@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, unknown
 from latency.outside import read_json
 
 if TYPE_CHECKING:
@@ -107,8 +106,7 @@ def read_scores(file: Path, structure: Structure) -> dict[str, Tensor]:
     for name, score in found.items():
         group = structure.by_name.get(name)
         if group is None:
-            close = difflib.get_close_matches(name, structure.by_name, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "see `halpiee explain` for their names"
+            hint = unknown(name, structure.by_name, "see `halpiee explain` for their names")
             raise UsageError(
                 f"scores {file} name the group {name!r}, which the network does not have; {hint}"
             )

@@ -2,97 +2,85 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from halpiee import advice, ranges
-from halpiee.cli.options import SIZES, Ranged, examples, input_size, json_option
+from halpiee import advice
+from halpiee.cli.options import Answered, Imaged, input_size, verb
 from halpiee.cli.output import ScreenTalk, answer, kept_in, say
+from halpiee.errors import HoldoutWarning
+from halpiee.options import option
+from halpiee.shared_options import RUNTIME, Batched, Seeded, Threaded
+
+if TYPE_CHECKING:
+    import latency
 
 __all__ = ["command"]
 
 
-@click.command(
+@dataclass(frozen=True, kw_only=True)
+class Profile(Imaged, Batched, Threaded, Seeded, Answered):
+    """The network whose ops are timed, and where the times go."""
+
+    out: Path | None = option(None, "Profile file; a killed sweep resumes into it.")
+    dry_run: bool = option(False, "Say how many ops and cells, and how long; measure nothing.")
+    backend: Literal["onnxruntime", "torch", "tensorrt"] = option(
+        "onnxruntime", "Runtime that is timed.", RUNTIME
+    )
+
+
+@verb(
     "profile",
-    epilog=examples(
+    Profile,
+    examples=(
         "halpiee profile resnet20 --size 32 --batch 1 --out resnet20.jsonl",
         "halpiee profile resnet50 --size 224 --dry-run",
     ),
 )
-@click.argument("model")
-@click.option("--out", type=click.Path(path_type=Path), help="Profile file; a killed sweep resumes into it.")
-@click.option(
-    "--backend",
-    default="onnxruntime",
-    show_default=True,
-    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
-)
-@click.option(
-    "--batch", default=1, type=Ranged(ranges.Images), show_default=True, help="Images per inference."
-)
-@click.option("--size", default="224", show_default=True, help=f"Image size: {SIZES}.")
-@click.option("--width", type=Ranged(ranges.Width), help="Width multiplier of a zoo network.")
-@click.option(
-    "--classes", type=Ranged(ranges.Classes), help="Classes of the network, if not its own default."
-)
-@click.option(
-    "--threads", default=1, type=Ranged(ranges.Threads), show_default=True, help="Threads of the runtime."
-)
-@click.option("--dry-run", is_flag=True, help="Say how many ops and cells, and how long; measure nothing.")
-@click.option("--seed", default=0, type=Ranged(ranges.Seed), show_default=True)
-@json_option
-def command(
-    model: str,
-    out: Path | None,
-    backend: str,
-    batch: int,
-    size: str,
-    width: float | None,
-    classes: int | None,
-    threads: int,
-    dry_run: bool,
-    seed: int,
-    as_json: bool,
-) -> None:
+def command(asked: Profile) -> None:
     """Measure how long MODEL's ops take on this device at every useful width."""
-    shape = input_size(size)
-    if out is None and not dry_run:
+    shape, out = input_size(asked.size), asked.out
+    if out is None and not asked.dry_run:
         raise click.UsageError("--out is missing; name the profile file, or add --dry-run to measure nothing")
     import latency
     from halpiee.cli.networks import traced
     from halpiee.selection.fixed import fixed_sides
 
-    structure = traced(model, batch, shape, width=width, classes=classes).structure
-    ops = [timed.op for timed in structure.ops]
-    fixed = fixed_sides(structure)
-    without = structure.details["untimed"]
-    if dry_run:
-        estimate = latency.sweep(ops, backend=backend, threads=threads, seed=seed, fixed=fixed, dry_run=True)
+    structure = traced(asked.model, asked.batch, shape, **asked.arguments).structure
+    how: dict[str, Any] = {
+        "backend": asked.backend,
+        "threads": asked.threads,
+        "seed": asked.seed,
+        "fixed": fixed_sides(structure),
+    }
+    ops, without = [timed.op for timed in structure.ops], structure.details["untimed"]
+    if out is None or asked.dry_run:
+        estimate = latency.sweep(ops, dry_run=True, **how)
 
         def tell() -> None:
-            say(str(estimate))
-            for line in gaps(without, ()):
+            for line in (str(estimate), *gaps(without, ())):
                 say(line)
 
-        answer({**vars(estimate), "untimed": without}, as_json, tell)
+        answer({**vars(estimate), "untimed": without}, asked.as_json, tell)
         return
     talk = ScreenTalk()
-    talk.stage(f"Profile {model}")
-    assert out is not None
-    import warnings
-
-    from halpiee.errors import HoldoutWarning
-
-    with (
-        warnings.catch_warnings(),
-        kept_in(out, f"what was measured is in {out}; the same command continues it"),
-    ):
+    talk.stage(f"Profile {asked.model}")
+    going = f"what was measured is in {out}; the same command continues it"
+    with warnings.catch_warnings(), kept_in(out, going):
         warnings.simplefilter("ignore", HoldoutWarning)  # said below, with the other notes
-        profile = latency.sweep(
-            ops, backend=backend, path=out, threads=threads, seed=seed, fixed=fixed, progress=talk.sweeping
-        )
+        profile = latency.sweep(ops, path=out, progress=talk.sweeping, **how)
+    _answer(asked, out, shape, profile, without)
+
+
+def _answer(
+    asked: Profile, out: Path, shape: tuple[int, ...], profile: latency.Profile, without: dict[str, int]
+) -> None:
+    """Says what was measured, what was not, and what to type next."""
     from latency.inspect import inspect
 
     found = inspect(profile)
@@ -115,12 +103,10 @@ def command(
             say(line)
         for warning in found.warnings:
             say(f"note: {warning}")
-        following = advice.command(
-            "plan", model, shape=shape, width=width, classes=classes, batch=batch, profile=out, budget="0.5"
-        )
-        say(f"next: {following}")
+        built = {"shape": shape, "batch": asked.batch, **asked.arguments}
+        say(f"next: {advice.command('plan', asked.model, **built, profile=out, budget='0.5')}")
 
-    answer(result, as_json, show)
+    answer(result, asked.as_json, show)
 
 
 def gaps(without: dict[str, int], refused: Sequence[str]) -> list[str]:

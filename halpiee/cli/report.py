@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
 
-from halpiee.cli.options import examples, json_option
+from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer, say, screen
+from halpiee.options import option, told
 
 __all__ = ["command"]
 
@@ -16,35 +18,40 @@ __all__ = ["command"]
 MISSED = 4
 
 
-@click.command(
+@dataclass(frozen=True, kw_only=True)
+class Report(Answered):
+    """The run that is reported, and what is measured again."""
+
+    run: Path = field(metadata=told("Folder of a finished run.", argument=True))
+    layers: bool = option(False, "Time every layer anew, and work out the curve of other budgets.")
+    trust_run: bool = option(False, "With --layers: let a run from elsewhere name functions.")
+
+
+@verb(
     "report",
-    epilog=examples(
-        "halpiee report runs/demo", "halpiee report runs/demo --layers", "halpiee report runs/demo --json"
+    Report,
+    examples=(
+        "halpiee report runs/demo",
+        "halpiee report runs/demo --layers",
+        "halpiee report runs/demo --json",
     ),
 )
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--layers", is_flag=True, help="Time every layer anew, and work out the curve of other budgets."
-)
-@click.option(
-    "--trust-run", "trust", is_flag=True, help="With --layers: let a run from elsewhere name functions."
-)
-@json_option
-def command(run: Path, layers: bool, trust: bool, as_json: bool) -> None:
+def command(asked: Report) -> None:
     """Show RUN's table again and write its report.html and report.md anew from report.json.
 
     Exits 4 where the run missed its promise, as the run itself did.
     """
     from halpiee.cli.networks import check_run
 
+    run = asked.run
     if not (run / "report.json").is_file():
         check_run(run)
     from halpiee.report.door import read_report
 
     report = read_report(run)
     promise = report["promise"]
-    if layers:
-        report |= _measured_again(run, trust)
+    if asked.layers:
+        report |= _measured_again(run, asked.trust_run)
     from halpiee.report import render_html, render_markdown, table
     from latency._files import write
 
@@ -54,7 +61,7 @@ def command(run: Path, layers: bool, trust: bool, as_json: bool) -> None:
     def show() -> None:
         screen().print(table(report))
 
-    answer(report, as_json, show)
+    answer(report, asked.as_json, show)
     say(f"{promise.get('text', '')}; the page is {run / 'report.html'}")
     if promise.get("met") is False:
         raise click.exceptions.Exit(MISSED)

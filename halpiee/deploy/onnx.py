@@ -31,14 +31,7 @@ from latency.copies import copy_of
 if TYPE_CHECKING:
     import onnx
 
-__all__ = [
-    "TOLERANCE",
-    "ExportReport",
-    "converted",
-    "export_onnx",
-    "fold_batch_norm",
-    "onnx_outputs",
-]
+__all__ = ["TOLERANCE", "ExportReport", "converted", "export_onnx", "fold_batch_norm", "onnx_outputs"]
 
 Precision = Literal["fp32", "fp16"]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypedDict
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, unknown
+from halpiee.options import fitted
 from halpiee.recipes.yaml import options_in
-from halpiee.training.options import OPTIONS, typed
+from halpiee.training.config import OPTIONS
 from latency.outside import read_bytes, sound
 
 __all__ = ["Recipe", "names", "read"]
@@ -80,8 +80,7 @@ def read(recipe: str | Path) -> Recipe:
     elif name in names():
         text = files("halpiee.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     else:
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = f"{unknown(name, names())} ".lstrip()
         raise UsageError(
             f"--recipe {name} is neither a file nor a recipe; {hint}`halpiee methods --recipes` lists those there are"
         )
@@ -103,8 +102,7 @@ def _parsed(name: str, text: str) -> Recipe:
         if option in ABOUT:
             continue
         if option not in OPTIONS:
-            close = difflib.get_close_matches(option, known, n=1)
-            hint = f"did you mean {close[0].replace('_', '-')!r}?" if close else "see `halpiee train --help`"
+            hint = unknown(key, (name.replace("_", "-") for name in known), "see `halpiee train --help`")
             raise UsageError(
                 f"--recipe {name} holds {key[:80]!r}, which is no option of `halpiee train`; {hint}"
             )
@@ -112,9 +110,12 @@ def _parsed(name: str, text: str) -> Recipe:
     told = {key: found[key] for key in ABOUT if found.get(key) is not None}
     sound(told, Told, what=what, advice="write text, and of `open` a list of texts")
     notes = found.get("open") or ()
+    typed: dict[str, Any] = {}
+    for option, value in options.items():
+        typed |= fitted(OPTIONS[option].owner, {option: value}, where=what)
     return Recipe(
         name,
-        typed(options, where=f"--recipe {name}"),
+        typed,
         about=told.get("about", ""),
         source=told.get("source", ""),
         open=(notes,) if isinstance(notes, str) else tuple(notes),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, unknown
 
 __all__ = ["restrict", "thin"]
 
@@ -58,8 +57,7 @@ def restrict(
     between = between or {}
     for name in between:
         if name not in sizes:
-            close = difflib.get_close_matches(name, sizes, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "see `halpiee explain` for their names"
+            hint = unknown(name, sizes, "see `halpiee explain` for their names")
             raise UsageError(f"a range was asked for {name!r}, which is no group that can be pruned; {hint}")
     found = {}
     for name, widths in candidates.items():

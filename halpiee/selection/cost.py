@@ -10,7 +10,6 @@ sums, whatever the unit and however the calibration bends.
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, unknown
 from halpiee.selection.candidates import restrict, thin
 from halpiee.selection.cells import LatencyTable, TableSource
 from halpiee.selection.pricing import OpSide, Priced, price
@@ -217,8 +216,7 @@ class Cost:
             if name not in full:
                 known = self.structure.by_name.get(name)
                 if known is None:
-                    close = difflib.get_close_matches(name, self.structure.by_name, n=1)
-                    hint = f"; did you mean {close[0]!r}?" if close else ""
+                    hint = unknown(name, self.structure.by_name, before="; ")
                     raise UsageError(
                         f"counts names the group {name!r}, which the structure does not have{hint}"
                     )

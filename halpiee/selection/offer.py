@@ -5,7 +5,6 @@ Scores and masks are checked here, and turned into the values and terms of a gri
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, unknown
 from halpiee.selection.cost import Cost
 from halpiee.selection.terms import FloatArray, IntArray, Side
 
@@ -139,8 +138,7 @@ def _offer(
 def _check_names(given: Mapping[str, object], cost: Cost, what: str) -> None:
     for name in given:
         if name not in cost.structure.by_name:
-            close = difflib.get_close_matches(name, cost.structure.by_name, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = unknown(name, cost.structure.by_name, before="; ")
             raise UsageError(f"{what} names the group {name!r}, which the structure does not have{hint}")
 
 

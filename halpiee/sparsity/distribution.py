@@ -6,7 +6,6 @@ Densities are shares that are *kept*.
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Collection, Mapping
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from halpiee.asked import parse_budget
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, unknown
 
 __all__ = ["ERK", "NM", "Budget", "Global", "Latency", "PerLayer", "Pinned", "Uniform", "as_budget", "erk"]
 
@@ -184,8 +183,7 @@ class PerLayer:
         names = {**{name.removesuffix(".weight"): name for name in shapes}, **{n: n for n in shapes}}
         for name in self.map:
             if name not in names:
-                close = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"the first is {next(iter(shapes))!r}"
+                hint = unknown(name, names, f"the first is {next(iter(shapes))!r}")
                 raise UsageError(
                     f"a density for the layer {name!r} was given, it is none of the {len(shapes)}; {hint}"
                 )

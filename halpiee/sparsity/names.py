@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, unknown
 
 __all__ = ["chosen_names", "computed_weight"]
 
@@ -27,8 +26,7 @@ def chosen_names(given: Collection[str], known: Collection[str], kind: str) -> f
     names = frozenset({given} if isinstance(given, str) else given)
     for name in sorted(names):
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the first is {next(iter(known), None)!r}"
+            hint = unknown(name, known, f"the first is {next(iter(known), None)!r}")
             raise UsageError(
                 f"the {kind} {name!r} was asked to stay whole, the model has none of that name; {hint}"
             )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from halpiee.errors import StructureError
+from halpiee.errors import StructureError, unknown
 from latency.op import Op
 
 if TYPE_CHECKING:
@@ -185,16 +185,13 @@ class Structure:
             StructureError: an unknown group, a wrong size or dtype, a unit removed from a group that is not
                 prunable, or an emptied group that may not vanish.
         """
-        import difflib
-
         import torch
 
         alive = np.ones(self.n_units, dtype=np.bool_)
         for name, mask in keep.items():
             group = self.by_name.get(name)
             if group is None:
-                close = difflib.get_close_matches(name, self.by_name, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
+                hint = unknown(name, self.by_name, before="; ")
                 raise StructureError(
                     f"keep names the group {name!r}, which this structure does not have{hint}"
                 )

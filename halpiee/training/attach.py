@@ -23,6 +23,7 @@ from halpiee.saliency.registry import named
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Latency
 from halpiee.structure.groups import Structure
+from halpiee.training.config import Settings
 from halpiee.training.limits import (
     any_residual,
     budget_of,
@@ -33,7 +34,6 @@ from halpiee.training.limits import (
     units_of,
 )
 from halpiee.training.network import network
-from halpiee.training.settings import Settings
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run

@@ -18,8 +18,8 @@ from halpiee.report.door import read_report
 from halpiee.structure.size import widths
 from halpiee.training import record
 from halpiee.training.checkpoint import save_json
+from halpiee.training.config import Settings, parse_budget
 from halpiee.training.curve import curve
-from halpiee.training.settings import Settings, parse_budget
 from latency._files import write
 from latency.benchmark import Comparison
 

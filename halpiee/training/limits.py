@@ -1,4 +1,4 @@
-"""What does the user's budget or sparsity mean for this model? Units, µs and update intervals."""
+"""What the limit of a run's settings means for its network: a budget, the units, the steps between two updates."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from halpiee.sparsity.granularity import Filters, Weights
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import Structure
 from halpiee.training.checkpoint import load_weights
+from halpiee.training.config import Settings
 from halpiee.training.data import Data
-from halpiee.training.settings import Settings
 
 __all__ = [
     "any_residual",

@@ -20,8 +20,8 @@ from halpiee.errors import PromiseError
 from halpiee.interrupts import ending_signals
 from halpiee.methods.driver import Sparse
 from halpiee.training.checkpoint import save_state
+from halpiee.training.config import Settings
 from halpiee.training.data import Data
-from halpiee.training.settings import Settings
 
 __all__ = ["Trainer", "evaluate", "learning_rate", "make_optimizer", "pick_threads"]
 

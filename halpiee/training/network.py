@@ -11,7 +11,7 @@ from torch import nn
 from halpiee.errors import UsageError
 from halpiee.methods.rewind import draw_normal
 from halpiee.training.checkpoint import load_weights
-from halpiee.training.settings import Settings
+from halpiee.training.config import Settings
 from halpiee.zoo import build
 
 __all__ = ["arguments", "initial", "network"]

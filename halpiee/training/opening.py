@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import latency
-from halpiee.advice import command, held
+from halpiee.advice import check_covers, command, held
 from halpiee.deploy.target import Target
 from halpiee.errors import DataError, MissingError, OutputInUseError, ProfileError, UsageError
 from halpiee.methods.at_init import recipe as one_shot
@@ -21,11 +21,11 @@ from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
 from halpiee.training.attach import ONE_SHOT, method_of
 from halpiee.training.checkpoint import load_weights
+from halpiee.training.config import Settings
 from halpiee.training.data import Summary, check
 from halpiee.training.limits import budget_of, units_of
 from halpiee.training.loop import make_optimizer
 from halpiee.training.network import initial, network
-from halpiee.training.settings import Settings
 from halpiee.training.stored import FILE, read_values, settings_of
 from halpiee.zoo import resolve
 from latency._files import contents
@@ -169,28 +169,10 @@ def check_cells(
     *,
     classes: int | None = None,
 ) -> None:
-    """Refuses a profile that cannot price a conv or linear layer of the network.
-
-    Args:
-        profile: to be used.
-        structure: of the network.
-        settings: of the run.
-        shape: (channels, height, width) of the images.
-        classes: of the data.
-
-    Raises:
-        ProfileError: what it holds, how many layers it lacks, and the command that measures them.
-    """
-    s = settings
-    ops = [timed.op for timed in structure.ops if timed.op.kind in ("conv", "linear")]
-    lacking = [op for op in ops if not _reaches(profile, op)]
-    if lacking:
-        op = lacking[0]
-        raise ProfileError(
-            f"--profile {s.profile} {held(profile)}; it lacks {len(lacking)} of the network's {len(ops)} convs and "
-            f"linears, the first of them {op.kind} {op.kernel} on {op.h}×{op.w}, batch {op.batch}; measure this "
-            f"network with `{_measuring(Target.of_profile(profile), s, shape, classes)} --out FILE`"
-        )
+    """Refuses a profile that cannot price a conv or linear layer of the network; see ``check_covers``."""
+    ops = [timed.op for timed in structure.ops]
+    measuring = _measuring(Target.of_profile(profile), settings, shape, classes)
+    check_covers(profile, str(settings.profile), ops, measuring)
 
 
 def _measuring(target: Target, settings: Settings, shape: tuple[int, ...], classes: int | None) -> str:
@@ -288,12 +270,3 @@ def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:
         example = torch.zeros(s.batch, *summary.shape)
         structure = target.of(trace(network(s, summary.n_classes), (example,)))
         check_cells(profile, structure, s, summary.shape, classes=summary.n_classes)
-
-
-def _reaches(profile: latency.Profile, op: latency.Op) -> bool:
-    """Whether the profile can price the op as built."""
-    try:
-        profile.table(op).lookup(op.c_in, op.c_out)
-    except ProfileError:
-        return False
-    return True

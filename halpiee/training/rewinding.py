@@ -21,12 +21,12 @@ from halpiee.sparsity.mask import Mask
 from halpiee.training.attach import draw_again
 from halpiee.training.baseline import resumed
 from halpiee.training.checkpoint import fill, save_json, save_weights
+from halpiee.training.config import Settings
 from halpiee.training.limits import budget_of, few, weights_of
 from halpiee.training.loop import Trainer, make_optimizer
 from halpiee.training.masking import finish_masked
 from halpiee.training.network import initial
 from halpiee.training.records import read_log, read_result
-from halpiee.training.settings import Settings
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run

@@ -22,10 +22,10 @@ from halpiee.structure.plan import Plan
 from halpiee.structure.size import macs
 from halpiee.structure.trace import trace
 from halpiee.training.checkpoint import fill
+from halpiee.training.config import Settings, parse_budget
 from halpiee.training.data import Data, load
 from halpiee.training.network import network
 from halpiee.training.opening import PROFILE, check_alone, check_folder, check_settings, holds_cells
-from halpiee.training.settings import Settings, parse_budget
 from halpiee.training.stored import FILE, save_settings
 from latency._files import FolderLock, contents, remove_leftovers
 

@@ -27,6 +27,7 @@ from halpiee.training import record
 from halpiee.training.baseline import train_dense
 from halpiee.training.checkpoint import save_json
 from halpiee.training.closing import write_report
+from halpiee.training.config import Settings
 from halpiee.training.masking import train_masked, train_small
 from halpiee.training.opening import PROFILE, check_cells, check_images
 from halpiee.training.pruning import train_to_budget
@@ -34,7 +35,6 @@ from halpiee.training.records import read_calibration, read_seconds
 from halpiee.training.repairing import repair_to_budget
 from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
-from halpiee.training.settings import Settings
 from halpiee.training.sources import FunctionSource, find
 from latency.inspect import inspect
 

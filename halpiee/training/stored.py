@@ -14,7 +14,7 @@ from typing import Any
 
 from halpiee.errors import UsageError
 from halpiee.training.checkpoint import save_json
-from halpiee.training.settings import Settings
+from halpiee.training.config import Settings
 from halpiee.zoo.trust import check_named, names_code
 from latency.outside import read_json
 from latency.seal import seal, sealed

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from halpiee.errors import HalpieeError, UsageError
+from halpiee.errors import HalpieeError, UsageError, unknown
 from halpiee.zoo.mobilenet import mobilenet_v1, mobilenet_v1_cifar
 from halpiee.zoo.resnet import resnet18_modified, resnet20, resnet50_cifar, resnet56
 from halpiee.zoo.vgg import vgg13_bn, vgg16_bn, vgg19_bn
@@ -128,8 +128,7 @@ def resolve(name: str) -> Callable[..., nn.Module]:
         if timm.is_model(name.removeprefix("timm/")):
             return lambda **kwargs: timm.create_model(name.removeprefix("timm/"), **kwargs)
     known = names(everything=True)
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"for example {', '.join(ZOO)}"
+    hint = unknown(name, known, f"for example {', '.join(ZOO)}", most=3)
     raise UsageError(
         f"the model {name!r} is not one of the {len(known)} names of the zoo, torchvision"
         f"{' and timm' if has_timm else ''}; {hint} Your own network is named package.module:function"

@@ -12,7 +12,7 @@ import torch
 import halpiee
 from halpiee.structure import Plan, shrink
 from halpiee.training.checkpoint import save_weights
-from halpiee.training.settings import Settings
+from halpiee.training.config import Settings
 from halpiee.training.stored import save_settings
 from halpiee.zoo import build
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from halpiee.cli import bench as module
 from halpiee.cli.app import program
-from halpiee.cli.bench_output import show
+from halpiee.cli.bench import show
 from halpiee.errors import HalpieeError, MissingError, OutputInUseError, UsageError
 from halpiee.training.checkpoint import save_json
 from latency.backends.onnxruntime import to_onnx
@@ -140,8 +140,8 @@ def test_halps_protocol_is_eager_fp32_batch_256_mean_of_thirty_runs_after_ten(
 ) -> None:
     asked: dict = {}
 
-    def latencies(runners, field, base, batch, threads, rounds, seconds, warm_up):
-        asked.update(batch=batch, rounds=rounds, warm_up=warm_up, precision=runners["toy:net"].precision)
+    def latencies(runners, field, base, batch, how, warm_up):
+        asked.update(batch=batch, rounds=how.rounds, warm_up=warm_up, precision=runners["toy:net"].precision)
         asked.update(runtime=runners["toy:net"].runtime)
         return [], "cpu"
 

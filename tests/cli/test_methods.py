@@ -10,8 +10,7 @@ from click.testing import CliRunner
 
 from halpiee.cli import methods, train
 from halpiee.errors import UsageError
-from halpiee.training.options import OPTIONS
-from halpiee.training.settings import Settings
+from halpiee.training.config import OPTIONS, Settings
 
 
 def test_every_method_is_listed_with_its_paper() -> None:

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from halpiee.cli import train
 from halpiee.errors import UsageError
 from halpiee.training import run, stages
+from halpiee.training.config import Settings
 from halpiee.training.record import promise
-from halpiee.training.settings import Settings
 
 SETTINGS = Settings(model="resnet20", data="digits", budget="0.5")
 

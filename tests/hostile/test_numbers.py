@@ -13,7 +13,7 @@ from halpiee.cli.app import program
 from halpiee.cli.options import Ranged
 from halpiee.errors import UsageError
 from halpiee.ranges import inside
-from halpiee.training.settings import Cycle, Masks, Settings
+from halpiee.training.config import Cycle, Masks, Settings
 
 from .conftest import content, one_sentence
 

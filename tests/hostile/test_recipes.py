@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from halpiee.cli.app import program
 from halpiee.errors import UsageError
+from halpiee.options import nested
 from halpiee.recipes import read
-from halpiee.training.options import nested
-from halpiee.training.settings import Settings
+from halpiee.training.config import Settings
 
 from .conftest import content, one_sentence, refusal
 from .mutations import mutated, spoiled
@@ -68,7 +68,9 @@ def test_a_malformed_recipe_is_refused_in_one_sentence_or_is_a_recipe(tmp_path: 
     path = tmp_path / "mine.yaml"
 
     def settings() -> Settings:
-        return Settings.from_dict(nested({"model": "resnet20", "data": "digits", **read(path).options}))
+        return Settings.from_dict(
+            nested(Settings, {"model": "resnet20", "data": "digits", **read(path).options})
+        )
 
     @MANY
     @given(yamls())

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from halpiee.errors import UsageError
+from halpiee.options import nested
 from halpiee.recipes import names, read
 from halpiee.training import baseline
 from halpiee.training.baseline import train_dense
+from halpiee.training.config import OPTIONS, Settings
 from halpiee.training.masking import train_masked
-from halpiee.training.options import OPTIONS, nested
 from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
-from halpiee.training.settings import Settings
 
 # epochs, batch, rate, drops (in epochs), factor, weight decay, and the method's own figures
 GRANET = (160, 128, 0.1, (80, 120), 0.1, 5e-4)
@@ -108,7 +108,7 @@ def settings(name: str, **over: Any) -> Settings:
     options = {"model": "toy:net", "data": "toy:data", **read(name).options, **over}
     if options["method"] == "halp":
         options["weights"] = "w.safetensors"
-    return Settings.from_dict(nested(options))
+    return Settings.from_dict(nested(Settings, options))
 
 
 def test_every_recipe_is_held_to_its_print() -> None:
@@ -124,7 +124,7 @@ def test_a_recipe_has_the_figures_that_are_printed(name: str) -> None:
         assert value == pytest.approx(printed)
     options = read(name).options
     for key, printed in others.items():
-        part, _ = OPTIONS[key]
+        part = OPTIONS[key].part
         assert getattr(s if part is None else getattr(s, part), key) == pytest.approx(printed), key
         assert options[key] == pytest.approx(printed), key
 

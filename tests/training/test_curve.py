@@ -14,9 +14,9 @@ import halpiee
 import latency
 from halpiee.structure import Plan
 from halpiee.training.checkpoint import save_json, save_weights
+from halpiee.training.config import Settings
 from halpiee.training.curve import SHARES, curve
 from halpiee.training.run import Run
-from halpiee.training.settings import Settings
 from halpiee.zoo import build
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from halpiee.errors import PromiseError
 from halpiee.training.checkpoint import load_state
+from halpiee.training.config import Settings
 from halpiee.training.data import Data
 from halpiee.training.loop import Trainer, evaluate, learning_rate, make_optimizer
-from halpiee.training.settings import Settings
 
 SETTINGS = Settings(model="m", data="d", budget="0.5", epochs=3, batch_size=4, lr=0.1, warmup=0.25)
 

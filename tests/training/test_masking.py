@@ -15,11 +15,11 @@ from halpiee.errors import UsageError
 from halpiee.methods.catalogue import METHODS
 from halpiee.training import baseline, stages
 from halpiee.training.checkpoint import load_weights
+from halpiee.training.config import Cycle, Masks, Settings
 from halpiee.training.limits import budget_of, interval_of, weights_of
 from halpiee.training.masking import train_masked
 from halpiee.training.record import promise_of_units, train_flops
 from halpiee.training.run import Run
-from halpiee.training.settings import Cycle, Masks, Settings
 from halpiee.zoo import build
 
 from .talk import Quiet

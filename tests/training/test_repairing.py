@@ -17,8 +17,8 @@ from halpiee.cli.app import program
 from halpiee.errors import BudgetError, UsageError
 from halpiee.training import repairing
 from halpiee.training.checkpoint import load_weights, save_weights
+from halpiee.training.config import Settings
 from halpiee.training.loop import evaluate
-from halpiee.training.settings import Settings
 from halpiee.zoo import build
 from tests.training.test_run import KEYS, execute, settings, toy, write_profile
 

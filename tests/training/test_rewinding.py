@@ -16,12 +16,12 @@ from halpiee.errors import UsageError
 from halpiee.training import baseline
 from halpiee.training.baseline import train_dense
 from halpiee.training.checkpoint import load_weights
+from halpiee.training.config import Masks, Settings
 from halpiee.training.loop import learning_rate, make_optimizer
 from halpiee.training.masking import train_masked
 from halpiee.training.network import network
 from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
-from halpiee.training.settings import Masks, Settings
 
 from .talk import Quiet
 

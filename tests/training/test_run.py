@@ -17,8 +17,8 @@ from halpiee.deploy import target
 from halpiee.deploy.calibrate import Round
 from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
 from halpiee.training import baseline, pruning, stages
+from halpiee.training.config import Cycle, Settings
 from halpiee.training.run import Run
-from halpiee.training.settings import Cycle, Settings
 from halpiee.zoo import build
 from latency.benchmark import Comparison
 from latency.predict import Calibration
@@ -295,7 +295,7 @@ def test_halp_prunes_given_weights_down_to_the_budget_and_never_brings_a_channel
     tmp_path: Path, profile: Path
 ) -> None:
     from halpiee.training.checkpoint import save_weights
-    from halpiee.training.settings import Masks
+    from halpiee.training.config import Masks
 
     torch.manual_seed(0)
     trained = tmp_path / "trained.safetensors"
@@ -332,7 +332,7 @@ def test_the_first_layer_stays_whole_in_every_training_to_a_latency_that_asks_fo
     method: str, tmp_path: Path, profile: Path
 ) -> None:
     from halpiee.training.checkpoint import save_weights
-    from halpiee.training.settings import Masks
+    from halpiee.training.config import Masks
 
     torch.manual_seed(0)
     trained = tmp_path / "trained.safetensors"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from halpiee.errors import UsageError
-from halpiee.training.settings import Cycle, Masks, Settings, parse_budget
+from halpiee.training.config import Cycle, Masks, Settings, parse_budget
 
 
 @pytest.mark.parametrize(
