@@ -74,13 +74,13 @@ class Anchor:
         self.refer()
 
     def refer(self) -> None:
-        """Takes what undisturbed samples have in the median as the speed that times are stated at."""
+        """Sets the reference: the median of the undisturbed samples; all measured times are scaled to it."""
         seen = self._recent[: self.runs]
         self.reference_us = float(np.median(seen[seen <= LEVELS * self.floor_us]))
 
     @property
     def disturbed_at_first(self) -> bool:
-        """Whether it has shown since that what it took for undisturbed was not."""
+        """Whether a later, faster sample shows that the first floor was measured under contention."""
         return LEVELS * self.floor_us < self.reference_us
 
     def sample(self) -> float:

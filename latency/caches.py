@@ -79,12 +79,12 @@ SAMPLE = 2 << 20
 
 @dataclass(frozen=True)
 class Memory:
-    """What of a network comes from memory.
+    """Which ops are timed with cold weights, and how far apart two uses of a weight are.
 
     Attributes:
         widest: the widest op of each table whose weights do, by its name (`Op.table_key`).
         distance: bytes that are read from one use of a weight to the next.
-        read: reads so many bytes.
+        read: ``read(n)`` touches n bytes, to evict the caches.
     """
 
     widest: Mapping[str, Op]
@@ -92,7 +92,7 @@ class Memory:
     read: Callable[[int], object]
 
     def evict(self, reads: int) -> object:
-        """Reads what is missing of that distance where a turn reads so many bytes itself."""
+        """Reads the rest of that distance where a turn itself reads ``reads`` bytes."""
         return self.read(max(0, self.distance - reads))
 
     def before(self, backend: Backend, op: Op) -> Callable[[int], object]:

@@ -1,4 +1,4 @@
-"""What does a linear layer take whose weights come from memory? Its time with them in the cache, and so much a byte.
+"""How long does a linear layer with cold weights take? Its time with warm weights, plus a rate per byte of weights.
 
 Of one image, or a few, it uses each weight so seldom that reading them is all it does: from the cache in 22 µs a MiB,
 from memory in 30 to 70, as they happen to lie there. Builds of it differ by a quarter, and stay so while they live; the

@@ -273,7 +273,7 @@ def _estimate(
 
 
 class _told:  # noqa: N801 - a context manager that reads as a verb
-    """Gives a progress callback, and closes the bar where there is one."""
+    """Yields a callback (done, total) and closes the bar on exit."""
 
     def __init__(self, progress: Progress | bool | None) -> None:
         self._progress = progress

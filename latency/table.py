@@ -190,7 +190,7 @@ class _Axis:
 
 
 def bent(widths: IntArray, step: int, pattern: Sequence[float] | None) -> FloatArray:
-    """Returns u of some widths; see the formula at the top. Between the edges of a pattern u is linear."""
+    """Returns the normalised width u(c) (formula at the top), linear between the edges of a pattern."""
     if not pattern or len(pattern) < 2:
         return widths.astype(np.float64)
     period = step * len(pattern)

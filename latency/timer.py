@@ -162,7 +162,7 @@ class Sampling:
         warm_up: int = 2,
         reads: int = 0,
     ) -> None:
-        """Takes what is to be timed, and warms it up; see `visit`. A turn of it reads so many bytes of weights."""
+        """Sets the calls to time and warms them up; see `visit`. ``reads``: bytes of weights that one turn touches."""
         self.reads = reads
         self._sides = [run] if minus is None else [run, minus]
         for _ in range(warm_up):

@@ -93,14 +93,14 @@ class Job:
 
 
 class Visits:
-    """Visits cells, one or a group at a time.
+    """Measures cells, one or a group at a time.
 
     Args:
         backend: builds ops.
         anchor: tells which moments are quiet; without one all are.
         memory: what of the network comes from memory; None where nothing does.
         rng: of the order.
-        taken: makes a cell of a job, its builds' times and one of these.
+        taken: called with a job, the timings of all its builds, and one build; stores the finished cell.
         failed: told of an op that could not be built or run, and why; raises what is an error.
     """
 
@@ -120,7 +120,7 @@ class Visits:
         self._seconds = self._again_s = self._longest_us = 0.0
 
     def visited(self, jobs: Sequence[Job], precision: Precision) -> Iterator[Job]:
-        """Visits cells, the disturbed ones again while there is time; yields each when it stands as it is."""
+        """Measures cells, contended ones again while time is left; yields each job once its result is final."""
         waiting: list[Job] = []
         for start in range(0, len(jobs), TOGETHER):
             groups = self._groups(jobs[start : start + TOGETHER])
@@ -134,7 +134,7 @@ class Visits:
             yield from self._again(waiting, precision, last=start + TOGETHER >= len(jobs))
 
     def _again(self, waiting: list[Job], precision: Precision, *, last: bool) -> Iterator[Job]:
-        """Visits cells that wait while the machine is calm, the most doubtful of the least visited first.
+        """Measures waiting cells while the machine is calm, those with fewest visits first, then the most uncertain.
 
         Where caches are emptied for one, others go with it in turns. Yields those that are done; of the others the
         least doubtful where too many wait, and all of them at last.

@@ -13,7 +13,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def commands() -> list[str]:
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL))
-    lines = [line.split("  #")[0].strip() for line in shell.splitlines()]
+    lines = [line.split("  #")[0].strip() for line in shell.replace("\\\n", " ").splitlines()]
     return [line.removeprefix(".venv/bin/") for line in lines if line.startswith(".venv/bin/halpiee")]
 
 

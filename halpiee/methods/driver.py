@@ -255,7 +255,7 @@ class Sparse:
         )
 
     def go_on(self, alive: Mask, *, everything: bool) -> None:
-        """Declares what the model holds, after its values were loaded, and holds still what may not move."""
+        """Continues with these active units, after the model's values were loaded; freezes what may not move."""
         self.alive = alive
         self._masks = self.units.masks(alive)
         self.memory.expect(self._masks, everything=everything)

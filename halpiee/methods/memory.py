@@ -35,7 +35,7 @@ class Memory:
         self.expect(masks)
 
     def expect(self, masks: Mapping[str, Tensor], *, everything: bool = False) -> None:
-        """Declares what the model holds, without changing a value: at the start, or after loading a state."""
+        """States which units the model holds, without changing a value: at the start, or after loading a state."""
         self.masks = {name: masks[name].to(p.device) for name, p in self._parameters.items()}
         self.everything = everything
 
@@ -75,7 +75,7 @@ class Memory:
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Takes the values that the model has been given, all of them, for the last ones; inactive ones go out."""
+        """Records all present values as the last active ones, and zeroes the inactive ones."""
         for name, p in self._parameters.items():
             self._last[name].copy_(p)
             if not self.everything:

@@ -1,4 +1,4 @@
-"""Cutting a model on paper and tracing it again, until all that is found of it follows the channels."""
+"""Does a trace hold at other widths? The model is shrunk and traced again; groups whose shapes disagree are frozen."""
 
 from __future__ import annotations
 

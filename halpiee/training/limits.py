@@ -1,4 +1,4 @@
-"""What the limit of a run's settings means for its network: a budget, the units, the steps between two updates."""
+"""What does the user's budget or sparsity mean for this model? Units, µs and update intervals."""
 
 from __future__ import annotations
 
