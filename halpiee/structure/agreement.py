@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from halpiee.structure.answers import Answers
 from halpiee.structure.branches import taken
 from halpiee.structure.calls import tensors_of
 from halpiee.structure.modes import Path, Watch
@@ -60,6 +61,7 @@ def watched(
     training: bool,
     tensors: Tensors,
     idle: frozenset[int] = frozenset(),
+    answers: Answers | None = None,
 ) -> Watched | None:
     """Runs a model, cut on paper, without values; returns what ran, or None where its forward fails.
 
@@ -71,8 +73,9 @@ def watched(
         training: whether to run it once more with the branches that it takes in training.
         tensors: what to run it on.
         idle: numbers of the ops that feed nothing and are left out.
+        answers: what the forward reads in Python and what feeds nothing either.
     """
-    path, made = Path(), list[tuple[Any, ...]]()
+    path, made = Path(None if answers is None else answers.again()), list[tuple[Any, ...]]()
     try:
         with around.kept():
             copied = stand_in_for(model, example_inputs, cut, tensors=tensors)

@@ -157,7 +157,7 @@ def trained(copied: StandIn, recorder: Recorder, *, must: bool) -> None:
 
 def forward(copied: StandIn, recorder: Recorder) -> list[Tensor]:
     """Runs the copy under the recording modes and returns its output tensors."""
-    path = Path()
+    path = Path(recorder.answers)
     model = copied.model
     try:
         with looked_on(copied, path, recorder.made, Dispatch(recorder, path)):

@@ -6,28 +6,33 @@ place, no op that puts an activation and a parameter together (which runs in the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from halpiee.structure.calls import Event
-from halpiee.structure.recorder import Recorder
 
 __all__ = ["idle", "needed"]
 
 
-def needed(recorder: Recorder) -> set[int]:
-    """Returns the places of the events of a forward that count."""
-    made_of_parameters = {value for value, name in recorder.given.items() if not name.startswith("input")}
+def needed(events: Sequence[Event], given: Mapping[int, str], outputs: Collection[int]) -> set[int]:
+    """Returns the places of the events of a forward that count.
+
+    Args:
+        events: the events.
+        given: value number → name, for parameters, buffers and inputs.
+        outputs: value numbers of what has to be computed.
+    """
+    made_of_parameters = {value for value, name in given.items() if not name.startswith("input")}
     mixed = set()
-    for place, event in enumerate(recorder.events):
+    for place, event in enumerate(events):
         apart = [value in made_of_parameters for value in event.reads]
         if apart and all(apart):
             made_of_parameters.update(event.writes)
         elif any(apart):
             mixed.add(place)
-    values = {*recorder.outputs, *recorder.read_by_python}
+    values = set(outputs)
     found = set()
-    for place in range(len(recorder.events) - 1, -1, -1):
-        event = recorder.events[place]
+    for place in range(len(events) - 1, -1, -1):
+        event = events[place]
         if place in mixed or event.name.endswith("_") or values.intersection(event.writes):
             found.add(place)
             values.update(event.reads)

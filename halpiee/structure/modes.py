@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from halpiee.errors import StructureError
+from halpiee.structure.answers import TAKEN, Answers, asks
 from halpiee.structure.calls import Call, Event, tensors_of
 from halpiee.structure.elementwise import numbers_of
 from halpiee.structure.labels import Tag
@@ -20,14 +21,10 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.rules import apply, is_movement, is_pointwise, takes_time
 from halpiee.structure.units import CheckedUnits
 
-__all__ = ["Api", "Dispatch", "Path", "Watch"]
+__all__ = ["Api", "Dispatch", "Path", "Watch", "plain_tensors"]
 
 ATTENTION = "scaled_dot_product_attention"
 """The function that is one op here whatever torch makes of it, which hangs on the device and on widths."""
-
-
-TAKEN = frozenset({"numpy", "__array__", "tolist", "__format__"})
-"""Methods of tensors that make arrays and texts of their values without an op."""
 
 
 class Path:
@@ -39,9 +36,11 @@ class Path:
         api: name of the torch function being called.
         inside: whether what runs is the inside of a function that is one op here.
         taking: the method that is making an array or a text of a tensor, or has failed to.
+        answers: what the forward reads of its tensors in Python; None where it is not known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Answers | None = None) -> None:
+        self.answers = answers
         self.stack: list[str] = []
         self.last = ""
         self.api = ""
@@ -56,6 +55,22 @@ class Path:
             self.last = name
 
         return hook
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs an op; one that makes a Python number of a tensor is answered where it cannot."""
+        if self.answers is None or not asks(func):
+            return func(*args, **kwargs)
+        return self.answers.ask(lambda: func(*args, **kwargs))
+
+    def take(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Makes an array or a text of a tensor, or is answered where it cannot."""
+        if self.answers is not None:
+            self.inside = True
+            return self.answers.ask(lambda: func(*args, **kwargs))
+        self.taking = self.api
+        found = func(*args, **kwargs)
+        self.taking = ""
+        return found
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Notes that a module's forward has ended."""
@@ -79,15 +94,15 @@ class Api(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the function with its name noted."""
+        within = self.path.inside
         before, self.path.api = self.path.api, getattr(func, "__name__", "")
         if self.path.api in ("tensor", "as_tensor", "scalar_tensor", "full") and numbers_of(args):
             self.made.append(numbers_of(args))
         try:
             if self.path.api in TAKEN:
-                self.path.taking = self.path.api
-                found = func(*args, **(kwargs or {}))
-                self.path.taking = ""
-                if isinstance(self.looking, Dispatch) and self.path.api != "__format__":
+                found = self.path.take(func, args, kwargs or {})
+                read = self.path.answers is None and self.path.api != "__format__"
+                if read and isinstance(self.looking, Dispatch):
                     with plain_tensors():  # where it goes from there is not seen
                         self.looking.recorder.freeze(args[0], f"{self.path.api}() in Python")
                 return found
@@ -97,7 +112,7 @@ class Api(TorchFunctionMode):
             self.path.inside = True
             return self.looking.step(ATTENTION, func, *whole)
         finally:
-            self.path.api, self.path.inside = before, False
+            self.path.api, self.path.inside = before, within
 
 
 def attention_of(
@@ -134,7 +149,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.refuse_writing(tensors_of(args)[0])
         number, self.recorder.ran = self.recorder.ran, self.recorder.ran + 1
         try:
-            out = func(*args, **kwargs)
+            out = self.path.run(func, args, kwargs)
         except Exception:
             tags = [self.recorder.tag(t) for t in tensors_of([args, kwargs])]
             self.recorder.failed = [axis for tag in tags if not tag.parameter for axis in tag.axes]
@@ -142,6 +157,8 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise
         with plain_tensors():
             tensors = tensors_of([args, kwargs])
+            if self.path.answers is not None and asks(func):
+                return out
             if number in self.recorder.idle_ops:
                 for tensor in tensors_of(out):
                     self.recorder.set(tensor, Tag())
@@ -217,7 +234,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def step(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the op of this name and notes it."""
         number, self.ran = self.ran, self.ran + 1
-        out = func(*args, **kwargs)
+        out = self.path.run(func, args, kwargs)
         if number in self.idle_ops:
             return out
         module = self.path.stack[-1] if self.path.stack else ""

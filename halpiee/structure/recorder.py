@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from halpiee.structure.answers import Answers
 from halpiee.structure.calls import Call, Event, LayerCall, NormCall, Role, Side, Spread
 from halpiee.structure.decisions import Decisions
 from halpiee.structure.labels import Label, Tag, along, varying
@@ -104,6 +105,7 @@ class Recorder:
         self.foreign: dict[int, str] = {}
         self.idle_ops: frozenset[int] = frozenset()
         self.read_by_python: set[int] = set()
+        self.answers: Answers | None = None
         self.ran = 0
         self.real = False
         self.decisions: Decisions | None = None

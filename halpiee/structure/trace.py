@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from halpiee.errors import HalpieeError, StructureError
+from halpiee.structure.answers import Answers
 from halpiee.structure.assemble import assemble, collapsed, rectangular
 from halpiee.structure.branches import branches_by_mode
 from halpiee.structure.calls import random_like
 from halpiee.structure.dry_run import ForwardError, NeedsValuesError, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.heads import heads_of
+from halpiee.structure.hearing import idle_answers
 from halpiee.structure.liveness import idle, needed
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.surroundings import Surroundings
@@ -92,10 +94,22 @@ def fake_or_real(
     except ForwardError:  # tensors without values know less than real ones: of devices, of extensions
         if not runs(model, example_inputs, around):
             raise
-    structure = traced(model, example_inputs, around, real=True, vanish=vanish)
+    answers = idle_answers(model, example_inputs, around, training=branches_by_mode(model))
+    if answers is not None:
+        try:
+            with uncollected():
+                return traced(model, example_inputs, around, real=False, vanish=vanish, answers=answers)
+        except (NeedsValuesError, ForwardError):
+            pass
+    structure = traced(model, example_inputs, around, real=True, vanish=vanish, answers=answers)
     structure = replace(structure, details={**structure.details, "real": True})
     again = traced(
-        model, random_like(example_inputs, torch.Generator().manual_seed(0)), around, real=True, vanish=vanish
+        model,
+        random_like(example_inputs, torch.Generator().manual_seed(0)),
+        around,
+        real=True,
+        vanish=vanish,
+        answers=answers,
     )
     for one, other in zip_longest(structure.groups, again.groups):
         if one is None or other is None or bare(one) != bare(other):
@@ -153,6 +167,24 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What earlier traces of a model have taught.
+
+    Attributes:
+        positions: grouped layers, norms and attention modules whose units are positions across groups.
+        turned: reshapes that keep whole rows of the channels they spread.
+        heads: whether attention modules that cannot lose heads are tried once more by positions.
+    """
+
+    positions: frozenset[str] = frozenset()
+    turned: frozenset[int] = frozenset()
+    heads: bool = True
+
+
+FIRST = Attempt()
+
+
 def traced(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
@@ -160,9 +192,8 @@ def traced(
     *,
     real: bool,
     vanish: bool,
-    positions: frozenset[str] = frozenset(),
-    turned: frozenset[int] = frozenset(),
-    heads: bool = True,
+    answers: Answers | None = None,
+    attempt: Attempt = FIRST,
 ) -> Structure:
     """Traces on fake or on real tensors.
 
@@ -172,18 +203,24 @@ def traced(
         around: what the model shares with its copies.
         real: whether on real tensors.
         vanish: whether to look for branches that may go.
-        positions: grouped layers, norms and attention modules whose units are positions across groups.
-        turned: reshapes that keep whole rows of the channels they spread.
-        heads: whether attention modules that cannot lose heads are tried once more by positions.
+        answers: what the forward reads of its tensors in Python, where it feeds no output.
+        attempt: what earlier traces have taught.
     """
     single = [path for path, module in model.named_modules() if (heads_of(module) or ("", 0))[1] == 1]
-    positions |= frozenset(single)
+    positions, heads = attempt.positions | frozenset(single), attempt.heads
     training, idle_ops = branches_by_mode(model), frozenset[int]()
+
+    def once_more(attempt: Attempt) -> Structure:
+        return traced(
+            model, example_inputs, around, real=real, vanish=vanish, answers=answers, attempt=attempt
+        )
+
     for _ in range(MAX_ROUNDS):
-        recorder = Recorder({}, positions, turned=turned)
+        recorder = Recorder({}, positions, turned=attempt.turned)
         recorder.idle_ops = idle_ops
+        recorder.answers = None if answers is None else answers.again()
         record(model, example_inputs, around, positions, None, recorder, real=real, training=training)
-        count = needed(recorder)
+        count = needed(recorder.events, recorder.given, {*recorder.outputs, *recorder.read_by_python})
         if feeding_nothing := idle(recorder.events, count):
             idle_ops |= feeding_nothing
             continue
@@ -200,28 +237,10 @@ def traced(
             structure, lambda: heads and bool(frozen_heads(recorder) - held - positions)
         )
     except TurnError as turn:
-        return traced(
-            model,
-            example_inputs,
-            around,
-            real=real,
-            vanish=vanish,
-            positions=positions,
-            turned=turned | turn.places,
-            heads=heads,
-        )
+        return once_more(replace(attempt, positions=positions, turned=attempt.turned | turn.places))
     whole = frozen_heads(recorder) - held - positions
     if whole and heads:
-        return traced(
-            model,
-            example_inputs,
-            around,
-            real=real,
-            vanish=vanish,
-            positions=whole | positions,
-            turned=turned,
-            heads=False,
-        )
+        return once_more(replace(attempt, positions=whole | positions, heads=False))
     return with_vanishing(model, example_inputs, around, recorder, structure) if vanish else structure
 
 

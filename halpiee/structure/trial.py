@@ -99,6 +99,7 @@ class Trial:
         )
         small = Recorder({}, self.recorder.positions, CheckedUnits(cut.n_units, stay))
         small.idle_ops = self.recorder.idle_ops
+        small.answers = None if self.recorder.answers is None else self.recorder.answers.again()
         small.decisions = Decisions(self.recorder.decisions) if self.real else None
         try:
             record(
@@ -127,7 +128,7 @@ class Trial:
         recorder = self.recorder
         cut = cut_for(structure, keep)
         steps = wired(recorder.events, recorder.given)
-        if recorder.idle_ops and "meta" in self.quick:
+        if (recorder.idle_ops or recorder.answers) and "meta" in self.quick:
             self.quick.remove("meta")  # ops have other numbers there
         for tensors in () if self.real else tuple(self.quick):
             quick = watched(
@@ -138,6 +139,7 @@ class Trial:
                 training=recorder.training,
                 tensors=tensors,
                 idle=recorder.idle_ops,
+                answers=recorder.answers,
             )
             if quick is None:
                 continue
