@@ -80,7 +80,8 @@ def movement(recorder: Recorder, call: Call) -> None:
                 for axis, before in zip(axes, tag.axes, strict=True)
             ]
             for label in labels:
-                rows_of_units(recorder, call, label, tuple(source.shape), tuple(out.shape))
+                if not tag.parameter or len(varying(reshaped(label, source.shape, out.shape))) > 1:
+                    rows_of_units(recorder, call, label, tuple(source.shape), tuple(out.shape))
             if not tag.parameter:
                 follow(recorder, call, out, axes)
         recorder.set(out, tag.with_axes(axes))
@@ -201,7 +202,7 @@ def follow(recorder: Recorder, call: Call, out: Tensor, axes: list[Label]) -> No
     sizes = [size for a in call.args[1:] for size in (a if isinstance(a, list | tuple) else [a])]
     for label in axes if module is not None else ():
         places = varying(label)
-        if len(places) != 1 or out.shape[places[0]] not in sizes:
+        if len(places) != 1 or sizes[places[0] : places[0] + 1] != [out.shape[places[0]]]:
             continue
         for name, value in vars(module).items():
             if type(value) is int and name in FOLLOWING and value == out.shape[places[0]]:

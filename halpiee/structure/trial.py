@@ -194,6 +194,9 @@ class Trial:
             if misfit.parted is not None and self.recorder.unfollow(misfit.parted, FOLLOWING):
                 structure = assemble(self.recorder)
                 continue
+            if self.unfollowed(structure, keep, misfit):
+                structure = assemble(self.recorder)
+                continue
             prunable = structure.prunable
             for units, reason in misfit.found:
                 # whole groups: the units that were removed on paper were not there to be found
@@ -233,6 +236,22 @@ class Trial:
         inside = [g for g in tried if any((layer + ".").startswith(module + ".") for layer, _ in g.members)]
         pool = next((groups for groups in (seen, inside) if groups and fails(groups)), tried)
         return [*blamed(pool, fails)]
+
+    def unfollowed(self, structure: Structure, keep: Mapping[str, Tensor], misfit: Misfit) -> bool:
+        """Forgets that attributes follow the channels where they only happen to equal them; returns whether any did.
+
+        A width of an image may equal the number of channels: that an attribute follows is believed as long as the
+        smaller model runs.
+        """
+        followed = self.recorder.attributes
+        names = sorted({a[1] for a in followed if a[0] == misfit.module and a[1] in FOLLOWING})
+        for tried in [*([name] for name in names), *([names] if len(names) > 1 else [])]:
+            self.recorder.unfollow(misfit.module, tried)
+            left = self.misfit(assemble(self.recorder), keep)
+            if left is None or left.module != misfit.module:
+                return True
+            self.recorder.attributes = followed
+        return False
 
     def fails(
         self, structure: Structure, keep: Mapping[str, Tensor]

@@ -398,3 +398,31 @@ def test_nothing_beside_nothing_holds_no_channels() -> None:
 
     model = Net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 5, 1)).eval()
     assert {g.name for g in trace(model, (torch.ones(IMAGE),)).prunable} == {"a"}
+
+
+class Sized(nn.Module):
+    """A block that knows the size of its images, and may know its channels."""
+
+    def __init__(self, size: int, dim: int | None) -> None:
+        super().__init__()
+        self.width = self.height = size
+        self.dim = dim
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.mix = nn.Conv1d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = sigmoid(self.conv(x))
+        y = y.view(y.shape[0], self.dim or y.shape[1], self.height * self.width)
+        return self.mix(sigmoid(y)).view(y.shape[0], -1, self.height, self.width)
+
+
+@pytest.mark.parametrize("dim", [None, 8], ids=["by the shape", "by an attribute"])
+def test_an_attribute_that_only_happens_to_equal_the_channels_holds_none(dim: int | None) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.b(sigmoid(m.s(sigmoid(m.r(sigmoid(m.a(x)))))))
+
+    def build() -> Net:
+        parts = {"r": Sized(8, dim), "s": Sized(8, dim)}
+        return Net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 5, 1), **parts)
+
+    is_cut_exactly(build, (2, 3, 8, 8), {"a", "r.conv", "r.mix", "s.conv", "s.mix"})
