@@ -19,6 +19,7 @@ __all__ = ["KeptChannels", "watch_norms"]
 
 LAYER = ("input", "normalized_shape", "weight", "bias", "eps")
 RMS = ("input", "normalized_shape", "weight", "eps")
+BATCH = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 GROUP = ("input", "num_groups", "weight", "bias", "eps")
 
 NORMS: dict[Any, tuple[Any, tuple[str, ...]]] = {
@@ -28,6 +29,8 @@ NORMS: dict[Any, tuple[Any, tuple[str, ...]]] = {
     torch.rms_norm: (F.rms_norm, RMS),
     F.group_norm: (F.group_norm, GROUP),
     torch.group_norm: (F.group_norm, GROUP),
+    F.batch_norm: (F.batch_norm, BATCH),
+    torch.batch_norm: (F.batch_norm, BATCH),
 }
 """Function that a forward may call → the same of ``torch.nn.functional``, and its arguments in order."""
 
@@ -73,12 +76,12 @@ class KeptChannels(TorchFunctionMode):
         if kept.numel() == 0:
             return torch.zeros_like(x)
         for name in ("weight", "bias"):
-            if given.get(name) is not None:
+            if given.get(name) is not None and "training" not in given:
                 given[name] = given[name].index_select(0, kept.to(given[name].device))
         dim = x.dim() - 1
         if "num_groups" in given:
             dim = 1
-        else:
+        elif "normalized_shape" in given:
             given["normalized_shape"] = (kept.numel(),)
         kept = kept.to(x.device)
         y = function(x.index_select(dim, kept), **given)
@@ -89,6 +92,9 @@ class KeptChannels(TorchFunctionMode):
         x = given["input"]
         if "num_groups" in given:
             return self.kept.get(x.shape[1])
+        if "normalized_shape" not in given:  # of a weight: each of its rows over its inputs
+            of_itself = given.get("training") and given.get("running_mean") is None
+            return self.kept.get(x.shape[2]) if of_itself and x.dim() == 3 and x.shape[0] == 1 else None
         return self.kept.get(x.shape[-1]) if len(given["normalized_shape"]) == 1 else None
 
     def enter(self, module: nn.Module, args: Any) -> None:

@@ -41,14 +41,19 @@ def batch_norm(recorder: Recorder, call: Call) -> Timing | None:
 
 
 def of_weight(recorder: Recorder, call: Call) -> None:
-    """Weight standardisation written as a batch norm: each row of a weight over its inputs, which stay."""
+    """Weight standardisation written as a batch norm of ``[1, rows, inputs]``: each row over the kept inputs."""
     source, _, shift = call.args[:3]
     tag = recorder.tag(source)
     axes = [recorder.units.find(axis) for axis in tag.axes]
     rows = [axis for axis in axes if varying(axis) == (1,)]
+    over_itself = source.shape[0] == 1 and call.args[5] and call.args[3] is None
     for axis in axes:
-        if varying(axis) != (1,):
-            recorder.units.freeze(axis, f"{call.where} of a weight over its inputs")
+        if recorder.within_kernel(axis.reshape(-1)):
+            continue
+        if varying(axis) == (2,) and axis.all() and source.dim() == 3 and over_itself:
+            over_channels(recorder, call, axis.reshape(-1))
+        elif varying(axis) != (1,):
+            recorder.units.freeze(axis, f"{call.where} of a weight over its channels")
     attached = [t for t in call.args[1:5] if isinstance(t, Tensor)]
     if rows:
         attach(recorder, call, rows[0].reshape(-1), attached, "batch_norm")

@@ -248,6 +248,11 @@ class Recorder:
             _, name, dim = self._starts[index]
             self.roles.setdefault((name, dim), (side, kind))
 
+    def within_kernel(self, atoms: Atoms) -> bool:
+        """Returns whether atoms are positions within a kernel, not channels: of no first or second dimension."""
+        known = atoms[atoms != 0]
+        return bool(known.size) and self._starts[self._index(int(known[0]))][2] > 1
+
     def owner(self, tensor: Tensor, call: Call) -> str:
         """Returns the path of the module that holds a weight: by its parameter, else the running one."""
         name = self.tag(tensor).source

@@ -82,16 +82,47 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, w, self.bias, self.stride, self.padding)
 
 
-def test_rows_of_a_standardised_weight_may_go_and_its_inputs_stay_for_a_reason() -> None:
-    model = net(lambda m, x: None, a=Standardised(3, 8, 3), b=Standardised(8, 6, 3))
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_standardised_weight_is_cut_and_standardised_over_the_kept_inputs(kernel: int) -> None:
+    model = net(lambda m, x: None, a=Standardised(3, 8, kernel), b=Standardised(8, 6, kernel))
     structure = trace(model, X)
     assert [layer.name for layer in structure.layers] == ["a", "b", "h"]
-    assert [g.name for g in structure.prunable] == ["b"]
-    assert "batch_norm in b of a weight over its inputs" in str(structure.by_name["a"].reason)
-    keep = torch.arange(6) % 2 == 0
-    assert verify(model, structure, {"b": keep}, X) < 1e-5
-    compact: Any = shrink(model, structure, {"b": keep})
-    torch.testing.assert_close(compact.b.weight, model.b.weight[keep])
+    assert [g.name for g in structure.prunable] == ["a", "b"]
+    inner, outer = torch.arange(8) > 2, torch.arange(6) % 2 == 0
+    assert verify(model, structure, {"a": inner, "b": outer}, X) < 1e-5
+    compact: Any = shrink(model, structure, {"a": inner, "b": outer})
+    torch.testing.assert_close(compact.b.weight, model.b.weight[outer][:, inner])
+    rows = model.b.weight[outer][:, inner].flatten(1)
+    by_hand = (rows - rows.mean(1, keepdim=True)) / (rows.var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    x = torch.randn(1, 5, 8, 8)
+    want = F.conv2d(x, by_hand.view(3, 5, kernel, kernel), model.b.bias[outer])
+    torch.testing.assert_close(compact.b(x), want)
+
+
+def test_a_weight_standardised_over_its_rows_keeps_them_for_a_reason() -> None:
+    class Columns(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            w = F.batch_norm(self.weight.flatten(1), None, None, training=True).view_as(self.weight)
+            return F.conv2d(x, w, self.bias)
+
+    structure = trace(net(lambda m, x: None, b=Columns(8, 6, 3)), X)
+    assert structure.by_name["b"].reason == "native_batch_norm in b of a weight over its channels"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnetv2_50x1_bit", "nf_resnet50"])
+def test_networks_with_standardised_weights_are_cut_exactly(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.05)  # the last layers begin as 0
+    x = (torch.randn(1, 3, 64, 64),)
+    structure = trace(model, x)
+    assert [g.name for g in structure.groups if not g.prunable] == ["input", "head.fc"]
+    keep = {g.name: torch.arange(g.size) % 2 == 0 for g in structure.prunable}
+    assert verify(model, structure, keep, x) < 1e-4
 
 
 def test_a_layer_whose_weight_an_unknown_op_computes_is_found_and_stays_for_a_reason() -> None:
