@@ -21,8 +21,10 @@ from halpiee import __version__
 from halpiee.deploy.folding import fold_batch_norm, fold_constants
 from halpiee.deploy.metadata import write_metadata
 from halpiee.deploy.proved import proved
-from halpiee.deploy.verify import Comparison, reference
+from halpiee.deploy.verify import ROUNDING, Comparison, outputs, reference, relative_l2
 from halpiee.errors import MismatchError, UsageError
+from halpiee.structure.calls import random_like
+from halpiee.structure.surroundings import Surroundings
 from latency._files import check_place, write
 from latency.backends.onnxruntime import fixed_batch, to_onnx
 from latency.backends.torch_values import constants, filled, left_out, tensors_given, tensors_in
@@ -243,7 +245,7 @@ def onnx_outputs(
 def _try(model: nn.Module, trusted: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """Runs a model once, so that what it cannot take or gives is said before the export says so obscurely."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Surroundings(trusted).kept():  # random states too
             result = trusted(*inputs)
     except Exception as error:  # whatever the model raises
         shapes = ", ".join("×".join(map(str, x.shape)) or "one number" for x in tensors_in(inputs))
@@ -262,7 +264,24 @@ def _try(model: nn.Module, trusted: nn.Module, inputs: tuple[Any, ...]) -> Any:
             f"{type(error).__name__} on them: {first[:200]}; {way}"
         ) from error
     tensors_given(result)
+    _refuse_noise(trusted, inputs)
     return result
+
+
+def _refuse_noise(trusted: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Refuses a network that draws random numbers; what one keeps from batch to batch is no noise."""
+    drawn = random_like(inputs, torch.Generator().manual_seed(0))
+    with Surroundings(trusted).kept():
+        try:
+            noise = relative_l2(*(outputs(copy_of(trusted), drawn) for _ in range(2)))
+        except Exception:  # inputs that it does not take: what it draws then shows in the comparison
+            return
+    if noise > ROUNDING:
+        raise UsageError(
+            f"{type(trusted).__name__} gives other outputs for the same inputs each time it runs in eval mode "
+            f"(relative L2 {noise:.2g}): it draws random numbers, which no other runtime draws alike, so that no file "
+            "can be shown to equal it; switch the noise off in eval mode and export again"
+        )
 
 
 def _take_float32(proto: onnx.ModelProto) -> None:

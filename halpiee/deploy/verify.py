@@ -21,7 +21,7 @@ from halpiee.errors import MismatchError
 from latency.backends.torch_values import batch_of, filled, tensors_given, tensors_in
 from latency.copies import copy_of
 
-__all__ = ["Comparison", "compare", "outputs", "random_batches", "reference", "relative_l2"]
+__all__ = ["ROUNDING", "Comparison", "compare", "outputs", "random_batches", "reference", "relative_l2"]
 
 Arrays = list[NDArray[Any]]
 

@@ -1,5 +1,6 @@
 """An exported file computes what the model computes, or it is not written."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +198,29 @@ def test_an_export_whose_outputs_hang_on_no_input_is_refused(tmp_path: Path) -> 
     with pytest.raises(MismatchError, match="gives the same outputs for every input, with other weights too"):
         export_onnx(Blind(), (torch.zeros(1, 4),), tmp_path / "net.onnx")
     assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda x: x + torch.randn_like(x),
+        lambda x: nn.functional.dropout(x, 0.5, training=True),
+        lambda x: x * float(np.random.rand()),
+    ],
+    ids=["noise", "dropout left on", "numpy"],
+)
+def test_a_network_that_draws_in_eval_mode_is_refused_and_draws_nothing_of_the_users(
+    draw: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    class Noisy(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return draw(super().forward(x))
+
+    torch.manual_seed(3)
+    np.random.seed(3)
+    model, before = Noisy(4, 3), torch.get_rng_state()
+    with pytest.raises(UsageError, match="draws random numbers, which no other runtime draws alike"):
+        export_onnx(model, (torch.zeros(2, 4),), tmp_path / "net.onnx")
+    assert left_overs(tmp_path) == []
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.rand() == np.random.RandomState(3).rand()
