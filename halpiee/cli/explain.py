@@ -60,6 +60,8 @@ def command(asked: Explain) -> None:
         _show_layers(console, found, asked.model)
         _show_groups(console, found)
         _show_notes(console, found, asked.size)
+        if structure.nothing_prunable is not None:
+            console.print(structure.nothing_prunable)
         console.print(f"first group: {_shielding(first, bool(kept))}")
 
     answer({**found.as_dict(), "first_group": first, "protected": list(kept)}, asked.as_json, show)

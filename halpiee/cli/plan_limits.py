@@ -24,6 +24,7 @@ __all__ = [
     "batch_of",
     "check_groups",
     "check_memory",
+    "check_prunable",
     "parse_also",
     "parse_between",
     "read_limit",
@@ -161,6 +162,18 @@ def check_groups(option: str, names: Iterable[str], structure: Structure, listin
                 + (f"near it are {', '.join(near)}; " if near else f"it has {', '.join(known[:3])} …; ")
                 + f"`{listing}` lists them all"
             )
+
+
+def check_prunable(model: str, structure: Structure) -> None:
+    """Refuses a network of which nothing can go.
+
+    Raises:
+        UsageError: the most frequent reasons, and the command that says where.
+    """
+    if structure.nothing_prunable is not None:
+        raise UsageError(
+            f"a plan of {model} was asked; {structure.nothing_prunable}; `halpiee explain {model}` says where"
+        )
 
 
 def check_memory(structure: Structure, narrowest: Mapping[str, int], most_bytes: float) -> None:

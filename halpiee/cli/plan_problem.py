@@ -172,7 +172,7 @@ def opened(asked: Plan, file: Path) -> Problem:
     """
     import latency
     from halpiee.cli.networks import traced
-    from halpiee.cli.plan_limits import batch_of, check_groups, parse_between
+    from halpiee.cli.plan_limits import batch_of, check_groups, check_prunable, parse_between
     from halpiee.cli.plan_scores import scores_of
     from halpiee.deploy.target import in_terms_of
     from halpiee.selection.protect import protected
@@ -187,6 +187,7 @@ def opened(asked: Plan, file: Path) -> Problem:
         asked.model, images, asked.shape, **asked.arguments, weights=asked.weights, seed=asked.seed
     )
     structure = trace(network.model, network.example, vanish=True) if asked.vanish else network.structure
+    check_prunable(asked.model, structure)
     if measured is not None:
         structure = in_terms_of(measured, structure)
     listing = advice.command("explain", asked.model, shape=asked.shape, **asked.arguments)

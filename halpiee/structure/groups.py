@@ -9,6 +9,7 @@ its positions; masks, shrinking and training read nothing else.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -118,6 +119,10 @@ class Slot:
     units: NDArray[np.int64]
 
 
+AT_THE_ENDS = ("a network input", "feeds the network's output")
+"""Why groups stay in every network."""
+
+
 @dataclass(frozen=True)
 class Structure:
     """Layers, groups, timed ops and slots of one model.
@@ -150,6 +155,17 @@ class Structure:
     def prunable(self) -> tuple[ChannelGroup, ...]:
         """The prunable groups, in order."""
         return tuple(g for g in self.groups if g.prunable)
+
+    @property
+    def nothing_prunable(self) -> str | None:
+        """Says that none of the layers can lose channels, and the most frequent reasons; None where some can."""
+        if self.prunable or not self.layers:
+            return None
+        counted = Counter(g.reason or "" for g in self.groups if g.reason not in AT_THE_ENDS)
+        found = (
+            "; ".join(f"{reason} ({n})" for reason, n in counted.most_common(3)) or "it has one layer alone"
+        )
+        return f"none of the {len(self.layers)} layers can lose channels: {found}"
 
     def channels(self, refs: tuple[GroupRef, ...], counts: Mapping[str, int]) -> int:
         """Returns how many channels a layer's side has; a group missing from ``counts`` counts whole."""

@@ -257,3 +257,12 @@ def test_a_memory_limit_below_the_narrowest_network_says_what_that_needs(profile
     assert "8,192" in text
     assert "8.2kB" in text
     assert run(profile, "--budget", "0.5", "--also", "memory=8.2kB").exit_code == 0
+
+
+def test_a_network_of_which_nothing_can_go_is_refused_before_the_plan(
+    profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(halpiee.Structure, "prunable", ())
+    text = refusal(profile, UsageError, "--budget", "0.5")
+    assert "none of the 10 layers can lose channels" in text
+    assert "`halpiee explain separable:build` says where" in text

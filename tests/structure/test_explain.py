@@ -130,3 +130,21 @@ def test_the_advice_for_attention_unlocks_it(form: str, size: int | None) -> Non
         assert group.prunable
         assert group.size == size
         verify(model, structure, {"qkv": torch.tensor([True] * (size - 1) + [False])}, x, tolerance=1e-5)
+
+
+def test_a_network_of_which_nothing_can_go_says_so_and_why() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3)
+            self.h = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.a(x)
+            return self.h((x * x.mean(1, keepdim=True)).mean((2, 3)))
+
+    structure = trace(Joined().eval(), (torch.zeros(1, 3, 8, 8),))
+    assert structure.nothing_prunable == "none of the 2 layers can lose channels: mean over channels (1)"
+    alone = trace(nn.Sequential(nn.Flatten(), nn.Linear(4, 5)), (torch.zeros(1, 4),))
+    assert alone.nothing_prunable == "none of the 1 layers can lose channels: it has one layer alone"
+    assert trace(nets.Residual(), (torch.zeros(nets.IMAGE),)).nothing_prunable is None
