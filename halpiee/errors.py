@@ -58,5 +58,4 @@ __all__ = [
     "UnsupportedOpError",
     "UsageError",
     "WriteError",
-    "unknown",
 ]

@@ -7,17 +7,16 @@ up for the first time. A package of somebody else names its parts as entry point
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.metadata
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, unknown
 
-__all__ = ["Registry", "plain", "unknown"]
+__all__ = ["Registry", "not_known", "plain"]
 
 T = TypeVar("T")
 
@@ -27,8 +26,8 @@ def plain(name: str) -> str:
     return name.replace("_", "-")
 
 
-def unknown(noun: str, name: str, known: Mapping[str, object] | list[str], *, more: str = "") -> UsageError:
-    """Returns the error of a name that nothing has, with the closest name and all others.
+def not_known(noun: str, name: str, known: Iterable[str], *, more: str = "") -> UsageError:
+    """Returns the error of a name that nothing has, with the closest name, or all others.
 
     Args:
         noun: what was asked for, such as ``criterion``.
@@ -36,9 +35,9 @@ def unknown(noun: str, name: str, known: Mapping[str, object] | list[str], *, mo
         known: all names.
         more: what else may be asked, to end the sentence with.
     """
-    close = difflib.get_close_matches(plain(name), known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return UsageError(f"the {noun} {name!r} was asked; {hint}known are {', '.join(sorted(known))}{more}")
+    known = sorted(known)
+    said = unknown(plain(name), known, f"known are {', '.join(known)}{more}")
+    return UsageError(f"the {noun} {name!r} was asked; {said}")
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -96,7 +95,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._parts:
             point = self._points().get(name)
             if point is None:
-                raise unknown(self.noun, name, self.names())
+                raise not_known(self.noun, name, self.names())
             self._load(name, point)
         return self._parts[name]
 

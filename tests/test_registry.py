@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+import inspect
+import json
+import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 import halpiee
+from halpiee.cli import methods
 from halpiee.errors import UsageError
+from halpiee.methods import registry as method_registry
+from halpiee.methods.registry import METHODS, help_of
 from halpiee.registry import Registry
 from halpiee.saliency.registry import REGISTRY as CRITERIA
+from halpiee.training.attach import method_of
+from halpiee.training.config import Masks, Settings
 
 CRITERION = '''
 from dataclasses import dataclass
@@ -36,11 +48,14 @@ class Square:
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder on the path whose modules are forgotten again, with the criteria they registered."""
+    """A folder on the path whose modules are forgotten again, with the parts they registered."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    parts, origins, modules = dict(CRITERIA.loaded()), dict(CRITERIA._origins), set(sys.modules)
+    registries: tuple[Registry[Any], ...] = (CRITERIA, METHODS)
+    before = [(registry.loaded(), dict(registry._origins)) for registry in registries]
+    modules = set(sys.modules)
     yield tmp_path
-    CRITERIA._parts, CRITERIA._origins = parts, origins
+    for registry, (parts, origins) in zip(registries, before, strict=True):
+        registry._parts, registry._origins = parts, origins
     for name in set(sys.modules) - modules:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
@@ -59,7 +74,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, group: str, **values: str) -> None:
 
 def test_a_criterion_of_another_module_is_found_by_its_name(outside: Path) -> None:
     (outside / "outside_module.py").write_text(CRITERION)
-    __import__("outside_module")
+    importlib.import_module("outside_module")
     model = nn.Linear(2, 1, bias=False)
     model.weight.data = torch.tensor([[1.0, -3.0]])
     scores = halpiee.score(model, [], "outside_square", units="weights")
@@ -156,3 +171,125 @@ def test_a_registry_is_a_mapping_of_what_its_home_registers() -> None:
     assert registry.origin("one").endswith(".test_a_registry_is_a_mapping_of_what_its_home_registers")
     with pytest.raises(UsageError, match="the thing 'onr' was asked; did you mean 'one'"):
         registry["onr"]
+
+
+METHOD = '''
+from dataclasses import dataclass
+import halpiee
+from halpiee.methods.method import Method
+from halpiee.methods.phases import Resize, Train
+from halpiee.options import option
+from halpiee.saliency import Magnitude
+
+
+@dataclass(frozen=True)
+class Options:
+    at: int = option(2, "steps before the one prune")
+
+
+@halpiee.method(
+    "outside-late", paper="nobody 2026", units=("weights",), budgets=("global",), kind="once", options=Options
+)
+class Late(Method):
+    """Prunes by magnitude, late (nobody 2026)."""
+
+    def design(self, given, options):
+        return given.design((Train(options.at), Resize()), Magnitude())
+'''
+
+
+def trained(kind: Any, **options: Any) -> tuple[nn.Module, Any, list[int]]:
+    """A linear layer of eight weights trained for four steps, and how many are not zero after each."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    made = kind(model, optimizer, budget=halpiee.Global(0.25), total_steps=4, **options)
+    left = []
+    for _ in range(4):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.randint(2, (8,))).backward()
+        optimizer.step()
+        left.append(int(model.weight.count_nonzero()))
+    return model, made, left
+
+
+def test_a_method_of_another_module_trains_and_is_listed(outside: Path) -> None:
+    (outside / "outside_method.py").write_text(METHOD)
+    kind = importlib.import_module("outside_method").Late
+    _, made, left = trained(kind)
+    assert (left, made.finished) == ([8, 2, 2, 2], True)
+    assert trained(kind, at=3)[2] == [8, 8, 2, 2]
+    shown = CliRunner().invoke(methods.command, ["--json"])
+    listed = {m["name"]: m for m in json.loads(shown.output)["methods"]}["outside-late"]
+    assert (listed["summary"], listed["reference"]) == ("prunes by magnitude, late", "nobody 2026")
+    assert (listed["sparsity"], listed["distribution"], listed["latency"]) == ("weights", "global", False)
+    assert help_of(METHODS["outside-late"].options) == {"at": "steps before the one prune"}
+
+
+def test_a_method_of_an_installed_package_trains_a_run(
+    outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (outside / "outside_package.py").write_text(METHOD)
+    offer(monkeypatch, "halpiee.methods", outside_late="outside_package:Late")
+    s = Settings(model="m", data="d", method="outside-late", masks=Masks(sparsity=0.75, at=3, criterion="l1"))
+    assert s.goal == "75% of weights removed, global"
+    model = nn.Linear(4, 2, bias=False)
+    make = method_of(s, model, 4, structure=lambda: 1 / 0, n_classes=2, examples=list)  # type: ignore[arg-type, return-value]
+    made = make(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert (made.options.at, made.pool.total, type(made).__name__) == (3, 2, "Late")
+    with pytest.raises(UsageError, match="the method 'outside-latr' was asked; did you mean 'outside-late'"):
+        Settings(model="m", data="d", method="outside-latr", masks=Masks(sparsity=0.75))
+
+
+def test_what_is_read_from_the_source_is_what_the_modules_register() -> None:
+    read = {
+        entry.name: entry.as_dict()
+        for file in Path(method_registry.__file__).parent.glob("*.py")
+        for entry in method_registry.declared(file.read_text(), f"halpiee.methods.{file.stem}")
+    }
+    assert {name: METHODS[name].load().as_dict() for name in read} == read
+    assert {"iee", "halp", "rigl", "gmp", "granet", "snip", "filter", "lrr", "small-dense"} <= set(read)
+
+
+def test_methods_are_listed_and_settings_checked_without_torch() -> None:
+    code = (
+        "import sys\nfrom halpiee.training.config import Settings, Masks\n"
+        "from halpiee.methods.registry import METHODS\n"
+        "Settings(model='m', data='d', method='rigl', masks=Masks(sparsity=0.9)); list(METHODS.values())\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"intervall": 3}, "the option of RigL 'intervall' was asked; did you mean 'interval'"),
+        ({"interval": 2.5}, "RigL was asked for interval=2.5; it takes a whole number"),
+        ({"values": "none"}, "RigL was asked for values='none'; it takes 'zero' or 'last'"),
+        ({"fraction": "half"}, "RigL was asked for fraction='half'; it takes a number"),
+        ({"interval": True}, "RigL was asked for interval=True; it takes a whole number"),
+    ],
+)
+def test_an_option_that_is_none_or_of_another_type_is_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        trained(halpiee.RigL, **options)
+
+
+def test_every_option_of_every_method_has_a_help_and_stands_in_the_signature() -> None:
+    for name in METHODS:
+        entry = METHODS[name].load()
+        helped = help_of(entry.options)
+        assert all(helped.values()), (name, helped)
+        if isinstance(entry.make, type):
+            assert set(helped) <= set(inspect.signature(entry.make).parameters), name
+
+
+def test_options_that_are_no_frozen_dataclass_with_defaults_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Open:
+        at: int
+
+    for options, text in ((dict, "give a frozen dataclass"), (Open, "'at' .* has no default")):
+        with pytest.raises(UsageError, match=text):
+            halpiee.method("outside-odd", paper="", units=("weights",), options=options)(halpiee.RigL)

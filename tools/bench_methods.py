@@ -23,11 +23,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.analysis import History, exploration, overlaps, survival_rates
-from halpiee.methods.at_init import AtInit, SynFlow
-from halpiee.methods.driver import Sparse
 from halpiee.methods.dynamic import SET, SNFS, RigL, Static
 from halpiee.methods.gradual import GMP, GraNet
 from halpiee.methods.iee import IEE
+from halpiee.methods.one_shot import AtInit, SynFlow
+from halpiee.methods.sparse import Sparse
 from halpiee.sparsity import ERK, Global
 from halpiee.training.data import Data, load
 from tools.small_cifar import (

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from halpiee.methods.once import prune_once
+from halpiee.methods.one_shot import prune_once
 from halpiee.methods.rewind import held, lottery_ticket_rewinding, rewind
 from halpiee.sparsity.mask import Mask
 from halpiee.training.data import Data, load

@@ -320,7 +320,7 @@ def iee(cell: Cell, *, end: float = 0.75, start: str = "scratch", epochs: float 
             j=third,
             q=third,
             end=end,
-            start=start,  # type: ignore[arg-type]
+            start=start,
             seed=cell.seed,
             **more,
         )
@@ -345,7 +345,7 @@ def halp(cell: Cell, *, solver: str = "joint", end: float = 0.1, epochs: float =
             cost=g.cost,
             prunes=prunes,
             interval=max(1, int(end * training.total) // prunes),
-            solver=solver,  # type: ignore[arg-type]
+            solver=solver,
             seed=cell.seed,
         )
 

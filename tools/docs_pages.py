@@ -25,6 +25,7 @@ PACKAGES = (
     "halpiee.saliency",
     "halpiee.sparsity",
     "halpiee.methods",
+    "halpiee.reconstruction",
     "halpiee.analysis",
     "halpiee.deploy",
     "halpiee.report",
@@ -43,13 +44,17 @@ ELSEWHERE = {
 
 
 def public_names(package: str) -> list[str]:
-    """Returns a package's public names: its ``__all__``, and without one nothing.
+    """Returns a package's public names: those of its stub, or its ``__all__``, or none.
 
     Args:
         package: dotted name.
     """
-    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
-    for node in tree.body:
+    folder = ROOT / package.replace(".", "/")
+    stub = folder / "__init__.pyi"
+    if stub.is_file():
+        listed = ast.parse(stub.read_text(encoding="utf-8")).body
+        return sorted(a.name for node in listed if isinstance(node, ast.ImportFrom) for a in node.names)
+    for node in ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(
             isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets
         ):

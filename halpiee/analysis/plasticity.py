@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
-from halpiee.methods.pools import LayerPools
+from halpiee.methods.allocator import LayerPools
 from halpiee.sparsity.distribution import Uniform
 from halpiee.sparsity.granularity import Weights
 from halpiee.sparsity.mask import Mask

@@ -11,7 +11,7 @@ import click
 
 from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer
-from halpiee.methods.catalogue import METHODS
+from halpiee.methods.registry import METHODS
 from halpiee.options import option
 from halpiee.recipes import Recipe, names, read
 
@@ -38,11 +38,17 @@ def command(asked: Listing) -> None:
             lambda: _list({r.name: _lines(r) for r in found}),
         )
         return
+    entries = sorted(METHODS.values(), key=lambda m: (not m.latency, -len(m.budgets), m.name))
     listed = {
-        m.name: [m.summary, m.reference, f"units: {m.units}; budgets: {m.budgets}", f"halpiee.{m.python}"]
-        for m in METHODS.values()
+        m.name: [
+            m.summary,
+            m.paper,
+            f"units: {', '.join(m.units)}; budgets: {', '.join(m.budgets)}",
+            f"{m.module.partition('.')[0]}.{m.python}",
+        ]
+        for m in entries
     }
-    answer({"methods": [asdict(m) for m in METHODS.values()]}, asked.as_json, lambda: _list(listed))
+    answer({"methods": [m.as_dict() for m in entries]}, asked.as_json, lambda: _list(listed))
 
 
 def _lines(recipe: Recipe) -> list[str]:

@@ -13,28 +13,29 @@ random, by |gradient|, by |momentum|. What all of them share, and released code 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import BudgetLike, Method, UnitsLike, default_units, update_steps
-from halpiee.methods.momentum import Momentum
-from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Shuffle, Start, Train
-from halpiee.methods.pools import bind
-from halpiee.methods.unwrap import bare
+from halpiee.methods.design import Asked, Design, Setup, update_steps
+from halpiee.methods.method import Method
+from halpiee.methods.optimizer import Momentum
+from halpiee.methods.phases import Drop, Grow, Phase, Resize, Shuffle, Start, Train
+from halpiee.methods.registry import method
+from halpiee.options import option
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Given, Magnitude
-from halpiee.sparsity.distribution import ERK, Budget, Global, PerLayer, as_budget
+from halpiee.sparsity.distribution import ERK, Budget, Global, PerLayer
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
-from halpiee.sparsity.schedule import Cosine, Curve
+from halpiee.sparsity.schedule import Cosine
 
-__all__ = ["SET", "SETITOP", "SNFS", "RigL", "RigLITOP", "Static", "exchange"]
+__all__ = ["SET", "SETITOP", "SNFS", "RigL", "RigLITOP", "Static"]
 
 Init = Literal["random", "magnitude"]
 
@@ -49,111 +50,46 @@ def beginning(budget: Budget, init: Init, mask: Mask | None = None) -> tuple[Pha
     return (Start(budget=spread),)
 
 
-def exchange(
-    *,
-    total_steps: int,
-    interval: int,
-    end: float,
-    fraction: Curve,
-    grow_by: Criterion | Literal["random"],
-    within: Literal["layer", "shared"] = "layer",
-    values: Literal["zero", "last"] = "zero",
-    average: int = 1,
-    dense_momentum: bool = False,
-) -> Recipe:
-    """Returns the exchanges of dynamic sparse training as phases; a start goes before.
+@dataclass(frozen=True)
+class StaticOptions:
+    """The options of a mask that does not change."""
 
-    Args:
-        total_steps: optimizer steps of the whole training.
-        interval: ΔT.
-        end: share of the training after which nothing is exchanged (T_end).
-        fraction: step → share f of a layer's active weights.
-        grow_by: a criterion, or ``random``.
-        within: every layer grows as many as it lost, or what all lost is shared by mean score.
-        values: grown weights start at zero, or at their last values.
-        average: steps whose gradients are averaged for growing; 1: the step of the update alone.
-        dense_momentum: whether the momentum of inactive weights is trained.
-
-    Raises:
-        UsageError: no update fits.
-    """
-    if not 1 <= average <= interval:
-        raise UsageError(
-            f"gradients of {average} steps were to be averaged every {interval}; give 1 to {interval}"
-        )
-    phases: list[Phase] = []
-    update: Literal["alive", "all"] = "all" if dense_momentum else "alive"
-    reads = not isinstance(grow_by, str) and grow_by.per_step
-    for step in update_steps(total_steps, interval, end):
-        share = fraction(step)
-        if reads and not isinstance(grow_by, str):
-            phases += [
-                Train(interval - average, update=update),
-                Train(average, update=update, collect=True, criterion=grow_by, gradient="all"),
-            ]
-        else:
-            phases.append(Train(interval, update=update))
-        phases += [
-            Drop(share, by=Magnitude(), within="layer"),
-            Grow(share, by=grow_by, within=within, values=values),
-        ]
-    return tuple(phases)
+    init: Init = option("random", "random units, or the largest of the given weights (magnitude)")
+    mask: Mask | None = option(None, "the units themselves: those that another training ended with, say")
+    shuffle: bool = option(False, "shuffle the mask within each layer: an ablation")
 
 
+@method(
+    "static",
+    paper="Mocanu et al. 2018, arXiv 1707.04780",
+    units=("weights", "N:M"),
+    budgets=("erk", "uniform", "global", "nm"),
+    options=StaticOptions,
+)
 class Static(Method):
-    """A random mask that never changes: the least a sparse training has to beat.
+    """A random mask that never changes (Mocanu et al. 2018): the least that a sparse training has to beat.
 
-    Args:
-        model: trained in place.
-        optimizer: over ``model.parameters()``.
-        budget: ``ERK``, ``Uniform``, ``PerLayer``, ``Global`` (spread as ERK) or ``NM``; left out for a ``mask``.
-        total_steps: not read; every method takes it.
-        units: by default every weight of conv and linear layers.
-        init: ``random`` units, or the largest of the given weights (``magnitude``).
-        mask: the units themselves: those that another training ended with, say.
-        shuffle: whether the mask is shuffled within each layer: an ablation.
-        protect: names of weights (or groups, or convolutions) to leave whole.
-        seed: of the mask.
+    Args: see ``Method``, and ``StaticOptions`` for its own. Exactly one of a budget (``Global`` is spread as ERK) and a
+    ``mask`` is given.
 
     Raises:
         UsageError: neither a budget nor a mask, or both.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        budget: BudgetLike | None = None,
-        total_steps: int = 0,
-        units: UnitsLike | None = None,
-        init: Init = "random",
-        mask: Mask | None = None,
-        shuffle: bool = False,
-        protect: Collection[str] = (),
-        seed: int = 0,
-    ) -> None:
-        if (budget is None) == (mask is None):
+    def design(self, given: Setup, options: StaticOptions) -> Design:
+        """Returns the one choice of units."""
+        mask = options.mask
+        if (given.budget is None) == (mask is None):
             raise UsageError(
                 "a static mask is either given or drawn; give exactly one of budget=… and mask=…"
             )
-        if budget is None:
-            assert mask is not None
-            _check_types(mask)
-            budget = PerLayer({name: int(kept.sum()) / kept.numel() for name, kept in mask.items()})
-        budget = as_budget(budget, latency=False)
-        units = default_units(bare(model), budget, None, protect, units)
         if mask is not None:
-            _check_mask(mask, units)
-        super().__init__(
-            model,
-            optimizer,
-            units=units,
-            pool=bind(budget, units, None),
-            recipe=(*beginning(budget, init, mask), *((Shuffle(seed),) if shuffle else ())),
-            criterion=Magnitude(),
-            seed=seed,
-        )
+            _check_types(mask)
+            shares = {name: int(kept.sum()) / kept.numel() for name, kept in mask.items()}
+            given = replace(given, budget=PerLayer(shares))
+            _check_mask(mask, given.units)
+        phases = beginning(given.limit, options.init, mask)
+        return given.design((*phases, *((Shuffle(given.seed),) if options.shuffle else ())), Magnitude())
 
 
 def _check_types(mask: Mask) -> None:
@@ -175,24 +111,50 @@ def _check_mask(mask: Mask, units: Units) -> None:
             )
 
 
+@dataclass(frozen=True)
+class RigLOptions:
+    """The options of an exchange of weights, with the values of RigL's paper."""
+
+    interval: int = option(100, "ΔT, the steps between two updates")
+    fraction: float = option(
+        0.3, "α, the share of a layer's active weights that the first update would exchange"
+    )
+    floor: float = option(0.0, "what half a cosine lets the fraction fall to")
+    end: float = option(0.75, "share of the training after which updates have ended")
+    values: Literal["zero", "last"] = option("zero", "grown weights start at zero, or at their last values")
+    average: int = option(1, "steps whose gradients are averaged for growing")
+    init: Init = option("random", "random units, or the largest of the given weights (magnitude)")
+
+
+@dataclass(frozen=True)
+class _SNFSOptions(RigLOptions):
+    fraction: float = option(0.5, "share of a layer's active weights that the first update exchanges")
+    end: float = option(1.0, "share of the training after which updates have ended")
+
+
+@dataclass(frozen=True)
+class _RigLITOPOptions(_SNFSOptions):
+    interval: int = option(4000, "ΔT, the steps between two updates")
+    floor: float = option(0.005, "what half a cosine lets the fraction fall to")
+
+
+@dataclass(frozen=True)
+class _SETITOPOptions(_RigLITOPOptions):
+    interval: int = option(1500, "ΔT, the steps between two updates")
+
+
+@method(
+    "rigl",
+    paper="Evci et al. 2020, arXiv 1911.11134",
+    units=("weights", "N:M"),
+    budgets=("erk", "uniform", "global", "nm"),
+    options=RigLOptions,
+    summary="drops the smallest weights, grows those of the largest gradient",
+)
 class RigL(Method):
     """Drops the smallest weights, grows those of the largest gradient (Evci et al. 2020).
 
-    Args:
-        model: trained in place.
-        optimizer: over ``model.parameters()``.
-        budget: ``ERK``, ``Uniform``, ``PerLayer``, ``Global`` (spread as ERK) or ``NM``.
-        total_steps: optimizer steps of the whole training.
-        units: by default every weight of conv and linear layers.
-        interval: ΔT.
-        fraction: α: the share of a layer's active weights that the first update would exchange.
-        floor: what a half cosine lets it fall to.
-        end: share of the training after which nothing is exchanged.
-        values: grown weights start at ``zero``, or at their ``last`` values.
-        average: steps whose gradients are averaged for growing.
-        init: ``random`` units, or the largest of the given weights (``magnitude``).
-        protect: names of weights (or groups, or convolutions) to leave whole.
-        seed: of every random choice.
+    Args: see ``Method``, and ``RigLOptions`` for its own. A ``Global`` budget is spread as ERK.
 
     Raises:
         UsageError: no update fits, channels (a zero channel has no gradient), an optimizer that cannot be masked.
@@ -201,68 +163,70 @@ class RigL(Method):
     grow_by: Criterion | Literal["random"] = Gradient()
     within: Literal["layer", "shared"] = "layer"
     dense_momentum = False
-    defaults = (100, 0.3, 0.0, 0.75)
-    """ΔT, α, its floor and the end of updates, as the paper has them."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        budget: BudgetLike,
-        total_steps: int,
-        units: UnitsLike | None = None,
-        interval: int | None = None,
-        fraction: float | None = None,
-        floor: float | None = None,
-        end: float | None = None,
-        values: Literal["zero", "last"] = "zero",
-        average: int = 1,
-        init: Init = "random",
-        protect: Collection[str] = (),
-        seed: int = 0,
-    ) -> None:
-        budget = as_budget(budget, latency=False)
-        units = default_units(bare(model), budget, None, protect, units)
-        name = type(self).__name__
-        if units.zero_is_dead:
+    def design(self, given: Setup, options: RigLOptions) -> Design:
+        """Returns a start and the exchanges."""
+        o = options
+        if given.units.zero_is_dead:
             raise UsageError(
-                f"{name} was asked to exchange units whose zeros have zero gradients for ever; "
+                f"{given.name} was asked to exchange units whose zeros have zero gradients for ever; "
                 "use weights, filters with norm_follows=False, or IEE"
             )
-        given = (interval, fraction, floor, end)
-        dt, alpha, least, until = (d if g is None else g for g, d in zip(given, self.defaults, strict=True))
-        if not 0 < alpha < 1:
-            raise UsageError(f"{name} was asked to exchange a share of {alpha}; give one between 0 and 1")
-        grow_by = Momentum(optimizer) if self.dense_momentum else self.grow_by
-        recipe = exchange(
-            total_steps=total_steps,
-            interval=int(dt),
-            end=until,
-            fraction=Cosine(alpha, least, until * total_steps),
-            grow_by=grow_by,
-            within=self.within,
-            values=values,
-            average=average,
-            dense_momentum=self.dense_momentum,
-        )
-        super().__init__(
-            model,
-            optimizer,
-            units=units,
-            pool=bind(budget, units, None),
-            recipe=(*beginning(budget, init), *recipe),
-            criterion=Magnitude(),
-            seed=seed,
-        )
+        if not 0 < o.fraction < 1:
+            raise UsageError(
+                f"{given.name} was asked to exchange a share of {o.fraction}; give one between 0 and 1"
+            )
+        grow_by = Momentum(given.optimizer) if self.dense_momentum else self.grow_by
+        phases = self._exchanges(given.total_steps, o, grow_by)
+        return given.design((*beginning(given.limit, o.init), *phases), Magnitude())
+
+    def _exchanges(
+        self, total_steps: int, o: RigLOptions, grow_by: Criterion | Literal["random"]
+    ) -> Iterator[Phase]:
+        """Yields the phases after the start; refuses where no update fits, or too many gradients are averaged."""
+        if not 1 <= o.average <= o.interval:
+            raise UsageError(
+                f"gradients of {o.average} steps were to be averaged every {o.interval}; give 1 to {o.interval}"
+            )
+        fraction = Cosine(o.fraction, o.floor, o.end * total_steps)
+        update: Literal["alive", "all"] = "all" if self.dense_momentum else "alive"
+        for step in update_steps(total_steps, o.interval, o.end):
+            share = fraction(step)
+            if not isinstance(grow_by, str) and grow_by.per_step:
+                yield Train(o.interval - o.average, update=update)
+                yield Train(o.average, update=update, collect=True, criterion=grow_by, gradient="all")
+            else:
+                yield Train(o.interval, update=update)
+            yield Drop(share, by=Magnitude(), within="layer")
+            yield Grow(share, by=grow_by, within=self.within, values=o.values)
+
+    @classmethod
+    def arguments(cls, asked: Asked) -> dict[str, Any]:
+        """Returns the options that were typed; ``last`` is the share of the training where updates end."""
+        last = {"end": asked.options["last"]} if "last" in asked.options else {}
+        return {**super().arguments(asked), **last}
 
 
+@method(
+    "set",
+    paper="Mocanu et al. 2018, arXiv 1707.04780",
+    units=("weights", "N:M"),
+    budgets=("erk", "uniform", "global", "nm"),
+    options=RigLOptions,
+)
 class SET(RigL):
-    """Drops the smallest weights, grows random ones (Mocanu et al. 2018); arguments as RigL."""
+    """Drops the smallest weights, grows random ones (Mocanu et al. 2018)."""
 
     grow_by = "random"
 
 
+@method(
+    "snfs",
+    paper="Dettmers & Zettlemoyer 2019, arXiv 1907.04840",
+    units=("weights",),
+    budgets=("erk", "uniform", "global"),
+    options=_SNFSOptions,
+)
 class SNFS(RigL):
     """Drops the smallest weights, grows by momentum, shared between layers (Dettmers & Zettlemoyer 2019).
 
@@ -272,16 +236,25 @@ class SNFS(RigL):
 
     within = "shared"
     dense_momentum = True
-    defaults = (100, 0.5, 0.0, 1.0)
 
 
+@method(
+    "rigl-itop",
+    paper="Liu et al. 2021, arXiv 2102.02887",
+    units=("weights", "N:M"),
+    budgets=("erk", "uniform", "global", "nm"),
+    options=_RigLITOPOptions,
+)
 class RigLITOP(RigL):
-    """RigL with rare updates to the end, so that more weights are ever tried (Liu et al. 2021, CIFAR settings)."""
-
-    defaults = (4000, 0.5, 0.005, 1.0)
+    """RigL with rare updates to the end of training, so that more weights are tried (Liu et al. 2021, for CIFAR)."""
 
 
+@method(
+    "set-itop",
+    paper="Liu et al. 2021, arXiv 2102.02887",
+    units=("weights", "N:M"),
+    budgets=("erk", "uniform", "global", "nm"),
+    options=_SETITOPOptions,
+)
 class SETITOP(SET):
-    """SET with rare updates to the end (Liu et al. 2021, CIFAR settings)."""
-
-    defaults = (1500, 0.5, 0.005, 1.0)
+    """SET with rare updates to the end of training (Liu et al. 2021, CIFAR settings)."""

@@ -9,22 +9,26 @@ that takes β > 0: a zeroed filter comes out of its norm as β, and the gradient
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import BudgetLike, Method, at_density
+from halpiee.methods.design import Asked, Design, Setup, at_density
+from halpiee.methods.method import Method
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Train
-from halpiee.methods.pools import bind
-from halpiee.methods.unwrap import bare
+from halpiee.methods.registry import method
+from halpiee.options import option
+from halpiee.saliency.algebra import InMode
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
-from halpiee.saliency.registry import criterion_of
-from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform, as_budget
+from halpiee.saliency.registry import criterion_of, named
+from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
 from halpiee.sparsity.granularity import Filters
 from halpiee.structure.groups import Structure
 
@@ -69,76 +73,80 @@ def recipe(
     return tuple(phases)
 
 
-class FilterPruning(Method):
-    """Filter pruning attached to a model and its optimizer.
+@dataclass(frozen=True)
+class Options:
+    """The options of filter pruning."""
 
-    Args:
-        model: pretrained or not; trained on in place.
-        optimizer: over ``model.parameters()``.
-        budget: share of filters that is left: ``Global`` (one ranking) or ``Uniform`` (layer by layer).
-        total_steps: optimizer steps of the whole training, which all rounds must fit into.
-        structure: of the model, from ``trace``; what ``shrink`` cuts by.
-        criterion: a criterion or its name.
-        batches: (inputs, targets) to score on; without them scores are collected over the training steps before each
-            round, which all criteria but those of second order allow.
-        rounds: n.
-        interval: training steps before each round (the paper: one epoch); by default the first half of training.
-        regrow: share of every layer's filters that each round then exchanges by gradient, one step later.
-        pinned: paths of convolutions that stay whole.
-        protect: the same, under the name that other methods have for it.
-        units: the filters, where they are already known.
-        seed: of random scores.
+    criterion: Criterion | str = option("l1", "a criterion or its name")
+    rounds: int = option(1, "n, the number of rounds")
+    interval: int | None = option(
+        None, "training steps before each round (the paper: one epoch); by default the first half of training"
+    )
+    regrow: float = option(
+        0.0, "share of every layer's filters that each round then exchanges by gradient, one step later"
+    )
+    pinned: Collection[str] = option((), "paths of convolutions that stay whole, like protect")
+
+
+@method(
+    "filter",
+    paper="Li et al. 2017, arXiv 1608.08710; Lubana & Dick 2021, arXiv 2009.11839",
+    units=("filters",),
+    budgets=("global", "uniform"),
+    options=Options,
+)
+class FilterPruning(Method):
+    """Removes whole convolution filters by any criterion, in one shot or rounds.
+
+    Args: see ``Method``, and ``Options`` for its own. ``structure`` is what ``shrink`` cuts by. Without ``batches``,
+    scores are collected over the training steps before each round, which all criteria but those of second order allow.
 
     Raises:
         UsageError: the rounds do not fit into the training.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        budget: BudgetLike,
-        total_steps: int,
-        structure: Structure | None = None,
-        criterion: Criterion | str = "l1",
-        batches: Iterable[tuple[Tensor, Tensor]] | None = None,
-        rounds: int = 1,
-        interval: int | None = None,
-        regrow: float = 0.0,
-        pinned: Collection[str] = (),
-        protect: Collection[str] = (),
-        units: Filters | None = None,
-        seed: int = 0,
-    ) -> None:
-        bare_model = bare(model)
-        budget = as_budget(budget, latency=False)
-        whole = frozenset({pinned} if isinstance(pinned, str) else pinned)
-        whole |= frozenset({protect} if isinstance(protect, str) else protect)
-        units = units or Filters(bare_model, pinned=whole, norm_follows=not regrow)
-        if regrow and units.zero_is_dead:
+    def design(self, given: Setup, options: Options) -> Design:
+        """Returns the rounds."""
+        o, budget, units = options, given.limit, given.asked_units
+        whole = frozenset({o.pinned} if isinstance(o.pinned, str) else o.pinned)
+        whole |= frozenset({given.protect} if isinstance(given.protect, str) else given.protect)
+        if units is None or units == "filters":
+            units = Filters(given.model, pinned=whole, norm_follows=not o.regrow)
+        if not isinstance(units, Filters):
+            raise UsageError(
+                f"filter pruning was asked of {type(units).__name__}; give units=halpiee.sparsity.Filters(model)"
+            )
+        if o.regrow and units.zero_is_dead:
             raise UsageError(
                 "filters were to be regrown whose norm goes with them: its zero leaves no gradient to grow by; "
                 "use Filters(…, norm_follows=False)"
             )
-        steps = interval if interval is not None else max(1, total_steps // 2 // max(rounds, 1))
-        needed = rounds * (steps + bool(regrow))
-        if needed > total_steps:
+        total, extra = given.total_steps, int(bool(o.regrow))
+        steps = o.interval if o.interval is not None else max(1, total // 2 // max(o.rounds, 1))
+        needed = o.rounds * (steps + extra)
+        if needed > total:
             raise UsageError(
-                f"{rounds} rounds every {steps} steps take {needed} steps, and the training has {total_steps}; "
+                f"{o.rounds} rounds every {steps} steps take {needed} steps, and the training has {total}; "
                 "train longer, or ask for fewer rounds"
             )
-        super().__init__(
-            model,
-            optimizer,
-            units=units,
-            pool=bind(budget, units, None),
-            recipe=recipe(budget, rounds=rounds, interval=steps, regrow=regrow, batches=batches is not None),
-            criterion=criterion_of(criterion, seed),
-            structure=structure,
-            batches=batches,
-            seed=seed,
-        )
+        over = given.batches is not None
+        phases = recipe(budget, rounds=o.rounds, interval=steps, regrow=o.regrow, batches=over)
+        return given.design(phases, criterion_of(o.criterion, given.seed), units=units)
+
+    @classmethod
+    def arguments(cls, asked: Asked) -> dict[str, Any]:
+        """Returns the options that were typed, and batches for criteria that cannot be read off training steps.
+
+        Residual networks keep their first convolution whole (Lubana & Dick 2021).
+        """
+        o = {name: asked.options[name] for name in ("interval", "rounds", "regrow") if name in asked.options}
+        name = asked.options.get("criterion", Options.criterion)
+        of = name.removeprefix("inverted-")
+        # A batch norm in training mode makes θᵀg zero; the paper scores in evaluation.
+        criterion = InMode(named(name, asked.seed)) if of.startswith("loss") else named(name, asked.seed)
+        batches = asked.examples() if of.startswith(("grasp", "synflow", "loss")) else None
+        pinned = first_conv(asked.model) if any_residual(asked.structure()) else frozenset()
+        return {**o, "criterion": criterion, "batches": batches, "pinned": pinned, "units": None}
 
     @torch.no_grad()
     def shrink(self) -> tuple[nn.Module, Optimizer]:
@@ -156,3 +164,20 @@ class FilterPruning(Method):
                         if tensor is not None:
                             tensor.masked_fill_(~self.alive[own].to(tensor.device), 0.0)
         return super().shrink()
+
+
+def first_conv(model: nn.Module) -> frozenset[str]:
+    """Returns the path of the first convolution."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            return frozenset({path})
+    return frozenset()
+
+
+def any_residual(structure: Structure) -> bool:
+    """Whether several convolutions write to one group: residual networks protect the first (Lubana & Dick 2021)."""
+    writers: dict[str, int] = {}
+    for layer in structure.layers:
+        for name, _ in layer.out_groups:
+            writers[name] = writers.get(name, 0) + 1
+    return any(n > 1 for n in writers.values())

@@ -12,23 +12,20 @@ mask. The cubic's end point is imposed: the last resize is exactly at the asked 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal
-
-from torch import nn
-from torch.optim import Optimizer
+from typing import Any, Literal
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, default_units
+from halpiee.methods.design import Asked, Design, Setup, at_density, density_of
+from halpiee.methods.method import Method
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Train
-from halpiee.methods.pools import bind
-from halpiee.methods.unwrap import bare
+from halpiee.methods.registry import method
+from halpiee.options import option
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
 from halpiee.saliency.registry import criterion_of
-from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform, as_budget
+from halpiee.sparsity.distribution import ERK, Budget, Global
 from halpiee.sparsity.schedule import Cosine, Cubic
 
 __all__ = ["GMP", "GraNet", "Regrowth", "gradual"]
@@ -98,10 +95,7 @@ def gradual(
     while step <= t0 + n * interval or (regrowth is not None and step < regrow_end):
         regrow = regrowth is not None and step < min(regrow_end, total_steps)
         if regrowth is not None and regrow:
-            phases += [
-                Train(step - at - 1),
-                Train(1, collect=True, criterion=regrowth.by, gradient="all"),
-            ]
+            phases += [Train(step - at - 1), Train(1, collect=True, criterion=regrowth.by, gradient="all")]
         else:
             phases.append(Train(step - at))
         at = step
@@ -119,82 +113,80 @@ def gradual(
     return tuple(phases)
 
 
-class GMP(Method):
-    """Gradual magnitude pruning.
+@dataclass(frozen=True)
+class GMPOptions:
+    """The options of gradual magnitude pruning."""
 
-    Args:
-        model: trained in place.
-        optimizer: over ``model.parameters()``.
-        budget: what is left at the end: ``Global`` (one ranking over all layers), ``Uniform`` or ``ERK``.
-        total_steps: optimizer steps of the whole training.
-        units: by default every weight of conv and linear layers.
-        interval: steps between two resizes.
-        first: share of the training where the cubic begins.
-        last: share where it ends.
-        masks_only: what was removed keeps its value and may return; ``None``: for budgets per layer only.
-        criterion: what is ranked, a criterion or its name; by default magnitude.
-        protect: names of weights (or groups, or convolutions) to leave whole.
-        seed: of every random choice.
+    criterion: Criterion | str = option("magnitude", "what is ranked, a criterion or its name")
+    interval: int = option(1000, "steps between two resizes")
+    first: float = option(0.0, "share of the training where the cubic begins")
+    last: float = option(0.6875, "share of the training where the cubic ends")
+    masks_only: bool | None = option(
+        None, "what was removed keeps its value and may return; by default for budgets per layer only"
+    )
+
+
+@dataclass(frozen=True)
+class GraNetOptions:
+    """The options of GraNet."""
+
+    initial: float = option(0.0, "sparsity at the start: 0 is dense, above 0 a random ERK mask")
+    interval: int = option(1000, "ΔT, the steps between two resizes")
+    first: float = option(0.0, "share of the training where the cubic begins")
+    last: float | None = option(
+        None,
+        "share of the training where the cubic ends; by default the paper's 110 of 160 epochs from dense, "
+        "80 of 160 from an initial sparsity",
+    )
+    regrowth: Regrowth = option(Regrowth(), "neuroregeneration's own settings")
+    init: Literal["random", "magnitude"] = option(
+        "random", "an initial sparsity keeps random weights, or the largest of the given ones"
+    )
+
+
+@method(
+    "gmp",
+    paper="Zhu & Gupta 2017, arXiv 1710.01878; Gale et al. 2019, arXiv 1902.09574",
+    units=("weights",),
+    budgets=("global", "uniform", "erk"),
+    options=GMPOptions,
+)
+class GMP(Method):
+    """Gradual magnitude pruning along a cubic curve.
+
+    Args: see ``Method``, and ``GMPOptions`` for its own. The budget is what is left at the end.
 
     Raises:
         UsageError: no resize fits, or a budget without a density.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        budget: BudgetLike,
-        total_steps: int,
-        units: UnitsLike | None = None,
-        interval: int = 1000,
-        first: float = 0.0,
-        last: float = 0.6875,
-        masks_only: bool | None = None,
-        criterion: Criterion | str | None = None,
-        protect: Collection[str] = (),
-        seed: int = 0,
-    ) -> None:
-        budget = as_budget(budget, latency=False)
-        units = default_units(bare(model), budget, None, protect, units)
-        density = _density(budget)
-        super().__init__(
-            model,
-            optimizer,
-            units=units,
-            pool=bind(budget, units, None),
-            recipe=gradual(
-                total_steps=total_steps,
-                interval=interval,
-                budget=budget,
-                density=density,
-                first=first,
-                last=last,
-                masks_only=not isinstance(budget, Global) if masks_only is None else masks_only,
-            ),
-            criterion=criterion_of(criterion, seed) if criterion is not None else Magnitude(),
-            seed=seed,
+    def design(self, given: Setup, options: GMPOptions) -> Design:
+        """Returns the resizes."""
+        o, budget, units = options, given.limit, given.units
+        phases = gradual(
+            total_steps=given.total_steps,
+            interval=o.interval,
+            budget=budget,
+            density=density_of(budget),
+            first=o.first,
+            last=o.last,
+            masks_only=not isinstance(budget, Global) if o.masks_only is None else o.masks_only,
         )
+        return given.design(phases, criterion_of(o.criterion, given.seed), units=units)
 
 
+@method(
+    "granet",
+    paper="Liu et al. 2021, arXiv 2106.10404",
+    units=("weights",),
+    budgets=("global", "uniform", "erk"),
+    options=GraNetOptions,
+)
 class GraNet(Method):
-    """Gradual magnitude pruning with neuroregeneration.
+    """Gradual magnitude pruning with neuroregeneration (Liu et al. 2021).
 
-    Args:
-        model: trained in place.
-        optimizer: over ``model.parameters()``.
-        budget: what is left at the end: ``Global`` as in the paper; ``Uniform`` and ``ERK`` are variants.
-        total_steps: optimizer steps of the whole training; GraNet 2× is twice as many, with the same ``interval``.
-        initial: sparsity s_i at the start: 0 is dense, above 0 a random ERK mask.
-        units: by default every weight of conv and linear layers.
-        interval: ΔT.
-        first: share of the training where the cubic begins.
-        last: share where it ends (t_f); the paper's 110 of 160 epochs from dense, 80 of 160 from s_i = 0.5.
-        regrowth: neuroregeneration's own settings.
-        init: what an initial sparsity keeps: ``random`` weights, or the largest of the given ones (``magnitude``).
-        protect: names of weights (or groups, or convolutions) to leave whole.
-        seed: of every random choice.
+    Args: see ``Method``, and ``GraNetOptions`` for its own. The budget is what is left at the end: ``Global`` as in the
+    paper; ``Uniform`` and ``ERK`` are variants. GraNet 2× has twice the ``total_steps`` with the same ``interval``.
 
     Raises:
         UsageError: no resize fits, an initial sparsity beyond the last one, or a budget without a density.
@@ -202,26 +194,10 @@ class GraNet(Method):
 
     paper_charges_gradient = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        budget: BudgetLike,
-        total_steps: int,
-        initial: float = 0.0,
-        units: UnitsLike | None = None,
-        interval: int = 1000,
-        first: float = 0.0,
-        last: float | None = None,
-        regrowth: Regrowth | None = None,
-        init: Literal["random", "magnitude"] = "random",
-        protect: Collection[str] = (),
-        seed: int = 0,
-    ) -> None:
-        budget = as_budget(budget, latency=False)
-        units = default_units(bare(model), budget, None, protect, units)
-        density = _density(budget)
+    def design(self, given: Setup, options: GraNetOptions) -> Design:
+        """Returns a start, the resizes and the neuroregeneration."""
+        o, budget, units = options, given.limit, given.units
+        density, initial = density_of(budget), o.initial
         if not 0 <= initial <= 1 - density:
             raise UsageError(
                 f"GraNet was asked to start at a sparsity of {initial} and end at {1 - density:.4g}; "
@@ -235,35 +211,25 @@ class GraNet(Method):
         start: tuple[Phase, ...] = ()
         if initial > 0:
             begin = ERK(1 - initial) if isinstance(budget, Global) else at_density(budget, 1 - initial)
-            by: Criterion | Literal["random"] = "random" if init == "random" else Magnitude()
+            by: Criterion | Literal["random"] = "random" if o.init == "random" else Magnitude()
             # Layers are rounded one by one: together they may fall short of an end that is as sparse as the start.
             least = budget if isinstance(budget, Global) else None
             start = (Resize(budget=begin, by=by, among="all", event="init", least=least),)
-        super().__init__(
-            model,
-            optimizer,
-            units=units,
-            pool=bind(budget, units, None),
-            recipe=(
-                *start,
-                *gradual(
-                    total_steps=total_steps,
-                    interval=interval,
-                    budget=budget,
-                    density=density,
-                    initial=1 - initial,
-                    first=first,
-                    last=last if last is not None else (0.6875 if initial == 0 else 0.5),
-                    regrowth=regrowth or Regrowth(),
-                ),
-            ),
-            criterion=Magnitude(),
-            seed=seed,
+        phases = gradual(
+            total_steps=given.total_steps,
+            interval=o.interval,
+            budget=budget,
+            density=density,
+            initial=1 - initial,
+            first=o.first,
+            last=o.last if o.last is not None else (0.6875 if initial == 0 else 0.5),
+            regrowth=o.regrowth,
         )
+        return given.design((*start, *phases), Magnitude(), units=units)
 
-
-def _density(budget: Budget) -> float:
-    """Returns the density of a budget that has one."""
-    at_density(budget, 1.0)
-    assert isinstance(budget, Uniform | ERK | Global)
-    return budget.density
+    @classmethod
+    def arguments(cls, asked: Asked) -> dict[str, Any]:
+        """Returns the options that were typed; ``fraction`` is the share that neuroregeneration begins with."""
+        fraction = asked.options.get("fraction")
+        regrowth = {} if fraction is None else {"regrowth": Regrowth(start=fraction)}
+        return {**super().arguments(asked), **regrowth}

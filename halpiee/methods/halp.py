@@ -9,26 +9,21 @@ exactly; with ``solver="joint"`` both sides of every layer are priced.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from pathlib import Path
-from typing import Literal
-
-from torch import nn
-from torch.optim import Optimizer
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import BudgetLike, Method, UnitsLike, at_density, cost_of, default_units
+from halpiee.methods.allocator import LatencyPool, Pool, bind
+from halpiee.methods.design import Asked, Design, Setup, at_density
+from halpiee.methods.method import Method
 from halpiee.methods.phases import Phase, Recipe, Resize, Train
-from halpiee.methods.pools import LatencyPool, Pool, bind
-from halpiee.methods.unwrap import bare
+from halpiee.methods.registry import method
+from halpiee.options import option
 from halpiee.saliency.criterion import Criterion
-from halpiee.saliency.gradient import Taylor
 from halpiee.saliency.registry import criterion_of
-from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.distribution import Budget, Latency, as_budget
+from halpiee.sparsity.distribution import Budget, Latency
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.schedule import Exponential
-from halpiee.structure.groups import Structure
 
 __all__ = ["HALP", "recipe"]
 
@@ -48,70 +43,65 @@ def recipe(*, dense: float, prunes: int, interval: int) -> Recipe:
     return tuple(phases)
 
 
+@dataclass(frozen=True)
+class Options:
+    """The options of HALP."""
+
+    criterion: Criterion | str = option("taylor", "a criterion or its name")
+    prunes: int = option(30, "K, the number of prunes")
+    interval: int = option(40, "training steps before each prune")
+    solver: Literal["linear", "joint", "cpsat"] = option(
+        "linear",
+        "the paper's knapsack is linear; a last prune that it leaves over the budget, because its prices "
+        "are not the true ones, is solved once more jointly",
+    )
+    gap: float = option(0.001, "relative gap that the solver certifies")
+
+
+@method(
+    "halp",
+    paper="Shen et al. 2022, arXiv 2110.10811",
+    units=("channels",),
+    budgets=("latency",),
+    options=Options,
+    pretrained=True,
+    summary="a pretrained network pruned to a latency by Taylor scores in a few dozen steps",
+)
 class HALP(Method):
     """HALP attached to a pretrained model and its optimizer.
 
-    Args:
-        model: with its trained weights; trained on in place.
-        optimizer: over ``model.parameters()``.
-        budget: ``Latency``; or a density for channels.
-        total_steps: optimizer steps of the whole training, which all prunes must fit into.
-        structure: of the model, from ``trace``.
-        cost: latency model, or the path of a profile for the structure; needed for a latency budget.
-        units: by default the structure's channels.
-        criterion: a criterion or its name; by default Taylor on batch norms.
-        prunes: K.
-        interval: training steps before each prune.
-        solver: ``linear`` (the paper's knapsack), ``joint`` or ``cpsat``. A last prune that ``linear`` leaves over
-            Ψ, because its prices are not the true ones, is solved once more jointly.
-        gap: relative gap the solver certifies.
-        protect: groups to leave whole.
-        seed: of every random choice.
+    Args: see ``Method``, and ``Options`` for its own. The budget is a ``Latency``, or a density of channels; all prunes
+    must fit into ``total_steps``. Units are by default the structure's channels, whatever the budget.
 
     Raises:
         UsageError: the prunes do not fit into the training.
         BudgetError: a budget below what the smallest network needs.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        budget: BudgetLike,
-        total_steps: int,
-        structure: Structure | None = None,
-        cost: LatencyCost | str | Path | None = None,
-        units: UnitsLike | None = None,
-        criterion: Criterion | str | None = None,
-        prunes: int = 30,
-        interval: int = 40,
-        solver: Literal["linear", "joint", "cpsat"] = "linear",
-        gap: float = 1e-3,
-        protect: Collection[str] = (),
-        seed: int = 0,
-    ) -> None:
-        if min(prunes, interval) < 1 or prunes * interval > total_steps:
+    def design(self, given: Setup, options: Options) -> Design:
+        """Returns the prunes along the geometric curve."""
+        prunes, interval = options.prunes, options.interval
+        if min(prunes, interval) < 1 or prunes * interval > given.total_steps:
             raise UsageError(
-                f"{prunes} prunes every {interval} steps were asked of {total_steps} steps; "
-                f"ask for at least one each, and for prunes · interval up to {total_steps}"
+                f"{prunes} prunes every {interval} steps were asked of {given.total_steps} steps; "
+                f"ask for at least one each, and for prunes · interval up to {given.total_steps}"
             )
-        cost = cost_of(cost, structure)
-        budget = as_budget(budget, latency=cost is not None)
-        # HALP prunes channels, whatever is limited.
-        units = default_units(bare(model), budget, structure, protect, structure if units is None else units)
-        pool = bind(budget, units, cost, solver=solver, gap=gap)
-        phases = recipe(dense=_dense(pool, units, budget), prunes=prunes, interval=interval)
-        super().__init__(
-            model,
-            optimizer,
-            units=units,
-            pool=pool,
-            recipe=phases,
-            criterion=criterion_of(criterion, seed) if criterion is not None else Taylor(),
-            structure=structure,
-            seed=seed,
-        )
+        if given.asked_units is None:  # HALP prunes channels, whatever is limited
+            given = replace(given, asked_units=given.structure)
+        pool = bind(given.limit, given.units, given.cost, solver=options.solver, gap=options.gap)
+        dense = _dense(pool, given.units, given.limit)
+        phases = recipe(dense=dense, prunes=prunes, interval=interval)
+        return given.design(phases, criterion_of(options.criterion, given.seed), pool=pool)
+
+    @classmethod
+    def arguments(cls, asked: Asked) -> dict[str, Any]:
+        """Returns the prunes of a run: ``rounds`` of them, which end where IEE's cycles end."""
+        o = asked.options
+        prunes = o.get("rounds", Options.prunes)
+        room = int(asked.cycle.get("end", 0.75) * asked.total_steps) // prunes
+        interval = o.get("interval") or max(1, min(Options.interval, room))
+        given = {"criterion": o["criterion"]} if "criterion" in o else {}
+        return {**given, "prunes": min(prunes, asked.total_steps), "interval": interval}
 
 
 def _dense(pool: Pool, units: Units, budget: Budget) -> float:

@@ -8,25 +8,21 @@ the paper leaves open, and what is chosen here, stands in docs/methods.md.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
-from typing import Literal
-
-from torch import nn
-from torch.optim import Optimizer
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import BudgetLike, Method, UnitsLike, cost_of, default_units
+from halpiee.methods.allocator import bind
+from halpiee.methods.design import Asked, Design, Setup
+from halpiee.methods.method import Method
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Start, Train
-from halpiee.methods.pools import bind
-from halpiee.methods.unwrap import bare
+from halpiee.methods.registry import method
+from halpiee.options import option
 from halpiee.saliency import Criterion, Magnitude, Taylor
 from halpiee.saliency.registry import criterion_of
-from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.distribution import ERK, Budget, Global, as_budget
+from halpiee.sparsity.distribution import ERK, Budget, Global
 from halpiee.sparsity.granularity import Channels, Weights
 from halpiee.sparsity.schedule import Cosine, Curve, Exponential
-from halpiee.structure.groups import Structure
 
 __all__ = ["IEE", "recipe"]
 
@@ -48,18 +44,9 @@ def recipe(
 ) -> Recipe:
     """Returns IEE as phases.
 
-    Args:
-        total_steps: optimizer steps of the whole training.
-        h: steps that train and score the active units before a prune.
-        j: steps that improve what the prune has kept.
-        q: steps that train and score the inactive units.
-        end: share of the training after which updates have ended.
+    Args: as in ``Options``, but for
         omega: cycle index → share of Ψ that is exchanged.
         start: how the first units are chosen; ``scores`` first trains the dense (pretrained) network for ``h`` steps.
-        grow_by: grow the best-scoring units, or random ones.
-        grow_values: grown units keep the values they were explored with, or start at zero.
-        freeze: active units stand still while the inactive ones are explored.
-        explore_norm: active units normalise by the batch while exploring, or by their running statistics.
         spread: how the first random units are spread over layers, where the budget leaves that open.
 
     Raises:
@@ -90,116 +77,117 @@ def recipe(
     return tuple(phases)
 
 
-class IEE(Method):
-    """IEE attached to a model and its optimizer; the training loop stays the user's.
+@dataclass(frozen=True)
+class Options:
+    """The options of IEE; those of ``recipe`` are told there, too."""
 
-    Args:
-        model: the network, trained in place.
-        optimizer: over ``model.parameters()``.
-        budget: ``Latency(us=… | fraction=…)`` for channels; ``Uniform``, ``ERK``, ``Global`` or ``NM`` for weights.
-        total_steps: optimizer steps of the whole training.
-        structure: of the model, from ``trace``; needed for channels.
-        cost: latency model, or the path of a profile for the structure; needed for a latency budget.
-        units: what is exchanged; by default the structure's channels for a latency, else weights.
-        criterion: a criterion or its name; by default Taylor for channels, magnitude for weights.
-        h: steps before a prune; see ``recipe`` for this and the next three.
-        j: steps after it.
-        q: steps of exploring.
-        omega: Ω⁰ as a share of Ψ.
-        end: share of the training after which updates have ended.
-        decay: Ω falls exponentially to a floor of 1 % of Ψ or one step of the coarsest group, or as a cosine to 0.
-        start: ``scratch`` starts at Ψ; ``pretrained`` scores the given weights for ``h`` steps and solves once.
-        init: from scratch, the largest uniform width filled by the solver, or one solve on random scores.
-        explore_init: never-active units start from the ``model``'s initialisation, or from ``zero``: weights only, and
-            their default, since magnitude may otherwise grow the largest values that were never trained.
-        grow_by: see ``recipe``.
-        grow_values: see ``recipe``.
-        freeze: see ``recipe``.
-        explore_norm: see ``recipe``.
-        solver: for latencies: ``joint``, ``cpsat``, or ``linear`` (the paper's own knapsack).
-        gap: relative gap the solver certifies.
-        protect: groups to leave whole.
-        seed: of every random choice.
+    criterion: Criterion | str | None = option(None, "by default taylor for channels, magnitude for weights")
+    h: int = option(150, "steps that train and score the active units before a prune")
+    j: int = option(150, "steps that train what the prune has kept")
+    q: int = option(150, "steps that train and score the inactive units")
+    omega: float = option(0.3, "share of the budget that the first cycle exchanges")
+    end: float = option(0.75, "share of the training after which updates have ended")
+    decay: Literal["exponential", "cosine"] = option(
+        "exponential",
+        "how omega falls: exponentially to 1 % of the budget or one step of the coarsest group, or as a "
+        "cosine to 0",
+    )
+    start: Literal["scratch", "pretrained"] = option(
+        "scratch", "start within the budget, or score the given weights for h steps and solve once"
+    )
+    init: Literal["random", "random_scores"] = option(
+        "random",
+        "from scratch: the largest uniform width filled by the solver, or one solve on random scores",
+    )
+    explore_init: Literal["model", "zero"] | None = option(
+        None,
+        "values of units that were never active: the model's initialisation, or zero (weights only, and "
+        "their default, since magnitude may otherwise grow the largest values that were never trained)",
+    )
+    grow_by: Literal["score", "random"] = option("score", "grow the best-scoring units, or random ones")
+    grow_values: Literal["last", "zero"] = option(
+        "last", "grown units keep the values they were explored with, or start at zero"
+    )
+    freeze: bool = option(True, "freeze the active units during exploration")
+    explore_norm: Literal["batch", "running"] = option(
+        "batch", "statistics that batch norms of active units use during exploration"
+    )
+    solver: Literal["joint", "cpsat", "linear"] = option(
+        "joint", "of latencies; linear is the paper's own knapsack"
+    )
+    gap: float = option(0.001, "relative gap that the solver certifies")
+
+
+@method(
+    "iee",
+    paper="Advancing Weight and Channel Sparsification with Enhanced Saliency",
+    units=("channels", "weights", "N:M", "filters"),
+    budgets=("latency", "erk", "uniform", "global", "nm"),
+    options=Options,
+)
+class IEE(Method):
+    """Prune, improve, explore, grow: what was pruned trains for a while before the best of it returns.
+
+    Args: see ``Method``, and ``Options`` for its own. ``Latency(us=… | fraction=…)`` limits channels; ``Uniform``,
+    ``ERK``, ``Global`` and ``NM`` limit weights.
 
     Raises:
         UsageError: less than one cycle fits, zero-initialised channels, an optimizer that cannot be masked.
         BudgetError: a budget below what the smallest network needs.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        budget: BudgetLike,
-        total_steps: int,
-        structure: Structure | None = None,
-        cost: LatencyCost | str | Path | None = None,
-        units: UnitsLike | None = None,
-        criterion: Criterion | str | None = None,
-        h: int = 150,
-        j: int = 150,
-        q: int = 150,
-        omega: float = 0.3,
-        end: float = 0.75,
-        decay: Literal["exponential", "cosine"] = "exponential",
-        start: Literal["scratch", "pretrained"] = "scratch",
-        init: Literal["random", "random_scores"] = "random",
-        explore_init: Literal["model", "zero"] | None = None,
-        grow_by: Literal["score", "random"] = "score",
-        grow_values: Literal["last", "zero"] = "last",
-        freeze: bool = True,
-        explore_norm: Literal["batch", "running"] = "batch",
-        solver: Literal["joint", "cpsat", "linear"] = "joint",
-        gap: float = 1e-3,
-        protect: Collection[str] = (),
-        seed: int = 0,
-    ) -> None:
-        if not 0 < omega < 1:
+    def design(self, given: Setup, options: Options) -> Design:
+        """Returns the cycles that fit, with Ω on its curve."""
+        o = options
+        if not 0 < o.omega < 1:
             raise UsageError(
-                f"omega={omega} was asked; it is the share of the budget that is exchanged, in (0, 1)"
+                f"omega={o.omega} was asked; it is the share of the budget that is exchanged, in (0, 1)"
             )
-        cost = cost_of(cost, structure)
-        budget = as_budget(budget, latency=cost is not None)
-        units = default_units(bare(model), budget, structure, protect, units)
-        if units.zero_is_dead and (explore_init == "zero" or grow_values == "zero"):
+        budget, units = given.limit, given.units
+        if units.zero_is_dead and (o.explore_init == "zero" or o.grow_values == "zero"):
             raise UsageError(
                 "channels were asked to start from zero: a zero channel has zero gradients and a zero score for ever; "
                 "use explore_init='model' and grow_values='last'"
             )
         default = Taylor() if isinstance(units, Channels) else Magnitude()
-        criterion = default if criterion is None else criterion_of(criterion, seed)
+        criterion = default if o.criterion is None else criterion_of(o.criterion, given.seed)
         if not criterion.per_step:  # one that needs passes of its own says so now, not at the first prune
-            criterion(units, dict(bare(model).named_parameters()).get, lambda _: None)
-        pool = bind(budget, units, cost, solver=solver, gap=gap)
-        cycles = max(1, int(end * total_steps) // max(h + j + q, 1))
-        floor = min(omega, max(pool.floor, 0.01))
+            criterion(units, dict(given.model.named_parameters()).get, lambda _: None)
+        pool = bind(budget, units, given.cost, solver=o.solver, gap=o.gap)
+        cycles = max(1, int(o.end * given.total_steps) // max(o.h + o.j + o.q, 1))
+        floor = min(o.omega, max(pool.floor, 0.01))
         curve: Curve = (
-            Exponential(omega, floor, cycles) if decay == "exponential" else Cosine(omega, 0.0, cycles)
+            Exponential(o.omega, floor, cycles) if o.decay == "exponential" else Cosine(o.omega, 0.0, cycles)
         )
         weights = isinstance(units, Weights)
-        spread = ERK(budget.density) if weights and isinstance(budget, Global) else None
-        super().__init__(
-            model,
-            optimizer,
-            units=units,
-            pool=pool,
-            recipe=recipe(
-                total_steps=total_steps,
-                h=h,
-                j=j,
-                q=q,
-                end=end,
-                omega=curve,
-                start="scores" if start == "pretrained" else init,
-                grow_by=grow_by,
-                grow_values=grow_values,
-                freeze=freeze,
-                explore_norm=explore_norm,
-                spread=spread,
-            ),
-            criterion=criterion,
-            seed=seed,
-            structure=structure,
-            explore_init=explore_init or ("zero" if weights else "model"),
+        phases = recipe(
+            total_steps=given.total_steps,
+            h=o.h,
+            j=o.j,
+            q=o.q,
+            end=o.end,
+            omega=curve,
+            start="scores" if o.start == "pretrained" else o.init,
+            grow_by=o.grow_by,
+            grow_values=o.grow_values,
+            freeze=o.freeze,
+            explore_norm=o.explore_norm,
+            spread=ERK(budget.density) if weights and isinstance(budget, Global) else None,
         )
+        explore_init = o.explore_init or ("zero" if weights else "model")
+        return given.design(phases, criterion, pool=pool, explore_init=explore_init)
+
+    @classmethod
+    def arguments(cls, asked: Asked) -> dict[str, Any]:
+        """Returns the cycle of a run; given weights are scored before a removal, unless ``init`` says else."""
+        init = asked.options.get("init")
+        own = {f.name for f in fields(Options)}
+        found = {name: value for name, value in asked.cycle.items() if name in own}
+        criterion = asked.options.get("criterion") or ("taylor" if asked.units == "filters" else None)
+        return {
+            **found,
+            **dict(zip("hjq", asked.steps(), strict=True)),
+            "criterion": criterion,
+            "start": "pretrained" if asked.pretrained and init is None else "scratch",
+            "init": "random_scores" if init == "random-scores" else "random",
+        }

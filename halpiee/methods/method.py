@@ -1,45 +1,58 @@
-"""What all methods of the papers share: default units, the compact network at the end, the scheduler that follows."""
+"""What all methods of the papers share: how they are attached, and the compact network at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.driver import Sparse
-from halpiee.methods.phases import Recipe
-from halpiee.methods.pools import Pool
-from halpiee.methods.rebind import rebind
-from halpiee.methods.unwrap import rewrapped
-from halpiee.saliency.criterion import Criterion
+from halpiee.methods.design import Asked, BudgetLike, Design, Setup, UnitsLike, cost_of
+from halpiee.methods.optimizer import rebind
+from halpiee.methods.registry import NoOptions, options_of
+from halpiee.methods.sparse import Sparse
+from halpiee.methods.wrappers import bare, rewrapped
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
-from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
+from halpiee.sparsity.granularity import Channels, Filters
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 
-__all__ = [
-    "BudgetLike",
-    "Method",
-    "UnitsLike",
-    "at_density",
-    "cost_of",
-    "default_units",
-    "update_steps",
-]
+__all__ = ["Method"]
 
 
 class Method(Sparse):
-    """A recipe with a name; see ``Sparse`` for its arguments.
+    """A method attached to a model and its optimizer; the training loop stays the user's.
+
+    A method of one's own is a subclass with a ``design``, under ``@halpiee.method(…)``.
 
     Args:
-        structure: of the model; what ``shrink`` cuts by. Channels bring their own.
+        model: the network, trained in place.
+        optimizer: over ``model.parameters()``.
+        budget: how much is kept: ``Latency`` for channels; ``Uniform``, ``ERK``, ``Global``, ``PerLayer`` or ``NM``; or
+            a share such as ``0.1`` or ``"10%"``: of the latency where a ``cost`` is given, else of the units.
+        total_steps: optimizer steps of the whole training.
+        structure: of the model, from ``trace``; needed for channels, and to cut filters out.
+        cost: latency model, or the path of a profile for the structure; needed for a latency.
+        units: what is removed; by default the structure's channels for a latency, else weights.
+        batches: (inputs, targets), for methods that score over batches.
+        protect: names of groups, weights or convolutions to leave whole.
+        seed: of every random choice.
+        options: the method's own; see its ``Options``.
+
+    Raises:
+        UsageError: an unknown option, an optimizer that cannot be masked, or what the method does not take.
+        BudgetError: a budget below what the smallest network needs.
     """
+
+    Options: ClassVar[type] = NoOptions
+    """The method's own options: a frozen dataclass; ``@halpiee.method`` sets it."""
+
+    no_batches: ClassVar[tuple[tuple[Tensor, Tensor], ...] | None] = None
+    """What is scored over where no batches are given; ``None``: a phase that wants some refuses."""
 
     paper_charges_gradient = True
     """Whether the method's paper charges the steps that read the gradient of inactive weights."""
@@ -49,28 +62,61 @@ class Method(Sparse):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        units: Units,
-        pool: Pool,
-        recipe: Recipe,
-        criterion: Criterion,
+        budget: BudgetLike | None = None,
+        total_steps: int = 0,
         structure: Structure | None = None,
+        cost: LatencyCost | str | Path | None = None,
+        units: UnitsLike | None = None,
         batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+        protect: Collection[str] = (),
         seed: int = 0,
-        explore_init: str = "model",
+        **options: Any,
     ) -> None:
-        self._structure = units.structure if isinstance(units, Channels) else structure
+        self.options = options_of(type(self).__name__, self.Options, options)
+        given = Setup(
+            name=type(self).__name__,
+            model=bare(model),
+            optimizer=optimizer,
+            budget=budget,
+            total_steps=total_steps,
+            structure=structure,
+            cost=cost_of(cost, structure),
+            asked_units=units,
+            batches=batches,
+            protect=protect,
+            seed=seed,
+        )
+        design = self.design(given, self.options)
+        own = design.units
+        self._structure = own.structure if isinstance(own, Channels) else structure
         self._compact: tuple[nn.Module, Optimizer] | None = None
         super().__init__(
-            model,
-            optimizer,
-            units=units,
-            pool=pool,
-            recipe=recipe,
-            criterion=criterion,
-            batches=batches,
-            seed=seed,
-            explore_init=explore_init,
+            model, optimizer, design, batches=self.no_batches if batches is None else batches, seed=seed
         )
+
+    def design(self, given: Setup, options: Any) -> Design:
+        """Returns the units, the pool, the recipe and the criterion; what a method is.
+
+        Args:
+            given: what it is attached with; ``given.design(recipe, criterion)`` fills in units and pool.
+            options: of the class's ``Options``.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def arguments(cls, asked: Asked) -> dict[str, Any]:
+        """Returns keyword arguments for a run: the options that were typed, and those that a short run needs.
+
+        Updates come every ``interval`` steps as in the paper where forty of them fit, else every fortieth of the
+        training; given weights are kept by magnitude.
+        """
+        names = {f.name for f in fields(cls.Options)}
+        found = {name: value for name, value in asked.options.items() if name in names}
+        if "interval" in names and "interval" not in found:
+            found["interval"] = max(1, min(cls.Options().interval, asked.total_steps // 40))
+        if "init" in names and "init" not in found and asked.pretrained:
+            found["init"] = "magnitude"
+        return found
 
     @property
     def keep(self) -> dict[str, Any]:
@@ -135,125 +181,3 @@ class Method(Sparse):
                 "call it right after `model, optimizer = method.shrink()`"
             )
         return rebind(scheduler, self.optimizer, self._compact[1])
-
-
-BudgetLike = Budget | float | str
-"""A budget, or a share or time that ``as_budget`` makes one of."""
-
-UnitsLike = Units | Structure | Literal["weights", "filters"]
-"""Units, or what they are made of."""
-
-
-def cost_of(given: object, structure: Structure | None) -> LatencyCost | None:
-    """Returns the latency model, read from a profile where a path is given.
-
-    Raises:
-        UsageError: a path without a structure, or something else.
-        ProfileError: a file that is no profile of the structure.
-    """
-    if given is None or isinstance(given, LatencyCost):
-        return given
-    if isinstance(given, str | Path) and isinstance(structure, Structure):
-        return LatencyCost(structure, given)
-    raise UsageError(
-        f"a cost of type {type(given).__name__} was given; pass structure=halpiee.trace(model, inputs) and "
-        "cost=halpiee.LatencyCost(structure, profile)"
-    )
-
-
-def default_units(
-    model: nn.Module,
-    budget: Budget,
-    structure: Structure | None,
-    protect: Collection[str] = (),
-    given: UnitsLike | None = None,
-) -> Units:
-    """Returns the units that are given, or channels for a latency, weights for everything else.
-
-    Args:
-        model: the network, without wrappers.
-        budget: what is limited.
-        structure: of the model; needed for a latency.
-        protect: groups, weights or convolutions to leave whole.
-        given: units, a structure for its channels, ``weights`` or ``filters``; ``None``: by the budget.
-
-    Raises:
-        UsageError: a latency without a structure, or names to protect beside units that are made already.
-    """
-    if given is None:
-        given = "weights"
-        if isinstance(budget, Latency):
-            if structure is None:
-                raise UsageError(
-                    "a latency budget was given without a structure; pass structure=halpiee.trace(model, inputs)"
-                )
-            if not isinstance(structure, Structure):
-                raise UsageError(
-                    f"a structure of type {type(structure).__name__} was given; pass "
-                    "structure=halpiee.trace(model, inputs)"
-                )
-            given = structure
-    if isinstance(given, Structure):
-        return Channels(model, given, protect=protect)
-    if isinstance(given, Units):
-        if protect:
-            raise UsageError(
-                f"protect= was given beside units that are made already; name what stays whole where they are: "
-                f"{type(given).__name__}(…)"
-            )
-        return given
-    if given == "weights":
-        return Weights(model, pinned=protect)
-    if given == "filters":
-        return Filters(model, pinned=protect)
-    if not isinstance(given, str):
-        given = type(given).__name__
-    raise UsageError(f"units={given!r} was asked; give 'weights', 'filters', a structure, or units")
-
-
-def at_density(budget: Budget, density: float) -> Budget:
-    """Returns the same budget at another density: what a gradual method passes through.
-
-    Raises:
-        UsageError: a budget without a density.
-    """
-    if isinstance(budget, Uniform | ERK | Global):
-        return replace(budget, density=density)
-    kind = type(budget).__name__
-    if isinstance(budget, PerLayer | NM | Latency):
-        raise UsageError(
-            f"{kind} was given to a method that passes through densities; give Global, Uniform or ERK"
-        )
-    raise UsageError(f"{kind} is no budget; give Global, Uniform or ERK")
-
-
-def update_steps(
-    total_steps: int, interval: int, end: float, *, first: int | None = None, inclusive: bool = False
-) -> range:
-    """Returns the steps after which masks are updated: every ``interval``, before ``end · total_steps``.
-
-    Args:
-        total_steps: of the training.
-        interval: ΔT.
-        end: share of the training after which no update comes.
-        first: the first of them; by default ΔT.
-        inclusive: whether one may fall on the end itself.
-
-    Raises:
-        UsageError: none fits.
-    """
-    if interval < 1 or total_steps < 1 or not 0 < end <= 1:
-        raise UsageError(
-            f"updates every {interval} steps in the first {end} of {total_steps} steps were asked; "
-            "the interval is at least 1 and the end a share above 0 and up to 1"
-        )
-    last = round(end * total_steps, 6)
-    steps = range(first or interval, int(last) + 1, interval)
-    if steps and steps[-1] >= last and not inclusive:
-        steps = steps[:-1]
-    if not steps:
-        raise UsageError(
-            f"updates every {interval} steps in the first {end:.0%} of {total_steps} steps were asked, and none fits; "
-            f"train longer, or ask for an interval below {max(1, int(last))}"
-        )
-    return steps

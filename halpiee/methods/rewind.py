@@ -26,8 +26,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.guard import Guard
-from halpiee.methods.once import best, stages
+from halpiee.methods.one_shot import best, stages
+from halpiee.methods.registry import method
+from halpiee.methods.state import Guard
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
 from halpiee.saliency.registry import criterion_of
 from halpiee.saliency.score import pairs_of, tell, units_of
@@ -106,6 +107,32 @@ def lottery_ticket_rewinding(step: int) -> Retrain:
     return Retrain(step, "step")
 
 
+@method(
+    "lrr",
+    paper="Renda et al. 2020, arXiv 2003.02389",
+    units=("weights", "N:M"),
+    budgets=("global", "uniform", "erk", "nm"),
+    kind="rewind",
+    preset={"weights": "final"},
+    summary="magnitude pruning after training, then the whole schedule again: learning-rate rewinding",
+)
+@method(
+    "ltr",
+    paper="Frankle et al. 2020, arXiv 1912.05671",
+    units=("weights", "N:M"),
+    budgets=("global", "uniform", "erk", "nm"),
+    kind="rewind",
+    summary="lottery-ticket rewinding: the trained network's mask, the weights of an early step, the rest again",
+)
+@method(
+    "lth",
+    paper="Frankle & Carbin 2019, arXiv 1803.03635",
+    units=("weights", "N:M"),
+    budgets=("global", "uniform", "erk", "nm"),
+    kind="rewind",
+    preset={"weights": 0},
+    summary="the lottery ticket: the trained network's mask on the weights that training began with",
+)
 def rewind(
     model: nn.Module,
     train: Train,

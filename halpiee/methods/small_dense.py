@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import BudgetError, UsageError
+from halpiee.methods.registry import method
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.uniform import uniform, widest
 from halpiee.sparsity.names import chosen_names
@@ -21,6 +22,14 @@ from halpiee.structure.size import parameters
 __all__ = ["keep_first", "small_dense", "uniform_counts"]
 
 
+@method(
+    "small-dense",
+    paper="Zhu & Gupta 2017, arXiv 1710.01878",
+    units=("channels",),
+    budgets=("latency", "parameters", "MACs"),
+    kind="narrow",
+    summary="a dense network of uniformly smaller width: what pruning has to beat",
+)
 def small_dense(
     model: nn.Module,
     structure: Structure,

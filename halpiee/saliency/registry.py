@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from halpiee.errors import UsageError
-from halpiee.registry import Registry, plain, unknown
+from halpiee.registry import Registry, not_known, plain
 from halpiee.saliency.algebra import Inverted
 from halpiee.saliency.criterion import Criterion
 
@@ -111,7 +111,7 @@ def named(name: str, seed: int = 0) -> Criterion:
     of = known.removeprefix(INVERTED)
     if of not in REGISTRY or (of != known and not REGISTRY[of].invertible):
         more = f", and inverted-… of each but {' and '.join(_not_invertible())}"
-        raise unknown("criterion", name, REGISTRY.names(), more=more)
+        raise not_known("criterion", name, REGISTRY.names(), more=more)
     made = REGISTRY[of].make(seed)
     return made if of == known else Inverted(made)
 

@@ -1,6 +1,6 @@
 """How much is kept where: the budgets a method is given, and the Erdős–Rényi-kernel distribution.
 
-A budget is a small value that says what is limited; ``halpiee.methods.pools`` binds it to the units of a model.
+A budget is a small value that says what is limited; ``halpiee.methods.allocator`` binds it to the units of a model.
 Densities are shares that are *kept*.
 """
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from halpiee.methods.allocator import LatencyPool
 from halpiee.methods.method import Method
-from halpiee.methods.pools import LatencyPool
 from halpiee.sparsity.granularity import Channels
 from halpiee.structure.shrink import shrink
 from halpiee.structure.size import macs

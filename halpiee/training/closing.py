@@ -12,7 +12,7 @@ from halpiee.deploy.layers import layer_times, side_by_side
 from halpiee.deploy.metadata import run_metadata
 from halpiee.deploy.onnx import ExportReport, export_onnx, stamp
 from halpiee.deploy.sparse import zeros_in
-from halpiee.methods.catalogue import about
+from halpiee.methods.registry import METHODS
 from halpiee.report import render_html, render_markdown
 from halpiee.report.door import read_report
 from halpiee.structure.size import widths
@@ -172,7 +172,7 @@ def _train_macs(run: Run, ratio: Mapping[str, float]) -> dict[str, float]:
 
 def _kept(s: Settings, found: Mapping[str, Any], ratio: float) -> dict[str, Any]:
     """Returns whether a sparsity is met, and what it does for speed."""
-    kind = s.masks.units or about(s.method).sparsity
+    kind = s.masks.units or METHODS[s.method].sparsity
     if kind == "width":  # whole units: at most what was asked for
         share = found["kept"] / found["total"]
         text = f"kept {found['kept']:,} of {found['total']:,} parameters, {1 - share:.2%} removed"

@@ -17,7 +17,7 @@ from msgspec import Meta
 from halpiee import ranges
 from halpiee.asked import parse_budget
 from halpiee.errors import UsageError
-from halpiee.methods.catalogue import About, about
+from halpiee.methods.registry import METHODS, Entry
 from halpiee.options import fitted, option, options_of, parts_of, told
 from halpiee.shared_options import GOAL, NETWORK, RUNTIME, Batched, Protecting, Scaled, Seeded, Threaded
 
@@ -263,7 +263,7 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
 
     def _check_goal(self) -> None:
         """Refuses a method without the limit it needs, or with two."""
-        method = about(self.method)
+        method = METHODS[self.method]
         if self.budget is not None:
             parse_budget(self.budget)
         if self.budget is not None and self.masks.asked:
@@ -277,8 +277,8 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
             raise UsageError(f"--method {self.method} needs a limit; give {wanted}")
         if self.budget is not None and not method.latency:
             raise UsageError(
-                f"--method {self.method} was asked to meet a latency, and removes {method.units}, which no latency is "
-                "known for; give --sparsity, or --method iee"
+                f"--method {self.method} was asked to meet a latency, and removes {', '.join(method.units)}, which no "
+                "latency is known for; give --sparsity, or --method iee"
             )
         if self.masks.asked and method.sparsity is None:
             raise UsageError(f"--method {self.method} meets a latency; give --budget instead of a sparsity")
@@ -294,7 +294,7 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
             )
         self._check_options(method)
 
-    def _check_options(self, method: About) -> None:
+    def _check_options(self, method: Entry) -> None:
         """Refuses an option that the method would silently leave out."""
         m = self.masks
         if m.mask is not None and self.method != "static":
@@ -305,7 +305,7 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
             m.units == "weights" and method.sparsity == "filters"
         ):
             raise UsageError(
-                f"--units {m.units} was given to --method {self.method}, which removes {method.units}; "
+                f"--units {m.units} was given to --method {self.method}, which removes {', '.join(method.units)}; "
                 "filters are of iee and filter"
             )
         if m.rewind is not None and self.method != "ltr":
@@ -313,17 +313,19 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
                 f"--rewind {m.rewind} was given to --method {self.method}; only ltr takes weights of a step "
                 "(lth is step 0, lrr the last one)"
             )
-        if method.rewinds and self.weights is not None and self.method != "lrr":
+        if method.kind == "rewind" and self.weights is not None and self.method != "lrr":
             raise UsageError(
                 f"--method {self.method} rewinds to a step of a dense training that it watches, and --weights "
                 f"{self.weights} are already trained; leave --weights out, or use --method lrr"
             )
-        if m.at and not method.once:
+        if m.at and method.kind != "once":
             raise UsageError(
                 f"--at {m.at} was given to --method {self.method}; it is of one-shot pruning: snip, grasp, synflow, "
                 "magnitude or random"
             )
-        if m.ablation in ("shuffle", "reinit") and not (method.once or method.rewinds or m.mask is not None):
+        if m.ablation in ("shuffle", "reinit") and not (
+            method.kind in ("once", "rewind") or m.mask is not None
+        ):
             raise UsageError(
                 f"--ablation {m.ablation} was given to --method {self.method}, which has no one mask to train; train "
                 f"its final one anew: --method static --mask RUN --ablation {m.ablation}"
@@ -343,7 +345,7 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
     @property
     def distribution(self) -> Literal["uniform", "erk", "global", "nm"]:
         """How a sparsity is spread: as asked, else as the paper has it; filters, which have no ERK, over all layers."""
-        own = "global" if self.masks.units == "filters" else about(self.method).distribution
+        own = "global" if self.masks.units == "filters" else METHODS[self.method].distribution
         return self.masks.distribution or own
 
     @property
@@ -356,7 +358,7 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
         kind = self.distribution
         if kind == "nm":
             return f"{self.masks.nm} weights"
-        what = self.masks.units or about(self.method).sparsity
+        what = self.masks.units or METHODS[self.method].sparsity
         if what == "width":
             return f"{1 - (self.masks.sparsity or 0):.4g} of the parameters, uniformly narrower"
         return f"{100 * (self.masks.sparsity or 0):.4g}% of {what} removed, {kind}"

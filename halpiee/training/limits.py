@@ -10,33 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
-from halpiee.methods.catalogue import about
 from halpiee.methods.method import Method
+from halpiee.methods.registry import METHODS
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Uniform
 from halpiee.sparsity.granularity import Filters, Weights
 from halpiee.sparsity.mask import Mask
-from halpiee.structure.groups import Structure
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
 from halpiee.training.data import Data
 
 __all__ = [
-    "any_residual",
     "budget_of",
     "densities",
     "few",
-    "first_conv",
     "given_mask",
-    "interval_of",
     "units_of",
     "weights_of",
 ]
-
-
-def interval_of(s: Settings, total_steps: int) -> int:
-    """Returns the steps between two updates: as asked, or the paper's where forty of them fit, else a fortieth."""
-    paper = about(s.method).interval or 100
-    return s.masks.interval or max(1, min(paper, total_steps // 40))
 
 
 def budget_of(s: Settings) -> Budget:
@@ -79,7 +69,7 @@ def weights_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None
 
 def units_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None) -> Weights | Filters:
     """Returns what a sparsity is a share of: filters where they are asked for, else weights."""
-    if s.masks.units == "filters" or about(s.method).sparsity == "filters":
+    if s.masks.units == "filters" or METHODS[s.method].sparsity == "filters":
         return Filters(model, norm_follows=not s.masks.regrow)
     return weights_of(model, s, shape)
 
@@ -112,23 +102,6 @@ def few(data: Data, a_class: int) -> list[tuple[Tensor, Tensor]]:
     """Returns one batch of the first training images of each class: what pruning at initialisation scores on."""
     index = torch.cat([(data.train_y == c).nonzero().flatten()[:a_class] for c in range(data.n_classes)])
     return [(data.normalised(data.train_x[index]), data.train_y[index])]
-
-
-def first_conv(model: nn.Module) -> frozenset[str]:
-    """Returns the path of the first convolution."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            return frozenset({path})
-    return frozenset()
-
-
-def any_residual(structure: Structure) -> bool:
-    """Whether several convolutions write to one group: residual networks protect the first (Lubana & Dick 2021)."""
-    writers: dict[str, int] = {}
-    for layer in structure.layers:
-        for name, _ in layer.out_groups:
-            writers[name] = writers.get(name, 0) + 1
-    return any(n > 1 for n in writers.values())
 
 
 def densities(method: Method) -> dict[str, float]:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from halpiee.errors import PromiseError
 from halpiee.interrupts import ending_signals
-from halpiee.methods.driver import Sparse
+from halpiee.methods.sparse import Sparse
 from halpiee.training.checkpoint import save_state
 from halpiee.training.config import Settings
 from halpiee.training.data import Data

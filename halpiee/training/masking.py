@@ -15,10 +15,10 @@ from halpiee.sparsity.granularity import Filters
 from halpiee.structure.proof import verify
 from halpiee.structure.size import macs
 from halpiee.training import record
-from halpiee.training.attach import draw_again, to_a_sparsity
+from halpiee.training.attach import draw_again, method_of
 from halpiee.training.baseline import active_macs, choose_threads, resumed, trainer_of
 from halpiee.training.checkpoint import load_state, save_json, save_weights
-from halpiee.training.limits import densities
+from halpiee.training.limits import densities, few
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
 from halpiee.training.network import initial
 from halpiee.training.records import read_result
@@ -40,7 +40,16 @@ def train_masked(run: Run) -> dict[str, Any]:
     if s.masks.mask is not None and s.masks.ablation == "reinit":
         draw_again(s, run.data.n_classes, model, s.seed)
     optimizer = make_optimizer(model, s)
-    method = to_a_sparsity(run, model, optimizer)
+    make = method_of(
+        s,
+        model,
+        run.total_steps,
+        structure=lambda: run.structure,
+        n_classes=run.data.n_classes,
+        examples=lambda: few(run.data, 10),
+        shape=run.data.shape,
+    )
+    method = make(model, optimizer)
     trainer = resumed(run, model, optimizer, method, lead=s.masks.at if s.masks.restart else 0)
     if isinstance(method.units, Filters) and trainer.stage == "masked":
         trainer.run(until=lambda t: method.finished)

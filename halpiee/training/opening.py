@@ -12,14 +12,14 @@ import latency
 from halpiee.advice import check_covers, command, held
 from halpiee.deploy.target import Target
 from halpiee.errors import DataError, MissingError, OutputInUseError, ProfileError, UsageError
-from halpiee.methods.at_init import recipe as one_shot
-from halpiee.methods.catalogue import about
-from halpiee.methods.once import stages
-from halpiee.methods.pools import bind
+from halpiee.methods.allocator import bind
+from halpiee.methods.one_shot import recipe as one_shot
+from halpiee.methods.one_shot import stages
+from halpiee.methods.registry import METHODS
 from halpiee.saliency.registry import named
 from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
-from halpiee.training.attach import ONE_SHOT, method_of
+from halpiee.training.attach import method_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
 from halpiee.training.data import Summary, check
@@ -124,7 +124,7 @@ def check_settings(settings: Settings) -> None:
         )
     if s.weights is not None:
         load_weights(Path(s.weights))
-    if s.method == "repair":
+    if METHODS[s.method].kind == "cut":
         _check_repair(s, summary)
     if s.profile is not None:
         _check_profile(Path(s.profile), s, summary)
@@ -211,13 +211,13 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
         raise UsageError(
             f"--{option} {last} was asked of a training of {total} steps; give a step up to that, or train longer"
         )
-    if about(s.method).rewinds:
+    if METHODS[s.method].kind == "rewind":
         for _ in stages(budget_of(s), units, None, s.masks.rounds or 1):
             pass
         return
-    if s.method in ONE_SHOT:
-        rounds = ONE_SHOT[s.method].default_rounds if s.masks.rounds is None else s.masks.rounds
-        one_shot(budget_of(s), rounds=rounds, at=s.masks.at)
+    if METHODS[s.method].kind == "once":
+        own = getattr(METHODS[s.method].load().options(), "rounds", 1)
+        one_shot(budget_of(s), rounds=own if s.masks.rounds is None else s.masks.rounds, at=s.masks.at)
         return
     if summary.n_train is None or summary.shape is None:
         return

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from halpiee.deploy.calibrate import Candidate, Round, close_loop
+from halpiee.methods.allocator import LatencyPool
 from halpiee.methods.method import Method
-from halpiee.methods.pools import LatencyPool
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.proof import verify
 from halpiee.training import record
-from halpiee.training.attach import to_a_latency
+from halpiee.training.attach import method_of
 from halpiee.training.baseline import resumed
 from halpiee.training.checkpoint import save_json, save_weights
+from halpiee.training.limits import few
 from halpiee.training.loop import Trainer, evaluate, make_optimizer
 from halpiee.training.network import initial
 from halpiee.training.record import line_values
@@ -39,7 +40,18 @@ def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
     model = initial(s, run.data.n_classes).to(run.device)
     optimizer = make_optimizer(model, s)
     budget_us = run.budget_us(cost)
-    method = to_a_latency(run, model, optimizer, cost)
+    make = method_of(
+        s,
+        model,
+        run.total_steps,
+        structure=lambda: run.structure,
+        n_classes=run.data.n_classes,
+        examples=lambda: few(run.data, 10),
+        shape=run.data.shape,
+        limit=(cost, budget_us),
+        protect=run.protected,
+    )
+    method = make(model, optimizer)
     trainer = resumed(run, model, optimizer, method)
     if trainer.stage == "masked":
         trainer.run(until=lambda t: method.finished)

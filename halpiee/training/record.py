@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from halpiee.analysis.flops import FlopsMeter
-from halpiee.methods.event import Event
+from halpiee.methods.history import Event
 from latency.predict import Calibration
 
 __all__ = [

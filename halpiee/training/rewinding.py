@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from halpiee.methods.catalogue import about
 from halpiee.methods.dynamic import Static
-from halpiee.methods.once import best, stages
-from halpiee.methods.rewind import LEARNING_RATE_REWINDING, REINIT, Retrain
+from halpiee.methods.one_shot import best, stages
+from halpiee.methods.registry import METHODS
+from halpiee.methods.rewind import REINIT, Retrain
 from halpiee.saliency.registry import named
 from halpiee.sparsity.mask import Mask
 from halpiee.training.attach import draw_again
@@ -39,16 +39,14 @@ PAPERS_STEP = 1000 / 62_400
 
 def retrain_of(settings: Settings, total_steps: int) -> Retrain | None:
     """Returns which weights are trained again from where on the schedule; ``None`` for methods that do not."""
-    m = settings.masks
-    if not about(settings.method).rewinds:
+    m, method = settings.masks, METHODS[settings.method]
+    if method.kind != "rewind":
         return None
     if m.ablation == "reinit":
         return REINIT
-    if settings.method == "lrr":
-        return LEARNING_RATE_REWINDING
-    step = m.rewind if m.rewind is not None else max(1, round(PAPERS_STEP * total_steps))
-    step = 0 if settings.method == "lth" else step
-    return Retrain(step, "start" if m.restart else "step")
+    typed = m.rewind if m.rewind is not None else max(1, round(PAPERS_STEP * total_steps))
+    weights = method.load().preset.get("weights", typed)
+    return Retrain(weights, "step" if isinstance(weights, int) and not m.restart else "start")
 
 
 def train_rewound(run: Run) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import latency
 from halpiee.deploy.calibrate import calibrate
 from halpiee.deploy.target import restored
 from halpiee.errors import BudgetError, HoldoutWarning
-from halpiee.methods.catalogue import about
-from halpiee.methods.pools import bind, smallest_us
+from halpiee.methods.allocator import bind, smallest_us
+from halpiee.methods.registry import METHODS
 from halpiee.report.door import read_report
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.fixed import fixed_sides
@@ -160,7 +160,9 @@ def _check_reachable(run: Run, cost: LatencyCost) -> None:
     if run.protected:
         run.talk.note(f"first group {run.protected[0]} stays whole; --no-protect-first frees it")
     try:
-        if run.settings.method == "repair":  # cuts all that can be cut, also what masks cannot train
+        if (
+            METHODS[run.settings.method].kind == "cut"
+        ):  # cuts all that can be cut, also what masks cannot train
             free = [name for name in cost.candidates if name not in run.protected]
             smallest_us(cost.restricted(vanish=False), free, run.budget_us(cost), by="a cut")
         else:
@@ -181,14 +183,15 @@ def _check_reachable(run: Run, cost: LatencyCost) -> None:
 def _what(s: Settings) -> str:
     if s.budget is None:
         return f"Train: {s.goal}"
-    return "Cut and repair" if s.method == "repair" else "Train to the budget"
+    return "Cut and repair" if METHODS[s.method].kind == "cut" else "Train to the budget"
 
 
 def _train(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
-    if run.settings.method == "small-dense":
+    kind = METHODS[run.settings.method].kind
+    if kind == "narrow":
         return train_small(run, cost)
-    if about(run.settings.method).rewinds:
+    if kind == "rewind":
         return train_rewound(run)
     if cost is None:
         return train_masked(run)
-    return repair_to_budget(run, cost) if run.settings.method == "repair" else train_to_budget(run, cost)
+    return repair_to_budget(run, cost) if kind == "cut" else train_to_budget(run, cost)

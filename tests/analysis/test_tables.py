@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from halpiee.analysis import FlopsMeter, forward_cost, forward_share, train_flops
-from halpiee.methods.once import stages
+from halpiee.methods.one_shot import stages
 from halpiee.sparsity import ERK, Global, Weights, erk
 
 

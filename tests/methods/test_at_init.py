@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from halpiee import SNIP, AtInit, Global, GraSP, SynFlow, Uniform
 from halpiee.errors import UsageError
-from halpiee.methods.at_init import recipe
+from halpiee.methods.one_shot import recipe
 from halpiee.methods.phases import Resize
 from halpiee.sparsity import ERK, PerLayer
 

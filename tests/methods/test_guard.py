@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from halpiee.errors import UsageError
-from halpiee.methods.guard import Guard, fresh_state, shaped_state
+from halpiee.methods.state import Guard, fresh_state, shaped_state
 
 
 def test_momentum_and_decay_cannot_move_what_is_held() -> None:

@@ -34,8 +34,8 @@ from halpiee import (
     SynFlow,
     Uniform,
 )
-from halpiee.methods.catalogue import METHODS as CATALOGUE
-from halpiee.methods.driver import Sparse
+from halpiee.methods.registry import METHODS as CATALOGUE
+from halpiee.methods.sparse import Sparse
 from halpiee.saliency import Taylor
 from halpiee.sparsity import Filters, Mask, Weights
 

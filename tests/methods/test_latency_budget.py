@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halpiee.errors import BudgetError, UsageError
+from halpiee.methods.allocator import LatencyPool, bind
 from halpiee.methods.iee import IEE
-from halpiee.methods.pools import LatencyPool, bind
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity import Channels, Latency, Mask
 from halpiee.structure.groups import Structure, TimedOp
@@ -219,7 +219,7 @@ def test_rebinding_before_shrinking_is_refused_and_ends_nothing(
 
 def test_masks_that_differ_between_pools_of_weights_stay_exact() -> None:
     # Global keeps at least one unit a layer and exactly the asked total.
-    from halpiee.methods.pools import LayerPools
+    from halpiee.methods.allocator import LayerPools
     from halpiee.sparsity import NM, Global, Weights
 
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from halpiee.errors import BudgetError
+from halpiee.methods.allocator import LatencyPool, Solver
 from halpiee.methods.iee import IEE
-from halpiee.methods.pools import LatencyPool, Solver
 from halpiee.selection.choose import choose
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity import Channels, Latency, Mask

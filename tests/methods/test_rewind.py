@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from halpiee import zoo
 from halpiee.errors import UsageError
-from halpiee.methods.once import prune_once
+from halpiee.methods.one_shot import prune_once
 from halpiee.methods.rewind import (
     LEARNING_RATE_REWINDING,
     LOTTERY_TICKET,

@@ -13,7 +13,7 @@ from torch import nn
 
 from halpiee import analysis
 from halpiee.errors import BudgetError, UsageError
-from halpiee.methods.pools import LayerPools
+from halpiee.methods.allocator import LayerPools
 from halpiee.sparsity import ERK, NM, Filters, Global, Mask, PerLayer, Uniform, Weights, erk
 from tests.sparsity.test_distribution import resnet50_shapes
 

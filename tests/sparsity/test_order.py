@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import halpiee
 from halpiee.errors import UsageError
-from halpiee.methods.pools import LayerPools
+from halpiee.methods.allocator import LayerPools
 from halpiee.sparsity import Filters, Uniform, Weights
 from halpiee.sparsity.inputs import example_input
 

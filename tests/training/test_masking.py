@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from halpiee.errors import UsageError
-from halpiee.methods.catalogue import METHODS
+from halpiee.methods.registry import METHODS
 from halpiee.training import baseline, stages
+from halpiee.training.attach import method_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Cycle, Masks, Settings
-from halpiee.training.limits import budget_of, interval_of, weights_of
+from halpiee.training.limits import budget_of, weights_of
 from halpiee.training.masking import train_masked
 from halpiee.training.record import promise_of_units, train_flops
 from halpiee.training.run import Run
@@ -134,6 +135,11 @@ def test_layers_whose_inputs_do_not_divide_stay_whole_under_n_of_m() -> None:
 
 
 def test_intervals_are_the_papers_unless_the_training_is_short() -> None:
+    def interval_of(s: Settings, total_steps: int) -> int:
+        net = build("toy:net", num_classes=6)
+        make = method_of(s, net, total_steps, structure=lambda: None, n_classes=6, examples=list)
+        return make.keywords["interval"]
+
     assert interval_of(settings("rigl"), 32000) == 100
     assert interval_of(settings("gmp"), 32000) == 800
     assert interval_of(settings("rigl"), 400) == 10

@@ -1,18 +1,21 @@
-"""Is this the optimizer that takes the steps, and does it hold what is masked?"""
+"""The optimizer: whether it takes the steps of what is masked, the scheduler that follows it, momentum as a score."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
+from halpiee.methods.state import fresh_state
+from halpiee.saliency.criterion import Look
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["check_holds", "check_optimizer", "few"]
+__all__ = ["Momentum", "check_holds", "check_optimizer", "few", "rebind"]
 
 
 def check_optimizer(optimizer: object) -> TypeGuard[Optimizer]:
@@ -91,3 +94,66 @@ def few(names: object) -> str:
     listed = sorted(str(n) for n in names)  # type: ignore[attr-defined]
     more = ", …" if len(listed) > 8 else ""
     return "{" + ", ".join(map(repr, listed[:8])) + more + "}"
+
+
+def rebind(scheduler: Any, old: Optimizer, new: Optimizer) -> Any:
+    """Points ``scheduler``, and the schedulers it is made of, at ``new``.
+
+    Args:
+        scheduler: a ``torch.optim.lr_scheduler`` built on ``old``.
+        old: the optimizer it was built on.
+        new: its replacement, with the same parameter groups in the same order.
+
+    Returns:
+        The same scheduler.
+
+    Raises:
+        UsageError: the scheduler was built on another optimizer.
+    """
+    parts = list(getattr(scheduler, "_schedulers", []))
+    if not parts and scheduler.optimizer not in (old, new):
+        raise UsageError(
+            "rebind was given a scheduler of another optimizer; pass the one built on this optimizer"
+        )
+    for part in parts:
+        rebind(part, old, new)
+    if hasattr(scheduler, "optimizer"):
+        scheduler.optimizer = new
+    return scheduler
+
+
+class Momentum:
+    """``|m|`` of SGD's momentum buffer; ``|m| / (√v + 1e-8)`` of Adam's two moments. Read once.
+
+    Args:
+        optimizer: whose momentum is read.
+
+    Raises:
+        UsageError: the optimizer keeps none.
+    """
+
+    per_step = False
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        keeps = {"momentum_buffer", "exp_avg"} & set(fresh_state(optimizer))
+        if not keeps and not optimizer.defaults.get("momentum"):
+            raise UsageError(
+                f"SNFS grows by momentum, and {type(optimizer).__name__} keeps none; "
+                "use SGD with momentum=0.9, or AdamW"
+            )
+        self._optimizer = optimizer
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score of the unit's shape; zero before the first step."""
+
+        def momentum(name: str) -> Tensor | None:
+            parameter = value(name)
+            if parameter is None:
+                return None
+            state = self._optimizer.state.get(parameter, {})
+            if "exp_avg" in state:
+                return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)  # type: ignore[no-any-return]
+            buffer = state.get("momentum_buffer")
+            return torch.zeros_like(parameter) if buffer is None else buffer
+
+        return {name: total.abs() for name, total in units.reduce(momentum).items()}

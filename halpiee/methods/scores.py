@@ -1,9 +1,10 @@
-"""Where a method's scores come from: the last phase's steps, the weights as they are, some batches, or chance."""
+"""Where a method's scores come from: the steps of the last phase, the weights as they are, some batches, or chance."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +12,45 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import PromiseError
-from halpiee.methods.tally import Tally
 from halpiee.saliency.criterion import Criterion
 from halpiee.sparsity.granularity import Units
+from halpiee.sparsity.mask import Mask
 
-__all__ = ["Collector"]
+__all__ = ["Collector", "Tally", "check_ranks"]
+
+
+@dataclass
+class Tally:
+    """Sums of per-step scores over a phase.
+
+    Attributes:
+        total: unit name → sum of scores.
+        steps: steps added.
+        skipped: steps left out because a score was not finite.
+    """
+
+    total: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    skipped: int = 0
+
+    def add(self, scores: Mapping[str, Tensor]) -> None:
+        """Adds one step's scores; a step with any score that is not finite is left out whole, as HALP does."""
+        flat = list(scores.values())
+        if not flat or not bool(torch.stack([torch.isfinite(s).all() for s in flat]).all()):
+            self.skipped += 1
+            return
+        for name, score in scores.items():
+            held = self.total.get(name)
+            self.total[name] = score.clone() if held is None else held + score
+        self.steps += 1
+
+    def mean(self) -> dict[str, Tensor]:
+        """Returns unit name → mean score, on the CPU."""
+        return {name: (total / max(self.steps, 1)).cpu() for name, total in self.total.items()}
+
+    def state(self) -> dict[str, Any]:
+        """Returns plain values and tensors."""
+        return {"total": dict(self.total), "steps": self.steps, "skipped": self.skipped}
 
 
 class Collector:
@@ -73,10 +108,7 @@ class Collector:
         return {n: found.get(n, torch.zeros(size)) for n, size in self.units.sizes.items()}
 
     def over(
-        self,
-        model: nn.Module,
-        batches: Iterable[tuple[Tensor, Tensor]],
-        criterion: Criterion,
+        self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], criterion: Criterion
     ) -> dict[str, Tensor]:
         """Returns the mean scores over some batches; units without one score zero, the model is left as it was.
 
@@ -105,3 +137,21 @@ class Collector:
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes over saved sums."""
         self.tally = Tally(dict(state["total"]), state["steps"], state["skipped"])
+
+
+def check_ranks(alive: Mask, step: int) -> None:
+    """Refuses to go on when the ranks of a distributed run have chosen different units.
+
+    Raises:
+        PromiseError: the masks differ.
+    """
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    digests: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, alive.digest())
+    if len(set(digests)) > 1:
+        raise PromiseError(
+            f"at step {step} the ranks chose different units ({len(set(digests))} different masks of "
+            f"{len(digests)}); give every rank the same seed and reduced gradients (DistributedDataParallel)"
+        )

@@ -9,7 +9,7 @@ gradients; under DDP gradients are the reduced ones, so that all ranks choose al
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,23 +19,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import HalpieeError, PromiseError, UsageError
-from halpiee.methods.collector import Collector
-from halpiee.methods.event import Event
-from halpiee.methods.guard import Guard
-from halpiee.methods.ledger import Ledger
-from halpiee.methods.memory import Memory
-from halpiee.methods.moves import change, grow
-from halpiee.methods.norm import RunningNorms
-from halpiee.methods.optimizers import check_holds, check_optimizer, few
-from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Train
-from halpiee.methods.pools import Choice, LatencyPool, Pool
-from halpiee.methods.ranks import check_ranks
-from halpiee.methods.resuming import check_units, restore, state_of
-from halpiee.methods.unwrap import bare
-from halpiee.saliency.criterion import Criterion
-from halpiee.saliency.magnitude import Given
-from halpiee.saliency.score import tell, undecided
-from halpiee.sparsity.granularity import Units
+from halpiee.methods.active import Active
+from halpiee.methods.allocator import Choice, LatencyPool, Pool
+from halpiee.methods.design import Design
+from halpiee.methods.history import Event
+from halpiee.methods.optimizer import check_holds, check_optimizer, few
+from halpiee.methods.phases import Drop, Grow, Phase, Train
+from halpiee.methods.state import RunningNorms
+from halpiee.methods.wrappers import bare
 from halpiee.sparsity.mask import Mask
 
 __all__ = ["Sparse"]
@@ -44,19 +35,15 @@ WATCH = 50
 """Steps between two looks at whether all weights are finite; every change of the units looks, too."""
 
 
-class Sparse:
+class Sparse(Active):
     """A recipe attached to a model and its optimizer.
 
     Args:
         model: trained in place; its parameters keep their identity.
         optimizer: any whose state has the parameter's shape or is a scalar.
-        units: what is removed and brought back.
-        pool: the budget, bound to the units.
-        recipe: phases, in order; after the last one the active units train on.
-        criterion: scores units wherever a phase names no other criterion.
+        design: units, pool, recipe and criterion.
         batches: (inputs, targets) for phases that score over batches.
         seed: of every random choice.
-        explore_init: never-active units start from the model's initialisation, or from zero.
 
     Attributes:
         given: the model as it was given, in its wrappers.
@@ -77,55 +64,17 @@ class Sparse:
         self,
         model: nn.Module,
         optimizer: Optimizer,
+        design: Design,
         *,
-        units: Units,
-        pool: Pool,
-        recipe: Recipe,
-        criterion: Criterion,
         batches: Iterable[tuple[Tensor, Tensor]] | None = None,
         seed: int = 0,
-        explore_init: str = "model",
     ) -> None:
-        self.given = model
-        self.model, self.optimizer = bare(model), optimizer
-        self.units, self.pool, self.recipe, self.criterion, self.seed = units, pool, recipe, criterion, seed
-        self.batches = batches
-        self._parameters = dict(self.model.named_parameters())
-        named = {**self._parameters, **dict(self.model.named_buffers())}
         check_optimizer(optimizer)
-        check_holds(optimizer, units, self._parameters)
+        check_holds(optimizer, design.units, dict(bare(model).named_parameters()))
+        super().__init__(model, optimizer, design, batches=batches, seed=seed)
         self._check_gradients()
-        in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        # Everything a step can move: the model's parameters, and the running statistics of norms.
-        self._tensors = {
-            name: tensor
-            for name, tensor in named.items()
-            if id(tensor) in in_optimizer
-            or name in units.tensors
-            or name.endswith(("running_mean", "running_var"))
-        }
-        self._guard = Guard(self._tensors, optimizer)
         self._fused_skip = False
-        self.ledger = Ledger()
-        self.alive = Mask.full(units.sizes)
-        self.step = 0
-        self.phase = 0
-        self.phase_steps = 0
-        self.scores = Collector(units, self._parameters, seed)
-        self.explore_init = explore_init
-        self.last_drop: tuple[Mask, dict[str, Tensor], Mask] | None = None
-        self.last_grow: tuple[Mask, dict[str, Tensor]] | None = None
-        self._flat: dict[str, str] = {}
-        self._told: set[str] = set()
-        self._untold: list[tuple[dict[str, str], Criterion | str]] = []
-        self._masks = units.masks(self.alive)
-        masked = {name: p for name, p in self._parameters.items() if name in units.tensors}
-        self.memory = Memory(masked, self._masks)
         self._norms = RunningNorms()
-        # Optimizer state of inactive units is kept where a phase trains it: dense momentum.
-        self._dense_state = any(
-            isinstance(p, Train) and p.forward == "alive" and p.update == "all" for p in recipe
-        )
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -138,21 +87,6 @@ class Sparse:
             raise
 
     # -- what users see ---------------------------------------------------------------------------------------
-
-    @property
-    def reports(self) -> list[Event]:
-        """The events so far."""
-        return self.ledger.reports
-
-    @property
-    def log(self) -> list[tuple[int, str, dict[str, int]]]:
-        """(steps, kind, active units per group) of every run of like steps."""
-        return self.ledger.log
-
-    @property
-    def finished(self) -> bool:
-        """Whether the active units are final."""
-        return self.phase >= len(self.recipe)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -170,7 +104,7 @@ class Sparse:
         self.phase = len(self.recipe)
         self.phase_steps = 0
         if opened and exploring:
-            grow(self, Grow(self.omega))
+            self.grow(Grow(self.omega))
         elif opened:
             self.take_back()  # no score of the inactive units in this cycle
         self._enter(Train(0))
@@ -182,10 +116,6 @@ class Sparse:
             handle.remove()
         self._handles = []
         self._norms.off()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns everything a resumed run needs beside the model's and the optimizer's own state."""
-        return state_of(self)
 
     def load_record(self, state: Mapping[str, Any]) -> None:
         """Takes over what was recorded and which units are active: for a run that goes on with the compact network.
@@ -202,7 +132,8 @@ class Sparse:
         Raises:
             UsageError: a state of other units.
         """
-        restore(self, state)
+        self._restore(state)
+        self.go_on(Mask(dict(state["alive"])), everything=state["forward_all"])
 
     def foreign(self) -> list[str]:
         """Returns the parameters in which values that this method holds still are others than it left there.
@@ -223,7 +154,7 @@ class Sparse:
         Raises:
             UsageError: a state of other units, or weights with values in units that it does not name.
         """
-        check_units(self, state)
+        self._check_units(state)
         alive = Mask(dict(state["alive"]))
         masks = self.units.masks(alive)
         outside = [
@@ -321,7 +252,7 @@ class Sparse:
             phase = self.recipe[self.phase]
             if isinstance(phase, Train) and phase.steps > 0:
                 break
-            change(self, phase)
+            self.change(phase)
             self.phase += 1
         self._enter(self._train())
         over = 1 + 1e-9  # only a solver whose prices are not the true ones ends above Ψ
@@ -378,31 +309,6 @@ class Sparse:
                 f"(requires_grad=False); unfreeze them, or leave them whole: protect={few(frozen)}"
             )
 
-    def tell(self, by: Criterion | str | None, scores: Mapping[str, Tensor], may: Mask, chosen: Mask) -> None:
-        """Notes groups that a choice cut into though their scores are all the same, to be warned of once a group.
-
-        The warning comes when the change is done: as an error it stops a training of which nothing is half done.
-
-        Args:
-            by: whose scores; ``None``: the method's criterion.
-            scores: of all units.
-            may: the units that could be chosen.
-            chosen: the units that were.
-        """
-        criterion = self.criterion if by is None or by == "score" else by
-        if by == "random" or isinstance(criterion, Given):
-            return
-        self._flat = undecided(scores, may, chosen)
-        new = {n: why for n, why in self._flat.items() if n not in self._told}
-        self._told |= new.keys()
-        if new:
-            self._untold.append((new, criterion))
-
-    def _warn(self) -> None:
-        """Gives the warnings of the changes that are done."""
-        while self._untold:
-            tell(*self._untold.pop(0))
-
     def choose_again(self, pool: Pool) -> Event:
         """Repeats the last prune and grow under another pool: what a corrected latency model asks for.
 
@@ -435,88 +341,9 @@ class Sparse:
         self._hold(self._train())
         return report
 
-    @property
-    def omega(self) -> float:
-        """Ω of the last prune, as a share of Ψ."""
-        return next((e.omega / e.budget for e in reversed(self.reports) if e.event == "prune"), 0.0)
-
     def _last_open(self) -> Phase | None:
         done = self.recipe[: self.phase]
         return next((p for p in reversed(done) if not isinstance(p, Train)), None)
-
-    # -- masks ------------------------------------------------------------------------------------------------
-
-    @property
-    def next_phase(self) -> object:
-        """The phase after the present one, steps of zero length left out."""
-        rest = self.recipe[self.phase + 1 :]
-        return next((p for p in rest if not (isinstance(p, Train) and p.steps == 0)), None)
-
-    def take_back(self) -> None:
-        """Ends a cycle without scores of the inactive units: what it has just dropped becomes active again."""
-        if self.last_drop is not None:
-            before = self.last_drop[0]
-            used = self.pool.used(before)
-            choice = Choice(before, used, self.pool.total - used, math.nan, 0.0)
-            self.apply(choice, "grow", self.omega)
-
-    def apply(
-        self,
-        choice: Choice,
-        event: str,
-        omega: float,
-        *,
-        budget: float | None = None,
-        zero: bool = False,
-        later: bool = False,
-    ) -> Event:
-        """Makes ``choice`` the active units, records it, and forgets the optimizer state of what it removed.
-
-        Args:
-            choice: the units.
-            event: its name in the reports.
-            omega: share that is exchanged.
-            budget: of the pool that chose; by default the method's.
-            zero: units that were not active start from zero.
-            later: leaves the model as it is until the next change, which is then one with this.
-        """
-        check_ranks(choice.alive, self.step)
-        if not later:
-            masks = self.units.masks(choice.alive)
-            self._forget()
-            self.memory.switch(masks, zero=zero)
-            self._masks = masks
-            self._forget()
-        self.alive = choice.alive
-        flat, self._flat = tuple(self._flat), {}
-        total = self.pool.total if budget is None else budget
-        return self.ledger.event(
-            choice.alive,
-            step=self.step,
-            event=event,
-            budget=total,
-            used=choice.used,
-            omega=omega * total,
-            gap=choice.gap,
-            slack=choice.slack,
-            next_step=choice.next_step,
-            skipped=self.scores.tally.skipped,
-            flat=flat,
-        )
-
-    def forget_all(self) -> None:
-        """Lets the optimizer's state of every parameter start anew."""
-        self._guard.forget_state(
-            {
-                n: torch.ones_like(p, dtype=torch.bool)
-                for n, p in self._parameters.items()
-                if n in self._tensors
-            }
-        )
-
-    def _forget(self) -> None:
-        if self.finished or not self._dense_state:
-            self._guard.forget_state(self.memory.inactive)
 
     def _hold(self, phase: Train) -> None:
         """Tells the guard what may not move in this phase."""
@@ -528,19 +355,3 @@ class Sparse:
             self._guard.hold(dict(self._masks), values_only=True)
         else:
             self._guard.hold({})
-
-    def read(self, by: Criterion | str | None, purpose: str, *, full: bool = False) -> dict[str, Tensor]:
-        """Returns scores by a criterion (``None`` or ``score``: the method's), or random ones.
-
-        Args:
-            by: whose.
-            purpose: what random scores are for.
-            full: whether inactive units are read by their last values.
-        """
-        if by == "random":
-            return self.scores.random(purpose)
-        criterion = self.criterion if by is None or isinstance(by, str) else by
-        look: Callable[[str], Tensor | None] | None = None
-        if full:
-            look = lambda name: self.memory.value(name) if name in self.units.tensors else None  # noqa: E731
-        return self.scores.read(criterion, look)

@@ -1,0 +1,432 @@
+"""The active units of a model: how they are chosen, made active, recorded and saved.
+
+A change of the active units reads scores, lets the pool choose, and applies the choice: start, resize, drop, grow. Two
+more are ablations of what a change has chosen: shuffle the units, redraw their weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from halpiee.errors import UsageError
+from halpiee.methods.allocator import Choice, LayerPools, bind
+from halpiee.methods.design import Design
+from halpiee.methods.history import Event, Ledger
+from halpiee.methods.phases import Drop, Grow, Phase, Redraw, Resize, Shuffle, Start, Train
+from halpiee.methods.scores import Collector, check_ranks
+from halpiee.methods.state import Guard, Memory
+from halpiee.methods.wrappers import bare
+from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.magnitude import Given
+from halpiee.saliency.score import tell, undecided
+from halpiee.sparsity.distribution import NM
+from halpiee.sparsity.mask import Mask
+
+__all__ = ["Active", "share"]
+
+
+class Active:
+    """The active units of a model, and where a recipe stands.
+
+    Args: see ``Sparse``.
+
+    Attributes:
+        given: the model as it was given, in its wrappers.
+        model: the model without them.
+        alive: the active units.
+        step: optimizer steps done.
+        phase: index of the present phase.
+        phase_steps: steps of it that are done.
+        memory: what the model holds, and the last values of inactive units.
+        scores: where scores come from.
+        ledger: what happened.
+        last_drop: active units before the last drop, its scores, active units after it.
+        last_grow: active units before the last grow, its scores.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        design: Design,
+        *,
+        batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.given = model
+        self.model, self.optimizer = bare(model), optimizer
+        units = self.units = design.units
+        self.pool, self.recipe, self.criterion = design.pool, design.recipe, design.criterion
+        self.batches, self.seed, self.explore_init = batches, seed, design.explore_init
+        self._parameters = dict(self.model.named_parameters())
+        named = {**self._parameters, **dict(self.model.named_buffers())}
+        in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        # Everything a step can move: the model's parameters, and the running statistics of norms.
+        self._tensors = {
+            name: tensor
+            for name, tensor in named.items()
+            if id(tensor) in in_optimizer
+            or name in units.tensors
+            or name.endswith(("running_mean", "running_var"))
+        }
+        self._guard = Guard(self._tensors, optimizer)
+        self.ledger = Ledger()
+        self.alive = Mask.full(units.sizes)
+        self.step = self.phase = self.phase_steps = 0
+        self.scores = Collector(units, self._parameters, seed)
+        self.last_drop: tuple[Mask, dict[str, Tensor], Mask] | None = None
+        self.last_grow: tuple[Mask, dict[str, Tensor]] | None = None
+        self._flat: dict[str, str] = {}
+        self._told: set[str] = set()
+        self._untold: list[tuple[dict[str, str], Criterion | str]] = []
+        self._masks = units.masks(self.alive)
+        masked = {name: p for name, p in self._parameters.items() if name in units.tensors}
+        self.memory = Memory(masked, self._masks)
+        # Optimizer state of inactive units is kept where a phase trains it: dense momentum.
+        self._dense_state = any(
+            isinstance(p, Train) and p.forward == "alive" and p.update == "all" for p in design.recipe
+        )
+
+    @property
+    def reports(self) -> list[Event]:
+        """The events so far."""
+        return self.ledger.reports
+
+    @property
+    def log(self) -> list[tuple[int, str, dict[str, int]]]:
+        """(steps, kind, active units per group) of every run of like steps."""
+        return self.ledger.log
+
+    @property
+    def finished(self) -> bool:
+        """Whether the active units are final."""
+        return self.phase >= len(self.recipe)
+
+    @property
+    def omega(self) -> float:
+        """Ω of the last prune, as a share of Ψ."""
+        return next((e.omega / e.budget for e in reversed(self.reports) if e.event == "prune"), 0.0)
+
+    @property
+    def next_phase(self) -> object:
+        """The phase after the present one, steps of zero length left out."""
+        rest = self.recipe[self.phase + 1 :]
+        return next((p for p in rest if not (isinstance(p, Train) and p.steps == 0)), None)
+
+    # -- choosing ---------------------------------------------------------------------------------------------
+
+    def change(self, phase: Phase) -> None:
+        """Carries out a phase that happens between two steps."""
+        changes: dict[type, Callable[[Any], None]] = {
+            Start: self._start,
+            Resize: self._resize,
+            Drop: self._drop,
+            Grow: self.grow,
+            Shuffle: self._shuffle,
+            Redraw: self._redraw,
+        }
+        if type(phase) in changes:
+            changes[type(phase)](phase)
+
+    def _start(self, phase: Start) -> None:
+        """Chooses the first units."""
+        pool = self.pool
+        nothing = Mask.full(self.units.sizes, False)
+        if phase.budget is not None:
+            # Spread by another budget, brought to this one's total at random.
+            spread = bind(phase.budget, self.units, None).start(self.scores.generator("start"))
+            scores = self.scores.random("start")
+            within = pool.choose(scores, must=nothing, may=spread.alive, level=1.0)
+            choice = pool.choose(scores, must=within.alive, may=~within.alive, level=1.0)
+        elif phase.by == "random":
+            choice = pool.start(self.scores.generator("start"))
+        else:
+            scores = self.read(None if phase.by == "scores" else "random", "start")
+            choice = pool.choose(scores, must=nothing, may=~nothing, level=1.0)
+            self.tell(None if phase.by == "scores" else "random", scores, ~nothing, choice.alive)
+        self.apply(choice, "init", 0.0)
+        if self.explore_init == "zero":
+            self.memory.forget_inactive()
+
+    def _resize(self, phase: Resize) -> None:
+        """Keeps the best units within the phase's budget."""
+        pool = self.pool if phase.budget is None else bind(phase.budget, self.units, None)
+        if phase.batches and phase.by != "random":
+            if self.batches is None:
+                raise UsageError(
+                    "scores over batches were asked, and no batches given; pass batches=[(inputs, targets), …]"
+                )
+            criterion = self.criterion if phase.by is None else phase.by
+            scores = self.scores.over(self.model, self.batches, criterion)
+        else:
+            scores = self.read(phase.by, f"resize {self.step}", full=phase.among == "all")
+        nothing = Mask.full(self.units.sizes, False)
+        before = self.alive
+        may = before if phase.among == "alive" else ~nothing
+        choice = pool.choose(scores, must=nothing, may=may, level=phase.level)
+        least = None if phase.least is None else bind(phase.least, self.units, None)
+        if least is not None and choice.used < least.total:
+            choice = least.choose(scores, must=choice.alive, may=may & ~choice.alive, level=1.0)
+        self.tell(phase.by, scores, may, choice.alive)
+        self.apply(choice, phase.event, 0.0, budget=pool.total)
+        self.last_drop = (before, scores, self.alive)
+
+    def _drop(self, phase: Drop) -> None:
+        """Keeps the best active units; before a grow at the same step the model is left as it is until then."""
+        scores = self.read(phase.by, f"drop {self.step}")
+        nothing = Mask.full(self.units.sizes, False)
+        before = self.alive
+        if phase.within == "layer":
+            round_ = math.ceil if phase.rounding == "ceil" else math.floor
+            counts = {n: k - min(round_(phase.omega * k), k - 1) for n, k in before.counts.items()}
+            choice = self._layers().choose_counts(scores, must=nothing, may=before, counts=counts)
+            event = "drop"
+        else:
+            choice = self.pool.choose(scores, must=nothing, may=before, level=1 - phase.omega)
+            event = "prune"
+        self.tell(phase.by, scores, before, choice.alive)
+        self.apply(choice, event, phase.omega, later=isinstance(self.next_phase, Grow))
+        self.last_drop = (before, scores, self.alive)
+
+    def grow(self, phase: Grow) -> None:
+        """Keeps all active units and adds the best of the others."""
+        kept = self.alive
+        criterion: Criterion | str = self.criterion if phase.by == "score" else phase.by
+        if not isinstance(criterion, str) and criterion.per_step and self.scores.tally.steps == 0:
+            self.take_back()  # no step had finite scores
+            return
+        scores = self.read(criterion, f"grow {self.step}")
+        if phase.within == "budget":
+            choice = self.pool.choose(scores, must=kept, may=~kept, level=1.0)
+        else:
+            if self.last_drop is None:
+                raise UsageError(
+                    "a recipe grows within layers before it has dropped anything; put a Drop before"
+                )
+            counts = self.last_drop[0].counts
+            if phase.within == "shared":
+                counts = share(kept.counts, counts, scores, self.last_drop[0])
+            choice = self._layers().choose_counts(scores, must=kept, may=~kept, counts=counts)
+        self.tell(criterion, scores, ~kept, choice.alive)
+        self.last_grow = (kept, scores)
+        self.apply(choice, "grow", phase.omega, zero=phase.values == "zero")
+
+    def _shuffle(self, phase: Shuffle) -> None:
+        """Moves the active units of every layer to other places, with the values that are there."""
+        if isinstance(self.pool, LayerPools) and isinstance(self.pool.budget, NM):
+            raise UsageError(
+                f"a mask of {self.pool.budget.n}:{self.pool.budget.m} was to be shuffled, whose runs that would not "
+                "keep; use Global, ERK or Uniform"
+            )
+        used = self.pool.used(self.alive)
+        choice = Choice(self.alive.shuffled(phase.seed), used, 0.0, math.nan, 0.0)
+        self.apply(choice, "shuffle", 0.0, budget=used)
+
+    def _redraw(self, phase: Redraw) -> None:
+        """Draws all weights anew, then takes the inactive ones out; momentum starts anew."""
+        phase.draw(self.model, phase.seed)
+        self.memory.renew()
+        self.forget_all()
+
+    def _layers(self) -> LayerPools:
+        if not isinstance(self.pool, LayerPools):
+            raise UsageError(
+                "units were to be exchanged within layers under a latency, which prices layers together; "
+                "use a density budget, or IEE"
+            )
+        return self.pool
+
+    def read(self, by: Criterion | str | None, purpose: str, *, full: bool = False) -> dict[str, Tensor]:
+        """Returns scores by a criterion (``None`` or ``score``: the method's), or random ones.
+
+        Args:
+            by: whose.
+            purpose: what random scores are for.
+            full: whether inactive units are read by their last values.
+        """
+        if by == "random":
+            return self.scores.random(purpose)
+        criterion = self.criterion if by is None or isinstance(by, str) else by
+        look: Callable[[str], Tensor | None] | None = None
+        if full:
+            look = lambda name: self.memory.value(name) if name in self.units.tensors else None  # noqa: E731
+        return self.scores.read(criterion, look)
+
+    def tell(self, by: Criterion | str | None, scores: Mapping[str, Tensor], may: Mask, chosen: Mask) -> None:
+        """Notes groups that a choice cut into though their scores are all the same, to be warned of once a group.
+
+        The warning comes when the change is done: as an error it stops a training of which nothing is half done.
+
+        Args:
+            by: whose scores; ``None``: the method's criterion.
+            scores: of all units.
+            may: the units that could be chosen.
+            chosen: the units that were.
+        """
+        criterion = self.criterion if by is None or by == "score" else by
+        if by == "random" or isinstance(criterion, Given):
+            return
+        self._flat = undecided(scores, may, chosen)
+        new = {n: why for n, why in self._flat.items() if n not in self._told}
+        self._told |= new.keys()
+        if new:
+            self._untold.append((new, criterion))
+
+    def _warn(self) -> None:
+        """Gives the warnings of the changes that are done."""
+        while self._untold:
+            tell(*self._untold.pop(0))
+
+    # -- applying ---------------------------------------------------------------------------------------------
+
+    def take_back(self) -> None:
+        """Ends a cycle without scores of the inactive units: what it has just dropped becomes active again."""
+        if self.last_drop is not None:
+            before = self.last_drop[0]
+            used = self.pool.used(before)
+            choice = Choice(before, used, self.pool.total - used, math.nan, 0.0)
+            self.apply(choice, "grow", self.omega)
+
+    def apply(
+        self,
+        choice: Choice,
+        event: str,
+        omega: float,
+        *,
+        budget: float | None = None,
+        zero: bool = False,
+        later: bool = False,
+    ) -> Event:
+        """Makes ``choice`` the active units, records it, and forgets the optimizer state of what it removed.
+
+        Args:
+            choice: the units.
+            event: its name in the reports.
+            omega: share that is exchanged.
+            budget: of the pool that chose; by default the method's.
+            zero: units that were not active start from zero.
+            later: leaves the model as it is until the next change, which is then one with this.
+        """
+        check_ranks(choice.alive, self.step)
+        if not later:
+            masks = self.units.masks(choice.alive)
+            self._forget()
+            self.memory.switch(masks, zero=zero)
+            self._masks = masks
+            self._forget()
+        self.alive = choice.alive
+        flat, self._flat = tuple(self._flat), {}
+        total = self.pool.total if budget is None else budget
+        return self.ledger.event(
+            choice.alive,
+            step=self.step,
+            event=event,
+            budget=total,
+            used=choice.used,
+            omega=omega * total,
+            gap=choice.gap,
+            slack=choice.slack,
+            next_step=choice.next_step,
+            skipped=self.scores.tally.skipped,
+            flat=flat,
+        )
+
+    def forget_all(self) -> None:
+        """Lets the optimizer's state of every parameter start anew."""
+        self._guard.forget_state(
+            {
+                n: torch.ones_like(p, dtype=torch.bool)
+                for n, p in self._parameters.items()
+                if n in self._tensors
+            }
+        )
+
+    def _forget(self) -> None:
+        if self.finished or not self._dense_state:
+            self._guard.forget_state(self.memory.inactive)
+
+    # -- saving -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything a resumed run needs beside the model's and the optimizer's own state."""
+        dropped, grown = self.last_drop, self.last_grow
+        return {
+            "step": self.step,
+            "phase": self.phase,
+            "phase_steps": self.phase_steps,
+            "forward_all": self.memory.everything,
+            "alive": dict(self.alive),
+            "memory": self.memory.state(),
+            "scores": self.scores.state(),
+            "last_drop": None if dropped is None else [dict(dropped[0]), dropped[1], dict(dropped[2])],
+            "last_grow": None if grown is None else [dict(grown[0]), grown[1]],
+            **self.ledger.state(),
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Takes over a saved state, but for the active units; the model and the optimizer already have theirs."""
+        self._check_units(state)
+        self.step, self.phase, self.phase_steps = state["step"], state["phase"], state["phase_steps"]
+        self.memory.load(state["memory"])
+        self.scores.load(state["scores"])
+        dropped, grown = state["last_drop"], state["last_grow"]
+        self.last_drop = (
+            None if dropped is None else (Mask(dict(dropped[0])), dict(dropped[1]), Mask(dict(dropped[2])))
+        )
+        self.last_grow = None if grown is None else (Mask(dict(grown[0])), dict(grown[1]))
+        self.ledger.load(state)
+
+    def _check_units(self, state: Mapping[str, Any]) -> None:
+        """Refuses a saved state of other units.
+
+        Raises:
+            UsageError: names or sizes differ.
+        """
+        expected = {name: tuple(size) for name, size in self.units.sizes.items()}
+        found = {name: tuple(mask.shape) for name, mask in state["alive"].items()}
+        if expected != found:
+            raise UsageError(
+                f"the saved state masks {len(found)} groups, this model has {len(expected)} of other sizes or names; "
+                "resume with the model and settings of the run that saved it"
+            )
+
+
+def share(
+    kept: Mapping[str, int], before: Mapping[str, int], scores: Mapping[str, Tensor], active: Mask
+) -> dict[str, int]:
+    """Returns active units per layer when what all layers lost is shared by the mean score of their active units.
+
+    Shares are rounded to the largest remainders, so that the total is exact; what does not fit into a layer goes to
+    the others in the same proportion (SNFS, arXiv 1907.04840, Sec. 3).
+
+    Args:
+        kept: active units after the drop.
+        before: active units before it.
+        scores: of all units.
+        active: the active units before the drop.
+    """
+    room = {n: active[n].numel() - k for n, k in kept.items()}
+    weight = {n: float(scores[n][active[n]].double().mean()) for n in kept}
+    if not sum(weight.values()) > 0:
+        weight = dict.fromkeys(kept, 1.0)
+    grown = dict.fromkeys(kept, 0)
+    left = sum(before.values()) - sum(kept.values())
+    while left > 0:
+        open_ = [n for n in kept if grown[n] < room[n] and weight[n] > 0] or [
+            n for n in kept if grown[n] < room[n]
+        ]
+        total = sum(weight[n] for n in open_)
+        wanted = {n: left * (weight[n] / total if total > 0 else 1 / len(open_)) for n in open_}
+        order = sorted(open_, key=lambda n: math.floor(wanted[n]) - wanted[n])
+        spare = left - sum(math.floor(w) for w in wanted.values())
+        for i, n in enumerate(order):
+            more = min(math.floor(wanted[n]) + (i < spare), room[n] - grown[n])
+            grown[n] += more
+            left -= more
+    return {n: k + grown[n] for n, k in kept.items()}
