@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: lock compat demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models exports package coverage docs clean
+.PHONY: lock compat demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models options exports package coverage docs clean
 
 $(VENV)/.installed: pyproject.toml tools/install.py $(wildcard requirements/lock-*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -63,6 +63,9 @@ bench-methods: $(VENV)/.installed ## orders the methods on CIFAR-10, rewinding a
 
 models: $(VENV)/.installed ## every torchvision network: what is prunable, and that the cut is exact
 	$(BIN)/python -m tools.models_table --out docs/models.md
+
+options: $(VENV)/.installed ## docs/options.md: the options of every verb, from the fields that they are read of
+	$(BIN)/python -m tools.options_page
 
 exports: $(VENV)/.installed ## every torchvision classification network, pruned at random, exported and verified
 	$(BIN)/python -m tools.export_table --out docs/exports.md

@@ -79,6 +79,11 @@ class Option:
         return self.help.typed or "--" + self.name.replace("_", "-")
 
     @property
+    def required(self) -> bool:
+        """Whether a value must be given."""
+        return self.default is MISSING
+
+    @property
     def kinds(self) -> frozenset[Any]:
         """The plain types that it takes, ``None`` among them."""
         return frozenset(_kinds(self.hint))
@@ -97,14 +102,17 @@ class Option:
     def shown_default(self) -> str:
         """Its default in words; empty: none is worth saying."""
         value = self.default
-        if value is MISSING or value is None or value == () or value is False:
+        if self.required or value is None or value == () or value is False:
             return self.help.unset
         return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
     @property
     def takes(self) -> str:
-        """What it takes, in words."""
-        return "" if bool in self.kinds else in_words(self.hint)
+        """What it takes, in words; empty: it is typed alone."""
+        if bool in self.kinds:
+            return ""
+        number = annotated(self.hint)
+        return words(*number) if number else ", ".join(self.choices) or in_words(self.hint)
 
 
 def options_of(kind: type) -> Mapping[str, Option]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,7 +119,7 @@ def parameters(options: Sequence[Option], *, needed: bool = True) -> list[click.
                     [one.name],
                     type=_type(one),
                     nargs=1 if one.items is None else -1,
-                    required=needed and one.default is MISSING,
+                    required=needed and one.required,
                     metavar=one.help.metavar,
                 )
             )
@@ -138,7 +138,7 @@ class Typed(click.Option):
 
     def __init__(self, option: Option, *, needed: bool = True) -> None:
         self.option = option
-        default = None if option.default is MISSING or not needed else option.default
+        default = None if option.required or not needed else option.default
         settings: dict[str, Any] = {"default": default, "help": option.help.text}
         names = option.typed
         if bool in option.kinds:
@@ -154,7 +154,7 @@ class Typed(click.Option):
                 settings |= {"is_flag": False, "flag_value": option.help.bare}
         if settings.get("multiple") and needed:
             settings["default"] = ()
-        super().__init__([names, option.name], required=needed and option.default is MISSING, **settings)
+        super().__init__([names, option.name], required=needed and option.required, **settings)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """Returns how it is typed, and its help with the default."""
