@@ -12,6 +12,7 @@ import importlib.metadata
 import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from halpiee.errors import UsageError, unknown
@@ -112,6 +113,15 @@ class Registry(Mapping[str, T], Generic[T]):
         """Returns the parts that need nothing of other packages, and those of other packages asked for so far."""
         self._search()
         return dict(self._parts)
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Inside, parts may be registered; afterwards the registry holds what it held before. For tests."""
+        parts, origins = self.loaded(), dict(self._origins)
+        try:
+            yield
+        finally:
+            self._parts, self._origins = parts, origins
 
     def origin(self, name: str) -> str:
         """Returns the module and the name of what registered a part."""

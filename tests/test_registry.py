@@ -50,12 +50,9 @@ class Square:
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path whose modules are forgotten again, with the parts they registered."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    registries: tuple[Registry[Any], ...] = (CRITERIA, METHODS)
-    before = [(registry.loaded(), dict(registry._origins)) for registry in registries]
     modules = set(sys.modules)
-    yield tmp_path
-    for registry, (parts, origins) in zip(registries, before, strict=True):
-        registry._parts, registry._origins = parts, origins
+    with CRITERIA.forgetting(), METHODS.forgetting():
+        yield tmp_path
     for name in set(sys.modules) - modules:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]

@@ -54,9 +54,9 @@ def beginning(budget: Budget, init: Init, mask: Mask | None = None) -> tuple[Pha
 class StaticOptions:
     """The options of a mask that does not change."""
 
-    init: Init = option("random", "random units, or the largest of the given weights (magnitude)")
-    mask: Mask | None = option(None, "the units themselves: those that another training ended with, say")
-    shuffle: bool = option(False, "shuffle the mask within each layer: an ablation")
+    init: Init = option("random", "Random units, or the largest of the given weights (magnitude).")
+    mask: Mask | None = option(None, "The units themselves: those that another training ended with, say.")
+    shuffle: bool = option(False, "Shuffle the mask within each layer: an ablation.")
 
 
 @method(
@@ -115,32 +115,32 @@ def _check_mask(mask: Mask, units: Units) -> None:
 class RigLOptions:
     """The options of an exchange of weights, with the values of RigL's paper."""
 
-    interval: int = option(100, "ΔT, the steps between two updates")
+    interval: int = option(100, "ΔT, the steps between two updates.")
     fraction: float = option(
-        0.3, "α, the share of a layer's active weights that the first update would exchange"
+        0.3, "α, the share of a layer's active weights that the first update would exchange."
     )
-    floor: float = option(0.0, "what half a cosine lets the fraction fall to")
-    end: float = option(0.75, "share of the training after which updates have ended")
-    values: Literal["zero", "last"] = option("zero", "grown weights start at zero, or at their last values")
-    average: int = option(1, "steps whose gradients are averaged for growing")
-    init: Init = option("random", "random units, or the largest of the given weights (magnitude)")
+    floor: float = option(0.0, "What half a cosine lets the fraction fall to.")
+    end: float = option(0.75, "Share of the training after which updates have ended.")
+    values: Literal["zero", "last"] = option("zero", "Grown weights start at zero, or at their last values.")
+    average: int = option(1, "Steps whose gradients are averaged for growing.")
+    init: Init = option("random", "Random units, or the largest of the given weights (magnitude).")
 
 
 @dataclass(frozen=True)
 class _SNFSOptions(RigLOptions):
-    fraction: float = option(0.5, "share of a layer's active weights that the first update exchanges")
-    end: float = option(1.0, "share of the training after which updates have ended")
+    fraction: float = option(0.5, "Share of a layer's active weights that the first update exchanges.")
+    end: float = option(1.0, "Share of the training after which updates have ended.")
 
 
 @dataclass(frozen=True)
 class _RigLITOPOptions(_SNFSOptions):
-    interval: int = option(4000, "ΔT, the steps between two updates")
-    floor: float = option(0.005, "what half a cosine lets the fraction fall to")
+    interval: int = option(4000, "ΔT, the steps between two updates.")
+    floor: float = option(0.005, "What half a cosine lets the fraction fall to.")
 
 
 @dataclass(frozen=True)
 class _SETITOPOptions(_RigLITOPOptions):
-    interval: int = option(1500, "ΔT, the steps between two updates")
+    interval: int = option(1500, "ΔT, the steps between two updates.")
 
 
 @method(

@@ -77,15 +77,16 @@ def recipe(
 class Options:
     """The options of filter pruning."""
 
-    criterion: Criterion | str = option("l1", "a criterion or its name")
-    rounds: int = option(1, "n, the number of rounds")
+    criterion: Criterion | str = option("l1", "A criterion or its name.")
+    rounds: int = option(1, "n, the number of rounds.")
     interval: int | None = option(
-        None, "training steps before each round (the paper: one epoch); by default the first half of training"
+        None,
+        "Training steps before each round (the paper: one epoch); by default the first half of training.",
     )
     regrow: float = option(
-        0.0, "share of every layer's filters that each round then exchanges by gradient, one step later"
+        0.0, "Share of every layer's filters that each round then exchanges by gradient, one step later."
     )
-    pinned: Collection[str] = option((), "paths of convolutions that stay whole, like protect")
+    pinned: Collection[str] = option((), "Paths of convolutions that stay whole, like protect.")
 
 
 @method(

@@ -117,12 +117,12 @@ def gradual(
 class GMPOptions:
     """The options of gradual magnitude pruning."""
 
-    criterion: Criterion | str = option("magnitude", "what is ranked, a criterion or its name")
-    interval: int = option(1000, "steps between two resizes")
-    first: float = option(0.0, "share of the training where the cubic begins")
-    last: float = option(0.6875, "share of the training where the cubic ends")
+    criterion: Criterion | str = option("magnitude", "What is ranked, a criterion or its name.")
+    interval: int = option(1000, "Steps between two resizes.")
+    first: float = option(0.0, "Share of the training where the cubic begins.")
+    last: float = option(0.6875, "Share of the training where the cubic ends.")
     masks_only: bool | None = option(
-        None, "what was removed keeps its value and may return; by default for budgets per layer only"
+        None, "What was removed keeps its value and may return; by default for budgets per layer only."
     )
 
 
@@ -130,17 +130,17 @@ class GMPOptions:
 class GraNetOptions:
     """The options of GraNet."""
 
-    initial: float = option(0.0, "sparsity at the start: 0 is dense, above 0 a random ERK mask")
-    interval: int = option(1000, "ΔT, the steps between two resizes")
-    first: float = option(0.0, "share of the training where the cubic begins")
+    initial: float = option(0.0, "Sparsity at the start: 0 is dense, above 0 a random ERK mask.")
+    interval: int = option(1000, "ΔT, the steps between two resizes.")
+    first: float = option(0.0, "Share of the training where the cubic begins.")
     last: float | None = option(
         None,
-        "share of the training where the cubic ends; by default the paper's 110 of 160 epochs from dense, "
-        "80 of 160 from an initial sparsity",
+        "Share of the training where the cubic ends; by default the paper's 110 of 160 epochs from dense, "
+        "80 of 160 from an initial sparsity.",
     )
-    regrowth: Regrowth = option(Regrowth(), "neuroregeneration's own settings")
+    regrowth: Regrowth = option(Regrowth(), "neuroregeneration's own settings.")
     init: Literal["random", "magnitude"] = option(
-        "random", "an initial sparsity keeps random weights, or the largest of the given ones"
+        "random", "An initial sparsity keeps random weights, or the largest of the given ones."
     )
 
 

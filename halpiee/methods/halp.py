@@ -47,15 +47,15 @@ def recipe(*, dense: float, prunes: int, interval: int) -> Recipe:
 class Options:
     """The options of HALP."""
 
-    criterion: Criterion | str = option("taylor", "a criterion or its name")
-    prunes: int = option(30, "K, the number of prunes")
-    interval: int = option(40, "training steps before each prune")
+    criterion: Criterion | str = option("taylor", "A criterion or its name.")
+    prunes: int = option(30, "K, the number of prunes.")
+    interval: int = option(40, "Training steps before each prune.")
     solver: Literal["linear", "joint", "cpsat"] = option(
         "linear",
-        "the paper's knapsack is linear; a last prune that it leaves over the budget, because its prices "
-        "are not the true ones, is solved once more jointly",
+        "The paper's knapsack is linear; a last prune that it leaves over the budget, because its prices "
+        "are not the true ones, is solved once more jointly.",
     )
-    gap: float = option(0.001, "relative gap that the solver certifies")
+    gap: float = option(0.001, "Relative gap that the solver certifies.")
 
 
 @method(

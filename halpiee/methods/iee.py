@@ -81,41 +81,41 @@ def recipe(
 class Options:
     """The options of IEE; those of ``recipe`` are told there, too."""
 
-    criterion: Criterion | str | None = option(None, "by default taylor for channels, magnitude for weights")
-    h: int = option(150, "steps that train and score the active units before a prune")
-    j: int = option(150, "steps that train what the prune has kept")
-    q: int = option(150, "steps that train and score the inactive units")
-    omega: float = option(0.3, "share of the budget that the first cycle exchanges")
-    end: float = option(0.75, "share of the training after which updates have ended")
+    criterion: Criterion | str | None = option(None, "By default taylor for channels, magnitude for weights.")
+    h: int = option(150, "Steps that train and score the active units before a prune.")
+    j: int = option(150, "Steps that train what the prune has kept.")
+    q: int = option(150, "Steps that train and score the inactive units.")
+    omega: float = option(0.3, "Share of the budget that the first cycle exchanges.")
+    end: float = option(0.75, "Share of the training after which updates have ended.")
     decay: Literal["exponential", "cosine"] = option(
         "exponential",
-        "how omega falls: exponentially to 1 % of the budget or one step of the coarsest group, or as a "
-        "cosine to 0",
+        "How omega falls: exponentially to 1 % of the budget or one step of the coarsest group, or as a "
+        "cosine to 0.",
     )
     start: Literal["scratch", "pretrained"] = option(
-        "scratch", "start within the budget, or score the given weights for h steps and solve once"
+        "scratch", "Start within the budget, or score the given weights for h steps and solve once."
     )
     init: Literal["random", "random_scores"] = option(
         "random",
-        "from scratch: the largest uniform width filled by the solver, or one solve on random scores",
+        "From scratch: the largest uniform width filled by the solver, or one solve on random scores.",
     )
     explore_init: Literal["model", "zero"] | None = option(
         None,
-        "values of units that were never active: the model's initialisation, or zero (weights only, and "
-        "their default, since magnitude may otherwise grow the largest values that were never trained)",
+        "Values of units that were never active: the model's initialisation, or zero (weights only, and "
+        "their default, since magnitude may otherwise grow the largest values that were never trained).",
     )
-    grow_by: Literal["score", "random"] = option("score", "grow the best-scoring units, or random ones")
+    grow_by: Literal["score", "random"] = option("score", "Grow the best-scoring units, or random ones.")
     grow_values: Literal["last", "zero"] = option(
-        "last", "grown units keep the values they were explored with, or start at zero"
+        "last", "Grown units keep the values they were explored with, or start at zero."
     )
-    freeze: bool = option(True, "freeze the active units during exploration")
+    freeze: bool = option(True, "Freeze the active units during exploration.")
     explore_norm: Literal["batch", "running"] = option(
-        "batch", "statistics that batch norms of active units use during exploration"
+        "batch", "Statistics that batch norms of active units use during exploration."
     )
     solver: Literal["joint", "cpsat", "linear"] = option(
-        "joint", "of latencies; linear is the paper's own knapsack"
+        "joint", "Of latencies; linear is the paper's own knapsack."
     )
-    gap: float = option(0.001, "relative gap that the solver certifies")
+    gap: float = option(0.001, "Relative gap that the solver certifies.")
 
 
 @method(

@@ -193,29 +193,29 @@ def recipe(
 class Options:
     """The options of pruning at a step."""
 
-    criterion: Criterion | str = option("magnitude", "a criterion or its name")
-    at: int = option(0, "training steps before the pruning")
-    rounds: int = option(1, "rounds in which survivors are scored again")
-    shuffle: bool = option(False, "shuffle the mask within each layer: an ablation")
+    criterion: Criterion | str = option("magnitude", "A criterion or its name.")
+    at: int = option(0, "Training steps before the pruning.")
+    rounds: int = option(1, "Rounds in which survivors are scored again.")
+    shuffle: bool = option(False, "Shuffle the mask within each layer: an ablation.")
     redraw: Callable[[nn.Module, int], object] | None = option(
-        None, "(model, seed) draws the weights anew under the mask: an ablation"
+        None, "(model, seed) draws the weights anew under the mask: an ablation."
     )
 
 
 @dataclass(frozen=True)
 class _SNIPOptions(Options):
-    criterion: Criterion | str = option("snip", "a criterion or its name")
+    criterion: Criterion | str = option("snip", "A criterion or its name.")
 
 
 @dataclass(frozen=True)
 class _GraSPOptions(Options):
-    criterion: Criterion | str = option("grasp", "a criterion or its name")
+    criterion: Criterion | str = option("grasp", "A criterion or its name.")
 
 
 @dataclass(frozen=True)
 class _SynFlowOptions(Options):
-    criterion: Criterion | str = option("synflow", "a criterion or its name")
-    rounds: int = option(100, "rounds in which survivors are scored again")
+    criterion: Criterion | str = option("synflow", "A criterion or its name.")
+    rounds: int = option(100, "Rounds in which survivors are scored again.")
 
 
 @method(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 import latency
+from halpiee.methods.registry import METHODS
+from halpiee.saliency.registry import REGISTRY as CRITERIA
 
 from ..latency.fakes import FakeBackend, staircase
 
@@ -26,6 +29,13 @@ def example(name: str) -> ModuleType:
     sys.modules[module.__name__] = module  # dataclasses look their module up
     found.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What an example registers is gone after it."""
+    with CRITERIA.forgetting(), METHODS.forgetting():
+        yield
 
 
 @pytest.fixture
@@ -108,3 +118,9 @@ def test_a_timm_network_is_fine_tuned_under_its_budget(tmp_path: Path) -> None:
     assert found["predicted_share"] <= 0.6
     assert found["onnx_rel_l2"] < 1e-5
     assert (tmp_path / "test_resnet.onnx").exists()
+
+
+def test_the_new_method_keeps_the_same_ratio_in_every_round() -> None:
+    shown = example("new_method")
+    # of 640 weights: 640 · 0.1^(1/4) = 359.9, 640 · 0.1^(2/4) = 202.4, 640 · 0.1^(3/4) = 113.8, 64
+    assert shown.main() == [360, 202, 114, 64]
