@@ -16,8 +16,10 @@ from halpiee import ranges
 from halpiee.cli.app import program
 from halpiee.cli.options import Answered, Typed, verb
 from halpiee.errors import UsageError, unknown
+from halpiee.methods.registry import METHODS
+from halpiee.methods.switches import Switches
 from halpiee.options import fitted, nested, option, options_of, told
-from halpiee.training.config import Settings
+from halpiee.training.config import Cycle, Masks, Settings
 from tools.house import functions
 from tools.options_page import page
 
@@ -140,6 +142,19 @@ def test_options_of_one_name_that_verbs_share_have_one_default() -> None:
         "classes": {None},
         "protect_first": {None},
     }
+
+
+def test_a_training_has_the_switches_of_iee_and_no_default_of_its_own_for_them() -> None:
+    mine, theirs = options_of(Cycle), options_of(METHODS["iee"].load().options)
+    assert {n for n in mine if n in theirs} == {*options_of(Switches), "h", "j", "q"}
+    for name in options_of(Switches):
+        assert (mine[name].default, mine[name].help) == (theirs[name].default, theirs[name].help), name
+
+
+def test_a_method_that_is_asked_for_a_number_of_the_command_line_has_its_default() -> None:
+    masks = options_of(Masks)
+    for method, name in (("filter", "regrow"), ("snip", "at"), ("granet", "initial")):
+        assert options_of(METHODS[method].load().options)[name].default == masks[name].default, method
 
 
 def test_the_hash_of_a_run_does_not_hang_on_the_order_of_its_settings() -> None:

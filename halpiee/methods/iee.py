@@ -17,6 +17,7 @@ from halpiee.methods.design import Asked, Design, Setup
 from halpiee.methods.method import Method
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Start, Train
 from halpiee.methods.registry import method
+from halpiee.methods.switches import Switches
 from halpiee.options import option
 from halpiee.saliency import Criterion, Magnitude, Taylor
 from halpiee.saliency.registry import criterion_of
@@ -78,42 +79,19 @@ def recipe(
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Switches):
     """The options of IEE; those of ``recipe`` are told there, too."""
 
     criterion: Criterion | str | None = option(None, "By default taylor for channels, magnitude for weights.")
     h: int = option(150, "Steps that train and score the active units before a prune.")
     j: int = option(150, "Steps that train what the prune has kept.")
     q: int = option(150, "Steps that train and score the inactive units.")
-    omega: float = option(0.3, "Share of the budget that the first cycle exchanges.")
-    end: float = option(0.75, "Share of the training after which updates have ended.")
-    decay: Literal["exponential", "cosine"] = option(
-        "exponential",
-        "How omega falls: exponentially to 1 % of the budget or one step of the coarsest group, or as a "
-        "cosine to 0.",
-    )
     start: Literal["scratch", "pretrained"] = option(
         "scratch", "Start within the budget, or score the given weights for h steps and solve once."
     )
     init: Literal["random", "random_scores"] = option(
         "random",
         "From scratch: the largest uniform width filled by the solver, or one solve on random scores.",
-    )
-    explore_init: Literal["model", "zero"] | None = option(
-        None,
-        "Values of units that were never active: the model's initialisation, or zero (weights only, and "
-        "their default, since magnitude may otherwise grow the largest values that were never trained).",
-    )
-    grow_by: Literal["score", "random"] = option("score", "Grow the best-scoring units, or random ones.")
-    grow_values: Literal["last", "zero"] = option(
-        "last", "Grown units keep the values they were explored with, or start at zero."
-    )
-    freeze: bool = option(True, "Freeze the active units during exploration.")
-    explore_norm: Literal["batch", "running"] = option(
-        "batch", "Statistics that batch norms of active units use during exploration."
-    )
-    solver: Literal["joint", "cpsat", "linear"] = option(
-        "joint", "Of latencies; linear is the paper's own knapsack."
     )
     gap: float = option(0.001, "Relative gap that the solver certifies.")
 

@@ -18,56 +18,26 @@ from halpiee import ranges
 from halpiee.asked import parse_budget
 from halpiee.errors import UsageError
 from halpiee.methods.registry import METHODS, Entry
+from halpiee.methods.switches import HEADING, Switches
 from halpiee.options import fitted, option, options_of, parts_of, told
 from halpiee.shared_options import GOAL, NETWORK, RUNTIME, Batched, Protecting, Scaled, Seeded, Threaded
 
 __all__ = ["OPTIONS", "Cycle", "Masks", "Settings", "parse_budget"]
 
-RUN, METHOD, IEE, SCHEDULE = (
-    "Run",
-    "Method",
-    "IEE: prune, improve, explore, grow",
-    "Schedule, dense and pruned",
-)
+RUN, METHOD, SCHEDULE = "Run", "Method", "Schedule, dense and pruned"
 """Headings."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cycle:
-    """How IEE exchanges units, and the switches of its paper's Table 4; see ``halpiee.IEE``."""
+class Cycle(Switches):
+    """How IEE exchanges units, its lengths beside its switches; see ``halpiee.IEE``."""
 
-    cycles: ranges.Epochs = option(8, "Prune-and-grow cycles, where --h, --j and --q are left out.", IEE)
-    h: ranges.Steps | None = option(None, "Steps before a prune.", IEE, unset="what --cycles leaves")
+    cycles: ranges.Epochs = option(8, "Prune-and-grow cycles, where --h, --j and --q are left out.", HEADING)
+    h: ranges.Steps | None = option(None, "Steps before a prune.", HEADING, unset="what --cycles leaves")
     j: ranges.StepsOrNone | None = option(
-        None, "Steps between a prune and exploration.", IEE, unset="what --cycles leaves"
+        None, "Steps between a prune and exploration.", HEADING, unset="what --cycles leaves"
     )
-    q: ranges.Steps | None = option(None, "Steps of exploration.", IEE, unset="what --cycles leaves")
-    omega: ranges.Between = option(
-        0.3, "Exploration budget of the first cycle, as a share of the budget.", IEE
-    )
-    decay: Literal["exponential", "cosine"] = option(
-        "exponential", "Decay of the exploration budget over the cycles.", IEE
-    )
-    end: ranges.Positive = option(0.75, "Share of the training after which updates have ended.", IEE)
-    explore_init: Literal["model", "zero"] | None = option(
-        None,
-        "Values that units start from which were never active: the network's initial ones, or zero.",
-        IEE,
-        unset="weights: zero; channels: model",
-    )
-    grow_by: Literal["score", "random"] = option(
-        "score", "Grow the units with the highest scores, or random ones.", IEE
-    )
-    grow_values: Literal["last", "zero"] = option(
-        "last", "Values of grown units: as exploration left them, or zero.", IEE
-    )
-    freeze: bool = option(True, "Freeze active units during exploration.", IEE)
-    explore_norm: Literal["batch", "running"] = option(
-        "batch", "Statistics that batch norms use during exploration: of the batch, or the running ones.", IEE
-    )
-    solver: Literal["joint", "cpsat", "linear"] = option(
-        "joint", "Solver that selects the units of a latency.", GOAL
-    )
+    q: ranges.Steps | None = option(None, "Steps of exploration.", HEADING, unset="what --cycles leaves")
 
     def __post_init__(self) -> None:
         ranges.check(self)

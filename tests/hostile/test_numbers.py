@@ -49,6 +49,17 @@ NEEDED = {
     "inspect": ["gone.jsonl"],
     "plan": ["resnet20", "--budget", "0.5"],
     "profile": ["resnet20", "--dry-run"],
+    "prune": [
+        "resnet20",
+        "--data",
+        "digits",
+        "--weights",
+        "gone.safetensors",
+        "--budget",
+        "0.5",
+        "--out",
+        "run",
+    ],
     "train": ["resnet20", "--data", "digits", "--budget", "0.5", "--out", "run"],
 }
 """What a verb needs beside, so that nothing else is missing."""
