@@ -19,7 +19,7 @@ from halpiee.methods.allocator import Choice, LayerPools, bind
 from halpiee.methods.design import Design
 from halpiee.methods.history import Event, Ledger
 from halpiee.methods.phases import Drop, Grow, Phase, Redraw, Resize, Shuffle, Start, Train
-from halpiee.methods.scores import Collector, check_ranks
+from halpiee.methods.scores import Collector, check_ranks, share
 from halpiee.methods.state import Guard, Memory
 from halpiee.methods.wrappers import bare
 from halpiee.saliency.criterion import Criterion
@@ -28,7 +28,7 @@ from halpiee.saliency.score import tell, undecided
 from halpiee.sparsity.distribution import NM
 from halpiee.sparsity.mask import Mask
 
-__all__ = ["Active", "share"]
+__all__ = ["Active"]
 
 
 class Active:
@@ -395,38 +395,3 @@ class Active:
                 f"the saved state masks {len(found)} groups, this model has {len(expected)} of other sizes or names; "
                 "resume with the model and settings of the run that saved it"
             )
-
-
-def share(
-    kept: Mapping[str, int], before: Mapping[str, int], scores: Mapping[str, Tensor], active: Mask
-) -> dict[str, int]:
-    """Returns active units per layer when what all layers lost is shared by the mean score of their active units.
-
-    Shares are rounded to the largest remainders, so that the total is exact; what does not fit into a layer goes to
-    the others in the same proportion (SNFS, arXiv 1907.04840, Sec. 3).
-
-    Args:
-        kept: active units after the drop.
-        before: active units before it.
-        scores: of all units.
-        active: the active units before the drop.
-    """
-    room = {n: active[n].numel() - k for n, k in kept.items()}
-    weight = {n: float(scores[n][active[n]].double().mean()) for n in kept}
-    if not sum(weight.values()) > 0:
-        weight = dict.fromkeys(kept, 1.0)
-    grown = dict.fromkeys(kept, 0)
-    left = sum(before.values()) - sum(kept.values())
-    while left > 0:
-        open_ = [n for n in kept if grown[n] < room[n] and weight[n] > 0] or [
-            n for n in kept if grown[n] < room[n]
-        ]
-        total = sum(weight[n] for n in open_)
-        wanted = {n: left * (weight[n] / total if total > 0 else 1 / len(open_)) for n in open_}
-        order = sorted(open_, key=lambda n: math.floor(wanted[n]) - wanted[n])
-        spare = left - sum(math.floor(w) for w in wanted.values())
-        for i, n in enumerate(order):
-            more = min(math.floor(wanted[n]) + (i < spare), room[n] - grown[n])
-            grown[n] += more
-            left -= more
-    return {n: k + grown[n] for n, k in kept.items()}

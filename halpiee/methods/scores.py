@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from halpiee.saliency.criterion import Criterion
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
-__all__ = ["Collector", "Tally", "check_ranks"]
+__all__ = ["Collector", "Tally", "check_ranks", "share"]
 
 
 @dataclass
@@ -155,3 +156,38 @@ def check_ranks(alive: Mask, step: int) -> None:
             f"at step {step} the ranks chose different units ({len(set(digests))} different masks of "
             f"{len(digests)}); give every rank the same seed and reduced gradients (DistributedDataParallel)"
         )
+
+
+def share(
+    kept: Mapping[str, int], before: Mapping[str, int], scores: Mapping[str, Tensor], active: Mask
+) -> dict[str, int]:
+    """Returns active units per layer when what all layers lost is shared by the mean score of their active units.
+
+    Shares are rounded to the largest remainders, so that the total is exact; what does not fit into a layer goes to
+    the others in the same proportion (SNFS, arXiv 1907.04840, Sec. 3).
+
+    Args:
+        kept: active units after the drop.
+        before: active units before it.
+        scores: of all units.
+        active: the active units before the drop.
+    """
+    room = {n: active[n].numel() - k for n, k in kept.items()}
+    weight = {n: float(scores[n][active[n]].double().mean()) for n in kept}
+    if not sum(weight.values()) > 0:
+        weight = dict.fromkeys(kept, 1.0)
+    grown = dict.fromkeys(kept, 0)
+    left = sum(before.values()) - sum(kept.values())
+    while left > 0:
+        open_ = [n for n in kept if grown[n] < room[n] and weight[n] > 0] or [
+            n for n in kept if grown[n] < room[n]
+        ]
+        total = sum(weight[n] for n in open_)
+        wanted = {n: left * (weight[n] / total if total > 0 else 1 / len(open_)) for n in open_}
+        order = sorted(open_, key=lambda n: math.floor(wanted[n]) - wanted[n])
+        spare = left - sum(math.floor(w) for w in wanted.values())
+        for i, n in enumerate(order):
+            more = min(math.floor(wanted[n]) + (i < spare), room[n] - grown[n])
+            grown[n] += more
+            left -= more
+    return {n: k + grown[n] for n, k in kept.items()}

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from halpiee import ERK, NM, SET, SETITOP, SNFS, Global, RigL, RigLITOP, Static, Uniform
 from halpiee.errors import ScoreWarning, UsageError
-from halpiee.methods.active import share
+from halpiee.methods.scores import share
 from halpiee.sparsity import Channels, Mask
 from halpiee.structure.groups import Structure
 
