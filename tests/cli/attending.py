@@ -7,15 +7,16 @@ from torch.nn import functional
 
 
 class Attending(nn.Module):
-    """conv(3→8), attention among the positions as often as asked, mean, linear(8→4)."""
+    """conv(3→6), conv(6→8), attention among the positions as often as asked, mean, linear(8→4)."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
-        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.first, self.stem = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
         self.times = times
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.stem(x).flatten(2).transpose(1, 2)
+        rows = self.stem(self.first(x)).flatten(2).transpose(1, 2)
         for _ in range(self.times):
             rows = functional.scaled_dot_product_attention(rows, rows, rows)
         return self.head(rows.mean(1))
