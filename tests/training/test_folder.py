@@ -222,6 +222,7 @@ def test_a_hangup_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert signal.SIGHUP not in ending_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signal.SIGHUP in ending_signals()
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert signal.SIGHUP in ending_signals()
