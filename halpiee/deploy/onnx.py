@@ -24,7 +24,7 @@ from halpiee.deploy.proved import proved
 from halpiee.deploy.verify import ROUNDING, Comparison, outputs, reference, relative_l2
 from halpiee.errors import MismatchError, UsageError
 from halpiee.structure.calls import random_like
-from halpiee.structure.surroundings import Surroundings
+from halpiee.structure.surroundings import Surroundings, random_states
 from latency._files import check_place, write
 from latency.backends.onnxruntime import fixed_batch, to_onnx
 from latency.backends.torch_values import constants, filled, left_out, tensors_given, tensors_in
@@ -245,7 +245,7 @@ def onnx_outputs(
 def _try(model: nn.Module, trusted: nn.Module, inputs: tuple[Any, ...]) -> Any:
     """Runs a model once, so that what it cannot take or gives is said before the export says so obscurely."""
     try:
-        with torch.no_grad(), Surroundings(trusted).kept():  # random states too
+        with torch.no_grad(), random_states():  # what the network keeps of its example inputs, it keeps
             result = trusted(*inputs)
     except Exception as error:  # whatever the model raises
         shapes = ", ".join("×".join(map(str, x.shape)) or "one number" for x in tensors_in(inputs))

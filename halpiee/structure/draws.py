@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from halpiee.structure.surroundings import random_states
+
 __all__ = ["drawn_alike"]
 
 LIKE = frozenset({"rand_like", "randn_like", "randint_like", "bernoulli"})
@@ -71,22 +73,17 @@ def drawn_alike(one: Callable[[], Any], other: Callable[[], Any], *, seed: int) 
         other: runs the second.
         seed: of the state.
     """
-    python, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            noted = [Draws(seed), Draws(seed)]
-            found = run(one, noted[0]), run(other, noted[1])
-            if noted[0].shapes == noted[1].shapes or len(noted[0].shapes) != len(noted[1].shapes):
-                return found
-            pairs = zip(noted[0].shapes, noted[1].shapes, strict=True)
-            shared = [
-                tuple(m if m == n else 1 for m, n in zip(a, b, strict=True)) if len(a) == len(b) else None
-                for a, b in pairs
-            ]
-            return run(one, Draws(seed, [*shared])), run(other, Draws(seed, [*shared]))
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
+    with random_states():
+        noted = [Draws(seed), Draws(seed)]
+        found = run(one, noted[0]), run(other, noted[1])
+        if noted[0].shapes == noted[1].shapes or len(noted[0].shapes) != len(noted[1].shapes):
+            return found
+        pairs = zip(noted[0].shapes, noted[1].shapes, strict=True)
+        shared = [
+            tuple(m if m == n else 1 for m, n in zip(a, b, strict=True)) if len(a) == len(b) else None
+            for a, b in pairs
+        ]
+        return run(one, Draws(seed, [*shared])), run(other, Draws(seed, [*shared]))
 
 
 def run(network: Callable[[], Any], draws: Draws) -> Any:

@@ -34,7 +34,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from halpiee.errors import StructureError
 
-__all__ = ["Surroundings"]
+__all__ = ["Surroundings", "random_states"]
 
 FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "functorch", "triton", "halpiee"}
 """Packages whose functions keep no tensor of a forward."""
@@ -46,6 +46,22 @@ FIXED = (bool, type, FunctionType, MethodType, ModuleType)
 """What a name that now stands for it is not given back for: a flag says what was registered, and cannot be again."""
 
 ABSENT = object()
+
+
+@contextmanager
+def random_states(devices: list[int] | None = None) -> Iterator[None]:
+    """Gives back, at the end, the random states of torch, NumPy and Python.
+
+    Args:
+        devices: indices of the GPUs whose states count; by default all.
+    """
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
 
 
 class Surroundings:
@@ -73,13 +89,10 @@ class Surroundings:
         """Gives back, at the end, what has changed meanwhile, random states too; each forward begins alike."""
         for table in self._tables:
             table.cache_clear()
-        python, numpy_state = random.getstate(), np.random.get_state()
         try:
-            with torch.random.fork_rng(devices=self._devices):
+            with random_states(self._devices):
                 yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)
             for table in self._tables:
                 table.cache_clear()
             for undo in self._undo:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pty
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +36,12 @@ def environment(**other: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **other}
 
 
+def controlled_by(slave: int) -> None:
+    """Gives this process a terminal of its own, whose end it hears of also where the tests run under nohup."""
+    os.close(os.open(os.ttyname(slave), os.O_RDWR))
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.slow  # starts torch, and trains a moment
 def test_a_terminal_that_is_closed_ends_a_run_whose_state_is_saved(tmp_path: Path) -> None:
     master, slave = pty.openpty()
@@ -45,7 +53,7 @@ def test_a_terminal_that_is_closed_ends_a_run_whose_state_is_saved(tmp_path: Pat
         stderr=slave,
         start_new_session=True,
         env=environment(),
-        preexec_fn=lambda: os.close(os.open(os.ttyname(slave), os.O_RDWR)),  # its controlling terminal
+        preexec_fn=functools.partial(controlled_by, slave),
     )
     os.close(slave)
     os.set_blocking(master, False)
