@@ -316,3 +316,22 @@ def test_macs_of_every_torchvision_network_are_those_that_torch_counts(name: str
         with Einsums() as einsums, torch.no_grad():
             model(x)
         assert sum(of_positions.values()) == einsums.macs
+
+
+TIMM = (
+    "resnet18d", "skresnet18", "mobilenetv3_small_050", "efficientnet_lite0", "convnext_atto", "mixer_s32_224",
+    "deit_tiny_patch16_224", "ghostnet_050", "dpn48b", "hrnet_w18_small", "res2net50_14w_8s", "resmlp_12_224",
+    "levit_128s", "edgenext_xx_small",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+def test_macs_of_timms_families_are_those_that_torch_counts(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    size = model.default_cfg["input_size"][-1] if model.default_cfg.get("fixed_input_size") else 64
+    x = torch.randn(1, 3, size, size)
+    structure = trace(model, (x,))
+    assert sum(macs(structure).values()) == counted(model, (x,))
