@@ -23,13 +23,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.analysis import History, exploration, overlaps, survival_rates
+from halpiee.data.sources import load
+from halpiee.data.tensors import TensorData
 from halpiee.methods.dynamic import SET, SNFS, RigL, Static
 from halpiee.methods.gradual import GMP, GraNet
 from halpiee.methods.iee import IEE
 from halpiee.methods.one_shot import AtInit, SynFlow
 from halpiee.methods.sparse import Sparse
 from halpiee.sparsity import ERK, Global
-from halpiee.training.data import Data, load
 from tools.small_cifar import (
     BATCH,
     LARGE,
@@ -104,7 +105,7 @@ METHODS: dict[str, Maker] = {
 }
 
 
-def run(setting: Setting, name: str, data: Data, seed: int) -> dict[str, Any]:
+def run(setting: Setting, name: str, data: TensorData, seed: int) -> dict[str, Any]:
     """Trains once and returns what came out."""
     torch.manual_seed(seed)
     model = setting.build().to(data.train_x.device)
@@ -214,7 +215,7 @@ def main() -> None:
     torch.set_num_threads(1)
     runs = Runs(options.out)
     done = {(r["setting"], r["method"], r["seed"], r["steps"]) for r in runs.rows}
-    loaded: dict[int, Data] = {}
+    loaded: dict[int, TensorData] = {}
     left = 0 if options.table else options.limit
     # Seed by seed, so that every method has as many when it is interrupted.
     for seed, setting_name, name in itertools.product(

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from halpiee.data.sources import load
+from halpiee.data.tensors import TensorData
 from halpiee.methods.one_shot import prune_once
 from halpiee.methods.rewind import held, lottery_ticket_rewinding, rewind
 from halpiee.sparsity.mask import Mask
-from halpiee.training.data import Data, load
 from tools.small_cifar import SETTINGS, Runs, Setting, accuracy, batches, few, interval, parser, sgd
 
 AT_INIT = {"snip": 1, "synflow": 100, "magnitude": 1, "grasp": 1}
@@ -50,7 +51,7 @@ class Training:
         seed: of weights and order.
     """
 
-    def __init__(self, setting: Setting, data: Data, seed: int) -> None:
+    def __init__(self, setting: Setting, data: TensorData, seed: int) -> None:
         self.setting, self.data, self.seed = setting, data, seed
         self._dense: dict[int, dict[str, Tensor]] = {}
 

@@ -28,6 +28,9 @@ from torch.nn import functional
 
 import halpiee
 import latency
+from halpiee.data.images import shift_for
+from halpiee.data.sources import load
+from halpiee.data.tensors import TensorData
 from halpiee.deploy.calibrate import calibrate
 from halpiee.deploy.target import Target
 from halpiee.methods.halp import HALP
@@ -38,8 +41,6 @@ from halpiee.reconstruction.repair import repair
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure
 from halpiee.structure.size import macs
-from halpiee.training.data import Data, load
-from halpiee.training.images import shift_for
 from halpiee.zoo import build
 from latency.predict import Calibration
 from tools.small_cifar import Runs, interval
@@ -86,7 +87,7 @@ class Ground:
             if cached.exists():
                 held = torch.load(cached, weights_only=True)
                 train_x, train_y, test_x, test_y = held["tensors"]
-                self.data = Data(data, train_x, train_y, test_x, test_y, tuple(held["classes"]))
+                self.data = TensorData(data, train_x, train_y, test_x, test_y, tuple(held["classes"]))
             else:
                 self.data = load(data, size=size)
                 d = self.data
@@ -223,7 +224,7 @@ class Training:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: Data) -> float:
+def accuracy(model: nn.Module, data: TensorData) -> float:
     """Returns top-1 accuracy on all test images, in fp32."""
     model.eval()
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test_batches(500)) / len(data.test_y)

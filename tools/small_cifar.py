@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halpiee.training.data import Augmentation, Data
+from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.zoo.blocks import BasicBlock
 from halpiee.zoo.resnet import ResNet
 from halpiee.zoo.wide_resnet import wrn22_2
@@ -102,20 +102,20 @@ def sgd(model: nn.Module, lr: float) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def few(data: Data, a_class: int) -> list[tuple[Tensor, Tensor]]:
+def few(data: TensorData, a_class: int) -> list[tuple[Tensor, Tensor]]:
     """Returns one batch of the first images of each class."""
     index = torch.cat([(data.train_y == c).nonzero().flatten()[:a_class] for c in range(data.n_classes)])
     return [(data.normalised(data.train_x[index]), data.train_y[index])]
 
 
-def batches(data: Data, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(data: TensorData, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields training batches without end."""
     for epoch in itertools.count():
         yield from data.batches(epoch, BATCH, seed=seed)
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: Data) -> float:
+def accuracy(model: nn.Module, data: TensorData) -> float:
     """Returns top-1 accuracy on the test images."""
     model.eval()
     hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test_batches(500))

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from halpiee.data.tensors import TensorData
 from halpiee.errors import UsageError
 from halpiee.methods.method import Method
 from halpiee.methods.registry import METHODS
@@ -17,7 +18,6 @@ from halpiee.sparsity.granularity import Filters, Weights
 from halpiee.sparsity.mask import Mask
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
-from halpiee.training.data import Data
 
 __all__ = [
     "budget_of",
@@ -98,7 +98,7 @@ def given_mask(path: str) -> Mask:
     return Mask(found)
 
 
-def few(data: Data, a_class: int) -> list[tuple[Tensor, Tensor]]:
+def few(data: TensorData, a_class: int) -> list[tuple[Tensor, Tensor]]:
     """Returns one batch of the first training images of each class: what pruning at initialisation scores on."""
     index = torch.cat([(data.train_y == c).nonzero().flatten()[:a_class] for c in range(data.n_classes)])
     return [(data.normalised(data.train_x[index]), data.train_y[index])]

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from halpiee.data.data import Data
 from halpiee.errors import PromiseError
 from halpiee.interrupts import ending_signals
 from halpiee.methods.sparse import Sparse
 from halpiee.training.checkpoint import save_state
 from halpiee.training.config import Settings
-from halpiee.training.data import Data
 
 __all__ = ["Trainer", "evaluate", "learning_rate", "make_optimizer", "pick_threads"]
 

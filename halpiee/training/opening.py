@@ -10,6 +10,8 @@ import torch
 
 import latency
 from halpiee.advice import check_covers, command, held
+from halpiee.data.data import Summary
+from halpiee.data.sources import check
 from halpiee.deploy.target import Target
 from halpiee.errors import DataError, MissingError, OutputInUseError, ProfileError, UsageError
 from halpiee.methods.allocator import bind
@@ -22,7 +24,6 @@ from halpiee.structure.trace import trace
 from halpiee.training.attach import method_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
-from halpiee.training.data import Summary, check
 from halpiee.training.limits import budget_of, units_of
 from halpiee.training.loop import make_optimizer
 from halpiee.training.network import initial, network

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 import latency
+from halpiee.data.sources import load
+from halpiee.data.tensors import TensorData
 from halpiee.deploy.target import Target
 from halpiee.errors import WriteError
 from halpiee.selection.cost import LatencyCost
@@ -23,7 +25,6 @@ from halpiee.structure.size import macs
 from halpiee.structure.trace import trace
 from halpiee.training.checkpoint import fill
 from halpiee.training.config import Settings, parse_budget
-from halpiee.training.data import Data, load
 from halpiee.training.network import network
 from halpiee.training.opening import PROFILE, check_alone, check_folder, check_settings, holds_cells
 from halpiee.training.stored import FILE, save_settings
@@ -144,7 +145,7 @@ class Run:
         return torch.device(self.settings.device)
 
     @cached_property
-    def data(self) -> Data:
+    def data(self) -> TensorData:
         """The data, decoded once."""
         return load(self.settings.data, size=self.settings.size).to(self.device)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import latency
+from halpiee.data.sources import FunctionSource, find
 from halpiee.deploy.calibrate import calibrate
 from halpiee.deploy.target import restored
 from halpiee.errors import BudgetError, HoldoutWarning
@@ -35,7 +36,6 @@ from halpiee.training.records import read_calibration, read_seconds
 from halpiee.training.repairing import repair_to_budget
 from halpiee.training.rewinding import retrain_of, train_rewound
 from halpiee.training.run import Run
-from halpiee.training.sources import FunctionSource, find
 from latency.inspect import inspect
 
 __all__ = ["execute"]

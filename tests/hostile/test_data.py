@@ -12,9 +12,8 @@ import torch
 from click.testing import CliRunner
 
 from halpiee.cli.app import program
+from halpiee.data.sources import FunctionSource, load
 from halpiee.errors import DataError, UsageError
-from halpiee.training.data import load
-from halpiee.training.sources import FunctionSource
 
 from .conftest import one_sentence
 

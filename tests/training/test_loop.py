@@ -12,20 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from halpiee.data.tensors import TensorData
 from halpiee.errors import PromiseError
 from halpiee.training.checkpoint import load_state
 from halpiee.training.config import Settings
-from halpiee.training.data import Data
 from halpiee.training.loop import Trainer, evaluate, learning_rate, make_optimizer
 
 SETTINGS = Settings(model="m", data="d", budget="0.5", epochs=3, batch_size=4, lr=0.1, warmup=0.25)
 
 
-def data(n_classes: int = 3) -> Data:
+def data(n_classes: int = 3) -> TensorData:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (22, 3, 4, 4), generator=generator, dtype=torch.uint8)
     labels = torch.arange(22) % n_classes
-    return Data("d", images[:14], labels[:14], images[14:], labels[14:], tuple("abcdefgh"[:n_classes]))
+    return TensorData("d", images[:14], labels[:14], images[14:], labels[14:], tuple("abcdefgh"[:n_classes]))
 
 
 def net() -> nn.Module:

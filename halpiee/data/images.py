@@ -26,6 +26,7 @@ __all__ = [
     "shift_for",
 ]
 
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 
 

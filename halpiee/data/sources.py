@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halpiee.data.data import Summary, class_numbers
+from halpiee.data.folders import FolderSource, ParquetSource
+from halpiee.data.images import resized, shift_for
+from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.errors import DataError, HalpieeError, MissingError
-from halpiee.training.data import Augmentation, Data, Summary, class_numbers
-from halpiee.training.folders import FolderSource, ParquetSource
-from halpiee.training.images import resized, shift_for
 
-__all__ = ["CifarSource", "DigitsSource", "FunctionSource", "Source", "find"]
+__all__ = ["CifarSource", "DigitsSource", "FunctionSource", "Source", "check", "find", "load"]
+
 
 HINT = (
     "give digits, cifar10, cifar100, a folder of Parquet files, a folder with train/ and val/, "
@@ -39,7 +41,7 @@ class Source(Protocol):
         """Looks whether loading would work, without decoding everything."""
         ...
 
-    def load(self) -> Data:
+    def load(self) -> TensorData:
         """Decodes everything."""
         ...
 
@@ -73,6 +75,36 @@ def find(source: str, size: int | None = None) -> Source:
     raise DataError(f"--data {source!r}: there is no such folder and no data set of that name; {HINT}")
 
 
+def load(source: str, *, size: int | None = None) -> TensorData:
+    """Loads and decodes a data source.
+
+    Args:
+        source: ``digits``; ``cifar10`` or ``cifar100`` (torchvision's, downloaded when they are not there); a
+            folder of ``train*.parquet`` and ``test*.parquet`` files in the Hugging Face layout; a folder with
+            ``train/`` and ``val/`` or ``test/``, each with one folder per class; or
+            ``package.module:function``, which returns (train, test), each a pair of tensors or a dataset.
+        size: height and width to bring the images to: shorter side scaled (bilinear), centre cut out. Needed
+            where images differ in size; digits are 16 × 16 by default.
+
+    Raises:
+        DataError: the source is missing, empty, unreadable, corrupted (which file), or does not fit together.
+    """
+    return find(source, size).load()
+
+
+def check(source: str, *, size: int | None = None) -> Summary:
+    """Looks whether a source can be loaded, in a second or two: files are there, a few of them decode.
+
+    Args:
+        source: as for ``load``.
+        size: as for ``load``.
+
+    Raises:
+        DataError: as ``load``, as far as a look at the file lists and a few images can tell.
+    """
+    return find(source, size).check()
+
+
 @dataclass(frozen=True)
 class DigitsSource:
     """scikit-learn's 1,797 handwritten digits (8 × 8, they come inside its wheel), upsampled, three channels.
@@ -90,7 +122,7 @@ class DigitsSource:
             )
         return Summary("digits", 1442, 355, 10, (3, self.size, self.size))
 
-    def load(self) -> Data:
+    def load(self) -> TensorData:
         """Upsamples and splits the digits."""
         self.check()
         from sklearn.datasets import load_digits
@@ -105,7 +137,7 @@ class DigitsSource:
         test = torch.zeros(len(labels), dtype=torch.bool)
         for label in range(10):
             test[(labels == label).nonzero()[4::5, 0]] = True
-        return Data(
+        return TensorData(
             name="digits",
             train_x=pixels[~test],
             train_y=labels[~test],
@@ -137,7 +169,7 @@ class CifarSource:
         side = self.size or 32
         return Summary(self.name, 50_000, 10_000, 10 if self.name == "cifar10" else 100, (3, side, side))
 
-    def load(self) -> Data:
+    def load(self) -> TensorData:
         """Downloads what is missing and reads it."""
         kind = self._dataset()
         parts = []
@@ -150,7 +182,7 @@ class CifarSource:
             parts.append((resized(x, self.size), torch.tensor(part.targets)))
         (train_x, train_y), (test_x, test_y) = parts
         augmentation = Augmentation(shift=shift_for(train_x.shape[-1]))
-        return Data(self.name, train_x, train_y, test_x, test_y, tuple(part.classes), augmentation)
+        return TensorData(self.name, train_x, train_y, test_x, test_y, tuple(part.classes), augmentation)
 
     def _dataset(self) -> Any:
         try:
@@ -181,7 +213,7 @@ class FunctionSource:
         self._function()
         return Summary(self.name)
 
-    def load(self) -> Data:
+    def load(self) -> TensorData:
         """Calls the function."""
         function = self._function()
         try:
@@ -193,7 +225,7 @@ class FunctionSource:
                 f"--data {self.name}: the function ended in {type(error).__name__}{_said(error)}; mend it, or call it "
                 "in Python to see where"
             ) from error
-        if isinstance(result, Data):
+        if isinstance(result, TensorData):
             return result
         if not isinstance(result, tuple | list) or len(result) != 2:
             raise DataError(
@@ -208,7 +240,7 @@ class FunctionSource:
             classes = ()
         classes = classes or class_numbers(train_y, self.name)
         augmentation = Augmentation(shift=shift_for(train_x.shape[-1]) if train_x.ndim else 0)
-        return Data(self.name, train_x, train_y, test_x, test_y, classes, augmentation)
+        return TensorData(self.name, train_x, train_y, test_x, test_y, classes, augmentation)
 
     def _function(self) -> Callable[[], Any]:
         module_name, _, function_name = self.name.partition(":")

@@ -4,18 +4,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from halpiee.data.sources import load
+from halpiee.data.tensors import Augmentation, TensorData, shift_and_flip
 from halpiee.errors import DataError, UsageError
-from halpiee.training.data import Augmentation, Data, load, shift_and_flip
 
 
-def numbered(n: int, h: int = 4, w: int = 4, *, classes: int = 2, **kwargs: object) -> Data:
+def numbered(n: int, h: int = 4, w: int = 4, *, classes: int = 2, **kwargs: object) -> TensorData:
     """Image i is filled with the value i, so that a batch tells which images it holds."""
     x = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, h, w).contiguous()
     y = torch.arange(n) % classes
-    return Data("numbered", x, y, x[:3], y[:3], tuple(str(i) for i in range(classes)), **kwargs)  # type: ignore[arg-type]
+    return TensorData("numbered", x, y, x[:3], y[:3], tuple(str(i) for i in range(classes)), **kwargs)  # type: ignore[arg-type]
 
 
-def indices(batch: Tensor, data: Data) -> list[int]:
+def indices(batch: Tensor, data: TensorData) -> list[int]:
     raw = (batch * data.std.view(-1, 1, 1) + data.mean.view(-1, 1, 1)) * 255  # type: ignore[union-attr]
     return [round(float(v)) for v in raw[:, 0, 0, 0]]
 
@@ -99,7 +100,7 @@ def test_uint8_statistics_are_those_of_the_training_pixels() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (9, 3, 5, 5), dtype=torch.uint8, generator=generator)
     y = torch.zeros(9, dtype=torch.int64)
-    data = Data("random", x, y, x, y, ("a",))
+    data = TensorData("random", x, y, x, y, ("a",))
     pixels = x.double() / 255
     torch.testing.assert_close(data.mean, pixels.mean((0, 2, 3)).float())
     torch.testing.assert_close(data.std, pixels.std((0, 2, 3), correction=0).float())
@@ -108,7 +109,7 @@ def test_uint8_statistics_are_those_of_the_training_pixels() -> None:
 def test_normalised_training_images_have_mean_zero_and_variance_one() -> None:
     x = torch.rand(50, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
     y = torch.zeros(50, dtype=torch.int64)
-    data = Data("floats", x, y, x, y, ("a",))
+    data = TensorData("floats", x, y, x, y, ("a",))
     z = data.normalised(x)
     torch.testing.assert_close(z.mean((0, 2, 3)), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(z.std((0, 2, 3), correction=0), torch.ones(2), atol=1e-5, rtol=0)
@@ -118,14 +119,14 @@ def test_normalising_leaves_float_images_alone() -> None:
     x = torch.rand(4, 1, 2, 2)
     before = x.clone()
     y = torch.zeros(4, dtype=torch.int64)
-    next(Data("floats", x, y, x, y, ("a",)).test_batches(4))
+    next(TensorData("floats", x, y, x, y, ("a",)).test_batches(4))
     assert torch.equal(x, before)
 
 
 def test_a_constant_channel_is_centred_and_stays_finite() -> None:
     x = torch.full((4, 3, 2, 2), 7, dtype=torch.uint8)
     y = torch.zeros(4, dtype=torch.int64)
-    z, _ = next(Data("flat", x, y, x, y, ("a",)).test_batches(4))
+    z, _ = next(TensorData("flat", x, y, x, y, ("a",)).test_batches(4))
     torch.testing.assert_close(z, torch.zeros_like(z), atol=1e-6, rtol=0)
 
 
@@ -170,7 +171,7 @@ def test_shifts_reach_every_distance_up_to_the_limit_and_none_beyond() -> None:
     x = torch.zeros(400, 1, 9, 9, dtype=torch.uint8)
     x[:, :, 4, 4] = 255
     y = torch.zeros(400, dtype=torch.int64)
-    data = Data("dot", x, y, x, y, ("a",), Augmentation(flip=False, shift=2))
+    data = TensorData("dot", x, y, x, y, ("a",), Augmentation(flip=False, shift=2))
     batch, _ = next(data.batches(0, 400))
     rows = batch[:, 0].flatten(1).argmax(1) // 9
     assert sorted(set((rows - 4).tolist())) == [-2, -1, 0, 1, 2]
@@ -180,7 +181,7 @@ def test_about_half_of_the_images_are_flipped_and_digits_never() -> None:
     x = torch.zeros(1000, 1, 1, 3, dtype=torch.uint8)
     x[..., 0] = 255
     y = torch.zeros(1000, dtype=torch.int64)
-    data = Data("left", x, y, x, y, ("a",), Augmentation(shift=0))
+    data = TensorData("left", x, y, x, y, ("a",), Augmentation(shift=0))
     batch, _ = next(data.batches(0, 1000))
     flipped = int((batch[:, 0, 0].argmax(1) == 2).sum())
     assert 430 < flipped < 570  # 500 ± 4.4 standard deviations
@@ -195,7 +196,7 @@ def test_labels_out_of_range_are_refused_with_the_first_image(label: int, text: 
     x = torch.zeros(3, 3, 2, 2, dtype=torch.uint8)
     y = torch.tensor([0, label, 1])
     with pytest.raises(DataError, match=f"train image 1 has the {text}, but the 2 classes are 0 to 1"):
-        Data("bad", x, y, x, torch.zeros(3, dtype=torch.int64), ("a", "b"))
+        TensorData("bad", x, y, x, torch.zeros(3, dtype=torch.int64), ("a", "b"))
 
 
 def test_splits_of_different_shape_are_refused() -> None:
@@ -204,4 +205,4 @@ def test_splits_of_different_shape_are_refused() -> None:
     with pytest.raises(
         DataError, match=r"training images are uint8 \[1, 3, 2, 2\], test images uint8 \[1, 3, 2, 3\]"
     ):
-        Data("bad", x, y, torch.zeros(1, 3, 2, 3, dtype=torch.uint8), y, ("a",))
+        TensorData("bad", x, y, torch.zeros(1, 3, 2, 3, dtype=torch.uint8), y, ("a",))

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from halpiee.data.sources import check, load
 from halpiee.errors import DataError
-from halpiee.training.data import check, load
 
 CIFAR_NAMES = ["airplane", "frog"]
 
@@ -330,12 +331,16 @@ def test_errors_of_data_end_with_exit_code_two() -> None:
 )
 @pytest.mark.parametrize("as_pairs", [False, True])
 def test_labels_of_other_tasks_are_sent_to_a_loop_of_their_own(
-    labels, kind: str, as_pairs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labels: Callable[[int], torch.Tensor],
+    kind: str,
+    as_pairs: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = types.ModuleType("other_tasks")
     x, y = torch.zeros(6, 3, 4, 4, dtype=torch.uint8), labels(6)
     split = list(zip(x, y, strict=True)) if as_pairs else (x, y)
-    module.data = lambda: (split, split)
+    monkeypatch.setattr(module, "data", lambda: (split, split), raising=False)
     monkeypatch.setitem(sys.modules, "other_tasks", module)
     with pytest.raises(
         DataError,

@@ -1,4 +1,4 @@
-"""Labelled images in memory, and the batches a training run draws from them.
+"""[halpiee/data/tensors.py] Labelled images in memory, and the batches a training run draws from them.
 
 Everything is decoded once into uint8 tensors ``[N, 3, H, W]``; a batch is an index, a shift, a flip and an
 affine map. All of an epoch's random numbers come from one generator seeded with (seed, epoch) and are drawn
@@ -16,12 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from halpiee.data.data import Data
 from halpiee.errors import DataError, UsageError
 
-__all__ = ["Augmentation", "Data", "Summary", "check", "class_numbers", "load"]
-
-MOST_CLASSES = 10**6
-"""Classes that a data source may have; a network of as many takes 2 kB for each."""
+__all__ = ["Augmentation", "TensorData", "shift_and_flip"]
 
 
 @dataclass(frozen=True)
@@ -39,27 +37,8 @@ class Augmentation:
     padding: Literal["zero", "reflect"] = "zero"
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What is known of a source without decoding it.
-
-    Attributes:
-        name: the source as asked for.
-        n_train: training images; ``None`` where only loading tells.
-        n_test: test images; likewise.
-        n_classes: classes; likewise.
-        shape: (channels, height, width) of the images as they will be loaded; likewise.
-    """
-
-    name: str
-    n_train: int | None = None
-    n_test: int | None = None
-    n_classes: int | None = None
-    shape: tuple[int, int, int] | None = None
-
-
 @dataclass(frozen=True, eq=False)
-class Data:
+class TensorData(Data):
     """A training and a test set in memory.
 
     Attributes:
@@ -105,43 +84,25 @@ class Data:
             object.__setattr__(self, "std", std)
 
     @property
+    def n_train(self) -> int:
+        """Number of training images."""
+        return len(self.train_y)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
         _, c, h, w = self.train_x.shape
         return c, h, w
 
-    @property
-    def n_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-    def to(self, device: torch.device | str) -> Data:
+    def to(self, device: torch.device | str) -> TensorData:
         """Returns the same data with its tensors on another device; the batches stay the same."""
         names = ("train_x", "train_y", "test_x", "test_y", "mean", "std")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Returns the number of training batches of an epoch; a last incomplete one is left out."""
-        if batch_size < 1:
-            raise UsageError(f"batch size {batch_size} was asked; it must be at least 1")
-        return max(1, len(self.train_y) // batch_size)
-
     def batches(
         self, epoch: int, batch_size: int, *, seed: int = 0, augment: bool = True, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the training batches of one epoch, the same for the same (seed, epoch) on every device.
-
-        Args:
-            epoch: number of the epoch; each has its own order and augmentation.
-            batch_size: images per batch.
-            seed: seed of the run.
-            augment: whether to shift and flip.
-            start: batches to leave out at the beginning, at no cost; the rest equals that of a full epoch bit
-                for bit.
-
-        Yields:
-            Normalised images, float32 ``[B, C, H, W]``, and labels, int64 ``[B]``.
-        """
+        """Yields the training batches of one epoch; see ``Data.batches``. Skipped ones cost nothing."""
         n, steps = len(self.train_y), self.steps_per_epoch(batch_size)
         state = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state) & (2**63 - 1))
@@ -175,40 +136,6 @@ class Data:
         scale = 1.0 / (self.std * (255.0 if x.dtype == torch.uint8 else 1.0))
         offset = -self.mean / self.std
         return x.to(torch.float32, copy=True).mul_(scale.view(-1, 1, 1)).add_(offset.view(-1, 1, 1))
-
-
-def load(source: str, *, size: int | None = None) -> Data:
-    """Loads and decodes a data source.
-
-    Args:
-        source: ``digits``; ``cifar10`` or ``cifar100`` (torchvision's, downloaded when they are not there); a
-            folder of ``train*.parquet`` and ``test*.parquet`` files in the Hugging Face layout; a folder with
-            ``train/`` and ``val/`` or ``test/``, each with one folder per class; or
-            ``package.module:function``, which returns (train, test), each a pair of tensors or a dataset.
-        size: height and width to bring the images to: shorter side scaled (bilinear), centre cut out. Needed
-            where images differ in size; digits are 16 × 16 by default.
-
-    Raises:
-        DataError: the source is missing, empty, unreadable, corrupted (which file), or does not fit together.
-    """
-    from halpiee.training import sources
-
-    return sources.find(source, size).load()
-
-
-def check(source: str, *, size: int | None = None) -> Summary:
-    """Looks whether a source can be loaded, in a second or two: files are there, a few of them decode.
-
-    Args:
-        source: as for ``load``.
-        size: as for ``load``.
-
-    Raises:
-        DataError: as ``load``, as far as a look at the file lists and a few images can tell.
-    """
-    from halpiee.training import sources
-
-    return sources.find(source, size).check()
 
 
 def shift_and_flip(x: Tensor, shifts: Tensor, flip: Tensor | None, padding: str) -> Tensor:
@@ -290,22 +217,6 @@ def _check_split(name: str, split: str, x: Tensor, y: Tensor, n_classes: int) ->
             f"data {name!r}: {split} image {at} has the label {int(y[at])}, "
             f"but the {n_classes} classes are 0 to {n_classes - 1}; take out or relabel such images"
         )
-
-
-def class_numbers(labels: Tensor, name: str) -> tuple[str, ...]:
-    """Returns 0, 1, … up to the largest label, as the names of classes that have none.
-
-    Raises:
-        DataError: a label that is no number of a class.
-    """
-    largest = int(labels.max()) if len(labels) else -1
-    if largest >= MOST_CLASSES:
-        at = int((labels == largest).nonzero()[0])
-        raise DataError(
-            f"data {name!r}: training image {at} has the label {largest}; classes are numbered from 0, and there are "
-            f"at most {MOST_CLASSES:,}: number them so"
-        )
-    return tuple(str(i) for i in range(largest + 1))
 
 
 def _kind(x: Tensor) -> str:

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halpiee.errors import DataError
-from halpiee.training.data import MOST_CLASSES, Augmentation, Data, Summary
-from halpiee.training.images import (
+from halpiee.data.data import MOST_CLASSES, Summary
+from halpiee.data.images import (
     decode,
     decode_all,
     decode_file,
@@ -25,8 +24,11 @@ from halpiee.training.images import (
     one_size,
     shift_for,
 )
+from halpiee.data.tensors import Augmentation, TensorData
+from halpiee.errors import DataError
 
 __all__ = ["FolderSource", "ParquetSource"]
+
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 
@@ -57,7 +59,7 @@ class ParquetSource:
         fits_memory(sum(len(y) for y in labels) * math.prod(shape), str(self.path))
         return Summary(str(self.path), len(labels[0]), len(labels[1]), len(names), shape)
 
-    def load(self) -> Data:
+    def load(self) -> TensorData:
         """Decodes every row."""
         names, labels = self._labels()
         images: list[Tensor] = []
@@ -76,7 +78,7 @@ class ParquetSource:
             images.append(torch.cat(parts))
         (train_x, test_x), (train_y, test_y) = images, (torch.from_numpy(y) for y in labels)
         augmentation = Augmentation(shift=shift_for(train_x.shape[-1]))
-        return Data(str(self.path), train_x, train_y, test_x, test_y, names, augmentation)
+        return TensorData(str(self.path), train_x, train_y, test_x, test_y, names, augmentation)
 
     def _labels(self) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
         """Returns the class names (numbers where the files name none) and the labels of both splits."""
@@ -138,7 +140,7 @@ class FolderSource:
         fits_memory((len(train) + len(test)) * math.prod(shape), str(self.path))
         return Summary(str(self.path), len(train), len(test), len(classes), shape)
 
-    def load(self) -> Data:
+    def load(self) -> TensorData:
         """Decodes every file."""
         summary = self.check()
         classes, train, test = self._files()
@@ -148,7 +150,9 @@ class FolderSource:
             tensors.append(torch.tensor([label for _, label in files]))
         assert summary.shape is not None
         augmentation = Augmentation(shift=shift_for(summary.shape[-1]))
-        return Data(str(self.path), tensors[0], tensors[1], tensors[2], tensors[3], classes, augmentation)
+        return TensorData(
+            str(self.path), tensors[0], tensors[1], tensors[2], tensors[3], classes, augmentation
+        )
 
     def _files(self) -> tuple[tuple[str, ...], list[tuple[Path, int]], list[tuple[Path, int]]]:
         train = self.path / "train"

@@ -1,0 +1,1 @@
+"""Where training examples come from, and in what batches they are drawn."""
