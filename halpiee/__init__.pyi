@@ -34,11 +34,11 @@ from halpiee.methods.small_dense import small_dense as small_dense
 from halpiee.reconstruction.repair import repair as repair
 from halpiee.saliency.registry import criterion as criterion
 from halpiee.saliency.score import score as score
-from halpiee.selection.choose import Selection as Selection
-from halpiee.selection.choose import select as select
 from halpiee.selection.cost import LatencyCost as LatencyCost
-from halpiee.selection.problem import GridSolution as GridSolution
-from halpiee.selection.problem import solve_grid as solve_grid
+from halpiee.selection.select import Selection as Selection
+from halpiee.selection.select import select as select
+from halpiee.selection.solve import GridSolution as GridSolution
+from halpiee.selection.solve import solve_grid as solve_grid
 from halpiee.sparsity.distribution import ERK as ERK
 from halpiee.sparsity.distribution import NM as NM
 from halpiee.sparsity.distribution import Global as Global

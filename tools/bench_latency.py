@@ -27,7 +27,7 @@ import latency
 from halpiee.deploy.calibrate import first_units, random_counts
 from halpiee.deploy.target import Target
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.fixed import fixed_sides
+from halpiee.selection.options import fixed_sides
 from halpiee.structure.shrink import shrink
 from halpiee.structure.trace import trace
 from halpiee.zoo import build

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 import latency
-from halpiee.selection.choose import select
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.fixed import fixed_sides
+from halpiee.selection.options import fixed_sides
+from halpiee.selection.select import select
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
 from latency.errors import BudgetError

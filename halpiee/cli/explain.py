@@ -44,7 +44,7 @@ def command(asked: Explain) -> None:
     shape = input_size(asked.size)
     if asked.ops is not None:
         check_place(asked.ops)
-    from halpiee.selection.protect import first_group, protected
+    from halpiee.selection.options import first_group, protected
     from halpiee.structure.explain import explain
 
     structure = _structure(asked, shape)

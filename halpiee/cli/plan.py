@@ -13,9 +13,9 @@ from halpiee.cli.plan_problem import Plan, Problem, check, opened
 if TYPE_CHECKING:
     import latency
     from halpiee.cli.plan_limits import Limit
-    from halpiee.selection.choose import Selection
     from halpiee.selection.cost import LatencyCost
     from halpiee.selection.limits import LimitedSelection
+    from halpiee.selection.select import Selection
 
 __all__ = ["command"]
 
@@ -74,8 +74,8 @@ def command(asked: Plan) -> None:
 
 def _measured(problem: Problem, file: Path) -> latency.Profile:
     """Measures what the plan needs and the profile does not hold yet."""
-    from halpiee.selection.fixed import fixed_sides
-    from halpiee.selection.lazily import select_lazily
+    from halpiee.selection.options import fixed_sides
+    from halpiee.selection.select import select_lazily
     from latency.lazy import LazySweep
 
     asked, structure = problem.asked, problem.structure
@@ -117,8 +117,8 @@ def _limits(problem: Problem, cost: LatencyCost) -> list[Limit]:
 
 def _selected(problem: Problem, cost: LatencyCost, limits: list[Limit]) -> Selection | LimitedSelection:
     from halpiee.cli.plan_limits import spoken
-    from halpiee.selection.choose import choose
     from halpiee.selection.limits import select_within
+    from halpiee.selection.select import choose
 
     asked = problem.asked
     how: dict[str, Any] = {"gap": asked.gap, "protect": problem.protect, "time_limit_s": asked.time_limit}

@@ -15,10 +15,9 @@ from latency._files import check_place, write
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from halpiee.selection.choose import Selection
     from halpiee.selection.cost import LatencyCost
-    from halpiee.selection.limits import LimitedSelection
-    from halpiee.selection.pareto import ParetoPoint
+    from halpiee.selection.limits import LimitedSelection, ParetoPoint
+    from halpiee.selection.select import Selection
 
 __all__ = ["check_picture", "draw_curve", "solve_curve"]
 
@@ -61,8 +60,8 @@ def solve_curve(
     Returns:
         A point for each share in ``SWEEP``: budget_us, latency_us, value, gap.
     """
-    from halpiee.selection.pareto import pareto
-    from halpiee.selection.uniform import uniform
+    from halpiee.selection.limits import pareto
+    from halpiee.selection.select import uniform
 
     points = pareto(scores, cost, [share * cost.dense_us for share in SWEEP], protect=protect)
     free = {name: score.double().sort(descending=True).values.cumsum(0) for name, score in scores.items()}

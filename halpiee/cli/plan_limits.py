@@ -121,7 +121,7 @@ def read_limit(what: str, most: str, structure: Structure, at_batch: Callable[[i
         profile = latency.Profile.load(Path(what))
         cost = LatencyCost(in_terms_of(profile, at_batch(batch_of(profile, Path(what)))), profile)
         return what, cost, us if us is not None else (fraction or 1.0) * cost.dense_us
-    from halpiee.selection.resources import peak_bytes, resource
+    from halpiee.selection.limits import peak_bytes, resource
 
     units: Mapping[str, float] = BYTES if what == "memory" else {"": 1.0}
     match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmg]b|%)?", most, re.IGNORECASE)
@@ -182,7 +182,7 @@ def check_memory(structure: Structure, narrowest: Mapping[str, int], most_bytes:
     Raises:
         BudgetError: ``.minimum`` in bytes.
     """
-    from halpiee.selection.resources import peak_bytes
+    from halpiee.selection.limits import peak_bytes
 
     least = peak_bytes(structure, narrowest)
     if least > most_bytes:

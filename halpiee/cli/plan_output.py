@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from halpiee.cli.plan_limits import Limit
     from halpiee.cli.plan_problem import Plan
-    from halpiee.selection.choose import Selection
     from halpiee.selection.cost import LatencyCost
     from halpiee.selection.limits import LimitedSelection
+    from halpiee.selection.select import Selection
     from halpiee.structure.groups import Structure
 
 __all__ = ["notes_on", "outcome", "show"]
@@ -42,7 +42,7 @@ def outcome(
         scores: of every prunable group.
         limits: all that were kept, the latency first.
     """
-    from halpiee.selection.resources import peak_bytes
+    from halpiee.selection.limits import peak_bytes
     from halpiee.structure.size import macs, parameters, widths
 
     counts = selection.counts

@@ -175,7 +175,7 @@ def opened(asked: Plan, file: Path) -> Problem:
     from halpiee.cli.plan_limits import batch_of, check_groups, check_prunable, parse_between
     from halpiee.cli.plan_scores import scores_of
     from halpiee.deploy.target import in_terms_of
-    from halpiee.selection.protect import protected
+    from halpiee.selection.options import protected
     from halpiee.structure.trace import trace
 
     measured = latency.Profile.load(file) if file.exists() or not asked.lazy else None

@@ -49,7 +49,7 @@ def command(asked: Profile) -> None:
         raise click.UsageError("--out is missing; name the profile file, or add --dry-run to measure nothing")
     import latency
     from halpiee.cli.networks import traced
-    from halpiee.selection.fixed import fixed_sides
+    from halpiee.selection.options import fixed_sides
 
     structure = traced(asked.model, asked.batch, shape, **asked.arguments).structure
     how: dict[str, Any] = {

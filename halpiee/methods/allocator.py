@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
-from halpiee.selection.choose import Selection
-from halpiee.selection.choose import choose as choose_by_latency
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.uniform import uniform
+from halpiee.selection.select import Selection, uniform
+from halpiee.selection.select import choose as choose_by_latency
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
 from halpiee.sparsity.granularity import Channels, Units
 from halpiee.sparsity.mask import Mask

@@ -17,7 +17,8 @@ from halpiee.methods.phases import Recipe
 from halpiee.saliency.criterion import Criterion
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform, as_budget
-from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
+from halpiee.sparsity.filters import Filters
+from halpiee.sparsity.granularity import Channels, Units, Weights
 from halpiee.structure.groups import Structure
 
 __all__ = [

@@ -23,13 +23,12 @@ from halpiee.methods.method import Method
 from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Resize, Train
 from halpiee.methods.registry import method
 from halpiee.options import option
-from halpiee.saliency.algebra import InMode
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
-from halpiee.saliency.registry import criterion_of, named
+from halpiee.saliency.registry import InMode, criterion_of, named
 from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
-from halpiee.sparsity.granularity import Filters
+from halpiee.sparsity.filters import Filters
 from halpiee.structure.groups import Structure
 
 __all__ = ["FilterPruning", "recipe"]

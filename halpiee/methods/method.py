@@ -17,7 +17,8 @@ from halpiee.methods.registry import NoOptions, options_of
 from halpiee.methods.sparse import Sparse
 from halpiee.methods.wrappers import bare, rewrapped
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.granularity import Channels, Filters
+from halpiee.sparsity.filters import Filters
+from halpiee.sparsity.granularity import Channels
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 

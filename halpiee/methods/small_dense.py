@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from halpiee.errors import BudgetError, UsageError
 from halpiee.methods.registry import method
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.uniform import uniform, widest
-from halpiee.sparsity.names import chosen_names
+from halpiee.selection.select import uniform, widest
+from halpiee.sparsity.mask import chosen_names
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 from halpiee.structure.size import macs as macs_of
@@ -43,7 +43,7 @@ def small_dense(
     """Returns the widest uniformly narrower network within one of three limits.
 
     Every group's width is rounded on its own: to the candidate widths of ``cost`` for a latency, else to whole units.
-    The largest common ratio that fits is taken, then single steps while one fits (``selection.uniform.widest``).
+    The largest common ratio that fits is taken, then single steps while one fits (``selection.select.widest``).
 
     Its weights are the first units of the given ones, scaled by √(old fan-in / new fan-in): what an initialisation of
     variance 1/fan-in would have given the narrow network.

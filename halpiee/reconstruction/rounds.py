@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.score import score
-from halpiee.selection.choose import Selection, choose
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.select import Selection, choose
 from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
 

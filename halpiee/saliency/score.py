@@ -18,7 +18,8 @@ from halpiee.errors import ScoreWarning, UsageError
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
 from halpiee.saliency.probe import pass_of
 from halpiee.saliency.registry import CRITERIA, criterion_of
-from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
+from halpiee.sparsity.filters import Filters
+from halpiee.sparsity.granularity import Channels, Units, Weights
 from halpiee.structure.groups import Structure
 
 __all__ = ["CRITERIA", "NO_GRADIENT", "Scores", "flat", "score", "tell", "undecided", "units_of"]

@@ -16,8 +16,7 @@ from torch.func import functional_call
 from halpiee.errors import UsageError
 from halpiee.saliency.criterion import Batches, Look, LossFn, Passes
 from halpiee.saliency.registry import criterion
-from halpiee.sparsity.granularity import Units
-from halpiee.sparsity.inputs import example_input
+from halpiee.sparsity.granularity import Units, example_input
 
 __all__ = ["SynFlow"]
 

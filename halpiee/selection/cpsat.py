@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from halpiee.errors import MissingError
-from halpiee.selection.joint import solve_joint
-from halpiee.selection.moves import fill, repair
-from halpiee.selection.solution import GridSolution, relative_gap
-from halpiee.selection.terms import FloatArray, Grid, IntArray
+from halpiee.selection.grid import FloatArray, Grid, GridSolution, IntArray, relative_gap
+from halpiee.selection.lagrangian import solve_joint
+from halpiee.selection.local_search import fill, repair
 
 __all__ = ["DEFAULT_TIME_LIMIT_S", "Searched", "search", "solve_cpsat"]
 

@@ -2,8 +2,9 @@
 
 ``max over all states of Σ tables`` is found by eliminating one variable after the other: join the tables that
 mention it, take the maximum over it, pass the result on. The coupling graph of a CNN is almost a chain, so
-the joined tables stay small. A sum of widths is made by an adder, which eliminates its two summands in one
-step (a max-plus convolution): a concat of many groups never becomes a table over all of them.
+the joined tables stay small: the variable, or the sum, whose joined table is smallest goes next. A sum of widths is
+made by an adder, which eliminates its two summands in one step (a max-plus convolution): a concat of many groups
+never becomes a table over all of them.
 
 Where a joined table would exceed ``limit`` cells it is split and each part is maximised by itself
 (mini-buckets): the result is then an upper bound instead of the maximum, and ``exact`` is false.
@@ -14,15 +15,15 @@ Complexity: the sum of the joined tables' sizes. The slow reference is the maxim
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from halpiee.selection.convolution import adder_first, pull, push
-from halpiee.selection.ordering import Step, order
-from halpiee.selection.terms import Adder, FloatArray, Grid
+from halpiee.selection.grid import Adder, FloatArray, Grid
 
-__all__ = ["Elimination"]
+__all__ = ["Elimination", "Step", "adder_first", "order", "pull", "push"]
+
 
 SLICE = 1 << 16
 """Cells that are joined at a time: half a megabyte, within a second-level cache."""
@@ -191,3 +192,236 @@ class Elimination:
             states[adder.group] = k
         if adder.left is not None and adder.left in step.gone:
             states[adder.left] = int(left[k])
+
+
+@dataclass(frozen=True)
+class Step:
+    """One elimination.
+
+    Attributes:
+        gone: variables that are eliminated here.
+        scope: axes of the joined table, ascending.
+        parts: ``(table id, shape to broadcast it to the joined table)``; ids count factors first, then
+            messages; the largest table comes last.
+        adder: the sum that is made here, or ``None``.
+        message: axes of what is passed on, ascending.
+        again: whether this is a further mini-bucket of the variable eliminated by the step before.
+    """
+
+    gone: tuple[int, ...]
+    scope: tuple[int, ...]
+    parts: tuple[tuple[int, tuple[int, ...]], ...]
+    adder: Adder | None
+    message: tuple[int, ...]
+    again: bool = False
+
+
+def order(
+    domains: Sequence[int], scopes: Sequence[tuple[int, ...]], adders: Sequence[Adder], limit: float
+) -> tuple[list[Step], bool]:
+    """Returns the steps of an elimination and whether it is exact.
+
+    Args:
+        domains: number of states per variable.
+        scopes: variables of every factor, ascending.
+        adders: how sums are made; a sum can be used once its left summand is made.
+        limit: cells that a joined table may have where that can be helped.
+    """
+    planner = _Planner(domains, scopes, adders, limit)
+    while planner.alive or planner.pending:
+        planner.eliminate_next()
+    return planner.steps, planner.exact
+
+
+class _Planner:
+    """The state of the planning: which variables are left, and which tables mention them."""
+
+    def __init__(
+        self,
+        domains: Sequence[int],
+        scopes: Sequence[tuple[int, ...]],
+        adders: Sequence[Adder],
+        limit: float,
+    ) -> None:
+        self.domains, self.limit = domains, limit
+        self.steps: list[Step] = []
+        self.exact = True
+        self.n_factors = len(scopes)
+        self.scope_of = dict(enumerate(scopes))
+        self.tables_of: dict[int, set[int]] = {v: set() for v in range(len(domains))}
+        for i, scope in self.scope_of.items():
+            for v in scope:
+                self.tables_of[v].add(i)
+        self.alive = set(range(len(domains)))
+        self.pending = dict(enumerate(adders))
+        self.work: dict[int, float] = {}
+
+    def eliminate_next(self) -> None:
+        """Plans the cheapest elimination that is possible now."""
+        tied = {v for a in self.pending.values() for v in (a.left, a.group, a.out)}
+        made = {a.out for a in self.pending.values()}
+        cheapest: tuple[float, int, int] | None = None
+        for v in self.alive - tied:
+            if v not in self.work:
+                self.work[v] = self._cells(self._joined((v,), None))
+            cheapest = min(cheapest or (math.inf, 2, 0), (self.work[v], 0, v))
+        for i, adder in self.pending.items():
+            if adder.left not in made:
+                cells = self._cells(self._joined(self._done_with(i), adder))
+                cheapest = min(cheapest or (math.inf, 2, 0), (cells, 1, i))
+        assert cheapest is not None
+        _, is_adder, which = cheapest
+        gone = self._done_with(which) if is_adder else (which,)
+        adder_now = self.pending.pop(which) if is_adder else None
+        ids = sorted({i for v in gone for i in self.tables_of[v]})
+        for n, bucket in enumerate(self._buckets(ids, adder_now)):
+            self._eliminate(bucket, gone, adder_now if n == 0 else None, again=n > 0)
+        self.alive -= set(gone)
+
+    def _done_with(self, i: int) -> tuple[int, ...]:
+        """Returns the summands of an adder that no other adder needs."""
+        others = [a for j, a in self.pending.items() if j != i]
+        left, group = self.pending[i].left, self.pending[i].group
+        gone = [left] if left is not None and all(a.left != left for a in others) else []
+        return tuple(sorted(gone + [group] * all(a.group != group for a in others)))
+
+    def _joined(self, gone: Iterable[int], adder: Adder | None) -> set[int]:
+        """Returns the variables of the table that eliminating ``gone`` joins."""
+        scope = {u for v in gone for i in self.tables_of[v] for u in self.scope_of[i]} | set(gone)
+        return scope | _summands(adder)
+
+    def _cells(self, scope: Iterable[int]) -> float:
+        return math.prod(float(self.domains[v]) for v in scope)
+
+    def _buckets(self, ids: list[int], adder: Adder | None) -> list[list[int]]:
+        """Returns the tables in mini-buckets within the limit; the first one is the adder's, if there is one."""
+        base = _summands(adder)
+        if self._cells({v for i in ids for v in self.scope_of[i]} | base) <= self.limit:
+            return [ids]
+        buckets: list[tuple[set[int], list[int]]] = [(set(base), [])] if adder is not None else []
+        for i in sorted(ids, key=lambda i: (-self._cells(self.scope_of[i]), i)):
+            for scope, members in buckets:
+                if self._cells(scope | set(self.scope_of[i])) <= self.limit:
+                    scope.update(self.scope_of[i])
+                    members.append(i)
+                    break
+            else:
+                buckets.append((set(self.scope_of[i]), [i]))
+        self.exact = self.exact and len(buckets) == 1
+        return [members for _, members in buckets]
+
+    def _eliminate(
+        self, bucket: list[int], gone: tuple[int, ...], adder: Adder | None, *, again: bool
+    ) -> None:
+        """Adds the step of one bucket; without an adder one step per variable, the last message being passed on."""
+        scope = {v for i in bucket for v in self.scope_of[i]}
+        for i in bucket:
+            for v in self.scope_of[i]:
+                self.tables_of[v].discard(i)
+                self.work.pop(v, None)
+        if adder is not None:
+            message = self._add(bucket, scope | _summands(adder), gone, adder, again=False)
+        else:
+            for v in [v for v in gone if v in scope] or gone[:1]:
+                message = self._add(bucket, scope | {v}, (v,), None, again=again)
+                bucket, scope = [message], set(self.scope_of[message])
+        for v in self.scope_of[message]:
+            self.tables_of[v].add(message)
+            self.work.pop(v, None)
+
+    def _add(
+        self, bucket: list[int], scope: set[int], gone: tuple[int, ...], adder: Adder | None, *, again: bool
+    ) -> int:
+        """Adds one step and returns the id of its message."""
+        axes = tuple(sorted(scope))
+        parts = tuple(
+            (i, tuple(self.domains[v] if v in self.scope_of[i] else 1 for v in axes)) for i in bucket
+        )
+        parts = tuple(sorted(parts, key=lambda part: (math.prod(part[1]), part[0])))
+        message = scope - set(gone) | ({adder.out} if adder is not None else set())
+        self.steps.append(Step(gone, axes, parts, adder, tuple(sorted(message)), again))
+        number = self.n_factors + len(self.steps) - 1
+        self.scope_of[number] = tuple(sorted(message))
+        return number
+
+
+def _summands(adder: Adder | None) -> set[int]:
+    if adder is None:
+        return set()
+    return {adder.group} if adder.left is None else {adder.group, adder.left}
+
+
+def adder_first(adder: Adder, scope: Sequence[int], table: FloatArray) -> FloatArray:
+    """Returns a view of a joined table with the axes left, group, then the rest of the scope in order."""
+    table = np.moveaxis(table, scope.index(adder.group), 0)
+    if adder.left is None:
+        return table[None]
+    rest = [v for v in scope if v != adder.group]
+    return np.moveaxis(table, 1 + rest.index(adder.left), 0)
+
+
+def push(
+    adder: Adder, scope: Sequence[int], message: Sequence[int], domains: Sequence[int], table: FloatArray
+) -> FloatArray:
+    """Returns the maximum over the summands that are not in ``message``, over the axes of ``message``.
+
+    Args:
+        adder: the sum to make.
+        scope: axes of ``table``, ascending; holds the summands.
+        message: axes of the result, ascending; holds the sum.
+        domains: states per variable.
+        table: joined table.
+    """
+    table = adder_first(adder, scope, table)
+    n_left, n_group = table.shape[:2]
+    rest = [v for v in scope if v not in (adder.left, adder.group)]
+    at = np.arange(n_left)
+    if adder.out in rest:
+        # Some table reads both the sum and a summand: keep the cells where the sum is what its summands make.
+        table = np.moveaxis(table, 2 + rest.index(adder.out), 2)
+        table = table[at[:, None], np.arange(n_group)[None], at[:, None] + adder.steps[None]]
+        rest.remove(adder.out)
+    keeps_left, keeps_group = adder.left in message, adder.group in message
+    shape = [domains[adder.out]] + [n_left] * keeps_left + [n_group] * keeps_group + list(table.shape[2:])
+    out = np.full(shape, -np.inf)
+    for k, step in enumerate(adder.steps):
+        rows = slice(int(step), int(step) + n_left)
+        if keeps_left:
+            cells = (at + int(step), at, k) if keeps_group else (at + int(step), at)
+            out[cells] = np.maximum(out[cells], table[:, k])
+        elif keeps_group:
+            out[rows, k] = table[:, k]
+        else:
+            np.maximum(out[rows], table[:, k], out=out[rows])
+    axes = _axes(adder, keeps_left, keeps_group, rest)
+    return np.ascontiguousarray(out.transpose([axes.index(v) for v in message]))
+
+
+def pull(
+    adder: Adder, scope: Sequence[int], message: Sequence[int], domains: Sequence[int], table: FloatArray
+) -> FloatArray:
+    """Returns a table over ``message`` as one over ``scope``, read at ``out = left + steps[group]``.
+
+    Where ``scope`` holds the sum itself, cells in which it is not what its summands make are −∞.
+    """
+    rest = [v for v in scope if v not in (adder.left, adder.group, adder.out)]
+    keeps_left, keeps_group = adder.left in message, adder.group in message
+    axes = _axes(adder, keeps_left, keeps_group, rest)
+    table = table.transpose([list(message).index(v) for v in axes])
+    left = np.arange(1 if adder.left is None else domains[adder.left])[:, None]
+    group = np.arange(domains[adder.group])[None]
+    total = left + adder.steps[None]
+    pulled = table[(total, *[left] * keeps_left, *[group] * keeps_group)]
+    axes = [-1 if adder.left is None else adder.left, adder.group, *rest]
+    if adder.out in scope:
+        spread = np.full((*pulled.shape[:2], domains[adder.out], *pulled.shape[2:]), -np.inf)
+        spread[left, group, total] = pulled
+        pulled, axes = spread, [*axes[:2], adder.out, *rest]
+    if adder.left is None:
+        pulled, axes = pulled[0], axes[1:]
+    return np.asarray(pulled.transpose([axes.index(v) for v in scope]))
+
+
+def _axes(adder: Adder, keeps_left: bool, keeps_group: bool, rest: list[int]) -> list[int]:
+    left = [adder.left] if keeps_left and adder.left is not None else []
+    return [adder.out, *left, *([adder.group] if keeps_group else []), *rest]

@@ -1,11 +1,10 @@
-"""Exact elimination with costs: what the Lagrangian bound leaves open is closed by carrying Pareto frontiers.
+"""The inner problem of the Lagrangian dual, and exact elimination with costs, which closes what its bound leaves open.
 
-The same elimination as the dual's, but a message holds, per state, the (cost, value) pairs of the choices
-behind it that no other one beats on both. A pair is dropped when even its best completion, by the dual's
-max-marginals at the multiplier λ, is worth no more than what is already known: near the optimum of the dual
-almost everything is. Where more than ``cap`` pairs remain the least promising ones go, and the best bound
-among those that went stays in the
-answer: the result is always certified, and exact when nothing went.
+``Dual`` gives the best choice at a multiplier λ and its bound. ``Frontier`` runs the same elimination, but a message
+holds, per state, the (cost, value) pairs of the choices behind it that no other one beats on both. A pair is dropped
+when even its best completion, by the dual's max-marginals at λ, is worth no more than what is already known: near the
+optimum of the dual almost every pair is. Where more than ``cap`` pairs remain, the least promising ones go, and the
+best bound among those that went stays in the answer: the result is always certified, and exact when nothing went.
 
 The slow reference is the enumeration of all choices.
 """
@@ -18,11 +17,64 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halpiee.selection.dual import Dual
-from halpiee.selection.ordering import Step
-from halpiee.selection.terms import FloatArray, Grid, IntArray
+from halpiee.selection.elimination import Elimination, Step
+from halpiee.selection.grid import FloatArray, Grid, IntArray
 
-__all__ = ["Frontier", "Reached", "close_gap"]
+__all__ = ["Dual", "Frontier", "Reached", "close_gap"]
+
+
+class Dual:
+    """The inner problem of a grid, planned once.
+
+    Args:
+        grid: the problem.
+        limit: cells that a table of the elimination may have.
+
+    Attributes:
+        known: ``(value, cost, choice)`` of every choice that was best at some multiplier, where that is
+            exact: points of the upper hull, good starting points for any budget.
+    """
+
+    def __init__(self, grid: Grid, *, limit: float = 4e6) -> None:
+        self.grid = grid
+        self.plan = Elimination.of(grid, limit=limit)
+        own = [np.zeros(n) for n in grid.domains[: grid.n_groups]]
+        self.wide = []
+        for factor in grid.factors:
+            if len(factor.scope) == 1 and factor.scope[0] < grid.n_groups:
+                own[factor.scope[0]] = factor.table
+            else:
+                self.wide.append(factor.table)
+        self.own = own
+        self.known: list[tuple[float, float, IntArray]] = []
+        self._answers: dict[tuple[float, float], tuple[float, IntArray]] = {}
+
+    def tables(self, multiplier: float, weight: float = 1.0) -> list[FloatArray]:
+        """Returns ``weight · values − multiplier · costs`` as one table per factor of the plan."""
+        tables = [weight * v - multiplier * c for v, c in zip(self.grid.values, self.own, strict=True)]
+        return tables + [-multiplier * c for c in self.wide]
+
+    def best(self, multiplier: float, weight: float = 1.0) -> tuple[float, IntArray]:
+        """Returns the maximum of ``weight · V − multiplier · C``, or a bound on it, and its choice."""
+        key = (multiplier, weight)
+        if key not in self._answers:
+            bound, store = self.plan.run(self.tables(multiplier, weight))
+            states = self.plan.decode(store)
+            choice = np.array(states[: self.grid.n_groups], dtype=np.int64)
+            self._answers[key] = (bound - multiplier * self.grid.constant, choice)
+            if self.plan.exact:
+                self.known.append((self.grid.value(choice), self.grid.cost(choice), choice))
+        return self._answers[key]
+
+    def around(self, room: float) -> tuple[tuple[float, float, IntArray] | None, ...]:
+        """Returns the known choices next to a budget: the dearest within it, the cheapest beyond it."""
+        within = [point for point in self.known if point[1] <= room]
+        beyond = [point for point in self.known if point[1] > room]
+        return (
+            max(within, key=lambda p: (p[1], p[0]), default=None),
+            min(beyond, key=lambda p: (p[1], -p[0]), default=None),
+        )
+
 
 CHUNK = 1_000_000
 """Pairs that are joined at once."""

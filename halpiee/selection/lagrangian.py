@@ -1,11 +1,10 @@
-"""The Lagrangian dual: an upper bound on every selection within the budget, and a selection close to it.
+"""The joint solver: the Lagrangian dual bounds every selection within the budget, and leads to one close to it.
 
 ``L(λ) = max_k [ Σ_g V_g(k_g) − λ · (C(k) − Ψ) ]`` bounds the optimum from above for every λ ≥ 0. The inner
 maximum is exact (``elimination.py``), so L is the upper envelope of lines, one per choice, and its minimum is
-found in a few
-steps: start from the two extreme choices (most valuable; cheapest), move λ to where their lines cross,
+found in a few steps: start from the two extreme choices (most valuable; cheapest), move λ to where their lines cross,
 replace one of them by the choice that is best there. Choices within the budget met on the way are filled up
-greedily.
+greedily. What gap is left is closed by the frontier, or by wider mini-buckets where the coupling is too wide for it.
 """
 
 from __future__ import annotations
@@ -17,13 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from halpiee.errors import BudgetError
-from halpiee.selection.dual import Dual
-from halpiee.selection.frontier import close_gap
-from halpiee.selection.moves import descend, fill, repair
-from halpiee.selection.solution import relative_gap
-from halpiee.selection.terms import TOLERANCE, Grid, IntArray
+from halpiee.selection.frontier import Dual, close_gap
+from halpiee.selection.grid import TOLERANCE, Grid, GridSolution, IntArray, relative_gap
+from halpiee.selection.local_search import descend, fill, repair
 
-__all__ = ["Found", "solve_dual"]
+__all__ = ["Found", "solve_dual", "solve_joint"]
 
 
 @dataclass
@@ -154,3 +151,34 @@ def _close(dual: Dual, found: Found, room: float, *, gap: float, until: float) -
         found.cost, found.value = grid.cost(found.choice), grid.value(found.choice)
         found.upper_bound = max(found.upper_bound, found.value)
     found.path = "frontier"
+
+
+WIDE = 6.4e7
+"""Cells of a joined table where narrower mini-buckets leave the gap open: 0.5 GB."""
+
+
+def solve_joint(
+    grid: Grid,
+    budget: float,
+    start: IntArray | None = None,
+    *,
+    gap: float = 1e-3,
+    time_limit_s: float | None = None,
+) -> GridSolution:
+    """Solves a normalised grid: dual bound and repair, then the frontier where the gap is not met yet."""
+    begin = time.monotonic()
+    found = solve_dual(grid, budget, start, gap=gap, time_limit_s=time_limit_s)
+    left_s = None if time_limit_s is None else time_limit_s - (time.monotonic() - begin)
+    if found.path == "mini-bucket" and found.gap > gap and (left_s is None or left_s > 0):
+        wider = solve_dual(grid, budget, found.choice, gap=gap, time_limit_s=left_s, limit=WIDE)
+        wider.upper_bound = min(wider.upper_bound, found.upper_bound)
+        found = wider
+    return GridSolution(
+        choice=found.choice,
+        cost=found.cost,
+        value=found.value,
+        upper_bound=found.upper_bound,
+        budget=budget,
+        path=found.path,
+        own_cost=found.cost,
+    )

@@ -1,7 +1,8 @@
 """Masks, budgets and schedules: what is active, how much, when."""
 
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform, erk
-from halpiee.sparsity.granularity import Channels, Filters, Units, Weights
+from halpiee.sparsity.filters import Filters
+from halpiee.sparsity.granularity import Channels, Units, Weights
 from halpiee.sparsity.mask import Mask
 from halpiee.sparsity.schedule import Constant, Cosine, Cubic, Curve, Exponential
 

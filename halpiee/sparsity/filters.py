@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import StructureError
-from halpiee.sparsity.inputs import example_input as _example_input
-from halpiee.sparsity.inputs import order_of_use
-from halpiee.sparsity.names import chosen_names, computed_weight
+from halpiee.sparsity.granularity import example_input as _example_input
+from halpiee.sparsity.granularity import order_of_use
+from halpiee.sparsity.mask import chosen_names, computed_weight
 from halpiee.structure.groups import Structure
 
 __all__ = ["Filters"]

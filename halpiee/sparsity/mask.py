@@ -1,22 +1,31 @@
-"""Which units are active: one bool tensor per group or layer, and what masks say about each other."""
+"""Which units are active: one bool tensor per group or layer, and what masks say about each other.
+
+The names that a user gives of layers and groups are checked here, and here is why the weight of a layer cannot be
+masked.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from halpiee.errors import UsageError
-from halpiee.sparsity.names import computed_weight
+from halpiee.errors import UsageError, unknown
 
-if TYPE_CHECKING:
-    from halpiee.sparsity.granularity import Units
+__all__ = ["Mask", "chosen_names", "computed_weight"]
 
-__all__ = ["Mask"]
+
+class Spelled(Protocol):
+    """What says which elements of which tensors a mask of units means: ``halpiee.sparsity.Units``."""
+
+    def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns tensor name → BoolTensor of the tensor's shape: which elements are active."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class Mask(Mapping[str, Tensor]):
         )
 
     @torch.no_grad()
-    def apply(self, model: nn.Module, units: Units | None = None) -> None:
+    def apply(self, model: nn.Module, units: Spelled | None = None) -> None:
         """Writes zeros, in place, where the mask has none; all of them, or none where it does not fit.
 
         Args:
@@ -127,3 +136,51 @@ def _computed(model: nn.Module, name: str) -> str | None:
     if leaf != "weight" or module is None or not isinstance(getattr(module, leaf, None), Tensor):
         return None
     return computed_weight(path, module)
+
+
+def chosen_names(given: Collection[str], known: Collection[str], kind: str) -> frozenset[str]:
+    """Returns the names that a user gives, a single one included, after checking each.
+
+    Args:
+        given: names, or one name.
+        known: the names that exist.
+        kind: what they name: ``group``, ``weight`` …
+
+    Raises:
+        UsageError: a name that does not exist; the message has the closest one.
+    """
+    names = frozenset({given} if isinstance(given, str) else given)
+    for name in sorted(names):
+        if name not in known:
+            hint = unknown(name, known, f"the first is {next(iter(known), None)!r}")
+            raise UsageError(
+                f"the {kind} {name!r} was asked to stay whole, the model has none of that name; {hint}"
+            )
+    return names
+
+
+UNDONE_BY = {
+    "WeightNorm": "torch.nn.utils.remove_weight_norm(module)",
+    "SpectralNorm": "torch.nn.utils.remove_spectral_norm(module)",
+}
+"""Class of a hook that computes a weight → the call that leaves a plain parameter behind."""
+
+
+def computed_weight(path: str, module: nn.Module) -> str:
+    """Returns the message that a layer's weight is computed from other tensors, and how to make it a parameter."""
+    name = f"{path}.weight" if path else "weight"
+    if parametrize.is_parametrized(module, "weight"):
+        how = type(module.parametrizations["weight"][0]).__name__.lstrip("_")  # type: ignore[index]
+        undo = "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+    else:
+        hooks = [type(h) for h in module._forward_pre_hooks.values()]
+        hook = next((h for h in hooks if h.__module__.startswith("torch.nn.utils")), None)
+        how = hook.__name__ if hook is not None else "no parameter"
+        pruned = hook is not None and hook.__module__ == "torch.nn.utils.prune"
+        undo = "torch.nn.utils.prune.remove(module, 'weight')" if pruned else UNDONE_BY.get(how, "")
+    first = f"call {undo} first" if undo else "make it an nn.Parameter"
+    return (
+        f"{name!r} was to be masked, and it is computed from other tensors before each forward ({how}); "
+        f"{first}, or leave it whole: protect={{{name!r}}} of a method, "
+        f"units=halpiee.sparsity.Weights(model, pinned={{{name!r}}}) elsewhere"
+    )

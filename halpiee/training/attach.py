@@ -15,7 +15,7 @@ from halpiee.methods.method import Method
 from halpiee.methods.registry import METHODS
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Latency
-from halpiee.sparsity.granularity import Filters
+from halpiee.sparsity.filters import Filters
 from halpiee.structure.groups import Structure
 from halpiee.training.config import Settings
 from halpiee.training.limits import budget_of, given_mask, units_of

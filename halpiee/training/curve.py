@@ -9,7 +9,7 @@ import latency
 from halpiee.errors import HalpieeError
 from halpiee.saliency.magnitude import Magnitude
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.pareto import pareto
+from halpiee.selection.limits import pareto
 from halpiee.sparsity.granularity import Channels
 from halpiee.structure.plan import Plan
 from halpiee.training.records import read_calibration

@@ -14,7 +14,8 @@ from halpiee.errors import UsageError
 from halpiee.methods.method import Method
 from halpiee.methods.registry import METHODS
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Uniform
-from halpiee.sparsity.granularity import Filters, Weights
+from halpiee.sparsity.filters import Filters
+from halpiee.sparsity.granularity import Weights
 from halpiee.sparsity.mask import Mask
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings

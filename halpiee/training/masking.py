@@ -11,7 +11,7 @@ import torch
 from halpiee.methods.method import Method
 from halpiee.methods.small_dense import keep_first, small_dense, uniform_counts
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity.granularity import Filters
+from halpiee.sparsity.filters import Filters
 from halpiee.structure.proof import verify
 from halpiee.structure.size import macs
 from halpiee.training import record

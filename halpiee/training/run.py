@@ -18,7 +18,7 @@ from halpiee.data.tensors import TensorData
 from halpiee.deploy.target import Target
 from halpiee.errors import WriteError
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.protect import protected
+from halpiee.selection.options import protected
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Plan
 from halpiee.structure.size import macs

@@ -21,7 +21,7 @@ from halpiee.methods.allocator import bind, smallest_us
 from halpiee.methods.registry import METHODS
 from halpiee.report.door import read_report
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.fixed import fixed_sides
+from halpiee.selection.options import fixed_sides
 from halpiee.sparsity.distribution import Latency
 from halpiee.sparsity.granularity import Channels
 from halpiee.training import record

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from halpiee.errors import BudgetError, ProfileError, UsageError
-from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.problem import solve_grid
+from halpiee.selection.select import choose, select
+from halpiee.selection.solve import solve_grid
 
 from .fakes import FormulaProfile, residual
 

@@ -12,11 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halpiee.errors import BudgetError
-from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.limits import select_within
-from halpiee.selection.pareto import pareto
-from halpiee.selection.resources import resource
+from halpiee.selection.limits import pareto, resource, select_within
+from halpiee.selection.select import choose, select
 from latency.predict import fit
 
 from .fakes import FormulaProfile, residual

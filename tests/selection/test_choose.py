@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from halpiee.errors import BudgetError, UsageError
-from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.select import choose, select
 
 from .fakes import FormulaProfile, Line, residual
 

@@ -9,7 +9,7 @@ import pytest
 
 from halpiee.errors import ProfileError, UsageError
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.problem import solve_grid
+from halpiee.selection.solve import solve_grid
 
 from .fakes import FormulaProfile, Line, conv, group, other, residual, structure
 

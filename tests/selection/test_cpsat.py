@@ -7,8 +7,8 @@ import pytest
 
 from halpiee.errors import BudgetError
 from halpiee.selection.cpsat import search
-from halpiee.selection.problem import solve_grid
-from halpiee.selection.terms import Term, normalise
+from halpiee.selection.grid import Term, normalise
+from halpiee.selection.solve import solve_grid
 
 from .problems import SHAPES, random_problem
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halpiee.selection.fixed import fixed_sides
+from halpiee.selection.options import fixed_sides
 
 from .fakes import conv, group, residual, structure
 

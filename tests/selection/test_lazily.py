@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import latency
-from halpiee.selection.choose import select
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.lazily import select_lazily
+from halpiee.selection.select import select, select_lazily
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
 from latency.design import edges, specs

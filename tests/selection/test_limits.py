@@ -11,9 +11,8 @@ import torch
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.limits import select_within, solve_limits
-from halpiee.selection.resources import peak_bytes, resource
-from halpiee.selection.terms import Term, normalise
+from halpiee.selection.grid import Term, normalise
+from halpiee.selection.limits import peak_bytes, resource, select_within, solve_limits
 
 from .fakes import FormulaProfile, residual
 from .problems import SHAPES, Problem, random_problem

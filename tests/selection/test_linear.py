@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from halpiee.errors import BudgetError
-from halpiee.selection.problem import solve_grid
+from halpiee.selection.solve import solve_grid
 
 from .problems import SHAPES, random_problem
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.pareto import pareto
+from halpiee.selection.limits import pareto
 
 from .fakes import FormulaProfile, residual
 

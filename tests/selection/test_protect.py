@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halpiee.selection.protect import first_group, protected
+from halpiee.selection.options import first_group, protected
 from halpiee.structure.groups import Layer
 
 from .fakes import group, structure

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halpiee.errors import BudgetError
-from halpiee.selection.problem import solve_grid
+from halpiee.selection.solve import solve_grid
 
 from .problems import SHAPES, Problem, random_problem
 
@@ -196,8 +196,8 @@ def test_a_coupling_graph_too_wide_for_elimination_still_gets_a_valid_bound():
     value = sum(v[axes[g]] for g, v in enumerate(values))
     budget = float(np.quantile(cost, 0.3))
     best = float(value[cost <= budget].max())
+    from halpiee.selection.grid import Term, normalise
     from halpiee.selection.lagrangian import solve_dual
-    from halpiee.selection.terms import Term, normalise
 
     grid = normalise(values, [Term(*t) for t in terms], None)
     narrow = solve_dual(grid, budget, limit=300)
@@ -211,8 +211,8 @@ def test_a_coupling_graph_too_wide_for_elimination_still_gets_a_valid_bound():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mini_buckets_of_any_shape_give_valid_bounds(shape):
+    from halpiee.selection.grid import Term, normalise
     from halpiee.selection.lagrangian import solve_dual
-    from halpiee.selection.terms import Term, normalise
 
     rng = np.random.default_rng([12, SHAPES.index(shape)])
     split = 0

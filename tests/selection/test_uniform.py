@@ -13,7 +13,7 @@ import halpiee
 from halpiee.errors import BudgetError
 from halpiee.methods.small_dense import uniform_counts
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.uniform import uniform, widest
+from halpiee.selection.select import uniform, widest
 from halpiee.structure.size import parameters
 
 from .fakes import FormulaProfile, residual

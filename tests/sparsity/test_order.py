@@ -10,7 +10,7 @@ import halpiee
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import LayerPools
 from halpiee.sparsity import Filters, Uniform, Weights
-from halpiee.sparsity.inputs import example_input
+from halpiee.sparsity.granularity import example_input
 
 
 class Backwards(nn.Module):

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import latency
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.resources import resource
+from halpiee.selection.limits import resource
 from halpiee.structure import macs, trace
 
 

@@ -3,31 +3,43 @@
 ``choose`` keeps all of ``must``, adds only from ``may``, the best-scoring units of a group first, and never
 passes the budget; prune and grow are the same call on complementary sets. ``select`` is ``choose`` with
 everything free. The number of units per group comes from ``solve_grid``, over the candidate widths of the
-cost.
+cost. ``uniform`` gives every group the same share of its units instead, as large as the budget allows.
+
+``select_lazily`` starts from few measurements: solve, measure the cells the answer rests on, solve again, until
+nothing new is asked. The first answer comes from the corners of every table. Each round measures the cells of the
+network it chose; when all of these are known, the cells one candidate narrower and wider, group by group; when those
+are known too, the answer no longer changes. Wrong prices elsewhere can hide a better network: the *regret*, measured in
+``docs/results.md``.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
-from halpiee.selection.cost import Cost
-from halpiee.selection.offer import Offers, offer
-from halpiee.selection.problem import solve_grid
-from halpiee.selection.solution import Solver, relative_gap
-from halpiee.selection.terms import IntArray
+from halpiee.selection.cost import Cost, LatencyCost
+from halpiee.selection.grid import IntArray, Solver, relative_gap
+from halpiee.selection.options import Offers, offer
+from halpiee.selection.solve import solve_grid
+from halpiee.structure.groups import Structure
 
 if TYPE_CHECKING:
     from halpiee.sparsity.distribution import Latency
+    from latency.lazy import LazySweep
+    from latency.op import Op
+    from latency.predict import Calibration
 
-__all__ = ["Selection", "choose", "select"]
+__all__ = ["Selection", "choose", "select", "select_lazily", "uniform", "widest"]
 
 
 @dataclass(frozen=True)
@@ -213,3 +225,156 @@ def _selection(
         solver=solver,
         path=path,
     )
+
+
+ROUNDS = 40
+"""Rounds of measuring at most; a plan usually asks for fewer than ten."""
+
+
+def select_lazily(
+    scores: Mapping[str, Tensor],
+    structure: Structure,
+    tables: LazySweep,
+    *,
+    budget_us: float | None = None,
+    fraction: float | None = None,
+    calibration: Calibration | None = None,
+    gap: float = 1e-3,
+    protect: Collection[str] = (),
+    offer: Callable[[LatencyCost], LatencyCost] = lambda cost: cost,
+) -> tuple[Selection, LatencyCost]:
+    """Returns a selection whose every cell, and those next to it, was measured, and the cost it was found with.
+
+    Args:
+        scores: every prunable group: Tensor ``[size]``.
+        structure: of the network whose ops the tables were opened with.
+        tables: an open lazy sweep.
+        budget_us: the largest latency in µs.
+        fraction: or this share of the dense latency.
+        calibration: of the cost.
+        gap: relative gap to prove, for the prices known at the time.
+        protect: groups that stay whole.
+        offer: what of a cost's candidate widths is offered: ``lambda cost: cost.restricted(…)``.
+
+    Raises:
+        BudgetError: a budget below the narrowest network.
+    """
+    for _ in range(ROUNDS):
+        cost = offer(LatencyCost(structure, tables.profile, calibration))
+        us = budget_us if budget_us is not None else (1.0 if fraction is None else fraction) * cost.dense_us
+        selection = choose(scores, cost, us, gap=gap, protect=protect)
+        if not tables.measure(_cells(structure, selection.counts)) and not tables.measure(
+            _neighbours(structure, cost, selection.counts)
+        ):
+            break
+    return selection, cost
+
+
+def _cells(structure: Structure, counts: Mapping[str, int]) -> list[tuple[Op, int, int]]:
+    """Returns the cell of every op at some counts."""
+    return [(timed.op, *structure.sides(timed, counts)) for timed in structure.ops]
+
+
+def _neighbours(
+    structure: Structure, cost: LatencyCost, counts: Mapping[str, int]
+) -> list[tuple[Op, int, int]]:
+    """Returns the cells of the networks that differ by one candidate width of one group."""
+    found: dict[tuple[Op, int, int], None] = {}
+    for name, options in cost.candidates.items():
+        at = bisect_left(options, counts[name])
+        for other in options[max(0, at - 1) : at + 2]:
+            for cell in _cells(structure, {**counts, name: other}):
+                found[cell] = None
+    return list(found)
+
+
+def uniform(cost: Cost, budget_us: float, *, protect: Collection[str] = ()) -> dict[str, int]:
+    """Returns the counts of the widest uniform network within a latency; see ``widest``.
+
+    Args:
+        cost: the latency model; its candidates above 0 are the widths.
+        budget_us: the largest latency.
+        protect: groups that stay whole.
+
+    Raises:
+        BudgetError: a budget below the narrowest uniform network; ``.minimum`` holds its latency.
+    """
+    sizes = {g.name: g.size for g in cost.structure.prunable}
+    options = {
+        name: [size] if name in protect else [k for k in cost.candidates[name] if k > 0]
+        for name, size in sizes.items()
+    }
+    counts = widest(sizes, options, cost.total, budget_us)
+    if counts is None:
+        least_us = cost.total({name: allowed[0] for name, allowed in options.items()})
+        raise BudgetError(
+            f"a uniform network of {budget_us:.1f} µs was asked; the narrowest one takes {least_us:.1f} µs; "
+            f"ask for at least {least_us:.1f} µs",
+            minimum=least_us,
+        )
+    return counts
+
+
+def widest(
+    sizes: Mapping[str, int],
+    options: Mapping[str, Sequence[int]],
+    measure: Callable[[Mapping[str, int]], float],
+    limit: float,
+    *,
+    rising: bool = False,
+) -> dict[str, int] | None:
+    """Returns the counts of the widest uniform network within a limit, or None where not the narrowest fits.
+
+    At a ratio r every group keeps the option nearest to r · size, the wider one of two equally near. The largest r
+    whose network fits is taken. Then single groups step to their next option while one fits, always the one with the
+    largest remainder (r · size − count) / (next − count), the first of equal ones, with r where the ratio stopped.
+    Afterwards no single step of any group fits.
+
+    Args:
+        sizes: group name → units of the whole network.
+        options: group name → ascending widths above 0.
+        measure: the size of a network, in the unit of ``limit``.
+        limit: the largest size.
+        rising: whether the size never falls as a group grows; then the ratio is found by bisection. Else every
+            ratio at which a count changes is tried, from the widest down.
+    """
+    steps = {
+        name: [Fraction(a + b, 2 * sizes[name]) for a, b in pairwise(allowed)]
+        for name, allowed in options.items()
+    }
+    ratios = sorted({ratio for found in steps.values() for ratio in found})
+
+    def rounded(n: int) -> dict[str, int]:
+        """Returns the network of the n-th ratio; that of 0 is the narrowest."""
+        if n == 0:
+            return {name: allowed[0] for name, allowed in options.items()}
+        return {name: allowed[bisect_right(steps[name], ratios[n - 1])] for name, allowed in options.items()}
+
+    def fits(counts: Mapping[str, int]) -> bool:
+        return measure(counts) <= limit
+
+    numbers = range(len(ratios) + 1)
+    if rising:
+        at = bisect_right(numbers, False, key=lambda n: not fits(rounded(n))) - 1
+    else:
+        at = next((n for n in reversed(numbers) if fits(rounded(n))), -1)
+    if at < 0:
+        return None
+    counts = rounded(at)
+    stopped = ratios[at] if at < len(ratios) else Fraction(1)
+    grown = True
+    while grown:
+        # A step that did not fit fits later only where another one made the network cheaper.
+        grown = False
+        left = {name for name in options if counts[name] < options[name][-1]}
+        while left:
+            wider = {name: options[name][bisect_right(options[name], counts[name])] for name in left}
+            name = max(
+                (name for name in options if name in left),
+                key=lambda name: (stopped * sizes[name] - counts[name]) / (wider[name] - counts[name]),
+            )
+            if fits({**counts, name: wider[name]}):
+                counts[name], grown = wider[name], True
+            if counts[name] != wider[name] or counts[name] == options[name][-1]:
+                left.remove(name)
+    return counts

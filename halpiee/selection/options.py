@@ -1,12 +1,14 @@
 """What may be chosen: per group the units in order of preference, the widths allowed, and what they are worth.
 
-Scores and masks are checked here, and turned into the values and terms of a grid problem.
+Scores and masks are checked here, and turned into the values and terms of a grid problem. Which sides of ops never
+change width, and which groups the papers' recipes leave whole, is answered here too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,9 +16,13 @@ from torch import Tensor
 
 from halpiee.errors import UsageError, unknown
 from halpiee.selection.cost import Cost
-from halpiee.selection.terms import FloatArray, IntArray, Side
+from halpiee.selection.grid import FloatArray, IntArray, Side
+from halpiee.structure.groups import GroupRef, Structure
 
-__all__ = ["Offer", "Offers", "offer"]
+if TYPE_CHECKING:
+    from latency.op import Op
+
+__all__ = ["RECIPES", "Offer", "Offers", "first_group", "fixed_sides", "offer", "protected"]
 
 
 @dataclass(frozen=True)
@@ -167,3 +173,64 @@ def _score(scores: Mapping[str, Tensor], name: str, size: int) -> Tensor:
             "drop the batches that gave NaN or infinity"
         )
     return score
+
+
+def fixed_sides(structure: Structure) -> dict[Op, tuple[bool, bool]]:
+    """Returns for every op whether C_in and C_out are the same in every selection; for ``latency.sweep``.
+
+    Ops that occur several times count as fixed where all of them are.
+    """
+    prunable = {group.name for group in structure.prunable}
+
+    def fixed(refs: tuple[GroupRef, ...]) -> bool:
+        return not any(name in prunable for name, _ in refs)
+
+    found: dict[Op, tuple[bool, bool]] = {}
+    for timed in structure.ops:
+        ins, outs = found.get(timed.op, (True, True))
+        found[timed.op] = (ins and fixed(timed.in_groups), outs and fixed(timed.out_groups))
+    return found
+
+
+RECIPES = ("resnet50", "mobilenet_v1")
+"""Networks whose recipes in HALP and IEE leave the first convolution whole."""
+
+
+def first_group(structure: Structure) -> str | None:
+    """Returns the group that the first layer alone produces, or ``None``.
+
+    HALP and IEE never prune the first convolution of ResNet-50 and MobileNet-V1: it is cheap, and everything reads
+    it. Where the stem writes into a residual stream with other layers, protecting it would pin the whole stream, so
+    there is nothing to protect.
+    """
+    if not structure.layers:
+        return None
+    first = structure.layers[0]
+    for name, _ in first.out_groups:
+        producers = {
+            layer.name for layer in structure.layers if any(name == other for other, _ in layer.out_groups)
+        }
+        own = {layer for layer in producers if not _passes_through(structure, layer)}
+        if structure.by_name[name].prunable and own == {first.name}:
+            return name
+    return None
+
+
+def protected(structure: Structure, model: str, *, asked: bool | None = None) -> tuple[str, ...]:
+    """Returns the groups that stay whole: the first one where it is asked for, or is the recipe of a network.
+
+    Args:
+        structure: of the network.
+        model: its MODEL string.
+        asked: whether the first group is protected; ``None``: as the recipes have it.
+    """
+    if not (model in RECIPES if asked is None else asked):
+        return ()
+    name = first_group(structure)
+    return () if name is None else (name,)
+
+
+def _passes_through(structure: Structure, name: str) -> bool:
+    """Returns whether a layer only hands its channels on: a depthwise one writes the group that it reads."""
+    layer = next(layer for layer in structure.layers if layer.name == name)
+    return bool(layer.in_groups) and layer.in_groups == layer.out_groups

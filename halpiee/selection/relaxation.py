@@ -18,9 +18,8 @@ from collections import Counter
 
 import numpy as np
 
+from halpiee.selection.grid import Factor, Grid, GridSolution, IntArray, Side
 from halpiee.selection.lagrangian import solve_dual
-from halpiee.selection.solution import GridSolution
-from halpiee.selection.terms import Factor, Grid, IntArray, Side
 
 __all__ = ["linearise", "solve_linear"]
 

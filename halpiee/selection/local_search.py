@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from halpiee.selection.terms import Grid, IntArray
+from halpiee.selection.grid import Grid, IntArray
 
 __all__ = ["descend", "fill", "fill_within", "repair", "repair_within"]
 
