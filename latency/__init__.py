@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latency.benchmark import Comparison, Measurement, compare, measure
     from latency.device import environment
     from latency.errors import (
         HalpieeError,
@@ -20,8 +19,9 @@ if TYPE_CHECKING:
     from latency.op import Op
     from latency.predict import Calibration, fit
     from latency.profiles import Profile
-    from latency.sweeping import Estimate, sweep
+    from latency.sweeping.sweep import Estimate, sweep
     from latency.table import Table
+    from latency.timing.benchmark import Comparison, Measurement, compare, measure
 
 __all__ = [
     "Calibration",
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "latency.benchmark": ("Comparison", "Measurement", "compare", "measure"),
+    "latency.timing.benchmark": ("Comparison", "Measurement", "compare", "measure"),
     "latency.device": ("environment",),
     "latency.errors": (
         "HalpieeError",
@@ -60,7 +60,7 @@ _HOME = {
     "latency.op": ("Op",),
     "latency.predict": ("Calibration", "fit"),
     "latency.profiles": ("Profile",),
-    "latency.sweeping": ("Estimate", "sweep"),
+    "latency.sweeping.sweep": ("Estimate", "sweep"),
     "latency.table": ("Table",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -1,8 +1,8 @@
 """How a file is written so that it is there whole or not at all, and how a folder belongs to one process.
 
 A file is written beside its name as ``.NAME.PID.N.part``, flushed to the disk, and renamed. While it is written its
-writer holds a lock on it, which the system lets go of when the writer dies: what a killed process has left is told from
-what is being written, and the next write of that name, or the next owner of the folder, removes it.
+writer holds a lock on it, which the system lets go of when the writer dies: what a killed process has left is told
+from what is being written, and the next write of that name, or the next owner of the folder, removes it.
 """
 
 from __future__ import annotations

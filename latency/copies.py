@@ -1,7 +1,7 @@
 """Copies of a model that keeps tensors of its forward, which ``copy.deepcopy`` refuses.
 
-A model that stores an activation (``self.features = x``, a hook that collects outputs) holds a tensor with a history of
-gradients, and torch copies no such tensor. In the copy its values are there without the history.
+A model that stores an activation (``self.features = x``, a hook that collects outputs) holds a tensor with a history
+of gradients, and torch copies no such tensor. In the copy its values are there without the history.
 """
 
 from __future__ import annotations

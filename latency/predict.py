@@ -3,10 +3,10 @@
 A sum of layers is not a network: what a call costs once is in no layer (a), and layers run beside each other a
 little slower or faster than alone (b). Both are fitted on a few networks that were measured whole.
 
-The dense network need not lie on the line of its shrunk ones: its weights may not fit in a cache that holds theirs, or
-be driven out while it runs by others who share that cache. A MobileNet-V1 of 8.4 ms was 5 % above the line of shrunk
-ones of 1 to 6 ms, of which twenty lay within 2.4 %. So where enough of them were measured the line is theirs, and bends
-to the dense network beyond the largest.
+The dense network need not lie on the line of its shrunk ones: its weights may not fit in a cache that holds theirs,
+or be driven out while it runs by others who share that cache. A MobileNet-V1 of 8.4 ms was 5 % above the line of
+shrunk ones of 1 to 6 ms, of which twenty lay within 2.4 %. So where enough of them were measured the line is theirs,
+and bends to the dense network beyond the largest.
 """
 
 from __future__ import annotations

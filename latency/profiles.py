@@ -4,26 +4,43 @@ JSON Lines. The first line holds the schema and the environment, every other lin
 (``op kernel stride pad dilation groups c_in c_out d h w batch tail dtype layout cache``) and its value
 (``us ci_lo ci_hi n method contention tactic time env role steps``). The last line for a key wins, a torn last line
 is left out. Nothing in it is ever executed.
+
+``Cell`` and ``Environment`` state what a line may hold. Fields that they do not name are kept as they are: backends
+state more, and a reader of today must not refuse a later version's.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required, TypedDict
+
+from msgspec import Meta
 
 from latency._files import write
-from latency.caches import COLD, WARM, few_weights
-from latency.cell import Cell, Environment, check_time, contradiction
 from latency.device import differences, environment_id
 from latency.errors import ProfileError, UsageError
-from latency.op import IMAGE_CHANNELS, Op
+from latency.op import IMAGE_CHANNELS, Op, few_weights
 from latency.outside import parsed, read_bytes, sound
-from latency.table import Table
+from latency.table import Table, check_time
 
-__all__ = ["SCHEMA", "Profile", "cell_key", "header_line", "read_lines"]
+__all__ = [
+    "COLD",
+    "MOST_CHANNELS",
+    "SCHEMA",
+    "WARM",
+    "Cell",
+    "Environment",
+    "Profile",
+    "cell_key",
+    "contradiction",
+    "header_line",
+    "read_lines",
+]
+
 
 SCHEMA = "halpiee.profile/1"
 
@@ -32,6 +49,9 @@ KEYS = (
     "dtype", "layout", "cache",
 )  # fmt: skip
 """What names a cell, in the order a line states it."""
+
+WARM, COLD = "warm", "cold"
+"""States of an op's weights when it runs, as cells state them."""
 
 LEFT_OUT = "not_measured"
 """Ops that were asked for and that the backend cannot build: a field of the environment, and a line of its own."""
@@ -54,7 +74,7 @@ class Profile:
         environment: circumstances of all cells.
         cells: mappings with the keys above; of a value only ``us`` must be there. Of several with the same key and
             role the last one counts; of a table measured with cold and with warm weights the cold ones do, and those
-            of few weights (`latency.caches.FEW`).
+            of few weights (`latency.sweeping.cold_weights.FEW`).
 
     Attributes:
         environment: circumstances of all cells.
@@ -277,3 +297,88 @@ def _order(cell: Mapping[str, Any]) -> tuple[str, str, int, int]:
         int(cell["c_in"]),
         int(cell["c_out"]),
     )
+
+
+MOST_CHANNELS = 2**20
+"""Channels of one side; a table holds numbers for every width up to the widest."""
+
+Width = Annotated[int, Meta(ge=1, le=MOST_CHANNELS)]
+Side = Annotated[int, Meta(ge=1, le=2**24)]
+Dims = Annotated[list[Annotated[int, Meta(ge=0, le=2**16)]], Meta(max_length=3)]
+Text = Annotated[str, Meta(max_length=4096)]
+Id = Annotated[str, Meta(pattern=r"\A[ -~]{0,64}\Z")]
+Number = Annotated[float, Meta(ge=-1e15, le=1e15)]
+Us = Annotated[float, Meta(gt=0, le=1e12)]
+"""A time in µs: longer than nothing, shorter than twelve days."""
+
+Slow = tuple[Annotated[int, Meta(ge=1, le=2**16)], Annotated[float, Meta(gt=0, le=1e6)]]
+Pattern = Annotated[list[Annotated[float, Meta(gt=0, le=1)]], Meta(min_length=1, max_length=256)]
+
+
+class Cell(TypedDict, total=False):
+    """One measurement: the op's key, and its value."""
+
+    op: Required[Text]
+    c_in: Required[Width]
+    c_out: Required[Width]
+    us: Required[Us]
+    kernel: Dims
+    stride: Dims
+    pad: Dims
+    dilation: Dims
+    groups: Width
+    d: Side
+    h: Side
+    w: Side
+    batch: Side
+    tail: Annotated[list[Text], Meta(max_length=64)]
+    dtype: Text
+    layout: Text
+    cache: Text
+    ci_lo: Number
+    ci_hi: Number
+    n: Annotated[int, Meta(ge=0, le=2**40)]
+    method: Text | None
+    contention: Number
+    slowdown: Number | None
+    time: Number | Text | None
+    env: Id
+    role: Text
+    steps: tuple[Width, Width] | None
+    pattern: tuple[Pattern | None, Pattern | None] | None
+    slow: tuple[Slow | None, Slow | None] | None
+    image: bool
+
+
+class Environment(TypedDict, total=False):
+    """Circumstances of all cells of a profile."""
+
+    id: Id
+    backend: Text
+    device: Text
+    dtype: Text
+    layout: Text | None
+    threads: Annotated[int, Meta(ge=1, le=4096)]
+    cpu_flags: list[Text]
+    cpu_caches: dict[Text, Text]
+    not_measured: list[Text]
+    anchor_us: Us
+    tf32: bool | None
+
+
+def contradiction(cell: dict[str, Any]) -> str | None:
+    """Returns why the fields of a cell do not go together, or None."""
+    groups = cell.get("groups", 1)
+    if cell["c_in"] % groups or (cell["op"].startswith("conv") and cell["c_out"] % groups):
+        return f"{cell['c_in']} and {cell['c_out']} channels in {groups} groups"
+    for shares in cell.get("pattern") or ():
+        if shares and (sorted(set(shares)) != shares or not math.isclose(shares[-1], 1, rel_tol=1e-6)):
+            return f"the pattern {shares[:8]}, whose shares do not ascend to 1"
+    for name in ("stride", "pad", "dilation"):
+        if cell.get(name) and len(cell[name]) != len(cell.get("kernel") or cell[name]):
+            return f"{name} {cell[name]} of the kernel {cell['kernel']}"
+    if 0 in (cell.get("stride") or ()):
+        return f"stride {cell['stride']}"
+    if "ci_hi" in cell and "ci_lo" not in cell:
+        return "an upper end of its interval and no lower one"
+    return None

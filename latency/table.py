@@ -18,17 +18,18 @@ with the period P = step · len(pattern) and φ from the pattern.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.cell import check_time
 from latency.errors import ProfileError
 from latency.op import Op
 
-__all__ = ["Table", "bent", "gordon"]
+__all__ = ["Table", "bent", "check_time", "gordon"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -280,3 +281,21 @@ def _shape(op: Op) -> str:
     ]
     tail = f" + {' + '.join(op.tail)}" if op.tail else ""
     return " ".join(p for p in parts if p) + tail
+
+
+def check_time(cell: Mapping[str, Any], what: str) -> None:
+    """Refuses a cell whose time is not a finite number of µs above 0.
+
+    Args:
+        cell: with its widths and ``us``.
+        what: the op, in words.
+
+    Raises:
+        ProfileError: the message has the op, the widths and the time.
+    """
+    us = cell.get("us")
+    if isinstance(us, bool) or not isinstance(us, numbers.Real) or not 0 < float(us) < math.inf:
+        raise ProfileError(
+            f"the cell of {what} at {cell['c_in']} → {cell['c_out']} has the time {us!r} µs; "
+            "measure it again: remove its line from the profile and resume the sweep"
+        )

@@ -28,7 +28,7 @@ from latency import Op
 from latency.backends import Built
 from latency.backends.torch import Torch
 from latency.device import pinned
-from latency.timer import time_call
+from latency.timing.timer import time_call
 
 CONVS = ((64, 64, 56, 3), (256, 64, 56, 1), (256, 256, 14, 3), (1024, 256, 14, 1), (512, 512, 7, 3))
 """(C_in, C_out, size, kernel) of ResNet-50."""

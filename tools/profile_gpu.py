@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from latency import Op, sweep
 from latency.errors import HalpieeError, UsageError
-from latency.timer import Precision
+from latency.timing.timer import Precision
 
 
 def main(arguments: list[str] | None = None) -> int:

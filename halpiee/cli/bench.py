@@ -171,8 +171,8 @@ def _latencies(
     asked: Bench,
     warm_up: int | None,
 ) -> tuple[list[dict[str, Any]], str]:
-    from latency.benchmark import compare
-    from latency.clock import WallClock
+    from latency.timing.benchmark import compare
+    from latency.timing.clock import WallClock
 
     on_cpu = all(r.device == "cpu" for r in runners.values())
     found = compare(
@@ -201,7 +201,7 @@ def _latencies(
 
 
 def _throughputs(runners: dict[str, Runner], base: str, batch: int, asked: Bench) -> list[dict[str, Any]]:
-    from latency.throughput import measure_throughput
+    from latency.timing.throughput import measure_throughput
 
     found = measure_throughput(
         {name: runner.load for name, runner in runners.items()},

@@ -53,11 +53,11 @@ def command(asked: Inspect) -> None:
         check_place(asked.export)
     loaded = latency.Profile.load(asked.profile)
     if asked.export is not None:
-        from latency.tabular import export
+        from latency.profile_io import export
 
         export(loaded, asked.export)
     if asked.plot is not None and loaded.cells:
-        from latency.pictures import draw
+        from latency.inspect import draw
 
         draw(loaded, asked.plot, tables=asked.tables)
     found = inspect(loaded)
@@ -146,7 +146,7 @@ class Merge(Answered):
 def merge(asked: Merge) -> None:
     """Join PROFILES of one device; of cells measured twice the newest counts, and differences beyond 5 % are named."""
     import latency
-    from latency.merging import conflicts
+    from latency.profile_io import conflicts
 
     loaded = [latency.Profile.load(path) for path in asked.profiles]
     joined = loaded[0].merge(*loaded[1:])

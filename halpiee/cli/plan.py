@@ -76,7 +76,7 @@ def _measured(problem: Problem, file: Path) -> latency.Profile:
     """Measures what the plan needs and the profile does not hold yet."""
     from halpiee.selection.options import fixed_sides
     from halpiee.selection.select import select_lazily
-    from latency.lazy import LazySweep
+    from latency.sweeping.lazy import LazySweep
 
     asked, structure = problem.asked, problem.structure
     us, fraction = parse_budget(asked.budget)

@@ -20,7 +20,7 @@ from latency.backends.onnx_file import check_file
 from latency.backends.onnxruntime import feeds, session, to_onnx
 from latency.backends.torch_device import set_arithmetic
 from latency.copies import copy_of
-from latency.throughput import Load
+from latency.timing.throughput import Load
 
 __all__ = ["Precision", "Runner", "engine_runner", "module_runner", "onnx_runner"]
 

@@ -23,7 +23,7 @@ from latency.backends import load
 from latency.backends.onnxruntime import to_onnx
 from latency.backends.torch_device import Precision
 from latency.backends.torch_module import module_call
-from latency.benchmark import Comparison, compare
+from latency.timing.benchmark import Comparison, compare
 
 __all__ = ["Target", "in_terms_of", "restored"]
 

@@ -35,9 +35,9 @@ from halpiee.structure.groups import Structure
 
 if TYPE_CHECKING:
     from halpiee.sparsity.distribution import Latency
-    from latency.lazy import LazySweep
     from latency.op import Op
     from latency.predict import Calibration
+    from latency.sweeping.lazy import LazySweep
 
 __all__ = ["Selection", "choose", "select", "select_lazily", "uniform", "widest"]
 

@@ -21,7 +21,7 @@ from halpiee.training.checkpoint import save_json
 from halpiee.training.config import Settings, parse_budget
 from halpiee.training.curve import curve
 from latency._files import write
-from latency.benchmark import Comparison
+from latency.timing.benchmark import Comparison
 
 if TYPE_CHECKING:
     from halpiee.training.run import Run

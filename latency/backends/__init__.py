@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
-from latency.clock import Clock
 from latency.errors import UsageError
 from latency.op import Op
+from latency.timing.clock import Clock
 
 __all__ = ["BACKENDS", "Backend", "Built", "load", "out_of_memory"]
 

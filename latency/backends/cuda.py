@@ -1,8 +1,8 @@
 """A GPU without PyTorch: memory, a stream, events and graphs, through PyCUDA or through NVIDIA's cuda-python.
 
 Both work in the device's primary context, the one PyTorch uses as well, so they may live in one process with it
-(``pycuda.autoinit`` makes a context of its own, beside which PyTorch's handles are invalid). PyCUDA has no CUDA graphs:
-with it a series of calls is enqueued one by one, and the time of short kernels is that of their launches.
+(``pycuda.autoinit`` makes a context of its own, beside which PyTorch's handles are invalid). PyCUDA has no CUDA
+graphs: with it a series of calls is enqueued one by one, and the time of short kernels is that of their launches.
 """
 
 from __future__ import annotations

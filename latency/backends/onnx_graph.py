@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.caches import SELDOM, few_weights, weight_bytes
 from latency.errors import UnsupportedOpError
-from latency.op import Op
+from latency.op import SELDOM, Op, few_weights, weight_bytes
 
 if TYPE_CHECKING:
     import onnx

@@ -22,11 +22,10 @@ import numpy as np
 from latency.backends import Built
 from latency.backends.onnx_file import check_file
 from latency.backends.onnx_graph import OPSET, copies_of, twin
-from latency.caches import weight_bytes
-from latency.clock import Clock, CpuClock, WallClock
 from latency.device import environment
 from latency.errors import MissingError, UsageError
-from latency.op import Op
+from latency.op import Op, weight_bytes
+from latency.timing.clock import Clock, CpuClock, WallClock
 
 if TYPE_CHECKING:
     import onnx

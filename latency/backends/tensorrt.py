@@ -2,8 +2,8 @@
 
 A call is a series of K inferences and the call it is compared with one of them; the slope between them is the op,
 without launch and graph entry. cuda-python captures both in CUDA graphs; PyCUDA has none, so there the slope of a
-short op is that of its launches, and the cell's method says ``enqueue slope``. The series goes round several engines of
-the same plan, each with weights of its own, because in a network weights are cold while activations are warm.
+short op is that of its launches, and the cell's method says ``enqueue slope``. The series goes round several engines
+of the same plan, each with weights of its own, because in a network weights are cold while activations are warm.
 
 With ``branches`` many ops become one build, and the times are those of TensorRT's profiler: quicker to build, and the
 profiler's times include what it costs itself.
@@ -22,10 +22,10 @@ from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, open_cuda
 from latency.backends.tensorrt_builder import Builder, Settings, TimingCache
 from latency.backends.tensorrt_network import ROWS, OpNetwork
 from latency.backends.tensorrt_runtime import EngineRunner, in_turns, load_engine
-from latency.clock import Clock
 from latency.device import environment
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op, in_words
+from latency.timing.clock import Clock
 
 __all__ = ["TensorRT"]
 

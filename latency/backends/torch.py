@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from latency.backends import Built
 from latency.backends.torch_device import Precision, clock_on, dtype_of, resolved_device, set_arithmetic
 from latency.backends.torch_ops import op_call
-from latency.clock import Clock
 from latency.device import environment
 from latency.errors import UnsupportedOpError, UsageError
 from latency.op import Op
+from latency.timing.clock import Clock
 
 if TYPE_CHECKING:
     import torch

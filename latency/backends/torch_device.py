@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from latency.clock import Clock, CpuClock, WallClock
 from latency.errors import MissingError, UsageError
+from latency.timing.clock import Clock, CpuClock, WallClock
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import latency
 from halpiee.deploy.target import Target
 from halpiee.structure import trace
-from latency.benchmark import Comparison
 from latency.errors import UsageError
+from latency.timing.benchmark import Comparison
 
 
 def profile(cells: list[dict[str, Any]], **facts: Any) -> latency.Profile:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import latency
-from latency.benchmark import Comparison, compare
 from latency.errors import MissingError, UsageError
+from latency.timing.benchmark import Comparison, compare
 
 from .fakes import FakeClock
 
@@ -169,9 +169,8 @@ def test_worker_threads_of_torch_start_before_the_caller_is_tied_to_a_core() -> 
 
 
 def test_what_the_wall_clock_cannot_tell_is_not_measured_rather_than_zero() -> None:
-    from latency.builds import joined
-    from latency.clock import WallClock
-    from latency.timer import time_call
+    from latency.timing.clock import WallClock
+    from latency.timing.timer import joined, time_call
 
     found = compare({"a": lambda: None}, clock=WallClock(), rounds=9, seconds=0.1)["a"]
     assert (found.clock, found.contention) == ("wall", None)

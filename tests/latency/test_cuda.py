@@ -17,7 +17,7 @@ from latency.backends.torch_module import module_call
 from latency.backends.torch_ops import KINDS
 from latency.errors import MissingError
 from latency.op import Op
-from latency.timer import time_call
+from latency.timing.timer import time_call
 
 from .fakes import conv
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from latency.design import crossings, design, edges, refined, specs
 from latency.op import Op
-from latency.probing import Steps
 from latency.profiles import Profile
+from latency.sweeping.design import crossings, design, edges, refined, specs
+from latency.sweeping.steps import Steps
 
 from .fakes import conv
 

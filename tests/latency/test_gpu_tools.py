@@ -13,8 +13,8 @@ import torch
 
 from latency.backends import Built
 from latency.backends.torch_module import module_call
-from latency.benchmark import Comparison
 from latency.errors import UsageError
+from latency.timing.benchmark import Comparison
 from tools import bench_latency, gpu_checks, gpu_session
 from tools.gpu_session import Step
 

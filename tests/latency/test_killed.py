@@ -69,7 +69,7 @@ def test_two_processes_do_not_sweep_into_one_file(tmp_path, request) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from latency.journal import Journal\n"
+            "import sys, time; from pathlib import Path; from latency.profile_io import Journal\n"
             "journal = Journal(Path(sys.argv[1]), {}); print('open', flush=True); time.sleep(60)",
             str(path),
         ],

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from latency.errors import UsageError
-from latency.lazy import LazySweep
 from latency.op import Op
 from latency.profiles import Profile
+from latency.sweeping.lazy import LazySweep
 
 from .fakes import FakeBackend, conv, staircase
 

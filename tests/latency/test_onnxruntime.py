@@ -125,7 +125,9 @@ def test_a_short_op_is_built_with_more_copies_than_are_subtracted() -> None:
 @pytest.mark.slow
 def test_a_sweep_on_the_real_runtime_answers_for_every_width(tmp_path) -> None:
     ops = [conv(3, 8, h=4, w=4), Op(kind="linear", c_in=16, c_out=4)]
-    quick = latency.sweep(ops, path=tmp_path / "p.jsonl", precision=latency.timer.Precision(n_min=5, n_max=5))
+    quick = latency.sweep(
+        ops, path=tmp_path / "p.jsonl", precision=latency.timing.timer.Precision(n_min=5, n_max=5)
+    )
     for op in ops:
         assert float(quick.table(op).lookup(op.c_in, op.c_out)) == pytest.approx(
             next(

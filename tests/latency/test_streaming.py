@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from latency.backends import Built
-from latency.caches import COLD, WARM, Memory, weight_bytes
-from latency.journal import Journal
-from latency.measuring import Measurer
-from latency.op import Op
-from latency.streaming import BUILDS, Rate
-from latency.timer import Precision, Timing
+from latency.op import Op, weight_bytes
+from latency.profile_io import Journal
+from latency.profiles import COLD, WARM
+from latency.sweeping.cold_weights import BUILDS, Memory, Rate
+from latency.sweeping.measurer import Measurer
+from latency.timing.timer import Precision, Timing
 
 from .fakes import FakeBackend
 

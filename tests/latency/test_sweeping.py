@@ -218,7 +218,7 @@ def test_a_full_disk_keeps_the_lines_before_and_says_how_to_go_on(tmp_path, monk
             raise OSError(28, "No space left on device")
         return written(fd, data)
 
-    monkeypatch.setattr("latency.journal.os.write", full)
+    monkeypatch.setattr("latency.profile_io.os.write", full)
     with pytest.raises(UsageError, match="same command again"):
         latency.sweep([conv(64, 64)], backend=FakeBackend(staircase(8)), path=path)
     monkeypatch.undo()
@@ -246,7 +246,7 @@ def test_a_table_that_its_held_out_cells_contradict_gets_more_cells() -> None:
 
 
 def test_tables_that_everything_contradicts_get_half_as_many_cells_more_and_no_others(monkeypatch) -> None:
-    monkeypatch.setattr("latency.sweeping.MORE_CELLS", 0)
+    monkeypatch.setattr("latency.sweeping.sweep.MORE_CELLS", 0)
     ops = [conv(256, 256), conv(256, 128, h=16, w=16)]
     coarse = latency.sweep(ops, backend=FakeBackend(lawless), holdout=0, seed=3)
     with pytest.warns(HoldoutWarning):

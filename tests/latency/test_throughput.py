@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from latency.throughput import Load, Throughputs, measure_throughput
+from latency.timing.throughput import Load, Throughputs, measure_throughput
 
 
 class Machine:

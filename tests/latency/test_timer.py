@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from latency.anchor import Anchor
-from latency.timer import Precision, Sampling, median_interval, time_call
+from latency.timing.contention import Anchor
+from latency.timing.timer import Precision, Sampling, median_interval, time_call
 
 from .fakes import FakeClock
 

@@ -10,9 +10,9 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.selection.select import select, select_lazily
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
-from latency.design import edges, specs
-from latency.lazy import LazySweep
 from latency.op import Op
+from latency.sweeping.design import edges, specs
+from latency.sweeping.lazy import LazySweep
 
 from .fakes import FormulaBackend
 

@@ -20,8 +20,8 @@ from halpiee.training import baseline, pruning, stages
 from halpiee.training.config import Cycle, Settings
 from halpiee.training.run import Run
 from halpiee.zoo import build
-from latency.benchmark import Comparison
 from latency.predict import Calibration
+from latency.timing.benchmark import Comparison
 
 from .talk import Quiet
 

@@ -1,11 +1,11 @@
 """How disturbed is the machine at the moment, and how fast?
 
-CPU time is not immune to who shares the core: a hyperthread neighbour slows it by 25 % and more, in bursts of
-0.1 … 100 ms. So a short call that never changes, the *anchor*, runs between any two runs that are timed, and a run
-counts as quiet when the anchors on both sides agree and are near the anchor's floor. Near, not at it: on some
-processors a core is slower by 3 % or 10 % for seconds, by what others make of its clock and of what hyperthreads share,
-and a run takes as much longer as the anchor does. So times are stated at one speed, that of the anchor's *reference*: a
-run's time is divided by what the anchors around it took over that.
+CPU time is not immune to who shares the core: a hyperthread neighbour slows it by 25 % and more, in bursts of 0.1 …
+100 ms. So a short call that never changes, the *anchor*, runs between any two runs that are timed, and a run counts
+as quiet when the anchors on both sides agree and are near the anchor's floor. Near, not at it: on some processors a
+core is slower by 3 % or 10 % for seconds, by what others make of its clock and of what hyperthreads share, and a run
+takes as much longer as the anchor does. So times are stated at one speed, that of the anchor's *reference*: a run's
+time is divided by what the anchors around it took over that.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.clock import Clock
+from latency.timing.clock import Clock
 
 __all__ = ["BACK", "Anchor"]
+
 
 QUIET = 1.03
 """Anchors on both sides of a run that agree to this: nothing came or went between them."""

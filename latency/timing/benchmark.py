@@ -4,10 +4,10 @@ Two networks are compared in turns within one run, A B A B …, because the mach
 differ. In a turn a network runs until its data is back in the caches, then eight times that count. The ratio is the
 median of the rounds' ratios with its distribution-free 95 % interval.
 
-A short anchor runs before and after every run (`latency.anchor`): where every network finds enough runs undisturbed
-by who shares the core, only those count, stated at the clock that the processor mostly had; else, for every network,
-its fastest twentieth. (Long runs are hit more often than short ones. On a machine with other work, ratios of plain
-medians were off by 10 %, these by 2 %.)
+A short anchor runs before and after every run (`latency.timing.contention`): where every network finds enough runs
+undisturbed by who shares the core, only those count, stated at the clock that the processor mostly had; else, for
+every network, its fastest twentieth. (Long runs are hit more often than short ones. On a machine with other work,
+ratios of plain medians were off by 10 %, these by 2 %.)
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.anchor import Anchor
 from latency.backends import BACKENDS, load
 from latency.backends.onnx_network import is_module, network_call
-from latency.clock import Clock, CpuClock, WallClock, share_lost
 from latency.device import pinned
 from latency.errors import MissingError, UsageError
-from latency.timer import BURST, median_interval, until_back
+from latency.timing.clock import Clock, CpuClock, WallClock, share_lost
+from latency.timing.contention import Anchor
+from latency.timing.timer import BURST, median_interval, until_back
 
 if TYPE_CHECKING:
     import onnx
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     Model = nn.Module | onnx.ModelProto | str | Path
 
 __all__ = ["Comparison", "Measurement", "Ratio", "compare", "measure"]
+
 
 ENOUGH = 9
 """So many undisturbed runs give a median an interval."""

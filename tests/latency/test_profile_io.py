@@ -9,10 +9,9 @@ import pytest
 
 import latency
 from latency.errors import OutputInUseError, UsageError
-from latency.merging import conflicts
-from latency.pictures import draw
+from latency.inspect import draw
+from latency.profile_io import conflicts, export
 from latency.profiles import Profile
-from latency.tabular import export
 
 from .fakes import FakeBackend, conv, staircase
 

@@ -7,16 +7,16 @@ import tracemalloc
 import pytest
 
 import latency
-from latency.anchor import Anchor
 from latency.backends import Built
-from latency.caches import COLD, NARROW, WARM, Memory, weight_bytes
-from latency.journal import Journal
-from latency.lazy import LazySweep
-from latency.measuring import Measurer
-from latency.op import Op
-from latency.profiles import Profile
-from latency.timer import Precision, Sampling, in_turns
-from latency.visits import Visits
+from latency.op import Op, weight_bytes
+from latency.profile_io import Journal
+from latency.profiles import COLD, WARM, Profile
+from latency.sweeping.cold_weights import NARROW, Memory
+from latency.sweeping.lazy import LazySweep
+from latency.sweeping.measurer import Measurer
+from latency.sweeping.schedule import Visits
+from latency.timing.contention import Anchor
+from latency.timing.timer import Precision, Sampling, in_turns
 
 from .fakes import FakeBackend, FakeClock, conv
 
@@ -74,8 +74,8 @@ def test_an_op_whose_weights_come_from_memory_is_timed_so_at_every_width_with_mo
 def test_builds_that_differ_with_the_caches_emptied_are_two_more_at_each_visit(
     again: float, builds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latency.visits.AGAIN", again)
-    monkeypatch.setattr("latency.visits.PATIENCE", 0.0)
+    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", again)
+    monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
 
     class Placed(Cached):
         builds = 2
@@ -95,7 +95,7 @@ def test_builds_that_differ_with_the_caches_emptied_are_two_more_at_each_visit(
 def test_cells_whose_builds_differ_are_visited_again_in_turns(
     distance: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latency.visits.AGAIN", 1e9)
+    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 1e9)
     visit = Visits._visit
     visited: list[int] = []
     monkeypatch.setattr(

@@ -1,8 +1,8 @@
 """Carries measurements out: cells in random order, each on the disk before the next, disturbed ones once more.
 
-One order over all tables, so that drift of the machine does not become a slope of a table. When a cell is visited, and
-in how many builds, is said in `latency.visits`; here it becomes a line of the journal, known ones are left out, and
-where reading the weights is all an op does what that takes is added (`latency.streaming`).
+One order over all tables, so that drift of the machine does not become a slope of a table. When a cell is visited,
+and in how many builds, is said in `latency.sweeping.schedule`; here it becomes a line of the journal, known ones are
+left out, and where reading the weights is all an op does what that takes is added (`latency.sweeping.cold_weights`).
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from latency.anchor import Anchor
 from latency.backends import Backend, Built, out_of_memory
-from latency.builds import joined
-from latency.caches import COLD, WARM, Memory, weight_bytes
 from latency.device import environment_id
 from latency.errors import UnsupportedOpError
-from latency.journal import Journal
-from latency.op import Op, in_words
-from latency.probing import Steps
-from latency.profiles import cell_key
-from latency.streaming import Rate, both_ways
-from latency.timer import Precision, Timing
-from latency.visits import Job, Visits
+from latency.op import Op, in_words, weight_bytes
+from latency.profile_io import Journal
+from latency.profiles import COLD, WARM, cell_key
+from latency.sweeping.cold_weights import Memory, Rate, both_ways
+from latency.sweeping.schedule import Job, Visits
+from latency.sweeping.steps import Steps
+from latency.timing.contention import Anchor
+from latency.timing.timer import Precision, Timing, joined
 
 __all__ = ["Cell", "Measurer", "Progress", "memory_of"]
+
 
 Progress = Callable[[int, int], None]
 

@@ -18,6 +18,7 @@ from latency.table import FloatArray, bent
 
 __all__ = ["BASE", "Steps", "found_pattern", "found_step", "kind_of", "probe", "probe_op"]
 
+
 BASE = 64
 """Width of the standard shape: a multiple of every block of channels in use."""
 

@@ -3,10 +3,13 @@
 Single runs are timed, never batches: a run shorter than a slice of the scheduler is mostly clean. One thread is
 timed by its own CPU time, which preemption does not touch; several threads by the wall clock.
 
-CPU time is not immune to who shares the core, so an anchor tells which runs were quiet (`latency.anchor`). The
-statistic is the median of the quiet runs with its distribution-free 95 % interval (order statistics). Calls longer than
-the quiet moments have no such runs: then it is the median of the fastest twentieth, which counts as undisturbed where
-it repeats itself.
+CPU time is not immune to who shares the core, so an anchor tells which runs were uncontended
+(`latency.timing.contention`). The statistic is the median of these runs with its distribution-free 95 % interval
+(order statistics). Calls longer than the quiet moments have no such runs: then it is the median of the fastest
+twentieth, which counts as uncontended where it repeats itself.
+
+Where memory happens to lie changes a time for as long as a build lives, and more runs of one build never show it: so
+several builds of an op have one time, ``joined``.
 """
 
 from __future__ import annotations
@@ -19,18 +22,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.anchor import BACK, Anchor
-from latency.clock import Clock, share_lost
+from latency.timing.clock import Clock, share_lost
+from latency.timing.contention import BACK, Anchor
 
 __all__ = [
     "Precision",
     "Sampling",
     "Timing",
+    "agree",
     "in_turns",
+    "joined",
     "median_interval",
+    "standard_error",
     "time_call",
     "until_back",
 ]
+
 
 BURST = 1.05
 """A quiet run beyond this multiple of the fastest quiet one was hit between its anchors."""
@@ -312,3 +319,44 @@ def time_call(
     """
     sampling = Sampling(clock=clock, anchor=anchor, precision=precision)
     return sampling.visit(run, minus, warm_up=warm_up)
+
+
+AGREE = 0.03
+"""Two builds whose times differ by no more than this share agree; of more, the mean's standard error is half of it."""
+
+AGREE_US = 0.3
+"""Or by no more than this."""
+
+
+def agree(timings: Sequence[Timing]) -> bool:
+    """Returns whether two builds agree, or the mean of more is known as well as that."""
+    times = [t.us for t in timings]
+    enough = max(AGREE * abs(float(np.mean(times))), AGREE_US)
+    if len(times) == 2:
+        return abs(times[0] - times[1]) <= enough
+    return standard_error(times) <= enough / 2
+
+
+def standard_error(times: Sequence[float]) -> float:
+    """Returns the standard error of the mean of two times or more."""
+    return float(np.std(times, ddof=1) / math.sqrt(len(times)))
+
+
+def joined(timings: Sequence[Timing]) -> Timing:
+    """Returns the mean of the builds, and the 95 % interval that their differences leave."""
+    if len(timings) == 1:
+        return timings[0]
+    times = [t.us for t in timings]
+    within = math.hypot(*(t.ci_hi - t.ci_lo for t in timings)) / 2 / len(timings)
+    between = float(np.ptp(times)) / 2 if len(times) == 2 else 2.0 * standard_error(times)
+    us, half = float(np.mean(times)), max(within, between)
+    lost = [t.contention for t in timings if t.contention is not None]
+    return Timing(
+        us=us,
+        ci_lo=us - half,
+        ci_hi=us + half,
+        n=sum(t.n for t in timings),
+        contention=float(np.mean(lost)) if lost else None,
+        quiet=all(t.quiet for t in timings),
+        slowdown=float(np.median([t.slowdown for t in timings])),
+    )

@@ -1,14 +1,14 @@
 """When is which cell visited, and in how many builds? Until its time is known, or too much of it has gone.
 
-Cells that found no quiet moment wait for one and are visited again, the one first that may be off the most; after three
-visits, or where too much time goes into it, a cell stands as it is, and says so.
+Cells that found no quiet moment wait for one and are visited again, the one first that may be off the most; after
+three visits, or where too much time goes into it, a cell stands as it is, and says so.
 
-Where an op uses its weights seldom, they are read from memory, as in a network (`latency.caches`), and cells are timed
-in turns.
+Where an op uses its weights seldom, they are read from memory, as in a network (`latency.sweeping.cold_weights`), and
+cells are timed in turns.
 
 Where memory happens to lie changes a time as well, for as long as a build lives. So a backend may ask for several
-builds of a cell. Two that agree are averaged; otherwise more are made, until their mean is known as well: in a network,
-too, memory lies where it happens to.
+builds of a cell. Two that agree are averaged; otherwise more are made, until their mean is known as well: in a
+network, too, memory lies where it happens to.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from latency.anchor import Anchor
 from latency.backends import Backend, Built
-from latency.builds import agree
-from latency.caches import Memory, turn_bytes, weight_bytes
-from latency.op import Op
-from latency.probing import Steps
-from latency.timer import Precision, Sampling, Timing, in_turns
+from latency.op import Op, weight_bytes
+from latency.sweeping.cold_weights import Memory, turn_bytes
+from latency.sweeping.steps import Steps
+from latency.timing.contention import Anchor
+from latency.timing.timer import Precision, Sampling, Timing, agree, in_turns
 
 __all__ = ["MOST_BUILDS", "Job", "Visits"]
+
 
 MOST_BUILDS = 16
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from latency.op import Op
-from latency.probing import Steps
 from latency.profiles import Profile
+from latency.sweeping.steps import Steps
 
 __all__ = ["Design", "Spec", "crossings", "design", "edges", "refined", "specs"]
+
 
 DENSE_AXIS = 4
 """Axes with at most so many edges are measured at all of them."""

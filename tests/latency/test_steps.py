@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latency.op import Op
-from latency.probing import (
+from latency.sweeping.steps import (
     found_pattern,
     found_slow,
     found_step,

@@ -1,19 +1,29 @@
-"""A profile file while it is being written: every measurement is on the disk before the next one begins."""
+"""A profile as a file: written cell by cell, compared with another one, exported as a flat table.
+
+``Journal`` puts every measurement on the disk before the next one begins. ``conflicts`` names cells that two profiles
+of one device measured differently, before they are joined. ``export`` writes CSV or Parquet, one row a cell, for
+spreadsheets and data frames; it is only a way out: profiles are read from JSON Lines alone.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from latency._files import write
 from latency.device import differences, environment_id
 from latency.errors import OutputInUseError, ProfileError, UsageError
-from latency.profiles import ENVIRONMENT, LEFT_OUT, header_line, read_lines
+from latency.op import Op, in_words
+from latency.profiles import ENVIRONMENT, KEYS, LEFT_OUT, Profile, cell_key, header_line, read_lines
 
-__all__ = ["Journal"]
+__all__ = ["ENDINGS", "Conflict", "Journal", "columns", "conflicts", "export"]
 
 
 class Journal:
@@ -157,3 +167,91 @@ class Journal:
             raise OutputInUseError(
                 f"{self.path} is being written by another sweep; wait for it, or name another file"
             ) from None
+
+
+APART = 0.05
+"""Times of one cell that differ by more than this share of the faster conflict."""
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One cell that was measured twice, with different results.
+
+    Attributes:
+        op: in words.
+        c_in: its input channels.
+        c_out: its output channels.
+        us: the times, in the order of the profiles.
+    """
+
+    op: str
+    c_in: int
+    c_out: int
+    us: tuple[float, ...]
+
+    def __str__(self) -> str:
+        times = " and ".join(f"{us:.1f}" for us in self.us)
+        return f"{self.op} {self.c_in}→{self.c_out}: {times} µs"
+
+
+def conflicts(profiles: Iterable[Profile]) -> list[Conflict]:
+    """Returns the cells of the tables that profiles do not agree on, the furthest apart first."""
+    times: dict[str, list[float]] = {}
+    cells = {}
+    for profile in profiles:
+        for cell in profile.cells:
+            if cell.get("role", "sweep") == "sweep":
+                times.setdefault(cell_key(cell), []).append(float(cell["us"]))
+                cells[cell_key(cell)] = cell
+    found = []
+    for key, us in times.items():
+        if len(us) > 1 and max(us) > (1 + APART) * min(us):
+            op = Op.from_key(cells[key])
+            found.append(Conflict(in_words(op), op.c_in, op.c_out, tuple(us)))
+    return sorted(found, key=lambda one: -max(one.us) / max(min(one.us), 1e-9))
+
+
+ENDINGS = (".csv", ".parquet")
+
+
+def columns(profile: Profile) -> dict[str, list[Any]]:
+    """Returns column name → one value per cell; lists become JSON text, what a cell does not state is None."""
+    found = dict.fromkeys(key for cell in profile.cells for key in cell)
+    names = [*(k for k in KEYS if k in found), *(k for k in found if k not in KEYS)]
+
+    def flat(value: Any) -> Any:
+        return json.dumps(value) if isinstance(value, list | dict) else value
+
+    return {name: [flat(cell.get(name)) for cell in profile.cells] for name in names}
+
+
+def export(profile: Profile, path: str | Path) -> None:
+    """Writes a profile's cells as CSV or Parquet, by the ending of the name; whole or not at all.
+
+    Raises:
+        UsageError: another ending.
+        OutputInUseError: the file exists.
+    """
+    path = Path(path)
+    if path.suffix not in ENDINGS:
+        raise UsageError(
+            f"cells were to be written to {path}; they are written as {' or '.join(ENDINGS)}: end the name so"
+        )
+    write(path, (_csv if path.suffix == ".csv" else _parquet)(columns(profile)))
+
+
+def _csv(table: dict[str, list[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(table)
+    writer.writerows(zip(*table.values(), strict=True))
+    return text.getvalue().encode()
+
+
+def _parquet(table: dict[str, list[Any]]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    content = io.BytesIO()
+    parquet.write_table(pa.table(table), content)
+    return content.getvalue()

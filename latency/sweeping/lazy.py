@@ -1,8 +1,8 @@
 """Measure only what a solver asks for: the corners of every table first, then the cells its answers rest on.
 
 A full sweep prices every network; a plan needs a few. So a lazy sweep starts with the steps and the corners of every
-table, and whoever plans with it asks for the cells of its answer, plans again, and stops when nothing new is asked for.
-What it leaves is an ordinary profile: a sweep may fill it later, and a killed one resumes.
+table, and whoever plans with it asks for the cells of its answer, plans again, and stops when nothing new is asked
+for. What it leaves is an ordinary profile: a sweep may fill it later, and a killed one resumes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from typing import Any
 
 from latency import backends
 from latency.backends import Backend
-from latency.design import Spec, specs
 from latency.device import pinned
 from latency.errors import MeasurementError, UsageError
-from latency.journal import Journal
-from latency.measuring import Cell, Measurer, Progress, memory_of
 from latency.op import CONTRACTIONS, Op, in_words
-from latency.probing import Steps, kind_of, probe
+from latency.profile_io import Journal
 from latency.profiles import Profile
-from latency.timer import Precision
+from latency.sweeping.design import Spec, specs
+from latency.sweeping.measurer import Cell, Measurer, Progress, memory_of
+from latency.sweeping.steps import Steps, kind_of, probe
+from latency.timing.timer import Precision
 
 __all__ = ["PROBES", "LazySweep", "probed"]
+
 
 PROBES = Precision(relative=0.01, absolute_us=0.05, n_min=15)
 """What steps are told from must be sharper than a cell: one per cent decides."""

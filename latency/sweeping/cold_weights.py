@@ -1,53 +1,44 @@
 """Where are an op's weights when it runs? In a network, where the other layers' weights have left them.
 
 Activations were just written and lie in a cache; weights were last read one inference ago, and all other weights of
-the network since. An op that is timed over and over finds its own still there. Where it uses each weight often, that
-makes no difference; a convolution on 4×4 positions uses each 16 times, and takes longer than such a timing says.
+the network since. An op that is timed over and over finds its own weights in the cache. Where it uses each weight
+often that makes no difference; a convolution on 4×4 positions uses each 16 times, and takes longer than such a timing
+says.
 
-So ops with large weights run in turns of some (`latency.timer.in_turns`), and from one turn to the next as many bytes
-are read as the network's weights have, those of one inference, and no more than the last cache holds: by the ops of the
-turn, which read their own weights, and before it what is missing. Whether that drives out what was there is for the
-machine to show; with more bytes weights would leave a cache that holds the network's. Where the last cache is larger by
-far, they come from there, and only the one before it is to be emptied. An op's activations are made anew
-in each run, by what feeds it (`latency.backends.onnx_graph`). With small weights it is the arithmetic that counts:
-emptying the caches drives out the call's own code as well, so that differences of a few µs are lost. A linear layer of
-one image does nothing but read its weights, and is timed in another way (`latency.streaming`).
+So ops with large weights are timed in turns (`latency.timing.timer.in_turns`). Between two turns as many bytes are
+read as one inference reads of the network's weights, at most as many as the last cache holds: the ops of the turn
+read their own weights, and what is missing is read before it. Where the last cache is far larger than the network,
+weights come from there, and only the cache before it is emptied. An op's activations are made anew in each run by the
+op that feeds it (`latency.backends.onnxruntime.ops`). Ops with small weights are not treated so: emptying the caches
+drives out the call's own code as well, and differences of a few µs are lost.
+
+A linear layer of one image uses each weight so seldom that reading the weights takes all its time: 22 µs a MiB from
+the cache, 30 to 70 from memory, by where the weights happen to lie. Builds of it differ by a quarter for as long as
+they live; the mean of six is uncertain by a tenth, while with weights in the cache two builds agree within 2 %. So
+its cells are timed with warm weights, and what a byte takes longer from memory is one rate of the table, from many
+builds.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from latency.op import Op
+from latency.backends import Backend, Built
+from latency.op import SELDOM, Op, few_weights, weight_bytes
+from latency.timing.contention import Anchor
+from latency.timing.timer import Precision, Sampling, Timing, in_turns, joined
 
-if TYPE_CHECKING:
-    from latency.backends import Backend, Built
+__all__ = ["Memory", "Rate", "both_ways", "turn_bytes"]
 
-__all__ = ["COLD", "SELDOM", "WARM", "Memory", "few_weights", "turn_bytes", "weight_bytes"]
-
-WARM, COLD = "warm", "cold"
-"""States of an op's weights when it runs, as cells state them."""
-
-SELDOM = 600
-"""A weight that is used so often in a run costs little, wherever it comes from.
-
-Memory gives about 10 GB/s, a core 20 G multiplications a second: a weight of four bytes costs as much as eight of
-these, 1.3 % of 600.
-"""
 
 SMALL = 1 << 20
 """Bytes of weights, of the widest op of a table, from which on it matters where they come from."""
-
-FEW = 1 << 16
-"""Bytes of weights, of one cell, up to which it does not: memory gives them in 6 µs.
-
-A call with empty caches repeats within 10 % where it takes 20 µs, one with full ones within 2 %.
-"""
 
 UNKNOWN_CACHE_BYTES = 32 << 20
 """Taken for the last cache where the machine does not say."""
@@ -111,7 +102,7 @@ class Memory:
         return op.table_key() in self.widest and not few_weights(op)
 
     def streams(self, op: Op) -> bool:
-        """Returns whether weights that come from memory are all that takes time (`latency.streaming`)."""
+        """Returns whether weights that come from memory are all that takes time (`latency.sweeping.cold_weights`)."""
         return self.has(op) and op.kind == "linear" and op.macs <= STREAMED * op.weights
 
     def empties(self, op: Op) -> bool:
@@ -149,16 +140,6 @@ class Memory:
         return cls(widest, distance, lambda size: np.maximum.reduce(numbers[: size // 8], initial=1))
 
 
-def few_weights(op: Op) -> bool:
-    """Returns whether it does not matter where the weights of a cell come from."""
-    return weight_bytes(op) <= FEW
-
-
-def weight_bytes(op: Op) -> int:
-    """Returns the bytes of an op's weights."""
-    return op.weights * {"float16": 2, "bfloat16": 2}.get(op.dtype, 4)
-
-
 def turn_bytes(op: Op, built: Built) -> int:
     """Returns the bytes of weights that one run of each call of a build reads."""
     copies = (
@@ -170,3 +151,65 @@ def turn_bytes(op: Op, built: Built) -> int:
 def _bytes(size: str) -> int:
     found = re.fullmatch(r"(\d+)([KMG]?)", size)
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else 0
+
+
+BUILDS, AT_ONCE = 24, 8
+"""Builds that tell a rate, and of these as many as exist at once, or as read what the network reads: 50 MB at most."""
+
+EACH = Precision(n_min=5, n_max=40, seconds=0.05)
+"""Of one build: they differ by so much more."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a byte takes longer from memory than from the cache.
+
+    Attributes:
+        us: µs a byte.
+        half: half of its 95 % interval.
+    """
+
+    us: float
+    half: float
+
+    @classmethod
+    def of(cls, warm: Mapping[str, Any], cold: Mapping[str, Any], weight_bytes: int) -> Rate:
+        """Returns the rate that two cells of one op tell, with its weights in the cache and in memory."""
+        half = math.hypot(*(cell["ci_hi"] - cell["ci_lo"] for cell in (warm, cold))) / 2
+        return cls(max(0.0, cold["us"] - warm["us"]) / weight_bytes, half / weight_bytes)
+
+    def onto(self, timing: Timing, weight_bytes: int) -> Timing:
+        """Returns the time of a call from memory, of its time with so many bytes in the cache."""
+        more = self.us * weight_bytes
+        half = math.hypot((timing.ci_hi - timing.ci_lo) / 2, self.half * weight_bytes)
+        us = timing.us + more
+        return replace(timing, us=us, ci_lo=us - half, ci_hi=us + half)
+
+
+def both_ways(
+    backend: Backend, op: Op, anchor: Anchor | None, memory: Memory
+) -> tuple[Timing, Timing, Built]:
+    """Times many builds of an op with its weights in the cache, and with the caches emptied before each turn.
+
+    Returns:
+        Both times, means over the builds, and one of these.
+    """
+    warm: list[Timing] = []
+    cold: list[Timing] = []
+    built = backend.build(op)
+    reads = turn_bytes(op, built)
+    at_once = min(AT_ONCE, max(1, memory.distance // reads))
+    clear = memory.before(backend, op)
+    while len(cold) < BUILDS:
+        samplings = []
+        for _ in range(min(at_once, BUILDS - len(cold))):
+            built = backend.build(op)
+            alone, sampling = (
+                Sampling(clock=backend.clock(), anchor=anchor, precision=EACH) for _ in range(2)
+            )
+            warm.append(alone.visit(built.run, built.minus))
+            sampling.begin(built.run, built.minus, reads=reads)
+            samplings.append(sampling)
+        in_turns(samplings, clear)
+        cold += [sampling.timing() for sampling in samplings]
+    return joined(warm), joined(cold), built

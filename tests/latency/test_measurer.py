@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 import latency
-from latency.journal import Journal
-from latency.measuring import Measurer
-from latency.timer import Precision
-from latency.visits import MOST_BUILDS, Visits
+from latency.profile_io import Journal
+from latency.sweeping.measurer import Measurer
+from latency.sweeping.schedule import MOST_BUILDS, Visits
+from latency.timing.timer import Precision
 
 from .fakes import FakeBackend, conv
 
@@ -124,7 +124,7 @@ WIDTHS = (8, 16, 24, 32, 40)
 
 
 def test_disturbed_cells_are_measured_again_the_one_first_that_may_be_off_the_most(monkeypatch) -> None:
-    monkeypatch.setattr("latency.visits.AGAIN", 1.0)
+    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 1.0)
     monkeypatch.setattr(Visits, "_calm", lambda self: True)
     backend = Disturbed(slow_builds=1)
     cells = backend.measured(*WIDTHS)
@@ -136,7 +136,7 @@ def test_disturbed_cells_are_measured_again_the_one_first_that_may_be_off_the_mo
 
 
 def test_a_cell_that_stays_disturbed_is_written_after_three_visits_and_says_so(monkeypatch) -> None:
-    monkeypatch.setattr("latency.visits.AGAIN", 1.0)
+    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 1.0)
     monkeypatch.setattr(Visits, "_calm", lambda self: True)
     backend = Disturbed(slow_builds=9)
     cells = backend.measured(*WIDTHS)
@@ -148,8 +148,8 @@ def test_a_cell_that_stays_disturbed_is_written_after_three_visits_and_says_so(m
 
 
 def test_where_no_time_is_left_for_it_no_cell_is_measured_again(monkeypatch) -> None:
-    monkeypatch.setattr("latency.visits.AGAIN", 0.0)
-    monkeypatch.setattr("latency.visits.PATIENCE", 0.0)
+    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 0.0)
+    monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
     backend = Disturbed(slow_builds=1)
     cells = backend.measured(*WIDTHS)
     assert len(backend.order) == len(cells) == 5
@@ -157,9 +157,9 @@ def test_where_no_time_is_left_for_it_no_cell_is_measured_again(monkeypatch) -> 
 
 
 def test_no_more_than_some_disturbed_cells_wait(monkeypatch) -> None:
-    monkeypatch.setattr("latency.visits.AGAIN", 0.0)
-    monkeypatch.setattr("latency.visits.PATIENCE", 0.0)
-    monkeypatch.setattr("latency.visits.TOGETHER", 2)
+    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 0.0)
+    monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
+    monkeypatch.setattr("latency.sweeping.schedule.TOGETHER", 2)
     backend = Disturbed(slow_builds=1)
     backend.measured(*WIDTHS)
     assert [on_disk for _, on_disk in backend.order] == [0, 0, 0, 0, 2]
@@ -169,10 +169,10 @@ def test_no_more_than_some_disturbed_cells_wait(monkeypatch) -> None:
 def test_disturbed_cells_wait_until_the_neighbour_has_gone_but_not_for_ever(
     monkeypatch, again: float, visits: int
 ) -> None:
-    monkeypatch.setattr("latency.visits.AGAIN", again)
-    monkeypatch.setattr("latency.visits.PATIENCE", 0.0)
-    monkeypatch.setattr("latency.visits.PAUSE", 1e-6 if again > 1 else 100.0)
-    monkeypatch.setattr("latency.visits.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", again)
+    monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
+    monkeypatch.setattr("latency.sweeping.schedule.PAUSE", 1e-6 if again > 1 else 100.0)
+    monkeypatch.setattr("latency.sweeping.schedule.time.sleep", lambda seconds: None)
 
     class Neighbour(FakeBackend):
         """Halves the machine's speed from a moment on, for a second: longer than five visits take."""
@@ -212,8 +212,8 @@ class Departing(FakeBackend):
 
 
 def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("latency.measuring.SETTLED", 0.0)
-    monkeypatch.setattr("latency.anchor.RECOUNTED", 50)
+    monkeypatch.setattr("latency.sweeping.measurer.SETTLED", 0.0)
+    monkeypatch.setattr("latency.timing.contention.RECOUNTED", 50)
     ops = [conv(64, 64)]
     path = tmp_path / "p.jsonl"
     profile = latency.sweep(ops, backend=Departing(30), path=path)
@@ -228,9 +228,9 @@ def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(tmp_path
 
 
 def test_a_profile_is_continued_at_the_speed_it_was_begun_at(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("latency.measuring.SETTLED", 0.0)
-    monkeypatch.setattr("latency.visits.PATIENCE", 0.0)
-    monkeypatch.setattr("latency.visits.AGAIN", 0.0)
+    monkeypatch.setattr("latency.sweeping.measurer.SETTLED", 0.0)
+    monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
+    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 0.0)
 
     class Paced(FakeBackend):
         """Ops of 10·C_out µs at a pace, as the anchor of 10 µs."""

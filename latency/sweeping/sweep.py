@@ -1,8 +1,9 @@
 """Measure the tables of some ops: few cells, in random order, each on the disk before the next.
 
-Steps are probed first (`latency.probing`), then the cells that tell the tables (`latency.design`) are measured in one
-shuffled order over all tables (`latency.measuring`), so that drift of the machine does not become a slope of a table.
-Where the held-out cells of a table show it wrong by more than a few per cent, it gets further rows and columns.
+Steps are probed first (`latency.sweeping.steps`), then the cells that tell the tables (`latency.sweeping.design`) are
+measured in one shuffled order over all tables (`latency.sweeping.measurer`), so that drift of the machine does not
+become a slope of a table. Where the held-out cells of a table show it wrong by more than a few per cent, it gets
+further rows and columns.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from typing import Any, Literal, overload
 
 from latency import backends
 from latency.backends import Backend
-from latency.caches import Memory
-from latency.design import Design, Spec, crossings, design, refined, specs
 from latency.device import pinned
 from latency.errors import HoldoutWarning
 from latency.inspect import inspect
-from latency.journal import Journal
-from latency.lazy import probed
-from latency.measuring import Cell, Measurer, Progress, memory_of
 from latency.op import Op
-from latency.probing import Steps
+from latency.profile_io import Journal
 from latency.profiles import Profile
-from latency.timer import Precision
+from latency.sweeping.cold_weights import Memory
+from latency.sweeping.design import Design, Spec, crossings, design, refined, specs
+from latency.sweeping.lazy import probed
+from latency.sweeping.measurer import Cell, Measurer, Progress, memory_of
+from latency.sweeping.steps import Steps
+from latency.timing.timer import Precision
 
 __all__ = ["Estimate", "sweep"]
+
 
 ROUNDS_OF_REFINEMENT = 3
 

@@ -1,0 +1,1 @@
+"""How long one call, one network or many networks in turns take."""
