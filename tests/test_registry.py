@@ -25,7 +25,7 @@ from halpiee.methods import registry as method_registry
 from halpiee.methods.registry import METHODS, help_of
 from halpiee.registry import Registry
 from halpiee.saliency.registry import REGISTRY as CRITERIA
-from halpiee.training.attach import method_of
+from halpiee.training.build import method_of
 from halpiee.training.config import Masks, Settings
 
 CRITERION = '''

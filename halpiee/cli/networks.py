@@ -86,7 +86,7 @@ def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32", trus
     from halpiee.cli.output import ScreenTalk
     from halpiee.deploy.metadata import run_metadata
     from halpiee.report.door import read_report
-    from halpiee.training.run import Run
+    from halpiee.training.job import Run
     from halpiee.training.stored import read_settings
 
     settings = read_settings(folder, trust=trust)

@@ -72,9 +72,8 @@ def _measured_again(folder: Path, trust: bool) -> dict[str, Any]:
     from halpiee.cli.output import ScreenTalk
     from halpiee.report.door import read_report
     from halpiee.training.checkpoint import save_json
-    from halpiee.training.closing import layers
-    from halpiee.training.curve import curve
-    from halpiee.training.run import Run
+    from halpiee.training.job import Run
+    from halpiee.training.results import curve, layers
     from halpiee.training.stored import read_settings
 
     run = Run(read_settings(folder, trust=trust), folder, ScreenTalk())

@@ -140,12 +140,12 @@ def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool) -> 
         raise OutputInUseError(
             f"--out {out} already holds something; add --resume to continue a run there, or choose another folder"
         )
-    from halpiee.training.run import Run
-    from halpiee.training.stages import execute
+    from halpiee.training.pipeline import execute
+    from halpiee.training.preflight import open_run
 
     again = f"the run is saved; `halpiee train --resume --out {shlex.quote(str(out))}` continues it"
     with kept_in(out / "settings.json", again):
-        run = Run.open(settings, out, ScreenTalk(), resume=resume)
+        run = open_run(settings, out, ScreenTalk(), resume=resume)
         try:
             report = execute(run)
         except WriteError as error:

@@ -1,6 +1,6 @@
 """A trained network cut to a latency and solved again layer by layer, without training: the method ``repair``.
 
-The algorithm is ``halpiee.reconstruction``; a run carries it out in ``halpiee.training.repairing``.
+The algorithm is ``halpiee.reconstruction``; a run carries it out in ``halpiee.training.pipeline``.
 """
 
 from __future__ import annotations

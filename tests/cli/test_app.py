@@ -167,7 +167,7 @@ def test_an_interrupted_training_promises_to_go_on_only_once_it_has_begun(
             (folder / "settings.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("halpiee.training.run.Run.open", begin)
+    monkeypatch.setattr("halpiee.training.preflight.open_run", begin)
     out = tmp_path / "my run"
     said = interrupted(capsys, "train", "resnet20", "--data", "digits", "--budget", "0.5", f"--out={out}")
     going = f"the run is saved; `halpiee train --resume --out '{out}'` continues it"

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from halpiee.cli import train
 from halpiee.errors import UsageError
-from halpiee.training import run, stages
+from halpiee.training import pipeline, preflight
 from halpiee.training.config import Settings
 from halpiee.training.record import promise
 
@@ -37,8 +37,8 @@ def report(run: Finished) -> dict[str, Any]:
 def test_a_missed_promise_ends_in_exit_code_4_after_the_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "Run", Finished)
-    monkeypatch.setattr(stages, "execute", report)
+    monkeypatch.setattr(preflight, "open_run", Finished.open)
+    monkeypatch.setattr(pipeline, "execute", report)
     train.carry_out(SETTINGS, tmp_path / "kept", resume=False, as_json=True)
     monkeypatch.setattr(Finished, "kept", False)
     capsys.readouterr()

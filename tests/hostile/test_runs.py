@@ -19,7 +19,7 @@ from halpiee.report import render_html, render_markdown, table
 from halpiee.report.door import read_report
 from halpiee.training.checkpoint import load_state, save_state
 from halpiee.training.config import Cycle, Masks, Settings
-from halpiee.training.records import read_calibration, read_log, read_result, read_seconds, read_threads
+from halpiee.training.record import read_calibration, read_log, read_result, read_seconds, read_threads
 from halpiee.training.stored import read_settings, save_settings
 
 from .conftest import content, one_sentence, refusal

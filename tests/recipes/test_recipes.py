@@ -13,12 +13,10 @@ import torch
 from halpiee.errors import UsageError
 from halpiee.options import nested
 from halpiee.recipes import names, read
-from halpiee.training import baseline
-from halpiee.training.baseline import train_dense
+from halpiee.training import pipeline
 from halpiee.training.config import OPTIONS, Settings
-from halpiee.training.masking import train_masked
-from halpiee.training.rewinding import retrain_of, train_rewound
-from halpiee.training.run import Run
+from halpiee.training.pipeline import retrain_of, train_dense, train_masked, train_rewound
+from halpiee.training.preflight import open_run
 
 # epochs, batch, rate, drops (in epochs), factor, weight decay, and the method's own figures
 GRANET = (160, 128, 0.1, (80, 120), 0.1, 5e-4)
@@ -142,7 +140,7 @@ def test_a_recipe_says_where_it_is_printed_and_what_is_left_open(name: str) -> N
 def test_a_scaled_down_run_of_each_cifar_recipe_trains_to_its_sparsity(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+    monkeypatch.setattr(pipeline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
     short = {"epochs": 2, "batch_size": 12, "interval": 2, "h": 2, "j": 1, "q": 1, "rewind": 3}
     short = {
@@ -151,7 +149,7 @@ def test_a_scaled_down_run_of_each_cifar_recipe_trains_to_its_sparsity(
     if name == "filter-cifar":
         short |= {"rounds": 3}
     given = settings(name, **short)
-    run = Run.open(given, tmp_path / "run", Quiet())
+    run = open_run(given, tmp_path / "run", Quiet())
     again = retrain_of(given, run.total_steps)
     if again is None:
         found = train_masked(run)

@@ -17,9 +17,9 @@ import torch
 
 import latency
 from halpiee.errors import BudgetError, OutputInUseError, UsageError, WriteError
-from halpiee.training import stages
+from halpiee.training import pipeline
 from halpiee.training.checkpoint import save_json, save_state, save_weights
-from halpiee.training.run import Run
+from halpiee.training.preflight import open_run
 
 from . import test_run
 from .talk import Quiet
@@ -36,16 +36,16 @@ def test_a_second_run_into_a_folder_is_refused_while_the_first_one_works(
     tmp_path: Path, profile: Path
 ) -> None:
     folder = tmp_path / "run"
-    first = Run.open(settings(profile), folder, Quiet())
-    second = Run.open(settings(profile), folder, Quiet(), resume=True)
+    first = open_run(settings(profile), folder, Quiet())
+    second = open_run(settings(profile), folder, Quiet(), resume=True)
     with first.owned():
         for resume in (False, True):
             with pytest.raises(OutputInUseError, match="another process is writing it; wait for it to end"):
-                Run.open(settings(profile), folder, Quiet(), resume=resume)
+                open_run(settings(profile), folder, Quiet(), resume=resume)
         with pytest.raises(OutputInUseError, match="another process is writing it; wait for it to end"):
-            stages.execute(second)
+            pipeline.execute(second)
         assert names(folder) == ["settings.json"]
-    Run.open(settings(profile), folder, Quiet(), resume=True)
+    open_run(settings(profile), folder, Quiet(), resume=True)
 
 
 KILLED = """
@@ -55,13 +55,13 @@ from pathlib import Path
 
 sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]) / "training")]
 from talk import Quiet
-import halpiee.training.run as run
+import halpiee.training.preflight as run
 
 def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 os.replace = kill
-run.Run.open(run.Settings.from_dict(__import__("json").loads(sys.argv[1])), Path(sys.argv[2]), Quiet())
+open_run(run.Settings.from_dict(__import__("json").loads(sys.argv[1])), Path(sys.argv[2]), Quiet())
 """
 
 
@@ -75,7 +75,7 @@ def test_a_run_killed_while_it_writes_its_settings_is_begun_by_the_same_command(
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     (left,) = names(folder)
     assert left.startswith(".settings.json.")
-    Run.open(given, folder, Quiet())
+    open_run(given, folder, Quiet())
     assert names(folder) == ["settings.json"]
 
 
@@ -83,10 +83,10 @@ def test_what_a_killed_process_left_half_written_is_gone_when_the_run_is_opened_
     tmp_path: Path, profile: Path
 ) -> None:
     folder = tmp_path / "run"
-    Run.open(settings(profile), folder, Quiet())
+    open_run(settings(profile), folder, Quiet())
     for name in (".dense.state.41.3.part", ".report.json.41.17.part"):
         (folder / name).write_text("half")
-    Run.open(settings(profile), folder, Quiet(), resume=True)
+    open_run(settings(profile), folder, Quiet(), resume=True)
     assert names(folder) == ["settings.json"]
 
 
@@ -97,9 +97,9 @@ def test_a_refused_run_leaves_its_folder_as_it_was(tmp_path: Path, profile: Path
     assert names(tmp_path) == ["profile.jsonl"]
     folder.mkdir(parents=True)
     with pytest.raises(UsageError):
-        Run.open(settings(profile, model="resnet99"), folder, Quiet())
+        open_run(settings(profile, model="resnet99"), folder, Quiet())
     assert names(folder) == []
-    Run.open(settings(profile), folder, Quiet())
+    open_run(settings(profile), folder, Quiet())
 
 
 def test_a_refused_run_leaves_the_profile_it_measured_and_the_corrected_one_takes_it(
@@ -115,7 +115,7 @@ def test_a_refused_run_leaves_the_profile_it_measured_and_the_corrected_one_take
     with pytest.raises(BudgetError, match=r"what was measured is kept in .*run; it goes on from there"):
         execute(replace(settings(profile, budget="5us"), profile=None), folder)
     assert names(folder) == ["profile.jsonl"]
-    Run.open(replace(settings(profile), profile=None), folder, Quiet())
+    open_run(replace(settings(profile), profile=None), folder, Quiet())
     assert names(folder) == ["profile.jsonl", "settings.json"]
     # a profile without cells is no reason to keep anything
     other = tmp_path / "other"
@@ -129,7 +129,7 @@ def test_a_folder_that_holds_anything_else_is_refused(tmp_path: Path, profile: P
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "profile.jsonl").write_text("mine")
     with pytest.raises(OutputInUseError, match="is not empty"):
-        Run.open(settings(profile), tmp_path / "notes", Quiet())
+        open_run(settings(profile), tmp_path / "notes", Quiet())
     assert names(tmp_path / "notes") == ["profile.jsonl"]
 
 
@@ -138,16 +138,16 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_looked_at(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputInUseError, match="is a file; choose a folder that does not exist yet"):
-        Run.open(settings(profile), tmp_path / "file", Quiet())
+        open_run(settings(profile), tmp_path / "file", Quiet())
     with pytest.raises(WriteError, match="a file stands where a folder belongs; name another place"):
-        Run.open(settings(profile, model="no such"), tmp_path / "file" / "run", Quiet())
+        open_run(settings(profile, model="no such"), tmp_path / "file" / "run", Quiet())
 
     def refuse(path: object, mode: int = 0o777) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(os, "mkdir", refuse)
     with pytest.raises(WriteError, match="Read-only file system; name a place that may be written"):
-        Run.open(settings(profile, model="no such"), tmp_path / "run", Quiet())
+        open_run(settings(profile, model="no such"), tmp_path / "run", Quiet())
 
 
 def test_one_of_several_processes_is_refused_in_a_sentence(
@@ -157,10 +157,10 @@ def test_one_of_several_processes_is_refused_in_a_sentence(
     with pytest.raises(
         UsageError, match=r"2 processes \(WORLD_SIZE=2\).*start `halpiee train` without torchrun"
     ):
-        Run.open(settings(profile), tmp_path / "run", Quiet())
+        open_run(settings(profile), tmp_path / "run", Quiet())
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    Run.open(settings(profile), tmp_path / "run", Quiet())
+    open_run(settings(profile), tmp_path / "run", Quiet())
 
 
 def test_every_file_of_a_run_has_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:

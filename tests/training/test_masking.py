@@ -13,14 +13,13 @@ import torch
 
 from halpiee.errors import UsageError
 from halpiee.methods.registry import METHODS
-from halpiee.training import baseline, stages
-from halpiee.training.attach import method_of
+from halpiee.training import pipeline
+from halpiee.training.build import budget_of, method_of, weights_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Cycle, Masks, Settings
-from halpiee.training.limits import budget_of, weights_of
-from halpiee.training.masking import train_masked
+from halpiee.training.pipeline import train_masked
+from halpiee.training.preflight import open_run
 from halpiee.training.record import promise_of_units, train_flops
-from halpiee.training.run import Run
 from halpiee.zoo import build
 
 from .talk import Quiet
@@ -29,7 +28,7 @@ from .test_run import worked_out
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+    monkeypatch.setattr(pipeline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
@@ -48,7 +47,7 @@ def settings(method: str, *, sparsity: float | None = 0.5, **masks: Any) -> Sett
 
 
 def execute(given: Settings, folder: Path) -> dict[str, Any]:
-    return stages.execute(Run.open(given, folder, Quiet()))
+    return pipeline.execute(open_run(given, folder, Quiet()))
 
 
 # conv1 3→8 3×3: 216, conv2 8→12: 864, fc 12→6: 72: 1152 weights; MACs on 6×6: 7776 + 31104 + 72
@@ -97,8 +96,8 @@ def test_a_run_resumed_behind_the_cut_reports_what_the_uninterrupted_one_does(
     given = settings(method, units="filters", criterion="l1")
     whole = execute(given, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        stages.execute(Run.open(given, tmp_path / "cut", Quiet(("pruned", 36))))
-    report = stages.execute(Run.open(given, tmp_path / "cut", Quiet(), resume=True))
+        pipeline.execute(open_run(given, tmp_path / "cut", Quiet(("pruned", 36))))
+    report = pipeline.execute(open_run(given, tmp_path / "cut", Quiet(), resume=True))
     assert worked_out(report) == worked_out(whole)
     # conv1 keeps 4 of 8 filters or conv2 6 of 12, as the scores say: 10 of 20 together
     assert report["history"]["pruned"][-1]["density"] == 0.5
@@ -217,7 +216,7 @@ def test_what_a_method_would_refuse_is_refused_before_anything_is_written(
     # data whose size is known without loading it
     given = replace(given, data="digits", size=16)
     with pytest.raises(HalpieeError, match=text):
-        Run.open(given, tmp_path / "run", Quiet())
+        open_run(given, tmp_path / "run", Quiet())
     assert not (tmp_path / "run").exists()
 
 
@@ -246,7 +245,7 @@ def test_what_a_method_refuses_is_refused_in_the_first_seconds(
     from halpiee.errors import HalpieeError
 
     with pytest.raises(HalpieeError, match=text):
-        Run.open(replace(given, data="digits", size=8), tmp_path / "run", Quiet())
+        open_run(replace(given, data="digits", size=8), tmp_path / "run", Quiet())
     assert not (tmp_path / "run").exists()
 
 
@@ -259,7 +258,7 @@ def test_filters_are_refused_where_they_cannot_be(method: str) -> None:
 
 
 def test_iee_exchanges_filters_and_cuts_them_out(tmp_path: Path) -> None:
-    run = Run.open(settings("iee", units="filters", distribution="uniform"), tmp_path / "run", Quiet())
+    run = open_run(settings("iee", units="filters", distribution="uniform"), tmp_path / "run", Quiet())
     found = train_masked(run)
     assert (found["sparsity"]["kept"], found["sparsity"]["total"]) == (10, 20)
     compact = run.compact()

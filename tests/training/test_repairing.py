@@ -15,7 +15,7 @@ from torch.nn import functional
 import halpiee
 from halpiee.cli.app import program
 from halpiee.errors import BudgetError, UsageError
-from halpiee.training import repairing
+from halpiee.training import pipeline
 from halpiee.training.checkpoint import load_weights, save_weights
 from halpiee.training.config import Settings
 from halpiee.training.loop import evaluate
@@ -135,7 +135,7 @@ def test_prune_answers_with_the_report_and_overwrites_nothing(
 ) -> None:
     out = tmp_path / "run"
     line = f"prune toy:net --data toy:data --weights {trained} --profile {profile} --budget 0.5 --out {out} --json"
-    monkeypatch.setattr(repairing, "close", lambda run, model, cost, candidate, budget_us: (cost, []))
+    monkeypatch.setattr(pipeline, "close", lambda run, model, cost, candidate, budget_us: (cost, []))
     done = CliRunner().invoke(program, line.split(), catch_exceptions=False, standalone_mode=False)
     assert json.loads(done.stdout)["method"] == "repair"
     again = CliRunner().invoke(program, line.split())

@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halpiee.errors import UsageError
-from halpiee.training import baseline
-from halpiee.training.baseline import train_dense
+from halpiee.training import pipeline
+from halpiee.training.build import network
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Masks, Settings
+from halpiee.training.job import Run
 from halpiee.training.loop import learning_rate, make_optimizer
-from halpiee.training.masking import train_masked
-from halpiee.training.network import network
-from halpiee.training.rewinding import retrain_of, train_rewound
-from halpiee.training.run import Run
+from halpiee.training.pipeline import retrain_of, train_dense, train_masked, train_rewound
+from halpiee.training.preflight import open_run
 
 from .talk import Quiet
 
@@ -31,7 +30,7 @@ EPOCHS, STEPS = 2, 20
 @pytest.fixture(autouse=True, scope="module")
 def toy() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+        patch.setattr(pipeline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
         patch.syspath_prepend(str(Path(__file__).parent))
         yield
 
@@ -51,7 +50,7 @@ def train(
     given: Settings, folder: Path, talk: Quiet | None = None, *, resume: bool = False
 ) -> dict[str, Any]:
     """The two training stages of a run, without export and measurement."""
-    run = Run.open(given, folder, talk or Quiet(), resume=resume)
+    run = open_run(given, folder, talk or Quiet(), resume=resume)
     again = retrain_of(given, run.total_steps)
     assert again is not None
     train_dense(run, keep_step=again.weights if isinstance(again.weights, int) else None)
@@ -115,7 +114,7 @@ def test_a_rewound_training_is_the_one_written_out_by_hand(
 ) -> None:
     given = settings(method, **options)
     found = train(given, tmp_path / "run")
-    run = Run.open(given, tmp_path / "other", Quiet())
+    run = open_run(given, tmp_path / "other", Quiet())
     begin = {n: t.clone() for n, t in network(given, 6).state_dict().items()}
     dense = by_hand(given, run, begin, None, 0)
     mask = largest(dense[-1], 0.5)
@@ -192,22 +191,22 @@ def test_ablations_change_the_places_or_the_weights_and_not_the_counts(tmp_path:
 
 
 def test_the_final_mask_of_a_run_is_trained_anew_from_other_weights(tmp_path: Path) -> None:
-    rigl = Run.open(settings("rigl"), tmp_path / "rigl", Quiet())
+    rigl = open_run(settings("rigl"), tmp_path / "rigl", Quiet())
     train_masked(rigl)
     given = settings("static", sparsity=None, mask=str(tmp_path / "rigl"))
-    found = train_masked(Run.open(given, tmp_path / "again", Quiet()))
+    found = train_masked(open_run(given, tmp_path / "again", Quiet()))
     first, second = (load_weights(tmp_path / n / "mask.safetensors") for n in ("rigl", "again"))
     assert all(torch.equal(mask, second[name]) for name, mask in first.items())
     assert found["sparsity"]["kept"] == found["sparsity"]["asked"] == 576
     other = settings("static", sparsity=None, mask=str(tmp_path / "rigl"), ablation="reinit")
-    train_masked(Run.open(other, tmp_path / "reinit", Quiet()))
+    train_masked(open_run(other, tmp_path / "reinit", Quiet()))
     weights = [load_weights(tmp_path / n / "pruned.safetensors")["conv2.weight"] for n in ("again", "reinit")]
     assert not torch.equal(*weights)
 
 
 def test_a_pruning_at_a_later_step_may_begin_the_schedule_anew(tmp_path: Path) -> None:
     given = settings("magnitude", at=5, restart=True)
-    run = Run.open(given, tmp_path / "run", Quiet())
+    run = open_run(given, tmp_path / "run", Quiet())
     found = train_masked(run)
     density = found["sparsity"]["densities"]
     share = (
@@ -284,7 +283,7 @@ def test_a_step_beyond_the_training_is_refused_before_anything_is_written(tmp_pa
         masks=Masks(sparsity=0.5, rewind=5000),
     )
     with pytest.raises(UsageError, match="--rewind 5000 was asked of a training of 22 steps"):
-        Run.open(given, tmp_path / "run", Quiet())
+        open_run(given, tmp_path / "run", Quiet())
     assert not (tmp_path / "run").exists()
 
 
@@ -292,7 +291,7 @@ def test_a_mask_that_is_not_there_or_of_another_network_is_refused(tmp_path: Pat
     with pytest.raises(
         UsageError, match=r"there is no .*mask\.safetensors; give the folder of a finished run"
     ):
-        Run.open(
+        open_run(
             Settings(
                 model="resnet20", data="digits", size=16, method="static", masks=Masks(mask=str(tmp_path))
             ),
@@ -302,7 +301,7 @@ def test_a_mask_that_is_not_there_or_of_another_network_is_refused(tmp_path: Pat
 
 
 def test_every_epoch_says_what_the_training_has_cost_so_far(tmp_path: Path) -> None:
-    found = train_masked(Run.open(settings("rigl", interval=5), tmp_path / "run", Quiet()))
+    found = train_masked(open_run(settings("rigl", interval=5), tmp_path / "run", Quiet()))
     density = found["sparsity"]["densities"]
     share = (
         sum(n * density[f"{k}.weight"] for k, n in (("conv1", 7776), ("conv2", 31104), ("fc", 72))) / 38952

@@ -16,9 +16,10 @@ import latency
 from halpiee.deploy import target
 from halpiee.deploy.calibrate import Round
 from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
-from halpiee.training import baseline, pruning, stages
+from halpiee.training import pipeline
 from halpiee.training.config import Cycle, Settings
-from halpiee.training.run import Run
+from halpiee.training.job import Run
+from halpiee.training.preflight import open_run
 from halpiee.zoo import build
 from latency.predict import Calibration
 from latency.timing.benchmark import Comparison
@@ -36,12 +37,12 @@ KEYS = (
 def toy() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # Sums depend on how many threads share them: a run keeps its choice, two runs to compare make the same.
-        patch.setattr(baseline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+        patch.setattr(pipeline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
         patch.syspath_prepend(str(Path(__file__).parent))
         # Latencies are measured elsewhere; here the line is known and the candidate always fits.
-        patch.setattr(stages, "calibrate", lambda *_, **__: Calibration())
+        patch.setattr(pipeline, "calibrate", lambda *_, **__: Calibration())
         patch.setattr(
-            pruning,
+            pipeline,
             "close_loop",
             lambda model, cost, example, candidate, *, budget_us, **_: (
                 cost,
@@ -96,7 +97,7 @@ def profile(tmp_path: Path) -> Path:
 def execute(
     settings: Settings, folder: Path, talk: Quiet | None = None, *, resume: bool = False
 ) -> dict[str, Any]:
-    return stages.execute(Run.open(settings, folder, talk or Quiet(), resume=resume))
+    return pipeline.execute(open_run(settings, folder, talk or Quiet(), resume=resume))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -242,7 +243,7 @@ def refused(
 ) -> None:
     folder = tmp_path / "run"
     with pytest.raises(kind, match=words):
-        Run.open(change(profile), folder, Quiet())
+        open_run(change(profile), folder, Quiet())
     assert not folder.exists()
 
 
@@ -283,11 +284,11 @@ def test_an_unreachable_budget_is_refused_before_any_training(tmp_path: Path, pr
 
 def test_other_settings_never_resume_nor_overwrite(tmp_path: Path, profile: Path) -> None:
     folder = tmp_path / "run"
-    Run.open(settings(profile), folder, Quiet())
+    open_run(settings(profile), folder, Quiet())
     with pytest.raises(OutputInUseError, match="add --resume to continue it"):
-        Run.open(settings(profile), folder, Quiet())
+        open_run(settings(profile), folder, Quiet())
     with pytest.raises(UsageError, match=r"other settings \(seed: 0 then, 1 now\)"):
-        Run.open(settings(profile, seed=1), folder, Quiet(), resume=True)
+        open_run(settings(profile, seed=1), folder, Quiet(), resume=True)
 
 
 @pytest.mark.slow
@@ -351,7 +352,7 @@ def test_plan_and_train_protect_the_first_layer_of_the_same_networks_and_by_the_
     from halpiee.structure.trace import trace
 
     net = trace(build("mobilenet_v1"), (torch.zeros(1, 3, 32, 32),))
-    run = Run.open(settings(profile), tmp_path / "run", Quiet())
+    run = open_run(settings(profile), tmp_path / "run", Quiet())
     run.structure = net
     found = {}
     for model, asked in itertools.product(("mobilenet_v1", "toy:net"), (None, True, False)):
@@ -376,7 +377,7 @@ def test_a_budget_that_only_a_narrower_first_layer_reaches_is_refused_before_tra
     with pytest.raises(BudgetError, match="the smallest network that training can reach") as caught:
         execute(settings(profile, budget="0.3", protect_first=True), tmp_path / "a")
     assert caught.value.minimum == pytest.approx(13 + 0.25 * (24 + 8 + 6) + 0.1)
-    cost = stages._price(Run.open(settings(profile, budget="0.3"), tmp_path / "b", Quiet()), Watch())
+    cost = pipeline._price(open_run(settings(profile, budget="0.3"), tmp_path / "b", Quiet()), Watch())
     assert cost.dense_us == pytest.approx(62.2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,28 +11,29 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import latency
 from halpiee.data.sources import load
 from halpiee.data.tensors import TensorData
 from halpiee.deploy.target import Target
-from halpiee.errors import WriteError
+from halpiee.errors import ProfileError, WriteError
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import protected
 from halpiee.structure.groups import Structure
-from halpiee.structure.plan import Plan
+from halpiee.structure.plan import Plan, SelectionLike
 from halpiee.structure.size import macs
 from halpiee.structure.trace import trace
+from halpiee.training.build import arguments, network
 from halpiee.training.checkpoint import fill
 from halpiee.training.config import Settings, parse_budget
-from halpiee.training.network import network
-from halpiee.training.opening import PROFILE, check_alone, check_folder, check_settings, holds_cells
-from halpiee.training.stored import FILE, save_settings
-from latency._files import FolderLock, contents, remove_leftovers
+from latency._files import FolderLock, contents
 
-__all__ = ["Run", "Talk"]
+__all__ = ["PROFILE", "Run", "Selected", "Talk", "holds_cells", "save_plan"]
 
+
+PROFILE = "profile.jsonl"
+"""Where a run's own profile lies in its folder."""
 
 TRAINED = {".state", ".safetensors"}
 """Endings of what training leaves."""
@@ -73,36 +75,6 @@ class Run:
     talk: Talk
     begun_here: bool = False
     made: tuple[Path, ...] = ()
-
-    # -- opening ----------------------------------------------------------------------------------------------
-
-    @classmethod
-    def open(cls, settings: Settings, folder: Path, talk: Talk, *, resume: bool = False) -> Run:
-        """Checks everything that can be checked in two seconds, then begins the run; refused, it leaves no trace.
-
-        What a process that died left half written in the folder is removed.
-
-        Raises:
-            UsageError: unknown model, bad budget, a profile of another device, settings that differ on resume.
-            DataError: data that is missing or unreadable.
-            OutputInUseError: the folder holds something, and ``resume`` was not asked; or another run writes it.
-            WriteError: the folder cannot be made or written.
-            MissingError: the device is not there.
-        """
-        check_alone()
-        lock = FolderLock(folder)
-        try:
-            remove_leftovers(folder)
-            check_folder(settings, folder, resume=resume)
-            check_settings(settings)
-            begun_here = not (folder / FILE).is_file()
-            if begun_here:
-                save_settings(folder, settings)
-        except BaseException:
-            lock.undo()
-            raise
-        lock.close()
-        return cls(settings, folder, talk, begun_here, tuple(lock.made))
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -209,3 +181,33 @@ class Run:
         """Returns Ψ in µs, on the scale of the cost's dense latency."""
         us, fraction = parse_budget(self.settings.budget or "1")
         return us if us is not None else (fraction or 1.0) * cost.dense_us
+
+
+def holds_cells(path: Path) -> bool:
+    """Whether a file is a profile with cells in it: what a run that was refused has left, and the next one takes."""
+    try:
+        return bool(latency.Profile.load(path).cells)
+    except ProfileError:
+        return False
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Units and, where they were solved for, their latency.
+
+    Attributes:
+        keep: group → which units stay; a group that is not named is whole.
+        latency_us: as predicted; NaN where none was.
+        gap: certified relative gap of the last solve.
+    """
+
+    keep: Mapping[str, Tensor]
+    latency_us: float = math.nan
+    gap: float | None = None
+
+
+def save_plan(run: Run, selection: SelectionLike, budget_us: float | None = None) -> None:
+    """Writes the plan of a run's network."""
+    model, made = run.settings.model, arguments(run.settings, run.data.n_classes)
+    plan = Plan.from_selection(run.structure, selection, model=model, arguments=made, budget_us=budget_us)
+    plan.save(run.folder / "plan.json", overwrite=True)

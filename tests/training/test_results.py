@@ -15,8 +15,8 @@ import latency
 from halpiee.structure import Plan
 from halpiee.training.checkpoint import save_json, save_weights
 from halpiee.training.config import Settings
-from halpiee.training.curve import SHARES, curve
-from halpiee.training.run import Run
+from halpiee.training.job import Run
+from halpiee.training.results import SHARES, curve
 from halpiee.zoo import build
 
 

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a run is looked for before the long work starts, and before anything is written."""
+"""Everything that can be wrong with a run is looked for before the long work, and before anything is written."""
 
 from __future__ import annotations
 
@@ -21,30 +21,55 @@ from halpiee.methods.registry import METHODS
 from halpiee.saliency.registry import named
 from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
-from halpiee.training.attach import method_of
+from halpiee.training.build import budget_of, initial, method_of, network, units_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
-from halpiee.training.limits import budget_of, units_of
+from halpiee.training.job import PROFILE, Run, Talk, holds_cells
 from halpiee.training.loop import make_optimizer
-from halpiee.training.network import initial, network
-from halpiee.training.stored import FILE, read_values, settings_of
+from halpiee.training.stored import FILE, read_values, save_settings, settings_of
 from halpiee.zoo import resolve
-from latency._files import contents
+from latency._files import FolderLock, contents, remove_leftovers
 
 __all__ = [
-    "PROFILE",
     "check_alone",
     "check_cells",
     "check_folder",
     "check_images",
     "check_settings",
-    "holds_cells",
+    "open_run",
 ]
+
 
 LEAST = 5
 """Images to solve layers from; one of them judges the ridge."""
-PROFILE = "profile.jsonl"
-"""Where a run's own profile lies in its folder."""
+
+
+def open_run(settings: Settings, folder: Path, talk: Talk, *, resume: bool = False) -> Run:
+    """Checks everything that can be checked in two seconds, then begins the run; refused, it leaves no trace.
+
+    What a process that died left half written in the folder is removed.
+
+    Raises:
+        UsageError: unknown model, bad budget, a profile of another device, settings that differ on resume.
+        DataError: data that is missing or unreadable.
+        OutputInUseError: the folder holds something, and ``resume`` was not asked; or another run writes it.
+        WriteError: the folder cannot be made or written.
+        MissingError: the device is not there.
+    """
+    check_alone()
+    lock = FolderLock(folder)
+    try:
+        remove_leftovers(folder)
+        check_folder(settings, folder, resume=resume)
+        check_settings(settings)
+        begun_here = not (folder / FILE).is_file()
+        if begun_here:
+            save_settings(folder, settings)
+    except BaseException:
+        lock.undo()
+        raise
+    lock.close()
+    return Run(settings, folder, talk, begun_here, tuple(lock.made))
 
 
 def check_alone() -> None:
@@ -88,14 +113,6 @@ def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
         raise OutputInUseError(
             f"--out {folder} is not empty; choose a folder that is empty or does not exist yet"
         )
-
-
-def holds_cells(path: Path) -> bool:
-    """Whether a file is a profile with cells in it: what a run that was refused has left, and the next one takes."""
-    try:
-        return bool(latency.Profile.load(path).cells)
-    except ProfileError:
-        return False
 
 
 def check_settings(settings: Settings) -> None:

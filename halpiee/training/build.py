@@ -1,0 +1,235 @@
+"""From the settings of a run to objects: its network, its units and budget, its method.
+
+A method is bound to everything but the model and the optimizer that it is attached to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from halpiee.data.tensors import TensorData
+from halpiee.errors import UsageError
+from halpiee.methods.design import Asked
+from halpiee.methods.method import Method
+from halpiee.methods.registry import METHODS
+from halpiee.methods.rewind import draw_normal
+from halpiee.selection.cost import LatencyCost
+from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, Uniform
+from halpiee.sparsity.filters import Filters
+from halpiee.sparsity.granularity import Weights
+from halpiee.sparsity.mask import Mask
+from halpiee.structure.groups import Structure
+from halpiee.training.checkpoint import load_weights
+from halpiee.training.config import Settings
+from halpiee.zoo import build
+
+__all__ = [
+    "arguments",
+    "budget_of",
+    "densities",
+    "draw_again",
+    "few",
+    "given_mask",
+    "initial",
+    "method_of",
+    "network",
+    "units_of",
+    "weights_of",
+]
+
+
+def method_of(
+    s: Settings,
+    model: nn.Module,
+    total_steps: int,
+    *,
+    structure: Callable[[], Structure],
+    n_classes: int,
+    examples: Callable[[], list[tuple[Tensor, Tensor]]],
+    shape: Sequence[int] | None = None,
+    limit: tuple[LatencyCost, float] | None = None,
+    protect: Collection[str] = (),
+) -> Callable[[nn.Module, Optimizer], Method]:
+    """Returns the method of a run with all its options, ready for a model and its optimizer.
+
+    Args:
+        s: the settings.
+        model: the network, for its units.
+        total_steps: of the whole training.
+        structure: gives that of the model.
+        n_classes: of the data, to draw the network again.
+        examples: gives (inputs, targets) to score on.
+        shape: of one image, for the order in which layers run.
+        limit: the latency model and the budget in µs; ``None``: the settings ask for a sparsity.
+        protect: groups that stay whole within the latency.
+    """
+    entry = METHODS[s.method].load()
+    assert isinstance(entry.make, type)
+    assert issubclass(entry.make, Method)
+    given: dict[str, Any] = {"total_steps": total_steps, "seed": s.seed}
+    if limit is not None:
+        cost, budget_us = limit
+        given |= {"budget": Latency(us=budget_us), "structure": structure(), "cost": cost, "protect": protect}
+        units = "channels"
+    else:
+        if s.masks.mask is None:
+            given["budget"] = budget_of(s)
+        given["units"] = units_of(model, s, shape)
+        units = "filters" if isinstance(given["units"], Filters) else "weights"
+        if units == "filters":
+            given["structure"] = structure()
+    asked = Asked(
+        options={**entry.preset, **_typed(s, n_classes)},
+        cycle=asdict(s.cycle),
+        steps=lambda: s.cycle.steps(total_steps),
+        model=model,
+        seed=s.seed,
+        total_steps=total_steps,
+        pretrained=s.weights is not None,
+        units=units,
+        structure=structure,
+        examples=examples,
+    )
+    return partial(entry.make, **{**given, **entry.make.arguments(asked)})
+
+
+def _typed(s: Settings, n_classes: int) -> dict[str, Any]:
+    """Returns the options that were typed, under the names that methods have for them."""
+    m = s.masks
+    found = {name: value for name, value in asdict(m).items() if value is not None}
+    if m.mask is not None:
+        found["mask"] = given_mask(m.mask)
+    if m.ablation == "shuffle":
+        found["shuffle"] = True
+    if m.ablation == "reinit" and m.mask is None:
+        found["redraw"] = partial(draw_again, s, n_classes)
+    return found
+
+
+def draw_again(s: Settings, n_classes: int, model: nn.Module, seed: int) -> None:
+    """Draws the run's network again, by its own builder and another seed."""
+    model.load_state_dict(network(replace(s, seed=seed + 1), n_classes).state_dict())
+
+
+def budget_of(s: Settings) -> Budget:
+    """Returns the budget of a sparsity."""
+    m = s.masks
+    kind = s.distribution
+    if kind == "nm":
+        return NM(*m.n_of_m)
+    density = 1 - (m.sparsity or 0.0)
+    density = round(density, 12)
+    if s.method == "gmp" and kind == "uniform":
+        return Uniform(density, first=1.0, last=max(0.2, density))  # Gale et al. 2019
+    kinds: dict[str, type[Uniform | ERK | Global]] = {"uniform": Uniform, "erk": ERK, "global": Global}
+    return kinds[kind](density)
+
+
+def weights_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None) -> Weights:
+    """Returns the weights; for N:M without the layers whose inputs do not divide by M.
+
+    Args:
+        model: the network.
+        s: the settings.
+        shape: of one image, for the order in which layers run; ``None``: found out where it is needed.
+
+    Raises:
+        UsageError: no layer divides.
+    """
+    if s.distribution != "nm":
+        device = next(model.parameters()).device
+        return Weights(model, example_input=None if shape is None else torch.zeros(1, *shape, device=device))
+    _, m = s.masks.n_of_m
+    whole = Weights(model)
+    odd = frozenset(name for name, shape in whole.sizes.items() if shape[1] % m)
+    if len(odd) == len(whole.sizes):
+        raise UsageError(
+            f"{s.masks.nm} was asked, and no layer of {s.model} has inputs that divide by {m}; give another pattern"
+        )
+    return Weights(model, pinned=odd)
+
+
+def units_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None) -> Weights | Filters:
+    """Returns what a sparsity is a share of: filters where they are asked for, else weights."""
+    if s.masks.units == "filters" or METHODS[s.method].sparsity == "filters":
+        return Filters(model, norm_follows=not s.masks.regrow)
+    return weights_of(model, s, shape)
+
+
+def given_mask(path: str) -> Mask:
+    """Returns the mask that a run ended with.
+
+    Args:
+        path: the run's folder, or its ``mask.safetensors``.
+
+    Raises:
+        UsageError: there is none, or a file of something else.
+    """
+    file = Path(path) / "mask.safetensors" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise UsageError(
+            f"--mask {path} was asked, and there is no {file}; give the folder of a finished run whose method masks "
+            "weights, or its mask.safetensors"
+        )
+    found = load_weights(file)
+    if odd := [name for name, kept in found.items() if kept.dtype != torch.bool]:
+        raise UsageError(
+            f"--mask {path} holds {odd[0]!r} of {found[odd[0]].dtype}, and masks are of bool; "
+            "give the mask.safetensors of a run"
+        )
+    return Mask(found)
+
+
+def few(data: TensorData, a_class: int) -> list[tuple[Tensor, Tensor]]:
+    """Returns one batch of the first training images of each class: what pruning at initialisation scores on."""
+    index = torch.cat([(data.train_y == c).nonzero().flatten()[:a_class] for c in range(data.n_classes)])
+    return [(data.normalised(data.train_x[index]), data.train_y[index])]
+
+
+def densities(method: Method) -> dict[str, float]:
+    """Returns unit name → share that is active; what is left out is dense."""
+    found = {n: k / math.prod(method.units.sizes[n]) for n, k in method.alive.counts.items()}
+    return {**found, **dict.fromkeys(method.units.left_out, 1.0)}
+
+
+def network(settings: Settings, n_classes: int) -> nn.Module:
+    """Returns the network with random weights of the run's seed."""
+    torch.manual_seed(settings.seed)
+    model = build(settings.model, **arguments(settings, n_classes))
+    if settings.masks.ablation == "normal":
+        draw_normal(model, settings.seed)
+    return model
+
+
+def arguments(settings: Settings, n_classes: int) -> dict[str, Any]:
+    """Returns the arguments of the network's builder."""
+    extra = {} if settings.width is None else {"width": settings.width}
+    return {"num_classes": n_classes, **extra}
+
+
+def initial(settings: Settings, n_classes: int) -> nn.Module:
+    """Returns the network as training finds it: with the given weights, if there are any.
+
+    Raises:
+        UsageError: weights of another network.
+    """
+    model = network(settings, n_classes)
+    if settings.weights:
+        loaded = load_weights(Path(settings.weights))
+        try:
+            model.load_state_dict(loaded)
+        except RuntimeError as error:
+            raise UsageError(
+                f"--weights {settings.weights} does not fit {settings.model} ({' '.join(str(error).split())[:200]}); "
+                "give the weights of this very network, with its --width and classes"
+            ) from error
+    return model
