@@ -18,8 +18,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from latency.backends.cuda import LIBRARIES, EventClock, open_cuda
-from latency.backends.engine import open_engine
-from latency.backends.tensorrt_library import import_tensorrt
+from latency.backends.tensorrt.builder import import_tensorrt
+from latency.backends.tensorrt.network import open_engine
 from latency.errors import HalpieeError, UsageError
 from latency.timing.benchmark import compare
 

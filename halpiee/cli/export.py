@@ -202,7 +202,7 @@ def _network(asked: Export) -> Network:
 def _export_engine(asked: Export) -> None:
     """Writes the engine of an ONNX file, or of a network whose ONNX file is written beside it."""
     from halpiee.deploy.tensorrt import Batches, build_engine, trtexec_line
-    from latency.backends.tensorrt_builder import Settings
+    from latency.backends.tensorrt.builder import Settings
 
     source, out = asked.source, asked.out
     batches = Batches.of(asked.batch or BATCH)
@@ -248,7 +248,7 @@ def _show_engine(out: Path, onnx: Path, done: EngineReport, notes: list[str]) ->
 def _look_for_a_gpu() -> None:
     """Refuses before the long work where there is no TensorRT or no GPU."""
     from latency.backends.cuda import open_cuda
-    from latency.backends.tensorrt_library import import_tensorrt
+    from latency.backends.tensorrt.builder import import_tensorrt
 
     import_tensorrt()
     open_cuda()
@@ -284,7 +284,7 @@ def _write_onnx(
 
 
 def _input_of(onnx: Path) -> tuple[str, tuple[int, ...]]:
-    from latency.backends.onnx_file import check_file
+    from latency.backends.onnxruntime.network import check_file
 
     value = check_file(onnx).graph.input[0]
     return value.name, tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])

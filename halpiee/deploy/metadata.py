@@ -97,7 +97,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         UsageError: the file is no ONNX file.
     """
-    from latency.backends.onnx_file import check_file
+    from latency.backends.onnxruntime.network import check_file
 
     return {entry.key: entry.value for entry in check_file(path).metadata_props}
 

@@ -27,7 +27,7 @@ from halpiee.structure.calls import random_like
 from halpiee.structure.surroundings import Surroundings, random_states
 from latency._files import check_place, write
 from latency.backends.onnxruntime import fixed_batch, to_onnx
-from latency.backends.torch_values import constants, filled, left_out, tensors_given, tensors_in
+from latency.backends.torch.values import constants, filled, left_out, tensors_given, tensors_in
 from latency.copies import copy_of
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from halpiee.deploy.verify import Arrays, Comparison, compare, outputs, random_b
 from halpiee.errors import HalpieeError, MismatchError, UsageError
 from halpiee.structure.redraw import redraw, silent
 from latency.backends.onnxruntime import fixed_batch
-from latency.backends.torch_values import batch_of, is_batched, tensors_in
+from latency.backends.torch.values import batch_of, is_batched, tensors_in
 from latency.copies import copy_of
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import MissingError, UsageError
-from latency.backends.onnx_file import check_file
 from latency.backends.onnxruntime import feeds, session, to_onnx
-from latency.backends.torch_device import set_arithmetic
+from latency.backends.onnxruntime.network import check_file
+from latency.backends.torch.network import set_arithmetic
 from latency.copies import copy_of
 from latency.timing.throughput import Load
 
@@ -202,8 +202,8 @@ def engine_runner(path: Path, *, batch: int = 1, trust: bool = False) -> Runner:
         UsageError: an engine of another version or GPU, of unknown origin, or that does not take the batch.
     """
     from latency.backends.cuda import open_cuda
-    from latency.backends.engine import open_engine
-    from latency.backends.tensorrt_library import import_tensorrt
+    from latency.backends.tensorrt.builder import import_tensorrt
+    from latency.backends.tensorrt.network import open_engine
 
     trt = import_tensorrt()
     cuda = open_cuda("auto", 0)

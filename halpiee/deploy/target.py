@@ -21,8 +21,7 @@ from halpiee.errors import UsageError
 from halpiee.structure.groups import Structure
 from latency.backends import load
 from latency.backends.onnxruntime import to_onnx
-from latency.backends.torch_device import Precision
-from latency.backends.torch_module import module_call
+from latency.backends.torch.network import Precision, module_call
 from latency.timing.benchmark import Comparison, compare
 
 __all__ = ["Target", "in_terms_of", "restored"]

@@ -20,11 +20,10 @@ from halpiee import __version__
 from halpiee.deploy.verify import relative_l2
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 from latency.backends.cuda import Cuda, open_cuda
-from latency.backends.engine_file import facts_of, read_engine, write_engine
-from latency.backends.onnx_file import check_file
-from latency.backends.tensorrt_builder import Builder, Settings, TimingCache
-from latency.backends.tensorrt_library import import_tensorrt
-from latency.backends.tensorrt_runtime import EngineRunner, load_engine
+from latency.backends.onnxruntime.network import check_file
+from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
+from latency.backends.tensorrt.files import facts_of, read_engine, write_engine
+from latency.backends.tensorrt.network import EngineRunner, load_engine
 
 __all__ = ["TOLERANCE", "Batches", "EngineReport", "build_engine", "trtexec_line"]
 

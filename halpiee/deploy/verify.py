@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from halpiee.errors import MismatchError
-from latency.backends.torch_values import batch_of, filled, tensors_given, tensors_in
+from latency.backends.torch.values import batch_of, filled, tensors_given, tensors_in
 from latency.copies import copy_of
 
 __all__ = ["ROUNDING", "Comparison", "compare", "outputs", "random_batches", "reference", "relative_l2"]

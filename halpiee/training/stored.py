@@ -1,8 +1,8 @@
 """The settings of a run's folder: written sealed, and read so that no code is named but by the user.
 
-Where settings name a ``package.module:function``, the user typed it when the run began; a seal (``latency.seal``) shows
-that this happened here. Settings without it come from elsewhere, and their functions are neither imported nor called
-unless they are typed again or the run is trusted.
+Where settings name a ``package.module:function``, the user typed it when the run began; a seal
+(``latency.backends.tensorrt.files``) shows that this happened here. Settings without it come from elsewhere, and
+their functions are neither imported nor called unless they are typed again or the run is trusted.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from halpiee.errors import UsageError
 from halpiee.training.checkpoint import save_json
 from halpiee.training.config import Settings
 from halpiee.zoo.trust import check_named, names_code
+from latency.backends.tensorrt.files import seal, sealed
 from latency.outside import read_json
-from latency.seal import seal, sealed
 
 __all__ = ["FILE", "check_names", "read_settings", "read_values", "save_settings", "settings_of"]
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency.backends import BACKENDS, load
-from latency.backends.onnx_network import is_module, network_call
+from latency.backends.onnxruntime.network import is_module, network_call
 from latency.device import pinned
 from latency.errors import MissingError, UsageError
 from latency.timing.clock import Clock, CpuClock, WallClock, share_lost
@@ -318,13 +318,13 @@ def compare(
         if callable(model) and not is_module(model):
             calls[name] = model
         elif backend == "torch":
-            from latency.backends.torch_module import module_call
+            from latency.backends.torch.network import module_call
 
             calls[name] = module_call(model, example_inputs, device=device, threads=threads)
         else:
             calls[name] = network_call(model, example_inputs, threads=threads, batch=batch)
     if clock is None and backend == "torch":
-        from latency.backends.torch_device import clock_on
+        from latency.backends.torch.network import clock_on
 
         clock = clock_on(device, threads)
     own = clock is None

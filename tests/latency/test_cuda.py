@@ -12,9 +12,8 @@ from torch.nn.functional import conv2d
 import latency
 from latency.backends.cuda import open_cuda
 from latency.backends.torch import Torch
-from latency.backends.torch_device import set_arithmetic
-from latency.backends.torch_module import module_call
-from latency.backends.torch_ops import KINDS
+from latency.backends.torch.network import module_call, set_arithmetic
+from latency.backends.torch.ops import KINDS
 from latency.errors import MissingError
 from latency.op import Op
 from latency.timing.timer import time_call

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latency.backends import Built
-from latency.backends.torch_module import module_call
+from latency.backends.torch.network import module_call
 from latency.errors import UsageError
 from latency.timing.benchmark import Comparison
 from tools import bench_latency, gpu_checks, gpu_session

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch.nn import functional as f
 
-from latency.backends.onnx_graph import copies_of, output_size, twin
 from latency.backends.onnxruntime import feeds, session
+from latency.backends.onnxruntime.ops import copies_of, output_size, twin
 from latency.errors import UnsupportedOpError
 from latency.op import Op
 

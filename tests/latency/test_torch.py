@@ -11,7 +11,7 @@ from torch import nn
 
 import latency
 from latency.backends.torch import Torch
-from latency.backends.torch_ops import KINDS
+from latency.backends.torch.ops import KINDS
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op
 

@@ -144,7 +144,7 @@ def main(folder: Path, major: int) -> dict[str, Any]:
     sys.modules["tensorrt"] = trt
     sys.modules.update(cuda_python_modules(Gpu()))
     from latency.backends.tensorrt import TensorRT
-    from latency.backends.tensorrt_network import ACTIVATIONS, GATED, KINDS, ROWS
+    from latency.backends.tensorrt.ops import ACTIVATIONS, GATED, KINDS, ROWS
 
     ran = []
     windowed = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
@@ -167,8 +167,8 @@ def main(folder: Path, major: int) -> dict[str, Any]:
 def from_onnx(trt: Any, folder: Path) -> list[str]:
     """Does what an engine of an ONNX file needs: the parser and its complaints, a range of shapes, every flag."""
     from latency.backends.cuda import open_cuda
-    from latency.backends.tensorrt_builder import Builder, Settings
-    from latency.backends.tensorrt_runtime import EngineRunner, load_engine
+    from latency.backends.tensorrt.builder import Builder, Settings
+    from latency.backends.tensorrt.network import EngineRunner, load_engine
     from latency.errors import UsageError
 
     builder = Builder(Settings(sparse=True, tf32=True, workspace_bytes=1 << 30))

@@ -10,8 +10,8 @@ import pytest
 
 import latency
 from latency.backends.tensorrt import TensorRT
-from latency.backends.tensorrt_network import KINDS
-from latency.backends.tensorrt_numbers import from_float, to_float
+from latency.backends.tensorrt.network import from_float, to_float
+from latency.backends.tensorrt.ops import KINDS
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from latency.backends.tensorrt_network import KINDS
+from latency.backends.tensorrt.ops import KINDS
 
 from .gpu import CUDA_ENUMS, CUDA_PYTHON
 

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 from halpiee.deploy.tensorrt import Batches, build_engine, trtexec_line
 from halpiee.errors import MismatchError, MissingError, OutputInUseError, UsageError
-from latency.backends.engine_file import read_engine, sidecar
-from latency.backends.tensorrt_builder import Settings
+from latency.backends.tensorrt.builder import Settings
+from latency.backends.tensorrt.files import read_engine, sidecar
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latency.backends.cuda import open_cuda
-from latency.backends.tensorrt_library import import_tensorrt
+from latency.backends.tensorrt.builder import import_tensorrt
 from latency.errors import MissingError
 
 from .test_backend import conv

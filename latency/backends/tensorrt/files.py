@@ -8,17 +8,19 @@ the caller says that he trusts it. A seal does not travel to other machines; nei
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from latency._files import write
-from latency.errors import UsageError
+from latency.errors import OutputInUseError, UsageError, WriteError
 from latency.outside import parsed, read_bytes
-from latency.seal import seal, sealed
 
-__all__ = ["facts_of", "read_engine", "sidecar", "write_engine"]
+__all__ = ["facts_of", "read_engine", "seal", "sealed", "sidecar", "write_engine"]
 
 
 def sidecar(path: Path) -> Path:
@@ -75,3 +77,35 @@ def read_engine(path: Path, *, trust: bool = False) -> bytes:
             "it here from its ONNX file with `halpiee export FILE.onnx --format tensorrt --out …`, or --trust-engine"
         )
     return plan
+
+
+def seal(facts: Mapping[str, Any]) -> str:
+    """Returns the seal of some JSON values; the key is made when it is first needed.
+
+    Raises:
+        OSError: there is no key, and none can be written.
+    """
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hmac.new(_key(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def sealed(facts: Mapping[str, Any], found: object) -> bool:
+    """Whether a seal is that of these values, made by this user here."""
+    try:
+        return isinstance(found, str) and hmac.compare_digest(found.encode(), seal(facts).encode())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _key() -> bytes:
+    """Returns this user's key, which is made when it is first needed and which nobody else may read."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "halpiee"
+    path = home / "engine.key"
+    if not path.is_file():
+        try:
+            write(path, secrets.token_bytes(32), private=True)
+        except OutputInUseError:  # another process made it just now
+            pass
+        except WriteError as error:
+            raise OSError(str(error)) from error
+    return path.read_bytes()

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from latency.backends import Built
-from latency.backends.torch_device import Precision, clock_on, dtype_of, resolved_device, set_arithmetic
-from latency.backends.torch_ops import op_call
+from latency.backends.torch.network import Precision, clock_on, dtype_of, resolved_device, set_arithmetic
+from latency.backends.torch.ops import op_call
 from latency.device import environment
 from latency.errors import UnsupportedOpError, UsageError
 from latency.op import Op

@@ -15,10 +15,43 @@ from typing import Any
 
 from latency._files import write
 from latency.backends.cuda import OutOfMemoryError
-from latency.backends.tensorrt_library import import_tensorrt, new_logger
-from latency.errors import UnsupportedOpError, UsageError
+from latency.errors import MissingError, UnsupportedOpError, UsageError
 
-__all__ = ["Builder", "Settings", "TimingCache", "typed_flags"]
+__all__ = ["Builder", "Settings", "TimingCache", "import_tensorrt", "new_logger", "typed_flags"]
+
+
+def import_tensorrt() -> Any:
+    """Returns the ``tensorrt`` module.
+
+    Raises:
+        MissingError: it is not installed, or its libraries cannot be loaded.
+    """
+    try:
+        import tensorrt
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingError(
+            f"TensorRT was asked for, and it cannot be imported ({error}); install it with `pip install tensorrt` on a "
+            "machine with an NVIDIA GPU, or use ONNX Runtime"
+        ) from error
+    return tensorrt
+
+
+def new_logger(trt: Any) -> tuple[Any, list[str]]:
+    """Returns a logger for TensorRT and the list that its errors go to."""
+    errors: list[str] = []
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        """Keeps errors; the rest of TensorRT's talk is dropped."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            """Takes one line."""
+            if getattr(severity, "name", "") in ("ERROR", "INTERNAL_ERROR"):
+                errors.append(str(msg).strip())
+
+    return Logger(), errors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from latency.backends.onnx_graph import output_size
+from latency.backends.onnxruntime.ops import output_size
 from latency.errors import UnsupportedOpError
 from latency.op import Op
 

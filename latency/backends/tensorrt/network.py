@@ -9,16 +9,52 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from latency.backends.cuda import Cuda, OutOfMemoryError
-from latency.backends.tensorrt_library import new_logger
-from latency.backends.tensorrt_numbers import DTYPES, from_float, random_numbers, to_float
+from latency.backends.tensorrt.builder import new_logger
+from latency.backends.tensorrt.files import read_engine
 from latency.errors import UsageError
 
-__all__ = ["Engine", "EngineRunner", "in_turns", "load_engine"]
+__all__ = [
+    "DTYPES",
+    "Engine",
+    "EngineRunner",
+    "from_float",
+    "in_turns",
+    "load_engine",
+    "open_engine",
+    "random_numbers",
+    "to_float",
+]
+
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "uint16", "INT32": "int32", "INT64": "int64",
+          "BOOL": "bool", "INT8": "int8", "UINT8": "uint8"}  # fmt: skip
+"""numpy's name for TensorRT's types; bfloat16, which numpy lacks, as its sixteen bits."""
+
+
+def random_numbers(rng: np.random.Generator, count: int, dtype: str) -> Any:
+    """Returns numbers of a standard normal in one of TensorRT's types; zeros for types that are not floating."""
+    if dtype not in ("FLOAT", "HALF", "BF16"):
+        return np.zeros(count, dtype=DTYPES[dtype])
+    return from_float(rng.standard_normal(count, dtype=np.float32), dtype)
+
+
+def from_float(array: Any, dtype: str) -> Any:
+    """Returns an array in one of TensorRT's types; bfloat16 as the upper half of float32, rounded to nearest even."""
+    if dtype != "BF16":
+        return np.ascontiguousarray(array, dtype=DTYPES[dtype])
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def to_float(array: Any) -> Any:
+    """Returns bfloat16 bits as float32."""
+    return (array.astype(np.uint32) << 16).view(np.float32)
+
 
 PADDED = 64
 """Formats pad channels to 2, 4, 8, 16 or 32: buffers are sized for the next multiple of this."""
@@ -256,3 +292,36 @@ def _room(shape: Sequence[int], dtype: str) -> int:
 
 def _times(shape: Sequence[int]) -> str:
     return "×".join("?" if d == -1 else str(d) for d in shape) or "one number"
+
+
+def open_engine(
+    path: Path, trt: Any, cuda: Cuda, *, batch: int | None = None, trust: bool = False
+) -> EngineRunner:
+    """Returns an engine with random inputs, ready to run.
+
+    Args:
+        path: an engine that halpiee built here, or any with ``trust``: engines are executable.
+        trt: TensorRT's module.
+        cuda: where its memory comes from.
+        batch: of inputs whose first dimension is open; by default 1.
+        trust: whether an engine of unknown origin is loaded.
+
+    Raises:
+        UsageError: an engine of another version or GPU, of unknown origin, or that does not take the batch.
+    """
+    engine = load_engine(trt, read_engine(path, trust=trust))
+    if engine is None:
+        raise UsageError(
+            f"{path} was to be loaded, and TensorRT {trt.__version__} refuses it: it belongs to another version or "
+            "GPU; build it here from its ONNX file with `halpiee export FILE.onnx --format tensorrt --out …`"
+        )
+    shapes = {}
+    for i in range(engine.handle.num_io_tensors):
+        name = engine.handle.get_tensor_name(i)
+        if engine.handle.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            shape = tuple(int(d) for d in engine.handle.get_tensor_shape(name))
+            first = batch if batch is not None else (shape[0] if shape[0] != -1 else 1)
+            shapes[name] = (first, *shape[1:])
+    runner = EngineRunner(trt, engine, cuda, shapes=shapes)
+    runner.fill()
+    return runner

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from latency.backends.onnx_graph import output_size
-from latency.backends.tensorrt_numbers import from_float
+from latency.backends.onnxruntime.ops import output_size
+from latency.backends.tensorrt.network import from_float
 from latency.errors import UnsupportedOpError
 from latency.op import Op
 

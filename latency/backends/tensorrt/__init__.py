@@ -19,9 +19,9 @@ from typing import Any
 
 from latency.backends import Built
 from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, open_cuda
-from latency.backends.tensorrt_builder import Builder, Settings, TimingCache
-from latency.backends.tensorrt_network import ROWS, OpNetwork
-from latency.backends.tensorrt_runtime import EngineRunner, in_turns, load_engine
+from latency.backends.tensorrt.builder import Builder, Settings, TimingCache
+from latency.backends.tensorrt.network import EngineRunner, in_turns, load_engine
+from latency.backends.tensorrt.ops import ROWS, OpNetwork
 from latency.device import environment
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op, in_words

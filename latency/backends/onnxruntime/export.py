@@ -1,0 +1,184 @@
+"""The one way from PyTorch to ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from latency.backends.onnxruntime.ops import OPSET
+from latency.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import nn
+
+__all__ = ["fixed_batch", "to_onnx"]
+
+
+def to_onnx(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    dynamic_batch: bool = True,
+    opset: int = OPSET,
+) -> onnx.ModelProto:
+    """Converts a model to ONNX, in evaluation mode and with batch norm folded into the convolutions.
+
+    Inputs are named ``input`` (``input_0`` … if several), outputs ``output`` alike. A mean over all positions
+    becomes GlobalAveragePool, which ONNX Runtime computes in its own layout (ReduceMean: after a change of it).
+
+    Args:
+        model: any module; it keeps its mode, device and weights.
+        example_inputs: tensors that give shapes and dtypes. What is no tensor is a constant of the graph; None and
+            numbers among the outputs are left out of it.
+        dynamic_batch: whether the first dimension of all inputs is free, and named ``batch``. Inputs of another first
+            dimension than the first one's, and scalars, keep their shape. Where the model has the batch in it (anchors
+            made for it once), the graph has that of the examples, as ``fixed_batch`` says.
+        opset: version of the operator set.
+
+    Raises:
+        UsageError: PyTorch cannot export the model.
+    """
+    if not dynamic_batch:
+        return _converted(model, example_inputs, False, opset)
+    try:
+        proto = _converted(model, example_inputs, True, opset)
+    except UsageError as error:
+        try:
+            return _converted(model, example_inputs, False, opset)
+        except UsageError:
+            raise error from error.__cause__
+    return proto if fixed_batch(proto) is None else _converted(model, example_inputs, False, opset)
+
+
+def fixed_batch(proto: onnx.ModelProto) -> int | None:
+    """Returns the only batch that a model takes: the first dimension of its first input with one; None: any batch."""
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims:
+            return int(dims[0].dim_value) if dims[0].HasField("dim_value") else None
+    return None
+
+
+def _converted(
+    model: nn.Module, example_inputs: Sequence[Any], dynamic_batch: bool, opset: int
+) -> onnx.ModelProto:
+    """Returns a model as ONNX, with a free batch or with that of the examples.
+
+    Raises:
+        UsageError: PyTorch cannot export it.
+    """
+    import torch
+
+    from latency.backends.torch.values import (
+        batch_of,
+        filled,
+        is_batched,
+        tensors_given,
+        tensors_in,
+        tensors_only,
+    )
+    from latency.copies import copy_of
+
+    inputs = tuple(x.detach().cpu() for x in tensors_in(example_inputs))
+    batch = batch_of(inputs)
+    batched = [dynamic_batch and is_batched(x, batch) for x in inputs]
+    if batch == 1:
+        # torch.export takes a batch of one for a constant where code asks for memory layouts (ConvNeXt).
+        inputs = tuple(torch.cat([x, x]) if free else x for x, free in zip(inputs, batched, strict=True))
+    trained = copy_of(model).cpu().eval()
+    names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    shapes = tuple({0: torch.export.Dim("batch")} if free else {} for free in batched)
+    with _quiet(), torch.no_grad():
+        try:
+            given = filled(example_inputs, inputs)
+            result = trained(*given)
+            count = len(tensors_given(result))
+            tensors_only(trained, given, result)
+            program = torch.onnx.export(
+                trained,
+                inputs,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                opset_version=opset,
+                input_names=names,
+                output_names=["output"] if count == 1 else [f"output_{i}" for i in range(count)],
+                dynamic_shapes=shapes if any(batched) else None,
+            )
+        except UsageError:
+            raise
+        except Exception as error:  # the exporter raises what its passes raise
+            raise UsageError(
+                f"{type(model).__name__} was to be exported to ONNX and PyTorch could not: {_root_of(error)}; "
+                "try torch.onnx.export on it by itself, and rewrite the op it names"
+            ) from error
+    assert program is not None
+    proto = program.model_proto
+    _use_global_pools(proto)
+    return proto
+
+
+def _root_of(error: BaseException) -> str:
+    """Returns the first line of what an error came from: its own is the same for every failed export."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()]
+    return f"{type(error).__name__}: {' '.join(line for line in lines if line)[:300]}"
+
+
+def _use_global_pools(proto: onnx.ModelProto) -> None:
+    """Replaces means over the positions of a feature map [N, C, H, W] by GlobalAveragePool, in place."""
+    from onnx import helper, numpy_helper
+
+    constants = {t.name: t for t in proto.graph.initializer}
+    maps = {n.output[0] for n in proto.graph.node if n.op_type in ("Conv", "MaxPool", "AveragePool")}
+    for node in proto.graph.node:
+        # What is known to have four dimensions: convolutions and pools, and what is computed element by element.
+        if node.op_type in (
+            "Relu",
+            "Clip",
+            "Add",
+            "Mul",
+            "HardSwish",
+            "Sigmoid",
+            "BatchNormalization",
+            "Concat",
+        ):
+            maps |= {node.output[0]} if any(name in maps for name in node.input) else set()
+    for node in proto.graph.node:
+        if node.op_type != "ReduceMean" or node.input[0] not in maps or len(node.input) < 2:
+            continue
+        if node.input[1] not in constants:
+            continue
+        axes = sorted(int(a) % 4 for a in numpy_helper.to_array(constants[node.input[1]]).reshape(-1))
+        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        if axes == [2, 3] and keep == 1:
+            node.CopyFrom(
+                helper.make_node("GlobalAveragePool", [node.input[0]], [node.output[0]], name=node.name)
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's progress lines and warnings away from the screen."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
