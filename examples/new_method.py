@@ -20,9 +20,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import halpiee
-from halpiee.methods.design import Design, Setup, at_density, density_of
-from halpiee.methods.method import Method
-from halpiee.methods.phases import Phase, Resize, Train
+from halpiee.methods.method import Method, Setup
+from halpiee.methods.phases import Design, Phase, Resize, Train, at_density, density_of
 from halpiee.options import option
 from halpiee.saliency import Magnitude
 

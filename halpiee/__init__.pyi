@@ -12,16 +12,17 @@ from halpiee import structure as structure
 from halpiee import zoo as zoo
 from halpiee.errors import BudgetError as BudgetError
 from halpiee.errors import HalpieeError as HalpieeError
+from halpiee.methods.channels import HALP as HALP
+from halpiee.methods.channels import small_dense as small_dense
 from halpiee.methods.dynamic import SET as SET
 from halpiee.methods.dynamic import SETITOP as SETITOP
 from halpiee.methods.dynamic import SNFS as SNFS
 from halpiee.methods.dynamic import RigL as RigL
 from halpiee.methods.dynamic import RigLITOP as RigLITOP
 from halpiee.methods.dynamic import Static as Static
-from halpiee.methods.filters import FilterPruning as FilterPruning
 from halpiee.methods.gradual import GMP as GMP
+from halpiee.methods.gradual import FilterPruning as FilterPruning
 from halpiee.methods.gradual import GraNet as GraNet
-from halpiee.methods.halp import HALP as HALP
 from halpiee.methods.iee import IEE as IEE
 from halpiee.methods.one_shot import SNIP as SNIP
 from halpiee.methods.one_shot import AtInit as AtInit
@@ -30,7 +31,6 @@ from halpiee.methods.one_shot import SynFlow as SynFlow
 from halpiee.methods.one_shot import prune_once as prune_once
 from halpiee.methods.registry import method as method
 from halpiee.methods.rewind import rewind as rewind
-from halpiee.methods.small_dense import small_dense as small_dense
 from halpiee.reconstruction.repair import repair as repair
 from halpiee.saliency.registry import criterion as criterion
 from halpiee.saliency.score import score as score

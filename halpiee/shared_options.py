@@ -1,15 +1,27 @@
-"""The options that several verbs and the settings of a run take alike, each written once."""
+"""The options that several verbs, the settings of a run or the Python classes take alike, each written once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from halpiee import ranges
 from halpiee.options import option
 
-__all__ = ["GOAL", "NETWORK", "RUNTIME", "Batched", "Protecting", "Scaled", "Seeded", "Threaded"]
+__all__ = [
+    "GOAL",
+    "IEE",
+    "NETWORK",
+    "RUNTIME",
+    "Batched",
+    "Protecting",
+    "Scaled",
+    "Seeded",
+    "Switches",
+    "Threaded",
+]
 
-GOAL, NETWORK, RUNTIME = "Goal", "Network", "Runtime"
+GOAL, NETWORK, RUNTIME, IEE = "Goal", "Network", "Runtime", "IEE: prune, improve, explore, grow"
 """Headings."""
 
 
@@ -53,3 +65,39 @@ class Seeded:
     """Where random choices begin."""
 
     seed: ranges.Seed = option(0, "Seed of every random choice.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """How IEE exchanges units: what its paper's Table 4 turns on and off."""
+
+    omega: ranges.Between = option(
+        0.3, "Exploration budget of the first cycle, as a share of the budget.", IEE
+    )
+    decay: Literal["exponential", "cosine"] = option(
+        "exponential",
+        "Decay of the exploration budget: to 1 % of the budget or one step of the coarsest group, or as a cosine to 0.",
+        IEE,
+    )
+    end: ranges.Positive = option(0.75, "Share of the training after which updates have ended.", IEE)
+    explore_init: Literal["model", "zero"] | None = option(
+        None,
+        "Values that units start from which were never active: the network's initial ones, or zero.",
+        IEE,
+        unset="weights: zero; channels: model",
+    )
+    grow_by: Literal["score", "random"] = option(
+        "score", "Grow the units with the highest scores, or random ones.", IEE
+    )
+    grow_values: Literal["last", "zero"] = option(
+        "last", "Values of grown units: as exploration left them, or zero.", IEE
+    )
+    freeze: bool = option(True, "Freeze active units during exploration.", IEE)
+    explore_norm: Literal["batch", "running"] = option(
+        "batch",
+        "Statistics that batch norms use during exploration: of the batch, or the running ones.",
+        IEE,
+    )
+    solver: Literal["joint", "cpsat", "linear"] = option(
+        "joint", "Solver that selects the units of a latency.", GOAL
+    )

@@ -17,8 +17,8 @@ from halpiee.cli.app import program
 from halpiee.cli.options import Answered, Typed, verb
 from halpiee.errors import UsageError, unknown
 from halpiee.methods.registry import METHODS
-from halpiee.methods.switches import Switches
 from halpiee.options import fitted, nested, option, options_of, told
+from halpiee.shared_options import Switches
 from halpiee.training.config import Cycle, Masks, Settings
 from tools.house import functions
 from tools.options_page import page

@@ -33,10 +33,9 @@ from halpiee.data.sources import load
 from halpiee.data.tensors import TensorData
 from halpiee.deploy.calibrate import calibrate
 from halpiee.deploy.target import Target
-from halpiee.methods.halp import HALP
+from halpiee.methods.channels import HALP, small_dense
 from halpiee.methods.iee import IEE
 from halpiee.methods.method import Method
-from halpiee.methods.small_dense import small_dense
 from halpiee.reconstruction.repair import repair
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import Structure

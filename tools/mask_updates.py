@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from halpiee.methods.channels import HALP
 from halpiee.methods.dynamic import SET, SNFS, RigL
-from halpiee.methods.filters import FilterPruning
-from halpiee.methods.gradual import GMP, GraNet
-from halpiee.methods.halp import HALP
+from halpiee.methods.gradual import GMP, FilterPruning, GraNet
 from halpiee.methods.iee import IEE
 from halpiee.methods.method import Method
 from halpiee.selection.cost import LatencyCost

@@ -16,12 +16,22 @@ from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import Choice, LayerPools, bind
-from halpiee.methods.design import Design
-from halpiee.methods.history import Event, Ledger
-from halpiee.methods.phases import Drop, Grow, Phase, Redraw, Resize, Shuffle, Start, Train
+from halpiee.methods.attach import bare
+from halpiee.methods.phases import (
+    Design,
+    Drop,
+    Event,
+    Grow,
+    Ledger,
+    Phase,
+    Redraw,
+    Resize,
+    Shuffle,
+    Start,
+    Train,
+)
 from halpiee.methods.scores import Collector, check_ranks, share
 from halpiee.methods.state import Guard, Memory
-from halpiee.methods.wrappers import bare
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.magnitude import Given
 from halpiee.saliency.score import tell, undecided

@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from halpiee.errors import UsageError
-from halpiee.methods.design import Asked, Design, Setup, update_steps
-from halpiee.methods.method import Method
-from halpiee.methods.optimizer import Momentum
-from halpiee.methods.phases import Drop, Grow, Phase, Resize, Shuffle, Start, Train
+from halpiee.methods.method import Asked, Method, Setup
+from halpiee.methods.phases import Design, Drop, Grow, Phase, Resize, Shuffle, Start, Train, update_steps
 from halpiee.methods.registry import method
+from halpiee.methods.scores import Momentum
 from halpiee.options import option
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
@@ -126,23 +125,6 @@ class RigLOptions:
     init: Init = option("random", "Random units, or the largest of the given weights (magnitude).")
 
 
-@dataclass(frozen=True)
-class _SNFSOptions(RigLOptions):
-    fraction: float = option(0.5, "Share of a layer's active weights that the first update exchanges.")
-    end: float = option(1.0, "Share of the training after which updates have ended.")
-
-
-@dataclass(frozen=True)
-class _RigLITOPOptions(_SNFSOptions):
-    interval: int = option(4000, "ΔT, the steps between two updates.")
-    floor: float = option(0.005, "What half a cosine lets the fraction fall to.")
-
-
-@dataclass(frozen=True)
-class _SETITOPOptions(_RigLITOPOptions):
-    interval: int = option(1500, "ΔT, the steps between two updates.")
-
-
 @method(
     "rigl",
     paper="Evci et al. 2020, arXiv 1911.11134",
@@ -225,7 +207,7 @@ class SET(RigL):
     paper="Dettmers & Zettlemoyer 2019, arXiv 1907.04840",
     units=("weights",),
     budgets=("erk", "uniform", "global"),
-    options=_SNFSOptions,
+    options=RigLOptions(fraction=0.5, end=1.0),
 )
 class SNFS(RigL):
     """Drops the smallest weights, grows by momentum, shared between layers (Dettmers & Zettlemoyer 2019).
@@ -243,7 +225,7 @@ class SNFS(RigL):
     paper="Liu et al. 2021, arXiv 2102.02887",
     units=("weights", "N:M"),
     budgets=("erk", "uniform", "global", "nm"),
-    options=_RigLITOPOptions,
+    options=RigLOptions(interval=4000, fraction=0.5, floor=0.005, end=1.0),
 )
 class RigLITOP(RigL):
     """RigL with rare updates to the end of training, so that more weights are tried (Liu et al. 2021, for CIFAR)."""
@@ -254,7 +236,7 @@ class RigLITOP(RigL):
     paper="Liu et al. 2021, arXiv 2102.02887",
     units=("weights", "N:M"),
     budgets=("erk", "uniform", "global", "nm"),
-    options=_SETITOPOptions,
+    options=RigLOptions(interval=1500, fraction=0.5, floor=0.005, end=1.0),
 )
 class SETITOP(SET):
     """SET with rare updates to the end of training (Liu et al. 2021, CIFAR settings)."""

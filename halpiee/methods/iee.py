@@ -13,14 +13,13 @@ from typing import Any, Literal
 
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import bind
-from halpiee.methods.design import Asked, Design, Setup
-from halpiee.methods.method import Method
-from halpiee.methods.phases import Drop, Grow, Phase, Recipe, Start, Train
+from halpiee.methods.method import Asked, Method, Setup
+from halpiee.methods.phases import Design, Drop, Grow, Phase, Recipe, Start, Train
 from halpiee.methods.registry import method
-from halpiee.methods.switches import Switches
 from halpiee.options import option
 from halpiee.saliency import Criterion, Magnitude, Taylor
 from halpiee.saliency.registry import criterion_of
+from halpiee.shared_options import Switches
 from halpiee.sparsity.distribution import ERK, Budget, Global
 from halpiee.sparsity.granularity import Channels, Weights
 from halpiee.sparsity.schedule import Cosine, Curve, Exponential
@@ -28,59 +27,9 @@ from halpiee.sparsity.schedule import Cosine, Curve, Exponential
 __all__ = ["IEE", "recipe"]
 
 
-def recipe(
-    *,
-    total_steps: int,
-    h: int = 150,
-    j: int = 150,
-    q: int = 150,
-    end: float = 0.75,
-    omega: Curve,
-    start: Literal["random", "random_scores", "scores"] = "random",
-    grow_by: Literal["score", "random"] = "score",
-    grow_values: Literal["last", "zero"] = "last",
-    freeze: bool = True,
-    explore_norm: Literal["batch", "running"] = "batch",
-    spread: Budget | None = None,
-) -> Recipe:
-    """Returns IEE as phases.
-
-    Args: as in ``Options``, but for
-        omega: cycle index → share of Ψ that is exchanged.
-        start: how the first units are chosen; ``scores`` first trains the dense (pretrained) network for ``h`` steps.
-        spread: how the first random units are spread over layers, where the budget leaves that open.
-
-    Raises:
-        UsageError: less than one cycle fits.
-    """
-    if min(h, q) < 1 or j < 0:
-        raise UsageError(f"h={h}, j={j}, q={q} were asked; h and q are at least 1 step and j at least 0")
-    before = h if start == "scores" else 0
-    cycles = int(end * total_steps - before) // (h + j + q)
-    if cycles < 1:
-        raise UsageError(
-            f"one cycle of h + j + q = {h + j + q} steps does not fit into the first {end:.0%} of {total_steps} "
-            "steps; train longer, or choose h, j and q so that they add up to at most "
-            f"{int(end * total_steps - before)}"
-        )
-    phases: list[Phase] = [Start(start, spread if start == "random" else None)]
-    if start == "scores":
-        phases.insert(0, Train(h, collect=True))
-    for cycle in range(cycles):
-        share = omega(cycle)
-        phases += [
-            Train(h, collect=True),
-            Drop(share),
-            Train(j),
-            Train(q, forward="all", update="dead" if freeze else "all", collect=True, norm=explore_norm),
-            Grow(share, by=grow_by, values=grow_values),
-        ]
-    return tuple(phases)
-
-
 @dataclass(frozen=True)
 class Options(Switches):
-    """The options of IEE; those of ``recipe`` are told there, too."""
+    """The options of IEE."""
 
     criterion: Criterion | str | None = option(None, "By default taylor for channels, magnitude for weights.")
     h: int = option(150, "Steps that train and score the active units before a prune.")
@@ -94,6 +43,44 @@ class Options(Switches):
         "From scratch: the largest uniform width filled by the solver, or one solve on random scores.",
     )
     gap: float = option(0.001, "Relative gap that the solver certifies.")
+
+
+def recipe(o: Options, *, total_steps: int, omega: Curve, spread: Budget | None = None) -> Recipe:
+    """Returns IEE as phases.
+
+    Args:
+        o: the options; ``start="pretrained"`` first trains the dense network for ``h`` steps, and solves once.
+        total_steps: optimizer steps of the whole training.
+        omega: cycle index → share of Ψ that is exchanged.
+        spread: how the first random units are spread over layers, where the budget leaves that open.
+
+    Raises:
+        UsageError: less than one cycle fits.
+    """
+    h, j, q = o.h, o.j, o.q
+    if min(h, q) < 1 or j < 0:
+        raise UsageError(f"h={h}, j={j}, q={q} were asked; h and q are at least 1 step and j at least 0")
+    scored = o.start == "pretrained"
+    room = int(o.end * total_steps - h * scored)
+    cycles = room // (h + j + q)
+    if cycles < 1:
+        raise UsageError(
+            f"one cycle of h + j + q = {h + j + q} steps does not fit into the first {o.end:.0%} of {total_steps} "
+            f"steps; train longer, or choose h, j and q so that they add up to at most {room}"
+        )
+    phases: list[Phase] = [Train(h, collect=True), Start("scores")] if scored else [Start(o.init)]
+    if not scored and o.init == "random":
+        phases = [Start("random", spread)]
+    for cycle in range(cycles):
+        share = omega(cycle)
+        phases += [
+            Train(h, collect=True),
+            Drop(share),
+            Train(j),
+            Train(q, forward="all", update="dead" if o.freeze else "all", collect=True, norm=o.explore_norm),
+            Grow(share, by=o.grow_by, values=o.grow_values),
+        ]
+    return tuple(phases)
 
 
 @method(
@@ -138,20 +125,8 @@ class IEE(Method):
             Exponential(o.omega, floor, cycles) if o.decay == "exponential" else Cosine(o.omega, 0.0, cycles)
         )
         weights = isinstance(units, Weights)
-        phases = recipe(
-            total_steps=given.total_steps,
-            h=o.h,
-            j=o.j,
-            q=o.q,
-            end=o.end,
-            omega=curve,
-            start="scores" if o.start == "pretrained" else o.init,
-            grow_by=o.grow_by,
-            grow_values=o.grow_values,
-            freeze=o.freeze,
-            explore_norm=o.explore_norm,
-            spread=ERK(budget.density) if weights and isinstance(budget, Global) else None,
-        )
+        spread = ERK(budget.density) if weights and isinstance(budget, Global) else None
+        phases = recipe(o, total_steps=given.total_steps, omega=curve, spread=spread)
         explore_init = o.explore_init or ("zero" if weights else "model")
         return given.design(phases, criterion, pool=pool, explore_init=explore_init)
 

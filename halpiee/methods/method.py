@@ -1,28 +1,136 @@
-"""What all methods of the papers share: how they are attached, and the compact network at the end."""
+"""What all methods of the papers share: what they are given, how they are attached, the compact network at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import fields, replace
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.design import Asked, BudgetLike, Design, Setup, UnitsLike, cost_of
-from halpiee.methods.optimizer import rebind
+from halpiee.methods.allocator import Pool, bind
+from halpiee.methods.attach import bare, rebind, rewrapped
+from halpiee.methods.phases import Design, Recipe
 from halpiee.methods.registry import NoOptions, options_of
 from halpiee.methods.sparse import Sparse
-from halpiee.methods.wrappers import bare, rewrapped
+from halpiee.saliency.criterion import Criterion
 from halpiee.selection.cost import LatencyCost
+from halpiee.sparsity.distribution import Budget, Latency, as_budget
 from halpiee.sparsity.filters import Filters
-from halpiee.sparsity.granularity import Channels
+from halpiee.sparsity.granularity import Channels, Units, Weights
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 
-__all__ = ["Method"]
+__all__ = ["Asked", "BudgetLike", "Method", "Setup", "UnitsLike"]
+
+BudgetLike = Budget | float | str
+"""A budget, or a share or time that ``as_budget`` makes one of."""
+
+UnitsLike = Units | Structure | Literal["weights", "filters"]
+"""Units, or what they are made of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What every method is given; see ``Method``, whose arguments the fields with a default are.
+
+    Attributes:
+        name: of the method's class, for messages.
+        model: without wrappers.
+        asked_units: ``units`` as they were given; ``.units`` are bound to the model.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: Optimizer
+    budget: BudgetLike | None = None
+    total_steps: int = 0
+    structure: Structure | None = None
+    cost: LatencyCost | None = None
+    asked_units: UnitsLike | None = None
+    batches: Iterable[tuple[Tensor, Tensor]] | None = None
+    protect: Collection[str] = ()
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls, name: str, model: nn.Module, optimizer: Optimizer, arguments: Mapping[str, Any]
+    ) -> tuple[Setup, dict[str, Any]]:
+        """Returns what all methods take of some keyword arguments, and the others, which are the method's own."""
+        own = {key: value for key, value in arguments.items() if key not in SHARED}
+        shared = {SHARED[key]: value for key, value in arguments.items() if key in SHARED}
+        shared["cost"] = cost_of(shared.get("cost"), shared.get("structure"))
+        return cls(name=name, model=bare(model), optimizer=optimizer, **shared), own
+
+    @cached_property
+    def limit(self) -> Budget:
+        """The budget; a number is a share of the latency where a cost is given, else a density.
+
+        Raises:
+            UsageError: none was given, or no budget.
+        """
+        if self.budget is None:
+            raise UsageError(
+                f"{self.name} was given no budget; pass budget=halpiee.Global(0.1), or another one of the docs"
+            )
+        return as_budget(self.budget, latency=self.cost is not None)
+
+    @cached_property
+    def units(self) -> Units:
+        """The units that were given, else channels for a latency and weights for all other budgets."""
+        return default_units(self.model, self.limit, self.structure, self.protect, self.asked_units)
+
+    def design(
+        self,
+        recipe: Recipe,
+        criterion: Criterion,
+        *,
+        units: Units | None = None,
+        pool: Pool | None = None,
+        explore_init: str = "model",
+    ) -> Design:
+        """Returns a design; units and pool are those of what was given where nothing else is said."""
+        units = self.units if units is None else units
+        pool = bind(self.limit, units, self.cost) if pool is None else pool
+        return Design(units=units, pool=pool, recipe=recipe, criterion=criterion, explore_init=explore_init)
+
+
+SHARED = {f.name.removeprefix("asked_"): f.name for f in fields(Setup) if f.default is not MISSING}
+"""Keyword argument of every method → field of ``Setup``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a run of ``halpiee train`` asks of a method.
+
+    Attributes:
+        options: option → value, of those that were typed.
+        cycle: options of IEE's cycle → value, all of them.
+        steps: gives the steps (h, j, q) of IEE's cycle.
+        model: the network, for its units.
+        seed: of every random choice.
+        total_steps: of the whole training.
+        pretrained: whether training starts from given weights.
+        units: what is removed: ``channels``, ``weights`` or ``filters``.
+        structure: gives that of the model.
+        examples: gives (inputs, targets) to score on, ten of each class.
+    """
+
+    options: Mapping[str, Any]
+    model: nn.Module
+    seed: int
+    total_steps: int
+    structure: Callable[[], Structure]
+    examples: Callable[[], list[tuple[Tensor, Tensor]]]
+    steps: Callable[[], tuple[int, int, int]]
+    cycle: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    units: str = "weights"
 
 
 class Method(Sparse):
@@ -58,41 +166,27 @@ class Method(Sparse):
     paper_charges_gradient = True
     """Whether the method's paper charges the steps that read the gradient of inactive weights."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        budget: BudgetLike | None = None,
-        total_steps: int = 0,
-        structure: Structure | None = None,
-        cost: LatencyCost | str | Path | None = None,
-        units: UnitsLike | None = None,
-        batches: Iterable[tuple[Tensor, Tensor]] | None = None,
-        protect: Collection[str] = (),
-        seed: int = 0,
-        **options: Any,
-    ) -> None:
-        self.options = options_of(type(self).__name__, self.Options, options)
-        given = Setup(
-            name=type(self).__name__,
-            model=bare(model),
-            optimizer=optimizer,
-            budget=budget,
-            total_steps=total_steps,
-            structure=structure,
-            cost=cost_of(cost, structure),
-            asked_units=units,
-            batches=batches,
-            protect=protect,
-            seed=seed,
-        )
+    shared: ClassVar[tuple[inspect.Parameter, ...]] = tuple(
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for name, field in SHARED.items()
+        for f in fields(Setup)
+        if f.name == field
+    )
+    """The keyword arguments of every method; ``@halpiee.method`` adds the method's own to its signature."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, **arguments: Any) -> None:
+        given, own = Setup.of(type(self).__name__, model, optimizer, arguments)
+        self.options = options_of(type(self).__name__, self.Options, own)
         design = self.design(given, self.options)
-        own = design.units
-        self._structure = own.structure if isinstance(own, Channels) else structure
+        units, batches = design.units, given.batches
+        self._structure = units.structure if isinstance(units, Channels) else given.structure
         self._compact: tuple[nn.Module, Optimizer] | None = None
         super().__init__(
-            model, optimizer, design, batches=self.no_batches if batches is None else batches, seed=seed
+            model,
+            optimizer,
+            design,
+            batches=self.no_batches if batches is None else batches,
+            seed=given.seed,
         )
 
     def design(self, given: Setup, options: Any) -> Design:
@@ -182,3 +276,70 @@ class Method(Sparse):
                 "call it right after `model, optimizer = method.shrink()`"
             )
         return rebind(scheduler, self.optimizer, self._compact[1])
+
+
+def cost_of(given: object, structure: Structure | None) -> LatencyCost | None:
+    """Returns the latency model, read from a profile where a path is given.
+
+    Raises:
+        UsageError: a path without a structure, or something else.
+        ProfileError: a file that is no profile of the structure.
+    """
+    if given is None or isinstance(given, LatencyCost):
+        return given
+    if isinstance(given, str | Path) and isinstance(structure, Structure):
+        return LatencyCost(structure, given)
+    raise UsageError(
+        f"a cost of type {type(given).__name__} was given; pass structure=halpiee.trace(model, inputs) and "
+        "cost=halpiee.LatencyCost(structure, profile)"
+    )
+
+
+def default_units(
+    model: nn.Module,
+    budget: Budget,
+    structure: Structure | None,
+    protect: Collection[str] = (),
+    given: UnitsLike | None = None,
+) -> Units:
+    """Returns the units that are given, or channels for a latency, weights for everything else.
+
+    Args:
+        model: the network, without wrappers.
+        budget: what is limited.
+        structure: of the model; needed for a latency.
+        protect: groups, weights or convolutions to leave whole.
+        given: units, a structure for its channels, ``weights`` or ``filters``; ``None``: by the budget.
+
+    Raises:
+        UsageError: a latency without a structure, or names to protect beside units that are made already.
+    """
+    if given is None:
+        given = "weights"
+        if isinstance(budget, Latency):
+            if structure is None:
+                raise UsageError(
+                    "a latency budget was given without a structure; pass structure=halpiee.trace(model, inputs)"
+                )
+            if not isinstance(structure, Structure):
+                raise UsageError(
+                    f"a structure of type {type(structure).__name__} was given; pass "
+                    "structure=halpiee.trace(model, inputs)"
+                )
+            given = structure
+    if isinstance(given, Structure):
+        return Channels(model, given, protect=protect)
+    if isinstance(given, Units):
+        if protect:
+            raise UsageError(
+                f"protect= was given beside units that are made already; name what stays whole where they are: "
+                f"{type(given).__name__}(…)"
+            )
+        return given
+    if given == "weights":
+        return Weights(model, pinned=protect)
+    if given == "filters":
+        return Filters(model, pinned=protect)
+    if not isinstance(given, str):
+        given = type(given).__name__
+    raise UsageError(f"units={given!r} was asked; give 'weights', 'filters', a structure, or units")

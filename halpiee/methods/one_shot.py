@@ -11,7 +11,7 @@ Networks at Initialization: Why Are We Missing the Mark?", arXiv 2009.08576). In
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,11 +21,10 @@ from torch.nn.functional import cross_entropy
 
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import Pool, bind
-from halpiee.methods.design import Asked, Design, Setup, at_density
-from halpiee.methods.method import Method
-from halpiee.methods.phases import Phase, Recipe, Redraw, Resize, Shuffle, Train
+from halpiee.methods.attach import bare
+from halpiee.methods.method import Asked, Method, Setup
+from halpiee.methods.phases import Design, Phase, Recipe, Redraw, Resize, Shuffle, Train, at_density
 from halpiee.methods.registry import method
-from halpiee.methods.wrappers import bare
 from halpiee.options import option
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
 from halpiee.saliency.registry import criterion_of
@@ -36,7 +35,35 @@ from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import Structure
 
-__all__ = ["SNIP", "AtInit", "GraSP", "SynFlow", "best", "prune_once", "recipe", "stages"]
+__all__ = ["SNIP", "AtInit", "GraSP", "Pruning", "SynFlow", "in_rounds", "prune_once", "recipe", "stages"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """How a network is pruned as it is.
+
+    Attributes:
+        budget: how much stays where; a number, or ``"50%"``, is the density over all layers together, and with a
+            ``cost`` the share of the dense latency.
+        criterion: how units are ranked, a criterion or its name, such as ``synflow`` or ``inverted-snip``.
+        batches: (inputs, targets), for criteria that need data; synflow reads the shape of the first, if any.
+        rounds: n; synflow wants 100.
+        shuffle: whether the last mask is shuffled within each layer, an ablation.
+        units: what is removed.
+        loss_fn: (outputs, targets) → scalar, for criteria that need data.
+        cost: latency model, for a latency budget.
+        seed: of random scores and of shuffling.
+    """
+
+    budget: Budget | float | str
+    criterion: Criterion | str = "magnitude"
+    batches: Batches | None = None
+    rounds: int = 1
+    shuffle: bool = False
+    units: Structure | Units | Literal["weights", "filters"] = "weights"
+    loss_fn: LossFn = cross_entropy
+    cost: LatencyCost | None = None
+    seed: int = 0
 
 
 def prune_once(
@@ -47,9 +74,7 @@ def prune_once(
     *,
     rounds: int = 1,
     seed: int = 0,
-    units: Structure | Units | Literal["weights", "filters"] = "weights",
-    loss_fn: LossFn = cross_entropy,
-    cost: LatencyCost | None = None,
+    **pruning: Any,
 ) -> Mask:
     """Returns which units stay. The model is left as it was; ``mask.apply(model)`` writes the zeros.
 
@@ -60,15 +85,12 @@ def prune_once(
 
     Args:
         model: the network; every conv and linear weight is prunable, the first and the last included.
-        criterion: a criterion or its name, such as ``synflow`` or ``inverted-snip``.
-        budget: how much stays where; a number, or ``"50%"``, is the density over all layers together, and with a
-            ``cost`` the share of the dense latency.
-        batches: (inputs, targets), for criteria that need data; synflow reads the shape of the first, if any.
-        rounds: n; synflow wants 100.
+        criterion: see ``Pruning``, like the others.
+        budget: how much stays where.
+        batches: (inputs, targets), for criteria that need data.
+        rounds: n.
         seed: of random scores.
-        units: what is removed.
-        loss_fn: (outputs, targets) → scalar.
-        cost: latency model, for a latency budget.
+        pruning: the other fields of ``Pruning``: ``units``, ``loss_fn``, ``cost``.
 
     Raises:
         UsageError: no rounds, an N:M budget in rounds, no finite batch.
@@ -78,17 +100,43 @@ def prune_once(
     Warns:
         ScoreWarning: scores that do not tell the units of a group apart.
     """
-    budget = as_budget(budget, latency=cost is not None)
-    criterion = criterion_of(criterion, seed)
     model = bare(model)
-    chosen = units_of(model, units)
-    batches = list(pairs_of(() if batches is None else batches))
-    alive = Mask.full(chosen.sizes)
-    for k, (pool, level) in enumerate(stages(budget, chosen, cost, rounds)):
-        with _masked(model, chosen, alive) if k else nullcontext():
-            alive = best(model, criterion, pool, chosen, batches, among=alive, level=level, loss_fn=loss_fn)
-    tell(alive.flat, criterion)
+    given = Pruning(budget=budget, criterion=criterion, batches=batches, rounds=rounds, seed=seed, **pruning)
+    how = replace(given, units=units_of(model, given.units))
+    assert isinstance(how.units, Units)
+    masks = in_rounds(model, how)
+    alive = next(masks)
+    for _ in range(rounds - 1):
+        with _masked(model, how.units, alive):
+            alive = next(masks)
+    tell(alive.flat, criterion_of(criterion, seed))
     return alive
+
+
+def in_rounds(model: nn.Module, how: Pruning) -> Iterator[Mask]:
+    """Yields the mask of each round, scored on the network as it is when the mask is asked for.
+
+    Round k of n keeps ρ^(k/n), among the survivors of the round before.
+
+    Raises:
+        UsageError: no rounds, an N:M budget in rounds, no finite batch.
+        BudgetError: a budget below what the smallest network needs.
+    """
+    units, criterion = units_of(model, how.units), criterion_of(how.criterion, how.seed)
+    budget = as_budget(how.budget, latency=how.cost is not None)
+    batches = list(pairs_of(() if how.batches is None else how.batches))
+    alive = Mask.full(units.sizes)
+    for k, (pool, level) in enumerate(list(stages(budget, units, how.cost, how.rounds)), start=1):
+        scores = scores_of(model, batches, criterion, units=units, loss_fn=how.loss_fn)
+        chosen = pool.choose(scores, must=Mask.full(units.sizes, False), may=alive, level=level).alive
+        why = {
+            n: NO_GRADIENT if scores.flat.get(n) == NO_GRADIENT else w
+            for n, w in undecided(scores, alive, chosen).items()
+        }
+        alive = replace(chosen, skipped=alive.skipped + scores.skipped, flat={**alive.flat, **why})
+        if how.shuffle and k == how.rounds:
+            alive = replace(alive.shuffled(how.seed), skipped=alive.skipped, flat=alive.flat)
+        yield alive
 
 
 def stages(
@@ -116,27 +164,6 @@ def stages(
         else:
             yield last, (last.used(Mask.full(units.sizes)) / last.total) ** (1 - k / rounds)
     yield last, 1.0
-
-
-def best(
-    model: nn.Module,
-    criterion: Criterion,
-    pool: Pool,
-    units: Units,
-    batches: Batches,
-    *,
-    among: Mask,
-    level: float = 1.0,
-    loss_fn: LossFn = cross_entropy,
-) -> Mask:
-    """Returns the best-scoring units of ``among`` within ``level`` times the pool's budget: one round."""
-    scores = scores_of(model, batches, criterion, units=units, loss_fn=loss_fn)
-    alive = pool.choose(scores, must=Mask.full(units.sizes, False), may=among, level=level).alive
-    why = {
-        n: NO_GRADIENT if scores.flat.get(n) == NO_GRADIENT else w
-        for n, w in undecided(scores, among, alive).items()
-    }
-    return replace(alive, skipped=among.skipped + scores.skipped, flat={**among.flat, **why})
 
 
 @contextmanager
@@ -202,22 +229,6 @@ class Options:
     )
 
 
-@dataclass(frozen=True)
-class _SNIPOptions(Options):
-    criterion: Criterion | str = option("snip", "A criterion or its name.")
-
-
-@dataclass(frozen=True)
-class _GraSPOptions(Options):
-    criterion: Criterion | str = option("grasp", "A criterion or its name.")
-
-
-@dataclass(frozen=True)
-class _SynFlowOptions(Options):
-    criterion: Criterion | str = option("synflow", "A criterion or its name.")
-    rounds: int = option(100, "Rounds in which survivors are scored again.")
-
-
 @method(
     "magnitude",
     paper="Frankle et al. 2021, arXiv 2009.08576",
@@ -225,7 +236,6 @@ class _SynFlowOptions(Options):
     budgets=("global", "uniform", "erk", "nm"),
     kind="once",
     options=Options,
-    preset={"criterion": "magnitude"},
     summary="keeps the largest weights, once",
 )
 @method(
@@ -234,8 +244,7 @@ class _SynFlowOptions(Options):
     units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="once",
-    options=Options,
-    preset={"criterion": "random"},
+    options=Options(criterion="random"),
     summary="keeps random weights, once, by one ranking",
 )
 class AtInit(Method):
@@ -272,7 +281,7 @@ class AtInit(Method):
     units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="once",
-    options=_SNIPOptions,
+    options=Options(criterion="snip"),
 )
 class SNIP(AtInit):
     """Keeps the weights of the largest ``|w·g|``, once (Lee et al. 2019)."""
@@ -284,7 +293,7 @@ class SNIP(AtInit):
     units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="once",
-    options=_GraSPOptions,
+    options=Options(criterion="grasp"),
 )
 class GraSP(AtInit):
     """Keeps the weights of the largest ``w·(Hg)``, once (Wang et al. 2020)."""
@@ -296,7 +305,7 @@ class GraSP(AtInit):
     units=("weights",),
     budgets=("global", "uniform", "erk"),
     kind="once",
-    options=_SynFlowOptions,
+    options=Options(criterion="synflow", rounds=100),
 )
 class SynFlow(AtInit):
     """Keeps the weights of the largest synaptic flow, in a hundred rounds without data (Tanaka et al. 2020)."""

@@ -11,20 +11,44 @@ A recipe is a tuple of phases. ``Train`` lasts its steps; all others happen betw
     IEE       Start; cycle: Train(collect) · Drop(Ω) · Train · Train(forward=all, update=dead, collect) · Grow(Ω)
 
 A ``Drop`` right before a ``Grow`` is one exchange with it: a unit that is dropped and grown again has never left.
+
+``Design`` is what a method decides on, with its recipe; ``Ledger`` records what came of it: events, and steps under
+their masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from torch import nn
 
+from halpiee.errors import UsageError
+from halpiee.methods.allocator import Pool
 from halpiee.saliency.criterion import Criterion
-from halpiee.sparsity.distribution import Budget
+from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
+from halpiee.sparsity.granularity import Units
+from halpiee.sparsity.mask import Mask
 
-__all__ = ["Drop", "Grow", "Phase", "Recipe", "Redraw", "Resize", "Shuffle", "Start", "Train"]
+__all__ = [
+    "Design",
+    "Drop",
+    "Event",
+    "Grow",
+    "Ledger",
+    "Phase",
+    "Recipe",
+    "Redraw",
+    "Resize",
+    "Shuffle",
+    "Start",
+    "Train",
+    "at_density",
+    "density_of",
+    "update_steps",
+]
 
 
 @dataclass(frozen=True)
@@ -157,3 +181,170 @@ class Redraw:
 
 Phase = Train | Start | Resize | Drop | Grow | Shuffle | Redraw
 Recipe = tuple[Phase, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """What a method decides on, and ``Sparse`` carries out.
+
+    Attributes:
+        units: what is removed and brought back.
+        pool: the budget, bound to the units.
+        recipe: phases, in order.
+        criterion: scores units wherever a phase names no other criterion.
+        explore_init: never-active units start from the ``model``'s initialisation, or from ``zero``.
+    """
+
+    units: Units
+    pool: Pool
+    recipe: Recipe
+    criterion: Criterion
+    explore_init: str = "model"
+
+
+def at_density(budget: Budget, density: float) -> Budget:
+    """Returns the same budget at another density: what a gradual method passes through.
+
+    Raises:
+        UsageError: a budget without a density.
+    """
+    if isinstance(budget, Uniform | ERK | Global):
+        return replace(budget, density=density)
+    kind = type(budget).__name__
+    if isinstance(budget, PerLayer | NM | Latency):
+        raise UsageError(
+            f"{kind} was given to a method that passes through densities; give Global, Uniform or ERK"
+        )
+    raise UsageError(f"{kind} is no budget; give Global, Uniform or ERK")
+
+
+def density_of(budget: Budget) -> float:
+    """Returns the density of a budget that has one.
+
+    Raises:
+        UsageError: a budget without a density.
+    """
+    at_density(budget, 1.0)
+    assert isinstance(budget, Uniform | ERK | Global)
+    return budget.density
+
+
+def update_steps(
+    total_steps: int, interval: int, end: float, *, first: int | None = None, inclusive: bool = False
+) -> range:
+    """Returns the steps after which masks are updated: every ``interval``, before ``end · total_steps``.
+
+    Args:
+        total_steps: of the training.
+        interval: ΔT.
+        end: share of the training after which no update comes.
+        first: the first of them; by default ΔT.
+        inclusive: whether one may fall on the end itself.
+
+    Raises:
+        UsageError: none fits.
+    """
+    if interval < 1 or total_steps < 1 or not 0 < end <= 1:
+        raise UsageError(
+            f"updates every {interval} steps in the first {end} of {total_steps} steps were asked; "
+            "the interval is at least 1 and the end a share above 0 and up to 1"
+        )
+    last = round(end * total_steps, 6)
+    steps = range(first or interval, int(last) + 1, interval)
+    if steps and steps[-1] >= last and not inclusive:
+        steps = steps[:-1]
+    if not steps:
+        raise UsageError(
+            f"updates every {interval} steps in the first {end:.0%} of {total_steps} steps were asked, and none fits; "
+            f"train longer, or ask for an interval below {max(1, int(last))}"
+        )
+    return steps
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change of the active units.
+
+    Attributes:
+        step: optimizer steps done before it.
+        event: ``init``, ``prune``, ``drop`` (the first half of an exchange), ``grow``,
+            ``load`` (the mask of a saved state) or ``shrink``.
+        budget: Ψ, in the pool's unit (µs, or units kept).
+        used: R of the active units after it.
+        omega: Ω, what this cycle exchanges, in the same unit.
+        gap: certified relative gap of the selection.
+        slack: capacity minus used; the capacity is Ψ − Ω after a prune, Ψ otherwise.
+        next_step: smallest extra cost of any next allowed size.
+        iou: overlap with the units that were active after the previous event of the same kind.
+        skipped: steps of the phase whose scores were not finite and did not count.
+        counts: active units per group.
+        flat: groups that were cut into by scores that do not tell their units apart.
+    """
+
+    step: int
+    event: str
+    budget: float
+    used: float
+    omega: float
+    gap: float
+    slack: float
+    next_step: float
+    iou: float
+    skipped: int
+    counts: dict[str, int]
+    flat: tuple[str, ...] = ()
+
+
+class Ledger:
+    """Events and steps of one training.
+
+    Attributes:
+        reports: the events so far.
+        log: (steps, kind, active units per group) of every run of like steps, for the training FLOPs.
+        listeners: called with every event and the units that are active after it.
+    """
+
+    def __init__(self) -> None:
+        self.reports: list[Event] = []
+        self.log: list[tuple[int, str, dict[str, int]]] = []
+        self.listeners: list[Callable[[Event, Mask], None]] = []
+        self._after: dict[str, Mask] = {}
+
+    def event(self, alive: Mask, **values: Any) -> Event:
+        """Writes down that ``alive`` are the active units from now on.
+
+        Args:
+            alive: the active units.
+            values: the other fields of the event but ``iou`` and ``counts``.
+        """
+        kind = values["event"]
+        previous = self._after.get(kind)
+        overlap = previous.iou(alive) if previous is not None else math.nan
+        self._after[kind] = alive
+        event = Event(**values, iou=overlap, counts=alive.counts)
+        self.reports.append(event)
+        for listener in self.listeners:
+            listener(event, alive)
+        return event
+
+    def step(self, kind: str, counts: dict[str, int]) -> None:
+        """Counts one optimizer step under its masks."""
+        if self.log and self.log[-1][1] == kind and self.log[-1][2] == counts:
+            self.log[-1] = (self.log[-1][0] + 1, kind, counts)
+        else:
+            self.log.append((1, kind, counts))
+
+    def state(self) -> dict[str, Any]:
+        """Returns plain values and tensors."""
+        return {
+            "masks_after": {kind: dict(mask) for kind, mask in self._after.items()},
+            "reports": [asdict(event) for event in self.reports],
+            "log": [list(entry) for entry in self.log],
+        }
+
+    def load(self, state: Mapping[str, Any], *, masks: bool = True) -> None:
+        """Takes over what was written; the masks only where the units are still those."""
+        self.reports = [Event(**{**e, "flat": tuple(e.get("flat", ()))}) for e in state["reports"]]
+        self.log = [(int(n), str(kind), dict(counts)) for n, kind, counts in state["log"]]
+        if masks:
+            self._after = {kind: Mask(dict(mask)) for kind, mask in state["masks_after"].items()}

@@ -21,7 +21,7 @@ import ast
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -59,7 +59,6 @@ class Entry:
         python: what it is called there.
         make: the class or function; ``None`` until its module is imported.
         options: its options, a frozen dataclass.
-        preset: values of options under this name.
         pretrained: whether it needs a trained network.
         home: module that registers it.
     """
@@ -74,7 +73,6 @@ class Entry:
     python: str
     make: Callable[..., Any] | None = None
     options: type = NoOptions
-    preset: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     home: str = ""
 
@@ -97,6 +95,14 @@ class Entry:
         """How a sparsity is spread where nothing else is asked: as the paper does."""
         own: Any = next((budget for budget in self.budgets if budget in DENSITIES), "erk")
         return own  # type: ignore[no-any-return]
+
+    @property
+    def preset(self) -> dict[str, Any]:
+        """The defaults under this name that are not those of the class or function: of one of several names."""
+        usual = _defaults(getattr(self.make, "Options", NoOptions))
+        return {
+            n: value for n, value in _defaults(self.options).items() if n not in usual or usual[n] != value
+        }
 
     def load(self) -> Entry:
         """Returns the entry with its class and options; imports the module."""
@@ -148,8 +154,7 @@ def method(
     units: tuple[str, ...],
     budgets: tuple[str, ...] = DENSITIES,
     kind: Literal["training", "once", "rewind", "narrow", "cut"] = "training",
-    options: type = NoOptions,
-    preset: Mapping[str, Any] | None = None,
+    options: Any = NoOptions,
     pretrained: bool = False,
     summary: str = "",
 ) -> Callable[[M], M]:
@@ -161,8 +166,8 @@ def method(
         units: see ``Entry``, like ``budgets`` and ``kind``.
         budgets: what limits it.
         kind: when it prunes.
-        options: a frozen dataclass whose fields are the class's keyword arguments; see ``halpiee.options``.
-        preset: values of options under this name, for a class that registers under several.
+        options: a frozen dataclass whose fields are the class's keyword arguments (see ``halpiee.options``), or an
+            instance of one, whose values are the defaults under this name.
         pretrained: whether it needs a trained network.
         summary: in one line; by default the first line of the docstring.
 
@@ -174,7 +179,7 @@ def method(
     """
 
     def register(made: M) -> M:
-        _check_options(name, options)
+        taken = _options(name, options)
         python: str = made.__qualname__
         found = Entry(
             name,
@@ -186,15 +191,14 @@ def method(
             made.__module__,
             python,
             made,
-            options,
-            dict(preset or {}),
+            taken,
             pretrained,
             made.__module__,
         )
         METHODS.add(name, found, made)
         if isinstance(made, type):
-            made.Options = options  # type: ignore[attr-defined]
-            made.__signature__ = _signature(made, options)  # type: ignore[attr-defined]
+            made.Options = taken  # type: ignore[attr-defined]
+            made.__signature__ = _signature(made, taken)  # type: ignore[attr-defined]
         return made
 
     return register
@@ -275,13 +279,28 @@ def _summary(doc: str | None) -> str:
     return line if first[1:] != first[1:].lower() else line[:1].lower() + line[1:]
 
 
-def _check_options(name: str, options: type) -> None:
+def _options(name: str, options: Any) -> type:
+    """Returns the dataclass of a method's options: of an instance one with its values as defaults."""
     parameters = getattr(options, "__dataclass_params__", None)
     if parameters is None or not parameters.frozen:
         raise UsageError(f"the options of the method {name!r} are {options!r}; give a frozen dataclass")
+    if not isinstance(options, type):
+        kind: type = type(options)
+        own = [
+            (f.name, f.type, field(default=getattr(options, f.name), metadata=f.metadata))
+            for f in fields(options)
+            if getattr(options, f.name) != f.default
+        ]
+        home = {"__module__": kind.__module__}
+        return make_dataclass(kind.__name__, own, bases=(kind,), namespace=home, frozen=True)
     open_ = [f.name for f in fields(options) if f.default is MISSING and f.default_factory is MISSING]
     if open_:
         raise UsageError(f"the option {open_[0]!r} of the method {name!r} has no default; give it one")
+    return options
+
+
+def _defaults(options: type) -> dict[str, Any]:
+    return {f.name: getattr(options(), f.name) for f in fields(options)}
 
 
 @cache
@@ -321,9 +340,10 @@ def _kinds(hint: Any) -> Iterator[Any]:
 
 
 def _signature(kind: type, options: type) -> inspect.Signature:
-    """Returns the signature of a method's class with its options in the place of ``**options``."""
+    """Returns the signature of a method's class: what all methods take, and its options for ``**arguments``."""
     whole = inspect.signature(kind.__init__)  # type: ignore[misc]
     taken = [p for p in list(whole.parameters.values())[1:] if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    taken += getattr(kind, "shared", ())
     names = {p.name for p in taken}
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = [

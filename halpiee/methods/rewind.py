@@ -17,31 +17,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.one_shot import best, stages
+from halpiee.methods.one_shot import Pruning, in_rounds, stages
 from halpiee.methods.registry import method
 from halpiee.methods.state import Guard
-from halpiee.saliency.criterion import Batches, Criterion, LossFn
+from halpiee.options import option
 from halpiee.saliency.registry import criterion_of
-from halpiee.saliency.score import pairs_of, tell, units_of
-from halpiee.selection.cost import LatencyCost
+from halpiee.saliency.score import tell, units_of
 from halpiee.sparsity.distribution import Budget, as_budget
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
-from halpiee.structure.groups import Structure
 
 __all__ = [
     "LEARNING_RATE_REWINDING",
     "LOTTERY_TICKET",
     "REINIT",
+    "Pruning",
     "Retrain",
     "Train",
     "draw_again",
@@ -49,6 +47,7 @@ __all__ = [
     "held",
     "lottery_ticket_rewinding",
     "rewind",
+    "rewinding",
 ]
 
 
@@ -107,13 +106,23 @@ def lottery_ticket_rewinding(step: int) -> Retrain:
     return Retrain(step, "step")
 
 
+@dataclass(frozen=True)
+class Rewinding:
+    """What tells the names apart under which ``rewind`` is registered."""
+
+    weights: int | Literal["final"] | None = option(
+        None,
+        "Weights that are trained again: of this step, or the final ones; by default of the step that is asked.",
+    )
+
+
 @method(
     "lrr",
     paper="Renda et al. 2020, arXiv 2003.02389",
     units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="rewind",
-    preset={"weights": "final"},
+    options=Rewinding(weights="final"),
     summary="magnitude pruning after training, then the whole schedule again: learning-rate rewinding",
 )
 @method(
@@ -130,7 +139,7 @@ def lottery_ticket_rewinding(step: int) -> Retrain:
     units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="rewind",
-    preset={"weights": 0},
+    options=Rewinding(weights=0),
     summary="the lottery ticket: the trained network's mask on the weights that training began with",
 )
 def rewind(
@@ -140,15 +149,8 @@ def rewind(
     total_steps: int,
     budget: Budget | float | str,
     retrain: Retrain = LEARNING_RATE_REWINDING,
-    criterion: Criterion | str = "magnitude",
-    batches: Batches | None = None,
-    rounds: int = 1,
-    shuffle: bool = False,
     draw: Callable[[nn.Module, int], object] | None = None,
-    units: Structure | Units | Literal["weights", "filters"] = "weights",
-    loss_fn: LossFn = cross_entropy,
-    cost: LatencyCost | None = None,
-    seed: int = 0,
+    **pruning: Any,
 ) -> Mask:
     """Trains the dense model, prunes it, and trains it again; returns the final mask.
 
@@ -156,60 +158,69 @@ def rewind(
         model: from its initialisation; ends trained and pruned.
         train: trains a part of the schedule, see ``Train``.
         total_steps: of the whole schedule.
-        budget: how much stays where; a number, or ``"50%"``, is the density over all layers together, and with a
-            ``cost`` the share of the dense latency.
+        budget: how much stays where; see ``Pruning``.
         retrain: from which weights and where on the schedule.
-        criterion: how units are ranked on the trained network, a criterion or its name.
-        batches: (inputs, targets), for criteria that need data.
-        rounds: of pruning and training again.
-        shuffle: whether the last mask is shuffled within each layer, an ablation.
         draw: (model, seed) draws fresh weights; by default ``draw_again``.
-        units: what is removed.
-        loss_fn: (outputs, targets) → scalar, for criteria that need data.
-        cost: latency model, for a latency budget.
-        seed: of fresh weights, shuffling and random scores.
+        pruning: the other fields of ``Pruning``: ``criterion``, ``batches``, ``rounds``, ``shuffle``, ``units``,
+            ``loss_fn``, ``cost``, and the ``seed``, also of fresh weights.
 
     Raises:
         UsageError: no rounds, a step outside of the schedule, or one that ``train`` never reported.
         BudgetError: a budget below what the smallest network needs.
     """
+    how, step = Pruning(budget=budget, **pruning), retrain.weights
     if total_steps < 1:
         raise UsageError(f"total_steps={total_steps} was asked; give at least 1")
-    if isinstance(retrain.weights, int) and retrain.weights > total_steps:
+    if isinstance(step, int) and step > total_steps:
         raise UsageError(
-            f"weights of step {retrain.weights} were asked of a training of {total_steps} steps; give a step up to that"
+            f"weights of step {step} were asked of a training of {total_steps} steps; give a step up to that"
         )
-    chosen = units_of(model, units)
-    budget = as_budget(budget, latency=cost is not None)
-    rungs = list(stages(budget, chosen, cost, rounds))
-    criterion = criterion_of(criterion, seed)
-    batches = list(pairs_of(() if batches is None else batches))
+    for _ in stages(
+        as_budget(budget, latency=how.cost is not None), units_of(model, how.units), how.cost, how.rounds
+    ):
+        pass  # refused before the dense training, not after it
     kept: dict[int, dict[str, Tensor]] = {}
 
-    def done(step: int) -> None:
-        if step == retrain.weights and step not in kept:
-            kept[step] = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    def done(n: int) -> None:
+        if n == step and n not in kept:
+            kept[n] = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def rewound(model: nn.Module) -> None:
+        if isinstance(step, int):
+            model.load_state_dict(kept[step])
+        elif step == "fresh":
+            (draw or draw_again)(model, how.seed)
 
     done(0)
     train(model, None, 0, total_steps, done)
-    if isinstance(retrain.weights, int) and retrain.weights not in kept:
+    if isinstance(step, int) and step not in kept:
         raise UsageError(
-            f"weights of step {retrain.weights} were asked, and train did not call done({retrain.weights}); "
-            "call done(n) after each step"
+            f"weights of step {step} were asked, and train did not call done({step}); call done(n) after each step"
         )
-    alive = Mask.full(chosen.sizes)
-    for k, (pool, level) in enumerate(rungs, start=1):
-        alive = best(model, criterion, pool, chosen, batches, among=alive, level=level, loss_fn=loss_fn)
-        if shuffle and k == rounds:
-            alive = alive.shuffled(seed)
-        if isinstance(retrain.weights, int):
-            model.load_state_dict(kept[retrain.weights])
-        elif retrain.weights == "fresh":
-            (draw or draw_again)(model, seed)
-        alive.apply(model, chosen)
+    alive = Mask({})
+    for alive in rewinding(model, how, rewound):
         train(model, alive, retrain.first, total_steps, lambda step: None)
-    tell(alive.flat, criterion)
+    tell(alive.flat, criterion_of(how.criterion, how.seed))
     return alive
+
+
+def rewinding(model: nn.Module, how: Pruning, rewound: Callable[[nn.Module], object]) -> Iterator[Mask]:
+    """Yields the mask of each round, with the model pruned and rewound: train it before asking for the next.
+
+    Args:
+        model: trained; changed in place.
+        how: it is pruned.
+        rewound: writes the weights that are trained again into the model; the final ones stay where it does nothing.
+
+    Raises:
+        UsageError: see ``Pruning``.
+        BudgetError: a budget below what the smallest network needs.
+    """
+    units = units_of(model, how.units)
+    for alive in in_rounds(model, replace(how, units=units)):
+        rewound(model)
+        alive.apply(model, units)
+        yield alive
 
 
 @contextmanager

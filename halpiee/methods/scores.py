@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from halpiee.errors import PromiseError
-from halpiee.saliency.criterion import Criterion
+from halpiee.errors import PromiseError, UsageError
+from halpiee.methods.state import fresh_state
+from halpiee.saliency.criterion import Criterion, Look
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
-__all__ = ["Collector", "Tally", "check_ranks", "share"]
+__all__ = ["Collector", "Momentum", "Tally", "check_ranks", "share"]
 
 
 @dataclass
@@ -138,6 +139,43 @@ class Collector:
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes over saved sums."""
         self.tally = Tally(dict(state["total"]), state["steps"], state["skipped"])
+
+
+class Momentum:
+    """``|m|`` of SGD's momentum buffer; ``|m| / (√v + 1e-8)`` of Adam's two moments. Read once.
+
+    Args:
+        optimizer: whose momentum is read.
+
+    Raises:
+        UsageError: the optimizer keeps none.
+    """
+
+    per_step = False
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        keeps = {"momentum_buffer", "exp_avg"} & set(fresh_state(optimizer))
+        if not keeps and not optimizer.defaults.get("momentum"):
+            raise UsageError(
+                f"SNFS grows by momentum, and {type(optimizer).__name__} keeps none; "
+                "use SGD with momentum=0.9, or AdamW"
+            )
+        self._optimizer = optimizer
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score of the unit's shape; zero before the first step."""
+
+        def momentum(name: str) -> Tensor | None:
+            parameter = value(name)
+            if parameter is None:
+                return None
+            state = self._optimizer.state.get(parameter, {})
+            if "exp_avg" in state:
+                return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)  # type: ignore[no-any-return]
+            buffer = state.get("momentum_buffer")
+            return torch.zeros_like(parameter) if buffer is None else buffer
+
+        return {name: total.abs() for name, total in units.reduce(momentum).items()}
 
 
 def check_ranks(alive: Mask, step: int) -> None:

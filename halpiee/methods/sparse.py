@@ -21,12 +21,9 @@ from torch.optim import Optimizer
 from halpiee.errors import HalpieeError, PromiseError, UsageError
 from halpiee.methods.active import Active
 from halpiee.methods.allocator import Choice, LatencyPool, Pool
-from halpiee.methods.design import Design
-from halpiee.methods.history import Event
-from halpiee.methods.optimizer import check_holds, check_optimizer, few
-from halpiee.methods.phases import Drop, Grow, Phase, Train
+from halpiee.methods.attach import bare, check_holds, check_optimizer, few
+from halpiee.methods.phases import Design, Drop, Event, Grow, Phase, Train
 from halpiee.methods.state import RunningNorms
-from halpiee.methods.wrappers import bare
 from halpiee.sparsity.mask import Mask
 
 __all__ = ["Sparse"]

@@ -18,8 +18,7 @@ from torch.optim import Optimizer
 
 from halpiee.data.tensors import TensorData
 from halpiee.errors import UsageError
-from halpiee.methods.design import Asked
-from halpiee.methods.method import Method
+from halpiee.methods.method import Asked, Method
 from halpiee.methods.registry import METHODS
 from halpiee.methods.rewind import draw_normal
 from halpiee.selection.cost import LatencyCost

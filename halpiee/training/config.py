@@ -18,9 +18,19 @@ from halpiee import ranges
 from halpiee.asked import parse_budget
 from halpiee.errors import UsageError
 from halpiee.methods.registry import METHODS, Entry
-from halpiee.methods.switches import HEADING, Switches
 from halpiee.options import fitted, option, options_of, parts_of, told
-from halpiee.shared_options import GOAL, NETWORK, RUNTIME, Batched, Protecting, Scaled, Seeded, Threaded
+from halpiee.shared_options import (
+    GOAL,
+    IEE,
+    NETWORK,
+    RUNTIME,
+    Batched,
+    Protecting,
+    Scaled,
+    Seeded,
+    Switches,
+    Threaded,
+)
 
 __all__ = ["OPTIONS", "Cycle", "Masks", "Settings", "parse_budget"]
 
@@ -32,12 +42,12 @@ RUN, METHOD, SCHEDULE = "Run", "Method", "Schedule, dense and pruned"
 class Cycle(Switches):
     """How IEE exchanges units, its lengths beside its switches; see ``halpiee.IEE``."""
 
-    cycles: ranges.Epochs = option(8, "Prune-and-grow cycles, where --h, --j and --q are left out.", HEADING)
-    h: ranges.Steps | None = option(None, "Steps before a prune.", HEADING, unset="what --cycles leaves")
+    cycles: ranges.Epochs = option(8, "Prune-and-grow cycles, where --h, --j and --q are left out.", IEE)
+    h: ranges.Steps | None = option(None, "Steps before a prune.", IEE, unset="what --cycles leaves")
     j: ranges.StepsOrNone | None = option(
-        None, "Steps between a prune and exploration.", HEADING, unset="what --cycles leaves"
+        None, "Steps between a prune and exploration.", IEE, unset="what --cycles leaves"
     )
-    q: ranges.Steps | None = option(None, "Steps of exploration.", HEADING, unset="what --cycles leaves")
+    q: ranges.Steps | None = option(None, "Steps of exploration.", IEE, unset="what --cycles leaves")
 
     def __post_init__(self) -> None:
         ranges.check(self)

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,12 +30,11 @@ from halpiee.deploy.calibrate import Candidate, Round, calibrate, close_loop
 from halpiee.deploy.target import restored
 from halpiee.errors import BudgetError, HoldoutWarning
 from halpiee.methods.allocator import LatencyPool, bind, smallest_us
+from halpiee.methods.channels import keep_first, small_dense, uniform_counts
 from halpiee.methods.dynamic import Static
 from halpiee.methods.method import Method
-from halpiee.methods.one_shot import best, stages
 from halpiee.methods.registry import METHODS
-from halpiee.methods.rewind import REINIT, Retrain
-from halpiee.methods.small_dense import keep_first, small_dense, uniform_counts
+from halpiee.methods.rewind import REINIT, Pruning, Retrain, rewinding
 from halpiee.reconstruction.repair import RepairedLayer
 from halpiee.reconstruction.rounds import InRounds, Rounds
 from halpiee.report.door import read_report
@@ -698,31 +698,29 @@ def train_rewound(run: Run) -> dict[str, Any]:
     assert retrain is not None
     model = initial(s, run.data.n_classes).to(run.device)
     units = weights_of(model, s)
-    rounds = m.rounds or 1
-    trained = run.folder / "dense.safetensors"
-    alive = Mask.full(units.sizes)
-    before = [(run.total_steps, "train", alive.counts)] if s.weights is None else []
-    for k, (pool, level) in enumerate(stages(budget_of(s), units, None, rounds), start=1):
-        fill(model, trained)
-        alive = best(
-            model,
-            named(m.criterion or "magnitude", s.seed),
-            pool,
-            units,
-            few(run.data, 10),
-            among=alive,
-            level=level,
-        )
-        last = k == rounds
-        if last and m.ablation == "shuffle":
-            alive = alive.shuffled(s.seed)
-        label = "pruned" if last else f"round{k}"
+    how = Pruning(
+        budget=budget_of(s),
+        criterion=named(m.criterion or "magnitude", s.seed),
+        batches=few(run.data, 10),
+        rounds=m.rounds or 1,
+        shuffle=m.ablation == "shuffle",
+        units=units,
+        seed=s.seed,
+    )
+    before = [(run.total_steps, "train", Mask.full(units.sizes).counts)] if s.weights is None else []
+    fill(model, run.folder / "dense.safetensors")
+    for k, alive in enumerate(rewinding(model, how, partial(_rewound, run, retrain)), start=1):
+        label = "pruned" if k == how.rounds else f"round{k}"
         trained, done = run.folder / f"{label}.safetensors", run.folder / f"{label}.json"
         if done.is_file():
             before += read_log(done)
+            fill(model, trained)
             continue
-        trainer, method = _again(run, model, alive, retrain, label)
-        if last:
+        method = Static(model, make_optimizer(model, s), mask=alive, units=units, seed=s.seed)
+        trainer = resumed(run, model, method.optimizer, method, label=label, first=retrain.first)
+        trainer.run()
+        method.detach()
+        if k == how.rounds:
             return finish_masked(run, trainer, method, before)
         save_weights(trained, model.state_dict())
         save_json(done, {"accuracy": trainer.history[-1]["accuracy"], "log": method.log})
@@ -731,8 +729,8 @@ def train_rewound(run: Run) -> dict[str, Any]:
     raise AssertionError("the last round ends the run")
 
 
-def _again(run: Run, model: nn.Module, alive: Mask, retrain: Retrain, label: str) -> tuple[Trainer, Static]:
-    """Trains the masked network once, from the rewound weights, and returns its trainer and method."""
+def _rewound(run: Run, retrain: Retrain, model: nn.Module) -> None:
+    """Writes the weights that are trained again into the model; the final ones are there."""
     s = run.settings
     if retrain.weights == "fresh":
         draw_again(s, run.data.n_classes, model, s.seed)
@@ -740,12 +738,6 @@ def _again(run: Run, model: nn.Module, alive: Mask, retrain: Retrain, label: str
         model.load_state_dict(initial(s, run.data.n_classes).state_dict())
     elif retrain.weights != "final":
         fill(model, run.folder / "dense-step.safetensors")
-    optimizer = make_optimizer(model, s)
-    method = Static(model, optimizer, mask=alive, units=weights_of(model, s), seed=s.seed)
-    trainer = resumed(run, model, optimizer, method, label=label, first=retrain.first)
-    trainer.run()
-    method.detach()
-    return trainer, method
 
 
 def repair_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:

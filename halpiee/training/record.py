@@ -15,7 +15,7 @@ from typing import Annotated, Any, Required, TypedDict, TypeVar
 from msgspec import Meta
 
 from halpiee.analysis.flops import FlopsMeter
-from halpiee.methods.history import Event
+from halpiee.methods.phases import Event
 from latency.outside import read_json, sound
 from latency.predict import Calibration
 

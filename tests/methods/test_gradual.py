@@ -10,7 +10,7 @@ from torch import nn
 
 from halpiee import ERK, GMP, NM, Global, GraNet, Uniform
 from halpiee.errors import UsageError
-from halpiee.methods.gradual import Regrowth, gradual
+from halpiee.methods.gradual import Ramp, Regrowth, gradual
 from halpiee.methods.phases import Drop, Grow, Resize, Train
 from halpiee.sparsity import Mask
 
@@ -32,7 +32,7 @@ def test_the_density_follows_the_cubic_and_ends_exactly_where_it_was_asked() -> 
 
 
 def test_a_grid_that_does_not_reach_the_end_ends_at_its_last_point() -> None:
-    phases = gradual(total_steps=100, interval=7, budget=Global(0.2), density=0.2, last=0.5)
+    phases = gradual(Global(0.2), Ramp(total_steps=100, interval=7))
     resizes = [p for p in phases if isinstance(p, Resize)]
     assert len(resizes) == 7  # 7, …, 49
     assert resizes[-1].budget == Global(0.2)  # not 1 − (1 − 0.2)
@@ -103,18 +103,10 @@ def test_neuroregeneration_exchanges_the_ceiling_of_r_times_the_nonzeros_to_the_
 
 
 def test_regeneration_can_end_with_the_pruning_as_algorithm_1_has_it() -> None:
-    phases = gradual(
-        total_steps=40,
-        interval=5,
-        budget=Global(0.2),
-        density=0.2,
-        last=0.5,
-        regrowth=Regrowth(until="pruning"),
-    )
+    ramp = Ramp(total_steps=40, interval=5, last=0.5)
+    phases = gradual(Global(0.2), ramp, regrowth=Regrowth(until="pruning"))
     assert sum(isinstance(p, Grow) for p in phases) == 4
-    phases = gradual(
-        total_steps=40, interval=5, budget=Global(0.2), density=0.2, last=0.5, regrowth=Regrowth()
-    )
+    phases = gradual(Global(0.2), ramp, regrowth=Regrowth())
     assert sum(isinstance(p, Grow) for p in phases) == 7
     assert sum(p.steps for p in phases if isinstance(p, Train)) == 35
     assert [p.omega for p in phases if isinstance(p, Drop)][3] == pytest.approx(0.2525)  # half way
@@ -151,8 +143,8 @@ def test_granet_from_a_sparsity_starts_with_an_erk_mask_of_it() -> None:
 
 
 def test_twice_as_long_with_the_same_interval_is_granet_2x() -> None:
-    one = gradual(total_steps=40, interval=5, budget=Global(0.2), density=0.2, last=0.5)
-    two = gradual(total_steps=80, interval=5, budget=Global(0.2), density=0.2, last=0.5)
+    one = gradual(Global(0.2), Ramp(total_steps=40, interval=5))
+    two = gradual(Global(0.2), Ramp(total_steps=80, interval=5))
     assert sum(isinstance(p, Resize) for p in one) == 4
     assert sum(isinstance(p, Resize) for p in two) == 8
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.iee import IEE, recipe
+from halpiee.methods.iee import IEE, Options, recipe
 from halpiee.methods.phases import Drop, Grow, Start, Train
 from halpiee.sparsity import Constant, Mask, Uniform, Weights
 from halpiee.structure.groups import ChannelGroup, Slot, Structure
@@ -23,7 +23,7 @@ from .channels import Batches, active_elements, attach, everything, sgd, step
 
 
 def test_the_recipe_is_init_then_cycles_of_train_prune_train_explore_grow() -> None:
-    phases = recipe(total_steps=100, h=5, j=3, q=2, end=0.75, omega=Constant(0.3))
+    phases = recipe(Options(h=5, j=3, q=2, end=0.75), total_steps=100, omega=Constant(0.3))
     assert phases[0] == Start("random")
     assert phases[1:6] == (
         Train(5, collect=True),
@@ -37,7 +37,7 @@ def test_the_recipe_is_init_then_cycles_of_train_prune_train_explore_grow() -> N
 
 def test_less_than_one_cycle_is_refused_with_what_would_fit() -> None:
     with pytest.raises(UsageError, match=r"h \+ j \+ q = 450 steps does not fit .* add up to at most 75"):
-        recipe(total_steps=100, omega=Constant(0.3))
+        recipe(Options(), total_steps=100, omega=Constant(0.3))
 
 
 def test_prune_and_grow_come_at_the_steps_the_paper_says(

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, SequentialLR, StepLR
 
 from halpiee.errors import UsageError
-from halpiee.methods.optimizer import rebind
+from halpiee.methods.attach import rebind
 
 
 def sgd() -> Optimizer:

@@ -16,7 +16,7 @@ import torch.distributed.nn  # before a group exists; see ranks.py
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from halpiee.methods.wrappers import bare, rewrapped, settings_of
+from halpiee.methods.attach import bare, rewrapped, settings_of
 
 from .ranks import FIRST, LAST
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import halpiee
 from halpiee.errors import BudgetError
-from halpiee.methods.small_dense import uniform_counts
+from halpiee.methods.channels import uniform_counts
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.select import uniform, widest
 from halpiee.structure.size import parameters

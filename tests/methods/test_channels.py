@@ -9,7 +9,7 @@ import torch
 
 from halpiee import HALP
 from halpiee.errors import UsageError
-from halpiee.methods.halp import recipe
+from halpiee.methods.channels import recipe
 from halpiee.methods.phases import Resize, Train
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity import Latency

@@ -1,21 +1,111 @@
-"""The optimizer: whether it takes the steps of what is masked, the scheduler that follows it, momentum as a score."""
+"""What a method is attached to: the model inside its wrappers, and the optimizer that takes its steps.
+
+``bare`` is the model inside DDP, DataParallel and torch.compile, ``rewrapped`` another model in the same wrappers.
+``check_optimizer`` and ``check_holds`` refuse an optimizer that does not take the steps of all that is masked.
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.state import fresh_state
-from halpiee.saliency.criterion import Look
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["Momentum", "check_holds", "check_optimizer", "few", "rebind"]
+__all__ = ["bare", "check_holds", "check_optimizer", "few", "rebind", "rewrapped"]
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Returns the model inside DDP, DataParallel and torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, DistributedDataParallel | DataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def rewrapped(wrapped: nn.Module, inner: nn.Module) -> nn.Module:
+    """Returns ``inner`` in the wrappers of another model: DDP, DataParallel, torch.compile, with the same settings.
+
+    DDP sends rank 0's parameters and buffers to all ranks when it is built, so every rank must call this.
+
+    Args:
+        wrapped: a model in its wrappers; it stays as it is.
+        inner: what takes the place of the innermost module.
+
+    Raises:
+        UsageError: a DDP whose gradients are reduced late by parameters' names.
+    """
+    compiled = getattr(wrapped, "_orig_mod", None)
+    if isinstance(compiled, nn.Module):
+        return type(wrapped)(rewrapped(compiled, inner), wrapped.dynamo_ctx)
+    if isinstance(wrapped, DistributedDataParallel):
+        inner = rewrapped(wrapped.module, inner)
+        result: nn.Module = DistributedDataParallel(inner, **settings_of(wrapped))
+        hooks = getattr(wrapped, "_comm_hooks", [])
+        if hooks:
+            named = ", ".join(getattr(hook, "__name__", repr(hook)) for hook, _ in hooks)
+            warnings.warn(
+                f"the compact model is in a new DistributedDataParallel without the communication hook {named}, whose "
+                "state is that of the full model's gradients; register one with a new state",
+                stacklevel=2,
+            )
+    elif isinstance(wrapped, DataParallel):
+        inner = rewrapped(wrapped.module, inner)
+        result = DataParallel(
+            inner,
+            wrapped.device_ids or None,
+            getattr(wrapped, "output_device", None),
+            getattr(wrapped, "dim", 0),
+        )
+    else:
+        return inner
+    result.training = wrapped.training
+    return result
+
+
+def settings_of(ddp: DistributedDataParallel) -> dict[str, Any]:
+    """Returns the arguments that a DDP was built with, under the names that this version of torch has for them.
+
+    Raises:
+        UsageError: it holds parameters of the model it wraps.
+    """
+    if getattr(ddp, "_delay_all_reduce_params", None):
+        raise UsageError(
+            "a DistributedDataParallel with delay_all_reduce_named_params was to be built anew around the compact "
+            "model, whose parameters are others; give the method the bare module and wrap what shrink() returns"
+        )
+    taken = inspect.signature(DistributedDataParallel.__init__).parameters
+    given: dict[str, Any] = {
+        name: getattr(ddp, name)
+        for name in (
+            "device_ids",
+            "output_device",
+            "dim",
+            "process_group",
+            "find_unused_parameters",
+            "gradient_as_bucket_view",
+            "static_graph",
+            "mixed_precision",
+            "skip_all_reduce_unused_params",
+            "batched_grad_copy",
+        )
+        if name in taken and hasattr(ddp, name)
+    }
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in taken else "broadcast_buffers"
+    given[sync] = getattr(ddp, sync)
+    if not getattr(ddp, "bucket_bytes_cap_default", False):
+        given["bucket_cap_mb"] = ddp.bucket_bytes_cap / 2**20
+    return given
 
 
 def check_optimizer(optimizer: object) -> TypeGuard[Optimizer]:
@@ -120,40 +210,3 @@ def rebind(scheduler: Any, old: Optimizer, new: Optimizer) -> Any:
     if hasattr(scheduler, "optimizer"):
         scheduler.optimizer = new
     return scheduler
-
-
-class Momentum:
-    """``|m|`` of SGD's momentum buffer; ``|m| / (√v + 1e-8)`` of Adam's two moments. Read once.
-
-    Args:
-        optimizer: whose momentum is read.
-
-    Raises:
-        UsageError: the optimizer keeps none.
-    """
-
-    per_step = False
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        keeps = {"momentum_buffer", "exp_avg"} & set(fresh_state(optimizer))
-        if not keeps and not optimizer.defaults.get("momentum"):
-            raise UsageError(
-                f"SNFS grows by momentum, and {type(optimizer).__name__} keeps none; "
-                "use SGD with momentum=0.9, or AdamW"
-            )
-        self._optimizer = optimizer
-
-    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape; zero before the first step."""
-
-        def momentum(name: str) -> Tensor | None:
-            parameter = value(name)
-            if parameter is None:
-                return None
-            state = self._optimizer.state.get(parameter, {})
-            if "exp_avg" in state:
-                return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + 1e-8)  # type: ignore[no-any-return]
-            buffer = state.get("momentum_buffer")
-            return torch.zeros_like(parameter) if buffer is None else buffer
-
-        return {name: total.abs() for name, total in units.reduce(momentum).items()}
