@@ -6,18 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halpiee.analysis.collapse import collapsed_channels, neuron_collapse
-    from halpiee.analysis.correlation import correlations
     from halpiee.analysis.flops import FlopsMeter, forward_cost, forward_share, train_flops
-    from halpiee.analysis.history import History
-    from halpiee.analysis.plasticity import Plasticity, pruning_plasticity
-    from halpiee.analysis.survival import (
+    from halpiee.analysis.history import (
+        History,
         densities,
         distance,
         distances,
         exploration,
+        flops_over_time,
         overlaps,
         survival_rates,
+    )
+    from halpiee.analysis.measures import (
+        Plasticity,
+        collapsed_channels,
+        correlations,
+        neuron_collapse,
+        pruning_plasticity,
     )
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "distance",
     "distances",
     "exploration",
+    "flops_over_time",
     "forward_cost",
     "forward_share",
     "neuron_collapse",
@@ -42,19 +48,20 @@ __all__ = [
 _HOME = {
     "FlopsMeter": "flops",
     "History": "history",
-    "Plasticity": "plasticity",
-    "collapsed_channels": "collapse",
-    "correlations": "correlation",
-    "densities": "survival",
-    "distance": "survival",
-    "distances": "survival",
-    "exploration": "survival",
+    "Plasticity": "measures",
+    "collapsed_channels": "measures",
+    "correlations": "measures",
+    "densities": "history",
+    "distance": "history",
+    "distances": "history",
+    "exploration": "history",
+    "flops_over_time": "history",
     "forward_cost": "flops",
     "forward_share": "flops",
-    "neuron_collapse": "collapse",
-    "overlaps": "survival",
-    "pruning_plasticity": "plasticity",
-    "survival_rates": "survival",
+    "neuron_collapse": "measures",
+    "overlaps": "history",
+    "pruning_plasticity": "measures",
+    "survival_rates": "history",
     "train_flops": "flops",
 }
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,25 @@ Density = Constant | Sequence[Constant] | Callable[[int], Constant]
 """A share kept; one per layer (a layer left out is dense); either step by step, as a list or a function."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Updates:
+    """When masks change.
+
+    Attributes:
+        interval: training steps between two mask updates (RigL, GraNet).
+        h: IEE's steps before a prune.
+        j: IEE's steps after it.
+        q: IEE's steps of exploring.
+        end: share of the training after which IEE's updates have ended: ⌊end · steps / (h + j + q)⌋ cycles.
+    """
+
+    interval: int = 100
+    h: int = 150
+    j: int = 150
+    q: int = 150
+    end: float = 0.75
+
+
 def train_flops(
     macs: Mapping[str, int],
     density: Density,
@@ -45,11 +64,7 @@ def train_flops(
     method: Method,
     steps: int,
     accounting: Accounting = "paper",
-    interval: int = 100,
-    h: int = 150,
-    j: int = 150,
-    q: int = 150,
-    end: float = 0.75,
+    **updates: Any,
 ) -> float:
     """Returns the training FLOPs of a method over those of dense training for as many steps.
 
@@ -59,11 +74,7 @@ def train_flops(
         method: what is trained how.
         steps: optimizer steps.
         accounting: ``paper``: as the method's paper charges it; ``strict``: what the two masks imply.
-        interval: training steps between two mask updates (RigL, GraNet).
-        h: IEE's steps before a prune.
-        j: IEE's steps after it.
-        q: IEE's steps of exploring.
-        end: share of the training after which IEE's updates have ended: ⌊end · steps / (h + j + q)⌋ cycles.
+        updates: the fields of ``Updates``: ``interval``, ``h``, ``j``, ``q``, ``end``.
 
     Returns:
         The cost per step, averaged, over 3 · dense. With p the forward's share: static p; RigL
@@ -78,6 +89,8 @@ def train_flops(
         raise UsageError(f"training FLOPs of the method {method!r} were asked, which is not known; {hint}")
     if accounting not in get_args(Accounting):
         raise UsageError(f"the accounting {accounting!r} was asked; give 'paper' or 'strict'")
+    u = Updates(**updates)
+    interval, h, j, q, end = u.interval, u.h, u.j, u.q, u.end
     if steps < 1 or interval < 1 or min(h, j, q) < 0 or h + j + q < 1 or not 0 <= end <= 1:
         raise UsageError(
             f"steps={steps}, interval={interval}, h={h}, j={j}, q={q}, end={end} were asked; "

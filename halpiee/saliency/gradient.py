@@ -69,7 +69,7 @@ class SNIP:
     """``|Σ w·g|``: the loss's sensitivity to a gate on each unit (Lee et al. 2019, Eq. 4).
 
     Batch norms are in training mode, over ten examples a class (Frankle et al. 2021; measured by neuron collapse, see
-    ``halpiee.analysis.collapse``).
+    ``halpiee.analysis.measures``).
 
     Attributes:
         norms: mode of the batch norms while scoring.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halpiee.analysis import correlations
-from halpiee.analysis.correlation import correlation, ranks
+from halpiee.analysis.measures import correlation, ranks
 from halpiee.errors import UsageError
 
 

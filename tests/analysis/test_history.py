@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from halpiee.analysis import History, densities, distance, distances, exploration, overlaps, survival_rates
-from halpiee.analysis.survival import flops
+from halpiee.analysis.history import flops_over_time
 from halpiee.errors import OutputInUseError, UsageError
 from halpiee.sparsity import Mask
 
@@ -78,7 +78,7 @@ def test_densities_and_flops_follow_the_masks() -> None:
         Mask({"a.weight": torch.tensor([True, False]), "b.weight": torch.ones(4, dtype=torch.bool)}),
     )
     assert densities(h.mask(0)) == {"a.weight": 0.5, "b.weight": 1.0}
-    assert flops(h, {"a": 30, "b": 10}) == [(0, 25 / 40)]
+    assert flops_over_time(h, {"a": 30, "b": 10}) == [(0, 25 / 40)]
 
 
 def test_masks_of_another_training_are_refused(history: History) -> None:
@@ -99,7 +99,7 @@ def test_a_history_listens_to_a_method() -> None:
     h = History.of(method)
     for _ in range(8):
         optimizer.zero_grad()
-        cross_entropy(net(torch.randn(4, 6)), torch.tensor([0, 1, 2, 0])).backward()
+        torch.autograd.backward(cross_entropy(net(torch.randn(4, 6)), torch.tensor([0, 1, 2, 0])))
         optimizer.step()
     assert [(e.step, e.event) for e in h.entries] == [
         (0, "init"),

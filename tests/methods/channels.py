@@ -31,7 +31,7 @@ def attach(net: nn.Module, structure: Structure, optimizer: Optimizer, **extra: 
 
 def step(net: nn.Module, optimizer: Optimizer, batch: tuple[Tensor, Tensor]) -> None:
     optimizer.zero_grad()
-    cross_entropy(net(batch[0]), batch[1]).backward()
+    torch.autograd.backward(cross_entropy(net(batch[0]), batch[1]))
     optimizer.step()
 
 

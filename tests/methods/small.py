@@ -49,7 +49,7 @@ def train(model: nn.Module, optimizer: Optimizer, data: Batches) -> Iterator[int
     """Trains a step a batch and yields how many are done."""
     for i, (x, y) in enumerate(data):
         optimizer.zero_grad()
-        cross_entropy(model(x), y).backward()
+        torch.autograd.backward(cross_entropy(model(x), y))
         optimizer.step()
         yield i + 1
 

@@ -322,7 +322,7 @@ def test_removed_weights_come_back_under_an_optimizer_that_averages_after_the_st
     method = attach("RigL", net, outer.inner)  # type: ignore[arg-type]
     for x, y in batches(net, 2):
         net.zero_grad()
-        cross_entropy(net(x), y).backward()
+        torch.autograd.backward(cross_entropy(net(x), y))
         outer.step()
     assert method.foreign()
 
@@ -339,7 +339,7 @@ def test_an_optimizer_that_wraps_one_is_named_and_its_inner_one_trains() -> None
     for x, y in batches(net, 10):
         for step in (sam.first_step, sam.second_step):
             net.zero_grad()
-            cross_entropy(net(x), y).backward()
+            torch.autograd.backward(cross_entropy(net(x), y))
             step()
     assert method.step == 10
     assert len([e for e in method.reports if e.event == "grow"]) > 2
@@ -424,7 +424,7 @@ def test_a_frozen_norm_leaves_the_score_to_the_weights_and_a_frozen_backbone_is_
     expected = torch.zeros(4)
     for x, y in batches[:2]:
         optimizer.zero_grad()
-        cross_entropy(net(x), y).backward()
+        torch.autograd.backward(cross_entropy(net(x), y))
         weight = net.conv1.weight
         expected += (weight * weight.grad).sum((1, 2, 3)).detach().abs() / 2
         optimizer.step()
@@ -447,7 +447,7 @@ def test_a_frozen_norm_in_training_mode_is_told_not_ranked_by_rounding(
     def run() -> None:
         for x, y in batches[:2]:
             optimizer.zero_grad()
-            cross_entropy(net(x), y).backward()
+            torch.autograd.backward(cross_entropy(net(x), y))
             optimizer.step()
 
     with pytest.warns(
@@ -472,7 +472,7 @@ def test_a_warning_as_an_error_stops_at_a_tie_with_the_change_done_and_training_
         for step in range(8):
             x, y = batches[step % len(batches)]
             optimizer.zero_grad()
-            cross_entropy(model(x), y).backward()
+            torch.autograd.backward(cross_entropy(model(x), y))
             with warnings.catch_warnings():
                 warnings.simplefilter(how, ScoreWarning)
                 try:

@@ -18,7 +18,7 @@ from .small import batches, linear, sgd, train
 def test_snip_keeps_the_largest_products_of_weight_and_gradient_anywhere() -> None:
     net = linear()
     x, y = batches(net, 1)[0]
-    cross_entropy(net(x), y).backward()
+    torch.autograd.backward(cross_entropy(net(x), y))
     weights = {n: p for n, p in net.named_parameters() if p.dim() > 1}
     products = torch.cat([(p * p.grad).detach().abs().flatten() for p in weights.values()])  # type: ignore[operator]
     before = {n: p.detach().clone() for n, p in net.named_parameters()}

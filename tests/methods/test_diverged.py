@@ -64,7 +64,7 @@ def test_every_method_stops_at_its_next_change_or_after_fifty_steps(kind: str) -
         for i, (x, y) in enumerate(batches(net, 80)):
             optimizer.zero_grad()
             loss = cross_entropy(net(x), y)
-            (loss * float("nan") if i == 2 else loss).backward()
+            torch.autograd.backward(loss * float("nan") if i == 2 else loss)
             events = len(method.reports)
             optimizer.step()
 
@@ -94,7 +94,7 @@ def test_a_latency_budget_stops_before_the_prune_that_follows() -> None:
         for i in range(8):
             optimizer.zero_grad()
             loss = cross_entropy(net(torch.randn(4, 3, 16, 16)), torch.arange(4))
-            (loss * float("nan") if i == 2 else loss).backward()
+            torch.autograd.backward(loss * float("nan") if i == 2 else loss)
             optimizer.step()
 
     with pytest.raises(PromiseError, match=r"at step 4 values and scores of '.*' are not finite"):

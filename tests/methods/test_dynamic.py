@@ -74,7 +74,7 @@ def test_rigl_drops_by_magnitude_and_grows_by_gradient_as_brute_force_does() -> 
     method = RigL(net, optimizer, budget=Uniform(0.5), total_steps=40, interval=4, fraction=0.5)
     for i, (x, y) in enumerate(batches(net, 4)):
         optimizer.zero_grad()
-        cross_entropy(net(x), y).backward()
+        torch.autograd.backward(cross_entropy(net(x), y))
         gradient = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
         if i == 3:
             # By hand: the values that this very step will leave are those of a plain copy of the optimizer.

@@ -93,7 +93,7 @@ def test_nothing_active_moves_by_one_bit_while_exploring(
         if i == 5:
             before = everything(net, optimizer)  # after h + j steps: the first step of exploring comes next
         optimizer.zero_grad()
-        scaler.scale(cross_entropy(net(x), y)).backward()
+        torch.autograd.backward(scaler.scale(cross_entropy(net(x), y)))
         scaler.step(optimizer)
         scaler.update()
         if i in (5, 6):
@@ -151,7 +151,7 @@ def test_scores_are_taylor_on_batch_norms_averaged_over_the_phase(
     expected = torch.zeros(6)
     for i, (x, y) in enumerate(batches[:3]):
         optimizer.zero_grad()
-        cross_entropy(net(x), y).backward()
+        torch.autograd.backward(cross_entropy(net(x), y))
         bn = net.bn2
         expected += (bn.weight * bn.weight.grad + bn.bias * bn.bias.grad).detach().abs() / 3
         if i < 2:
@@ -193,7 +193,7 @@ def test_a_step_with_a_nan_gradient_is_left_out_of_the_scores_and_counted(
     iee = attach(net, structure, optimizer)
     for i, (x, y) in enumerate(batches[:3]):
         optimizer.zero_grad()
-        cross_entropy(net(x), y).backward()
+        torch.autograd.backward(cross_entropy(net(x), y))
         if i == 1:
             net.bn1.weight.grad[0] = float("nan")
         optimizer.step()
@@ -230,7 +230,7 @@ def test_what_active_units_normalise_by_while_exploring_is_one_choice(choice: st
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     iee = attach(net, structure, optimizer, total_steps=10, h=1, j=0, q=3, end=0.5, explore_norm=choice)
     x = torch.tensor([[0.0, 0.0], [2.0, 2.0]])  # batch mean 1, variance 1; running mean 10, variance 4
-    net(x).sum().backward()
+    torch.autograd.backward(net(x).sum())
     optimizer.step()  # h = 1, j = 0: exploring begins
     active = int(iee.alive["u"].nonzero())
     out = net(x)
@@ -240,7 +240,7 @@ def test_what_active_units_normalise_by_while_exploring_is_one_choice(choice: st
     by_running = (0 - 9.1) / math.sqrt(3.8 + net.bn.eps)
     assert out[0, active].item() == pytest.approx(by_batch if choice == "batch" else by_running, rel=1e-5)
     assert out[0, 1 - active].item() == pytest.approx(by_batch, rel=1e-5)
-    out.sum().backward()
+    torch.autograd.backward(out.sum())
     optimizer.step()
     assert net.bn.running_mean[active].item() == pytest.approx(9.1)
     assert net.bn.running_mean[1 - active].item() == pytest.approx(0.9 * 10 + 0.1)
@@ -267,7 +267,7 @@ def test_with_plain_sgd_and_one_explore_step_the_score_is_the_weight_after_it(
     dead = ~iee.alive["conv2.weight"]
     x, y = batches[3]
     twin = copy.deepcopy(net)
-    cross_entropy(twin(x), y).backward()
+    torch.autograd.backward(cross_entropy(twin(x), y))
     expected = torch.add(twin.conv2.weight, twin.conv2.weight.grad, alpha=-0.05).detach().abs()
     scores: dict[str, Tensor] = {}
     original = iee.pool.choose

@@ -26,7 +26,7 @@ def test_a_step_that_the_scaler_skips_counts_for_nothing(
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     for i, (x, y) in enumerate(batches[:3]):
         optimizer.zero_grad()
-        scaler.scale(cross_entropy(net(x), y)).backward()
+        torch.autograd.backward(scaler.scale(cross_entropy(net(x), y)))
         if i == 1:
             net.fc.weight.grad[0, 0] = float("inf")
         scaler.step(optimizer)
@@ -46,7 +46,7 @@ def test_scores_use_unscaled_gradients(
         iee = attach(model, structure, optimizer)
         scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0)
         x, y = batches[0]
-        scaler.scale(cross_entropy(model(x), y)).backward()
+        torch.autograd.backward(scaler.scale(cross_entropy(model(x), y)))
         scaler.step(optimizer)
         found.append(iee.scores.tally.mean()["b"])
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)

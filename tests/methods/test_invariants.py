@@ -311,7 +311,7 @@ def explore_once(**options: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], 
     values = {n: p.detach().clone() for n, p in net.named_parameters()}
     candidates = {n: ~m for n, m in method.alive.items()}
     optimizer.zero_grad()
-    cross_entropy(net(data[2][0]), data[2][1]).backward()
+    torch.autograd.backward(cross_entropy(net(data[2][0]), data[2][1]))
     gradients = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     optimizer.step()
     return values, gradients, method, candidates

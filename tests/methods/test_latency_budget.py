@@ -91,7 +91,7 @@ def run(net: nn.Module, timed: Structure, batches: Batches, **extra: object) -> 
     iee = IEE(net, optimizer, structure=timed, cost=cost, **options)  # type: ignore[arg-type]
     for x, y in batches:
         optimizer.zero_grad()
-        cross_entropy(net(x), y).backward()
+        torch.autograd.backward(cross_entropy(net(x), y))
         optimizer.step()
     return iee
 
@@ -190,7 +190,7 @@ def test_shrinking_gives_the_same_pair_again_and_records_it(
     )
     for x, y in batches[:20]:
         optimizer.zero_grad()
-        cross_entropy(model(x), y).backward()
+        torch.autograd.backward(cross_entropy(model(x), y))
         optimizer.step()
         if iee.finished:
             break

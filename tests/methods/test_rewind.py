@@ -156,7 +156,7 @@ def test_held_weights_stay_zero_and_active_ones_train_as_without_the_mask(optimi
 
     def step(opt: torch.optim.Optimizer) -> None:
         opt.zero_grad()
-        cross_entropy(model(x), y).backward()
+        torch.autograd.backward(cross_entropy(model(x), y))
         opt.step()
 
     opt = make()
@@ -234,7 +234,7 @@ def test_a_real_training_ends_at_the_density_and_repeats_bit_by_bit() -> None:
             for step in range(first, last):
                 optimizer.param_groups[0]["lr"] = rates[step]
                 optimizer.zero_grad()
-                cross_entropy(model(data[step][0]), data[step][1]).backward()
+                torch.autograd.backward(cross_entropy(model(data[step][0]), data[step][1]))
                 optimizer.step()
                 done(step + 1)
 

@@ -1,0 +1,198 @@
+"""Measures of one network at one time: neuron collapse, correlations of scores, pruning plasticity.
+
+Neuron collapse (Frankle et al. 2021, Sec. 5) is the share of convolution channels that have lost all incoming weights:
+a mask from an initialisation that removes whole neurons behaves as one of another architecture. It takes no training,
+and tells score functions apart: on ResNet-20 at 73.8 % sparsity SynFlow empties 31 % of the channels, the same mask
+shuffled within each layer 1 %, SNIP 5 %, GraSP 1 %, magnitude none. Correlations say how measures of filters go
+together: |σ·Δσ| with loss preservation, θᵀHg with θᵀg (arXiv 2009.11839). Pruning plasticity is how much of what a
+prune costs comes back when training goes on (GraNet, arXiv 2106.10404, Sec. 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from halpiee.errors import UsageError
+from halpiee.methods.allocator import LayerPools
+from halpiee.sparsity.distribution import Uniform
+from halpiee.sparsity.granularity import Weights
+from halpiee.sparsity.mask import Mask
+from latency.copies import copy_of
+
+__all__ = [
+    "Plasticity",
+    "collapsed_channels",
+    "correlation",
+    "correlations",
+    "neuron_collapse",
+    "pruning_plasticity",
+    "ranks",
+]
+
+
+def collapsed_channels(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns convolution → BoolTensor ``[C_out]``: which output channels have no incoming weight left.
+
+    Args:
+        masks: weight name → BoolTensor ``[C_out, C_in, *kernel]``; weights of linear layers ``[C_out, C_in]`` are left
+            out.
+    """
+    return {name: ~mask.flatten(1).any(dim=1) for name, mask in masks.items() if mask.dim() > 2}
+
+
+def neuron_collapse(masks: Mapping[str, Tensor]) -> float:
+    """Returns the percentage of all convolution output channels that have no incoming weight left.
+
+    Args:
+        masks: see ``collapsed_channels``.
+
+    Raises:
+        UsageError: no mask of a convolution.
+    """
+    gone = collapsed_channels(masks)
+    if not gone:
+        raise UsageError(
+            f"neuron collapse of {len(masks)} masks was asked, none of them of a convolution; "
+            "pass the masks of weights of a convolutional network"
+        )
+    return 100 * sum(int(g.sum()) for g in gone.values()) / sum(len(g) for g in gone.values())
+
+
+def correlation(first: Tensor, second: Tensor, *, kind: Literal["pearson", "spearman"] = "pearson") -> float:
+    """Returns the correlation of two measures of the same units.
+
+    Args:
+        first: ``[n]``.
+        second: ``[n]``.
+        kind: of the values, or of their ranks (ties share theirs).
+
+    Returns:
+        −1 … 1; NaN where one of them does not vary.
+
+    Raises:
+        UsageError: of different length, or fewer than two units.
+    """
+    a, b = first.detach().flatten().double().cpu(), second.detach().flatten().double().cpu()
+    if len(a) != len(b) or len(a) < 2:
+        raise UsageError(
+            f"a correlation of {len(a)} and {len(b)} units was asked; give two measures of the same units, two at least"
+        )
+    if kind == "spearman":
+        a, b = ranks(a), ranks(b)
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(a.norm() * b.norm())
+    return float(a @ b) / norm if norm > 0 else float("nan")
+
+
+def correlations(
+    first: Mapping[str, Tensor],
+    second: Mapping[str, Tensor],
+    *,
+    kind: Literal["pearson", "spearman"] = "pearson",
+) -> dict[str, float]:
+    """Returns layer → correlation over its units, and ``""`` → over those of all layers.
+
+    Layers that only one of the two measures has (a filter without a batch norm has no σ) are left out.
+    """
+    names = [name for name in first if name in second]
+    if not names:
+        raise UsageError(
+            "a correlation of two measures without a common layer was asked; score the same units"
+        )
+    found = {
+        name: correlation(first[name], second[name], kind=kind) for name in names if first[name].numel() > 1
+    }
+    whole = [
+        torch.cat([scores[name].detach().flatten().double().cpu() for name in names])
+        for scores in (first, second)
+    ]
+    found[""] = correlation(whole[0], whole[1], kind=kind)
+    return found
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Returns the rank of each value, the mean one for equal values."""
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    mean = ends - (counts.double() - 1) / 2
+    found: Tensor = mean[inverse]
+    return found
+
+
+@dataclass(frozen=True)
+class Plasticity:
+    """What pruning at one time cost, and how much of it came back.
+
+    Attributes:
+        before: accuracy before pruning.
+        pruned: accuracy right after it.
+        after: accuracy after the continued training.
+        density: share of weights that is active while it goes on.
+    """
+
+    before: float
+    pruned: float
+    after: float
+    density: float
+
+    @property
+    def value(self) -> float:
+        """The plasticity: after − before."""
+        return self.after - self.before
+
+
+def pruning_plasticity(
+    model: nn.Module,
+    *,
+    rate: float,
+    train: Callable[[nn.Module, Mapping[str, Tensor]], None],
+    accuracy: Callable[[nn.Module], float],
+    gradients: Mapping[str, Tensor] | None = None,
+) -> Plasticity:
+    """Prunes a copy of a network once, trains it on, and returns what that did.
+
+    Args:
+        model: as it was at time t; left as it is.
+        rate: share of the weights that are not zero that each layer loses, the smallest ones.
+        train: trains the copy for k epochs at the constant rate; gets weight name → which may be other than zero, and
+            has to keep the others at zero (``Static(…, init="magnitude")`` at that density does).
+        accuracy: of a network on the test images.
+        gradients: weight name → gradient of the dense network; given, as many weights as were removed come back by
+            its size, starting from zero.
+
+    Raises:
+        UsageError: a rate outside (0, 1), or gradients of some weights only.
+    """
+    if not 0 < rate < 1:
+        raise UsageError(
+            f"a pruning rate of {rate} was asked; give the share that is removed, between 0 and 1"
+        )
+    before = accuracy(model)
+    copied = copy_of(model)
+    units = Weights(copied)
+    parameters = dict(copied.named_parameters())
+    pools = LayerPools(units, Uniform(1.0))
+    alive = Mask({name: (parameters[name] != 0).cpu() for name in units.sizes})
+    size = {name: parameters[name].detach().abs().cpu() for name in units.sizes}
+    counts = {name: max(1, k - int(rate * k)) for name, k in alive.counts.items()}
+    nothing = Mask.full(units.sizes, False)
+    kept = pools.choose_counts(size, must=nothing, may=alive, counts=counts).alive
+    chosen = kept
+    if gradients is not None:
+        if missing := [name for name in units.sizes if name not in gradients]:
+            raise UsageError(
+                f"a gradient of {missing[0]!r} is missing; give those of all {len(units.sizes)} weights"
+            )
+        scores = {name: gradients[name].detach().abs().cpu() for name in units.sizes}
+        chosen = pools.choose_counts(scores, must=kept, may=~kept, counts=alive.counts).alive
+    with torch.no_grad():
+        for name in units.sizes:
+            parameters[name].mul_(kept[name].to(parameters[name].device))
+    pruned = accuracy(copied)
+    train(copied, dict(chosen))
+    return Plasticity(before, pruned, accuracy(copied), chosen.density)
