@@ -1,4 +1,4 @@
-"""Methods of channels alone: HALP trains them away, ``repair`` cuts them off, Small-Dense never had them.
+"""Methods of channels alone: HALP trains them away, a cut takes them off, Small-Dense never had them.
 
 HALP prunes a pretrained network to a latency in a few dozen steps and trains on (arXiv 2110.10811). Taylor scores on
 batch norms are collected over the steps between two prunes; each prune solves a knapsack within the next target of a
@@ -8,19 +8,21 @@ return. The knapsack is HALP's own (``linear``: every layer priced with its inpu
 
 Small-Dense is the same network, uniformly narrower, at equal parameters, MACs or latency: what pruning has to beat.
 The method ``repair`` cuts a trained network to a latency and solves its layers again, without training; its algorithm
-is ``halpiee.reconstruction``, and a run carries it out in ``halpiee.training``.
+is ``halpiee.reconstruction``, and a run carries it out in ``halpiee.training``. The method ``early`` does the same
+early in a training, and trains on.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.methods.allocator import LatencyPool, Pool, bind
@@ -28,7 +30,8 @@ from halpiee.methods.method import Asked, Method, Setup
 from halpiee.methods.phases import Design, Phase, Recipe, Resize, Train, at_density
 from halpiee.methods.registry import method
 from halpiee.options import option
-from halpiee.reconstruction.repair import repair
+from halpiee.reconstruction.repair import RepairedLayer, repair
+from halpiee.reconstruction.solver import Settings
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.registry import criterion_of
 from halpiee.selection.cost import LatencyCost
@@ -42,7 +45,7 @@ from halpiee.structure.shrink import shrink
 from halpiee.structure.size import macs as macs_of
 from halpiee.structure.size import parameters
 
-__all__ = ["HALP", "keep_first", "recipe", "repair", "small_dense", "uniform_counts"]
+__all__ = ["HALP", "early", "keep_first", "recipe", "repair", "small_dense", "uniform_counts"]
 
 
 def recipe(*, dense: float, prunes: int, interval: int) -> Recipe:
@@ -242,3 +245,38 @@ method(
     pretrained=True,
     summary="a pretrained network cut to a latency, its layers solved again: no training (`halpiee prune`)",
 )(repair)
+
+
+@method(
+    "early",
+    paper="after You et al. 2020, arXiv 1909.11957, and He et al. 2017, arXiv 1707.06168",
+    units=("channels",),
+    budgets=("latency",),
+    kind="cut",
+    summary="the whole network for a quarter of the training, cut once, its layers solved again, compact from then on",
+)
+def early(
+    model: nn.Module,
+    optimizer: Optimizer,
+    structure: Structure,
+    keep: Mapping[str, Tensor],
+    batches: Iterable[Any],
+    *,
+    settings: Settings | None = None,
+    report: Callable[[RepairedLayer], None] = lambda layer: None,
+) -> tuple[nn.Module, Optimizer]:
+    """Returns a network in training cut, its layers solved again, and its optimizer cut alike: train on with these.
+
+    Args:
+        model: the whole network, trained for a while; left as it is.
+        optimizer: of its parameters.
+        structure: of the model.
+        keep: group name → BoolTensor ``[size]``; as ``halpiee.select`` chooses.
+        batches: inputs of the training images, as for ``halpiee.repair``; no labels.
+        settings: how layers are solved.
+        report: told of each layer.
+    """
+    compact, slim = shrink(model, structure, keep, optimizer)
+    solved = repair(model, structure, keep, batches, settings=settings, report=report)
+    compact.load_state_dict(solved.state_dict())
+    return compact, slim

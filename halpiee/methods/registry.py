@@ -54,7 +54,7 @@ class Entry:
         budgets: what limits it: ``latency``, ``uniform``, ``erk``, ``global``, ``nm``; the first of the densities is
             the paper's.
         kind: whether it prunes during ``training``, ``once`` at a step, a dense training that has ended and ``rewind``s
-            it, ``cut``s a trained network without training, or is ``narrow`` from the start.
+            it, ``cut``s a whole network once, or is ``narrow`` from the start.
         module: where it is.
         python: what it is called there.
         make: the class or function; ``None`` until its module is imported.

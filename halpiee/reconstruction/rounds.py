@@ -2,8 +2,8 @@
 
 Round k of n may take ``D · (Ψ/D)^(k/n)`` of the dense latency D. What the scores of a later round see is the repaired
 network, whose units say other things than they did; only what is alive can be kept. The last selection is what a
-closed loop measures and corrects; its layers are solved when that has ended. No labels: scores take the dense network's
-own answers for the truth.
+closed loop measures and corrects; its layers are solved when that has ended. Without labels scores take the dense
+network's own answers for the truth.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Rounds:
         images: ``[N, …]`` of the training data, without augmentation, where the model lies: layers are solved from
             these; no labels.
         scored: others, to take scores on: those that layers were fitted to tell too little of them.
+        labels: of these; by default the dense network's own answers.
         how: in how many rounds, by whose scores.
         note: told of each round.
 
@@ -75,13 +76,14 @@ class Rounds:
         *,
         images: Tensor,
         scored: Tensor,
+        labels: Tensor | None = None,
         how: InRounds | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._model, self._structure, self._budget_us = model, structure, budget_us
         self._images, self._how = images, how or InRounds()
         self._keep = {g.name: torch.ones(g.size, dtype=torch.bool) for g in structure.prunable}
-        self._answers = self._labelled(scored)
+        self._answers = self._labelled(scored) if labels is None else paired(scored, labels)
         self._scores: dict[str, Tensor] = self._scored(model, structure)
         self._choose(cost, budget_us)  # refuses a budget that nothing meets before the long work
         rounds = self._how.rounds
@@ -139,7 +141,7 @@ class Rounds:
 
     def _labelled(self, images: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
         with torch.no_grad():
-            return [(x, self._model(x).argmax(1)) for x in torch.split(images, BATCH)]
+            return paired(images, torch.cat([self._model(x).argmax(1) for x in torch.split(images, BATCH)]))
 
     def _scored(self, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
         """Returns scores in the dense network's numbering, zero where nothing is alive.
@@ -162,3 +164,8 @@ class Rounds:
         # A layer that is gone has no weights to solve: groups keep a unit.
         cost = cost.restricted(vanish=False)
         return choose(self._scores, cost, capacity_us, may=self._keep, protect=self._how.protect)
+
+
+def paired(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Returns batches of images and labels."""
+    return list(zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True))

@@ -97,7 +97,7 @@ class Masks:
     )
     rounds: Annotated[int, Meta(ge=1, le=10**4)] | None = option(
         None,
-        "Rounds of pruning, survivors scored again (filter: 1, 5, 25; lrr: trainings; repair: 4).",
+        "Rounds of pruning, survivors scored again (filter: 1, 5, 25; lrr: trainings; repair: 4; early: 1).",
         METHOD,
         unset="the method's own",
     )
@@ -124,6 +124,13 @@ class Masks:
     rewind: ranges.StepsOrNone | None = option(
         None, "Step of the dense training whose weights ltr takes.", METHOD, unset="1.6% of the training"
     )
+    cut_at: ranges.Below | None = option(
+        None,
+        "Share of the training that early trains the whole network before it cuts.",
+        METHOD,
+        unset="0.25; with --weights 0",
+    )
+    repair: bool = option(True, "Solve the layers again after the cut of --method early.", METHOD)
     restart: bool = option(
         False, "Begin the schedule of the learning rate anew after pruning (--at, ltr).", METHOD
     )
@@ -193,7 +200,7 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
     masks: Masks = field(default_factory=Masks)
     method: str = option("iee", "How the budget is met; `halpiee methods` lists them.", METHOD)
     images: ranges.Solved = option(
-        512, "Training images that --method repair solves layers from; no labels are read.", METHOD
+        512, "Training images that repair and early solve layers from; no labels are read.", METHOD
     )
     cycle: Cycle = field(default_factory=Cycle)
     profile: str | None = option(
@@ -227,6 +234,14 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
     nesterov: bool = option(True, "Whether the momentum is Nesterov's.", SCHEDULE)
     weight_decay: ranges.Decay = option(5e-4, "Weight decay; norms and biases have none.", SCHEDULE)
     label_smoothing: ranges.Below = option(0.0, "Label smoothing of the cross-entropy.", SCHEDULE)
+    distill: ranges.Below = option(
+        0.0,
+        "Weight of matching the dense network's answers (Hinton et al. 2015, temperature 2) in the pruned training.",
+        SCHEDULE,
+    )
+    bf16: bool = option(
+        False, "Train in bfloat16, channels last; weights and evaluation stay in fp32.", SCHEDULE
+    )
 
     def __post_init__(self) -> None:
         ranges.check(self)
@@ -309,6 +324,17 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
             raise UsageError(
                 f"--ablation {m.ablation} was given to --method {self.method}, which has no one mask to train; train "
                 f"its final one anew: --method static --mask RUN --ablation {m.ablation}"
+            )
+        for name, unset in (("cut_at", None), ("repair", True)):
+            if getattr(m, name) is not unset and self.method != "early":
+                typed = "--no-repair" if name == "repair" else f"--cut-at {m.cut_at:g}"
+                raise UsageError(
+                    f"{typed} was given to --method {self.method}; only early trains a whole network and cuts it once"
+                )
+        if self.distill and not (self.baseline or self.weights):
+            raise UsageError(
+                f"--distill {self.distill:g} matches the dense network, and --no-baseline trains none; leave one out, "
+                "or give --weights"
             )
         if m.restart and not (m.at or self.method == "ltr"):
             raise UsageError(

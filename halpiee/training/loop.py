@@ -23,7 +23,7 @@ from halpiee.methods.sparse import Sparse
 from halpiee.training.checkpoint import save_state
 from halpiee.training.config import Settings
 
-__all__ = ["Trainer", "evaluate", "learning_rate", "make_optimizer", "pick_threads"]
+__all__ = ["Trainer", "evaluate", "learning_rate", "make_optimizer", "matching", "pick_threads"]
 
 
 def learning_rate(step: int, settings: Settings, total_steps: int) -> float:
@@ -116,6 +116,24 @@ def _interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def matching(answers: Tensor, wanted: Tensor, temperature: float = 2.0) -> Tensor:
+    """Returns ``T² · KL(softmax(wanted / T) ‖ softmax(answers / T))``, the mean over images (Hinton et al. 2015).
+
+    Args:
+        answers: logits ``[N, classes]`` of the network in training.
+        wanted: logits ``[N, classes]`` of the network to match.
+        temperature: T.
+    """
+    ours, theirs = (logits.float() / temperature for logits in (answers, wanted))
+    divergence = functional.kl_div(ours.log_softmax(1), theirs.softmax(1), reduction="batchmean")
+    return temperature**2 * divergence
+
+
+def laid_out(model: nn.Module, settings: Settings) -> nn.Module:
+    """Returns the model with the memory layout that it trains in."""
+    return model.to(memory_format=torch.channels_last) if settings.bf16 else model
+
+
 class Trainer:
     """One training.
 
@@ -128,6 +146,7 @@ class Trainer:
         method: attached to the optimizer, or ``None`` for a dense training.
         facts: asked at the end of every epoch for what else its history entry holds.
         lead: steps before the schedule begins, which they do the beginning of, too.
+        teacher: whose answers are matched with the weight ``settings.distill``.
         report: called with every new history entry and, about twice a second, with the steps done.
 
     Attributes:
@@ -148,9 +167,12 @@ class Trainer:
         method: Sparse | None = None,
         facts: Callable[[], dict[str, Any]] = dict,
         lead: int = 0,
+        teacher: nn.Module | None = None,
         report: Callable[[int, int, dict[str, Any] | None], None] = lambda step, total, entry: None,
     ) -> None:
         self.model, self.optimizer, self.data, self.settings = model, optimizer, data, settings
+        self._teacher = None if teacher is None else laid_out(teacher, settings).eval()
+        laid_out(model, settings)
         self.method, self.checkpoint, self._facts, self._report = method, checkpoint, facts, report
         self.per_epoch = data.steps_per_epoch(settings.batch_size)
         self.schedule_steps = self.per_epoch * settings.epochs
@@ -166,7 +188,7 @@ class Trainer:
 
     def replace(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Goes on with the compact network."""
-        self.model, self.optimizer, self.stage = model, optimizer, "compact"
+        self.model, self.optimizer, self.stage = laid_out(model, self.settings), optimizer, "compact"
 
     def state(self) -> dict[str, Any]:
         """Returns all that ``load`` needs."""
@@ -213,7 +235,17 @@ class Trainer:
 
     def train_step(self, x: Tensor, y: Tensor) -> Tensor:
         """Does one step of the recipe and returns the loss."""
-        loss = functional.cross_entropy(self.model(x), y, label_smoothing=self.settings.label_smoothing)
+        s = self.settings
+        if s.bf16 and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=s.bf16):
+            answers = self.model(x)
+            if self._teacher is not None:
+                with torch.no_grad():
+                    wanted = self._teacher(x)
+        loss = functional.cross_entropy(answers.float(), y, label_smoothing=s.label_smoothing)
+        if self._teacher is not None:
+            loss = (1 - s.distill) * loss + s.distill * matching(answers, wanted)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for group in self.optimizer.param_groups:

@@ -88,6 +88,7 @@ __all__ = [
     "resumed",
     "retrain_of",
     "train_dense",
+    "train_early",
     "train_masked",
     "train_rewound",
     "train_small",
@@ -239,7 +240,7 @@ def _check_reachable(run: Run, cost: LatencyCost) -> None:
 def _what(s: Settings) -> str:
     if s.budget is None:
         return f"Train: {s.goal}"
-    return "Cut and repair" if METHODS[s.method].kind == "cut" else "Train to the budget"
+    return "Cut and repair" if s.method == "repair" else "Train to the budget"
 
 
 def _train(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
@@ -250,7 +251,9 @@ def _train(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
         return train_rewound(run)
     if cost is None:
         return train_masked(run)
-    return repair_to_budget(run, cost) if kind == "cut" else train_to_budget(run, cost)
+    if kind == "cut":
+        return repair_to_budget(run, cost) if run.settings.method == "repair" else train_early(run, cost)
+    return train_to_budget(run, cost)
 
 
 def train_dense(run: Run, *, keep_step: int | None = None) -> dict[str, Any]:
@@ -313,6 +316,7 @@ def trainer_of(
         method=method,
         facts=lambda: _facts(run, trainer),
         lead=lead,
+        teacher=run.dense().to(run.device) if run.settings.distill and label == "pruned" else None,
         report=lambda step, total, entry: run.talk.training(label, step, total, entry),
     )
     return trainer
@@ -740,32 +744,21 @@ def _rewound(run: Run, retrain: Retrain, model: nn.Module) -> None:
         fill(model, run.folder / "dense-step.safetensors")
 
 
+CUT_AT = 0.25
+"""Share of a training from scratch that is dense before the cut: docs/decisions/0120-an-early-cut.md."""
+
+ROUNDS = 1
+"""Rounds of a cut in a training: what they win, training wins as well."""
+
+
 def repair_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
     """Cuts the given network to the budget, repairs it, and returns the results."""
     path = run.folder / "pruned.json"
     if path.is_file():
         return read_result(path, pruned=True)
     begun = time.perf_counter()
-    budget_us, fitted = run.budget_us(cost), cost.calibration
-    model = run.dense()
-    images, scored = _images(run)
-    cut = Rounds(
-        run.dense().to(run.device),
-        run.structure,
-        cost,
-        budget_us,
-        images=images,
-        scored=scored,
-        how=_how(run),
-        note=run.talk.note,
-    )
-    cost, turns = close(run, model, cost, cut, budget_us)
-    verify(model, run.structure, cut.keep, run.example, sizes=(1, 2, 5))
-    layers: list[RepairedLayer] = []
-    compact = cut.repaired(layers.append)
-    for layer in layers:
-        if layer.skipped is not None:
-            run.talk.note(f"{layer.name} keeps its cut weights: {layer.skipped}")
+    cut, facts = _chosen(run, run.dense(), cost)
+    compact = cut.repaired(_telling(run, facts))
     top1, top5 = evaluate(compact, run.data)
     result = {
         "accuracy": top1,
@@ -776,7 +769,113 @@ def repair_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
         "counts": cut.counts,
         "events": [],
         "train_flops_ratio": {"paper": 0.0, "strict": 0.0},
-        "repaired": [_values(layer) for layer in layers],
+        **facts,
+    }
+    save_plan(run, cut.selection)
+    save_weights(run.folder / "pruned.safetensors", compact.state_dict())
+    save_json(path, result)
+    return result
+
+
+def train_early(run: Run, cost: LatencyCost) -> dict[str, Any]:
+    """Trains the whole network for a while, cuts it, trains on, and returns the results; resumes where it was saved."""
+    path = run.folder / "pruned.json"
+    if path.is_file():
+        return read_result(path, pruned=True)
+    s = run.settings
+    share = s.masks.cut_at if s.masks.cut_at is not None else 0.0 if s.weights else CUT_AT
+    whole = round(share * run.total_steps)
+    model = initial(s, run.data.n_classes).to(run.device)
+    trainer = _resumed(run, model, make_optimizer(model, s))
+    if trainer.stage == "masked":
+        trainer.run(until=lambda t: t.step >= whole)
+        _cut_whole(run, trainer, cost)
+    trainer.run()
+    compact = trainer.model
+    top1, top5 = evaluate(compact, run.data)
+    keep = trainer.extra["keep"]
+    counts = {name: int(mask.sum()) for name, mask in keep.items()}
+    result = {
+        "accuracy": top1,
+        "top5": top5,
+        "history": trainer.history,
+        "seconds": trainer.seconds,
+        "params": sum(p.numel() for p in compact.parameters()),
+        "counts": counts,
+        "events": [],
+        "train_flops_ratio": record.train_flops(
+            [(whole, "train", {})], run.macs, trainer.total_steps, compact_macs=run.macs(counts)
+        ),
+        **{key: value for key, value in trainer.extra.items() if key != "keep"},
+    }
+    chosen = Selected(keep, trainer.extra["predicted_us"], trainer.extra["gap"])
+    save_plan(run, chosen, trainer.extra["budget_us"])
+    save_weights(run.folder / "pruned.safetensors", compact.state_dict())
+    save_json(path, result)
+    (run.folder / "pruned.state").unlink(missing_ok=True)
+    return result
+
+
+def _resumed(run: Run, model: nn.Module, optimizer: Optimizer) -> Trainer:
+    """Returns the trainer of the network where it was saved: whole, or cut already."""
+    trainer = trainer_of(run, model, "pruned", optimizer)
+    choose_threads(run)
+    torch.manual_seed(run.settings.seed)
+    saved = run.folder / "pruned.state"
+    if saved.is_file():
+        state = load_state(saved, run.device)
+        if state["stage"] == "compact":
+            trainer.replace(*shrink(model, run.structure, state["extra"]["keep"], optimizer))
+        trainer.load(state)
+    return trainer
+
+
+def _cut_whole(run: Run, trainer: Trainer, cost: LatencyCost) -> None:
+    """Cuts the network and its optimizer to the budget; what trains on has its layers solved again, where asked."""
+    model = trainer.model.to(memory_format=torch.contiguous_format).eval()
+    cut, facts = _chosen(run, model, cost, labelled=True)
+    compact, slim = shrink(model, run.structure, cut.keep, trainer.optimizer)
+    if run.settings.masks.repair:
+        compact.load_state_dict(cut.repaired(_telling(run, facts)).state_dict())
+    trainer.replace(compact, slim)
+    top1, _ = evaluate(compact, run.data)
+    run.talk.note(f"cut to the budget at step {trainer.step}: top-1 {top1:.1%} before it trains on")
+    trainer.extra = {"keep": dict(cut.keep), "accuracy_cut": top1, **facts}
+    trainer.save()
+
+
+def _chosen(
+    run: Run, model: nn.Module, cost: LatencyCost, *, labelled: bool = False
+) -> tuple[Rounds, dict[str, Any]]:
+    """Chooses what stays within the budget, measures it, and proves the cut.
+
+    Args:
+        run: whose budget and images it is.
+        model: the whole network.
+        cost: calibrated.
+        labelled: whether scores take the labels of the images, or the network's own answers.
+
+    Returns:
+        The cut, its layers not solved yet, and what a report says of it.
+    """
+    budget_us, fitted = run.budget_us(cost), cost.calibration
+    images, scored, labels = _images(run)
+    cut = Rounds(
+        model.to(run.device),
+        run.structure,
+        cost,
+        budget_us,
+        images=images,
+        scored=scored,
+        labels=labels if labelled else None,
+        how=_how(run),
+        note=run.talk.note,
+    )
+    turns: list[Round]
+    cost, turns = close(run, model, cost, cut, budget_us)
+    verify(model, run.structure, cut.keep, tuple(x.to(run.device) for x in run.example), sizes=(1, 2, 5))
+    return cut, {
+        "repaired": [],
         "closed_loop": [asdict(turn) for turn in turns],
         "predicted_us": cost.total_us(cut.counts),
         "next_step_us": cut.next_step_us,
@@ -785,25 +884,37 @@ def repair_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
         "dense_us": cost.dense_us,
         "budget_us": budget_us,
     }
-    save_plan(run, cut.selection)
-    save_weights(run.folder / "pruned.safetensors", compact.state_dict())
-    save_json(path, result)
-    return result
+
+
+def _telling(run: Run, facts: dict[str, Any]) -> Callable[[RepairedLayer], None]:
+    """Returns what is told of each layer: its place is in the report, and a layer that stays as it is gets a line."""
+
+    def tell(layer: RepairedLayer) -> None:
+        facts["repaired"].append(_values(layer))
+        if layer.skipped is not None:
+            run.talk.note(f"{layer.name} keeps its cut weights: {layer.skipped}")
+
+    return tell
 
 
 def _how(run: Run) -> InRounds:
-    m = run.settings.masks
-    given = {"rounds": m.rounds, "criterion": m.criterion}
-    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    return InRounds(**chosen, protect=run.protected, seed=run.settings.seed)
+    s = run.settings
+    rounds = s.masks.rounds or (None if s.method == "repair" else ROUNDS)
+    given: dict[str, Any] = {"rounds": rounds, "criterion": s.masks.criterion}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    return InRounds(**chosen, protect=run.protected, seed=s.seed)
 
 
-def _images(run: Run) -> tuple[Tensor, Tensor]:
-    """Returns training images to solve from, and twice as many others to score on; the same where there are none."""
+def _images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns training images to solve from, twice as many others to score on, and the labels of these.
+
+    Where there are no others, the same ones serve for both.
+    """
     x, n = run.data.train_x, run.settings.images
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(run.settings.seed)).to(x.device)
-    solved, scored = (run.data.normalised(x[part]) for part in (order[:n], order[n : 3 * n]))
-    return solved, scored if len(scored) else solved
+    solved, scored = order[:n], order[n : 3 * n]
+    scored = scored if len(scored) else solved
+    return run.data.normalised(x[solved]), run.data.normalised(x[scored]), run.data.train_y[scored]
 
 
 def _values(layer: RepairedLayer) -> dict[str, Any]:

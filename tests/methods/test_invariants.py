@@ -114,13 +114,14 @@ CONV_ONLY: dict[str, Make] = {
         seed=s,
     ),
 }
-# HALP's channels, small-dense and repair, which trains nothing, have tests of their own (test_halp.py,
-# tests/structure, tests/reconstruction); lth is ltr from step 0.
+# HALP's channels, small-dense, and repair and early, which cut once and mask nothing, have tests of their own
+# (test_halp.py, tests/structure, tests/reconstruction, tests/training/test_repairing.py); lth is ltr from step 0.
 COVERED = {name.removesuffix("-later") for name in (*METHODS, *CONV_ONLY)} | {
     "halp",
     "small-dense",
     "lth",
     "repair",
+    "early",
 }
 FIXED = ("static", "set", "rigl", "snfs", "set-itop", "rigl-itop", "rigl-nm", "lrr", "ltr")
 

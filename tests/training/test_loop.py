@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from halpiee.data.tensors import TensorData
 from halpiee.errors import PromiseError
 from halpiee.training.checkpoint import load_state
 from halpiee.training.config import Settings
-from halpiee.training.loop import Trainer, evaluate, learning_rate, make_optimizer
+from halpiee.training.loop import Trainer, evaluate, learning_rate, make_optimizer, matching
 
 SETTINGS = Settings(model="m", data="d", budget="0.5", epochs=3, batch_size=4, lr=0.1, warmup=0.25)
 
@@ -119,3 +120,29 @@ def test_weight_decay_leaves_norms_and_biases_alone() -> None:
     assert [g["weight_decay"] for g in groups] == [5e-4, 0.0]
     assert all(p.dim() > 1 for p in groups[0]["params"])
     assert all(p.dim() == 1 for p in groups[1]["params"])
+
+
+def test_matching_answers_cost_nothing_and_others_their_divergence_by_hand() -> None:
+    same = torch.tensor([[1.0, -2.0, 0.5]])
+    assert float(matching(same, same)) == pytest.approx(0.0, abs=1e-6)
+    # softmax((2 ln 3, 0) / 2) = (3/4, 1/4), softmax(0, 0) = (1/2, 1/2); T² · Σ p ln(p / q)
+    wanted = torch.tensor([[2 * math.log(3), 0.0]])
+    divergence = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert float(matching(torch.zeros(1, 2), wanted)) == pytest.approx(4 * divergence, rel=1e-5)
+
+
+def test_training_in_bfloat16_keeps_weights_in_fp32_and_follows_the_fp32_training() -> None:
+    def trained(bf16: bool) -> Trainer:
+        model = net()[:2].append(nn.Flatten()).append(nn.Linear(16, 3))
+        s = replace(SETTINGS, bf16=bf16)
+        torch.manual_seed(2)
+        found = Trainer(model, make_optimizer(model, s), data(), s)
+        found.run()
+        return found
+
+    plain, half = trained(False), trained(True)
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+    assert half.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(plain.model[0].weight, half.model[0].weight)
+    for a, b in zip(plain.history, half.history, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], abs=0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,10 @@ from halpiee.cli.app import program
 from halpiee.errors import BudgetError, UsageError
 from halpiee.training import pipeline
 from halpiee.training.checkpoint import load_weights, save_weights
-from halpiee.training.config import Settings
+from halpiee.training.config import Masks, Settings
 from halpiee.training.loop import evaluate
 from halpiee.zoo import build
+from tests.training.talk import Quiet
 from tests.training.test_run import KEYS, execute, settings, toy, write_profile
 
 __all__ = ["toy"]
@@ -141,3 +143,70 @@ def test_prune_answers_with_the_report_and_overwrites_nothing(
     again = CliRunner().invoke(program, line.split())
     assert again.exception is not None
     assert "already holds something" in str(again.exception)
+
+
+@pytest.fixture(scope="module")
+def early(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 steps, cut after 10."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "close", lambda run, model, cost, candidate, budget_us: (cost, []))
+        out = tmp_path_factory.mktemp("early") / "run"
+        execute(settings(profile, method="early", images=40), out)
+    return out
+
+
+def test_an_early_cut_trains_whole_for_a_quarter_and_compact_from_then_on(early: Path) -> None:
+    report = json.loads((early / "report.json").read_text())
+    assert set(KEYS.split()) <= set(report)
+    a, b = report["widths"]["conv1"], report["widths"]["conv2"]
+    dense, compact = 36 * 9 * (3 * 8 + 8 * 12) + 12 * 6, 36 * 9 * (3 * a + a * b) + b * 6
+    assert (report["macs_dense"], report["macs_pruned"]) == (dense, compact)
+    ratio = (10 * dense + 30 * compact) / (40 * dense)
+    assert report["train_flops_ratio"] == pytest.approx({"paper": ratio, "strict": ratio})
+    assert report["predicted_us"] <= report["budget_us"] * (1 + 1e-6)
+    assert [entry["step"] for entry in report["history"]["pruned"]] == [10, 20, 30, 40]
+    assert {layer["name"] for layer in report["repaired"]} == {"conv1.weight", "conv2.weight", "fc.weight"}
+
+
+@pytest.mark.parametrize("at", [4, 10, 17, 36])
+def test_an_early_cut_that_is_interrupted_anywhere_ends_bit_equal(
+    early: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setattr(pipeline, "close", lambda run, model, cost, candidate, budget_us: (cost, []))
+    given, out = settings(profile, method="early", images=40), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        execute(given, out, Quiet(("pruned", at)))
+    torch.manual_seed(1234)
+    execute(given, out, resume=True)
+    a, b = (load_weights(f / "pruned.safetensors") for f in (early, out))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_given_weights_are_cut_before_the_first_step_and_distilled_from(
+    trained: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "close", lambda run, model, cost, candidate, budget_us: (cost, []))
+    given = settings(
+        profile, method="early", weights=str(trained), budget="0.7", images=100, distill=0.5, epochs=1
+    )
+    report = execute(given, tmp_path / "run")
+    compact = report["macs_pruned"] / report["macs_dense"]
+    assert report["train_flops_ratio"] == pytest.approx({"paper": compact, "strict": compact})
+    # 10 steps of a network that was trained before: what the cut left goes on, it does not begin anew
+    assert report["accuracy_pruned"] > 0.6
+
+
+def test_options_of_an_early_cut_are_refused_where_nothing_is_cut_early() -> None:
+    def asked(**more: Any) -> Settings:
+        return Settings(**{"model": "toy:net", "data": "toy:data", "budget": "0.5", **more})
+
+    with pytest.raises(
+        UsageError, match=r"--cut-at 0.1 was given to --method iee; only early trains a whole"
+    ):
+        asked(method="iee", masks=Masks(cut_at=0.1))
+    with pytest.raises(UsageError, match=r"--no-repair was given to --method halp"):
+        asked(method="halp", weights="w.safetensors", masks=Masks(repair=False))
+    with pytest.raises(
+        UsageError, match=r"--distill 0.5 matches the dense network, and --no-baseline trains none"
+    ):
+        asked(method="early", distill=0.5, baseline=False)
