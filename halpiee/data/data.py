@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from halpiee.errors import DataError, UsageError
 
-__all__ = ["MOST_CLASSES", "Data", "Summary", "class_numbers"]
+__all__ = ["MOST_CLASSES", "Data", "Examples", "Summary", "class_numbers", "seed_of"]
 
 MOST_CLASSES = 10**6
 """Classes that a data source may have; a network of as many takes 2 kB for each."""
@@ -58,12 +60,22 @@ class Data(ABC):
     @property
     @abstractmethod
     def n_train(self) -> int:
-        """Number of training images."""
+        """Number of training examples."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> Tensor | None:
+        """The class of every training example, int64 ``[N]``; None: they have no single one, or only reading tells."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the data by now, such as images that were left out."""
+        return ()
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the number of training batches of an epoch; a last incomplete one is left out."""
@@ -76,9 +88,17 @@ class Data(ABC):
         """Returns the same data with its batches on another device."""
 
     @abstractmethod
+    def sharded(self, rank: int, ranks: int) -> Data:
+        """Returns what one of several processes trains and tests on.
+
+        Batch k of size b of every rank, put together, is batch k of size b · ranks of one process, each example with
+        the random changes it has there. Test examples are dealt out in turn.
+        """
+
+    @abstractmethod
     def batches(
         self, epoch: int, batch_size: int, *, seed: int = 0, augment: bool = True, start: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Any, Any]]:
         """Yields the training batches of one epoch, the same for the same (seed, epoch) on every device.
 
         Args:
@@ -89,12 +109,63 @@ class Data(ABC):
             start: batches to leave out at the beginning; the rest equals that of a full epoch bit for bit.
 
         Yields:
-            Normalised images, float32 ``[B, C, H, W]``, and labels, int64 ``[B]``.
+            Normalised images, float32 ``[B, C, H, W]``, and targets: int64 ``[B]`` of single classes.
         """
 
     @abstractmethod
-    def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields all test images in order, normalised, with their labels; the last batch may be smaller."""
+    def test_batches(self, batch_size: int) -> Iterator[tuple[Any, Any]]:
+        """Yields all test images in order, normalised, with their targets; the last batch may be smaller."""
+
+    @abstractmethod
+    def at(self, index: Tensor) -> tuple[Any, Any]:
+        """Returns training examples by their numbers, normalised and not changed at random."""
+
+    def few(self, a_class: int, *, seed: int = 0, batch_size: int = 256) -> Examples:
+        """Returns examples to score on: so many of each class, drawn by the seed; of all, where classes are unknown.
+
+        Args:
+            a_class: examples per class.
+            seed: of the draw.
+            batch_size: examples per batch; a batch is read when it is asked for.
+        """
+        order = torch.randperm(self.n_train, generator=torch.Generator().manual_seed(seed_of(seed, -1)))
+        labels = self.labels
+        if labels is None:
+            index = order[: a_class * self.n_classes]
+        else:
+            drawn = labels.cpu()[order]
+            index = torch.cat([order[drawn == c][:a_class] for c in range(self.n_classes)])
+        return Examples(self, torch.split(index, batch_size))
+
+
+class Examples(Sequence[tuple[Any, Any]]):
+    """Batches of some training examples, each read when it is asked for.
+
+    Args:
+        data: they are of.
+        parts: the numbers of the examples in each batch.
+    """
+
+    def __init__(self, data: Data, parts: Sequence[Tensor]) -> None:
+        self._data, self._parts = data, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, number: int) -> tuple[Any, Any]: ...
+    @overload
+    def __getitem__(self, number: slice) -> Examples: ...
+    def __getitem__(self, number: int | slice) -> tuple[Any, Any] | Examples:
+        if isinstance(number, slice):
+            return Examples(self._data, self._parts[number])
+        return self._data.at(self._parts[number])
+
+
+def seed_of(*numbers: int) -> int:
+    """Returns a seed that follows from whole numbers, each at least −2⁶³."""
+    state = np.random.SeedSequence([n % 2**64 for n in numbers]).generate_state(1, np.uint64)[0]
+    return int(state) & (2**63 - 1)
 
 
 def class_numbers(labels: Tensor, name: str) -> tuple[str, ...]:

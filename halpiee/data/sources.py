@@ -1,49 +1,33 @@
-"""Where images come from: digits, Parquet files, class folders, torchvision's CIFAR, or a function.
-
-A source answers twice: ``check()`` within a second or two, from file lists and a few decoded images;
-``load()`` decodes everything. Both name the file or row that is wrong.
-"""
+"""Which source a ``--data`` argument means; digits and torchvision's CIFAR, which are one file each."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from halpiee.data.data import Summary, class_numbers
-from halpiee.data.folders import FolderSource, ParquetSource
+from halpiee.data.archives import ParquetSource, TarSource
+from halpiee.data.data import Summary
+from halpiee.data.folders import FolderSource
+from halpiee.data.functions import FunctionSource
+from halpiee.data.hub import HubSource
 from halpiee.data.images import resized, shift_for
+from halpiee.data.source import Source
 from halpiee.data.tensors import Augmentation, TensorData
-from halpiee.errors import DataError, HalpieeError, MissingError
+from halpiee.errors import DataError, MissingError
 
-__all__ = ["CifarSource", "DigitsSource", "FunctionSource", "Source", "check", "find", "load"]
+__all__ = ["CifarSource", "DigitsSource", "check", "find", "load"]
 
 
 HINT = (
-    "give digits, cifar10, cifar100, a folder of Parquet files, a folder with train/ and val/, "
+    "give digits, cifar10, cifar100, a folder of Parquet files or tars, a folder with train/ and val/, hf:NAME, "
     "or package.module:function"
 )
-
-
-class Source(Protocol):
-    """A place images come from."""
-
-    def check(self) -> Summary:
-        """Looks whether loading would work, without decoding everything."""
-        ...
-
-    def load(self) -> TensorData:
-        """Decodes everything."""
-        ...
 
 
 def find(source: str, size: int | None = None) -> Source:
@@ -64,11 +48,19 @@ def find(source: str, size: int | None = None) -> Source:
             os.listdir(path)
         except OSError as error:
             raise DataError(f"--data {source!r} cannot be read ({error}); check its permissions") from error
-        if any(path.rglob("*.parquet")):
-            return ParquetSource(path, size)
+        if (path / "dataset_dict.json").is_file():
+            return HubSource(str(path), size)
+        deep = not (
+            path / "train"
+        ).is_dir()  # else it is a folder per class, and ImageNet has a million files
+        for ending, kind in (("parquet", ParquetSource), ("tar", TarSource)):
+            if any(path.rglob(f"*.{ending}") if deep else (path / "train").glob(f"*.{ending}")):
+                return kind(path, size)
         return FolderSource(path, size)
     if path.exists():
         raise DataError(f"--data {source!r} is a file, not a folder; {HINT}")
+    if source.startswith("hf:"):
+        return HubSource(source, size)
     module, _, name = source.partition(":")
     if name and all(part.isidentifier() for part in module.split(".")) and name.isidentifier():
         return FunctionSource(source, size)
@@ -106,7 +98,7 @@ def check(source: str, *, size: int | None = None) -> Summary:
 
 
 @dataclass(frozen=True)
-class DigitsSource:
+class DigitsSource(Source):
     """scikit-learn's 1,797 handwritten digits (8 × 8, they come inside its wheel), upsampled, three channels.
 
     Every fifth image of each class, in the data set's order, is a test image.
@@ -114,7 +106,7 @@ class DigitsSource:
 
     size: int = 16
 
-    def check(self) -> Summary:
+    def check(self, *, bad: int = 0) -> Summary:
         """Looks whether scikit-learn is installed."""
         if importlib.util.find_spec("sklearn") is None:
             raise MissingError(
@@ -122,7 +114,7 @@ class DigitsSource:
             )
         return Summary("digits", 1442, 355, 10, (3, self.size, self.size))
 
-    def load(self) -> TensorData:
+    def load(self, *, bad: int = 0) -> TensorData:
         """Upsamples and splits the digits."""
         self.check()
         from sklearn.datasets import load_digits
@@ -149,13 +141,13 @@ class DigitsSource:
 
 
 @dataclass(frozen=True)
-class CifarSource:
+class CifarSource(Source):
     """torchvision's CIFAR-10 or CIFAR-100, downloaded once into the user's cache folder."""
 
     name: str
     size: int | None = None
 
-    def check(self) -> Summary:
+    def check(self, *, bad: int = 0) -> Summary:
         """Looks whether the files are there, or else the network."""
         import urllib.request
 
@@ -169,7 +161,7 @@ class CifarSource:
         side = self.size or 32
         return Summary(self.name, 50_000, 10_000, 10 if self.name == "cifar10" else 100, (3, side, side))
 
-    def load(self) -> TensorData:
+    def load(self, *, bad: int = 0) -> TensorData:
         """Downloads what is missing and reads it."""
         kind = self._dataset()
         parts = []
@@ -201,123 +193,5 @@ class CifarSource:
         )
 
 
-@dataclass(frozen=True)
-class FunctionSource:
-    """``package.module:function``: returns ``Data``, or (train, test), each (images, labels) or a dataset."""
-
-    name: str
-    size: int | None = None
-
-    def check(self) -> Summary:
-        """Finds the function without calling it."""
-        self._function()
-        return Summary(self.name)
-
-    def load(self) -> TensorData:
-        """Calls the function."""
-        function = self._function()
-        try:
-            result = function()
-        except HalpieeError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"--data {self.name}: the function ended in {type(error).__name__}{_said(error)}; mend it, or call it "
-                "in Python to see where"
-            ) from error
-        if isinstance(result, TensorData):
-            return result
-        if not isinstance(result, tuple | list) or len(result) != 2:
-            raise DataError(
-                f"--data {self.name}: the function returned {type(result).__name__}; "
-                "it must return (train, test), each (images, labels) or a dataset of (image, label)"
-            )
-        (train_x, train_y), (test_x, test_y) = (self._tensors(split) for split in result)
-        names = getattr(result[0], "classes", None)
-        try:
-            classes = tuple(str(n) for n in names) if names is not None and len(names) else ()
-        except TypeError:
-            classes = ()
-        classes = classes or class_numbers(train_y, self.name)
-        augmentation = Augmentation(shift=shift_for(train_x.shape[-1]) if train_x.ndim else 0)
-        return TensorData(self.name, train_x, train_y, test_x, test_y, classes, augmentation)
-
-    def _function(self) -> Callable[[], Any]:
-        module_name, _, function_name = self.name.partition(":")
-        if "" not in sys.path and os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:  # whatever the module does while it is imported
-            raise DataError(
-                f"--data {self.name}: the module {module_name!r} cannot be imported "
-                f"({'' if isinstance(error, ImportError) else type(error).__name__ + ': '}{_short(error)}); "
-                "run from the folder it lies in, or install it"
-            ) from error
-        function = getattr(module, function_name, None)
-        if not callable(function):
-            raise DataError(
-                f"--data {self.name}: {module_name!r} has no function {function_name!r}; "
-                "give package.module:function"
-            )
-        result: Callable[[], Any] = function
-        return result
-
-    def _tensors(self, split: Any) -> tuple[Tensor, Tensor]:
-        """Returns images and labels of one split: as given, or item by item from a dataset."""
-        if isinstance(split, tuple | list) and len(split) == 2 and hasattr(split[0], "shape"):
-            try:
-                x, y = (torch.as_tensor(part) for part in split)
-            except Exception as error:
-                raise DataError(
-                    f"--data {self.name}: images and labels are no tensors of numbers{_said(error)}; return arrays or "
-                    "tensors"
-                ) from error
-        else:
-            try:
-                items = [split[i] for i in range(len(split))]
-                x = torch.stack([_as_tensor(image) for image, _ in items])
-                labels = [_as_tensor(label).squeeze() for _, label in items]
-                y = torch.stack(labels if all(y.ndim == 0 for y in labels) else labels[:1])
-            except Exception as error:  # whatever a dataset does while it is read
-                raise DataError(
-                    f"--data {self.name}: a split is neither (images, labels) nor a dataset of equally large "
-                    f"(image, label) pairs ({_short(error)}); return one of the two"
-                ) from error
-        if x.is_floating_point():
-            x = x.float()
-        if y.is_complex() or x.is_complex():
-            raise DataError(f"--data {self.name}: images or labels are complex numbers; return real ones")
-        if y.ndim != 1 or (y.is_floating_point() and not bool((y == y.round()).all())):
-            kind = "numbers between classes" if y.ndim == 1 else f"of shape {list(y.shape[1:])} per image"
-            raise DataError(
-                f"--data {self.name}: the labels are {kind}; `halpiee train` trains classifiers, with one class number "
-                "per image; for other tasks attach halpiee.IEE in your own loop (README)"
-            )
-        if y.is_floating_point() and len(y) and float(y.abs().max()) >= 2**53:
-            raise DataError(
-                f"--data {self.name}: a label is {float(y.abs().max()):g}; number the classes from 0"
-            )
-        return resized(x, self.size), y.long()
-
-
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "halpiee" / "data"
-
-
-def _short(error: Exception) -> str:
-    """Returns what an exception says, on one line."""
-    return " ".join(str(error).split())[:300]
-
-
-def _said(error: Exception) -> str:
-    return f" ({_short(error)})" if str(error).strip() else ""
-
-
-def _as_tensor(image: Any) -> Tensor:
-    """Returns ``[C, H, W]`` of a tensor, an array or a PIL image (uint8, three channels)."""
-    if isinstance(image, Tensor):
-        return image
-    if hasattr(image, "convert"):
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    return torch.as_tensor(image)

@@ -8,15 +8,14 @@ of ``batches(...)``. Where images come from is ``sources.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from halpiee.data.data import Data
+from halpiee.data.data import Data, seed_of
 from halpiee.errors import DataError, UsageError
 
 __all__ = ["Augmentation", "TensorData", "shift_and_flip"]
@@ -52,6 +51,10 @@ class TensorData(Data):
         mean: float32 ``[C]``, mean of the training images per channel (uint8 images read as 0–1); computed
             when left out.
         std: float32 ``[C]``, their standard deviation; likewise.
+        mix: changes a whole batch, by a seed.
+        left_out: sentences on images that could not be read.
+        rank: of this process among those that train together.
+        ranks: how many these are.
 
     Raises:
         DataError: a split is empty, shapes or lengths do not fit, or a label is out of range.
@@ -66,6 +69,10 @@ class TensorData(Data):
     augmentation: Augmentation = field(default_factory=Augmentation)
     mean: Tensor | None = None
     std: Tensor | None = None
+    mix: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None
+    left_out: tuple[str, ...] = ()
+    rank: int = 0
+    ranks: int = 1
 
     def __post_init__(self) -> None:
         for split, x, y in (("train", self.train_x, self.train_y), ("test", self.test_x, self.test_y)):
@@ -99,35 +106,61 @@ class TensorData(Data):
         names = ("train_x", "train_y", "test_x", "test_y", "mean", "std")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on every image that was left out."""
+        return self.left_out
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The class of every training image; None: targets of several classes each."""
+        return self.train_y if self.train_y.ndim == 1 else None
+
+    def sharded(self, rank: int, ranks: int) -> TensorData:
+        """Returns the part of each batch that one of several processes trains on; see ``Data.sharded``."""
+        return replace(self, rank=rank, ranks=ranks)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Returns the number of training batches of an epoch, each of ``batch_size`` images in every process."""
+        return super().steps_per_epoch(batch_size * self.ranks)
+
     def batches(
         self, epoch: int, batch_size: int, *, seed: int = 0, augment: bool = True, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the training batches of one epoch; see ``Data.batches``. Skipped ones cost nothing."""
         n, steps = len(self.train_y), self.steps_per_epoch(batch_size)
-        state = np.random.SeedSequence([seed % 2**64, epoch]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state) & (2**63 - 1))
+        generator = torch.Generator().manual_seed(seed_of(seed, epoch))
         order = torch.randperm(n, generator=generator)
         flips = torch.rand(n, generator=generator) < 0.5
         limit = self.augmentation.shift
         shifts = torch.randint(-limit, limit + 1, (2, n), generator=generator)
         device = self.train_x.device
         for step in range(start, steps):
-            at = slice(step * batch_size, (step + 1) * batch_size)
+            first = step * batch_size * self.ranks
+            share = max(1, min(batch_size * self.ranks, n - first) // self.ranks)
+            at = slice(first + self.rank * share, first + (self.rank + 1) * share)
             index = order[at].to(device)
             x, y = self.train_x[index], self.train_y[index]
             if augment:
                 flip = flips[at].to(device) if self.augmentation.flip else None
                 x = shift_and_flip(x, shifts[:, at].to(device), flip, self.augmentation.padding)
-            yield self.normalised(x), y
+            x = self.normalised(x)
+            if augment and self.mix is not None:
+                x, y = self.mix(x, y, seed_of(seed, epoch, step, self.rank, 1))
+            yield x, y
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields all test images in order, normalised, with their labels; the last batch may be smaller."""
+        """Yields all test images of this process in order, normalised, with their labels."""
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size} was asked; it must be at least 1")
-        for x, y in zip(
-            torch.split(self.test_x, batch_size), torch.split(self.test_y, batch_size), strict=True
-        ):
-            yield self.normalised(x), y
+        x, y = (t[self.rank :: self.ranks] for t in (self.test_x, self.test_y))
+        for some, their in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
+            yield self.normalised(some), their
+
+    def at(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns training images by their numbers, normalised, and their labels."""
+        index = index.to(self.train_x.device)
+        return self.normalised(self.train_x[index]), self.train_y[index]
 
     def normalised(self, x: Tensor) -> Tensor:
         """Returns float32 images with (x − mean) / std per channel, as one multiply and one add."""

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import latency
-from halpiee.data.sources import FunctionSource, find
+from halpiee.data.functions import FunctionSource
+from halpiee.data.sources import find
 from halpiee.deploy.calibrate import Candidate, Round, calibrate, close_loop
 from halpiee.deploy.target import restored
 from halpiee.errors import BudgetError, HoldoutWarning

@@ -12,7 +12,8 @@ import torch
 from click.testing import CliRunner
 
 from halpiee.cli.app import program
-from halpiee.data.sources import FunctionSource, load
+from halpiee.data.functions import FunctionSource
+from halpiee.data.sources import load
 from halpiee.errors import DataError, UsageError
 
 from .conftest import one_sentence

@@ -1,0 +1,231 @@
+"""Images that lie in larger files: Parquet in the Hugging Face layout, and WebDataset's tars."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halpiee.data.data import MOST_CLASSES
+from halpiee.data.folders import TEST_NAMES
+from halpiee.data.images import IMAGE_SUFFIXES
+from halpiee.data.source import ImageSource, Splits
+from halpiee.data.split import ParquetSplit, TarSplit
+from halpiee.errors import DataError
+
+__all__ = ["ParquetSource", "TarSource"]
+
+
+@dataclass(frozen=True)
+class ParquetSource(ImageSource):
+    """A folder of Parquet files in the Hugging Face layout.
+
+    Files whose name starts with ``train`` and ``test`` (or ``val``), anywhere below the folder; columns
+    ``img`` or ``image`` (a struct of bytes and path, or the bytes) and ``label``.
+    """
+
+    path: Path
+    size: int | None = None
+
+    def splits(self) -> Splits:
+        """Reads the labels; images are read when they are asked for."""
+        names, labels = self._labels()
+        made = []
+        for files, split in zip(self._splits(), labels, strict=True):
+            columns, groups = [], []
+            for file in files:
+                with _open_parquet(file) as table:
+                    columns.append((file, _columns(file, table.schema_arrow)[0]))
+                    meta = table.metadata
+                    groups.append([meta.row_group(g).num_rows for g in range(table.num_row_groups)])
+            made.append(ParquetSplit(columns, groups, split))
+        return Splits(str(self.path), made[0], made[1], names)
+
+    def _labels(self) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
+        """Returns the class names (numbers where the files name none) and the labels of both splits."""
+        names: tuple[str, ...] | None = None
+        splits: list[NDArray[np.int64]] = []
+        for split, files in zip(("train", "test"), self._splits(), strict=True):
+            parts: list[NDArray[np.int64]] = []
+            for file in files:
+                with _open_parquet(file) as table:
+                    _, label = _columns(file, table.schema_arrow)
+                    names = names or _class_names(table.schema_arrow, label)
+                    column = _numbers(file, _read(file, table, label))
+                if not np.issubdtype(column.dtype, np.integer):
+                    raise DataError(
+                        f"{file}: its labels are {column.dtype}; they must be whole numbers, none missing"
+                    )
+                known = len(names) if names else (int(splits[0].max()) + 1 if splits else MOST_CLASSES)
+                wrong = np.flatnonzero((column < 0) | (column >= known))
+                if len(wrong):
+                    raise DataError(
+                        f"row {wrong[0]} of {file} has the label {column[wrong[0]]}; "
+                        f"labels must be 0 to {known - 1}: take out or relabel such rows"
+                    )
+                parts.append(np.asarray(column, dtype=np.int64))
+            splits.append(np.concatenate(parts))
+            if not len(splits[-1]):
+                raise DataError(
+                    f"--data {str(self.path)!r}: its {split} files hold no rows; "
+                    "give a folder with at least one image in each split"
+                )
+        return names or tuple(str(i) for i in range(int(splits[0].max()) + 1)), splits
+
+    def _splits(self) -> tuple[list[Path], list[Path]]:
+        return _named(self.path, "parquet", "Parquet")
+
+
+@dataclass(frozen=True)
+class TarSource(ImageSource):
+    """A folder of WebDataset's tars: ``train*.tar`` and ``test*.tar`` (or ``val*.tar``), anywhere below it.
+
+    Members of one name up to the first dot are one example: an image, and its class as text in ``.cls``, or under
+    ``label`` or ``cls`` in ``.json``. Line i of a file ``classes.txt`` in the folder names class i.
+    """
+
+    path: Path
+    size: int | None = None
+
+    def splits(self) -> Splits:
+        """Reads the headers of all members, and the labels."""
+        made = [_indexed(files, self.path) for files in _named(self.path, "tar", "tar")]
+        known = int(made[0].labels.max()) + 1
+        listed = self.path / "classes.txt"
+        names = tuple(listed.read_text("utf-8").split("\n")) if listed.is_file() else ()
+        names = tuple(name.strip() for name in names if name.strip()) or tuple(str(i) for i in range(known))
+        for split in made:
+            if len(wrong := np.flatnonzero(split.labels >= len(names))):
+                raise DataError(
+                    f"{split.where(int(wrong[0]))} has the label {split.labels[wrong[0]]}; labels must be 0 to "
+                    f"{len(names) - 1}: take out or relabel such images"
+                )
+        return Splits(str(self.path), made[0], made[1], names)
+
+
+def _indexed(tars: list[Path], root: Path) -> TarSplit:
+    """Returns the images of some tars, with the class of each."""
+    members: list[tuple[int, int, int]] = []
+    labels: list[int] = []
+    for number, path in enumerate(tars):
+        images: dict[str, tuple[int, int, int]] = {}
+        classes: dict[str, int] = {}
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    folder, _, name = member.name.rpartition("/")
+                    key, _, ending = name.partition(".")
+                    key = f"{folder}/{key}"
+                    if not member.isfile():
+                        continue
+                    if f".{ending.lower()}".endswith(IMAGE_SUFFIXES):
+                        images[key] = (number, member.offset_data, member.size)
+                    elif ending in ("cls", "json"):
+                        file = tar.extractfile(member)
+                        assert file is not None
+                        classes[key] = _class_of(file.read(10**6), ending, f"{member.name} of {path}")
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise DataError(
+                f"{path} is not a readable tar ({error}); unpack a compressed one with gunzip, or fetch it again"
+            ) from error
+        if lacking := next((key for key in images if key not in classes), None):
+            raise DataError(
+                f"{path} has an image {lacking.strip('/')!r} without .cls or .json; write its class beside it"
+            )
+        members += images.values()
+        labels += [classes[key] for key in images]
+    if not members:
+        raise DataError(
+            f"--data {str(root)!r}: {tars[0].name} … hold no images; give tars of images with .cls files"
+        )
+    return TarSplit(tars, np.array(members, dtype=np.int64), np.array(labels, dtype=np.int64))
+
+
+def _class_of(blob: bytes, ending: str, where: str) -> int:
+    """Returns the class that a member of a tar names."""
+    try:
+        value = json.loads(blob)
+        if ending == "json":
+            value = value["label"] if "label" in value else value["cls"]
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MOST_CLASSES:
+            raise ValueError(value)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{where} holds no class number; write a whole number from 0 as text") from error
+    return value
+
+
+def _named(path: Path, ending: str, kind: str) -> tuple[list[Path], list[Path]]:
+    """Returns the files of the training and of the test split, by the beginning of their names."""
+    files = sorted(path.rglob(f"*.{ending}"))
+    train = [f for f in files if f.name.startswith("train")]
+    for name in TEST_NAMES:
+        test = [f for f in files if f.name.startswith(name)]
+        if train and test:
+            return train, test
+    found = ", ".join(f.name for f in files[:5])
+    raise DataError(
+        f"--data {str(path)!r}: found the {kind} files {found}; "
+        f"both train*.{ending} and test*.{ending} (or val*.{ending}) are needed: rename them so"
+    )
+
+
+def _open_parquet(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file ({error}); fetch it again") from error
+
+
+def _read(path: Path, table: Any, column: str) -> Any:
+    """Returns one column."""
+    import pyarrow as pa
+
+    try:
+        rows = table.read(columns=[column])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}); fetch it again") from error
+    return rows.column(column)
+
+
+def _numbers(path: Path, column: Any) -> NDArray[Any]:
+    """Returns a column as an array."""
+    import pyarrow as pa
+
+    try:
+        found: NDArray[Any] = column.to_numpy()
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(
+            f"{path}: its labels are {column.type}; they must be whole numbers, none missing"
+        ) from error
+    return found
+
+
+def _columns(path: Path, schema: Any) -> tuple[str, str]:
+    twice = next((c for c in schema.names if schema.names.count(c) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has two columns named {twice!r}; name every column once")
+    image = next((c for c in ("img", "image") if c in schema.names), None)
+    label = next((c for c in ("label", "labels", "fine_label") if c in schema.names), None)
+    if image is None or label is None:
+        raise DataError(
+            f"{path} has the columns {', '.join(schema.names)}; "
+            "it needs img (or image) and label: rename them so"
+        )
+    return image, label
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
+    """Returns the class names that Hugging Face's datasets write into the schema, if they are there."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None

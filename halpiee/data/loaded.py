@@ -1,0 +1,336 @@
+"""Examples that are read anew every epoch by worker processes: data of any size.
+
+A batch is found by its number: (seed, epoch) give the order, (seed, epoch, example) the random changes of an example.
+So an interrupted epoch goes on at its next batch bit for bit, with any number of workers, and nothing has to be saved.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from halpiee.data.data import Data, seed_of
+from halpiee.data.options import Loading
+from halpiee.data.split import Split
+from halpiee.data.transforms import Change, Mix, changed
+from halpiee.errors import DataError, UsageError
+
+__all__ = ["IMAGENET", "LoadedData"]
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of ImageNet's training images, per channel of 0–1."""
+SAMPLE = 512
+"""Images that mean and deviation are taken of."""
+TRIES = 20
+"""Examples in a row that may be unreadable before a batch is given up."""
+
+Batch = tuple[Any, Any, list[str]]
+"""Images, targets, and what was unreadable."""
+
+
+class LoadedData(Data):
+    """A training and a test set that stay where they lie.
+
+    Args:
+        name: the source as asked for.
+        train: training examples.
+        test: test examples.
+        classes: one name per class.
+        shape: of one image, as it comes out of ``change``.
+        change: of training examples, at random.
+        fixed: of examples that are judged or scored on.
+        loading: how they are read.
+        mix: of whole batches.
+        mean: per channel; None: of a sample of the training images.
+        std: likewise.
+
+    Attributes:
+        notes: what was unreadable so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        train: Split,
+        test: Split,
+        classes: tuple[str, ...],
+        shape: tuple[int, int, int],
+        *,
+        change: Change,
+        fixed: Change,
+        loading: Loading,
+        mix: Mix | None = None,
+        statistics: tuple[Iterable[float], Iterable[float]] | None = IMAGENET,
+    ) -> None:
+        self.name, self.train, self.test, self.classes, self._shape = name, train, test, classes, shape
+        self._change, self._fixed, self._loading, self.mix = change, fixed, loading, mix
+        self._device, self._rank, self._ranks = torch.device("cpu"), 0, 1
+        self._loaders: dict[tuple[int, int], tuple[_Keys, Any]] = {}
+        self._bad: dict[str, None] = {}
+        mean, std = self._measured() if statistics is None else (torch.tensor(tuple(s)) for s in statistics)
+        self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+
+    @property
+    def n_train(self) -> int:
+        """Number of training examples."""
+        return len(self.train)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return self._shape
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The class of every training example; None: only reading tells."""
+        return None if self.train.labels is None else torch.from_numpy(self.train.labels)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence on every example that was left out so far."""
+        return tuple(self._bad)
+
+    def to(self, device: torch.device | str) -> LoadedData:
+        """Returns the same data; its batches are put on a device."""
+        other = self._copy()
+        other._device = torch.device(device)
+        other.mean, other.std = self.mean.to(device), self.std.to(device)
+        return other
+
+    def sharded(self, rank: int, ranks: int) -> LoadedData:
+        """Returns the part of each batch that one of several processes trains on."""
+        other = self._copy()
+        other._rank, other._ranks = rank, ranks
+        return other
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Returns the number of training batches of an epoch, each of ``batch_size`` images in every process."""
+        return super().steps_per_epoch(batch_size * self._ranks)
+
+    def batches(
+        self, epoch: int, batch_size: int, *, seed: int = 0, augment: bool = True, start: int = 0
+    ) -> Iterator[tuple[Any, Any]]:
+        """Yields the training batches of one epoch; see ``Data.batches``. Skipped ones are not read."""
+        steps = self.steps_per_epoch(batch_size)
+        keys, loader = self._loader(batch_size, seed)
+        keys.now = [(epoch, step, augment) for step in range(start, steps)]
+        for step, batch in enumerate(loader, start):
+            x, y = self._arrived(batch)
+            if augment and self.mix is not None:
+                x, y = self.mix(x, y, seed_of(seed, epoch, step, self._rank, 1))
+            yield x, y
+
+    def test_batches(self, batch_size: int) -> Iterator[tuple[Any, Any]]:
+        """Yields the test examples of this process in order, normalised."""
+        if batch_size < 1:
+            raise UsageError(f"batch size {batch_size} was asked; it must be at least 1")
+        index = torch.arange(self._rank, len(self.test), self._ranks)
+        reader = _Reader(self.test, self._fixed)
+        parts = _Parts(reader, torch.split(index, batch_size))
+        for batch in DataLoader(parts, batch_size=None, **self._options(min(self._workers, len(parts)))):
+            if len(batch[0]) or batch[2]:
+                x, y = self._arrived(batch)
+                if len(x):
+                    yield x, y
+
+    def at(self, index: Tensor) -> tuple[Any, Any]:
+        """Returns training examples by their numbers, not changed at random."""
+        return self._arrived(_Reader(self.train, self._fixed)(index.tolist()))
+
+    # -- helpers
+
+    @property
+    def _workers(self) -> int:
+        given = self._loading.workers
+        if given is not None:
+            return given
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(8, max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))))
+
+    def _options(self, workers: int) -> dict[str, Any]:
+        more = {"prefetch_factor": self._loading.prefetch} if workers else {}
+        generator = torch.Generator()  # else a loader draws from the global one
+        return {
+            "num_workers": workers,
+            "pin_memory": self._device.type == "cuda",
+            "generator": generator,
+            **more,
+        }
+
+    def _loader(self, batch_size: int, seed: int) -> tuple[_Keys, Any]:
+        """Returns the loader of a batch size; its workers stay from epoch to epoch."""
+        found = self._loaders.get((batch_size, seed))
+        if found is None:
+            keys = _Keys()
+            batches = _Batches(
+                self.train, self._change, self._fixed, batch_size, seed, self._rank, self._ranks
+            )
+            workers = self._workers
+            loader = DataLoader(
+                batches,
+                batch_size=None,
+                sampler=keys,
+                persistent_workers=workers > 0,
+                **self._options(workers),
+            )
+            self._loaders.clear()
+            found = self._loaders[batch_size, seed] = (keys, loader)
+        return found
+
+    def _arrived(self, batch: Batch) -> tuple[Any, Any]:
+        """Returns a batch on the device, normalised; refuses more unreadable examples than are allowed."""
+        x, y, bad = batch
+        self._bad.update(dict.fromkeys(bad))
+        limit = self._loading.bad_images
+        if len(self._bad) > limit or x is None:
+            shown = "; ".join(list(self._bad)[:3])
+            more = f" and {len(self._bad) - 3} more" if len(self._bad) > 3 else ""
+            raise DataError(
+                f"data {self.name!r}: {len(self._bad)} examples could not be used, and --bad-images allows {limit} "
+                f"({shown}{more}); mend them, or allow more"
+            )
+        return self.normalised(_moved(x, self._device)), _moved(y, self._device)
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Returns float32 images with (x − mean) / std per channel."""
+        scale = 1.0 / (self.std * (255.0 if x.dtype == torch.uint8 else 1.0))
+        return x.to(torch.float32, copy=True).mul_(scale).sub_(self.mean / self.std)
+
+    def _measured(self) -> tuple[Tensor, Tensor]:
+        """Returns mean and deviation of a sample of the training images."""
+        generator = torch.Generator().manual_seed(0)
+        index = torch.randperm(len(self.train), generator=generator)[:SAMPLE].sort().values
+        total = squares = torch.zeros(self._shape[0], dtype=torch.float64)
+        n = 0
+        for part in torch.split(index, 32):
+            x, _, bad = _Reader(self.train, self._fixed)(part.tolist())
+            if x is None or not len(x):
+                continue
+            pixels = x.double().div(255.0 if x.dtype == torch.uint8 else 1.0).transpose(0, 1).flatten(1)
+            total, squares = total + pixels.sum(1), squares + pixels.square().sum(1)
+            n += pixels.shape[1]
+            self._bad.update(dict.fromkeys(bad))
+        if not n:
+            raise DataError(
+                f"data {self.name!r}: no image of {len(index)} could be read; {next(iter(self._bad))}"
+            )
+        mean = total / n
+        std = (squares / n - mean.square()).clamp(min=0).sqrt()
+        return mean.float(), torch.where(std > 1e-6, std, torch.ones_like(std)).float()
+
+    def _copy(self) -> LoadedData:
+        other = copy.copy(self)
+        other._loaders = {}
+        return other
+
+
+class _Keys:
+    """What the loader is asked for next: the batches that are left of an epoch."""
+
+    def __init__(self) -> None:
+        self.now: list[tuple[int, int, bool]] = []
+
+    def __iter__(self) -> Iterator[tuple[int, int, bool]]:
+        return iter(self.now)
+
+    def __len__(self) -> int:
+        return len(self.now)
+
+
+class _Reader:
+    """Reads examples and makes one batch of them; what is unreadable is left out and told."""
+
+    def __init__(self, split: Split, change: Change) -> None:
+        self._split, self._change = split, change
+
+    def __call__(self, indices: Iterable[int]) -> Batch:
+        found, bad = [], []
+        for index in indices:
+            try:
+                found.append(self.one(index))
+            except DataError as error:
+                bad.append(str(error))
+        return collated(found, bad)
+
+    def one(self, index: int) -> tuple[Tensor, Any]:
+        """Returns one example."""
+        return changed(self._change, *self._split.read(index))
+
+
+class _Parts(Dataset[Batch]):
+    """Batches of given examples."""
+
+    def __init__(self, reader: _Reader, parts: tuple[Tensor, ...]) -> None:
+        self._reader, self._parts = reader, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self._reader(self._parts[number].tolist())
+
+
+class _Batches(Dataset[Batch]):
+    """Training batches by (epoch, step, whether to change them); runs in the workers."""
+
+    def __init__(
+        self, split: Split, change: Change, fixed: Change, batch_size: int, seed: int, rank: int, ranks: int
+    ) -> None:
+        self._split, self._batch_size, self._seed, self._rank, self._ranks = (
+            split,
+            batch_size,
+            seed,
+            rank,
+            ranks,
+        )
+        self._readers = {True: _Reader(split, change), False: _Reader(split, fixed)}
+        self._order: tuple[int, Tensor] | None = None
+
+    def __getitem__(self, key: tuple[int, int, bool]) -> Batch:
+        epoch, step, augment = key
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(seed_of(self._seed, epoch))
+            self._order = epoch, self._split.order(generator)
+        order = self._order[1]
+        whole = order[step * self._batch_size * self._ranks :][: self._batch_size * self._ranks]
+        share = max(1, len(whole) // self._ranks)
+        found, bad = [], []
+        with torch.random.fork_rng(devices=[]):
+            for index in whole[self._rank * share :][:share].tolist():
+                for other in range(index, index + TRIES):  # the next one takes the place of an unreadable one
+                    try:
+                        torch.manual_seed(seed_of(self._seed, epoch, index, 0))
+                        found.append(self._readers[augment].one(other % len(order)))
+                        break
+                    except DataError as error:
+                        bad.append(str(error))
+        return collated(found, bad)
+
+
+def collated(found: list[tuple[Tensor, Any]], bad: list[str]) -> Batch:
+    """Returns examples as one batch; None in place of the images where their sizes differ."""
+    images = [image for image, _ in found]
+    sizes = sorted({tuple(image.shape) for image in images})
+    if len(sizes) > 1:
+        shown = ", ".join("×".join(map(str, size[1:])) for size in sizes[:3])
+        return None, None, [*bad, f"images differ in size ({shown} …); give --size to bring them to one"]
+    targets = [target for _, target in found]
+    if not images:
+        return torch.zeros(0), torch.zeros(0), bad
+    if isinstance(targets[0], dict):
+        return torch.stack(images), targets, bad
+    return torch.stack(images), torch.stack([torch.as_tensor(t) for t in targets]), bad
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return [_moved(item, device) for item in value] if isinstance(value, list) else value
