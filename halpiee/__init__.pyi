@@ -35,7 +35,6 @@ from halpiee.reconstruction.repair import repair as repair
 from halpiee.saliency.registry import criterion as criterion
 from halpiee.saliency.score import score as score
 from halpiee.selection.cost import LatencyCost as LatencyCost
-from halpiee.selection.select import Selection as Selection
 from halpiee.selection.select import select as select
 from halpiee.selection.solve import GridSolution as GridSolution
 from halpiee.selection.solve import solve_grid as solve_grid
@@ -48,6 +47,7 @@ from halpiee.sparsity.distribution import Uniform as Uniform
 from halpiee.structure.groups import Structure as Structure
 from halpiee.structure.masked import masked as masked
 from halpiee.structure.plan import Plan as Plan
+from halpiee.structure.plan import Selection as Selection
 from halpiee.structure.shrink import shrink as shrink
 from halpiee.structure.trace import trace as trace
 

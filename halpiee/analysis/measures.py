@@ -181,7 +181,7 @@ def pruning_plasticity(
     size = {name: parameters[name].detach().abs().cpu() for name in units.sizes}
     counts = {name: max(1, k - int(rate * k)) for name, k in alive.counts.items()}
     nothing = Mask.full(units.sizes, False)
-    kept = pools.choose_counts(size, must=nothing, may=alive, counts=counts).alive
+    kept = Mask.of(pools.choose_counts(size, must=nothing, may=alive, counts=counts).keep)
     chosen = kept
     if gradients is not None:
         if missing := [name for name in units.sizes if name not in gradients]:
@@ -189,7 +189,7 @@ def pruning_plasticity(
                 f"a gradient of {missing[0]!r} is missing; give those of all {len(units.sizes)} weights"
             )
         scores = {name: gradients[name].detach().abs().cpu() for name in units.sizes}
-        chosen = pools.choose_counts(scores, must=kept, may=~kept, counts=alive.counts).alive
+        chosen = Mask.of(pools.choose_counts(scores, must=kept, may=~kept, counts=alive.counts).keep)
     with torch.no_grad():
         for name in units.sizes:
             parameters[name].mul_(kept[name].to(parameters[name].device))

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     import latency
     from halpiee.cli.plan_limits import Limit
     from halpiee.selection.cost import LatencyCost
-    from halpiee.selection.limits import LimitedSelection
-    from halpiee.selection.select import Selection
+    from halpiee.structure.plan import Selection
 
 __all__ = ["command"]
 
@@ -79,7 +78,6 @@ def _measured(problem: Problem, file: Path) -> latency.Profile:
     from latency.sweeping.lazy import LazySweep
 
     asked, structure = problem.asked, problem.structure
-    us, fraction = parse_budget(asked.budget)
     tables = LazySweep(
         [timed.op for timed in structure.ops],
         path=file,
@@ -92,8 +90,7 @@ def _measured(problem: Problem, file: Path) -> latency.Profile:
             problem.scores,
             structure,
             tables,
-            budget_us=us,
-            fraction=fraction,
+            asked.budget,
             gap=asked.gap,
             protect=problem.protect,
             offer=problem.offered,
@@ -115,7 +112,7 @@ def _limits(problem: Problem, cost: LatencyCost) -> list[Limit]:
     return limits
 
 
-def _selected(problem: Problem, cost: LatencyCost, limits: list[Limit]) -> Selection | LimitedSelection:
+def _selected(problem: Problem, cost: LatencyCost, limits: list[Limit]) -> Selection:
     from halpiee.cli.plan_limits import spoken
     from halpiee.selection.limits import select_within
     from halpiee.selection.select import choose
@@ -133,9 +130,7 @@ def _selected(problem: Problem, cost: LatencyCost, limits: list[Limit]) -> Selec
     )
 
 
-def _save(
-    problem: Problem, selection: Selection | LimitedSelection, measured: latency.Profile, out: Path
-) -> None:
+def _save(problem: Problem, selection: Selection, measured: latency.Profile, out: Path) -> None:
     from halpiee.structure.plan import Plan as Saved
 
     asked = problem.asked

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from halpiee.selection.cost import LatencyCost
-    from halpiee.selection.limits import LimitedSelection, ParetoPoint
-    from halpiee.selection.select import Selection
+    from halpiee.structure.plan import Selection
 
 __all__ = ["check_picture", "draw_curve", "solve_curve"]
 
@@ -41,7 +40,7 @@ def check_picture(path: Path) -> None:
 def solve_curve(
     scores: dict[str, Tensor],
     cost: LatencyCost,
-    selection: Selection | LimitedSelection,
+    selection: Selection,
     protect: set[str],
     plot: Path | None,
     *,
@@ -96,7 +95,7 @@ def solve_curve(
 
 def draw_curve(
     path: Path,
-    points: Sequence[ParetoPoint],
+    points: Sequence[Selection],
     *,
     title: str,
     dense_us: float,

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from halpiee.cli.plan_limits import Limit
     from halpiee.cli.plan_problem import Plan
     from halpiee.selection.cost import LatencyCost
-    from halpiee.selection.limits import LimitedSelection
-    from halpiee.selection.select import Selection
     from halpiee.structure.groups import Structure
+    from halpiee.structure.plan import Selection
 
 __all__ = ["notes_on", "outcome", "show"]
 
@@ -26,7 +25,7 @@ __all__ = ["notes_on", "outcome", "show"]
 def outcome(
     structure: Structure,
     cost: LatencyCost,
-    selection: Selection | LimitedSelection,
+    selection: Selection,
     *,
     model: str,
     scores: dict[str, Tensor],
@@ -78,9 +77,7 @@ def outcome(
     }
 
 
-def notes_on(
-    result: dict[str, Any], selection: Selection | LimitedSelection, asked: Plan, *, first: Sequence[str]
-) -> list[str]:
+def notes_on(result: dict[str, Any], selection: Selection, asked: Plan, *, first: Sequence[str]) -> list[str]:
     """Returns what should be known of a plan.
 
     Args:

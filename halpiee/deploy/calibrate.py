@@ -116,7 +116,7 @@ class Candidate(Protocol):
         ...
 
     @property
-    def keep(self) -> dict[str, torch.Tensor]:
+    def keep(self) -> Mapping[str, torch.Tensor]:
         """Which units stay."""
         ...
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.allocator import Choice, LayerPools, bind
+from halpiee.methods.allocator import LayerPools, bind
 from halpiee.methods.attach import bare
 from halpiee.methods.phases import (
     Design,
@@ -37,6 +37,7 @@ from halpiee.saliency.magnitude import Given
 from halpiee.saliency.score import tell, undecided
 from halpiee.sparsity.distribution import NM
 from halpiee.sparsity.mask import Mask
+from halpiee.structure.plan import Selection
 
 __all__ = ["Active"]
 
@@ -152,14 +153,14 @@ class Active:
             # Spread by another budget, brought to this one's total at random.
             spread = bind(phase.budget, self.units, None).start(self.scores.generator("start"))
             scores = self.scores.random("start")
-            within = pool.choose(scores, must=nothing, may=spread.alive, level=1.0)
-            choice = pool.choose(scores, must=within.alive, may=~within.alive, level=1.0)
+            within = Mask.of(pool.choose(scores, must=nothing, may=Mask.of(spread.keep), level=1.0).keep)
+            choice = pool.choose(scores, must=within, may=~within, level=1.0)
         elif phase.by == "random":
             choice = pool.start(self.scores.generator("start"))
         else:
             scores = self.read(None if phase.by == "scores" else "random", "start")
             choice = pool.choose(scores, must=nothing, may=~nothing, level=1.0)
-            self.tell(None if phase.by == "scores" else "random", scores, ~nothing, choice.alive)
+            self.tell(None if phase.by == "scores" else "random", scores, ~nothing, choice.keep)
         self.apply(choice, "init", 0.0)
         if self.explore_init == "zero":
             self.memory.forget_inactive()
@@ -181,9 +182,10 @@ class Active:
         may = before if phase.among == "alive" else ~nothing
         choice = pool.choose(scores, must=nothing, may=may, level=phase.level)
         least = None if phase.least is None else bind(phase.least, self.units, None)
-        if least is not None and choice.used < least.total:
-            choice = least.choose(scores, must=choice.alive, may=may & ~choice.alive, level=1.0)
-        self.tell(phase.by, scores, may, choice.alive)
+        if least is not None and choice.used[0] < least.total:
+            chosen = Mask.of(choice.keep)
+            choice = least.choose(scores, must=chosen, may=may & ~chosen, level=1.0)
+        self.tell(phase.by, scores, may, choice.keep)
         self.apply(choice, phase.event, 0.0, budget=pool.total)
         self.last_drop = (before, scores, self.alive)
 
@@ -200,7 +202,7 @@ class Active:
         else:
             choice = self.pool.choose(scores, must=nothing, may=before, level=1 - phase.omega)
             event = "prune"
-        self.tell(phase.by, scores, before, choice.alive)
+        self.tell(phase.by, scores, before, choice.keep)
         self.apply(choice, event, phase.omega, later=isinstance(self.next_phase, Grow))
         self.last_drop = (before, scores, self.alive)
 
@@ -223,7 +225,7 @@ class Active:
             if phase.within == "shared":
                 counts = share(kept.counts, counts, scores, self.last_drop[0])
             choice = self._layers().choose_counts(scores, must=kept, may=~kept, counts=counts)
-        self.tell(criterion, scores, ~kept, choice.alive)
+        self.tell(criterion, scores, ~kept, choice.keep)
         self.last_grow = (kept, scores)
         self.apply(choice, "grow", phase.omega, zero=phase.values == "zero")
 
@@ -235,7 +237,7 @@ class Active:
                 "keep; use Global, ERK or Uniform"
             )
         used = self.pool.used(self.alive)
-        choice = Choice(self.alive.shuffled(phase.seed), used, 0.0, math.nan, 0.0)
+        choice = Selection(self.alive.shuffled(phase.seed), (used,), (used,), gap=0.0)
         self.apply(choice, "shuffle", 0.0, budget=used)
 
     def _redraw(self, phase: Redraw) -> None:
@@ -268,7 +270,13 @@ class Active:
             look = lambda name: self.memory.value(name) if name in self.units.tensors else None  # noqa: E731
         return self.scores.read(criterion, look)
 
-    def tell(self, by: Criterion | str | None, scores: Mapping[str, Tensor], may: Mask, chosen: Mask) -> None:
+    def tell(
+        self,
+        by: Criterion | str | None,
+        scores: Mapping[str, Tensor],
+        may: Mask,
+        chosen: Mapping[str, Tensor],
+    ) -> None:
         """Notes groups that a choice cut into though their scores are all the same, to be warned of once a group.
 
         The warning comes when the change is done: as an error it stops a training of which nothing is half done.
@@ -299,13 +307,12 @@ class Active:
         """Ends a cycle without scores of the inactive units: what it has just dropped becomes active again."""
         if self.last_drop is not None:
             before = self.last_drop[0]
-            used = self.pool.used(before)
-            choice = Choice(before, used, self.pool.total - used, math.nan, 0.0)
+            choice = Selection(before, (self.pool.used(before),), (self.pool.total,), gap=0.0)
             self.apply(choice, "grow", self.omega)
 
     def apply(
         self,
-        choice: Choice,
+        choice: Selection,
         event: str,
         omega: float,
         *,
@@ -323,22 +330,23 @@ class Active:
             zero: units that were not active start from zero.
             later: leaves the model as it is until the next change, which is then one with this.
         """
-        check_ranks(choice.alive, self.step)
+        alive = Mask.of(choice.keep)
+        check_ranks(alive, self.step)
         if not later:
-            masks = self.units.masks(choice.alive)
+            masks = self.units.masks(alive)
             self._forget()
             self.memory.switch(masks, zero=zero)
             self._masks = masks
             self._forget()
-        self.alive = choice.alive
+        self.alive = alive
         flat, self._flat = tuple(self._flat), {}
         total = self.pool.total if budget is None else budget
         return self.ledger.event(
-            choice.alive,
+            alive,
             step=self.step,
             event=event,
             budget=total,
-            used=choice.used,
+            used=choice.used[0],
             omega=omega * total,
             gap=choice.gap,
             slack=choice.slack,

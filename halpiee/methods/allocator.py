@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,34 +18,16 @@ from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.select import Selection, uniform
 from halpiee.selection.select import choose as choose_by_latency
+from halpiee.selection.select import uniform
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
 from halpiee.sparsity.granularity import Channels, Units
 from halpiee.sparsity.mask import Mask
+from halpiee.structure.plan import Selection
 
 Solver = Literal["joint", "linear", "cpsat"]
 
-__all__ = ["Choice", "LatencyPool", "LayerPools", "Pool", "bind", "smallest_us"]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was chosen.
-
-    Attributes:
-        alive: the units that are active from now on.
-        used: what they cost, in the pool's unit.
-        slack: what is left below the capacity that was asked.
-        next_step: smallest extra cost of any next allowed size; NaN when everything is active.
-        gap: (upper bound − value) / upper bound of the selection; 0 where top-k is exact.
-    """
-
-    alive: Mask
-    used: float
-    slack: float
-    next_step: float
-    gap: float
+__all__ = ["LatencyPool", "LayerPools", "Pool", "bind", "smallest_us"]
 
 
 class Pool(Protocol):
@@ -65,11 +47,11 @@ class Pool(Protocol):
         """Returns R(alive), in the pool's unit."""
         ...
 
-    def start(self, generator: torch.Generator) -> Choice:
+    def start(self, generator: torch.Generator) -> Selection:
         """Returns a random choice that fills the budget."""
         ...
 
-    def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Choice:
+    def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Selection:
         """Returns all of ``must`` with the best of ``may``, within ``level · Ψ``."""
         ...
 
@@ -130,7 +112,7 @@ class LatencyPool:
         """Returns the predicted latency in µs."""
         return self.cost.total_us(alive.counts)
 
-    def start(self, generator: torch.Generator) -> Choice:
+    def start(self, generator: torch.Generator) -> Selection:
         """Returns the largest uniform width that fits, filled by the solver; which units is random."""
         counts = uniform(self.cost, self.budget_us, protect=self.units.left_out)
         scores = {name: torch.rand(size, generator=generator) for name, size in self.units.sizes.items()}
@@ -141,7 +123,7 @@ class LatencyPool:
         start = Mask(must)
         return self.choose(scores, must=start, may=~start, level=1.0)
 
-    def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Choice:
+    def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Selection:
         """Returns the solver's selection; after it no group has a next allowed size that still fits.
 
         ``linear`` keeps its own cost within the capacity, which differs from the true one, and reaches less than half
@@ -152,8 +134,7 @@ class LatencyPool:
             selection = self._step_by_step(scores, may, capacity)
         else:
             selection = self._solve(scores, must, may, capacity, self._solver)
-        alive = Mask({name: selection.keep[name] for name in self.units.sizes})
-        return Choice(alive, selection.latency_us, selection.slack_us, selection.next_step_us, selection.gap)
+        return replace(selection, keep=Mask({name: selection.keep[name] for name in self.units.sizes}))
 
     def _step_by_step(self, scores: Mapping[str, Tensor], may: Mask, capacity: float) -> Selection:
         """Solves Eq. 5 around what is kept, again and again, until the true cost is within the capacity.
@@ -174,7 +155,7 @@ class LatencyPool:
                 level = used - (used - error.minimum) / 4
                 selection = self._solve(scores, nothing, may, level, "linear")
             if selection.latency_us <= capacity * (1 + 1e-9):
-                return replace(selection, budget_us=capacity)
+                return replace(selection, budgets=(capacity,))
             kept = Mask({name: selection.keep[name] for name in self.units.sizes})
             if (may & ~kept).density == 0:
                 return self._solve(scores, nothing, may, capacity, "joint")
@@ -271,13 +252,13 @@ class LayerPools:
         """Returns the number of active units."""
         return float(sum(alive.counts.values()))
 
-    def start(self, generator: torch.Generator) -> Choice:
+    def start(self, generator: torch.Generator) -> Selection:
         """Returns random units: exact counts per pool."""
         scores = {name: torch.rand(size, generator=generator) for name, size in self.units.sizes.items()}
         nothing = Mask.full(self.units.sizes, False)
         return self.choose(scores, must=nothing, may=~nothing, level=1.0)
 
-    def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Choice:
+    def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Selection:
         """Returns the top-k of every pool."""
         if isinstance(self.budget, Global):
             alive = self._choose_global(scores, must, may, round(level * self._total))
@@ -288,19 +269,21 @@ class LayerPools:
                     for name in self.units.sizes
                 }
             )
-        used = self.used(alive)
-        next_step = 1.0 if alive.density < 1 else math.nan
-        return Choice(alive, used, level * self._total - used, next_step, 0.0)
+        return self._exact(alive, level * self._total)
 
     def choose_counts(
         self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, counts: Mapping[str, int]
-    ) -> Choice:
+    ) -> Selection:
         """Returns the top-k of every layer, with k given for each; runs of N:M stay within their N."""
         alive = Mask(
             {name: self._top(scores[name], must[name], may[name], counts[name]) for name in self.units.sizes}
         )
-        used = self.used(alive)
-        return Choice(alive, used, self._total - used, 1.0 if alive.density < 1 else math.nan, 0.0)
+        return self._exact(alive, self._total)
+
+    def _exact(self, alive: Mask, capacity: float) -> Selection:
+        """Returns units as a selection: top-k is exact, and one more unit is the next step."""
+        next_step = 1.0 if alive.density < 1 else math.nan
+        return Selection(alive, (self.used(alive),), (capacity,), gap=0.0, next_step=next_step)
 
     def _choose_layer(self, score: Tensor, must: Tensor, may: Tensor, name: str, level: float) -> Tensor:
         return self._top(score, must, may, max(1, round(level * self._counts[name])))

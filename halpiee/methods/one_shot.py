@@ -128,7 +128,8 @@ def in_rounds(model: nn.Module, how: Pruning) -> Iterator[Mask]:
     alive = Mask.full(units.sizes)
     for k, (pool, level) in enumerate(list(stages(budget, units, how.cost, how.rounds)), start=1):
         scores = scores_of(model, batches, criterion, units=units, loss_fn=how.loss_fn)
-        chosen = pool.choose(scores, must=Mask.full(units.sizes, False), may=alive, level=level).alive
+        best = pool.choose(scores, must=Mask.full(units.sizes, False), may=alive, level=level)
+        chosen = Mask.of(best.keep)
         why = {
             n: NO_GRADIENT if scores.flat.get(n) == NO_GRADIENT else w
             for n, w in undecided(scores, alive, chosen).items()

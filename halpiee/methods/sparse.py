@@ -20,11 +20,12 @@ from torch.optim import Optimizer
 
 from halpiee.errors import HalpieeError, PromiseError, UsageError
 from halpiee.methods.active import Active
-from halpiee.methods.allocator import Choice, LatencyPool, Pool
+from halpiee.methods.allocator import LatencyPool, Pool
 from halpiee.methods.attach import bare, check_holds, check_optimizer, few
 from halpiee.methods.phases import Design, Drop, Event, Grow, Phase, Train
 from halpiee.methods.state import RunningNorms
 from halpiee.sparsity.mask import Mask
+from halpiee.structure.plan import Selection
 
 __all__ = ["Sparse"]
 
@@ -323,7 +324,7 @@ class Sparse(Active):
         if pool.used(kept) > pool.total and self.last_drop is not None:
             before, drop_scores, _ = self.last_drop
             nothing = Mask.full(self.units.sizes, False)
-            kept = pool.choose(drop_scores, must=nothing, may=before, level=1 - self.omega).alive
+            kept = Mask.of(pool.choose(drop_scores, must=nothing, may=before, level=1 - self.omega).keep)
             known = self.last_grow[0]
             grow_scores = {n: torch.where(known[n] & ~kept[n], 0.0, s) for n, s in grow_scores.items()}
         choice = pool.choose(grow_scores, must=kept, may=~kept, level=1.0)
@@ -331,9 +332,11 @@ class Sparse(Active):
 
     def adopt(self, alive: Mask, event: Event) -> Event:
         """Makes the units that were active after an earlier event active again, with their last values."""
-        return self._settle(Choice(alive, event.used, event.slack, event.next_step, event.gap), event.event)
+        used = (event.used,)
+        choice = Selection(alive, used, (event.used + event.slack,), gap=event.gap, next_step=event.next_step)
+        return self._settle(choice, event.event)
 
-    def _settle(self, choice: Choice, event: str) -> Event:
+    def _settle(self, choice: Selection, event: str) -> Event:
         report = self.apply(choice, event, self.omega)
         self._hold(self._train())
         return report

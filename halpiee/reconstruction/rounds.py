@@ -8,7 +8,7 @@ network's own answers for the truth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,9 @@ from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.score import score
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.select import Selection, choose
+from halpiee.selection.select import choose
 from halpiee.structure.groups import Structure
+from halpiee.structure.plan import Selection
 from halpiee.structure.trace import trace
 
 __all__ = ["BATCH", "InRounds", "Rounds"]
@@ -82,7 +83,9 @@ class Rounds:
     ) -> None:
         self._model, self._structure, self._budget_us = model, structure, budget_us
         self._images, self._how = images, how or InRounds()
-        self._keep = {g.name: torch.ones(g.size, dtype=torch.bool) for g in structure.prunable}
+        self._keep: Mapping[str, Tensor] = {
+            g.name: torch.ones(g.size, dtype=torch.bool) for g in structure.prunable
+        }
         self._answers = self._labelled(scored) if labels is None else paired(scored, labels)
         self._scores: dict[str, Tensor] = self._scored(model, structure)
         self._choose(cost, budget_us)  # refuses a budget that nothing meets before the long work
@@ -106,7 +109,7 @@ class Rounds:
         return self.selection.counts
 
     @property
-    def keep(self) -> dict[str, Tensor]:
+    def keep(self) -> Mapping[str, Tensor]:
         """Which units stay."""
         return self.selection.keep
 
@@ -128,7 +131,7 @@ class Rounds:
         return self._repaired(self.keep, report)
 
     def _repaired(
-        self, keep: dict[str, Tensor], report: Callable[[RepairedLayer], None] = lambda layer: None
+        self, keep: Mapping[str, Tensor], report: Callable[[RepairedLayer], None] = lambda layer: None
     ) -> nn.Module:
         return repair(
             self._model,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from halpiee.selection.grid import FloatArray, Grid, GridSolution, IntArray, rel
 from halpiee.selection.lagrangian import solve_joint
 from halpiee.selection.local_search import fill, repair
 
-__all__ = ["DEFAULT_TIME_LIMIT_S", "Searched", "search", "solve_cpsat"]
+__all__ = ["DEFAULT_TIME_LIMIT_S", "search", "solve_cpsat"]
 
 DEFAULT_TIME_LIMIT_S = 30.0
 """Seconds of search where no limit was asked: CP-SAT gives its best answer and bound then."""
@@ -33,15 +32,6 @@ RANGE = 2.0**30
 CP-SAT 9.15 cuts off optimal choices when coefficients get larger: at 2^36 in 26 of 420 small problems, at
 2^33 and below in none.
 """
-
-
-@dataclass(frozen=True)
-class Searched:
-    """A choice or ``None``, a bound on every choice, and whether it is proved that there is none."""
-
-    choice: IntArray | None
-    upper_bound: float
-    infeasible: bool
 
 
 def solve_cpsat(
@@ -63,7 +53,7 @@ def solve_cpsat(
     joint = solve_joint(grid, budget, start, gap=max(gap, 1e-4), time_limit_s=limit_s / 2)
     if joint.gap <= gap:
         return joint
-    found = search(
+    choice, upper_bound = search(
         grid.values,
         [(grid, budget)],
         hint=joint.choice,
@@ -72,23 +62,14 @@ def solve_cpsat(
         time_limit_s=limit_s / 2,
         seed=seed,
     )
-    choice, value = joint.choice, joint.value
-    room = budget + 5e-10 * abs(budget)
-    within = None if found.choice is None else repair(grid, found.choice, room)
+    best, room = joint.choice, budget + 5e-10 * abs(budget)
+    within = None if choice is None else repair(grid, choice, room)
     if within is not None:
-        filled = fill(grid, within, room)
-        if grid.value(filled) > value:
-            choice, value = filled, grid.value(filled)
-    upper_bound = max(min(joint.upper_bound, found.upper_bound), value)
-    return GridSolution(
-        choice=choice,
-        cost=grid.cost(choice),
-        value=value,
-        upper_bound=upper_bound,
-        budget=budget,
-        path="cpsat" if relative_gap(value, upper_bound) <= gap else "cpsat+time",
-        own_cost=grid.cost(choice),
-    )
+        best = max(best, fill(grid, within, room), key=grid.value)
+    value = grid.value(best)
+    upper_bound = max(min(joint.upper_bound, upper_bound), value)
+    path = "cpsat" if relative_gap(value, upper_bound) <= gap else "cpsat+time"
+    return grid.solution(best, upper_bound, budget, path)
 
 
 def search(
@@ -100,7 +81,7 @@ def search(
     gap: float = 1e-3,
     time_limit_s: float = DEFAULT_TIME_LIMIT_S,
     seed: int = 0,
-) -> Searched:
+) -> tuple[IntArray | None, float]:
     """Maximises the value under any number of limits on sums of costs.
 
     Args:
@@ -111,6 +92,9 @@ def search(
         gap: relative gap at which to stop.
         time_limit_s: seconds of search.
         seed: of the search.
+
+    Returns:
+        A choice or ``None``, and a bound on the value of every choice: −∞ where it is proved that there is none.
 
     Raises:
         MissingError: OR-Tools is not installed.
@@ -149,13 +133,13 @@ def search(
     solver.parameters.num_workers = min(8, os.cpu_count() or 1)
     status = solver.solve(model)
     if status == cp_model.INFEASIBLE:
-        return Searched(None, -math.inf, True)
+        return None, -math.inf
     bound = least + solver.best_objective_bound / scale if scale else least
     bound = min(upper_bound, bound) if status in (cp_model.OPTIMAL, cp_model.FEASIBLE) else upper_bound
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return Searched(None, bound, False)
+        return None, bound
     choice = [next(k for k, x in enumerate(group) if solver.boolean_value(x)) for group in options]
-    return Searched(np.array(choice, dtype=np.int64), bound, False)
+    return np.array(choice, dtype=np.int64), bound
 
 
 def _limit(model: Any, options: list[list[Any]], grid: Grid, budget: float, n: int) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from halpiee.selection.elimination import Elimination, Step
 from halpiee.selection.grid import FloatArray, Grid, IntArray
 
-__all__ = ["Dual", "Frontier", "Reached", "close_gap"]
+__all__ = ["Dual", "Frontier", "close_gap"]
 
 
 class Dual:
@@ -81,14 +81,6 @@ CHUNK = 1_000_000
 
 
 @dataclass(frozen=True)
-class Reached:
-    """The best choice found above the threshold, and what anything else is worth at most."""
-
-    choice: IntArray | None
-    upper_bound: float
-
-
-@dataclass(frozen=True)
 class _Points:
     """Pairs of one message, sorted by state.
 
@@ -124,7 +116,7 @@ class Frontier:
         self.offset = multiplier * (room - self.grid.constant)
         self.costs: list[FloatArray] = [*dual.own, *dual.wide]
 
-    def reach(self, threshold: float, *, cap: int, until: float = math.inf) -> Reached:
+    def reach(self, threshold: float, *, cap: int, until: float = math.inf) -> tuple[IntArray | None, float]:
         """Looks for choices of more value than ``threshold``.
 
         Args:
@@ -139,19 +131,19 @@ class Frontier:
         points: list[_Points] = []
         for i, step in enumerate(self.plan.steps):
             if time.monotonic() > until:
-                return Reached(None, math.inf)
+                return None, math.inf
             points.append(self._eliminate(i, step, points))
         roots = [i for i, step in enumerate(self.plan.steps) if not step.message]
         total = self._combine(roots, points)
         fits = np.flatnonzero(total.cost + self.grid.constant <= self.room)
         if len(fits) == 0:
-            return Reached(None, self._lost)
+            return None, self._lost
         best = int(fits[np.argmax(total.value[fits])])
         states = [0] * len(self.plan.domains)
         for root, at in total.back:
             self._trace(points, root, int(at[best]), states)
         choice = np.array(states[: self.grid.n_groups], dtype=np.int64)
-        return Reached(choice, max(self._lost, self.grid.value(choice)))
+        return choice, max(self._lost, self.grid.value(choice))
 
     def _eliminate(self, i: int, step: Step, points: list[_Points]) -> _Points:
         plan = self.plan
@@ -333,12 +325,10 @@ def close_gap(
         threshold = value + max(gap / (1 + gap) * abs(value), 1e-12 * abs(upper_bound))
         if upper_bound <= threshold or time.monotonic() > until:
             break
-        reached = frontier.reach(threshold, cap=cap, until=until)
-        if reached.choice is not None:
-            found = grid.value(reached.choice)
-            if found > value:
-                best, value = reached.choice, found
-        upper_bound = max(min(upper_bound, reached.upper_bound), value)
+        choice, bound = frontier.reach(threshold, cap=cap, until=until)
+        if choice is not None and grid.value(choice) > value:
+            best, value = choice, grid.value(choice)
+        upper_bound = max(min(upper_bound, bound), value)
         if upper_bound - value <= gap * max(abs(upper_bound), 1e-12):
             break
     return best, upper_bound

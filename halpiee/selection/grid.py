@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ __all__ = [
     "Grid",
     "GridSolution",
     "IntArray",
+    "Searching",
     "Side",
     "Solver",
     "Term",
@@ -36,9 +37,74 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Side = int | tuple[int, ...] | None
+Solver = Literal["joint", "linear", "cpsat"]
 
 TOLERANCE = 5e-10
 """Relative excess over the budget that counts as rounding: half of what the contract allows."""
+
+
+class Searching(TypedDict, total=False):
+    """How the verbs of this package search: their last keyword arguments.
+
+    Attributes:
+        solver: ``joint`` (dual bound, exact elimination, frontier; the default), ``cpsat`` (OR-Tools, hinted by
+            ``joint``) or ``linear`` (HALP's own formulation, which keeps *its own* cost within the budget).
+        gap: relative gap to prove before stopping, 1e-3 by default.
+        time_limit_s: seconds, after which the best answer so far is returned with its gap.
+        seed: of whatever is random (CP-SAT's search).
+    """
+
+    solver: Solver
+    gap: float
+    time_limit_s: float | None
+    seed: int
+
+
+def relative_gap(value: float, upper_bound: float) -> float:
+    """Returns how far from optimal ``value`` can be at most: (upper bound − value) / |upper bound|."""
+    return (upper_bound - value) / max(abs(upper_bound), 1e-12)
+
+
+@dataclass(frozen=True)
+class GridSolution:
+    """One option per group, with its proof.
+
+    Attributes:
+        choice: int64 ``[G]``, the chosen option of every group.
+        cost: true cost of ``choice``, in the budget's unit.
+        value: ``Σ values[g][choice[g]]``.
+        upper_bound: no choice within the budget has a higher value. For ``linear`` it bounds the linearised
+            problem, the one that solver solves.
+        budget: what was asked.
+        path: how it was solved: ``whole`` (the best options all fit), ``dual`` (Lagrangian bound and repair),
+            ``frontier`` (Pareto elimination), ``mini-bucket`` (the coupling is too wide for exact
+            elimination: the bound is relaxed), ``cpsat``, ``linear``; ``+time`` is appended when the time
+            limit cut it short.
+        own_cost: what the solver itself believes ``choice`` costs; differs from ``cost`` only for ``linear``.
+    """
+
+    choice: IntArray
+    cost: float
+    value: float
+    upper_bound: float
+    budget: float
+    path: str
+    own_cost: float
+
+    @property
+    def gap(self) -> float:
+        """Certified relative gap: (upper_bound − value) / max(|upper_bound|, 1e-12)."""
+        return relative_gap(self.value, self.upper_bound)
+
+    @property
+    def meets_budget(self) -> bool:
+        """Whether the true cost is within the budget, up to a relative 1e-9."""
+        return self.cost <= self.budget + 1e-9 * abs(self.budget)
+
+    @property
+    def slack(self) -> float:
+        """What is left of the budget, in its unit."""
+        return self.budget - self.cost
 
 
 class Term(NamedTuple):
@@ -127,6 +193,14 @@ class Grid:
     def value(self, choice: IntArray) -> float:
         """Returns the value of a choice."""
         return float(sum(value[k] for value, k in zip(self.values, choice, strict=True)))
+
+    def solution(
+        self, choice: IntArray, upper_bound: float, budget: float, path: str, *, own_cost: float | None = None
+    ) -> GridSolution:
+        """Returns a choice with its cost, value and proof; ``own_cost`` is its cost if not given."""
+        cost, value = self.cost(choice), self.value(choice)
+        own = cost if own_cost is None else own_cost
+        return GridSolution(choice, cost, value, upper_bound, budget, path, own)
 
     def row(self, states: Sequence[int], g: int) -> FloatArray:
         """Returns float ``[n_g]``: the cost of all factors that touch a group, for each of its options."""
@@ -243,53 +317,3 @@ class _Sums:
 
 def _multiset(side: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(Counter(side).items()))
-
-
-Solver = Literal["joint", "linear", "cpsat"]
-
-
-def relative_gap(value: float, upper_bound: float) -> float:
-    """Returns how far from optimal ``value`` can be at most: (upper bound − value) / |upper bound|."""
-    return (upper_bound - value) / max(abs(upper_bound), 1e-12)
-
-
-@dataclass(frozen=True)
-class GridSolution:
-    """One option per group, with its proof.
-
-    Attributes:
-        choice: int64 ``[G]``, the chosen option of every group.
-        cost: true cost of ``choice``, in the budget's unit.
-        value: ``Σ values[g][choice[g]]``.
-        upper_bound: no choice within the budget has a higher value. For ``linear`` it bounds the linearised
-            problem, the one that solver solves.
-        budget: what was asked.
-        path: how it was solved: ``whole`` (the best options all fit), ``dual`` (Lagrangian bound and repair),
-            ``frontier`` (Pareto elimination), ``mini-bucket`` (the coupling is too wide for exact
-            elimination: the bound is relaxed), ``cpsat``, ``linear``; ``+time`` is appended when the time
-            limit cut it short.
-        own_cost: what the solver itself believes ``choice`` costs; differs from ``cost`` only for ``linear``.
-    """
-
-    choice: IntArray
-    cost: float
-    value: float
-    upper_bound: float
-    budget: float
-    path: str
-    own_cost: float
-
-    @property
-    def gap(self) -> float:
-        """Certified relative gap: (upper_bound − value) / max(|upper_bound|, 1e-12)."""
-        return relative_gap(self.value, self.upper_bound)
-
-    @property
-    def meets_budget(self) -> bool:
-        """Whether the true cost is within the budget, up to a relative 1e-9."""
-        return self.cost <= self.budget + 1e-9 * abs(self.budget)
-
-    @property
-    def slack(self) -> float:
-        """What is left of the budget, in its unit."""
-        return self.budget - self.cost

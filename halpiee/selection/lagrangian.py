@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,24 +20,7 @@ from halpiee.selection.frontier import Dual, close_gap
 from halpiee.selection.grid import TOLERANCE, Grid, GridSolution, IntArray, relative_gap
 from halpiee.selection.local_search import descend, fill, repair
 
-__all__ = ["Found", "solve_dual", "solve_joint"]
-
-
-@dataclass
-class Found:
-    """The best choice so far with its bound."""
-
-    choice: IntArray
-    cost: float
-    value: float
-    upper_bound: float
-    path: str
-    multiplier: float = 0.0
-
-    @property
-    def gap(self) -> float:
-        """Relative gap that is still open."""
-        return relative_gap(self.value, self.upper_bound)
+__all__ = ["solve_dual", "solve_joint"]
 
 
 def solve_dual(
@@ -49,7 +32,7 @@ def solve_dual(
     time_limit_s: float | None = None,
     limit: float = 4e6,
     dual: Dual | None = None,
-) -> Found:
+) -> GridSolution:
     """Minimises the dual bound and repairs; goes on to the frontier where the gap asked is not met.
 
     Args:
@@ -67,10 +50,8 @@ def solve_dual(
     until = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
     room = budget + TOLERANCE * abs(budget)
     top = np.array([int(np.argmax(v)) for v in grid.values], dtype=np.int64)
-    top_value = grid.value(top)
     if grid.cost(top) <= room:
-        choice = fill(grid, top, room)
-        return Found(choice, grid.cost(choice), grid.value(choice), top_value, "whole")
+        return grid.solution(fill(grid, top, room), grid.value(top), budget, "whole")
     dual = dual or Dual(grid, limit=limit)
     cheap = _cheapest(dual, budget, room, start)
     inside, outside, upper, multiplier = _minimise(dual, room, cheap, top, gap=gap, until=until)
@@ -79,14 +60,17 @@ def solve_dual(
     if repaired is not None:
         choices.append(repaired)
     best = max((fill(grid, choice, room) for choice in choices), key=grid.value)
+    upper = max(upper, grid.value(best))
     path = "dual" if dual.plan.exact else "mini-bucket"
-    found = Found(best, grid.cost(best), grid.value(best), upper, path, multiplier)
-    found.upper_bound = max(found.upper_bound, found.value)
-    if found.gap > gap and dual.plan.exact and time.monotonic() <= until:
-        _close(dual, found, room, gap=gap, until=until)
-    if time.monotonic() > until and found.gap > gap:
-        found.path += "+time"
-    return found
+    if relative_gap(grid.value(best), upper) > gap and dual.plan.exact and time.monotonic() <= until:
+        path = "frontier"
+        closer, upper = close_gap(grid, dual, multiplier, room, grid.value(best), upper, gap=gap, until=until)
+        if closer is not None:
+            best = fill(grid, closer, room)
+            upper = max(upper, grid.value(best))
+    if time.monotonic() > until and relative_gap(grid.value(best), upper) > gap:
+        path += "+time"
+    return grid.solution(best, upper, budget, path)
 
 
 def _cheapest(dual: Dual, budget: float, room: float, start: IntArray | None) -> IntArray:
@@ -141,18 +125,6 @@ def _minimise(
     return below[2], above[2], upper, multiplier
 
 
-def _close(dual: Dual, found: Found, room: float, *, gap: float, until: float) -> None:
-    grid = dual.grid
-    choice, found.upper_bound = close_gap(
-        grid, dual, found.multiplier, room, found.value, found.upper_bound, gap=gap, until=until
-    )
-    if choice is not None:
-        found.choice = fill(grid, choice, room)
-        found.cost, found.value = grid.cost(found.choice), grid.value(found.choice)
-        found.upper_bound = max(found.upper_bound, found.value)
-    found.path = "frontier"
-
-
 WIDE = 6.4e7
 """Cells of a joined table where narrower mini-buckets leave the gap open: 0.5 GB."""
 
@@ -171,14 +143,5 @@ def solve_joint(
     left_s = None if time_limit_s is None else time_limit_s - (time.monotonic() - begin)
     if found.path == "mini-bucket" and found.gap > gap and (left_s is None or left_s > 0):
         wider = solve_dual(grid, budget, found.choice, gap=gap, time_limit_s=left_s, limit=WIDE)
-        wider.upper_bound = min(wider.upper_bound, found.upper_bound)
-        found = wider
-    return GridSolution(
-        choice=found.choice,
-        cost=found.cost,
-        value=found.value,
-        upper_bound=found.upper_bound,
-        budget=budget,
-        path=found.path,
-        own_cost=found.cost,
-    )
+        found = replace(wider, upper_bound=min(wider.upper_bound, found.upper_bound))
+    return found

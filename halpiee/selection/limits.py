@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -29,11 +28,10 @@ from halpiee.selection.lagrangian import solve_dual
 from halpiee.selection.local_search import fill_within, repair_within
 from halpiee.selection.options import offer
 from halpiee.structure.groups import Structure
+from halpiee.structure.plan import Selection
 from latency.op import CONTRACTIONS, Op
 
 __all__ = [
-    "LimitedSelection",
-    "ParetoPoint",
     "Quantity",
     "pareto",
     "peak_bytes",
@@ -59,51 +57,6 @@ class _LimitError(BudgetError):
         self.number = number
 
 
-@dataclass(frozen=True)
-class LimitedSelection:
-    """Which units to keep under several limits.
-
-    Attributes:
-        keep: every prunable group: BoolTensor ``[size]``.
-        counts: every prunable group: units kept.
-        used: per limit what the selection uses.
-        budgets: per limit what was allowed.
-        value: summed score of what is kept.
-        upper_bound: no selection within all limits has a higher value.
-        next_step_us: smallest step of the first limit by any group's next width; NaN when nothing can grow.
-        path: ``surrogate`` or ``cpsat``, with ``+time`` where the gap asked was not proved.
-    """
-
-    keep: dict[str, Tensor]
-    counts: dict[str, int]
-    used: tuple[float, ...]
-    budgets: tuple[float, ...]
-    value: float
-    upper_bound: float
-    next_step_us: float
-    path: str
-
-    @property
-    def latency_us(self) -> float:
-        """What is used of the first limit."""
-        return self.used[0]
-
-    @property
-    def budget_us(self) -> float:
-        """The first limit."""
-        return self.budgets[0]
-
-    @property
-    def slack_us(self) -> float:
-        """What is left of the first limit."""
-        return self.budget_us - self.latency_us
-
-    @property
-    def gap(self) -> float:
-        """Certified relative gap."""
-        return relative_gap(self.value, self.upper_bound)
-
-
 def select_within(
     scores: Mapping[str, Tensor],
     limits: Sequence[tuple[Cost, float]],
@@ -113,7 +66,7 @@ def select_within(
     time_limit_s: float | None = None,
     seed: int = 0,
     names: Sequence[str] | None = None,
-) -> LimitedSelection:
+) -> Selection:
     """Selects units under several costs at once, over the candidate widths of the first.
 
     Args:
@@ -147,18 +100,8 @@ def select_within(
             f"{cost.unit}; ask for at least {least:.6g}",
             minimum=least,
         ) from None
-    kept = offers.keep(choice)
-    keep = {g.name: kept[g.name] for g in limits[0][0].structure.prunable}
-    counts = {name: int(mask.sum()) for name, mask in keep.items()}
-    return LimitedSelection(
-        keep=keep,
-        counts=counts,
-        used=tuple(cost.total(counts) for cost, _ in limits),
-        budgets=tuple(float(budget) for _, budget in limits),
-        value=grids[0][0].value(choice),
-        upper_bound=upper_bound,
-        next_step_us=limits[0][0].next_step(counts, dict(zip(offers.free, offers.counts, strict=True))),
-        path=path,
+    return offers.selection(
+        limits, choice, value=grids[0][0].value(choice), upper_bound=upper_bound, path=path
     )
 
 
@@ -198,7 +141,7 @@ def solve_limits(
     value = -math.inf if best is None else grids[0].value(best)
     if best is not None and relative_gap(value, upper_bound) <= gap:
         return best, max(upper_bound, value), "surrogate"
-    found = search(
+    chosen, least_bound = search(
         grids[0].values,
         limits,
         hint=best,
@@ -208,16 +151,16 @@ def solve_limits(
         seed=seed,
     )
     path = "surrogate"
-    if found.choice is not None:
-        within = repair_within(grids, found.choice, rooms)
-        if within is not None:
-            within = fill_within(grids, within, rooms)
-            if grids[0].value(within) > value:
-                best, value, path = within, grids[0].value(within), "cpsat"
+    within = None if chosen is None else repair_within(grids, chosen, rooms)
+    if within is not None:
+        within = fill_within(grids, within, rooms)
+        if grids[0].value(within) > value:
+            best, value, path = within, grids[0].value(within), "cpsat"
     if best is None:
-        reason = "no choice keeps them all" if found.infeasible else "none was found in the time allowed"
+        none = math.isinf(least_bound) and least_bound < 0
+        reason = "no choice keeps them all" if none else "none was found in the time allowed"
         raise _incompatible(len(limits), reason)
-    upper_bound = max(value, found.upper_bound)
+    upper_bound = max(value, least_bound)
     return best, upper_bound, path if relative_gap(value, upper_bound) <= gap else f"{path}+time"
 
 
@@ -271,67 +214,42 @@ def _mix(grids: Sequence[Grid], rooms: Sequence[float], weights: FloatArray) -> 
     return normalise(grids[0].values, terms, grids[0].widths), float(np.dot(weights, rooms))
 
 
-@dataclass(frozen=True)
-class ParetoPoint:
-    """One budget of the curve.
-
-    Attributes:
-        budget_us: what was asked.
-        latency_us: of the selection, calibrated.
-        value: summed score of what it keeps.
-        upper_bound: no selection within the budget has a higher value.
-        counts: units kept per prunable group.
-    """
-
-    budget_us: float
-    latency_us: float
-    value: float
-    upper_bound: float
-    counts: dict[str, int]
-
-    @property
-    def gap(self) -> float:
-        """Certified relative gap."""
-        return relative_gap(self.value, self.upper_bound)
-
-
 def pareto(
     scores: Mapping[str, Tensor],
     cost: Cost,
-    budgets_us: Sequence[float],
+    budgets: Sequence[float],
     *,
     gap: float = 1e-3,
     protect: Collection[str] = (),
-) -> list[ParetoPoint]:
+) -> list[Selection]:
     """Solves many budgets of one network.
 
     Args:
         scores: Tensor ``[size]`` per group; a group without scores stays whole.
         cost: the latency model.
-        budgets_us: the latencies; those below the narrowest network are left out of the answer.
+        budgets: of the cost, in its unit; those below the narrowest network are left out of the answer.
         gap: relative gap to prove at every point.
         protect: groups that stay whole.
 
     Returns:
-        One point per reachable budget, in the order given.
+        One selection per reachable budget, in the order given.
     """
     offers = offer(scores, cost, protect=protect)
     grid = normalise(offers.values, [Term(*term) for term in offers.terms], offers.counts)
     dual = Dual(grid)
     points = []
-    for budget_us in budgets_us:
+    for budget in budgets:
         try:
-            found = solve_dual(grid, cost.to_raw(float(budget_us)), gap=gap, dual=dual)
+            found = solve_dual(grid, cost.to_raw(float(budget)), gap=gap, dual=dual)
         except BudgetError:
             continue
-        counts = {name: int(mask.sum()) for name, mask in offers.keep(found.choice).items()}
         points.append(
-            ParetoPoint(
-                budget_us=float(budget_us),
-                latency_us=cost.total(counts),
+            offers.selection(
+                [(cost, float(budget))],
+                found.choice,
                 value=found.value,
                 upper_bound=found.upper_bound,
-                counts={g.name: counts[g.name] for g in cost.structure.prunable},
+                path=found.path,
             )
         )
     return points

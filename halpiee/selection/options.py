@@ -6,7 +6,7 @@ change width, and which groups the papers' recipes leave whole, is answered here
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from halpiee.errors import UsageError, unknown
 from halpiee.selection.cost import Cost
-from halpiee.selection.grid import FloatArray, IntArray, Side
+from halpiee.selection.grid import FloatArray, IntArray, Side, relative_gap
 from halpiee.structure.groups import GroupRef, Structure
+from halpiee.structure.plan import Selection
 
 if TYPE_CHECKING:
     from latency.op import Op
@@ -79,6 +80,30 @@ class Offers:
         for k, (name, one) in zip(choice, self.free.items(), strict=True):
             keep[name] = one.keep(int(one.counts[k]))
         return keep
+
+    def selection(
+        self,
+        limits: Sequence[tuple[Cost, float]],
+        choice: IntArray,
+        *,
+        value: float,
+        upper_bound: float,
+        path: str,
+    ) -> Selection:
+        """Returns a choice as a selection within some limits; the first one's cost gives groups and next step."""
+        kept, (cost, _) = self.keep(choice), limits[0]
+        keep = {g.name: kept[g.name] for g in cost.structure.prunable}
+        counts = {name: int(mask.sum()) for name, mask in keep.items()}
+        return Selection(
+            keep=keep,
+            used=tuple(limited.total(counts) for limited, _ in limits),
+            budgets=tuple(float(most) for _, most in limits),
+            value=value,
+            upper_bound=upper_bound,
+            gap=relative_gap(value, upper_bound),
+            next_step=cost.next_step(counts, {name: one.counts for name, one in self.free.items()}),
+            path=path,
+        )
 
 
 def offer(

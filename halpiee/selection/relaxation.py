@@ -45,15 +45,8 @@ def solve_linear(
         start = np.array([len(v) - 1 for v in grid.values], dtype=np.int64)
     own = linearise(grid, start)
     found = solve_dual(own, budget, gap=gap, time_limit_s=time_limit_s)
-    return GridSolution(
-        choice=found.choice,
-        cost=grid.cost(found.choice),
-        value=found.value,
-        upper_bound=found.upper_bound,
-        budget=budget,
-        path="linear+time" if found.path.endswith("+time") else "linear",
-        own_cost=found.cost,
-    )
+    path = "linear+time" if found.path.endswith("+time") else "linear"
+    return grid.solution(found.choice, found.upper_bound, budget, path, own_cost=found.cost)
 
 
 def linearise(grid: Grid, start: IntArray) -> Grid:

@@ -18,20 +18,20 @@ import math
 import numbers
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import Cost, LatencyCost
-from halpiee.selection.grid import IntArray, Solver, relative_gap
-from halpiee.selection.options import Offers, offer
+from halpiee.selection.grid import Searching
+from halpiee.selection.options import offer
 from halpiee.selection.solve import solve_grid
 from halpiee.structure.groups import Structure
+from halpiee.structure.plan import Selection
 
 if TYPE_CHECKING:
     from halpiee.sparsity.distribution import Latency
@@ -42,61 +42,21 @@ if TYPE_CHECKING:
 __all__ = ["Selection", "choose", "select", "select_lazily", "uniform", "widest"]
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Counts per group, which units they are, and how far from optimal that can be at most.
-
-    Attributes:
-        keep: every prunable group: BoolTensor ``[size]``.
-        counts: every prunable group: units kept.
-        latency_us: predicted, calibrated.
-        budget_us: what was asked.
-        value: sum of the scores of the units that were chosen (``must`` is not counted).
-        upper_bound: no selection within the budget has a higher value (``linear``: of its own linearised
-            problem).
-        next_step_us: smallest extra latency of any group's next allowed width; NaN when nothing can grow.
-        solver: ``joint``, ``linear`` or ``cpsat``.
-        path: how the solver got there.
-    """
-
-    keep: dict[str, Tensor]
-    counts: dict[str, int]
-    latency_us: float
-    budget_us: float
-    value: float
-    upper_bound: float
-    next_step_us: float
-    solver: str
-    path: str
-
-    @property
-    def gap(self) -> float:
-        """Certified relative gap: (upper_bound − value) / max(|upper_bound|, 1e-12)."""
-        return relative_gap(self.value, self.upper_bound)
-
-    @property
-    def slack_us(self) -> float:
-        """What is left of the budget."""
-        return self.budget_us - self.latency_us
-
-
 def select(
     scores: Mapping[str, Tensor],
     cost: Cost,
     budget_us: float | str | Latency,
-    *,
-    solver: Solver = "joint",
-    gap: float = 1e-3,
+    **searching: Unpack[Searching],
 ) -> Selection:
     """Selects the units of a network that meet a latency with the most score.
 
     Args:
         scores: every prunable group: Tensor ``[size]``, higher is more worth keeping.
-        cost: the latency model.
-        budget_us: the largest latency, calibrated, in µs; as text (``"50%"``, ``"12.5ms"``) or ``Latency`` also a
-            share of the dense latency.
-        solver: ``joint``, ``cpsat`` or ``linear`` (HALP's own formulation, which may miss the budget).
-        gap: relative gap to prove.
+        cost: the latency model, or another cost of the network.
+        budget_us: the most of it: the largest latency, calibrated, in µs; as text (``"50%"``, ``"12.5ms"``) or
+            ``Latency`` also a share of the dense latency.
+        **searching: ``solver`` (``joint``, ``cpsat``, or ``linear``, which may miss the budget), ``gap``,
+            ``time_limit_s``, ``seed``: see ``halpiee.solve_grid``.
 
     Raises:
         UsageError: no latency, a prunable group without scores, or scores that do not fit.
@@ -109,10 +69,10 @@ def select(
             f"scores of every prunable group are needed; {len(missing)} are missing: {shown}; "
             "score them, or use choose(…), which leaves groups without scores whole"
         )
-    return choose(scores, cost, _in_us(budget_us, cost), solver=solver, gap=gap)
+    return choose(scores, cost, _in_unit(budget_us, cost), **searching)
 
 
-def _in_us(asked: object, cost: Cost) -> float:
+def _in_unit(asked: object, cost: Cost) -> float:
     """Returns a budget in the unit of a cost."""
     from halpiee.sparsity.distribution import Latency, as_budget
 
@@ -130,16 +90,14 @@ def _in_us(asked: object, cost: Cost) -> float:
 def choose(
     scores: Mapping[str, Tensor],
     cost: Cost,
-    budget_us: float,
+    budget: float,
     *,
     must: Mapping[str, Tensor] | None = None,
     may: Mapping[str, Tensor] | None = None,
-    solver: Solver = "joint",
-    gap: float = 1e-3,
     protect: Collection[str] = (),
-    time_limit_s: float | None = None,
+    **searching: Unpack[Searching],
 ) -> Selection:
-    """Keeps all of ``must`` and adds the best of ``may`` within a latency.
+    """Keeps all of ``must`` and adds the best of ``may`` within a budget.
 
     Within a group units are added by score, ties by index. Widths are the candidates of the cost plus the
     number of units of ``must``; a group that may not vanish keeps at least one unit. Afterwards no group has
@@ -147,83 +105,56 @@ def choose(
 
     Args:
         scores: Tensor ``[size]`` per group; a group without scores keeps ``must`` and ``may`` whole.
-        cost: the latency model.
-        budget_us: the largest latency, calibrated, in µs.
+        cost: the latency model, or another cost of the network.
+        budget: the most of it, in its unit.
         must: BoolTensor ``[size]`` per group; default: nothing.
         may: BoolTensor ``[size]`` per group; default: everything.
-        solver: ``joint``, ``cpsat``, or ``linear``: Eq. 5 around ``must`` where there is one (grow), else
-            around everything that may stay (prune).
-        gap: relative gap to prove.
         protect: groups that keep ``must`` and ``may`` whole.
-        time_limit_s: after this the best selection so far is returned with its gap.
+        **searching: ``solver``, ``gap``, ``time_limit_s``, ``seed``: see ``halpiee.solve_grid``. ``linear`` takes
+            Eq. 5 around ``must`` where there is one (grow), else around everything that may stay (prune).
 
     Raises:
         UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left
             empty.
-        BudgetError: a budget that ``must`` and the narrowest widths do not fit in; ``.minimum`` in µs.
+        BudgetError: a budget that ``must`` and the narrowest widths do not fit in; ``.minimum`` in its unit.
     """
     offers = offer(scores, cost, must=must, may=may, protect=protect)
+    limits = [(cost, budget)]
     if not offers.free:
-        return _all_or_nothing(cost, offers, budget_us, solver)
-    start = [0 if bool(one.must.any()) else len(one.counts) - 1 for one in offers.free.values()]
+        none = np.zeros(0, dtype=np.int64)
+        found = offers.selection(limits, none, value=0.0, upper_bound=0.0, path="whole")
+        if found.used[0] > budget + 1e-9 * abs(budget):
+            raise _too_small(cost, budget, found.used[0])
+        return found
+    start = None
+    if searching.get("solver") == "linear":
+        start = [0 if bool(one.must.any()) else len(one.counts) - 1 for one in offers.free.values()]
     try:
         solution = solve_grid(
             offers.values,
             offers.terms,
-            cost.to_raw(budget_us),
+            cost.to_raw(budget),
             widths=offers.counts,
-            solver=solver,
-            start=start if solver == "linear" else None,
-            gap=gap,
-            time_limit_s=time_limit_s,
+            start=start,
+            **searching,
         )
     except BudgetError as error:
-        raise _too_small(budget_us, cost.from_raw(error.minimum)) from None
-    return _selection(
-        cost, offers, budget_us, solver, solution.choice, solution.value, solution.upper_bound, solution.path
+        raise _too_small(cost, budget, cost.from_raw(error.minimum)) from None
+    return offers.selection(
+        limits,
+        solution.choice,
+        value=solution.value,
+        upper_bound=solution.upper_bound,
+        path=solution.path,
     )
 
 
-def _all_or_nothing(cost: Cost, offers: Offers, budget_us: float, solver: str) -> Selection:
-    """Returns the selection where every group is fixed."""
-    found = _selection(cost, offers, budget_us, solver, np.zeros(0, dtype=np.int64), 0.0, 0.0, "whole")
-    if found.latency_us > budget_us + 1e-9 * abs(budget_us):
-        raise _too_small(budget_us, found.latency_us)
-    return found
-
-
-def _too_small(budget_us: float, minimum: float) -> BudgetError:
-    share = f", or for a share of the dense latency as text: '{budget_us:.0%}'" if budget_us <= 1 else ""
+def _too_small(cost: Cost, budget: float, minimum: float) -> BudgetError:
+    share = f", or for a share of the dense latency as text: '{budget:.0%}'" if budget <= 1 else ""
     return BudgetError(
-        f"a budget of {budget_us:.1f} µs was asked; the narrowest network allowed takes {minimum:.1f} µs; "
-        f"ask for at least {math.ceil(minimum * 10) / 10:.1f} µs{share}",
+        f"a budget of {budget:.1f} {cost.unit} was asked; the narrowest network allowed takes {minimum:.1f} "
+        f"{cost.unit}; ask for at least {math.ceil(minimum * 10) / 10:.1f} {cost.unit}{share}",
         minimum=minimum,
-    )
-
-
-def _selection(
-    cost: Cost,
-    offers: Offers,
-    budget_us: float,
-    solver: str,
-    choice: IntArray,
-    value: float,
-    upper_bound: float,
-    path: str,
-) -> Selection:
-    kept = offers.keep(choice)
-    keep = {g.name: kept[g.name] for g in cost.structure.prunable}
-    counts = {name: int(mask.sum()) for name, mask in keep.items()}
-    return Selection(
-        keep=keep,
-        counts=counts,
-        latency_us=cost.total(counts),
-        budget_us=float(budget_us),
-        value=value,
-        upper_bound=upper_bound,
-        next_step_us=cost.next_step(counts, {name: one.counts for name, one in offers.free.items()}),
-        solver=solver,
-        path=path,
     )
 
 
@@ -235,9 +166,8 @@ def select_lazily(
     scores: Mapping[str, Tensor],
     structure: Structure,
     tables: LazySweep,
+    budget: float | str | Latency,
     *,
-    budget_us: float | None = None,
-    fraction: float | None = None,
     calibration: Calibration | None = None,
     gap: float = 1e-3,
     protect: Collection[str] = (),
@@ -249,8 +179,7 @@ def select_lazily(
         scores: every prunable group: Tensor ``[size]``.
         structure: of the network whose ops the tables were opened with.
         tables: an open lazy sweep.
-        budget_us: the largest latency in µs.
-        fraction: or this share of the dense latency.
+        budget: the largest latency: a number in µs, text (``"50%"``, ``"12.5ms"``), or ``Latency``.
         calibration: of the cost.
         gap: relative gap to prove, for the prices known at the time.
         protect: groups that stay whole.
@@ -261,8 +190,7 @@ def select_lazily(
     """
     for _ in range(ROUNDS):
         cost = offer(LatencyCost(structure, tables.profile, calibration))
-        us = budget_us if budget_us is not None else (1.0 if fraction is None else fraction) * cost.dense_us
-        selection = choose(scores, cost, us, gap=gap, protect=protect)
+        selection = choose(scores, cost, _in_unit(budget, cost), gap=gap, protect=protect)
         if not tables.measure(_cells(structure, selection.counts)) and not tables.measure(
             _neighbours(structure, cost, selection.counts)
         ):
@@ -288,12 +216,12 @@ def _neighbours(
     return list(found)
 
 
-def uniform(cost: Cost, budget_us: float, *, protect: Collection[str] = ()) -> dict[str, int]:
-    """Returns the counts of the widest uniform network within a latency; see ``widest``.
+def uniform(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict[str, int]:
+    """Returns the counts of the widest uniform network within a budget; see ``widest``.
 
     Args:
         cost: the latency model; its candidates above 0 are the widths.
-        budget_us: the largest latency.
+        budget: the most of it, in its unit.
         protect: groups that stay whole.
 
     Raises:
@@ -304,13 +232,13 @@ def uniform(cost: Cost, budget_us: float, *, protect: Collection[str] = ()) -> d
         name: [size] if name in protect else [k for k in cost.candidates[name] if k > 0]
         for name, size in sizes.items()
     }
-    counts = widest(sizes, options, cost.total, budget_us)
+    counts = widest(sizes, options, cost.total, budget)
     if counts is None:
-        least_us = cost.total({name: allowed[0] for name, allowed in options.items()})
+        least = cost.total({name: allowed[0] for name, allowed in options.items()})
         raise BudgetError(
-            f"a uniform network of {budget_us:.1f} µs was asked; the narrowest one takes {least_us:.1f} µs; "
-            f"ask for at least {least_us:.1f} µs",
-            minimum=least_us,
+            f"a uniform network of {budget:.1f} {cost.unit} was asked; the narrowest one takes {least:.1f} "
+            f"{cost.unit}; ask for at least {least:.1f} {cost.unit}",
+            minimum=least,
         )
     return counts
 

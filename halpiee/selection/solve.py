@@ -11,13 +11,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from halpiee.errors import UsageError
 from halpiee.selection.cpsat import solve_cpsat
-from halpiee.selection.grid import FloatArray, GridSolution, IntArray, Side, Solver, Term, normalise
+from halpiee.selection.grid import (
+    FloatArray,
+    GridSolution,
+    IntArray,
+    Searching,
+    Side,
+    Solver,
+    Term,
+    normalise,
+)
 from halpiee.selection.lagrangian import solve_joint
 from halpiee.selection.relaxation import solve_linear
 
@@ -38,11 +48,8 @@ def solve_grid(
     budget: float,
     *,
     widths: Sequence[ArrayLike] | None = None,
-    solver: Solver = "joint",
     start: Sequence[int] | NDArray[np.integer] | None = None,
-    gap: float = 1e-3,
-    time_limit_s: float | None = None,
-    seed: int = 0,
+    **searching: Unpack[Searching],
 ) -> GridSolution:
     """Chooses one option per group: the most value that the budget allows, with a bound on what was missed.
 
@@ -54,13 +61,9 @@ def solve_grid(
             (depthwise). Repeated pairs add up.
         budget: the largest total cost, in the unit of the costs.
         widths: int array ``[n_g]`` per group; needed where a side is a tuple.
-        solver: ``joint`` (dual bound, exact elimination, frontier), ``cpsat`` (OR-Tools, hinted by joint) or
-            ``linear`` (HALP's Eq. 5 around ``start``: keeps *its own* cost within the budget).
         start: one option per group: where ``linear`` linearises (default: all dense); a first answer for
             others.
-        gap: relative gap to prove before stopping.
-        time_limit_s: after this the best answer so far is returned with its gap.
-        seed: of whatever is random (CP-SAT's search).
+        **searching: ``solver``, ``gap``, ``time_limit_s``, ``seed``: see ``grid.Searching``.
 
     Returns:
         The solution. ``joint`` and ``cpsat`` cost at most ``budget · (1 + 1e-9)``, and no single group has a
@@ -70,14 +73,7 @@ def solve_grid(
         UsageError: an empty problem, wrong shapes, values or costs that are not finite.
         BudgetError: a budget below the cheapest choice; ``.minimum`` holds its cost.
     """
-    if solver not in ("joint", "linear", "cpsat"):
-        raise UsageError(f"solver={solver!r} was asked; choose 'joint', 'linear' or 'cpsat'")
-    if not gap >= 0:
-        raise UsageError(f"gap={gap!r} was asked; give a number of at least 0, such as 1e-3")
-    if time_limit_s is not None and not time_limit_s > 0:
-        raise UsageError(
-            f"time_limit_s={time_limit_s!r} was asked; give seconds above 0, or None for no limit"
-        )
+    solver, gap, time_limit_s, seed = check_searching(**searching)
     checked_values = check_values(values)
     checked_widths = check_widths(widths, checked_values)
     checked_terms = [check_term(i, t, checked_values, checked_widths) for i, t in enumerate(terms)]
@@ -89,6 +85,21 @@ def solve_grid(
     if solver == "cpsat":
         return solve_cpsat(grid, number, first, gap=gap, time_limit_s=time_limit_s, seed=seed)
     return solve_joint(grid, number, first, gap=gap, time_limit_s=time_limit_s)
+
+
+def check_searching(
+    *, solver: Solver = "joint", gap: float = 1e-3, time_limit_s: float | None = None, seed: int = 0
+) -> tuple[Solver, float, float | None, int]:
+    """Returns how to search, with the defaults of what was not given."""
+    if solver not in ("joint", "linear", "cpsat"):
+        raise UsageError(f"solver={solver!r} was asked; choose 'joint', 'linear' or 'cpsat'")
+    if not gap >= 0:
+        raise UsageError(f"gap={gap!r} was asked; give a number of at least 0, such as 1e-3")
+    if time_limit_s is not None and not time_limit_s > 0:
+        raise UsageError(
+            f"time_limit_s={time_limit_s!r} was asked; give seconds above 0, or None for no limit"
+        )
+    return solver, gap, time_limit_s, seed
 
 
 def check_values(values: Sequence[ArrayLike]) -> list[FloatArray]:

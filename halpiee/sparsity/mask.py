@@ -52,6 +52,11 @@ class Mask(Mapping[str, Tensor]):
         return len(self.units)
 
     @classmethod
+    def of(cls, keep: Mapping[str, Tensor]) -> Mask:
+        """Returns what a selection keeps as a mask; a mask as it is."""
+        return keep if isinstance(keep, Mask) else cls(dict(keep))
+
+    @classmethod
     def full(cls, sizes: Mapping[str, tuple[int, ...]], value: bool = True) -> Mask:
         """Returns a mask with every unit active (or none)."""
         return cls({name: torch.full(size, value, dtype=torch.bool) for name, size in sizes.items()})

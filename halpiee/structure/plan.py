@@ -1,6 +1,6 @@
-"""A selection bound to a model: which units stay, as JSON that cuts a fresh copy in another process.
+"""A selection, and a selection bound to a model: a plan, as JSON that cuts a fresh copy in another process.
 
-The file holds all that cutting needs (the unit at each position of each tensor, run-length coded, and the
+The file of a plan holds all that cutting needs (the unit at each position of each tensor, run-length coded, and the
 numbers that modules hold), so applying a plan traces nothing and needs no inputs.
 """
 
@@ -10,8 +10,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from halpiee.structure.shrink import alive_of, apply_kept, holds_number, kept_in
 from latency._files import write
 from latency.outside import parsed, read_bytes, sound
 
-__all__ = ["SCHEMA", "Plan"]
+__all__ = ["SCHEMA", "Plan", "Selection"]
 
 SCHEMA = 1
 """Version of the file's layout."""
@@ -53,18 +54,61 @@ Number = tuple[
 """A number that a module holds: module path, attribute, index or None, units counted, factor, divisor."""
 
 
-class SelectionLike(Protocol):
-    """What a plan takes from a selection."""
+@dataclass(frozen=True)
+class Selection:
+    """Which units of which groups or layers stay, what they cost, and how far from optimal that can be at most.
+
+    Attributes:
+        keep: group or layer → BoolTensor of its shape; a solved selection names every prunable group.
+        used: per limit what the selection costs, in the limit's unit; the first limit is the budget. Empty where
+            nothing was priced.
+        budgets: per limit the most that was allowed.
+        value: sum of the scores of the units that were chosen; NaN where none were given.
+        upper_bound: no selection within the limits has a higher value.
+        gap: certified relative gap, (upper_bound − value) / |upper_bound|; NaN where nothing was solved.
+        next_step: smallest extra cost, in the unit of the first limit, of any group's next allowed width; NaN where
+            nothing can grow.
+        path: how the solver got there; see ``halpiee.GridSolution``.
+    """
+
+    keep: Mapping[str, Tensor]
+    used: tuple[float, ...] = ()
+    budgets: tuple[float, ...] = ()
+    value: float = math.nan
+    upper_bound: float = math.nan
+    gap: float = math.nan
+    next_step: float = math.nan
+    path: str = ""
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Units kept, per group or layer."""
+        return {name: int(mask.sum()) for name, mask in self.keep.items()}
 
     @property
-    def keep(self) -> Mapping[str, Tensor]:
-        """Group name → which units stay."""
-        ...
+    def slack(self) -> float:
+        """What is left of the first limit; NaN without one."""
+        return self.budgets[0] - self.used[0] if self.budgets and self.used else math.nan
 
     @property
     def latency_us(self) -> float:
-        """Predicted latency in µs."""
-        ...
+        """What is used of the first limit, in its unit: µs of a latency; NaN where nothing was priced."""
+        return self.used[0] if self.used else math.nan
+
+    @property
+    def budget_us(self) -> float:
+        """The first limit, in its unit; NaN without one."""
+        return self.budgets[0] if self.budgets else math.nan
+
+    @property
+    def slack_us(self) -> float:
+        """``slack``, of a latency in µs."""
+        return self.slack
+
+    @property
+    def next_step_us(self) -> float:
+        """``next_step``, of a latency in µs."""
+        return self.next_step
 
 
 @dataclass(frozen=True)
@@ -117,7 +161,7 @@ class Plan:
     def from_selection(
         cls,
         structure: Structure,
-        selection: SelectionLike,
+        selection: Selection,
         *,
         model: str = "",
         arguments: Mapping[str, Any] | None = None,
@@ -128,7 +172,7 @@ class Plan:
 
         Args:
             structure: the traced model.
-            selection: has ``keep``, and ``latency_us``, ``upper_bound`` and ``gap`` where it was solved for.
+            selection: which units stay, and what they cost where that was priced.
             model: the MODEL string that builds the dense model.
             arguments: arguments of its builder.
             budget_us: latency that was asked for, in µs.
@@ -153,10 +197,10 @@ class Plan:
             ],
             model=model,
             arguments=dict(arguments or {}),
-            latency_us=number(selection, "latency_us"),
-            budget_us=budget_us if budget_us is not None else number(selection, "budget_us"),
-            upper_bound=number(selection, "upper_bound"),
-            gap=number(selection, "gap"),
+            latency_us=known(selection, "latency_us"),
+            budget_us=budget_us if budget_us is not None else known(selection, "budget_us"),
+            upper_bound=known(selection, "upper_bound"),
+            gap=known(selection, "gap"),
             target=dict(target or {}),
             inputs=[list(shape) for shape in structure.details.get("inputs", ())],
         )
@@ -302,10 +346,10 @@ def _outside(coded: Runs, n_units: int) -> bool:
     )
 
 
-def number(selection: object, name: str) -> float | None:
-    """Returns a selection's number as a plain float, or None where it has none."""
+def known(selection: Selection, name: str) -> float | None:
+    """Returns a selection's number as a plain float; None where it is NaN, or where an object of your own lacks it."""
     value = getattr(selection, name, None)
-    return None if value is None else float(value)
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def slots_of(structure: Structure) -> dict[str, dict[str, Runs]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import latency
 from halpiee.data.sources import load
@@ -21,7 +20,7 @@ from halpiee.errors import ProfileError, WriteError
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import protected
 from halpiee.structure.groups import Structure
-from halpiee.structure.plan import Plan, SelectionLike
+from halpiee.structure.plan import Plan, Selection
 from halpiee.structure.size import macs
 from halpiee.structure.trace import trace
 from halpiee.training.build import arguments, network
@@ -29,7 +28,7 @@ from halpiee.training.checkpoint import fill
 from halpiee.training.config import Settings, parse_budget
 from latency._files import FolderLock, contents
 
-__all__ = ["PROFILE", "Run", "Selected", "Talk", "holds_cells", "save_plan"]
+__all__ = ["PROFILE", "Run", "Talk", "holds_cells", "save_plan"]
 
 
 PROFILE = "profile.jsonl"
@@ -191,23 +190,8 @@ def holds_cells(path: Path) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class Selected:
-    """Units and, where they were solved for, their latency.
-
-    Attributes:
-        keep: group → which units stay; a group that is not named is whole.
-        latency_us: as predicted; NaN where none was.
-        gap: certified relative gap of the last solve.
-    """
-
-    keep: Mapping[str, Tensor]
-    latency_us: float = math.nan
-    gap: float | None = None
-
-
-def save_plan(run: Run, selection: SelectionLike, budget_us: float | None = None) -> None:
+def save_plan(run: Run, selection: Selection) -> None:
     """Writes the plan of a run's network."""
     model, made = run.settings.model, arguments(run.settings, run.data.n_classes)
-    plan = Plan.from_selection(run.structure, selection, model=model, arguments=made, budget_us=budget_us)
+    plan = Plan.from_selection(run.structure, selection, model=model, arguments=made)
     plan.save(run.folder / "plan.json", overwrite=True)

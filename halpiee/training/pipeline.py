@@ -46,6 +46,7 @@ from halpiee.sparsity.distribution import Latency
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Channels
 from halpiee.sparsity.mask import Mask
+from halpiee.structure.plan import Selection
 from halpiee.structure.proof import verify
 from halpiee.structure.shrink import shrink
 from halpiee.structure.size import macs
@@ -62,7 +63,7 @@ from halpiee.training.build import (
 )
 from halpiee.training.checkpoint import fill, load_state, save_json, save_weights
 from halpiee.training.config import Settings
-from halpiee.training.job import PROFILE, Run, Selected, save_plan
+from halpiee.training.job import PROFILE, Run, save_plan
 from halpiee.training.loop import Trainer, evaluate, make_optimizer, pick_threads
 from halpiee.training.preflight import check_cells, check_images
 from halpiee.training.record import (
@@ -497,8 +498,8 @@ def _finish(run: Run, trainer: Trainer, method: Method, path: Path) -> dict[str,
         ),
         **extra,
     }
-    chosen = Selected(trainer.extra["keep"], trainer.extra["predicted_us"], trainer.extra["gap"])
-    save_plan(run, chosen, trainer.extra["budget_us"])
+    used, most = (trainer.extra["predicted_us"],), (trainer.extra["budget_us"],)
+    save_plan(run, Selection(trainer.extra["keep"], used, most, gap=trainer.extra["gap"]))
     save_weights(run.folder / "pruned.safetensors", model.state_dict())
     save_json(path, result)
     (run.folder / "pruned.state").unlink(missing_ok=True)
@@ -600,7 +601,7 @@ def finish_masked(
     keep = trainer.extra.get("keep")
     if keep is not None:
         counts = {name: int(mask.sum()) for name, mask in keep.items()}
-        save_plan(run, Selected(keep))
+        save_plan(run, Selection(keep))
     units = trainer.extra.get("units") or _units(method)
     layers = macs(run.structure)
     result = {
@@ -652,7 +653,7 @@ def train_small(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
     predicted = None if cost is None else cost.total_us(counts)
     params = sum(p.numel() for p in model.parameters())
     whole = sum(p.numel() for p in run.build().parameters())
-    save_plan(run, Selected(keep, math.nan if predicted is None else predicted))
+    save_plan(run, Selection(keep, () if predicted is None else (predicted,)))
     ratio = run.macs(counts) / run.macs({})
     result = {
         "accuracy": top1,
@@ -809,8 +810,8 @@ def train_early(run: Run, cost: LatencyCost) -> dict[str, Any]:
         ),
         **{key: value for key, value in trainer.extra.items() if key != "keep"},
     }
-    chosen = Selected(keep, trainer.extra["predicted_us"], trainer.extra["gap"])
-    save_plan(run, chosen, trainer.extra["budget_us"])
+    used, most = (trainer.extra["predicted_us"],), (trainer.extra["budget_us"],)
+    save_plan(run, Selection(keep, used, most, gap=trainer.extra["gap"]))
     save_weights(run.folder / "pruned.safetensors", compact.state_dict())
     save_json(path, result)
     (run.folder / "pruned.state").unlink(missing_ok=True)

@@ -70,10 +70,10 @@ def test_the_start_fills_the_budget_and_is_random_but_seeded(timed: Structure, n
     pool = bind(Latency(fraction=0.7), Channels(net, timed), cost)
     assert pool.total == pytest.approx(0.7 * 51)
     starts = [pool.start(torch.Generator().manual_seed(s)) for s in (0, 0, 1, 2, 3)]
-    assert starts[0].alive.digest() == starts[1].alive.digest()
-    assert len({s.alive.digest() for s in starts}) > 1
+    assert Mask.of(starts[0].keep).digest() == Mask.of(starts[1].keep).digest()
+    assert len({Mask.of(s.keep).digest() for s in starts}) > 1
     for start in starts:
-        assert start.used <= pool.total
+        assert start.latency_us <= pool.total
 
 
 def run(net: nn.Module, timed: Structure, batches: Batches, **extra: object) -> IEE:
@@ -226,11 +226,11 @@ def test_masks_that_differ_between_pools_of_weights_stay_exact() -> None:
     units = Weights(net)
     scores = {"0.weight": torch.arange(16.0).reshape(4, 4), "1.weight": torch.full((2, 4), -1.0)}
     none = Mask.full(units.sizes, False)
-    alive = LayerPools(units, Global(0.25)).choose(scores, must=none, may=~none, level=1.0).alive
+    alive = Mask.of(LayerPools(units, Global(0.25)).choose(scores, must=none, may=~none, level=1.0).keep)
     assert alive.counts == {"0.weight": 5, "1.weight": 1}  # 6 of 24
     assert alive["0.weight"].flatten().nonzero().flatten().tolist() == [11, 12, 13, 14, 15]
     assert alive["1.weight"].flatten().tolist() == [True] + [False] * 7  # ties go to the lower index
-    two_of_four = LayerPools(units, NM(2, 4)).choose(scores, must=none, may=~none, level=1.0).alive
+    two_of_four = LayerPools(units, NM(2, 4)).choose(scores, must=none, may=~none, level=1.0).keep
     assert two_of_four["0.weight"].tolist() == [[False, False, True, True]] * 4
     assert two_of_four["1.weight"].tolist() == [[True, True, False, False]] * 2
 
@@ -271,19 +271,20 @@ def test_on_resnet50_less_than_half_a_percent_of_the_budget_is_left(fraction: fl
     def scores() -> dict[str, Tensor]:
         return {name: torch.rand(size, generator=generator) for name, size in pool.units.sizes.items()}
 
-    alive = pool.start(generator).alive
+    alive = Mask.of(pool.start(generator).keep)
     none = Mask.full(pool.units.sizes, False)
     for omega in (0.3, 0.1, 0.02):
-        kept = pool.choose(scores(), must=none, may=alive, level=1 - omega)
-        assert kept.used <= (1 - omega) * pool.total * (1 + 1e-9)
-        grown = pool.choose(scores(), must=kept.alive, may=~kept.alive, level=1.0)
-        alive = grown.alive
-        assert grown.used <= pool.total * (1 + 1e-9)
+        pruned = pool.choose(scores(), must=none, may=alive, level=1 - omega)
+        kept = Mask.of(pruned.keep)
+        assert pruned.latency_us <= (1 - omega) * pool.total * (1 + 1e-9)
+        grown = pool.choose(scores(), must=kept, may=~kept, level=1.0)
+        alive = Mask.of(grown.keep)
+        assert grown.latency_us <= pool.total * (1 + 1e-9)
         assert grown.slack <= 0.005 * pool.total
-        assert all(bool(alive[name][mask].all()) for name, mask in kept.alive.items())
+        assert all(bool(alive[name][mask].all()) for name, mask in kept.items())
         base = cost.total_us(alive.counts)
         for name, count in alive.counts.items():
             wider = [k for k in cost.candidates[name] if k > count]
             if wider:
                 assert cost.total_us({**alive.counts, name: wider[0]}) > pool.total * (1 - 1e-9), name
-        assert base == pytest.approx(grown.used)
+        assert base == pytest.approx(grown.latency_us)

@@ -38,10 +38,10 @@ def test_a_prune_goes_below_what_one_solve_around_the_dense_network_reaches(
     pool = pool_of(net, timed, 25.0)
     nothing = Mask.full(pool.units.sizes, False)
     choice = pool.choose(scores(), must=nothing, may=~nothing, level=0.8)
-    a, b = choice.alive.counts["a"], choice.alive.counts["b"]
-    assert choice.used == latency_by_hand(a, b) <= 20.0
-    assert choice.slack == pytest.approx(20.0 - choice.used)
-    assert all(bool(mask[: int(mask.sum())].all()) for mask in choice.alive.values())  # the best of each
+    a, b = choice.counts["a"], choice.counts["b"]
+    assert choice.latency_us == latency_by_hand(a, b) <= 20.0
+    assert choice.slack == pytest.approx(20.0 - choice.latency_us)
+    assert all(bool(mask[: int(mask.sum())].all()) for mask in choice.keep.values())  # the best of each
 
 
 @pytest.mark.parametrize("budget_us", [16.0, 18.0, 22.0, 28.0, 35.0, 45.0, 50.0])
@@ -53,8 +53,8 @@ def test_every_reachable_target_is_met_by_units_that_were_there(
     nothing = Mask.full(pool.units.sizes, False)
     for level in (1.0, 0.7, 0.3):
         choice = pool.choose(scores(), must=nothing, may=may, level=level)
-        assert choice.used <= max(level * budget_us, pool.smallest_us) * (1 + 1e-9)
-        assert (choice.alive & ~may).density == 0
+        assert choice.latency_us <= max(level * budget_us, pool.smallest_us) * (1 + 1e-9)
+        assert (Mask.of(choice.keep) & ~may).density == 0
 
 
 def test_iee_runs_to_its_end_and_within_the_budget(timed: Structure, net: TinyNet, batches: Batches) -> None:

@@ -8,6 +8,7 @@ import torch
 import latency
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.select import select, select_lazily
+from halpiee.sparsity.distribution import Latency
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
 from latency.op import Op
@@ -57,7 +58,7 @@ def whole(network):
 def test_little_value_is_lost_and_the_true_cost_keeps_the_budget(network, whole, fraction) -> None:
     structure, scores = network
     with LazySweep([t.op for t in structure.ops], backend=FormulaBackend(us)) as tables:
-        found, cost = select_lazily(scores, structure, tables, fraction=fraction)
+        found, cost = select_lazily(scores, structure, tables, Latency(fraction=fraction))
         measured = sum(c["role"] == "sweep" for c in tables.profile.cells)
     budget_us = fraction * whole.dense_us
     best = select(scores, whole, budget_us)

@@ -26,7 +26,7 @@ def net() -> nn.Sequential:
 
 def top(pool: LayerPools, scores: dict[str, torch.Tensor]) -> Mask:
     nothing = Mask.full(pool.units.sizes, False)
-    return pool.choose(scores, must=nothing, may=~nothing, level=1.0).alive
+    return Mask.of(pool.choose(scores, must=nothing, may=~nothing, level=1.0).keep)
 
 
 def test_a_map_gives_each_layer_its_count_and_leaves_the_others_dense() -> None:

@@ -59,8 +59,7 @@ def test_a_uniform_budget_keeps_the_first_layer_of_the_forward_dense(net: Backwa
     ).counts
     assert last["head.weight"] == net.head.weight.numel() // 2
     filters = LayerPools(Filters(net), Uniform(0.5, first=1.0))
-    alive = filters.start(torch.Generator()).alive
-    assert alive.counts == {"first": 6, "second": 4}
+    assert filters.start(torch.Generator()).counts == {"first": 6, "second": 4}
 
 
 def test_an_input_is_found_whichever_layer_the_model_holds_first(net: Backwards) -> None:
