@@ -26,7 +26,7 @@ def attach(net: nn.Module, structure: Structure, optimizer: Optimizer, **extra: 
         "omega": 0.34,
         **extra,
     }
-    return IEE(net, optimizer, units=Channels(net, structure), criterion=Taylor(), **options)  # type: ignore[arg-type]
+    return IEE(net, optimizer, units=Channels(net, structure), criterion=Taylor(), **options)
 
 
 def step(net: nn.Module, optimizer: Optimizer, batch: tuple[Tensor, Tensor]) -> None:

@@ -24,7 +24,8 @@ class TinyNet(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.bn1(self.conv1(x)))
         x = torch.relu(self.bn2(self.conv2(x)))
-        return self.fc(x.mean((2, 3)))
+        y: torch.Tensor = self.fc(x.mean((2, 3)))
+        return y
 
 
 def tiny_structure() -> Structure:

@@ -83,3 +83,10 @@ def momentum(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
     """All state of the parameter's shape."""
     state = optimizer.state.get(parameter, {})
     return [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
+
+
+def gradient(model: nn.Module, name: str) -> Tensor:
+    """The gradient of a parameter that has one."""
+    found = model.get_parameter(name).grad
+    assert found is not None
+    return found

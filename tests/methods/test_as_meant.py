@@ -7,7 +7,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from halpiee.sparsity.distribution import as_budget
 from halpiee.structure.groups import Structure
 from latency import Profile
 
-from .small import batches, conv, linear, sgd, train
+from .small import batches, conv, gradient, linear, sgd, train
 
 METHODS: dict[str, dict[str, Any]] = {
     "IEE": {"h": 2, "j": 1, "q": 2},
@@ -221,7 +221,7 @@ def test_a_cost_is_taken_by_the_path_of_its_profile(resnet: tuple[nn.Module, Str
     with pytest.raises(
         UsageError, match=r"a structure of type tuple was given; pass structure=halpiee.trace"
     ):
-        halpiee.IEE(model, sgd(model), budget=Latency(us=9), total_steps=40, structure=(1,))  # type: ignore[arg-type]
+        halpiee.IEE(model, sgd(model), budget=Latency(us=9), total_steps=40, structure=(1,))
 
 
 def test_a_mask_or_a_size_of_another_type_is_refused_in_one_sentence(
@@ -229,7 +229,7 @@ def test_a_mask_or_a_size_of_another_type_is_refused_in_one_sentence(
 ) -> None:
     model, structure, _ = resnet
     with pytest.raises(UsageError, match=r"whose '0.weight' is no bool tensor"):
-        halpiee.Static(linear(), sgd(linear()), mask={"0.weight": 1})  # type: ignore[arg-type]
+        halpiee.Static(linear(), sgd(linear()), mask={"0.weight": 1})
     with pytest.raises(UsageError, match="params='50%' was asked; give a number"):
         halpiee.small_dense(model, structure, params="50%")  # type: ignore[arg-type]
 
@@ -297,7 +297,7 @@ class Lookahead(Optimizer):
         self.slow = [p.detach().clone() for g in inner.param_groups for p in g["params"]]
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.inner.step()
         self.steps += 1
         if self.steps % 2 == 0:
@@ -319,7 +319,7 @@ def test_removed_weights_come_back_under_an_optimizer_that_averages_after_the_st
     # why the message does not name the inner one
     net = linear()
     outer = Lookahead(sgd(net))
-    method = attach("RigL", net, outer.inner)  # type: ignore[arg-type]
+    method = attach("RigL", net, outer.inner)
     for x, y in batches(net, 2):
         net.zero_grad()
         torch.autograd.backward(cross_entropy(net(x), y))
@@ -375,7 +375,9 @@ def test_an_optimizer_over_a_part_names_what_to_protect_and_that_works(name: str
 
 
 def test_channels_to_protect_are_named_by_group(structure: Structure, net: nn.Module) -> None:
-    head = torch.optim.SGD([*net.conv2.parameters(), *net.bn2.parameters(), *net.fc.parameters()], lr=0.1)
+    head = torch.optim.SGD(
+        [p for name in ("conv2", "bn2", "fc") for p in net.get_submodule(name).parameters()], lr=0.1
+    )
     with pytest.raises(UsageError, match=r"does not hold 'conv1.weight' .* protect=\{'a'\}"):
         halpiee.IEE(net, head, budget=0.6, units=structure, criterion="taylor", total_steps=20, h=2, j=1, q=2)
     found = halpiee.IEE(
@@ -411,7 +413,7 @@ def test_frozen_layers_are_refused_where_scores_come_from_training_steps() -> No
 def test_a_frozen_norm_leaves_the_score_to_the_weights_and_a_frozen_backbone_is_refused(
     structure: Structure, net: nn.Module, batches: list[tuple[Tensor, Tensor]]
 ) -> None:
-    net.bn1.eval().requires_grad_(False)
+    net.get_submodule("bn1").eval().requires_grad_(False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     options: dict[str, Any] = {
         "budget": 0.6,
@@ -425,8 +427,8 @@ def test_a_frozen_norm_leaves_the_score_to_the_weights_and_a_frozen_backbone_is_
     for x, y in batches[:2]:
         optimizer.zero_grad()
         torch.autograd.backward(cross_entropy(net(x), y))
-        weight = net.conv1.weight
-        expected += (weight * weight.grad).sum((1, 2, 3)).detach().abs() / 2
+        weight = net.get_parameter("conv1.weight")
+        expected += (weight * gradient(net, "conv1.weight")).sum((1, 2, 3)).detach().abs() / 2
         optimizer.step()
     assert method.last_drop is not None
     torch.testing.assert_close(method.last_drop[1]["a"], expected)
@@ -462,7 +464,8 @@ def test_a_warning_as_an_error_stops_at_a_tie_with_the_change_done_and_training_
 ) -> None:
     other = copy.deepcopy(net)
     states = []
-    for model, how in ((net, "error"), (other, "ignore")):
+    ways: list[tuple[nn.Module, Literal["error", "ignore"]]] = [(net, "error"), (other, "ignore")]
+    for model, how in ways:
         model.bn1.requires_grad_(False)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         method = halpiee.HALP(
@@ -480,7 +483,7 @@ def test_a_warning_as_an_error_stops_at_a_tie_with_the_change_done_and_training_
                 except ScoreWarning:
                     raised.append((step, method.step, len(method.reports), method.reports[-1].flat))
                     # what was removed is removed: the event is recorded and its mask is that of the weights
-                    assert not model.conv1.weight[~method.alive["a"]].any()
+                    assert not model.get_parameter("conv1.weight")[~method.alive["a"]].any()
                     assert method.foreign() == []
         states.append({**method.alive, **model.state_dict()})
         assert raised == ([(1, 2, raised[0][2], ("a",))] if how == "error" else [])

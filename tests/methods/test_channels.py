@@ -44,7 +44,7 @@ def test_every_prune_keeps_survivors_only_and_the_last_meets_the_budget(
         cost=LatencyCost(timed, Tables()),
         prunes=4,
         interval=3,
-        solver=solver,  # type: ignore[arg-type]
+        solver=solver,
     )
     masks = []
     method.ledger.listeners.append(lambda e, m: masks.append(m))

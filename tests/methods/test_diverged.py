@@ -105,7 +105,7 @@ def test_a_latency_budget_stops_before_the_prune_that_follows() -> None:
 def test_weights_that_are_no_numbers_are_not_attached_to() -> None:
     net = conv()
     with torch.no_grad():
-        net[0].weight[0, 0, 0, 0] = float("inf")
+        net.get_parameter("0.weight")[0, 0, 0, 0] = float("inf")
     optimizer = sgd(net)
     with pytest.raises(PromiseError, match=r"at step 0 values and scores of '0.weight' are not finite"):
         attached("RigL", net, optimizer)

@@ -309,7 +309,7 @@ def test_channels_are_refused_because_a_zero_channel_has_no_gradient(
 
 def test_given_weights_start_from_their_largest() -> None:
     net = linear()
-    value = net[0].weight.detach().clone()
+    value = net.get_parameter("0.weight").detach().clone()
     method = Static(net, sgd(net), budget=Uniform(0.25), init="magnitude")
     kept = method.alive["0.weight"]
     assert float(value.abs()[kept].min()) >= float(value.abs()[~kept].max())

@@ -19,7 +19,7 @@ def attach(net: nn.Module, **options: object) -> tuple[FilterPruning, torch.opti
     structure = halpiee.trace(net, (torch.zeros(1, 3, 5, 5),))
     optimizer = sgd(net)
     given = {"budget": Global(0.5), "total_steps": 12, "structure": structure, **options}
-    return FilterPruning(net, optimizer, **given), optimizer  # type: ignore[arg-type]
+    return FilterPruning(net, optimizer, **given), optimizer
 
 
 def test_n_rounds_remove_equal_numbers_of_all_filters(net: TinyNet, batches: Batches) -> None:
@@ -59,8 +59,8 @@ def test_the_shrunk_network_equals_the_masked_one_and_is_smaller(net: TinyNet, b
     compact, _ = method.shrink()
     torch.testing.assert_close(compact.eval()(x), masked, rtol=1e-5, atol=1e-6)
     kept = method.alive.counts
-    assert compact.conv1.weight.shape[:2] == (kept["conv1"], 3)
-    assert compact.conv2.weight.shape[:2] == (kept["conv2"], kept["conv1"])
+    assert compact.get_parameter("conv1.weight").shape[:2] == (kept["conv1"], 3)
+    assert compact.get_parameter("conv2.weight").shape[:2] == (kept["conv2"], kept["conv1"])
 
 
 def test_a_zeroed_filter_keeps_its_norm_and_so_its_gradient_and_can_return(

@@ -171,7 +171,7 @@ def test_granet_that_starts_at_its_end_keeps_exactly_what_was_asked(sparsity: fl
         total_steps=12,
         interval=3,
         initial=sparsity,
-        init=init,  # type: ignore[arg-type]
+        init=init,
     )
     for _ in train(net, optimizer, batches(net, 12)):
         pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -14,12 +14,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
+from halpiee.methods.allocator import Choice
 from halpiee.methods.iee import IEE, Options, recipe
 from halpiee.methods.phases import Drop, Grow, Start, Train
 from halpiee.sparsity import Constant, Mask, Uniform, Weights
 from halpiee.structure.groups import ChannelGroup, Slot, Structure
 
 from .channels import Batches, active_elements, attach, everything, sgd, step
+from .small import gradient
 
 
 def test_the_recipe_is_init_then_cycles_of_train_prune_train_explore_grow() -> None:
@@ -152,8 +154,8 @@ def test_scores_are_taylor_on_batch_norms_averaged_over_the_phase(
     for i, (x, y) in enumerate(batches[:3]):
         optimizer.zero_grad()
         torch.autograd.backward(cross_entropy(net(x), y))
-        bn = net.bn2
-        expected += (bn.weight * bn.weight.grad + bn.bias * bn.bias.grad).detach().abs() / 3
+        parts = [net.get_parameter(n) * gradient(net, n) for n in ("bn2.weight", "bn2.bias")]
+        expected += (parts[0] + parts[1]).detach().abs() / 3
         if i < 2:
             optimizer.step()
     scores = {}
@@ -171,7 +173,7 @@ def test_prune_reads_only_active_and_grow_only_explored_scores(
     calls: list[tuple[Mask, Mask, Mask]] = []
     original = iee.pool.choose
 
-    def spy(scores: dict[str, Tensor], *, must: Mask, may: Mask, level: float):  # type: ignore[no-untyped-def]
+    def spy(scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Choice:
         calls.append((must, may, iee.alive))
         return original(scores, must=must, may=may, level=level)
 
@@ -195,9 +197,9 @@ def test_a_step_with_a_nan_gradient_is_left_out_of_the_scores_and_counted(
         optimizer.zero_grad()
         torch.autograd.backward(cross_entropy(net(x), y))
         if i == 1:
-            net.bn1.weight.grad[0] = float("nan")
+            gradient(net, "bn1.weight")[0] = float("nan")
         optimizer.step()
-        net.bn1.weight.data.nan_to_num_(1.0)
+        net.get_parameter("bn1.weight").data.nan_to_num_(1.0)
     assert iee.reports[-1].event == "prune"
     assert iee.reports[-1].skipped == 1
 
@@ -210,14 +212,16 @@ class TwoUnits(nn.Module):
         self.bn = nn.BatchNorm1d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(x)
+        y: Tensor = self.bn(x)
+        return y
 
 
 @pytest.mark.parametrize("choice", ["batch", "running"])
 def test_what_active_units_normalise_by_while_exploring_is_one_choice(choice: str) -> None:
     net = TwoUnits()
-    net.bn.running_mean.copy_(torch.tensor([10.0, 10.0]))
-    net.bn.running_var.copy_(torch.tensor([4.0, 4.0]))
+    mean = net.get_buffer("bn.running_mean")
+    mean.copy_(torch.tensor([10.0, 10.0]))
+    net.get_buffer("bn.running_var").copy_(torch.tensor([4.0, 4.0]))
     structure = Structure(
         layers=(),
         groups=(ChannelGroup("u", 2, 0, True),),
@@ -242,8 +246,8 @@ def test_what_active_units_normalise_by_while_exploring_is_one_choice(choice: st
     assert out[0, 1 - active].item() == pytest.approx(by_batch, rel=1e-5)
     torch.autograd.backward(out.sum())
     optimizer.step()
-    assert net.bn.running_mean[active].item() == pytest.approx(9.1)
-    assert net.bn.running_mean[1 - active].item() == pytest.approx(0.9 * 10 + 0.1)
+    assert mean[active].item() == pytest.approx(9.1)
+    assert mean[1 - active].item() == pytest.approx(0.9 * 10 + 0.1)
 
 
 def test_zero_is_refused_as_a_start_for_channels(net: nn.Module, structure: Structure) -> None:
@@ -253,7 +257,7 @@ def test_zero_is_refused_as_a_start_for_channels(net: nn.Module, structure: Stru
 
 def test_parameters_outside_the_optimizer_are_named(net: nn.Module, structure: Structure) -> None:
     with pytest.raises(UsageError, match="does not hold"):
-        attach(net, structure, torch.optim.SGD([net.fc.bias], lr=0.1))
+        attach(net, structure, torch.optim.SGD([net.get_parameter("fc.bias")], lr=0.1))
 
 
 def test_with_plain_sgd_and_one_explore_step_the_score_is_the_weight_after_it(
@@ -268,7 +272,11 @@ def test_with_plain_sgd_and_one_explore_step_the_score_is_the_weight_after_it(
     x, y = batches[3]
     twin = copy.deepcopy(net)
     torch.autograd.backward(cross_entropy(twin(x), y))
-    expected = torch.add(twin.conv2.weight, twin.conv2.weight.grad, alpha=-0.05).detach().abs()
+    expected = (
+        torch.add(twin.get_parameter("conv2.weight"), gradient(twin, "conv2.weight"), alpha=-0.05)
+        .detach()
+        .abs()
+    )
     scores: dict[str, Tensor] = {}
     original = iee.pool.choose
     iee.pool.choose = lambda s, **kw: (scores.update(s), original(s, **kw))[1]  # type: ignore[method-assign]

@@ -98,11 +98,11 @@ def test_without_freezing_active_weights_move_while_exploring_and_the_cost_is_de
         data = batches(net, 6)
         for _ in train(net, optimizer, data[:4]):
             pass
-        before = net[0].weight.detach().clone()
+        before = net.get_parameter("0.weight").detach().clone()
         for _ in train(net, optimizer, data[4:]):
             pass
         active = method.alive["0.weight"]
-        moved[freeze] = bool((net[0].weight.detach() != before)[active].any())
+        moved[freeze] = bool((net.get_parameter("0.weight").detach() != before)[active].any())
         assert method.log[-1][1] == ("explore" if freeze else "explore_all")
     assert moved == {True: False, False: True}
 
@@ -119,7 +119,7 @@ def test_grown_weights_keep_what_exploring_made_of_them_or_start_at_zero() -> No
             h=3,
             j=1,
             q=2,
-            grow_values=values,  # type: ignore[arg-type]
+            grow_values=values,
         )
         data = batches(net, 6)
         for _ in train(net, optimizer, data[:5]):
@@ -140,7 +140,7 @@ def test_grown_weights_keep_what_exploring_made_of_them_or_start_at_zero() -> No
 def test_weights_never_active_start_exploring_from_zero_or_from_the_initialisation() -> None:
     for init, zero in ((None, True), ("zero", True), ("model", False)):
         net = linear()
-        first = net[0].weight.detach().clone()
+        first = net.get_parameter("0.weight").detach().clone()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
         method = IEE(
             net,
@@ -150,13 +150,13 @@ def test_weights_never_active_start_exploring_from_zero_or_from_the_initialisati
             h=2,
             j=0,
             q=2,
-            explore_init=init,  # type: ignore[arg-type]
+            explore_init=init,
         )
         never = ~method.alive["0.weight"]
         for _ in train(net, optimizer, batches(net, 2)):
             pass
         assert method.memory.everything
-        shown = net[0].weight.detach()[never]
+        shown = net.get_parameter("0.weight").detach()[never]
         assert torch.equal(shown, torch.zeros_like(shown) if zero else first[never])
 
 
@@ -174,7 +174,7 @@ def test_random_growth_is_seeded_and_differs_from_growth_by_score() -> None:
             j=1,
             q=2,
             grow_by=by,
-            seed=seed,  # type: ignore[arg-type]
+            seed=seed,
         )
         for _ in train(net, optimizer, batches(net, 12)):
             pass

@@ -357,7 +357,7 @@ def test_weights_that_are_no_numbers_stop_the_run_and_say_why() -> None:
     optimizer = sgd(net)
     RigL(net, optimizer, budget=ERK(0.4), total_steps=STEPS, interval=1)
     with torch.no_grad():
-        net[0].weight.fill_(float("nan"))
+        net.get_parameter("0.weight").fill_(float("nan"))
     for p in net.parameters():
         p.grad = torch.zeros_like(p)
     with pytest.raises(PromiseError, match=r"scores of '0.weight' are not finite: the training has diverged"):

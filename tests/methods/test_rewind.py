@@ -49,7 +49,7 @@ class Drifting:
     def __call__(
         self, model: nn.Module, mask: Mask | None, first: int, last: int, done: Callable[[int], None]
     ) -> None:
-        weight = model.layer.weight
+        weight = model.get_parameter("layer.weight")
         active = torch.ones(1, 4) if mask is None else mask["layer.weight"].float()
         kept = None if mask is None else mask["layer.weight"][0].tolist()
         self.calls.append((weight[0].tolist(), kept, first, last))
@@ -97,7 +97,7 @@ def test_the_lottery_ticket_starts_from_the_initialisation() -> None:
 
 def test_reinit_draws_other_weights_under_the_same_mask() -> None:
     def draw(model: nn.Module, seed: int) -> None:
-        nn.init.constant_(model.layer.weight, float(seed))
+        nn.init.constant_(model.get_parameter("layer.weight"), float(seed))
 
     _, train, _ = run(REINIT, draw=draw, seed=7)
     assert train.calls[1] == ([0.0, 7.0, 0.0, 7.0], KEPT, 0, 4)
@@ -165,34 +165,34 @@ def test_held_weights_stay_zero_and_active_ones_train_as_without_the_mask(optimi
     mask.apply(model)
     with held(model, opt, mask):
         for _ in range(3):
-            before = model[0].weight.detach().clone()
+            before = model.get_parameter("0.weight").detach().clone()
             step(opt)
             for name, keep in mask.items():
                 assert not dict(model.named_parameters())[name].detach()[~keep].any()
-            moved = before[mask["0.weight"]] != model[0].weight.detach()[mask["0.weight"]]
+            moved = before[mask["0.weight"]] != model.get_parameter("0.weight").detach()[mask["0.weight"]]
             assert moved.float().mean() > 0.5
     step(opt)
-    assert model[0].weight.detach()[~mask["0.weight"]].any()
+    assert model.get_parameter("0.weight").detach()[~mask["0.weight"]].any()
 
 
 def test_drawing_again_is_a_new_sample_of_the_same_initialisation() -> None:
     model = nn.Sequential(nn.Linear(100, 50), nn.BatchNorm1d(50))
     model(torch.randn(8, 100))
     with torch.no_grad():
-        model[0].weight.fill_(9.0)
-        model[1].weight.fill_(9.0)
+        model.get_parameter("0.weight").fill_(9.0)
+        model.get_parameter("1.weight").fill_(9.0)
     state = torch.get_rng_state()
     draw_again(model, 3)
     assert torch.equal(torch.get_rng_state(), state)
-    assert model[0].weight.detach().abs().max() <= 0.1  # U(−1/√fan_in, 1/√fan_in)
-    assert model[0].weight.detach().std() == pytest.approx(0.1 / 3**0.5, rel=0.05)
-    assert model[1].weight.tolist() == [1.0] * 50
-    assert model[1].running_mean.tolist() == [0.0] * 50
-    first = model[0].weight.detach().clone()
+    assert model.get_parameter("0.weight").detach().abs().max() <= 0.1  # U(−1/√fan_in, 1/√fan_in)
+    assert model.get_parameter("0.weight").detach().std() == pytest.approx(0.1 / 3**0.5, rel=0.05)
+    assert model.get_parameter("1.weight").tolist() == [1.0] * 50
+    assert model.get_buffer("1.running_mean").tolist() == [0.0] * 50
+    first = model.get_parameter("0.weight").detach().clone()
     draw_again(model, 3)
-    assert torch.equal(model[0].weight, first)
+    assert torch.equal(model.get_parameter("0.weight"), first)
     draw_again(model, 4)
-    assert not torch.equal(model[0].weight, first)
+    assert not torch.equal(model.get_parameter("0.weight"), first)
 
 
 def test_the_zoo_draws_its_own_initialisation_again() -> None:
@@ -200,8 +200,7 @@ def test_the_zoo_draws_its_own_initialisation_again() -> None:
 
     def sample(seed: int) -> Tensor:
         zoo.draw(model, seed)
-        weight: Tensor = model.layers[2][0].conv2.weight.detach().clone()
-        return weight
+        return model.get_parameter("layers.2.0.conv2.weight").detach().clone()
 
     first, again, other = sample(1), sample(1), sample(2)
     assert torch.equal(first, again)

@@ -144,7 +144,7 @@ def test_a_communication_hook_is_not_taken_over_in_silence(alone: Any) -> None:
 
 def test_nested_wrappers_come_back_in_their_order() -> None:
     inner = nn.Linear(2, 2)
-    compiled = torch.compile(DataParallel(nn.Linear(3, 2)), backend="eager")
+    compiled: Any = torch.compile(DataParallel(nn.Linear(3, 2)), backend="eager")
     found = rewrapped(compiled, inner)
     assert type(found) is type(compiled)
     assert isinstance(found._orig_mod, DataParallel)

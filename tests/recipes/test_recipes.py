@@ -136,11 +136,16 @@ def test_a_recipe_says_where_it_is_printed_and_what_is_left_open(name: str) -> N
     assert all(": " not in note for note in recipe.open)
 
 
+def one_thread(step: object) -> int:
+    torch.set_num_threads(1)
+    return 1
+
+
 @pytest.mark.parametrize("name", [n for n in sorted(PRINTED) if n.endswith(("cifar", "cifar-500"))])
 def test_a_scaled_down_run_of_each_cifar_recipe_trains_to_its_sparsity(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+    monkeypatch.setattr(pipeline, "pick_threads", one_thread)
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
     short = {"epochs": 2, "batch_size": 12, "interval": 2, "h": 2, "j": 1, "q": 1, "rewind": 3}
     short = {
