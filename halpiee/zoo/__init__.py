@@ -3,8 +3,18 @@
 from halpiee.zoo.layers import draw
 from halpiee.zoo.mobilenet import mobilenet_v1, mobilenet_v1_cifar
 from halpiee.zoo.registry import build, names, resolve
-from halpiee.zoo.resnet import resnet18_modified, resnet20, resnet50_cifar, resnet56
-from halpiee.zoo.vgg import vgg13_bn, vgg16_bn, vgg19_bn
+from halpiee.zoo.resnet import (
+    resnet8,
+    resnet18_modified,
+    resnet20,
+    resnet50_cifar,
+    resnet56,
+    wrn14_8,
+    wrn14_10,
+    wrn20_8,
+    wrn32_2,
+)
+from halpiee.zoo.vgg import vgg2_16_bn, vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn
 from halpiee.zoo.wide_resnet import wrn22_2
 
 __all__ = [
@@ -13,13 +23,20 @@ __all__ = [
     "mobilenet_v1",
     "mobilenet_v1_cifar",
     "names",
+    "resnet8",
     "resnet18_modified",
     "resnet20",
     "resnet50_cifar",
     "resnet56",
     "resolve",
+    "vgg2_16_bn",
+    "vgg11_bn",
     "vgg13_bn",
     "vgg16_bn",
     "vgg19_bn",
+    "wrn14_8",
+    "wrn14_10",
+    "wrn20_8",
     "wrn22_2",
+    "wrn32_2",
 ]

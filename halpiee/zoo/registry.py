@@ -14,9 +14,8 @@ from typing import Any
 from torch import nn
 
 from halpiee.errors import HalpieeError, UsageError, unknown
+from halpiee.zoo import resnet, vgg
 from halpiee.zoo.mobilenet import mobilenet_v1, mobilenet_v1_cifar
-from halpiee.zoo.resnet import resnet18_modified, resnet20, resnet50_cifar, resnet56
-from halpiee.zoo.vgg import vgg13_bn, vgg16_bn, vgg19_bn
 from halpiee.zoo.wide_resnet import wrn22_2
 
 __all__ = ["build", "names", "resolve"]
@@ -24,14 +23,21 @@ __all__ = ["build", "names", "resolve"]
 ZOO: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v1": mobilenet_v1,
     "mobilenet_v1_cifar": mobilenet_v1_cifar,
-    "resnet18_modified": resnet18_modified,
-    "resnet20": resnet20,
-    "resnet50_cifar": resnet50_cifar,
-    "resnet56": resnet56,
-    "vgg13_bn": vgg13_bn,
-    "vgg16_bn": vgg16_bn,
-    "vgg19_bn": vgg19_bn,
+    "resnet18_modified": resnet.resnet18_modified,
+    "resnet20": resnet.resnet20,
+    "resnet50_cifar": resnet.resnet50_cifar,
+    "resnet56": resnet.resnet56,
+    "resnet8": resnet.resnet8,
+    "vgg11_bn": vgg.vgg11_bn,
+    "vgg13_bn": vgg.vgg13_bn,
+    "vgg16_bn": vgg.vgg16_bn,
+    "vgg19_bn": vgg.vgg19_bn,
+    "vgg2_16_bn": vgg.vgg2_16_bn,
+    "wrn14_10": resnet.wrn14_10,
+    "wrn14_8": resnet.wrn14_8,
+    "wrn20_8": resnet.wrn20_8,
     "wrn22_2": wrn22_2,
+    "wrn32_2": resnet.wrn32_2,
 }
 """The project's own networks; they come before torchvision's of the same name."""
 

@@ -15,10 +15,15 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "ResNet",
+    "resnet8",
     "resnet18_modified",
     "resnet20",
     "resnet50_cifar",
     "resnet56",
+    "wrn14_8",
+    "wrn14_10",
+    "wrn20_8",
+    "wrn32_2",
 ]
 
 
@@ -66,6 +71,11 @@ class ResNet(nn.Module):
         return logits
 
 
+def resnet8(width: float = 1, num_classes: int = 10) -> ResNet:
+    """Builds the CIFAR ResNet-8, one block a stage: the smallest of its family, for trials on a CPU."""
+    return ResNet(BasicBlock, (1, 1, 1), (16, 32, 64), width=width, num_classes=num_classes)
+
+
 def resnet20(width: float = 1, num_classes: int = 10) -> ResNet:
     """Builds the CIFAR ResNet-20: 272,474 parameters, 40.8 M MACs at 32×32."""
     return ResNet(BasicBlock, (3, 3, 3), (16, 32, 64), width=width, num_classes=num_classes)
@@ -84,3 +94,33 @@ def resnet18_modified(width: float = 1, num_classes: int = 200) -> ResNet:
 def resnet50_cifar(width: float = 1, num_classes: int = 10) -> ResNet:
     """Builds ResNet-50 with a 3×3 stem of stride 1 and no max-pool (CIFAR, 32×32)."""
     return ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), width=width, num_classes=num_classes)
+
+
+def wrn14_8(width: float = 1, num_classes: int = 10) -> ResNet:
+    """Builds WRN-14-8 as Frankle et al. 2021 name it: the CIFAR ResNet-14 with eight times the channels.
+
+    Depth counts 6·n + 2 layers and the blocks are those of He et al. 2016, the stem widened too; Zagoruyko & Komodakis
+    2016 would call the depth 16.
+    """
+    return wide(2, 8, width, num_classes)
+
+
+def wrn14_10(width: float = 1, num_classes: int = 10) -> ResNet:
+    """Builds WRN-14-10; see ``wrn14_8``."""
+    return wide(2, 10, width, num_classes)
+
+
+def wrn20_8(width: float = 1, num_classes: int = 10) -> ResNet:
+    """Builds WRN-20-8; see ``wrn14_8``."""
+    return wide(3, 8, width, num_classes)
+
+
+def wrn32_2(width: float = 1, num_classes: int = 10) -> ResNet:
+    """Builds WRN-32-2; see ``wrn14_8``."""
+    return wide(5, 2, width, num_classes)
+
+
+def wide(blocks: int, widen: int, width: float, num_classes: int) -> ResNet:
+    """Returns a CIFAR ResNet of 6·blocks + 2 layers, every layer ``widen`` times as wide."""
+    channels = (16 * widen, 32 * widen, 64 * widen)
+    return ResNet(BasicBlock, (blocks,) * 3, channels, width=width, num_classes=num_classes)

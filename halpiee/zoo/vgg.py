@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from halpiee.zoo.layers import conv_bn, initialise, scaled
 
-__all__ = ["VGG", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
+__all__ = ["VGG", "vgg2_16_bn", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
 
 
 class VGG(nn.Module):
@@ -14,11 +14,19 @@ class VGG(nn.Module):
 
     Args:
         depths: convolutions per stage; the stages have 64, 128, 256, 512 and 512 channels.
+        hidden: channels of further linear layers before the last, a ReLU behind each.
         width: factor on all channels.
         num_classes: outputs.
     """
 
-    def __init__(self, depths: tuple[int, ...], *, width: float = 1, num_classes: int = 10) -> None:
+    def __init__(
+        self,
+        depths: tuple[int, ...],
+        *,
+        hidden: tuple[int, ...] = (),
+        width: float = 1,
+        num_classes: int = 10,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         c_in = 3
@@ -30,13 +38,31 @@ class VGG(nn.Module):
                 c_in = scaled(base, width)
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(c_in, num_classes)
+        head: list[nn.Module] = []
+        for base in hidden:
+            head += [nn.Linear(c_in, scaled(base, width)), nn.ReLU()]
+            c_in = scaled(base, width)
+        last = nn.Linear(c_in, num_classes)
+        self.classifier = nn.Sequential(*head, last) if head else last
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images ``[N, 3, H, W]`` (H, W ≥ 16) to logits ``[N, num_classes]``."""
         logits: Tensor = self.classifier(self.pool(self.features(x)).flatten(1))
         return logits
+
+
+def vgg11_bn(width: float = 1, num_classes: int = 10) -> VGG:
+    """Builds the CIFAR VGG-11: eight convolutions and one linear layer."""
+    return VGG((1, 1, 2, 2, 2), width=width, num_classes=num_classes)
+
+
+def vgg2_16_bn(width: float = 1, num_classes: int = 10) -> VGG:
+    """Builds the CIFAR VGG-16 with two further linear layers of 512, as Lee et al. 2019 (SNIP) have VGG-D.
+
+    Frankle et al. 2021 name it VGG2-16; that it is this network is our reading.
+    """
+    return VGG((2, 2, 3, 3, 3), hidden=(512, 512), width=width, num_classes=num_classes)
 
 
 def vgg13_bn(width: float = 1, num_classes: int = 10) -> VGG:

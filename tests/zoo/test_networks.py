@@ -87,6 +87,17 @@ RESNET50_32 = [
     (1024, 2048, 1, 4, 1, 1),
 ]
 
+
+def rows_wide(blocks: int, widen: int) -> list[Row]:
+    """He et al. 2016, section 4.2, ``widen`` times as wide: 6·blocks + 2 layers and a projection a later stage."""
+    a, b, c = 16 * widen, 32 * widen, 64 * widen
+    rows: list[Row] = [(3, a, 3, 32, 1, 1), (a, a, 3, 32, 1, 2 * blocks)]
+    for c_in, c_out, side in ((a, b, 16), (b, c, 8)):
+        rows += [(c_in, c_out, 3, side, 1, 1), (c_in, c_out, 1, side, 1, 1)]
+        rows += [(c_out, c_out, 3, side, 1, 2 * blocks - 1)]
+    return rows
+
+
 MOBILENET_32 = [
     (3, 32, 3, 32, 1, 1),
     *((32, 32, 3, 32, 32, 1), (32, 64, 1, 32, 1, 1), (64, 64, 3, 16, 64, 1), (64, 128, 1, 16, 1, 1)),
@@ -103,6 +114,12 @@ MOBILENET_32 = [
         # the totals that are usually quoted, in millions of parameters and MACs
         (zoo.vgg13_bn, 32, rows_vgg((2, 2, 2, 2, 2)), (512, 10), (9.41, 228.3)),
         (zoo.vgg19_bn, 32, rows_vgg((2, 2, 4, 4, 4)), (512, 10), (20.04, 398.1)),
+        (zoo.vgg11_bn, 32, rows_vgg((1, 1, 2, 2, 2)), (512, 10), (9.23, 152.8)),
+        (zoo.resnet8, 32, rows_wide(1, 1), (64, 10), (0.08, 12.5)),
+        (zoo.wrn14_8, 32, rows_wide(2, 8), (512, 10), (11.09, 1681.3)),
+        (zoo.wrn14_10, 32, rows_wide(2, 10), (640, 10), (17.33, 2625.9)),
+        (zoo.wrn20_8, 32, rows_wide(3, 8), (512, 10), (17.29, 2587.2)),
+        (zoo.wrn32_2, 32, rows_wide(5, 2), (128, 10), (1.86, 275.6)),
         (zoo.resnet18_modified, 64, RESNET18_64, (512, 200), (11.27, 2221.8)),
         (zoo.resnet50_cifar, 32, RESNET50_32, (2048, 10), (23.52, 1297.8)),
         (zoo.mobilenet_v1_cifar, 32, MOBILENET_32, (1024, 10), (3.22, 46.4)),
@@ -124,6 +141,10 @@ def test_parameters_and_macs_follow_from_the_papers_tables(
     assert counted_macs(model, side) == macs + c_in * classes
     assert round(parameters(model) / 1e6, 2) == millions[0]
     assert round((macs + c_in * classes) / 1e6, 1) == millions[1]
+
+
+def test_vgg2_16_has_two_further_linear_layers_of_512() -> None:
+    assert parameters(zoo.vgg2_16_bn()) == parameters(zoo.vgg16_bn()) + 2 * (512 * 512 + 512)
 
 
 def test_resnet18_and_resnet50_are_torchvisions() -> None:

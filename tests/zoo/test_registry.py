@@ -28,10 +28,17 @@ def test_names_lists_the_zoo() -> None:
         "resnet20",
         "resnet50_cifar",
         "resnet56",
+        "resnet8",
+        "vgg11_bn",
         "vgg13_bn",
         "vgg16_bn",
         "vgg19_bn",
+        "vgg2_16_bn",
+        "wrn14_10",
+        "wrn14_8",
+        "wrn20_8",
         "wrn22_2",
+        "wrn32_2",
     )
 
 
