@@ -45,9 +45,9 @@ from halpiee.sparsity.distribution import Latency as Latency
 from halpiee.sparsity.distribution import PerLayer as PerLayer
 from halpiee.sparsity.distribution import Uniform as Uniform
 from halpiee.structure.groups import Structure as Structure
-from halpiee.structure.masked import masked as masked
 from halpiee.structure.plan import Plan as Plan
 from halpiee.structure.plan import Selection as Selection
+from halpiee.structure.shrink import masked as masked
 from halpiee.structure.shrink import shrink as shrink
 from halpiee.structure.trace import trace as trace
 

@@ -23,7 +23,7 @@ from halpiee.methods.dynamic import Static
 from halpiee.methods.iee import IEE
 from halpiee.saliency import Taylor
 from halpiee.sparsity import ERK, Channels, Uniform
-from halpiee.structure.size import macs
+from halpiee.structure.groups import macs
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
 from tools.mask_updates import now, updates

@@ -38,8 +38,7 @@ from halpiee.methods.iee import IEE
 from halpiee.methods.method import Method
 from halpiee.reconstruction.repair import repair
 from halpiee.selection.cost import LatencyCost
-from halpiee.structure.groups import Structure
-from halpiee.structure.size import macs
+from halpiee.structure.groups import Structure, macs
 from halpiee.zoo import build
 from latency.predict import Calibration
 from tools.small_cifar import Runs, interval

@@ -216,8 +216,8 @@ def from_plan(
     """
     from halpiee.deploy.metadata import plan_metadata
     from halpiee.structure.plan import Plan
-    from halpiee.structure.proof import verify
     from halpiee.structure.trace import trace
+    from halpiee.structure.verify import verify
     from halpiee.training.checkpoint import load_weights
     from halpiee.zoo.trust import check_arguments, check_named, names_code
 

@@ -42,7 +42,7 @@ def outcome(
         limits: all that were kept, the latency first.
     """
     from halpiee.selection.limits import peak_bytes
-    from halpiee.structure.size import macs, parameters, widths
+    from halpiee.structure.groups import macs, parameters, widths
 
     counts = selection.counts
     used = []

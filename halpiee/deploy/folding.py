@@ -1,6 +1,6 @@
 """Parts of an exported graph that need no computing at every inference: batch norms, branches that are constants.
 
-A branch whose channels were all removed is a constant (`halpiee.structure.vanish`), which the exporter spells as a
+A branch whose channels were all removed is a constant (`halpiee.structure.trace`), which the exporter spells as a
 tensor of the full shape, made anew at every inference and sent through what followed. Where it is added to something
 that is still computed, one number per channel is enough, and none where it is zero.
 """

@@ -23,7 +23,7 @@ from halpiee.deploy.metadata import write_metadata
 from halpiee.deploy.proved import proved
 from halpiee.deploy.verify import ROUNDING, Comparison, outputs, reference, relative_l2
 from halpiee.errors import MismatchError, UsageError
-from halpiee.structure.calls import random_like
+from halpiee.structure.records import random_like
 from halpiee.structure.surroundings import Surroundings, random_states
 from latency._files import check_place, write
 from latency.backends.onnxruntime import fixed_batch, to_onnx

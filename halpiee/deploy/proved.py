@@ -14,7 +14,7 @@ from torch import nn
 
 from halpiee.deploy.verify import Arrays, Comparison, compare, outputs, random_batches
 from halpiee.errors import HalpieeError, MismatchError, UsageError
-from halpiee.structure.redraw import redraw, silent
+from halpiee.structure.verify import redraw, silent
 from latency.backends.onnxruntime import fixed_batch
 from latency.backends.torch.values import batch_of, is_batched, tensors_in
 from latency.copies import copy_of

@@ -40,10 +40,9 @@ from halpiee.sparsity.distribution import Budget, Latency
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import chosen_names
 from halpiee.sparsity.schedule import Exponential
-from halpiee.structure.groups import Structure
+from halpiee.structure.groups import Structure, parameters
+from halpiee.structure.groups import macs as macs_of
 from halpiee.structure.shrink import shrink
-from halpiee.structure.size import macs as macs_of
-from halpiee.structure.size import parameters
 
 __all__ = ["HALP", "early", "keep_first", "recipe", "repair", "small_dense", "uniform_counts"]
 

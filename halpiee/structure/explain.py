@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.size import macs
+from halpiee.structure.groups import ChannelGroup, Structure, macs
 
 __all__ = ["ExplainedGroup", "ExplainedLayer", "Explanation", "explain"]
 

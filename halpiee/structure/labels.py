@@ -1,4 +1,7 @@
-"""Which unit each element of a tensor belongs to, kept as small as it varies.
+"""Labels: which unit each element of a tensor belongs to; and the union-find that says which atoms are one unit.
+
+Every position of every parameter dimension is an *atom*; what must be removed together is united, and one united set
+is a unit. Arrays in, arrays out: all calls are vectorised. Atom 0 means "belongs to nothing".
 
 A label has the dimensions of its tensor, with size 1 along every dimension where it does not vary, so the
 label of ``[N, C, H, W]`` is ``[1, C, 1, 1]``. An activation has one label; a tensor made of parameters alone
@@ -8,6 +11,8 @@ column.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -17,9 +22,158 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halpiee.structure.units import Atoms, Units
+__all__ = [
+    "Atoms",
+    "CheckedUnits",
+    "Finding",
+    "Tag",
+    "Units",
+    "along",
+    "compressed",
+    "moved",
+    "reshaped",
+    "varying",
+    "written_out",
+]
 
-__all__ = ["Tag", "along", "compressed", "moved", "reshaped", "varying", "written_out"]
+
+HERE = os.path.dirname(__file__)
+
+Atoms = NDArray[np.int64]
+"""Atom ids; 0 where a position belongs to nothing."""
+
+
+def source_line() -> str:
+    """Returns file and line of the innermost frame of a forward outside torch and this package."""
+    frame = sys._getframe(1)
+    found = ""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if os.sep + "torch" + os.sep in name or name.startswith(HERE + os.sep):
+            if frame.f_code.co_name == "_call_impl" and found:
+                return found
+        elif not found:
+            found = f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+Finding = tuple[Atoms, str]
+"""Numbers of units that must stay, and why."""
+
+
+class Units:
+    """A growing union-find over atoms 1, 2, … with smallest-member roots."""
+
+    def __init__(self) -> None:
+        self._parent: Atoms = np.zeros(1024, dtype=np.int64)
+        self._size = 1
+        self._frozen: list[tuple[Atoms, str, str]] = []
+        self._is_frozen = np.zeros(1024, dtype=np.bool_)
+        self._is_frozen[0] = True  # which belongs to nothing
+        self.changes = 0
+
+    def __len__(self) -> int:
+        """Number of atoms, the empty atom 0 included."""
+        return self._size
+
+    def fresh(self, count: int) -> Atoms:
+        """Returns ``count`` new atoms, each its own unit."""
+        while self._size + count > self._parent.size:
+            self._parent = np.concatenate([self._parent, np.zeros_like(self._parent)])
+            self._is_frozen = np.concatenate([self._is_frozen, np.zeros_like(self._is_frozen)])
+        atoms = np.arange(self._size, self._size + count, dtype=np.int64)
+        self._parent[atoms] = atoms
+        self._size += count
+        return atoms
+
+    def find(self, atoms: Atoms) -> Atoms:
+        """Returns the root of each atom: the smallest atom of its unit. Roots are returned themselves, not copied."""
+        root = self._parent[atoms]
+        if np.array_equal(root, atoms):
+            return atoms
+        while True:
+            above = self._parent[root]
+            if np.array_equal(above, root):
+                break
+            root = above
+        self._parent[atoms] = root
+        return root
+
+    def unite(self, a: Atoms, b: Atoms) -> None:
+        """Unites ``a[i]`` with ``b[i]`` for every i where neither is 0 (arrays that broadcast)."""
+        a, b = np.broadcast_arrays(a, b)
+        both = (a != 0) & (b != 0)
+        x, y = self.find(a[both].ravel()), self.find(b[both].ravel())
+        while (apart := x != y).any():
+            self.changes += 1
+            x, y = x[apart], y[apart]
+            np.minimum.at(self._parent, np.maximum(x, y), np.minimum(x, y))
+            x, y = self.find(x), self.find(y)
+
+    def freeze(self, atoms: Atoms, reason: str) -> None:
+        """Marks the units of these atoms as never removable; the first reason given is the one reported."""
+        atoms = atoms[~self._is_frozen[atoms]]
+        if atoms.size:
+            self.changes += 1
+            atoms = np.unique(atoms)
+            self._is_frozen[atoms] = True
+            self._frozen.append((atoms, reason, source_line()))
+
+    def frozen(self) -> set[int]:
+        """Returns the roots of all frozen units."""
+        atoms = [np.zeros(0, dtype=np.int64), *(atoms for atoms, _, _ in self._frozen)]
+        return set(np.unique(self.find(np.concatenate(atoms))).tolist())
+
+    def reasons(self) -> dict[int, str]:
+        """Returns root → reason for every frozen unit."""
+        found: dict[int, str] = {}
+        for atoms, reason, _ in self._frozen:
+            for root in np.unique(self.find(atoms)).tolist():
+                found.setdefault(root, reason)
+        return found
+
+    def sources(self) -> dict[int, str]:
+        """Returns root → file and line of the forward, for every frozen unit where they are known."""
+        found: dict[int, str] = {}
+        for atoms, _, source in self._frozen:
+            for root in np.unique(self.find(atoms)).tolist():
+                found.setdefault(root, source)
+        return {root: source for root, source in found.items() if source}
+
+    def unite_all(self, atoms: Atoms | Sequence[int]) -> None:
+        """Unites all atoms given with each other."""
+        flat = np.asarray(atoms, dtype=np.int64).ravel()
+        flat = flat[flat != 0]
+        if flat.size > 1:
+            self.unite(flat[1:], flat[:1])
+
+
+class CheckedUnits(Units):
+    """A union-find that notes when two units of the structure are united of which one may go, and where.
+
+    Args:
+        n_units: units of the structure.
+        frozen: numbers of those that stay, from 0; an op may ask for them.
+    """
+
+    def __init__(self, n_units: int, frozen: Atoms) -> None:
+        super().__init__()
+        self.freeze(self.fresh(n_units)[frozen], "stays")
+        self.n_units = n_units
+        self.where = ""
+        self.met: list[Finding] = []
+
+    def unite(self, a: Atoms, b: Atoms) -> None:
+        """Unites, and notes units of the structure that meet although they are different and one of them may go."""
+        a, b = np.broadcast_arrays(a, b)
+        x, y = self.find(a.ravel()), self.find(b.ravel())
+        wrong = (x != y) & (x != 0) & (y != 0) & (x <= self.n_units) & (y <= self.n_units)
+        wrong &= ~(self._is_frozen[x] & self._is_frozen[y])  # what stays on both sides fits whatever goes
+        if wrong.any():
+            self.met.append((np.unique(np.concatenate([x[wrong], y[wrong]])) - 1, self.where))
+        super().unite(a, b)
+
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

@@ -1,11 +1,14 @@
-"""Taking units out of a model, exactly: a smaller model of the same classes, optimizer state with it.
+"""Takes units out of a model, exactly: the compact network, and the masked one that computes the same at full size.
 
-Only copies are made; the model, its gradients and its optimizer stay as they are.
+Only copies are made; the model, its gradients and its optimizer stay as they are. In the masked network the rows of
+removed units, their affine and the columns that read them are 0, and a norm over channels sees the kept ones only. Its
+output equals the compact one's exactly, in exact arithmetic. A ``Cut`` is a compact network on paper, for a trial.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
@@ -16,12 +19,23 @@ from torch.optim import Optimizer
 
 from halpiee.errors import StructureError
 from halpiee.structure.groups import Structure
-from halpiee.structure.heads import adapted
-from halpiee.structure.stored import Stored, forgotten
-from halpiee.structure.vanish import emptied
+from halpiee.structure.labels import Atoms
+from halpiee.structure.modules import adapted, emptied, unnested, watch_norms
+from halpiee.structure.state import Stored, forgotten
 from latency.copies import copy_of
 
-__all__ = ["alive_of", "apply_kept", "check_shapes", "holds_number", "kept_in", "shrink"]
+__all__ = [
+    "Cut",
+    "alive_of",
+    "apply_kept",
+    "check_shapes",
+    "cut_for",
+    "holds_number",
+    "kept_in",
+    "masked",
+    "shrink",
+]
+
 
 Kept = dict[str, dict[int, Tensor]]
 """Tensor name → dimension → int64 indices of the positions that stay."""
@@ -227,3 +241,74 @@ def copied_optimizer(
         if name not in vars(copied):
             setattr(copied, name, value)
     return copied
+
+
+def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -> nn.Module:
+    """Returns a copy of the same shapes whose outputs are those of ``shrink(model, structure, keep)``.
+
+    Args:
+        model: the traced model.
+        structure: its structure.
+        keep: group name → BoolTensor ``[size]``; a missing group is kept whole.
+
+    Raises:
+        StructureError: the keep does not fit the structure, or the model is not the traced one.
+    """
+    alive = structure.keep_vector(keep)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    check_shapes(tensors, structure.details["shapes"])
+    full = copy_of(model)
+    copies = dict(full.named_parameters()) | dict(full.named_buffers())
+    with torch.no_grad():
+        for slot in structure.slots:
+            stays = alive_of(alive, slot.units)
+            if (
+                stays.all()
+                or slot.kind == "parameter"
+                or slot.tensor.endswith((".running_mean", ".running_var"))
+            ):
+                continue
+            index = torch.from_numpy(np.flatnonzero(~stays)).to(copies[slot.tensor].device)
+            copies[slot.tensor].index_fill_(slot.dim, index, 0)
+    kept: dict[str, dict[int, Tensor]] = {}
+    for norm in structure.details["norms"]:
+        stays = alive_of(alive, norm.units)
+        if not stays.all():
+            kept.setdefault(norm.module, {})[stays.size] = torch.from_numpy(np.flatnonzero(stays))
+    for path, channels in kept.items():
+        watch_norms(full.get_submodule(path), channels)
+    unnested(full)
+    forgotten(full, structure.details["stored"])
+    return full
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A smaller model on paper.
+
+    Attributes:
+        n_units: number of units of the structure; unit u is atom u + 1.
+        alive: which units stay.
+        units: tensor name → dimension → unit of each position that stays, −1 for none.
+        kept: tensor name → dimension → positions that stay.
+        attributes: module path, attribute, index or None, new value.
+    """
+
+    n_units: int
+    alive: NDArray[np.bool_]
+    units: dict[str, dict[int, Atoms]]
+    kept: dict[str, dict[int, Tensor]]
+    attributes: list[tuple[str, str, int | None, int]]
+
+
+def cut_for(structure: Structure, keep: Mapping[str, Tensor]) -> Cut:
+    """Returns the cut that a keep means."""
+    alive = structure.keep_vector(keep)
+    units: dict[str, dict[int, Atoms]] = {}
+    for slot in structure.slots:
+        units.setdefault(slot.tensor, {})[slot.dim] = slot.units[alive_of(alive, slot.units)]
+    attributes = [
+        (a.module, a.name, a.at, int(alive_of(alive, a.units).sum()) * a.mul // a.div)
+        for a in structure.details["attributes"]
+    ]
+    return Cut(structure.n_units, alive, units, kept_positions(structure, alive), attributes)

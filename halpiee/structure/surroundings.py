@@ -279,7 +279,7 @@ class Surroundings:
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
             self._queue.append(attributes)
-        for name in {n for base in kind.__mro__ for n in words(vars(base).get("__slots__", ()))}:
+        for name in {n for base in kind.__mro__ for n in slot_names(vars(base).get("__slots__", ()))}:
             was = getattr(value, name, ABSENT)
             if was is not ABSENT and name not in ("__dict__", "__weakref__"):
                 self._queue.append(was)
@@ -291,7 +291,7 @@ def foreign(module: str | None) -> bool:
     return (module or "").partition(".")[0] in FOREIGN
 
 
-def words(names: Any) -> list[str]:
+def slot_names(names: Any) -> list[str]:
     """Returns the names of slots."""
     return [names] if isinstance(names, str) else list(names)
 

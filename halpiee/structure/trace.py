@@ -1,40 +1,44 @@
-"""Which channels of a model belong together: one forward on fake tensors, with a label beside every tensor.
+"""Traces a model: one forward on fake tensors, with a label beside every tensor, finds which channels belong together.
 
 The model is copied with fake parameters (no memory, no arithmetic, any device) and run once in eval mode, and once
-more as it trains where its code branches on the mode; below autograd, every op passes by and its rule (``rules.py``)
+more as it trains where its code branches on the mode; below autograd, every op passes by and its rule (``rules``)
 does to the labels what the op does to the elements.
+
+A group may vanish where a parallel path stays. A branch whose inner channels are all gone is a constant: the bias of
+the layer that read them, carried through what follows. It may go where an addition or a concatenation joins it with
+something that is still computed, so that no layer and no output is left with a constant alone. The modules stay, with
+tensors of size 0 and a forward that computes nothing.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from halpiee.errors import HalpieeError, StructureError
-from halpiee.structure.answers import Answers
 from halpiee.structure.assemble import assemble, collapsed, rectangular
-from halpiee.structure.branches import branches_by_mode
-from halpiee.structure.calls import random_like
-from halpiee.structure.dry_run import ForwardError, NeedsValuesError, record
+from halpiee.structure.forward import ForwardError, NeedsValuesError, idle_answers, record
 from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.heads import heads_of
-from halpiee.structure.hearing import idle_answers
-from halpiee.structure.liveness import idle, needed
+from halpiee.structure.labels import Atoms
+from halpiee.structure.modules import heads_of
 from halpiee.structure.recorder import Recorder
+from halpiee.structure.records import idle, needed, random_like
+from halpiee.structure.state import Answers, branches_by_mode
 from halpiee.structure.surroundings import Surroundings
-from halpiee.structure.trial import Trial, TurnError
-from halpiee.structure.vanish import vanishable
+from halpiee.structure.verify.trial import Trial, TurnError
 from latency.copies import copy_of
 
-__all__ = ["trace"]
+__all__ = ["trace", "vanishable"]
+
 
 MAX_ROUNDS = 6
 """Traces of one model: without ops that feed nothing, and by positions where a layer's groups hang together."""
@@ -361,3 +365,54 @@ COMPUTED_BY_HOOK = {
     "torch.nn.utils.prune": "torch.nn.utils.prune.remove",
 }
 """Class or module of a hook that computes a module's weight → what ends it."""
+
+
+LAYERS = ("conv", "conv_transpose", "linear")
+JOINS = ("add", "add_", "cat")
+
+
+def vanishable(recorder: Recorder, candidates: Sequence[Atoms]) -> list[bool]:
+    """Returns for each group of candidates (its roots) whether it may vanish, all those that may together.
+
+    Groups are taken in order; one that would leave a layer or an output with a constant alone, given those
+    already taken, is left out. O(groups · ops).
+    """
+    taken = np.zeros(0, dtype=np.int64)
+    verdicts = []
+    for roots in candidates:
+        together = np.concatenate([taken, roots])
+        legal = still_computes(recorder, together)
+        verdicts.append(legal)
+        if legal:
+            taken = together
+    return verdicts
+
+
+def still_computes(recorder: Recorder, roots: Atoms) -> bool:
+    """Returns whether every layer and output still depends on the input when these units are gone."""
+    constant: set[int] = set()
+    void: set[int] = set()
+    gone = set(roots.tolist())
+    for event in recorder.events:
+        reads = [v for v in event.reads if v not in recorder.parameter_values]
+        timing = event.timing
+        if timing is not None and timing.kind in LAYERS:
+            ins = set(recorder.units.find(timing.ins).tolist())
+            outs = set(recorder.units.find(timing.outs).tolist())
+            if any(v in constant for v in reads):
+                return False
+            if outs and outs <= gone:
+                void.update(event.writes)
+            elif ins and ins <= gone:
+                constant.update(event.writes)
+            continue
+        dead = [v for v in reads if v in constant or v in void]
+        if not dead:
+            continue
+        if len(dead) == len(reads):
+            # what is summed over no channels is 0 everywhere
+            ended = any(v in constant for v in dead) or not recorder.summed.isdisjoint(event.writes)
+            (constant if ended else void).update(event.writes)
+        elif any(v in constant for v in dead) and event.name not in JOINS:
+            return False
+    return not any(v in constant or v in void for v in recorder.outputs)

@@ -19,9 +19,8 @@ from halpiee.deploy.target import Target
 from halpiee.errors import ProfileError, WriteError
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import protected
-from halpiee.structure.groups import Structure
+from halpiee.structure.groups import Structure, macs
 from halpiee.structure.plan import Plan, Selection
-from halpiee.structure.size import macs
 from halpiee.structure.trace import trace
 from halpiee.training.build import arguments, network
 from halpiee.training.checkpoint import fill

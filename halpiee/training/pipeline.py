@@ -46,10 +46,10 @@ from halpiee.sparsity.distribution import Latency
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Channels
 from halpiee.sparsity.mask import Mask
+from halpiee.structure.groups import macs
 from halpiee.structure.plan import Selection
-from halpiee.structure.proof import verify
 from halpiee.structure.shrink import shrink
-from halpiee.structure.size import macs
+from halpiee.structure.verify import verify
 from halpiee.training import record
 from halpiee.training.build import (
     budget_of,

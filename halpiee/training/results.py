@@ -25,8 +25,8 @@ from halpiee.saliency.magnitude import Magnitude
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.limits import pareto
 from halpiee.sparsity.granularity import Channels
+from halpiee.structure.groups import widths
 from halpiee.structure.plan import Plan
-from halpiee.structure.size import widths
 from halpiee.training import record
 from halpiee.training.checkpoint import save_json
 from halpiee.training.config import Settings, parse_budget

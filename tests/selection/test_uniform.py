@@ -14,7 +14,7 @@ from halpiee.errors import BudgetError
 from halpiee.methods.channels import uniform_counts
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.select import uniform, widest
-from halpiee.structure.size import parameters
+from halpiee.structure.groups import parameters
 
 from .fakes import FormulaProfile, residual
 

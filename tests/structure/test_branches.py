@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halpiee.structure import Plan, explain, masked, relative_error, shrink, trace, verify
-from halpiee.structure.branches import branches_by_mode, taken
+from halpiee.structure.state import branches_by_mode, taken
 
 from . import nets
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from halpiee.structure import trace
-from halpiee.structure.decisions import Decisions
+from halpiee.structure.recorder import Decisions
 
 from .corners import IMAGE, Net, is_cut_exactly, stays_and_says_why
 

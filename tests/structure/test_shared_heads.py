@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from halpiee.errors import StructureError
 from halpiee.structure import relative_error, shrink, trace, verify
-from halpiee.structure.calls import Call
 from halpiee.structure.recorder import Recorder
+from halpiee.structure.records import Call
 from halpiee.structure.rules import RULES
 
 from . import nets

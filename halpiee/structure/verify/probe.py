@@ -1,15 +1,15 @@
-"""Do the forward's own numbers follow the channels? The traced model is cut on paper and traced once more.
+"""Cuts a traced model on paper and compares: do the forward's own numbers follow the channels?
 
 A reshape, a slice or a divisor written as a number stays when channels go. So every prunable group loses some
 units, the smaller fake model runs again with the *original* units as labels, and whatever no longer fits is
 frozen: an op that fails, two different units that meet in one place, an op that moves what is left otherwise
-(``moves.py``), a scalar or an output shape that has changed.
+(``Move``), a scalar or an output shape that has changed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.moves import Move, stays_the_same
+from halpiee.structure.labels import Atoms, CheckedUnits, Finding
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.shrink import alive_of, kept_positions
-from halpiee.structure.units import Atoms, CheckedUnits, Finding
+from halpiee.structure.records import Move, stays_the_same
+from halpiee.structure.shrink import Cut, alive_of
 
 __all__ = [
     "ANOTHER_PATH",
-    "Cut",
     "Misplaced",
-    "cut_for",
     "differences",
     "irregular_keeps",
     "moved_otherwise",
@@ -57,25 +55,6 @@ class Misplaced:
     place: int
     units: Atoms
     reason: str
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A smaller model on paper.
-
-    Attributes:
-        n_units: number of units of the structure; unit u is atom u + 1.
-        alive: which units stay.
-        units: tensor name → dimension → unit of each position that stays, −1 for none.
-        kept: tensor name → dimension → positions that stay.
-        attributes: module path, attribute, index or None, new value.
-    """
-
-    n_units: int
-    alive: NDArray[np.bool_]
-    units: dict[str, dict[int, Atoms]]
-    kept: dict[str, dict[int, Tensor]]
-    attributes: list[tuple[str, str, int | None, int]]
 
 
 def irregular_keeps(structure: Structure) -> list[dict[str, Tensor]]:
@@ -129,19 +108,6 @@ def irregular(size: int, digit: int, generator: torch.Generator, *, first: bool)
     else:
         mask[torch.randint(size, (1,), generator=generator)] = False
     return mask
-
-
-def cut_for(structure: Structure, keep: Mapping[str, Tensor]) -> Cut:
-    """Returns the cut that a keep means."""
-    alive = structure.keep_vector(keep)
-    units: dict[str, dict[int, Atoms]] = {}
-    for slot in structure.slots:
-        units.setdefault(slot.tensor, {})[slot.dim] = slot.units[alive_of(alive, slot.units)]
-    attributes = [
-        (a.module, a.name, a.at, int(alive_of(alive, a.units).sum()) * a.mul // a.div)
-        for a in structure.details["attributes"]
-    ]
-    return Cut(structure.n_units, alive, units, kept_positions(structure, alive), attributes)
 
 
 def differences(

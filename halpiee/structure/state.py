@@ -1,33 +1,54 @@
-"""What a forward reads of its tensors in Python: a number to log, a truth value to check, an array.
+"""What a forward does beside its ops: values it reads in Python, tensors it leaves on modules, branches on the mode.
 
-Fake tensors have no such values. They are heard of a forward on real tensors and given again on fake ones, in order.
-Whether they feed an output is tried with other answers (``hearing.py``).
+**Answers.** A forward may read a number of a tensor to log it, or a truth value to check it. Fake tensors have no such
+values. They are heard on real tensors and given again on fake ones, in order; ``forward.py`` tries whether they
+matter.
+
+**Stored tensors.** A copy that is cut must not go on with caches of the full network. What the traced forward left on
+a module is put back to what was there before it; what modules keep for evaluation they make anew when they are
+switched to training and back.
+
+**Branches.** Where the forward branches on ``training``, training may run other layers than an evaluation. Auxiliary
+heads read channels that an evaluation sees elsewhere, so both are traced, and what is coupled in either is coupled.
+Norms and dropouts stay as in an evaluation meanwhile; they couple nothing otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dis
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from itertools import pairwise
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from halpiee.structure.units import source_line
+from halpiee.structure.labels import source_line
 
 __all__ = [
     "TAKEN",
     "Answer",
     "Answers",
     "Change",
+    "Stored",
     "asks",
+    "branches_by_mode",
     "changes",
     "finer",
     "flips",
+    "forgotten",
     "has_truths",
     "is_truth",
+    "left_behind",
+    "snapshot",
+    "taken",
     "truths_in",
 ]
+
 
 TAKEN = frozenset({"numpy", "__array__", "tolist", "__format__"})
 """Methods of tensors that make arrays, lists and texts of their values without an op."""
@@ -204,3 +225,147 @@ def others(value: np.ndarray[Any, Any], by: Callable[[float], float]) -> np.ndar
         limits = np.iinfo(value.dtype)
         found = found.clip(limits.min, limits.max)
     return np.asarray(found.astype(value.dtype).reshape(value.shape))
+
+
+OWN = frozenset(vars(nn.Module()))
+"""Attributes of every module: parameters, buffers, modules, hooks."""
+
+
+class Held(Enum):
+    """What an attribute held that has no plain value."""
+
+    NOTHING = "nothing"
+    TENSOR = "tensor"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that the forward leaves on a module.
+
+    Attributes:
+        module: path of the module.
+        name: the attribute; a tensor, or a dict or list with tensors.
+        before: what it was: None, a plain value, nothing, the keys of a dict, the length of a list.
+    """
+
+    module: str
+    name: str
+    before: Any
+
+
+def snapshot(model: nn.Module) -> dict[tuple[str, str], Any]:
+    """Returns what the attributes of a model's modules hold: (path, name) → plain value, keys, length or kind."""
+    return {
+        (path, name): noted(value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if name not in OWN
+    }
+
+
+def noted(value: Any) -> Any:
+    """Returns a plain value itself, the keys of a dict, the length of a list, else what kind of value it is."""
+    if isinstance(value, Tensor):
+        return Held.TENSOR
+    if isinstance(value, dict):
+        return frozenset(value)
+    if isinstance(value, list):
+        return len(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else Held.OTHER
+
+
+def left_behind(model: nn.Module, before: dict[tuple[str, str], Any]) -> tuple[Stored, ...]:
+    """Returns the attributes that hold tensors after a forward and did not before it."""
+    found = []
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            was = before.get((path, name), Held.NOTHING)
+            if name in OWN or (isinstance(was, Held) and was is not Held.NOTHING) or not holds_tensors(value):
+                continue
+            if noted(value) is Held.TENSOR or noted(value) != was:
+                found.append(Stored(path, name, was))
+    return tuple(found)
+
+
+def holds_tensors(value: Any) -> bool:
+    """Returns whether a value is a tensor, or a dict, list or tuple with one in it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(holds_tensors(v) for v in value)
+    return isinstance(value, Tensor)
+
+
+def forgotten(model: nn.Module, stored: Iterable[Stored]) -> None:
+    """Takes what forwards have left behind out of a copy, in place, and renews what it keeps for evaluation.
+
+    Args:
+        model: the copy.
+        stored: what a forward of it leaves behind.
+    """
+    modules = dict(model.named_modules())
+    for kept in stored:
+        module = modules.get(kept.module)
+        value = vars(module).get(kept.name) if module is not None else None
+        if module is None or not holds_tensors(value):
+            continue
+        if isinstance(value, dict) and isinstance(kept.before, frozenset):
+            for key in [key for key in value if key not in kept.before]:
+                del value[key]
+        elif isinstance(value, list) and isinstance(kept.before, int):
+            del value[kept.before :]
+        elif kept.before is Held.NOTHING:
+            delattr(module, kept.name)
+        else:
+            setattr(module, kept.name, kept.before)
+    if not model.training and any(
+        name not in OWN and holds_tensors(value)
+        for module in modules.values()
+        for name, value in vars(module).items()
+    ):
+        modes = [(module, module.training) for module in modules.values()]
+        model.train()
+        model.eval()
+        for module, training in modes:
+            module.training = training
+
+
+LIBRARIES = ("torch.", "torchvision.ops.")
+"""Packages whose modules ask for the mode to drop or to normalise alone."""
+
+HANDED_ON = ("LOAD_", "KW_NAMES", "PRECALL", "CALL", "PUSH_NULL")
+"""What follows ``self.training`` in the code of ``dropout(x, self.p, self.training)``: no branch."""
+
+
+def branches_by_mode(model: nn.Module) -> bool:
+    """Returns whether a module of the model branches on ``training`` in code of its own."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    return any(
+        branches(function.__code__)
+        for kind in kinds
+        if not f"{kind.__module__}.".startswith(LIBRARIES)
+        for function in vars(kind).values()
+        if isinstance(function, FunctionType)
+    )
+
+
+def branches(code: CodeType) -> bool:
+    """Returns whether a function does more with an attribute ``training`` than hand it on; inner ones included."""
+    if "training" in code.co_names:
+        steps = pairwise(dis.get_instructions(code))
+        if any(
+            step.opname == "LOAD_ATTR"
+            and step.argval == "training"
+            and not after.opname.startswith(HANDED_ON)
+            for step, after in steps
+        ):
+            return True
+    return any(branches(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+
+
+def taken(model: nn.Module) -> None:
+    """Makes a model in evaluation take the branches of training, in place; norms and dropouts stay as they are."""
+    for module in model.modules():
+        if not f"{type(module).__module__}.".startswith(LIBRARIES):
+            module.training = True

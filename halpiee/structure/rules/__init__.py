@@ -13,17 +13,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from halpiee.structure.calls import Call, LayerCall, Timing
-from halpiee.structure.contractions import attention, convolution, matrix_product
-from halpiee.structure.elementwise import pointwise
 from halpiee.structure.labels import Tag
-from halpiee.structure.movements import movement, shuffle
-from halpiee.structure.norms import batch_norm, group_norm, layer_norm
-from halpiee.structure.placing import concat, glu, index, index_put, pad
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.reductions import reduction, region, softmax, spatial
+from halpiee.structure.records import Call, LayerCall, Timing
+from halpiee.structure.rules.contraction import attention, convolution, matrix_product
+from halpiee.structure.rules.elementwise import concat, glu, index, index_put, pad, pointwise
+from halpiee.structure.rules.movement import movement, shuffle
+from halpiee.structure.rules.norm import (
+    batch_norm,
+    group_norm,
+    layer_norm,
+    reduction,
+    region,
+    softmax,
+    spatial,
+)
 
 __all__ = ["RULES", "apply", "is_movement", "is_pointwise", "takes_time"]
+
 
 Rule = Callable[[Recorder, Call], Timing | None]
 

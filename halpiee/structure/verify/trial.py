@@ -1,4 +1,8 @@
-"""Does a trace hold at other widths? The model is shrunk and traced again; groups whose shapes disagree are frozen."""
+"""Verifies a trace at other widths: shrinks the model on paper, traces it again, and freezes groups that disagree.
+
+A quick run comes first, without labels or values: a model that is cut on paper and runs through the same ops follows
+its channels. What differs is then looked for by a full trace.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +15,28 @@ import numpy as np
 from torch import Tensor, nn
 
 from halpiee.errors import StructureError
-from halpiee.structure.agreement import watched
 from halpiee.structure.assemble import assemble
-from halpiee.structure.decisions import Decisions
-from halpiee.structure.dry_run import record
+from halpiee.structure.forward import record
 from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.movements import FOLLOWING
-from halpiee.structure.probe import (
+from halpiee.structure.labels import Atoms, CheckedUnits, Finding
+from halpiee.structure.recorder import Decisions, Recorder
+from halpiee.structure.records import Move, Step, parting, tensors_of, wired
+from halpiee.structure.rules.movement import FOLLOWING
+from halpiee.structure.shrink import Cut, cut_for
+from halpiee.structure.state import Answers, taken
+from halpiee.structure.surroundings import Surroundings
+from halpiee.structure.verify.probe import (
     ANOTHER_PATH,
     CHECKS,
     Misplaced,
-    cut_for,
     differences,
     irregular_keeps,
     moved_otherwise,
     unit_range,
 )
-from halpiee.structure.recorder import Recorder
-from halpiee.structure.stand_ins import Tensors
-from halpiee.structure.surroundings import Surroundings
-from halpiee.structure.units import Atoms, CheckedUnits, Finding
-from halpiee.structure.wiring import parting, wired
+from halpiee.structure.watching import Path, Tensors, Watch, looked_on, stand_in_for
 
-__all__ = ["Trial", "TurnError"]
+__all__ = ["Trial", "TurnError", "Watched", "watched"]
 
 
 class TurnError(Exception):
@@ -305,3 +308,72 @@ def siblings(
     others = [path for path in others if (path in recorder.positions) == (failed in recorder.positions)]
     names = {path + part for path in others for part in parts}
     return [g for g in structure.prunable if g.name in names]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What ran of a model.
+
+    Attributes:
+        steps: its ops, and what they read.
+        moves: what moved elements.
+        numbers: the numbers of the pointwise ops.
+        made: numbers that became tensors.
+        shapes: shapes of the outputs.
+    """
+
+    steps: list[Step]
+    moves: list[Move]
+    numbers: list[tuple[Any, ...]]
+    made: list[tuple[Any, ...]]
+    shapes: list[tuple[int, ...]]
+
+    def is_that_of(self, full: Recorder, steps: list[Step]) -> bool:
+        """Returns whether the full model, whose ops these are, runs the same on the same tensors and numbers."""
+        return (
+            self.made == full.made
+            and self.steps == steps
+            and self.numbers == [scalars for _, scalars, _ in full.scalars]
+            and self.shapes == full.output_shapes
+        )
+
+
+def watched(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    around: Surroundings,
+    cut: Cut,
+    *,
+    training: bool,
+    tensors: Tensors,
+    idle: frozenset[int] = frozenset(),
+    answers: Answers | None = None,
+) -> Watched | None:
+    """Runs a model, cut on paper, without values; returns what ran, or None where its forward fails.
+
+    Args:
+        model: the model.
+        example_inputs: its inputs.
+        around: what the model shares with its copies, which stays as it is.
+        cut: what to leave out.
+        training: whether to run it once more with the branches that it takes in training.
+        tensors: what to run it on.
+        idle: numbers of the ops that feed nothing and are left out.
+        answers: what the forward reads in Python and what feeds nothing either.
+    """
+    path, made = Path(None if answers is None else answers.again()), list[tuple[Any, ...]]()
+    try:
+        with around.kept():
+            copied = stand_in_for(model, example_inputs, cut, tensors=tensors)
+            around.watch(copied.fake_mode)
+            given = {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(copied.inputs), start=1)}
+            watch = Watch(path, copied.tensors | given, idle)
+            with looked_on(copied, path, made, watch):
+                results = [copied.model(*copied.inputs)]
+                if training:
+                    taken(copied.model)
+                    results.append(copied.model(*copied.inputs))
+    except Exception:  # whatever it was, the full probe finds out
+        return None
+    shapes = [tuple(tensor.shape) for tensor in tensors_of(results)]
+    return Watched(wired(watch.events, watch.given), watch.moves, watch.numbers, made, shapes)

@@ -8,14 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halpiee.structure.calls import Call, Spread, tensors_of
-from halpiee.structure.heads import HEAD_WIDTH, HEADS, SHARED_HEADS, held
-from halpiee.structure.labels import Label, Tag, compressed, moved, reshaped, varying, written_out
-from halpiee.structure.moves import Move
+from halpiee.structure.labels import (
+    CheckedUnits,
+    Label,
+    Tag,
+    compressed,
+    moved,
+    reshaped,
+    varying,
+    written_out,
+)
+from halpiee.structure.modules import HEAD_WIDTH, HEADS, SHARED_HEADS, held
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.units import CheckedUnits
+from halpiee.structure.records import RESHAPES, Call, Move, Spread, tensors_of
 
-__all__ = ["FOLLOWING", "RESHAPES", "movement", "moves_of", "shuffle"]
+__all__ = ["FOLLOWING", "movement", "moves_of", "shuffle"]
 
 
 SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip"})
@@ -32,8 +39,6 @@ CUTS = SINGLE | frozenset({"slice", "split", "split_with_sizes", "narrow"})
 
 EVEN = frozenset({"slice", "split", "split_with_sizes"})
 """Cuts that may take equal parts."""
-
-RESHAPES = frozenset({"view", "_unsafe_view", "_reshape_alias", "reshape"})
 
 
 def movement(recorder: Recorder, call: Call) -> None:

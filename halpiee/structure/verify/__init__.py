@@ -1,29 +1,36 @@
 """The proof that a cut is exact: the compact network against the masked one, on inputs and weights that can tell.
 
-Both begin from one random state, so that a network that draws noise in evaluation draws the same on both sides. Where
-the outputs hang on no input (a head that begins at zero), equal outputs would prove nothing: the weights that hide the
-network are drawn anew, on both sides alike, and the proof is made of those.
+Two runs from one seed draw alike as long as they ask for the same shapes. Where a network draws noise for channels of
+which the other has fewer, each draw is made once, without the dimensions in which the two differ, and spread over
+them.
+
+Where the outputs hang on no input, equal outputs would prove nothing. A head that begins at zero (torchvision's ViT),
+a branch whose last norm does (``zero_init_residual``) or is scaled by 1e-6 (LayerScale) lets nothing through: two
+networks that differ before it have equal outputs. Such weights are drawn anew, on both sides alike, and the proof is
+made of those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from halpiee.errors import MismatchError
-from halpiee.structure.calls import random_like, tensors_of
-from halpiee.structure.draws import drawn_alike
 from halpiee.structure.groups import Structure
-from halpiee.structure.masked import masked
-from halpiee.structure.redraw import redraw, silent
-from halpiee.structure.shrink import kept_positions, shrink, sliced
+from halpiee.structure.records import random_like, tensors_of
+from halpiee.structure.shrink import kept_positions, masked, shrink, sliced
+from halpiee.structure.surroundings import random_states
 from latency.copies import copy_of
 
-__all__ = ["relative_error", "verify"]
+__all__ = ["drawn_alike", "redraw", "relative_error", "silent", "verify"]
+
 
 ROUNDING = 1e-6
 """Relative L2 difference below which the outputs of two inputs are the same: of the size of float32's rounding."""
@@ -80,7 +87,7 @@ def verify(
         The relative error ‖masked − compact‖₂ / ‖compact‖₂ over all outputs, of the worst batch. Where the
         forward picks by values (the post-processing of a detector), a last bit may decide, so the layers before
         it are compared instead: those of which no output channel is prunable. Where weights hide the network
-        (``redraw.py``), both are compared once more with others in their place.
+        (``silent``), both are compared once more with others in their place.
 
     Raises:
         MismatchError: the two differ by more than the tolerance, or their outputs are the same for every input
@@ -283,3 +290,120 @@ def outputs(model: nn.Module, inputs: tuple[Any, ...], heads: list[str]) -> Any:
         for handle in handles:
             handle.remove()
     return found if handles else result
+
+
+LIKE = frozenset({"rand_like", "randn_like", "randint_like", "bernoulli"})
+"""Ops that draw a tensor of another one's shape."""
+
+
+class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the shapes that are drawn, or draws what two networks share.
+
+    Args:
+        seed: of the first draw.
+        shared: for every draw its shape without what the networks do not share, or None where they draw alike.
+    """
+
+    def __init__(self, seed: int, shared: list[tuple[int, ...] | None] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seed = seed
+        self.shared = shared
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the op; one that draws gives what was shared."""
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        place = len(self.shapes)
+        shape = self.shared[place] if self.shared is not None and place < len(self.shared) else None
+        if self.shared is not None:
+            torch.manual_seed(self.seed + place)
+        out = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        tensor = out if isinstance(out, Tensor) else None
+        self.shapes.append(() if tensor is None else tuple(tensor.shape))
+        if tensor is None or shape is None or len(shape) != tensor.dim():
+            return out
+        torch.manual_seed(self.seed + place)
+        if name.endswith("_") or name in LIKE:
+            small = args[0]
+            for dim, size in enumerate(shape):
+                small = small if small.shape[dim] == size else small.narrow(dim, 0, 1)
+            small = func(small.clone(), *args[1:], **kwargs)
+        else:
+            sizes = [list(shape) if isinstance(a, list | tuple) else a for a in args]
+            small = func(*sizes, **kwargs)
+        return tensor.copy_(small.expand_as(tensor))
+
+
+def drawn_alike(one: Callable[[], Any], other: Callable[[], Any], *, seed: int) -> tuple[Any, Any]:
+    """Runs two networks from one random state of torch, NumPy and Python, which is given back.
+
+    Args:
+        one: runs the first and returns its outputs.
+        other: runs the second.
+        seed: of the state.
+    """
+    with random_states():
+        noted = [Draws(seed), Draws(seed)]
+        found = run(one, noted[0]), run(other, noted[1])
+        if noted[0].shapes == noted[1].shapes or len(noted[0].shapes) != len(noted[1].shapes):
+            return found
+        pairs = zip(noted[0].shapes, noted[1].shapes, strict=True)
+        shared = [
+            tuple(m if m == n else 1 for m, n in zip(a, b, strict=True)) if len(a) == len(b) else None
+            for a, b in pairs
+        ]
+        return run(one, Draws(seed, [*shared])), run(other, Draws(seed, [*shared]))
+
+
+def run(network: Callable[[], Any], draws: Draws) -> Any:
+    """Runs a network from the seed."""
+    torch.manual_seed(draws.seed)
+    random.seed(draws.seed)
+    np.random.seed(draws.seed % 2**32)
+    with draws:
+        return network()
+
+
+SILENT = 1e-4
+"""Largest weight of a parameter that lets next to nothing through: LayerScale begins at 1e-4 … 1e-6."""
+
+
+def silent(model: nn.Module) -> list[str]:
+    """Returns the names of the parameters, other than biases, that let next to nothing through."""
+    return [
+        name
+        for name, p in model.named_parameters()
+        if p.is_floating_point()
+        and p.numel()
+        and not name.endswith("bias")
+        and float(p.detach().abs().max()) <= SILENT
+    ]
+
+
+def redraw(model: nn.Module, names: Collection[str], seed: int) -> dict[str, Tensor]:
+    """Draws parameters anew, in place: 0.5 … 1.5 for a scale, normal of the size √(1 / inputs) for a weight.
+
+    Args:
+        model: the model.
+        names: names of the parameters.
+        seed: of the values.
+
+    Returns:
+        Name → new value.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name not in names or not p.is_floating_point():
+                continue
+            if p.dim() < 2 or p.numel() == max(p.shape):
+                value = torch.rand(p.shape, generator=generator) + 0.5
+            else:
+                value = torch.randn(p.shape, generator=generator) * (p.shape[0] / p.numel()) ** 0.5
+            p.copy_(value)
+            drawn[name] = p.detach().clone()
+    return drawn

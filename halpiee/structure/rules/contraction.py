@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from halpiee.structure.calls import Call, LayerCall, Timing
-from halpiee.structure.labels import Label, Tag, along, compressed
+from halpiee.structure.labels import Atoms, Label, Tag, along, compressed
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.units import Atoms
+from halpiee.structure.records import Call, LayerCall, Timing
 
 __all__ = ["attention", "convolution", "matrix_product"]
+
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

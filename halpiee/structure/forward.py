@@ -1,0 +1,416 @@
+"""Runs a copy of the model once and records it, with a label beside every tensor.
+
+The copy (``watching.py``) is fake unless the forward asks for values, and may be smaller than the model, cut on paper.
+
+A forward that reads its tensors in Python (to log a number, to check a range) is first listened to on real tensors and
+then run again with other answers. Where every op that counts computes the same values of the same values, the answers
+steer nothing, and the trace takes them as given. A check of the model's own may end such a run; a number all of whose
+changes end so has told nothing, and in doubt it steers.
+"""
+
+from __future__ import annotations
+
+import dis
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+
+from halpiee.errors import StructureError
+from halpiee.structure.labels import Tag
+from halpiee.structure.recorder import Decisions, Recorder
+from halpiee.structure.records import needed, tensors_of
+from halpiee.structure.shrink import Cut
+from halpiee.structure.state import (
+    Answer,
+    Answers,
+    Change,
+    changes,
+    finer,
+    flips,
+    has_truths,
+    is_truth,
+    left_behind,
+    snapshot,
+    taken,
+    truths_in,
+)
+from halpiee.structure.surroundings import FOREIGN, Surroundings
+from halpiee.structure.watching import Dispatch, Path, StandIn, Watch, looked_on, plain_tensors, stand_in_for
+from latency.copies import copy_of
+
+__all__ = ["ForwardError", "NeedsValuesError", "idle_answers", "record"]
+
+
+NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+"""What fake tensors raise where the forward asks for a number that only real ones have."""
+
+
+class ForwardError(StructureError):
+    """The forward of a copy fails: where the model itself runs, the fault is of the trace.
+
+    Attributes:
+        where: the op and the module that it failed in, as far as known.
+    """
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
+
+
+class NeedsValuesError(Exception):
+    """The forward cannot run on fake tensors."""
+
+
+def record(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    around: Surroundings,
+    positions: frozenset[str],
+    cut: Cut | None = None,
+    recorder: Recorder | None = None,
+    *,
+    real: bool = False,
+    training: bool = False,
+) -> Recorder:
+    """Runs a copy of the model, fake unless asked, cut where asked, and returns what was recorded.
+
+    Args:
+        model: the model.
+        example_inputs: its inputs.
+        around: what the model shares with its copies, which stays as it is.
+        positions: grouped layers and norms whose unit is a position across groups.
+        cut: what to leave out, or None.
+        recorder: what to record into; a new one where none is given.
+        real: whether to run on real tensors.
+        training: whether to run it once more with the branches that it takes in training. Where it cannot run so
+            on these inputs (a loss may want targets), only the evaluation counts.
+    """
+    recorder = Recorder({}, positions) if recorder is None else recorder
+    with around.kept():
+        copied = stand_in_for(model, example_inputs, cut, tensors="real" if real else "fake")
+        around.watch(copied.fake_mode)
+        recorder.modules.update(copied.model.named_modules())
+        recorder.originals = {id(p): name for name, p in model.named_parameters()}
+        recorder.real = real
+        if real and recorder.decisions is None:
+            recorder.decisions = Decisions()
+        for name, tensor in copied.tensors.items():
+            given = {d: u + 1 for d, u in cut.units.get(name, {}).items()} if cut is not None else None
+            recorder.add_parameter(name, tensor, given)
+        for index, tensor in enumerate(tensors_of(copied.inputs)):
+            if index == 0 and tensor.dim():
+                recorder.batch = tensor.shape[0]
+            atom = recorder.units.fresh(1)
+            recorder.units.freeze(atom, "a network input")
+            recorder.inputs.append((f"input#{index + 1}" if index else "input", int(atom[0])))
+            recorder.set(tensor, Tag().with_axes([atom.reshape((1,) * tensor.dim())] if tensor.dim() else []))
+            recorder.given[recorder.value(tensor)] = f"input#{index + 1}"
+        before = snapshot(copied.model)
+        ended(recorder, forward(copied, recorder), "feeds the network's output")
+        recorder.stored = left_behind(copied.model, before)
+        recorder.evaluation_ended()
+        if training:
+            trained(copied, recorder, must=cut is not None)
+    read = {value for event in recorder.events for value in event.reads} | set(recorder.outputs)
+    for values, label, reason in recorder.unread:
+        if read.intersection(values):
+            recorder.units.freeze(label, reason)
+    unseen(recorder)
+    return recorder
+
+
+def unseen(recorder: Recorder) -> None:
+    """Freezes what no layer reads of layers that nothing went through, as where a detector found no object.
+
+    A loop over objects may read it another time.
+    """
+    none = [np.zeros(0, dtype=np.int64)]
+    read = recorder.units.find(np.concatenate(none + [layer.ins for layer in recorder.layers]))
+    for outs, where in recorder.idle:
+        roots = recorder.units.find(outs)
+        recorder.units.freeze(
+            roots[~np.isin(roots, read)], f"{where} of no element: what reads it was not seen"
+        )
+
+
+def ended(recorder: Recorder, outputs: list[Tensor], reason: str) -> None:
+    """Freezes what feeds an output."""
+    for tensor in outputs:
+        recorder.freeze(tensor, reason)
+        recorder.outputs.append(recorder.value(tensor))
+        recorder.output_shapes.append(tuple(tensor.shape))
+
+
+def trained(copied: StandIn, recorder: Recorder, *, must: bool) -> None:
+    """Runs the copy once more as it trains; what couples there is coupled, and nothing in it can go or is timed."""
+    taken(copied.model)
+    evaluated = {layer.name for layer in recorder.layers}
+    n_layers, scalars, made = len(recorder.layers), len(recorder.scalars), len(recorder.made)
+    positions = dict(recorder.output_positions)
+    try:
+        outputs = forward(copied, recorder)
+    except (StructureError, NeedsValuesError):
+        if must:
+            raise
+        del recorder.events[recorder.evaluated :], recorder.layers[n_layers:]
+        del recorder.scalars[scalars:], recorder.made[made:]
+        recorder.spreads = [spread for spread in recorder.spreads if spread.place < recorder.evaluated_moves]
+        del recorder.moves[recorder.evaluated_moves :]
+        recorder.failed, recorder.failed_at, recorder.last_module = [], "", ""
+    else:
+        recorder.training = True
+        ended(recorder, outputs, "feeds an output in training")
+    recorder.layers[n_layers:] = [c for c in recorder.layers[n_layers:] if c.name not in evaluated]
+    for layer in recorder.layers[n_layers:]:
+        recorder.units.freeze(layer.outs, "runs in training alone")
+    recorder.output_positions |= positions
+
+
+def forward(copied: StandIn, recorder: Recorder) -> list[Tensor]:
+    """Runs the copy under the recording modes and returns its output tensors."""
+    path = Path(recorder.answers)
+    model = copied.model
+    try:
+        with looked_on(copied, path, recorder.made, Dispatch(recorder, path)):
+            result = model(*copied.inputs)
+    except StructureError:
+        raise
+    except NEEDS_VALUES as error:
+        raise NeedsValuesError from error
+    except Exception as error:
+        if copied.fake_mode is not None and path.taking:
+            raise NeedsValuesError from error
+        where = recorder.last_module = path.last
+        raise ForwardError(
+            f"the forward of {type(model).__name__} fails on the example inputs"
+            f"{f' in {where!r}' if where else ''}: {type(error).__name__}: {error}; "
+            "check the inputs' shapes and types by calling the model yourself",
+            recorder.failed_at or where,
+        ) from error
+    outputs = tensors_of(result)
+    if not outputs:
+        raise StructureError(
+            f"the forward of {type(model).__name__} returned {type(result).__name__} without a tensor in it; "
+            "what feeds no output cannot be told from what does: return tensors, lists or dicts of them"
+        )
+    return outputs
+
+
+MOST_LINES = 16
+"""Lines that read something beyond which it is not tried one by one: it steers, in doubt."""
+
+
+class EndlessError(Exception):
+    """A forward runs on and on."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a model's forwards have read and computed.
+
+    Attributes:
+        answers: what they read in Python.
+        ops: the ops that count, with the numbers among their arguments and what tells their outputs from others.
+        ran: how many ops have run.
+    """
+
+    answers: list[Answer]
+    ops: list[Any]
+    ran: int
+
+
+def idle_answers(
+    model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings, *, training: bool
+) -> Answers | None:
+    """Returns what a forward reads in Python, where it reads something and none of it feeds an output; else None.
+
+    Args:
+        model: the model.
+        example_inputs: its inputs.
+        around: what the model shares with its copies.
+        training: whether it runs once more with the branches that it takes in training.
+    """
+    try:
+        read = heard(model, example_inputs, around, None, training=training, forwards=1)
+        if not read.answers:
+            return None
+        expected = heard(model, example_inputs, around, None, training=training)
+    except Exception:  # the trace says what it is
+        return None
+
+    def same(change: Change) -> bool | None:
+        """Whether nothing that counts changes; None where a check of the model's own ends the forward."""
+        try:
+            most = 4 * expected.ran + 1000
+            found = heard(model, example_inputs, around, change, training=training, most=most)
+        except Exception as error:
+            return None if raised_on_purpose(error) else False
+        return found.ops == expected.ops
+
+    return Answers(read.answers) if steer_nothing(expected.answers, same) else None
+
+
+def steer_nothing(answers: list[Answer], same: Callable[[Change], bool | None]) -> bool:
+    """Returns whether other answers change nothing.
+
+    Args:
+        answers: what is read.
+        same: says of a change whether nothing changes, or None where that is not known.
+    """
+    lines = dict.fromkeys(answer.line for answer in answers)
+    if len(lines) > MOST_LINES:
+        return False
+    numbers = {answer.line for answer in answers if not is_truth(answer.value)}
+    checked = False
+    for change in changes(answers):
+        found = same(change)
+        if found is False:
+            return False
+        checked |= found is None
+    for line in numbers if checked else ():
+        found_here = [same(change) for change in (*changes(answers, line), *finer(line))]
+        if False in found_here or True not in found_here:
+            return False
+    for line in lines:
+        here = [answer.value for answer in answers if answer.line == line and has_truths(answer.value)]
+        alike = len(truths_in(here)) == 1
+        opposite = [same(change) for change in flips(answers, line)] if here else [True]
+        if False in opposite or (not alike and True not in opposite):
+            return False
+    return True
+
+
+def raised_on_purpose(error: Exception) -> bool:
+    """Returns whether a ``raise`` or an ``assert`` in code of the model's own has ended a forward."""
+    if isinstance(error, EndlessError):
+        return False
+    if isinstance(error, Warning):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    frame = trace.tb_frame
+    if str(frame.f_globals.get("__name__", "")).partition(".")[0] in FOREIGN:
+        return False
+    return dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+
+
+def heard(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    around: Surroundings,
+    change: Change | None,
+    *,
+    training: bool,
+    forwards: int = 2,
+    most: int | None = None,
+) -> Heard:
+    """Runs a copy of a model on real tensors, quietly.
+
+    Args:
+        model: the model.
+        example_inputs: its inputs.
+        around: what the model shares with its copies.
+        change: answers in place of what is read.
+        training: whether it runs once more with the branches that it takes in training.
+        forwards: how often it runs: what one keeps on ``self`` may steer the next.
+        most: ops after which it is endless.
+    """
+    path = Path(Answers(change=change))
+    with around.kept(), quietly():
+        copied = stand_in_for(copy_of(model), example_inputs, tensors="real")
+        given = {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(copied.inputs), start=1)}
+        listen = Listen(path, copied.tensors | given, most)
+        with looked_on(copied, path, [], listen):
+            results = [copied.model(*copied.inputs) for _ in range(forwards)]
+            if training:
+                results += run_as_trained(copied.model, copied.inputs)
+        outputs = [listen.value(tensor) for tensor in tensors_of(results)]
+    assert path.answers is not None
+    counting = needed(listen.events, listen.given, outputs)
+    ops = [listen.ops[place] for place in sorted(counting)]
+    return Heard(path.answers.heard, ops, listen.ran)
+
+
+def run_as_trained(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
+    """Runs a copy as it trains; what fails so, as a loss without targets, is not traced either."""
+    taken(model)
+    try:
+        return [model(*inputs)]
+    except EndlessError:
+        raise
+    except Exception:
+        return []
+
+
+class Listen(Watch):  # type: ignore[no-untyped-call]
+    """Notes the ops that run with the numbers among their arguments and a sum over their outputs."""
+
+    def __init__(self, path: Path, given: Mapping[str, Tensor], most: int | None) -> None:
+        super().__init__(path, given, frozenset())
+        self.most = most
+        self.ops: list[Any] = []
+
+    def step(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs the op of this name and notes it."""
+        if self.most is not None and self.ran > self.most:
+            raise EndlessError
+        out = super().step(name, func, args, kwargs)
+        with plain_tensors():
+            if outs := tensors_of(out):
+                self.ops.append((name, plain([args, kwargs]), [sum_of(tensor) for tensor in outs]))
+        return out
+
+
+def plain(value: Any) -> Any:
+    """Returns the numbers and texts in nested arguments, with None for everything else."""
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, dict):
+        return {key: plain(v) for key, v in value.items()}
+    return repr(value) if isinstance(value, bool | int | float | str) else None  # so that NaN equals itself
+
+
+def sum_of(tensor: Tensor) -> Any:
+    """Returns the shape and the sum of a tensor, where it has one."""
+    shape = tuple(tensor.shape)
+    try:
+        dtype = torch.complex128 if tensor.is_complex() else torch.float64
+        return shape, repr(tensor.detach().sum(dtype=dtype).item())
+    except (RuntimeError, TypeError):  # a layout or a type without sums
+        return shape, ""
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keeps what a forward prints, logs and warns of, and where it stops to be looked at, from the user."""
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a breakpoint")
+
+    disabled, hook = logging.root.manager.disable, sys.breakpointhook
+    logging.disable()
+    sys.breakpointhook = stop
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.breakpointhook = hook
+        logging.disable(disabled)

@@ -1,0 +1,434 @@
+"""Forwards that stand in for a module's own: attention with fewer heads, layers without channels, masked norms.
+
+**Heads.** ``nn.MultiheadAttention`` and the windowed attention of torchvision work a head's width out from the width
+of their input, so their own forward can only be narrower as a whole. Here the width of a head is what its rows are,
+``rows / (3 · heads)``, and stays when heads go, the softmax scale with it (Vaswani et al. 2017, section 3.2.2). A
+model is traced with these forwards, and a shrunk module gets one where its own no longer fits.
+
+**No channels.** A convolution without channels returns its bias, a norm without channels its input.
+
+**Masked norms.** While a module of a masked model runs, its norms over channels see the kept channels only. The module
+keeps its class, attributes, parameters and signature. Two hooks around its forward put a function mode into place that
+computes each norm over the kept channels, wherever in the forward it is called. Hooks also keep
+``nn.TransformerEncoderLayer`` off its fused kernel, which does not call its norms.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+__all__ = [
+    "HEADS",
+    "HEAD_WIDTH",
+    "SHARED_HEADS",
+    "Heads",
+    "KeptChannels",
+    "adapted",
+    "emptied",
+    "heads_of",
+    "held",
+    "unnested",
+    "watch_norms",
+]
+
+
+class Heads(nn.MultiheadAttention):
+    """Multi-head attention whose heads together are not as wide as its input."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends as ``nn.MultiheadAttention`` does, which documents the arguments."""
+        joint = query is key and key is value
+        batched = query.dim() == 3
+        if not batched:
+            query, key, value = (t.unsqueeze(0) for t in (query, key, value))
+        elif not self.batch_first:
+            query, key, value = (t.transpose(0, 1) for t in (query, key, value))
+        q, k, v = self.projected(query, key, value, joint)
+        mask = self.mask(attn_mask, key_padding_mask, q, k, is_causal)
+        dropout = self.dropout if self.training else 0.0
+        weights: Tensor | None = None
+        if need_weights:
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            y = F.dropout(weights, dropout, self.training) @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        y = self.out_proj(y.transpose(1, 2).flatten(2))
+        if not batched:
+            y = y.squeeze(0)
+        elif not self.batch_first:
+            y = y.transpose(0, 1)
+        return y, weights
+
+    def projected(self, query: Tensor, key: Tensor, value: Tensor, joint: bool) -> tuple[Tensor, ...]:
+        """Returns queries, keys and values ``[N, heads, L, width of a head]``."""
+        assert self.in_proj_weight is not None
+        width = self.in_proj_weight.shape[0] // (3 * self.num_heads)
+        if joint:
+            rows = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+            parts = rows.view(*rows.shape[:2], 3, self.num_heads, width).unbind(2)
+        else:
+            weights = self.in_proj_weight.chunk(3)
+            biases = self.in_proj_bias.chunk(3) if self.in_proj_bias is not None else (None, None, None)
+            parts = tuple(
+                F.linear(x, w, b).view(*x.shape[:2], self.num_heads, width)
+                for x, w, b in zip((query, key, value), weights, biases, strict=True)
+            )
+        return tuple(part.transpose(1, 2) for part in parts)
+
+    def mask(
+        self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor, is_causal: bool
+    ) -> Tensor | None:
+        """Returns what is added to the scores ``[N or 1, heads or 1, L, S]``, or None."""
+        found: Tensor | None = None
+        if is_causal and attn_mask is None:
+            attn_mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        for given in (attn_mask, padding):
+            if given is None:
+                continue
+            added = given
+            if added.dtype == torch.bool:
+                added = torch.zeros_like(given, dtype=q.dtype).masked_fill(given, float("-inf"))
+            if given is padding:
+                added = added.reshape(q.shape[0], 1, 1, -1)
+            elif added.dim() == 3:
+                added = added.view(q.shape[0], -1, *added.shape[1:])
+            found = added if found is None else found + added
+        return found
+
+
+def adapted(model: nn.Module, *, always: bool = False) -> None:
+    """Gives attention modules the forward in which heads may be fewer, in place.
+
+    Args:
+        model: a copy of a model, cut or not.
+        always: whether also where the module's own forward fits.
+    """
+    for module, rows, columns in attentions(model):
+        if isinstance(module, nn.MultiheadAttention):
+            module.embed_dim = columns
+        if rows == 3 * columns and not always:
+            continue
+        if isinstance(module, nn.MultiheadAttention):
+            module.__class__ = Heads
+            module._qkv_same_embed_dim = False  # keeps encoder layers off the fused kernel of the full width
+        else:
+            from halpiee.structure import windows
+
+            module.__class__ = windows.NARROW[type(module).__name__]
+    unnested(model)
+
+
+def unnested(model: nn.Module) -> None:
+    """Keeps encoders off nested tensors, in place, where a layer in them cannot take the fused kernel for those.
+
+    ``nn.TransformerEncoder`` asks its first layer once, when it is built, and makes a nested tensor of what a padding
+    mask leaves. A layer whose attention has lost heads, or whose norms are hooked, calls its modules, which take none.
+    """
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(
+            isinstance(module, Heads) or module._forward_pre_hooks or module._forward_hooks
+            for module in encoder.layers.modules()
+        ):
+            encoder.use_nested_tensor = False
+
+
+def attentions(model: nn.Module) -> Iterator[tuple[nn.Module, int, int]]:
+    """Yields the attention modules that can lose heads, with rows and columns of their joint projection."""
+    torchvision = [m for n, m in sys.modules.items() if n in WINDOWED]
+    for module in model.modules():
+        kind = type(module)
+        if kind is nn.MultiheadAttention:
+            plain = module.bias_k is None and not module.add_zero_attn
+            if plain and module._qkv_same_embed_dim and module.in_proj_weight is not None:
+                weight = module.get_parameter("in_proj_weight")
+                yield module, weight.shape[0], weight.shape[1]
+        elif torchvision and kind.__module__ in WINDOWED and kind.__name__ in WINDOWED[kind.__module__]:
+            projection = module.get_submodule("to_qkv" if hasattr(module, "to_qkv") else "qkv")
+            rows, columns = projection.get_parameter("weight").shape
+            yield module, rows, columns
+
+
+WINDOWED = {
+    "torchvision.models.swin_transformer": ("ShiftedWindowAttention", "ShiftedWindowAttentionV2"),
+    "torchvision.models.video.swin_transformer": ("ShiftedWindowAttention3d",),
+    "torchvision.models.maxvit": ("RelativePositionalMultiHeadAttention",),
+}
+"""Module → its attention classes whose forward works a head's width out from the input."""
+
+
+def heads_of(module: nn.Module | None) -> tuple[str, int] | None:
+    """Returns the attribute in which an attention module holds its number of heads, and that number."""
+    return next(iter(held(module, HEADS).items()), None)
+
+
+def held(module: nn.Module | None, names: Collection[str]) -> dict[str, int]:
+    """Returns the numbers that a module holds under these names."""
+    return {
+        name: value
+        for name, value in (vars(module).items() if module is not None else ())
+        if type(value) is int and name in names
+    }
+
+
+HEADS = frozenset({"num_heads", "n_heads", "heads", "num_attention_heads", "n_head", "nhead"})
+"""Attributes that hold the number of heads of the queries."""
+
+SHARED_HEADS = frozenset(
+    {"num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads", "n_local_kv_heads"}
+)
+"""Attributes that hold the number of heads of keys and values, each of which several heads of the queries read."""
+
+HEAD_WIDTH = frozenset({"head_dim", "dim_head", "attention_head_size", "d_head", "head_size", "d_kv"})
+"""Attributes that hold the width of one head."""
+
+
+def emptied(model: nn.Module) -> None:
+    """Gives every layer and norm of the model that has no channels left a forward for that, in place."""
+    for module in model.modules():
+        if isinstance(module, CONVS) and 0 in (module.in_channels, module.out_channels):
+            module.__class__ = CONSTANT[next(c for c in CONVS if isinstance(module, c))]
+        elif isinstance(module, nn.modules.batchnorm._NormBase) and module.num_features == 0:
+            module.__class__ = BatchNormOfNothing
+        elif isinstance(module, nn.LayerNorm) and 0 in module.normalized_shape:
+            module.__class__ = LayerNormOfNothing
+        elif isinstance(module, nn.GroupNorm) and module.num_channels == 0:
+            module.__class__ = GroupNormOfNothing
+
+
+class Nothing:
+    """The forward of a norm without channels: there is nothing to normalise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the input, which has no elements."""
+        return x
+
+
+class BatchNormOfNothing(Nothing, nn.BatchNorm2d):
+    """A batch or instance norm without channels."""
+
+
+class LayerNormOfNothing(Nothing, nn.LayerNorm):
+    """A layer norm without channels."""
+
+
+class GroupNormOfNothing(Nothing, nn.GroupNorm):
+    """A group norm without channels."""
+
+
+def constant_output(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Returns the bias at every position, or zeros; it has no channels where the layer has none."""
+    shape = (x.shape[0], int(module.out_channels), *sizes)  # type: ignore[arg-type]
+    bias = module.bias
+    if not isinstance(bias, Tensor):
+        return x.new_zeros(shape)
+    return bias.to(x.dtype).reshape(1, -1, *(1,) * len(sizes)).expand(shape)
+
+
+class ConstantConv:
+    """The forward of a convolution without input or without output channels."""
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    padding: tuple[int, ...] | str
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[N, C_in, …]`` to the bias at every output position ``[N, C_out, …]``."""
+        sizes = []
+        for index, size in enumerate(x.shape[2:]):
+            reach = self.dilation[index] * (self.kernel_size[index] - 1)
+            if isinstance(self.padding, str):
+                around = reach if self.padding == "same" else 0
+            else:
+                around = 2 * self.padding[index]
+            sizes.append((size + around - reach - 1) // self.stride[index] + 1)
+        assert isinstance(self, nn.Module)
+        return constant_output(self, x, sizes)
+
+
+class ConstantConvTranspose:
+    """The forward of a transposed convolution without input or without output channels."""
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    output_padding: tuple[int, ...]
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Maps ``[N, C_in, …]`` to the bias at every output position ``[N, C_out, …]``."""
+        sizes = [
+            (size - 1) * self.stride[i]
+            - 2 * int(self.padding[i])
+            + self.dilation[i] * (self.kernel_size[i] - 1)
+            + self.output_padding[i]
+            + 1
+            for i, size in enumerate(x.shape[2:])
+        ]
+        assert isinstance(self, nn.Module)
+        return constant_output(self, x, output_size[-len(sizes) :] if output_size else sizes)
+
+
+class ConstantConv1d(ConstantConv, nn.Conv1d):
+    """A 1d convolution without input or output channels."""
+
+
+class ConstantConv2d(ConstantConv, nn.Conv2d):
+    """A 2d convolution without input or output channels."""
+
+
+class ConstantConv3d(ConstantConv, nn.Conv3d):
+    """A 3d convolution without input or output channels."""
+
+
+class ConstantConvTranspose1d(ConstantConvTranspose, nn.ConvTranspose1d):
+    """A transposed 1d convolution without input or output channels."""
+
+
+class ConstantConvTranspose2d(ConstantConvTranspose, nn.ConvTranspose2d):
+    """A transposed 2d convolution without input or output channels."""
+
+
+class ConstantConvTranspose3d(ConstantConvTranspose, nn.ConvTranspose3d):
+    """A transposed 3d convolution without input or output channels."""
+
+
+CONSTANT: dict[type[nn.Module], type[nn.Module]] = {
+    nn.ConvTranspose1d: ConstantConvTranspose1d,
+    nn.ConvTranspose2d: ConstantConvTranspose2d,
+    nn.ConvTranspose3d: ConstantConvTranspose3d,
+    nn.Conv1d: ConstantConv1d,
+    nn.Conv2d: ConstantConv2d,
+    nn.Conv3d: ConstantConv3d,
+}
+CONVS = tuple(CONSTANT)
+
+
+LAYER = ("input", "normalized_shape", "weight", "bias", "eps")
+RMS = ("input", "normalized_shape", "weight", "eps")
+BATCH = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+GROUP = ("input", "num_groups", "weight", "bias", "eps")
+
+NORMS: dict[Any, tuple[Any, tuple[str, ...]]] = {
+    F.layer_norm: (F.layer_norm, LAYER),
+    torch.layer_norm: (F.layer_norm, LAYER),
+    F.rms_norm: (F.rms_norm, RMS),
+    torch.rms_norm: (F.rms_norm, RMS),
+    F.group_norm: (F.group_norm, GROUP),
+    torch.group_norm: (F.group_norm, GROUP),
+    F.batch_norm: (F.batch_norm, BATCH),
+    torch.batch_norm: (F.batch_norm, BATCH),
+}
+"""Function that a forward may call → the same of ``torch.nn.functional``, and its arguments in order."""
+
+IN_A_GRAPH: dict[Any, Any] = {
+    F.layer_norm: torch.ops.aten.layer_norm.default,
+    F.rms_norm: torch.ops.aten.rms_norm.default,
+    F.group_norm: torch.ops.aten.group_norm.default,
+}
+"""What a compiled graph calls instead: a backend that runs the graph as Python, with the mode of the outermost module
+still in place, would have its norms computed over the kept channels a second time."""
+
+
+class KeptChannels(TorchFunctionMode):
+    """Computes norms over the kept channels; the other channels come out as 0.
+
+    Args:
+        kept: number of channels of a norm → int64 indices of those that it sees.
+
+    Attributes:
+        inside: how many of the modules in the hooked one are running; their norms are their own.
+    """
+
+    def __init__(self, kept: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.kept = kept
+        self.inside = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the function, a norm over as many channels on its kept ones."""
+        kwargs = kwargs or {}
+        if func not in NORMS:
+            return func(*args, **kwargs)
+        function, names = NORMS[func]
+        given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+        kept = None if self.inside else self.seen(given)
+        if torch.compiler.is_compiling():
+            function = IN_A_GRAPH[function]
+            if kept is None:
+                return function(**given)
+        elif kept is None:
+            return func(*args, **kwargs)
+        x: Tensor = given.pop("input")
+        if kept.numel() == 0:
+            return torch.zeros_like(x)
+        for name in ("weight", "bias"):
+            if given.get(name) is not None and "training" not in given:
+                given[name] = given[name].index_select(0, kept.to(given[name].device))
+        dim = x.dim() - 1
+        if "num_groups" in given:
+            dim = 1
+        elif "normalized_shape" in given:
+            given["normalized_shape"] = (kept.numel(),)
+        kept = kept.to(x.device)
+        y = function(x.index_select(dim, kept), **given)
+        return torch.zeros_like(x, dtype=y.dtype).index_copy(dim, kept, y)
+
+    def seen(self, given: dict[str, Any]) -> Tensor | None:
+        """Returns the channels that a norm with these arguments sees, or None where it is not one of the masked."""
+        x = given["input"]
+        if "num_groups" in given:
+            return self.kept.get(x.shape[1])
+        if "normalized_shape" not in given:  # of a weight: each of its rows over its inputs
+            of_itself = given.get("training") and given.get("running_mean") is None
+            return self.kept.get(x.shape[2]) if of_itself and x.dim() == 3 and x.shape[0] == 1 else None
+        return self.kept.get(x.shape[-1]) if len(given["normalized_shape"]) == 1 else None
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """Begins, before the forward of a module."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Ends, after the forward of a module, or where it fails."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def pause(self, module: nn.Module, args: Any) -> None:
+        """Leaves norms alone, before the forward of a module in the hooked one."""
+        self.inside += 1
+
+    def resume(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Goes on, after the forward of a module in the hooked one, or where it fails."""
+        self.inside -= 1
+
+
+def watch_norms(module: nn.Module, kept: dict[int, Tensor]) -> None:
+    """Hooks a module so that its own norms over channels, not those of modules in it, see the kept channels only.
+
+    Args:
+        module: whose forward calls the norms.
+        kept: number of channels of a norm → int64 indices of those that stay.
+    """
+    mode = KeptChannels(kept)
+    for inner in module.modules():
+        inner.register_forward_pre_hook(mode.enter if inner is module else mode.pause)
+        inner.register_forward_hook(mode.leave if inner is module else mode.resume, always_call=True)

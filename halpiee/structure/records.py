@@ -1,0 +1,396 @@
+"""Values that describe one forward: a call, a layer, a timed op, an event, a move; and what a list of them tells.
+
+**Moves.** An op that moves elements must do the same to what is left of them. Every other op works position by
+position, or reads channels in the order in which a weight holds them. So a smaller network is the larger one without
+some channels exactly when each of its moves, done to what is left, gives what is left of the larger one's:
+``move(cut(x)) = cut(move(x))``. This sees the order of channels within one unit, too, which no comparison of units
+can.
+
+**Needed ops.** What a forward reads to log it is no reason for its channels to stay. An op is left out of a trace
+where nothing that counts reads what it makes: no output, nothing that is written in place, no op that puts an
+activation and a parameter together (which runs in the cut network too, and has to fit).
+
+**Steps.** Two forwards that run the same ops on the same tensors are one network at two widths. A comparison by name
+alone is not enough: a block that reads ``norm(x)`` in place of ``x`` at another width runs the same ops on the same
+shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from halpiee.structure.labels import Atoms, Label, written_out
+
+__all__ = [
+    "Call",
+    "Event",
+    "LayerCall",
+    "Move",
+    "NormCall",
+    "Role",
+    "Side",
+    "Spread",
+    "Step",
+    "Timing",
+    "idle",
+    "needed",
+    "parting",
+    "random_like",
+    "stays_the_same",
+    "tensors_of",
+    "wired",
+]
+
+
+Side = Literal["out", "in", "norm"]
+
+Role = tuple[Side, str]
+"""Side of a layer (``out``, ``in``, ``norm``) and kind of the layer that a parameter dimension serves."""
+
+
+@dataclass
+class Call:
+    """One op as the dispatcher saw it.
+
+    Attributes:
+        name: op name without namespace and overload, for example ``convolution``.
+        func: the overload itself.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        out: what it returned.
+        module: path of the innermost module that was running.
+        api: name of the torch function that led to it.
+        reads: value numbers of its tensor inputs.
+    """
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    module: str
+    api: str
+    reads: tuple[int, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The op and where it ran, as reasons name it."""
+        return f"{self.name} in {self.module}" if self.module else self.name
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """Its tensor inputs, in order, those in lists included."""
+        return tensors_of([self.args, self.kwargs])
+
+    @cached_property
+    def outputs(self) -> list[Tensor]:
+        """Its tensor outputs, in order."""
+        return tensors_of(self.out)
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Returns the tensors in nested lists, tuples, dicts and objects with fields, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in tensors_of(v)]
+    if isinstance(value, list | tuple | set):
+        return [t for v in value for t in tensors_of(v)]
+    if hasattr(value, "__dataclass_fields__") or hasattr(value, "tensors"):
+        return [t for v in vars(value).values() for t in tensors_of(v)]
+    return []
+
+
+def random_like(value: Any, generator: torch.Generator) -> Any:
+    """Returns the same nested inputs with floating tensors drawn from a normal distribution."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            return value
+        return torch.randn(value.shape, generator=generator).to(dtype=value.dtype, device=value.device)
+    if isinstance(value, dict):
+        return {k: random_like(v, generator) for k, v in value.items()}
+    if isinstance(value, list):
+        return [random_like(v, generator) for v in value]
+    if isinstance(value, tuple):
+        items = [random_like(v, generator) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One conv or linear call: its name, kind and the atoms on its two sides."""
+
+    name: str
+    kind: str
+    ins: Atoms
+    outs: Atoms
+
+
+@dataclass(frozen=True)
+class NormCall:
+    """One norm over channels whose statistics must leave removed channels out.
+
+    Attributes:
+        module: path of the norm module.
+        atoms: atoms along its channel dimension.
+    """
+
+    module: str
+    atoms: Atoms
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a rule knows of the time its op takes.
+
+    Attributes:
+        kind: kind of the timed op.
+        ins: atoms of the channels that go in.
+        outs: atoms of the channels that come out.
+        fields: the other fields of the timed op.
+        layer: name of the layer, where it is one.
+    """
+
+    kind: str
+    ins: Atoms
+    outs: Atoms
+    fields: dict[str, Any] = field(default_factory=dict)
+    layer: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One op in execution order, timed or not.
+
+    Attributes:
+        name: name of the op.
+        module: path of the module.
+        reads: value numbers it reads.
+        writes: value numbers of its outputs.
+        timing: what is known of its time, or None.
+        batch: first size of the network's first input.
+        unpriced: whether it takes time of its own that no timed op stands for.
+        number: how many ops ran before it.
+        changed: whether its rule has united or frozen units.
+    """
+
+    name: str
+    module: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    timing: Timing | None
+    batch: int = 1
+    unpriced: bool = False
+    number: int = 0
+    changed: bool = False
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A reshape that spreads channels over several dimensions: what is left has to stay rectangular.
+
+    Attributes:
+        label: atoms after the reshape.
+        where: the op and its module.
+        all_rows: whether also rows of which all is one unit are tied.
+        place: number of the reshape among the moves.
+    """
+
+    label: Label
+    where: str
+    all_rows: bool
+    place: int
+
+
+Mask = NDArray[np.bool_]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Move:
+    """One op that moves elements, as it ran.
+
+    Attributes:
+        name: name of the op.
+        module: path of the module it ran in.
+        at: number of ops before it.
+        axes: labels of its input.
+        before: shape of its input.
+        after: shape of its first output.
+        run: the op itself, from a tensor of the input's shape to its outputs; None for a reshape, whose shape tells.
+        dim: the dimension that it cuts, where that is all it does, or None.
+    """
+
+    name: str
+    module: str
+    at: int
+    axes: tuple[Label, ...]
+    before: Shape
+    after: Shape
+    run: Callable[[Tensor], list[Tensor]] | None
+    dim: int | None = None
+
+    @property
+    def where(self) -> str:
+        """The op and where it ran, as reasons name it."""
+        return f"{self.name} in {self.module}" if self.module else self.name
+
+    def is_like(self, other: Move) -> bool:
+        """Returns whether both are the same step of a forward; which op does a reshape hangs on strides."""
+        same_op = self.run is None is other.run or self.name == other.name
+        return same_op and self.module == other.module
+
+
+def stays_the_same(full: Move, small: Move, alive: Sequence[Mask]) -> bool:
+    """Returns whether a move of the smaller network is the larger one's, on what is left.
+
+    Args:
+        full: the move in the larger network.
+        small: the same move in the smaller one.
+        alive: which elements of each of the larger one's labels stay.
+    """
+    if full.run is None or small.run is None:
+        kept = kept_along(full.after, [written_out(mask, full.before, full.after) for mask in alive])
+        return kept is not None and small.after == tuple(k.size for k in kept)
+    kept = kept_along(full.before, alive)
+    if kept is None or small.before != tuple(k.size for k in kept):
+        return False
+    dims = range(len(full.before)) if full.dim is None else [full.dim]
+    shape = [size if d in dims else 1 for d, size in enumerate(full.before)]
+    ids = np.arange(np.prod(shape, dtype=np.int64)).reshape(shape)
+    left = ids[np.ix_(*(k if d in dims else np.zeros(1, np.int64) for d, k in enumerate(kept)))]
+    stays = np.zeros(ids.size, dtype=np.bool_)
+    stays[left.reshape(-1)] = True
+    moved = full.run(torch.from_numpy(ids).expand(full.before))
+    moved_left = small.run(torch.from_numpy(left).expand(small.before))
+    return len(moved) == len(moved_left) and all(
+        same_places(narrow(a), narrow(b), stays) for a, b in zip(moved, moved_left, strict=True)
+    )
+
+
+def kept_along(shape: Sequence[int], masks: Sequence[Mask]) -> list[NDArray[np.int64]] | None:
+    """Returns the positions that stay along each dimension, or None where what stays is no rectangle."""
+    if all(bool(mask.all()) for mask in masks):
+        return [np.arange(size) for size in shape]
+    grid = np.ones([1] * len(shape), dtype=np.bool_)
+    for mask in masks:
+        grid = grid & mask
+    kept = []
+    for dim, size in enumerate(shape):
+        if grid.shape[dim] == 1:
+            kept.append(np.arange(size))
+        else:
+            others = tuple(d for d in range(grid.ndim) if d != dim)
+            kept.append(np.flatnonzero(grid.any(axis=others)))
+    inside = [k if n != 1 else np.zeros(1, np.int64) for k, n in zip(kept, grid.shape, strict=True)]
+    return kept if bool(grid[np.ix_(*inside)].all()) else None
+
+
+def narrow(ids: Tensor) -> NDArray[np.int64]:
+    """Returns the ids with size 1 along the dimensions over which they were only expanded."""
+    for dim in range(ids.dim()):
+        if ids.stride(dim) == 0 and ids.size(dim) > 1:
+            ids = ids.narrow(dim, 0, 1)
+    return ids.numpy()
+
+
+def same_places(full: NDArray[np.int64], small: NDArray[np.int64], stays: Mask) -> bool:
+    """Returns whether what stays of the one is the other, in the same order."""
+    kept = kept_along(full.shape, [stays[full]])
+    return kept is not None and np.array_equal(full[np.ix_(*kept)], small)
+
+
+def needed(events: Sequence[Event], given: Mapping[int, str], outputs: Collection[int]) -> set[int]:
+    """Returns the places of the events of a forward that count.
+
+    Args:
+        events: the events.
+        given: value number → name, for parameters, buffers and inputs.
+        outputs: value numbers of what has to be computed.
+    """
+    made_of_parameters = {value for value, name in given.items() if not name.startswith("input")}
+    mixed = set()
+    for place, event in enumerate(events):
+        apart = [value in made_of_parameters for value in event.reads]
+        if apart and all(apart):
+            made_of_parameters.update(event.writes)
+        elif any(apart):
+            mixed.add(place)
+    values = set(outputs)
+    found = set()
+    for place in range(len(events) - 1, -1, -1):
+        event = events[place]
+        if place in mixed or event.name.endswith("_") or values.intersection(event.writes):
+            found.add(place)
+            values.update(event.reads)
+    return found
+
+
+def idle(events: Sequence[Event], places: Collection[int]) -> frozenset[int]:
+    """Returns the numbers of the ops that do not count, and that have changed what is known of the units."""
+    return frozenset(
+        event.number for place, event in enumerate(events) if place not in places and event.changed
+    )
+
+
+RESHAPES = frozenset({"view", "_unsafe_view", "_reshape_alias", "reshape"})
+"""Ops that lay the same elements out in another shape."""
+
+COPIES = frozenset({"clone", "contiguous", "detach", "alias", "_to_copy"})
+"""Ops that change nothing: a reshape or a product makes them where strides ask for it, torch where tensors are fake."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op of a forward, with what it reads.
+
+    Attributes:
+        name: name of the op; all reshapes have one.
+        module: path of the module it ran in.
+        reads: where each of its tensors comes from: the name of a parameter or input, or the number of a step and
+            of its output; None for what was there before.
+    """
+
+    name: str
+    module: str
+    reads: tuple[Any, ...]
+
+
+def wired(events: Iterable[Event], given: Mapping[int, str]) -> list[Step]:
+    """Returns the ops of a forward in order, copies left out.
+
+    Args:
+        events: the ops.
+        given: value number → name, for parameters, buffers and inputs.
+    """
+    sources: dict[int, Any] = dict(given)
+    steps: list[Step] = []
+    for event in events:
+        if event.name in COPIES:
+            sources.update(dict.fromkeys(event.writes, sources.get(event.reads[0])))
+            continue
+        name = "view" if event.name in RESHAPES else event.name
+        steps.append(Step(name, event.module, tuple(map(sources.get, event.reads))))
+        for index, value in enumerate(event.writes):
+            sources[value] = (len(steps) - 1, index)
+    return steps
+
+
+def parting(one: list[Step], other: list[Step]) -> str | None:
+    """Returns the module in which two forwards part, or None where they are the same."""
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            return a.module
+    if len(one) == len(other):
+        return None
+    return max(one, other, key=len)[min(len(one), len(other))].module
