@@ -9,7 +9,7 @@ __all__ = ["EXTRAS", "missing"]
 EXTRAS = {
     "profile": ("onnx", "onnxruntime"),
     "train": ("torch", "torchvision", "onnxscript", "safetensors", "sklearn", "pyarrow", "PIL"),
-    "report": ("matplotlib",),
+    "report": ("matplotlib", "jinja2"),
     "cpsat": ("ortools",),
     "tensorrt": ("tensorrt",),
     "pycuda": ("pycuda",),

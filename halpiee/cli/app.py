@@ -23,7 +23,6 @@ from halpiee.cli import (
     methods,
     plan,
     profile,
-    prune,
     report,
     train,
 )
@@ -43,9 +42,9 @@ def program() -> None:
     """Make a neural network meet a latency on a device, and keep as much accuracy as that latency allows."""
 
 
-for verb in (demo, train, prune, methods, profile, plan, explain, export, bench, report, inspect, doctor):
+for verb in (demo, train, methods, profile, plan, explain, export, bench, report, inspect, doctor):
     program.add_command(verb.command)
-for command in (inspect.pack, inspect.merge):
+for command in (train.prune, inspect.pack, inspect.merge):
     program.add_command(command)
 
 

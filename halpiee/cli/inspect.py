@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from halpiee import ranges
-from halpiee.cli.options import Answered, verb
+from halpiee.cli.options import Answered, check_picture, verb
 from halpiee.cli.output import answer, screen
-from halpiee.cli.plan_curve import check_picture
 from halpiee.options import option, told
 from latency._files import check_place
 

@@ -19,8 +19,20 @@ from halpiee.errors import UsageError
 from halpiee.options import Option, fitted, option, options_of, told
 from halpiee.ranges import annotated, inside, words
 from halpiee.shared_options import NETWORK, Scaled
+from latency._files import check_place
 
-__all__ = ["SIZES", "Answered", "Built", "Imaged", "Ranged", "Typed", "input_size", "parameters", "verb"]
+__all__ = [
+    "SIZES",
+    "Answered",
+    "Built",
+    "Imaged",
+    "Ranged",
+    "Typed",
+    "check_picture",
+    "input_size",
+    "parameters",
+    "verb",
+]
 
 SIZES = "224, 192x256 (height x width) or 1x28x28 (channels too)"
 """How an image size is written."""
@@ -267,3 +279,16 @@ def input_size(text: str) -> tuple[int, ...]:
             f"{text[:40]!r} is no image size; give {SIZES}, each at most {MOST_PIXELS:,}"
         )
     return numbers
+
+
+def check_picture(path: Path) -> None:
+    """Refuses a file that exists or is no picture, before anything is worked out.
+
+    Raises:
+        click.BadParameter: another ending than .svg or .png.
+        OutputInUseError: the file exists.
+        WriteError: it cannot be written.
+    """
+    if path.suffix not in (".svg", ".png"):
+        raise click.BadParameter(f"--plot {path} is no picture; end the name in .svg or .png")
+    check_place(path)

@@ -1,22 +1,216 @@
-"""``halpiee plan``: widths that meet a latency, from a profile alone; no data, no GPU, seconds."""
+"""``halpiee plan``: the widths that meet a latency, from a profile alone; takes seconds, needs no data and no GPU."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from halpiee import advice, ranges
 from halpiee.asked import parse_budget
-from halpiee.cli.options import verb
-from halpiee.cli.output import ScreenTalk, answer, kept_in
-from halpiee.cli.plan_problem import Plan, Problem, check, opened
+from halpiee.cli.options import Answered, Imaged, check_picture, input_size, verb
+from halpiee.cli.output import ScreenTalk, answer, kept_in, say, screen
+from halpiee.errors import UsageError
+from halpiee.limits import (
+    above_bytes,
+    batch_of,
+    check_groups,
+    check_memory,
+    check_prunable,
+    limit_name,
+    parse_also,
+    parse_between,
+    read_limit,
+)
+from halpiee.options import option, told
+from halpiee.shared_options import GOAL, RUNTIME, Protecting, Seeded, Threaded
+from latency._files import check_place
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     import latency
-    from halpiee.cli.plan_limits import Limit
+    from halpiee.cli.networks import Traced
+    from halpiee.limits import Limit
     from halpiee.selection.cost import LatencyCost
+    from halpiee.structure.groups import Structure
     from halpiee.structure.plan import Selection
 
-__all__ = ["command"]
+__all__ = ["Plan", "Problem", "check", "command", "notes_on", "opened", "outcome", "show"]
+
+
+SCORES, SOLVER = "Scores", "Solver"
+"""Headings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Imaged, Protecting, Threaded, Seeded, Answered):
+    """The network that is planned, what limits it, and what is written."""
+
+    profile: Path | None = option(None, "Made with `halpiee profile`, or by --lazy.", RUNTIME)
+    lazy: bool = option(
+        False,
+        "Measure on this device, with --threads, what the plan needs and --profile (a new file, or an old one) "
+        "does not hold yet.",
+        RUNTIME,
+    )
+    batch: ranges.Images | None = option(None, "Images per inference.", RUNTIME, unset="as profiled")
+    budget: str = field(
+        metadata=told("Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).", GOAL)
+    )
+    also: tuple[str, ...] = option(
+        (),
+        "A further limit: macs=0.5, params=2e6, memory=12MB (largest input + output of one op), or another "
+        "profile of this network, at any batch or device: batch8.jsonl=0.6. May be given several times.",
+        GOAL,
+    )
+    freeze: tuple[str, ...] = option((), "Leave this group whole; may be given several times.", GOAL)
+    least: ranges.Share = option(0.0, "Share of its units every group keeps at least.", GOAL)
+    most: ranges.Positive = option(1.0, "Share of its units every group keeps at most.", GOAL)
+    multiple: ranges.Classes = option(1, "Widths are multiples of this many units.", GOAL)
+    between: tuple[str, ...] = option(
+        (), "Units of one group: GROUP=16..48; may be given several times.", GOAL
+    )
+    vanish: bool = option(False, "Residual blocks may be removed whole.", GOAL)
+    weights: Path | None = option(None, "Score channels by the magnitude of these weights.", SCORES)
+    scores: Path | None = option(
+        None, "Scores of your own: safetensors or JSON, group → one number per unit.", SCORES
+    )
+    solver: Literal["joint", "cpsat", "linear"] = option("joint", "Solver that selects the widths.", SOLVER)
+    gap: ranges.Share = option(1e-3, "How far from optimal the plan may be.", SOLVER)
+    time_limit: ranges.Seconds | None = option(
+        None, "Seconds, after which the best plan so far is given.", SOLVER, unset="none"
+    )
+    sweep: bool = option(False, "Also the whole curve of latencies from one pass.")
+    plot: Path | None = option(None, "Draw that curve: a new .svg or .png file.")
+    out: Path | None = option(None, "Write the plan as JSON.")
+
+    @property
+    def swept(self) -> bool:
+        """Whether the whole curve is worked out."""
+        return self.sweep or self.plot is not None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of the images."""
+        return input_size(self.size)
+
+    def measuring(self, *, batch: int, threads: int) -> str:
+        """Returns the command, but for --out, that profiles this network."""
+        return advice.command(
+            "profile", self.model, shape=self.shape, **self.arguments, batch=batch, threads=threads
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network to be planned.
+
+    Attributes:
+        asked: the options.
+        network: the network, traced as it is trained.
+        structure: of the network, as the profile's target runs it.
+        images: per inference.
+        measured: the profile; None: nothing has been measured yet.
+        scores: of every prunable group.
+        said_of_scores: what they are, in words.
+        first: groups of the first layer that stay whole.
+    """
+
+    asked: Plan
+    network: Traced
+    structure: Structure
+    images: int
+    measured: latency.Profile | None
+    scores: dict[str, Tensor]
+    said_of_scores: str
+    first: tuple[str, ...]
+
+    @property
+    def protect(self) -> set[str]:
+        """Groups that stay whole."""
+        return {*self.first, *self.asked.freeze}
+
+    def offered(self, cost: LatencyCost) -> LatencyCost:
+        """Returns a cost with the widths that may be chosen."""
+        asked = self.asked
+        between = parse_between(asked.between)
+        return cost.restricted(
+            multiple=asked.multiple, least=asked.least, most=asked.most, vanish=asked.vanish, between=between
+        )
+
+    def at_batch(self, n: int) -> Structure:
+        """Returns the structure at another batch."""
+        from halpiee.structure.trace import trace
+
+        if n == self.images:
+            return self.structure
+        return trace(self.network.model, (self.network.example[0][:1].expand(n, *self.asked.shape),))
+
+
+def check(asked: Plan) -> Path:
+    """Refuses what is wrong with the options alone, before anything is loaded; returns the profile's file."""
+    if asked.profile is None:
+        measuring = asked.measuring(batch=asked.batch or 1, threads=asked.threads)
+        raise UsageError(
+            f"a plan of {asked.model} was asked for without --profile; measure one with {measuring} --out FILE, or "
+            "give --lazy and the --profile FILE that what is measured shall go to"
+        )
+    input_size(asked.size)
+    parse_budget(asked.budget)
+    others = [parse_also(text) for text in asked.also]
+    parse_between(asked.between)
+    if asked.out is not None:
+        check_place(asked.out)
+    if asked.plot is not None:
+        check_picture(asked.plot)
+    if others and (asked.swept or asked.solver == "linear"):
+        raise UsageError(
+            f"--also was asked with {'--solver linear' if asked.solver == 'linear' else '--sweep or --plot'}, which "
+            "knows one limit only; leave one of the two out"
+        )
+    if asked.weights is not None and asked.scores is not None:
+        raise UsageError("--weights and --scores were both asked for; one of them says which channels matter")
+    return asked.profile
+
+
+def opened(asked: Plan, file: Path) -> Problem:
+    """Returns the network with its groups, scores and profile.
+
+    Raises:
+        UsageError: a group, a score or a profile that does not fit the network.
+    """
+    import latency
+    from halpiee.cli.networks import scores_of, traced
+    from halpiee.deploy.target import in_terms_of
+    from halpiee.selection.options import protected
+    from halpiee.structure.trace import trace
+
+    measured = latency.Profile.load(file) if file.exists() or not asked.lazy else None
+    images = asked.batch
+    if images is None:
+        measuring = asked.measuring(batch=1, threads=asked.threads)
+        images = 1 if measured is None else batch_of(measured, file, measuring)
+    network = traced(
+        asked.model, images, asked.shape, **asked.arguments, weights=asked.weights, seed=asked.seed
+    )
+    structure = trace(network.model, network.example, vanish=True) if asked.vanish else network.structure
+    check_prunable(asked.model, structure)
+    if measured is not None:
+        structure = in_terms_of(measured, structure)
+    listing = advice.command("explain", asked.model, shape=asked.shape, **asked.arguments)
+    check_groups("--freeze", asked.freeze, structure, listing)
+    check_groups("--between", parse_between(asked.between), structure, listing)
+    if measured is not None and not asked.lazy:
+        threads = int(measured.environment.get("threads", 1))
+        ops = [timed.op for timed in structure.ops]
+        advice.check_covers(measured, file, ops, asked.measuring(batch=images, threads=threads))
+    scores, said = scores_of(network.model, structure, asked.scores, trained=asked.weights is not None)
+    first = protected(structure, asked.model, asked=asked.protect_first)
+    return Problem(asked, network, structure, images, measured, scores, said, tuple(first))
+
 
 TARGET = ("device", "backend", "dtype", "threads")
 """What of a profile's environment a plan remembers, beside the batch."""
@@ -36,8 +230,6 @@ TARGET = ("device", "backend", "dtype", "threads")
 def command(asked: Plan) -> None:
     """Choose MODEL's widths for a latency: predicted time, MACs, and how far from optimal at most."""
     profile = check(asked)
-    from halpiee.cli.plan_curve import solve_curve
-    from halpiee.cli.plan_output import notes_on, outcome, show
     from halpiee.selection.cost import LatencyCost
 
     problem = opened(asked, profile)
@@ -60,10 +252,7 @@ def command(asked: Plan) -> None:
     }
     notes = notes_on(result, selection, asked, first=problem.first)
     if asked.swept:
-        title = f"{asked.model}, batch {problem.images}"
-        result["curve"] = solve_curve(
-            problem.scores, cost, selection, problem.protect, asked.plot, title=title
-        )
+        result["curve"] = _curve(problem, cost, selection)
     if asked.out is not None:
         _save(problem, selection, measured, asked.out)
     written = {"plan": asked.out, "curve": asked.plot}
@@ -100,8 +289,6 @@ def _measured(problem: Problem, file: Path) -> latency.Profile:
 
 def _limits(problem: Problem, cost: LatencyCost) -> list[Limit]:
     """Returns the limits beside the latency."""
-    from halpiee.cli.plan_limits import above_bytes, check_memory, parse_also, read_limit
-
     structure = problem.structure
     also = [parse_also(text) for text in problem.asked.also]
     limits = [read_limit(what, most, structure, problem.at_batch) for what, most in also]
@@ -113,7 +300,6 @@ def _limits(problem: Problem, cost: LatencyCost) -> list[Limit]:
 
 
 def _selected(problem: Problem, cost: LatencyCost, limits: list[Limit]) -> Selection:
-    from halpiee.cli.plan_limits import spoken
     from halpiee.selection.limits import select_within
     from halpiee.selection.select import choose
 
@@ -125,9 +311,38 @@ def _selected(problem: Problem, cost: LatencyCost, limits: list[Limit]) -> Selec
         problem.scores,
         [limit[1:] for limit in limits],
         seed=asked.seed,
-        names=[spoken(name, other) for name, other, _ in limits],
+        names=[limit_name(name, other) for name, other, _ in limits],
         **how,
     )
+
+
+SWEEP = tuple(0.05 * i for i in range(1, 21))
+"""Shares of the dense latency along the curve."""
+
+
+def _curve(problem: Problem, cost: LatencyCost, selection: Selection) -> list[dict[str, float]]:
+    """Returns {budget_us, latency_us, value, gap} of each share in ``SWEEP``; draws them where --plot asks for it."""
+    from halpiee.selection.limits import pareto
+
+    asked, protect = problem.asked, problem.protect
+    points = pareto(problem.scores, cost, [share * cost.dense_us for share in SWEEP], protect=protect)
+    kept_whole = sum(float(problem.scores[name].double().sum()) for name in protect if name in problem.scores)
+    if asked.plot is not None:
+        from halpiee.report.plots import draw_curve
+
+        draw_curve(
+            asked.plot,
+            points,
+            problem.scores,
+            cost,
+            protect=protect,
+            chosen=(selection.latency_us, selection.counts),
+            title=f"{asked.model}, batch {problem.images}",
+        )
+    return [
+        {"budget_us": p.budget_us, "latency_us": p.latency_us, "value": p.value + kept_whole, "gap": p.gap}
+        for p in points
+    ]
 
 
 def _save(problem: Problem, selection: Selection, measured: latency.Profile, out: Path) -> None:
@@ -142,3 +357,142 @@ def _save(problem: Problem, selection: Selection, measured: latency.Profile, out
         arguments={name: value for name, value in arguments.items() if value is not None},
         target={key: measured.environment.get(key) for key in TARGET} | {"batch": problem.images},
     ).save(out)
+
+
+def outcome(
+    structure: Structure,
+    cost: LatencyCost,
+    selection: Selection,
+    *,
+    model: str,
+    scores: dict[str, Tensor],
+    limits: list[Limit],
+) -> dict[str, Any]:
+    """Returns what is said of a plan as JSON: times in µs, widths by layer, what each limit leaves.
+
+    Args:
+        structure: of the network.
+        cost: predicted latency.
+        selection: what was chosen.
+        model: its name.
+        scores: of every prunable group.
+        limits: all that were kept, the latency first.
+    """
+    from halpiee.selection.limits import peak_bytes
+    from halpiee.structure.groups import macs, parameters, widths
+
+    counts = selection.counts
+    used = []
+    for name, other, most in limits:
+        if name == "memory":
+            # Limited is what exceeds it, op by op; said is the largest op.
+            used.append({"limit": name, "used": peak_bytes(structure, counts), "most": above_bytes(other)})
+        else:
+            used.append({"limit": name, "used": other.total(counts), "most": most})
+    total = sum(float(score.double().sum()) for score in scores.values())
+    kept = sum(float(scores[name].double()[keep].sum()) for name, keep in selection.keep.items())
+    return {
+        "model": model,
+        "dense_us": cost.dense_us,
+        "budget_us": selection.budget_us,
+        "predicted_us": selection.latency_us,
+        "gap": selection.gap,
+        "path": selection.path,
+        "slack_us": selection.slack_us,
+        "next_step_us": None if math.isnan(selection.next_step_us) else selection.next_step_us,
+        "score_kept": kept / total if total else None,
+        "limits": used,
+        "macs_dense": sum(macs(structure).values()),
+        "macs": sum(macs(structure, counts).values()),
+        "params_dense": parameters(structure),
+        "params": parameters(structure, counts),
+        "groups": {g.name: [counts[g.name], g.size] for g in structure.prunable},
+        "widths": widths(structure, counts),
+        "widths_dense": widths(structure),
+        "not_covered": list(cost.not_covered),
+        "interpolated": [str(name) for name in cost.interpolated(counts)],
+    }
+
+
+def notes_on(result: dict[str, Any], selection: Selection, asked: Plan, *, first: Sequence[str]) -> list[str]:
+    """Returns what should be known of a plan.
+
+    Args:
+        result: its figures.
+        selection: what was chosen.
+        asked: the options.
+        first: the first group, where it is protected.
+    """
+    notes = [f"scores: {result['scores']}"]
+    if result["untimed"]:
+        notes.append(_without(result["untimed"], asked.budget, parse_budget(asked.budget)[1] is not None))
+    if first:
+        notes.append(f"first group {first[0]} stays whole; --no-protect-first frees it")
+    elif asked.protect_first:
+        notes.append("nothing to protect: the first layer shares its channels with later ones")
+    if selection.gap > asked.gap and asked.solver != "linear":
+        notes.append(
+            f"{asked.gap:.2%} from optimal was asked and {selection.gap:.2%} is proved"
+            + ("; the time limit cut the search short" if selection.path.endswith("+time") else "")
+        )
+    if selection.latency_us > selection.budget_us * (1 + 1e-9):
+        notes.append(
+            f"over budget: linear believed its own cost; it takes {selection.latency_us / selection.budget_us:.1%} of "
+            "the budget; --solver joint keeps it"
+        )
+    return notes
+
+
+def _without(unpriced: dict[str, int], budget: str, shared: bool) -> str:
+    """Returns what the predicted times leave out, and what that does to the budget."""
+    ops = ", ".join(f"{name} ×{n}" for name, n in unpriced.items())
+    if shared:
+        return (
+            f"not priced: {ops}; no profile has entries for them, all times and shares here leave them out, and the "
+            "share of the whole network that the plan takes is larger; `halpiee train` calibrates with whole networks"
+        )
+    return (
+        f"warning: not priced: {ops}; no profile has entries for them, so the network takes longer than the {budget} "
+        "asked by what they take, and all times and shares here leave them out; `halpiee train` calibrates with whole "
+        "networks"
+    )
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints a plan: its widths, what they cost, and what should be known of it."""
+    from rich.table import Table
+
+    dense = result["dense_us"]
+    table = Table(
+        title=f"{result['model']}, batch {result['batch']}: {result['predicted_us']:.0f} of {dense:.0f} µs",
+        box=None,
+    )
+    for title in ("layer", "dense", "planned"):
+        table.add_column(title, justify="left" if title == "layer" else "right")
+    for layer, channels in result["widths"].items():
+        table.add_row(layer, str(result["widths_dense"][layer]), str(channels))
+    console = screen()
+    console.print(table)
+    step = result["next_step_us"]
+    console.print(
+        f"budget {result['budget_us']:.0f} µs, slack {result['slack_us']:.1f} µs, "
+        + (f"next step {step:.1f} µs, " if step is not None else "nothing left to widen, ")
+        + f"MACs {result['macs'] / result['macs_dense']:.1%} of dense, parameters "
+        f"{result['params'] / result['params_dense']:.1%}, at most {result['gap']:.2%} from optimal ({result['path']})"
+        + (", of its own linearised problem" if result["path"].startswith("linear") else "")
+    )
+    for limit in result["limits"][1:]:
+        console.print(f"  also {limit['limit']}: {limit['used']:,.0f} of at most {limit['most']:,.0f}")
+    for point in result.get("curve", []):
+        console.print(
+            f"  {point['latency_us']:9.0f} µs  {point['latency_us'] / dense:6.1%}  value {point['value']:.4g}  "
+            f"gap {point['gap']:.2%}"
+        )
+    for note in result["notes"]:
+        console.print(note)
+    if result["not_covered"]:
+        say(f"not timed: {', '.join(result['not_covered'])}")
+    if result["interpolated"]:
+        say(
+            f"{len(result['interpolated'])} of {len(result['widths'])} layers are priced between measured cells"
+        )

@@ -46,7 +46,7 @@ def command(asked: Report) -> None:
     run = asked.run
     if not (run / "report.json").is_file():
         check_run(run)
-    from halpiee.report.door import read_report
+    from halpiee.report.values import read_report
 
     report = read_report(run)
     promise = report["promise"]
@@ -70,7 +70,7 @@ def command(asked: Report) -> None:
 def _measured_again(folder: Path, trust: bool) -> dict[str, Any]:
     """Times the layers of both networks, works out the curve, and keeps both in report.json."""
     from halpiee.cli.output import ScreenTalk
-    from halpiee.report.door import read_report
+    from halpiee.report.values import read_report
     from halpiee.training.checkpoint import save_json
     from halpiee.training.job import Run
     from halpiee.training.results import curve, layers

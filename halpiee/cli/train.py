@@ -1,4 +1,4 @@
-"""``halpiee train``: a network trained to a latency budget, in a folder that resumes."""
+"""``halpiee train`` and ``prune``: a network brought to a latency, with training and without; the run can resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from halpiee.options import nested, option, told
 from halpiee.training.config import RUN, Settings
 from latency._files import contents
 
-__all__ = ["Placed", "carry_out", "command", "gather"]
+__all__ = ["Placed", "carry_out", "command", "gather", "prune"]
 
 MISSED = 4
 
@@ -82,6 +82,35 @@ def command(asked: Start, given: dict[str, Any]) -> None:
         read_of = {key: f"--recipe {asked.recipe}" for key in options.keys() - given.keys()}
         given = {**options, **given}
     settings = gather(given, asked.out, asked.resume, read_of=read_of, trust=asked.trust_run)
+    carry_out(settings, asked.out, resume=asked.resume, as_json=asked.as_json)
+
+
+TAKEN = (
+    "model weights data budget profile images rounds criterion protect_first width size backend batch threads device "
+    "seed"
+)
+"""The options of a training that a pruning without training has."""
+
+
+@verb(
+    "prune",
+    Placed,
+    over=Settings,
+    only=TAKEN.split(),
+    examples=(
+        "halpiee prune resnet20 --data digits --size 16 --weights runs/digits/dense.safetensors --budget 0.5 "
+        "--out runs/half",
+        "halpiee prune resnet50 --data path/to/imagenet --size 224 --weights resnet50.safetensors "
+        "--profile resnet50.jsonl --budget 12.5ms --out runs/resnet50",
+    ),
+)
+def prune(asked: Placed, given: dict[str, Any]) -> None:
+    """Cut trained MODEL to a latency and solve its layers again from unlabelled images: minutes, no training.
+
+    Whole channels go where the latency is; each layer that stays is then fitted to what the trained network says
+    (ridge regression). The folder is a run: `halpiee export`, `bench` and `report` take it.
+    """
+    settings = gather({**given, "method": "repair"}, asked.out, asked.resume)
     carry_out(settings, asked.out, resume=asked.resume, as_json=asked.as_json)
 
 

@@ -1,7 +1,6 @@
-"""What a run leaves for people: tables, plots and a page."""
+"""What a run leaves for people: a table on screen, a page, a site of several runs, and Markdown."""
 
-from halpiee.report.markdown import render_markdown
-from halpiee.report.page import render_html
-from halpiee.report.terminal import table
+from halpiee.report.page import render_html, render_markdown, render_site, table
+from halpiee.report.values import read_report
 
-__all__ = ["render_html", "render_markdown", "table"]
+__all__ = ["read_report", "render_html", "render_markdown", "render_site", "table"]

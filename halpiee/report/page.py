@@ -1,73 +1,236 @@
-"""A report as one self-contained HTML page: no network, no scripts, light and dark, readable on a phone."""
+"""A report for people: one self-contained HTML page (no scripts, light and dark, phone), a site, Markdown, a table."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from html import escape
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from halpiee.report import plots
-from halpiee.report.style import STYLE
-from halpiee.report.values import DASH, comparison, facts, latency, number, percent, title
+from halpiee.report.values import DASH, comparison, facts, latency, number, percent, seconds, title
 
-__all__ = ["render_html"]
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from rich.table import Table
+
+__all__ = ["render_html", "render_markdown", "render_site", "table"]
 
 
-def render_html(report: Mapping[str, Any]) -> str:
+def render_html(
+    report: Mapping[str, Any],
+    *,
+    others: Mapping[str, Mapping[str, Any]] | None = None,
+    home: str | None = None,
+) -> str:
     """Returns the page of a run.
 
     Args:
         report: the keys of ``report.json``; any may be missing or ``None``.
+        others: name → report of further runs on the same network and data, drawn beside this one.
+        home: link to the page that lists all runs.
     """
-    name = escape(title(report))
-    schema = DASH if report.get("schema") is None else str(report["schema"])
-    sections = [
-        _section("Latency", _text_of("latency"), plots.budget_plot(report)),
-        _section("Dense and pruned side by side", "", _table(report)),
-        _section("Channels per layer", _text_of("widths"), plots.widths_plot(report)),
-        _section("Time per layer", _text_of("layers"), plots.layers_plot(report)),
-        _pair(
-            _section("Accuracy", "", plots.accuracy_plot(report)),
-            _section("Loss", "", plots.loss_plot(report)),
-        ),
-        _pair(
-            _section("Pruning and growing", _text_of("events"), plots.events_plot(report)),
-            _section("Closed loop", _text_of("loop"), plots.loop_plot(report)),
-        ),
-        _section("Other budgets", _text_of("pareto"), plots.pareto_plot(report) or _skipped(report)),
-        _pair(
-            _section("Circumstances", "", _list(facts(report))),
-            _section("Time spent", "", plots.stages_plot(report))
-            + _section("Files", "", _links(_flat(report.get("files") or {}))),
-        ),
-        _section("Environment", "", _list(_flat(report.get("environment") or {}))),
-    ]
+    compared = {row.label: row for row in comparison(report)}
+    tradeoff = plots.tradeoff_chart({**(others or {}), "": report}, this="")
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{name}</title><style>{STYLE}</style></head><body><main>"
-        f"{_header(report, name)}{''.join(sections)}"
-        f"<footer>halpiee report, schema {escape(schema)}. Ratios are pruned over "
-        "dense; latencies are medians, end to end; a dash stands for a value this run does not have.</footer>"
-        "</main></body></html>\n"
+        _templates()
+        .get_template("page.html")
+        .render(
+            title=title(report),
+            home=home,
+            promise=_promise(report),
+            tiles=_tiles(report, compared),
+            rows=compared.values(),
+            budget=_budget(report),
+            layers=list(_layers(report)),
+            skipped=_mapping(report, "pareto").get("skipped"),
+            charts={
+                "tradeoff": tradeoff,
+                "pareto": plots.pareto_chart(report),
+                "accuracy": plots.accuracy_chart(report),
+                "loss": plots.loss_chart(report),
+                "events": plots.events_chart(report),
+                "loop": plots.loop_chart(report),
+            },
+            facts=facts(report),
+            stages=_stages(report),
+            files=_flat(_mapping(report, "files")),
+            environment=_flat(_mapping(report, "environment")),
+            schema=DASH if report.get("schema") is None else report["schema"],
+        )
     )
 
 
-def _header(report: Mapping[str, Any], name: str) -> str:
-    promise = report.get("promise") or {}
-    met = promise.get("met") if isinstance(promise, Mapping) else None
-    badge = ""
-    if met is not None:
-        word, css = ("Promise kept", "good") if met else ("Promise missed", "bad")
-        badge = f'<span class="badge {css}">{word}</span>'
-    text = promise.get("text") if isinstance(promise, Mapping) else None
-    line = f"<p>{badge}{escape(str(text or ''))}</p>" if badge or text else ""
-    return f"<header><h1>{name}</h1>{line}{_tiles(report)}</header>"
+def render_site(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the pages of a static site of several runs: file name → HTML; ``index.html`` compares and lists them.
+
+    Args:
+        reports: name of a run (letters, digits, ``.``, ``_``, ``-``) → its report.
+    """
+    kinds: dict[tuple[Any, Any], dict[str, Mapping[str, Any]]] = {}
+    for name, report in reports.items():
+        kinds.setdefault((report.get("model"), report.get("data")), {})[name] = report
+    pages = {}
+    for group in kinds.values():
+        for name, report in group.items():
+            others = {other: one for other, one in group.items() if other != name}
+            pages[f"{name}.html"] = render_html(report, others=others, home="index.html")
+    shown = [
+        {
+            "title": f"{model if model is not None else DASH} on {data if data is not None else DASH}",
+            "chart": plots.tradeoff_chart(group),
+            "runs": [_line(name, report) for name, report in group.items()],
+        }
+        for (model, data), group in kinds.items()
+    ]
+    pages["index.html"] = _templates().get_template("site.html").render(kinds=shown, n=len(reports))
+    return pages
 
 
-def _tiles(report: Mapping[str, Any]) -> str:
+def render_markdown(report: Mapping[str, Any]) -> str:
+    """Returns the report of a run as GitHub-flavoured Markdown.
+
+    Args:
+        report: the keys of ``report.json``; any may be missing or ``None``.
+    """
+    curve = _mapping(report, "pareto")
+    points = [(_share(p, "share"), _share(p, "kept")) for p in curve.get("points") or []]
+    if points:
+        points.append(
+            (f"{_share(curve.get('run') or {}, 'share')} (this run)", _share(curve.get("run") or {}, "kept"))
+        )
+    events = []
+    for e in report.get("events") or []:
+        if isinstance(e, Mapping):
+            times = (latency(number(e, key)) for key in ("used_us", "budget_us", "slack_us"))
+            events.append((_whole(number(e, "step")), str(e.get("event") or DASH), *times))
+    layers = list(_layers(report))
+    return (
+        _templates()
+        .get_template("report.md")
+        .render(
+            title=title(report),
+            promise=_promise(report),
+            rows=comparison(report),
+            widths=[one for one in layers if one.has_channels],
+            times=[one for one in layers if one.has_times],
+            frozen=[one for one in layers if one.frozen],
+            points=points,
+            events=events,
+            facts=facts(report),
+        )
+    )
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """Returns dense | pruned | ratio as a table for ``rich``.
+
+    Args:
+        report: the keys of ``report.json``; any may be missing or ``None``.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, not markup: a model's name may hold brackets.
+    result = Table(title=Text(title(report)), title_justify="left")
+    result.add_column("")
+    for name in ("Dense", "Pruned", "Ratio"):
+        result.add_column(name, justify="right")
+    for row in comparison(report):
+        result.add_row(*(Text(cell) for cell in (row.label, row.dense, row.pruned, row.ratio)))
+    return result
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar before and after, in per cent of the longest bar.
+
+    Attributes:
+        before: of the dense network.
+        after: of the pruned one.
+        text: both values.
+    """
+
+    before: float
+    after: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as the page draws it.
+
+    Attributes:
+        name: its name.
+        channels: output channels; None: it has none, or they are not known.
+        time: None: it was not timed alone.
+        frozen: why channels of it cannot go, or an empty string.
+        before: output channels of the dense network, as text.
+        after: of the pruned one.
+        before_us: time in the dense network, as text with its unit.
+        after_us: in the pruned one.
+    """
+
+    name: str
+    channels: Bar | None
+    time: Bar | None
+    frozen: str
+    before: str
+    after: str
+    before_us: str
+    after_us: str
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether its channels are known."""
+        return self.channels is not None
+
+    @property
+    def has_times(self) -> bool:
+        """Whether it was timed."""
+        return self.time is not None
+
+
+def _layers(report: Mapping[str, Any]) -> Iterator[Layer]:
+    """Yields the layers in the network's order, then what was timed and belongs to no layer."""
+    kept, dense, frozen = (_mapping(report, key) for key in ("widths", "widths_dense", "frozen"))
+    timed = {str(row.get("layer")): row for row in report.get("layers") or [] if isinstance(row, Mapping)}
+    names = dict.fromkeys([*(dense or kept), *timed])
+    widest = max((number(dense, name) or number(kept, name) or 0.0 for name in dense or kept), default=0.0)
+    times = {name: (number(row, "dense_us"), number(row, "pruned_us")) for name, row in timed.items()}
+    longest = max((us for both in times.values() for us in both if us is not None), default=0.0)
+    for name in names:
+        before, after = number(dense, name), number(kept, name)
+        channels = None
+        if (name in dense or name in kept) and widest:
+            whole = before or after or 0.0
+            part = 100 * after / whole if after is not None and whole else 0.0
+            channels = Bar(100 * whole / widest, min(part, 100.0), f"{_whole(after)} / {_whole(before)}")
+        before_us, after_us = times.get(name, (None, None))
+        time = None
+        if name in times and longest > 0:
+            shares = [100 * (us or 0.0) / longest for us in (before_us, after_us)]
+            time = Bar(shares[0], shares[1], f"{_micro(after_us)} / {_micro(before_us)}")
+        reasons = frozen.get(name) or []
+        why = (
+            "; ".join(map(str, reasons))
+            if isinstance(reasons, Sequence) and not isinstance(reasons, str)
+            else str(reasons)
+        )
+        yield Layer(
+            name, channels, time, why, _whole(before), _whole(after), latency(before_us), latency(after_us)
+        )
+
+
+def _promise(report: Mapping[str, Any]) -> dict[str, Any]:
+    found = _mapping(report, "promise")
+    return {"met": found.get("met"), "text": found.get("text") or ""}
+
+
+def _tiles(report: Mapping[str, Any], compared: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns (what, value, note) of the four figures at the top."""
+
     def get(*path: str) -> float | None:
         return number(report, *path)
 
@@ -77,72 +240,99 @@ def _tiles(report: Mapping[str, Any]) -> str:
     share = (
         f"{100 * measured / budget:.1f}% of the budget"
         if measured and budget
-        else "budget " + latency(budget)
+        else f"budget {latency(budget)}"
     )
-    dense, pruned = get("accuracy_dense"), get("accuracy_pruned")
-    change = next(row.ratio for row in comparison(report) if row.label == "Top-1 accuracy")
-    macs = next(row for row in comparison(report) if row.label == "MACs per image")
-    tiles = [
+    accuracy, macs = compared["Top-1 accuracy"], compared["MACs per image"]
+    against = "the given weights" if report.get("weights_dense") == "given" else "dense"
+    return [
         ("Measured latency", latency(measured, get("measured_iqr_us")), share),
         (
             "Speed-up",
             DASH if speedup is None else f"{speedup:.2f}×",
             f"dense {latency(get('dense_us'), get('dense_iqr_us'))}",
         ),
-        ("Top-1 accuracy", percent(pruned), DASH if dense is None else f"{change} to dense"),
+        (
+            "Top-1 accuracy",
+            accuracy.pruned,
+            DASH if accuracy.dense == DASH else f"{accuracy.ratio} to {against}",
+        ),
         ("MACs", macs.pruned, DASH if macs.ratio == DASH else f"{macs.ratio} of {macs.dense}"),
     ]
-    cells = "".join(
-        f'<div class="tile"><span>{escape(label)}</span><strong>{escape(value)}</strong>'
-        f"<small>{escape(note)}</small></div>"
-        for label, value, note in tiles
+
+
+def _budget(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the bars of dense, predicted and measured latency, and where the budget crosses them, in per cent."""
+    rows = [
+        ("Dense, measured", number(report, "dense_us"), number(report, "dense_iqr_us"), "dense"),
+        ("Pruned, predicted", number(report, "predicted_us"), None, "predicted"),
+        ("Pruned, measured", number(report, "measured_us"), number(report, "measured_iqr_us"), "pruned"),
+    ]
+    budget = number(report, "budget_us")
+    largest = max([us for _, us, _, _ in rows if us is not None] + ([budget] if budget else []), default=0.0)
+    if largest <= 0:
+        return None
+    return {
+        "bars": [(name, css, 100 * (us or 0.0) / largest, latency(us, iqr)) for name, us, iqr, css in rows],
+        "line": None if budget is None else 100 * budget / largest,
+        "text": latency(budget),
+    }
+
+
+def _stages(report: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """Returns (stage, per cent of the longest, wall time) of each stage."""
+    spent = {
+        str(name): number(report, "seconds_by_stage", name) for name in _mapping(report, "seconds_by_stage")
+    }
+    largest = max((value for value in spent.values() if value is not None), default=0.0)
+    if largest <= 0:
+        return []
+    return [
+        (name.capitalize(), 100 * (value or 0.0) / largest, seconds(value)) for name, value in spent.items()
+    ]
+
+
+def _line(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a run's row in the list of a site: latencies in ms, accuracies in per cent, no units in the cells."""
+
+    def get(key: str, scale: float, decimals: int) -> str:
+        value = number(report, key)
+        return DASH if value is None else f"{value * scale:.{decimals}f}"
+
+    return {
+        "name": name,
+        "method": report.get("method") or DASH,
+        "goal": report.get("budget") or DASH,
+        "met": _mapping(report, "promise").get("met"),
+        "cells": [
+            get("dense_us", 1e-3, 3),
+            get("measured_us", 1e-3, 3),
+            get("speedup", 1, 2),
+            get("accuracy_dense", 100, 2),
+            get("accuracy_pruned", 100, 2),
+            get("macs_pruned", 1e-6, 1),
+        ],
+    }
+
+
+@cache
+def _templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    found = Environment(
+        loader=PackageLoader("halpiee.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    return f'<div class="tiles">{cells}</div>'
+    found.filters |= {"plain": _plain, "linked": _linked}
+    return found
 
 
-def _table(report: Mapping[str, Any]) -> str:
-    body = "".join(
-        f'<tr><th scope="row">{escape(row.label)}</th>'
-        + "".join(f"<td>{escape(value)}</td>" for value in (row.dense, row.pruned, row.ratio))
-        + "</tr>"
-        for row in comparison(report)
-    )
-    head = "<tr><th></th><th>Dense</th><th>Pruned</th><th>Ratio</th></tr>"
-    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _section(name: str, text: str, body: str) -> str:
-    """Returns a titled card; nothing where there is nothing to show."""
-    note = f"<p>{text}</p>" if text else ""
-    return f"<section><h2>{escape(name)}</h2>{note}{body}</section>" if body else ""
-
-
-def _pair(first: str, second: str) -> str:
-    if not (first and second):
-        return first + second
-    return f'<div class="pair"><div>{first}</div><div>{second}</div></div>'
-
-
-def _list(items: list[tuple[str, str]]) -> str:
-    rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in items)
-    return f"<dl>{rows}</dl>" if rows else ""
-
-
-def _links(items: list[tuple[str, str]]) -> str:
-    """Returns a list whose plain file names lead to the files beside the page; anything else stays text."""
-    rows = []
-    for key, value in items:
-        shown = escape(value)
-        if re.fullmatch(r"\w[\w.-]*", value):
-            shown = f'<a href="{shown}">{shown}</a>'
-        rows.append(f"<div><dt>{escape(key)}</dt><dd>{shown}</dd></div>")
-    return f"<dl>{''.join(rows)}</dl>" if rows else ""
-
-
-def _skipped(report: Mapping[str, Any]) -> str:
-    """Returns why there is no curve, where that is known."""
-    reason = (report.get("pareto") or {}).get("skipped")
-    return f'<p class="note">not drawn: {escape(str(reason))}</p>' if reason else ""
+def _mapping(report: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = report.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -157,15 +347,29 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return items
 
 
-def _text_of(section: str) -> str:
-    return {
-        "latency": "End to end, median of interleaved rounds. The line is the budget.",
-        "widths": "Kept of the channels the layer was built with.",
-        "layers": "µs in the pruned network / in the dense one, from the runtime's own profiler, which slows the "
-        "network somewhat; in brackets, what belongs to no layer.",
-        "pareto": "What the best selection keeps at each latency, scored by the magnitudes of the dense network's "
-        "trained weights, and this run's network by the same scores.",
-        "events": "The active network's predicted latency. A prune makes room, exploring trains what is out, "
-        "a grow fills the budget again.",
-        "loop": "The candidate is shrunk and measured, and solved again until it lies in the accepted range.",
-    }[section]
+def _plain(text: object) -> str:
+    """Returns text that Markdown shows as it is: no tags, no table cells, no emphasis."""
+    from html import escape
+
+    shown = str(text)
+    for mark in "\\`*_[]|#":
+        shown = shown.replace(mark, f"\\{mark}")
+    return escape(shown, quote=False).replace("\n", " ")
+
+
+def _linked(text: str) -> bool:
+    """Whether a text is a plain file name, which a page may link to."""
+    return re.fullmatch(r"\w[\w.-]*", text) is not None
+
+
+def _whole(value: float | None) -> str:
+    return DASH if value is None else f"{value:.0f}"
+
+
+def _micro(value_us: float | None) -> str:
+    """Returns µs without their unit: whole ones, tenths below ten."""
+    return DASH if value_us is None else f"{value_us:,.{0 if value_us >= 10 else 1}f}"
+
+
+def _share(entry: Mapping[str, Any], key: str) -> str:
+    return percent(number(entry, key), 1)

@@ -1,112 +1,239 @@
-"""The plots of a report: widths, accuracy and latency over steps, prune and grow events, the closed loop."""
+"""The charts of a report as SVG for a web page, and the curve of ``halpiee plan --plot`` as a file, by matplotlib.
+
+Colours are names of CSS variables of the page (``templates/style.css``): the same chart follows light and dark.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from halpiee.report.svg import Band, Series, chart
-from halpiee.report.values import latency, number, seconds
+from halpiee.report.values import latency, number
+from latency._files import write
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from halpiee.selection.cost import LatencyCost
+    from halpiee.structure.plan import Selection
 
 __all__ = [
-    "accuracy_plot",
-    "budget_plot",
-    "events_plot",
-    "layers_plot",
-    "loop_plot",
-    "loss_plot",
-    "pareto_plot",
-    "stages_plot",
-    "widths_plot",
+    "Band",
+    "Series",
+    "accuracy_chart",
+    "chart",
+    "draw_curve",
+    "events_chart",
+    "loop_chart",
+    "loss_chart",
+    "pareto_chart",
+    "tradeoff_chart",
 ]
+
+COLOURS = [
+    "ink",
+    "soft",
+    "line",
+    "dense",
+    "pruned",
+    "predicted",
+    "uniform",
+    "limit",
+    "prune",
+    "grow",
+    "init",
+    "shrink",
+    "target",
+    "accepted",
+    "other",
+]
+"""CSS variables of the page that a chart may use."""
+
+_STAND_IN = {name: f"#0{i:x}00{i:02x}" for i, name in enumerate(COLOURS, 1)}
+"""Colour that matplotlib writes for each of them; replaced by ``var(--name)`` afterwards."""
+
+MARKERS = {"dot": "o", "up": "^", "down": "v", "square": "s", "dash": "_", "diamond": "D"}
 
 SIDES = (("dense", "Dense"), ("pruned", "Pruned"))
 EVENTS = (("init", "square"), ("prune", "down"), ("grow", "up"), ("shrink", "square"))
 
 
-def budget_plot(report: Mapping[str, Any]) -> str:
-    """Returns bars of the dense, predicted and measured latency with the budget as a line across them."""
-    rows = [
-        ("Dense, measured", number(report, "dense_us"), number(report, "dense_iqr_us"), "dense"),
-        ("Pruned, predicted", number(report, "predicted_us"), None, "predicted"),
-        ("Pruned, measured", number(report, "measured_us"), number(report, "measured_iqr_us"), "pruned"),
-    ]
-    budget = number(report, "budget_us")
-    largest = max(
-        [value for _, value, _, _ in rows if value is not None] + ([budget] if budget else []), default=0.0
+@dataclass(frozen=True)
+class Series:
+    """One set of points.
+
+    Attributes:
+        name: for the legend and the table of values.
+        points: (x, y) in order of x.
+        colour: one of ``COLOURS``.
+        kind: joined by lines, by steps that hold a value until the next point, a rule across the chart at the first
+            point's y, or not joined.
+        marker: drawn at every point; empty: none.
+        dashed: whether the line is dashed.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: str
+    kind: Literal["line", "step", "rule", "points"] = "line"
+    marker: Literal["dot", "up", "down", "square", "dash", "diamond", ""] = ""
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """A range of y that is shaded across the chart; infinite ends reach the axes."""
+
+    name: str
+    low: float
+    high: float
+    colour: str
+
+
+def chart(
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    form: Callable[[float], str] = lambda y: f"{y:g}",
+    x_form: Callable[[float], str] = lambda x: f"{x:,.0f}",
+    bands: Sequence[Band] = (),
+    whole_x: bool = False,
+) -> str:
+    """Returns an HTML figure: a legend, an SVG that scales with its container, and a table of the values, folded.
+
+    Args:
+        series: what is drawn, in drawing order; those without points are left out.
+        x_label: of the x axis, with its unit.
+        y_label: of the y axis, with its unit; also the chart's name for screen readers.
+        form: y → text of a tick or a value.
+        x_form: likewise for x.
+        bands: drawn behind everything.
+        whole_x: whether ticks of x are whole numbers.
+
+    Returns:
+        HTML; empty where no series has points.
+    """
+    series = [s for s in series if s.points]
+    if not series:
+        return ""
+    svg = _svg(series, x_label, form, x_form, bands, whole_x)
+    keys = "".join(
+        [_key(f"mark {s.marker or 'rule'}", s.colour, s.name) for s in series]
+        + [_key("swatch", band.colour, band.name) for band in bands]
     )
-    if largest <= 0:
-        return ""
-    line = ""
-    if budget is not None:
-        line = (
-            '<div class="row line"><span class="name"></span><span class="track bare"><span class="budget" '
-            f'style="left:{100 * budget / largest:.2f}%"></span></span><span class="value"></span></div>'
-        )
-    bars = "".join(_bar(name, value, largest, css, latency(value, iqr)) for name, value, iqr, css in rows)
-    note = (
-        f'<p class="note"><span class="swatch"></span>budget {latency(budget)}</p>'
-        if budget is not None
-        else ""
+    values = "".join(
+        f"<li>{escape(f'{s.name}: {form(y)} at {x_form(x)}')}</li>" for s in series for x, y in s.points
     )
-    return f'<div class="bars budgeted">{bars}{line}</div>{note}'
+    label = escape(f"{y_label} over {x_label}", quote=True)
+    return (
+        f'<figure><figcaption><span class="y">{escape(y_label)}</span>{keys}</figcaption>'
+        f'{svg.replace("<svg ", f"""<svg class="chart" role="img" aria-label="{label}" """, 1)}'
+        f"<details><summary>values</summary><ul>{values}</ul></details></figure>"
+    )
 
 
-def widths_plot(report: Mapping[str, Any]) -> str:
-    """Returns a bar per layer: channels kept, in front of the channels it had."""
-    kept, dense = report.get("widths") or {}, report.get("widths_dense") or {}
-    names = list(dense) or list(kept)
-    largest = max((number(dense, name) or number(kept, name) or 0.0 for name in names), default=0.0)
-    if not largest:
-        return ""
-    rows = []
-    for name in names:
-        after, before = number(kept, name), number(dense, name)
-        whole = 100 * (before or after or 0.0) / largest
-        part = 0.0 if after is None or not (before or after) else 100 * after / (before or after or 1.0)
-        text = f"{'–' if after is None else f'{after:.0f}'} / {'–' if before is None else f'{before:.0f}'}"
-        rows.append(
-            f'<div class="row"><span class="name mono"><bdi>{escape(name)}</bdi></span>'
-            f'<span class="track bare"><span class="whole" style="width:{whole:.2f}%">'
-            f'<span class="part" style="width:{min(part, 100.0):.2f}%"></span></span></span>'
-            f'<span class="value">{text}</span></div>'
+def _key(look: str, colour: str, name: str) -> str:
+    """Returns one entry of a legend."""
+    return f'<span class="key"><i class="{look}" style="color:var(--{colour})"></i>{escape(name)}</span>'
+
+
+def _svg(
+    series: Sequence[Series],
+    x_label: str,
+    form: Callable[[float], str],
+    x_form: Callable[[float], str],
+    bands: Sequence[Band],
+    whole_x: bool,
+) -> str:
+    """Returns the SVG of a chart, without anything that is meant for a file of its own."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    soft, line = _STAND_IN["soft"], _STAND_IN["line"]
+    figure = Figure(figsize=(5.8, 2.9), layout="constrained")
+    axes = figure.add_subplot()
+    for band in bands:
+        low, high = (end if math.isfinite(end) else None for end in (band.low, band.high))
+        ends = [y for s in series for _, y in s.points]
+        axes.axhspan(
+            min(ends) if low is None else low,
+            max(ends) if high is None else high,
+            facecolor=_STAND_IN[band.colour],
+            alpha=0.14,
+            clip_on=False,
         )
-    return f'<div class="bars widths">{"".join(rows)}</div>'
-
-
-def layers_plot(report: Mapping[str, Any]) -> str:
-    """Returns a bar per layer: its time in the pruned network, in front of that in the dense one."""
-    rows = [row for row in report.get("layers") or [] if isinstance(row, Mapping)]
-    times = [(str(row.get("layer")), number(row, "dense_us"), number(row, "pruned_us")) for row in rows]
-    largest = max((us for _, *both in times for us in both if us is not None), default=0.0)
-    if largest <= 0:
-        return ""
-    bars = []
-    for name, dense, pruned in times:
-        before, after = (100 * (us or 0.0) / largest for us in (dense, pruned))
-        bars.append(
-            f'<div class="row"><span class="name mono"><bdi>{escape(name)}</bdi></span>'
-            f'<span class="track bare"><span class="over" style="width:{before:.2f}%"></span>'
-            f'<span class="over part" style="width:{after:.2f}%"></span></span>'
-            f'<span class="value">{_micro(pruned)} / {_micro(dense)}</span></div>'
+    for s in series:
+        xs, ys = zip(*s.points, strict=True)
+        look: dict[str, Any] = {"color": _STAND_IN[s.colour], "linewidth": 1.8, "clip_on": False}
+        if s.dashed or s.kind == "rule":
+            look["linestyle"] = (0, (4, 3))
+        if s.kind == "rule":
+            axes.axhline(ys[0], **look)
+            continue
+        look |= {"marker": MARKERS.get(s.marker, ""), "markersize": 5.5 if s.marker != "dash" else 9}
+        if s.kind == "points":
+            look["linestyle"] = "none"
+        axes.plot(xs, ys, drawstyle="steps-post" if s.kind == "step" else "default", zorder=3, **look)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: x_form(x)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: form(y)))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole_x, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.set_xlabel(x_label, color=soft)
+    axes.tick_params(colors=soft, length=0)
+    axes.grid(axis="y", color=line, linewidth=0.9, clip_on=False)
+    axes.spines[:].set_visible(False)
+    axes.set_axisbelow(True)
+    if all(s.kind == "points" for s in series):
+        axes.margins(0.1, 0.15)
+    axes.set_facecolor("none")
+    out = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": x_label + "".join(s.name for s in series)}):
+        figure.savefig(
+            out, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
-    return f'<div class="bars widths">{"".join(bars)}</div>'
+    return _for_page(out.getvalue())
 
 
-def pareto_plot(report: Mapping[str, Any]) -> str:
-    """Returns the share of the scores that the best selection keeps at each latency, and the run's own network."""
+def _for_page(text: str) -> str:
+    """Returns matplotlib's SVG without its header, metadata, global styles and unused ids, in the page's colours."""
+    text = text[text.index("<svg") :]
+    for pattern in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->", r"\s*<defs>\s*</defs>"):
+        text = re.sub(pattern, "", text, flags=re.DOTALL)
+    text = re.sub(r' (?:xmlns(?::\w+)?|version|clip-path)="[^"]*"', "", text).replace("xlink:href", "href")
+    used = set(re.findall(r'href="#([^"]+)"', text))
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    head, rest = text.split(">", 1)
+    text = re.sub(r' (?:width|height)="[^"]*"', "", head) + ">" + rest
+    for name, colour in _STAND_IN.items():
+        text = text.replace(colour, f"var(--{name})")
+    return re.sub(r"\s*\n\s*", "\n", text).strip()
+
+
+def pareto_chart(report: Mapping[str, Any]) -> str:
+    """Returns the share of the scores kept at each latency: the best selection, uniform widths, the run's network."""
     found = report.get("pareto") or {}
-    chosen = found.get("run") or {}
     return chart(
         [
+            Series(
+                "Uniform widths", _points(found.get("uniform") or [], "share", "kept"), "uniform", dashed=True
+            ),
             Series(
                 "Best selection",
                 _points(found.get("points") or [], "share", "kept"),
                 "predicted",
                 marker="dot",
             ),
-            Series("This run", _points([chosen], "share", "kept"), "pruned", "points", "square"),
+            Series(
+                "This run", _points([found.get("run") or {}], "share", "kept"), "pruned", "points", "square"
+            ),
         ],
         x_label="share of the dense latency",
         y_label="Share of the scores kept",
@@ -115,7 +242,48 @@ def pareto_plot(report: Mapping[str, Any]) -> str:
     )
 
 
-def accuracy_plot(report: Mapping[str, Any]) -> str:
+def tradeoff_chart(reports: Mapping[str, Mapping[str, Any]], this: str | None = None) -> str:
+    """Returns measured latency against accuracy of several runs, dense networks and uniform ones told apart.
+
+    Args:
+        reports: name of a run → its report. Runs of other networks or data belong into a chart of their own.
+        this: the run whose page this is; None: all are alike.
+    """
+    dense: dict[tuple[float, float], None] = {}
+    uniform: list[tuple[float, float]] = []
+    others: list[tuple[float, float]] = []
+    own: list[tuple[float, float]] = []
+    for name, report in reports.items():
+        before = _points([report], "dense_us", "accuracy_dense")
+        after = _points([report], "measured_us", "accuracy_pruned")
+        dense |= dict.fromkeys(before)
+        if name == this:
+            own = after
+        elif report.get("method") == "small-dense":
+            uniform += after
+        else:
+            others += after
+    return chart(
+        [
+            Series("Dense", sorted(dense), "dense", "points", "dot"),
+            Series("Uniform widths", sorted(uniform), "uniform", "points", "diamond"),
+            Series(
+                "Pruned" if this is None else "Other runs",
+                sorted(others),
+                "pruned" if this is None else "other",
+                "points",
+                "square",
+            ),
+            Series("This run", own, "pruned", "points", "square"),
+        ],
+        x_label="measured latency",
+        y_label="Top-1 accuracy",
+        form=lambda y: f"{100 * y:.4g}%",
+        x_form=latency,
+    )
+
+
+def accuracy_chart(report: Mapping[str, Any]) -> str:
     """Returns top-1 accuracy over steps, dense and pruned."""
     return chart(
         [Series(name, _history(report, side, "accuracy"), side, marker="dot") for side, name in SIDES],
@@ -125,7 +293,7 @@ def accuracy_plot(report: Mapping[str, Any]) -> str:
     )
 
 
-def loss_plot(report: Mapping[str, Any]) -> str:
+def loss_chart(report: Mapping[str, Any]) -> str:
     """Returns the training loss over steps, dense and pruned."""
     return chart(
         [Series(name, _history(report, side, "loss"), side, marker="dot") for side, name in SIDES],
@@ -135,31 +303,38 @@ def loss_plot(report: Mapping[str, Any]) -> str:
     )
 
 
-def events_plot(report: Mapping[str, Any]) -> str:
-    """Returns the predicted latency of the active network over steps, with every prune and grow."""
+def events_chart(report: Mapping[str, Any]) -> str:
+    """Returns predicted latency, or units kept, of the active network over steps, with every prune and grow."""
     events = [e for e in report.get("events") or [] if isinstance(e, Mapping)]
-    used = _points(events, "step", "used_us")
+    timed = bool(_points(events, "step", "used_us"))
+    unit = "_us" if timed else ""
+    used = _points(events, "step", f"used{unit}")
     if not used:
         return ""
-    budget = _points(events, "step", "budget_us")
     last = max([x for x, _ in used] + [x for x, _ in _history(report, "pruned", "accuracy")])
     target = []
     for event in events:
-        step, whole, omega = (number(event, key) for key in ("step", "budget_us", "omega_us"))
+        step, whole, omega = (number(event, key) for key in ("step", f"budget{unit}", f"omega{unit}"))
         if event.get("event") == "prune" and step is not None and whole is not None and omega is not None:
             target.append((step, whole - omega))
+    budget = _points(events, "step", f"budget{unit}")
     series = [
         Series("Active network", [*used, (last, used[-1][1])], "pruned", "step"),
-        Series("Budget Ψ", [*budget[:1]], "limit", "rule"),
+        Series("Budget Ψ", budget[:1], "limit", "rule")
+        if len({y for _, y in budget}) == 1
+        else Series("Budget", budget, "limit", "step", dashed=True),
         Series("Prune target Ψ − Ω", target, "target", "points", "dash"),
     ]
     for kind, marker in EVENTS:
-        points = _points([e for e in events if e.get("event") == kind], "step", "used_us")
+        points = _points([e for e in events if e.get("event") == kind], "step", f"used{unit}")
         series.append(Series(kind.capitalize(), points, kind, "points", marker))  # type: ignore[arg-type]
-    return chart(series, x_label="training step", y_label="Predicted latency", form=latency)
+    label = "Predicted latency" if timed else "Units kept"
+    return chart(
+        series, x_label="training step", y_label=label, form=latency if timed else lambda y: f"{y:,.0f}"
+    )
 
 
-def loop_plot(report: Mapping[str, Any]) -> str:
+def loop_chart(report: Mapping[str, Any]) -> str:
     """Returns predicted and measured latency of each round of the closed loop, and the range that ends it."""
     rounds = [r for r in report.get("closed_loop") or [] if isinstance(r, Mapping)]
     bands = []
@@ -180,30 +355,97 @@ def loop_plot(report: Mapping[str, Any]) -> str:
     )
 
 
-def stages_plot(report: Mapping[str, Any]) -> str:
-    """Returns a bar per stage of the run: its wall time."""
-    spent = {name: number(report, "seconds_by_stage", name) for name in report.get("seconds_by_stage") or {}}
-    largest = max((value for value in spent.values() if value is not None), default=0.0)
-    if largest <= 0:
-        return ""
-    bars = "".join(
-        _bar(name.capitalize(), value, largest, "dense", seconds(value)) for name, value in spent.items()
+def draw_curve(
+    path: Path,
+    points: Sequence[Selection],
+    scores: Mapping[str, Tensor],
+    cost: LatencyCost,
+    *,
+    protect: Collection[str],
+    chosen: tuple[float, Mapping[str, int]],
+    title: str,
+) -> None:
+    """Draws the share of the scores that each latency keeps into a file, beside uniform networks and one plan.
+
+    Args:
+        path: ending in .svg or .png.
+        points: the best selections, by latency; their values leave out the groups in ``protect``.
+        scores: of every prunable group, [size].
+        cost: predicted latency.
+        protect: groups that stay whole.
+        chosen: latency in µs and counts of the plan.
+        title: above the picture.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    from halpiee.errors import BudgetError
+    from halpiee.selection.select import uniform
+
+    best = {name: score.double().sort(descending=True).values.cumsum(0) for name, score in scores.items()}
+    total = sum(float(sums[-1]) for sums in best.values())
+    whole = sum(float(best[name][-1]) for name in protect if name in best)
+
+    def share(counts: Mapping[str, int]) -> float:
+        return sum(float(best[name][k - 1]) for name, k in counts.items() if k > 0) / total
+
+    same = []
+    for point in points:
+        try:
+            counts = uniform(cost, point.budget_us, protect=protect)
+        except BudgetError:
+            continue
+        same.append((cost.total_us(counts), share(counts)))
+    unit, scale = ("ms", 1e-3) if cost.dense_us >= 2000 else ("µs", 1.0)
+    dense = cost.dense_us * scale
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.fill_between(
+        [p.budget_us * scale for p in points],
+        [(p.value + whole) / total for p in points],
+        [(p.upper_bound + whole) / total for p in points],
+        color="#c2410c",
+        alpha=0.35,
+        linewidth=0,
+        label=f"what could be missed (at most {max(p.gap for p in points):.2%})",
     )
-    return f'<div class="bars">{bars}</div>'
-
-
-def _bar(name: str, value: float | None, largest: float, css: str, text: str) -> str:
-    share = 0.0 if value is None else 100 * value / largest
-    return (
-        f'<div class="row"><span class="name">{escape(name)}</span><span class="track">'
-        f'<span class="fill {css}" style="width:{share:.2f}%"></span></span>'
-        f'<span class="value">{escape(text)}</span></div>'
+    lines = (
+        ([(p.latency_us, (p.value + whole) / total) for p in points], "o-", "#0b7a75", "joint selection"),
+        (same, "s--", "#8694a5", "same share of every group"),
+        ([(chosen[0], share(chosen[1]))], "D", "#c0267e", "this plan"),
     )
+    for pairs, look, colour, label in lines:
+        if pairs:
+            xs, ys = zip(*pairs, strict=True)
+            size = 8 if look == "D" else 3.5
+            axes.plot(
+                [x * scale for x in xs], ys, look, color=colour, markersize=size, linewidth=1.6, label=label
+            )
+    axes.set(
+        xlabel=f"predicted latency ({unit})",
+        ylabel="share of all scores kept",
+        ylim=(0, 1.03),
+        xlim=(0, 1.03 * dense),
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(color="#e2e6eb", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
 
+    def share_of(us: Any) -> Any:
+        return us / dense
 
-def _micro(value_us: float | None) -> str:
-    """Returns µs without their unit: whole ones, tenths below ten."""
-    return "–" if value_us is None else f"{value_us:,.{0 if value_us >= 10 else 1}f}"
+    def time_of(part: Any) -> Any:
+        return part * dense
+
+    shares = axes.secondary_xaxis("top", functions=(share_of, time_of))
+    shares.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    shares.spines["top"].set_visible(False)
+    shares.set_xlabel("share of the dense latency")
+    axes.legend(loc="lower right", frameon=False)
+    figure.suptitle(title, fontsize=11)
+    kind, content = path.suffix[1:], io.BytesIO()
+    figure.savefig(content, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    write(path, content.getvalue())
 
 
 def _share(value: float) -> str:

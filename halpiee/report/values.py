@@ -1,4 +1,4 @@
-"""A report's numbers as text: one set of rows for the table on screen, the page and the Markdown.
+"""What is in ``report.json``, and its numbers as text: the same for the table on screen, the page and the Markdown.
 
 Any value may be missing (an interrupted run, no baseline) or not finite: it becomes a dash, never a guess. A
 latency is written with the digits that its spread supports.
@@ -10,9 +10,24 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Required, TypedDict
 
-__all__ = ["DASH", "Row", "comparison", "count", "facts", "latency", "number", "percent", "seconds", "title"]
+from latency.outside import read_json, sound
+
+__all__ = [
+    "DASH",
+    "Row",
+    "comparison",
+    "count",
+    "facts",
+    "latency",
+    "number",
+    "percent",
+    "read_report",
+    "seconds",
+    "title",
+]
 
 DASH = "–"
 LARGEST = 1e18
@@ -232,3 +247,60 @@ def _times(ratio: float | None) -> str:
 
 def _rate(value: float | None) -> str:
     return DASH if value is None else f"{value:,.0f}"
+
+
+class Promise(TypedDict, total=False):
+    """Whether the run kept what it promised, and the sentence that says so."""
+
+    met: bool | None
+    text: Required[str]
+
+
+class Pareto(TypedDict, total=False):
+    """The curve of other budgets, or why there is none."""
+
+    skipped: str | None
+    points: list[dict[str, Any]] | None
+    uniform: list[dict[str, Any]] | None
+    run: dict[str, Any] | None
+
+
+class History(TypedDict, total=False):
+    """One entry per epoch, of each side."""
+
+    dense: list[dict[str, Any]] | None
+    pruned: list[dict[str, Any]] | None
+
+
+class Report(TypedDict, total=False):
+    """What is read of a report by more than its number."""
+
+    promise: Required[Promise]
+    widths: dict[str, Any] | None
+    widths_dense: dict[str, Any] | None
+    layers: list[dict[str, Any]] | None
+    frozen: dict[str, Any] | None
+    events: list[dict[str, Any]] | None
+    closed_loop: list[dict[str, Any]] | None
+    history: History | None
+    pareto: Pareto | None
+    seconds_by_stage: dict[str, Any] | None
+    files: dict[str, Any] | None
+    environment: dict[str, Any] | None
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Returns the report of a finished run.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UsageError: it is no report of a run; the message names the field.
+    """
+    path = folder / "report.json"
+    advice = f"delete it, and `halpiee train --resume --out {folder}` writes it again"
+    what = f"{path} is no report of a run: it"
+    report = read_json(path, dict[str, Any], what=what, advice=advice)
+    sound(report, Report, what=what, advice=advice)
+    return report

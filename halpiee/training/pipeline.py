@@ -38,7 +38,7 @@ from halpiee.methods.registry import METHODS
 from halpiee.methods.rewind import REINIT, Pruning, Retrain, rewinding
 from halpiee.reconstruction.repair import RepairedLayer
 from halpiee.reconstruction.rounds import InRounds, Rounds
-from halpiee.report.door import read_report
+from halpiee.report.values import read_report
 from halpiee.saliency.registry import named
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import fixed_sides

@@ -20,7 +20,7 @@ from halpiee.deploy.sparse import zeros_in
 from halpiee.errors import HalpieeError
 from halpiee.methods.registry import METHODS
 from halpiee.report import render_html, render_markdown
-from halpiee.report.door import read_report
+from halpiee.report.values import read_report
 from halpiee.saliency.magnitude import Magnitude
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.limits import pareto

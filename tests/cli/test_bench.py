@@ -245,7 +245,7 @@ def test_what_is_neither_a_file_nor_a_run_nor_a_model_is_said(tmp_path: Path) ->
 def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_path: Path) -> None:
     import halpiee
     import latency
-    from halpiee.cli.bench_entries import contestants
+    from halpiee.cli.bench import contestants
     from halpiee.structure import Plan
     from halpiee.zoo import build
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import halpiee
 from halpiee import zoo
 from halpiee.cli.app import program
-from halpiee.cli.plan_scores import filter_norms, scores_of
+from halpiee.cli.networks import filter_norms, scores_of
 from halpiee.errors import BudgetError, OutputInUseError, UsageError
 from latency import Profile
 
@@ -205,7 +205,7 @@ def test_linear_says_when_its_plan_is_over_budget(structure: halpiee.Structure, 
             UsageError,
             "--freeze featurs.0 was asked, a group that the",
         ),
-        (("--budget", "0.5", "--freeze", "featurs.0"), UsageError, "near it are features.0"),
+        (("--budget", "0.5", "--freeze", "featurs.0"), UsageError, "did you mean 'features.0'"),
         (("--budget", "0.5", "--between", "featurs.0=1..2"), UsageError, "--between featurs.0 was asked"),
         (("--budget", "0.5", "--scores", "nowhere.json"), UsageError, "there is no such file"),
     ],

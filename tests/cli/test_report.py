@@ -44,7 +44,7 @@ def test_layers_are_timed_on_demand_and_kept(finished_run: Path) -> None:
     assert {"conv1", "conv2", "fc"} <= {row["layer"] for row in report["layers"]}
     assert "skipped" in report["pareto"]  # the folder holds no profile
     page = (finished_run / "report.html").read_text()
-    assert "Time per layer" in page
+    assert "The network, layer by layer" in page
     assert "not drawn: " in page
 
 

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 
 from halpiee.cli.app import main, program
-from halpiee.cli.plan_scores import read_scores
+from halpiee.cli.networks import read_scores
 from halpiee.errors import UsageError
 from halpiee.report import render_html, render_markdown, table
-from halpiee.report.door import read_report
+from halpiee.report.values import read_report
 from halpiee.training.checkpoint import load_state, save_state
 from halpiee.training.config import Cycle, Masks, Settings
 from halpiee.training.record import read_calibration, read_log, read_result, read_seconds, read_threads

@@ -1,8 +1,7 @@
-"""Limits beside the budget, as the command line writes them: ``macs=0.5``, ``memory=12MB``, ``batch8.jsonl=0.6``."""
+"""Limits beside the latency, as text: ``macs=0.5``, ``memory=12MB``, ``batch8.jsonl=0.6``, ``GROUP=16..48``."""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from halpiee.advice import held
 from halpiee.asked import parse_budget
-from halpiee.errors import BudgetError, ProfileError, UsageError
+from halpiee.errors import BudgetError, ProfileError, UsageError, unknown
 
 if TYPE_CHECKING:
     import latency
@@ -25,11 +24,12 @@ __all__ = [
     "check_groups",
     "check_memory",
     "check_prunable",
+    "limit_name",
     "parse_also",
     "parse_between",
     "read_limit",
-    "spoken",
 ]
+
 
 Limit = tuple[str, "Cost", float]
 """A name, what is limited, and the most of it."""
@@ -156,11 +156,9 @@ def check_groups(option: str, names: Iterable[str], structure: Structure, listin
         if name not in known:
             there = structure.by_name.get(name)
             why = "cannot be pruned anyway" if there is not None else "the network does not have"
-            near = difflib.get_close_matches(name, known, n=3)
+            hint = unknown(name, known, f"it has {', '.join(known[:3])} …", most=3)
             raise UsageError(
-                f"{option} {name} was asked, a group that {why}; "
-                + (f"near it are {', '.join(near)}; " if near else f"it has {', '.join(known[:3])} …; ")
-                + f"`{listing}` lists them all"
+                f"{option} {name} was asked, a group that {why}; {hint}; `{listing}` lists them all"
             )
 
 
@@ -198,6 +196,6 @@ def above_bytes(cost: Cost) -> float:
     return float(getattr(cost.profile, "above", math.nan))
 
 
-def spoken(name: str, cost: Cost) -> str:
+def limit_name(name: str, cost: Cost) -> str:
     """Returns what a limit is called when it is too small."""
     return f"bytes above --also memory={above_bytes(cost):.0f}" if name == "memory" else f"--also {name}"
