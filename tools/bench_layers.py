@@ -19,8 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 import latency
-from halpiee.deploy.calibrate import first_units, random_counts
-from halpiee.deploy.layers import layer_times
+from halpiee.deploy.calibrate import first_units, layer_times, random_counts
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.shrink import shrink
 from halpiee.structure.trace import trace

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.zoo.blocks import BasicBlock
-from halpiee.zoo.resnet import ResNet
-from halpiee.zoo.wide_resnet import wrn22_2
+from halpiee.zoo.resnet import ResNet, wrn22_2
 
 __all__ = [
     "BATCH",

@@ -459,7 +459,7 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
     if path.suffix == ".onnx":
         if how is not None and how not in PROVIDERS:
             raise UsageError(f"{text} was asked; an ONNX file runs @{', @'.join(PROVIDERS)}")
-        from halpiee.deploy.metadata import read_metadata
+        from halpiee.deploy.onnx import read_metadata
 
         return Contestant(name, how or "cpu", file=path, shape=options["shape"], metadata=read_metadata(path))
     if how is not None and how not in WAYS:

@@ -272,7 +272,7 @@ def _write_onnx(
         return None
     import torch
 
-    from halpiee.deploy.metadata import write_metadata
+    from halpiee.deploy.onnx import write_metadata
     from halpiee.deploy.verify import outputs, reference
     from latency._files import write
 

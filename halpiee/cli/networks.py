@@ -97,7 +97,7 @@ def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32", trus
     """
     check_run(folder)
     from halpiee.cli.output import ScreenTalk
-    from halpiee.deploy.metadata import run_metadata
+    from halpiee.deploy.onnx import run_metadata
     from halpiee.report.values import read_report
     from halpiee.training.job import Run
     from halpiee.training.stored import read_settings
@@ -227,12 +227,12 @@ def from_plan(
         UsageError: no such plan, weights of another network, or a plan that names no network or code to run.
         MismatchError: the compact network differs from the masked one.
     """
-    from halpiee.deploy.metadata import plan_metadata
+    from halpiee.deploy.onnx import plan_metadata
     from halpiee.structure.plan import Plan
     from halpiee.structure.trace import trace
     from halpiee.structure.verify import verify
     from halpiee.training.checkpoint import load_weights
-    from halpiee.zoo.trust import check_arguments, check_named, names_code
+    from halpiee.zoo.registry import check_arguments, check_named, names_code
 
     plan = Plan.load(path)
     name = model or plan.model

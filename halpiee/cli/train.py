@@ -135,7 +135,7 @@ def gather(
         UsageError: options that are missing or do not go together; code to call that was not typed.
     """
     from halpiee.training.stored import check_names, read_values
-    from halpiee.zoo.trust import check_named
+    from halpiee.zoo.registry import check_named
 
     values: dict[str, Any] = {}
     stored = out / "settings.json"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import latency
-from halpiee.deploy.folded import folded
+from halpiee.deploy.folding import folded
 from halpiee.errors import UsageError
 from halpiee.structure.groups import Structure
 from latency.backends import load

@@ -30,8 +30,7 @@ from halpiee.methods.method import Asked, Method, Setup
 from halpiee.methods.phases import Design, Phase, Recipe, Resize, Train, at_density
 from halpiee.methods.registry import method
 from halpiee.options import option
-from halpiee.reconstruction.repair import RepairedLayer, repair
-from halpiee.reconstruction.solver import Settings
+from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.registry import criterion_of
 from halpiee.selection.cost import LatencyCost

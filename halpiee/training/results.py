@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import latency
-from halpiee.deploy.layers import layer_times, side_by_side
-from halpiee.deploy.metadata import run_metadata
-from halpiee.deploy.onnx import ExportReport, export_onnx, stamp
+from halpiee.deploy.calibrate import layer_times, side_by_side
+from halpiee.deploy.onnx import ExportReport, export_onnx, run_metadata, stamp
 from halpiee.deploy.sparse import zeros_in
 from halpiee.errors import HalpieeError
 from halpiee.methods.registry import METHODS

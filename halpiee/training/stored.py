@@ -15,7 +15,7 @@ from typing import Any
 from halpiee.errors import UsageError
 from halpiee.training.checkpoint import save_json
 from halpiee.training.config import Settings
-from halpiee.zoo.trust import check_named, names_code
+from halpiee.zoo.registry import check_named, names_code
 from latency.backends.tensorrt.files import seal, sealed
 from latency.outside import read_json
 

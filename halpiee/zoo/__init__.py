@@ -1,6 +1,6 @@
 """The networks of the papers, and what a MODEL string means."""
 
-from halpiee.zoo.layers import draw
+from halpiee.zoo.blocks import draw
 from halpiee.zoo.mobilenet import mobilenet_v1, mobilenet_v1_cifar
 from halpiee.zoo.registry import build, names, resolve
 from halpiee.zoo.resnet import (
@@ -12,10 +12,10 @@ from halpiee.zoo.resnet import (
     wrn14_8,
     wrn14_10,
     wrn20_8,
+    wrn22_2,
     wrn32_2,
 )
 from halpiee.zoo.vgg import vgg2_16_bn, vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn
-from halpiee.zoo.wide_resnet import wrn22_2
 
 __all__ = [
     "build",

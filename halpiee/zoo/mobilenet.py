@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from halpiee.zoo.layers import conv_bn, initialise, scaled
+from halpiee.zoo.blocks import conv_bn, initialise, scaled
 
 __all__ = ["MobileNetV1", "mobilenet_v1", "mobilenet_v1_cifar"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from halpiee.zoo.layers import conv_bn, initialise, scaled
+from halpiee.zoo.blocks import conv_bn, initialise, scaled
 
 __all__ = ["VGG", "vgg2_16_bn", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
 

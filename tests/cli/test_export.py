@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 import halpiee
 from halpiee.cli.app import program
-from halpiee.deploy.metadata import read_metadata
+from halpiee.deploy.onnx import read_metadata
 from halpiee.errors import HalpieeError, MismatchError, OutputInUseError, UsageError
 from halpiee.structure import Plan
 from halpiee.training.checkpoint import save_weights

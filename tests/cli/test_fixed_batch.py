@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 import latency
 from halpiee.cli.app import program
-from halpiee.deploy.metadata import read_metadata
-from halpiee.deploy.onnx import export_onnx
+from halpiee.deploy.onnx import export_onnx, read_metadata
 from halpiee.errors import UsageError
 
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from halpiee.cli.app import program
-from halpiee.deploy.metadata import read_metadata, run_metadata
+from halpiee.deploy.onnx import read_metadata, run_metadata
 from halpiee.report.values import facts
 
 SAID = "has its initial weights: its times hold, its outputs mean nothing"

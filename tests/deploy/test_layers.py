@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.deploy import layers as module
-from halpiee.deploy.layers import layer_times, side_by_side
+from halpiee.deploy.calibrate import layer_times, side_by_side
 from halpiee.deploy.onnx import export_onnx
 from latency.backends.onnxruntime import session
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import halpiee
 from halpiee.deploy import onnx as exporting
-from halpiee.deploy.metadata import read_metadata
-from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, stamp
+from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, read_metadata, stamp
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 
 

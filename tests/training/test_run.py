@@ -392,7 +392,7 @@ class Watch:
 def test_a_run_without_a_baseline_says_that_its_dense_file_was_never_trained(
     toy: None, tmp_path: Path, profile: Path
 ) -> None:
-    from halpiee.deploy.metadata import read_metadata
+    from halpiee.deploy.onnx import read_metadata
 
     talk, folder = Quiet(), tmp_path / "run"
     report = execute(settings(profile, baseline=False), folder, talk)
