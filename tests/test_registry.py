@@ -25,7 +25,7 @@ from halpiee.methods import registry as method_registry
 from halpiee.methods.registry import METHODS, help_of
 from halpiee.registry import Registry
 from halpiee.saliency.registry import REGISTRY as CRITERIA
-from halpiee.training.build import method_of
+from halpiee.training.build import Material, method_of
 from halpiee.training.config import Masks, Settings
 
 CRITERION = '''
@@ -231,7 +231,7 @@ def test_a_method_of_an_installed_package_trains_a_run(
     s = Settings(model="m", data="d", method="outside-late", masks=Masks(sparsity=0.75, at=3, criterion="l1"))
     assert s.goal == "75% of weights removed, global"
     model = nn.Linear(4, 2, bias=False)
-    make = method_of(s, model, 4, structure=lambda: 1 / 0, n_classes=2, examples=list)  # type: ignore[arg-type, return-value]
+    make = method_of(s, model, 4, Material(lambda: 1 / 0, list, 2))  # type: ignore[arg-type, return-value]
     made = make(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert (made.options.at, made.pool.total, type(made).__name__) == (3, 2, "Late")
     with pytest.raises(UsageError, match="the method 'outside-latr' was asked; did you mean 'outside-late'"):

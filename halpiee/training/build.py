@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from halpiee.training.config import Settings
 from halpiee.zoo import build
 
 __all__ = [
+    "Material",
     "arguments",
     "budget_of",
     "densities",
@@ -46,15 +47,29 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a method is built from beside the settings: the network's structure and the data.
+
+    Attributes:
+        structure: gives that of the network.
+        examples: gives (inputs, targets) to score on.
+        n_classes: of the data, to draw the network again.
+        shape: of one image, for the order in which layers run.
+    """
+
+    structure: Callable[[], Structure]
+    examples: Callable[[], list[tuple[Tensor, Tensor]]]
+    n_classes: int
+    shape: Sequence[int] | None = None
+
+
 def method_of(
     s: Settings,
     model: nn.Module,
     total_steps: int,
+    material: Material,
     *,
-    structure: Callable[[], Structure],
-    n_classes: int,
-    examples: Callable[[], list[tuple[Tensor, Tensor]]],
-    shape: Sequence[int] | None = None,
     limit: tuple[LatencyCost, float] | None = None,
     protect: Collection[str] = (),
 ) -> Callable[[nn.Module, Optimizer], Method]:
@@ -64,10 +79,7 @@ def method_of(
         s: the settings.
         model: the network, for its units.
         total_steps: of the whole training.
-        structure: gives that of the model.
-        n_classes: of the data, to draw the network again.
-        examples: gives (inputs, targets) to score on.
-        shape: of one image, for the order in which layers run.
+        material: what else methods are built from.
         limit: the latency model and the budget in µs; ``None``: the settings ask for a sparsity.
         protect: groups that stay whole within the latency.
     """
@@ -77,17 +89,22 @@ def method_of(
     given: dict[str, Any] = {"total_steps": total_steps, "seed": s.seed}
     if limit is not None:
         cost, budget_us = limit
-        given |= {"budget": Latency(us=budget_us), "structure": structure(), "cost": cost, "protect": protect}
+        given |= {
+            "budget": Latency(us=budget_us),
+            "structure": material.structure(),
+            "cost": cost,
+            "protect": protect,
+        }
         units = "channels"
     else:
         if s.masks.mask is None:
             given["budget"] = budget_of(s)
-        given["units"] = units_of(model, s, shape)
+        given["units"] = units_of(model, s, material.shape)
         units = "filters" if isinstance(given["units"], Filters) else "weights"
         if units == "filters":
-            given["structure"] = structure()
+            given["structure"] = material.structure()
     asked = Asked(
-        options={**entry.preset, **_typed(s, n_classes)},
+        options={**entry.preset, **_typed(s, material.n_classes)},
         cycle=asdict(s.cycle),
         steps=lambda: s.cycle.steps(total_steps),
         model=model,
@@ -95,8 +112,8 @@ def method_of(
         total_steps=total_steps,
         pretrained=s.weights is not None,
         units=units,
-        structure=structure,
-        examples=examples,
+        structure=material.structure,
+        examples=material.examples,
     )
     return partial(entry.make, **{**given, **entry.make.arguments(asked)})
 

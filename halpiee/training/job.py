@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +18,17 @@ from halpiee.data.sources import load
 from halpiee.data.tensors import TensorData
 from halpiee.deploy.target import Target
 from halpiee.errors import ProfileError, WriteError
+from halpiee.methods.method import Method
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import protected
+from halpiee.sparsity.granularity import Channels
 from halpiee.structure.groups import Structure, macs
 from halpiee.structure.plan import Plan, Selection
 from halpiee.structure.trace import trace
 from halpiee.training.build import arguments, network
 from halpiee.training.checkpoint import fill
 from halpiee.training.config import Settings, parse_budget
+from halpiee.training.record import effective_macs
 from latency._files import FolderLock, contents
 
 __all__ = ["PROFILE", "Run", "Talk", "holds_cells", "save_plan"]
@@ -155,6 +159,14 @@ class Run:
     def macs(self, counts: Mapping[str, int]) -> int:
         """Returns the multiply-accumulates of one image."""
         return sum(macs(self.structure, counts).values())
+
+    def active_macs(self, method: Method) -> Callable[[Mapping[str, int]], float]:
+        """Returns what turns active units per name into the multiply-accumulates of one image."""
+        if isinstance(method.units, Channels):
+            return self.macs
+        layers = macs(self.structure)
+        sizes = {name: math.prod(shape) for name, shape in method.units.sizes.items()}
+        return lambda counts: effective_macs(layers, {name: k / sizes[name] for name, k in counts.items()})
 
     def compact(self) -> nn.Module:
         """Returns the finished compact network, rebuilt from its plan and weights."""

@@ -145,12 +145,11 @@ class Trainer:
         checkpoint: where the state goes at the end of every epoch and on an interruption; ``None``: nowhere.
         method: attached to the optimizer, or ``None`` for a dense training.
         facts: asked at the end of every epoch for what else its history entry holds.
-        lead: steps before the schedule begins, which they do the beginning of, too.
-        teacher: whose answers are matched with the weight ``settings.distill``.
         report: called with every new history entry and, about twice a second, with the steps done.
 
     Attributes:
         step: optimizer steps tried so far.
+        lead: steps before the schedule begins, which they do the beginning of, too.
         history: one entry per epoch: epoch, step, loss, accuracy, seconds, and the facts.
         seconds: wall time spent training.
         stage: ``masked`` while the network has its dense shape, ``compact`` after it was shrunk.
@@ -166,18 +165,15 @@ class Trainer:
         checkpoint: Path | None = None,
         method: Sparse | None = None,
         facts: Callable[[], dict[str, Any]] = dict,
-        lead: int = 0,
-        teacher: nn.Module | None = None,
         report: Callable[[int, int, dict[str, Any] | None], None] = lambda step, total, entry: None,
     ) -> None:
         self.model, self.optimizer, self.data, self.settings = model, optimizer, data, settings
-        self._teacher = None if teacher is None else laid_out(teacher, settings).eval()
+        self._teacher: nn.Module | None = None
         laid_out(model, settings)
         self.method, self.checkpoint, self._facts, self._report = method, checkpoint, facts, report
         self.per_epoch = data.steps_per_epoch(settings.batch_size)
         self.schedule_steps = self.per_epoch * settings.epochs
-        self.lead = lead
-        self.total_steps = lead + self.schedule_steps
+        self.lead = 0
         self.step = 0
         self.stage = "masked"
         self.extra: dict[str, Any] = {}
@@ -185,6 +181,15 @@ class Trainer:
         self.seconds = 0.0
         self._loss_sum = 0.0
         self._loss_steps = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps to the end."""
+        return self.lead + self.schedule_steps
+
+    def learn_from(self, teacher: nn.Module) -> None:
+        """Matches the answers of another network, too, with the weight ``settings.distill``."""
+        self._teacher = laid_out(teacher, self.settings).eval()
 
     def replace(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Goes on with the compact network."""

@@ -2,35 +2,23 @@
 
 Every stage leaves a file; a stage whose file is there is not done again, so an interrupted run goes on. Dense and
 pruned networks see the same data in the same order with the same recipe.
-
-Rewinding: learning-rate rewinding keeps the final weights and begins the schedule anew; lottery-ticket rewinding takes
-the weights of a step and the schedule from there (``--restart``: from the start); the lottery ticket is that of step 0.
-In n rounds each prunes to ρ^(k/n) and trains again. Every training leaves its weights in the run's folder; the
-training that is pruned costs what it costs, and counts.
 """
 
 from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-import latency
 from halpiee.data.functions import FunctionSource
 from halpiee.data.sources import find
-from halpiee.deploy.calibrate import Candidate, Round, calibrate, close_loop
-from halpiee.deploy.target import restored
-from halpiee.errors import BudgetError, HoldoutWarning
-from halpiee.methods.allocator import LatencyPool, bind, smallest_us
+from halpiee.methods.allocator import LatencyPool
 from halpiee.methods.channels import keep_first, small_dense, uniform_counts
 from halpiee.methods.dynamic import Static
 from halpiee.methods.method import Method
@@ -41,10 +29,7 @@ from halpiee.reconstruction.rounds import InRounds, Rounds
 from halpiee.report.values import read_report
 from halpiee.saliency.registry import named
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.options import fixed_sides
-from halpiee.sparsity.distribution import Latency
 from halpiee.sparsity.filters import Filters
-from halpiee.sparsity.granularity import Channels
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import macs
 from halpiee.structure.plan import Selection
@@ -58,48 +43,32 @@ from halpiee.training.build import (
     few,
     initial,
     method_of,
-    network,
     weights_of,
 )
-from halpiee.training.checkpoint import fill, load_state, save_json, save_weights
+from halpiee.training.checkpoint import fill, save_json, save_weights
 from halpiee.training.config import Settings
-from halpiee.training.job import PROFILE, Run, save_plan
-from halpiee.training.loop import Trainer, evaluate, make_optimizer, pick_threads
-from halpiee.training.preflight import check_cells, check_images
-from halpiee.training.record import (
-    line_values,
-    read_calibration,
-    read_log,
-    read_result,
-    read_seconds,
-    read_threads,
-)
+from halpiee.training.job import Run, save_plan
+from halpiee.training.loop import evaluate, make_optimizer
+from halpiee.training.preflight import check_images
+from halpiee.training.price import Calibrated, Profiled, check_reachable
+from halpiee.training.record import read_log
 from halpiee.training.results import write_report
-from latency.inspect import inspect
-
-if TYPE_CHECKING:
-    from halpiee.training.job import Run
+from halpiee.training.stage import Stage, Training, begun, close, cut, do, leave, material
 
 __all__ = [
-    "active_macs",
-    "choose_threads",
-    "close",
+    "Budgeted",
+    "Dense",
+    "Early",
+    "Masked",
+    "Narrow",
+    "Repaired",
+    "Report",
+    "Rewound",
     "execute",
-    "finish_masked",
-    "repair_to_budget",
-    "resumed",
+    "priced",
+    "pruning_of",
     "retrain_of",
-    "train_dense",
-    "train_early",
-    "train_masked",
-    "train_rewound",
-    "train_small",
-    "train_to_budget",
-    "trainer_of",
 ]
-
-
-T = TypeVar("T")
 
 
 def execute(run: Run) -> dict[str, Any]:
@@ -111,402 +80,346 @@ def execute(run: Run) -> dict[str, Any]:
         WriteError: the disk is full; what was saved before is kept.
     """
     with run.owned():
-        return _stages(run)
+        if (run.folder / Report.file).is_file():
+            run.talk.note(f"{run.folder} is finished; showing its report")
+            return read_report(run.folder)
+        s = run.settings
+        if isinstance(find(s.data, s.size), FunctionSource):  # of others the look at the files has told
+            check_images(s, run.data.shape, run.data.n_classes)
+        if s.method == "iee":
+            s.cycle.steps(run.total_steps)
+        cost = priced(run) if s.budget is not None else None
+        again = retrain_of(s, run.total_steps)
+        dense = Dense(again) if s.baseline or s.weights or again is not None else None
+        if dense is not None:
+            do(dense, run)
+        pruning = pruning_of(run, cost)
+        do(pruning, run)
+        do(Report(dense, pruning), run)
+        return read_report(run.folder)
 
 
-def _stages(run: Run) -> dict[str, Any]:
-    finished = run.folder / "report.json"
-    if finished.is_file():
-        report = read_report(run.folder)
-        run.talk.note(f"{run.folder} is finished; showing its report")
-        return report
-    s = run.settings
-    if isinstance(find(s.data, s.size), FunctionSource):  # of others the look at the files has told
-        check_images(s, run.data.shape, run.data.n_classes)
-    if s.method == "iee":
-        s.cycle.steps(run.total_steps)
-    watch = _Watch(run.folder / "seconds.json")
-    cost = _price(run, watch) if s.budget is not None else None
-    dense = None
-    again = retrain_of(s, run.total_steps)
-    if s.baseline or s.weights or again is not None:
-        run.talk.stage("Train dense" if not s.weights else "Given weights")
-        step = again.weights if again is not None and isinstance(again.weights, int) else 0
-        dense = watch.timed("dense", lambda: train_dense(run, keep_step=step or None))
-    run.talk.stage(_what(s))
-    pruned = watch.timed("pruned", lambda: _train(run, cost))
-    run.talk.stage("Export and measure")
-    return write_report(run, dense, pruned, watch.seconds)
-
-
-class _Watch:
-    """Wall time of every stage, in seconds, over interruptions too."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.seconds: dict[str, float] = read_seconds(path) if path.is_file() else {}
-
-    def timed(self, name: str, work: Callable[[], T]) -> T:
-        """Does one stage and adds its time."""
-        begun = time.perf_counter()
-        try:
-            return work()
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
-            save_json(self._path, self.seconds)
-
-
-def _price(run: Run, watch: _Watch) -> LatencyCost:
+def priced(run: Run) -> LatencyCost:
     """Returns the calibrated latency model; refuses a budget that nothing reaches."""
-    run.talk.stage("Profile")
-    profile = watch.timed("profile", lambda: _profile(run))
-    run.talk.stage("Calibrate")
-    cost = watch.timed("calibrate", lambda: _calibrate(run, LatencyCost(run.structure, profile)))
-    _check_reachable(run, cost)
+    profiled = Profiled()
+    do(profiled, run)
+    calibrated = Calibrated(LatencyCost(run.structure, profiled.profile))
+    do(calibrated, run)
+    cost = calibrated.cost_of(run)
+    check_reachable(run, cost)
     return cost
 
 
-def _profile(run: Run) -> latency.Profile:
-    s = run.settings
-    if s.profile is not None:
-        profile = latency.Profile.load(Path(s.profile))
-        check_cells(profile, run.structure, s, run.data.shape, classes=run.data.n_classes)
-        return profile
-    with restored(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", HoldoutWarning)
-        profile = latency.sweep(
-            [timed.op for timed in run.structure.ops],
-            backend=run.target.backend,
-            settings=run.target.settings,
-            path=run.folder / PROFILE,
-            resume=True,
-            threads=run.target.threads,
-            fixed=fixed_sides(run.structure),
-            progress=run.talk.sweeping,
-        )
-    doubt = inspect(profile).doubt
-    if doubt is not None:
-        run.talk.note(doubt)
-    return profile
+def pruning_of(run: Run, cost: LatencyCost | None) -> Training:
+    """Returns the stage that makes the pruned network, by the kind of the method.
 
-
-def _calibrate(run: Run, cost: LatencyCost) -> LatencyCost:
-    path, s = run.folder / "calibration.json", run.settings
-    if not path.is_file():
-        found = calibrate(
-            run.build(),
-            cost,
-            run.example,
-            networks=s.calibration_nets,
-            target=run.target,
-            rounds=s.rounds,
-            seed=s.seed,
-            progress=run.talk.note,
-        )
-        save_json(path, record.line_values(found))
-    line = read_calibration(path)
-    cost = cost.with_calibration(line)
-    run.talk.note(
-        f"dense {cost.dense_us:.0f} µs; whole = {line.a_us:.1f} µs + {line.b:.3f} · Σ"
-        + (f" up to {line.bend[0][1]:.0f} µs, bent to dense beyond" if line.bend else "")
-        + f", worst residual {line.worst:.1%}"
-    )
-    return cost
-
-
-def _check_reachable(run: Run, cost: LatencyCost) -> None:
-    """Refuses a budget that no network reaches before anything is trained; the profile is not lost."""
-    if run.protected:
-        run.talk.note(f"first group {run.protected[0]} stays whole; --no-protect-first frees it")
-    try:
-        if (
-            METHODS[run.settings.method].kind == "cut"
-        ):  # cuts all that can be cut, also what masks cannot train
-            free = [name for name in cost.candidates if name not in run.protected]
-            smallest_us(cost.restricted(vanish=False), free, run.budget_us(cost), by="a cut")
-        else:
-            bind(
-                Latency(us=run.budget_us(cost)),
-                Channels(run.build(), run.structure, protect=run.protected),
-                cost,
-            )
-    except BudgetError as error:
-        kept = (
-            ""
-            if run.settings.profile
-            else f" (what was measured is kept in {run.folder}; it goes on from there)"
-        )
-        raise BudgetError(f"{error}{kept}", minimum=error.minimum) from error
-
-
-def _what(s: Settings) -> str:
-    if s.budget is None:
-        return f"Train: {s.goal}"
-    return "Cut and repair" if s.method == "repair" else "Train to the budget"
-
-
-def _train(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
+    Args:
+        run: of the settings that name the method.
+        cost: the latency model of a run to a latency; ``None``: it is to a sparsity.
+    """
     kind = METHODS[run.settings.method].kind
     if kind == "narrow":
-        return train_small(run, cost)
+        return Narrow(cost)
     if kind == "rewind":
-        return train_rewound(run)
+        return Rewound()
     if cost is None:
-        return train_masked(run)
+        return Masked()
     if kind == "cut":
-        return repair_to_budget(run, cost) if run.settings.method == "repair" else train_early(run, cost)
-    return train_to_budget(run, cost)
+        return Repaired(cost) if run.settings.method == "repair" else Early(cost)
+    return Budgeted(cost)
 
 
-def train_dense(run: Run, *, keep_step: int | None = None) -> dict[str, Any]:
-    """Trains the dense network, or scores the given weights, and returns its results.
+def retrain_of(settings: Settings, total_steps: int) -> Retrain | None:
+    """Returns which weights are trained again from where on the schedule; ``None`` for methods that do not."""
+    m, method = settings.masks, METHODS[settings.method]
+    if method.kind != "rewind":
+        return None
+    if m.ablation == "reinit":
+        return REINIT
+    typed = m.rewind if m.rewind is not None else max(1, round(PAPERS_STEP * total_steps))
+    weights = method.load().preset.get("weights", typed)
+    return Retrain(weights, "step" if isinstance(weights, int) and not m.restart else "start")
+
+
+PAPERS_STEP = 1000 / 62_400
+"""Step 1000 of 160 epochs of CIFAR-10 in batches of 128 (arXiv 2009.08576, table A.3), as a share."""
+
+
+class Dense(Training):
+    """Trains the dense network, or scores the given weights.
 
     Args:
-        run: whose folder it goes to.
-        keep_step: step whose weights are kept in the folder as well.
+        again: what is trained again later: the weights of its step are kept in the folder as well.
     """
-    path, weights = run.folder / "dense.json", run.folder / "dense.safetensors"
-    if path.is_file():
-        return read_result(path)
-    model = initial(run.settings, run.data.n_classes).to(run.device)
-    if run.settings.weights:
-        history: list[dict[str, Any]] = []
-        spent = 0.0
-    else:
-        trainer = trainer_of(run, model, "dense", make_optimizer(model, run.settings))
-        choose_threads(run)
-        torch.manual_seed(run.settings.seed)
-        state = run.folder / "dense.state"
-        if state.is_file():
-            trainer.load(load_state(state, run.device))
+
+    name = "dense"
+    file = "dense.json"
+
+    def __init__(self, again: Retrain | None = None) -> None:
+        self._step = again.weights if again is not None and isinstance(again.weights, int) else 0
+
+    def title(self, run: Run) -> str:
+        """Returns whether it is trained."""
+        return "Given weights" if run.settings.weights else "Train dense"
+
+    def start(self, run: Run) -> None:
+        """Builds the network; goes on where it was saved."""
+        model = initial(run.settings, run.data.n_classes).to(run.device)
+        self.trainer = begun(run, model, make_optimizer(model, run.settings), self.name)
+
+    def run(self, run: Run) -> None:
+        """Trains, unless weights were given."""
+        if run.settings.weights:
+            return
         kept = run.folder / "dense-step.safetensors"
-        if keep_step is not None and not kept.is_file():
-            trainer.run(until=lambda t: t.step >= keep_step)
-            save_weights(kept, model.state_dict())
-        trainer.run()
-        history, spent = trainer.history, trainer.seconds
-    top1, top5 = evaluate(model, run.data)
-    result = {
-        "accuracy": top1,
-        "top5": top5,
-        "history": history,
-        "seconds": spent,
-        "params": sum(p.numel() for p in model.parameters()),
-    }
-    save_weights(weights, model.state_dict())
-    save_json(path, result)
-    (run.folder / "dense.state").unlink(missing_ok=True)
-    return result
+        if self._step and not kept.is_file():
+            self.trainer.run(until=lambda t: t.step >= self._step)
+            save_weights(kept, self.trainer.model.state_dict())
+        self.trainer.run()
 
 
-def trainer_of(
-    run: Run,
-    model: nn.Module,
-    label: str,
-    optimizer: Optimizer,
-    method: Method | None = None,
-    *,
-    lead: int = 0,
-) -> Trainer:
-    """Returns a trainer whose state goes into the run's folder."""
-    trainer = Trainer(
-        model,
-        optimizer,
-        run.data,
-        run.settings,
-        checkpoint=run.folder / f"{label}.state",
-        method=method,
-        facts=lambda: _facts(run, trainer),
-        lead=lead,
-        teacher=run.dense().to(run.device) if run.settings.distill and label == "pruned" else None,
-        report=lambda step, total, entry: run.talk.training(label, step, total, entry),
-    )
-    return trainer
+class Masked(Training):
+    """Trains to a sparsity: masks of single weights to the end, or filters that are cut out half way."""
+
+    method: Method
+    before: Sequence[tuple[int, str, Mapping[str, int]]] = ()
+    """Log of what was trained before this training: the dense network that is pruned after training."""
+
+    def start(self, run: Run) -> None:
+        """Builds network and method; goes on where they were saved."""
+        s = run.settings
+        model = initial(s, run.data.n_classes).to(run.device)
+        if s.masks.mask is not None and s.masks.ablation == "reinit":
+            draw_again(s, run.data.n_classes, model, s.seed)
+        optimizer = make_optimizer(model, s)
+        self.method = method_of(s, model, run.total_steps, material(run))(model, optimizer)
+        lead = s.masks.at if s.masks.restart else 0
+        self.trainer = begun(run, model, optimizer, self.name, self.method, lead=lead)
+
+    def run(self, run: Run) -> None:
+        """Trains; filters are cut out as soon as their choice is final."""
+        if isinstance(self.method.units, Filters) and self.trainer.stage == "masked":
+            self.trainer.run(until=lambda _: self.method.finished)
+            filters = {path: int(mask.sum()) for path, mask in self.method.alive.items()}
+            cut(run, self.trainer, self.method)
+            self.trainer.extra = {"keep": self.method.keep, "filters": filters, "units": self._units()}
+            self.trainer.save()
+        self.trainer.run()
+
+    def _units(self) -> dict[str, Any]:
+        """Returns how many units are kept, of how many, and how many were asked for."""
+        method = self.method
+        return {
+            "kept": sum(method.alive.counts.values()),
+            "asked": int(method.pool.total),
+            "total": sum(math.prod(shape) for shape in method.units.sizes.values()),
+            "densities": densities(method),
+            "left_out": dict(method.units.left_out),
+        }
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """Returns counts, the units that are kept, events and training FLOPs."""
+        method, keep = self.method, self.trainer.extra.get("keep")
+        counts = {} if keep is None else {name: int(mask.sum()) for name, mask in keep.items()}
+        units = self.trainer.extra.get("units") or self._units()
+        effective = (
+            None if keep is not None else record.effective_macs(macs(run.structure), units["densities"])
+        )
+        return {
+            "counts": counts,
+            "sparsity": units,
+            "effective_macs": effective,
+            "events": record.plain_events(method.reports),
+            "train_flops_ratio": record.train_flops(
+                [*self.before, *method.log],
+                run.active_macs(method),
+                self.trainer.schedule_steps,
+                compact_macs=run.macs(counts),
+                paper_charges_gradient=method.paper_charges_gradient,
+            ),
+        }
+
+    def finish(self, run: Run) -> None:
+        """Writes the plan of the cut network, or the mask, beside the weights."""
+        keep = self.trainer.extra.get("keep")
+        if keep is not None:
+            save_plan(run, Selection(keep))
+        else:
+            save_weights(run.folder / "mask.safetensors", self.method.alive)
+        super().finish(run)
 
 
-def _facts(run: Run, trainer: Trainer) -> dict[str, Any]:
-    """Returns the predicted latency of the active units, where it is one, their share, and the FLOPs so far.
+class Rewound(Masked):
+    """Prunes the trained dense network and trains it again, in rounds.
 
-    FLOPs are a multiple of those of as many dense steps, by both accountings.
+    Learning-rate rewinding keeps the final weights and begins the schedule anew; lottery-ticket rewinding takes the
+    weights of a step and the schedule from there (``--restart``: from the start); the lottery ticket is that of step 0.
+    In n rounds each prunes to ρ^(k/n) and trains again. Every training leaves its weights in the folder; the training
+    that is pruned costs what it costs, and counts.
     """
-    method = trainer.method
-    if not isinstance(method, Method) or not method.log:
-        return {"latency_us": None}
-    timed = isinstance(method.pool, LatencyPool) and bool(method.reports)
-    keep = trainer.extra.get("keep")  # of the compact network that trains on
-    done = sum(steps for steps, _, _ in method.log) if keep is None else trainer.step
-    compact = None if keep is None else run.macs({name: int(mask.sum()) for name, mask in keep.items()})
-    return {
-        "latency_us": method.reports[-1].used if timed else None,
-        "density": method.alive.density,
-        "train_flops": record.train_flops(
-            method.log,
-            active_macs(run, method),
-            done,
-            compact_macs=compact,
-            paper_charges_gradient=method.paper_charges_gradient,
-        ),
-    }
+
+    def start(self, run: Run) -> None:
+        """Leaves everything to the rounds."""
+
+    def run(self, run: Run) -> None:
+        """Prunes and trains in rounds; rounds whose results are there are not trained again."""
+        s = run.settings
+        m = s.masks
+        retrain = retrain_of(s, run.total_steps)
+        assert retrain is not None
+        model = initial(s, run.data.n_classes).to(run.device)
+        units = weights_of(model, s)
+        how = Pruning(
+            budget=budget_of(s),
+            criterion=named(m.criterion or "magnitude", s.seed),
+            batches=few(run.data, 10),
+            rounds=m.rounds or 1,
+            shuffle=m.ablation == "shuffle",
+            units=units,
+            seed=s.seed,
+        )
+        before = [] if s.weights else [(run.total_steps, "train", Mask.full(units.sizes).counts)]
+        fill(model, run.folder / "dense.safetensors")
+        for k, alive in enumerate(rewinding(model, how, partial(_rewound, run, retrain)), start=1):
+            last = k == how.rounds
+            label = self.name if last else f"round{k}"
+            trained, done = run.folder / f"{label}.safetensors", run.folder / f"{label}.json"
+            if done.is_file():
+                before += read_log(done)
+                fill(model, trained)
+                continue
+            self.before = tuple(before)
+            self.method = Static(model, make_optimizer(model, s), mask=alive, units=units, seed=s.seed)
+            optimizer = self.method.optimizer
+            self.trainer = begun(run, model, optimizer, label, self.method, first=retrain.first)
+            self.trainer.run()
+            self.method.detach()
+            if not last:
+                save_weights(trained, model.state_dict())
+                log, accuracy = self.method.log, self.trainer.history[-1]["accuracy"]
+                save_json(done, {"accuracy": accuracy, "log": log})
+                (run.folder / f"{label}.state").unlink(missing_ok=True)
+                before += log
 
 
-def active_macs(run: Run, method: Method) -> Callable[[Mapping[str, int]], float]:
-    """Returns what turns active units per name into the multiply-accumulates of one image."""
-    if isinstance(method.units, Channels):
-        return run.macs
-    layers = macs(run.structure)
-    sizes = {name: math.prod(shape) for name, shape in method.units.sizes.items()}
-    return lambda counts: record.effective_macs(layers, {name: k / sizes[name] for name, k in counts.items()})
+def _rewound(run: Run, retrain: Retrain, model: nn.Module) -> None:
+    """Writes the weights that are trained again into the model; the final ones are there."""
+    s = run.settings
+    if retrain.weights == "fresh":
+        draw_again(s, run.data.n_classes, model, s.seed)
+    elif retrain.weights == 0:
+        model.load_state_dict(initial(s, run.data.n_classes).state_dict())
+    elif retrain.weights != "final":
+        fill(model, run.folder / "dense-step.safetensors")
 
 
-def choose_threads(run: Run) -> None:
-    """Picks the number of training threads by timing, on a copy so that nothing of the run moves."""
-    if run.device.type != "cpu":
-        return
-    path = run.folder / "threads.json"
-    if path.is_file():
-        torch.set_num_threads(read_threads(path))
-        return
-    model = network(run.settings, run.data.n_classes).to(run.device)
-    rehearsal = Trainer(model, make_optimizer(model, run.settings), run.data, run.settings)
-    x, y = next(run.data.batches(0, run.settings.batch_size, seed=run.settings.seed))
-    threads = pick_threads(lambda: rehearsal.train_step(x, y))
-    run.talk.note(f"training with {threads} thread{'s' if threads > 1 else ''}")
-    save_json(path, threads)
-
-
-def resumed(
-    run: Run,
-    model: nn.Module,
-    optimizer: Optimizer,
-    method: Method,
-    *,
-    label: str = "pruned",
-    first: int = 0,
-    lead: int = 0,
-) -> Trainer:
-    """Returns the trainer of the pruned network, where it was saved: masked, or cut already.
+class Narrow(Training):
+    """Trains the small dense network from the start, at equal parameters or within the latency.
 
     Args:
-        run: whose folder it is.
-        model: as it begins.
-        optimizer: of the model.
-        method: attached to it.
-        label: of the training, and of its files.
-        first: step of the schedule that it begins with.
-        lead: steps before the schedule begins anew.
+        cost: the latency model, for a latency.
     """
-    trainer = trainer_of(run, model, label, optimizer, method, lead=lead)
-    trainer.step = first
-    choose_threads(run)
-    torch.manual_seed(run.settings.seed)
-    saved = run.folder / f"{label}.state"
-    state = load_state(saved, run.device) if saved.is_file() else None
-    if state is not None and state["stage"] == "compact":
-        pair = shrink(model, run.structure, state["extra"]["keep"], optimizer)
-        assert isinstance(pair, tuple)
-        trainer.replace(*pair)
-        method.detach()
-    if state is not None:
-        trainer.load(state)
-    return trainer
 
+    def __init__(self, cost: LatencyCost | None) -> None:
+        self._cost = cost
 
-def train_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
-    """Trains to the budget, cuts, trains on, and returns the results; resumes where its state was saved."""
-    path = run.folder / "pruned.json"
-    if path.is_file():
-        return read_result(path, pruned=True)
-    s = run.settings
-    model = initial(s, run.data.n_classes).to(run.device)
-    optimizer = make_optimizer(model, s)
-    budget_us = run.budget_us(cost)
-    make = method_of(
-        s,
-        model,
-        run.total_steps,
-        structure=lambda: run.structure,
-        n_classes=run.data.n_classes,
-        examples=lambda: few(run.data, 10),
-        shape=run.data.shape,
-        limit=(cost, budget_us),
-        protect=run.protected,
-    )
-    method = make(model, optimizer)
-    trainer = resumed(run, model, optimizer, method)
-    if trainer.stage == "masked":
-        trainer.run(until=lambda t: method.finished)
-        fitted = cost.calibration
-        cost, rounds = close(run, method.model, cost, _Candidate(method), budget_us)
-        compact, slim = method.shrink()
-        verify(method.model, run.structure, method.keep, run.example, compact=compact, sizes=(1, 2, 5))
-        trainer.replace(compact, slim)
-        predicted = cost.total_us(method.alive.counts)
-        trainer.extra = {
-            "keep": dict(method.alive),
-            "closed_loop": [asdict(r) for r in rounds],
-            "predicted_us": predicted,
-            "next_step_us": method.reports[-1].next_step,
-            "calibration": line_values(fitted) if fitted else None,
-            "gap": method.reports[-1].gap,
-            "dense_us": cost.dense_us,
-            "budget_us": budget_us,
+    def start(self, run: Run) -> None:
+        """Builds the narrow network; goes on where it was saved."""
+        s, cost = run.settings, self._cost
+        self._params = 1 - (s.masks.sparsity or 0.0)
+        limit: dict[str, Any] = {"params": self._params}
+        if cost is not None:
+            limit = {"latency_us": run.budget_us(cost), "cost": cost, "protect": run.protected}
+        self._counts = uniform_counts(run.structure, **limit)
+        model = small_dense(initial(s, run.data.n_classes), run.structure, **limit).to(run.device)
+        self.trainer = begun(run, model, make_optimizer(model, s), self.name)
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """Returns counts, FLOPs, and the latency or the parameters that were asked for."""
+        cost, counts = self._cost, self._counts
+        ratio = run.macs(counts) / run.macs({})
+        found: dict[str, Any] = {
+            "counts": counts,
+            "events": [],
+            "train_flops_ratio": {"paper": ratio, "strict": ratio},
         }
-        trainer.save()
-    trainer.run()
-    return _finish(run, trainer, method, path)
+        if cost is not None:
+            return {
+                **found,
+                "sparsity": None,
+                "predicted_us": cost.total_us(counts),
+                "dense_us": cost.dense_us,
+                "next_step_us": cost.next_step_us(counts, cost.candidates),
+            }
+        whole = sum(p.numel() for p in run.build().parameters())
+        kept = sum(p.numel() for p in self.trainer.model.parameters())
+        asked = int(self._params * whole)
+        return {**found, "sparsity": {"kept": kept, "asked": asked, "total": whole, "densities": {}}}
+
+    def finish(self, run: Run) -> None:
+        """Writes the plan beside the weights."""
+        used = () if self._cost is None else (self._cost.total_us(self._counts),)
+        save_plan(run, Selection(keep_first(run.structure, self._counts), used))
+        super().finish(run)
 
 
-def close(
-    run: Run, model: nn.Module, cost: LatencyCost, candidate: Candidate, budget_us: float
-) -> tuple[LatencyCost, list[Round]]:
-    """Measures the candidate beside the dense network and solves again until it meets the budget."""
-    run.talk.note("measuring the candidate beside the dense network")
-    s = run.settings
-    cost, turns = close_loop(
-        model,
-        cost,
-        run.example,
-        candidate,
-        budget_us=budget_us,
-        target=run.target,
-        rounds=s.rounds,
-    )
-    for turn in turns:
-        run.talk.note(
-            f"round {turn.round}: predicted {turn.predicted_us:.0f} µs, measured {turn.measured_us:.0f} µs, "
-            f"wanted {turn.lower_us:.0f} … {turn.upper_us:.0f} µs"
+class Budgeted(Training):
+    """Trains to a latency: IEE or HALP, the closed loop, the cut, the rest of the training at compact size.
+
+    Args:
+        cost: the calibrated latency model.
+    """
+
+    method: Method
+
+    def __init__(self, cost: LatencyCost) -> None:
+        self._cost = cost
+
+    def start(self, run: Run) -> None:
+        """Builds network and method; goes on where they were saved."""
+        s = run.settings
+        model = initial(s, run.data.n_classes).to(run.device)
+        optimizer = make_optimizer(model, s)
+        limit = (self._cost, run.budget_us(self._cost))
+        make = method_of(s, model, run.total_steps, material(run), limit=limit, protect=run.protected)
+        self.method = make(model, optimizer)
+        self.trainer = begun(run, model, optimizer, self.name, self.method)
+
+    def run(self, run: Run) -> None:
+        """Trains until the method has chosen; what trains on is the compact network."""
+        if self.trainer.stage == "masked":
+            self.trainer.run(until=lambda _: self.method.finished)
+            closed = close(run, self.method.model, self._cost, _Chosen(self.method))
+            cut(run, self.trainer, self.method)
+            last = self.method.reports[-1]
+            found = {"next_step_us": last.next_step, "gap": last.gap, "keep": dict(self.method.alive)}
+            self.trainer.extra = {**closed, **found}
+            self.trainer.save()
+        self.trainer.run()
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """Returns counts, latencies, events and training FLOPs."""
+        extra = {key: value for key, value in self.trainer.extra.items() if key != "keep"}
+        counts = {name: int(mask.sum()) for name, mask in self.trainer.extra["keep"].items()}
+        flops = record.train_flops(
+            self.method.log, run.macs, self.trainer.total_steps, compact_macs=run.macs(counts)
         )
-    return cost, turns
+        return {
+            "counts": counts,
+            "events": record.events(self.method.reports),
+            "train_flops_ratio": flops,
+            **extra,
+        }
+
+    def finish(self, run: Run) -> None:
+        """Writes the plan beside the weights."""
+        extra = self.trainer.extra
+        used, most = (extra["predicted_us"],), (extra["budget_us"],)
+        save_plan(run, Selection(extra["keep"], used, most, gap=extra["gap"]))
+        super().finish(run)
 
 
-def _finish(run: Run, trainer: Trainer, method: Method, path: Path) -> dict[str, Any]:
-    """Writes plan, weights and results."""
-    model = trainer.model
-    top1, top5 = evaluate(model, run.data)
-    counts = {name: int(mask.sum()) for name, mask in trainer.extra["keep"].items()}
-    extra = {key: value for key, value in trainer.extra.items() if key != "keep"}
-    result = {
-        "accuracy": top1,
-        "top5": top5,
-        "history": trainer.history,
-        "seconds": trainer.seconds,
-        "params": sum(p.numel() for p in model.parameters()),
-        "counts": counts,
-        "events": record.events(method.reports),
-        "train_flops_ratio": record.train_flops(
-            method.log, run.macs, trainer.total_steps, compact_macs=run.macs(counts)
-        ),
-        **extra,
-    }
-    used, most = (trainer.extra["predicted_us"],), (trainer.extra["budget_us"],)
-    save_plan(run, Selection(trainer.extra["keep"], used, most, gap=trainer.extra["gap"]))
-    save_weights(run.folder / "pruned.safetensors", model.state_dict())
-    save_json(path, result)
-    (run.folder / "pruned.state").unlink(missing_ok=True)
-    return result
-
-
-class _Candidate:
+class _Chosen:
     """The method's selection as the closed loop sees it."""
 
     def __init__(self, method: Method) -> None:
@@ -518,7 +431,7 @@ class _Candidate:
         return self._method.alive.counts
 
     @property
-    def keep(self) -> dict[str, torch.Tensor]:
+    def keep(self) -> dict[str, Tensor]:
         return self._method.keep
 
     @property
@@ -534,216 +447,33 @@ class _Candidate:
         self._method.adopt(*self._turns[turn])
 
 
-def train_masked(run: Run) -> dict[str, Any]:
-    """Trains to a sparsity and returns the results; resumes where its state was saved."""
-    path = run.folder / "pruned.json"
-    if path.is_file():
-        return read_result(path, pruned=True)
-    s = run.settings
-    model = initial(s, run.data.n_classes).to(run.device)
-    if s.masks.mask is not None and s.masks.ablation == "reinit":
-        draw_again(s, run.data.n_classes, model, s.seed)
-    optimizer = make_optimizer(model, s)
-    make = method_of(
-        s,
-        model,
-        run.total_steps,
-        structure=lambda: run.structure,
-        n_classes=run.data.n_classes,
-        examples=lambda: few(run.data, 10),
-        shape=run.data.shape,
-    )
-    method = make(model, optimizer)
-    trainer = resumed(run, model, optimizer, method, lead=s.masks.at if s.masks.restart else 0)
-    if isinstance(method.units, Filters) and trainer.stage == "masked":
-        trainer.run(until=lambda t: method.finished)
-        _cut(run, trainer, method)
-    trainer.run()
-    return finish_masked(run, trainer, method)
-
-
-def _cut(run: Run, trainer: Trainer, method: Method) -> None:
-    """Cuts the removed filters out; what trains on is the compact network."""
-    kept = {path: int(mask.sum()) for path, mask in method.alive.items()}
-    compact, optimizer = method.shrink()
-    verify(method.model, run.structure, method.keep, run.example, compact=compact, sizes=(1, 2, 5))
-    trainer.replace(compact, optimizer)
-    trainer.extra = {"keep": method.keep, "filters": kept, "units": _units(method)}
-    trainer.save()
-
-
-def _units(method: Method) -> dict[str, Any]:
-    """Returns how many units are kept, of how many, and how many were asked for."""
-    total = sum(math.prod(shape) for shape in method.units.sizes.values())
-    return {
-        "kept": sum(method.alive.counts.values()),
-        "asked": int(method.pool.total),
-        "total": total,
-        "densities": densities(method),
-        "left_out": dict(method.units.left_out),
-    }
-
-
-def finish_masked(
-    run: Run, trainer: Trainer, method: Method, before: Sequence[tuple[int, str, dict[str, int]]] = ()
-) -> dict[str, Any]:
-    """Writes weights, masks, plan and results.
+class Repaired(Training):
+    """Meets a latency without training: cut, measure, solve every layer again from unlabelled images.
 
     Args:
-        run: whose folder it goes to.
-        trainer: at its end.
-        method: what it trained by.
-        before: log of what was trained before this training: the dense network that is pruned after training.
+        cost: the calibrated latency model.
     """
-    model = trainer.model
-    top1, top5 = evaluate(model, run.data)
-    counts: dict[str, int] = {}
-    keep = trainer.extra.get("keep")
-    if keep is not None:
-        counts = {name: int(mask.sum()) for name, mask in keep.items()}
-        save_plan(run, Selection(keep))
-    units = trainer.extra.get("units") or _units(method)
-    layers = macs(run.structure)
-    result = {
-        "accuracy": top1,
-        "top5": top5,
-        "history": trainer.history,
-        "seconds": trainer.seconds,
-        "params": sum(p.numel() for p in model.parameters()),
-        "counts": counts,
-        "sparsity": units,
-        "effective_macs": None if keep is not None else record.effective_macs(layers, units["densities"]),
-        "events": record.plain_events(method.reports),
-        "train_flops_ratio": record.train_flops(
-            [*before, *method.log],
-            active_macs(run, method),
-            trainer.schedule_steps,
-            compact_macs=run.macs(counts),
-            paper_charges_gradient=method.paper_charges_gradient,
-        ),
-    }
-    save_weights(run.folder / "pruned.safetensors", model.state_dict())
-    if keep is None:
-        save_weights(run.folder / "mask.safetensors", method.alive)
-    save_json(run.folder / "pruned.json", result)
-    (run.folder / "pruned.state").unlink(missing_ok=True)
-    return result
 
+    def __init__(self, cost: LatencyCost) -> None:
+        self._cost = cost
 
-def train_small(run: Run, cost: LatencyCost | None) -> dict[str, Any]:
-    """Trains the small dense network from the start, at equal parameters or within the latency."""
-    path = run.folder / "pruned.json"
-    if path.is_file():
-        return read_result(path, pruned=True)
-    s = run.settings
-    limit: dict[str, Any] = {"params": 1 - (s.masks.sparsity or 0.0)}
-    if cost is not None:
-        limit = {"latency_us": run.budget_us(cost), "cost": cost, "protect": run.protected}
-    counts = uniform_counts(run.structure, **limit)
-    keep = keep_first(run.structure, counts)
-    model = small_dense(initial(s, run.data.n_classes), run.structure, **limit).to(run.device)
-    trainer = trainer_of(run, model, "pruned", make_optimizer(model, s))
-    choose_threads(run)
-    torch.manual_seed(s.seed)
-    saved = run.folder / "pruned.state"
-    if saved.is_file():
-        trainer.load(load_state(saved, run.device))
-    trainer.run()
-    top1, top5 = evaluate(model, run.data)
-    predicted = None if cost is None else cost.total_us(counts)
-    params = sum(p.numel() for p in model.parameters())
-    whole = sum(p.numel() for p in run.build().parameters())
-    save_plan(run, Selection(keep, () if predicted is None else (predicted,)))
-    ratio = run.macs(counts) / run.macs({})
-    result = {
-        "accuracy": top1,
-        "top5": top5,
-        "history": trainer.history,
-        "seconds": trainer.seconds,
-        "params": params,
-        "counts": counts,
-        "events": [],
-        "train_flops_ratio": {"paper": ratio, "strict": ratio},
-        "sparsity": None
-        if cost is not None
-        else {"kept": params, "asked": int(limit["params"] * whole), "total": whole, "densities": {}},
-        "predicted_us": predicted,
-        "dense_us": None if cost is None else cost.dense_us,
-        "next_step_us": None if cost is None else cost.next_step_us(counts, cost.candidates),
-    }
-    save_weights(run.folder / "pruned.safetensors", model.state_dict())
-    save_json(path, result)
-    saved.unlink(missing_ok=True)
-    return result
+    def title(self, run: Run) -> str:
+        """Returns what is done instead of training."""
+        return "Cut and repair"
 
+    def run(self, run: Run) -> None:
+        """Cuts the given network, measures, cuts again until it meets the budget, and repairs."""
+        self._begun = time.perf_counter()
+        self._cut, self._facts = chosen(run, run.dense(), self._cost)
+        self._compact = self._cut.repaired(_telling(run, self._facts))
 
-PAPERS_STEP = 1000 / 62_400
-"""Step 1000 of 160 epochs of CIFAR-10 in batches of 128 (arXiv 2009.08576, table A.3), as a share."""
-
-
-def retrain_of(settings: Settings, total_steps: int) -> Retrain | None:
-    """Returns which weights are trained again from where on the schedule; ``None`` for methods that do not."""
-    m, method = settings.masks, METHODS[settings.method]
-    if method.kind != "rewind":
-        return None
-    if m.ablation == "reinit":
-        return REINIT
-    typed = m.rewind if m.rewind is not None else max(1, round(PAPERS_STEP * total_steps))
-    weights = method.load().preset.get("weights", typed)
-    return Retrain(weights, "step" if isinstance(weights, int) and not m.restart else "start")
-
-
-def train_rewound(run: Run) -> dict[str, Any]:
-    """Prunes the dense stage's network, trains it again, and returns the results; resumes where it was saved."""
-    path = run.folder / "pruned.json"
-    if path.is_file():
-        return read_result(path, pruned=True)
-    s = run.settings
-    m = s.masks
-    retrain = retrain_of(s, run.total_steps)
-    assert retrain is not None
-    model = initial(s, run.data.n_classes).to(run.device)
-    units = weights_of(model, s)
-    how = Pruning(
-        budget=budget_of(s),
-        criterion=named(m.criterion or "magnitude", s.seed),
-        batches=few(run.data, 10),
-        rounds=m.rounds or 1,
-        shuffle=m.ablation == "shuffle",
-        units=units,
-        seed=s.seed,
-    )
-    before = [(run.total_steps, "train", Mask.full(units.sizes).counts)] if s.weights is None else []
-    fill(model, run.folder / "dense.safetensors")
-    for k, alive in enumerate(rewinding(model, how, partial(_rewound, run, retrain)), start=1):
-        label = "pruned" if k == how.rounds else f"round{k}"
-        trained, done = run.folder / f"{label}.safetensors", run.folder / f"{label}.json"
-        if done.is_file():
-            before += read_log(done)
-            fill(model, trained)
-            continue
-        method = Static(model, make_optimizer(model, s), mask=alive, units=units, seed=s.seed)
-        trainer = resumed(run, model, method.optimizer, method, label=label, first=retrain.first)
-        trainer.run()
-        method.detach()
-        if k == how.rounds:
-            return finish_masked(run, trainer, method, before)
-        save_weights(trained, model.state_dict())
-        save_json(done, {"accuracy": trainer.history[-1]["accuracy"], "log": method.log})
-        (run.folder / f"{label}.state").unlink(missing_ok=True)
-        before += method.log
-    raise AssertionError("the last round ends the run")
-
-
-def _rewound(run: Run, retrain: Retrain, model: nn.Module) -> None:
-    """Writes the weights that are trained again into the model; the final ones are there."""
-    s = run.settings
-    if retrain.weights == "fresh":
-        draw_again(s, run.data.n_classes, model, s.seed)
-    elif retrain.weights == 0:
-        model.load_state_dict(initial(s, run.data.n_classes).state_dict())
-    elif retrain.weights != "final":
-        fill(model, run.folder / "dense-step.safetensors")
+    def finish(self, run: Run) -> None:
+        """Writes plan, weights and results."""
+        cut = self._cut
+        save_plan(run, cut.selection)
+        nothing = {"events": [], "train_flops_ratio": {"paper": 0.0, "strict": 0.0}}
+        facts = {"counts": cut.counts, **nothing, **self._facts}
+        leave(run, self.name, self._compact, [], time.perf_counter() - self._begun, facts)
 
 
 CUT_AT = 0.25
@@ -753,100 +483,63 @@ ROUNDS = 1
 """Rounds of a cut in a training: what they win, training wins as well."""
 
 
-def repair_to_budget(run: Run, cost: LatencyCost) -> dict[str, Any]:
-    """Cuts the given network to the budget, repairs it, and returns the results."""
-    path = run.folder / "pruned.json"
-    if path.is_file():
-        return read_result(path, pruned=True)
-    begun = time.perf_counter()
-    cut, facts = _chosen(run, run.dense(), cost)
-    compact = cut.repaired(_telling(run, facts))
-    top1, top5 = evaluate(compact, run.data)
-    result = {
-        "accuracy": top1,
-        "top5": top5,
-        "history": [],
-        "seconds": time.perf_counter() - begun,
-        "params": sum(p.numel() for p in compact.parameters()),
-        "counts": cut.counts,
-        "events": [],
-        "train_flops_ratio": {"paper": 0.0, "strict": 0.0},
-        **facts,
-    }
-    save_plan(run, cut.selection)
-    save_weights(run.folder / "pruned.safetensors", compact.state_dict())
-    save_json(path, result)
-    return result
+class Early(Training):
+    """Trains the whole network for a while, cuts it to the latency, and trains on.
+
+    Args:
+        cost: the calibrated latency model.
+    """
+
+    def __init__(self, cost: LatencyCost) -> None:
+        self._cost = cost
+
+    def start(self, run: Run) -> None:
+        """Builds the network; goes on where it was saved."""
+        s = run.settings
+        share = s.masks.cut_at if s.masks.cut_at is not None else 0.0 if s.weights else CUT_AT
+        self._whole = round(share * run.total_steps)
+        model = initial(s, run.data.n_classes).to(run.device)
+        self.trainer = begun(run, model, make_optimizer(model, s), self.name)
+
+    def run(self, run: Run) -> None:
+        """Trains whole, cuts once, trains on."""
+        if self.trainer.stage == "masked":
+            self.trainer.run(until=lambda t: t.step >= self._whole)
+            self._cut(run)
+        self.trainer.run()
+
+    def _cut(self, run: Run) -> None:
+        """Cuts network and optimizer to the budget; what trains on has its layers solved again, where asked."""
+        trainer = self.trainer
+        model = trainer.model.to(memory_format=torch.contiguous_format).eval()
+        cut, facts = chosen(run, model, self._cost, labelled=True)
+        compact, slim = shrink(model, run.structure, cut.keep, trainer.optimizer)
+        if run.settings.masks.repair:
+            compact.load_state_dict(cut.repaired(_telling(run, facts)).state_dict())
+        trainer.replace(compact, slim)
+        top1, _ = evaluate(compact, run.data)
+        run.talk.note(f"cut to the budget at step {trainer.step}: top-1 {top1:.1%} before it trains on")
+        trainer.extra = {"keep": dict(cut.keep), "accuracy_cut": top1, **facts}
+        trainer.save()
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """Returns counts, latencies and training FLOPs."""
+        extra = self.trainer.extra
+        counts = {name: int(mask.sum()) for name, mask in extra["keep"].items()}
+        log = [(self._whole, "train", dict[str, int]())]
+        flops = record.train_flops(log, run.macs, self.trainer.total_steps, compact_macs=run.macs(counts))
+        known = {key: value for key, value in extra.items() if key != "keep"}
+        return {"counts": counts, "events": [], "train_flops_ratio": flops, **known}
+
+    def finish(self, run: Run) -> None:
+        """Writes the plan beside the weights."""
+        extra = self.trainer.extra
+        used, most = (extra["predicted_us"],), (extra["budget_us"],)
+        save_plan(run, Selection(extra["keep"], used, most, gap=extra["gap"]))
+        super().finish(run)
 
 
-def train_early(run: Run, cost: LatencyCost) -> dict[str, Any]:
-    """Trains the whole network for a while, cuts it, trains on, and returns the results; resumes where it was saved."""
-    path = run.folder / "pruned.json"
-    if path.is_file():
-        return read_result(path, pruned=True)
-    s = run.settings
-    share = s.masks.cut_at if s.masks.cut_at is not None else 0.0 if s.weights else CUT_AT
-    whole = round(share * run.total_steps)
-    model = initial(s, run.data.n_classes).to(run.device)
-    trainer = _resumed(run, model, make_optimizer(model, s))
-    if trainer.stage == "masked":
-        trainer.run(until=lambda t: t.step >= whole)
-        _cut_whole(run, trainer, cost)
-    trainer.run()
-    compact = trainer.model
-    top1, top5 = evaluate(compact, run.data)
-    keep = trainer.extra["keep"]
-    counts = {name: int(mask.sum()) for name, mask in keep.items()}
-    result = {
-        "accuracy": top1,
-        "top5": top5,
-        "history": trainer.history,
-        "seconds": trainer.seconds,
-        "params": sum(p.numel() for p in compact.parameters()),
-        "counts": counts,
-        "events": [],
-        "train_flops_ratio": record.train_flops(
-            [(whole, "train", {})], run.macs, trainer.total_steps, compact_macs=run.macs(counts)
-        ),
-        **{key: value for key, value in trainer.extra.items() if key != "keep"},
-    }
-    used, most = (trainer.extra["predicted_us"],), (trainer.extra["budget_us"],)
-    save_plan(run, Selection(keep, used, most, gap=trainer.extra["gap"]))
-    save_weights(run.folder / "pruned.safetensors", compact.state_dict())
-    save_json(path, result)
-    (run.folder / "pruned.state").unlink(missing_ok=True)
-    return result
-
-
-def _resumed(run: Run, model: nn.Module, optimizer: Optimizer) -> Trainer:
-    """Returns the trainer of the network where it was saved: whole, or cut already."""
-    trainer = trainer_of(run, model, "pruned", optimizer)
-    choose_threads(run)
-    torch.manual_seed(run.settings.seed)
-    saved = run.folder / "pruned.state"
-    if saved.is_file():
-        state = load_state(saved, run.device)
-        if state["stage"] == "compact":
-            trainer.replace(*shrink(model, run.structure, state["extra"]["keep"], optimizer))
-        trainer.load(state)
-    return trainer
-
-
-def _cut_whole(run: Run, trainer: Trainer, cost: LatencyCost) -> None:
-    """Cuts the network and its optimizer to the budget; what trains on has its layers solved again, where asked."""
-    model = trainer.model.to(memory_format=torch.contiguous_format).eval()
-    cut, facts = _chosen(run, model, cost, labelled=True)
-    compact, slim = shrink(model, run.structure, cut.keep, trainer.optimizer)
-    if run.settings.masks.repair:
-        compact.load_state_dict(cut.repaired(_telling(run, facts)).state_dict())
-    trainer.replace(compact, slim)
-    top1, _ = evaluate(compact, run.data)
-    run.talk.note(f"cut to the budget at step {trainer.step}: top-1 {top1:.1%} before it trains on")
-    trainer.extra = {"keep": dict(cut.keep), "accuracy_cut": top1, **facts}
-    trainer.save()
-
-
-def _chosen(
+def chosen(
     run: Run, model: nn.Module, cost: LatencyCost, *, labelled: bool = False
 ) -> tuple[Rounds, dict[str, Any]]:
     """Chooses what stays within the budget, measures it, and proves the cut.
@@ -860,32 +553,21 @@ def _chosen(
     Returns:
         The cut, its layers not solved yet, and what a report says of it.
     """
-    budget_us, fitted = run.budget_us(cost), cost.calibration
     images, scored, labels = _images(run)
     cut = Rounds(
         model.to(run.device),
         run.structure,
         cost,
-        budget_us,
+        run.budget_us(cost),
         images=images,
         scored=scored,
         labels=labels if labelled else None,
         how=_how(run),
         note=run.talk.note,
     )
-    turns: list[Round]
-    cost, turns = close(run, model, cost, cut, budget_us)
+    closed = close(run, model, cost, cut)
     verify(model, run.structure, cut.keep, tuple(x.to(run.device) for x in run.example), sizes=(1, 2, 5))
-    return cut, {
-        "repaired": [],
-        "closed_loop": [asdict(turn) for turn in turns],
-        "predicted_us": cost.total_us(cut.counts),
-        "next_step_us": cut.next_step_us,
-        "calibration": line_values(fitted) if fitted else None,
-        "gap": cut.selection.gap,
-        "dense_us": cost.dense_us,
-        "budget_us": budget_us,
-    }
+    return cut, {"repaired": [], **closed, "next_step_us": cut.next_step_us, "gap": cut.selection.gap}
 
 
 def _telling(run: Run, facts: dict[str, Any]) -> Callable[[RepairedLayer], None]:
@@ -903,8 +585,8 @@ def _how(run: Run) -> InRounds:
     s = run.settings
     rounds = s.masks.rounds or (None if s.method == "repair" else ROUNDS)
     given: dict[str, Any] = {"rounds": rounds, "criterion": s.masks.criterion}
-    chosen = {key: value for key, value in given.items() if value is not None}
-    return InRounds(**chosen, protect=run.protected, seed=s.seed)
+    known = {key: value for key, value in given.items() if value is not None}
+    return InRounds(**known, protect=run.protected, seed=s.seed)
 
 
 def _images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
@@ -925,3 +607,27 @@ def _values(layer: RepairedLayer) -> dict[str, Any]:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in asdict(layer).items()
     }
+
+
+class Report(Stage):
+    """Exports, measures dense and pruned side by side, and writes the report.
+
+    Args:
+        dense: the stage of the dense network, or ``None`` without a baseline.
+        pruned: that of the pruned network.
+    """
+
+    name = "export"
+    file = "report.json"
+
+    def __init__(self, dense: Training | None, pruned: Training) -> None:
+        self._dense, self._pruned = dense, pruned
+
+    def title(self, run: Run) -> str:
+        """Returns what is done."""
+        return "Export and measure"
+
+    def run(self, run: Run) -> None:
+        """Writes everything."""
+        dense = None if self._dense is None else self._dense.result(run)
+        write_report(run, dense, self._pruned.result(run))

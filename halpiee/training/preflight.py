@@ -21,7 +21,7 @@ from halpiee.methods.registry import METHODS
 from halpiee.saliency.registry import named
 from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
-from halpiee.training.build import budget_of, initial, method_of, network, units_of
+from halpiee.training.build import Material, budget_of, initial, method_of, network, units_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
 from halpiee.training.job import PROFILE, Run, Talk, holds_cells
@@ -240,15 +240,8 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
     if summary.n_train is None or summary.shape is None:
         return
     example = (torch.zeros(1, *summary.shape),)
-    make = method_of(
-        s,
-        model,
-        total,
-        structure=lambda: trace(model, example),
-        n_classes=summary.n_classes,
-        examples=list,
-        shape=summary.shape,
-    )
+    material = Material(lambda: trace(model, example), list, summary.n_classes, summary.shape)
+    make = method_of(s, model, total, material)
     make(model, make_optimizer(model, s)).detach()
 
 

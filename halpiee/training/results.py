@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import latency
 from halpiee.deploy.calibrate import layer_times, side_by_side
@@ -19,7 +19,6 @@ from halpiee.deploy.sparse import zeros_in
 from halpiee.errors import HalpieeError
 from halpiee.methods.registry import METHODS
 from halpiee.report import render_html, render_markdown
-from halpiee.report.values import read_report
 from halpiee.saliency.magnitude import Magnitude
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.limits import pareto
@@ -29,40 +28,24 @@ from halpiee.structure.plan import Plan
 from halpiee.training import record
 from halpiee.training.checkpoint import save_json
 from halpiee.training.config import Settings, parse_budget
-from halpiee.training.record import read_calibration
+from halpiee.training.job import Run
+from halpiee.training.record import read_calibration, read_seconds
 from latency._files import write
 from latency.timing.benchmark import Comparison
-
-if TYPE_CHECKING:
-    from halpiee.training.job import Run
 
 __all__ = ["curve", "layers", "write_report"]
 
 
-def write_report(
-    run: Run, dense: dict[str, Any] | None, pruned: dict[str, Any], seconds: dict[str, float]
-) -> dict[str, Any]:
-    """Exports and measures both networks and returns the report as it was written.
+def write_report(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str, Any]) -> None:
+    """Exports and measures both networks, and writes the report as numbers, page and Markdown.
 
     Args:
         run: whose folder holds the trained networks.
         dense: results of the dense stage, or ``None`` without a baseline.
         pruned: results of the stage that trained to the budget.
-        seconds: wall time of the stages before; this one's is added.
     """
     begun = time.perf_counter()
-    s = run.settings
-    exported: dict[str, ExportReport] = {}
-    trained = {"dense": run.has_dense, "pruned": True}
-    for label, model in (("dense", run.dense()), ("pruned", run.compact())):
-        path = run.folder / f"{label}.onnx"
-        exported[label] = export_onnx(
-            model,
-            run.example,
-            path,
-            overwrite=True,
-            metadata={"run": s.digest},
-        )
+    exported = _export(run)
     notes = [note for done in exported.values() for note in done.notes]
     if not run.has_dense:
         notes.insert(
@@ -72,9 +55,77 @@ def write_report(
         run.talk.note(note)
     run.talk.note("timing dense and pruned side by side")
     found = _side_by_side(run)
+    report = {
+        "schema": record.SCHEMA,
+        **_asked(run),
+        **_latencies(run, found, pruned),
+        **_sizes(run, pruned),
+        **_trained(run, dense, pruned),
+        "onnx_rel_l2": exported["pruned"].rel_l2,
+        "onnx_max_abs_error": exported["pruned"].max_abs_error,
+        "fixed_batch": exported["pruned"].fixed_batch,
+        "pareto": curve(run)
+        if run.settings.budget is not None
+        else {"skipped": "the run has no latency budget"},
+        "layers": layers(run),
+        "zeros": {label: asdict(zeros_in(done.path)) for label, done in exported.items()},
+        "notes": notes,
+        "files": _files(run),
+    }
+    path = run.folder / "seconds.json"
+    seconds = read_seconds(path) if path.is_file() else {}
+    seconds["export"] = seconds.get("export", 0.0) + time.perf_counter() - begun
+    report |= {"seconds": sum(seconds.values()), "seconds_by_stage": seconds}
+    trained = {"dense": run.has_dense, "pruned": True}
+    for label in exported:
+        facts = run_metadata(
+            report,
+            plan=run.folder / "plan.json",
+            run=run.settings.digest,
+            side=label,
+            trained=trained[label],
+        )
+        stamp(run.folder / f"{label}.onnx", facts)
+    write(run.folder / "report.html", render_html(report), overwrite=True)
+    write(run.folder / "report.md", render_markdown(report), overwrite=True)
+    save_json(run.folder / "report.json", report)
+
+
+def _export(run: Run) -> dict[str, ExportReport]:
+    """Exports the dense and the pruned network."""
+    models, facts = {"dense": run.dense(), "pruned": run.compact()}, {"run": run.settings.digest}
+    return {
+        label: export_onnx(model, run.example, run.folder / f"{label}.onnx", overwrite=True, metadata=facts)
+        for label, model in models.items()
+    }
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """Returns what was asked for, and where."""
+    s = run.settings
+    return {
+        "model": s.model if s.width is None else f"{s.model} ×{s.width:g}",
+        "data": s.data,
+        "method": s.method,
+        "budget": s.goal,
+        "backend": run.target.backend,
+        "precision": run.target.dtype,
+        "batch": s.batch,
+        "threads": s.threads,
+        "environment": {key: _words(value) for key, value in run.target.environment.items()},
+        "weights_dense": "given" if s.weights else "trained" if run.has_dense else "initial",
+        "settings": s.as_dict(),
+    }
+
+
+def _latencies(run: Run, found: Comparison, pruned: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the latencies, measured, predicted and allowed, and whether the promise is kept.
+
+    The machine's clock may have moved since the profile: a share is of the dense latency measured now, and the
+    prediction is brought to the same clock.
+    """
+    s = run.settings
     side = {label: found[label] for label in ("dense", "pruned")}
-    # The machine's clock may have moved since the profile: a share is of the dense latency measured now,
-    # and the prediction is brought to the same clock.
     dense_us, measured_us = side["dense"].median_us, side["pruned"].median_us
     ratio = found.ratio("dense", "pruned")
     predicted: dict[str, Any] = {"budget_us": None, "predicted_us": None, "next_step_us": None}
@@ -94,19 +145,7 @@ def write_report(
         kept = record.promise(measured_us, budget_us, next_step_us, least=least)
     else:
         kept = _kept(s, pruned["sparsity"], ratio.median)
-    seconds["export"] = seconds.get("export", 0.0) + time.perf_counter() - begun
-    counts = pruned["counts"]
-    report: dict[str, Any] = {
-        "schema": record.SCHEMA,
-        "model": s.model if s.width is None else f"{s.model} ×{s.width:g}",
-        "data": s.data,
-        "method": s.method,
-        "budget": s.goal,
-        "backend": run.target.backend,
-        "precision": run.target.dtype,
-        "batch": s.batch,
-        "threads": s.threads,
-        "environment": {key: _words(value) for key, value in run.target.environment.items()},
+    return {
         "dense_us": dense_us,
         **predicted,
         "measured_us": measured_us,
@@ -116,62 +155,57 @@ def write_report(
         "clock": side["dense"].clock,
         "speedup": ratio.median,
         "speedup_ci": [ratio.lo, ratio.hi],
-        "gap": pruned.get("gap"),
-        "accuracy_dense": dense["accuracy"] if dense else None,
-        "accuracy_pruned": pruned["accuracy"],
-        "top5_dense": dense["top5"] if dense else None,
-        "top5_pruned": pruned["top5"],
-        "train_flops_ratio": pruned["train_flops_ratio"],
-        "train_macs": _train_macs(run, pruned["train_flops_ratio"]),
-        "onnx_rel_l2": exported["pruned"].rel_l2,
-        "onnx_max_abs_error": exported["pruned"].max_abs_error,
         "fps_dense": s.batch * 1e6 / dense_us,
         "fps_pruned": s.batch * 1e6 / measured_us,
+        "promise": kept,
+    }
+
+
+def _sizes(run: Run, pruned: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns MACs, parameters and widths before and after."""
+    counts = pruned["counts"]
+    return {
         "macs_dense": run.macs({}),
         "macs_pruned": pruned.get("effective_macs") or run.macs(counts),
         "params_dense": sum(p.numel() for p in run.dense().parameters()),
         "params_pruned": pruned["params"],
         "widths": widths(run.structure, counts),
         "widths_dense": widths(run.structure),
-        "seconds": sum(seconds.values()),
-        "seconds_by_stage": seconds,
+        "sparsity": pruned.get("sparsity"),
+    }
+
+
+def _trained(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what training came to: accuracies, FLOPs, histories, events."""
+    return {
+        "accuracy_dense": dense["accuracy"] if dense else None,
+        "accuracy_pruned": pruned["accuracy"],
+        "top5_dense": dense["top5"] if dense else None,
+        "top5_pruned": pruned["top5"],
+        "train_flops_ratio": pruned["train_flops_ratio"],
+        "train_macs": _train_macs(run, pruned["train_flops_ratio"]),
         "seconds_training": {"dense": dense["seconds"] if dense else None, "pruned": pruned["seconds"]},
+        "gap": pruned.get("gap"),
         "events": pruned["events"],
         "history": {"dense": dense["history"] if dense else [], "pruned": pruned["history"]},
         "closed_loop": pruned.get("closed_loop", []),
         "calibration": pruned.get("calibration"),
-        "sparsity": pruned.get("sparsity"),
         "repaired": pruned.get("repaired"),
-        "pareto": curve(run) if s.budget is not None else {"skipped": "the run has no latency budget"},
-        "layers": layers(run),
-        "zeros": {label: asdict(zeros_in(done.path)) for label, done in exported.items()},
-        "promise": kept,
-        "notes": notes,
-        "fixed_batch": exported["pruned"].fixed_batch,
-        "weights_dense": "given" if s.weights else "trained" if run.has_dense else "initial",
-        "settings": s.as_dict(),
-        "files": {
-            "onnx": "pruned.onnx",
-            "dense_onnx": "dense.onnx",
-            **({"plan": "plan.json"} if (run.folder / "plan.json").is_file() else {}),
-            **({"mask": "mask.safetensors"} if (run.folder / "mask.safetensors").is_file() else {}),
-            "weights": "pruned.safetensors",
-            "page": "report.html",
-            "markdown": "report.md",
-            "numbers": "report.json",
-        },
     }
-    for label in exported:
-        stamp(
-            run.folder / f"{label}.onnx",
-            run_metadata(
-                report, plan=run.folder / "plan.json", run=s.digest, side=label, trained=trained[label]
-            ),
-        )
-    write(run.folder / "report.html", render_html(report), overwrite=True)
-    write(run.folder / "report.md", render_markdown(report), overwrite=True)
-    save_json(run.folder / "report.json", report)
-    return read_report(run.folder)
+
+
+def _files(run: Run) -> dict[str, str]:
+    """Returns what lies in the folder, by what it is."""
+    found = {"plan": "plan.json", "mask": "mask.safetensors"}
+    return {
+        "onnx": "pruned.onnx",
+        "dense_onnx": "dense.onnx",
+        **{what: name for what, name in found.items() if (run.folder / name).is_file()},
+        "weights": "pruned.safetensors",
+        "page": "report.html",
+        "markdown": "report.md",
+        "numbers": "report.json",
+    }
 
 
 def _train_macs(run: Run, ratio: Mapping[str, float]) -> dict[str, float]:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from halpiee.errors import UsageError
 from halpiee.options import nested
 from halpiee.recipes import names, read
-from halpiee.training import pipeline
+from halpiee.training import stage
 from halpiee.training.config import OPTIONS, Settings
-from halpiee.training.pipeline import retrain_of, train_dense, train_masked, train_rewound
 from halpiee.training.preflight import open_run
+from tests.training.talk import Quiet, one_thread, trained
 
 # epochs, batch, rate, drops (in epochs), factor, weight decay, and the method's own figures
 GRANET = (160, 128, 0.1, (80, 120), 0.1, 5e-4)
@@ -136,16 +135,11 @@ def test_a_recipe_says_where_it_is_printed_and_what_is_left_open(name: str) -> N
     assert all(": " not in note for note in recipe.open)
 
 
-def one_thread(step: object) -> int:
-    torch.set_num_threads(1)
-    return 1
-
-
 @pytest.mark.parametrize("name", [n for n in sorted(PRINTED) if n.endswith(("cifar", "cifar-500"))])
 def test_a_scaled_down_run_of_each_cifar_recipe_trains_to_its_sparsity(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "pick_threads", one_thread)
+    monkeypatch.setattr(stage, "pick_threads", one_thread)
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
     short = {"epochs": 2, "batch_size": 12, "interval": 2, "h": 2, "j": 1, "q": 1, "rewind": 3}
     short = {
@@ -155,29 +149,12 @@ def test_a_scaled_down_run_of_each_cifar_recipe_trains_to_its_sparsity(
         short |= {"rounds": 3}
     given = settings(name, **short)
     run = open_run(given, tmp_path / "run", Quiet())
-    again = retrain_of(given, run.total_steps)
-    if again is None:
-        found = train_masked(run)
-    else:
-        train_dense(run, keep_step=again.weights if isinstance(again.weights, int) else None)
-        found = train_rewound(run)
+    found = trained(run)
     total = found["sparsity"]["total"]
     sparsity = given.masks.sparsity
     assert sparsity is not None
     assert found["sparsity"]["kept"] == found["sparsity"]["asked"]
     assert found["sparsity"]["kept"] / total == pytest.approx(1 - sparsity, abs=1.5 / total)
-
-
-class Quiet:
-    """Says nothing."""
-
-    def stage(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def sweeping(self, done: int, total: int) -> None: ...
-
-    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None: ...
 
 
 def test_a_file_of_ones_own_takes_options_with_hyphens_and_shares(tmp_path: Path) -> None:

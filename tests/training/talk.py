@@ -6,6 +6,10 @@ import os
 import signal
 from typing import Any
 
+from halpiee.training.job import Run
+from halpiee.training.pipeline import Dense, pruning_of, retrain_of
+from halpiee.training.stage import do
+
 
 class Quiet:
     """Says nothing; interrupts a training at a step when told."""
@@ -22,3 +26,13 @@ class Quiet:
     def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None:
         if self.at == (label, step) and entry is None:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def trained(run: Run) -> dict[str, Any]:
+    """Returns the results of the training stages of a run to a sparsity, without export and measurement."""
+    again = retrain_of(run.settings, run.total_steps)
+    if again is not None:
+        do(Dense(again), run)
+    stage = pruning_of(run, None)
+    do(stage, run)
+    return stage.result(run)

@@ -13,22 +13,21 @@ import torch
 
 from halpiee.errors import UsageError
 from halpiee.methods.registry import METHODS
-from halpiee.training import pipeline
-from halpiee.training.build import budget_of, method_of, weights_of
+from halpiee.training import pipeline, stage
+from halpiee.training.build import Material, budget_of, method_of, weights_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Cycle, Masks, Settings
-from halpiee.training.pipeline import train_masked
 from halpiee.training.preflight import open_run
 from halpiee.training.record import promise_of_units, train_flops
 from halpiee.zoo import build
 
-from .talk import Quiet
+from .talk import Quiet, trained
 from .test_run import worked_out
 
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+    monkeypatch.setattr(stage, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
@@ -136,7 +135,7 @@ def test_layers_whose_inputs_do_not_divide_stay_whole_under_n_of_m() -> None:
 def test_intervals_are_the_papers_unless_the_training_is_short() -> None:
     def interval_of(s: Settings, total_steps: int) -> int:
         net = build("toy:net", num_classes=6)
-        make = method_of(s, net, total_steps, structure=lambda: None, n_classes=6, examples=list)
+        make = method_of(s, net, total_steps, Material(lambda: None, list, 6))
         return make.keywords["interval"]
 
     assert interval_of(settings("rigl"), 32000) == 100
@@ -259,7 +258,7 @@ def test_filters_are_refused_where_they_cannot_be(method: str) -> None:
 
 def test_iee_exchanges_filters_and_cuts_them_out(tmp_path: Path) -> None:
     run = open_run(settings("iee", units="filters", distribution="uniform"), tmp_path / "run", Quiet())
-    found = train_masked(run)
+    found = trained(run)
     assert (found["sparsity"]["kept"], found["sparsity"]["total"]) == (10, 20)
     compact = run.compact()
     assert (compact.conv1.weight.shape[0], compact.conv2.weight.shape[:2]) == (4, (6, 4))

@@ -16,7 +16,7 @@ from torch.nn import functional
 import halpiee
 from halpiee.cli.app import program
 from halpiee.errors import BudgetError, UsageError
-from halpiee.training import pipeline
+from halpiee.training import stage
 from halpiee.training.checkpoint import load_weights, save_weights
 from halpiee.training.config import Masks, Settings
 from halpiee.training.loop import evaluate
@@ -137,7 +137,7 @@ def test_prune_answers_with_the_report_and_overwrites_nothing(
 ) -> None:
     out = tmp_path / "run"
     line = f"prune toy:net --data toy:data --weights {trained} --profile {profile} --budget 0.5 --out {out} --json"
-    monkeypatch.setattr(pipeline, "close", lambda run, model, cost, candidate, budget_us: (cost, []))
+    monkeypatch.setattr(stage, "close_loop", lambda model, cost, example, candidate, **_: (cost, []))
     done = CliRunner().invoke(program, line.split(), catch_exceptions=False, standalone_mode=False)
     assert json.loads(done.stdout)["method"] == "repair"
     again = CliRunner().invoke(program, line.split())
@@ -149,7 +149,7 @@ def test_prune_answers_with_the_report_and_overwrites_nothing(
 def early(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 steps, cut after 10."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "close", lambda run, model, cost, candidate, budget_us: (cost, []))
+        patch.setattr(stage, "close_loop", lambda model, cost, example, candidate, **_: (cost, []))
         out = tmp_path_factory.mktemp("early") / "run"
         execute(settings(profile, method="early", images=40), out)
     return out
@@ -172,7 +172,7 @@ def test_an_early_cut_trains_whole_for_a_quarter_and_compact_from_then_on(early:
 def test_an_early_cut_that_is_interrupted_anywhere_ends_bit_equal(
     early: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr(pipeline, "close", lambda run, model, cost, candidate, budget_us: (cost, []))
+    monkeypatch.setattr(stage, "close_loop", lambda model, cost, example, candidate, **_: (cost, []))
     given, out = settings(profile, method="early", images=40), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         execute(given, out, Quiet(("pruned", at)))
@@ -185,7 +185,7 @@ def test_an_early_cut_that_is_interrupted_anywhere_ends_bit_equal(
 def test_given_weights_are_cut_before_the_first_step_and_distilled_from(
     trained: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "close", lambda run, model, cost, candidate, budget_us: (cost, []))
+    monkeypatch.setattr(stage, "close_loop", lambda model, cost, example, candidate, **_: (cost, []))
     given = settings(
         profile, method="early", weights=str(trained), budget="0.7", images=100, distill=0.5, epochs=1
     )

@@ -44,7 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             cells.append({**op.with_channels(i, o).key(), "us": cost})
     latency.Profile(latency.environment(), cells).save(tmp_path / "profile.jsonl")
     keep = {g.name: torch.arange(g.size) < g.size // 2 for g in structure.prunable}
-    Plan.from_selection(structure, SimpleNamespace(keep=keep, latency_us=1.0)).save(tmp_path / "plan.json")
+    Plan.from_selection(structure, Selection(keep, (1.0,))).save(tmp_path / "plan.json")
     save_weights(tmp_path / "dense.safetensors", model.state_dict())
     settings = Settings(
         model="toy:net", data="toy:data", budget="0.5", epochs=4, batch_size=12,

@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halpiee.errors import UsageError
-from halpiee.training import pipeline
+from halpiee.training import stage
 from halpiee.training.build import network
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Masks, Settings
 from halpiee.training.job import Run
 from halpiee.training.loop import learning_rate, make_optimizer
-from halpiee.training.pipeline import retrain_of, train_dense, train_masked, train_rewound
 from halpiee.training.preflight import open_run
 
-from .talk import Quiet
+from .talk import Quiet, trained
 
 EPOCHS, STEPS = 2, 20
 
@@ -30,7 +29,7 @@ EPOCHS, STEPS = 2, 20
 @pytest.fixture(autouse=True, scope="module")
 def toy() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+        patch.setattr(stage, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
         patch.syspath_prepend(str(Path(__file__).parent))
         yield
 
@@ -50,11 +49,7 @@ def train(
     given: Settings, folder: Path, talk: Quiet | None = None, *, resume: bool = False
 ) -> dict[str, Any]:
     """The two training stages of a run, without export and measurement."""
-    run = open_run(given, folder, talk or Quiet(), resume=resume)
-    again = retrain_of(given, run.total_steps)
-    assert again is not None
-    train_dense(run, keep_step=again.weights if isinstance(again.weights, int) else None)
-    return train_rewound(run)
+    return trained(open_run(given, folder, talk or Quiet(), resume=resume))
 
 
 def by_hand(
@@ -192,14 +187,14 @@ def test_ablations_change_the_places_or_the_weights_and_not_the_counts(tmp_path:
 
 def test_the_final_mask_of_a_run_is_trained_anew_from_other_weights(tmp_path: Path) -> None:
     rigl = open_run(settings("rigl"), tmp_path / "rigl", Quiet())
-    train_masked(rigl)
+    trained(rigl)
     given = settings("static", sparsity=None, mask=str(tmp_path / "rigl"))
-    found = train_masked(open_run(given, tmp_path / "again", Quiet()))
+    found = trained(open_run(given, tmp_path / "again", Quiet()))
     first, second = (load_weights(tmp_path / n / "mask.safetensors") for n in ("rigl", "again"))
     assert all(torch.equal(mask, second[name]) for name, mask in first.items())
     assert found["sparsity"]["kept"] == found["sparsity"]["asked"] == 576
     other = settings("static", sparsity=None, mask=str(tmp_path / "rigl"), ablation="reinit")
-    train_masked(open_run(other, tmp_path / "reinit", Quiet()))
+    trained(open_run(other, tmp_path / "reinit", Quiet()))
     weights = [load_weights(tmp_path / n / "pruned.safetensors")["conv2.weight"] for n in ("again", "reinit")]
     assert not torch.equal(*weights)
 
@@ -207,7 +202,7 @@ def test_the_final_mask_of_a_run_is_trained_anew_from_other_weights(tmp_path: Pa
 def test_a_pruning_at_a_later_step_may_begin_the_schedule_anew(tmp_path: Path) -> None:
     given = settings("magnitude", at=5, restart=True)
     run = open_run(given, tmp_path / "run", Quiet())
-    found = train_masked(run)
+    found = trained(run)
     density = found["sparsity"]["densities"]
     share = (
         sum(n * density[f"{k}.weight"] for k, n in (("conv1", 7776), ("conv2", 31104), ("fc", 72))) / 38952
@@ -301,7 +296,7 @@ def test_a_mask_that_is_not_there_or_of_another_network_is_refused(tmp_path: Pat
 
 
 def test_every_epoch_says_what_the_training_has_cost_so_far(tmp_path: Path) -> None:
-    found = train_masked(open_run(settings("rigl", interval=5), tmp_path / "run", Quiet()))
+    found = trained(open_run(settings("rigl", interval=5), tmp_path / "run", Quiet()))
     density = found["sparsity"]["densities"]
     share = (
         sum(n * density[f"{k}.weight"] for k, n in (("conv1", 7776), ("conv2", 31104), ("fc", 72))) / 38952

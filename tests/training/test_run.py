@@ -16,7 +16,7 @@ import latency
 from halpiee.deploy import target
 from halpiee.deploy.calibrate import Round
 from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
-from halpiee.training import pipeline
+from halpiee.training import pipeline, price, stage
 from halpiee.training.config import Cycle, Settings
 from halpiee.training.job import Run
 from halpiee.training.preflight import open_run
@@ -37,12 +37,12 @@ KEYS = (
 def toy() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # Sums depend on how many threads share them: a run keeps its choice, two runs to compare make the same.
-        patch.setattr(pipeline, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+        patch.setattr(stage, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
         patch.syspath_prepend(str(Path(__file__).parent))
         # Latencies are measured elsewhere; here the line is known and the candidate always fits.
-        patch.setattr(pipeline, "calibrate", lambda *_, **__: Calibration())
+        patch.setattr(price, "calibrate", lambda *_, **__: Calibration())
         patch.setattr(
-            pipeline,
+            stage,
             "close_loop",
             lambda model, cost, example, candidate, *, budget_us, **_: (
                 cost,
@@ -377,15 +377,8 @@ def test_a_budget_that_only_a_narrower_first_layer_reaches_is_refused_before_tra
     with pytest.raises(BudgetError, match="the smallest network that training can reach") as caught:
         execute(settings(profile, budget="0.3", protect_first=True), tmp_path / "a")
     assert caught.value.minimum == pytest.approx(13 + 0.25 * (24 + 8 + 6) + 0.1)
-    cost = pipeline._price(open_run(settings(profile, budget="0.3"), tmp_path / "b", Quiet()), Watch())
+    cost = pipeline.priced(open_run(settings(profile, budget="0.3"), tmp_path / "b", Quiet()))
     assert cost.dense_us == pytest.approx(62.2)
-
-
-class Watch:
-    """Takes no time."""
-
-    def timed(self, name: str, work: Callable[[], Any]) -> Any:
-        return work()
 
 
 @pytest.mark.slow  # trains, exports and times two small networks

@@ -1,0 +1,129 @@
+"""The stages that price a network: its ops are profiled, the sum of them is calibrated to whole networks."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import latency
+from halpiee.deploy.calibrate import calibrate
+from halpiee.deploy.target import restored
+from halpiee.errors import BudgetError, HoldoutWarning
+from halpiee.methods.allocator import bind, smallest_us
+from halpiee.methods.registry import METHODS
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.options import fixed_sides
+from halpiee.sparsity.distribution import Latency
+from halpiee.sparsity.granularity import Channels
+from halpiee.training.checkpoint import save_json
+from halpiee.training.job import PROFILE, Run
+from halpiee.training.preflight import check_cells
+from halpiee.training.record import line_values, read_calibration
+from halpiee.training.stage import Stage
+from latency.inspect import inspect
+
+__all__ = ["Calibrated", "Profiled", "check_reachable"]
+
+
+class Profiled(Stage):
+    """Measures the ops of the network, or reads the profile that was given.
+
+    Attributes:
+        profile: the result.
+    """
+
+    name = "profile"
+    profile: latency.Profile
+
+    def title(self, run: Run) -> str:
+        """Returns what is done."""
+        return "Profile"
+
+    def run(self, run: Run) -> None:
+        """Measures the cells that are not in the folder yet."""
+        s = run.settings
+        if s.profile is not None:
+            self.profile = latency.Profile.load(Path(s.profile))
+            check_cells(self.profile, run.structure, s, run.data.shape, classes=run.data.n_classes)
+            return
+        with restored(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", HoldoutWarning)
+            self.profile = latency.sweep(
+                [timed.op for timed in run.structure.ops],
+                backend=run.target.backend,
+                settings=run.target.settings,
+                path=run.folder / PROFILE,
+                resume=True,
+                threads=run.target.threads,
+                fixed=fixed_sides(run.structure),
+                progress=run.talk.sweeping,
+            )
+        doubt = inspect(self.profile).doubt
+        if doubt is not None:
+            run.talk.note(doubt)
+
+
+class Calibrated(Stage):
+    """Fits the sum of the ops to whole networks, measured dense and shrunk at random.
+
+    Args:
+        cost: before it is calibrated.
+    """
+
+    name = "calibrate"
+    file = "calibration.json"
+
+    def __init__(self, cost: LatencyCost) -> None:
+        self._cost = cost
+
+    def title(self, run: Run) -> str:
+        """Returns what is done."""
+        return "Calibrate"
+
+    def run(self, run: Run) -> None:
+        """Measures the networks and writes the line."""
+        s = run.settings
+        found = calibrate(
+            run.build(),
+            self._cost,
+            run.example,
+            networks=s.calibration_nets,
+            target=run.target,
+            rounds=s.rounds,
+            seed=s.seed,
+            progress=run.talk.note,
+        )
+        save_json(run.folder / self.file, line_values(found))
+
+    def cost_of(self, run: Run) -> LatencyCost:
+        """Returns the calibrated cost, and says what it is."""
+        line = read_calibration(run.folder / self.file)
+        cost = self._cost.with_calibration(line)
+        run.talk.note(
+            f"dense {cost.dense_us:.0f} µs; whole = {line.a_us:.1f} µs + {line.b:.3f} · Σ"
+            + (f" up to {line.bend[0][1]:.0f} µs, bent to dense beyond" if line.bend else "")
+            + f", worst residual {line.worst:.1%}"
+        )
+        return cost
+
+
+def check_reachable(run: Run, cost: LatencyCost) -> None:
+    """Refuses a budget that no network reaches before anything is trained; the profile is not lost.
+
+    Raises:
+        BudgetError: what was asked, and the smallest latency that can be reached.
+    """
+    if run.protected:
+        run.talk.note(f"first group {run.protected[0]} stays whole; --no-protect-first frees it")
+    budget_us = run.budget_us(cost)
+    try:
+        if (
+            METHODS[run.settings.method].kind == "cut"
+        ):  # cuts all that can be cut, also what masks cannot train
+            free = [name for name in cost.candidates if name not in run.protected]
+            smallest_us(cost.restricted(vanish=False), free, budget_us, by="a cut")
+        else:
+            bind(Latency(us=budget_us), Channels(run.build(), run.structure, protect=run.protected), cost)
+    except BudgetError as error:
+        kept = f" (what was measured is kept in {run.folder}; it goes on from there)"
+        raise BudgetError(f"{error}{'' if run.settings.profile else kept}", minimum=error.minimum) from error

@@ -1,0 +1,267 @@
+"""A stage of a run: a part that is done once, timed, and kept in the run's folder; and what stages that train share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from halpiee.deploy.calibrate import Candidate, close_loop
+from halpiee.methods.allocator import LatencyPool
+from halpiee.methods.method import Method
+from halpiee.selection.cost import LatencyCost
+from halpiee.structure.shrink import shrink
+from halpiee.structure.verify import verify
+from halpiee.training import record
+from halpiee.training.build import Material, few, network
+from halpiee.training.checkpoint import load_state, save_json, save_weights
+from halpiee.training.job import Run
+from halpiee.training.loop import Trainer, evaluate, make_optimizer, pick_threads
+from halpiee.training.record import line_values, read_result, read_seconds, read_threads
+
+__all__ = ["Stage", "Training", "begun", "choose_threads", "close", "cut", "do", "leave", "material"]
+
+
+class Stage:
+    """One part of a run.
+
+    Attributes:
+        name: under which its seconds are kept.
+        file: of the run's folder, that says that it is done; empty: it is done every time.
+    """
+
+    name: ClassVar[str]
+    file: ClassVar[str] = ""
+
+    def title(self, run: Run) -> str:
+        """Returns the line that announces the stage."""
+        raise NotImplementedError
+
+    def done(self, run: Run) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self.file) and (run.folder / self.file).is_file()
+
+    def start(self, run: Run) -> None:
+        """Makes what ``run`` works on, or takes it up where it was interrupted."""
+
+    def run(self, run: Run) -> None:
+        """Does the work."""
+
+    def finish(self, run: Run) -> None:
+        """Writes what the next stages read."""
+
+
+def do(stage: Stage, run: Run) -> None:
+    """Does a stage that is still to do; its wall time adds up over interruptions."""
+    run.talk.stage(stage.title(run))
+    if stage.done(run):
+        return
+    path = run.folder / "seconds.json"
+    begun = time.perf_counter()
+    try:
+        stage.start(run)
+        stage.run(run)
+        stage.finish(run)
+    finally:
+        seconds = read_seconds(path) if path.is_file() else {}
+        save_json(path, {**seconds, stage.name: seconds.get(stage.name, 0.0) + time.perf_counter() - begun})
+
+
+class Training(Stage):
+    """A stage that leaves a network: its weights, and its results.
+
+    Attributes:
+        trainer: made by ``start``.
+    """
+
+    name = "pruned"
+    file = "pruned.json"
+    trainer: Trainer
+
+    def title(self, run: Run) -> str:
+        """Returns what is trained to."""
+        return "Train to the budget" if run.settings.budget is not None else f"Train: {run.settings.goal}"
+
+    def run(self, run: Run) -> None:
+        """Trains to the end."""
+        self.trainer.run()
+
+    def finish(self, run: Run) -> None:
+        """Writes weights and results, and removes the state that training goes on from."""
+        trainer = self.trainer
+        leave(run, self.name, trainer.model, trainer.history, trainer.seconds, self.facts(run))
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """Returns what the results hold beside accuracy and history."""
+        return {}
+
+    def result(self, run: Run) -> dict[str, Any]:
+        """Returns the results, as they lie in the folder."""
+        return read_result(run.folder / self.file, pruned=self.name == "pruned")
+
+
+def leave(
+    run: Run,
+    name: str,
+    model: nn.Module,
+    history: Sequence[Mapping[str, Any]],
+    seconds: float,
+    facts: Mapping[str, Any],
+) -> None:
+    """Writes the weights of a trained network, then its results: their file says that the stage is done."""
+    top1, top5 = evaluate(model, run.data)
+    result = {
+        "accuracy": top1,
+        "top5": top5,
+        "history": history,
+        "seconds": seconds,
+        "params": sum(p.numel() for p in model.parameters()),
+        **facts,
+    }
+    save_weights(run.folder / f"{name}.safetensors", model.state_dict())
+    save_json(run.folder / f"{name}.json", result)
+    (run.folder / f"{name}.state").unlink(missing_ok=True)
+
+
+def material(run: Run) -> Material:
+    """Returns what a method is built from beside the settings."""
+    return Material(
+        structure=lambda: run.structure,
+        examples=lambda: few(run.data, 10),
+        n_classes=run.data.n_classes,
+        shape=run.data.shape,
+    )
+
+
+def begun(
+    run: Run,
+    model: nn.Module,
+    optimizer: Optimizer,
+    label: str,
+    method: Method | None = None,
+    *,
+    first: int = 0,
+    lead: int = 0,
+) -> Trainer:
+    """Returns the trainer of a network; where its state was saved, it goes on there: masked, or cut already.
+
+    Args:
+        run: whose folder the state goes to.
+        model: as it begins.
+        optimizer: of the model.
+        label: of the training, and of its files.
+        method: attached to it; ``None``: a dense training.
+        first: step of the schedule that it begins with.
+        lead: steps before the schedule begins anew.
+    """
+    trainer = Trainer(
+        model,
+        optimizer,
+        run.data,
+        run.settings,
+        checkpoint=run.folder / f"{label}.state",
+        method=method,
+        facts=lambda: _facts(run, trainer),
+        report=lambda step, total, entry: run.talk.training(label, step, total, entry),
+    )
+    trainer.lead, trainer.step = lead, first
+    if run.settings.distill and label == "pruned":
+        trainer.learn_from(run.dense().to(run.device))
+    if label == "dense" and run.settings.weights:
+        return trainer
+    choose_threads(run)
+    torch.manual_seed(run.settings.seed)
+    saved = run.folder / f"{label}.state"
+    if not saved.is_file():
+        return trainer
+    state = load_state(saved, run.device)
+    if state["stage"] == "compact":
+        trainer.replace(*shrink(model, run.structure, state["extra"]["keep"], optimizer))
+        if method is not None:
+            method.detach()
+    trainer.load(state)
+    return trainer
+
+
+def choose_threads(run: Run) -> None:
+    """Picks the number of training threads by timing, on a copy so that nothing of the run moves."""
+    if run.device.type != "cpu":
+        return
+    path = run.folder / "threads.json"
+    if path.is_file():
+        torch.set_num_threads(read_threads(path))
+        return
+    model = network(run.settings, run.data.n_classes).to(run.device)
+    rehearsal = Trainer(model, make_optimizer(model, run.settings), run.data, run.settings)
+    x, y = next(run.data.batches(0, run.settings.batch_size, seed=run.settings.seed))
+    threads = pick_threads(lambda: rehearsal.train_step(x, y))
+    run.talk.note(f"training with {threads} thread{'s' if threads > 1 else ''}")
+    save_json(path, threads)
+
+
+def _facts(run: Run, trainer: Trainer) -> dict[str, Any]:
+    """Returns the predicted latency of the active units, where it is one, their share, and the FLOPs so far.
+
+    FLOPs are a multiple of those of as many dense steps, by both accountings.
+    """
+    method = trainer.method
+    if not isinstance(method, Method) or not method.log:
+        return {"latency_us": None}
+    timed = isinstance(method.pool, LatencyPool) and bool(method.reports)
+    keep = trainer.extra.get("keep")  # of the compact network that trains on
+    done = sum(steps for steps, _, _ in method.log) if keep is None else trainer.step
+    compact = None if keep is None else run.macs({name: int(mask.sum()) for name, mask in keep.items()})
+    return {
+        "latency_us": method.reports[-1].used if timed else None,
+        "density": method.alive.density,
+        "train_flops": record.train_flops(
+            method.log,
+            run.active_macs(method),
+            done,
+            compact_macs=compact,
+            paper_charges_gradient=method.paper_charges_gradient,
+        ),
+    }
+
+
+def cut(run: Run, trainer: Trainer, method: Method) -> None:
+    """Cuts the removed units out of a network in training, once compact and masked network agree."""
+    compact, optimizer = method.shrink()
+    verify(method.model, run.structure, method.keep, run.example, compact=compact, sizes=(1, 2, 5))
+    trainer.replace(compact, optimizer)
+
+
+def close(run: Run, model: nn.Module, cost: LatencyCost, candidate: Candidate) -> dict[str, Any]:
+    """Measures the candidate beside the dense network and solves again until it meets the budget.
+
+    Returns:
+        What the results say of it: its rounds, the latencies that are predicted and allowed, the first calibration.
+    """
+    run.talk.note("measuring the candidate beside the dense network")
+    budget_us, fitted = run.budget_us(cost), cost.calibration
+    cost, turns = close_loop(
+        model,
+        cost,
+        run.example,
+        candidate,
+        budget_us=budget_us,
+        target=run.target,
+        rounds=run.settings.rounds,
+    )
+    for turn in turns:
+        run.talk.note(
+            f"round {turn.round}: predicted {turn.predicted_us:.0f} µs, measured {turn.measured_us:.0f} µs, "
+            f"wanted {turn.lower_us:.0f} … {turn.upper_us:.0f} µs"
+        )
+    return {
+        "closed_loop": [asdict(turn) for turn in turns],
+        "predicted_us": cost.total_us(candidate.counts),
+        "calibration": line_values(fitted) if fitted else None,
+        "dense_us": cost.dense_us,
+        "budget_us": budget_us,
+    }
