@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from halpiee.errors import UsageError
 from halpiee.methods.registry import METHODS
+from halpiee.structure.groups import Structure
 from halpiee.training import pipeline, stage
 from halpiee.training.build import Material, budget_of, method_of, weights_of
 from halpiee.training.checkpoint import load_weights
@@ -21,13 +22,13 @@ from halpiee.training.preflight import open_run
 from halpiee.training.record import promise_of_units, train_flops
 from halpiee.zoo import build
 
-from .talk import Quiet, trained
+from .talk import Quiet, one_thread, trained
 from .test_run import worked_out
 
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+    monkeypatch.setattr(stage, "pick_threads", one_thread)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
@@ -132,11 +133,16 @@ def test_layers_whose_inputs_do_not_divide_stay_whole_under_n_of_m() -> None:
         weights_of(net, settings("rigl", sparsity=None, distribution="nm", nm="2:5"))
 
 
+def no_structure() -> Structure:
+    raise AssertionError("methods of weights look at no structure")
+
+
 def test_intervals_are_the_papers_unless_the_training_is_short() -> None:
     def interval_of(s: Settings, total_steps: int) -> int:
         net = build("toy:net", num_classes=6)
-        make = method_of(s, net, total_steps, Material(lambda: None, list, 6))
-        return make.keywords["interval"]
+        make = method_of(s, net, total_steps, Material(no_structure, list, 6))
+        assert isinstance(make, partial)
+        return int(make.keywords["interval"])
 
     assert interval_of(settings("rigl"), 32000) == 100
     assert interval_of(settings("gmp"), 32000) == 800
@@ -260,6 +266,6 @@ def test_iee_exchanges_filters_and_cuts_them_out(tmp_path: Path) -> None:
     run = open_run(settings("iee", units="filters", distribution="uniform"), tmp_path / "run", Quiet())
     found = trained(run)
     assert (found["sparsity"]["kept"], found["sparsity"]["total"]) == (10, 20)
-    compact = run.compact()
+    compact: Any = run.compact()
     assert (compact.conv1.weight.shape[0], compact.conv2.weight.shape[:2]) == (4, (6, 4))
     assert [e["event"] for e in found["events"]] == ["init", *["prune", "grow"] * 3, "shrink"]

@@ -48,7 +48,9 @@ def test_iee_formula_of_the_paper_comes_out() -> None:
 
 
 @pytest.mark.parametrize("bend", [None, ((300.0, 310.0), (500.0, 600.0))])
-def test_a_calibration_comes_back_from_its_file_as_it_was(bend) -> None:
+def test_a_calibration_comes_back_from_its_file_as_it_was(
+    bend: tuple[tuple[float, float], tuple[float, float]] | None,
+) -> None:
     line = Calibration(10.0, 1.0, ((100.0, 110.0), (500.0, 600.0)), bend)
     values = json.loads(json.dumps(line_values(line)))
     assert line_of(values) == line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from halpiee.training.checkpoint import load_weights, save_weights
 from halpiee.training.config import Masks, Settings
 from halpiee.training.loop import evaluate
 from halpiee.zoo import build
-from tests.training.talk import Quiet
-from tests.training.test_run import KEYS, execute, settings, toy, write_profile
+
+from .talk import Quiet
+from .test_run import KEYS, execute, settings, toy, write_profile
 
 __all__ = ["toy"]
 
@@ -40,7 +42,7 @@ def trained(toy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = data.normalised(data.train_x)
     for _ in range(150):
         adam.zero_grad()
-        functional.cross_entropy(model(x), data.train_y).backward()
+        torch.autograd.backward(functional.cross_entropy(model(x), data.train_y))
         adam.step()
     assert evaluate(model, data)[0] > 0.9
     path = tmp_path_factory.mktemp("trained") / "trained.safetensors"
@@ -106,7 +108,7 @@ def test_the_exported_file_is_the_network_that_load_gives(folder: Path) -> None:
 def test_labels_have_no_part_in_it(
     folder: Path, trained: Path, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import toy as module
+    module = importlib.import_module("toy")
 
     whole = module.data()
     monkeypatch.setattr(module, "data", lambda: ((whole[0][0], whole[0][1].flip(0)), whole[1]))

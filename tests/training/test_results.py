@@ -29,7 +29,7 @@ def us(a: int, b: int) -> float:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     torch.manual_seed(0)
-    model = build("toy:net", num_classes=6).eval()
+    model: Any = build("toy:net", num_classes=6).eval()
     model.bn1.weight.data.uniform_(0.1, 1)
     model.bn2.weight.data.uniform_(0.1, 1)
     structure = halpiee.trace(model, (torch.zeros(1, 3, 6, 6),))

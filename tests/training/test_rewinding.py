@@ -21,7 +21,7 @@ from halpiee.training.job import Run
 from halpiee.training.loop import learning_rate, make_optimizer
 from halpiee.training.preflight import open_run
 
-from .talk import Quiet, trained
+from .talk import Quiet, one_thread, trained
 
 EPOCHS, STEPS = 2, 20
 
@@ -29,7 +29,7 @@ EPOCHS, STEPS = 2, 20
 @pytest.fixture(autouse=True, scope="module")
 def toy() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+        patch.setattr(stage, "pick_threads", one_thread)
         patch.syspath_prepend(str(Path(__file__).parent))
         yield
 
@@ -69,7 +69,7 @@ def by_hand(
             group["lr"] = learning_rate(step, given, STEPS)
         model.train()
         optimizer.zero_grad()
-        cross_entropy(model(x), y).backward()
+        torch.autograd.backward(cross_entropy(model(x), y))
         optimizer.step()
         zero(model, mask)
         for name, p in model.named_parameters():

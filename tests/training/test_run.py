@@ -24,7 +24,7 @@ from halpiee.zoo import build
 from latency.predict import Calibration
 from latency.timing.benchmark import Comparison
 
-from .talk import Quiet
+from .talk import Quiet, one_thread
 
 KEYS = (
     "dense_us budget_us predicted_us measured_us next_step_us accuracy_dense accuracy_pruned top5_dense top5_pruned "
@@ -37,7 +37,7 @@ KEYS = (
 def toy() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # Sums depend on how many threads share them: a run keeps its choice, two runs to compare make the same.
-        patch.setattr(stage, "pick_threads", lambda step: torch.set_num_threads(1) or 1)
+        patch.setattr(stage, "pick_threads", one_thread)
         patch.syspath_prepend(str(Path(__file__).parent))
         # Latencies are measured elsewhere; here the line is known and the candidate always fits.
         patch.setattr(price, "calibrate", lambda *_, **__: Calibration())

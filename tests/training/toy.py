@@ -18,7 +18,8 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.bn1(self.conv1(x)))
         x = torch.relu(self.bn2(self.conv2(x)))
-        return self.fc(x.mean((2, 3)))
+        answer: Tensor = self.fc(x.mean((2, 3)))
+        return answer
 
 
 def net(num_classes: int = 6) -> nn.Module:
