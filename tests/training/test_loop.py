@@ -133,7 +133,8 @@ def test_matching_answers_cost_nothing_and_others_their_divergence_by_hand() -> 
 
 def test_training_in_bfloat16_keeps_weights_in_fp32_and_follows_the_fp32_training() -> None:
     def trained(bf16: bool) -> Trainer:
-        model = net()[:2].append(nn.Flatten()).append(nn.Linear(16, 3))
+        layers: Any = net()
+        model = layers[:2].append(nn.Flatten()).append(nn.Linear(16, 3))
         s = replace(SETTINGS, bf16=bf16)
         torch.manual_seed(2)
         found = Trainer(model, make_optimizer(model, s), data(), s)
@@ -142,7 +143,8 @@ def test_training_in_bfloat16_keeps_weights_in_fp32_and_follows_the_fp32_trainin
 
     plain, half = trained(False), trained(True)
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
-    assert half.model[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert not torch.equal(plain.model[0].weight, half.model[0].weight)
+    first, second = (dict(t.model.named_parameters())["0.weight"] for t in (plain, half))
+    assert second.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(first, second)
     for a, b in zip(plain.history, half.history, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=0.05)
