@@ -13,6 +13,7 @@ import torch
 import halpiee
 import latency
 from halpiee.structure import Plan
+from halpiee.structure.plan import Selection
 from halpiee.training.checkpoint import save_json, save_weights
 from halpiee.training.config import Settings
 from halpiee.training.job import Run
