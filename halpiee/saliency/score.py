@@ -43,7 +43,7 @@ class Scores(dict[str, Tensor]):
 
 def score(
     model: nn.Module,
-    batches: Batches,
+    batches: Batches | tuple[Tensor, Tensor],
     criterion: Criterion | str,
     *,
     units: Structure | Units | Literal["weights", "filters"],
@@ -82,7 +82,7 @@ def score(
 
 def scores_of(
     model: nn.Module,
-    batches: Batches,
+    batches: Batches | tuple[Tensor, Tensor],
     criterion: Criterion,
     *,
     units: Structure | Units | Literal["weights", "filters"],

@@ -33,6 +33,13 @@ from halpiee.sparsity import Filters, Weights
 Batches = list[tuple[Tensor, Tensor]]
 
 
+def grad(parameter: Tensor | nn.Module) -> Tensor:
+    """Returns the gradient of a parameter."""
+    assert isinstance(parameter, Tensor)
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 class Small(nn.Module):
     """A convolution with batch norm, one without, a linear layer; smooth, so that Hessians are not zero."""
 
@@ -43,7 +50,8 @@ class Small(nn.Module):
         self.fc = nn.Linear(2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.b(self.bn(self.a(x)).tanh()).tanh().mean((2, 3)))
+        found: Tensor = self.fc(self.b(self.bn(self.a(x)).tanh()).tanh().mean((2, 3)))
+        return found
 
 
 @pytest.fixture
@@ -52,6 +60,7 @@ def net() -> Small:
     net = Small().double()
     nn.init.uniform_(net.bn.weight, 0.5, 1.5)
     nn.init.normal_(net.bn.bias)
+    assert net.bn.running_mean is not None
     nn.init.normal_(net.bn.running_mean)
     return net
 
@@ -67,8 +76,8 @@ def batches(n: int, size: int = 6) -> Batches:
 def gradients(net: nn.Module, x: Tensor, y: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
     """Loss gradients of a copy, so that the running statistics of ``net`` stay."""
     net = copy.deepcopy(net)
-    cross_entropy(net(x) / temperature, y).backward()
-    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    torch.autograd.backward(cross_entropy(net(x) / temperature, y))
+    return {name: grad(p) for name, p in net.named_parameters() if p.grad is not None}
 
 
 def hessian_product(
@@ -175,7 +184,7 @@ def test_a_pooled_gradient_leaves_out_batches_that_are_not_finite(net: Small) ->
 def test_synflow_is_the_sum_of_path_products_through_each_weight() -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 4, bias=False))
-    a, b = net[0].weight.detach().double().abs(), net[2].weight.detach().double().abs()
+    a, b = (p.detach().double().abs() for p in net.parameters())
     expected = {
         # a path goes input i → hidden j → output k; its product is |a_ji|·|b_kj|
         "0.weight": torch.stack([torch.stack([a[j, i] * b[:, j].sum() for i in range(3)]) for j in range(2)]),
@@ -192,11 +201,12 @@ def test_synflow_uses_running_statistics_of_the_absolute_network_and_leaves_the_
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     positive = copy.deepcopy(net).eval()
     with torch.no_grad():
+        assert positive.bn.running_mean is not None
         for tensor in (*positive.parameters(), positive.bn.running_mean):
             tensor.abs_()
-    positive(torch.ones(1, 2, 4, 4).double()).sum().backward()
+    torch.autograd.backward(positive(torch.ones(1, 2, 4, 4).double()).sum())
     w = dict(positive.named_parameters())
-    close(found, {n: w[n].detach() * w[n].grad for n in WEIGHTS})
+    close(found, {n: w[n].detach() * grad(w[n]) for n in WEIGHTS})
 
 
 def test_synflow_takes_its_input_from_a_shape_a_batch_or_the_first_layer() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
@@ -14,6 +15,13 @@ from torchvision.ops import FrozenBatchNorm2d
 import halpiee
 from halpiee.errors import ScoreWarning, UsageError
 from halpiee.sparsity import Filters
+
+
+def grad(parameter: Tensor | nn.Module) -> Tensor:
+    """Returns the gradient of a parameter."""
+    assert isinstance(parameter, Tensor)
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 class Scale(nn.Module):
@@ -35,7 +43,8 @@ class Net(nn.Module):
         self.a, self.after, self.head = nn.Conv2d(3, 6, 3), after, nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.after(self.a(x))).mean((2, 3)))
+        found: Tensor = self.head(torch.relu(self.after(self.a(x))).mean((2, 3)))
+        return found
 
 
 def data(n: int = 1) -> list[tuple[Tensor, Tensor]]:
@@ -54,13 +63,13 @@ def taylor_on(model: nn.Module, names: tuple[str, ...]) -> Tensor:
     """|Σ w·g| per row over the named parameters, from one backward of a copy."""
     model = copy.deepcopy(model).requires_grad_(True)
     (x, y) = data()[0]
-    cross_entropy(model(x), y).backward()
+    torch.autograd.backward(cross_entropy(model(x), y))
     rows = [
-        (p.detach() * p.grad).flatten(1 if p.dim() > 1 else 0)
+        (p.detach() * grad(p)).flatten(1 if p.dim() > 1 else 0)
         for n, p in model.named_parameters()
         if n in names
     ]
-    return sum(r.sum(1) if r.dim() > 1 else r for r in rows).abs()
+    return torch.stack([r.sum(1) if r.dim() > 1 else r for r in rows]).sum(0).abs()
 
 
 def found(model: nn.Module, criterion: str = "taylor") -> Tensor:
@@ -84,6 +93,7 @@ BESIDE: dict[str, Callable[[], nn.Module]] = {
 def test_what_is_no_norms_affine_leaves_the_score_to_the_weights_that_produce(kind: str) -> None:
     model = net_of(BESIDE[kind]()).eval()
     torch.testing.assert_close(found(model), taylor_on(model, PRODUCERS))
+    assert model.a.bias is not None
     size = model.a.weight.detach().abs().sum((1, 2, 3)) + model.a.bias.detach().abs()
     torch.testing.assert_close(found(model, "magnitude"), size)
 
@@ -91,14 +101,16 @@ def test_what_is_no_norms_affine_leaves_the_score_to_the_weights_that_produce(ki
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(6), nn.GroupNorm(3, 6), nn.InstanceNorm2d(6, affine=True)])
 def test_the_affine_pair_of_a_norm_carries_the_score_and_a_slope_beside_it_does_not(norm: nn.Module) -> None:
     torch.manual_seed(1)
-    nn.init.uniform_(norm.weight, 0.5, 1.5)
-    nn.init.normal_(norm.bias)
+    affine = dict(norm.named_parameters())
+    nn.init.uniform_(affine["weight"], 0.5, 1.5)
+    nn.init.normal_(affine["bias"])
     model = net_of(nn.Sequential(norm, nn.PReLU(6)))
     (x, y) = data()[0]
     copied = copy.deepcopy(model)
-    cross_entropy(copied(x), y).backward()
-    pair = copied.after[0]
-    signed = (pair.weight * pair.weight.grad + pair.bias * pair.bias.grad).detach()
+    torch.autograd.backward(cross_entropy(copied(x), y))
+    assert isinstance(copied.after, nn.Sequential)
+    pair = cast(nn.BatchNorm2d, copied.after[0])
+    signed = (pair.weight * grad(pair.weight) + pair.bias * grad(pair.bias)).detach()
     if isinstance(norm, nn.GroupNorm):
         signed = signed.reshape(3, 2).sum(1)  # its unit is one norm group of two channels
     torch.testing.assert_close(found(model), signed.abs())
@@ -108,8 +120,9 @@ def test_the_affine_pair_of_a_norm_carries_the_score_and_a_slope_beside_it_does_
 def test_frozen_parameters_are_scored_as_if_they_were_not_and_stay_frozen(frozen: str) -> None:
     torch.manual_seed(2)
     norm = nn.BatchNorm2d(6).eval()
-    nn.init.uniform_(norm.weight, 0.5, 1.5)
-    nn.init.normal_(norm.bias)
+    affine = dict(norm.named_parameters())
+    nn.init.uniform_(affine["weight"], 0.5, 1.5)
+    nn.init.normal_(affine["bias"])
     model = net_of(norm)
     expected = taylor_on(model, ("after.weight", "after.bias"))
     (model if frozen == "all" else getattr(model, frozen)).requires_grad_(False)
@@ -143,7 +156,8 @@ class Cut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             x = torch.relu(self.a(x))
-        return self.head(torch.relu(self.b(x)).mean((2, 3)))
+        found: Tensor = self.head(torch.relu(self.b(x)).mean((2, 3)))
+        return found
 
 
 def test_groups_that_no_gradient_reaches_are_named() -> None:
@@ -186,7 +200,7 @@ def test_groups_of_one_kind_are_told_in_one_sentence() -> None:
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
     )  # fmt: skip
-    nn.init.constant_(net[1].weight, 2.0)
+    nn.init.constant_(dict(net.named_parameters())["1.weight"], 2.0)
     structure = halpiee.trace(net, (data()[0][0][:1],))
     with pytest.warns(
         ScoreWarning, match="'0', '3' apart: all scores within each of them are the same"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from halpiee.selection.grid import FloatArray, IntArray
 from halpiee.structure.groups import ChannelGroup, GroupRef, Structure, TimedOp
 from latency.backends import Built
 from latency.op import Op
@@ -19,22 +22,22 @@ class FormulaTable:
     def __init__(self, formula: Callable[[np.ndarray, np.ndarray], np.ndarray], step: int = 1) -> None:
         self.formula, self.step = formula, step
 
-    def lookup(self, c_in, c_out):
+    def lookup(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
         c_in, c_out = np.broadcast_arrays(np.asarray(c_in), np.asarray(c_out))
         return np.asarray(self.formula(c_in.astype(float), c_out.astype(float)))
 
-    def measured(self, c_in, c_out):
+    def measured(self, c_in: IntArray, c_out: IntArray) -> NDArray[np.bool_]:
         c_in, c_out = np.broadcast_arrays(np.asarray(c_in), np.asarray(c_out))
-        return (c_in % self.step == 0) & (c_out % self.step == 0)
+        return np.asarray((c_in % self.step == 0) & (c_out % self.step == 0))
 
 
 class FormulaProfile:
     """One formula per kind of op; kinds that are not named have no table."""
 
-    def __init__(self, step: int = 1, **formulas) -> None:
+    def __init__(self, step: int = 1, **formulas: Any) -> None:
         self.step, self.formulas = step, formulas
 
-    def table(self, op: Op):
+    def table(self, op: Op) -> FormulaTable | None:
         formula = self.formulas.get("depthwise" if op.depthwise else op.kind)
         return None if formula is None else FormulaTable(formula, self.step)
 
@@ -66,16 +69,6 @@ class FormulaBackend:
             self.now_us += self.us(op)
 
         return Built(run=run)
-
-
-class Line:
-    """A calibration: a + b · sum."""
-
-    def __init__(self, a_us: float, b: float) -> None:
-        self.a_us, self.b = a_us, b
-
-    def apply(self, sum_us: float) -> float:
-        return self.a_us + self.b * sum_us
 
 
 def group(name: str, size: int, *, prunable: bool = True, may_vanish: bool = False) -> ChannelGroup:

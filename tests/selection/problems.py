@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from halpiee.selection.grid import FloatArray, IntArray, Side
+
+Choice = Sequence[int] | IntArray
 
 SHAPES = ("chain", "tree", "residual", "concat", "depthwise", "any")
 
 
 @dataclass
 class Problem:
-    values: list[np.ndarray]
-    terms: list[tuple]
-    widths: list[np.ndarray]
+    values: list[Any]
+    terms: list[tuple[Side, Side, FloatArray]]
+    widths: list[Any]
     budget: float = 0.0
 
-    def entry(self, side, choice) -> int:
+    def entry(self, side: Side, choice: Choice) -> int:
         if side is None:
             return 0
         if isinstance(side, tuple):
             return sum(int(self.widths[g][choice[g]]) for g in side)
-        return choice[side]
+        return int(choice[side])
 
-    def cost(self, choice) -> float:
+    def cost(self, choice: Choice) -> float:
         return sum(float(t[self.entry(i, choice), self.entry(o, choice)]) for i, o, t in self.terms)
 
-    def value(self, choice) -> float:
+    def value(self, choice: Choice) -> float:
         return sum(float(v[k]) for v, k in zip(self.values, choice, strict=True))
 
-    def choices(self):
+    def choices(self) -> Iterator[tuple[int, ...]]:
         return itertools.product(*(range(len(v)) for v in self.values))
 
     def enumerate(self) -> tuple[float, float]:
@@ -78,22 +84,25 @@ def random_problem(rng: np.random.Generator, shape: str) -> Problem:
     return problem
 
 
-def _sides(rng: np.random.Generator, shape: str, n: int) -> list[tuple]:
-    some = lambda: tuple(int(g) for g in rng.choice(n, size=int(rng.integers(2, n + 1)), replace=False))  # noqa: E731
-    chain = [(None if g == 0 else g - 1, g) for g in range(n)]
+def _sides(rng: np.random.Generator, shape: str, n: int) -> list[tuple[Side, Side]]:
+    def some() -> tuple[int, ...]:
+        return tuple(int(g) for g in rng.choice(n, size=int(rng.integers(2, n + 1)), replace=False))
+
+    def single() -> int:
+        return int(rng.integers(n))
+
+    chain: list[tuple[Side, Side]] = [(None if g == 0 else g - 1, g) for g in range(n)]
     if shape == "chain":
         return [*chain, (n - 1, None)]
     if shape == "tree":
         return [(None if g == 0 else int(rng.integers(g)), g) for g in range(n)]
     if shape == "residual":
-        inner = [(0, g) for g in range(1, n)] + [(g, 0) for g in range(1, n)]
-        return [(None, 0), *inner, (0, None)]
+        return [(None, 0), *((0, g) for g in range(1, n)), *((g, 0) for g in range(1, n)), (0, None)]
     if shape == "depthwise":
-        return chain + [(g, g) for g in range(n) if rng.random() < 0.7]
+        return [*chain, *((g, g) for g in range(n) if rng.random() < 0.7)]
     if shape == "concat":
-        nested = [(tuple(range(g)), g) for g in range(2, n)]
+        nested: list[tuple[Side, Side]] = [(tuple(range(g)), g) for g in range(2, n)]
         return [(None, 0), (0, 1), *nested, (tuple(range(n)), None), (some(), some())]
-    single = lambda: int(rng.integers(n))  # noqa: E731
-    kinds = [lambda: None, single, single, some]
+    kinds: list[Callable[[], Side]] = [lambda: None, single, single, some]
     sides = [(kinds[rng.integers(4)](), kinds[rng.integers(4)]()) for _ in range(int(rng.integers(1, 7)))]
     return [(i, i) if rng.random() < 0.15 else (i, o) for i, o in sides]

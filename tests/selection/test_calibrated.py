@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from halpiee.errors import BudgetError
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.grid import FloatArray
 from halpiee.selection.limits import pareto, resource, select_within
 from halpiee.selection.select import choose, select
-from latency.predict import fit
+from latency.predict import Calibration, fit
 
 from .fakes import FormulaProfile, residual
 
@@ -39,11 +41,11 @@ class Knots:
         return self.us[at - 1] + (self.us[at] - self.us[at - 1]) * (sum_us - left) / (right - left)
 
 
-def network(seed):
+def network(seed: int) -> Any:
     """A residual network of 5 + 5 units with a table of random times for every op, and its scores."""
     rng = np.random.default_rng(seed)
     tables = {kind: np.cumsum(np.cumsum(rng.random((11, 11)), 0), 1) for kind in ("conv", "linear", "add")}
-    look = {
+    look: dict[str, Any] = {
         kind: (lambda t: lambda i, o: t[i.astype(int), o.astype(int)])(table)
         for kind, table in tables.items()
     }
@@ -52,7 +54,7 @@ def network(seed):
     return cost, scores
 
 
-def enumerated(cost, scores):
+def enumerated(cost: LatencyCost, scores: dict[str, torch.Tensor]) -> Any:
     """(calibrated latency, value) of every network of candidate widths."""
     tops = {n: [0.0, *v.sort(descending=True).values.cumsum(0).tolist()] for n, v in scores.items()}
     return [
@@ -62,7 +64,7 @@ def enumerated(cost, scores):
 
 
 @st.composite
-def calibrations(draw):
+def calibrations(draw: st.DrawFn) -> Any:
     """Steps to the right and up; some of length 0 in one direction, never in both."""
     n = draw(st.integers(1, 6))
     right = draw(st.lists(st.one_of(st.just(0.0), st.floats(0.5, 80.0)), min_size=n, max_size=n))
@@ -76,7 +78,9 @@ def calibrations(draw):
 
 @settings(max_examples=150, deadline=None)
 @given(calibrations(), st.integers(0, 10_000), st.floats(0.05, 1.05))
-def test_no_rising_calibration_takes_a_selection_over_its_budget_or_off_the_optimum(line, seed, share):
+def test_no_rising_calibration_takes_a_selection_over_its_budget_or_off_the_optimum(
+    line: Calibration, seed: int, share: float
+) -> None:
     plain, scores = network(seed)
     cost = plain.with_calibration(line)
     networks = enumerated(cost, scores)
@@ -101,12 +105,12 @@ def test_no_rising_calibration_takes_a_selection_over_its_budget_or_off_the_opti
     assert point.value == pytest.approx(max(within), abs=1e-9)
 
 
-def product(c_in, c_out):
+def product(c_in: FloatArray, c_out: FloatArray) -> FloatArray:
     return c_in * c_out
 
 
 @pytest.mark.parametrize("bend", [0.8, 0.95, 1.0, 1.05, 1.2, 1.6])
-def test_the_dense_network_fits_its_own_latency_exactly(bend):
+def test_the_dense_network_fits_its_own_latency_exactly(bend: float) -> None:
     plain = LatencyCost(residual(), FormulaProfile(conv=product, linear=product, add=lambda i, o: i))
     dense = plain.dense_us
     line = fit([(s * dense, s * dense) for s in (0.3, 0.5, 0.7)], anchor=(dense, bend * dense))
@@ -116,7 +120,7 @@ def test_the_dense_network_fits_its_own_latency_exactly(bend):
     assert cost.to_raw(cost.dense_us) == pytest.approx(dense, rel=1e-9)
 
 
-def test_a_bent_latency_and_macs_are_kept_together():
+def test_a_bent_latency_and_macs_are_kept_together() -> None:
     plain = LatencyCost(residual(), FormulaProfile(conv=product, linear=product, add=lambda i, o: i))
     dense = plain.dense_us
     cost = plain.with_calibration(
@@ -143,7 +147,7 @@ def test_a_bent_latency_and_macs_are_kept_together():
         select_within(scores, [(cost, 5.0), (macs, macs.dense)], names=["latency", "macs"])
 
 
-def test_a_budget_of_macs_is_solved_like_one_of_latency():
+def test_a_budget_of_macs_is_solved_like_one_of_latency() -> None:
     macs = resource(residual(), "macs")
     scores = {"stream": torch.arange(8.0), "a": torch.arange(8.0)}
     found = choose(scores, macs, 0.5 * macs.dense, gap=0.0)
@@ -156,7 +160,7 @@ def test_a_budget_of_macs_is_solved_like_one_of_latency():
     assert found.latency_us == macs.total(found.counts) <= 0.5 * macs.dense
 
 
-def test_a_step_across_the_bend_costs_the_difference_of_two_totals():
+def test_a_step_across_the_bend_costs_the_difference_of_two_totals() -> None:
     plain = LatencyCost(residual(), FormulaProfile(conv=product, linear=product, add=lambda i, o: i))
     cost = plain.with_calibration(Knots((0.0, 150.0, 160.0), (0.0, 100.0, 160.0)))  # type: ignore[arg-type]
     # 14·8 + 16a: 144 at a = 2, 160 at a = 3.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ SIZES = {"stream": 8, "a": 8}
 
 
 @pytest.fixture
-def cost():
+def cost() -> LatencyCost:
     """14·s + 2·s·a µs, as in test_choose; a may vanish."""
     return LatencyCost(
         residual(), FormulaProfile(conv=lambda i, o: i * o, linear=lambda i, o: i * o, add=lambda i, o: i)
@@ -30,8 +32,12 @@ def scores_of(seed: int) -> dict[str, torch.Tensor]:
     return {name: torch.rand(8, generator=generator) for name in SIZES}
 
 
-def best_of(scores, budget, allowed_s, allowed_a) -> float:
-    tops = {n: [0.0, *v.double().sort(descending=True).values.cumsum(0).tolist()] for n, v in scores.items()}
+def best_of(
+    scores: dict[str, torch.Tensor], budget: float, allowed_s: Sequence[int], allowed_a: Sequence[int]
+) -> float:
+    tops: dict[str, list[float]] = {
+        n: [0.0, *v.double().sort(descending=True).values.cumsum(0).tolist()] for n, v in scores.items()
+    }
     return max(
         tops["stream"][s] + tops["a"][a]
         for s, a in itertools.product(allowed_s, allowed_a)
@@ -39,33 +45,33 @@ def best_of(scores, budget, allowed_s, allowed_a) -> float:
     )
 
 
-def test_every_group_keeps_its_least_share():
+def test_every_group_keeps_its_least_share() -> None:
     assert restrict(WIDTHS, SIZES, least=0.5) == {"stream": (4, 5, 6, 7, 8), "a": (0, 4, 5, 6, 7, 8)}
 
 
-def test_every_group_keeps_at_most_its_largest_share():
+def test_every_group_keeps_at_most_its_largest_share() -> None:
     assert restrict(WIDTHS, SIZES, most=0.5) == {"stream": (1, 2, 3, 4), "a": (0, 1, 2, 3, 4)}
 
 
-def test_a_group_without_a_width_so_narrow_keeps_its_narrowest():
+def test_a_group_without_a_width_so_narrow_keeps_its_narrowest() -> None:
     assert restrict({"stream": (4, 8), "a": (0, 6, 8)}, SIZES, most=0.25) == {"stream": (4,), "a": (0, 6)}
 
 
-def test_widths_that_are_no_multiples_fall_to_the_next_multiple_below():
+def test_widths_that_are_no_multiples_fall_to_the_next_multiple_below() -> None:
     # Steps of 6 and multiples of 4: 6 → 4, 12 → 12, 18 → 16; the dense 21 stays.
     assert restrict({"g": (6, 12, 18, 21)}, {"g": 21}, multiple=4) == {"g": (4, 12, 16, 21)}
 
 
-def test_a_width_below_the_first_multiple_is_not_offered():
+def test_a_width_below_the_first_multiple_is_not_offered() -> None:
     assert restrict({"g": (1, 2, 3, 5, 8)}, {"g": 8}, multiple=4) == {"g": (4, 8)}
 
 
-def test_a_group_is_emptied_only_where_that_is_asked():
+def test_a_group_is_emptied_only_where_that_is_asked() -> None:
     assert restrict(WIDTHS, SIZES, vanish=False)["a"] == tuple(range(1, 9))
     assert restrict(WIDTHS, SIZES, vanish=True)["a"] == tuple(range(9))
 
 
-def test_one_group_can_have_a_range_of_its_own():
+def test_one_group_can_have_a_range_of_its_own() -> None:
     assert restrict(WIDTHS, SIZES, between={"a": (2, 4)}) == {"stream": tuple(range(1, 9)), "a": (2, 3, 4)}
 
 
@@ -81,7 +87,7 @@ def test_one_group_can_have_a_range_of_its_own():
         ({"multiple": 0}, "multiples of 0"),
     ],
 )
-def test_restrictions_that_leave_nothing_are_refused(asked, text):
+def test_restrictions_that_leave_nothing_are_refused(asked: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         restrict(WIDTHS, SIZES, **asked)
 
@@ -97,7 +103,9 @@ def test_restrictions_that_leave_nothing_are_refused(asked, text):
         ({"between": {"stream": (3, 5), "a": (1, 2)}}, (3, 4, 5), (1, 2)),
     ],
 )
-def test_the_answer_is_the_best_of_the_widths_allowed(cost, seed, asked, allowed_s, allowed_a):
+def test_the_answer_is_the_best_of_the_widths_allowed(
+    cost: LatencyCost, seed: int, asked: dict[str, Any], allowed_s: Sequence[int], allowed_a: Sequence[int]
+) -> None:
     scores = scores_of(seed)
     for budget in (70.0, 120.0, 200.0):
         found = select(scores, cost.restricted(**asked), budget, gap=0.0)
@@ -107,13 +115,13 @@ def test_the_answer_is_the_best_of_the_widths_allowed(cost, seed, asked, allowed
         assert found.latency_us <= budget
 
 
-def test_a_frozen_group_stays_whole_whatever_its_scores(cost):
+def test_a_frozen_group_stays_whole_whatever_its_scores(cost: LatencyCost) -> None:
     scores = {"stream": torch.ones(8), "a": torch.full((8,), 1e-9)}
     found = choose(scores, cost, 150.0, protect={"a"}, gap=0.0)
     assert found.counts == {"stream": 5, "a": 8}  # 14·5 + 16·5 = 150
 
 
-def test_a_branch_vanishes_only_where_the_structure_was_traced_for_it():
+def test_a_branch_vanishes_only_where_the_structure_was_traced_for_it() -> None:
     net = residual()
     whole = type(net)(
         layers=(),

@@ -9,40 +9,43 @@ import pytest
 
 from halpiee.errors import ProfileError, UsageError
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.grid import FloatArray
 from halpiee.selection.solve import solve_grid
+from halpiee.structure.groups import Structure
+from latency.predict import Calibration
 
-from .fakes import FormulaProfile, Line, conv, group, other, residual, structure
+from .fakes import FormulaProfile, conv, group, other, residual, structure
 
 
-def product(c_in, c_out):
+def product(c_in: FloatArray, c_out: FloatArray) -> FloatArray:
     return c_in * c_out
 
 
 @pytest.fixture
-def cost():
+def cost() -> LatencyCost:
     """Stem 3·s, conv1 s·a, conv2 a·s, add s, head 10·s; s = 8, a = 8 when dense."""
     return LatencyCost(residual(), FormulaProfile(step=4, conv=product, linear=product, add=lambda i, o: i))
 
 
-def test_the_dense_cost_is_the_sum_of_all_ops(cost):
+def test_the_dense_cost_is_the_sum_of_all_ops(cost: LatencyCost) -> None:
     assert cost.dense_us == 3 * 8 + 8 * 8 + 8 * 8 + 8 + 10 * 8
 
 
-def test_a_width_is_priced_on_both_sides_of_every_op(cost):
+def test_a_width_is_priced_on_both_sides_of_every_op(cost: LatencyCost) -> None:
     assert cost.total_us({"stream": 5, "a": 2}) == 3 * 5 + 5 * 2 + 2 * 5 + 5 + 10 * 5
 
 
-def test_groups_that_are_not_named_are_whole(cost):
+def test_groups_that_are_not_named_are_whole(cost: LatencyCost) -> None:
     assert cost.total_us({"a": 2}) == cost.total_us({"a": 2, "stream": 8})
 
 
-def test_an_op_whose_side_has_vanished_costs_nothing():
+def test_an_op_whose_side_has_vanished_costs_nothing() -> None:
     overhead = LatencyCost(residual(), FormulaProfile(conv=lambda i, o: 7 + i * o, linear=lambda i, o: i))
     assert overhead.total_us({"a": 0}) == 7 + 3 * 8 + 8
 
 
-def test_calibration_moves_the_sum_and_shares_the_rest(cost):
-    line = cost.with_calibration(Line(10.0, 2.0))
+def test_calibration_moves_the_sum_and_shares_the_rest(cost: LatencyCost) -> None:
+    line = cost.with_calibration(Calibration(10.0, 2.0))
     assert line.total_us({"a": 2}) == 10 + 2 * cost.total_us({"a": 2})
     assert line.dense_us == 10 + 2 * cost.dense_us
     assert line.sum_us({"a": 2}) == cost.total_us({"a": 2})
@@ -50,17 +53,17 @@ def test_calibration_moves_the_sum_and_shares_the_rest(cost):
     assert cost.calibration is None
 
 
-def test_cells_that_were_not_measured_are_named(cost):
+def test_cells_that_were_not_measured_are_named(cost: LatencyCost) -> None:
     assert cost.interpolated({}) == ("stem", "head")  # 3 and 10 are not multiples of 4
     assert "block.conv1" in cost.interpolated({"a": 6})
 
 
-def test_cheap_ops_without_a_table_are_named():
+def test_cheap_ops_without_a_table_are_named() -> None:
     cost = LatencyCost(residual(), FormulaProfile(conv=product, linear=product))
     assert cost.not_covered == ("block.add (add)",)
 
 
-def test_a_layer_without_a_table_is_refused():
+def test_a_layer_without_a_table_is_refused() -> None:
     with pytest.raises(ProfileError, match=r"no table for stem \(conv\), block\.conv1 \(conv\)"):
         LatencyCost(residual(), FormulaProfile(linear=product))
 
@@ -73,12 +76,12 @@ def test_a_layer_without_a_table_is_refused():
         ({"head": 3}, "'head', which is not prunable"),
     ],
 )
-def test_counts_that_do_not_fit_are_refused(cost, counts, text):
+def test_counts_that_do_not_fit_are_refused(cost: LatencyCost, counts: dict[str, int], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         cost.total_us(counts)
 
 
-def test_candidates_are_the_right_edges_of_a_staircase():
+def test_candidates_are_the_right_edges_of_a_staircase() -> None:
     cost = LatencyCost(
         residual({"stream": 64, "a": 48}),
         FormulaProfile(
@@ -88,7 +91,7 @@ def test_candidates_are_the_right_edges_of_a_staircase():
     assert cost.candidates == {"stream": (16, 32, 48, 64), "a": (0, 16, 32, 48)}
 
 
-def test_a_width_that_is_slower_than_a_wider_one_is_no_candidate():
+def test_a_width_that_is_slower_than_a_wider_one_is_no_candidate() -> None:
     # 1 2 3 4 5 6 7 8 units cost 10 30 20 25 24 50 60 55 per stem channel: only widths cheaper than all wider
     # ones.
     curve = np.array([0, 10, 30, 20, 25, 24, 50, 60, 55])
@@ -102,7 +105,7 @@ def test_a_width_that_is_slower_than_a_wider_one_is_no_candidate():
     assert cost.candidates == {"g": (1, 3, 5, 6, 8)}
 
 
-def test_a_smooth_table_offers_at_most_128_widths():
+def test_a_smooth_table_offers_at_most_128_widths() -> None:
     cost = LatencyCost(residual({"stream": 1000}), FormulaProfile(conv=product, linear=product))
     candidates = cost.candidates["stream"]
     assert len(candidates) <= 128
@@ -110,7 +113,7 @@ def test_a_smooth_table_offers_at_most_128_widths():
     assert all(k % 8 == 0 for k in candidates[1:])
 
 
-def concat_network():
+def concat_network() -> Structure:
     """Two branches into a concat that a conv and a flattened linear read, plus a depthwise conv on one branch."""
     sizes = {"input": 3, "a": 4, "b": 6, "c": 5, "head": 2}
     one = {n: ((n, 1),) for n in sizes}
@@ -135,12 +138,12 @@ def concat_network():
     )
 
 
-def test_the_grid_costs_what_the_cost_says():
-    def jagged(c_in, c_out):
-        return c_in * c_out + 3 * np.sin(c_in + 2 * c_out) + 5
+def test_the_grid_costs_what_the_cost_says() -> None:
+    def jagged(c_in: FloatArray, c_out: FloatArray) -> FloatArray:
+        return np.asarray(c_in * c_out + 3 * np.sin(c_in + 2 * c_out) + 5)
 
     profile = FormulaProfile(conv=jagged, depthwise=jagged, linear=jagged, concat=lambda i, o: np.sqrt(i))
-    cost = LatencyCost(concat_network(), profile, Line(4.0, 1.5))
+    cost = LatencyCost(concat_network(), profile, Calibration(4.0, 1.5))
     options = {"a": [1, 3, 4], "b": [2, 6], "c": [5]}
     terms = cost.grid(options)
     for choice in itertools.product(range(3), range(2)):
@@ -154,9 +157,9 @@ def test_the_grid_costs_what_the_cost_says():
         assert 4.0 + 1.5 * found.cost == pytest.approx(cost.total_us(counts))
 
 
-def test_the_grid_of_other_options_does_not_remember_the_first():
-    def jagged(c_in, c_out):
-        return c_in * c_out + 3 * np.sin(c_in + 2 * c_out) + 5
+def test_the_grid_of_other_options_does_not_remember_the_first() -> None:
+    def jagged(c_in: FloatArray, c_out: FloatArray) -> FloatArray:
+        return np.asarray(c_in * c_out + 3 * np.sin(c_in + 2 * c_out) + 5)
 
     profile = FormulaProfile(conv=jagged, depthwise=jagged, linear=jagged, concat=lambda i, o: np.sqrt(i))
     cost = LatencyCost(concat_network(), profile)
@@ -173,20 +176,20 @@ def test_the_grid_of_other_options_does_not_remember_the_first():
         assert found.cost == pytest.approx(cost.total_us(counts))
 
 
-def test_what_no_free_group_touches_is_a_term_with_two_fixed_sides(cost):
+def test_what_no_free_group_touches_is_a_term_with_two_fixed_sides(cost: LatencyCost) -> None:
     *varying, (ins, outs, constant) = cost.grid({"a": [0, 8]})
     assert (ins, outs) == (None, None)
     assert constant.tolist() == [[3 * 8 + 8 + 10 * 8]]
     assert len(varying) == 2
 
 
-def test_a_step_costs_the_difference_of_two_totals(cost):
-    line = cost.with_calibration(Line(10.0, 2.0))
+def test_a_step_costs_the_difference_of_two_totals(cost: LatencyCost) -> None:
+    line = cost.with_calibration(Calibration(10.0, 2.0))
     expected = line.total_us({"stream": 5, "a": 4}) - line.total_us({"stream": 5, "a": 2})
     assert line.step_us({"stream": 5, "a": 2}, "a", 4) == pytest.approx(expected)
 
 
-def test_a_measured_profile_is_priced_at_its_cells():
+def test_a_measured_profile_is_priced_at_its_cells() -> None:
     # Cells of every op at multiples of 4 and at 3 and 10, with jittered times; between cells the table rounds up.
     from latency import Profile
 
@@ -203,8 +206,8 @@ def test_a_measured_profile_is_priced_at_its_cells():
     cost = LatencyCost(net, Profile({}, cells))
     by_kind = {(c["op"], c["c_in"], c["c_out"]): c["us"] for c in cells}
 
-    def expected(s, a):
-        return (
+    def expected(s: int, a: int) -> float:
+        return float(
             by_kind["conv", 3, s]
             + by_kind["conv", s, a]
             + by_kind["conv", a, s]
@@ -227,7 +230,7 @@ def test_a_measured_profile_is_priced_at_its_cells():
     assert found.cost == pytest.approx(cost.dense_us)
 
 
-def test_candidates_can_be_restricted(cost):
+def test_candidates_can_be_restricted(cost: LatencyCost) -> None:
     assert cost.candidates == {"stream": (1, 2, 3, 4, 5, 6, 7, 8), "a": (0, 1, 2, 3, 4, 5, 6, 7, 8)}
     assert cost.restricted(multiple=4).candidates == {"stream": (4, 8), "a": (0, 4, 8)}
     assert cost.restricted(least=0.7, vanish=False).candidates == {"stream": (6, 7, 8), "a": (6, 7, 8)}

@@ -7,34 +7,35 @@ import pytest
 
 from halpiee.errors import BudgetError
 from halpiee.selection.cpsat import search
-from halpiee.selection.grid import Term, normalise
+from halpiee.selection.grid import Grid, Term, normalise
 from halpiee.selection.solve import solve_grid
 
-from .problems import SHAPES, random_problem
+from .problems import SHAPES, Problem, random_problem
 
 
-def grid_of(problem):
+def grid_of(problem: Problem) -> Grid:
     return normalise(problem.values, [Term(i, o, t) for i, o, t in problem.terms], problem.widths)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_search_alone_finds_the_optimum(shape):
+def test_the_search_alone_finds_the_optimum(shape: str) -> None:
     rng = np.random.default_rng([21, SHAPES.index(shape)])
     for _ in range(8):
         problem = random_problem(rng, shape)
         best, _ = problem.enumerate()
         choice, bound = search(problem.values, [(grid_of(problem), problem.budget)], gap=0.0)
+        assert choice is not None
         assert problem.value(choice) == pytest.approx(best, abs=1e-7)
         assert best - 1e-9 <= bound <= best + 1e-6
 
 
-def test_the_search_proves_that_a_budget_is_too_small():
+def test_the_search_proves_that_a_budget_is_too_small() -> None:
     problem = random_problem(np.random.default_rng(22), "chain")
     found = search(problem.values, [(grid_of(problem), problem.enumerate()[1] - 0.1)])
     assert found == (None, -np.inf)
 
 
-def test_the_cpsat_solver_keeps_the_budget_and_refuses_like_the_joint_one():
+def test_the_cpsat_solver_keeps_the_budget_and_refuses_like_the_joint_one() -> None:
     rng = np.random.default_rng(23)
     for _ in range(10):
         problem = random_problem(rng, "residual")

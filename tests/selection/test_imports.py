@@ -8,7 +8,7 @@ from pathlib import Path
 import halpiee.selection
 
 
-def test_imports_go_in_one_direction():
+def test_imports_go_in_one_direction() -> None:
     files = Path(halpiee.selection.__path__[0]).glob("*.py")
     prefix = "halpiee.selection."
     needs = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,11 +27,11 @@ def us(op: Op) -> float:
     ins, outs = -(-op.c_in // STEP), -(-op.c_out // STEP)
     if op.diagonal:
         return 1.0 + 0.2 * ins
-    return 2.0 + outs**0.7 + 0.4 * ins * outs + (3.0 if outs > 4 else 0.0)
+    return 2.0 + float(outs**0.7) + 0.4 * ins * outs + (3.0 if outs > 4 else 0.0)
 
 
 @pytest.fixture(scope="module")
-def network():
+def network() -> Any:
     torch.manual_seed(0)
     model = build("resnet20", width=2.0).eval()
     structure = trace(model, (torch.randn(1, 3, 16, 16),))
@@ -38,7 +40,7 @@ def network():
 
 
 @pytest.fixture(scope="module")
-def whole(network):
+def whole(network: Any) -> LatencyCost:
     """Every cell at the crossings of all edges, by the formula."""
     structure, _ = network
     cells = []
@@ -55,7 +57,9 @@ def whole(network):
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.5, 0.7])
-def test_little_value_is_lost_and_the_true_cost_keeps_the_budget(network, whole, fraction) -> None:
+def test_little_value_is_lost_and_the_true_cost_keeps_the_budget(
+    network: Any, whole: LatencyCost, fraction: float
+) -> None:
     structure, scores = network
     with LazySweep([t.op for t in structure.ops], backend=FormulaBackend(us)) as tables:
         found, cost = select_lazily(scores, structure, tables, Latency(fraction=fraction))
@@ -66,4 +70,5 @@ def test_little_value_is_lost_and_the_true_cost_keeps_the_budget(network, whole,
     assert whole.total_us(found.counts) <= budget_us * (1 + 1e-3)
     assert found.value >= 0.995 * best.value
     assert cost.interpolated(found.counts) == ()
+    assert isinstance(whole.profile, latency.Profile)
     assert measured < 0.5 * len(whole.profile.cells)

@@ -1,4 +1,4 @@
-"""Several limits at once against enumeration, and resources against formulas by hand."""
+"""Several limits and the curve of all budgets against enumeration, and resources against formulas by hand."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.grid import Term, normalise
-from halpiee.selection.limits import peak_bytes, resource, select_within, solve_limits
+from halpiee.selection.grid import Grid, Term, normalise
+from halpiee.selection.limits import pareto, peak_bytes, resource, select_within, solve_limits
 
 from .fakes import FormulaProfile, residual
 from .problems import SHAPES, Problem, random_problem
 
 
-def as_grid(problem):
+def as_grid(problem: Problem) -> Grid:
     return normalise(problem.values, [Term(*t) for t in problem.terms], problem.widths)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_two_limits_are_kept_and_solved_exactly(shape):
+def test_two_limits_are_kept_and_solved_exactly(shape: str) -> None:
     rng = np.random.default_rng([41, SHAPES.index(shape)])
     for _ in range(6):
         first = random_problem(rng, shape)
@@ -46,7 +46,7 @@ def test_two_limits_are_kept_and_solved_exactly(shape):
         assert upper_bound >= best - 1e-9
 
 
-def test_limits_that_no_choice_keeps_together_are_refused():
+def test_limits_that_no_choice_keeps_together_are_refused() -> None:
     # Cheap on one device is dear on the other.
     values = [np.array([0.0, 1.0])]
     one = normalise(values, [Term(None, 0, np.array([[1.0, 5.0]]))], None)
@@ -59,7 +59,7 @@ def test_limits_that_no_choice_keeps_together_are_refused():
     assert error.value.minimum == 1.0
 
 
-def test_latency_on_two_devices_macs_and_memory_at_once():
+def test_latency_on_two_devices_macs_and_memory_at_once() -> None:
     net = residual()
     fast = LatencyCost(net, FormulaProfile(conv=lambda i, o: i * o, linear=lambda i, o: i * o))
     slow = LatencyCost(net, FormulaProfile(conv=lambda i, o: 50 + o, linear=lambda i, o: i))
@@ -84,7 +84,7 @@ def test_latency_on_two_devices_macs_and_memory_at_once():
     assert found.counts == {n: int(k.sum()) for n, k in found.keep.items()}
 
 
-def test_resources_by_hand():
+def test_resources_by_hand() -> None:
     # 3×3 convs at 8×8: 3→s, s→a, a→s; a linear layer of 8·8 rows, s→10.
     net = residual()
     for s, a in ((8, 8), (5, 2)):
@@ -96,7 +96,7 @@ def test_resources_by_hand():
     assert resource(net, "peak_bytes", above=3000.0).total({}) == sum(max(0, b - 3000) for b in bytes_of)
 
 
-def test_limits_of_different_networks_are_refused():
+def test_limits_of_different_networks_are_refused() -> None:
     scores = {name: torch.ones(8) for name in ("stream", "a")}
     with pytest.raises(
         UsageError,
@@ -105,7 +105,7 @@ def test_limits_of_different_networks_are_refused():
         select_within(scores, [(resource(residual(sizes), "macs"), 1e9) for sizes in ({}, {"a": 4})])
 
 
-def test_a_limit_too_small_by_itself_is_named_with_its_minimum():
+def test_a_limit_too_small_by_itself_is_named_with_its_minimum() -> None:
     net = residual()
     scores = {name: torch.ones(8) for name in ("stream", "a")}
     limits = [(resource(net, "macs"), 1e9), (resource(net, "params"), 20.0)]
@@ -117,18 +117,18 @@ def test_a_limit_too_small_by_itself_is_named_with_its_minimum():
     assert error.value.minimum == 9 * 3 + 10
 
 
-def test_no_limits_are_refused():
+def test_no_limits_are_refused() -> None:
     with pytest.raises(UsageError, match="no limits were given"):
         select_within({"a": torch.ones(8)}, [])
 
 
-def test_the_largest_op_holds_its_input_and_output():
+def test_the_largest_op_holds_its_input_and_output() -> None:
     # float32 at 64 positions: conv1 and conv2 hold 8 + 8 channels, the head 8 + 10.
     assert peak_bytes(residual()) == 4 * 64 * 18
     assert peak_bytes(residual(), {"stream": 3, "a": 8}) == 4 * 64 * 13
 
 
-def test_a_memory_limit_far_exceeded_is_reached_without_overflow():
+def test_a_memory_limit_far_exceeded_is_reached_without_overflow() -> None:
     net = residual({"stream": 64, "a": 64})
     memory = resource(net, "peak_bytes", above=4.0 * 64 * 20)
     scores = {"stream": torch.ones(64), "a": torch.ones(64)}
@@ -138,7 +138,7 @@ def test_a_memory_limit_far_exceeded_is_reached_without_overflow():
     assert found.counts["stream"] <= 10
 
 
-def test_limits_at_two_batches_are_kept_together():
+def test_limits_at_two_batches_are_kept_together() -> None:
     one, two = (
         LatencyCost(residual(), FormulaProfile(conv=f, linear=lambda i, o: i))
         for f in (lambda i, o: i * o, lambda i, o: 20 + 3 * o)
@@ -148,3 +148,45 @@ def test_limits_at_two_batches_are_kept_together():
     assert found.latency_us == one.total_us(found.counts) <= 90.0
     assert found.used[1] == two.total_us(found.counts) <= 140.0
     assert found.slack_us == pytest.approx(90.0 - found.latency_us)
+
+
+@pytest.fixture
+def cost() -> LatencyCost:
+    """14·s + 2·s·a µs, as in test_choose."""
+    return LatencyCost(
+        residual(),
+        FormulaProfile(conv=lambda i, o: i * o, linear=lambda i, o: i * o, add=lambda i, o: i),
+    )
+
+
+def test_every_point_of_the_curve_is_the_optimum_of_its_budget(cost: LatencyCost) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(8, generator=generator) for name in ("stream", "a")}
+    tops = {
+        n: torch.cat([torch.zeros(1), v.double().sort(descending=True).values.cumsum(0)])
+        for n, v in scores.items()
+    }
+    budgets = [cost.dense_us * share for share in (0.9, 0.3, 0.31, 0.5, 0.1, 0.7, 1.0)]
+    points = pareto(scores, cost, budgets, gap=0.0)
+    assert [p.budget_us for p in points] == budgets
+    for point in points:
+        best = max(
+            float(tops["stream"][s] + tops["a"][a])
+            for s, a in itertools.product(range(1, 9), range(9))
+            if 14 * s + 2 * s * a <= point.budget_us
+        )
+        assert point.value == pytest.approx(best)
+        assert point.gap <= 1e-9
+        s, a = point.counts["stream"], point.counts["a"]
+        assert point.latency_us == 14 * s + 2 * s * a <= point.budget_us
+
+
+def test_budgets_below_the_narrowest_network_are_left_out(cost: LatencyCost) -> None:
+    scores = {name: torch.ones(8) for name in ("stream", "a")}
+    assert [p.budget_us for p in pareto(scores, cost, [5.0, 13.9, 14.0, 100.0])] == [14.0, 100.0]
+
+
+def test_protected_groups_stay_whole_along_the_curve(cost: LatencyCost) -> None:
+    scores = {name: torch.ones(8) for name in ("stream", "a")}
+    points = pareto(scores, cost, [120.0, 200.0], protect={"stream"})
+    assert [p.counts for p in points] == [{"stream": 8, "a": 0}, {"stream": 8, "a": 5}]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,29 +21,29 @@ from halpiee.structure.groups import parameters
 from .fakes import FormulaProfile, residual
 
 
-def latency(s, a):
+def latency(s: int, a: int) -> int:
     return 3 * s + s * a + a * s + s + 10 * s
 
 
 @pytest.fixture
-def cost():
+def cost() -> LatencyCost:
     return LatencyCost(
         residual(),
         FormulaProfile(step=4, conv=lambda i, o: i * o, linear=lambda i, o: i * o, add=lambda i, o: i),
     )
 
 
-def nearest(options, width):
+def nearest(options: Sequence[int], width: float) -> int:
     """The option nearest to a width, the wider of two."""
     return min(reversed(options), key=lambda k: abs(k - width))
 
 
-def ratios():
+def ratios() -> Any:
     """Every share a network of up to 12 units can tell apart, and some between them."""
     return [n / 2400 for n in range(2401)]
 
 
-def random_network(seed):
+def random_network(seed: int) -> Any:
     rng = np.random.default_rng(seed)
     sizes = {name: int(rng.integers(2, 13)) for name in "abc"}
     options = {
@@ -49,7 +51,7 @@ def random_network(seed):
     }
     table = {key: rng.uniform(0, 8, size=13) for key in ("ab", "bc", "c")}
 
-    def measure(counts):
+    def measure(counts: dict[str, int]) -> float:
         a, b, c = (counts[name] for name in "abc")
         bumps = table["ab"][a] + table["bc"][b] + table["c"][c] if seed % 2 else 0.0
         return float(2 * a + a * b + b * c + 3 * c + bumps)
@@ -58,7 +60,7 @@ def random_network(seed):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_no_larger_ratio_fits_and_no_single_further_step(seed):
+def test_no_larger_ratio_fits_and_no_single_further_step(seed: int) -> None:
     sizes, options, measure = random_network(seed)
     every = [measure(dict(zip("abc", k, strict=True))) for k in itertools.product(*options.values())]
     for limit in np.linspace(min(every), max(every), 7):
@@ -77,12 +79,12 @@ def test_no_larger_ratio_fits_and_no_single_further_step(seed):
                 assert measure({**counts, name: wider}) > limit
 
 
-def test_steps_go_to_the_group_with_the_largest_remainder():
+def test_steps_go_to_the_group_with_the_largest_remainder() -> None:
     # One µs a unit. At 3/4 the network keeps 3 + 6 + 9 of 4, 8 and 12 units, at 5/8 a had stepped from 2 to 3.
     sizes = {"a": 4, "b": 8, "c": 12}
     options = {name: range(1, size + 1) for name, size in sizes.items()}
 
-    def found(limit):
+    def found(limit: float) -> dict[str, int] | None:
         return widest(sizes, options, lambda counts: sum(counts.values()), limit)
 
     assert found(18) == {"a": 3, "b": 6, "c": 9}
@@ -94,7 +96,7 @@ def test_steps_go_to_the_group_with_the_largest_remainder():
     assert found(21) == {"a": 4, "b": 7, "c": 10}
 
 
-def test_coarse_widths_do_not_leave_the_budget_unused():
+def test_coarse_widths_do_not_leave_the_budget_unused() -> None:
     # Half widths are all that some groups offer: rounding all of them down at once would take 58 % of 0.9.
     sizes = {f"g{i}": 16 for i in range(10)}
     options = dict.fromkeys(sizes, (8, 16))
@@ -103,7 +105,7 @@ def test_coarse_widths_do_not_leave_the_budget_unused():
     assert sum(counts.values()) == 144
 
 
-def test_uniform_keeps_the_largest_share_that_fits(cost):
+def test_uniform_keeps_the_largest_share_that_fits(cost: LatencyCost) -> None:
     for share in (0.2, 0.5, 0.8):
         budget = share * cost.dense_us
         k = max(k for k in range(1, 9) if latency(k, k) <= budget)
@@ -115,18 +117,18 @@ def test_uniform_keeps_the_largest_share_that_fits(cost):
         assert uniform(cost, budget) == {"stream": s, "a": a}
 
 
-def test_uniform_leaves_protected_groups_whole(cost):
+def test_uniform_leaves_protected_groups_whole(cost: LatencyCost) -> None:
     assert uniform(cost, latency(8, 3) + 1, protect={"stream"}) == {"stream": 8, "a": 3}
 
 
-def test_uniform_refuses_a_budget_below_its_narrowest_network(cost):
+def test_uniform_refuses_a_budget_below_its_narrowest_network(cost: LatencyCost) -> None:
     with pytest.raises(BudgetError) as error:
         uniform(cost, 10.0)
     assert error.value.minimum == latency(1, 1)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.35, 0.5, 0.9, 1.0])
-def test_a_share_of_the_parameters_is_used_to_within_a_unit_of_every_group(share):
+def test_a_share_of_the_parameters_is_used_to_within_a_unit_of_every_group(share: float) -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(12, 5),
@@ -134,7 +136,7 @@ def test_a_share_of_the_parameters_is_used_to_within_a_unit_of_every_group(share
     structure = halpiee.trace(net, (torch.zeros(1, 3, 8, 8),))
     first, second = (next(name for name, _ in layer.out_groups) for layer in structure.layers[:2])
 
-    def size(a, b):
+    def size(a: int, b: Any) -> Any:
         return 28 * a + (9 * a + 1) * b + (b + 1) * 5
 
     assert size(8, 12) == parameters(structure) == sum(p.numel() for p in net.parameters())

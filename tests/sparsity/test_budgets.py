@@ -15,7 +15,8 @@ from halpiee import analysis
 from halpiee.errors import BudgetError, UsageError
 from halpiee.methods.allocator import LayerPools
 from halpiee.sparsity import ERK, NM, Filters, Global, Mask, PerLayer, Uniform, Weights, erk
-from tests.sparsity.test_distribution import resnet50_shapes
+
+from .test_distribution import resnet50_shapes
 
 
 def net() -> nn.Sequential:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
@@ -26,7 +28,8 @@ class Residual(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         a = self.bn_a(self.a(x)).relu()
         y = self.bn_sum(self.b(a) + a).relu()
-        return self.fc(self.bn_c(self.c(y)).relu().mean((2, 3)))
+        found: torch.Tensor = self.fc(self.bn_c(self.c(y)).relu().mean((2, 3)))
+        return found
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ def test_the_network_shrunk_by_filters_computes_what_the_masked_one_does(net: Re
     units = Filters(net, pinned=frozenset({"a", "b"}))
     alive = {"c": keep(5, 0, 3)}
     small = halpiee.shrink(net, structure, units.channels(structure, alive)).eval()
-    assert small.c.out_channels == 3
+    assert cast(nn.Conv2d, small.c).out_channels == 3
     masks = units.masks(alive)
     with torch.no_grad():
         for name, p in net.named_parameters():
@@ -157,7 +160,8 @@ class Separable(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.bn_one(self.one(x)).relu()
-        return self.two(self.bn_depth(self.depth(x)).relu())
+        found: torch.Tensor = self.two(self.bn_depth(self.depth(x)).relu())
+        return found
 
 
 def test_a_depthwise_filter_goes_with_the_filters_that_write_its_channel() -> None:
@@ -174,7 +178,7 @@ def test_a_depthwise_filter_goes_with_the_filters_that_write_its_channel() -> No
     assert masks["bn_depth.bias"].tolist() == [True, False, False, True]
     structure = halpiee.trace(net, (torch.zeros(1, 3, 8, 8),))
     small = halpiee.shrink(net, structure, units.channels(structure, alive)).eval()
-    assert small.depth.out_channels == 2
+    assert cast(nn.Conv2d, small.depth).out_channels == 2
     alive.apply(net, units)
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(small(x), net.eval()(x))
@@ -193,7 +197,8 @@ def test_a_depthwise_filter_behind_a_sum_stays_while_one_of_its_writers_does() -
             self.depth, self.out = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 2, 1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.out(self.depth(self.a(x) + self.b(x)).relu())
+            found: torch.Tensor = self.out(self.depth(self.a(x) + self.b(x)).relu())
+            return found
 
     masks = Filters(Two()).masks({"a": keep(4, 0, 1), "b": keep(4, 1, 2), "out": keep(2)})
     assert masks["depth.bias"].tolist() == [True, False, True, True]

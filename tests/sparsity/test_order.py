@@ -26,7 +26,8 @@ class Backwards(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.second(torch.relu(self.first(x)))).flatten(2).transpose(1, 2)
-        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+        found: Tensor = self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+        return found
 
 
 @pytest.fixture
@@ -76,7 +77,8 @@ class Words(nn.Module):
         self.hidden = nn.Linear(6, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.hidden(self.words(x))).mean(1))
+        found: Tensor = self.head(torch.relu(self.hidden(self.words(x))).mean(1))
+        return found
 
 
 def test_a_model_that_runs_on_no_usual_input_asks_for_one() -> None:

@@ -10,17 +10,19 @@ import torch
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.grid import FloatArray
 from halpiee.selection.select import choose, select
+from latency.predict import Calibration
 
-from .fakes import FormulaProfile, Line, residual
+from .fakes import FormulaProfile, residual
 
 
-def product(c_in, c_out):
+def product(c_in: FloatArray, c_out: FloatArray) -> FloatArray:
     return c_in * c_out
 
 
 @pytest.fixture
-def cost():
+def cost() -> LatencyCost:
     """3·s + s·a + a·s + s + 10·s µs; s = a = 8 when dense, all widths are candidates, a may vanish."""
     return LatencyCost(residual(), FormulaProfile(conv=product, linear=product, add=lambda i, o: i))
 
@@ -42,7 +44,7 @@ def latency(s: int, a: int) -> float:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("share", [0.2, 0.45, 0.7, 0.95])
-def test_select_is_the_best_of_all_selections(cost, seed, share):
+def test_select_is_the_best_of_all_selections(cost: LatencyCost, seed: int, share: float) -> None:
     scores = scores_of(seed)
     budget = share * cost.dense_us
     found = select(scores, cost, budget, gap=0.0)
@@ -66,14 +68,14 @@ def test_select_is_the_best_of_all_selections(cost, seed, share):
         )
 
 
-def test_a_large_budget_keeps_everything(cost):
+def test_a_large_budget_keeps_everything(cost: LatencyCost) -> None:
     found = select(scores_of(0), cost, cost.dense_us)
     assert found.counts == {"stream": 8, "a": 8}
     assert math.isnan(found.next_step_us)
     assert found.gap == 0
 
 
-def test_the_next_step_is_the_cheapest_next_width(cost):
+def test_the_next_step_is_the_cheapest_next_width(cost: LatencyCost) -> None:
     found = select(scores_of(0), cost, 0.5 * cost.dense_us)
     s, a = found.counts["stream"], found.counts["a"]
     steps = [latency(s + 1, a) - latency(s, a)] * (s < 8) + [latency(s, a + 1) - latency(s, a)] * (a < 8)
@@ -81,7 +83,7 @@ def test_the_next_step_is_the_cheapest_next_width(cost):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_next_width_fits_even_where_scores_are_zero(cost, seed):
+def test_no_next_width_fits_even_where_scores_are_zero(cost: LatencyCost, seed: int) -> None:
     scores = scores_of(seed)
     scores["a"][:] = 0
     found = select(scores, cost, (0.15 + 0.04 * seed) * cost.dense_us, gap=0.2)
@@ -91,7 +93,7 @@ def test_no_next_width_fits_even_where_scores_are_zero(cost, seed):
             assert latency(counts["stream"], counts["a"]) > found.budget_us
 
 
-def test_must_is_kept_and_only_may_is_added(cost):
+def test_must_is_kept_and_only_may_is_added(cost: LatencyCost) -> None:
     must = {"stream": mask(6, 7), "a": mask(0)}
     may = {"stream": mask(0, 1, 2), "a": mask(4, 5)}
     for share in (0.3, 0.5, 0.7):
@@ -101,7 +103,7 @@ def test_must_is_kept_and_only_may_is_added(cost):
             assert not bool(found.keep[name][~(must[name] | may[name])].any())
 
 
-def test_units_of_must_do_not_compete_by_score(cost):
+def test_units_of_must_do_not_compete_by_score(cost: LatencyCost) -> None:
     scores = {"stream": torch.arange(8.0), "a": torch.arange(8.0)}
     must, may = {"stream": mask(0, 1), "a": mask(0)}, {"a": mask(7)}
     found = choose(scores, cost, latency(3, 2), must=must, may=may)
@@ -110,7 +112,7 @@ def test_units_of_must_do_not_compete_by_score(cost):
     assert found.value == 14.0
 
 
-def test_pruning_then_growing_is_the_same_call_on_complementary_sets(cost):
+def test_pruning_then_growing_is_the_same_call_on_complementary_sets(cost: LatencyCost) -> None:
     active = {"stream": mask(*range(6)), "a": mask(*range(6))}
     budget = latency(6, 6)
     pruned = choose(scores_of(2), cost, 0.7 * budget, may=active)
@@ -122,13 +124,13 @@ def test_pruning_then_growing_is_the_same_call_on_complementary_sets(cost):
     assert all(bool(grown.keep[n][pruned.keep[n]].all()) for n in active)
 
 
-def test_ties_go_to_the_lower_index(cost):
+def test_ties_go_to_the_lower_index(cost: LatencyCost) -> None:
     found = choose({"stream": torch.ones(8), "a": torch.ones(8)}, cost, latency(3, 3), gap=0.0)
     for name, keep in found.keep.items():
         assert keep.tolist() == [i < found.counts[name] for i in range(8)]
 
 
-def test_groups_without_scores_and_protected_groups_stay_whole(cost):
+def test_groups_without_scores_and_protected_groups_stay_whole(cost: LatencyCost) -> None:
     found = choose({"stream": torch.ones(8)}, cost, 0.6 * cost.dense_us)
     assert found.counts["a"] == 8
     found = choose(scores_of(0), cost, 0.6 * cost.dense_us, protect={"stream"})
@@ -137,7 +139,7 @@ def test_groups_without_scores_and_protected_groups_stay_whole(cost):
     assert found.keep["a"].tolist() == mask(1, 2).tolist()
 
 
-def test_a_group_vanishes_only_where_it_may(cost):
+def test_a_group_vanishes_only_where_it_may(cost: LatencyCost) -> None:
     scores = {"stream": torch.rand(8) + 1, "a": torch.full((8,), 1e-6)}
     found = select(scores, cost, latency(8, 0))
     assert found.counts == {"stream": 8, "a": 0}
@@ -145,10 +147,10 @@ def test_a_group_vanishes_only_where_it_may(cost):
     assert select(scores, cost, latency(1, 8)).counts == {"stream": 1, "a": 8}
 
 
-def test_counts_are_candidates_or_the_size_of_must():
+def test_counts_are_candidates_or_the_size_of_must() -> None:
     import numpy as np
 
-    def steps(c_in, c_out):
+    def steps(c_in: FloatArray, c_out: FloatArray) -> FloatArray:
         return np.ceil(c_in / 4) * np.ceil(c_out / 4)
 
     stairs = LatencyCost(residual(), FormulaProfile(conv=steps, linear=steps, add=lambda i, o: i * 0))
@@ -159,16 +161,16 @@ def test_counts_are_candidates_or_the_size_of_must():
     assert found.counts == {"stream": 8, "a": 4}
 
 
-def test_the_calibrated_latency_meets_the_budget(cost):
-    line = cost.with_calibration(Line(20.0, 1.3))
+def test_the_calibrated_latency_meets_the_budget(cost: LatencyCost) -> None:
+    line = cost.with_calibration(Calibration(20.0, 1.3))
     found = select(scores_of(0), line, 0.5 * line.dense_us)
     expected = 20 + 1.3 * latency(found.counts["stream"], found.counts["a"])
     assert found.latency_us == pytest.approx(expected)
     assert expected <= 0.5 * line.dense_us
 
 
-def test_a_budget_that_is_too_small_names_the_smallest_latency(cost):
-    line = cost.with_calibration(Line(20.0, 1.0))
+def test_a_budget_that_is_too_small_names_the_smallest_latency(cost: LatencyCost) -> None:
+    line = cost.with_calibration(Calibration(20.0, 1.0))
     with pytest.raises(BudgetError, match=r"takes 34\.0 µs; ask for at least 34\.0 µs") as error:
         select(scores_of(0), line, 30.0)
     assert error.value.minimum == 20 + latency(1, 0)
@@ -177,7 +179,7 @@ def test_a_budget_that_is_too_small_names_the_smallest_latency(cost):
     assert error.value.minimum == latency(3, 1)
 
 
-def test_the_linear_solver_misses_what_the_next_layer_saves(cost):
+def test_the_linear_solver_misses_what_the_next_layer_saves(cost: LatencyCost) -> None:
     # Priced by its output sides alone around dense: stem 3 and conv2 8 per stream unit plus add 1, conv1 8
     # per a
     # unit. The linear answer to 0.5 leaves latency unused that the joint one spends.
@@ -190,7 +192,7 @@ def test_the_linear_solver_misses_what_the_next_layer_saves(cost):
     assert linear.value < joint.value
 
 
-def test_growing_linearly_starts_from_must(cost):
+def test_growing_linearly_starts_from_must(cost: LatencyCost) -> None:
     # Around s = a = 2: a stream unit 3 + 2 + 1 (its readers are not charged), an a unit 2.
     must = {"stream": mask(0, 1), "a": mask(0, 1)}
     budget = latency(2, 2) + 12.0
@@ -215,12 +217,14 @@ def test_growing_linearly_starts_from_must(cost):
         ({"stream": torch.ones(8), "a": torch.ones(8), "steam": torch.ones(8)}, "did you mean 'stream'"),
     ],
 )
-def test_scores_that_do_not_fit_are_refused_by_group(cost, scores, text):
+def test_scores_that_do_not_fit_are_refused_by_group(
+    cost: LatencyCost, scores: dict[str, torch.Tensor], text: str
+) -> None:
     with pytest.raises(UsageError, match=text):
         select(scores, cost, 100.0)
 
 
-def test_masks_that_do_not_fit_are_refused_by_group(cost):
+def test_masks_that_do_not_fit_are_refused_by_group(cost: LatencyCost) -> None:
     with pytest.raises(UsageError, match=r"must\['a'\] must be a bool tensor"):
         choose(scores_of(0), cost, 100.0, must={"a": torch.ones(8)})
     with pytest.raises(UsageError, match="no unit in 'stream', which may not vanish"):
