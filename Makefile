@@ -47,7 +47,7 @@ bench: $(VENV)/.installed ## what masking costs a training step, and what shrink
 
 bench-latency: $(VENV)/.installed ## predicted against measured on random shrunk networks; regret; repeatability
 	$(BIN)/python -m tools.bench_latency
-	$(BIN)/python -m tools.bench_profiles --folder runs/bench-latency
+	$(BIN)/python -m tools.bench_latency --regret runs/bench-latency
 
 bench-solver: $(VENV)/.installed ## exact selection: time and certified gap per network, and linear against joint
 	$(BIN)/python -m tools.bench_solver --profile profiles/intel-xeon-avx512-ort-1t/resnet50-224-b1.jsonl profiles/intel-xeon-avx512-ort-1t/mobilenet_v1-224-b1.jsonl profiles/intel-xeon-avx512-ort-1t/mobilenet_v2-224-b1.jsonl
@@ -59,7 +59,7 @@ bench-structure: $(VENV)/.installed ## seconds of a trace and of a shrink
 DATA ?= path/to/cifar10
 bench-methods: $(VENV)/.installed ## orders the methods on CIFAR-10, rewinding among them: make bench-methods DATA=folder
 	$(BIN)/python -m tools.bench_methods --data $(DATA) --out runs/bench-methods.jsonl
-	$(BIN)/python -m tools.bench_rewinding --data $(DATA) --out runs/bench-rewinding.jsonl
+	$(BIN)/python -m tools.bench_methods --rewinding --data $(DATA) --out runs/bench-rewinding.jsonl
 
 models: $(VENV)/.installed ## every torchvision network: what is prunable, and that the cut is exact
 	$(BIN)/python -m tools.models_table --out docs/models.md

@@ -1,7 +1,10 @@
-"""Predicted against measured latency on random shrunk networks: ``make bench-latency``.
+"""Predicted against measured latency on random shrunk networks (``make bench-latency``), and what profiles are worth.
 
     python -m tools.bench_latency --backend torch --device cuda --precision fp16 --channels-last --model resnet50 \\
         --batch 256 --profile resnet50-fp16-b256.jsonl
+    python -m tools.bench_latency --layers --model resnet50 --size 224 --batch 1 --profile resnet50.jsonl
+    python -m tools.bench_latency --regret runs/bench-latency        # a sweep of few cells against one of all
+    python -m tools.bench_latency --pair A.jsonl B.jsonl             # how far two sweeps are apart
 
 Each network is profiled (or a profile is given), the sum of its tables is fitted on five random shrunk networks and the
 dense one, and other random networks are measured interleaved with the dense one; both are drawn from the cost's
@@ -13,9 +16,12 @@ their slope is what the ops' slopes add up to.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +30,19 @@ import torch
 from torch import nn
 
 import latency
-from halpiee.deploy.calibrate import first_units, random_counts
+from halpiee.deploy.calibrate import first_units, layer_times, random_counts
 from halpiee.deploy.target import Target
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import fixed_sides
+from halpiee.selection.select import select
 from halpiee.structure.shrink import shrink
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
-from latency.errors import ProfileError, UsageError
+from latency.backends.onnxruntime import to_onnx
+from latency.errors import BudgetError, ProfileError, UsageError
 from latency.inspect import inspect
+from latency.op import in_words
+from latency.profiles import cell_key
 
 NETWORKS = (
     ("resnet20", 32, 8),
@@ -88,7 +98,22 @@ def main(arguments: list[str] | None = None) -> None:
         "--precision", default="fp32", choices=["fp32", "tf32", "fp16", "bf16"], help="of torch"
     )
     parser.add_argument("--channels-last", action="store_true", help="NHWC activations, of torch")
+    parser.add_argument("--layers", action="store_true", help="with --model and --profile: table by table")
+    parser.add_argument(
+        "--regret", type=Path, metavar="FOLDER", help="what few cells cost, and repeatability"
+    )
+    parser.add_argument("--pair", type=Path, nargs=2, help="how far two profiles of one network are apart")
     options = parser.parse_args(arguments)
+    if options.pair:
+        print(differing(options.pair))
+        return
+    if options.layers or options.regret:
+        name, size, batch = (options.model or ["resnet20"])[0], options.size or 32, options.batch or 8
+        if options.layers:
+            layer_ratios(options.profile, name, size, batch)
+        else:
+            print(regret(name, size, batch, options.regret))
+        return
     try:
         target = Slopes(options.backend, options.device, options.precision, options.channels_last)
     except UsageError as error:
@@ -159,6 +184,138 @@ def row(
         f"{label:26} {len(profile.cells):6d} {seconds:8.0f} {cost.sum_us({}) / dense:8.3f} {judged:>12} "
         f"{np.median(errors):7.1%} {np.quantile(errors, 0.95):7.1%} {errors.max():7.1%}"
     )
+
+
+OWN_US = 3.0
+"""Of each kernel's time, the profiler's: what it says of one that reads a single number."""
+
+
+def layer_ratios(path: Path, name: str, size: int, batch: int, n: int = 5) -> None:
+    """Prints a line per table: what the runtime's profiler says of its kernels, and what the table says.
+
+    Kernels are those of the dense network and of ``n`` random shrunk ones: a sum may be right by errors that cancel.
+    The profiler counts whole µs of the wall clock, some 3 of them its own at each kernel, which are taken off.
+    """
+    torch.manual_seed(0)
+    model = build(name).eval()
+    example = (torch.randn(batch, 3, size, size),)
+    structure = trace(model, example)
+    profile = latency.Profile.load(path)
+    drawn = random_counts(LatencyCost(structure, profile), n, seed=3)
+    nets = {"dense": model} | {
+        str(i): shrink(model, structure, first_units(structure, counts)) for i, counts in enumerate(drawn)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {one: Path(folder) / f"{one}.onnx" for one in nets}
+        for one, net in nets.items():
+            paths[one].write_bytes(to_onnx(net, example).SerializeToString())
+        found = layer_times(paths, batch=batch)
+    by_table: dict[str, dict[bool, tuple[float, float]]] = defaultdict(dict)
+    for one, net in nets.items():
+        built = {timed.layer: timed.op for timed in trace(net, example).ops}
+        for timed in structure.ops:
+            if timed.layer not in found[one] or timed.layer not in built:
+                continue
+            op = built[timed.layer]
+            kernel, table = by_table[in_words(timed.op)].get(one == "dense", (0.0, 0.0))
+            us = float(profile.table(timed.op).lookup(op.c_in, op.c_out))
+            by_table[in_words(timed.op)][one == "dense"] = (
+                kernel + found[one][timed.layer] - OWN_US,
+                table + us,
+            )
+    print(f"{'':58} dense: kernels   table  ratio  cut: kernels   table  ratio")
+    for words, sides in by_table.items():
+        columns = [sides.get(dense, (0.0, 0.0)) for dense in (True, False)]
+        print(f"{words:58}" + "".join(f" {k:14.0f} {t:7.0f} {k / t if t else 0:6.3f}" for k, t in columns))
+
+
+BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+"""Shares of what lies between the narrowest network, which on a device with wide steps may take half, and the dense."""
+
+SEEDS = 5
+
+
+def regret(name: str, size: int, batch: int, folder: Path | None) -> str:
+    """Returns what an ordinary profile loses against every crossing of the edges, and how well two sweeps agree.
+
+    *Regret* is value lost by solving on few cells: the network chosen on an ordinary profile is priced on one of every
+    crossing of the edges; lost is the share of value that the best network of that true latency would have kept more.
+
+    Args:
+        name: MODEL string.
+        size: of the images.
+        batch: images per inference.
+        folder: keeps the profiles; what was measured is not measured again, and two more sweeps are compared.
+    """
+    torch.manual_seed(0)
+    model = build(name).eval()
+    structure = trace(model, (torch.randn(batch, 3, size, size),))
+    ops, fixed = [timed.op for timed in structure.ops], fixed_sides(structure)
+    label = f"{name}-{size}-b{batch}"
+    paths = {kind: folder / f"{label}-{kind}.jsonl" if folder else None for kind in ("cheap", "whole")}
+    cheap = latency.sweep(ops, fixed=fixed, path=paths["cheap"], progress=True)
+    every = max(step for c in cheap.cells for step in c.get("steps", (1, 1)))
+    whole = latency.sweep(ops, fixed=fixed, path=paths["whole"], every=every, progress=True)
+    found = regrets(LatencyCost(structure, cheap), LatencyCost(structure, whole))
+    counts = [sum(c.get("role", "sweep") == "sweep" for c in profile.cells) for profile in (cheap, whole)]
+    lines = [
+        f"{label}: {counts[0]} cells for {counts[1]}; regret over {len(found)} plans: median {np.median(found):.2%}, "
+        f"worst {max(found):.2%}"
+    ]
+    if folder is not None:
+        lines.append(f"{label}: {repeatability(name, size, batch, folder)}")
+    return "\n".join(lines)
+
+
+def repeatability(model: str, size: int, batch: int, folder: Path) -> str:
+    """Sweeps twice in processes of their own and says how far the cells are apart."""
+    paths = [folder / f"{model}-{size}-b{batch}-repeat{i}.jsonl" for i in range(2)]
+    for path in paths:
+        arguments = [model, "--size", str(size), "--batch", str(batch), "--out", str(path)]
+        subprocess.run(
+            [sys.executable, "-m", "halpiee", "profile", *arguments], check=True, capture_output=True
+        )
+    return differing(paths)
+
+
+def differing(paths: Sequence[Path]) -> str:
+    """Says how far the cells of two profiles are apart, where both have them."""
+    first, second = (
+        {cell_key(c): float(c["us"]) for c in latency.Profile.load(path).cells if c["role"] != "probe"}
+        for path in paths
+    )
+    apart = [abs(first[key] / second[key] - 1) for key in first if key in second]
+    return (
+        f"{len(apart)} cells of two sweeps differ by {np.median(apart):.2%} median, {np.quantile(apart, 0.9):.1%} at "
+        "the 90th percentile"
+    )
+
+
+def narrowest_us(cost: LatencyCost) -> float:
+    """Returns the latency of the narrowest network."""
+    try:
+        select({g.name: torch.ones(g.size) for g in cost.structure.prunable}, cost, 0.0)
+    except BudgetError as error:
+        return float(error.minimum)
+    return 0.0
+
+
+def regrets(cheap: LatencyCost, whole: LatencyCost) -> list[float]:
+    """Returns the regret of every budget and score."""
+    found = []
+    least_us = max(narrowest_us(cost) for cost in (cheap, whole))
+    for seed in range(SEEDS):
+        rng = torch.Generator().manual_seed(seed)
+        scores = {
+            g.name: torch.randn(g.size, generator=rng).exp() * float(torch.randn(1, generator=rng).exp())
+            for g in whole.structure.prunable
+        }
+        for share in BUDGETS:
+            budget_us = least_us + share * (cheap.dense_us - least_us)
+            chosen = select(scores, cheap, budget_us, gap=1e-4)
+            best = select(scores, whole, whole.total_us(chosen.counts), gap=1e-4)
+            found.append(1 - chosen.value / best.upper_bound)
+    return found
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ from torchvision import models
 from torchvision.models import list_models
 
 from halpiee.structure import Structure, shrink, trace, verify
-from tools.growing_table import MISSING, GrowingTable
-from tools.models_table import build, example_inputs
+from tools.models_table import MISSING, GrowingTable, build, example_inputs
 
 TIME_LIMIT_S = 900
 """For one network: construction, trace, cut, export and six forwards, on a busy machine."""
@@ -145,7 +144,7 @@ def text(rows: list[str]) -> str:
 
 
 TABLE = GrowingTable(
-    module="tools.export_table",
+    module=("tools.export_table",),
     about=str(__doc__),
     names=names(),
     cells=lambda name: row(name).cells(),

@@ -139,7 +139,7 @@ def steps(out: Path, device: str, trial: bool, data: Path | None = None) -> list
         add("tests-tensorrt", 180, *tests, "tensorrt", "-rs")
     again = profile(*main, half, 1, again="-again")
     add(
-        "repeated", 60, "-m", "tools.bench_profiles", "--pair", file(main[0], half, 1),
+        "repeated", 60, "-m", "tools.bench_latency", "--pair", file(main[0], half, 1),
         file(main[0], half, 1, "-again"), needs=(f"profile-{main[0]}-{half}-b1", again),
     )  # fmt: skip
     first = file(main[0], half, 1)

@@ -1,4 +1,4 @@
-"""Traces, cuts and checks the networks of torchvision and writes the table of ``docs/models.md``.
+"""Traces, cuts and checks networks, a row of a table each: those of torchvision (docs/models.md), or of timm.
 
 Each network has a process of its own, with random weights and the smallest input it takes; one that takes too
 long or too much memory is named with that reason. The file grows by a row per network, and a second call goes on
@@ -7,15 +7,21 @@ where the first one stopped::
     python -m tools.models_table --out docs/models.md
     python -m tools.models_table --out docs/models.md --again vit_b_16 swin_t
     python -m tools.models_table resnet18 vgg16
+    python -m tools.models_table --timm --out docs/models_timm.md    # one small network of every family of timm
 """
 
 from __future__ import annotations
 
+import argparse
+import resource
+import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,8 +36,12 @@ from torchvision.models import (
     video,
 )
 
+from halpiee.errors import HalpieeError
 from halpiee.structure import Structure, explain, trace, verify
-from tools.growing_table import GrowingTable
+from latency._files import write
+
+__all__ = ["GrowingTable"]
+
 
 IMAGE_SIZES = {"inception_v3": 96, "maxvit_t": 224}
 """Smallest inputs that are not 64×64."""
@@ -39,9 +49,8 @@ IMAGE_SIZES = {"inception_v3": 96, "maxvit_t": 224}
 IN_DOUBLE = frozenset({"convnext_tiny", "densenet121", "mobilenet_v3_large", "resnet50", "swin_t"})
 """Networks that are checked in double precision too, to 1e-12."""
 
-TIME_LIMIT_S = 300
 MEMORY_LIMIT_BYTES = 12 << 30
-"""Limits for one network: construction, trace, three cuts and seven forwards."""
+"""Limit for one network: construction, trace, three cuts and seven forwards."""
 
 BY = """Written by `python -m tools.models_table --out docs/models.md`: random weights, the smallest input, float32,
 five networks in double precision too. Detectors are compared at the layers before their post-processing, whose sorting
@@ -243,17 +252,187 @@ def text(rows: list[str], introduction: str = BY + COLUMNS) -> str:
     )
 
 
-TABLE = GrowingTable(
-    module="tools.models_table",
-    about=str(__doc__),
-    names=names(),
-    cells=lambda name: row(name, build(name), example_inputs(name), double=name in IN_DOUBLE).cells(),
-    text=text,
-    columns=8,
-    seconds=TIME_LIMIT_S,
-    memory_bytes=MEMORY_LIMIT_BYTES,
+MISSING = "| – | – | – |"
+"""What only the row of a network without figures holds."""
+
+
+@dataclass(frozen=True)
+class GrowingTable:
+    """What tells one table from another.
+
+    Attributes:
+        module: the script and its flags, as ``python -m`` takes them.
+        about: its description.
+        names: every network, in the order of the rows.
+        cells: network → its row.
+        text: rows in order → the whole file.
+        columns: columns of a row.
+        seconds: limit of one network.
+        memory_bytes: limit of one network's data; none where there is no need.
+    """
+
+    module: Sequence[str]
+    about: str
+    names: Sequence[str]
+    cells: Callable[[str], str]
+    text: Callable[[list[str]], str]
+    columns: int
+    seconds: float
+    memory_bytes: int | None = None
+
+    def line(self, name: str) -> str:
+        """Returns the row of one network, or its name with what is wrong."""
+        try:
+            return self.cells(name)
+        except (HalpieeError, RuntimeError, ValueError) as error:
+            return self.refused(name, " ".join(str(error).split())[:300])
+
+    def refused(self, name: str, reason: str) -> str:
+        """Returns the row of a network that gave no figures."""
+        return f"| {name} |{' – |' * (self.columns - 2)} {reason.replace('|', '/')} |"
+
+    def apart(self, name: str) -> str:
+        """Returns the row of one network, worked out in a process of its own within the limits."""
+
+        def limit() -> None:
+            if self.memory_bytes is not None:
+                resource.setrlimit(resource.RLIMIT_DATA, (self.memory_bytes, self.memory_bytes))
+
+        command = [sys.executable, "-m", *self.module, name]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=self.seconds, preexec_fn=limit, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return self.refused(name, f"takes more than {self.seconds} s")
+        rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} |")]
+        if rows:
+            return rows[0]
+        last = (done.stderr.splitlines() or ["no message"])[-1]
+        within = "" if self.memory_bytes is None else f" (limit {self.memory_bytes >> 30} GiB)"
+        return self.refused(name, f"ended with code {done.returncode}{within}: {last[:200]}")
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Writes the table, or prints the rows of the networks named; returns the exit code."""
+        parser = argparse.ArgumentParser(
+            description=self.about, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("names", nargs="*", help="networks of the table; all of them where none is named")
+        parser.add_argument("--out", type=Path, help="file to write; the rows it has are kept")
+        parser.add_argument("--again", action="store_true", help="work out rows anew that the file has")
+        given = parser.parse_args(arguments)
+        warnings.simplefilter("ignore")
+        chosen = given.names or list(self.names)
+        unknown = [name for name in chosen if name not in self.names]
+        if unknown:
+            parser.error(f"{', '.join(unknown)}: no network of this table; there are {', '.join(self.names)}")
+        rows = written(given.out) if given.out is not None else {}
+        for name in chosen:
+            if name in rows and not given.again:
+                continue
+            rows[name] = self.apart(name) if given.out is not None else self.line(name)
+            print(rows[name], flush=True)
+            if given.out is not None:
+                known = written(given.out) | {name: rows[name]}
+                text = self.text([known[n] for n in self.names if n in known])
+                write(given.out, text, overwrite=True)
+        return 1 if any(MISSING in rows[name] for name in chosen) else 0
+
+
+def written(path: Path) -> dict[str, str]:
+    """Returns the rows that a table already has, by network."""
+    if not path.exists():
+        return {}
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    found = {line.split("|")[1].strip(): line for line in lines}
+    found.pop("network", None)
+    return found
+
+
+SIZES = (64, 96, 128)
+"""Images that are tried, in pixels, before a network's own size."""
+
+SMALL = tuple(
+    [
+        "atto",
+        "femto",
+        "pico",
+        "nano",
+        "xxs",
+        "_xs",
+        "tiny",
+        "_t",
+        "mini",
+        "small",
+        "_s",
+        "050",
+        "18",
+        "b0",
+        "b1",
+    ]
 )
+"""What names of small networks hold, the smallest first."""
+
+TIMM_BY = f"""Written by `python -m tools.models_table --timm --out docs/models_timm.md`: one small network
+of every module of timm, random weights, the smallest image of {SIZES} pixels or its own that runs.
+"""
+
+
+def size_of(name: str) -> tuple[int, int]:
+    """Returns what orders the networks of a family, small ones first."""
+    return next((i for i, part in enumerate(SMALL) if part in name), len(SMALL)), len(name)
+
+
+def timm_names() -> list[str]:
+    """Returns one network of every module of timm."""
+    import timm
+
+    families = (timm.list_models(module=module) for module in timm.list_modules())
+    return sorted(min(family, key=size_of) for family in families if family)
+
+
+def timm_build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    """Builds a network with random weights and the smallest image that it takes."""
+    import timm
+
+    torch.manual_seed(0)
+    model = uneven(timm.create_model(name, pretrained=False).eval())
+    settings: Any = model.default_cfg
+    channels, own, _ = settings["input_size"]
+    for size in (own,) if settings.get("fixed_input_size") else (*SIZES, own):
+        x = torch.randn(1, channels, size, size)
+        try:
+            with torch.no_grad():
+                model(x)
+        except (RuntimeError, AssertionError, ValueError):
+            continue
+        return model, (x,)
+    raise ValueError(f"{name} runs on no image of {channels} channels and {SIZES} or {own} pixels")
+
+
+def timm_cells(name: str) -> str:
+    """Returns the row of one network."""
+    model, inputs = timm_build(name)
+    return row(name, model, inputs, double=True).cells()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes the table of torchvision's networks, or with ``--timm`` that of timm's; returns the exit code."""
+    of_timm = "--timm" in arguments
+    table = GrowingTable(
+        module=("tools.models_table", "--timm") if of_timm else ("tools.models_table",),
+        about=str(__doc__),
+        names=timm_names() if of_timm else names(),
+        cells=timm_cells
+        if of_timm
+        else lambda name: row(name, build(name), example_inputs(name), double=name in IN_DOUBLE).cells(),
+        text=lambda rows: text(rows, TIMM_BY + COLUMNS if of_timm else BY + COLUMNS),
+        columns=8,
+        seconds=600 if of_timm else 300,
+        memory_bytes=MEMORY_LIMIT_BYTES,
+    )
+    return table.main([word for word in arguments if word != "--timm"])
 
 
 if __name__ == "__main__":
-    sys.exit(TABLE.main())
+    sys.exit(main(sys.argv[1:]))
