@@ -24,7 +24,7 @@ def command(
     classes: int | None = None,
     batch: int = 1,
     threads: int = 1,
-    **more: str | Path,
+    **more: str | Path | bool | None,
 ) -> str:
     """Returns a command with all that is not the default of what builds, feeds and runs a network.
 
@@ -50,8 +50,8 @@ def command(
         **more,
     }
     for name, value in given.items():
-        if value is not None:
-            parts += [f"--{name}", str(value)]
+        if value is not None and value is not False:
+            parts += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     return shlex.join(parts)
 
 

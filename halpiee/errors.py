@@ -1,8 +1,5 @@
 """The error tree, drawn and defined in ``latency.errors``, under the name users import, and the two warnings."""
 
-import difflib
-from collections.abc import Iterable
-
 from latency.errors import (
     BudgetError,
     DataError,
@@ -21,23 +18,9 @@ from latency.errors import (
 from latency.errors import (
     HoldoutWarning as HoldoutWarning,
 )
-
-
-def unknown(
-    name: object, choices: Iterable[str], otherwise: str = "", *, before: str = "", most: int = 1
-) -> str:
-    """Returns what to say of a name that is none of the known ones.
-
-    Args:
-        name: that was asked.
-        choices: the known ones.
-        otherwise: what is said where none of them is close.
-        before: stands before what is said, if anything is.
-        most: names that are offered.
-    """
-    close = difflib.get_close_matches(str(name), list(choices), n=most)
-    said = f"did you mean {' or '.join(map(repr, close))}?" if close else otherwise
-    return before + said if said else ""
+from latency.errors import (
+    unknown as unknown,
+)
 
 
 class ScoreWarning(UserWarning):

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latency.backends.base import Backend, Built, Runner, Way, backend
     from latency.device import environment
     from latency.errors import (
         HalpieeError,
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from latency.timing.benchmark import Comparison, Measurement, compare, measure
 
 __all__ = [
+    "Backend",
+    "Built",
     "Calibration",
     "Comparison",
     "Estimate",
@@ -35,9 +38,12 @@ __all__ = [
     "OutputInUseError",
     "Profile",
     "ProfileError",
+    "Runner",
     "Table",
     "UnsupportedOpError",
     "UsageError",
+    "Way",
+    "backend",
     "compare",
     "environment",
     "fit",
@@ -47,6 +53,7 @@ __all__ = [
 
 _HOME = {
     "latency.timing.benchmark": ("Comparison", "Measurement", "compare", "measure"),
+    "latency.backends.base": ("Backend", "Built", "Runner", "Way", "backend"),
     "latency.device": ("environment",),
     "latency.errors": (
         "HalpieeError",

@@ -24,6 +24,9 @@ A message has three parts: what was asked, what was found, what to type next.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "BudgetError",
     "DataError",
@@ -38,6 +41,7 @@ __all__ = [
     "UnsupportedOpError",
     "UsageError",
     "WriteError",
+    "unknown",
 ]
 
 
@@ -119,3 +123,20 @@ class MismatchError(PromiseError):
     def __init__(self, message: str, error: float = float("nan")) -> None:
         super().__init__(message)
         self.error = error
+
+
+def unknown(
+    name: object, choices: Iterable[str], otherwise: str = "", *, before: str = "", most: int = 1
+) -> str:
+    """Returns what to say of a name that is none of the known ones.
+
+    Args:
+        name: that was asked.
+        choices: the known ones.
+        otherwise: what is said where none of them is close.
+        before: stands before what is said, if anything is.
+        most: names that are offered.
+    """
+    close = difflib.get_close_matches(str(name), list(choices), n=most)
+    said = f"did you mean {' or '.join(map(repr, close))}?" if close else otherwise
+    return before + said if said else ""

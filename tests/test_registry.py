@@ -23,10 +23,10 @@ from halpiee.cli import methods
 from halpiee.errors import UsageError
 from halpiee.methods import registry as method_registry
 from halpiee.methods.registry import METHODS, help_of
-from halpiee.registry import Registry
 from halpiee.saliency.registry import REGISTRY as CRITERIA
 from halpiee.training.build import Material, method_of
 from halpiee.training.config import Masks, Settings
+from latency.registry import Registry
 
 CRITERION = '''
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,9 @@ from latency._files import check_place, write
 
 if TYPE_CHECKING:
     from halpiee.cli.networks import Network
-    from halpiee.deploy.runners import Precision, Runner
+    from latency.backends import Runner, Way
+
+    Precision = Literal["fp32", "fp16", "bf16"]
 
 __all__ = ["Contestant", "command", "contestants", "show"]
 
@@ -155,13 +158,12 @@ def _sizes(asked: Bench, field: list[Contestant]) -> tuple[list[int], list[str]]
 
 def _timed(asked: Bench, field: list[Contestant], base: str, images: int) -> tuple[list[dict[str, Any]], str]:
     """Times every network at one batch size; returns a row for each, and the clock."""
-    runners = {
-        c.name: c.runner(batch=images, threads=asked.threads, precision=asked.precision, device=asked.device)
-        for c in field
-    }
-    if asked.mode == "throughput":
-        return _throughputs(runners, base, images, asked), "wall"
-    return _latencies(runners, field, base, images, asked, WARM_UP.get(asked.protocol or ""))
+    how: dict[str, Any] = {"threads": asked.threads, "precision": asked.precision, "device": asked.device}
+    with ExitStack() as opened:
+        runners = {c.name: opened.enter_context(c.runner(batch=images, **how)) for c in field}
+        if asked.mode == "throughput":
+            return _throughputs(runners, opened, base, images, asked), "wall"
+        return _latencies(runners, field, base, images, asked, WARM_UP.get(asked.protocol or ""))
 
 
 def _latencies(
@@ -201,11 +203,17 @@ def _latencies(
     return rows, next(iter(found.values())).clock
 
 
-def _throughputs(runners: dict[str, Runner], base: str, batch: int, asked: Bench) -> list[dict[str, Any]]:
-    from latency.timing.throughput import measure_throughput
+def _throughputs(
+    runners: dict[str, Runner], opened: ExitStack, base: str, batch: int, asked: Bench
+) -> list[dict[str, Any]]:
+    from latency.timing.throughput import Load, measure_throughput
 
+    each = {
+        name: [runner, *(opened.enter_context(runner.again()) for _ in range(asked.callers - 1))]
+        for name, runner in runners.items()
+    }
     found = measure_throughput(
-        {name: runner.load for name, runner in runners.items()},
+        {name: [Load(r.start, r.finish, r.in_thread) for r in rs] for name, rs in each.items()},
         batch=batch,
         callers=asked.callers,
         rounds=asked.rounds,
@@ -330,18 +338,14 @@ def _cell(row: dict[str, Any], column: str) -> str:
     return latency(row[key], None if column in ("IQR", "predicted") else row["iqr_us"])
 
 
-PROVIDERS = ("cpu", "cuda", "tensorrt")
-WAYS = ("eager", "compile", "onnx")
-ENGINES = (".engine", ".plan", ".trt")
-
-
 @dataclass(frozen=True)
 class Contestant:
     """One network to be timed.
 
     Attributes:
         name: in the table.
-        how: a provider of ONNX Runtime, ``engine``, or a way to run a module.
+        backend: the runtime that it runs on.
+        way: how it runs there, such as a provider of ONNX Runtime.
         file: an ONNX file or an engine, or
         network: a module.
         shape: (channels, height, width) where the file leaves them open.
@@ -350,7 +354,8 @@ class Contestant:
     """
 
     name: str
-    how: str
+    backend: str
+    way: Way
     file: Path | None = None
     network: Network | None = None
     shape: tuple[int, ...] | None = None
@@ -358,35 +363,41 @@ class Contestant:
     trust: bool = False
 
     def runner(self, *, batch: int, threads: int, precision: Precision | None, device: str) -> Runner:
-        """Builds what is called."""
-        from halpiee.deploy.runners import engine_runner, module_runner, onnx_runner
+        """Returns what is entered and called.
 
+        Raises:
+            UsageError: the network cannot run so.
+            MissingError: the runtime or its device is not there.
+        """
+        from latency.backends import BACKENDS, load
+
+        settings = dict(self.way.settings)
+        kind = BACKENDS[self.backend]
         if self.network is None:
-            assert self.file is not None
-            if self.how == "engine":
-                return engine_runner(self.file, batch=batch, trust=self.trust)
-            return onnx_runner(
-                self.file,
-                provider=self.how,
-                batch=batch,
-                shape=self.shape,
-                threads=threads,
-                precision=precision,
+            backend = load(self.backend, threads=threads, settings=settings)
+            made = backend.network(
+                self.file, batch=batch, shape=self.shape, trust=self.trust, name=str(self.file)
             )
+            if precision is not None and self.file_ending == ".onnx":
+                check_precision(self.file, precision)
+            return made
         model, first = self.network.model, self.network.example
         example = tuple(x[:1].expand(batch, *x.shape[1:]).clone() for x in first)
-        if self.how == "onnx":
-            return onnx_runner(
-                (model, example), batch=batch, threads=threads, precision=precision or "fp32", name=self.name
+        if ".onnx" in kind.files:
+            from halpiee.deploy.onnx import converted
+
+            backend = load(self.backend, threads=threads, settings=settings)
+            given = (
+                converted(model, example, precision=precision) if precision not in (None, "fp32") else model
             )
-        return module_runner(
-            model,
-            example,
-            compiled=self.how == "compile",
-            precision=precision or "fp32",
-            device=device,
-            threads=threads,
-        )
+            return backend.network(given, example if given is model else None, batch=batch, name=self.name)
+        own = {"device": device, "precision": precision or "fp32"}
+        return load(self.backend, threads=threads, settings=settings | own).network(model, example)
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of its file; empty where it is a module."""
+        return self.file.suffix if self.file is not None else ""
 
     @property
     def notes(self) -> list[str]:
@@ -408,13 +419,24 @@ class Contestant:
         import latency
 
         found = self.metadata or {}
-        if self.how not in ("cpu", "onnx"):
+        if self.way.settings or found.get("backend", "onnxruntime") != self.backend:
             return None
         same = found.get("device") == latency.environment()["device"]
-        same &= found.get("backend", "onnxruntime") == "onnxruntime"
         if not same or (found.get("batch"), found.get("threads")) != (str(batch), str(threads)):
             return None
         return float(found["predicted_us"]) if "predicted_us" in found else None
+
+
+def check_precision(file: Path | None, precision: str) -> None:
+    """Refuses a precision that the weights of an ONNX file do not have."""
+    from latency.backends.onnxruntime.network import check_file, weight_precision
+
+    found = weight_precision(check_file(str(file)))
+    if found != precision:
+        raise UsageError(
+            f"--precision {precision} was asked, and {file} holds {found} weights; leave --precision out, or export "
+            f"it again with `halpiee export … --precision {precision}`"
+        )
 
 
 def contestants(texts: Sequence[str], against: str | None, **options: Any) -> tuple[list[Contestant], str]:
@@ -447,29 +469,27 @@ def _open(texts: Sequence[str], names: Sequence[str], options: dict[str, Any]) -
 
 def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = False) -> Contestant:
     from halpiee.cli.networks import from_model, from_plan, from_run, is_run
+    from latency.backends.base import ending
 
     what, how = _split(text)
     path = Path(what)
-    if path.suffix in ENGINES:
-        if how is not None:
-            raise UsageError(f"{text} was asked; an engine runs one way only, leave @{how} out")
-        if not path.is_file():
+    if (end := ending(path)) is not None:
+        backend, way = _way(text, end, how)
+        if end != ".onnx" and not path.is_file():
             raise UsageError(f"{what} was asked for, and there is no such file; check the path")
-        return Contestant(name, "engine", file=path, trust=options["trust"]["engine"])
-    if path.suffix == ".onnx":
-        if how is not None and how not in PROVIDERS:
-            raise UsageError(f"{text} was asked; an ONNX file runs @{', @'.join(PROVIDERS)}")
+        if end != ".onnx":
+            return Contestant(name, backend, way, file=path, trust=options["trust"]["engine"])
         from halpiee.deploy.onnx import read_metadata
 
-        return Contestant(name, how or "cpu", file=path, shape=options["shape"], metadata=read_metadata(path))
-    if how is not None and how not in WAYS:
-        raise UsageError(f"{text} was asked; a run or a model runs @{', @'.join(WAYS)}")
+        shape, metadata = options["shape"], read_metadata(path)
+        return Contestant(name, backend, way, file=path, shape=shape, metadata=metadata)
+    backend, way = _way(text, "module", how)
     if path.suffix == ".json" and path.is_file():
         network = from_plan(path, options["shape"], trust=options["trust"]["plan"])
-        return Contestant(name, how or "eager", network=network, metadata=network.metadata)
+        return Contestant(name, backend, way, network=network, metadata=network.metadata)
     if path.is_dir() or is_run(what):
         network = from_run(path, dense=dense, trust=options["trust"]["run"])
-        return Contestant(name, how or "eager", network=network, metadata=network.metadata)
+        return Contestant(name, backend, way, network=network, metadata=network.metadata)
     if path.exists():
         raise UsageError(
             f"{what} was asked for and is neither an ONNX file (.onnx), a plan (.json) nor the folder "
@@ -480,7 +500,23 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
     network = from_model(
         what, options["shape"] or (3, 224, 224), width=options["width"], classes=options["classes"]
     )
-    return Contestant(name, how or "eager", network=network)
+    return Contestant(name, backend, way, network=network)
+
+
+def _way(text: str, reads: str, how: str | None) -> tuple[str, Way]:
+    """Returns the backend and the way that ``@how`` means for a module or a kind of file."""
+    from latency.backends.base import way_of, ways_of
+
+    found = way_of(reads, how)
+    if found is not None:
+        return found
+    known = ways_of(reads)
+    if len(known) == 1:
+        raise UsageError(f"{text} was asked; an engine runs one way only, leave @{how} out")
+    what = (
+        "a run or a model" if reads == "module" else "an ONNX file" if reads == ".onnx" else f"a {reads} file"
+    )
+    raise UsageError(f"{text} was asked; {what} runs @{', @'.join(known)}")
 
 
 def _dense_beside(texts: Sequence[str], options: dict[str, Any]) -> Contestant:

@@ -14,7 +14,9 @@ import click
 
 from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer, screen
+from halpiee.errors import HalpieeError
 from halpiee.extras import EXTRAS
+from latency.backends.base import Found
 
 __all__ = ["Finding", "command", "examine"]
 
@@ -106,29 +108,18 @@ def _packages() -> list[Finding]:
 
 
 def _backends() -> list[Finding]:
+    """Returns what of every registered backend is here, and the libraries that open a GPU without PyTorch."""
+    from latency.backends import BACKENDS
+    from latency.backends.cuda import libraries
+
     findings = []
-    if importlib.util.find_spec("onnxruntime") is not None:
-        import onnxruntime
-
-        findings.append(
-            Finding("backend onnxruntime", "ok", ", ".join(onnxruntime.get_available_providers()))
-        )
-    if importlib.util.find_spec("torch") is not None:
-        findings.append(_cuda())
-    for name in ("tensorrt", "pycuda"):
-        if importlib.util.find_spec(name) is None:
-            findings.append(Finding(name, "note", "not installed; nothing here needs it yet"))
-        else:
-            findings.append(Finding(name, "ok", importlib.metadata.version(name)))
-    return findings
-
-
-def _cuda() -> Finding:
-    import torch
-
-    if torch.cuda.is_available():
-        return Finding("backend torch on CUDA", "ok", torch.cuda.get_device_name())
-    return Finding("backend torch on CUDA", "note", "no CUDA device; everything runs on the CPU")
+    for name in BACKENDS.names():
+        try:
+            found = BACKENDS[name].found() or [(f"backend {name}", Found("note", "registered"))]
+        except HalpieeError as error:  # of another package, which does not load
+            found = [(f"backend {name}", Found("broken", str(error)))]
+        findings += [Finding(what, one.state, one.what, one.fix) for what, one in found]
+    return findings + [Finding(what, one.state, one.what, one.fix) for what, one in libraries()]
 
 
 def _threads() -> list[Finding]:

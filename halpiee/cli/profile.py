@@ -29,9 +29,10 @@ class Profile(Imaged, Batched, Threaded, Seeded, Answered):
 
     out: Path | None = option(None, "Profile file; a killed sweep resumes into it.")
     dry_run: bool = option(False, "Say how many ops and cells, and how long; measure nothing.")
-    backend: Literal["onnxruntime", "torch", "tensorrt"] = option(
-        "onnxruntime", "Runtime that is timed.", RUNTIME
-    )
+    backend: str = option("onnxruntime", "Runtime that is timed; `halpiee doctor` lists them.", RUNTIME)
+    device: str = option("auto", "Device of the runtime: cpu, cuda, cuda:1.", RUNTIME)
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] = option("fp32", "Arithmetic of every op.", RUNTIME)
+    channels_last: bool = option(False, "Let images lie in NHWC order.", RUNTIME)
 
 
 @verb(
@@ -40,6 +41,7 @@ class Profile(Imaged, Batched, Threaded, Seeded, Answered):
     examples=(
         "halpiee profile resnet20 --size 32 --batch 1 --out resnet20.jsonl",
         "halpiee profile resnet50 --size 224 --dry-run",
+        "halpiee profile resnet50 --backend torch --device cuda --precision fp16 --channels-last --out h200.jsonl",
     ),
 )
 def command(asked: Profile) -> None:
@@ -49,11 +51,14 @@ def command(asked: Profile) -> None:
         raise click.UsageError("--out is missing; name the profile file, or add --dry-run to measure nothing")
     import latency
     from halpiee.cli.networks import traced
+    from halpiee.deploy.target import Target
     from halpiee.selection.options import fixed_sides
 
-    structure = traced(asked.model, asked.batch, shape, **asked.arguments).structure
+    target = Target(asked.backend, asked.device, asked.precision, asked.channels_last)
+    structure = target.of(traced(asked.model, asked.batch, shape, **asked.arguments).structure)
     how: dict[str, Any] = {
         "backend": asked.backend,
+        "settings": target.settings,
         "threads": asked.threads,
         "seed": asked.seed,
         "fixed": fixed_sides(structure),

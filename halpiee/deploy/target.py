@@ -1,30 +1,26 @@
-"""What a network is timed on: the runtime, device, precision and layout that its ops were profiled on.
+"""What a network is timed on: the backend, device, precision and layout that its ops were profiled on.
 
-ONNX Runtime runs the exported graph on the CPU. PyTorch runs the module with its batch norms folded, on a GPU as one
-CUDA graph. Training goes on in the same process afterwards, so what timing sets of PyTorch (threads, TF32, cuDNN's
-choice by trying) is put back.
+A backend times a network in the form in which it is deployed there: ONNX Runtime the exported graph, PyTorch the module
+with its batch norms folded, on a GPU as one CUDA graph, TensorRT an engine. Training goes on in the same process
+afterwards, so what timing sets of PyTorch (threads, arithmetic, cuDNN's choice by trying) is put back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 import latency
-from halpiee.deploy.folding import folded
 from halpiee.errors import UsageError
 from halpiee.structure.groups import Structure
-from latency.backends import load
-from latency.backends.onnxruntime import to_onnx
-from latency.backends.torch.network import Precision, module_call
+from latency.backends import BACKENDS, Backend, Runner, load
+from latency.backends.torch.network import Precision, restored
 from latency.timing.benchmark import Comparison, compare
 
-__all__ = ["Target", "in_terms_of", "restored"]
+__all__ = ["Target", "in_terms_of"]
 
 DTYPES: dict[str, str] = {"fp16": "float16", "bf16": "bfloat16"}
 """What profiles call a precision; all others are float32."""
@@ -35,14 +31,15 @@ class Target:
     """What networks and their ops run on.
 
     Attributes:
-        backend: ``onnxruntime`` (the CPU, fp32) or ``torch``.
-        device: of torch: ``auto``, ``cpu`` or ``cuda``.
-        precision: of torch: ``fp32`` (TF32 off), ``tf32``, ``fp16`` or ``bf16``.
-        channels_last: whether images lie in NHWC order, of torch.
+        backend: as it is registered: ``onnxruntime`` (the CPU, fp32), ``torch``, ``tensorrt`` ….
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, where the backend has a choice.
+        precision: ``fp32`` (TF32 off), ``tf32``, ``fp16`` or ``bf16``.
+        channels_last: whether images lie in NHWC order.
         threads: of the CPU.
+        options: more settings of the backend, such as TensorRT's ``level``.
 
     Raises:
-        UsageError: another backend, or ONNX Runtime with what only torch has.
+        UsageError: a backend that there is not or that times single ops only, or settings that it does not take.
     """
 
     backend: str = "onnxruntime"
@@ -50,22 +47,17 @@ class Target:
     precision: Precision = "fp32"
     channels_last: bool = False
     threads: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.backend not in ("onnxruntime", "torch"):
+        kind = BACKENDS[self.backend]
+        if kind.network is Backend.network:
+            able = [name for name in BACKENDS if BACKENDS[name].network is not Backend.network]
             raise UsageError(
-                f"networks were to be timed on {self.backend}; whole networks are timed on onnxruntime or torch: "
+                f"networks were to be timed on {self.backend}; whole networks are timed on {' or '.join(able)}: "
                 "profile on one of them"
             )
-        plain = (self.device, self.precision, self.channels_last) in {
-            ("auto", "fp32", False),
-            ("cpu", "fp32", False),
-        }
-        if self.backend == "onnxruntime" and not plain:
-            raise UsageError(
-                "ONNX Runtime was asked with a device, precision or layout; it is measured on the CPU in fp32 and "
-                "NCHW; leave them out, or add --backend torch"
-            )
+        kind.check(**self.settings)
 
     @classmethod
     def of_profile(cls, profile: latency.Profile) -> Target:
@@ -76,20 +68,16 @@ class Target:
         """
         facts = profile.environment
         backend = str(facts.get("backend", "onnxruntime"))
-        threads = int(facts.get("threads", 1))
-        if backend != "torch":
-            return cls(backend, threads=threads)
-        short: dict[str, Precision] = {"float16": "fp16", "bfloat16": "bf16"}
-        precision = short.get(str(facts.get("dtype")), "tf32" if facts.get("tf32") else "fp32")
-        last = _layout(profile) == "nhwc"
-        return cls(backend, "cuda" if "cuda" in facts else "cpu", precision, last, threads)
+        told = BACKENDS[backend].settings_of(facts, _layout(profile))
+        own = {name: told.pop(name) for name in ("device", "precision", "channels_last") if name in told}
+        return cls(backend, threads=int(facts.get("threads", 1)), options=told, **own)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Arguments of the backend beside its threads."""
-        if self.backend == "onnxruntime":
-            return {}
-        return {"device": self.device, "precision": self.precision, "channels_last": self.channels_last}
+        """Arguments of the backend beside its threads: those that are not as usual."""
+        usual = {"device": "auto", "precision": "fp32", "channels_last": False}
+        own = {name: getattr(self, name) for name in usual}
+        return {name: value for name, value in own.items() if value != usual[name]} | dict(self.options)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -99,29 +87,50 @@ class Target:
             MissingError: the device is not there.
         """
         with restored():
-            return load(self.backend, threads=self.threads, settings=self.settings).environment()
+            return self.opened().environment()
 
     @property
     def dtype(self) -> str:
         """Element type of weights and activations, as PyTorch names it."""
         return DTYPES.get(self.precision, "float32")
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Endings of the files that it runs."""
+        return BACKENDS[self.backend].files
+
+    @property
+    def times_layers(self) -> bool:
+        """Whether the runtime's own profiler tells the time of every layer of an ONNX file."""
+        return BACKENDS[self.backend].times_layers
+
+    def where_it_trains(self, device: str) -> Target:
+        """Returns the target on the device that networks are trained on, where its backend runs there."""
+        return replace(self, device=device) if BACKENDS[self.backend].where_it_trains(device) else self
+
+    def opened(self) -> Backend:
+        """Returns the backend; it sets threads and arithmetic of PyTorch, which the caller puts back.
+
+        Raises:
+            MissingError: the device or the runtime is not there.
+        """
+        return load(self.backend, threads=self.threads, settings=self.settings)
+
     def of(self, structure: Structure) -> Structure:
         """Returns the structure with ops in this target's precision and layout, which name the tables."""
         return _with_ops(structure, self.dtype, "nhwc" if self.channels_last else "nchw")
 
-    def ready(self, model: nn.Module, example_inputs: tuple[Any, ...], *, forwards: int = 1) -> Any:
-        """Returns a network in the form that ``compare`` takes: an ONNX model, or a call of so many forwards."""
-        if self.backend == "onnxruntime":
-            return to_onnx(model, example_inputs)
+    def ready(self, model: nn.Module, example_inputs: tuple[Any, ...], *, forwards: int = 1) -> Runner:
+        """Returns a network in the form in which it is deployed here, for ``compare``.
+
+        Args:
+            model: the network; it stays as it is.
+            example_inputs: what it reads.
+            forwards: inferences in one run.
+        """
         with restored():
-            return module_call(
-                folded(model, example_inputs),
-                example_inputs,
-                threads=self.threads,
-                repeats=forwards,
-                **self.settings,
-            )
+            backend = self.opened()
+            return backend.network(backend.deployed(model, example_inputs), example_inputs, forwards=forwards)
 
     def compare(
         self,
@@ -131,21 +140,19 @@ class Target:
         rounds: int,
         seconds: float = 60.0,
     ) -> Comparison:
-        """Times networks in turns.
+        """Times networks in turns; they are made ready before and freed afterwards.
 
         Args:
-            networks: by name, what ``ready`` returned; for ONNX Runtime also paths.
+            networks: by name, what ``ready`` returned, or paths of files that the target runs.
             example_inputs: what they read.
             rounds: turns that count.
             seconds: fewer, but nine, where they would take longer.
         """
         with restored():
-            torch.set_num_threads(self.threads)  # what is ready runs with as many as there are
             return compare(
                 networks,
                 example_inputs=example_inputs,
-                backend=self.backend,
-                device=self.device,
+                backend=self.opened(),
                 threads=self.threads,
                 rounds=rounds,
                 seconds=seconds,
@@ -164,17 +171,3 @@ def _layout(profile: latency.Profile) -> str:
 def _with_ops(structure: Structure, dtype: str, layout: str) -> Structure:
     ops = tuple(replace(t, op=replace(t.op, dtype=dtype, layout=layout)) for t in structure.ops)
     return replace(structure, ops=ops)
-
-
-@contextmanager
-def restored() -> Iterator[None]:
-    """Puts back what timing changes of PyTorch for the whole process."""
-    threads, chosen = torch.get_num_threads(), torch.backends.cudnn.benchmark
-    products, convs = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = chosen
-        torch.backends.cuda.matmul.allow_tf32 = products
-        torch.backends.cudnn.allow_tf32 = convs

@@ -20,7 +20,7 @@ from halpiee import __version__
 from halpiee.deploy.verify import relative_l2
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 from latency.backends.cuda import Cuda, open_cuda
-from latency.backends.onnxruntime.network import check_file
+from latency.backends.onnxruntime.network import check_file, weight_precision
 from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
 from latency.backends.tensorrt.files import facts_of, read_engine, write_engine
 from latency.backends.tensorrt.network import EngineRunner, load_engine
@@ -224,8 +224,6 @@ def _misfit(path: Path, facts: dict[str, Any]) -> str | None:
 
 
 def _precision(onnx: Path, settings: Settings) -> str:
-    from halpiee.deploy.runners import weight_precision
-
     found = weight_precision(check_file(onnx))
     return "tf32" if found == "fp32" and settings.tf32 else found
 

@@ -12,7 +12,7 @@
 
 What the files of this package register is read from their source, so that ``halpiee methods`` and the checks of a run's
 settings load no torch; the method itself is imported when it is attached. Other packages offer theirs as entry points
-of the group ``halpiee.methods`` (see ``halpiee.registry``).
+of the group ``halpiee.methods`` (see ``latency.registry``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from halpiee.errors import UsageError
-from halpiee.registry import Registry, not_known
+from latency.registry import Registry, not_known
 
 __all__ = ["METHODS", "Entry", "NoOptions", "help_of", "method", "options_of"]
 

@@ -20,10 +20,10 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
-from halpiee.registry import Registry, not_known, plain
 from halpiee.saliency.criterion import Batches, Criterion, Look, LossFn, Passes, Probing
 from halpiee.saliency.probe import NormMode, norm_mode, pass_of
 from halpiee.sparsity.granularity import Units
+from latency.registry import Registry, not_known, plain
 
 __all__ = [
     "CRITERIA",

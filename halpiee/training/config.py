@@ -206,8 +206,10 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
     profile: str | None = option(
         None, "A profile measured before.", RUNTIME, unset="one is measured into the run's folder"
     )
-    backend: Literal["onnxruntime", "torch"] = option(
-        "onnxruntime", "Runtime that is profiled and timed; --profile says its own.", RUNTIME
+    backend: str = option(
+        "onnxruntime",
+        "Runtime that is profiled and timed, `halpiee doctor` lists them; --profile says its own.",
+        RUNTIME,
     )
     calibration_nets: Annotated[int, Meta(ge=0, le=1000)] = option(
         4,

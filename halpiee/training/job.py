@@ -144,7 +144,7 @@ class Run:
         s = self.settings
         if s.profile is not None:
             return Target.of_profile(latency.Profile.load(Path(s.profile)))
-        return Target(s.backend, device=s.device if s.backend == "torch" else "auto", threads=s.threads)
+        return Target(s.backend, threads=s.threads).where_it_trains(s.device)
 
     @property
     def total_steps(self) -> int:

@@ -195,20 +195,20 @@ def check_cells(
 
 def _measuring(target: Target, settings: Settings, shape: tuple[int, ...], classes: int | None) -> str:
     """Returns the command that profiles a network on a target, as far as it hangs on these."""
-    if target.backend == "onnxruntime":
-        return command(
-            "profile",
-            settings.model,
-            shape=shape,
-            width=settings.width,
-            classes=classes,
-            batch=settings.batch,
-            threads=settings.threads,
-        )
-    options = (
-        f"--device {target.device} --precision {target.precision}" + " --channels-last" * target.channels_last
+    return command(
+        "profile",
+        settings.model,
+        shape=shape,
+        width=settings.width,
+        classes=classes,
+        batch=settings.batch,
+        threads=settings.threads,
+        backend=target.backend if target.backend != Target().backend else None,
+        **{
+            name.replace("_", "-"): target.settings.get(name)
+            for name in ("device", "precision", "channels_last")
+        },
     )
-    return f"python tools/profile_gpu.py --model {settings.model} --size {shape[-1]} --batch {settings.batch} {options}"
 
 
 def _check_masks(settings: Settings, summary: Summary) -> None:
@@ -271,7 +271,7 @@ def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:
             "continues it"
         )
     target = Target.of_profile(profile)
-    if s.backend not in ("onnxruntime", target.backend):
+    if s.backend not in (Target().backend, target.backend):
         raise UsageError(
             f"--backend {s.backend} was asked, and --profile {path} was measured on {target.backend}; leave --backend "
             "out, or the profile"

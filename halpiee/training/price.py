@@ -7,7 +7,6 @@ from pathlib import Path
 
 import latency
 from halpiee.deploy.calibrate import calibrate
-from halpiee.deploy.target import restored
 from halpiee.errors import BudgetError, HoldoutWarning
 from halpiee.methods.allocator import bind, smallest_us
 from halpiee.methods.registry import METHODS
@@ -20,6 +19,7 @@ from halpiee.training.job import PROFILE, Run
 from halpiee.training.preflight import check_cells
 from halpiee.training.record import line_values, read_calibration
 from halpiee.training.stage import Stage
+from latency.backends.torch.network import restored
 from latency.inspect import inspect
 
 __all__ = ["Calibrated", "Profiled", "check_reachable"]

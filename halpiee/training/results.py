@@ -238,8 +238,8 @@ CERTAIN = 0.015
 
 
 def layers(run: Run) -> list[dict[str, Any]]:
-    """Returns the time of every layer before and after, from ONNX Runtime's own profiler; none for other backends."""
-    if run.target.backend != "onnxruntime":
+    """Returns the time of every layer before and after, from the runtime's own profiler; none where it has none."""
+    if not run.target.times_layers:
         return []
     paths = {label: run.folder / f"{label}.onnx" for label in ("dense", "pruned")}
     return side_by_side(layer_times(paths, batch=run.settings.batch, threads=run.settings.threads))
@@ -251,7 +251,7 @@ def _side_by_side(run: Run) -> Comparison:
     The measurement whose ratio has the narrowest interval is taken, whatever it says of the budget.
     """
     networks: dict[str, Any] = {label: run.folder / f"{label}.onnx" for label in ("dense", "pruned")}
-    if run.target.backend != "onnxruntime":
+    if ".onnx" not in run.target.files or run.target.dtype != "float32":  # the exports hold float32
         models = {"dense": run.dense(), "pruned": run.compact()}
         networks = {label: run.target.ready(model, run.example) for label, model in models.items()}
     best: tuple[float, Comparison] | None = None

@@ -1,7 +1,7 @@
-"""Runtimes that ops and networks are timed on; each is imported only when it is used."""
+"""Runtimes that ops and networks are timed on: one folder each, imported when its name is asked."""
 
 from __future__ import annotations
 
-from latency.backends.base import BACKENDS, Backend, Built, load, out_of_memory
+from latency.backends.base import BACKENDS, Backend, Built, Runner, Way, adopted, backend, load, out_of_memory
 
-__all__ = ["BACKENDS", "Backend", "Built", "load", "out_of_memory"]
+__all__ = ["BACKENDS", "Backend", "Built", "Runner", "Way", "adopted", "backend", "load", "out_of_memory"]

@@ -7,16 +7,30 @@ graphs: with it a series of calls is enqueued one by one, and the time of short 
 
 from __future__ import annotations
 
+import atexit
+import ctypes.util
+import importlib.metadata
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latency.backends.base import Found
 from latency.errors import MissingError, UsageError
 
-__all__ = ["LIBRARIES", "Cuda", "CudaPython", "EventClock", "OutOfMemoryError", "PyCuda", "open_cuda"]
+__all__ = [
+    "LIBRARIES",
+    "Cuda",
+    "CudaPython",
+    "EventClock",
+    "OutOfMemoryError",
+    "PyCuda",
+    "number_of",
+    "open_cuda",
+]
 
 LIBRARIES = ("auto", "cuda-python", "pycuda")
 
@@ -59,12 +73,16 @@ class Cuda(Protocol):
         """Waits for everything on the stream."""
         ...
 
+    def in_thread(self) -> AbstractContextManager[object]:
+        """Inside, the device's context is current in the calling thread."""
+        ...
+
     def elapsed_us(self, call: Callable[[], object]) -> float:
         """Returns µs between two events around a call that enqueues work on the stream."""
         ...
 
     def captured(self, call: Callable[[], object]) -> Callable[[], object] | None:
-        """Returns a launch of the graph of what a call enqueues; None where the library has no graphs."""
+        """Returns a launch of the graph of what a call enqueues; None where it cannot be captured."""
         ...
 
 
@@ -83,6 +101,20 @@ class EventClock:
         if isinstance(own[0], float):
             us = own[0]
         return us, us
+
+
+def number_of(device: int | str) -> int:
+    """Returns the number of the GPU that ``auto``, ``cuda``, ``cuda:N`` or a number means.
+
+    Raises:
+        UsageError: none of these.
+    """
+    kind, _, number = str(device).partition(":")
+    if str(device).isdecimal():
+        return int(device)
+    if kind in ("auto", "cuda") and (number.isdecimal() or not number):
+        return int(number or 0)
+    raise UsageError(f"device {device!r} was asked for; give auto, cuda, cuda:N or the number of a GPU")
 
 
 def open_cuda(library: str = "auto", device: int = 0) -> Cuda:
@@ -109,6 +141,22 @@ def open_cuda(library: str = "auto", device: int = 0) -> Cuda:
         f"a GPU was asked for through {' or '.join(wanted)}, and it cannot be opened ({'; '.join(why)}); "
         "run nvidia-smi to see the driver, and install pycuda or cuda-python on a machine with an NVIDIA GPU"
     )
+
+
+def libraries() -> list[tuple[str, Found]]:
+    """Returns the state of the driver and of both libraries, for ``halpiee doctor``."""
+    found = []
+    for name, module in (("cuda-python", "cuda.bindings"), ("pycuda", "pycuda")):
+        try:
+            found.append((name, Found("ok", importlib.metadata.version(name))))
+        except importlib.metadata.PackageNotFoundError:
+            fix = "" if module == "pycuda" else "pip install cuda-python, where TensorRT is to run"
+            found.append((name, Found("note", "not installed", fix)))
+    driver = ctypes.util.find_library("cuda")
+    text = (
+        "libcuda is there" if driver else "no libcuda: this machine has no NVIDIA driver, engines cannot run"
+    )
+    return [*found, ("NVIDIA driver", Found("ok" if driver else "note", text))]
 
 
 class PyCuda:
@@ -138,6 +186,7 @@ class PyCuda:
         self._device = driver.Device(device)
         self._context = self._device.retain_primary_context()
         self._context.push()
+        atexit.register(self._context.pop)  # PyCUDA ends a process by abort where its stack holds a context
         self._stream = driver.Stream()
         self.stream = int(self._stream.handle)
         self._memory: dict[int, Any] = {}
@@ -182,6 +231,15 @@ class PyCuda:
         """Waits for everything on the stream."""
         self._stream.synchronize()
 
+    @contextmanager
+    def in_thread(self) -> Iterator[None]:
+        """Inside, the device's context is current in the calling thread."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._context.pop()
+
     def elapsed_us(self, call: Callable[[], object]) -> float:
         """Returns µs between two events around a call."""
         start, end = self._driver.Event(), self._driver.Event()
@@ -222,8 +280,8 @@ class CudaPython:
         if not 0 <= device < count:
             raise _no_such_device(device, count)
         self._device = self._do(driver.cuDeviceGet(device))
-        context = self._do(driver.cuDevicePrimaryCtxRetain(self._device))
-        self._do(driver.cuCtxSetCurrent(context))
+        self._context = self._do(driver.cuDevicePrimaryCtxRetain(self._device))
+        self._do(driver.cuCtxSetCurrent(self._context))
         self._stream = self._do(driver.cuStreamCreate(int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)))
         self.stream = int(self._stream)
 
@@ -287,6 +345,12 @@ class CudaPython:
         """Waits for everything on the stream."""
         self._do(self._driver.cuStreamSynchronize(self._stream))
 
+    @contextmanager
+    def in_thread(self) -> Iterator[None]:
+        """Inside, the device's context is current in the calling thread."""
+        self._do(self._driver.cuCtxSetCurrent(self._context))
+        yield
+
     def elapsed_us(self, call: Callable[[], object]) -> float:
         """Returns µs between two events around a call."""
         default = int(self._driver.CUevent_flags.CU_EVENT_DEFAULT)
@@ -302,13 +366,17 @@ class CudaPython:
                 self._do(self._driver.cuEventDestroy(event))
 
     def captured(self, call: Callable[[], object]) -> Callable[[], object] | None:
-        """Returns a launch of the graph of what a call enqueues."""
+        """Returns a launch of the graph of what a call enqueues; None where the capture is refused."""
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._do(self._driver.cuStreamBeginCapture(self._stream, mode))
         try:
             call()
-        finally:
-            graph = self._do(self._driver.cuStreamEndCapture(self._stream))
+        except RuntimeError:  # what cannot be captured can still be enqueued
+            self._driver.cuStreamEndCapture(self._stream)
+            return None
+        code, graph = self._driver.cuStreamEndCapture(self._stream)
+        if code != self._driver.CUresult.CUDA_SUCCESS:
+            return None
         ready = self._do(self._driver.cuGraphInstantiate(graph, 0))
         self._do(self._driver.cuGraphDestroy(graph))
         launch = lambda: self._do(self._driver.cuGraphLaunch(ready, self._stream))  # noqa: E731

@@ -12,8 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from latency import backends
-from latency.backends import Backend
+from latency.backends import Backend, adopted
 from latency.device import pinned
 from latency.errors import MeasurementError, UsageError
 from latency.op import CONTRACTIONS, Op, in_words
@@ -67,11 +66,8 @@ class LazySweep:
     ) -> None:
         self._listed = list(ops)
         self._wanted = specs(self._listed, fixed)
-        self._backend = (
-            backends.load(backend, threads=threads, settings=settings)
-            if isinstance(backend, str)
-            else backend
-        )
+        self._backend = adopted(backend, threads=threads, settings=settings)
+        self._backend.expects(self._listed)
         self._path, self._resume, self._threads = path, resume, threads
         self._progress, self._seed = progress, seed
         self._precision = precision or Precision()

@@ -73,7 +73,7 @@ class Measurer:
         self._told = told
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
-        self._asked = getattr(backend, "builds", 1)
+        self._asked = backend.builds
         self._memory = memory
         self._rates: dict[str, Rate] = {}
         call = backend.anchor()
@@ -131,9 +131,7 @@ class Measurer:
                 self.done += 1
                 continue
             jobs.append(Job(op, role, steps))
-        prepare = getattr(self.backend, "prepare", None)
-        if prepare is not None:
-            prepare([job.op for job in jobs])  # a backend whose builds are slow may do many at once
+        self.backend.prepare([job.op for job in jobs])
         if self._asked > 1:
             precision = replace(
                 precision,
@@ -226,4 +224,4 @@ class Measurer:
 
 def memory_of(backend: Backend, ops: Iterable[Op], environment: Mapping[str, Any]) -> Memory | None:
     """Returns what of a network's weights comes from memory, where a backend can empty the caches; else None."""
-    return Memory.of(ops, environment) if getattr(backend, "evicts", False) else None
+    return Memory.of(ops, environment) if backend.evicts else None

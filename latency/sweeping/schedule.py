@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from latency.backends import Backend, Built
-from latency.op import Op, weight_bytes
+from latency.op import Op
 from latency.sweeping.cold_weights import Memory, turn_bytes
 from latency.sweeping.steps import Steps
 from latency.timing.contention import Anchor
@@ -115,8 +115,7 @@ class Visits:
     ) -> None:
         self._backend, self._anchor, self._memory, self._rng = backend, anchor, memory, rng
         self._taken, self._failed = taken, failed
-        self._asked = getattr(backend, "builds", 1)
-        self._reads: Callable[[Op], int] = getattr(backend, "reads", weight_bytes)
+        self._asked = backend.builds
         self._seconds = self._again_s = self._longest_us = 0.0
 
     def visited(self, jobs: Sequence[Job], precision: Precision) -> Iterator[Job]:
@@ -182,7 +181,7 @@ class Visits:
 
     def _fits(self, group: Sequence[Job]) -> bool:
         """Returns whether cells can go in turns: one always, more if they read no more than the network has."""
-        read = self._asked * sum(self._reads(job.op) for job in group)
+        read = self._asked * sum(self._backend.reads(job.op) for job in group)
         return len(group) == 1 or (
             len(group) <= GROUP and self._memory is not None and read <= self._memory.distance
         )

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from latency import backends
-from latency.backends import Backend
+from latency.backends import Backend, adopted
 from latency.device import pinned
 from latency.errors import HoldoutWarning
 from latency.inspect import inspect
@@ -157,9 +156,8 @@ def sweep(
     """
     listed = list(ops)
     wanted = specs(listed, fixed)
-    runtime = (
-        backends.load(backend, threads=threads, settings=settings) if isinstance(backend, str) else backend
-    )
+    runtime = adopted(backend, threads=threads, settings=settings)
+    runtime.expects(listed)
     memory = memory_of(runtime, listed, runtime.environment())
     if dry_run:
         return _estimate(listed, wanted, holdout, seed, every, memory)

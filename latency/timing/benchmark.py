@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +23,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.backends import BACKENDS, load
-from latency.backends.onnxruntime.network import is_module, network_call
+from latency.backends.base import Backend, Runner, adopted, is_module
 from latency.device import pinned
-from latency.errors import MissingError, UsageError
-from latency.timing.clock import Clock, CpuClock, WallClock, share_lost
-from latency.timing.contention import Anchor
+from latency.timing.clock import Clock, share_lost
+from latency.timing.contention import Anchor, checksum
 from latency.timing.timer import BURST, median_interval, until_back
 
 if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    Model = nn.Module | onnx.ModelProto | str | Path
+    Model = nn.Module | onnx.ModelProto | str | Path | Runner
 
 __all__ = ["Comparison", "Measurement", "Ratio", "compare", "measure"]
 
@@ -239,24 +238,24 @@ def measure(
     model: Model,
     example_inputs: Sequence[Any] | None = None,
     *,
-    backend: str = "onnxruntime",
+    backend: str | Backend = "onnxruntime",
     device: str = "auto",
     threads: int = 1,
     rounds: int = 100,
     seconds: float = 20.0,
-    batch: int = 1,
+    batch: int | None = None,
 ) -> Measurement:
     """Measures a network end to end.
 
     Args:
         model: a module, an ONNX model, or the path of one.
         example_inputs: its inputs; for an ONNX model without them, random ones.
-        backend: ``onnxruntime``, or ``torch`` for a module.
-        device: ``auto``, ``cpu`` or ``cuda``; ONNX Runtime is measured on the CPU.
+        backend: the runtime: a name, or a backend itself.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ONNX Runtime is measured on the CPU.
         threads: threads of the runtime.
         rounds: runs that count.
         seconds: fewer runs, but nine, where they would take longer than this.
-        batch: images per call where there are no example inputs.
+        batch: images per call where there are no example inputs; by default the model's own, else 1.
 
     Raises:
         UsageError: a backend or a model of another kind.
@@ -278,26 +277,26 @@ def compare(
     models: Mapping[str, Model | Callable[[], object]],
     *,
     example_inputs: Sequence[Any] | None = None,
-    backend: str = "onnxruntime",
+    backend: str | Backend = "onnxruntime",
     device: str = "auto",
     threads: int = 1,
     rounds: int = 30,
     seconds: float = 60.0,
-    batch: int = 1,
+    batch: int | None = None,
     clock: Clock | None = None,
     warm_up: int | None = None,
 ) -> Comparison:
     """Measures networks in turns.
 
     Args:
-        models: by name: modules, ONNX models, paths of ones, or calls without arguments.
+        models: by name: modules, ONNX models, paths of ones, runners, or calls without arguments.
         example_inputs: what all of them read; without it every ONNX model reads random inputs.
-        backend: ``onnxruntime`` or ``torch``.
+        backend: the runtime: a name, or a backend itself.
         device: as in ``measure``.
         threads: threads of the runtime.
         rounds: runs of each that count, eight to a turn.
         seconds: fewer rounds, but nine, where they would take longer than this.
-        batch: images per call where there are no example inputs.
+        batch: images per call where there are no example inputs; by default the model's own, else 1.
         clock: what times a run; by default as the backend does.
         warm_up: runs of each before the first that counts; by default until three in a row agree.
 
@@ -305,38 +304,27 @@ def compare(
         UsageError: a backend or a model of another kind.
         MissingError: a device that is not there.
     """
-    if backend not in BACKENDS:
-        raise UsageError(
-            f"backend {backend!r} was asked for; there are {', '.join(BACKENDS)}; name one of them"
-        )
-    if backend == "onnxruntime" and device not in ("auto", "cpu"):
-        raise MissingError(
-            f"ONNX Runtime on {device} was asked for; it is measured on the CPU here; use --backend torch for a GPU"
-        )
-    calls: dict[str, Callable[[], object]] = {}
-    for name, model in models.items():
-        if callable(model) and not is_module(model):
-            calls[name] = model
-        elif backend == "torch":
-            from latency.backends.torch.network import module_call
-
-            calls[name] = module_call(model, example_inputs, device=device, threads=threads)
-        else:
-            calls[name] = network_call(model, example_inputs, threads=threads, batch=batch)
-    if clock is None and backend == "torch":
-        from latency.backends.torch.network import clock_on
-
-        clock = clock_on(device, threads)
+    runtime = adopted(backend, threads=threads, settings={} if device == "auto" else {"device": device})
     own = clock is None
-    clock = clock or (CpuClock() if threads == 1 else WallClock())
-    anchor = None
-    if own and clock.kind == "cpu":
-        call = load("onnxruntime").anchor()
-        anchor = Anchor(call, clock) if call is not None else None
-    if threads > 1 and backend == "torch":
-        for call in calls.values():  # worker threads inherit the cores of the thread that starts them
-            call()
-    with pinned(threads):
+    clock = clock or runtime.clock()
+    with ExitStack() as opened:
+        calls: dict[str, Callable[[], object]] = {}
+        for name, model in models.items():
+            if callable(model) and not is_module(model):
+                calls[name] = model
+                continue
+            runner = (
+                model if isinstance(model, Runner) else runtime.network(model, example_inputs, batch=batch)
+            )
+            if not runner.is_ready:
+                opened.enter_context(runner)
+            # a clock of the device waits for it by itself
+            calls[name] = runner.start if own else runner.run
+        anchor = Anchor(checksum(), clock) if own and clock.kind == "cpu" else None
+        if threads > 1:
+            for call in calls.values():  # worker threads inherit the cores of the thread that starts them
+                call()
+        opened.enter_context(pinned(threads))
         for call in calls.values():
             _warm(call, clock, warm_up)
         return _interleaved(calls, clock, rounds, seconds, anchor)

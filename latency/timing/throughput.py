@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,10 +33,12 @@ class Load:
     Attributes:
         start: one call; on a GPU it may return before the answer is there.
         finish: waits for the answers of this thread's calls.
+        in_thread: makes the calling thread one that may call.
     """
 
     start: Callable[[], object]
     finish: Callable[[], object] = lambda: None
+    in_thread: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Throughputs(Mapping[str, Throughput]):
 
 
 def measure_throughput(
-    loads: Mapping[str, Load],
+    loads: Mapping[str, Load | Sequence[Load]],
     *,
     batch: int,
     callers: int = 1,
@@ -102,7 +105,7 @@ def measure_throughput(
     """Measures networks in turns.
 
     Args:
-        loads: by name.
+        loads: by name; one that all callers call, or one for each of them.
         batch: images per call.
         callers: threads that call at once.
         rounds: turns of each network.
@@ -111,39 +114,41 @@ def measure_throughput(
         now: the clock, in seconds.
     """
     calls: dict[str, int] = {}
-    for name, load in loads.items():
+    each = {name: [load] * callers if isinstance(load, Load) else list(load) for name, load in loads.items()}
+    for name, given in each.items():
         for _ in range(2):  # the first allocates
-            _round(load, 1, callers)
+            _round(given, 1)
         begun = now()
-        _round(load, 1, callers)
+        _round(given, 1)
         calls[name] = max(1, math.ceil(round_seconds / max(now() - begun, 1e-6)))
     fps: dict[str, list[float]] = {name: [] for name in loads}
     names, end, done = list(loads), now() + seconds, 0
     while done < min(9, rounds) or (done < rounds and now() < end):
         for name in names if done % 2 == 0 else reversed(names):
             begun = now()
-            _round(loads[name], calls[name], callers)
+            _round(each[name], calls[name])
             fps[name].append(batch * callers * calls[name] / (now() - begun))
         done += 1
     return Throughputs(fps, callers)
 
 
-def _round(load: Load, calls: int, callers: int) -> None:
+def _round(loads: Sequence[Load], calls: int) -> None:
     """Every caller makes its calls and waits for the answers; an error of one of them is raised."""
     failed: list[BaseException] = []
 
-    def work() -> None:
+    def work(load: Load) -> None:
         try:
-            for _ in range(calls):
-                load.start()
-            load.finish()
+            with load.in_thread():
+                for _ in range(calls):
+                    load.start()
+                load.finish()
         except BaseException as error:  # raised below, in the caller's thread
             failed.append(error)
 
-    if callers == 1:
-        work()
+    if len(loads) == 1:
+        work(loads[0])
     else:
-        threads = [threading.Thread(target=work) for _ in range(callers)]
+        threads = [threading.Thread(target=work, args=(load,)) for load in loads]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -225,7 +225,7 @@ def test_a_provider_or_device_that_is_not_there_ends_in_three(files: Path) -> No
     assert text.startswith("ONNX Runtime on cuda was asked for, and this installation has ")
     if not torch.cuda.is_available():
         text = refusal(MissingError, "toy:net", "--device", "cuda", "--size", "3x6x6")
-        assert text.startswith("--device cuda was asked, and PyTorch finds no CUDA device; check nvidia-smi")
+        assert text.startswith("a GPU was asked for and PyTorch finds none; check nvidia-smi")
 
 
 def test_what_is_neither_a_file_nor_a_run_nor_a_model_is_said(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_what_is_neither_a_file_nor_a_run_nor_a_model_is_said(tmp_path: Path) ->
     save_json(tmp_path / "half" / "settings.json", {})
     assert "holds no finished run; finish it with" in refusal(UsageError, tmp_path / "half")
     assert "an ONNX file runs @cpu, @cuda, @tensorrt" in refusal(UsageError, "a.onnx@fast")
-    assert "runs @eager, @compile, @onnx" in refusal(UsageError, "toy:net@fast")
+    assert "runs @eager, @onnx, @compile" in refusal(UsageError, "toy:net@fast")
     assert "toy:net was named twice" in refusal(UsageError, "toy:net", "toy:net")
 
 

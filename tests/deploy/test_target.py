@@ -11,8 +11,10 @@ from torch import Tensor, nn
 import latency
 from halpiee.deploy.target import Target
 from halpiee.structure import trace
+from latency.backends import BACKENDS, Built
 from latency.errors import UsageError
 from latency.timing.benchmark import Comparison
+from latency.timing.clock import Clock, WallClock
 
 
 def profile(cells: list[dict[str, Any]], **facts: Any) -> latency.Profile:
@@ -45,8 +47,22 @@ def test_a_profile_says_what_it_was_measured_on(facts: dict[str, Any], layout: s
 
 
 def test_a_profile_of_single_ops_only_is_refused() -> None:
-    with pytest.raises(UsageError, match="whole networks are timed on onnxruntime or torch"):
-        Target.of_profile(profile([], backend="tensorrt"))
+    class OpsOnly(latency.Backend):
+        def environment(self) -> dict[str, Any]:
+            return {}
+
+        def clock(self) -> Clock:
+            return WallClock()
+
+        def build(self, op: latency.Op) -> Built:
+            return Built(lambda: None)
+
+    with BACKENDS.forgetting():
+        latency.backend("ops-only")(OpsOnly)
+        with pytest.raises(
+            UsageError, match=r"whole networks are timed on onnxruntime or .*torch: profile on"
+        ):
+            Target.of_profile(profile([], backend="ops-only"))
 
 
 def test_onnx_runtime_is_not_asked_for_half_precision() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from latency.backends import Built
+from latency.backends import Backend, Built
 from latency.errors import UnsupportedOpError
 from latency.op import Op
 
@@ -29,7 +29,7 @@ class FakeClock:
         return self.now_us - cpu, self.wall_us - wall
 
 
-class FakeBackend:
+class FakeBackend(Backend):
     """Ops that take ``formula(op)`` µs; every build is remembered."""
 
     name = "fake"

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d
 import latency
 from latency.backends.cuda import open_cuda
 from latency.backends.torch import Torch
-from latency.backends.torch.network import module_call, set_arithmetic
+from latency.backends.torch.network import ModuleRunner, set_arithmetic
 from latency.backends.torch.ops import KINDS
 from latency.errors import MissingError
 from latency.op import Op
@@ -62,8 +62,8 @@ def test_a_replay_computes_what_the_module_computes() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
     x = torch.randn(2, 3, 16, 16)
-    answer = module_call(model, (x,), device="cuda")()
-    torch.cuda.synchronize()
+    with ModuleRunner(model, (x,), device="cuda") as runner:
+        answer = runner.run()
     torch.testing.assert_close(answer.cpu(), model(x), rtol=1e-4, atol=1e-5)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latency.backends import Built
-from latency.backends.torch.network import module_call
+from latency.backends.torch.network import ModuleRunner
 from latency.errors import UsageError
 from latency.timing.benchmark import Comparison
 from tools import bench_latency, gpu_checks, gpu_session
@@ -70,8 +70,11 @@ def test_a_module_is_called_as_often_as_asked_in_its_precision_and_layout() -> N
 
     model = Seen()
     example = (torch.randn(2, 3, 8, 8),)
-    call = module_call(model, example, device="cpu", precision="bf16", channels_last=True, repeats=3)
-    assert call().dtype == torch.bfloat16
+    with ModuleRunner(
+        model, example, device="cpu", precision="bf16", channels_last=True, forwards=3
+    ) as runner:
+        seen.clear()
+        assert runner.run().dtype == torch.bfloat16
     assert seen == [(torch.bfloat16, True)] * 3
     assert model.conv.weight.dtype == torch.float32
 
@@ -92,9 +95,9 @@ def test_a_network_on_torch_is_timed_with_its_batch_norms_folded_and_computes_th
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4, eps=0.5), torch.nn.ReLU())
     model.eval()
     example = (torch.randn(2, 3, 8, 8),)
-    call = bench_latency.Slopes("torch", "cpu").call(model, example)["4"]
-    with torch.autograd.profiler.profile() as seen:
-        found = call()
+    slopes = bench_latency.Slopes("torch", "cpu").call(model, example)
+    with slopes["4"] as runner, torch.autograd.profiler.profile() as seen:
+        found = runner.run()
     names = [event.name for event in seen.function_events]
     assert "aten::conv2d" in names
     assert "aten::batch_norm" not in names

@@ -54,6 +54,19 @@ class Gpu:
         self.now_us += GRAPH_US + sum(work() for work in recorded)
 
 
+class Context:
+    """PyCUDA's view of the primary context; at exit PyCUDA ends the process where one is still on the stack."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+
+    def push(self) -> None:
+        self._gpu.contexts.append("primary")
+
+    def pop(self) -> None:
+        self._gpu.contexts.remove("primary")
+
+
 def pycuda_modules(gpu: Gpu) -> dict[str, ModuleType]:
     """Returns ``pycuda`` and ``pycuda.driver``."""
     driver = ModuleType("pycuda.driver")
@@ -105,10 +118,6 @@ def pycuda_modules(gpu: Gpu) -> dict[str, ModuleType]:
         def free(self) -> None:
             del gpu.memory[self._address]
 
-    class Context:
-        def push(self) -> None:
-            gpu.contexts.append("primary")
-
     class Device:
         def __init__(self, number: int) -> None:
             assert 0 <= number < gpu.devices
@@ -131,7 +140,7 @@ def pycuda_modules(gpu: Gpu) -> dict[str, ModuleType]:
             return {"MULTIPROCESSOR_COUNT": 100, "L2_CACHE_SIZE": gpu.l2_bytes}[attribute.name]
 
         def retain_primary_context(self) -> Context:
-            return Context()
+            return Context(gpu)
 
     device_attribute = enum.Enum("device_attribute", ["MULTIPROCESSOR_COUNT", "L2_CACHE_SIZE"])
 

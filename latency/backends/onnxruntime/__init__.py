@@ -2,36 +2,78 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from latency.backends.base import Built
+from latency.backends.base import Backend, Built, Found, Runner, Way, backend
 from latency.backends.onnxruntime.export import fixed_batch, to_onnx
-from latency.backends.onnxruntime.network import feeds, session
+from latency.backends.onnxruntime.network import SessionRunner, feeds, session
 from latency.backends.onnxruntime.ops import copies_of, twin
 from latency.device import environment
+from latency.errors import MissingError, UsageError
 from latency.op import Op, weight_bytes
 from latency.timing.clock import Clock, CpuClock, WallClock
+from latency.timing.contention import checksum
 
 __all__ = ["OnnxRuntime", "feeds", "fixed_batch", "session", "to_onnx"]
 
 
-class OnnxRuntime:
-    """Ops on ONNX Runtime's CPU provider.
+@backend("onnxruntime")
+class OnnxRuntime(Backend):
+    """Ops and networks on ONNX Runtime; ops on its CPU provider.
 
     Args:
         threads: intra-op threads. One is timed by CPU time, several by the wall clock.
+        device: ``auto`` or ``cpu``.
+        precision: ``fp32``; a file has its own.
+        channels_last: False; the runtime chooses layouts itself.
+        provider: of whole networks: ``cpu``, ``cuda`` or ``tensorrt``.
+
+    Raises:
+        UsageError: another precision or layout, no such provider.
+        MissingError: another device.
     """
 
-    name = "onnxruntime"
     builds = 3
     """Of one cell at least: a session's buffers lie where they happen to."""
 
-    def __init__(self, threads: int = 1) -> None:
-        self.threads = threads
+    ways = (
+        Way("cpu", (".onnx",), usual=True),
+        Way("cuda", (".onnx",), {"provider": "cuda"}),
+        Way("tensorrt", (".onnx",), {"provider": "tensorrt"}),
+        Way("onnx", ("module",)),
+    )
+    files = (".onnx",)
+    times_layers = True
+
+    def __init__(
+        self,
+        threads: int = 1,
+        device: str = "auto",
+        precision: str = "fp32",
+        channels_last: bool = False,
+        provider: str = "cpu",
+    ) -> None:
+        self.check(precision=precision, channels_last=channels_last)
+        if device not in ("auto", "cpu"):
+            raise MissingError(
+                f"ONNX Runtime on {device} was asked for; it is measured on the CPU here; use --backend torch for a GPU"
+            )
+        self.threads, self.provider = threads, provider
         self.evicts = threads == 1
         """Whether weights are to be read from memory; one thread can empty no other core's caches."""
+
+    @classmethod
+    def check(cls, **settings: Any) -> None:
+        """Refuses settings that only other runtimes have."""
+        super().check(**settings)
+        plain = {"device": ("auto", "cpu"), "precision": ("fp32",), "channels_last": (False,)}
+        if any(settings.get(name, values[0]) not in values for name, values in plain.items()):
+            raise UsageError(
+                "ONNX Runtime was asked with a device, precision or layout; it is measured on the CPU in fp32 and "
+                "NCHW; leave them out, or add --backend torch"
+            )
 
     def environment(self) -> dict[str, Any]:
         """Returns the circumstances of everything this backend measures."""
@@ -42,13 +84,8 @@ class OnnxRuntime:
         return CpuClock() if self.threads == 1 else WallClock()
 
     def anchor(self) -> Callable[[], object]:
-        """Returns a checksum of 16 KB, about 5 µs.
-
-        It is slow where someone shares the core, and as the core's clock. A convolution of 12 µs took 1.15 to 1.25
-        times as long after a network of 6 ms whose own time did not change, on a processor with AVX-512; this did not.
-        """
-        data = bytes(range(256)) * 64
-        return lambda: zlib.crc32(data)
+        """Returns a checksum of 16 KB, about 5 µs; see `latency.timing.contention.checksum`."""
+        return checksum()
 
     def reads(self, op: Op) -> int:
         """Returns the bytes of weights that a turn of a build of an op reads: those of all its copies, and of one."""
@@ -65,6 +102,43 @@ class OnnxRuntime:
             _call(session(twin(op, copies, most), threads=self.threads, merge=False)) for copies in (most, 1)
         )
         return Built(run=many, minus=one, copies=most - 1, method="twin")
+
+    def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
+        """Returns the ONNX model of a module."""
+        return to_onnx(model, example_inputs)
+
+    def network(
+        self,
+        model: Any,
+        example_inputs: Sequence[Any] | None = None,
+        *,
+        batch: int | None = None,
+        shape: Sequence[int] | None = None,
+        forwards: int = 1,
+        trust: bool = False,
+        name: str | None = None,
+    ) -> Runner:
+        """Returns a module, which is exported, an ONNX model or the path of one, to be entered and timed."""
+        del trust
+        return SessionRunner(
+            model,
+            example_inputs,
+            provider=self.provider,
+            threads=self.threads,
+            batch=batch,
+            shape=shape,
+            forwards=forwards,
+            name=name,
+        )
+
+    @classmethod
+    def found(cls) -> list[tuple[str, Found]]:
+        """Returns the providers of the installation."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return []
+        import onnxruntime
+
+        return [("backend onnxruntime", Found("ok", ", ".join(onnxruntime.get_available_providers())))]
 
 
 def _call(runtime: Any) -> Callable[[], object]:

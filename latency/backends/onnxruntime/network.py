@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latency.backends.base import Runner, is_module
 from latency.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -24,60 +25,181 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-__all__ = ["check_file", "external_files", "feeds", "is_module", "network_call", "session"]
+__all__ = [
+    "SessionRunner",
+    "check_file",
+    "external_files",
+    "feeds",
+    "random_inputs",
+    "session",
+    "weight_precision",
+]
 
 
-def network_call(
-    model: Any, example_inputs: Sequence[Any] | None, *, threads: int = 1, batch: int = 1
-) -> Callable[[], object]:
-    """Returns a call of a whole network.
+class SessionRunner(Runner):
+    """A whole network in a session of ONNX Runtime.
 
     Args:
         model: a torch module, an ONNX model, its bytes or its path.
         example_inputs: what it reads; an ONNX model without them reads random inputs.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: of the runtime.
-        batch: images per call where there are no example inputs.
-
-    Raises:
-        UsageError: a module without inputs, something else than a network, or as many inputs as it does not read.
+        batch: images per inference where there are no example inputs; by default the model's own, else 1.
+        shape: (channels, height, width) where the model leaves them open.
+        forwards: inferences in one run.
+        name: in messages.
     """
-    from latency.backends.onnxruntime.export import to_onnx
 
-    module = None
-    if is_module(model):
-        if example_inputs is None:
+    def __init__(
+        self,
+        model: Any,
+        example_inputs: Sequence[Any] | None,
+        *,
+        provider: str,
+        threads: int,
+        batch: int | None,
+        shape: Sequence[int] | None,
+        forwards: int,
+        name: str | None,
+    ) -> None:
+        self.runtime = f"onnxruntime {provider}"
+        self.device = "cpu" if provider == "cpu" else "cuda"
+        self._model, self._examples, self._name = model, example_inputs, name
+        self._how: dict[str, Any] = {"threads": threads, "provider": provider}
+        self._batch, self._shape, self._forwards = batch, shape, forwards
+        self._session: Any = None
+        self._call: Callable[[], object] = lambda: None
+
+    def ready(self) -> None:
+        """Makes the session and runs it once.
+
+        Raises:
+            UsageError: a module without inputs, something else than a network, or inputs that it does not take.
+        """
+        model, given, module = self._model, self._examples, None
+        if is_module(model):
+            if given is None:
+                raise UsageError(
+                    f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
+                )
+            _check_precision(model, given)
+            from latency.backends.onnxruntime.export import to_onnx
+
+            module, model = model, to_onnx(model, given)
+        elif not isinstance(model, str | Path | bytes) and not hasattr(model, "SerializeToString"):
             raise UsageError(
-                f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
+                f"the latency of a {type(model).__name__} was asked for; pass a torch module, an ONNX model or a path"
             )
-        _check_precision(model, example_inputs)
-        from latency.backends.torch.values import tensors_in
+        self.precision = weight_precision(_proto(model))
+        self._session = session(model, **self._how)
+        inputs = self._inputs(given)
+        try:
+            self._session.run(None, inputs)
+        except Exception as error:  # its exceptions share no base class
+            if module is None:
+                raise self._refused(error) from error
+            # The module has a batch in it, and the graph that of the export's own try.
+            self._session = session(to_onnx(module, given or (), dynamic_batch=False), **self._how)
+        self._call = self._bound(inputs)
 
-        module, given = model, example_inputs
-        model, example_inputs = to_onnx(module, given), tensors_in(given)
-    elif not isinstance(model, str | Path | bytes) and not hasattr(model, "SerializeToString"):
-        raise UsageError(
-            f"the latency of a {type(model).__name__} was asked for; pass a torch module, an ONNX model or a path"
+    def start(self) -> object:
+        """Runs the inferences."""
+        answer: object = None
+        for _ in range(self._forwards):
+            answer = self._call()
+        return answer
+
+    def free(self) -> None:
+        """Lets the session go."""
+        self._session, self._call = None, lambda: None
+
+    def again(self) -> Runner:
+        """Returns this runner: a session may be run by several threads; on a GPU one with a binding of its own."""
+        if self.device == "cpu":
+            return self
+        other = SessionRunner(
+            self._model,
+            self._examples,
+            batch=self._batch,
+            shape=self._shape,
+            forwards=self._forwards,
+            name=self._name,
+            **self._how,
         )
-    runtime = session(model, threads=threads)
-    inputs = feeds(runtime, batch=batch)
-    if example_inputs is not None:
-        if len(example_inputs) != len(inputs):
+        return other
+
+    def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Returns the outputs in the model's order."""
+        return list(self._session.run(None, dict(inputs)))
+
+    def _inputs(self, given: Sequence[Any] | None) -> dict[str, Any]:
+        """Returns the arrays that are fed: those given, in order, or random ones."""
+        if given is None:
+            return random_inputs(self._session, self._name or _named(self._model), self._batch, self._shape)
+        names = [value.name for value in self._session.get_inputs()]
+        arrays = [_array(x) for x in _leaves(given)]
+        if len(arrays) != len(names):
             raise UsageError(
-                f"{len(example_inputs)} example inputs were passed; the model reads {len(inputs)} "
-                f"({', '.join(inputs)}); pass as many"
+                f"{len(arrays)} example inputs were passed; the model reads {len(names)} ({', '.join(names)}); pass as "
+                "many"
             )
-        inputs = {name: _array(x) for name, x in zip(inputs, example_inputs, strict=True)}
-    try:
-        runtime.run(None, inputs)
-    except Exception as error:  # its exceptions share no base class
-        if module is None:
-            raise UsageError(
-                f"the model was to be run and ONNX Runtime refused: {str(error).splitlines()[0][:300]}; give inputs "
-                "that it takes, or another batch"
-            ) from error
-        # The module has a batch in it, and the graph that of the export's own try.
-        runtime = session(to_onnx(module, given, dynamic_batch=False), threads=threads)
-    return lambda: runtime.run(None, inputs)
+        return dict(zip(names, arrays, strict=True))
+
+    def _bound(self, inputs: dict[str, Any]) -> Callable[[], object]:
+        runtime = self._session
+        if self.device == "cpu":
+            return lambda: runtime.run(None, inputs)
+        binding = runtime.io_binding()  # inputs and outputs stay on the GPU, as in an application of its own
+        for key, value in inputs.items():
+            binding.bind_cpu_input(key, value)
+        for output in runtime.get_outputs():
+            binding.bind_output(output.name, "cuda")
+
+        def run() -> object:
+            runtime.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+            return None
+
+        return run
+
+    def _refused(self, error: Exception) -> UsageError:
+        why = str(error).splitlines()[0][:300]
+        if self._name is None:
+            return UsageError(
+                f"the model was to be run and ONNX Runtime refused: {why}; give inputs that it takes, or another batch"
+            )
+        return UsageError(
+            f"{self._name} was to be run on batch {self._batch or 1} and ONNX Runtime refused: {why}; give the size it "
+            "takes with --size, or another --batch"
+        )
+
+
+def _proto(model: Any) -> Any:
+    """Returns an ONNX model as a message, its external weights not loaded."""
+    if isinstance(model, str | Path):
+        return check_file(model)
+    if not isinstance(model, bytes):
+        return model
+    import onnx
+
+    return onnx.ModelProto.FromString(model)
+
+
+def _named(model: Any) -> str:
+    return str(model) if isinstance(model, str | Path) else "the model"
+
+
+def _leaves(given: Sequence[Any]) -> list[Any]:
+    """Returns the tensors and arrays among inputs, in order, those in lists and dicts included."""
+    found: list[Any] = []
+    for value in given:
+        if hasattr(value, "detach") or isinstance(value, np.ndarray):
+            found.append(value)
+        elif isinstance(value, Mapping):
+            found += _leaves(list(value.values()))
+        elif isinstance(value, list | tuple):
+            found += _leaves(value)
+    return found
 
 
 def _check_precision(module: Any, example_inputs: Sequence[Any]) -> None:
@@ -92,14 +214,6 @@ def _check_precision(module: Any, example_inputs: Sequence[Any]) -> None:
             f"the latency of {type(module).__name__} in bfloat16 was asked of ONNX Runtime, which has no such kernels "
             "on the CPU; measure model.float() with inputs of float32, or with backend='torch'"
         )
-
-
-def is_module(model: object) -> bool:
-    """Returns whether an object is a torch module, without importing torch."""
-    return any(
-        cls.__module__ == "torch.nn.modules.module" and cls.__name__ == "Module"
-        for cls in type(model).__mro__
-    )
 
 
 def _array(x: Any) -> Any:
@@ -151,13 +265,19 @@ def session(
         source = model if isinstance(model, bytes) else model.SerializeToString()
     without = None if merge else ["CommonSubexpressionElimination"]
     try:
-        return ort.InferenceSession(source, options, providers=providers, disabled_optimizers=without)
+        made = ort.InferenceSession(source, options, providers=providers, disabled_optimizers=without)
     except Exception as error:  # its exceptions share no base class with one another
         what = str(model) if isinstance(model, str | Path) else "the model"
         raise UsageError(
             f"ONNX Runtime was asked to run {what} and refused: {str(error).splitlines()[0][:300]}; "
             "check the file with onnx.checker"
         ) from error
+    if made.get_providers()[0] != providers[0]:  # the runtime falls back, and says so in its log only
+        raise MissingError(
+            f"ONNX Runtime on {provider} was asked for, and it could not load {providers[0]}: it would run on "
+            f"{made.get_providers()[0]}; check that CUDA and cuDNN are the versions that onnxruntime-gpu wants"
+        )
+    return made
 
 
 PROVIDERS = {
@@ -271,3 +391,61 @@ def _foreign(path: Path, why: str) -> UsageError:
         f"{path} ({path.stat().st_size} bytes) was to be read as an ONNX model, and {why}: "
         "it is truncated or no ONNX file; copy or export it again"
     )
+
+
+def weight_precision(proto: Any) -> str:
+    """Returns the precision that most weights of an ONNX model have."""
+    from onnx import TensorProto
+
+    words = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    sizes: dict[str, int] = {}
+    for tensor in proto.graph.initializer:
+        word = words.get(tensor.data_type)
+        if word is not None:
+            sizes[word] = sizes.get(word, 0) + int(np.prod(tensor.dims, dtype=np.int64))
+    return max(sizes, key=lambda word: sizes[word]) if sizes else "fp32"
+
+
+def random_inputs(runtime: Any, name: str, batch: int | None, shape: Sequence[int] | None) -> dict[str, Any]:
+    """Returns random inputs for a session, all open dimensions filled.
+
+    Args:
+        runtime: the session.
+        name: of the model in messages.
+        batch: images per inference; None: the model's own, else 1.
+        shape: (channels, height, width) where the model leaves them open.
+
+    Raises:
+        UsageError: a batch or a shape that the model does not take, or open dimensions without a shape.
+    """
+    sizes: dict[str, list[Any]] = {}
+    for value in runtime.get_inputs():
+        dims = list(value.shape)
+        own = dims[0] if dims and isinstance(dims[0], int) else None
+        if not dims or (sizes and own is not None):  # a scalar, or a table beside what has the batch
+            sizes |= {value.name: dims} if dims else {}
+            continue
+        if batch is None:
+            batch = own or 1
+        if own is not None and own != batch:
+            raise UsageError(
+                f"--batch {batch} was asked, and {name} takes batch {own} only; use --batch {own}, or export "
+                "it with a free batch dimension (`halpiee export` does, unless the network has its batch in it)"
+            )
+        full = [batch, *dims[1:]]
+        if shape is not None and len(full) == len(shape) + 1:
+            clash = [(a, b) for a, b in zip(full[1:], shape, strict=True) if isinstance(a, int) and a != b]
+            if clash:
+                raise UsageError(
+                    f"--size {'x'.join(map(str, shape))} was asked, and {name} takes "
+                    f"{'x'.join(map(str, full[1:]))}; leave --size out, or export the model at that size"
+                )
+            full = [batch, *shape]
+        unknown = [d for d in full if not isinstance(d, int)]
+        if unknown:
+            raise UsageError(
+                f"{name} leaves {', '.join(map(str, unknown))} of its input {value.name} open; "
+                "give them with --size, such as --size 3x224x224"
+            )
+        sizes[value.name] = full
+    return feeds(runtime, batch=batch or 1, sizes=sizes)

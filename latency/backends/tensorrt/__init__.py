@@ -12,15 +12,24 @@ profiler's times include what it costs itself.
 from __future__ import annotations
 
 import atexit
+import importlib.util
+import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latency.backends import Built
-from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, open_cuda
-from latency.backends.tensorrt.builder import Builder, Settings, TimingCache
-from latency.backends.tensorrt.network import EngineRunner, in_turns, load_engine
+from latency.backends.base import Backend, Built, Found, Runner, Way, backend, rotating
+from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, number_of, open_cuda
+from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
+from latency.backends.tensorrt.network import (
+    ENGINE_FILES,
+    EngineNetwork,
+    EngineRunner,
+    in_turns,
+    load_engine,
+    typed_onnx,
+)
 from latency.backends.tensorrt.ops import ROWS, OpNetwork
 from latency.device import environment
 from latency.errors import MissingError, UnsupportedOpError, UsageError
@@ -37,12 +46,10 @@ COPIES = 8
 SERIES_US = 2000.0
 """The longer call takes about this long: event times are unreliable below 10 µs."""
 
-ENGINES = 8
-"""So many engines of one plan at most: loading one takes milliseconds."""
 
-
-class TensorRT:
-    """Ops on TensorRT.
+@backend("tensorrt")
+class TensorRT(Backend):
+    """Ops and networks on TensorRT.
 
     Args:
         threads: of the CPU; only 1, the GPU does the work.
@@ -50,14 +57,16 @@ class TensorRT:
         level: builder optimisation level; the final engine is to be built at the same.
         timing_cache: file that keeps what builds learnt, or None.
         library: ``cuda-python``, ``pycuda`` or ``auto``.
-        device: number of the GPU.
+        device: ``auto``, ``cuda``, ``cuda:N`` or the number of the GPU.
         branches: ops in one build; 1 builds every op by itself.
+        channels_last: False; TensorRT chooses layouts itself.
 
     Raises:
         MissingError: TensorRT, a CUDA library or a GPU is not there.
     """
 
-    name = "tensorrt"
+    ways = (Way("engine", ENGINE_FILES, usual=True), Way("trt", (".onnx",)))
+    files = (".onnx", *ENGINE_FILES)
 
     def __init__(
         self,
@@ -66,21 +75,50 @@ class TensorRT:
         level: int = 3,
         timing_cache: str | Path | None = None,
         library: str = "auto",
-        device: int = 0,
+        device: int | str = 0,
         branches: int = 1,
+        channels_last: bool = False,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise UsageError(f"precision {precision!r} was asked for; there are {', '.join(PRECISIONS)}")
+        self.check(precision=precision, channels_last=channels_last)
         if branches < 1:
             raise UsageError(f"{branches} branches were asked for; ask for 1 or more")
         self.threads, self.precision, self.branches = threads, precision, branches
-        cache = TimingCache(None if timing_cache is None else Path(timing_cache))
-        self._builder = Builder(Settings(level=level, tf32=precision == "tf32"), cache)
-        self.cuda: Cuda = open_cuda(library, device)
+        import_tensorrt()
+        self._opened = (library, number_of(device))
+        self.cuda: Cuda = open_cuda(*self._opened)  # before the builder, which builds for the current GPU
         self._facts = self.cuda.facts()
+        cache = TimingCache(None if timing_cache is None else Path(timing_cache))
+        self.builder = self._builder = Builder(Settings(level=level, tf32=precision == "tf32"), cache)
+        self._network: list[Op] = []
         self._built: list[EngineRunner] = []
         self._together: dict[Op, _Branch] = {}
         atexit.register(cache.save)
+
+    @classmethod
+    def check(cls, **settings: Any) -> None:
+        """Refuses a precision that there is not, and a layout."""
+        super().check(**settings)
+        if settings.get("precision", "fp32") not in PRECISIONS:
+            raise UsageError(
+                f"precision {settings['precision']!r} was asked for; there are {', '.join(PRECISIONS)}"
+            )
+        if settings.get("channels_last") or settings.get("device") == "cpu":
+            raise UsageError(
+                "TensorRT runs on a GPU and chooses layouts itself; leave --channels-last and --device out"
+            )
+
+    @classmethod
+    def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:
+        """Returns precision and builder level that a profile was measured with."""
+        del layout
+        short = {"float16": "fp16", "bfloat16": "bf16"}
+        level = re.fullmatch(r"level (\d)", str(environment.get("optimization", "")))
+        return {
+            "precision": short.get(
+                str(environment.get("dtype")), "tf32" if environment.get("tf32") else "fp32"
+            ),
+            **({"level": int(level[1])} if level else {}),
+        }
 
     def environment(self) -> dict[str, Any]:
         """Returns the circumstances of everything this backend measures."""
@@ -106,6 +144,10 @@ class TensorRT:
     def anchor(self) -> None:
         """Returns None: no neighbour disturbs a GPU's events."""
         return None
+
+    def expects(self, ops: Sequence[Op]) -> None:
+        """Takes the network's ops: its weights tell how cold an op's are."""
+        self._network = list(ops)
 
     def prepare(self, ops: Sequence[Op]) -> None:
         """Builds many ops, so many at a time as there are branches; those that fail are left to ``build``."""
@@ -147,6 +189,49 @@ class TensorRT:
             first, method = self._runner([op], native=False), "slope/linear"
         return self._slope(op, first, method)
 
+    def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
+        """Returns the ONNX model of a module, its weights in this precision: engines are strongly typed."""
+        return typed_onnx(model, example_inputs, PRECISIONS[self.precision])
+
+    def network(
+        self,
+        model: Any,
+        example_inputs: Sequence[Any] | None = None,
+        *,
+        batch: int | None = None,
+        shape: Sequence[int] | None = None,
+        forwards: int = 1,
+        trust: bool = False,
+        name: str | None = None,
+    ) -> Runner:
+        """Returns an engine file, or a module or ONNX model that is built when it is entered."""
+        return EngineNetwork(
+            self.builder,
+            model,
+            tuple(example_inputs) if example_inputs is not None else None,
+            cuda=lambda: open_cuda(*self._opened),
+            dtype=PRECISIONS[self.precision],
+            sizes=(batch, shape),
+            forwards=forwards,
+            trust=trust,
+            name=name,
+        )
+
+    @classmethod
+    def where_it_trains(cls, device: str) -> bool:
+        """Returns whether the device is a GPU."""
+        return device.startswith("cuda")
+
+    @classmethod
+    def found(cls) -> list[tuple[str, Found]]:
+        """Returns whether TensorRT is installed and can be loaded."""
+        if importlib.util.find_spec("tensorrt") is None:
+            return [("tensorrt", Found("note", "not installed", "pip install 'halpiee[tensorrt]'"))]
+        try:
+            return [("tensorrt", Found("ok", str(import_tensorrt().__version__)))]
+        except MissingError as error:
+            return [("tensorrt", Found("broken", str(error).splitlines()[0]))]
+
     def _runner(self, ops: Sequence[Op], native: bool = True) -> EngineRunner:
         """Builds ops as branches of one engine and loads it."""
         network = self._builder.network()
@@ -170,12 +255,9 @@ class TensorRT:
 
     def _slope(self, op: Op, first: EngineRunner, method: str) -> Built:
         self._built = [first]
-        weights = op.c_in * op.c_out // max(1, op.groups) * 2
-        for k in op.kernel:
-            weights *= k
-        cold = -(-2 * int(self._facts["l2_bytes"]) // max(1, weights))
+        cold = rotating(op, self._network, int(self._facts["l2_bytes"]))
         try:
-            for _ in range(min(ENGINES, cold) - 1):
+            for _ in range(cold - 1):
                 self._built.append(self._loaded(first))
         except OutOfMemoryError:
             if len(self._built) == 1:

@@ -7,21 +7,26 @@ Enums are named, never numbered: their numbers moved between the majors. Every c
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from latency.backends.base import Runner, is_module
 from latency.backends.cuda import Cuda, OutOfMemoryError
-from latency.backends.tensorrt.builder import new_logger
+from latency.backends.tensorrt.builder import Builder, new_logger
 from latency.backends.tensorrt.files import read_engine
 from latency.errors import UsageError
 
 __all__ = [
     "DTYPES",
+    "ENGINE_FILES",
     "Engine",
+    "EngineNetwork",
     "EngineRunner",
     "from_float",
     "in_turns",
@@ -29,6 +34,7 @@ __all__ = [
     "open_engine",
     "random_numbers",
     "to_float",
+    "typed_onnx",
 ]
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "uint16", "INT32": "int32", "INT64": "int64",
@@ -55,6 +61,9 @@ def to_float(array: Any) -> Any:
     """Returns bfloat16 bits as float32."""
     return (array.astype(np.uint32) << 16).view(np.float32)
 
+
+ENGINE_FILES = (".engine", ".plan", ".trt")
+"""Endings of engines."""
 
 PADDED = 64
 """Formats pad channels to 2, 4, 8, 16 or 32: buffers are sized for the next multiple of this."""
@@ -325,3 +334,168 @@ def open_engine(
     runner = EngineRunner(trt, engine, cuda, shapes=shapes)
     runner.fill()
     return runner
+
+
+class EngineNetwork(Runner):
+    """A whole network as an engine: a file of one, or a module or ONNX model that is built when it is entered.
+
+    Args:
+        builder: builds engines.
+        model: a torch module, an ONNX model, its bytes, or the path of one or of an engine.
+        example_inputs: what it reads; they give the shapes.
+        cuda: opens the GPU; each runner has a stream of its own.
+        dtype: of a module's weights.
+        sizes: batch, and (channels, height, width), where neither inputs nor the file say them.
+        forwards: inferences in one run.
+        trust: whether an engine of unknown origin is loaded.
+        name: in messages.
+    """
+
+    runtime, precision, device = "tensorrt", "as built", "cuda"
+
+    def __init__(
+        self,
+        builder: Builder,
+        model: Any,
+        example_inputs: Sequence[Any] | None,
+        *,
+        cuda: Callable[[], Cuda],
+        dtype: str,
+        sizes: tuple[int | None, Sequence[int] | None],
+        forwards: int,
+        trust: bool,
+        name: str | None,
+    ) -> None:
+        self._builder, self._model, self._examples = builder, model, example_inputs
+        self._open, self._dtype, self._sizes = cuda, dtype, sizes
+        self._forwards, self._trust, self._name = forwards, trust, name
+        self._engine: EngineRunner | None = None
+        self._plan: bytes | None = None
+        self._call: Callable[[], object] = lambda: None
+
+    def ready(self) -> None:
+        """Builds what is no engine yet, loads it, fills its inputs, and captures the inferences where there are graphs.
+
+        Raises:
+            UsageError: an engine of another version or GPU, of unknown origin, or that does not take the batch.
+            OutOfMemoryError: the GPU's memory is full.
+        """
+        self._cuda = self._open()
+        trt, path = self._builder.trt, self._model
+        if isinstance(path, str | Path) and Path(path).suffix in ENGINE_FILES:
+            self._engine = open_engine(Path(path), trt, self._cuda, batch=self._sizes[0], trust=self._trust)
+        else:
+            if self._plan is None:
+                self._plan = self._built()
+            engine = load_engine(trt, self._plan)
+            if engine is None:
+                raise UsageError(
+                    "an engine that was just built cannot be loaded; check that TensorRT is of one version"
+                )
+            self._engine = EngineRunner(trt, engine, self._cuda)
+            self._engine.fill()
+        runner = self._engine
+        runner.enqueue()  # the first inference allocates, which a capture cannot
+        self._cuda.synchronize()
+        turns = in_turns([runner], self._forwards)
+        self._call = self._cuda.captured(turns) or turns
+
+    def start(self) -> object:
+        """Enqueues the inferences."""
+        return self._call()
+
+    def finish(self) -> None:
+        """Waits for them."""
+        self._cuda.synchronize()
+
+    def free(self) -> None:
+        """Gives the GPU's memory back."""
+        if self._engine is not None:
+            self._engine.close()
+        self._engine, self._call = None, lambda: None
+
+    def again(self) -> Runner:
+        """Returns a runner with a context and a stream of its own: TensorRT forbids two callers on one context."""
+        other = EngineNetwork(
+            self._builder,
+            self._model,
+            self._examples,
+            cuda=self._open,
+            dtype=self._dtype,
+            sizes=self._sizes,
+            forwards=self._forwards,
+            trust=self._trust,
+            name=self._name,
+        )
+        other._plan = self._plan
+        return other
+
+    def in_thread(self) -> AbstractContextManager[object]:
+        """Inside, the calling thread may start inferences: a CUDA context is current in one thread at a time."""
+        return self._cuda.in_thread()
+
+    def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Returns the outputs in the engine's order."""
+        if self._engine is None:
+            raise UsageError("an engine was to be run outside of its `with` statement; enter it first")
+        return self._engine.infer(inputs)
+
+    def _built(self) -> bytes:
+        """Returns the engine of a module or ONNX model at the shapes of the inputs."""
+        model, given = self._model, self._examples
+        if is_module(model):
+            if given is None:
+                raise UsageError(
+                    f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
+                )
+            model = typed_onnx(model, given, self._dtype)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(model) if isinstance(model, str | Path) else Path(folder) / "network.onnx"
+            if not isinstance(model, str | Path):
+                path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+            what = self._name or (str(model) if isinstance(model, str | Path) else "the network")
+            return self._builder.build(
+                self._builder.parsed(path), shapes=self._shapes(path), what=f"the engine of {what}"
+            )
+
+    def _shapes(self, path: Path) -> dict[str, list[tuple[int, ...]]]:
+        """Returns for each input with open dimensions its shape, three times: an engine for one size."""
+        from latency.backends.onnxruntime.network import check_file
+
+        graph = check_file(path).graph
+        constants = {tensor.name for tensor in graph.initializer}
+        values = [v for v in graph.input if v.name not in constants]
+        tensors = [x for x in self._examples or () if hasattr(x, "shape")]
+        found = {}
+        for i, value in enumerate(values):
+            dims = value.type.tensor_type.shape.dim
+            if all(d.HasField("dim_value") for d in dims):
+                continue
+            if i < len(tensors):
+                shape = tuple(int(d) for d in tensors[i].shape)
+            else:
+                batch, rest = self._sizes
+                own = [int(d.dim_value) for d in dims]
+                shape = (batch or 1, *(rest if rest is not None and len(rest) == len(own) - 1 else own[1:]))
+            if 0 in shape:
+                raise UsageError(
+                    f"{path.name} leaves more than the batch of its input {value.name} open; give it with --size"
+                )
+            found[value.name] = [shape] * 3
+        return found
+
+
+def typed_onnx(model: Any, example_inputs: Sequence[Any], dtype: str) -> Any:
+    """Returns the ONNX model of a module in ``float32``, ``float16`` or ``bfloat16``, inputs and outputs included."""
+    import torch
+
+    from latency.backends.onnxruntime.export import to_onnx
+    from latency.copies import copy_of
+
+    if dtype == "float32":
+        return to_onnx(model, example_inputs)
+    kind = getattr(torch, dtype)
+    inputs = [
+        x.to(kind) if hasattr(x, "is_floating_point") and x.is_floating_point() else x for x in example_inputs
+    ]
+    return to_onnx(copy_of(model).cpu().to(kind), inputs)

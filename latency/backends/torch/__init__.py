@@ -1,17 +1,31 @@
-"""Ops on eager PyTorch: on a GPU (cuDNN, CUDA graphs) or on the CPU.
+"""Ops and networks on PyTorch: on a GPU (cuDNN, CUDA graphs) or on the CPU.
 
-On a GPU a call is a graph of K ops and the call it is compared with a graph of one; the slope between them is the op
-inside a graph, without launch and graph entry. Weights rotate through copies larger than the second-level cache,
-because in a network they are cold while activations are warm. On the CPU a call is the op alone.
+On a GPU the call of an op is a graph of K copies, and the call that it is compared with a graph of one; the slope
+between them is the op inside a graph, without launch and graph entry. All copies read the same inputs, which are warm,
+as activations are in a network. Their weights rotate through as many bytes as the network's weights have (see
+``latency.backends.base.rotating``). On the CPU a call is the op alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from latency.backends import Built
-from latency.backends.torch.network import Precision, clock_on, dtype_of, resolved_device, set_arithmetic
+from latency.backends.base import Backend, Built, Found, Runner, Way, backend, rotating
+from latency.backends.torch.network import (
+    Mode,
+    ModuleRunner,
+    Precision,
+    clock_on,
+    dtype_of,
+    resolved_device,
+    restored,
+    set_arithmetic,
+    shared_graphs,
+)
 from latency.backends.torch.ops import op_call
 from latency.device import environment
 from latency.errors import UnsupportedOpError, UsageError
@@ -23,27 +37,32 @@ if TYPE_CHECKING:
 
 __all__ = ["Torch"]
 
-COPIES = 8
-"""Ops in the longer of the two graphs at least; more where one op takes less than a quarter of a millisecond."""
+COPIES, MOST_COPIES = 8, 256
+"""Ops in the longer of the two graphs, at least and at most."""
 
 GRAPH_US = 2000.0
 """The longer graph takes about this long: event times are unreliable below 10 µs, and drift stays small."""
 
 
-class Torch:
-    """Ops on PyTorch.
+@backend("torch")
+class Torch(Backend):
+    """Ops and networks on PyTorch.
 
     Args:
         threads: threads of the CPU.
-        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``fp32`` (TF32 off), ``tf32``, ``fp16`` or ``bf16``: the arithmetic of every op.
         channels_last: whether activations lie in NHWC order.
+        mode: of whole networks on a GPU: one CUDA ``graph``, ``eager``, or through torch's ``compile``.
 
     Raises:
         MissingError: a GPU was asked for and there is none.
     """
 
-    name = "torch"
+    ways = (
+        Way("eager", ("module",), {"mode": "eager"}, usual=True),
+        Way("compile", ("module",), {"mode": "compile"}),
+    )
 
     def __init__(
         self,
@@ -51,20 +70,42 @@ class Torch:
         device: str = "auto",
         precision: Precision = "fp32",
         channels_last: bool = False,
+        mode: Mode = "graph",
     ) -> None:
         import torch
 
-        if precision not in ("fp32", "tf32", "fp16", "bf16"):
-            raise UsageError(f"precision {precision!r} was asked for; there are fp32, tf32, fp16, bf16")
+        self.check(precision=precision)
         self.device = resolved_device(device)
         self.threads = threads
         self.precision = precision
         self.channels_last = channels_last
+        self.mode = mode
         self.dtype = dtype_of(precision)
-        if self.device == "cuda":
-            set_arithmetic(precision)
-        else:
+        self._network: list[Op] = []
+        if self.device == "cpu":
             torch.set_num_threads(threads)
+        else:
+            set_arithmetic(precision)
+
+    @classmethod
+    def check(cls, **settings: Any) -> None:
+        """Refuses a precision that there is not."""
+        super().check(**settings)
+        if settings.get("precision", "fp32") not in ("fp32", "tf32", "fp16", "bf16"):
+            raise UsageError(
+                f"precision {settings['precision']!r} was asked for; there are fp32, tf32, fp16, bf16"
+            )
+
+    @classmethod
+    def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:
+        """Returns device, precision and layout that a profile was measured with."""
+        short = {"float16": "fp16", "bfloat16": "bf16"}
+        precision = short.get(str(environment.get("dtype")), "tf32" if environment.get("tf32") else "fp32")
+        return {
+            "device": "cuda" if "cuda" in environment else "cpu",
+            "precision": precision,
+            "channels_last": layout == "nhwc",
+        }
 
     def environment(self) -> dict[str, Any]:
         """Returns the circumstances of everything this backend measures."""
@@ -73,7 +114,7 @@ class Torch:
         dtype = str(self.dtype).removeprefix("torch.")
         if self.device == "cpu":
             return environment("torch", self.threads, dtype)
-        facts = torch.cuda.get_device_properties(0)
+        facts = torch.cuda.get_device_properties(self.device)
         return environment(
             "torch",
             self.threads,
@@ -95,13 +136,17 @@ class Torch:
         return clock_on(self.device, self.threads)
 
     def anchor(self) -> Callable[[], object] | None:
-        """Returns a small product of matrices; None on a GPU, whose events no neighbour disturbs."""
-        if self.device == "cuda":
+        """Returns a small product of matrices; None on a GPU, whose events no other process disturbs."""
+        if self.device != "cpu":
             return None
         import torch
 
         a, b = torch.randn(48, 48), torch.randn(48, 48)
         return lambda: torch.mm(a, b)
+
+    def expects(self, ops: Sequence[Op]) -> None:
+        """Takes the network's ops: its weights tell how cold an op's are, and only they have their kernels named."""
+        self._network = list(ops)
 
     def build(self, op: Op) -> Built:
         """Builds an op: as two graphs on a GPU, alone on the CPU.
@@ -111,23 +156,73 @@ class Torch:
         """
         import torch
 
-        if op.dtype not in ("float32", str(self.dtype).removeprefix("torch.")):
+        if op.dtype != str(self.dtype).removeprefix("torch."):
             raise UnsupportedOpError(
                 f"an op in {op.dtype} was asked for; this backend measures {self.precision}; "
                 "start it with that precision"
             )
         with torch.inference_mode():
-            copies = self._copies(op)
-            calls = [op_call(op, self.tensor) for _ in range(copies)]
             if self.device == "cpu":
-                call = calls[0]
+                call = op_call(op, self.tensor, self.tensor)
 
                 def run() -> object:
                     with torch.inference_mode():
                         return call()
 
                 return Built(run=run, method="alone")
-            return self._graphs(calls)
+            return self._graphs(op)
+
+    def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
+        """Returns a copy with the batch norms folded into the layers before them."""
+        from latency.backends.torch.folding import folded
+
+        return folded(model, tuple(example_inputs))
+
+    def network(
+        self,
+        model: Any,
+        example_inputs: Sequence[Any] | None = None,
+        *,
+        batch: int | None = None,
+        shape: Sequence[int] | None = None,
+        forwards: int = 1,
+        trust: bool = False,
+        name: str | None = None,
+    ) -> Runner:
+        """Returns a module to be entered and timed."""
+        del batch, shape, trust, name
+        return ModuleRunner(
+            model,
+            example_inputs,
+            device=self.device,
+            threads=self.threads,
+            precision=self.precision,
+            channels_last=self.channels_last,
+            mode=self.mode,
+            forwards=forwards,
+        )
+
+    @classmethod
+    def where_it_trains(cls, device: str) -> bool:
+        """Returns True: PyTorch trains where it is timed."""
+        del device
+        return True
+
+    def aside(self) -> AbstractContextManager[object]:
+        """Inside, threads, arithmetic and cuDNN's trying may change; afterwards they are as they were."""
+        return restored()
+
+    @classmethod
+    def found(cls) -> list[tuple[str, Found]]:
+        """Returns the GPUs that PyTorch finds."""
+        if importlib.util.find_spec("torch") is None:
+            return []
+        import torch
+
+        if not torch.cuda.is_available():
+            return [("backend torch on CUDA", Found("note", "no CUDA device; everything runs on the CPU"))]
+        names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        return [("backend torch on CUDA", Found("ok", names))]
 
     def tensor(self, *shape: int) -> torch.Tensor:
         """Returns random numbers: arithmetic on zeros is faster on some devices."""
@@ -138,49 +233,71 @@ class Torch:
             x = x.contiguous(memory_format=torch.channels_last)
         return x
 
-    def _copies(self, op: Op) -> int:
-        """Returns how many copies the graph holds: enough for its time, and for weights beyond the L2 cache."""
-        if self.device == "cpu":
-            return 1
+    def _graphs(self, op: Op) -> Built:
+        """Captures many copies of an op in one graph and one of them in another."""
         import torch
 
-        per_op_us = max(2.0, op.macs / 5e6)
-        weights = op.c_in * op.c_out // max(1, op.groups) * 2
-        for k in op.kernel:
-            weights *= k
-        cache = torch.cuda.get_device_properties(0).L2_cache_size
-        wanted = max(GRAPH_US / per_op_us, min(256.0, 2.0 * cache / max(1, weights)))
-        return int(min(256, max(COPIES, wanted)))
-
-    def _graphs(self, calls: Sequence[Callable[[], object]]) -> Built:
-        """Captures all calls in one graph and the first of them in another."""
-        import torch
-
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        graphs: list[Any] = []
-        for part in (calls, calls[:1]):
-            with torch.cuda.stream(stream):
-                for _ in range(3):  # cuDNN's own choice of algorithm cannot happen during a capture
-                    for call in part:
-                        call()
+        with torch.cuda.device(self.device):
+            shared = _Shared(self.tensor)
+            first = op_call(op, self.tensor, shared)
+            torch.cuda.synchronize()  # what made the tensors must not run beside cuDNN's search
+            one = self._captured([first], warm_up=3)
+            one_us = max(1.0, min(self.clock().time_us(one.replay)[0] for _ in range(3)))
+            copies = int(min(MOST_COPIES, max(COPIES, GRAPH_US / one_us)))
+            l2_bytes = int(torch.cuda.get_device_properties(self.device).L2_cache_size)
+            calls = [first]
+            for _ in range(min(copies, rotating(op, self._network, l2_bytes)) - 1):
+                shared.rewind()
+                calls.append(op_call(op, self.tensor, shared))
             torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                for call in part:
-                    call()
-            graphs.append(graph)
+            many = self._captured([calls[i % len(calls)] for i in range(copies)])
 
-        def run(graph: Any = graphs[0], kept: object = calls) -> object:  # a graph does not own what it reads
+        def run(graph: Any = many, kept: object = calls) -> object:  # a graph does not own what it reads
             del kept
             return graph.replay()
 
+        named = not self._network or op in self._network  # a session of the profiler takes 20 ms and more
         return Built(
             run=run,
-            minus=graphs[1].replay,
-            copies=len(calls) - 1,
+            minus=one.replay,
+            copies=copies - 1,
             method="graph slope",
-            tactic=_kernels(graphs[1]),
+            tactic=_kernels(one) if named else None,
         )
+
+    def _captured(self, calls: Sequence[Callable[[], object]], warm_up: int = 0) -> Any:
+        """Returns the graph of some calls; cuDNN's choice of algorithm cannot happen during a capture."""
+        import torch
+
+        stream, pool, _ = shared_graphs(self.device)
+        with torch.cuda.stream(stream):
+            for _ in range(warm_up):
+                for call in calls:
+                    call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
+            for call in calls:
+                call()
+        return graph
+
+
+class _Shared:
+    """Makes the inputs of the first copy of an op, and hands them out again, in order, to the others."""
+
+    def __init__(self, tensor: Callable[..., torch.Tensor]) -> None:
+        self._tensor, self._made, self._next = tensor, list[Any](), 0
+
+    def __call__(self, *shape: int) -> torch.Tensor:
+        if self._next == len(self._made):
+            self._made.append(self._tensor(*shape))
+        self._next += 1
+        found: torch.Tensor = self._made[self._next - 1]
+        return found
+
+    def rewind(self) -> None:
+        """Begins again with the first."""
+        self._next = 0
 
 
 def _kernels(graph: Any) -> str | None:
@@ -189,9 +306,11 @@ def _kernels(graph: Any) -> str | None:
     from torch.profiler import ProfilerActivity, profile
 
     try:
-        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:  # torch 2.11 warns without
-            graph.replay()
-            torch.cuda.synchronize()
+        with warnings.catch_warnings():  # the profiler of some versions warns of how it is used, each time
+            warnings.simplefilter("ignore")
+            with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
+                graph.replay()
+                torch.cuda.synchronize()
     except RuntimeError:
         return None
     names = [e.name[:60] for e in seen.events() if str(getattr(e, "device_type", "")).endswith("CUDA")]

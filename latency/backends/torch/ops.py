@@ -33,19 +33,20 @@ KINDS = (
 )  # fmt: skip
 
 
-def op_call(op: Op, tensor: Tensors) -> Callable[[], torch.Tensor]:
-    """Returns the op with its tail, on weights and inputs of its own.
+def op_call(op: Op, tensor: Tensors, activation: Tensors) -> Callable[[], torch.Tensor]:
+    """Returns the op with its tail, on weights of its own.
 
     Args:
         op: the op.
-        tensor: makes random numbers of a shape, where and as the op's are.
+        tensor: makes weights: random numbers of a shape, where and as the op's are.
+        activation: makes or hands out what the op reads.
 
     Raises:
         UnsupportedOpError: a kind or tail that is not built here.
     """
     from torch.nn import functional as f
 
-    main = _main(op, tensor)
+    main = _main(op, tensor, activation)
     if main is None:
         raise UnsupportedOpError(
             f"an op {op.kind!r} was asked for; PyTorch ops here are {', '.join(KINDS)}; leave it out of the sweep"
@@ -55,9 +56,8 @@ def op_call(op: Op, tensor: Tensors) -> Callable[[], torch.Tensor]:
         if part == "batch_norm":
             continue  # folded into the weights, as every deployed network has it
         if part == "add":
-            other = tensor(op.batch, op.c_out, *output_size(op)) if op.kind != "linear" else None
-            if other is None:
-                other = tensor(*_rows(op), op.c_out)
+            shape = (*_rows(op), op.c_out) if op.kind == "linear" else (op.batch, op.c_out, *output_size(op))
+            other = activation(*shape)
             steps.append(lambda y, other=other: y.add_(other))  # type: ignore[misc]
         elif part in ACTIVATIONS:
             steps.append(getattr(f, ACTIVATIONS[part]))
@@ -73,7 +73,7 @@ def op_call(op: Op, tensor: Tensors) -> Callable[[], torch.Tensor]:
     return call
 
 
-def _main(op: Op, tensor: Tensors) -> Callable[[], torch.Tensor] | None:
+def _main(op: Op, tensor: Tensors, activation: Tensors) -> Callable[[], torch.Tensor] | None:
     """Returns the op without its tail; None for a kind that is not built here."""
     import torch
     from torch.nn import functional as f
@@ -83,12 +83,12 @@ def _main(op: Op, tensor: Tensors) -> Callable[[], torch.Tensor] | None:
     stride, padding = op.stride or (1,) * n, op.padding or (0,) * n
     dilation = op.dilation or (1,) * n
     if op.kind == "linear":
-        x, weight, bias = tensor(*_rows(op), op.c_in), tensor(op.c_out, op.c_in), tensor(op.c_out)
+        x, weight, bias = activation(*_rows(op), op.c_in), tensor(op.c_out, op.c_in), tensor(op.c_out)
         return lambda: f.linear(x, weight, bias)
     if op.kind == "layer_norm":
-        x, weight, bias = tensor(*_rows(op), op.c_in), tensor(op.c_in), tensor(op.c_in)
+        x, weight, bias = activation(*_rows(op), op.c_in), tensor(op.c_in), tensor(op.c_in)
         return lambda: f.layer_norm(x, (op.c_in,), weight, bias)
-    x = tensor(op.batch, op.c_in, *spatial)
+    x = activation(op.batch, op.c_in, *spatial)
     if op.kind in ("conv", "conv_transpose"):
         if n not in (1, 2, 3):
             return None
@@ -105,12 +105,12 @@ def _main(op: Op, tensor: Tensors) -> Callable[[], torch.Tensor] | None:
         dims = tuple(range(2, x.dim()))
         return lambda: x.mean(dims, keepdim=True)
     if op.kind in ("add", "mul"):
-        y = tensor(op.batch, op.c_in, *spatial)
+        y = activation(op.batch, op.c_in, *spatial)
         combine = torch.add if op.kind == "add" else torch.mul
         return lambda: combine(x, y)
     if op.kind == "concat":
         first = max(1, op.c_in // 2)
-        parts = [tensor(op.batch, c, *spatial) for c in (first, op.c_in - first) if c]
+        parts = [activation(op.batch, c, *spatial) for c in (first, op.c_in - first) if c]
         return lambda: torch.cat(parts, 1)
     if op.kind == "batch_norm":
         mean, weight, bias = tensor(op.c_in), tensor(op.c_in), tensor(op.c_in)

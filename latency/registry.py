@@ -1,7 +1,8 @@
-"""Parts that register themselves by name: criteria and methods of this package, and those of other packages.
+"""Parts that register themselves by name: backends here, criteria and methods in halpiee, all in other packages too.
 
-A part is one file: a decorator in it registers the part. The files of a home package are imported when a name is looked
-up for the first time. A package of somebody else names its parts as entry points of a group (``halpiee.criteria``,
+A part is one file or folder: a decorator in it registers the part. The files of a home package are imported when a name
+is looked up for the first time; a home of folders names its parts by its folders, and imports one when it is asked.
+A package of somebody else names its parts as entry points of a group (``latency.backends``, ``halpiee.criteria``,
 ``halpiee.methods``), each under the name that its decorator registers; an entry point is loaded when its name is asked.
 """
 
@@ -15,9 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from halpiee.errors import UsageError, unknown
+from latency.errors import UsageError, unknown
 
 __all__ = ["Registry", "not_known", "plain"]
+
 
 T = TypeVar("T")
 
@@ -48,10 +50,11 @@ class Registry(Mapping[str, T], Generic[T]):
         noun: what a part is called in messages.
         group: entry points by which other packages add parts.
         home: package whose files register parts when they are imported.
+        folders: whether each part of the home is a folder with the part's name (``_`` for ``-``).
     """
 
-    def __init__(self, noun: str, *, group: str, home: str) -> None:
-        self.noun, self.group, self.home = noun, group, home
+    def __init__(self, noun: str, *, group: str, home: str, folders: bool = False) -> None:
+        self.noun, self.group, self.home, self._folders = noun, group, home, folders
         self._parts: dict[str, T] = {}
         self._origins: dict[str, str] = {}
         self._searched = False
@@ -83,7 +86,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def names(self) -> list[str]:
         """Returns every name, sorted; entry points are named without being loaded."""
         self._search()
-        return sorted({*self._parts, *self._points()})
+        return sorted({*self._parts, *self._homes(), *self._points()})
 
     def __getitem__(self, name: str) -> T:
         """Returns the part of a name.
@@ -93,6 +96,8 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         name = plain(name)
         self._search()
+        if name not in self._parts and name in self._homes():
+            importlib.import_module(self._homes()[name])
         if name not in self._parts:
             point = self._points().get(name)
             if point is None:
@@ -128,8 +133,15 @@ class Registry(Mapping[str, T], Generic[T]):
         self[name]
         return self._origins[plain(name)]
 
+    def _homes(self) -> dict[str, str]:
+        """Returns name → folder of the home's parts that are folders."""
+        if not self._folders:
+            return {}
+        found = pkgutil.iter_modules(importlib.import_module(self.home).__path__)
+        return {plain(one.name): f"{self.home}.{one.name}" for one in found if one.ispkg}
+
     def _search(self) -> None:
-        if not self._searched:
+        if not self._searched and not self._folders:
             self._searched = True
             for found in pkgutil.iter_modules(importlib.import_module(self.home).__path__):
                 importlib.import_module(f"{self.home}.{found.name}")
@@ -149,5 +161,5 @@ class Registry(Mapping[str, T], Generic[T]):
             what = found.__name__ if inspect.isroutine(found) or inspect.isclass(found) else point.value
             raise UsageError(
                 f"the {self.noun} {name!r} is offered by the entry point {point.value!r}, and {what} registers no such "
-                f"{self.noun}; decorate it with @halpiee.{self.noun}({name!r}, …)"
+                f"{self.noun}; decorate it with @{self.group.split('.')[0]}.{self.noun}({name!r}, …)"
             )
