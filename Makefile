@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: lock compat demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models options exports package coverage docs clean
+.PHONY: lock compat demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models options exports results package coverage docs clean
 
 $(VENV)/.installed: pyproject.toml tools/install.py $(wildcard requirements/lock-*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -66,6 +66,9 @@ models: $(VENV)/.installed ## every torchvision network: what is prunable, and t
 
 options: $(VENV)/.installed ## docs/options.md: the options of every verb, from the fields that they are read of
 	$(BIN)/python -m tools.options_page
+
+results: $(VENV)/.installed ## the tables of docs/results.md, from benchmarks/history
+	$(BIN)/python -m tools.results
 
 exports: $(VENV)/.installed ## every torchvision classification network, pruned at random, exported and verified
 	$(BIN)/python -m tools.export_table --out docs/exports.md

@@ -43,6 +43,7 @@ from latency.errors import BudgetError, ProfileError, UsageError
 from latency.inspect import inspect
 from latency.op import in_words
 from latency.profiles import cell_key
+from tools.results import append, markdown, recorded
 
 NETWORKS = (
     ("resnet20", 32, 8),
@@ -83,7 +84,7 @@ class Slopes(Target):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints one line per network."""
+    """Prints a table per network, with one row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", help="one of these only; may be given several times")
     parser.add_argument("--size", type=int, help="image size, with --model")
@@ -103,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--regret", type=Path, metavar="FOLDER", help="what few cells cost, and repeatability"
     )
     parser.add_argument("--pair", type=Path, nargs=2, help="how far two profiles of one network are apart")
+    recorded(parser)
     options = parser.parse_args(arguments)
     if options.pair:
         print(differing(options.pair))
@@ -121,16 +123,13 @@ def main(arguments: list[str] | None = None) -> None:
     chosen: tuple[tuple[str, int, int], ...] = NETWORKS
     if options.model:
         chosen = tuple((name, options.size or 224, options.batch or 1) for name in options.model)
-    print(
-        f"{'network':26} {'cells':>6} {'sweep s':>8} {'Σ/dense':>8} {'held-out p95':>12} "
-        f"{'median':>7} {'p95':>7} {'worst':>7}   of {options.networks} networks"
-    )
+    rows = []
     for name, size, batch in chosen:
         extra = {} if options.width is None else {"width": options.width}
-        print(
-            row(name, size, batch, extra, options.networks, options.rounds, options.profile, target),
-            flush=True,
-        )
+        rows.append(row(name, size, batch, extra, options.networks, options.rounds, options.profile, target))
+        print(markdown(rows[-1:]), flush=True)
+        if not options.no_record:
+            append("latency", rows[-1:])
 
 
 def row(
@@ -142,8 +141,8 @@ def row(
     rounds: int,
     path: Path | None,
     target: Slopes,
-) -> str:
-    """Measures one network and returns its line."""
+) -> dict[str, Any]:
+    """Measures one network and returns its row."""
     torch.manual_seed(0)
     model = build(name, **extra).eval()
     example = (torch.randn(batch, 3, size, size),)
@@ -178,12 +177,17 @@ def row(
         if target.backend == "onnxruntime"
         else f" {target.precision}{' nhwc' if target.channels_last else ''}"
     )
-    label = f"{name}{wide} {size}px b{batch}{kind}"
-    judged = "all measured" if np.isnan(held) else f"{held:.1%}"  # grids so small that no cell is held out
-    return (
-        f"{label:26} {len(profile.cells):6d} {seconds:8.0f} {cost.sum_us({}) / dense:8.3f} {judged:>12} "
-        f"{np.median(errors):7.1%} {np.quantile(errors, 0.95):7.1%} {errors.max():7.1%}"
-    )
+    return {
+        "network": f"{name}{wide}, {size}×{size}, batch {batch}{kind}",
+        "cells": len(profile.cells),
+        "sweep s": round(seconds),
+        "Σ / dense": round(cost.sum_us({}) / dense, 3),
+        # grids so small that no cell is held out
+        "held-out p95 %": "all measured" if np.isnan(held) else round(100 * held, 1),
+        "median %": round(100 * float(np.median(errors)), 1),
+        "p95 %": round(100 * float(np.quantile(errors, 0.95)), 1),
+        "worst %": round(100 * float(errors.max()), 1),
+    }
 
 
 OWN_US = 3.0

@@ -35,6 +35,7 @@ from halpiee.methods.rewind import held, lottery_ticket_rewinding, rewind
 from halpiee.methods.sparse import Sparse
 from halpiee.sparsity import ERK, Global
 from halpiee.sparsity.mask import Mask
+from tools.results import append, markdown
 from tools.small_cifar import (
     BATCH,
     LARGE,
@@ -144,34 +145,34 @@ def run(setting: Setting, name: str, data: TensorData, seed: int) -> dict[str, A
 # -- what the runs say ------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Mapping[str, Any]], setting: str) -> list[str]:
-    """Returns the Markdown table of one setting, best first."""
-    lines = [
-        "| method | top-1 %, mean ± 95 % interval | runs | survival | IoU first → last third | explored | CPU s |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def table(rows: Sequence[Mapping[str, Any]], setting: str) -> list[dict[str, Any]]:
+    """Returns the rows of one setting's table, best first."""
     of = {name: [r for r in rows if r["setting"] == setting and r["method"] == name] for name in METHODS}
-    for name, runs in sorted(
-        of.items(), key=lambda kv: -statistics.fmean([r["accuracy"] for r in kv[1]] or [0])
-    ):
+    found = []
+    for name, runs in of.items():
         if not runs:
             continue
         mean, half = interval([100 * r["accuracy"] for r in runs])
-        alive = [r["survival"] for r in runs if r.get("survival") is not None]
         iou = [r["iou"] for r in runs if r.get("iou")]
-        explored = [r["explored"] for r in runs if r.get("explored") is not None]
-        lines.append(
-            f"| {name} | {mean:.1f} ± {half:.1f} | {len(runs)} | "
-            f"{f'{statistics.fmean(alive):.2f}' if alive else '–'} | "
-            + (
-                f"{statistics.fmean([a for a, _ in iou]):.2f} → {statistics.fmean([b for _, b in iou]):.2f}"
-                if iou
-                else "–"
-            )
-            + f" | {f'{statistics.fmean(explored):.2f}' if explored else '–'} "
-            f"| {statistics.fmean([r['cpu_s'] for r in runs]):.0f} |"
+        first, last = (statistics.fmean(part) for part in zip(*iou, strict=True)) if iou else (None, None)
+        found.append(
+            {
+                "method": name,
+                "top-1 %": f"{mean:.1f} ± {half:.1f}",
+                "runs": len(runs),
+                "survival": _mean(runs, "survival"),
+                "IoU, first → last third": None if first is None else f"{first:.2f} → {last:.2f}",
+                "ever active": _mean(runs, "explored"),
+                "CPU s": _mean(runs, "cpu_s"),
+            }
         )
-    return lines
+    return sorted(found, key=lambda row: -float(str(row["top-1 %"]).split()[0]))
+
+
+def _mean(runs: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """Returns the mean of what the runs have under a key, with two decimals; None where none has it."""
+    values = [r[key] for r in runs if r.get(key) is not None]
+    return round(statistics.fmean(values), 2) if values else None
 
 
 CLAIMS = (
@@ -245,7 +246,10 @@ def main() -> None:
             print(
                 f"\n{setting_name}: {1 - s.density:.0%} sparse, {options.steps or s.steps} steps of {BATCH}\n"
             )
-            print("\n".join([*table(chosen, setting_name), "", *checks(chosen, setting_name)]))
+            found_rows = table(chosen, setting_name)
+            print("\n".join([markdown(found_rows), "", *checks(chosen, setting_name)]))
+            if not options.no_record:
+                append(f"methods-{setting_name}", found_rows)
 
 
 REWINDING_ABOUT = """Is it the mask or the layers' densities? Rewinding and pruning at init, each also shuffled.
@@ -347,10 +351,10 @@ def run_rewound(training: Training, name: str) -> dict[str, Any]:
 # -- what the runs say ------------------------------------------------------------------------------------------------
 
 
-def rewinding_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns the Markdown table: each method as it is, shuffled, and the difference seed by seed."""
+def rewinding_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of the table: each method as it is, shuffled, and the difference seed by seed."""
     value = {(r["method"], r["seed"]): 100 * r["accuracy"] for r in rows}
-    lines = ["| mask from | top-1 % | shuffled | shuffling costs | seeds |", "|---|---|---|---|---|"]
+    found = []
     for name in ("ltr", *AT_INIT):
         seeds = sorted(s for m, s in value if m == name and (f"{name}-shuffled", s) in value)
         if not seeds:
@@ -358,8 +362,9 @@ def rewinding_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         plain, other = ([value[m, s] for s in seeds] for m in (name, f"{name}-shuffled"))
         cost = [a - b for a, b in zip(plain, other, strict=True)]
         cells = [f"{mean:.1f} ± {half:.1f}" for mean, half in map(interval, (plain, other, cost))]
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(seeds)} |")
-    return lines
+        names = ("mask from", "top-1 %", "shuffled", "shuffling costs", "seeds")
+        found.append(dict(zip(names, (name, *cells, len(seeds)), strict=True)))
+    return found
 
 
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -423,7 +428,10 @@ def rewinding(arguments: list[str]) -> None:
                 runs.add(found)
     print(f"\nresnet8, {options.sparsity:.1%} sparse, {options.steps} steps\n")
     rows = [row for row in runs.rows if same.items() <= row.items()]
-    print("\n".join([*rewinding_table(rows), "", *claims(rows)]))
+    found_rows = rewinding_table(rows)
+    print("\n".join([markdown(found_rows), "", *claims(rows)]))
+    if not options.no_record:
+        append("rewinding", found_rows)
 
 
 if __name__ == "__main__":

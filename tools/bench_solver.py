@@ -38,6 +38,7 @@ from halpiee.selection.select import choose, select
 from halpiee.selection.solve import solve_grid
 from halpiee.structure.groups import Structure
 from latency.op import Op
+from tools.results import append, markdown, recorded
 
 __all__ = ["Staircases"]
 
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--small", type=int, default=0, help="random small problems to check by enumeration")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    recorded(parser)
     args = parser.parse_args(argv)
     problems = [problem for path in args.profile for problem in measured(path, args.networks)]
     if args.staircases and not args.retained and not (args.small and not args.networks and not args.profile):
@@ -92,12 +94,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.retained:
         rows = [bench_retained(problem, args, share) for problem in problems for share in args.retained]
         report("share of all scores kept, at the true latency that linear reaches", rows, as_json=args.json)
+        if not args.no_record:
+            append("solver-retained", rows)
     elif problems:
         rows = []
         for problem in problems:
             rows.append(bench_network(problem, args))
             print(f"{problem.name} on {problem.tables}: done", file=sys.stderr, flush=True)
         report("one selection", rows, as_json=args.json)
+        if not args.no_record:
+            append("solver", rows)
         linear = [bench_linear(problem, args) for problem in problems if problem.name == "resnet50"]
         report(
             "linear against a plain Python program of the same knapsack, budget 0.5",
@@ -120,23 +126,7 @@ def report(title: str, rows: Sequence[dict[str, Any]], *, as_json: bool) -> None
         return
     if not rows:
         return
-    print(f"\n{title}\n\n| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(written(v) for v in row.values()) + " |")
-    print(flush=True)
-
-
-def written(value: Any) -> str:
-    """Returns a cell's text."""
-    if isinstance(value, bool):
-        return "yes" if value else "NO"
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 1e3
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    print(f"\n{title}\n\n{markdown(rows)}\n", flush=True)
 
 
 @dataclass
@@ -156,13 +146,13 @@ def measured(path: Path, networks: Sequence[str]) -> list[Problem]:
     if networks and name not in networks:
         return []
     structure = trace(name, side=int(side), batch=int(batch.lstrip("b")))
-    return [Problem(name, f"measured, {path.parent.name or '.'}", LatencyCost(structure, Profile.load(path)))]
+    return [Problem(name, "measured", LatencyCost(structure, Profile.load(path)))]
 
 
 def staircase(name: str, args: argparse.Namespace) -> Problem:
     """Returns a network on random staircases."""
     cost = LatencyCost(trace(name), Staircases(args.quantum, args.seed))
-    return Problem(name, f"staircases of {args.quantum}", cost)
+    return Problem(name, "staircases" if args.quantum == 8 else f"staircases of {args.quantum}", cost)
 
 
 def scores_of(problem: Problem, seed: int) -> dict[str, Any]:
@@ -202,12 +192,12 @@ def bench_network(problem: Problem, args: argparse.Namespace) -> dict[str, Any]:
         "groups": len(cost.structure.prunable),
         "options": sum(len(c) for c in cost.candidates.values()),
         "budgets": len(found),
-        "wall ms": 1e3 * statistics.median(seconds),
-        "worst": 1e3 * max(seconds),
+        "ms": 1e3 * statistics.median(seconds),
+        "worst ms": 1e3 * max(seconds),
         "CPU ms": 1e3 * statistics.median(worked),
-        "asked ms": 1e3 * limit_s,
+        "aim ms": 1e3 * limit_s,
         "worst gap %": 100 * max(gaps),
-        "asked %": 100 * most,
+        "aim %": 100 * most,
         "path": "/".join(sorted({s.path for s in found})),
         "most slack %": 100 * loosest.slack_us / loosest.budget_us,
         "at": round(loosest.budget_us / cost.dense_us, 3),
@@ -257,6 +247,7 @@ def bench_retained(problem: Problem, args: argparse.Namespace, share: float) -> 
     row: dict[str, Any] = {"network": problem.name, "budget": share}
     for steps in (1, 5, 30):
         keep, found = None, None
+        word = f"{steps} step{'s' * (steps > 1)}"
         for step in range(1, steps + 1):
             budget_us = cost.dense_us * share ** (step / steps)
             try:
@@ -265,17 +256,19 @@ def bench_retained(problem: Problem, args: argparse.Namespace, share: float) -> 
                 break
             keep = found.keep
         if found is None:
-            row |= dict.fromkeys((f"linear, {steps}", f"its latency, {steps}", f"joint there, {steps}"), "–")
+            row |= dict.fromkeys(
+                (f"{what}, {word}" for what in ("linear", "true latency", "joint there")), "–"
+            )
             continue
         kept = sum(float(scores[name][mask].sum()) for name, mask in found.keep.items())
         there = choose(scores, cost, found.latency_us)
         row |= {
-            f"linear, {steps}": kept / total,
-            f"its latency, {steps}": found.latency_us / cost.dense_us,
-            f"joint there, {steps}": there.value / total,
+            f"linear, {word}": kept / total,
+            f"true latency, {word}": found.latency_us / cost.dense_us,
+            f"joint there, {word}": there.value / total,
         }
     best = choose(scores, cost, share * cost.dense_us)
-    return row | {"joint at the budget": best.value / total, "bound": best.upper_bound / total}
+    return row | {"joint at the budget": best.value / total}
 
 
 def plain_knapsack(

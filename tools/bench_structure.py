@@ -18,6 +18,7 @@ import torch
 
 from halpiee.structure import shrink, trace
 from tools.models_table import build, example_inputs, random_keep
+from tools.results import append, markdown, recorded
 
 NETWORKS = ("resnet50", "mobilenet_v2", "densenet121", "vit_b_16", "swin_t", "maxvit_t", "mvit_v2_s")
 
@@ -47,12 +48,16 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", default=NETWORKS, help="torchvision networks")
     parser.add_argument("--runs", type=int, default=3, help="runs that count")
+    recorded(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(f"{'network':<16} {'trace_s':>8} {'shrink_s':>9}   median of {arguments.runs}")
+    rows = []
     for name in arguments.names:
         trace_s, shrink_s = measured(name, arguments.runs)
-        print(f"{name:<16} {trace_s:>8.2f} {shrink_s:>9.2f}", flush=True)
+        rows.append({"network": name, "trace s": round(trace_s, 2), "shrink s": round(shrink_s, 2)})
+        print(markdown(rows[-1:]), flush=True)
+    if not arguments.no_record:
+        append("structure", rows)
     return 0
 
 

@@ -38,6 +38,7 @@ from halpiee.structure.groups import Structure, macs
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
 from latency import Profile
+from tools.results import append, markdown, recorded
 
 __all__ = ["Update", "now", "updates"]
 
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=40, help="of each method's masks (default 40)")
     parser.add_argument("--profile", type=Path, default=PROFILE, help="latencies of the network")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    recorded(parser)
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
@@ -143,8 +145,8 @@ def main() -> None:
         stepper(weights, weights_optimizer, batch),
         stepper(channels, optimizer, batch),
     )
-    print("| step | of a dense step, median [95 %] | asked |\n|---|---|---|")
     seconds: list[float] = []
+    steps_of = []
     for label, step, bound in (
         ("masked, 90 % of the weights", weights_step, 1.05),
         ("masked, half of the channels, scoring", channels_step, 1.05),
@@ -153,31 +155,39 @@ def main() -> None:
     ):
         ratios, more = pairs(dense_step, step, options.pairs, device)
         seconds += more
-        print(row(label, ratios, f"≤ {bound:.2f}"), flush=True)
+        steps_of.append(row(label, ratios, f"≤ {bound:.2f}"))
     compact, compact_optimizer = iee.shrink()
     share = sum(macs(structure, iee.alive.counts).values()) / sum(macs(structure).values())
     ratios, more = pairs(dense_step, stepper(compact, compact_optimizer, batch), options.pairs, device)
-    print(row(f"cut to these channels, {share:.3f} of the MACs", ratios, "falls with the MACs"))
+    steps_of.append(row(f"cut to these channels, {share:.3f} of the MACs", ratios, "falls with the MACs"))
+    print(markdown(steps_of), flush=True)
 
     unit = statistics.median([*seconds, *more])
     print(f"\n{options.changes} changes of the masks of each kind; a dense step takes {1e3 * unit:.3g} ms\n")
-    print(
-        "| method | change | ms, median | of a dense step [95 %] | worst | asked |\n|---|---|---|---|---|---|"
-    )
+    changes = []
     model = build(options.model, num_classes=10, width=options.width).to(device)
     for update in updates(model, sgd, x[:1], options.profile, options.changes):
         median, lo, hi = (value / unit for value in median_interval(update.seconds))
-        print(
-            f"| {update.method} | {update.events} | {1e3 * median * unit:.1f} | {median:.3f} [{lo:.3f}, {hi:.3f}] | "
-            f"{max(update.seconds) / unit:.3f} | ≤ 2 |",
-            flush=True,
+        share_of = f"{median:.3f} [{lo:.3f}, {hi:.3f}]"
+        changes.append(
+            {
+                "method": update.method,
+                "change": update.events,
+                "of a dense step": share_of,
+                "worst": max(update.seconds) / unit,
+                "ms": 1e3 * median * unit,
+            }
         )
+    print(markdown(changes), flush=True)
+    if not options.no_record:
+        append("training-step", steps_of)
+        append("mask-change", changes)
 
 
-def row(label: str, ratios: Sequence[float], asked: str) -> str:
-    """Returns one line of the table of steps."""
+def row(label: str, ratios: Sequence[float], asked: str) -> dict[str, str]:
+    """Returns one row of the table of steps."""
     median, lo, hi = median_interval(ratios)
-    return f"| {label} | {median:.3f} [{lo:.3f}, {hi:.3f}] | {asked} |"
+    return {"step": label, "of a dense step": f"{median:.3f} [{lo:.3f}, {hi:.3f}]", "asked": asked}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.zoo.blocks import BasicBlock
 from halpiee.zoo.resnet import ResNet, wrn22_2
+from tools.results import recorded
 
 __all__ = [
     "BATCH",
@@ -144,6 +145,7 @@ def parser(about: str | None, out: str, methods: Iterable[str]) -> argparse.Argu
     )
     found.add_argument("--out", type=Path, default=Path(out))
     found.add_argument("--methods", nargs="+", choices=list(methods), default=list(methods))
+    recorded(found)
     found.add_argument("--table", action="store_true", help="only print what stands in --out")
     return found
 
