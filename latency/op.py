@@ -17,10 +17,14 @@ __all__ = [
     "CHANNEL_KEYS",
     "CONTRACTIONS",
     "IMAGE_CHANNELS",
+    "OPS",
     "SELDOM",
     "Op",
+    "OpSpec",
     "few_weights",
+    "filled",
     "in_words",
+    "output_size",
     "weight_bytes",
 ]
 
@@ -30,7 +34,42 @@ CHANNEL_KEYS = ("c_in", "c_out", "groups")
 IMAGE_CHANNELS = 4
 """At most so many channels are an image, which no pruning changes."""
 
-CONTRACTIONS = ("conv", "conv_transpose", "linear")
+
+@dataclass(frozen=True)
+class OpSpec:
+    """What a kind of op is: one row of ``OPS``, and one builder in each backend that times it.
+
+    Attributes:
+        contracts: whether its two sides are different channels; of all others c_out follows from c_in.
+        rows: whether channels come last, as those of a linear layer do.
+        window: whether it has a kernel, a stride and a padding.
+        inputs: tensors of its input's shape that it reads.
+    """
+
+    contracts: bool = False
+    rows: bool = False
+    window: bool = False
+    inputs: int = 1
+
+
+OPS: dict[str, OpSpec] = {
+    "conv": OpSpec(contracts=True, window=True),
+    "conv_transpose": OpSpec(contracts=True, window=True),
+    "linear": OpSpec(contracts=True, rows=True),
+    "max_pool": OpSpec(window=True),
+    "avg_pool": OpSpec(window=True),
+    "global_avg_pool": OpSpec(),
+    "add": OpSpec(inputs=2),
+    "mul": OpSpec(inputs=2),
+    "concat": OpSpec(),
+    "batch_norm": OpSpec(),
+    "layer_norm": OpSpec(rows=True),
+    "upsample": OpSpec(),
+    **dict.fromkeys(("relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu"), OpSpec()),
+}
+"""Kind → what it is; a new kind is a new row."""
+
+CONTRACTIONS = tuple(kind for kind, spec in OPS.items() if spec.contracts)
 """Kinds whose two sides are different channels; of all others c_out follows from c_in."""
 
 SELDOM = 600
@@ -92,6 +131,11 @@ class Op:
     layout: str = "nchw"
 
     @property
+    def spec(self) -> OpSpec:
+        """What its kind is; a kind without a row has the defaults."""
+        return OPS.get(self.kind, OpSpec())
+
+    @property
     def spatial(self) -> tuple[int, ...]:
         """Input positions along each dimension of the kernel; ``(h, w)`` where there is no kernel."""
         if len(self.kernel) == 3:
@@ -114,7 +158,7 @@ class Op:
         True for all but dense convs and linear layers; the sides of a grouped conv shrink together, a group at
         a time.
         """
-        return self.kind not in CONTRACTIONS or self.groups > 1 or self.depthwise
+        return not self.spec.contracts or self.groups > 1 or self.depthwise
 
     @property
     def reads_image(self) -> bool:
@@ -127,7 +171,7 @@ class Op:
     @property
     def weights(self) -> int:
         """Weights of a convolution or a linear layer, without its bias; 0 of all other ops."""
-        if self.kind not in CONTRACTIONS:
+        if not self.spec.contracts:
             return 0
         return self.c_in * self.c_out * math.prod(self.kernel) // self.groups
 
@@ -135,7 +179,7 @@ class Op:
     def macs(self) -> int:
         """Multiplications of the op, or, where it has no weights, numbers it reads."""
         positions = self.batch * self.d * self.h * self.w
-        if self.kind not in CONTRACTIONS:
+        if not self.spec.contracts:
             return positions * self.c_in
         step = 1 if self.kind == "conv_transpose" else math.prod(self.stride)
         return positions * self.c_in * self.c_out * math.prod(self.kernel) // (step * self.groups)
@@ -222,3 +266,25 @@ def few_weights(op: Op) -> bool:
 def weight_bytes(op: Op) -> int:
     """Returns the bytes of an op's weights."""
     return op.weights * {"float16": 2, "bfloat16": 2}.get(op.dtype, 4)
+
+
+def output_size(op: Op) -> tuple[int, ...]:
+    """Returns the positions of the op's output, one number per dimension of its kernel; ``(h, w)`` without one."""
+    size = op.spatial
+    if op.kind == "global_avg_pool":
+        return (1,) * len(size)
+    if op.kind == "upsample":
+        return tuple(s * f for s, f in zip(size, op.stride or (2,) * len(size), strict=True))
+    if not op.kernel:
+        return size
+    n = len(op.kernel)
+    stride, padding, dilation = filled(op.stride, n, 1), filled(op.padding, n, 0), filled(op.dilation, n, 1)
+    geometry = zip(size, op.kernel, stride, padding, dilation, strict=True)
+    if op.kind == "conv_transpose":
+        return tuple((x - 1) * s - 2 * p + d * (k - 1) + 1 for x, k, s, p, d in geometry)
+    return tuple((x + 2 * p - d * (k - 1) - 1) // s + 1 for x, k, s, p, d in geometry)
+
+
+def filled(values: tuple[int, ...], n: int, default: int) -> tuple[int, ...]:
+    """Returns strides, paddings or dilations, ``n`` times the default where there are none."""
+    return values if values else (default,) * n

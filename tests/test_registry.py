@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import halpiee
+import latency
 from halpiee.cli import methods
 from halpiee.errors import UsageError
 from halpiee.methods import registry as method_registry
@@ -26,6 +27,7 @@ from halpiee.methods.registry import METHODS, help_of
 from halpiee.saliency.registry import REGISTRY as CRITERIA
 from halpiee.training.build import Material, method_of
 from halpiee.training.config import Masks, Settings
+from latency.backends.base import BACKENDS, way_of
 from latency.registry import Registry
 
 CRITERION = '''
@@ -51,7 +53,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path whose modules are forgotten again, with the parts they registered."""
     monkeypatch.syspath_prepend(str(tmp_path))
     modules = set(sys.modules)
-    with CRITERIA.forgetting(), METHODS.forgetting():
+    with CRITERIA.forgetting(), METHODS.forgetting(), BACKENDS.forgetting():
         yield tmp_path
     for name in set(sys.modules) - modules:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
@@ -290,3 +292,59 @@ def test_options_that_are_no_frozen_dataclass_with_defaults_are_refused() -> Non
     for options, text in ((dict, "give a frozen dataclass"), (Open, "'at' .* has no default")):
         with pytest.raises(UsageError, match=text):
             halpiee.method("outside-odd", paper="", units=("weights",), options=options)(halpiee.RigL)
+
+
+BACKEND = """
+import latency
+
+@latency.backend("outside-runtime")
+class Outside(latency.Backend):
+    ways = (latency.Way("outside", (".out",), usual=True),)
+    kind = "wall"
+    def __init__(self, threads=1, precision="fp32"):
+        self.threads, self.now_us = threads, 0.0
+    def environment(self):
+        return {"backend": "outside-runtime", "device": "imagined", "threads": self.threads, "dtype": "float32"}
+    def clock(self):
+        return self
+    def time_us(self, run):
+        before = self.now_us
+        run()
+        return self.now_us - before, self.now_us - before
+    def build(self, op):
+        def run():
+            self.now_us += -(-op.c_in // 8)
+        return latency.Built(run=run)
+"""
+
+
+def test_a_backend_of_an_installed_package_is_found_through_its_entry_point(
+    outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (outside / "outside_runtime.py").write_text(BACKEND)
+    offer(monkeypatch, "latency.backends", outside_runtime="outside_runtime:Outside")
+    assert "outside-runtime" in BACKENDS
+    assert "outside_runtime" not in sys.modules  # loaded when it is asked for
+    ops = [latency.Op(kind="relu", c_in=64, c_out=64, h=4, w=4)]
+    profile = latency.sweep(ops, backend="outside-runtime", settings={"precision": "fp32"})
+    assert profile.environment["backend"] == "outside-runtime"
+    table = profile.table(ops[0])
+    assert [float(table.lookup(c, c)) for c in (8, 33, 64)] == [1.0, 5.0, 8.0]  # a µs for each eight channels
+    assert way_of(".out", None) == ("outside-runtime", BACKENDS["outside-runtime"].ways[0])
+    with pytest.raises(
+        UsageError, match="was asked with device 'cuda'; it takes threads, precision; leave it out"
+    ):
+        latency.sweep(ops, backend="outside-runtime", settings={"device": "cuda"})
+    with pytest.raises(UsageError, match="did you mean 'outside-runtime'"):
+        latency.sweep(ops, backend="outside-runtim")
+
+
+def test_the_backends_of_the_package_are_its_folders_and_none_is_imported_to_name_them() -> None:
+    code = (
+        "import sys; from latency.backends import BACKENDS; names = BACKENDS.names();"
+        "print(names, [n for n in sys.modules if n.startswith('latency.backends.') and n.count('.') > 2])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("['onnxruntime', ")
+    assert done.stdout.endswith(" []\n")
+    assert {"onnxruntime", "tensorrt", "torch"} <= set(BACKENDS)

@@ -15,6 +15,9 @@ import torch
 import latency
 from halpiee.methods.registry import METHODS
 from halpiee.saliency.registry import REGISTRY as CRITERIA
+from latency.backends import BACKENDS
+from latency.backends.onnxruntime.ops import BUILDERS
+from latency.op import OPS
 
 from ..latency.fakes import FakeBackend, staircase
 
@@ -34,8 +37,12 @@ def example(name: str) -> ModuleType:
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
     """What an example registers is gone after it."""
-    with CRITERIA.forgetting(), METHODS.forgetting():
+    kinds, builders = dict(OPS), dict(BUILDERS)
+    with CRITERIA.forgetting(), METHODS.forgetting(), BACKENDS.forgetting():
         yield
+    for table, before in ((OPS, kinds), (BUILDERS, builders)):
+        table.clear()
+        table.update(before)
 
 
 @pytest.fixture
@@ -124,3 +131,21 @@ def test_the_new_method_keeps_the_same_ratio_in_every_round() -> None:
     shown = example("new_method")
     # of 640 weights: 640 · 0.1^(1/4) = 359.9, 640 · 0.1^(2/4) = 202.4, 640 · 0.1^(3/4) = 113.8, 64
     assert shown.main() == [360, 202, 114, 64]
+
+
+def test_the_new_backend_times_ops_and_networks_and_its_plan_is_faster() -> None:
+    said: list[str] = []
+    found = example("new_backend").main(said.append)
+    assert found["predicted"] <= 0.5
+    assert found["measured"] > 1.2
+    assert len(said) == 2
+
+
+def test_a_backend_and_a_kind_of_op_take_forty_lines_each_at_most() -> None:
+    lines = (EXAMPLES / "new_backend.py").read_text(encoding="utf-8").splitlines()
+    begun, ended = (lines.index(line) for line in ('@latency.backend("numpy")', 'OPS["square"] = OpSpec()'))
+    assert (
+        sum(bool(line.strip()) for line in lines[begun : lines.index("class Perceptron(latency.Runner):")])
+        <= 40
+    )
+    assert lines.index("def main(say: Callable[[str], object] = print) -> dict[str, float]:") - ended <= 40

@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional as f
 
 from latency.backends.onnxruntime import feeds, session
-from latency.backends.onnxruntime.ops import copies_of, output_size, twin
+from latency.backends.onnxruntime.ops import copies_of, twin
 from latency.errors import UnsupportedOpError
-from latency.op import Op
+from latency.op import Op, output_size
 
 from .fakes import conv
 

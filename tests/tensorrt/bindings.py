@@ -124,7 +124,7 @@ def _after(owner: Any, name: str, answer: Any) -> None:
 
 def main(folder: Path, major: int) -> dict[str, Any]:
     """Runs everything; returns what was found."""
-    from latency.op import Op
+    from latency.op import OPS, Op
 
     from .gpu import Gpu, cuda_python_modules
     from .types_of_calls import PROPERTIES, TYPES
@@ -144,13 +144,13 @@ def main(folder: Path, major: int) -> dict[str, Any]:
     sys.modules["tensorrt"] = trt
     sys.modules.update(cuda_python_modules(Gpu()))
     from latency.backends.tensorrt import TensorRT
-    from latency.backends.tensorrt.ops import ACTIVATIONS, GATED, KINDS, ROWS
+    from latency.backends.tensorrt.ops import ACTIVATIONS, GATED, KINDS
 
     ran = []
     windowed = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
     for kind in KINDS:
         shape = windowed if kind in ("conv", "conv_transpose", "max_pool", "avg_pool") else {}
-        sides = {} if kind in ROWS else {"h": 8, "w": 8}
+        sides = {} if OPS[kind].rows else {"h": 8, "w": 8}
         tail = ("add", *ACTIVATIONS, *GATED) if kind == "conv" else ()
         op = Op(kind=kind, c_in=8, c_out=8, tail=tail, **sides, **shape)
         TensorRT().build(op)

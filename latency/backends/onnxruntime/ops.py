@@ -17,19 +17,19 @@ op's inputs are made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latency.errors import UnsupportedOpError
-from latency.op import SELDOM, Op, few_weights, weight_bytes
+from latency.op import SELDOM, Op, few_weights, filled, output_size, weight_bytes
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["KINDS", "OPSET", "copies_of", "output_size", "twin"]
+__all__ = ["BUILDERS", "KINDS", "OPSET", "Graph", "copies_of", "twin"]
 
 OPSET = 20
 IR_VERSION = 10
@@ -41,15 +41,6 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "hardsigmoid": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
     "gelu": ("Gelu", {}),
 }
-
-KINDS = (
-    "conv", "conv_transpose", "linear", "max_pool", "avg_pool", "global_avg_pool", "add", "mul", "concat",
-    "batch_norm", "layer_norm", "upsample", "relu6", "silu", *ACTIVATIONS,
-)  # fmt: skip
-"""Kinds of op that can be built."""
-
-TOKENS = ("linear", "layer_norm")
-"""Kinds whose channels come last."""
 
 FOLDED = ("batch_norm",)
 """Parts of a tail that an export folds into the weights."""
@@ -103,7 +94,7 @@ def twin(op: Op, copies: int, sinks: int = 2) -> onnx.ModelProto:
         UnsupportedOpError: an op, precision or layout that is not built here.
     """
     _refuse(op)
-    graph = _Graph(op)
+    graph = Graph(op)
     inputs = graph.inputs(sinks)
     results = [graph.op(inputs, number) for number in range(copies)]
     graph.sinks(results + (graph.residuals[copies:] or results[:1] * (sinks - copies)))
@@ -115,24 +106,7 @@ def _adds(op: Op) -> bool:
     return "add" in op.tail and op.kind != "linear"
 
 
-def output_size(op: Op) -> tuple[int, ...]:
-    """Returns the positions of the op's output, one number per dimension of its kernel; ``(h, w)`` without one."""
-    size = op.spatial
-    if op.kind == "global_avg_pool":
-        return (1,) * len(size)
-    if op.kind == "upsample":
-        return tuple(s * f for s, f in zip(size, op.stride or (2,) * len(size), strict=True))
-    if not op.kernel:
-        return size
-    n = len(op.kernel)
-    stride, padding, dilation = _full(op.stride, n, 1), _full(op.padding, n, 0), _full(op.dilation, n, 1)
-    geometry = zip(size, op.kernel, stride, padding, dilation, strict=True)
-    if op.kind == "conv_transpose":
-        return tuple((x - 1) * s - 2 * p + d * (k - 1) + 1 for x, k, s, p, d in geometry)
-    return tuple((x + 2 * p - d * (k - 1) - 1) // s + 1 for x, k, s, p, d in geometry)
-
-
-class _Graph:
+class Graph:
     """Nodes, constants and graph inputs as they are added."""
 
     def __init__(self, op: Op) -> None:
@@ -151,7 +125,7 @@ class _Graph:
         if _adds(op):
             self.residuals = [self.producer(f"r{copy}", op.c_out, output_size(op)) for copy in range(copies)]
             self.first([self.touch(name, output_size(op), f"{name}.seen") for name in self.residuals])
-        if op.kind in TOKENS:
+        if op.spec.rows:
             shape = (op.batch, op.c_in) if op.h * op.w == 1 else (op.batch, op.h * op.w, op.c_in)
             return [self.feed("x", shape)]
         if op.reads_image:
@@ -161,8 +135,7 @@ class _Graph:
             parts = [first, op.c_in - first] if op.c_in > 1 else [1]
             names = [self.producer(f"x{i}", c, self.spatial) for i, c in enumerate(parts)]
         else:
-            count = 2 if op.kind in ("add", "mul") else 1
-            names = [self.producer(f"x{i}", op.c_in, self.spatial) for i in range(count)]
+            names = [self.producer(f"x{i}", op.c_in, self.spatial) for i in range(op.spec.inputs)]
         if op.kind not in ("conv", "conv_transpose"):
             self.outputs += [self.touch(name, self.spatial, f"{name}.seen") for name in names]
         return names
@@ -170,7 +143,7 @@ class _Graph:
     def op(self, inputs: Sequence[str], number: int) -> str:
         """Adds one copy of the op and its tail, with weights of its own."""
         op, tag = self.made, f"_{number}"
-        name = _BUILDERS.get(op.kind, _Graph.activation)(self, list(inputs), tag)
+        name = BUILDERS[op.kind](self, list(inputs), tag)
         for i, part in enumerate(op.tail):
             if part in FOLDED:
                 continue
@@ -185,7 +158,7 @@ class _Graph:
         """Reads the results, by ops that only pass on a number per channel or per row, twice."""
         names = [f"o{number}{when}" for when in ("", ".late") for number in range(len(results))]
         for name, result in zip(names, [*results, *results], strict=True):
-            if self.made.kind in TOKENS:
+            if self.made.spec.rows:
                 axes = self.constant(f"{name}.axes", np.array([-1], dtype=np.int64))
                 self.outputs.append(self.node("ReduceMax", [result, axes], name))
             else:
@@ -202,9 +175,9 @@ class _Graph:
             [inputs[0], weight, bias],
             f"y{tag}",
             kernel_shape=list(op.kernel),
-            strides=list(_full(op.stride, n, 1)),
-            pads=list(_full(op.padding, n, 0)) * 2,
-            dilations=list(_full(op.dilation, n, 1)),
+            strides=list(filled(op.stride, n, 1)),
+            pads=list(filled(op.padding, n, 0)) * 2,
+            dilations=list(filled(op.dilation, n, 1)),
             group=op.groups,
         )
 
@@ -218,9 +191,9 @@ class _Graph:
             "ConvTranspose",
             [inputs[0], weight, bias],
             f"y{tag}",
-            strides=list(_full(op.stride, n, 1)),
-            pads=list(_full(op.padding, n, 0)) * 2,
-            dilations=list(_full(op.dilation, n, 1)),
+            strides=list(filled(op.stride, n, 1)),
+            pads=list(filled(op.padding, n, 0)) * 2,
+            dilations=list(filled(op.dilation, n, 1)),
             group=op.groups,
         )
 
@@ -242,8 +215,8 @@ class _Graph:
         n = len(op.kernel)
         fields: dict[str, Any] = {
             "kernel_shape": list(op.kernel),
-            "strides": list(_full(op.stride, n, 1)),
-            "pads": list(_full(op.padding, n, 0)) * 2,
+            "strides": list(filled(op.stride, n, 1)),
+            "pads": list(filled(op.padding, n, 0)) * 2,
         }
         if op.kind == "avg_pool":
             return self.node("AveragePool", [inputs[0]], f"y{tag}", count_include_pad=1, **fields)
@@ -358,20 +331,25 @@ class _Graph:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
-_BUILDERS = {
-    "conv": _Graph.conv,
-    "conv_transpose": _Graph.conv_transpose,
-    "linear": _Graph.linear,
-    "max_pool": _Graph.pool,
-    "avg_pool": _Graph.pool,
-    "global_avg_pool": _Graph.pool,
-    "add": _Graph.combine,
-    "mul": _Graph.combine,
-    "concat": _Graph.combine,
-    "batch_norm": _Graph.batch_norm,
-    "layer_norm": _Graph.layer_norm,
-    "upsample": _Graph.upsample,
+BUILDERS: dict[str, Callable[[Graph, list[str], str], str]] = {
+    "conv": Graph.conv,
+    "conv_transpose": Graph.conv_transpose,
+    "linear": Graph.linear,
+    "max_pool": Graph.pool,
+    "avg_pool": Graph.pool,
+    "global_avg_pool": Graph.pool,
+    "add": Graph.combine,
+    "mul": Graph.combine,
+    "concat": Graph.combine,
+    "batch_norm": Graph.batch_norm,
+    "layer_norm": Graph.layer_norm,
+    "upsample": Graph.upsample,
+    **dict.fromkeys(("relu6", "silu", *ACTIVATIONS), Graph.activation),
 }
+"""Kind → what adds one copy of it to a graph: takes the names of its inputs and a tag, returns the output's name."""
+
+KINDS = tuple(BUILDERS)
+"""Kinds of op that are built here."""
 
 _POOL: list[NDArray[np.float32]] = []
 
@@ -385,23 +363,19 @@ def _random(n: int, offset: int) -> NDArray[np.float32]:
     return pool[:n] if n <= len(pool) else np.resize(pool, n)
 
 
-def _full(values: tuple[int, ...], n: int, default: int) -> tuple[int, ...]:
-    return values if values else (default,) * n
-
-
 def _refuse(op: Op) -> None:
     tail = [t for t in op.tail if t not in (*FOLDED, "add", "relu6", "silu", *ACTIVATIONS)]
-    if op.kind not in KINDS or tail:
+    if op.kind not in BUILDERS or tail:
         raise UnsupportedOpError(
             f"an op {op.kind!r} with tail {list(op.tail)} was asked for; ONNX Runtime ops here are "
-            f"{', '.join(KINDS)}; leave it out of the sweep"
+            f"{', '.join(BUILDERS)}; leave it out of the sweep"
         )
     if op.dtype != "float32" or op.layout != "nchw":
         raise UnsupportedOpError(
             f"an op in {op.dtype}, {op.layout} was asked for; ONNX Runtime on CPU is measured in float32, nchw; "
             "use the torch backend on a GPU, or trace the model in float32"
         )
-    if op.kind in ("conv", "conv_transpose", "max_pool", "avg_pool") and len(op.kernel) not in (1, 2, 3):
+    if op.spec.window and len(op.kernel) not in (1, 2, 3):
         raise UnsupportedOpError(
             f"an op {op.kind!r} with kernel {op.kernel} was asked for; 1d, 2d and 3d are built; "
             "leave it out of the sweep"

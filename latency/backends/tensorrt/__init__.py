@@ -30,7 +30,7 @@ from latency.backends.tensorrt.network import (
     load_engine,
     typed_onnx,
 )
-from latency.backends.tensorrt.ops import ROWS, OpNetwork
+from latency.backends.tensorrt.ops import OpNetwork
 from latency.device import environment
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op, in_words
@@ -184,7 +184,7 @@ class TensorRT(Backend):
         try:
             first, method = self._runner([op]), "slope"
         except UnsupportedOpError:
-            if op.kind in ROWS:
+            if op.spec.rows:
                 raise
             first, method = self._runner([op], native=False), "slope/linear"
         return self._slope(op, first, method)

@@ -6,16 +6,16 @@ lie in any format that the precision has, so that no change of layout is timed w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from latency.backends.onnxruntime.ops import output_size
 from latency.backends.tensorrt.network import from_float
 from latency.errors import UnsupportedOpError
-from latency.op import Op
+from latency.op import Op, output_size
 
-__all__ = ["DTYPES", "KINDS", "OpNetwork"]
+__all__ = ["BUILDERS", "DTYPES", "KINDS", "OpNetwork"]
 
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 
@@ -37,14 +37,6 @@ ACTIVATIONS = {
 
 GATED = {"silu": "sigmoid", "hardswish": "hardsigmoid"}
 """x · gate(x)."""
-
-ROWS = ("linear", "layer_norm")
-"""Kinds whose channels come last."""
-
-KINDS = (
-    "conv", "conv_transpose", "linear", "max_pool", "avg_pool", "global_avg_pool", "add", "mul", "concat",
-    "batch_norm", "layer_norm", "upsample", *ACTIVATIONS, *GATED,
-)  # fmt: skip
 
 
 class OpNetwork:
@@ -71,9 +63,10 @@ class OpNetwork:
         Raises:
             UnsupportedOpError: a kind, tail or precision that is not built here.
         """
-        if op.kind not in KINDS:
+        if op.kind not in BUILDERS:
             raise UnsupportedOpError(
-                f"an op {op.kind!r} was asked for; TensorRT ops here are {', '.join(KINDS)}; leave it out of the sweep"
+                f"an op {op.kind!r} was asked for; TensorRT ops here are {', '.join(BUILDERS)}; leave it out of the "
+                "sweep"
             )
         if op.dtype not in DTYPES or len(op.kernel) > 2:
             raise UnsupportedOpError(
@@ -81,15 +74,13 @@ class OpNetwork:
                 f"are 1d or 2d in {', '.join(DTYPES)}; leave it out of the sweep"
             )
         self._op, self._prefix, self._layers = op, prefix, 0
-        y = self._main(op)
+        y = BUILDERS[op.kind](self, op)
         for part in op.tail:
             if part == "batch_norm":
                 continue  # folded into the weights, as every deployed network has it
             if part == "add":
-                shape = (
-                    _rows(op, op.c_out) if op.kind in ROWS else (op.batch, op.c_out, *_two(output_size(op)))
-                )
-                y = self._combined(y, self._input("other", shape), "SUM")
+                shape = _rows(op, op.c_out) if op.spec.rows else (op.batch, op.c_out, *_two(output_size(op)))
+                y = self._combined(y, self.input("other", shape), "SUM")
             elif part in ACTIVATIONS or part in GATED:
                 y = self._activated(y, part)
             else:
@@ -98,93 +89,104 @@ class OpNetwork:
         self.network.mark_output(y)
         self._allow_formats(y)
 
-    def _main(self, op: Op) -> Any:
-        c_in, positions = op.c_in, _two((op.h, op.w)[: len(op.kernel)] if op.kernel else (op.h, op.w))
-        if op.kind == "linear":
-            x = self._input("input", _rows(op, c_in))
-            ones = (1,) * (1 if op.h * op.w == 1 else 2)
-            weight = self._constant("weight", (*ones[1:], op.c_out, c_in))
-            none, turned = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
-            y = self._named(self.network.add_matrix_multiply(x, none, weight, turned))
-            return self._combined(y, self._constant("bias", (*ones, op.c_out)), "SUM")
-        if op.kind == "concat":
-            first = max(1, c_in // 2)
-            parts = [c for c in (first, c_in - first) if c]
-            inputs = [self._input(f"input{i}", (op.batch, c, *positions)) for i, c in enumerate(parts)]
-            return self._named(self.network.add_concatenation(inputs))
-        if op.kind == "layer_norm":
-            x = self._input("input", _rows(op, c_in))
-            ones = (1,) * (1 if op.h * op.w == 1 else 2)
-            scale, shift = (self._constant(name, (*ones, c_in)) for name in ("scale", "shift"))
-            layer = self.network.add_normalization(x, scale, shift, 1 << len(ones))
-            layer.epsilon = 1e-5
-            return self._named(layer)
-        x = self._input("input", (op.batch, c_in, *positions))
-        if op.kind == "upsample":
-            layer = self.network.add_resize(x)
-            layer.scales = (1.0, 1.0, *map(float, op.stride or (2,) * len(positions)))
-            layer.resize_mode = self.trt.InterpolationMode.NEAREST
-            layer.coordinate_transformation = self.trt.ResizeCoordinateTransformation.ASYMMETRIC
-            layer.nearest_rounding = self.trt.ResizeRoundMode.FLOOR  # as PyTorch's nearest
-            return self._named(layer)
-        if op.kind in ("conv", "conv_transpose"):
-            taps = c_in // op.groups * int(np.prod(op.kernel))
-            kernel, bias = self._weights(op.c_out * taps, taps**-0.5), self._weights(op.c_out, 1.0)
-            network = self.network
-            add = network.add_convolution_nd if op.kind == "conv" else network.add_deconvolution_nd
-            layer = add(x, op.c_out, _two(op.kernel), kernel, bias)
-            layer.stride_nd, layer.padding_nd = _two(op.stride or (1,)), _two(op.padding or (0,), 0)
-            layer.dilation_nd, layer.num_groups = _two(op.dilation or (1,)), op.groups
-            return self._named(layer)
-        if op.kind in ("max_pool", "avg_pool", "global_avg_pool"):
-            whole = op.kind == "global_avg_pool"
-            kind = self.trt.PoolingType.MAX if op.kind == "max_pool" else self.trt.PoolingType.AVERAGE
-            layer = self.network.add_pooling_nd(x, kind, positions if whole else _two(op.kernel))
-            layer.stride_nd = (1, 1) if whole else _two(op.stride or (1,))
-            layer.padding_nd = (0, 0) if whole else _two(op.padding or (0,), 0)
-            if kind == self.trt.PoolingType.AVERAGE:
-                layer.average_count_excludes_padding = False  # as PyTorch counts
-            return self._named(layer)
-        if op.kind in ("add", "mul"):
-            other = self._input("other", (op.batch, c_in, *positions))
-            return self._combined(x, other, "SUM" if op.kind == "add" else "PROD")
-        if op.kind == "batch_norm":
-            scaled = self._combined(x, self._constant("scale", (1, c_in, 1, 1)), "PROD")
-            return self._combined(scaled, self._constant("shift", (1, c_in, 1, 1)), "SUM")
-        return self._activated(x, op.kind)
+    def _linear(self, op: Op) -> Any:
+        x, ones = self.input("input", _rows(op, op.c_in)), _ones(op)
+        weight = self.constant("weight", (*ones[1:], op.c_out, op.c_in))
+        none, turned = self.trt.MatrixOperation.NONE, self.trt.MatrixOperation.TRANSPOSE
+        y = self.named(self.network.add_matrix_multiply(x, none, weight, turned))
+        return self._combined(y, self.constant("bias", (*ones, op.c_out)), "SUM")
+
+    def _concat(self, op: Op) -> Any:
+        first = max(1, op.c_in // 2)
+        parts = [c for c in (first, op.c_in - first) if c]
+        inputs = [self.input(f"input{i}", (op.batch, c, *_positions(op))) for i, c in enumerate(parts)]
+        return self.named(self.network.add_concatenation(inputs))
+
+    def _layer_norm(self, op: Op) -> Any:
+        x, ones = self.input("input", _rows(op, op.c_in)), _ones(op)
+        scale, shift = (self.constant(name, (*ones, op.c_in)) for name in ("scale", "shift"))
+        layer = self.network.add_normalization(x, scale, shift, 1 << len(ones))
+        layer.epsilon = 1e-5
+        return self.named(layer)
+
+    def _upsample(self, op: Op) -> Any:
+        layer = self.network.add_resize(self.map(op))
+        layer.scales = (1.0, 1.0, *map(float, op.stride or (2,) * len(_positions(op))))
+        layer.resize_mode = self.trt.InterpolationMode.NEAREST
+        layer.coordinate_transformation = self.trt.ResizeCoordinateTransformation.ASYMMETRIC
+        layer.nearest_rounding = self.trt.ResizeRoundMode.FLOOR  # as PyTorch's nearest
+        return self.named(layer)
+
+    def _conv(self, op: Op) -> Any:
+        x, taps = self.map(op), op.c_in // op.groups * int(np.prod(op.kernel))
+        kernel, bias = self._weights(op.c_out * taps, taps**-0.5), self._weights(op.c_out, 1.0)
+        network = self.network
+        add = network.add_convolution_nd if op.kind == "conv" else network.add_deconvolution_nd
+        layer = add(x, op.c_out, _two(op.kernel), kernel, bias)
+        layer.stride_nd, layer.padding_nd = _two(op.stride or (1,)), _two(op.padding or (0,), 0)
+        layer.dilation_nd, layer.num_groups = _two(op.dilation or (1,)), op.groups
+        return self.named(layer)
+
+    def _pool(self, op: Op) -> Any:
+        whole = op.kind == "global_avg_pool"
+        kind = self.trt.PoolingType.MAX if op.kind == "max_pool" else self.trt.PoolingType.AVERAGE
+        size = _positions(op) if whole else _two(op.kernel)
+        layer = self.network.add_pooling_nd(self.map(op), kind, size)
+        layer.stride_nd = (1, 1) if whole else _two(op.stride or (1,))
+        layer.padding_nd = (0, 0) if whole else _two(op.padding or (0,), 0)
+        if kind == self.trt.PoolingType.AVERAGE:
+            layer.average_count_excludes_padding = False  # as PyTorch counts
+        return self.named(layer)
+
+    def _both(self, op: Op) -> Any:
+        other = (op.batch, op.c_in, *_positions(op))
+        return self._combined(self.map(op), self.input("other", other), "SUM" if op.kind == "add" else "PROD")
+
+    def _batch_norm(self, op: Op) -> Any:
+        scaled = self._combined(self.map(op), self.constant("scale", (1, op.c_in, 1, 1)), "PROD")
+        return self._combined(scaled, self.constant("shift", (1, op.c_in, 1, 1)), "SUM")
+
+    def _activation(self, op: Op) -> Any:
+        return self._activated(self.map(op), op.kind)
+
+    def map(self, op: Op) -> Any:
+        """Returns a new input of the op's input shape."""
+        return self.input("input", (op.batch, op.c_in, *_positions(op)))
 
     def _activated(self, x: Any, name: str) -> Any:
         kind, alpha, beta = ACTIVATIONS[GATED.get(name, name)]
         layer = self.network.add_activation(x, getattr(self.trt.ActivationType, kind))
         if alpha is not None:
             layer.alpha, layer.beta = alpha, beta
-        y = self._named(layer)
+        y = self.named(layer)
         return self._combined(x, y, "PROD") if name in GATED else y
 
     def _combined(self, x: Any, y: Any, kind: str) -> Any:
         operation = getattr(self.trt.ElementWiseOperation, kind)
-        return self._named(self.network.add_elementwise(x, y, operation))
+        return self.named(self.network.add_elementwise(x, y, operation))
 
-    def _named(self, layer: Any) -> Any:
+    def named(self, layer: Any) -> Any:
         """Names a layer after its op and returns its output."""
         self._layers += 1
         layer.name = f"{self._prefix}{self._op.kind}.{self._layers}"
         return layer.get_output(0)
 
-    def _input(self, name: str, shape: tuple[int, ...]) -> Any:
+    def input(self, name: str, shape: tuple[int, ...]) -> Any:
+        """Returns a new input of the network."""
         dtype = getattr(self.trt.DataType, DTYPES[self._op.dtype])
         found = self.network.add_input(f"{self._prefix}{name}", dtype, shape)
         self._allow_formats(found)
         return found
 
     def _allow_formats(self, tensor: Any) -> None:
-        if self.native and self._op.kind not in ROWS:  # the other formats need channels and positions
+        if self.native and not self._op.spec.rows:  # the other formats need channels and positions
             mask = 0
             for name in FORMATS[self._op.dtype]:
                 mask |= 1 << int(getattr(self.trt.TensorFormat, name))
             tensor.allowed_formats = mask
 
-    def _constant(self, name: str, shape: tuple[int, ...]) -> Any:
+    def constant(self, name: str, shape: tuple[int, ...]) -> Any:
+        """Returns random numbers that are part of the engine."""
         layer = self.network.add_constant(shape, self._weights(int(np.prod(shape)), shape[-1] ** -0.5))
         layer.name = f"{self._prefix}{name}"
         return layer.get_output(0)
@@ -195,6 +197,35 @@ class OpNetwork:
         self.kept.append(array)
         dtype = getattr(self.trt.DataType, DTYPES[self._op.dtype])
         return self.trt.Weights(dtype, int(array.ctypes.data), int(array.size))
+
+
+BUILDERS: dict[str, Callable[[OpNetwork, Op], Any]] = {
+    "conv": OpNetwork._conv,
+    "conv_transpose": OpNetwork._conv,
+    "linear": OpNetwork._linear,
+    "max_pool": OpNetwork._pool,
+    "avg_pool": OpNetwork._pool,
+    "global_avg_pool": OpNetwork._pool,
+    "add": OpNetwork._both,
+    "mul": OpNetwork._both,
+    "concat": OpNetwork._concat,
+    "batch_norm": OpNetwork._batch_norm,
+    "layer_norm": OpNetwork._layer_norm,
+    "upsample": OpNetwork._upsample,
+    **dict.fromkeys((*ACTIVATIONS, *GATED), OpNetwork._activation),
+}
+"""Kind → what adds an op without its tail and returns its output."""
+
+KINDS = tuple(BUILDERS)
+"""Kinds of op that are built here."""
+
+
+def _positions(op: Op) -> tuple[int, int]:
+    return _two((op.h, op.w)[: len(op.kernel)] if op.kernel else (op.h, op.w))
+
+
+def _ones(op: Op) -> tuple[int, ...]:
+    return (1,) * (1 if op.h * op.w == 1 else 2)
 
 
 def _rows(op: Op, channels: int) -> tuple[int, ...]:

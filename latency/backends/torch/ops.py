@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from latency.backends.onnxruntime.ops import output_size
 from latency.errors import UnsupportedOpError
-from latency.op import Op
+from latency.op import Op, filled, output_size
 
 if TYPE_CHECKING:
     import torch
 
-    Tensors = Callable[..., torch.Tensor]
+    Tensors: TypeAlias = Callable[..., torch.Tensor]
     """Random numbers of a shape, where and as the op's are."""
 
-__all__ = ["KINDS", "op_call"]
+    Call: TypeAlias = Callable[[], torch.Tensor]
+
+__all__ = ["BUILDERS", "KINDS", "op_call"]
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -26,11 +27,6 @@ ACTIVATIONS = {
     "hardsigmoid": "hardsigmoid",
     "gelu": "gelu",
 }
-
-KINDS = (
-    "conv", "conv_transpose", "linear", "max_pool", "avg_pool", "global_avg_pool", "add", "mul", "concat",
-    "batch_norm", "layer_norm", "upsample", *ACTIVATIONS,
-)  # fmt: skip
 
 
 def op_call(op: Op, tensor: Tensors, activation: Tensors) -> Callable[[], torch.Tensor]:
@@ -46,11 +42,11 @@ def op_call(op: Op, tensor: Tensors, activation: Tensors) -> Callable[[], torch.
     """
     from torch.nn import functional as f
 
-    main = _main(op, tensor, activation)
-    if main is None:
+    if op.kind not in BUILDERS or (op.spec.window and len(op.kernel) not in (1, 2, 3)):
         raise UnsupportedOpError(
-            f"an op {op.kind!r} was asked for; PyTorch ops here are {', '.join(KINDS)}; leave it out of the sweep"
+            f"an op {op.kind!r} was asked for; PyTorch ops here are {', '.join(BUILDERS)}; leave it out of the sweep"
         )
+    main = BUILDERS[op.kind](op, tensor, activation)
     steps: list[Callable[[torch.Tensor], torch.Tensor]] = []
     for part in op.tail:
         if part == "batch_norm":
@@ -73,56 +69,116 @@ def op_call(op: Op, tensor: Tensors, activation: Tensors) -> Callable[[], torch.
     return call
 
 
-def _main(op: Op, tensor: Tensors, activation: Tensors) -> Callable[[], torch.Tensor] | None:
-    """Returns the op without its tail; None for a kind that is not built here."""
-    import torch
+def _linear(op: Op, tensor: Tensors, activation: Tensors) -> Call:
     from torch.nn import functional as f
 
-    spatial = op.spatial
-    n = len(op.kernel)
-    stride, padding = op.stride or (1,) * n, op.padding or (0,) * n
-    dilation = op.dilation or (1,) * n
-    if op.kind == "linear":
-        x, weight, bias = activation(*_rows(op), op.c_in), tensor(op.c_out, op.c_in), tensor(op.c_out)
-        return lambda: f.linear(x, weight, bias)
-    if op.kind == "layer_norm":
-        x, weight, bias = activation(*_rows(op), op.c_in), tensor(op.c_in), tensor(op.c_in)
-        return lambda: f.layer_norm(x, (op.c_in,), weight, bias)
-    x = activation(op.batch, op.c_in, *spatial)
-    if op.kind in ("conv", "conv_transpose"):
-        if n not in (1, 2, 3):
-            return None
-        transposed = op.kind == "conv_transpose"
-        shape = (op.c_in, op.c_out // op.groups) if transposed else (op.c_out, op.c_in // op.groups)
-        weight, bias = tensor(*shape, *op.kernel), tensor(op.c_out)
-        return lambda: torch.convolution(
-            x, weight, bias, stride, padding, dilation, transposed, (0,) * n, op.groups
-        )
-    if op.kind in ("max_pool", "avg_pool"):
-        pool = getattr(f, f"{op.kind}{n}d")
-        return lambda: pool(x, op.kernel, stride, padding)
-    if op.kind == "global_avg_pool":
-        dims = tuple(range(2, x.dim()))
-        return lambda: x.mean(dims, keepdim=True)
-    if op.kind in ("add", "mul"):
-        y = activation(op.batch, op.c_in, *spatial)
-        combine = torch.add if op.kind == "add" else torch.mul
-        return lambda: combine(x, y)
-    if op.kind == "concat":
-        first = max(1, op.c_in // 2)
-        parts = [activation(op.batch, c, *spatial) for c in (first, op.c_in - first) if c]
-        return lambda: torch.cat(parts, 1)
-    if op.kind == "batch_norm":
-        mean, weight, bias = tensor(op.c_in), tensor(op.c_in), tensor(op.c_in)
-        var = tensor(op.c_in).abs() + 0.5
-        return lambda: f.batch_norm(x, mean, var, weight, bias)
-    if op.kind == "upsample":
-        factors = [float(s) for s in (op.stride or (2,) * len(spatial))]
-        return lambda: f.interpolate(x, scale_factor=factors)
-    if op.kind in ACTIVATIONS:
-        activation = getattr(f, ACTIVATIONS[op.kind])
-        return lambda: activation(x)
-    return None
+    x, weight, bias = activation(*_rows(op), op.c_in), tensor(op.c_out, op.c_in), tensor(op.c_out)
+    return lambda: f.linear(x, weight, bias)
+
+
+def _layer_norm(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    from torch.nn import functional as f
+
+    x, weight, bias = activation(*_rows(op), op.c_in), tensor(op.c_in), tensor(op.c_in)
+    return lambda: f.layer_norm(x, (op.c_in,), weight, bias)
+
+
+def _conv(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    import torch
+
+    x, n, transposed = _map(op, activation), len(op.kernel), op.kind == "conv_transpose"
+    stride, padding, dilation = (
+        filled(values, n, usual) for values, usual in ((op.stride, 1), (op.padding, 0), (op.dilation, 1))
+    )
+    shape = (op.c_in, op.c_out // op.groups) if transposed else (op.c_out, op.c_in // op.groups)
+    weight, bias = tensor(*shape, *op.kernel), tensor(op.c_out)
+    return lambda: torch.convolution(
+        x, weight, bias, stride, padding, dilation, transposed, (0,) * n, op.groups
+    )
+
+
+def _pool(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    from torch.nn import functional as f
+
+    del tensor
+    x, n = _map(op, activation), len(op.kernel)
+    pool, stride, padding = getattr(f, f"{op.kind}{n}d"), filled(op.stride, n, 1), filled(op.padding, n, 0)
+    return lambda: pool(x, op.kernel, stride, padding)
+
+
+def _global_avg_pool(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    del tensor
+    x = _map(op, activation)
+    dims = tuple(range(2, x.dim()))
+    return lambda: x.mean(dims, keepdim=True)
+
+
+def _combined(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    import torch
+
+    del tensor
+    x, y = _map(op, activation), _map(op, activation)
+    combine = torch.add if op.kind == "add" else torch.mul
+    return lambda: combine(x, y)
+
+
+def _concat(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    import torch
+
+    del tensor
+    first = max(1, op.c_in // 2)
+    parts = [activation(op.batch, c, *op.spatial) for c in (first, op.c_in - first) if c]
+    return lambda: torch.cat(parts, 1)
+
+
+def _batch_norm(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    from torch.nn import functional as f
+
+    x = _map(op, activation)
+    mean, weight, bias = tensor(op.c_in), tensor(op.c_in), tensor(op.c_in)
+    var = tensor(op.c_in).abs() + 0.5
+    return lambda: f.batch_norm(x, mean, var, weight, bias)
+
+
+def _upsample(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    from torch.nn import functional as f
+
+    del tensor
+    x, factors = _map(op, activation), [float(s) for s in (op.stride or (2,) * len(op.spatial))]
+    return lambda: f.interpolate(x, scale_factor=factors)
+
+
+def _activation(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    from torch.nn import functional as f
+
+    del tensor
+    x, apply = _map(op, activation), getattr(f, ACTIVATIONS[op.kind])
+    return lambda: apply(x)
+
+
+BUILDERS: dict[str, Callable[[Op, Tensors, Tensors], Call]] = {
+    "conv": _conv,
+    "conv_transpose": _conv,
+    "linear": _linear,
+    "max_pool": _pool,
+    "avg_pool": _pool,
+    "global_avg_pool": _global_avg_pool,
+    "add": _combined,
+    "mul": _combined,
+    "concat": _concat,
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "upsample": _upsample,
+    **dict.fromkeys(ACTIVATIONS, _activation),
+}
+"""Kind → what returns the op without its tail, given what makes weights and what makes or hands out activations."""
+
+KINDS = tuple(BUILDERS)
+"""Kinds of op that are built here."""
+
+
+def _map(op: Op, activation: Tensors) -> torch.Tensor:
+    return activation(op.batch, op.c_in, *op.spatial)
 
 
 def _rows(op: Op) -> tuple[int, ...]:
