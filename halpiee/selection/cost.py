@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from latency.predict import Calibration
 
 __all__ = [
+    "Also",
     "Cells",
     "Cost",
     "LatencyCost",
@@ -57,6 +58,25 @@ class _Axis:
     possible: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
+@dataclass(frozen=True)
+class Also:
+    """A limit beside the budget.
+
+    Attributes:
+        name: what it is called in messages: ``macs``, ``profile=gpu.jsonl``.
+        cost: what is limited.
+        most: the most of it, in its unit.
+    """
+
+    name: str
+    cost: Cost
+    most: float
+
+    def holds(self, counts: Mapping[str, int]) -> bool:
+        """Whether a network is within the limit, up to rounding."""
+        return self.cost.total(counts) <= self.most + TOLERANCE * abs(self.most)
+
+
 class Cost:
     """A quantity of a network as a function of the counts of its groups.
 
@@ -69,10 +89,13 @@ class Cost:
         covered: ops that are priced, as ``layer (kind)``.
         not_covered: ops that take time and that the cost leaves out, as ``layer (kind)``: those without a table, and
             those of kinds that no profile has.
+        also: limits that every selection keeps beside its budget; see ``limited``.
 
     Raises:
         ProfileError: a conv or linear op without a table.
     """
+
+    also: tuple[Also, ...] = ()
 
     def __init__(self, structure: Structure, tables: TableSource, *, unit: str) -> None:
         self.structure, self.profile, self.unit = structure, tables, unit
@@ -145,6 +168,27 @@ class Cost:
             between=between,
         )
         return other
+
+    def limited(self, *limits: Also) -> Self:
+        """Returns the same cost under these limits, and no others, beside the budget.
+
+        ``select``, ``choose``, ``uniform``, ``pareto`` and every method that is given the cost keep them all.
+
+        Raises:
+            UsageError: a cost of another network.
+        """
+        for one in limits:
+            other = {g.name: g.size for g in one.cost.structure.prunable}
+            for name in (*self._sizes, *other):
+                if self._sizes.get(name) != other.get(name):
+                    raise UsageError(
+                        f"{1 + len(limits)} limits were asked of one network; {one.name} has "
+                        f"{other.get(name, 'no')} units of {name!r}, the budget has {self._sizes.get(name, 'none')}; "
+                        "trace the same network for all of them"
+                    )
+        found = copy.copy(self)
+        found.also = limits
+        return found
 
     def interpolated(self, counts: Mapping[str, int]) -> tuple[str, ...]:
         """Returns the layers whose cell at these counts was not measured itself."""

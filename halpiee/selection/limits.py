@@ -13,20 +13,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
-from halpiee.selection.cost import Cost
+from halpiee.selection.cost import Also, Cost
 from halpiee.selection.cpsat import DEFAULT_TIME_LIMIT_S, search
 from halpiee.selection.frontier import Dual
-from halpiee.selection.grid import TOLERANCE, FloatArray, Grid, IntArray, Term, normalise, relative_gap
+from halpiee.selection.grid import (
+    TOLERANCE,
+    FloatArray,
+    Grid,
+    IntArray,
+    Searching,
+    Term,
+    normalise,
+    relative_gap,
+)
 from halpiee.selection.lagrangian import solve_dual
 from halpiee.selection.local_search import fill_within, repair_within
-from halpiee.selection.options import offer
+from halpiee.selection.options import Offers, offer
+from halpiee.selection.solve import check_searching
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Selection
 from latency.op import CONTRACTIONS, Op
@@ -38,6 +48,7 @@ __all__ = [
     "resource",
     "select_within",
     "solve_limits",
+    "solve_within",
 ]
 
 
@@ -61,61 +72,63 @@ def select_within(
     scores: Mapping[str, Tensor],
     limits: Sequence[tuple[Cost, float]],
     *,
-    gap: float = 1e-3,
     protect: Collection[str] = (),
-    time_limit_s: float | None = None,
-    seed: int = 0,
     names: Sequence[str] | None = None,
+    **searching: Unpack[Searching],
 ) -> Selection:
     """Selects units under several costs at once, over the candidate widths of the first.
 
     Args:
         scores: Tensor ``[size]`` per group; a group without scores stays whole.
         limits: costs of one network, traced at any batch, each with the largest total in its own unit.
-        gap: relative gap to prove.
         protect: groups that stay whole.
-        time_limit_s: of the search, 30 s if not given.
-        seed: of the search.
         names: what each limit is called when it is too small; ``limit 0``, ``limit 1`` … if not given.
+        **searching: ``gap``, ``time_limit_s`` (30 s if not given), ``seed``: see ``halpiee.solve_grid``.
 
     Raises:
         UsageError: no limits, or costs of different networks.
         BudgetError: limits that no network keeps; ``.minimum`` where one alone is too small.
     """
-    _check_same_network([cost for cost, _ in limits])
-    offers = offer(scores, limits[0][0], protect=protect)
-    whole = {name: np.array([int(mask.sum())]) for name, mask in offers.whole.items()}
-    grids = []
-    for cost, budget in limits:
-        terms = cost.grid({**dict(zip(offers.free, offers.counts, strict=True)), **whole})
-        grid = normalise(offers.values, [Term(*term) for term in terms], offers.counts)
-        grids.append((grid, cost.to_raw(float(budget))))
+    if not limits:
+        raise UsageError("no limits were given; pass at least one: a cost with its budget")
     called = names or [f"limit {n}" for n in range(len(limits))]
+    others = [Also(name, *limit) for name, limit in zip(called, limits, strict=True)]
+    cost = others[0].cost.limited(*others[1:])
+    return solve_within(offer(scores, cost, protect=protect), others, **searching)
+
+
+def solve_within(offers: Offers, limits: Sequence[Also], **searching: Unpack[Searching]) -> Selection:
+    """Returns the best of what is offered within all limits; the first is the budget.
+
+    Raises:
+        UsageError: the solver ``linear``, which knows one limit.
+        BudgetError: limits that no network keeps; ``.minimum`` where one alone is too small.
+    """
+    solver, gap, time_limit_s, seed = check_searching(**searching)
+    if solver == "linear":
+        raise UsageError(
+            f"solver='linear' was asked under {len(limits)} limits, and it knows one; choose 'joint' or 'cpsat'"
+        )
+    whole = {name: np.array([int(mask.sum())]) for name, mask in offers.whole.items()}
+    counts = {**dict(zip(offers.free, offers.counts, strict=True)), **whole}
+    grids = []
+    for n, one in enumerate(limits):
+        terms = one.cost.grid(counts) if n else offers.terms  # those of the first keep blocks together
+        grid = normalise(offers.values, [Term(*term) for term in terms], offers.counts)
+        grids.append((grid, one.cost.to_raw(float(one.most))))
     try:
         choice, upper_bound, path = solve_limits(grids, gap=gap, time_limit_s=time_limit_s, seed=seed)
     except _LimitError as error:
-        (cost, budget), least = limits[error.number], limits[error.number][0].from_raw(error.minimum)
+        one = limits[error.number]
+        least = one.cost.from_raw(error.minimum)
         raise BudgetError(
-            f"{called[error.number]}: at most {budget:.6g} was asked; the smallest network allowed takes {least:.6g} "
-            f"{cost.unit}; ask for at least {least:.6g}",
+            f"{one.name}: at most {one.most:.6g} was asked; the smallest network allowed takes {least:.6g} "
+            f"{one.cost.unit}; ask for at least {least:.6g}",
             minimum=least,
         ) from None
-    return offers.selection(
-        limits, choice, value=grids[0][0].value(choice), upper_bound=upper_bound, path=path
-    )
-
-
-def _check_same_network(costs: Sequence[Cost]) -> None:
-    if not costs:
-        raise UsageError("no limits were given; pass at least one: a cost with its budget")
-    first, *others = ({g.name: g.size for g in cost.structure.prunable} for cost in costs)
-    for n, sizes in enumerate(others, 1):
-        for name in (*first, *sizes):
-            if first.get(name) != sizes.get(name):
-                raise UsageError(
-                    f"{len(costs)} limits were asked of one network; limit {n} has {sizes.get(name, 'no')} units of "
-                    f"{name!r}, limit 0 has {first.get(name, 'none')}; trace the same network for all of them"
-                )
+    pairs = [(one.cost, one.most) for one in limits]
+    value = grids[0][0].value(choice)
+    return offers.selection(pairs, choice, value=value, upper_bound=upper_bound, path=path)
 
 
 def solve_limits(
@@ -239,18 +252,17 @@ def pareto(
     dual = Dual(grid)
     points = []
     for budget in budgets:
+        limit = (cost, float(budget))
         try:
+            if cost.also:
+                points.append(solve_within(offers, [Also("the budget", *limit), *cost.also], gap=gap))
+                continue
             found = solve_dual(grid, cost.to_raw(float(budget)), gap=gap, dual=dual)
         except BudgetError:
             continue
+        value, bound = found.value, found.upper_bound
         points.append(
-            offers.selection(
-                [(cost, float(budget))],
-                found.choice,
-                value=found.value,
-                upper_bound=found.upper_bound,
-                path=found.path,
-            )
+            offers.selection([limit], found.choice, value=value, upper_bound=bound, path=found.path)
         )
     return points
 

@@ -7,11 +7,12 @@ change width, and which groups the papers' recipes leave whole, is answered here
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from halpiee.errors import UsageError, unknown
@@ -19,11 +20,23 @@ from halpiee.selection.cost import Cost
 from halpiee.selection.grid import FloatArray, IntArray, Side, relative_gap
 from halpiee.structure.groups import GroupRef, Structure
 from halpiee.structure.plan import Selection
+from latency.op import CONTRACTIONS
 
 if TYPE_CHECKING:
     from latency.op import Op
 
-__all__ = ["RECIPES", "Offer", "Offers", "first_group", "fixed_sides", "offer", "protected"]
+__all__ = [
+    "RECIPES",
+    "Chained",
+    "Offer",
+    "Offers",
+    "blocks",
+    "chains",
+    "first_group",
+    "fixed_sides",
+    "offer",
+    "protected",
+]
 
 
 @dataclass(frozen=True)
@@ -113,8 +126,13 @@ def offer(
     must: Mapping[str, Tensor] | None = None,
     may: Mapping[str, Tensor] | None = None,
     protect: Collection[str] = (),
+    values: Mapping[str, FloatArray] | None = None,
 ) -> Offers:
     """Returns what may be chosen; the arguments are those of ``choose``.
+
+    Groups of one block vanish together or not at all (``blocks``): what one of them alone would leave computes a
+    constant. Their widths of 0 are worth, taken together, all scores of the block but one group's: removing the block
+    costs that once, as to first order each group in the chain carries the same signal.
 
     Raises:
         UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left
@@ -137,22 +155,136 @@ def offer(
         if group.name in protect or score is None:
             whole[group.name] = needed | possible
         else:
-            free[group.name] = _offer(
-                group.name, score, needed, possible & ~needed, cost.candidates[group.name], group.may_vanish
-            )
+            curve = None if values is None else values.get(group.name)
+            candidates = cost.candidates[group.name]
+            free[group.name] = _offer(group.name, score, needed, possible & ~needed, candidates, curve)
+    chained = chains(cost.structure)
+    free = _whole_blocks(free, {name: int(mask.sum()) for name, mask in whole.items()}, chained, values or {})
     fixed = {name: np.array([int(mask.sum())]) for name, mask in whole.items()}
     terms = cost.grid({**{name: one.counts for name, one in free.items()}, **fixed})
-    return Offers(free, whole, terms)
+    return Offers(free, whole, [*terms, *_barriers(free, chained, 2 * abs(cost.raw({})) + 1)])
+
+
+@dataclass(frozen=True)
+class Chained:
+    """Two groups that may vanish, one read by the layer that writes the other.
+
+    Attributes:
+        first: the group that is read.
+        second: the group that is written.
+        feeds: whether all that is written into ``second`` reads ``first`` alone: without it ``second`` is constant.
+        serves: whether all that reads ``first`` writes ``second``: without that nothing needs ``first``.
+    """
+
+    first: str
+    second: str
+    feeds: bool
+    serves: bool
+
+    def forbidden(self, first: IntArray, second: IntArray) -> NDArray[np.bool_]:
+        """Returns where one of the two is gone and what is left of the other serves nothing."""
+        lost = (first[:, None] == 0) & (second[None] > 0) & self.feeds
+        return np.asarray(lost | ((first[:, None] > 0) & (second[None] == 0) & self.serves))
+
+
+def chains(structure: Structure) -> list[Chained]:
+    """Returns the pairs of groups inside blocks that may be removed whole; O(ops)."""
+    gone = {g.name for g in structure.prunable if g.may_vanish}
+    readers: dict[str, set[frozenset[str]]] = {}
+    writers: dict[str, set[frozenset[str]]] = {}
+    for timed in structure.ops if gone else ():
+        if timed.op.kind not in CONTRACTIONS:
+            continue
+        ins, outs = (frozenset(name for name, _ in refs) for refs in (timed.in_groups, timed.out_groups))
+        if ins == outs:
+            continue
+        for name in ins:
+            readers.setdefault(name, set()).add(outs)
+        for name in outs:
+            writers.setdefault(name, set()).add(ins)
+    found = []
+    for first in sorted(gone):
+        for outs in sorted(readers.get(first, ()), key=sorted):
+            for second in sorted(outs & gone):
+                feeds = writers[second] == {frozenset((first,))}
+                serves = readers[first] == {frozenset((second,))}
+                if feeds or serves:
+                    found.append(Chained(first, second, feeds, serves))
+    return found
+
+
+def blocks(structure: Structure) -> list[tuple[str, ...]]:
+    """Returns the groups that vanish together, block by block, in the order of the structure."""
+    block = {g.name: {g.name} for g in structure.prunable if g.may_vanish}
+    for pair in chains(structure):
+        if pair.feeds and pair.serves:
+            joined = block[pair.first] | block[pair.second]
+            block.update(dict.fromkeys(joined, joined))
+    order = [g.name for g in structure.prunable]
+    return list(dict.fromkeys(tuple(sorted(found, key=order.index)) for found in block.values()))
+
+
+def _whole_blocks(
+    free: Mapping[str, Offer],
+    fixed: Mapping[str, int],
+    chained: Sequence[Chained],
+    known: Mapping[str, FloatArray],
+) -> dict[str, Offer]:
+    """Returns what is offered without the widths of 0 that a fixed neighbour forbids, and prices those of blocks."""
+    found = dict(free)
+    for _ in chained:  # one that has lost its 0 takes that of the next
+        for pair in chained:
+            for name, other in ((pair.first, pair.second), (pair.second, pair.first)):
+                one = found.get(name)
+                widths = found[other].counts if other in found else np.array([fixed[other]])
+                if one is None or one.counts[0] > 0 or len(one.counts) == 1:
+                    continue
+                zero = np.zeros(1, dtype=np.int64)
+                sides = (zero, widths) if name == pair.first else (widths, zero)
+                if pair.forbidden(*sides).all():
+                    found[name] = replace(one, counts=one.counts[1:], values=one.values[1:])
+    together = {name: {name} for name in found}
+    for pair in chained:
+        if pair.feeds and pair.serves and pair.first in found and pair.second in found:
+            joined = together[pair.first] | together[pair.second]
+            together.update(dict.fromkeys(joined, joined))
+    for name, one in found.items():
+        names = together[name]
+        if len(names) > 1 and one.counts[0] == 0 and name not in known:
+            removal = sum(float(found[other].values[-1]) for other in names) / len(names)
+            values = one.values.copy()
+            values[0] = one.values[-1] - removal / len(names)
+            found[name] = replace(one, values=values)
+    return found
+
+
+def _barriers(
+    free: Mapping[str, Offer], chained: Sequence[Chained], height: float
+) -> list[tuple[Side, Side, FloatArray]]:
+    """Returns terms that put what ``Chained`` forbids above every budget."""
+    number = {name: i for i, name in enumerate(free)}
+    found: list[tuple[Side, Side, FloatArray]] = []
+    for pair in chained:
+        if pair.first in free and pair.second in free:
+            forbidden = pair.forbidden(free[pair.first].counts, free[pair.second].counts)
+            if forbidden.any():
+                found.append((number[pair.first], number[pair.second], forbidden * np.float64(height)))
+    return found
 
 
 def _offer(
-    name: str, score: Tensor, must: Tensor, may: Tensor, candidates: tuple[int, ...], may_vanish: bool
+    name: str,
+    score: Tensor,
+    must: Tensor,
+    may: Tensor,
+    candidates: tuple[int, ...],
+    curve: FloatArray | None = None,
 ) -> Offer:
     units = may.nonzero().flatten()
     order = units[torch.argsort(score[units], descending=True, stable=True)]
     base, most = int(must.sum()), int(must.sum()) + len(order)
     counts = {k for k in candidates if base <= k <= most}
-    if base > 0 or may_vanish:
+    if base > 0:
         counts.add(base)
     if not counts and most > 0:
         counts.add(most)
@@ -162,8 +294,14 @@ def _offer(
             "offer at least one unit of it"
         )
     widths = np.array(sorted(counts), dtype=np.int64)
-    sums = np.concatenate([[0.0], np.cumsum(score[order].numpy())])
-    return Offer(must, order, widths, sums[widths - base])
+    if curve is None:
+        curve = np.concatenate([np.zeros(1 + base), np.cumsum(score[order].numpy())])
+    elif curve.shape != (len(must) + 1,) or not np.isfinite(curve).all():
+        raise UsageError(
+            f"values[{name!r}] must be {len(must) + 1} finite numbers, one for each width from 0 on; found shape "
+            f"{curve.shape}"
+        )
+    return Offer(must, order, widths, curve[widths] - curve[base])
 
 
 def _check_names(given: Mapping[str, object], cost: Cost, what: str) -> None:

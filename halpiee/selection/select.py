@@ -26,8 +26,9 @@ import numpy as np
 from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
-from halpiee.selection.cost import Cost, LatencyCost
-from halpiee.selection.grid import Searching
+from halpiee.selection.cost import Also, Cost, LatencyCost
+from halpiee.selection.grid import FloatArray, Searching
+from halpiee.selection.limits import solve_within
 from halpiee.selection.options import offer
 from halpiee.selection.solve import solve_grid
 from halpiee.structure.groups import Structure
@@ -95,6 +96,7 @@ def choose(
     must: Mapping[str, Tensor] | None = None,
     may: Mapping[str, Tensor] | None = None,
     protect: Collection[str] = (),
+    values: Mapping[str, FloatArray] | None = None,
     **searching: Unpack[Searching],
 ) -> Selection:
     """Keeps all of ``must`` and adds the best of ``may`` within a budget.
@@ -110,22 +112,28 @@ def choose(
         must: BoolTensor ``[size]`` per group; default: nothing.
         may: BoolTensor ``[size]`` per group; default: everything.
         protect: groups that keep ``must`` and ``may`` whole.
+        values: group → float ``[size + 1]``, what keeping its best 0, 1, … units is worth; by default the sum of their
+            scores. Groups of one block share what removing it costs (``options.blocks``).
         **searching: ``solver``, ``gap``, ``time_limit_s``, ``seed``: see ``halpiee.solve_grid``. ``linear`` takes
             Eq. 5 around ``must`` where there is one (grow), else around everything that may stay (prune).
 
     Raises:
         UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left
-            empty.
+            empty, or ``linear`` of a cost with further limits.
         BudgetError: a budget that ``must`` and the narrowest widths do not fit in; ``.minimum`` in its unit.
     """
-    offers = offer(scores, cost, must=must, may=may, protect=protect)
+    offers = offer(scores, cost, must=must, may=may, protect=protect, values=values)
     limits = [(cost, budget)]
     if not offers.free:
+        limits += [(one.cost, one.most) for one in cost.also]
         none = np.zeros(0, dtype=np.int64)
         found = offers.selection(limits, none, value=0.0, upper_bound=0.0, path="whole")
-        if found.used[0] > budget + 1e-9 * abs(budget):
-            raise _too_small(cost, budget, found.used[0])
+        for (limited, most), used in zip(limits, found.used, strict=True):
+            if used > most + 1e-9 * abs(most):
+                raise _too_small(limited, most, used)
         return found
+    if cost.also:
+        return solve_within(offers, [Also("the budget", cost, budget), *cost.also], **searching)
     start = None
     if searching.get("solver") == "linear":
         start = [0 if bool(one.must.any()) else len(one.counts) - 1 for one in offers.free.values()]
@@ -232,9 +240,22 @@ def uniform(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict
         name: [size] if name in protect else [k for k in cost.candidates[name] if k > 0]
         for name, size in sizes.items()
     }
-    counts = widest(sizes, options, cost.total, budget)
+
+    def measure(counts: Mapping[str, int]) -> float:
+        return cost.total(counts) if all(one.holds(counts) for one in cost.also) else math.inf
+
+    counts = widest(sizes, options, measure, budget)
     if counts is None:
-        least = cost.total({name: allowed[0] for name, allowed in options.items()})
+        narrowest = {name: allowed[0] for name, allowed in options.items()}
+        least = cost.total(narrowest)
+        for one in cost.also:
+            if not one.holds(narrowest):
+                used = one.cost.total(narrowest)
+                raise BudgetError(
+                    f"{one.name}: at most {one.most:.6g} {one.cost.unit} were asked of a uniform network; the "
+                    f"narrowest one takes {used:.6g}; ask for at least that",
+                    minimum=used,
+                )
         raise BudgetError(
             f"a uniform network of {budget:.1f} {cost.unit} was asked; the narrowest one takes {least:.1f} "
             f"{cost.unit}; ask for at least {least:.1f} {cost.unit}",

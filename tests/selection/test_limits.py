@@ -100,7 +100,7 @@ def test_limits_of_different_networks_are_refused() -> None:
     scores = {name: torch.ones(8) for name in ("stream", "a")}
     with pytest.raises(
         UsageError,
-        match="limit 1 has 4 units of 'a', limit 0 has 8",
+        match="limit 1 has 4 units of 'a', the budget has 8",
     ):
         select_within(scores, [(resource(residual(sizes), "macs"), 1e9) for sizes in ({}, {"a": 4})])
 
