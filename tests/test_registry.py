@@ -206,7 +206,7 @@ def trained(kind: Any, **options: Any) -> tuple[nn.Module, Any, list[int]]:
     left = []
     for _ in range(4):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.randint(2, (8,))).backward()
+        nn.functional.cross_entropy(model(torch.randn(8, 4)), torch.randint(2, (8,))).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         left.append(int(model.weight.count_nonzero()))
     return model, made, left

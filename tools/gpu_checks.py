@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from latency import Op
+from latency._files import write
 from latency.backends import Built
 from latency.backends.torch import Torch
 from latency.device import pinned
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = {"environment": backend.environment(), **agreement(builds), "staircase": stairs}
     show(found)
     if given.json is not None:
-        given.json.write_text(json.dumps(found, indent=1))
+        write(given.json, json.dumps(found, indent=1), overwrite=True)
     return 0
 
 

@@ -41,7 +41,7 @@ class Limit:
 
 LIMITS = {
     "lines": Limit(50_000, 35_000),
-    "files": Limit(320, 160),
+    "files": Limit(225, 160),
     "circles": Limit(0, 0),
     f"functions above {LONG} lines": Limit(5, 0),
     f"functions with more than {MANY} parameters": Limit(20, 5),

@@ -13,6 +13,7 @@ from halpiee.cli.app import program
 from halpiee.cli.options import Typed
 from halpiee.options import Option
 from halpiee.training.config import OPTIONS
+from latency._files import write
 
 __all__ = ["main", "page"]
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("docs/options.md"), help="the page, which is replaced"
     )
-    parser.parse_args(arguments).out.write_text(page(), encoding="utf-8")
+    write(parser.parse_args(arguments).out, page(), overwrite=True)
 
 
 if __name__ == "__main__":

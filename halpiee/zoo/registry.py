@@ -7,7 +7,6 @@ the file is trusted. See docs/decisions/0021-files-name-no-code.md.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -236,8 +235,8 @@ def from_path(name: str) -> Callable[..., nn.Module]:
         ) from error
     builder = getattr(module, function, None)
     if not callable(builder):
-        close = difflib.get_close_matches(function, [n for n in dir(module) if not n.startswith("_")], n=1)
-        hint = f"did you mean {module_name}:{close[0]}?" if close else f"define it in {module_name}"
+        known = (name for name in dir(module) if not name.startswith("_"))
+        hint = unknown(function, known, f"define it in {module_name}")
         raise UsageError(
             f"the model {name!r} asks for the function {function!r}, "
             f"which {module_name} does not have; {hint}"

@@ -14,7 +14,8 @@ class Anchored(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).view(1, 4, 8, 8) + torch.arange(8.0)
+        y: Tensor = self.conv(x).view(1, 4, 8, 8) + torch.arange(8.0)
+        return y
 
 
 def net() -> nn.Module:

@@ -19,7 +19,8 @@ class Attending(nn.Module):
         rows = self.stem(self.first(x)).flatten(2).transpose(1, 2)
         for _ in range(self.times):
             rows = functional.scaled_dot_product_attention(rows, rows, rows)
-        return self.head(rows.mean(1))
+        y: Tensor = self.head(rows.mean(1))
+        return y
 
 
 def once() -> nn.Module:

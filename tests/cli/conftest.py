@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import halpiee
 from halpiee.structure import Plan, shrink
+from halpiee.structure.plan import Selection
 from halpiee.training.checkpoint import save_weights
 from halpiee.training.config import Settings
 from halpiee.training.stored import save_settings
@@ -32,7 +32,7 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     settings = Settings(model="toy:net", data="toy:data", budget="0.5", epochs=4, batch_size=12)
     save_settings(folder, settings)
-    plan = Plan.from_selection(structure, SimpleNamespace(keep=keep, latency_us=120.0), model="toy:net")
+    plan = Plan.from_selection(structure, Selection(keep, used=(120.0,)), model="toy:net")
     plan.save(folder / "plan.json")
     save_weights(folder / "dense.safetensors", model.state_dict())
     save_weights(folder / "pruned.safetensors", shrink(model, structure, keep).state_dict())

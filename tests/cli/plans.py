@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner, Result
 
@@ -37,10 +38,11 @@ def run(profile: Path, *options: str) -> Result:
     return CliRunner().invoke(program, [*base, *options])
 
 
-def plan(profile: Path, *options: str) -> dict:
+def plan(profile: Path, *options: str) -> dict[str, Any]:
     shown = run(profile, "--json", *options)
     assert shown.exception is None, shown.exception
-    return json.loads(shown.stdout)
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
 
 
 def refusal(profile: Path, kind: type[HalpieeError], *options: str) -> str:

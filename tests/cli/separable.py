@@ -25,7 +25,8 @@ class Separable(nn.Module):
         self.fc = nn.Linear(c_in, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool(self.features(x)).flatten(1))
+        y: Tensor = self.fc(self.pool(self.features(x)).flatten(1))
+        return y
 
 
 def build(width: float = 0.25, num_classes: int = 10) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
@@ -18,6 +18,7 @@ from halpiee.cli import bench as module
 from halpiee.cli.app import program
 from halpiee.cli.bench import show
 from halpiee.errors import HalpieeError, MissingError, OutputInUseError, UsageError
+from halpiee.structure.plan import Selection
 from halpiee.training.checkpoint import save_json
 from latency.backends.onnxruntime import to_onnx
 
@@ -33,10 +34,11 @@ def invoke(*options: object) -> Result:
     return CliRunner().invoke(program, ["bench", *map(str, options)])
 
 
-def timed(*options: object) -> dict:
+def timed(*options: object) -> dict[str, Any]:
     shown = invoke("--json", *ROUNDS, *options)
     assert shown.exception is None, shown.exception
-    return json.loads(shown.stdout)
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
 
 
 def refusal(kind: type[HalpieeError], *options: object) -> str:
@@ -113,7 +115,7 @@ def test_a_csv_file_has_a_line_per_row_and_is_never_overwritten(files: Path, tmp
     refusal(OutputInUseError, files / "small.onnx", "--csv", out)
 
 
-def row(name: str, speedup: float, lo: float, hi: float, shown: bool) -> dict:
+def row(name: str, speedup: float, lo: float, hi: float, shown: bool) -> dict[str, Any]:
     numbers = {f"{key}_us": 120.0 for key in ("median", "p50", "p90", "p99")} | {"iqr_us": 7.0}
     found = {"name": name, "runtime": "torch", "precision": "fp32", "device": "cpu", "batch": 1, **numbers}
     return found | {
@@ -138,9 +140,11 @@ def test_a_spread_that_shows_no_difference_is_said(capsys: pytest.CaptureFixture
 def test_halps_protocol_is_eager_fp32_batch_256_mean_of_thirty_runs_after_ten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: dict = {}
+    asked: dict[str, Any] = {}
 
-    def latencies(runners, field, base, batch, how, warm_up):
+    def latencies(
+        runners: dict[str, Any], field: object, base: str, batch: int, how: Any, warm_up: int | None
+    ) -> tuple[list[dict[str, Any]], str]:
         asked.update(batch=batch, rounds=how.rounds, warm_up=warm_up, precision=runners["toy:net"].precision)
         asked.update(runtime=runners["toy:net"].runtime)
         return [], "cpu"
@@ -251,7 +255,7 @@ def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_pa
 
     structure = halpiee.trace(build("toy:net", num_classes=6).eval(), (torch.zeros(1, 3, 8, 8),))
     device = latency.environment()["device"]
-    chosen = SimpleNamespace(keep={}, latency_us=77.0)
+    chosen = Selection({}, used=(77.0,))
     Plan.from_selection(
         structure,
         chosen,

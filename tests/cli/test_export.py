@@ -6,18 +6,21 @@ import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from numpy.typing import NDArray
 
 import halpiee
 from halpiee.cli.app import program
 from halpiee.deploy.onnx import read_metadata
 from halpiee.errors import HalpieeError, MismatchError, OutputInUseError, UsageError
 from halpiee.structure import Plan
+from halpiee.structure.plan import Selection
 from halpiee.training.checkpoint import save_weights
 from halpiee.zoo import build
 
@@ -33,10 +36,11 @@ def export(*options: object) -> Result:
     return CliRunner().invoke(program, ["export", *map(str, options)])
 
 
-def exported(*options: object) -> dict:
+def exported(*options: object) -> dict[str, Any]:
     shown = export("--json", *options)
     assert shown.exception is None, shown.exception
-    return json.loads(shown.stdout)
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
 
 
 def refusal(kind: type[HalpieeError], *options: object) -> str:
@@ -45,11 +49,12 @@ def refusal(kind: type[HalpieeError], *options: object) -> str:
     return str(shown.exception)
 
 
-def run_file(path: Path, x: torch.Tensor) -> np.ndarray:
+def run_file(path: Path, x: torch.Tensor) -> NDArray[np.float32]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": x.numpy()})[0]
+    found: NDArray[np.float32] = session.run(None, {"input": x.numpy()})[0]
+    return found
 
 
 def test_a_folder_that_is_no_run_is_told_from_one_that_was_interrupted(tmp_path: Path) -> None:
@@ -85,7 +90,7 @@ def planned(tmp_path: Path) -> SimpleNamespace:
     model = build("toy:net", num_classes=6).eval()
     structure = halpiee.trace(model, (torch.zeros(1, 3, 8, 8),))
     keep = {g.name: torch.arange(g.size) % 2 == 0 for g in structure.prunable}
-    chosen = SimpleNamespace(keep=keep, latency_us=77.0)
+    chosen = Selection(keep, used=(77.0,))
     Plan.from_selection(
         structure,
         chosen,
@@ -179,7 +184,7 @@ def test_a_fault_of_the_pruning_is_told_from_one_of_the_export(
     def wrong(self: Plan, model: torch.nn.Module) -> torch.nn.Module:
         compact = right(self, model)
         with torch.no_grad():
-            compact.conv2.weight.mul_(1.1)
+            compact.get_parameter("conv2.weight").mul_(1.1)
         return compact
 
     monkeypatch.setattr(Plan, "apply", wrong)

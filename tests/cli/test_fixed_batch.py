@@ -48,7 +48,8 @@ class Pairs(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).view(2, 4, 8, 8)
+        y: Tensor = self.conv(x)
+        return y.view(2, 4, 8, 8)
 
 
 def test_a_file_of_two_images_is_timed_with_two_and_that_is_said(tmp_path: Path) -> None:
@@ -74,13 +75,18 @@ def test_a_measured_file_says_the_batch_that_it_was_measured_with(file: Path) ->
 def test_a_module_with_its_batch_in_it_is_measured_at_that_batch(batch: int) -> None:
     class Kept(Pairs):
         def forward(self, x: Tensor) -> Tensor:
-            return self.conv(x).view(batch, 4, 8, 8)
+            y: Tensor = self.conv(x)
+            return y.view(batch, 4, 8, 8)
 
     assert latency.measure(Kept(), (torch.zeros(batch, 3, 8, 8),), rounds=9).median_us > 0
 
 
 def test_a_module_that_takes_other_things_than_images_is_measured() -> None:
-    class Step(Pairs):
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
         def forward(self, x: Tensor, t: Tensor, double: bool) -> dict[str, object]:
             return {"loss": None, "y": self.conv(x) * t * (2 if double else 1)}
 

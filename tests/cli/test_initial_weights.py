@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -20,10 +21,11 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
 
 
-def answered(verb: str, *options: object) -> dict:
+def answered(verb: str, *options: object) -> dict[str, Any]:
     shown = CliRunner().invoke(program, [verb, "--json", *map(str, options)])
     assert shown.exception is None, shown.exception
-    return json.loads(shown.stdout)
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
 
 
 def test_an_exported_model_says_it_in_the_file_and_where_the_file_is_timed(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from halpiee.cli import main
 from latency.profiles import Profile
 
+Capture = pytest.CaptureFixture[str]
 
-def profile(path, *times, env="this"):
+
+def profile(path: Path, *times: float, env: str = "this") -> str:
     cells = [
         {"op": "linear", "c_in": 8, "c_out": 8 * (i + 1), "us": us, "time": 10 * i + len(path.name)}
         for i, us in enumerate(times)
@@ -19,13 +23,13 @@ def profile(path, *times, env="this"):
     return str(path)
 
 
-def answer_of(arguments, capsys):
+def answer_of(arguments: list[str], capsys: Capture) -> tuple[object, dict[str, Any]]:
     with pytest.raises(SystemExit) as stop:
         main([*arguments, "--json"])
     return stop.value.code, json.loads(capsys.readouterr().out)
 
 
-def test_merge_takes_the_newest_cells_and_names_what_differs(tmp_path, capsys) -> None:
+def test_merge_takes_the_newest_cells_and_names_what_differs(tmp_path: Path, capsys: Capture) -> None:
     a, b = profile(tmp_path / "a.jsonl", 10.0, 20.0), profile(tmp_path / "bb.jsonl", 15.0)
     code, said = answer_of(["merge", a, b, "--out", str(tmp_path / "c.jsonl")], capsys)
     assert (code, said["cells"]) == (0, 2)
@@ -34,7 +38,7 @@ def test_merge_takes_the_newest_cells_and_names_what_differs(tmp_path, capsys) -
     assert sorted((c["c_out"], c["us"]) for c in joined.cells) == [(8, 15.0), (16, 20.0)]
 
 
-def test_profiles_of_two_devices_are_not_merged(tmp_path, capsys) -> None:
+def test_profiles_of_two_devices_are_not_merged(tmp_path: Path, capsys: Capture) -> None:
     a, b = profile(tmp_path / "a.jsonl", 10.0), profile(tmp_path / "b.jsonl", 15.0, env="another")
     code, said = answer_of(["merge", a, b, "--out", str(tmp_path / "c.jsonl")], capsys)
     assert code == 2
@@ -42,7 +46,7 @@ def test_profiles_of_two_devices_are_not_merged(tmp_path, capsys) -> None:
     assert not (tmp_path / "c.jsonl").exists()
 
 
-def test_pack_sorts_and_never_overwrites(tmp_path, capsys) -> None:
+def test_pack_sorts_and_never_overwrites(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "a.jsonl"
     profile(path, 10.0, 20.0)
     lines = path.read_text().splitlines()
@@ -53,7 +57,7 @@ def test_pack_sorts_and_never_overwrites(tmp_path, capsys) -> None:
     assert answer_of(["pack", str(path), "--out", str(out)], capsys)[0] == 2
 
 
-def test_inspect_refuses_a_taken_picture_before_it_draws(tmp_path, capsys) -> None:
+def test_inspect_refuses_a_taken_picture_before_it_draws(tmp_path: Path, capsys: Capture) -> None:
     path = profile(tmp_path / "a.jsonl", 10.0, 20.0)
     (tmp_path / "taken.svg").write_text("mine")
     code, said = answer_of(["inspect", path, "--plot", str(tmp_path / "taken.svg")], capsys)
@@ -61,7 +65,7 @@ def test_inspect_refuses_a_taken_picture_before_it_draws(tmp_path, capsys) -> No
     assert "taken.svg" in said["error"]
 
 
-def test_a_profile_without_cells_says_so_and_what_continues_it(tmp_path, capsys) -> None:
+def test_a_profile_without_cells_says_so_and_what_continues_it(tmp_path: Path, capsys: Capture) -> None:
     path = profile(tmp_path / "a.jsonl")
     with pytest.raises(SystemExit) as stop:
         main(["inspect", path, "--plot", str(tmp_path / "a.svg")])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,12 +36,14 @@ def test_untrained_filters_are_scored_by_their_norms() -> None:
     model = zoo.build("resnet20", width=0.25).eval()
     structure = halpiee.trace(model, (torch.zeros(1, 3, 8, 8),))
     norms = filter_norms(model, structure)
-    inner = model.get_submodule("layers.0.0.conv1").weight
+    inner = model.get_parameter("layers.0.0.conv1.weight")
     expected = inner.detach().double().square().sum(dim=(1, 2, 3)).sqrt()
     assert torch.allclose(norms["layers.0.0.conv1"], expected)
     # The stream is written by the stem and by three blocks: their squares add up.
-    writers = [model.get_submodule(n).weight for n in ("conv1", *(f"layers.0.{i}.conv2" for i in range(3)))]
-    squares = sum(w.detach().double().square().sum(dim=(1, 2, 3)) for w in writers)
+    writers = [
+        model.get_parameter(f"{n}.weight") for n in ("conv1", *(f"layers.0.{i}.conv2" for i in range(3)))
+    ]
+    squares = torch.stack([w.detach().double().square().sum(dim=(1, 2, 3)) for w in writers]).sum(dim=0)
     assert torch.allclose(norms["conv1"], squares.sqrt())
 
 
@@ -49,9 +53,9 @@ def test_trained_norms_decide_and_those_that_are_all_the_same_are_named() -> Non
     norms, what = scores_of(model, structure, None, trained=True)  # all γ are 1 still
     assert what.endswith("the scales of their norms are all equal")
     assert torch.equal(norms["conv1"], filter_norms(model, structure)["conv1"])
-    inner = model.get_submodule("layers.0.0.bn1")
+    inner = model.get_parameter("layers.0.0.bn1.weight")
     with torch.no_grad():
-        inner.weight.copy_(torch.tensor([0.5, 2.0, 1.0, 3.0]))
+        inner.copy_(torch.tensor([0.5, 2.0, 1.0, 3.0]))
     scores, what = scores_of(model, structure, None, trained=True)
     assert scores["layers.0.0.conv1"].tolist() == [0.5, 2.0, 1.0, 3.0]
     assert "does not tell the units of conv1" in what
@@ -234,7 +238,11 @@ def test_a_plan_without_a_profile_says_both_ways_to_one() -> None:
     ],
 )
 def test_scores_that_do_not_fit_are_refused_by_group(
-    structure: halpiee.Structure, profile: Path, tmp_path: Path, change, text: str
+    structure: halpiee.Structure,
+    profile: Path,
+    tmp_path: Path,
+    change: Callable[[Any, str], object],
+    text: str,
 ) -> None:
     scores = {g.name: [1.0] * g.size for g in structure.prunable}
     group = next(g.name for g in structure.prunable if g.size == 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from .plans import MODEL, SIZES, write_profile
 ATTENDING = ("attending:twice", "--size", "4")
 
 
-def profiled(*arguments: str) -> tuple[str, dict]:
+def profiled(*arguments: str) -> tuple[str, dict[str, Any]]:
     """What a profile says on the screen, and as an object."""
     shown = CliRunner().invoke(program, ["profile", *arguments])
     assert shown.exception is None, shown.exception

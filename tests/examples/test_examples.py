@@ -19,7 +19,7 @@ from latency.backends import BACKENDS
 from latency.backends.onnxruntime.ops import BUILDERS
 from latency.op import OPS
 
-from ..latency.fakes import FakeBackend, staircase
+from ..latency.fakes import FakeBackend, staircase  # type: ignore[import-not-found, misc]
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 

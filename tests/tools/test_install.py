@@ -12,6 +12,8 @@ import pytest
 
 from tools.install import ROOT, install, lock_of
 
+Capture = pytest.CaptureFixture[str]
+
 INSTALLED = ("profile", "train", "report", "cpsat", "dev")
 LOCKS = sorted((ROOT / "requirements").glob("lock-*.txt"))
 
@@ -38,14 +40,16 @@ def lock(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_lock_that_installs_is_all_that_is_installed(lock: Path, capsys) -> None:
+def test_a_lock_that_installs_is_all_that_is_installed(lock: Path, capsys: Capture) -> None:
     pip = Pip(lock=True, ranges=True)
     assert install(lock, pip) == 0
     assert pip.calls == [True]
     assert capsys.readouterr().out == ""
 
 
-def test_the_ranges_are_installed_where_the_lock_cannot_be_and_one_line_says_so(lock: Path, capsys) -> None:
+def test_the_ranges_are_installed_where_the_lock_cannot_be_and_one_line_says_so(
+    lock: Path, capsys: Capture
+) -> None:
     pip = Pip(lock=False, ranges=True)
     assert install(lock, pip) == 0
     assert pip.calls == [True, False]
@@ -55,14 +59,14 @@ def test_the_ranges_are_installed_where_the_lock_cannot_be_and_one_line_says_so(
     )
 
 
-def test_a_python_without_a_lock_gets_the_ranges_and_the_line(tmp_path: Path, capsys) -> None:
+def test_a_python_without_a_lock_gets_the_ranges_and_the_line(tmp_path: Path, capsys: Capture) -> None:
     pip = Pip(lock=True, ranges=True)
     assert install(tmp_path / "lock-3.19.txt", pip) == 0
     assert pip.calls == [False]
     assert "lock-3.19.txt cannot be installed here (no such file)" in capsys.readouterr().out
 
 
-def test_what_cannot_be_installed_at_all_fails_with_pips_own_words(lock: Path, capsys) -> None:
+def test_what_cannot_be_installed_at_all_fails_with_pips_own_words(lock: Path, capsys: Capture) -> None:
     assert install(lock, Pip(lock=False, ranges=False)) == 1
     assert "No matching distribution found" in capsys.readouterr().err
 
