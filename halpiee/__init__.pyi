@@ -47,6 +47,7 @@ from halpiee.sparsity.distribution import Uniform as Uniform
 from halpiee.structure.groups import Structure as Structure
 from halpiee.structure.plan import Plan as Plan
 from halpiee.structure.plan import Selection as Selection
+from halpiee.structure.rules import add_rule as add_rule
 from halpiee.structure.shrink import masked as masked
 from halpiee.structure.shrink import shrink as shrink
 from halpiee.structure.trace import trace as trace

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from halpiee.errors import HalpieeError, MismatchError, UsageError
-from halpiee.structure.verify import redraw, silent
+from halpiee.structure.verify import redraw, relative_l2, silent
 from latency.backends.onnxruntime import fixed_batch
 from latency.backends.torch.values import batch_of, filled, is_batched, tensors_given, tensors_in
 from latency.copies import copy_of
@@ -72,29 +72,6 @@ class Comparison:
     def within(self, tolerance: float) -> bool:
         """Whether the relative error is at most the tolerance; a NaN is not."""
         return self.rel_l2 <= tolerance
-
-
-def relative_l2(a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]]) -> float:
-    """Returns ‖a − b‖₂ / ‖b‖₂ over all arrays together, summed in float64; 0/0 is 0.
-
-    Args:
-        a: what is checked.
-        b: the reference, array by array of the same shapes.
-
-    Raises:
-        MismatchError: the numbers of arrays or their shapes differ.
-    """
-    shapes = [[x.shape for x in arrays] for arrays in (a, b)]
-    if shapes[0] != shapes[1]:
-        raise MismatchError(
-            f"outputs of the shapes {shapes[0]} were compared with {shapes[1]}; "
-            "both networks must give the same"
-        )
-    error = sum(float(np.square(x.astype(np.float64) - y).sum()) for x, y in zip(a, b, strict=True))
-    norm = sum(float(np.square(y.astype(np.float64)).sum()) for y in b)
-    if error == 0:
-        return 0.0
-    return float(np.sqrt(error) / np.sqrt(norm)) if norm else float("inf")
 
 
 def compare(

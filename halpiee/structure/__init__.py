@@ -13,19 +13,26 @@ from halpiee.structure.groups import (
     widths,
 )
 from halpiee.structure.plan import Plan
+from halpiee.structure.recorder import Recorder
+from halpiee.structure.records import Call, Timing
+from halpiee.structure.rules import add_rule
 from halpiee.structure.shrink import masked, shrink
 from halpiee.structure.trace import trace
 from halpiee.structure.verify import relative_error, verify
 
 __all__ = [
+    "Call",
     "ChannelGroup",
     "Explanation",
     "GroupRef",
     "Layer",
     "Plan",
+    "Recorder",
     "Slot",
     "Structure",
     "TimedOp",
+    "Timing",
+    "add_rule",
     "explain",
     "macs",
     "masked",

@@ -19,7 +19,7 @@ from halpiee.structure.groups import ChannelGroup, GroupRef, Layer, Slot, Struct
 from halpiee.structure.labels import Atoms
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Event
-from latency.op import Op
+from latency.op import CONTRACTIONS, Op
 
 __all__ = ["Alike", "Attribute", "Membership", "Norm", "assemble", "collapsed", "rectangular", "timed_ops"]
 
@@ -359,7 +359,6 @@ def mixed(values: Hashes) -> Hashes:
         return values ^ (values >> np.uint64(31))
 
 
-LAYERS = ("conv", "conv_transpose", "linear")
 ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu")
 
 
@@ -381,7 +380,7 @@ def timed_ops(recorder: Recorder, refs: Callable[[Atoms], tuple[GroupRef, ...]])
     taken: dict[int, int] = {}
     ends: dict[int, int] = {}
     for number, event in enumerate(events):
-        if event.timing is not None and event.timing.kind in LAYERS:
+        if event.timing is not None and event.timing.kind in CONTRACTIONS:
             tails[number] = []
             ends[event.writes[0]] = number
             continue

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halpiee.errors import StructureError, unknown
-from latency.op import Op
+from latency.op import CONTRACTIONS, Op
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,6 +154,10 @@ class Structure:
     slots: tuple[Slot, ...]
     details: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
+    def __str__(self) -> str:
+        """Returns a table: one row per layer with its channels, multiply-accumulates and what its outputs can lose."""
+        return "\n".join(table_of(self))
+
     @property
     def n_units(self) -> int:
         """Number of units of all groups."""
@@ -278,7 +282,7 @@ def macs(structure: Structure, counts: Mapping[str, int] | None = None) -> dict[
     found: dict[str, int] = {}
     for timed in structure.ops:
         op = timed.op
-        if op.kind not in ("conv", "conv_transpose", "linear"):
+        if op.kind not in CONTRACTIONS:
             continue
         c_in, c_out = structure.sides(timed, counts)
         per_group_in = op.c_in // op.groups
@@ -311,3 +315,23 @@ def parameters(structure: Structure, counts: Mapping[str, int] | None = None) ->
         shapes[slot.tensor][slot.dim] = int(stays.sum())
     learned = structure.details["learned"]
     return sum(math.prod(shape) for name, shape in shapes.items() if name in learned)
+
+
+def table_of(structure: Structure) -> list[str]:
+    """Returns the lines of the table that ``print(structure)`` shows."""
+    per_layer = macs(structure)
+    rows = [["layer", "kind", "in", "out", "MACs", "output channels"]]
+    for layer in structure.layers:
+        sizes = [f"{structure.channels(refs, {}):,}" for refs in (layer.in_groups, layer.out_groups)]
+        count = f"{per_layer[layer.name]:,}" if layer.name in per_layer else ""
+        groups = [structure.by_name[name] for name, _ in layer.out_groups]
+        said = dict.fromkeys(f"group {g.name}" if g.prunable else f"stay: {g.reason}" for g in groups)
+        rows.append([layer.name, layer.kind, *sizes, count, "; ".join(said)])
+    wide = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
+        f"{row[0]:<{wide[0]}}  {row[1]:<{wide[1]}}  {row[2]:>{wide[2]}}  {row[3]:>{wide[3]}}  "
+        f"{row[4]:>{wide[4]}}  {row[5]}".rstrip()
+        for row in rows
+    ]
+    can = f"{len(structure.prunable)} of {len(structure.groups)} groups can lose units"
+    return [*lines, f"{len(structure.layers)} layers, {sum(per_layer.values()):,} MACs for one input; {can}"]

@@ -36,6 +36,7 @@ from halpiee.structure.state import Answers, branches_by_mode
 from halpiee.structure.surroundings import Surroundings
 from halpiee.structure.verify.trial import Trial, TurnError
 from latency.copies import copy_of
+from latency.op import CONTRACTIONS
 
 __all__ = ["trace", "vanishable"]
 
@@ -210,15 +211,52 @@ def traced(
         answers: what the forward reads of its tensors in Python, where it feeds no output.
         attempt: what earlier traces have taught.
     """
-    single = [path for path, module in model.named_modules() if (heads_of(module) or ("", 0))[1] == 1]
-    positions, heads = attempt.positions | frozenset(single), attempt.heads
-    training, idle_ops = branches_by_mode(model), frozenset[int]()
 
     def once_more(attempt: Attempt) -> Structure:
         return traced(
             model, example_inputs, around, real=real, vanish=vanish, answers=answers, attempt=attempt
         )
 
+    recorder = recorded(model, example_inputs, around, real=real, answers=answers, attempt=attempt)
+    positions, heads = recorder.positions, attempt.heads
+    structure = assemble(recorder)
+    held = frozen_heads(recorder)
+    try:
+        structure = Trial(model, example_inputs, around, recorder, real).settled(
+            structure, lambda: heads and bool(frozen_heads(recorder) - held - positions)
+        )
+    except TurnError as turn:
+        return once_more(replace(attempt, positions=positions, turned=attempt.turned | turn.places))
+    whole = frozen_heads(recorder) - held - positions
+    if whole and heads:
+        return once_more(replace(attempt, positions=whole | positions, heads=False))
+    return with_vanishing(model, example_inputs, around, recorder, structure) if vanish else structure
+
+
+def recorded(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    around: Surroundings,
+    *,
+    real: bool = False,
+    answers: Answers | None = None,
+    attempt: Attempt = FIRST,
+) -> Recorder:
+    """Records a model's forward, again without the ops that feed nothing and by positions where channels need it.
+
+    The ops are those of the trace; whether the groups hold at other widths is for a trial to say.
+
+    Args:
+        model: the model.
+        example_inputs: its inputs.
+        around: what the model shares with its copies.
+        real: whether on real tensors.
+        answers: what the forward reads of its tensors in Python, where it feeds no output.
+        attempt: what earlier traces have taught.
+    """
+    single = [path for path, module in model.named_modules() if (heads_of(module) or ("", 0))[1] == 1]
+    positions = attempt.positions | frozenset(single)
+    training, idle_ops = branches_by_mode(model), frozenset[int]()
     for _ in range(MAX_ROUNDS):
         recorder = Recorder({}, positions, turned=attempt.turned)
         recorder.idle_ops = idle_ops
@@ -234,18 +272,7 @@ def traced(
         if not found:
             break
         positions |= found
-    structure = assemble(recorder)
-    held = frozen_heads(recorder)
-    try:
-        structure = Trial(model, example_inputs, around, recorder, real).settled(
-            structure, lambda: heads and bool(frozen_heads(recorder) - held - positions)
-        )
-    except TurnError as turn:
-        return once_more(replace(attempt, positions=positions, turned=attempt.turned | turn.places))
-    whole = frozen_heads(recorder) - held - positions
-    if whole and heads:
-        return once_more(replace(attempt, positions=whole | positions, heads=False))
-    return with_vanishing(model, example_inputs, around, recorder, structure) if vanish else structure
+    return recorder
 
 
 def refuse_originals(recorder: Recorder, count: set[int]) -> None:
@@ -367,7 +394,6 @@ COMPUTED_BY_HOOK = {
 """Class or module of a hook that computes a module's weight → what ends it."""
 
 
-LAYERS = ("conv", "conv_transpose", "linear")
 JOINS = ("add", "add_", "cat")
 
 
@@ -396,7 +422,7 @@ def still_computes(recorder: Recorder, roots: Atoms) -> bool:
     for event in recorder.events:
         reads = [v for v in event.reads if v not in recorder.parameter_values]
         timing = event.timing
-        if timing is not None and timing.kind in LAYERS:
+        if timing is not None and timing.kind in CONTRACTIONS:
             ins = set(recorder.units.find(timing.ins).tolist())
             outs = set(recorder.units.find(timing.outs).tolist())
             if any(v in constant for v in reads):

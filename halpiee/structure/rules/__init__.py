@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from halpiee.errors import StructureError, unknown
 from halpiee.structure.labels import Tag
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, LayerCall, Timing
@@ -29,10 +30,66 @@ from halpiee.structure.rules.norm import (
     spatial,
 )
 
-__all__ = ["RULES", "apply", "is_movement", "is_pointwise", "takes_time"]
+__all__ = [
+    "RULES",
+    "Kind",
+    "Rule",
+    "add_rule",
+    "apply",
+    "is_movement",
+    "is_pointwise",
+    "name_of",
+    "takes_time",
+]
 
 
 Rule = Callable[[Recorder, Call], Timing | None]
+
+
+Kind = Literal["pointwise", "spatial", "reduction", "softmax", "same"]
+"""Rules that an op of your own can have by name; see ``add_rule``."""
+
+
+def add_rule(name: str, rule: Rule | Kind) -> None:
+    """Tells the trace what an op of your own does to channels, so that they can be removed around it.
+
+    An op without a rule freezes the channels it touches. torch runs the op on tensors without values during a trace, so
+    a custom op needs ``register_fake``, too. An op that is defined with ``torch.Tag.pointwise`` needs no rule.
+
+    Args:
+        name: of the op as torch has it, such as ``mylib::gate``.
+        rule: what the op does: ``pointwise`` (each element alone; operands are broadcast), ``spatial`` (positions of
+            ``[N, C, …]`` mix within a channel, as in pooling), ``reduction`` (dimensions go, by the arguments ``dim``
+            and ``keepdim``), ``softmax`` (elements along ``dim`` mix), ``same`` (a copy of the first input). Or a
+            function that takes the recorder and the call, sets the tags of its outputs
+            (``recorder.set(call.out, tag)``) and returns None, or a ``Timing`` where the op has a price.
+
+    Raises:
+        StructureError: the name is not ``namespace::op``, the op has another rule, or there is no such kind of rule.
+    """
+    if isinstance(rule, str) and rule not in KINDS:
+        hint = unknown(rule, KINDS, f"known are {', '.join(KINDS)}, or give a function")
+        raise StructureError(f"the rule {rule!r} was asked for {name!r}; {hint}")
+    namespace, _, plain = name.partition("::")
+    if not (namespace.isidentifier() and plain.isidentifier()):
+        raise StructureError(f"add_rule takes the name of an op as namespace::op, found {name!r}")
+    chosen = KINDS[rule] if isinstance(rule, str) else rule
+    known = RULES.get(name) or (RULES.get(plain) if namespace in ("aten", "torchvision") else None)
+    if known not in (None, chosen):
+        raise StructureError(f"{name!r} was given a rule, and it has one already; leave out the second")
+    RULES[name] = chosen
+
+
+def name_of(func: Any) -> str:
+    """Returns the name that a call of an op has here: ``namespace::op`` where that has a rule, else ``op``."""
+    name: str = func.overloadpacket.__name__
+    full = f"{func.namespace}::{name}"
+    return full if full in RULES else name
+
+
+def rule_of(name: str) -> Rule | None:
+    """Returns the rule of an op, or None; an op that works in place has that of its twin."""
+    return RULES.get(name) or RULES.get(name.rstrip("_"))
 
 
 def apply(recorder: Recorder, call: Call) -> Timing | None:
@@ -46,7 +103,7 @@ def apply(recorder: Recorder, call: Call) -> Timing | None:
 
 def _applied(recorder: Recorder, call: Call) -> Timing | None:
     """Applies the rule; pointwise ops share one, unknown ops freeze their inputs."""
-    rule = RULES.get(call.name) or RULES.get(call.name.rstrip("_"))
+    rule = rule_of(call.name)
     if rule is not None:
         return rule(recorder, call)
     if not call.tensors:
@@ -59,14 +116,15 @@ def _applied(recorder: Recorder, call: Call) -> Timing | None:
 
 def is_pointwise(name: str, func: Any) -> bool:
     """Returns whether an op without a rule of its own works on each element alone."""
-    if name in RULES or name.rstrip("_") in RULES:
-        return False
+    rule = rule_of(name)
+    if rule is not None:
+        return rule is pointwise
     return torch.Tag.pointwise in func.tags or name.rstrip("_") in POINTWISE
 
 
 def is_movement(name: str) -> bool:
     """Returns whether an op moves elements."""
-    return (RULES.get(name) or RULES.get(name.rstrip("_"))) in (movement, shuffle)
+    return rule_of(name) in (movement, shuffle)
 
 
 def takes_time(recorder: Recorder, call: Call) -> bool:
@@ -83,7 +141,7 @@ def takes_time(recorder: Recorder, call: Call) -> bool:
         return False
     if name in FILLING:
         return False
-    return (RULES.get(call.name) or RULES.get(call.name.rstrip("_"))) not in FREE
+    return rule_of(call.name) not in FREE
 
 
 POINTWISE = frozenset(
@@ -238,3 +296,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(NEW, nothing),
 }
 """Op name → rule. An op is added here, in one line, once its rule is known to be right."""
+
+KINDS: dict[str, Rule] = {
+    "pointwise": pointwise,
+    "spatial": spatial,
+    "reduction": reduction,
+    "softmax": softmax,
+    "same": same,
+}
+"""Kind of a rule → the rule."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,32 +30,48 @@ from halpiee.structure.shrink import kept_positions, masked, shrink, sliced
 from halpiee.structure.surroundings import random_states
 from latency.copies import copy_of
 
-__all__ = ["drawn_alike", "redraw", "relative_error", "silent", "verify"]
+__all__ = ["drawn_alike", "redraw", "relative_error", "relative_l2", "silent", "verify"]
 
 
 ROUNDING = 1e-6
 """Relative L2 difference below which the outputs of two inputs are the same: of the size of float32's rounding."""
 
 
+def relative_l2(a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]]) -> float:
+    """Returns ‖a − b‖₂ / ‖b‖₂ over all arrays together, summed in float64; 0/0 is 0.
+
+    Args:
+        a: what is checked.
+        b: the reference, array by array of the same shapes.
+
+    Raises:
+        MismatchError: the numbers of arrays or their shapes differ.
+    """
+    shapes = [[x.shape for x in arrays] for arrays in (a, b)]
+    if shapes[0] != shapes[1]:
+        raise MismatchError(
+            f"outputs of the shapes {shapes[0]} were compared with {shapes[1]}; "
+            "both networks must give the same"
+        )
+    error = sum(float(np.square(x.astype(np.float64) - y).sum()) for x, y in zip(a, b, strict=True))
+    norm = sum(float(np.square(y.astype(np.float64)).sum()) for y in b)
+    if error == 0:
+        return 0.0
+    return float(np.sqrt(error) / np.sqrt(norm)) if norm else float("inf")
+
+
 def relative_error(a: Any, b: Any) -> float:
-    """Returns ‖a − b‖₂ / ‖b‖₂ over all tensors of two nested outputs, in double precision.
+    """Returns ``relative_l2`` over all tensors of two nested outputs, elements that are not finite left out.
 
     It is infinite where the two differ in number, in shape, or in which elements are not finite.
     """
-    left, right = tensors_of(a), tensors_of(b)
-    if len(left) != len(right) or any(x.shape != y.shape for x, y in zip(left, right, strict=True)):
+    left, right = ([x.detach().double().cpu().numpy() for x in tensors_of(value)] for value in (a, b))
+    if [x.shape for x in left] != [y.shape for y in right]:
         return float("inf")
-    difference = norm = 0.0
-    for x, y in zip(left, right, strict=True):
-        x, y = x.detach().double(), y.detach().double()
-        finite = torch.isfinite(x) & torch.isfinite(y)
-        if not torch.equal(torch.isfinite(x), torch.isfinite(y)):
-            return float("inf")
-        difference += float((x - y)[finite].square().sum())
-        norm += float(y[finite].square().sum())
-    if norm == 0:
-        return 0.0 if difference == 0 else float("inf")
-    return float((difference / norm) ** 0.5)
+    finite = [np.isfinite(x) for x in left]
+    if any(not np.array_equal(known, np.isfinite(y)) for known, y in zip(finite, right, strict=True)):
+        return float("inf")
+    return relative_l2(*([x[known] for x, known in zip(side, finite, strict=True)] for side in (left, right)))
 
 
 def verify(
