@@ -90,7 +90,11 @@ class ImageSource(Source):
         for split in (found.train, found.test):
             for index in split.sample():
                 try:
-                    shapes.append(pixels(cut(split.read(index)[0], self.size)).shape)
+                    image = split.read(index)[0]
+                    whole = found.kind != "class" and self.size is not None
+                    shapes.append(
+                        pixels(image.resize((self.size,) * 2) if whole else cut(image, self.size)).shape
+                    )
                 except DataError as error:
                     unread.append(error)
         if len(unread) > bad or not shapes:

@@ -43,7 +43,7 @@ class TensorData(Data):
     Attributes:
         name: the source as asked for.
         train_x: ``[N, C, H, W]``, uint8 (0–255) or float32.
-        train_y: int64 ``[N]``.
+        train_y: int64 ``[N]``; float32 ``[N, classes]``: shares of the classes, or 0 and 1 for each.
         test_x: like ``train_x``, same C, H, W.
         test_y: like ``train_y``.
         classes: one name per label.
@@ -232,10 +232,11 @@ def _check_split(name: str, split: str, x: Tensor, y: Tensor, n_classes: int) ->
         )
     if len(x) == 0:
         raise DataError(f"data {name!r}: the {split} split holds no images; give a source with at least one")
-    if y.dtype != torch.int64 or y.shape != (len(x),):
+    shares = y.dtype == torch.float32 and y.shape == (len(x), n_classes)
+    if not shares and (y.dtype != torch.int64 or y.shape != (len(x),)):
         raise DataError(
-            f"data {name!r}: {split} labels are {_kind(y)}; "
-            f"they must be int64 of shape [{len(x)}], one per image"
+            f"data {name!r}: {split} labels are {_kind(y)}; they must be int64 of shape [{len(x)}], one per image, or "
+            f"float32 of shape [{len(x)}, {n_classes}], shares of the classes or 0 and 1 for each"
         )
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         at = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
@@ -243,6 +244,12 @@ def _check_split(name: str, split: str, x: Tensor, y: Tensor, n_classes: int) ->
             f"data {name!r}: {split} image {at} holds a value that is NaN or infinite, which no training survives; "
             "mend or take out such images"
         )
+    if shares:
+        if not bool(((y >= 0) & (y <= 1)).all()):
+            raise DataError(
+                f"data {name!r}: {split} labels are shares of classes, and some lie outside of 0 to 1"
+            )
+        return
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= n_classes:
         at = int((y < 0).nonzero()[0]) if low < 0 else int((y >= n_classes).nonzero()[0])

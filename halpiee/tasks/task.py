@@ -1,0 +1,134 @@
+"""A task: the loss of a batch, the figures of a test set, and how a network gives and takes tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from halpiee.data.data import Data
+from halpiee.data.source import Source
+from halpiee.data.sources import find
+
+__all__ = ["Metric", "Task"]
+
+
+class Metric(ABC):
+    """Figures that add up over batches and processes."""
+
+    @abstractmethod
+    def add(self, answers: Any, targets: Any) -> None:
+        """Takes what the network answered to a batch, and its targets; waits for no device."""
+
+    @abstractmethod
+    def merge(self, others: Sequence[Any]) -> None:
+        """Takes what metrics of the same kind have seen in other processes."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, float]:
+        """Returns name → figure, the task's ``figure`` among them; shares of 1, higher is better."""
+
+
+class Sums(Metric):
+    """Figures of a tensor of counts that adds up.
+
+    Attributes:
+        counts: on the device of the answers once there are any.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        self.counts = torch.zeros(*shape, dtype=torch.float64)
+
+    def count(self, more: Tensor) -> None:
+        """Adds counts."""
+        if self.counts.device != more.device:
+            self.counts = self.counts.to(more.device)
+        self.counts += more
+
+    def merge(self, others: Sequence[Any]) -> None:
+        """Adds the counts of other processes."""
+        for other in others:
+            self.counts = self.counts + other.counts.to(self.counts.device)
+
+
+class Task(ABC):
+    """What a network learns.
+
+    An object serves one training: ``network`` is called before ``loss`` and may keep what the loss needs.
+
+    Attributes:
+        kind: of the targets: ``class``, ``mask`` or ``boxes``.
+        figure: the figure that says how good a network is.
+        title: this figure in words.
+    """
+
+    kind: ClassVar[str] = "class"
+    figure: ClassVar[str] = "accuracy"
+    title: ClassVar[str] = "Accuracy"
+
+    def source(self, data: str, size: int | None) -> Source:
+        """Returns where the examples come from.
+
+        Args:
+            data: as typed after ``--data``.
+            size: pixels of a side; None: images stay as large as they are.
+
+        Raises:
+            DataError: there is nothing of that name.
+        """
+        return find(data, size)
+
+    def prepare(self, data: Data) -> None:  # noqa: B027  (most tasks need no look)
+        """Takes a look at the data before the first loss."""
+
+    def arguments(self, n_classes: int) -> dict[str, Any]:
+        """Returns the arguments of the builder of the network."""
+        return {"num_classes": n_classes}
+
+    def network(self, model: nn.Module, shape: Sequence[int]) -> nn.Module:
+        """Returns the network that is trained, pruned, timed and exported: images to one tensor or a tuple of tensors.
+
+        Args:
+            model: as built.
+            shape: (channels, height, width) of the images.
+
+        Raises:
+            UsageError: the task does not know this kind of model.
+        """
+        return model
+
+    def wrong(self, answers: Any, n_classes: int, shape: Sequence[int]) -> str:
+        """Returns what is wrong with the answers to two images, to end ``answers two images with …``; or ``""``."""
+        return ""
+
+    @abstractmethod
+    def loss(self, answers: Any, targets: Any, *, smoothing: float = 0.0) -> Tensor:
+        """Returns the mean loss of a batch, a scalar.
+
+        Args:
+            answers: of the network, float32.
+            targets: as the data give them.
+            smoothing: of labels, where the task has any.
+        """
+
+    @abstractmethod
+    def metric(self, n_classes: int) -> Metric:
+        """Returns what counts the figures of a test set."""
+
+    def distance(self, answers: Any, teacher: Any) -> Tensor:
+        """Returns how far the answers are from a teacher's, to learn from it: the mean squared error of all tensors."""
+        pairs = zip(tensors(answers), tensors(teacher), strict=True)
+        return torch.stack([functional.mse_loss(answer, wanted) for answer, wanted in pairs]).sum()
+
+    def predictions(self, answers: Any) -> Any:
+        """Returns what a user reads off the answers: those of the exported network need the same."""
+        return answers
+
+
+def tensors(answers: Any) -> list[Tensor]:
+    """Returns the tensors of an answer."""
+    return [answers] if isinstance(answers, Tensor) else list(answers)
