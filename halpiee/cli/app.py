@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
@@ -27,7 +29,7 @@ from halpiee.cli import (
     train,
 )
 from halpiee.cli.output import Interrupted, say
-from halpiee.errors import HalpieeError
+from halpiee.errors import HalpieeError, HoldoutWarning, ScoreWarning
 from halpiee.interrupts import ending_signals
 
 __all__ = ["main", "program"]
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
             stream.reconfigure(errors="replace")
     try:
-        with _terminable():
+        with _terminable(), _warnings_said():
             code = program.main(arguments, prog_name="halpiee", standalone_mode=False)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
@@ -112,6 +114,29 @@ def _failed(text: str, kind: str, code: int, arguments: Sequence[str]) -> int:
     if "--json" in arguments:
         click.echo(json.dumps({"error": text, "kind": kind, "exit_code": code}))
     return code
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Prints this project's warnings as one plain line each, without the file and the line of code."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, ScoreWarning | HoldoutWarning):
+                say(f"note: {message}")
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -1,7 +1,10 @@
-"""``halpiee report``: a run's numbers as a table, a page and Markdown."""
+"""``halpiee report``: the figures of runs as a table, a page, Markdown, or a site of several runs."""
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import click
 
 from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer, say, screen
+from halpiee.errors import OutputInUseError, UsageError
 from halpiee.options import option, told
 
 __all__ = ["command"]
@@ -20,10 +24,13 @@ MISSED = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Answered):
-    """The run that is reported, and what is measured again."""
+    """The runs that are reported, and what is measured again."""
 
-    run: Path = field(metadata=told("Folder of a finished run.", argument=True))
-    layers: bool = option(False, "Time every layer anew, and work out the curve of other budgets.")
+    runs: tuple[Path, ...] = field(
+        metadata=told("Folders of finished runs.", argument=True, metavar="RUN...")
+    )
+    out: Path | None = option(None, "Write a static site of the runs into this new folder.")
+    layers: bool = option(False, "Time every layer of one RUN again, and compute the curve of other budgets.")
     trust_run: bool = option(False, "With --layers: let a run from elsewhere name functions.")
 
 
@@ -33,38 +40,81 @@ class Report(Answered):
     examples=(
         "halpiee report runs/demo",
         "halpiee report runs/demo --layers",
-        "halpiee report runs/demo --json",
+        "halpiee report runs/iee runs/halp runs/small",
+        "halpiee report runs/iee runs/halp runs/small --out site",
     ),
 )
 def command(asked: Report) -> None:
-    """Show RUN's table again and write its report.html and report.md anew from report.json.
+    """Print RUN's table and write its report.html and report.md again; print one table that compares several runs.
 
-    Exits 4 where the run missed its promise, as the run itself did.
+    With --out, write a site: a page for each run and an index.html that compares them. Exits 4 if a run missed its
+    promise, as the run itself did.
     """
     from halpiee.cli.networks import check_run
+    from halpiee.report import read_report
 
-    run = asked.run
-    if not (run / "report.json").is_file():
-        check_run(run)
-    from halpiee.report.values import read_report
+    for run in asked.runs:
+        if not (run / "report.json").is_file():
+            check_run(run)
+    if asked.layers and len(asked.runs) > 1:
+        raise UsageError(f"--layers was asked of {len(asked.runs)} runs; it times the layers of one RUN")
+    if asked.out is not None and asked.out.exists():
+        raise OutputInUseError(f"--out {asked.out} exists already; name a new folder for the site")
+    reports = {name: read_report(run) for name, run in _named(asked.runs).items()}
+    if len(reports) == 1:
+        _one(asked, next(iter(reports.values())))
+    else:
+        _several(asked, reports)
+    if any(report["promise"].get("met") is False for report in reports.values()):
+        raise click.exceptions.Exit(MISSED)
 
-    report = read_report(run)
-    promise = report["promise"]
-    if asked.layers:
-        report |= _measured_again(run, asked.trust_run)
+
+def _named(runs: Sequence[Path]) -> dict[str, Path]:
+    """Returns a name for each folder that can be a file's: its own, with a number where two have the same."""
+    found: dict[str, Path] = {}
+    for run in runs:
+        base = re.sub(r"[^\w.-]", "-", run.resolve().name) or "run"
+        names = (base if n == 1 else f"{base}-{n}" for n in itertools.count(1))
+        found[next(name for name in names if name not in found and name != "index")] = run
+    return found
+
+
+def _one(asked: Report, report: dict[str, Any]) -> None:
+    """Writes the page of one run again, and prints its table."""
     from halpiee.report import render_html, render_markdown, table
     from latency._files import write
 
+    run = asked.runs[0]
+    if asked.layers:
+        report |= _measured_again(run, asked.trust_run)
     for name, text in (("report.html", render_html(report)), ("report.md", render_markdown(report))):
         write(run / name, text, overwrite=True)
+    if asked.out is not None:
+        _site(asked.out, {next(iter(_named(asked.runs))): report})
+    answer(report, asked.as_json, lambda: screen().print(table(report)))
+    say(f"{report['promise'].get('text', '')}; the page is {run / 'report.html'}")
 
-    def show() -> None:
-        screen().print(table(report))
 
-    answer(report, asked.as_json, show)
-    say(f"{promise.get('text', '')}; the page is {run / 'report.html'}")
-    if promise.get("met") is False:
-        raise click.exceptions.Exit(MISSED)
+def _several(asked: Report, reports: dict[str, dict[str, Any]]) -> None:
+    """Prints a table of several runs, and writes their site."""
+    from halpiee.report import runs_table
+
+    if asked.out is not None:
+        _site(asked.out, reports)
+    console = screen()
+    if not console.is_terminal:  # a pipe has no width; nothing is to be cut off
+        console = screen(width=200)
+    found = {"runs": [{"name": name, **report} for name, report in reports.items()]}
+    answer(found, asked.as_json, lambda: console.print(runs_table(reports)))
+
+
+def _site(out: Path, reports: dict[str, dict[str, Any]]) -> None:
+    from halpiee.report import render_site
+    from latency._files import write
+
+    for name, text in render_site(reports).items():
+        write(out / name, text)
+    say(f"the site is {out / 'index.html'}")
 
 
 def _measured_again(folder: Path, trust: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from rich.table import Table
 
-__all__ = ["render_html", "render_markdown", "render_site", "table"]
+__all__ = ["render_html", "render_markdown", "render_site", "runs_table", "table"]
 
 
 def render_html(
@@ -51,11 +51,13 @@ def render_html(
                 "accuracy": plots.accuracy_chart(report),
                 "loss": plots.loss_chart(report),
                 "events": plots.events_chart(report),
+                "overlap": plots.overlap_chart(report),
                 "loop": plots.loop_chart(report),
             },
             facts=facts(report),
             stages=_stages(report),
             files=_flat(_mapping(report, "files")),
+            linked=home is None,
             environment=_flat(_mapping(report, "environment")),
             schema=DASH if report.get("schema") is None else report["schema"],
         )
@@ -80,11 +82,13 @@ def render_site(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         {
             "title": f"{model if model is not None else DASH} on {data if data is not None else DASH}",
             "chart": plots.tradeoff_chart(group),
-            "runs": [_line(name, report) for name, report in group.items()],
+            "runs": [line_of_run(name, report) for name, report in group.items()],
         }
         for (model, data), group in kinds.items()
     ]
-    pages["index.html"] = _templates().get_template("site.html").render(kinds=shown, n=len(reports))
+    pages["index.html"] = (
+        _templates().get_template("site.html").render(kinds=shown, n=len(reports), heads=HEADS)
+    )
     return pages
 
 
@@ -142,6 +146,62 @@ def table(report: Mapping[str, Any]) -> Table:
     return result
 
 
+def runs_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Returns several runs as a table for ``rich``, a row each.
+
+    Args:
+        reports: name of a run → its report.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=None)
+    result.add_column("Run", no_wrap=True)
+    for head in (*HEADS, "Promise"):
+        result.add_column(head, justify="left" if head == "Method" else "right")
+    for name, report in reports.items():
+        line = line_of_run(name, report)
+        promise = DASH if line["met"] is None else "kept" if line["met"] else "missed"
+        result.add_row(*(Text(cell) for cell in (name, *line["cells"], promise)))
+    return result
+
+
+HEADS = (
+    "Method",
+    "Budget",
+    "Dense, ms",
+    "Pruned, ms",
+    "Speed-up, ×",
+    "Top-1 dense, %",
+    "Top-1 pruned, %",
+    "MACs, M",
+)
+"""What the list of runs says of each, one unit a column."""
+
+
+def line_of_run(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a run's row in a list of runs: its cells under ``HEADS``, and whether its promise is kept."""
+
+    def get(key: str, scale: float, decimals: int) -> str:
+        value = number(report, key)
+        return DASH if value is None else f"{value * scale:.{decimals}f}"
+
+    return {
+        "name": name,
+        "met": _mapping(report, "promise").get("met"),
+        "cells": [
+            str(report.get("method") or DASH),
+            str(report.get("budget") or DASH),
+            get("dense_us", 1e-3, 3),
+            get("measured_us", 1e-3, 3),
+            get("speedup", 1, 2),
+            get("accuracy_dense", 100, 2),
+            get("accuracy_pruned", 100, 2),
+            get("macs_pruned", 1e-6, 1),
+        ],
+    }
+
+
 @dataclass(frozen=True)
 class Bar:
     """A bar before and after, in per cent of the longest bar.
@@ -163,7 +223,7 @@ class Layer:
 
     Attributes:
         name: its name.
-        channels: output channels; None: it has none, or they are not known.
+        channels: output channels, or the share of its weights that a mask keeps; None: neither is known.
         time: None: it was not timed alone.
         frozen: why channels of it cannot go, or an empty string.
         before: output channels of the dense network, as text.
@@ -196,6 +256,7 @@ def _layers(report: Mapping[str, Any]) -> Iterator[Layer]:
     """Yields the layers in the network's order, then what was timed and belongs to no layer."""
     kept, dense, frozen = (_mapping(report, key) for key in ("widths", "widths_dense", "frozen"))
     timed = {str(row.get("layer")): row for row in report.get("layers") or [] if isinstance(row, Mapping)}
+    masks = _mapping(report, "densities")
     names = dict.fromkeys([*(dense or kept), *timed])
     widest = max((number(dense, name) or number(kept, name) or 0.0 for name in dense or kept), default=0.0)
     times = {name: (number(row, "dense_us"), number(row, "pruned_us")) for name, row in timed.items()}
@@ -207,6 +268,11 @@ def _layers(report: Mapping[str, Any]) -> Iterator[Layer]:
             whole = before or after or 0.0
             part = 100 * after / whole if after is not None and whole else 0.0
             channels = Bar(100 * whole / widest, min(part, 100.0), f"{_whole(after)} / {_whole(before)}")
+        share = number(masks, f"{name}.weight")
+        if share is not None:
+            channels = Bar(
+                100 * (before or after or 0.0) / widest if widest else 100.0, 100 * share, f"{share:.1%} on"
+            )
         before_us, after_us = times.get(name, (None, None))
         time = None
         if name in times and longest > 0:
@@ -289,29 +355,6 @@ def _stages(report: Mapping[str, Any]) -> list[tuple[str, float, str]]:
     return [
         (name.capitalize(), 100 * (value or 0.0) / largest, seconds(value)) for name, value in spent.items()
     ]
-
-
-def _line(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a run's row in the list of a site: latencies in ms, accuracies in per cent, no units in the cells."""
-
-    def get(key: str, scale: float, decimals: int) -> str:
-        value = number(report, key)
-        return DASH if value is None else f"{value * scale:.{decimals}f}"
-
-    return {
-        "name": name,
-        "method": report.get("method") or DASH,
-        "goal": report.get("budget") or DASH,
-        "met": _mapping(report, "promise").get("met"),
-        "cells": [
-            get("dense_us", 1e-3, 3),
-            get("measured_us", 1e-3, 3),
-            get("speedup", 1, 2),
-            get("accuracy_dense", 100, 2),
-            get("accuracy_pruned", 100, 2),
-            get("macs_pruned", 1e-6, 1),
-        ],
-    }
 
 
 @cache

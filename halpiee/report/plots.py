@@ -32,6 +32,7 @@ __all__ = [
     "events_chart",
     "loop_chart",
     "loss_chart",
+    "overlap_chart",
     "pareto_chart",
     "tradeoff_chart",
 ]
@@ -331,6 +332,17 @@ def events_chart(report: Mapping[str, Any]) -> str:
     label = "Predicted latency" if timed else "Units kept"
     return chart(
         series, x_label="training step", y_label=label, form=latency if timed else lambda y: f"{y:,.0f}"
+    )
+
+
+def overlap_chart(report: Mapping[str, Any]) -> str:
+    """Returns how much of a mask stays from one change to the next (intersection over union), over steps."""
+    events = [e for e in report.get("events") or [] if isinstance(e, Mapping)]
+    return chart(
+        [Series("Consecutive masks", _points(events, "step", "iou"), "pruned", marker="dot")],
+        x_label="training step",
+        y_label="Intersection over union",
+        form=lambda y: f"{y:.3g}",
     )
 
 

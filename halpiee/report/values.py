@@ -280,6 +280,7 @@ class Report(TypedDict, total=False):
     widths_dense: dict[str, Any] | None
     layers: list[dict[str, Any]] | None
     frozen: dict[str, Any] | None
+    densities: dict[str, Any] | None
     events: list[dict[str, Any]] | None
     closed_loop: list[dict[str, Any]] | None
     history: History | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,19 @@ import latency
 from halpiee.deploy.calibrate import layer_times, side_by_side
 from halpiee.deploy.onnx import ExportReport, export_onnx, run_metadata, stamp
 from halpiee.deploy.sparse import zeros_in
-from halpiee.errors import HalpieeError
+from halpiee.errors import BudgetError, HalpieeError
 from halpiee.methods.registry import METHODS
 from halpiee.report import render_html, render_markdown
 from halpiee.saliency.magnitude import Magnitude
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.limits import pareto
+from halpiee.selection.select import uniform
 from halpiee.sparsity.granularity import Channels
+from halpiee.structure.explain import explain
 from halpiee.structure.groups import widths
 from halpiee.structure.plan import Plan
 from halpiee.training import record
-from halpiee.training.checkpoint import save_json
+from halpiee.training.checkpoint import load_weights, save_json
 from halpiee.training.config import Settings, parse_budget
 from halpiee.training.job import Run
 from halpiee.training.record import read_calibration, read_seconds
@@ -68,6 +71,10 @@ def write_report(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str,
         if run.settings.budget is not None
         else {"skipped": "the run has no latency budget"},
         "layers": layers(run),
+        "frozen": {
+            layer.name: list(layer.reasons) for layer in explain(run.structure).layers if layer.reasons
+        },
+        "densities": densities(run.folder),
         "zeros": {label: asdict(zeros_in(done.path)) for label, done in exported.items()},
         "notes": notes,
         "files": _files(run),
@@ -291,8 +298,8 @@ def curve(run: Run) -> dict[str, Any]:
         run: finished, with its profile, calibration, plan and dense weights in the folder.
 
     Returns:
-        ``{"scores", "points": [{"share", "kept", "gap"}], "run": {"share", "kept"}}``, shares of the dense latency and
-        of the summed scores, or ``{"skipped": reason}``.
+        ``{"scores", "points": [{"share", "kept", "gap"}], "uniform": [{"share", "kept"}], "run": {"share", "kept"}}``,
+        shares of the dense latency and of the summed scores, or ``{"skipped": reason}``.
     """
     if not (run.folder / "dense.safetensors").is_file():
         return {"skipped": "the run has no trained dense network that channels could be scored on"}
@@ -302,6 +309,7 @@ def curve(run: Run) -> dict[str, Any]:
         units = Channels(model, run.structure, trainable_only=False)
         scores = Magnitude()(units, dict(model.named_parameters()).get, lambda _: None)
         points = pareto(scores, cost, [share * cost.dense_us for share in SHARES])
+        same = _uniform(cost)
         plan = Plan.load(run.folder / "plan.json")
     except HalpieeError as error:
         return {"skipped": str(error)}
@@ -312,13 +320,38 @@ def curve(run: Run) -> dict[str, Any]:
         float(score.double()[plan.keep[name]].sum()) for name, score in scores.items() if name in plan.keep
     )
     kept += sum(float(score.double().sum()) for name, score in scores.items() if name not in plan.keep)
+    best = {name: score.double().sort(descending=True).values.cumsum(0) for name, score in scores.items()}
     return {
         "scores": "magnitudes of the dense network's trained weights",
+        "uniform": [
+            {
+                "share": cost.total_us(counts) / cost.dense_us,
+                "kept": sum(float(best[name][k - 1]) for name, k in counts.items() if k) / total,
+            }
+            for counts in same
+        ],
         "points": [
             {"share": p.latency_us / cost.dense_us, "kept": p.value / total, "gap": p.gap} for p in points
         ],
         "run": {"share": cost.total_us(plan.counts) / cost.dense_us, "kept": kept / total},
     }
+
+
+def _uniform(cost: LatencyCost) -> list[dict[str, int]]:
+    """Returns the counts of the widest uniform network of each budget along the curve that one fits into."""
+    found = []
+    for share in SHARES:
+        with suppress(BudgetError):
+            found.append(uniform(cost, share * cost.dense_us))
+    return found
+
+
+def densities(folder: Path) -> dict[str, float]:
+    """Returns the share of the weights that a run's mask keeps, per tensor; empty where the run has no mask."""
+    path = folder / "mask.safetensors"
+    if not path.is_file():
+        return {}
+    return {name: float(mask.double().mean()) for name, mask in load_weights(path).items()}
 
 
 def _cost(run: Run) -> LatencyCost:

@@ -8,13 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import click
 import pytest
 
-from halpiee.cli.app import main
+from halpiee.cli.app import main, program
 from halpiee.cli.output import ScreenTalk
+from halpiee.errors import ScoreWarning
 
 VERBS = ("demo", "train", "profile", "plan", "explain", "export", "bench", "report", "inspect", "doctor")
 
@@ -31,6 +34,21 @@ def halpiee(*arguments: str) -> subprocess.CompletedProcess[str]:
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
         main(list(arguments))
     return subprocess.CompletedProcess(arguments, int(end.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def test_a_warning_of_this_project_is_one_plain_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command("warns")
+    def warns() -> None:
+        warnings.warn("all scores are equal", ScoreWarning, stacklevel=1)
+
+    monkeypatch.setitem(program.commands, "warns", warns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with pytest.raises(SystemExit):
+            main(["warns"])
+    assert capsys.readouterr().err == "note: all scores are equal\n"
 
 
 def test_help_names_every_verb() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from click.testing import CliRunner, Result
@@ -21,6 +22,29 @@ def test_a_kept_promise_is_shown_and_written_anew(finished_run: Path) -> None:
     assert "measured 124 µs is 98.8% of the budget of 125 µs; the page is" in shown.stderr
     assert "Promise kept" in (finished_run / "report.html").read_text()
     assert (finished_run / "report.md").read_text().startswith("# toy:net on toy:data")
+
+
+def test_several_runs_stand_in_one_table_and_in_a_site(finished_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "run"
+    shutil.copytree(finished_run, other)
+    shown = invoke(finished_run, other, "--out", tmp_path / "site")
+    assert shown.exit_code == 0, shown.exception
+    rows = [line.split()[0] for line in shown.stdout.splitlines()]
+    assert rows == ["Run", "run", "run-2"]
+    assert sorted(path.name for path in (tmp_path / "site").iterdir()) == [
+        "index.html",
+        "run-2.html",
+        "run.html",
+    ]
+    assert "toy:net on toy:data" in (tmp_path / "site" / "index.html").read_text()
+    assert "name a new folder" in str(invoke(finished_run, other, "--out", tmp_path / "site").exception)
+    assert [run["name"] for run in json.loads(invoke(finished_run, other, "--json").stdout)["runs"]] == rows[
+        1:
+    ]
+
+
+def test_layers_are_timed_of_one_run_only(finished_run: Path) -> None:
+    assert "times the layers of one RUN" in str(invoke(finished_run, finished_run, "--layers").exception)
 
 
 def test_a_missed_promise_ends_in_four_with_everything_shown(finished_run: Path) -> None:

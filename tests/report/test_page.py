@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from halpiee.report import render_html, render_markdown, render_site, table
+from halpiee.report import render_html, render_markdown, render_site, runs_table, table
 
 VOID = {"meta", "br"}
 HOSTILE = "<script>alert(1)</script>\"'&|`"
@@ -183,6 +183,36 @@ def test_a_site_lists_every_run_with_one_unit_a_column(report: dict[str, Any]) -
     assert "index.html" in Page(pages["one.html"]).links
     assert "Other runs: 98.5% at 263 µs" in Page(pages["one.html"]).text  # two, on the same data
     assert "Other runs" not in Page(pages["three.html"]).text
+
+
+def test_a_sparse_run_shows_what_share_of_each_layer_is_on_and_how_its_masks_overlap(
+    report: dict[str, Any],
+) -> None:
+    report["densities"] = {"conv2.weight": 0.125}
+    report["events"] = [
+        {"step": 10, "event": "drop", "used": 500, "budget": 512, "omega": 64, "iou": 0.75},
+        {"step": 20, "event": "grow", "used": 512, "budget": 512, "omega": 64, "iou": 0.875},
+    ]
+    html = render_html(report)
+    assert 'style="width:12.50%"' in html
+    page = Page(html)
+    assert "12.5% on" in page.words
+    assert "Consecutive masks: 0.875 at 20" in page.text
+    assert "Grow: 512 at 20" in page.text
+    assert "Units kept over training step" in [
+        value for name, value in page.attributes if name == "aria-label"
+    ]
+
+
+def test_runs_stand_in_one_table_with_one_unit_a_column(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(runs_table({"one": report, "two[x]": report | {"measured_us": None}}))
+    head, first, second = console.export_text().splitlines()
+    assert head.split()[0] == "Run"
+    assert first.split() == ["one", "iee", "0.5", "0.520", "0.263", "1.98", "99.00", "98.50", "10.2", "kept"]
+    assert second.split() == ["two[x]", "iee", "0.5", "0.520", "–", "1.98", "99.00", "98.50", "10.2", "kept"]
 
 
 def test_no_name_is_cut(report: dict[str, Any]) -> None:
