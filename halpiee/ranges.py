@@ -34,6 +34,8 @@ Epochs = Annotated[int, Meta(ge=1, le=10**6)]
 Width = Annotated[float, Meta(ge=0.001, le=64)]
 """Multiplier of a zoo network; the widest of the papers is 4."""
 Rate = Annotated[float, Meta(gt=0, le=1000)]
+Clip = Annotated[float, Meta(ge=0, le=10**6)]
+"""Of the norm of all gradients."""
 Decay = Annotated[float, Meta(ge=0, le=100)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0, le=1)]

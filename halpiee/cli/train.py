@@ -15,6 +15,7 @@ from halpiee.cli.output import ScreenTalk, answer, kept_in, say, screen
 from halpiee.errors import OutputInUseError, UsageError, WriteError
 from halpiee.options import nested, option, told
 from halpiee.training.config import RUN, Settings
+from halpiee.training.ranks import ALONE, Ranks, joined
 from latency._files import contents
 
 __all__ = ["Placed", "carry_out", "command", "gather", "prune"]
@@ -81,8 +82,9 @@ def command(asked: Start, given: dict[str, Any]) -> None:
             options = {key: value for key, value in options.items() if key not in gone}
         read_of = {key: f"--recipe {asked.recipe}" for key in options.keys() - given.keys()}
         given = {**options, **given}
+    ranks = joined(str(given.get("device", "auto")))
     settings = gather(given, asked.out, asked.resume, read_of=read_of, trust=asked.trust_run)
-    carry_out(settings, asked.out, resume=asked.resume, as_json=asked.as_json)
+    carry_out(settings, asked.out, resume=asked.resume, as_json=asked.as_json, ranks=ranks)
 
 
 TAKEN = (
@@ -162,32 +164,46 @@ def gather(
     return Settings.from_dict(values, where=str(stored) if resume else "settings")
 
 
-def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool) -> None:
-    """Runs the settings in the folder, prints the table, exits 4 when the promise is missed."""
-    # What a run that was refused has left is taken; anything else is refused before torch is loaded.
-    if not resume and out.exists() and (not out.is_dir() or set(contents(out)) - {"profile.jsonl"}):
-        raise OutputInUseError(
-            f"--out {out} already holds something; add --resume to continue a run there, or choose another folder"
-        )
+def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool, ranks: Ranks = ALONE) -> None:
+    """Runs the settings in the folder, prints the table, exits 4 when the promise is missed.
+
+    Of several ranks all train, and the first one says so.
+    """
+    ranks.once(lambda: check_free(out, resume=resume))
     from halpiee.training.pipeline import execute
     from halpiee.training.preflight import open_run
 
     again = f"the run is saved; `halpiee train --resume --out {shlex.quote(str(out))}` continues it"
-    with kept_in(out / "settings.json", again):
-        run = open_run(settings, out, ScreenTalk(), resume=resume)
+    with kept_in(out / "settings.json", again), ranks.heard():
+        run = open_run(settings, out, ScreenTalk(), resume=resume, ranks=ranks)
         try:
             report = execute(run)
         except WriteError as error:
             raise WriteError(f"{error}; {again}") from error
+    ranks.leave()
 
     def show() -> None:
         from halpiee.report import table
 
         screen().print(table(report))
 
-    answer(report, as_json, show)
     promise = report["promise"]
-    say(f"{promise['text']}; the page is {out / 'report.html'}, the network {out / 'pruned.onnx'}")
+    if ranks.first:
+        answer(report, as_json, show)
+        say(f"{promise['text']}; the page is {out / 'report.html'}, the network {out / 'pruned.onnx'}")
     if not promise["met"]:
-        say("halpiee: the promise is missed; a quieter machine, or another --budget, may help")
+        if ranks.first:
+            say("halpiee: the promise is missed; a quieter machine, or another --budget, may help")
         raise click.exceptions.Exit(MISSED)
+
+
+def check_free(out: Path, *, resume: bool) -> None:
+    """Refuses a folder that holds something before torch is loaded; what a refused run has left is taken.
+
+    Raises:
+        OutputInUseError: the folder holds something.
+    """
+    if not resume and out.exists() and (not out.is_dir() or set(contents(out)) - {"profile.jsonl"}):
+        raise OutputInUseError(
+            f"--out {out} already holds something; add --resume to continue a run there, or choose another folder"
+        )

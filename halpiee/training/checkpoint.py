@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
 from msgspec import Meta
@@ -25,13 +25,16 @@ class State(TypedDict):
     stage: Literal["masked", "compact"]
     step: Annotated[int, Meta(ge=0)]
     seconds: float
-    loss: tuple[float, int]
+    loss: tuple[float, float]
     history: list[dict[str, Any]]
     extra: dict[str, Any]
     model: dict[str, Any]
     optimizer: dict[str, Any]
     threads: Annotated[int, Meta(ge=1, le=4096)]
-    random: Any
+    random: list[Any]
+    bad: NotRequired[Annotated[int, Meta(ge=0)]]
+    scaler: NotRequired[dict[str, Any] | None]
+    average: NotRequired[dict[str, Any] | None]
     method: Any
 
 

@@ -34,7 +34,7 @@ from halpiee.shared_options import (
 
 __all__ = ["OPTIONS", "Cycle", "Masks", "Settings", "parse_budget"]
 
-RUN, METHOD, SCHEDULE = "Run", "Method", "Schedule, dense and pruned"
+RUN, METHOD, SCHEDULE, SPEED = "Run", "Method", "Schedule, dense and pruned", "Speed of the training"
 """Headings."""
 
 
@@ -222,7 +222,7 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
     epochs: ranges.Epochs = option(
         20, "Passes over the training data, of the dense and the pruned network alike.", SCHEDULE
     )
-    batch_size: ranges.Images = option(64, "Images per training step.", SCHEDULE)
+    batch_size: ranges.Images = option(64, "Images per training step, of all processes together.", SCHEDULE)
     lr: ranges.Rate = option(0.1, "Peak learning rate.", SCHEDULE)
     warmup: ranges.Below = option(0.05, "Share of the training in which the rate rises linearly.", SCHEDULE)
     drops: tuple[ranges.Between, ...] = option(
@@ -241,8 +241,27 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
         "Weight of matching the dense network's answers (Hinton et al. 2015, temperature 2) in the pruned training.",
         SCHEDULE,
     )
-    bf16: bool = option(
-        False, "Train in bfloat16, channels last; weights and evaluation stay in fp32.", SCHEDULE
+    optimizer: Literal["sgd", "adamw", "rmsprop"] = option("sgd", "Optimizer.", SCHEDULE)
+    schedule: Literal["cosine", "steps", "onecycle", "constant"] | None = option(
+        None, "How the rate moves after the warm-up.", SCHEDULE, unset="steps with --drops, else cosine"
+    )
+    drop_factors: tuple[ranges.Between, ...] = option(
+        (), "A factor for each drop: 0.1,0.5.", SCHEDULE, unset="--drop for each"
+    )
+    clip: ranges.Clip = option(0.0, "Largest norm of the gradient; 0: any.", SCHEDULE)
+    ema: ranges.Below = option(
+        0.0, "Decay of a running average of the weights, from the last mask update on; 0: none.", SCHEDULE
+    )
+    export_ema: bool = option(
+        True, "The average is what is tested last and exported, where there is one.", SCHEDULE
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "Precision of the training; weights and evaluation stay in fp32.", SPEED
+    )
+    channels_last: bool = option(False, "Train with channels last in memory.", SPEED)
+    compile: bool = option(False, "Compile the network with torch.compile, and again after the cut.", SPEED)
+    accumulate: Annotated[int, Meta(ge=1, le=1024)] = option(
+        1, "Parts of a step whose gradients add up: less memory at a time.", SPEED
     )
 
     def __post_init__(self) -> None:
@@ -333,6 +352,7 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
                 raise UsageError(
                     f"{typed} was given to --method {self.method}; only early trains a whole network and cuts it once"
                 )
+        self._check_schedule()
         if self.distill and not (self.baseline or self.weights):
             raise UsageError(
                 f"--distill {self.distill:g} matches the dense network, and --no-baseline trains none; leave one out, "
@@ -349,6 +369,34 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
                 "--init magnitude was given to --method iee, which starts from given --weights by its own scores, "
                 "else at random; give --init random, --init random-scores or --weights"
             )
+
+    def _check_schedule(self) -> None:
+        """Refuses a schedule whose parts do not go together."""
+        kind = self.kind_of_schedule
+        if (kind == "steps") != bool(self.drops):
+            raise UsageError(
+                f"--schedule {kind} and --drops {','.join(map(str, self.drops)) or 'none'} were asked; drops are of "
+                "--schedule steps, which needs some, such as 0.5,0.75"
+            )
+        if self.drop_factors and len(self.drop_factors) != len(self.drops):
+            raise UsageError(
+                f"--drop-factors gives {len(self.drop_factors)} factors for {len(self.drops)} drops; give one for each"
+            )
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"--accumulate {self.accumulate} was asked of --batch-size {self.batch_size}, and does not divide it; "
+                f"give a divisor of {self.batch_size}"
+            )
+
+    @property
+    def kind_of_schedule(self) -> str:
+        """How the learning rate moves after the warm-up."""
+        return self.schedule or ("steps" if self.drops else "cosine")
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The factor of every drop."""
+        return self.drop_factors or (self.drop,) * len(self.drops)
 
     @property
     def distribution(self) -> Literal["uniform", "erk", "global", "nm"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import latency
 from halpiee.data.sources import load
@@ -26,12 +27,13 @@ from halpiee.structure.groups import Structure, macs
 from halpiee.structure.plan import Plan, Selection
 from halpiee.structure.trace import trace
 from halpiee.training.build import arguments, network
-from halpiee.training.checkpoint import fill
+from halpiee.training.checkpoint import fill, load_weights, save_json, save_weights
 from halpiee.training.config import Settings, parse_budget
+from halpiee.training.ranks import ALONE, Ranks
 from halpiee.training.record import effective_macs
 from latency._files import FolderLock, contents
 
-__all__ = ["PROFILE", "Run", "Talk", "holds_cells", "save_plan"]
+__all__ = ["PROFILE", "Run", "Silent", "Talk", "holds_cells", "save_plan"]
 
 
 PROFILE = "profile.jsonl"
@@ -60,6 +62,22 @@ class Talk(Protocol):
         """The sweep has measured ``done`` of ``total`` cells."""
 
 
+class Silent:
+    """Says nothing: the first rank speaks for all."""
+
+    def stage(self, text: str) -> None:
+        """Says nothing."""
+
+    def note(self, text: str) -> None:
+        """Says nothing."""
+
+    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None:
+        """Says nothing."""
+
+    def sweeping(self, done: int, total: int) -> None:
+        """Says nothing."""
+
+
 @dataclass
 class Run:
     """One run and its folder.
@@ -70,6 +88,7 @@ class Run:
         talk: told what happens.
         begun_here: whether this opening made the run, which until then was not there.
         made: the folders that it made for it.
+        ranks: the processes that train; the first one owns the folder.
     """
 
     settings: Settings
@@ -77,6 +96,7 @@ class Run:
     talk: Talk
     begun_here: bool = False
     made: tuple[Path, ...] = ()
+    ranks: Ranks = ALONE
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -85,6 +105,9 @@ class Run:
         Raises:
             OutputInUseError: another run writes the folder.
         """
+        if not self.ranks.first:
+            yield
+            return
         lock = FolderLock(self.folder)
         lock.made[:0] = self.made
         try:
@@ -114,14 +137,22 @@ class Run:
     @cached_property
     def device(self) -> torch.device:
         """Where training happens."""
-        if self.settings.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.settings.device)
+        asked = self.settings.device
+        if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        if self.ranks.count > 1:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", self.ranks.rank)))
+        return torch.device("cuda" if asked == "auto" else asked)
 
     @cached_property
     def data(self) -> TensorData:
-        """The data, decoded once."""
-        return load(self.settings.data, size=self.settings.size).to(self.device)
+        """The data, decoded once; the first rank comes first, as it may have to download them."""
+        if not self.ranks.first:
+            self.ranks.every(None)
+        found = load(self.settings.data, size=self.settings.size).to(self.device)
+        if self.ranks.first:
+            self.ranks.every(None)
+        return found
 
     def build(self) -> nn.Module:
         """Returns the network with the run's initial weights."""
@@ -183,9 +214,31 @@ class Run:
     def dense(self) -> nn.Module:
         """Returns the dense network with its trained weights, or its initial ones without a baseline."""
         model = self.build()
-        if self.has_dense:
-            fill(model, self.folder / "dense.safetensors")
+        if self.ranks.once(lambda: self.has_dense):
+            self.fill(model, "dense.safetensors")
         return model.eval()
+
+    def fill(self, model: nn.Module, name: str) -> None:
+        """Gives a model the weights of a file of the folder, which the first rank reads."""
+        if self.ranks.count == 1:
+            fill(model, self.folder / name)
+        else:
+            model.load_state_dict(self.ranks.once(lambda: load_weights(self.folder / name)))
+
+    def keep(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        """Writes weights or masks into the folder."""
+        if self.ranks.first:
+            save_weights(self.folder / name, weights)
+
+    def note(self, name: str, values: Any) -> None:
+        """Writes JSON values into the folder."""
+        if self.ranks.first:
+            save_json(self.folder / name, values)
+
+    def forget(self, name: str) -> None:
+        """Removes a file of the folder, if it is there."""
+        if self.ranks.first:
+            (self.folder / name).unlink(missing_ok=True)
 
     def budget_us(self, cost: LatencyCost) -> float:
         """Returns Ψ in µs, on the scale of the cost's dense latency."""
@@ -203,6 +256,8 @@ def holds_cells(path: Path) -> bool:
 
 def save_plan(run: Run, selection: Selection) -> None:
     """Writes the plan of a run's network."""
+    if not run.ranks.first:
+        return
     model, made = run.settings.model, arguments(run.settings, run.data.n_classes)
     plan = Plan.from_selection(run.structure, selection, model=model, arguments=made)
     plan.save(run.folder / "plan.json", overwrite=True)

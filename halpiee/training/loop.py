@@ -1,13 +1,21 @@
-"""The training loop: one network, one optimizer, where it stands; interrupted at any step and continued bit-equal."""
+"""The training loop: one network, one optimizer, where it stands; interrupted at any step and continued bit-equal.
+
+Hugging Face accelerate wraps what is trained: processes, precision, accumulation, torch.compile. What it wraps is the
+loss of a batch; the network inside stays plain, so that methods mask it, and it is cut, copied and exported as it is.
+The host waits for the device where something happens (an epoch ends, a mask changes, a state is saved) and every
+``LOOK`` steps, not at every step.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from halpiee.data.data import Data
 from halpiee.errors import PromiseError
@@ -22,47 +31,47 @@ from halpiee.interrupts import ending_signals
 from halpiee.methods.sparse import Sparse
 from halpiee.training.checkpoint import save_state
 from halpiee.training.config import Settings
+from halpiee.training.ranks import ALONE, Ranks
+from halpiee.training.schedule import learning_rate
 
-__all__ = ["Trainer", "evaluate", "learning_rate", "make_optimizer", "matching", "pick_threads"]
+__all__ = ["Objective", "Outlet", "Trainer", "evaluate", "laid_out", "matching", "pick_threads"]
 
+LOOK = 50
+"""Steps between two looks at what the device has counted."""
 
-def learning_rate(step: int, settings: Settings, total_steps: int) -> float:
-    """Returns the rate of a step: linear warm-up, then drops by a factor, or half a cosine to zero at the end."""
-    warmup = max(1, round(settings.warmup * total_steps))
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    if settings.drops:
-        passed = sum(step >= round(share * total_steps) for share in settings.drops)
-        return settings.lr * settings.drop**passed
-    done = (step - warmup) / max(1, total_steps - warmup)
-    return settings.lr * (1 + math.cos(math.pi * done)) / 2
+ASK = 10
+"""Steps between two questions whether a rank was interrupted, where asking would hold up the device."""
 
-
-def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
-    """Returns SGD with momentum; weight decay on matrices and kernels only."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-    nesterov = settings.nesterov and settings.momentum > 0
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+MOST_BAD = 5
+"""Steps in a row whose loss is not finite that end a training."""
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Data, *, batch_size: int = 256) -> tuple[float, float | None]:
-    """Returns top-1 and, beyond five classes, top-5 accuracy on the test images, as shares of 1."""
+def evaluate(
+    model: nn.Module, data: Data, *, batch_size: int = 256, ranks: Ranks = ALONE
+) -> tuple[float, float | None]:
+    """Returns top-1 and, beyond five classes, top-5 accuracy on the test images, as shares of 1.
+
+    Args:
+        model: answers with logits ``[N, classes]``.
+        data: the part of this rank.
+        batch_size: images at once.
+        ranks: whose counts add up.
+    """
     training = model.training
     model.eval()
-    first = fifth = total = 0
+    counts: Tensor | None = None
     for x, y in data.test_batches(batch_size):
         best = model(x).topk(min(5, data.n_classes), dim=1).indices
         hits = best == y[:, None]
-        first += int(hits[:, 0].sum())
-        fifth += int(hits.any(1).sum())
-        total += len(y)
+        found = torch.stack(
+            [hits[:, 0].sum(), hits.any(1).sum(), torch.full_like(hits[0, 0], len(y), dtype=torch.int64)]
+        )
+        counts = found if counts is None else counts + found
     model.train(training)
+    first, fifth, total = ranks.total(
+        torch.zeros(3, dtype=torch.int64) if counts is None else counts.cpu()
+    ).tolist()
     return first / total, fifth / total if data.n_classes > 5 else None
 
 
@@ -131,7 +140,65 @@ def matching(answers: Tensor, wanted: Tensor, temperature: float = 2.0) -> Tenso
 
 def laid_out(model: nn.Module, settings: Settings) -> nn.Module:
     """Returns the model with the memory layout that it trains in."""
-    return model.to(memory_format=torch.channels_last) if settings.bf16 else model
+    return model.to(memory_format=torch.channels_last) if settings.channels_last else model
+
+
+class Objective(nn.Module):
+    """The loss of a batch as a module: what DDP, autocast and torch.compile wrap.
+
+    Args:
+        network: in training.
+        settings: of the run.
+        teacher: whose answers are matched with the weight ``settings.distill``.
+    """
+
+    def __init__(self, network: nn.Module, settings: Settings, teacher: nn.Module | None = None) -> None:
+        super().__init__()
+        self.network, self._settings = network, settings
+        self._teachers = () if teacher is None else (teacher,)  # no submodule: DDP must not synchronise it
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns the mean loss of a batch."""
+        s = self._settings
+        if s.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        answers = self.network(x)
+        loss = functional.cross_entropy(answers.float(), y, label_smoothing=s.label_smoothing)
+        for teacher in self._teachers:
+            with torch.no_grad():
+                wanted = teacher(x)
+            loss = (1 - s.distill) * loss + s.distill * matching(answers, wanted)
+        return loss
+
+
+def engine(settings: Settings, device: torch.device) -> Any:
+    """Returns accelerate's engine for one training: its processes are those of the launcher, its precision is asked."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # one process may train at several precisions, one after the other
+    return Accelerator(
+        device_placement=False,
+        cpu=device.type == "cpu",
+        mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
+        gradient_accumulation_steps=settings.accumulate,
+        dynamo_backend="inductor" if settings.compile else "no",
+    )
+
+
+@dataclass(frozen=True)
+class Outlet:
+    """Where a training's state and progress go.
+
+    Attributes:
+        checkpoint: where the state goes at the end of every epoch and on an interruption; ``None``: nowhere.
+        facts: asked at the end of every epoch for what else its history entry holds.
+        report: called with every new history entry and after every step with the steps done.
+    """
+
+    checkpoint: Path | None = None
+    facts: Callable[[], dict[str, Any]] = dict
+    report: Callable[[int, int, dict[str, Any] | None], None] = lambda step, total, entry: None
 
 
 class Trainer:
@@ -140,19 +207,20 @@ class Trainer:
     Args:
         model: on its device.
         optimizer: of this model.
-        data: on the same device.
-        settings: of the run.
-        checkpoint: where the state goes at the end of every epoch and on an interruption; ``None``: nowhere.
+        data: on the same device; every rank trains on its part.
+        settings: of the run; its batch size is that of all ranks and all parts of a step together.
         method: attached to the optimizer, or ``None`` for a dense training.
-        facts: asked at the end of every epoch for what else its history entry holds.
-        report: called with every new history entry and, about twice a second, with the steps done.
+        ranks: the processes that train.
+        outlet: where state and progress go.
 
     Attributes:
         step: optimizer steps tried so far.
         lead: steps before the schedule begins, which they do the beginning of, too.
         history: one entry per epoch: epoch, step, loss, accuracy, seconds, and the facts.
         seconds: wall time spent training.
+        waited: of these, seconds spent waiting for the next batch.
         stage: ``masked`` while the network has its dense shape, ``compact`` after it was shrunk.
+        bad: steps that were left out, as their loss was not finite.
     """
 
     def __init__(
@@ -162,15 +230,15 @@ class Trainer:
         data: Data,
         settings: Settings,
         *,
-        checkpoint: Path | None = None,
         method: Sparse | None = None,
-        facts: Callable[[], dict[str, Any]] = dict,
-        report: Callable[[int, int, dict[str, Any] | None], None] = lambda step, total, entry: None,
+        ranks: Ranks = ALONE,
+        outlet: Outlet | None = None,
     ) -> None:
-        self.model, self.optimizer, self.data, self.settings = model, optimizer, data, settings
+        self.settings, self.method, self.ranks, self.outlet = settings, method, ranks, outlet or Outlet()
+        self.data = data if ranks.count == 1 else data.sharded(ranks.rank, ranks.count)
+        self.device = next(model.parameters()).device
+        self._engine = engine(settings, self.device)
         self._teacher: nn.Module | None = None
-        laid_out(model, settings)
-        self.method, self.checkpoint, self._facts, self._report = method, checkpoint, facts, report
         self.per_epoch = data.steps_per_epoch(settings.batch_size)
         self.schedule_steps = self.per_epoch * settings.epochs
         self.lead = 0
@@ -178,59 +246,103 @@ class Trainer:
         self.stage = "masked"
         self.extra: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []
-        self.seconds = 0.0
-        self._loss_sum = 0.0
-        self._loss_steps = 0
+        self.seconds = self.waited = 0.0
+        self._begun = time.perf_counter()
+        self.bad = 0
+        self._row = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._bad = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._losses = torch.zeros(
+            2, dtype=torch.float64, device=self.device
+        )  # sum and number of finite ones
+        self.average: AveragedModel | None = None
+        self._take(model, optimizer)
+
+    def _take(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Wraps the network and its optimizer anew."""
+        self.model, self.optimizer = laid_out(model, self.settings), optimizer
+        self._objective = self._engine.prepare_model(Objective(self.model, self.settings, self._teacher))
+        self._stepper = self._engine.prepare_optimizer(optimizer)
+        self.average = None
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps to the end."""
         return self.lead + self.schedule_steps
 
+    @property
+    def part(self) -> int:
+        """Images that this rank takes at once: a step's, over the ranks and the parts of a step."""
+        return max(1, self.settings.batch_size // (self.ranks.count * self.settings.accumulate))
+
     def learn_from(self, teacher: nn.Module) -> None:
         """Matches the answers of another network, too, with the weight ``settings.distill``."""
         self._teacher = laid_out(teacher, self.settings).eval()
+        self._engine.free_memory()
+        self._take(self.model, self.optimizer)
 
     def replace(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Goes on with the compact network."""
-        self.model, self.optimizer, self.stage = laid_out(model, self.settings), optimizer, "compact"
+        """Goes on with the compact network: wrapper, compiled code, loss scaler and average are its own."""
+        self.stage = "compact"
+        self._engine.free_memory()
+        self._take(model, optimizer)
+
+    # -- saving -----------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Returns all that ``load`` needs."""
+        scaler = self._engine.scaler
         return {
             "settings": self.settings.digest,
             "stage": self.stage,
             "step": self.step,
             "seconds": self.seconds,
-            "loss": [self._loss_sum, self._loss_steps],
+            "loss": self._losses.tolist(),
             "history": self.history,
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "method": None if self.method is None else self.method.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": self.ranks.every(random_state(self.device)),
             "threads": torch.get_num_threads(),
             "extra": self.extra,
+            "bad": self.bad,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continues from a saved state; the model must already have the state's shape."""
+        """Continues from a saved state; the model must already have the state's shape.
+
+        Saved by another number of ranks, their random numbers are lost: the rest goes on as it was.
+        """
         self.stage, self.step, self.seconds = state["stage"], state["step"], state["seconds"]
-        self._loss_sum, self._loss_steps = state["loss"]
+        self._losses.copy_(torch.tensor(state["loss"], dtype=torch.float64))
         self.history = list(state["history"])
         self.extra = dict(state["extra"])
+        self.bad = state.get("bad", 0)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.method is not None and self.stage == "compact":
             self.method.load_record(state["method"])
         elif self.method is not None:
             self.method.load_state_dict(state["method"])
-        torch.set_rng_state(state["random"].cpu())
-        torch.set_num_threads(state["threads"])
+        if state.get("average") is not None:
+            self._average().load_state_dict(state["average"])
+        if state.get("scaler") is not None and self._engine.scaler is not None:
+            self._engine.scaler.load_state_dict(state["scaler"])
+        if len(state["random"]) == self.ranks.count:
+            set_random_state(state["random"][self.ranks.rank], self.device)
+        if self.ranks.count == 1:
+            torch.set_num_threads(state["threads"])
 
     def save(self) -> None:
         """Writes the state, if there is a place for it."""
-        if self.checkpoint is not None:
-            save_state(self.checkpoint, self.state())
+        if self.outlet.checkpoint is None:
+            return
+        state = self.state()
+        if self.ranks.first:
+            save_state(self.outlet.checkpoint, state)
+
+    # -- one step ---------------------------------------------------------------------------------------------
 
     @property
     def rate(self) -> float:
@@ -238,80 +350,183 @@ class Trainer:
         step = self.step if self.step < self.lead else self.step - self.lead
         return learning_rate(step, self.settings, self.schedule_steps)
 
-    def train_step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Does one step of the recipe and returns the loss."""
-        s = self.settings
-        if s.bf16 and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=s.bf16):
-            answers = self.model(x)
-            if self._teacher is not None:
-                with torch.no_grad():
-                    wanted = self._teacher(x)
-        loss = functional.cross_entropy(answers.float(), y, label_smoothing=s.label_smoothing)
-        if self._teacher is not None:
-            loss = (1 - s.distill) * loss + s.distill * matching(answers, wanted)
+    def train_step(self, *parts: tuple[Any, Any]) -> Tensor:
+        """Does one step of the recipe and returns the loss.
+
+        A step whose loss is not finite is left out. On a CPU nothing moves; elsewhere, where asking would wait for the
+        device, its gradients count as zero.
+
+        Args:
+            parts: batches whose gradients add up to the step's.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = torch.zeros((), device=self.device)
+        for x, y in parts:
+            with self._engine.accumulate(self._objective):
+                share = self._objective(x, y)
+                self._engine.backward(share)
+            loss = share.detach() if len(parts) == 1 else loss + share.detach() / len(parts)
+        if not self._sound(loss):
+            return loss
+        if self.settings.clip:
+            self._engine.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        self.optimizer.step()
-        return loss.detach()
+        self._stepper.step()
+        if self.settings.ema and (self.method is None or self.method.finished):
+            self._average().update_parameters(self.model)
+        return loss
+
+    def _sound(self, loss: Tensor) -> bool:
+        """Counts a loss that is not finite on any rank, and returns whether the step may be done."""
+        if self.device.type == "cpu":
+            bad = int(self.ranks.total(torch.tensor(int(not math.isfinite(float(loss))))))
+            self._bad += min(1, bad)
+            self._row.copy_((self._row + 1) * min(1, bad))
+            return not bad
+        flag = (~torch.isfinite(loss)).to(torch.int64)
+        if self.ranks.count > 1:
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        for p in self.model.parameters():
+            if p.grad is not None:
+                p.grad.masked_fill_(flag > 0, 0.0)
+        self._bad += flag
+        self._row.copy_((self._row + 1) * flag)
+        return True
+
+    def _look(self) -> None:
+        """Reads what was counted of losses that are not finite.
+
+        Raises:
+            PromiseError: too many in a row.
+        """
+        self.bad += int(self._bad)
+        self._bad.zero_()
+        row = int(self._row)
+        if row >= MOST_BAD:
+            kept = self.outlet.checkpoint is not None and self.outlet.checkpoint.is_file()
+            raise PromiseError(
+                f"the loss was not finite in {row} steps in a row, up to step {self.step}, and none of them was taken; "
+                f"lower --lr (now {self.settings.lr:g}), lengthen --warmup, or limit gradients with --clip 1"
+                + ("; the last checkpoint is kept" if kept else "")
+            )
+
+    def _average(self) -> AveragedModel:
+        """The running average of the weights; it begins with what they are now."""
+        if self.average is None:
+            average = get_ema_multi_avg_fn(self.settings.ema)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        return self.average
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that training has come to: the average of its weights where that was asked for."""
+        if self.average is None or not self.settings.export_ema:
+            return self.model
+        averaged: nn.Module = self.average.module
+        return averaged
+
+    # -- all steps --------------------------------------------------------------------------------------------
 
     def run(self, until: Callable[[Trainer], bool] = lambda _: False) -> None:
         """Trains to the end, or until the condition holds before a step.
 
         Raises:
             KeyboardInterrupt: interrupted; the state has been saved.
-            PromiseError: the loss is not finite.
+            PromiseError: the loss is not finite in too many steps in a row.
+            MissingError: another rank has ended.
         """
         self.model.train()
-        begun = time.perf_counter()
-        with _interruptible() as caught:
+        self._begun = time.perf_counter()
+        with _interruptible() as caught, self.ranks.heard():
             while self.step < self.total_steps:
                 epoch, first = divmod(self.step, self.per_epoch)
-                batches = self.data.batches(
-                    epoch, self.settings.batch_size, seed=self.settings.seed, start=first
-                )
-                for x, y in batches:
+                for parts in self._steps(epoch, first):
                     if until(self) or self.step >= self.total_steps:
+                        self._look()
+                        self._settle()
                         return
-                    loss = float(self.train_step(x, y))
-                    if not math.isfinite(loss):
-                        raise PromiseError(
-                            f"the loss became {loss} at step {self.step}; lower --lr (now {self.settings.lr:g}) "
-                            "or lengthen the warm-up"
-                        )
-                    self.step += 1
-                    self._loss_sum += loss
-                    self._loss_steps += 1
-                    begun = self._tick(begun)
+                    self._one(parts)
                     if self.step % self.per_epoch == 0:
-                        begun = self._end_epoch(begun)
+                        self._end_epoch()
                         self.save()
-                    if caught:
+                    if self._interrupted(caught):
                         self.save()
                         raise KeyboardInterrupt
+            self._settle()
 
-    def _tick(self, begun: float) -> float:
+    def _steps(self, epoch: int, first: int) -> Iterator[Sequence[tuple[Any, Any]]]:
+        """Yields the batches of every step that is left of an epoch."""
+        s = self.settings
+        batches = iter(self.data.batches(epoch, self.part, seed=s.seed, start=first * s.accumulate))
+        for _ in range(first, self.per_epoch):
+            asked = time.perf_counter()
+            parts = list(itertools.islice(batches, s.accumulate))
+            self.waited += time.perf_counter() - asked
+            yield parts
+
+    def _one(self, parts: Sequence[tuple[Any, Any]]) -> None:
+        """Does a step, and keeps count."""
+        loss = self.train_step(*parts)
+        self.step += 1
+        finite = torch.isfinite(loss).double()
+        self._losses += torch.stack(
+            [torch.nan_to_num(loss.double(), posinf=0.0, neginf=0.0) * finite, finite]
+        )
+        if self.device.type == "cpu" or self.step % LOOK == 0 or self.step % self.per_epoch == 0:
+            self._look()
         now = time.perf_counter()
-        self.seconds += now - begun
-        self._report(self.step, self.total_steps, None)
-        return now
+        self.seconds += now - self._begun
+        self._begun = now
+        self.outlet.report(self.step, self.total_steps, None)
 
-    def _end_epoch(self, begun: float) -> float:
+    def _interrupted(self, caught: Sequence[int]) -> bool:
+        """Whether to save and end: the same answer on every rank."""
+        if self.ranks.count == 1:
+            return bool(caught)
+        if self.device.type != "cpu" and self.step % ASK:
+            return False
+        return bool(self.ranks.total(torch.tensor(len(caught))))
+
+    def _settle(self) -> None:
+        """Gives every rank the statistics of rank 0, as DDP does at each step's beginning."""
+        if self.ranks.count > 1:
+            averaged = () if self.average is None else self.average.buffers()
+            for buffer in itertools.chain(self.model.buffers(), averaged):
+                torch.distributed.broadcast(buffer, src=0)
+
+    def _end_epoch(self) -> None:
         """Evaluates and appends to the history; evaluation time does not count as training."""
+        self._settle()
         with self.method.evaluating() if self.method is not None else nullcontext():
-            accuracy, _ = evaluate(self.model, self.data)
+            accuracy, _ = evaluate(self.model, self.data, ranks=self.ranks)
+        total, number = self.ranks.total(self._losses.cpu().clone()).tolist()
         entry = {
             "epoch": self.step // self.per_epoch,
             "step": self.step,
-            "loss": self._loss_sum / max(1, self._loss_steps),
+            "loss": total / max(1.0, number),
             "accuracy": accuracy,
             "seconds": self.seconds,
-            **self._facts(),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "bad_steps": self.bad,
+            **self.outlet.facts(),
         }
-        self._loss_sum, self._loss_steps = 0.0, 0
+        if self.average is not None:
+            entry["accuracy_ema"], _ = evaluate(self.average.module, self.data, ranks=self.ranks)
+        self._losses.zero_()
         self.history.append(entry)
-        self._report(self.step, self.total_steps, entry)
-        return time.perf_counter()
+        self.outlet.report(self.step, self.total_steps, entry)
+        self._begun = time.perf_counter()
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """Returns where the random numbers of this process stand: those of the CPU, then those of the device."""
+    found = [torch.get_rng_state()]
+    return [*found, torch.cuda.get_rng_state(device)] if device.type == "cuda" else found
+
+
+def set_random_state(state: Sequence[Tensor], device: torch.device) -> None:
+    """Goes on with random numbers from where they stood."""
+    torch.set_rng_state(state[0].cpu())
+    if device.type == "cuda" and len(state) > 1:
+        torch.cuda.set_rng_state(state[1].cpu(), device)

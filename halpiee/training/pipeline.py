@@ -45,14 +45,14 @@ from halpiee.training.build import (
     method_of,
     weights_of,
 )
-from halpiee.training.checkpoint import fill, save_json, save_weights
 from halpiee.training.config import Settings
 from halpiee.training.job import Run, save_plan
-from halpiee.training.loop import evaluate, make_optimizer
+from halpiee.training.loop import evaluate
 from halpiee.training.preflight import check_images
 from halpiee.training.price import Calibrated, Profiled, check_reachable
 from halpiee.training.record import read_log
 from halpiee.training.results import write_report
+from halpiee.training.schedule import make_optimizer
 from halpiee.training.stage import Stage, Training, begun, close, cut, do, leave, material
 
 __all__ = [
@@ -79,10 +79,11 @@ def execute(run: Run) -> dict[str, Any]:
         OutputInUseError: another run writes the folder.
         WriteError: the disk is full; what was saved before is kept.
     """
-    with run.owned():
-        if (run.folder / Report.file).is_file():
+    with run.owned(), run.ranks.heard():
+        finished = run.ranks.once(lambda: _finished(run))
+        if finished is not None:
             run.talk.note(f"{run.folder} is finished; showing its report")
-            return read_report(run.folder)
+            return finished
         s = run.settings
         if isinstance(find(s.data, s.size), FunctionSource):  # of others the look at the files has told
             check_images(s, run.data.shape, run.data.n_classes)
@@ -96,7 +97,12 @@ def execute(run: Run) -> dict[str, Any]:
         pruning = pruning_of(run, cost)
         do(pruning, run)
         do(Report(dense, pruning), run)
-        return read_report(run.folder)
+        return run.ranks.once(lambda: read_report(run.folder))
+
+
+def _finished(run: Run) -> dict[str, Any] | None:
+    """Returns the report of a run that is done."""
+    return read_report(run.folder) if (run.folder / Report.file).is_file() else None
 
 
 def priced(run: Run) -> LatencyCost:
@@ -171,10 +177,10 @@ class Dense(Training):
         """Trains, unless weights were given."""
         if run.settings.weights:
             return
-        kept = run.folder / "dense-step.safetensors"
-        if self._step and not kept.is_file():
+        kept = "dense-step.safetensors"
+        if self._step and not run.ranks.once(lambda: (run.folder / kept).is_file()):
             self.trainer.run(until=lambda t: t.step >= self._step)
-            save_weights(kept, self.trainer.model.state_dict())
+            run.keep(kept, self.trainer.model.state_dict())
         self.trainer.run()
 
 
@@ -245,7 +251,7 @@ class Masked(Training):
         if keep is not None:
             save_plan(run, Selection(keep))
         else:
-            save_weights(run.folder / "mask.safetensors", self.method.alive)
+            run.keep("mask.safetensors", self.method.alive)
         super().finish(run)
 
 
@@ -279,14 +285,14 @@ class Rewound(Masked):
             seed=s.seed,
         )
         before = [] if s.weights else [(run.total_steps, "train", Mask.full(units.sizes).counts)]
-        fill(model, run.folder / "dense.safetensors")
+        run.fill(model, "dense.safetensors")
         for k, alive in enumerate(rewinding(model, how, partial(_rewound, run, retrain)), start=1):
             last = k == how.rounds
             label = self.name if last else f"round{k}"
-            trained, done = run.folder / f"{label}.safetensors", run.folder / f"{label}.json"
-            if done.is_file():
-                before += read_log(done)
-                fill(model, trained)
+            log = run.ranks.once(partial(_log, run, label))
+            if log is not None:
+                before += log
+                run.fill(model, f"{label}.safetensors")
                 continue
             self.before = tuple(before)
             self.method = Static(model, make_optimizer(model, s), mask=alive, units=units, seed=s.seed)
@@ -295,11 +301,17 @@ class Rewound(Masked):
             self.trainer.run()
             self.method.detach()
             if not last:
-                save_weights(trained, model.state_dict())
-                log, accuracy = self.method.log, self.trainer.history[-1]["accuracy"]
-                save_json(done, {"accuracy": accuracy, "log": log})
-                (run.folder / f"{label}.state").unlink(missing_ok=True)
-                before += log
+                run.keep(f"{label}.safetensors", model.state_dict())
+                accuracy = self.trainer.history[-1]["accuracy"]
+                run.note(f"{label}.json", {"accuracy": accuracy, "log": self.method.log})
+                run.forget(f"{label}.state")
+                before += self.method.log
+
+
+def _log(run: Run, label: str) -> list[tuple[int, str, dict[str, int]]] | None:
+    """Returns what a round logged that is done."""
+    path = run.folder / f"{label}.json"
+    return read_log(path) if path.is_file() else None
 
 
 def _rewound(run: Run, retrain: Retrain, model: nn.Module) -> None:
@@ -310,7 +322,7 @@ def _rewound(run: Run, retrain: Retrain, model: nn.Module) -> None:
     elif retrain.weights == 0:
         model.load_state_dict(initial(s, run.data.n_classes).state_dict())
     elif retrain.weights != "final":
-        fill(model, run.folder / "dense-step.safetensors")
+        run.fill(model, "dense-step.safetensors")
 
 
 class Narrow(Training):
@@ -629,5 +641,8 @@ class Report(Stage):
 
     def run(self, run: Run) -> None:
         """Writes everything."""
+        run.ranks.once(lambda: self._write(run))
+
+    def _write(self, run: Run) -> None:
         dense = None if self._dense is None else self._dense.result(run)
         write_report(run, dense, self._pruned.result(run))

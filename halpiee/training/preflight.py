@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,17 +25,18 @@ from halpiee.structure.trace import trace
 from halpiee.training.build import Material, budget_of, initial, method_of, network, units_of
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
-from halpiee.training.job import PROFILE, Run, Talk, holds_cells
-from halpiee.training.loop import make_optimizer
+from halpiee.training.job import PROFILE, Run, Silent, Talk, holds_cells
+from halpiee.training.ranks import ALONE, Ranks, code
+from halpiee.training.schedule import make_optimizer
 from halpiee.training.stored import FILE, read_values, save_settings, settings_of
 from halpiee.zoo import resolve
 from latency._files import FolderLock, contents, remove_leftovers
 
 __all__ = [
-    "check_alone",
     "check_cells",
     "check_folder",
     "check_images",
+    "check_ranks",
     "check_settings",
     "open_run",
 ]
@@ -44,19 +46,35 @@ LEAST = 5
 """Images to solve layers from; one of them judges the ridge."""
 
 
-def open_run(settings: Settings, folder: Path, talk: Talk, *, resume: bool = False) -> Run:
+def open_run(
+    settings: Settings, folder: Path, talk: Talk, *, resume: bool = False, ranks: Ranks = ALONE
+) -> Run:
     """Checks everything that can be checked in two seconds, then begins the run; refused, it leaves no trace.
 
     What a process that died left half written in the folder is removed.
 
+    Args:
+        settings: what to do.
+        folder: of the run.
+        talk: told what happens.
+        resume: whether the run is there already.
+        ranks: the processes that train; the first one checks.
+
     Raises:
-        UsageError: unknown model, bad budget, a profile of another device, settings that differ on resume.
+        UsageError: unknown model, bad budget, a profile of another device, settings that differ on resume, ranks that
+            do not agree.
         DataError: data that is missing or unreadable.
         OutputInUseError: the folder holds something, and ``resume`` was not asked; or another run writes it.
         WriteError: the folder cannot be made or written.
         MissingError: the device is not there.
     """
-    check_alone()
+    check_ranks(settings, ranks)
+    begun_here, made = ranks.once(lambda: _begin(settings, folder, resume=resume))
+    return Run(settings, folder, talk if ranks.first else Silent(), begun_here, made, ranks)
+
+
+def _begin(settings: Settings, folder: Path, *, resume: bool) -> tuple[bool, tuple[Path, ...]]:
+    """Checks, and writes the settings; returns whether the run was not there, and the folders that were made."""
     lock = FolderLock(folder)
     try:
         remove_leftovers(folder)
@@ -69,21 +87,27 @@ def open_run(settings: Settings, folder: Path, talk: Talk, *, resume: bool = Fal
         lock.undo()
         raise
     lock.close()
-    return Run(settings, folder, talk, begun_here, tuple(lock.made))
+    return begun_here, tuple(lock.made)
 
 
-def check_alone() -> None:
-    """Refuses to be one of several processes of a training.
+def check_ranks(settings: Settings, ranks: Ranks) -> None:
+    """Refuses ranks that do not train the same, and a step that does not divide among them.
 
     Raises:
-        UsageError: a launcher started more than one.
+        UsageError: what differs, or the batch size that was asked and one that divides.
     """
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size.isdecimal() and int(size) > 1:
+    parts = ranks.count * settings.accumulate
+    if settings.batch_size % parts:
+        whole = math.ceil(settings.batch_size / parts) * parts
         raise UsageError(
-            f"a launcher started {size} processes (WORLD_SIZE={size}), and a run is trained by one; start "
-            "`halpiee train` without torchrun, or with --nproc-per-node 1"
+            f"--batch-size {settings.batch_size} was asked of {ranks.count} processes and {settings.accumulate} parts "
+            f"of a step; give one that they divide, such as {whole}"
         )
+    if ranks.count > 1:
+        profile = Path(settings.profile) if settings.profile is not None else None
+        measured = hashlib.sha256(profile.read_bytes()) if profile is not None and profile.is_file() else None
+        facts = {"code": code(), "settings": settings.digest, "torch": torch.__version__}
+        ranks.check_same({**facts, "profile": "" if measured is None else measured.hexdigest()})
 
 
 def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
@@ -139,6 +163,15 @@ def check_settings(settings: Settings) -> None:
     if ":" in s.device and int(s.device.partition(":")[2]) >= torch.cuda.device_count():
         raise MissingError(
             f"--device {s.device} was asked, and there are {torch.cuda.device_count()} CUDA devices; count from cuda:0"
+        )
+    if s.precision == "fp16" and (s.device == "cpu" or not torch.cuda.is_available()):
+        raise MissingError(
+            "--precision fp16 was asked, and it trains on CUDA devices only; give bf16, or fp32"
+        )
+    if s.accumulate > 1 and summary.n_train is not None and summary.n_train < s.batch_size:
+        raise UsageError(
+            f"--accumulate {s.accumulate} was asked of steps of {s.batch_size} images, and --data {s.data} has "
+            f"{summary.n_train}; give a smaller --batch-size"
         )
     if s.weights is not None:
         load_weights(Path(s.weights))

@@ -14,6 +14,7 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import fixed_sides
 from halpiee.sparsity.distribution import Latency
 from halpiee.sparsity.granularity import Channels
+from halpiee.structure.groups import Structure
 from halpiee.training.checkpoint import save_json
 from halpiee.training.job import PROFILE, Run
 from halpiee.training.preflight import check_cells
@@ -41,26 +42,31 @@ class Profiled(Stage):
 
     def run(self, run: Run) -> None:
         """Measures the cells that are not in the folder yet."""
+        structure = run.structure  # of every rank
+        self.profile = run.ranks.once(lambda: self._measured(run, structure))
+
+    def _measured(self, run: Run, structure: Structure) -> latency.Profile:
         s = run.settings
         if s.profile is not None:
-            self.profile = latency.Profile.load(Path(s.profile))
-            check_cells(self.profile, run.structure, s, run.data.shape, classes=run.data.n_classes)
-            return
+            profile = latency.Profile.load(Path(s.profile))
+            check_cells(profile, structure, s, run.data.shape, classes=run.data.n_classes)
+            return profile
         with restored(), warnings.catch_warnings():
             warnings.simplefilter("ignore", HoldoutWarning)
-            self.profile = latency.sweep(
-                [timed.op for timed in run.structure.ops],
+            profile = latency.sweep(
+                [timed.op for timed in structure.ops],
                 backend=run.target.backend,
                 settings=run.target.settings,
                 path=run.folder / PROFILE,
                 resume=True,
                 threads=run.target.threads,
-                fixed=fixed_sides(run.structure),
+                fixed=fixed_sides(structure),
                 progress=run.talk.sweeping,
             )
-        doubt = inspect(self.profile).doubt
+        doubt = inspect(profile).doubt
         if doubt is not None:
             run.talk.note(doubt)
+        return profile
 
 
 class Calibrated(Stage):
@@ -82,6 +88,9 @@ class Calibrated(Stage):
 
     def run(self, run: Run) -> None:
         """Measures the networks and writes the line."""
+        run.ranks.once(lambda: self._measure(run))
+
+    def _measure(self, run: Run) -> None:
         s = run.settings
         found = calibrate(
             run.build(),
@@ -97,7 +106,7 @@ class Calibrated(Stage):
 
     def cost_of(self, run: Run) -> LatencyCost:
         """Returns the calibrated cost, and says what it is."""
-        line = read_calibration(run.folder / self.file)
+        line = run.ranks.once(lambda: read_calibration(run.folder / self.file))
         cost = self._cost.with_calibration(line)
         run.talk.note(
             f"dense {cost.dense_us:.0f} µs; whole = {line.a_us:.1f} µs + {line.b:.3f} · Σ"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, ClassVar
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.deploy.calibrate import Candidate, close_loop
+from halpiee.deploy.target import Target
 from halpiee.methods.allocator import LatencyPool
 from halpiee.methods.method import Method
 from halpiee.selection.cost import LatencyCost
@@ -19,10 +20,13 @@ from halpiee.structure.shrink import shrink
 from halpiee.structure.verify import verify
 from halpiee.training import record
 from halpiee.training.build import Material, few, network
-from halpiee.training.checkpoint import load_state, save_json, save_weights
+from halpiee.training.checkpoint import load_state, save_json
 from halpiee.training.job import Run
-from halpiee.training.loop import Trainer, evaluate, make_optimizer, pick_threads
+from halpiee.training.loop import Outlet, Trainer, evaluate, pick_threads
+from halpiee.training.ranks import Ranks
 from halpiee.training.record import line_values, read_result, read_seconds, read_threads
+from halpiee.training.schedule import make_optimizer
+from latency.timing.benchmark import Comparison
 
 __all__ = ["Stage", "Training", "begun", "choose_threads", "close", "cut", "do", "leave", "material"]
 
@@ -59,17 +63,19 @@ class Stage:
 def do(stage: Stage, run: Run) -> None:
     """Does a stage that is still to do; its wall time adds up over interruptions."""
     run.talk.stage(stage.title(run))
-    if stage.done(run):
+    if run.ranks.once(lambda: stage.done(run)):
         return
-    path = run.folder / "seconds.json"
     begun = time.perf_counter()
     try:
         stage.start(run)
         stage.run(run)
         stage.finish(run)
     finally:
-        seconds = read_seconds(path) if path.is_file() else {}
-        save_json(path, {**seconds, stage.name: seconds.get(stage.name, 0.0) + time.perf_counter() - begun})
+        if run.ranks.first:
+            path = run.folder / "seconds.json"
+            seconds = read_seconds(path) if path.is_file() else {}
+            spent = seconds.get(stage.name, 0.0) + time.perf_counter() - begun
+            save_json(path, {**seconds, stage.name: spent})
 
 
 class Training(Stage):
@@ -94,7 +100,7 @@ class Training(Stage):
     def finish(self, run: Run) -> None:
         """Writes weights and results, and removes the state that training goes on from."""
         trainer = self.trainer
-        leave(run, self.name, trainer.model, trainer.history, trainer.seconds, self.facts(run))
+        leave(run, self.name, trainer.result, trainer.history, trainer.seconds, self.facts(run))
 
     def facts(self, run: Run) -> dict[str, Any]:
         """Returns what the results hold beside accuracy and history."""
@@ -123,9 +129,9 @@ def leave(
         "params": sum(p.numel() for p in model.parameters()),
         **facts,
     }
-    save_weights(run.folder / f"{name}.safetensors", model.state_dict())
-    save_json(run.folder / f"{name}.json", result)
-    (run.folder / f"{name}.state").unlink(missing_ok=True)
+    run.keep(f"{name}.safetensors", model.state_dict())
+    run.note(f"{name}.json", result)
+    run.forget(f"{name}.state")
 
 
 def material(run: Run) -> Material:
@@ -164,10 +170,13 @@ def begun(
         optimizer,
         run.data,
         run.settings,
-        checkpoint=run.folder / f"{label}.state",
         method=method,
-        facts=lambda: _facts(run, trainer),
-        report=lambda step, total, entry: run.talk.training(label, step, total, entry),
+        ranks=run.ranks,
+        outlet=Outlet(
+            checkpoint=run.folder / f"{label}.state",
+            facts=lambda: _facts(run, trainer),
+            report=lambda step, total, entry: run.talk.training(label, step, total, entry),
+        ),
     )
     trainer.lead, trainer.step = lead, first
     if run.settings.distill and label == "pruned":
@@ -175,11 +184,16 @@ def begun(
     if label == "dense" and run.settings.weights:
         return trainer
     choose_threads(run)
-    torch.manual_seed(run.settings.seed)
-    saved = run.folder / f"{label}.state"
-    if not saved.is_file():
+    torch.manual_seed(run.settings.seed + run.ranks.rank)
+    state = run.ranks.once(lambda: _saved(run, label))
+    if state is None:
         return trainer
-    state = load_state(saved, run.device)
+    ranks = len(state["random"])
+    if ranks != run.ranks.count:
+        run.talk.note(
+            f"{label} was saved by {ranks} process{'es' if ranks > 1 else ''} and goes on with {run.ranks.count}: the "
+            "same images in the same order, equal up to rounding, no longer bit for bit"
+        )
     if state["stage"] == "compact":
         trainer.replace(*shrink(model, run.structure, state["extra"]["keep"], optimizer))
         if method is not None:
@@ -188,18 +202,30 @@ def begun(
     return trainer
 
 
+def _saved(run: Run, label: str) -> dict[str, Any] | None:
+    """Returns the state that a training was saved with; ``None`` where there is none."""
+    saved = run.folder / f"{label}.state"
+    if not saved.is_file():
+        return None
+    return load_state(saved, run.device if run.ranks.count == 1 else torch.device("cpu"))
+
+
 def choose_threads(run: Run) -> None:
     """Picks the number of training threads by timing, on a copy so that nothing of the run moves."""
-    if run.device.type != "cpu":
+    if run.device.type != "cpu" or run.ranks.count > 1:
         return
     path = run.folder / "threads.json"
     if path.is_file():
         torch.set_num_threads(read_threads(path))
         return
     model = network(run.settings, run.data.n_classes).to(run.device)
-    rehearsal = Trainer(model, make_optimizer(model, run.settings), run.data, run.settings)
-    x, y = next(run.data.batches(0, run.settings.batch_size, seed=run.settings.seed))
-    threads = pick_threads(lambda: rehearsal.train_step(x, y))
+    rehearsal = Trainer(
+        model, make_optimizer(model, run.settings), run.data, replace(run.settings, accumulate=1, ema=0.0)
+    )
+    x, y = next(
+        run.data.batches(0, run.settings.batch_size // run.settings.accumulate, seed=run.settings.seed)
+    )
+    threads = pick_threads(lambda: rehearsal.train_step((x, y)))
     run.talk.note(f"training with {threads} thread{'s' if threads > 1 else ''}")
     save_json(path, threads)
 
@@ -232,7 +258,8 @@ def _facts(run: Run, trainer: Trainer) -> dict[str, Any]:
 def cut(run: Run, trainer: Trainer, method: Method) -> None:
     """Cuts the removed units out of a network in training, once compact and masked network agree."""
     compact, optimizer = method.shrink()
-    verify(method.model, run.structure, method.keep, run.example, compact=compact, sizes=(1, 2, 5))
+    if run.ranks.first:
+        verify(method.model, run.structure, method.keep, run.example, compact=compact, sizes=(1, 2, 5))
     trainer.replace(compact, optimizer)
 
 
@@ -250,7 +277,7 @@ def close(run: Run, model: nn.Module, cost: LatencyCost, candidate: Candidate) -
         run.example,
         candidate,
         budget_us=budget_us,
-        target=run.target,
+        target=_clock(run),
         rounds=run.settings.rounds,
     )
     for turn in turns:
@@ -265,3 +292,21 @@ def close(run: Run, model: nn.Module, cost: LatencyCost, candidate: Candidate) -
         "dense_us": cost.dense_us,
         "budget_us": budget_us,
     }
+
+
+def _clock(run: Run) -> Target:
+    """Returns what networks are timed on: of several ranks, the first one's."""
+    return run.target if run.ranks.count == 1 else cast(Target, _FirstRank(run.target, run.ranks))
+
+
+class _FirstRank:
+    """Times networks on the first rank; every rank gets its answer, and solves by it."""
+
+    def __init__(self, target: Target, ranks: Ranks) -> None:
+        self._target, self._ranks = target, ranks
+
+    def ready(self, model: nn.Module, example: tuple[Any, ...]) -> Any:
+        return self._target.ready(model, example) if self._ranks.first else None
+
+    def compare(self, networks: Mapping[str, Any], example: tuple[Any, ...], *, rounds: int) -> Comparison:
+        return self._ranks.once(lambda: self._target.compare(networks, example, rounds=rounds))

@@ -150,19 +150,6 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_looked_at(
         open_run(settings(profile, model="no such"), tmp_path / "run", Quiet())
 
 
-def test_one_of_several_processes_is_refused_in_a_sentence(
-    tmp_path: Path, profile: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        UsageError, match=r"2 processes \(WORLD_SIZE=2\).*start `halpiee train` without torchrun"
-    ):
-        open_run(settings(profile), tmp_path / "run", Quiet())
-    assert not (tmp_path / "run").exists()
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    open_run(settings(profile), tmp_path / "run", Quiet())
-
-
 def test_every_file_of_a_run_has_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -7,17 +7,18 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from halpiee.data.tensors import TensorData
-from halpiee.errors import PromiseError
+from halpiee.errors import PromiseError, UsageError
 from halpiee.training.checkpoint import load_state
 from halpiee.training.config import Settings
-from halpiee.training.loop import Trainer, evaluate, learning_rate, make_optimizer, matching
+from halpiee.training.loop import Outlet, Trainer, evaluate, matching
+from halpiee.training.schedule import learning_rate, make_optimizer
 
 SETTINGS = Settings(model="m", data="d", budget="0.5", epochs=3, batch_size=4, lr=0.1, warmup=0.25)
 
@@ -40,7 +41,11 @@ def trainer(checkpoint: Path | None = None, report: Any = lambda *_: None) -> Tr
     model = net()
     torch.manual_seed(2)
     return Trainer(
-        model, make_optimizer(model, SETTINGS), data(), SETTINGS, checkpoint=checkpoint, report=report
+        model,
+        make_optimizer(model, SETTINGS),
+        data(),
+        SETTINGS,
+        outlet=Outlet(checkpoint=checkpoint, report=report),
     )
 
 
@@ -107,11 +112,119 @@ def test_five_classes_or_fewer_have_no_top5() -> None:
     assert evaluate(Fixed(torch.zeros(8, 3)), data(3))[1] is None
 
 
-def test_a_loss_that_is_not_finite_stops_the_training_with_advice() -> None:
+def test_five_losses_in_a_row_that_are_not_finite_stop_the_training_with_advice() -> None:
     t = trainer()
+    before = {name: p.detach().clone() for name, p in t.model.named_parameters()}
     next(iter(t.model.parameters())).data.fill_(float("inf"))
-    with pytest.raises(PromiseError, match=r"the loss became nan at step 0; lower --lr"):
+    with pytest.raises(
+        PromiseError,
+        match=r"not finite in 5 steps in a row, up to step 5, and none of them was taken; lower --lr",
+    ):
         t.run()
+    assert t.bad == 5
+    for name, p in list(t.model.named_parameters())[1:]:
+        assert torch.equal(p, before[name]), name
+
+
+def test_a_step_whose_loss_is_not_finite_is_left_out_and_counted() -> None:
+    """Batch 1 holds a NaN: the weights after it are those before it, and step 2 is done at its own rate."""
+    t = trainer()
+    bad = data()
+    images, labels = bad.train_x.float() / 255, bad.train_y
+    batches = [
+        (images[:4] - 0.5, labels[:4]),
+        (images[:4] * math.nan, labels[:4]),
+        (images[4:8], labels[4:8]),
+    ]
+    seen: list[tuple[int, Tensor]] = []
+    for x, y in batches:
+        t._one([(x, y)])
+        seen.append((t.bad, next(iter(t.model.parameters())).detach().clone()))
+    assert [count for count, _ in seen] == [0, 1, 1]
+    assert torch.equal(seen[0][1], seen[1][1])
+    assert not torch.equal(seen[1][1], seen[2][1])
+    assert t.step == 3
+    assert t.optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate(2, SETTINGS, 9))
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+
+def trained(s: Settings, model: nn.Module) -> Trainer:
+    found = Trainer(model, make_optimizer(model, s), data(), s)
+    found.run()
+    return found
+
+
+def test_gradients_of_parts_add_up_to_those_of_the_whole_step() -> None:
+    whole, parts = (trained(replace(SETTINGS, accumulate=k), plain()) for k in (1, 4))
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    assert [e["step"] for e in parts.history] == [3, 6, 9]
+    assert parts.history[-1]["loss"] == pytest.approx(whole.history[-1]["loss"], rel=1e-5)
+
+
+def test_clipped_gradients_have_the_norm_that_was_asked() -> None:
+    s = replace(SETTINGS, clip=1e-3, momentum=0.0, weight_decay=0.0, warmup=0.0)
+    model = plain()
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    t = Trainer(model, make_optimizer(model, s), data(), s)
+    x, y = next(t.data.batches(0, 4, seed=0))
+    t.train_step((x, y))
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert float((after - before).norm()) == pytest.approx(t.optimizer.param_groups[0]["lr"] * 1e-3, rel=1e-3)
+
+
+def test_the_average_of_weights_is_the_running_mean_by_hand(tmp_path: Path) -> None:
+    s = replace(SETTINGS, ema=0.6)
+    model = plain()
+    t = Trainer(model, make_optimizer(model, s), data(), s)
+    expected: Tensor | None = None
+    for x, y in t.data.batches(0, 4, seed=0):
+        t.train_step((x, y))
+        now = next(iter(model.parameters())).detach().clone()
+        expected = now if expected is None else 0.6 * expected + 0.4 * now
+    assert expected is not None
+    assert t.average is not None
+    averaged = next(iter(t.average.module.parameters()))
+    torch.testing.assert_close(averaged, expected)
+    assert t.result is t.average.module
+    kept = Trainer(plain(), make_optimizer(model, s), data(), replace(s, export_ema=False))
+    assert kept.result is kept.model
+
+
+def test_rates_of_every_schedule_are_those_by_hand() -> None:
+    base = replace(SETTINGS, warmup=0.2, lr=1.0)  # of 10 steps: two of warm-up
+
+    def rates(**other: Any) -> list[float]:
+        return [learning_rate(step, replace(base, **other), 10) for step in range(10)]
+
+    assert rates(schedule="constant") == pytest.approx([0.5, *[1.0] * 9])
+    assert rates(drops=(0.5, 0.8), drop=0.1) == pytest.approx([0.5, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    assert rates(drops=(0.5, 0.8), drop_factors=(0.5, 0.2)) == pytest.approx(
+        [0.5, *[1] * 4, *[0.5] * 3, 0.1, 0.1]
+    )
+    cycle = rates(schedule="onecycle")
+    assert cycle[0] == pytest.approx(1 / 25)
+    assert cycle[1] == pytest.approx((1 / 25 + 1) / 2)
+    assert cycle[2] == pytest.approx(1.0)
+    assert cycle[9] == pytest.approx(1 / 25 * 1e-4)
+    with pytest.raises(UsageError, match="drops are of --schedule steps"):
+        replace(base, schedule="cosine", drops=(0.5,))
+    with pytest.raises(UsageError, match="gives 1 factors for 2 drops"):
+        replace(base, drops=(0.5, 0.8), drop_factors=(0.5,))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW), ("rmsprop", torch.optim.RMSprop)],
+)
+def test_optimizers_are_torchs_own(name: str, kind: type) -> None:
+    made = make_optimizer(net(), replace(SETTINGS, optimizer=name))  # type: ignore[arg-type]
+    assert type(made) is kind
+    assert [g["weight_decay"] for g in made.param_groups] == [5e-4, 0.0]
 
 
 def test_weight_decay_leaves_norms_and_biases_alone() -> None:
@@ -132,19 +245,16 @@ def test_matching_answers_cost_nothing_and_others_their_divergence_by_hand() -> 
 
 
 def test_training_in_bfloat16_keeps_weights_in_fp32_and_follows_the_fp32_training() -> None:
-    def trained(bf16: bool) -> Trainer:
+    def of(precision: Literal["fp32", "bf16"]) -> Trainer:
         layers: Any = net()
         model = layers[:2].append(nn.Flatten()).append(nn.Linear(16, 3))
-        s = replace(SETTINGS, bf16=bf16)
         torch.manual_seed(2)
-        found = Trainer(model, make_optimizer(model, s), data(), s)
-        found.run()
-        return found
+        return trained(replace(SETTINGS, precision=precision, channels_last=precision == "bf16"), model)
 
-    plain, half = trained(False), trained(True)
+    whole, half = of("fp32"), of("bf16")
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
-    first, second = (dict(t.model.named_parameters())["0.weight"] for t in (plain, half))
+    first, second = (dict(t.model.named_parameters())["0.weight"] for t in (whole, half))
     assert second.is_contiguous(memory_format=torch.channels_last)
     assert not torch.equal(first, second)
-    for a, b in zip(plain.history, half.history, strict=True):
+    for a, b in zip(whole.history, half.history, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=0.05)

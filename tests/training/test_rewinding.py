@@ -18,8 +18,8 @@ from halpiee.training.build import network
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Masks, Settings
 from halpiee.training.job import Run
-from halpiee.training.loop import learning_rate, make_optimizer
 from halpiee.training.preflight import open_run
+from halpiee.training.schedule import learning_rate, make_optimizer
 
 from .talk import Quiet, one_thread, trained
 

@@ -71,11 +71,11 @@ def settings(profile: Path, **other: Any) -> Settings:
     return Settings(**values)
 
 
-def write_profile(path: Path) -> Path:
+def write_profile(path: Path, model: str = "toy:net") -> Path:
     """Every op costs 4 + 0.25 · c_in · c_out µs (the diagonal: 1 + 0.1 · c)."""
     import halpiee
 
-    structure = halpiee.trace(build("toy:net", num_classes=6), (torch.zeros(1, 3, 6, 6),))
+    structure = halpiee.trace(build(model, num_classes=6), (torch.zeros(1, 3, 6, 6),))
     cells = []
     for timed in structure.ops:
         op = timed.op
