@@ -23,7 +23,9 @@ __all__ = [
     "OpSpec",
     "few_weights",
     "filled",
+    "heads_of",
     "in_words",
+    "operand_shapes",
     "output_size",
     "weight_bytes",
 ]
@@ -64,6 +66,9 @@ OPS: dict[str, OpSpec] = {
     "concat": OpSpec(),
     "batch_norm": OpSpec(),
     "layer_norm": OpSpec(rows=True),
+    "attention": OpSpec(rows=True, inputs=3),
+    "product": OpSpec(rows=True, inputs=2),
+    "softmax": OpSpec(rows=True),
     "upsample": OpSpec(),
     **dict.fromkeys(("relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu"), OpSpec()),
 }
@@ -96,6 +101,10 @@ class Op:
             ``concat``, ``batch_norm``, ``layer_norm``, ``upsample``, or an activation (``relu``, ``relu6``, ``silu``,
             ``hardswish``, ``sigmoid``, ``hardsigmoid``, ``gelu``). For ops other than conv and linear,
             ``c_in`` is what goes in (all inputs of a concat together) and ``c_out`` what comes out.
+            Of transformers there are ``attention`` (softmax(q·kᵀ/√D)·v from rows to rows; channels are those of
+            all heads), ``product`` (two activations per head, ``[h, D] · [D, w]``) and ``softmax`` (along w of
+            every head, the channels). The number of heads is ``groups`` where whole heads can go, and
+            ``kernel[0]`` where it stays; h counts queries, w keys.
         c_in: input channels (features of a linear layer).
         c_out: output channels (features of a linear layer).
         d: input depth or frames of a 3d kernel; 1 of all others.
@@ -138,6 +147,8 @@ class Op:
     @property
     def spatial(self) -> tuple[int, ...]:
         """Input positions along each dimension of the kernel; ``(h, w)`` where there is no kernel."""
+        if self.spec.rows:
+            return (self.h, self.w)
         if len(self.kernel) == 3:
             return (self.d, self.h, self.w)
         return (self.h,) if len(self.kernel) == 1 else (self.h, self.w)
@@ -275,7 +286,7 @@ def output_size(op: Op) -> tuple[int, ...]:
         return (1,) * len(size)
     if op.kind == "upsample":
         return tuple(s * f for s, f in zip(size, op.stride or (2,) * len(size), strict=True))
-    if not op.kernel:
+    if not op.kernel or op.spec.rows:
         return size
     n = len(op.kernel)
     stride, padding, dilation = filled(op.stride, n, 1), filled(op.padding, n, 0), filled(op.dilation, n, 1)
@@ -288,3 +299,27 @@ def output_size(op: Op) -> tuple[int, ...]:
 def filled(values: tuple[int, ...], n: int, default: int) -> tuple[int, ...]:
     """Returns strides, paddings or dilations, ``n`` times the default where there are none."""
     return values if values else (default,) * n
+
+
+def heads_of(op: Op) -> int:
+    """Returns the heads of an ``attention`` or a ``product``: their number stays, or the width of each does."""
+    return op.kernel[0] if op.kernel else op.groups
+
+
+def operand_shapes(op: Op) -> tuple[tuple[int, ...], ...]:
+    """Returns the shapes of what an op reads that works on rows.
+
+    Of ``attention`` queries ``[N, h, C]``, keys and values ``[N, w, C]``; of a ``product`` ``[N, heads, h, D]`` and
+    ``[N, heads, D, w]``; of a ``softmax`` ``[N, C, h, w]``; of others ``[N, h·w, C]``, or ``[N, C]`` of vectors. Heads
+    that do not divide the channels are rounded up.
+    """
+    n, c = op.batch, op.c_in
+    if op.kind == "softmax":
+        return ((n, c, op.h, op.w),)
+    if op.kind in ("attention", "product"):
+        heads = heads_of(op)
+        width = -(-c // heads)
+        if op.kind == "product":
+            return (n, heads, op.h, width), (n, heads, width, op.w)
+        return (n, op.h, heads * width), (n, op.w, heads * width), (n, op.w, heads * width)
+    return ((n, c) if op.h * op.w == 1 else (n, op.h * op.w, c),)

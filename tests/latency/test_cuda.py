@@ -53,7 +53,7 @@ def test_the_kernels_that_were_chosen_stand_beside_the_time() -> None:
 def test_every_kind_is_captured(kind: str) -> None:
     windowed = kind in ("conv", "conv_transpose", "max_pool", "avg_pool")
     shape = {"kernel": (2, 2), "stride": (2, 2)} if windowed else {}
-    positions = {} if kind in ("linear", "layer_norm") else {"h": 8, "w": 8}
+    positions: dict[str, int] = {} if kind in ("linear", "layer_norm") else {"h": 8, "w": 8}
     op = Op(kind=kind, c_in=64, c_out=64, batch=2, **positions, **shape)
     assert Torch(device="cuda").build(op).method == "graph slope"
 

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as f
 
 from latency.backends.onnxruntime import feeds, session
@@ -65,6 +66,10 @@ def computed(op):
         kernel = {3: f.conv1d, 4: f.conv2d, 5: f.conv3d}[weight.dim()]
         tensors[name] = kernel(source, weight, bias)
     return torch.from_numpy(session.run(None, feeds)[0]), constants, tensors
+
+
+def heads(x: Tensor, n: int) -> Tensor:
+    return x.view(*x.shape[:2], n, -1).transpose(1, 2)
 
 
 CASES = {
@@ -128,6 +133,27 @@ CASES = {
         Op(kind="layer_norm", c_in=8, c_out=8, batch=2, h=7),
         lambda w, x: f.layer_norm(x["x"], (8,), w["gamma_0"], w["beta_0"]),
     ),
+    "attention": (
+        Op(kind="attention", c_in=12, c_out=12, h=7, w=5, batch=2, groups=3),
+        lambda w, x: (
+            f.scaled_dot_product_attention(*(heads(x[n], 3) for n in ("x", "x1", "x2")))
+            .transpose(1, 2)
+            .flatten(2)
+        ),
+    ),
+    "attention with fixed heads": (
+        Op(kind="attention", c_in=12, c_out=12, h=7, w=7, kernel=(2,)),
+        lambda w, x: (
+            f.scaled_dot_product_attention(*(heads(x[n], 2) for n in ("x", "x1", "x2")))
+            .transpose(1, 2)
+            .flatten(2)
+        ),
+    ),
+    "product": (
+        Op(kind="product", c_in=12, c_out=12, h=7, w=5, batch=2, groups=3),
+        lambda w, x: x["x"].reshape(2, 3, 7, 4) @ x["x1"].reshape(2, 3, 4, 5),
+    ),
+    "softmax": (Op(kind="softmax", c_in=3, c_out=3, h=6, w=5, batch=2), lambda w, x: x["x"].softmax(3)),
     "tokens": (
         Op(kind="linear", c_in=8, c_out=5, batch=2, h=7),
         lambda w, x: f.linear(x["x"], w["w_0"].T, w["b_0"]),
@@ -165,8 +191,8 @@ def test_a_built_op_computes_what_pytorch_computes(case) -> None:
     op, reference = CASES[case]
     found, constants, tensors = computed(op)
     torch.testing.assert_close(found, reference(constants, tensors), rtol=1e-4, atol=1e-5)
-    assert found.shape[1] == op.c_out or case in ("tokens", "layer_norm")
-    if op.kind not in ("linear", "layer_norm"):
+    assert found.shape[1] == op.c_out or op.spec.rows
+    if not op.spec.rows:
         assert tuple(found.shape[2:]) == output_size(op)
 
 

@@ -33,7 +33,7 @@ SIZES = {"conv": 3, "max_pool": 3, "avg_pool": 3, "conv_transpose": 12, "upsampl
 def test_every_kind_gives_the_shape_it_should(kind) -> None:
     found = Torch(device="cpu").build(of_kind(kind)).run()
     size = SIZES.get(kind, 6)
-    rows = {"linear": (2, 8), "layer_norm": (2, 36, 8)}
+    rows = {"linear": (2, 8), "layer_norm": (2, 36, 8), "attention": (2, 6, 8), "product": (2, 1, 6, 6)}
     assert tuple(found.shape) == rows.get(kind, (2, 8, size, size))
 
 

@@ -221,7 +221,7 @@ def matrix_product(recorder: Recorder, call: Call) -> Timing | None:
     if a_weight and b.dim() == a.dim():
         return linear(recorder, call, b, a, -2, -1, -2, bias, call.out.dim() - 2)
     two_activations(recorder, call, a, b, bias)
-    return None
+    return product_timing(recorder, a, b)
 
 
 def operands(call: Call) -> tuple[Tensor | None, Tensor, Tensor, bool]:
@@ -339,7 +339,60 @@ def batched_alike(recorder: Recorder, a: Label, b: Label, where: str) -> Label |
     return compressed(recorder.units.find(other))
 
 
-def attention(recorder: Recorder, call: Call) -> None:
+def attention(recorder: Recorder, call: Call) -> Timing:
+    """Fused attention, and its time: from the labels of the queries where whole heads go, else of the values."""
+    query, key, value = call.args[:3]
+    couple_attention(recorder, call)
+    heads = query.shape[-3] if query.dim() > 2 else 1
+    length, width = query.shape[-2:]
+    fields = {
+        "batch": query.numel() // (heads * length * width),
+        "h": length,
+        "w": key.shape[-2],
+        "dtype": str(query.dtype).removeprefix("torch."),
+    }
+    q, v = recorder.label(query), recorder.label(value)
+    if q is not None and q.size == heads > 1 and q.shape[-2:] == (1, 1):
+        atoms, fields["groups"] = np.repeat(q.reshape(-1), width), heads
+    else:
+        wide = v is not None and v.size == v.shape[-1] == width
+        atoms = (
+            np.tile(v.reshape(-1), heads)
+            if wide and v is not None
+            else np.zeros(heads * width, dtype=np.int64)
+        )
+        fields["kernel"] = (heads,)
+    return Timing("attention", atoms, atoms, fields)
+
+
+def product_timing(recorder: Recorder, a: Tensor, b: Tensor) -> Timing:
+    """Returns the time of a product ``[…, L, K] · […, K, S]``: channels are K of all heads, which lie along the batch.
+
+    Where the heads cannot go, K may: position j of all heads.
+    """
+    length, inner = a.shape[-2:]
+    rows = math.prod(a.shape[:-2])
+    fields: dict[str, Any] = {"h": length, "w": b.shape[-1], "dtype": str(a.dtype).removeprefix("torch.")}
+    label = next(
+        (x for x in map(recorder.label, (a, b)) if x is not None and x.size > 1 and x.shape[-2:] == (1, 1)),
+        None,
+    )
+    own = None if label is None else recorder.units.find(label).reshape(-1)
+    heads = 0 if own is None else np.unique(own).size
+    if own is not None and heads > 1 and rows % heads == 0 and (own.reshape(-1, heads) == own[:heads]).all():
+        atoms = np.repeat(own[:heads], inner)
+        return Timing("product", atoms, atoms, fields | {"batch": rows // heads, "groups": heads})
+    shared = recorder.label(a)
+    wide = shared is not None and shared.size == shared.shape[-1] == inner
+    atoms = (
+        np.tile(shared.reshape(-1), rows)
+        if wide and shared is not None
+        else np.zeros(rows * inner, dtype=np.int64)
+    )
+    return Timing("product", atoms, atoms, fields | {"kernel": (rows,)})
+
+
+def couple_attention(recorder: Recorder, call: Call) -> None:
     """Fused attention: queries and keys are tied where they are contracted, the values' channels pass through.
 
     Its scale follows the width of a head unless it is given, so without one queries and keys stay whole. Whole

@@ -282,8 +282,11 @@ def reduced_dims(call: Call, source: Tensor) -> list[int]:
     return sorted(d % source.dim() for d in ([dims] if isinstance(dims, int) else dims))
 
 
-def softmax(recorder: Recorder, call: Call) -> None:
-    """Softmax and other ops that mix along one dimension and keep the shape."""
+def softmax(recorder: Recorder, call: Call) -> Timing | None:
+    """Softmax and other ops that mix along one dimension and keep the shape.
+
+    A softmax along the last dimension of ``[N, heads, L, S]`` has a price.
+    """
     source = call.tensors[0]
     tag = recorder.tag(source)
     dims = reduced_dims(call, source)
@@ -292,3 +295,10 @@ def softmax(recorder: Recorder, call: Call) -> None:
             recorder.units.freeze(axis, f"{call.where} over channels")
     for out in call.outputs:
         recorder.set(out, replace(tag, zero=False))
+    if call.name != "_softmax" or source.dim() != 4 or dims != [3]:
+        return None
+    heads = source.shape[1]
+    label = recorder.label(source)
+    alone = label is not None and label.size == label.shape[1] == heads
+    atoms = label.reshape(-1) if alone and label is not None else np.zeros(heads, dtype=np.int64)
+    return Timing("softmax", atoms, atoms, shape_fields(source, 1))

@@ -24,7 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency.errors import UnsupportedOpError
-from latency.op import SELDOM, Op, few_weights, filled, output_size, weight_bytes
+from latency.op import (
+    SELDOM,
+    Op,
+    few_weights,
+    filled,
+    heads_of,
+    operand_shapes,
+    output_size,
+    weight_bytes,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -126,8 +135,8 @@ class Graph:
             self.residuals = [self.producer(f"r{copy}", op.c_out, output_size(op)) for copy in range(copies)]
             self.first([self.touch(name, output_size(op), f"{name}.seen") for name in self.residuals])
         if op.spec.rows:
-            shape = (op.batch, op.c_in) if op.h * op.w == 1 else (op.batch, op.h * op.w, op.c_in)
-            return [self.feed("x", shape)]
+            shapes = operand_shapes(op)
+            return [self.feed(f"x{i}" if i else "x", shape) for i, shape in enumerate(shapes)]
         if op.reads_image:
             names = [self.late(self.feed("x", (op.batch, op.c_in, *self.spatial)))]
         elif op.kind == "concat":
@@ -242,6 +251,41 @@ class Graph:
         beta = self.weight(f"beta{tag}", (self.made.c_in,))
         return self.node("LayerNormalization", [inputs[0], gamma, beta], f"y{tag}", axis=-1, epsilon=1e-5)
 
+    def attention(self, inputs: list[str], tag: str) -> str:
+        """Adds attention from rows to rows: heads apart, products around a softmax, heads together again."""
+        op = self.made
+        n, _, channels = operand_shapes(op)[0]
+        heads = heads_of(op)
+        width = channels // heads
+        parts = []
+        for name, source, places, turn in (
+            ("q", inputs[0], op.h, [0, 2, 1, 3]),
+            ("k", inputs[1], op.w, [0, 2, 3, 1]),
+            ("v", inputs[2], op.w, [0, 2, 1, 3]),
+        ):
+            apart = self.reshaped(source, (n, places, heads, width), f"{name}{tag}.apart")
+            parts.append(self.node("Transpose", [apart], f"{name}{tag}.turned", perm=turn))
+        root = self.constant(f"root{tag}", np.array(width**-0.25, dtype=np.float32))
+        q, k = (self.node("Mul", [x, root], f"{x}.scaled") for x in parts[:2])
+        weights = self.node("Softmax", [self.node("MatMul", [q, k], f"s{tag}")], f"p{tag}", axis=-1)
+        mixed = self.node("MatMul", [weights, parts[2]], f"m{tag}")
+        together = self.node("Transpose", [mixed], f"m{tag}.turned", perm=[0, 2, 1, 3])
+        return self.reshaped(together, (n, op.h, channels), f"y{tag}")
+
+    def product(self, inputs: list[str], tag: str) -> str:
+        """Adds the product of two activations."""
+        return self.node("MatMul", inputs[:2], f"y{tag}")
+
+    def softmax(self, inputs: list[str], tag: str) -> str:
+        """Adds a softmax along the last dimension."""
+        return self.node("Softmax", [inputs[0]], f"y{tag}", axis=-1)
+
+    def reshaped(self, x: str, shape: tuple[int, ...], name: str) -> str:
+        """Adds a reshape."""
+        return self.node(
+            "Reshape", [x, self.constant(f"{name}.shape", np.array(shape, dtype=np.int64))], name
+        )
+
     def upsample(self, inputs: list[str], tag: str) -> str:
         """Adds a nearest-neighbour enlargement by the op's stride, 2 if it has none."""
         op = self.made
@@ -343,6 +387,9 @@ BUILDERS: dict[str, Callable[[Graph, list[str], str], str]] = {
     "concat": Graph.combine,
     "batch_norm": Graph.batch_norm,
     "layer_norm": Graph.layer_norm,
+    "attention": Graph.attention,
+    "product": Graph.product,
+    "softmax": Graph.softmax,
     "upsample": Graph.upsample,
     **dict.fromkeys(("relu6", "silu", *ACTIVATIONS), Graph.activation),
 }

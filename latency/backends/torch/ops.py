@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from latency.errors import UnsupportedOpError
-from latency.op import Op, filled, output_size
+from latency.op import Op, filled, heads_of, operand_shapes, output_size
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +81,29 @@ def _layer_norm(op: Op, tensor: Tensors, activation: Tensors) -> Call:
 
     x, weight, bias = activation(*_rows(op), op.c_in), tensor(op.c_in), tensor(op.c_in)
     return lambda: f.layer_norm(x, (op.c_in,), weight, bias)
+
+
+def _attention(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    from torch.nn import functional as f
+
+    del tensor
+    heads = heads_of(op)
+    q, k, v = (
+        x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (activation(*s) for s in operand_shapes(op))
+    )
+    return lambda: f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _product(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    del tensor
+    a, b = (activation(*shape) for shape in operand_shapes(op))
+    return lambda: a @ b
+
+
+def _softmax(op: Op, tensor: Tensors, activation: Tensors) -> Call:
+    del tensor
+    x = activation(*operand_shapes(op)[0])
+    return lambda: x.softmax(-1)
 
 
 def _conv(op: Op, tensor: Tensors, activation: Tensors) -> Call:
@@ -168,6 +191,9 @@ BUILDERS: dict[str, Callable[[Op, Tensors, Tensors], Call]] = {
     "concat": _concat,
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
+    "attention": _attention,
+    "product": _product,
+    "softmax": _softmax,
     "upsample": _upsample,
     **dict.fromkeys(ACTIVATIONS, _activation),
 }
