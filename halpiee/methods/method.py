@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -126,7 +126,7 @@ class Asked:
     seed: int
     total_steps: int
     structure: Callable[[], Structure]
-    examples: Callable[[], list[tuple[Tensor, Tensor]]]
+    examples: Callable[[], Sequence[tuple[Tensor, Tensor]]]
     steps: Callable[[], tuple[int, int, int]]
     cycle: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from halpiee.report import plots
-from halpiee.report.values import DASH, comparison, facts, latency, number, percent, seconds, title
+from halpiee.report.values import DASH, comparison, facts, figure, latency, number, percent, seconds, title
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -308,7 +308,7 @@ def _tiles(report: Mapping[str, Any], compared: Mapping[str, Any]) -> list[tuple
         if measured and budget
         else f"budget {latency(budget)}"
     )
-    accuracy, macs = compared["Top-1 accuracy"], compared["MACs per image"]
+    accuracy, macs = compared[figure(report)], compared["MACs per image"]
     against = "the given weights" if report.get("weights_dense") == "given" else "dense"
     return [
         ("Measured latency", latency(measured, get("measured_iqr_us")), share),
@@ -318,7 +318,7 @@ def _tiles(report: Mapping[str, Any], compared: Mapping[str, Any]) -> list[tuple
             f"dense {latency(get('dense_us'), get('dense_iqr_us'))}",
         ),
         (
-            "Top-1 accuracy",
+            figure(report),
             accuracy.pruned,
             DASH if accuracy.dense == DASH else f"{accuracy.ratio} to {against}",
         ),

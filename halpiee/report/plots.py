@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from halpiee.report.values import latency, number
+from halpiee.report.values import figure, latency, number
 from latency._files import write
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ def accuracy_chart(report: Mapping[str, Any]) -> str:
     return chart(
         [Series(name, _history(report, side, "accuracy"), side, marker="dot") for side, name in SIDES],
         x_label="training step",
-        y_label="Top-1 accuracy",
+        y_label=figure(report),
         form=lambda y: f"{100 * y:.4g}%",
     )
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from halpiee.data.data import Data
 from halpiee.tasks.registry import task
 from halpiee.tasks.task import Sums, Task
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "matching"]
 
 LOOKED = 64
 """Targets that tell whether images have several classes each."""
@@ -31,7 +31,7 @@ class Classification(Task):
     def __init__(self) -> None:
         self._several: bool | None = None
 
-    def prepare(self, data: Data) -> None:
+    def prepare(self, data: Data, network: nn.Module) -> None:
         """Looks once whether images have several classes each: a look at every batch would wait for the device."""
         _, targets = data.at(torch.arange(min(LOOKED, data.n_train)))
         self._several = several(targets)
@@ -55,10 +55,21 @@ class Classification(Task):
         return Accuracy(n_classes, self._several)
 
     def distance(self, answers: Any, teacher: Any) -> Tensor:
-        """Returns the Kullback–Leibler divergence of the classes' shares (Hinton et al. 2015, temperature 1)."""
-        return functional.kl_div(
-            answers.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True
-        )
+        """Returns the divergence of the classes' shares at temperature 2."""
+        return matching(answers, teacher)
+
+
+def matching(answers: Tensor, wanted: Tensor, temperature: float = 2.0) -> Tensor:
+    """Returns ``T² · KL(softmax(wanted / T) ‖ softmax(answers / T))``, the mean over images (Hinton et al. 2015).
+
+    Args:
+        answers: logits ``[N, classes]`` of the network in training.
+        wanted: logits ``[N, classes]`` of the network to match.
+        temperature: T.
+    """
+    ours, theirs = (logits.float() / temperature for logits in (answers, wanted))
+    divergence = functional.kl_div(ours.log_softmax(1), theirs.softmax(1), reduction="batchmean")
+    return temperature**2 * divergence
 
 
 class Accuracy(Sums):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.data.boxes import BoxSource
+from halpiee.data.data import Data
 from halpiee.data.source import Source
 from halpiee.data.sources import find
 from halpiee.errors import MissingError, UsageError
@@ -46,7 +47,7 @@ class Detection(Task):
         """Returns the number of classes with the background."""
         return {"num_classes": n_classes + 1}
 
-    def network(self, model: nn.Module, shape: Sequence[int]) -> nn.Module:
+    def network(self, model: nn.Module) -> nn.Module:
         """Returns backbone and head.
 
         Raises:
@@ -58,9 +59,12 @@ class Detection(Task):
                 f"--task detection was asked of {type(model).__name__}, which has no {lacking[0]}; give one of "
                 "torchvision's ssd300_vgg16, ssdlite320_mobilenet_v3_large, retinanet_resnet50_fpn or fcos_resnet50_fpn"
             )
-        detector = Detector(model)
-        self._shell = Shell(detector, shape)
-        return detector
+        return Detector(model)
+
+    def prepare(self, data: Data, network: nn.Module) -> None:
+        """Keeps the detector without its weights, for images of the data's size."""
+        assert isinstance(network, Detector)
+        self._shell = Shell(network, data.shape)
 
     def loss(self, answers: Any, targets: Any, *, smoothing: float = 0.0) -> Tensor:
         """Returns the sum of the detector's losses."""
@@ -75,7 +79,7 @@ class Detection(Task):
         return MeanPrecision(self)
 
     def _of_shell(self) -> Shell:
-        assert self._shell is not None, "network() comes first"
+        assert self._shell is not None, "prepare() comes first"
         return self._shell
 
 

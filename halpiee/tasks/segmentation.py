@@ -30,7 +30,7 @@ class Segmentation(Task):
         """Returns a folder of image and mask pairs, or a function's datasets."""
         return PairSource.of(data, size) or find(data, size)
 
-    def network(self, model: nn.Module, shape: Sequence[int]) -> nn.Module:
+    def network(self, model: nn.Module) -> nn.Module:
         """Returns a network that gives logits ``[B, classes, H, W]`` alone: torchvision's give a dictionary."""
         return Segmenter(model)
 

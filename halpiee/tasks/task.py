@@ -43,6 +43,9 @@ class Sums(Metric):
     def __init__(self, *shape: int) -> None:
         self.counts = torch.zeros(*shape, dtype=torch.float64)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "counts": self.counts.cpu()}
+
     def count(self, more: Tensor) -> None:
         """Adds counts."""
         if self.counts.device != more.device:
@@ -58,7 +61,7 @@ class Sums(Metric):
 class Task(ABC):
     """What a network learns.
 
-    An object serves one training: ``network`` is called before ``loss`` and may keep what the loss needs.
+    An object serves one training: ``prepare`` is called before ``loss``, and may keep what the loss needs.
 
     Attributes:
         kind: of the targets: ``class``, ``mask`` or ``boxes``.
@@ -82,19 +85,18 @@ class Task(ABC):
         """
         return find(data, size)
 
-    def prepare(self, data: Data) -> None:  # noqa: B027  (most tasks need no look)
-        """Takes a look at the data before the first loss."""
+    def prepare(self, data: Data, network: nn.Module) -> None:  # noqa: B027  (most tasks need no look)
+        """Takes a look at the data, and at a network of the kind that is trained, before the first loss."""
 
     def arguments(self, n_classes: int) -> dict[str, Any]:
         """Returns the arguments of the builder of the network."""
         return {"num_classes": n_classes}
 
-    def network(self, model: nn.Module, shape: Sequence[int]) -> nn.Module:
+    def network(self, model: nn.Module) -> nn.Module:
         """Returns the network that is trained, pruned, timed and exported: images to one tensor or a tuple of tensors.
 
         Args:
             model: as built.
-            shape: (channels, height, width) of the images.
 
         Raises:
             UsageError: the task does not know this kind of model.

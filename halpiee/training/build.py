@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from halpiee.data.tensors import TensorData
 from halpiee.errors import UsageError
 from halpiee.methods.method import Asked, Method
 from halpiee.methods.registry import METHODS
@@ -27,8 +26,10 @@ from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Weights
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import Structure
+from halpiee.tasks import named
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
+from halpiee.training.weights import fitted_to, read_weights
 from halpiee.zoo import build
 
 __all__ = [
@@ -37,7 +38,6 @@ __all__ = [
     "budget_of",
     "densities",
     "draw_again",
-    "few",
     "given_mask",
     "initial",
     "method_of",
@@ -59,7 +59,7 @@ class Material:
     """
 
     structure: Callable[[], Structure]
-    examples: Callable[[], list[tuple[Tensor, Tensor]]]
+    examples: Callable[[], Sequence[tuple[Any, Any]]]
     n_classes: int
     shape: Sequence[int] | None = None
 
@@ -205,12 +205,6 @@ def given_mask(path: str) -> Mask:
     return Mask(found)
 
 
-def few(data: TensorData, a_class: int) -> list[tuple[Tensor, Tensor]]:
-    """Returns one batch of the first training images of each class: what pruning at initialisation scores on."""
-    index = torch.cat([(data.train_y == c).nonzero().flatten()[:a_class] for c in range(data.n_classes)])
-    return [(data.normalised(data.train_x[index]), data.train_y[index])]
-
-
 def densities(method: Method) -> dict[str, float]:
     """Returns unit name → share that is active; what is left out is dense."""
     found = {n: k / math.prod(method.units.sizes[n]) for n, k in method.alive.counts.items()}
@@ -220,7 +214,7 @@ def densities(method: Method) -> dict[str, float]:
 def network(settings: Settings, n_classes: int) -> nn.Module:
     """Returns the network with random weights of the run's seed."""
     torch.manual_seed(settings.seed)
-    model = build(settings.model, **arguments(settings, n_classes))
+    model = named(settings.task).network(build(settings.model, **arguments(settings, n_classes)))
     if settings.masks.ablation == "normal":
         draw_normal(model, settings.seed)
     return model
@@ -229,23 +223,29 @@ def network(settings: Settings, n_classes: int) -> nn.Module:
 def arguments(settings: Settings, n_classes: int) -> dict[str, Any]:
     """Returns the arguments of the network's builder."""
     extra = {} if settings.width is None else {"width": settings.width}
-    return {"num_classes": n_classes, **extra}
+    return {**named(settings.task).arguments(n_classes), **extra}
 
 
-def initial(settings: Settings, n_classes: int) -> nn.Module:
+def initial(
+    settings: Settings, n_classes: int, *, say: Callable[[str], None] = lambda text: None
+) -> nn.Module:
     """Returns the network as training finds it: with the given weights, if there are any.
+
+    Args:
+        settings: of the run.
+        n_classes: of the data.
+        say: told what was done to make the weights fit.
 
     Raises:
         UsageError: weights of another network.
     """
     model = network(settings, n_classes)
     if settings.weights:
-        loaded = load_weights(Path(settings.weights))
-        try:
-            model.load_state_dict(loaded)
-        except RuntimeError as error:
-            raise UsageError(
-                f"--weights {settings.weights} does not fit {settings.model} ({' '.join(str(error).split())[:200]}); "
-                "give the weights of this very network, with its --width and classes"
-            ) from error
+        given = read_weights(settings.weights, settings.model)
+        found = fitted_to(
+            model, given, name=settings.weights, network=settings.model, reset_head=settings.reset_head
+        )
+        found.into(model)
+        for note in found.notes:
+            say(note)
     return model

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from halpiee import ranges
 from halpiee.asked import parse_budget
+from halpiee.data.options import Loading
 from halpiee.errors import UsageError
 from halpiee.methods.registry import METHODS, Entry
 from halpiee.options import fitted, option, options_of, parts_of, told
@@ -183,12 +184,29 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
     )
     data: str = field(
         metadata=told(
-            "Parquet folder, ImageFolder tree, cifar10, cifar100, digits, or package.module:function.", RUN
+            "Folder of Parquet files, tars or classes of images (a task says more), cifar10, cifar100, digits, "
+            "hf:NAME, or package.module:function.",
+            RUN,
         )
     )
-    weights: str | None = option(
-        None, "Safetensors file whose weights the training starts from.", RUN, unset="none"
+    task: str = option(
+        "classification",
+        "What is learnt: classification, segmentation, detection, or package.module:Task.",
+        RUN,
     )
+    weights: str | None = option(
+        None,
+        "Weights that the training starts from: a safetensors file, a state dict (.pth), or the name of weights of "
+        "torchvision or timm that a cache on this machine has.",
+        RUN,
+        unset="none",
+    )
+    reset_head: bool = option(
+        False,
+        "Draw the head anew where --weights have one of other classes; leave out what the network lacks.",
+        RUN,
+    )
+    loading: Loading = field(default_factory=Loading)
     baseline: bool = option(True, "Train a dense network beside.", RUN)
     device: str = option("auto", "Device of the training: auto, cpu, cuda or cuda:1.", RUN)
     size: ranges.Side | None = option(

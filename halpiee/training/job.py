@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import latency
-from halpiee.data.sources import load
-from halpiee.data.tensors import TensorData
+from halpiee.data.data import Data
+from halpiee.data.opening import open_data
 from halpiee.deploy.target import Target
 from halpiee.errors import ProfileError, WriteError
 from halpiee.methods.method import Method
@@ -26,6 +26,7 @@ from halpiee.sparsity.granularity import Channels
 from halpiee.structure.groups import Structure, macs
 from halpiee.structure.plan import Plan, Selection
 from halpiee.structure.trace import trace
+from halpiee.tasks import Task, named
 from halpiee.training.build import arguments, network
 from halpiee.training.checkpoint import fill, load_weights, save_json, save_weights
 from halpiee.training.config import Settings, parse_budget
@@ -145,14 +146,26 @@ class Run:
         return torch.device("cuda" if asked == "auto" else asked)
 
     @cached_property
-    def data(self) -> TensorData:
-        """The data, decoded once; the first rank comes first, as it may have to download them."""
+    def data(self) -> Data:
+        """The data, ready to be drawn from; the first rank comes first, as it may have to download them."""
         if not self.ranks.first:
             self.ranks.every(None)
-        found = load(self.settings.data, size=self.settings.size).to(self.device)
+        s = self.settings
+        source = self._task.source(s.data, s.size)
+        found = open_data(source, s.loading, kind=self._task.kind).to(self.device)
         if self.ranks.first:
             self.ranks.every(None)
         return found
+
+    @cached_property
+    def _task(self) -> Task:
+        return named(self.settings.task)
+
+    @cached_property
+    def task(self) -> Task:
+        """What is learnt, prepared for the data and for networks of this kind."""
+        self._task.prepare(self.data, self.build())
+        return self._task
 
     def build(self) -> nn.Module:
         """Returns the network with the run's initial weights."""

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -29,12 +28,14 @@ from halpiee.data.data import Data
 from halpiee.errors import PromiseError
 from halpiee.interrupts import ending_signals
 from halpiee.methods.sparse import Sparse
+from halpiee.tasks import Task
+from halpiee.tasks.classification import Classification
 from halpiee.training.checkpoint import save_state
 from halpiee.training.config import Settings
 from halpiee.training.ranks import ALONE, Ranks
 from halpiee.training.schedule import learning_rate
 
-__all__ = ["Objective", "Outlet", "Trainer", "evaluate", "laid_out", "matching", "pick_threads"]
+__all__ = ["Objective", "Outlet", "Trainer", "evaluate", "judged", "laid_out", "pick_threads"]
 
 LOOK = 50
 """Steps between two looks at what the device has counted."""
@@ -47,32 +48,35 @@ MOST_BAD = 5
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, data: Data, *, batch_size: int = 256, ranks: Ranks = ALONE
-) -> tuple[float, float | None]:
-    """Returns top-1 and, beyond five classes, top-5 accuracy on the test images, as shares of 1.
+def judged(
+    model: nn.Module, data: Data, task: Task, *, batch_size: int = 256, ranks: Ranks = ALONE
+) -> dict[str, float]:
+    """Returns the figures of a network on the test set.
 
     Args:
-        model: answers with logits ``[N, classes]``.
+        model: as the task has it.
         data: the part of this rank.
+        task: says what counts.
         batch_size: images at once.
         ranks: whose counts add up.
     """
     training = model.training
     model.eval()
-    counts: Tensor | None = None
+    metric = task.metric(data.n_classes)
     for x, y in data.test_batches(batch_size):
-        best = model(x).topk(min(5, data.n_classes), dim=1).indices
-        hits = best == y[:, None]
-        found = torch.stack(
-            [hits[:, 0].sum(), hits.any(1).sum(), torch.full_like(hits[0, 0], len(y), dtype=torch.int64)]
-        )
-        counts = found if counts is None else counts + found
+        metric.add(model(x), y)
     model.train(training)
-    first, fifth, total = ranks.total(
-        torch.zeros(3, dtype=torch.int64) if counts is None else counts.cpu()
-    ).tolist()
-    return first / total, fifth / total if data.n_classes > 5 else None
+    metric.merge([other for rank, other in enumerate(ranks.every(metric)) if rank != ranks.rank])
+    return metric.figures()
+
+
+def evaluate(
+    model: nn.Module, data: Data, task: Task | None = None, *, batch_size: int = 256, ranks: Ranks = ALONE
+) -> tuple[float, float | None]:
+    """Returns the figure of the task, and top-5 accuracy where it has one; see ``judged``. Without a task: top-1."""
+    task = task or Classification()
+    found = judged(model, data, task, batch_size=batch_size, ranks=ranks)
+    return found[task.figure], found.get("top5")
 
 
 def pick_threads(step: Callable[[], object], *, steps: int = 3) -> int:
@@ -125,19 +129,6 @@ def _interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def matching(answers: Tensor, wanted: Tensor, temperature: float = 2.0) -> Tensor:
-    """Returns ``T² · KL(softmax(wanted / T) ‖ softmax(answers / T))``, the mean over images (Hinton et al. 2015).
-
-    Args:
-        answers: logits ``[N, classes]`` of the network in training.
-        wanted: logits ``[N, classes]`` of the network to match.
-        temperature: T.
-    """
-    ours, theirs = (logits.float() / temperature for logits in (answers, wanted))
-    divergence = functional.kl_div(ours.log_softmax(1), theirs.softmax(1), reduction="batchmean")
-    return temperature**2 * divergence
-
-
 def laid_out(model: nn.Module, settings: Settings) -> nn.Module:
     """Returns the model with the memory layout that it trains in."""
     return model.to(memory_format=torch.channels_last) if settings.channels_last else model
@@ -149,26 +140,34 @@ class Objective(nn.Module):
     Args:
         network: in training.
         settings: of the run.
+        task: whose loss it is.
         teacher: whose answers are matched with the weight ``settings.distill``.
     """
 
-    def __init__(self, network: nn.Module, settings: Settings, teacher: nn.Module | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, settings: Settings, task: Task, teacher: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.network, self._settings = network, settings
+        self.network, self._settings, self._task = network, settings, task
         self._teachers = () if teacher is None else (teacher,)  # no submodule: DDP must not synchronise it
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Any) -> Tensor:
         """Returns the mean loss of a batch."""
         s = self._settings
         if s.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        answers = self.network(x)
-        loss = functional.cross_entropy(answers.float(), y, label_smoothing=s.label_smoothing)
+        answers = in_fp32(self.network(x))
+        loss = self._task.loss(answers, y, smoothing=s.label_smoothing)
         for teacher in self._teachers:
             with torch.no_grad():
-                wanted = teacher(x)
-            loss = (1 - s.distill) * loss + s.distill * matching(answers, wanted)
+                wanted = in_fp32(teacher(x))
+            loss = (1 - s.distill) * loss + s.distill * self._task.distance(answers, wanted)
         return loss
+
+
+def in_fp32(answers: Any) -> Any:
+    """Returns the answers of a network in fp32, a tensor or a tuple of them: losses are not summed in less."""
+    return answers.float() if isinstance(answers, Tensor) else tuple(answer.float() for answer in answers)
 
 
 def engine(settings: Settings, device: torch.device) -> Any:
@@ -210,6 +209,7 @@ class Trainer:
         data: on the same device; every rank trains on its part.
         settings: of the run; its batch size is that of all ranks and all parts of a step together.
         method: attached to the optimizer, or ``None`` for a dense training.
+        task: what is learnt, prepared; ``None``: single classes.
         ranks: the processes that train.
         outlet: where state and progress go.
 
@@ -231,9 +231,11 @@ class Trainer:
         settings: Settings,
         *,
         method: Sparse | None = None,
+        task: Task | None = None,
         ranks: Ranks = ALONE,
         outlet: Outlet | None = None,
     ) -> None:
+        self.task = task or Classification()
         self.settings, self.method, self.ranks, self.outlet = settings, method, ranks, outlet or Outlet()
         self.data = data if ranks.count == 1 else data.sharded(ranks.rank, ranks.count)
         self.device = next(model.parameters()).device
@@ -260,7 +262,9 @@ class Trainer:
     def _take(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Wraps the network and its optimizer anew."""
         self.model, self.optimizer = laid_out(model, self.settings), optimizer
-        self._objective = self._engine.prepare_model(Objective(self.model, self.settings, self._teacher))
+        self._objective = self._engine.prepare_model(
+            Objective(self.model, self.settings, self.task, self._teacher)
+        )
         self._stepper = self._engine.prepare_optimizer(optimizer)
         self.average = None
 
@@ -499,20 +503,21 @@ class Trainer:
         """Evaluates and appends to the history; evaluation time does not count as training."""
         self._settle()
         with self.method.evaluating() if self.method is not None else nullcontext():
-            accuracy, _ = evaluate(self.model, self.data, ranks=self.ranks)
+            figures = judged(self.model, self.data, self.task, ranks=self.ranks)
         total, number = self.ranks.total(self._losses.cpu().clone()).tolist()
         entry = {
             "epoch": self.step // self.per_epoch,
             "step": self.step,
             "loss": total / max(1.0, number),
-            "accuracy": accuracy,
+            **figures,
+            "accuracy": figures[self.task.figure],
             "seconds": self.seconds,
             "lr": self.optimizer.param_groups[0]["lr"],
             "bad_steps": self.bad,
             **self.outlet.facts(),
         }
         if self.average is not None:
-            entry["accuracy_ema"], _ = evaluate(self.average.module, self.data, ranks=self.ranks)
+            entry["accuracy_ema"], _ = evaluate(self.average.module, self.data, self.task, ranks=self.ranks)
         self._losses.zero_()
         self.history.append(entry)
         self.outlet.report(self.step, self.total_steps, entry)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.data.functions import FunctionSource
-from halpiee.data.sources import find
 from halpiee.methods.allocator import LatencyPool
 from halpiee.methods.channels import keep_first, small_dense, uniform_counts
 from halpiee.methods.dynamic import Static
@@ -35,12 +34,12 @@ from halpiee.structure.groups import macs
 from halpiee.structure.plan import Selection
 from halpiee.structure.shrink import shrink
 from halpiee.structure.verify import verify
+from halpiee.tasks import named as task_named
 from halpiee.training import record
 from halpiee.training.build import (
     budget_of,
     densities,
     draw_again,
-    few,
     initial,
     method_of,
     weights_of,
@@ -85,7 +84,9 @@ def execute(run: Run) -> dict[str, Any]:
             run.talk.note(f"{run.folder} is finished; showing its report")
             return finished
         s = run.settings
-        if isinstance(find(s.data, s.size), FunctionSource):  # of others the look at the files has told
+        if isinstance(
+            task_named(s.task).source(s.data, s.size), FunctionSource
+        ):  # of others the look at the files has told
             check_images(s, run.data.shape, run.data.n_classes)
         if s.method == "iee":
             s.cycle.steps(run.total_steps)
@@ -170,7 +171,7 @@ class Dense(Training):
 
     def start(self, run: Run) -> None:
         """Builds the network; goes on where it was saved."""
-        model = initial(run.settings, run.data.n_classes).to(run.device)
+        model = initial(run.settings, run.data.n_classes, say=run.talk.note).to(run.device)
         self.trainer = begun(run, model, make_optimizer(model, run.settings), self.name)
 
     def run(self, run: Run) -> None:
@@ -278,7 +279,7 @@ class Rewound(Masked):
         how = Pruning(
             budget=budget_of(s),
             criterion=named(m.criterion or "magnitude", s.seed),
-            batches=few(run.data, 10),
+            batches=run.data.few(10, seed=s.seed),
             rounds=m.rounds or 1,
             shuffle=m.ablation == "shuffle",
             units=units,
@@ -529,7 +530,7 @@ class Early(Training):
         if run.settings.masks.repair:
             compact.load_state_dict(cut.repaired(_telling(run, facts)).state_dict())
         trainer.replace(compact, slim)
-        top1, _ = evaluate(compact, run.data)
+        top1, _ = evaluate(compact, run.data, run.task)
         run.talk.note(f"cut to the budget at step {trainer.step}: top-1 {top1:.1%} before it trains on")
         trainer.extra = {"keep": dict(cut.keep), "accuracy_cut": top1, **facts}
         trainer.save()
@@ -606,11 +607,10 @@ def _images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
 
     Where there are no others, the same ones serve for both.
     """
-    x, n = run.data.train_x, run.settings.images
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(run.settings.seed)).to(x.device)
+    n = run.settings.images
+    order = torch.randperm(run.data.n_train, generator=torch.Generator().manual_seed(run.settings.seed))
     solved, scored = order[:n], order[n : 3 * n]
-    scored = scored if len(scored) else solved
-    return run.data.normalised(x[solved]), run.data.normalised(x[scored]), run.data.train_y[scored]
+    return (run.data.at(solved)[0], *run.data.at(scored if len(scored) else solved))
 
 
 def _values(layer: RepairedLayer) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import torch
 import latency
 from halpiee.advice import check_covers, command, held
 from halpiee.data.data import Summary
-from halpiee.data.sources import check
 from halpiee.deploy.target import Target
 from halpiee.errors import DataError, MissingError, OutputInUseError, ProfileError, UsageError
 from halpiee.methods.allocator import bind
@@ -22,13 +21,14 @@ from halpiee.methods.registry import METHODS
 from halpiee.saliency.registry import named
 from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
+from halpiee.tasks import named as task_named
 from halpiee.training.build import Material, budget_of, initial, method_of, network, units_of
-from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
 from halpiee.training.job import PROFILE, Run, Silent, Talk, holds_cells
 from halpiee.training.ranks import ALONE, Ranks, code
 from halpiee.training.schedule import make_optimizer
 from halpiee.training.stored import FILE, read_values, save_settings, settings_of
+from halpiee.training.weights import read_weights
 from halpiee.zoo import resolve
 from latency._files import FolderLock, contents, remove_leftovers
 
@@ -150,7 +150,8 @@ def check_settings(settings: Settings) -> None:
     """
     s = settings
     resolve(s.model)
-    summary = check(s.data, size=s.size)
+    task = task_named(s.task)
+    summary = task.source(s.data, s.size).check(bad=s.loading.bad_images)
     if summary.shape is not None and summary.n_classes is not None:
         check_images(s, summary.shape, summary.n_classes)
     if summary.n_train is not None and s.method == "iee":
@@ -174,7 +175,7 @@ def check_settings(settings: Settings) -> None:
             f"{summary.n_train}; give a smaller --batch-size"
         )
     if s.weights is not None:
-        load_weights(Path(s.weights))
+        read_weights(s.weights, s.model)
     if METHODS[s.method].kind == "cut":
         _check_repair(s, summary)
     if s.profile is not None:
@@ -204,11 +205,9 @@ def check_images(settings: Settings, shape: tuple[int, ...], classes: int) -> No
             f"--data {s.data} has {images}, which {s.model} does not take ({' '.join(str(error).split())[:200]}); give "
             "data of as many channels, another --size, or another MODEL"
         ) from error
-    if not isinstance(found, torch.Tensor) or found.shape != (2, classes):
-        said = f"{list(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+    if said := task_named(s.task).wrong(found, classes, shape):
         raise DataError(
-            f"--data {s.data} has {classes} classes, and {s.model} answers two images with {said} where [2, {classes}] "
-            "is wanted; give a classifier that takes num_classes"
+            f"--data {s.data} has {classes} classes, and {s.model} answers two images with {said}"
         )
 
 

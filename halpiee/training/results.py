@@ -113,6 +113,8 @@ def _asked(run: Run) -> dict[str, Any]:
     return {
         "model": s.model if s.width is None else f"{s.model} ×{s.width:g}",
         "data": s.data,
+        "task": s.task,
+        "figure": run.task.title,
         "method": s.method,
         "budget": s.goal,
         "backend": run.target.backend,

@@ -19,7 +19,7 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.structure.shrink import shrink
 from halpiee.structure.verify import verify
 from halpiee.training import record
-from halpiee.training.build import Material, few, network
+from halpiee.training.build import Material, network
 from halpiee.training.checkpoint import load_state, save_json
 from halpiee.training.job import Run
 from halpiee.training.loop import Outlet, Trainer, evaluate, pick_threads
@@ -120,7 +120,7 @@ def leave(
     facts: Mapping[str, Any],
 ) -> None:
     """Writes the weights of a trained network, then its results: their file says that the stage is done."""
-    top1, top5 = evaluate(model, run.data)
+    top1, top5 = evaluate(model, run.data, run.task)
     result = {
         "accuracy": top1,
         "top5": top5,
@@ -138,7 +138,7 @@ def material(run: Run) -> Material:
     """Returns what a method is built from beside the settings."""
     return Material(
         structure=lambda: run.structure,
-        examples=lambda: few(run.data, 10),
+        examples=lambda: run.data.few(10, seed=run.settings.seed),
         n_classes=run.data.n_classes,
         shape=run.data.shape,
     )
@@ -171,6 +171,7 @@ def begun(
         run.data,
         run.settings,
         method=method,
+        task=run.task,
         ranks=run.ranks,
         outlet=Outlet(
             checkpoint=run.folder / f"{label}.state",
@@ -220,7 +221,11 @@ def choose_threads(run: Run) -> None:
         return
     model = network(run.settings, run.data.n_classes).to(run.device)
     rehearsal = Trainer(
-        model, make_optimizer(model, run.settings), run.data, replace(run.settings, accumulate=1, ema=0.0)
+        model,
+        make_optimizer(model, run.settings),
+        run.data,
+        replace(run.settings, accumulate=1, ema=0.0),
+        task=run.task,
     )
     x, y = next(
         run.data.batches(0, run.settings.batch_size // run.settings.accumulate, seed=run.settings.seed)

@@ -22,7 +22,7 @@ from latency.outside import read_json
 __all__ = ["FILE", "check_names", "read_settings", "read_values", "save_settings", "settings_of"]
 
 FILE = "settings.json"
-NAMES = ("model", "data")
+NAMES = ("model", "data", "task")
 """Settings that may name code."""
 
 
@@ -98,4 +98,7 @@ def check_names(
 
 
 def _facts(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {"purpose": "run", **{key: values.get(key) for key in NAMES}}
+    named = {key: values.get(key) for key in NAMES}
+    if not names_code(str(named["task"])):
+        named.pop("task")  # runs that are older than tasks stay sealed
+    return {"purpose": "run", **named}

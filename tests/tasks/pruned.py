@@ -32,7 +32,7 @@ def pruned_and_exported(
     task: Task, net: nn.Module, data: Data, path: Path, *, steps: int = 30, lr: float = 0.02
 ) -> Found:
     """Trains some steps, prunes to 60 % of the latency on an imagined device, and exports."""
-    task.prepare(data)
+    task.prepare(data, net)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
     losses: list[float] = []
     net.train()

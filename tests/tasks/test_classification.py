@@ -41,7 +41,7 @@ def test_one_look_at_the_data_tells_several_classes_from_shares() -> None:
     x = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
     y = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     task, one = Classification(), y[2:]
-    task.prepare(TensorData("several", x, y, x, y, ("a", "b")))
+    task.prepare(TensorData("several", x, y, x, y, ("a", "b")), torch.nn.Identity())
     expected = functional.binary_cross_entropy_with_logits(LOGITS[:, :2], one)
     torch.testing.assert_close(task.loss(LOGITS[:, :2], one), expected)
     metric = task.metric(2)
@@ -74,5 +74,5 @@ def test_f1_is_that_of_all_labels() -> None:
 def test_the_distance_to_a_teacher_is_zero_at_the_teacher_and_the_divergence_elsewhere() -> None:
     task = Classification()
     assert float(task.distance(LOGITS, LOGITS)) == pytest.approx(0, abs=1e-7)
-    p, q = LOGITS.softmax(1), LOGITS.flip(1).softmax(1)
-    torch.testing.assert_close(task.distance(LOGITS, LOGITS.flip(1)), (q * (q / p).log()).sum(1).mean())
+    p, q = (LOGITS / 2).softmax(1), (LOGITS / 2).flip(1).softmax(1)
+    torch.testing.assert_close(task.distance(LOGITS, LOGITS.flip(1)), 4 * (q * (q / p).log()).sum(1).mean())

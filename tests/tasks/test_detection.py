@@ -13,6 +13,7 @@ import torch
 from halpiee.data.loaded import LoadedData
 from halpiee.data.opening import open_data
 from halpiee.data.options import Loading
+from halpiee.data.tensors import TensorData
 from halpiee.errors import DataError, UsageError
 from halpiee.tasks import named
 from halpiee.tasks.detection import Detection
@@ -122,7 +123,7 @@ def test_a_folder_of_neither_layout_says_what_is_read(tmp_path: Path) -> None:
 
 def test_a_classifier_is_no_detector() -> None:
     with pytest.raises(UsageError, match="--task detection was asked of ResNet, which has no backbone"):
-        named("detection").network(build("resnet20"), (3, 64, 64))
+        named("detection").network(build("resnet20"))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,9 @@ def test_losses_and_boxes_are_those_of_torchvisions_detector(model: str) -> None
     arguments = {} if side >= 300 else {"min_size": side, "max_size": side}
     whole: Any = build(model, **task.arguments(2), **arguments)
     whole.transform.image_mean, whole.transform.image_std = [0.0] * 3, [1.0] * 3
-    net = task.network(whole, (3, side, side))
+    net = task.network(whole)
+    x, y = torch.zeros(2, 3, side, side, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    task.prepare(TensorData("sizes", x, y, x, y, ("a",)), net)
     x = torch.rand(2, 3, side, side)
     targets = [
         {"boxes": torch.tensor([[5.0, 5, 80, 90], [30, 20, 110, 70]]), "labels": torch.tensor([1, 2])},
@@ -188,7 +191,7 @@ def test_ssdlite_is_trained_pruned_to_60_percent_and_exported_with_equal_boxes(t
     data = opened(voc(tmp_path / "voc", train=160, test=40, side=96), size=96, augment="flip")
     task = Detection()
     torch.manual_seed(0)
-    net = task.network(build(SSDLITE, **task.arguments(data.n_classes)), data.shape)
+    net = task.network(build(SSDLITE, **task.arguments(data.n_classes)))
     found = pruned_and_exported(task, net, data, tmp_path / "net.onnx", steps=40)
     assert sum(found.losses[-5:]) < 0.6 * sum(found.losses[:5])
     assert found.share <= 0.6

@@ -111,7 +111,7 @@ def test_lraspp_is_trained_pruned_to_60_percent_and_exported_with_equal_answers(
     data = opened(pairs(tmp_path / "data", train=16, side=64), size=64, augment="flip")
     task = named(TASK)
     torch.manual_seed(0)
-    net = task.network(build("lraspp_mobilenet_v3_large", **task.arguments(data.n_classes)), data.shape)
+    net = task.network(build("lraspp_mobilenet_v3_large", **task.arguments(data.n_classes)))
     found = pruned_and_exported(task, net, data, tmp_path / "net.onnx")
     assert found.losses[-1] < 0.7 * found.losses[0]
     assert found.share <= 0.6

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from halpiee.data.tensors import TensorData
 from halpiee.errors import PromiseError, UsageError
+from halpiee.tasks.classification import matching
 from halpiee.training.checkpoint import load_state
 from halpiee.training.config import Settings
-from halpiee.training.loop import Outlet, Trainer, evaluate, matching
+from halpiee.training.loop import Outlet, Trainer, evaluate
 from halpiee.training.schedule import learning_rate, make_optimizer
 
 SETTINGS = Settings(model="m", data="d", budget="0.5", epochs=3, batch_size=4, lr=0.1, warmup=0.25)
