@@ -12,6 +12,7 @@ EXTRAS = {
     "report": ("matplotlib", "jinja2"),
     "cpsat": ("ortools",),
     "tensorrt": ("tensorrt",),
+    "rtx": ("tensorrt_rtx",),
     "pycuda": ("pycuda",),
     "cuda": ("cuda",),
 }

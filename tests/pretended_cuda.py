@@ -1,8 +1,8 @@
 """A CUDA device that is none, to test what runs on a GPU without one.
 
-``PretendedCuda()`` is a context manager. Inside, ``device="cuda"`` gives tensors of the CPU that carry a mark, and every
-call of torch is checked as CUDA would check it: tensors of two devices in one call, an index or a generator of the wrong
-side, ``.numpy()`` of a marked tensor. What waits for the device is counted, with the line of the project that waits.
+``PretendedCuda()`` is a context manager. Inside, ``device="cuda"`` gives tensors of the CPU that carry a mark, and each
+call of torch is checked as CUDA would check it: tensors of two devices in one call, an index or a generator of the
+wrong side, ``.numpy()`` of a marked tensor. What waits for the device is counted, with the line of the project.
 
 ``PretendedCuda(modelled=True)`` gives tensors without numbers instead (of torch's ``meta`` device), and a clock: every
 call takes what a model of an H200 says. Then graphs, events and streams work, and memory is counted.
@@ -27,17 +27,61 @@ CUDA = torch.device("cuda:0")
 MARK = "_pretended_cuda"
 
 WAITS = frozenset(
-    "item __bool__ __float__ __int__ __index__ tolist nonzero masked_select unique equal is_nonzero argwhere bincount "
-    "repeat_interleave".split()
+    [
+        "item",
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+        "tolist",
+        "nonzero",
+        "masked_select",
+        "unique",
+        "equal",
+        "is_nonzero",
+        "argwhere",
+        "bincount",
+        "repeat_interleave",
+    ]
 )
 """Calls that wait for the device where they are given one of its tensors."""
 
 EITHER_SIDE = frozenset(
-    "copy_ __set__ to cpu cuda type_as __getitem__ __setitem__ index index_put_ _foreach_copy_ __deepcopy__ __get__ set_ "
-    "__reduce_ex__ result_type can_cast is_same_size size dim numel stride is_floating_point is_complex backward "
-    "_has_compatible_shallow_copy_type data_ptr untyped_storage".split()
+    [
+        "copy_",
+        "__set__",
+        "to",
+        "cpu",
+        "cuda",
+        "type_as",
+        "__getitem__",
+        "__setitem__",
+        "index",
+        "index_put_",
+        "_foreach_copy_",
+        "__deepcopy__",
+        "__get__",
+        "set_",
+        "__reduce_ex__",
+        "result_type",
+        "can_cast",
+        "is_same_size",
+        "size",
+        "dim",
+        "numel",
+        "stride",
+        "is_floating_point",
+        "is_complex",
+        "backward",
+        "_has_compatible_shallow_copy_type",
+        "data_ptr",
+        "untyped_storage",
+    ]
 )
 """Calls that take tensors of both sides."""
+
+FREE = frozenset(["__get__", "detach", "view", "reshape", "expand", "randn", "zeros", "empty", "contiguous"])
+"""Views and allocations, which take no modelled time."""
 
 LAUNCH_US = 2.0
 """From one kernel of a graph to the next, modelled."""
@@ -47,12 +91,22 @@ FLOPS, BYTES_PER_US, MULTIPROCESSORS, L2_BYTES = 800e6, 4.0e6, 132, 50 << 20
 
 
 def modelled_us(name: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> float:
-    """Returns what a kernel takes on the modelled device: arithmetic in whole waves of tiles, or memory; and its launch.
+    """Returns what a kernel takes on the modelled device: arithmetic in whole waves of tiles, or memory.
 
     Views and allocations take nothing.
     """
     out = outputs[0] if outputs else None
-    if out is None or name in ("__get__", "detach", "view", "reshape", "expand", "randn", "zeros", "empty", "contiguous"):
+    if out is None or name in (
+        "__get__",
+        "detach",
+        "view",
+        "reshape",
+        "expand",
+        "randn",
+        "zeros",
+        "empty",
+        "contiguous",
+    ):
         return 0.0
     moved = sum(t.numel() * t.element_size() for t in (*inputs, *outputs))
     flops = 0.0
@@ -128,6 +182,8 @@ class PretendedCuda(TorchFunctionMode):
         yield cuda, "synchronize", lambda device=None: self._wait("synchronize")
         yield cuda, "manual_seed", lambda seed: None
         yield cuda, "manual_seed_all", lambda seed: None
+        yield cuda, "get_rng_state", lambda device=0: torch.zeros(1, dtype=torch.uint8)
+        yield cuda, "set_rng_state", lambda state, device=0: None
         yield cuda, "get_rng_state_all", lambda: []
         yield cuda, "set_rng_state_all", lambda states: None
         yield cuda, "device", lambda device: contextlib.nullcontext()

@@ -27,6 +27,7 @@ from halpiee.cli import (
     profile,
     report,
     train,
+    verify,
 )
 from halpiee.cli.output import Interrupted, say
 from halpiee.errors import HalpieeError, HoldoutWarning, ScoreWarning
@@ -44,7 +45,7 @@ def program() -> None:
     """Make a neural network meet a latency on a device, and keep as much accuracy as that latency allows."""
 
 
-for verb in (demo, train, methods, profile, plan, explain, export, bench, report, inspect, doctor):
+for verb in (demo, train, methods, profile, plan, explain, export, verify, bench, report, inspect, doctor):
     program.add_command(verb.command)
 for command in (train.prune, inspect.pack, inspect.merge):
     program.add_command(command)

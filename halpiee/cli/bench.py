@@ -474,7 +474,7 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
     what, how = _split(text)
     path = Path(what)
     if (end := ending(path)) is not None:
-        backend, way = _way(text, end, how)
+        backend, way = _way(text, end, how, path)
         if end != ".onnx" and not path.is_file():
             raise UsageError(f"{what} was asked for, and there is no such file; check the path")
         if end != ".onnx":
@@ -503,15 +503,15 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
     return Contestant(name, backend, way, network=network)
 
 
-def _way(text: str, reads: str, how: str | None) -> tuple[str, Way]:
+def _way(text: str, reads: str, how: str | None, path: Path | None = None) -> tuple[str, Way]:
     """Returns the backend and the way that ``@how`` means for a module or a kind of file."""
     from latency.backends.base import way_of, ways_of
 
-    found = way_of(reads, how)
+    found = way_of(reads, how, path if reads != ".onnx" else None)
     if found is not None:
         return found
     known = ways_of(reads)
-    if len(known) == 1:
+    if set(known) == {"engine"}:
         raise UsageError(f"{text} was asked; an engine runs one way only, leave @{how} out")
     what = (
         "a run or a model" if reads == "module" else "an ONNX file" if reads == ".onnx" else f"a {reads} file"

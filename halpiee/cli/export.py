@@ -36,7 +36,7 @@ class Export(Built, Seeded, Answered):
     source: str | None = option(
         None, "Folder of a run or a MODEL; for an engine also an ONNX file.", argument=True
     )
-    format: Literal["onnx", "tensorrt"] = option("onnx", "What is written.")
+    format: Literal["onnx", "tensorrt", "tensorrt-rtx"] = option("onnx", "What is written.")
     out: Path = field(metadata=told("File to write; never overwritten."))
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = option(
         "fp32", "Precision; tf32 and bf16: engines only."
@@ -59,6 +59,9 @@ class Export(Built, Seeded, Answered):
     builder_level: ranges.Level | None = option(
         None, "Optimisation level of the builder.", ENGINE, unset=f"{LEVEL}"
     )
+    compute_capability: str | None = option(
+        None, "GPUs that a tensorrt-rtx engine is for, such as 86,89; none needs to be here.", ENGINE
+    )
     sparse: bool = option(False, "Allow 2:4 sparse kernels where weights have the pattern.", ENGINE)
     dry_run: bool = option(False, "Say the trtexec line that builds the same engine; write nothing.", ENGINE)
 
@@ -73,6 +76,7 @@ class Export(Built, Seeded, Answered):
         "halpiee export torchvision/resnet18 --precision fp16 --out resnet18.onnx",
         "halpiee export runs/demo --format tensorrt --precision fp16 --batch 1:8:32 --out small.engine",
         "halpiee export small.onnx --format tensorrt --out small.engine --dry-run",
+        "halpiee export small.onnx --format tensorrt-rtx --compute-capability 86,89 --out small.engine",
     ),
 )
 def command(asked: Export) -> None:
@@ -81,7 +85,7 @@ def command(asked: Export) -> None:
     SOURCE is the folder of a run or a MODEL, for an engine also an ONNX file; with --plan it may be left out.
     """
     _check(asked)
-    if asked.format == "tensorrt":
+    if asked.format != "onnx":
         _export_engine(asked)
         return
     check_place(asked.out)
@@ -106,7 +110,19 @@ def command(asked: Export) -> None:
 
 def _check(asked: Export) -> None:
     """Refuses options of the other kind of file."""
-    if asked.format == "tensorrt":
+    portable = asked.format == "tensorrt-rtx"
+    if portable and asked.compute_capability is None:
+        raise UsageError(
+            "--format tensorrt-rtx was asked without GPUs to build for; add --compute-capability, such as 86,89"
+        )
+    if not portable and asked.compute_capability is not None:
+        raise UsageError(
+            f"--compute-capability was asked of --format {asked.format}; add --format tensorrt-rtx, or leave it out: "
+            "TensorRT builds for the GPU that is there"
+        )
+    if portable and asked.dry_run:
+        raise UsageError("--dry-run says a trtexec line, which is TensorRT's; leave it out")
+    if asked.format != "onnx":
         if asked.half_io or asked.measure:
             raise UsageError(
                 "--half-io and --measure are for ONNX files; leave them out; tools/bench_engine.py times engines"
@@ -201,8 +217,8 @@ def _network(asked: Export) -> Network:
 
 def _export_engine(asked: Export) -> None:
     """Writes the engine of an ONNX file, or of a network whose ONNX file is written beside it."""
-    from halpiee.deploy.tensorrt import Batches, build_engine, trtexec_line
-    from latency.backends.tensorrt.builder import Settings
+    from halpiee.deploy.tensorrt import Batches, build_engine, build_portable, trtexec_line
+    from latency.backends.tensorrt.builder import Settings, capabilities_of, import_rtx
 
     source, out = asked.source, asked.out
     batches = Batches.of(asked.batch or BATCH)
@@ -222,14 +238,24 @@ def _export_engine(asked: Export) -> None:
     check_place(out, overwrite=True)
     if given is None and onnx.exists():
         raise OutputInUseError(
-            f"{onnx}, which would go beside {out}, exists; take it (`halpiee export {onnx} --format tensorrt "
+            f"{onnx}, which would go beside {out}, exists; take it (`halpiee export {onnx} --format {asked.format} "
             f"--out {out}`), or choose another --out"
         )
-    _look_for_a_gpu()
+    portable = asked.format == "tensorrt-rtx"
+    capabilities = capabilities_of(asked.compute_capability or "") if portable else ()
+    if portable:
+        import_rtx()
+    else:
+        _look_for_a_gpu()
     network = None if given else _network(asked)
     notes = [] if network is None else [*network.notes]
     reference = None if network is None else _write_onnx(network, onnx, asked.precision, asked.seed, notes)
-    done = build_engine(onnx, out, batches=batches, settings=settings, reference=reference, seed=asked.seed)
+    if portable:
+        done = build_portable(onnx, out, capabilities, batches=batches, settings=settings)
+    else:
+        done = build_engine(
+            onnx, out, batches=batches, settings=settings, reference=reference, seed=asked.seed
+        )
     result = {**asdict(done), "onnx": str(onnx), "notes": notes}
     answer(result, asked.as_json, lambda: _show_engine(out, onnx, done, notes))
 
@@ -237,6 +263,12 @@ def _export_engine(asked: Export) -> None:
 def _show_engine(out: Path, onnx: Path, done: EngineReport, notes: list[str]) -> None:
     for note in notes:
         say(note)
+    if done.rel_l2 is None:
+        say(
+            f"{out}: built for {done.device}, {done.size_bytes / 1e6:.1f} MB, TensorRT for RTX {done.tensorrt}; its "
+            f"outputs are unproved until `halpiee verify {out} --trust-engine` has run on such a GPU, beside {onnx}"
+        )
+        return
     how = f"built ({done.why})" if done.built else "there already, and fits"
     say(
         f"{out}: {how}, {done.size_bytes / 1e6:.1f} MB, TensorRT {done.tensorrt} on {done.device}; relative L2 to "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,25 @@ from halpiee.deploy.verify import relative_l2
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 from latency.backends.cuda import Cuda, open_cuda
 from latency.backends.onnxruntime.network import check_file, weight_precision
-from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
+from latency.backends.tensorrt.builder import (
+    Builder,
+    Settings,
+    TimingCache,
+    import_rtx,
+    import_tensorrt,
+)
 from latency.backends.tensorrt.files import facts_of, read_engine, write_engine
-from latency.backends.tensorrt.network import EngineRunner, load_engine
+from latency.backends.tensorrt.network import EngineRunner, check_library, load_engine
 
-__all__ = ["TOLERANCE", "Batches", "EngineReport", "build_engine", "trtexec_line"]
+__all__ = [
+    "TOLERANCE",
+    "Batches",
+    "EngineReport",
+    "build_engine",
+    "build_portable",
+    "prove_engine",
+    "trtexec_line",
+]
 
 TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
 """Largest relative L2 error against ONNX Runtime. From the precisions' own rounding; not tried on a GPU yet."""
@@ -76,9 +90,9 @@ class EngineReport:
         size_bytes: its size.
         built: whether it was built now; False where the one that was there fits.
         why: why it was built: ``new``, or what did not fit.
-        rel_l2: ‖a − b‖₂ / ‖b‖₂ against ONNX Runtime, the worst batch.
+        rel_l2: ‖a − b‖₂ / ‖b‖₂ against ONNX Runtime, the worst batch; None: it has not run yet.
         tensorrt: version it belongs to.
-        device: GPU it belongs to.
+        device: GPU, or compute capabilities, that it belongs to.
         batches: batch sizes that were compared.
         facts: all that stands beside it.
     """
@@ -87,7 +101,7 @@ class EngineReport:
     size_bytes: int
     built: bool
     why: str
-    rel_l2: float
+    rel_l2: float | None
     tensorrt: str
     device: str
     batches: tuple[int, ...]
@@ -128,22 +142,11 @@ def build_engine(
     batches, settings = batches or Batches(), settings or Settings()
     precision = _precision(onnx, settings)
     trt = import_tensorrt()
-    if path.exists() and facts_of(path) is None:
-        raise OutputInUseError(
-            f"{path} exists and is no engine of halpiee's; choose another name, nothing is overwritten"
-        )
+    _refuse_foreign(path)
     cuda = open_cuda(library)
     device = cuda.facts()
-    facts: dict[str, Any] = {
-        "halpiee_version": __version__,
-        "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest(),
-        "tensorrt": str(trt.__version__),
-        "device": device["device"],
-        "capability": device["capability"],
-        "precision": precision,
-        "batches": asdict(batches),
-        "settings": asdict(settings),
-    }
+    facts = _facts("tensorrt", trt, onnx, precision, batches, settings)
+    facts |= {"device": device["device"], "capability": device["capability"]}
     shapes = _shapes(onnx, batches)
     why = _misfit(path, facts)
     plan = None
@@ -160,12 +163,7 @@ def build_engine(
     sizes = tuple(sorted({batches.low, batches.usual, batches.high}))
     error = _error(trt, plan, cuda, onnx, sizes, reference, seed)
     allowed = TOLERANCE[precision] if tolerance is None else tolerance
-    if not error <= allowed:
-        raise MismatchError(
-            f"{path} was not written: the engine differs from {onnx} in ONNX Runtime by a relative L2 error of "
-            f"{error:.2g}, {allowed:.2g} is allowed in {precision}; try fp32, or another builder level",
-            error,
-        )
+    _refuse_beyond(error, allowed, f"{path} was not written: the engine", onnx, precision)
     if why is not None:
         write_engine(path, plan, facts)
     return EngineReport(
@@ -179,6 +177,123 @@ def build_engine(
         sizes,
         facts,
     )
+
+
+def build_portable(
+    onnx: Path, path: Path, capabilities: Sequence[int], *, batches: Batches, settings: Settings
+) -> EngineReport:
+    """Builds an engine with TensorRT for RTX, for GPUs that need not be here; ``prove_engine`` runs it there.
+
+    Args:
+        onnx: the file; its weights' precision is the engine's.
+        path: the engine; what it belongs to is written to ``path`` + ``.json``, ``proved: null`` included.
+        capabilities: compute capabilities of the GPUs, such as 86.
+        batches: that it takes, where the file leaves the first dimension open.
+        settings: of the build.
+
+    Raises:
+        MissingError: the library is not there.
+        OutputInUseError: ``path`` holds something that halpiee did not write.
+        UsageError: the library cannot read the file.
+        UnsupportedOpError: it cannot build the network for these GPUs.
+    """
+    trt, precision = import_rtx(), _precision(onnx, settings)
+    _refuse_foreign(path)
+    settings = replace(settings, capabilities=tuple(capabilities))
+    builder = Builder(settings, trt=trt)
+    plan = builder.build(builder.parsed(onnx), shapes=_shapes(onnx, batches), what=f"the engine of {onnx}")
+    facts = _facts("tensorrt-rtx", trt, onnx, precision, batches, settings)
+    facts |= {"capabilities": list(capabilities), "onnx": onnx.name, "proved": None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_engine(path, plan, facts)
+    device = f"compute capability {', '.join(map(str, capabilities))}"
+    sizes = tuple(sorted({batches.low, batches.usual, batches.high}))
+    return EngineReport(path, len(plan), True, "new", None, facts["tensorrt"], device, sizes, facts)
+
+
+def prove_engine(
+    path: Path,
+    onnx: Path | None = None,
+    *,
+    trust: bool = False,
+    tolerance: float | None = None,
+    library: str = "auto",
+    seed: int = 0,
+) -> EngineReport:
+    """Runs an engine on this GPU beside its ONNX file, and writes down that it computes the same.
+
+    Args:
+        path: the engine, with the file beside it that says what it belongs to.
+        onnx: the file that it was built from; by default the one of that name beside it.
+        trust: whether an engine is loaded that was built on another machine: engines are executable.
+        tolerance: largest relative L2 error; by default by the precision.
+        library: ``cuda-python``, ``pycuda`` or ``auto``.
+        seed: of the random inputs.
+
+    Raises:
+        UsageError: no such files, an ONNX file that it was not built from, or an engine for other GPUs.
+        MissingError: the library, a CUDA library or a GPU is not there.
+        MismatchError: the outputs differ by more than the tolerance.
+    """
+    facts = facts_of(path)
+    if facts is None:
+        raise UsageError(
+            f"{path} was to be verified, and no {path.name}.json beside it says what it is; copy it from where the "
+            "engine was built"
+        )
+    onnx = onnx or path.with_name(str(facts.get("onnx") or path.with_suffix(".onnx").name))
+    if not onnx.is_file() or hashlib.sha256(onnx.read_bytes()).hexdigest() != facts.get("onnx_sha256"):
+        raise UsageError(
+            f"{path} was to be verified against {onnx}, which is not the file that it was built from; name that one "
+            "with --onnx"
+        )
+    plan, kind = read_engine(path, trust=trust), str(facts.get("library", "tensorrt"))
+    trt = import_rtx() if kind == "tensorrt-rtx" else import_tensorrt()
+    cuda = open_cuda(library)
+    device = cuda.facts()
+    check_library(path, trt, device)
+    sizes = tuple(sorted({int(size) for size in facts["batches"].values()}))
+    precision = str(facts["precision"])
+    error = _error(trt, plan, cuda, onnx, sizes, None, seed)
+    allowed = TOLERANCE[precision] if tolerance is None else tolerance
+    _refuse_beyond(error, allowed, f"{path}", onnx, precision)
+    stated = {key: value for key, value in facts.items() if key not in ("seal", "engine_sha256")}
+    stated["proved"] = {**device, "rel_l2": error, "tensorrt": str(trt.__version__)}
+    write_engine(path, plan, stated)
+    return EngineReport(
+        path, len(plan), False, "verified", error, str(trt.__version__), device["device"], sizes, stated
+    )
+
+
+def _facts(
+    library: str, trt: Any, onnx: Path, precision: str, batches: Batches, settings: Settings
+) -> dict[str, Any]:
+    """Returns what an engine belongs to, whatever it was built for."""
+    return {
+        "library": library,
+        "halpiee_version": __version__,
+        "onnx_sha256": hashlib.sha256(onnx.read_bytes()).hexdigest(),
+        "tensorrt": str(trt.__version__),
+        "precision": precision,
+        "batches": asdict(batches),
+        "settings": {**asdict(settings), "capabilities": list(settings.capabilities)},
+    }
+
+
+def _refuse_foreign(path: Path) -> None:
+    if path.exists() and facts_of(path) is None:
+        raise OutputInUseError(
+            f"{path} exists and is no engine of halpiee's; choose another name, nothing is overwritten"
+        )
+
+
+def _refuse_beyond(error: float, allowed: float, what: str, onnx: Path, precision: str) -> None:
+    if not error <= allowed:
+        raise MismatchError(
+            f"{what} differs from {onnx} in ONNX Runtime by a relative L2 error of "
+            f"{error:.2g}, {allowed:.2g} is allowed in {precision}; try fp32, or another builder level",
+            error,
+        )
 
 
 def trtexec_line(

@@ -43,7 +43,7 @@ class Tally:
             return
         for name, score in scores.items():
             held = self.total.get(name)
-            self.total[name] = score.clone() if held is None else held + score
+            self.total[name] = score.clone() if held is None else held.to(score.device) + score
         self.steps += 1
 
     def mean(self) -> dict[str, Tensor]:

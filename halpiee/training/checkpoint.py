@@ -45,14 +45,16 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     write(path, content.getvalue(), overwrite=True)
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Loads what ``save_state`` wrote; nothing in the file is executed.
+def load_state(path: Path) -> dict[str, Any]:
+    """Loads what ``save_state`` wrote, onto the CPU; nothing in the file is executed.
+
+    Models and optimizers move what they load to their own device. Masks and scores stay: selection is the CPU's work.
 
     Raises:
         UsageError: the file is not such a state.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); delete it to start this stage again"

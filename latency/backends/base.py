@@ -287,6 +287,12 @@ class Backend(ABC):
         return nullcontext()
 
     @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Returns whether a file with an ending that it reads is its own; several runtimes may share an ending."""
+        del path
+        return True
+
+    @classmethod
     def found(cls) -> list[tuple[str, Found]]:
         """Returns what of it is installed and usable here, each with its name, for ``halpiee doctor``."""
         return []
@@ -388,14 +394,17 @@ def rotating(op: Op, network: Sequence[Op], cache_bytes: int) -> int:
     return max(1, min(ROTATED, -(-distance // max(1, weight_bytes(op)))))
 
 
-def way_of(reads: str, name: str | None) -> tuple[str, Way] | None:
+def way_of(reads: str, name: str | None, path: Path | None = None) -> tuple[str, Way] | None:
     """Returns the backend and the way that run a kind of network.
 
     Args:
         reads: ``module`` or the ending of a file.
         name: what stands behind the ``@``; None: the usual way.
+        path: of the file, where several runtimes read such files.
     """
     for known in BACKENDS.names():
+        if path is not None and not BACKENDS[known].claims(path):
+            continue
         for way in BACKENDS[known].ways:
             if reads in way.reads and (way.name == name or (name is None and way.usual)):
                 return known, way

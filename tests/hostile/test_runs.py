@@ -184,7 +184,7 @@ def test_a_checkpoint_of_something_else_is_refused(state: dict[str, Any], tmp_pa
     with pytest.raises(
         UsageError, match=r"is no checkpoint of a run: it .*; delete it to start this stage again"
     ):
-        load_state(tmp_path / "x.state", torch.device("cpu"))
+        load_state(tmp_path / "x.state")
 
 
 def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
@@ -194,5 +194,5 @@ def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"stage": Code()}, tmp_path / "x.state")
     with pytest.raises(UsageError, match="cannot be read as a checkpoint"):
-        load_state(tmp_path / "x.state", torch.device("cpu"))
+        load_state(tmp_path / "x.state")
     assert not (tmp_path / "owned").exists()

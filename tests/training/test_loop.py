@@ -66,7 +66,7 @@ def test_an_interrupted_training_ends_bit_equal(tmp_path: Path, at: int) -> None
     assert first.step == at
     second = trainer(path)
     torch.manual_seed(99)
-    second.load(load_state(path, torch.device("cpu")))
+    second.load(load_state(path))
     second.run()
     assert second.step == whole.step == 9
     for name, value in whole.model.state_dict().items():

@@ -15,19 +15,21 @@ import atexit
 import importlib.util
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from latency.backends.base import Backend, Built, Found, Runner, Way, backend, rotating
 from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, number_of, open_cuda
 from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
+from latency.backends.tensorrt.files import facts_of
 from latency.backends.tensorrt.network import (
     ENGINE_FILES,
     EngineNetwork,
     EngineRunner,
     in_turns,
     load_engine,
+    plain_context,
     typed_onnx,
 )
 from latency.backends.tensorrt.ops import OpNetwork
@@ -83,12 +85,12 @@ class TensorRT(Backend):
         if branches < 1:
             raise UsageError(f"{branches} branches were asked for; ask for 1 or more")
         self.threads, self.precision, self.branches = threads, precision, branches
-        import_tensorrt()
+        trt = self.library()
         self._opened = (library, number_of(device))
         self.cuda: Cuda = open_cuda(*self._opened)  # before the builder, which builds for the current GPU
         self._facts = self.cuda.facts()
         cache = TimingCache(None if timing_cache is None else Path(timing_cache))
-        self.builder = self._builder = Builder(Settings(level=level, tf32=precision == "tf32"), cache)
+        self.builder = self._builder = Builder(Settings(level=level, tf32=precision == "tf32"), cache, trt)
         self._network: list[Op] = []
         self._built: list[EngineRunner] = []
         self._together: dict[Op, _Branch] = {}
@@ -120,11 +122,26 @@ class TensorRT(Backend):
             **({"level": int(level[1])} if level else {}),
         }
 
+    @classmethod
+    def library(cls) -> Any:
+        """Returns the library's module."""
+        return import_tensorrt()
+
+    @classmethod
+    def context(cls, trt: Any, engine: Any, path: Path | None) -> tuple[Any, Callable[[], None]]:
+        """Returns the context of an engine, and what to do once it has run."""
+        return plain_context(trt, engine, path)
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Returns whether an engine file is this library's, as far as the file beside it tells."""
+        return bool((facts_of(path) or {}).get("library", "tensorrt") == cls.name)
+
     def environment(self) -> dict[str, Any]:
         """Returns the circumstances of everything this backend measures."""
         version = str(self._builder.trt.__version__)
         return environment(
-            "tensorrt",
+            self.name,
             self.threads,
             PRECISIONS[self.precision],
             **self._facts,
@@ -215,6 +232,7 @@ class TensorRT(Backend):
             forwards=forwards,
             trust=trust,
             name=name,
+            context=self.context,
         )
 
     @classmethod

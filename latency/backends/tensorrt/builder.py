@@ -17,7 +17,21 @@ from latency._files import write
 from latency.backends.cuda import OutOfMemoryError
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 
-__all__ = ["Builder", "Settings", "TimingCache", "import_tensorrt", "new_logger", "typed_flags"]
+__all__ = [
+    "CAPABILITIES",
+    "Builder",
+    "Settings",
+    "TimingCache",
+    "capabilities_of",
+    "import_rtx",
+    "import_tensorrt",
+    "new_logger",
+    "typed_flags",
+]
+
+
+CAPABILITIES = (75, 80, 86, 89, 120, 121)
+"""What TensorRT for RTX builds for; 90 and 100 are datacenter GPUs, which TensorRT serves."""
 
 
 def import_tensorrt() -> Any:
@@ -34,6 +48,43 @@ def import_tensorrt() -> Any:
             "machine with an NVIDIA GPU, or use ONNX Runtime"
         ) from error
     return tensorrt
+
+
+def import_rtx() -> Any:
+    """Returns the ``tensorrt_rtx`` module; building with it needs no GPU and no driver.
+
+    Raises:
+        MissingError: it is not installed, or its libraries cannot be loaded.
+    """
+    try:
+        import tensorrt_rtx
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingError(
+            f"TensorRT for RTX was asked for, and it cannot be imported ({error}); install it with "
+            "`pip install 'halpiee[rtx]'`"
+        ) from error
+    return tensorrt_rtx
+
+
+def capabilities_of(text: str) -> tuple[int, ...]:
+    """Returns the compute capabilities of ``86,89``.
+
+    Raises:
+        UsageError: none, or one that TensorRT for RTX does not build for.
+    """
+    found = [part.strip().replace(".", "") for part in text.split(",")]
+    for part in found:
+        if not part.isdecimal() or int(part) not in CAPABILITIES:
+            hint = (
+                " (H100 and other datacenter GPUs: build with --format tensorrt there)"
+                if part in ("90", "100")
+                else ""
+            )
+            raise UsageError(
+                f"--compute-capability {text} was asked, and TensorRT for RTX builds for "
+                f"{', '.join(map(str, CAPABILITIES))}, not for {part or 'nothing'}{hint}; name some of these"
+            )
+    return tuple(sorted({int(part) for part in found}))
 
 
 def new_logger(trt: Any) -> tuple[Any, list[str]]:
@@ -64,6 +115,7 @@ class Settings:
         sparse: whether 2:4 sparse kernels may be used, where weights have that pattern.
         timing_iterations: timings of each tactic that are averaged; TensorRT's own 1 picks by noise.
         workspace_bytes: scratch memory; None: all there is.
+        capabilities: of the GPUs it is built for, such as 86; empty: the GPU that is there.
     """
 
     level: int = 3
@@ -71,6 +123,7 @@ class Settings:
     sparse: bool = False
     timing_iterations: int = 8
     workspace_bytes: int | None = None
+    capabilities: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 5:
@@ -120,10 +173,16 @@ class Builder:
     Args:
         settings: of every build.
         cache: what is known of kernels' times.
+        trt: the library's module; by default TensorRT's.
     """
 
-    def __init__(self, settings: Settings | None = None, cache: TimingCache | None = None) -> None:
-        self.trt = import_tensorrt()
+    def __init__(
+        self, settings: Settings | None = None, cache: TimingCache | None = None, trt: Any = None
+    ) -> None:
+        self.trt = import_tensorrt() if trt is None else trt
+        self._times_tactics = not hasattr(
+            self.trt, "IRuntimeCache"
+        )  # TensorRT for RTX has kernels made at run time
         self.settings = settings or Settings()
         self.cache = cache or TimingCache(None)
         self.logger, self.said = new_logger(self.trt)
@@ -175,10 +234,11 @@ class Builder:
                 profile.set_shape(name, tuple(low), tuple(usual), tuple(high))
             config.add_optimization_profile(profile)
         del self.said[:]
-        self.cache.give(config)
+        if self._times_tactics:
+            self.cache.give(config)
         plan = self._builder.build_serialized_network(network, config)
         if plan is None:
-            why = next((line for line in self.said if line), "no reason given")
+            why = _cause(self.said)
             if any("memory" in line.lower() for line in self.said):
                 raise OutOfMemoryError(
                     f"{what} was to be built, and the GPU has no memory for it (TensorRT says: {why}); use a smaller "
@@ -188,7 +248,8 @@ class Builder:
                 f"{what} was to be built, and TensorRT {trt.__version__} could not: {why}; leave it out, or try "
                 "another precision"
             )
-        self.cache.take(config)
+        if self._times_tactics:
+            self.cache.take(config)
         return bytes(plan)
 
     def _config(self) -> Any:
@@ -204,6 +265,10 @@ class Builder:
         config.builder_optimization_level = settings.level
         config.avg_timing_iterations = settings.timing_iterations
         config.max_aux_streams = 0  # branches one after another, so that the sum of layers is the time of all
+        if settings.capabilities:
+            config.num_compute_capabilities = len(settings.capabilities)
+            for i, capability in enumerate(settings.capabilities):
+                config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), i)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         return config
 
@@ -212,3 +277,20 @@ def typed_flags(trt: Any) -> int:
     """Returns the flags of a strongly typed network: a bit that moved in 11, and that a later major may drop."""
     flags = trt.NetworkDefinitionCreationFlag
     return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+
+
+NOISE = (
+    "scopedcudastream",
+    "cudaerror",
+    "cuda initialization",
+    "cuda error 35",
+    "unable to determine gpu memory",
+)
+"""What the library logs, in lower case, on every build without a driver; the cause of a failure comes after it."""
+
+
+def _cause(said: Sequence[str]) -> str:
+    """Returns the first line that a library logged that is not of a driver that is not there."""
+    lines = [line for line in said if line]
+    telling = [line for line in lines if not any(word in line.lower() for word in NOISE)]
+    return (telling or lines or ["no reason given"])[0]

@@ -19,19 +19,22 @@ import numpy as np
 from latency.backends.base import Runner, is_module
 from latency.backends.cuda import Cuda, OutOfMemoryError
 from latency.backends.tensorrt.builder import Builder, new_logger
-from latency.backends.tensorrt.files import read_engine
+from latency.backends.tensorrt.files import facts_of, read_engine
 from latency.errors import UsageError
 
 __all__ = [
     "DTYPES",
     "ENGINE_FILES",
+    "Context",
     "Engine",
     "EngineNetwork",
     "EngineRunner",
+    "check_library",
     "from_float",
     "in_turns",
     "load_engine",
     "open_engine",
+    "plain_context",
     "random_numbers",
     "to_float",
     "typed_onnx",
@@ -124,6 +127,7 @@ class EngineRunner:
         cuda: where it runs.
         shapes: of inputs with open dimensions.
         shared: another runner of the same plan, whose memory is used as well.
+        context: of the engine; by default a plain one.
 
     Raises:
         UsageError: an input whose open dimensions nobody gave, or a shape that the engine does not take.
@@ -138,9 +142,10 @@ class EngineRunner:
         *,
         shapes: Mapping[str, Sequence[int]] | None = None,
         shared: EngineRunner | None = None,
+        context: Any = None,
     ) -> None:
         self.trt, self.loaded, self.engine, self.cuda = trt, engine, engine.handle, cuda
-        context = self.engine.create_execution_context()
+        context = self.engine.create_execution_context() if context is None else context
         if context is None:
             raise OutOfMemoryError(
                 "an engine was to be run, and TensorRT could not make a context for it, for which it takes memory; use "
@@ -303,10 +308,26 @@ def _times(shape: Sequence[int]) -> str:
     return "×".join("?" if d == -1 else str(d) for d in shape) or "one number"
 
 
+Context = Callable[[Any, Any, Path | None], tuple[Any, Callable[[], None]]]
+"""Of the library's module, an engine and its file: makes its context, and what to do once it has run."""
+
+
+def plain_context(trt: Any, engine: Any, path: Path | None) -> tuple[Any, Callable[[], None]]:
+    """Returns a context as TensorRT makes it; there is nothing to do once it has run."""
+    del trt, path
+    return engine.create_execution_context(), lambda: None
+
+
 def open_engine(
-    path: Path, trt: Any, cuda: Cuda, *, batch: int | None = None, trust: bool = False
+    path: Path,
+    trt: Any,
+    cuda: Cuda,
+    *,
+    batch: int | None = None,
+    trust: bool = False,
+    context: Context = plain_context,
 ) -> EngineRunner:
-    """Returns an engine with random inputs, ready to run.
+    """Returns an engine with random inputs, ready to run; it has run once.
 
     Args:
         path: an engine that halpiee built here, or any with ``trust``: engines are executable.
@@ -314,11 +335,14 @@ def open_engine(
         cuda: where its memory comes from.
         batch: of inputs whose first dimension is open; by default 1.
         trust: whether an engine of unknown origin is loaded.
+        context: makes the context.
 
     Raises:
-        UsageError: an engine of another version or GPU, of unknown origin, or that does not take the batch.
+        UsageError: an engine of another library, version or GPU, of unknown origin, or that does not take the batch.
     """
-    engine = load_engine(trt, read_engine(path, trust=trust))
+    plan = read_engine(path, trust=trust)
+    check_library(path, trt, cuda.facts())
+    engine = load_engine(trt, plan)
     if engine is None:
         raise UsageError(
             f"{path} was to be loaded, and TensorRT {trt.__version__} refuses it: it belongs to another version or "
@@ -331,9 +355,36 @@ def open_engine(
             shape = tuple(int(d) for d in engine.handle.get_tensor_shape(name))
             first = batch if batch is not None else (shape[0] if shape[0] != -1 else 1)
             shapes[name] = (first, *shape[1:])
-    runner = EngineRunner(trt, engine, cuda, shapes=shapes)
+    made, keep = context(trt, engine.handle, path)
+    runner = EngineRunner(trt, engine, cuda, shapes=shapes, context=made)
     runner.fill()
+    runner.enqueue()  # the first inference allocates, and kernels may be made
+    cuda.synchronize()
+    keep()
     return runner
+
+
+def check_library(path: Path, trt: Any, device: Mapping[str, Any]) -> None:
+    """Refuses an engine that the file beside it says is of another library or for other GPUs.
+
+    Raises:
+        UsageError: it is.
+    """
+    facts = facts_of(path) or {}
+    own = "tensorrt-rtx" if hasattr(trt, "IRuntimeCache") else "tensorrt"
+    if facts.get("library", own) != own:
+        names = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
+        raise UsageError(
+            f"{path} is an engine of {names.get(facts['library'], facts['library'])}, and {names[own]} was to load it; "
+            f"name the backend {facts['library']}, or export the ONNX file again with --format {own}"
+        )
+    listed = facts.get("capabilities") or []
+    here = str(device.get("capability", "")).replace(".", "")
+    if listed and here not in map(str, listed):
+        raise UsageError(
+            f"{path} was built for compute capabilities {', '.join(map(str, listed))}, and {device['device']} has "
+            f"{here}; export it again with --compute-capability {here}"
+        )
 
 
 class EngineNetwork(Runner):
@@ -349,6 +400,7 @@ class EngineNetwork(Runner):
         forwards: inferences in one run.
         trust: whether an engine of unknown origin is loaded.
         name: in messages.
+        context: makes contexts.
     """
 
     runtime, precision, device = "tensorrt", "as built", "cuda"
@@ -365,7 +417,9 @@ class EngineNetwork(Runner):
         forwards: int,
         trust: bool,
         name: str | None,
+        context: Context = plain_context,
     ) -> None:
+        self._context = context
         self._builder, self._model, self._examples = builder, model, example_inputs
         self._open, self._dtype, self._sizes = cuda, dtype, sizes
         self._forwards, self._trust, self._name = forwards, trust, name
@@ -383,7 +437,14 @@ class EngineNetwork(Runner):
         self._cuda = self._open()
         trt, path = self._builder.trt, self._model
         if isinstance(path, str | Path) and Path(path).suffix in ENGINE_FILES:
-            self._engine = open_engine(Path(path), trt, self._cuda, batch=self._sizes[0], trust=self._trust)
+            self._engine = open_engine(
+                Path(path),
+                trt,
+                self._cuda,
+                batch=self._sizes[0],
+                trust=self._trust,
+                context=self._context,
+            )
         else:
             if self._plan is None:
                 self._plan = self._built()
@@ -392,7 +453,8 @@ class EngineNetwork(Runner):
                 raise UsageError(
                     "an engine that was just built cannot be loaded; check that TensorRT is of one version"
                 )
-            self._engine = EngineRunner(trt, engine, self._cuda)
+            made, _ = self._context(trt, engine.handle, None)
+            self._engine = EngineRunner(trt, engine, self._cuda, context=made)
             self._engine.fill()
         runner = self._engine
         runner.enqueue()  # the first inference allocates, which a capture cannot
@@ -426,6 +488,7 @@ class EngineNetwork(Runner):
             forwards=self._forwards,
             trust=self._trust,
             name=self._name,
+            context=self._context,
         )
         other._plan = self._plan
         return other

@@ -1,0 +1,134 @@
+"""Training on a GPU that is none: every method runs there, stops, and goes on; and waits for the device are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import latency
+from halpiee.deploy.calibrate import Round
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.options import fixed_sides
+from halpiee.training import stage
+from halpiee.training.checkpoint import load_weights, save_weights
+from halpiee.training.config import Masks, Settings
+from halpiee.training.pipeline import pruning_of
+from halpiee.training.preflight import open_run
+from tests.latency.fakes import FakeBackend, staircase
+from tests.pretended_cuda import PretendedCuda
+
+from .talk import Quiet, one_thread, trained
+from .test_masking import settings
+from .toy import net
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "pick_threads", one_thread)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+VARIANTS: dict[str, Callable[[], Settings]] = {
+    **{
+        name: lambda name=name: settings(name)  # type: ignore[misc]
+        for name in (
+            "rigl",
+            "set",
+            "snfs",
+            "gmp",
+            "granet",
+            "iee",
+            "static",
+            "snip",
+            "synflow",
+            "grasp",
+            "magnitude",
+        )
+    },
+    "random": lambda: settings("random"),
+    "rigl-itop": lambda: settings("rigl-itop"),
+    "set-itop": lambda: settings("set-itop"),
+    "rigl 2:4": lambda: settings("rigl", sparsity=None, distribution="nm"),
+    "filter": lambda: settings("filter"),
+    "iee filters": lambda: settings("iee", units="filters"),
+}
+
+
+def ended(given: Settings, folder: Path, at: int | None = None, *, budget: bool = False) -> PretendedCuda:
+    """Trains on the pretended device, stopped at a step where one is named; returns the device."""
+    label = None if at is None else ("pruned", at)
+    with PretendedCuda() as gpu:
+        run = open_run(replace(given, device="cuda"), folder, Quiet(label), resume=folder.exists())
+        if budget:
+            ops = [timed.op for timed in run.structure.ops]
+            profile = latency.sweep(ops, backend=FakeBackend(staircase(2)), fixed=fixed_sides(run.structure))
+            stage.do(pruning_of(run, LatencyCost(run.structure, profile)), run)
+        else:
+            trained(run)
+    return gpu
+
+
+def same(whole: Path, parts: Path) -> None:
+    expected, found = (load_weights(folder / "pruned.safetensors") for folder in (whole, parts))
+    assert expected.keys() == found.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.slow  # trains a small network three times
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_training_on_a_gpu_stopped_twice_ends_as_the_one_that_was_not(variant: str, tmp_path: Path) -> None:
+    given = VARIANTS[variant]()
+    ended(given, tmp_path / "whole")
+    for at in (7, 23):  # of 40 steps; masks still change after the first
+        with pytest.raises(KeyboardInterrupt):
+            ended(given, tmp_path / "parts", at)
+    ended(given, tmp_path / "parts")
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow  # trains a small network three times
+@pytest.mark.parametrize("method", ["iee", "halp", "small-dense"])
+def test_a_training_to_a_latency_on_a_gpu_goes_on_where_it_was_stopped(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def met(model: Any, cost: LatencyCost, *more: Any, budget_us: float, **how: Any) -> Any:
+        return cost, [Round(1, budget_us, budget_us, 0.0, budget_us, 1.0)]
+
+    monkeypatch.setattr(stage, "close_loop", met)
+    save_weights(tmp_path / "dense.safetensors", net(6).state_dict())  # HALP prunes what was trained
+    weights = str(tmp_path / "dense.safetensors") if method == "halp" else None
+    given = replace(settings("rigl"), method=method, budget="0.6", masks=Masks(), weights=weights)
+    ended(given, tmp_path / "whole", budget=True)
+    for at in (7, 23):
+        with pytest.raises(KeyboardInterrupt):
+            ended(given, tmp_path / "parts", at, budget=True)
+    ended(given, tmp_path / "parts", budget=True)
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_double_raises_where_cuda_would_and_counts_what_waits() -> None:
+    with PretendedCuda() as gpu:
+        there, here = torch.ones(3, device="cuda"), torch.ones(3)
+        assert there.device == torch.device("cuda:0")
+        assert (there * 2).device.type == "cuda"
+        for mixed in (
+            lambda: there + here,
+            lambda: here[there > 0],
+            lambda: torch.randn(3, device="cuda", generator=torch.Generator()),
+        ):
+            with pytest.raises(RuntimeError, match=r"same device|device type"):
+                mixed()
+        with pytest.raises(TypeError, match=r"Use Tensor\.cpu"):
+            there.numpy()
+        assert not gpu.waits
+        assert float(there.sum()) == 3.0
+        assert (there.cpu() + here).tolist() == [2.0] * 3
+        here.to("cuda")
+    assert gpu.waits == {"__float__": 1, "download": 1, "upload": 1}
+    assert torch.ones(1).numpy() == 1.0
