@@ -208,7 +208,7 @@ def _saved(run: Run, label: str) -> dict[str, Any] | None:
     saved = run.folder / f"{label}.state"
     if not saved.is_file():
         return None
-    return load_state(saved, run.device if run.ranks.count == 1 else torch.device("cpu"))
+    return load_state(saved)
 
 
 def choose_threads(run: Run) -> None:
