@@ -4,59 +4,66 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from halpiee.errors import UsageError
 from halpiee.training.checkpoint import load_weights
+from halpiee.training.config import Cycle, Masks, Settings
+from halpiee.training.preflight import check_ranks
+from halpiee.training.ranks import ALONE, Ranks
 
 from .test_run import write_profile
 
 HERE = Path(__file__).parent
 
+
 # One thread, measurements by formula: what is left are the masks, the weights and the files.
 START = f"""
-import sys, os, signal
+import json, os, signal, sys
+from pathlib import Path
 sys.path[:0] = [{str(HERE)!r}]
 import torch
 torch.set_num_threads(1)
-from latency.timing.benchmark import Comparison
 from latency.predict import Calibration
-from halpiee.deploy import target
 from halpiee.deploy.calibrate import Round
 from halpiee.training import price, stage
+from halpiee.training.config import Settings
+from halpiee.training.ranks import joined
 stage.pick_threads = lambda step: 1
 price.calibrate = lambda *_, **__: Calibration()
 stage.close_loop = lambda model, cost, example, candidate, *, budget_us, **_: (
     cost, [Round(1, cost.total_us(candidate.counts), budget_us, 0.9 * budget_us, 1.02 * budget_us, 1.0)]
 )
 """
-TRAIN = START + "from halpiee.cli import main\nmain(sys.argv[1:])\n"
+
+COMMAND = START + "from halpiee.cli import main\nmain(sys.argv[1:])\n"
+"""The command line, on a toy."""
+
+SEVERAL = (
+    START
+    + """
+from halpiee.training.job import Silent
+from halpiee.training.pipeline import execute
+from halpiee.training.preflight import open_run
+ranks = joined("cpu")
+for values, folder in json.loads(sys.argv[1]):
+    execute(open_run(Settings.from_dict(values), Path(folder), Silent(), ranks=ranks))
+ranks.leave()
+"""
+)
+"""Several runs, one after the other."""
 
 
-@pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        return write_profile(tmp_path_factory.mktemp("profile") / "profile.jsonl", "toy:plain")
-
-
-@dataclass
-class Ended:
-    """What the processes of a training came to."""
-
-    codes: list[int]
-    said: list[str]
-
-
-def begin(arguments: Sequence[str], ranks: int, program: str = TRAIN) -> list[subprocess.Popen[str]]:
+def begin(program: str, *arguments: str, ranks: int = 2) -> list[subprocess.Popen[str]]:
     """Starts the processes as torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -70,9 +77,10 @@ def begin(arguments: Sequence[str], ranks: int, program: str = TRAIN) -> list[su
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
     return [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", program, *arguments],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -82,53 +90,138 @@ def begin(arguments: Sequence[str], ranks: int, program: str = TRAIN) -> list[su
     ]
 
 
-def end(processes: Sequence[subprocess.Popen[str]]) -> Ended:
-    said = [process.communicate(timeout=500)[1] for process in processes]
-    return Ended([process.returncode for process in processes], said)
+def end(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Returns exit code and stderr of every process."""
+    said = [process.communicate(timeout=900)[1] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 
-def train(*arguments: str, ranks: int) -> Ended:
-    return end(begin(arguments, ranks))
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        return write_profile(tmp_path_factory.mktemp("profile") / "profile.jsonl", "toy:plain")
 
 
-def options(profile: Path, out: Path, **more: Any) -> list[str]:
-    given = {"data": "toy:data", "epochs": 2, "batch-size": 12, "out": out, "cycles": 2, "seed": 3, **more}
-    if "sparsity" not in given:
-        given = {"budget": 0.5, "profile": profile, **given}
-    return ["train", "toy:plain", "--no-baseline", *(f"--{key}={value}" for key, value in given.items())]
+def given(**more: Any) -> Settings:
+    values: dict[str, Any] = {
+        "model": "toy:plain",
+        "data": "toy:data",
+        "epochs": 2,
+        "batch_size": 12,
+        "seed": 3,
+    }
+    return Settings(**{**values, "baseline": False, "cycle": Cycle(cycles=2), "rounds": 3, **more})
 
 
-def result(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "pruned.json").read_text())
-    return found
+CASES = ("iee", "rigl", "granet", "filter")
 
 
-CASES: dict[str, dict[str, Any]] = {
-    "iee": {},
-    "rigl": {"method": "rigl", "sparsity": 0.5, "interval": 3},
-    "granet": {"method": "granet", "sparsity": 0.6, "interval": 3},
-    "filter": {"method": "filter", "sparsity": 0.5, "criterion": "taylor", "rounds": 2},
-}
+def settings(name: str, profile: Path) -> Settings:
+    """Returns the settings of a case: IEE on channels, two masks of weights, one of filters."""
+    if name == "iee":
+        return given(budget="0.5", profile=str(profile))
+    if name == "filter":
+        return given(method="filter", masks=Masks(sparsity=0.5, criterion="taylor", rounds=2))
+    return given(method=name, masks=Masks(sparsity=0.6, interval=3))
+
+
+@pytest.fixture(scope="module")
+def both(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Number of processes → the folder of what they trained, one run for each case."""
+    places = {ranks: tmp_path_factory.mktemp(f"of{ranks}") for ranks in (1, 2)}
+    for ranks, place in places.items():
+        runs = [[settings(name, profile).as_dict(), str(place / name)] for name in CASES]
+        for code, said in end(begin(SEVERAL, json.dumps(runs), ranks=ranks)):
+            assert code == 0, said
+    return places
 
 
 @pytest.mark.slow  # three processes that each load torch
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_two_ranks_choose_what_one_process_with_their_batches_together_chooses(
-    name: str, profile: Path, tmp_path: Path
+    name: str, both: dict[int, Path]
 ) -> None:
-    for ranks in (1, 2):
-        ended = train(*options(profile, tmp_path / str(ranks), **CASES[name]), ranks=ranks)
-        assert set(ended.codes) <= {0, 4}, ended.said  # 4: the clock of a toy keeps no promise
-    one, two = (result(tmp_path / str(ranks)) for ranks in (1, 2))
+    one, two = (json.loads((both[ranks] / name / "pruned.json").read_text()) for ranks in (1, 2))
     assert [e["event"] for e in two["events"]] == [e["event"] for e in one["events"]]
     assert len(one["events"]) > 2
     for first, second in zip(one["events"], two["events"], strict=True):
         assert (first["step"], first["counts"]) == (second["step"], second["counts"])
         assert second["iou"] == pytest.approx(first["iou"])
-    alone, both = (load_weights(tmp_path / str(ranks) / "pruned.safetensors") for ranks in (1, 2))
+    alone, shared = (load_weights(both[ranks] / name / "pruned.safetensors") for ranks in (1, 2))
     for key, value in alone.items():
-        torch.testing.assert_close(both[key], value, rtol=1e-4, atol=1e-5)
-        assert torch.equal(both[key] == 0, value == 0), key
+        torch.testing.assert_close(shared[key], value, rtol=1e-4, atol=1e-5)
+        assert torch.equal(shared[key] == 0, value == 0), key
     for mine, theirs in zip(one["history"], two["history"], strict=True):
         assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-4)
         assert theirs["accuracy"] == mine["accuracy"]
+
+
+KILLED = (
+    START
+    + """
+from halpiee.cli import main
+from halpiee.training.loop import Trainer
+one = Trainer._one
+def until(self, parts):
+    if self.step == 13 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    one(self, parts)
+Trainer._one = until
+main(sys.argv[1:])
+"""
+)
+
+
+def typed(profile: Path, out: Path, *more: str) -> list[str]:
+    names = {"data": "toy:data", "epochs": 2, "batch-size": 12, "cycles": 2, "seed": 3, "budget": 0.5}
+    rest = (f"--{name}={value}" for name, value in {**names, "profile": profile}.items())
+    return ["train", "toy:plain", "--no-baseline", *rest, f"--out={out}", *more]
+
+
+@pytest.mark.slow  # five processes that each load torch
+def test_a_rank_that_dies_ends_the_others_in_a_sentence_and_one_process_goes_on(
+    profile: Path, tmp_path: Path, both: dict[int, Path]
+) -> None:
+    out = tmp_path / "run"
+    (first, said), (second, _) = end(begin(KILLED, *typed(profile, out)))
+    assert second == -signal.SIGKILL
+    assert first == 3
+    assert "halpiee: rank 0 of 2 ends: another rank of this training is gone" in said
+    assert "--resume goes on from the last checkpoint" in said
+    assert "Traceback" not in said
+    assert torch.load(out / "pruned.state", weights_only=True)["step"] == 10
+    ((code, said),) = end(begin(COMMAND, "train", "--resume", f"--out={out}", ranks=1))
+    assert code in (0, 4), said  # 4: a toy on a busy machine keeps no promise
+    assert "pruned was saved by 2 processes and goes on with 1" in said
+    whole, resumed = (json.loads((f / "pruned.json").read_text()) for f in (both[2] / "iee", out))
+    assert resumed["counts"] == whole["counts"]
+    alone, shared = (load_weights(f / "pruned.safetensors") for f in (both[2] / "iee", out))
+    for key, value in alone.items():
+        torch.testing.assert_close(shared[key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow  # two processes that each load torch
+def test_ranks_of_other_settings_end_before_training_and_leave_no_folder(
+    profile: Path, tmp_path: Path
+) -> None:
+    other = COMMAND.replace(
+        "main(sys.argv[1:])", "main([*sys.argv[1:], f\"--lr=0.{1 + int(os.environ['RANK'])}\"])"
+    )
+    for code, said in end(begin(other, *typed(profile, tmp_path / "run"))):
+        assert code == 2
+        assert "rank 1 of 2 trains with other settings than rank 0; start every process with the same" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_does_not_divide_among_ranks_is_refused_with_one_that_does() -> None:
+    with pytest.raises(
+        UsageError, match=r"--batch-size 12 was asked of 5 processes and 2 parts .* such as 20"
+    ):
+        check_ranks(given(budget="0.5", accumulate=2), Ranks(0, 5))
+
+
+def test_what_only_the_first_rank_may_do_is_done_by_one_process_at_once() -> None:
+    assert ALONE.once(lambda: 3) == 3
+    assert ALONE.every("a") == ["a"]
+    assert ALONE.first
