@@ -89,7 +89,7 @@ class ScreenTalk:
         self.console = screen(stderr=True)
         self._bar: Any = None
         self._task: Any = None
-        self._label = ""
+        self._label = self._training = self._result = ""
         self._said = 0.0
 
     def stage(self, text: str) -> None:
@@ -108,17 +108,20 @@ class ScreenTalk:
         """Moves the sweep's bar."""
         self._move("measuring cells", done, total)
 
-    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None:
-        """Moves the training's bar; says an epoch's result where there is no bar."""
-        extra = ""
+    def training(
+        self, label: str, step: int, total: int, entry: dict[str, Any] | None, pace: str = ""
+    ) -> None:
+        """Moves the training's bar, which says how fast it goes; says an epoch's result where there is no bar."""
+        if label != self._training:
+            self._training, self._result = label, ""
         if entry is not None:
-            us = entry.get("latency_us")
-            extra = f"loss {entry['loss']:.3f}  top-1 {entry['accuracy']:.1%}" + (
+            us, spent = entry.get("latency_us"), entry.get("train_flops")
+            self._result = f"loss {entry['loss']:.3f}  top-1 {entry['accuracy']:.1%}" + (
                 f"  {us:.0f} µs" if us else ""
             )
-            spent = entry.get("train_flops")
             if spent is not None:
-                extra += f"  FLOPs {spent['paper']:.2f} of dense (strictly {spent['strict']:.2f})"
+                self._result += f"  FLOPs {spent['paper']:.2f} of dense (strictly {spent['strict']:.2f})"
+        extra = "  ".join(part for part in (self._result, pace) if part)
         self._move(f"training {label}", step, total, extra)
 
     def _move(self, label: str, done: int, total: int, extra: str = "") -> None:

@@ -208,6 +208,11 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
     )
     loading: Loading = field(default_factory=Loading)
     baseline: bool = option(True, "Train a dense network beside.", RUN)
+    track: Literal["auto", "none", "tensorboard", "wandb", "mlflow"] = option(
+        "auto",
+        "Tracker of the figures of every epoch, beside metrics.jsonl; auto: TensorBoard where installed.",
+        RUN,
+    )
     device: str = option("auto", "Device of the training: auto, cpu, cuda or cuda:1.", RUN)
     size: ranges.Side | None = option(
         None, "Pixels of a side to bring the images to.", NETWORK, unset="as they are"

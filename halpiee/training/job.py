@@ -30,6 +30,7 @@ from halpiee.tasks import Task, named
 from halpiee.training.build import arguments, network
 from halpiee.training.checkpoint import fill, load_weights, save_json, save_weights
 from halpiee.training.config import Settings, parse_budget
+from halpiee.training.metrics import Metrics
 from halpiee.training.ranks import ALONE, Ranks
 from halpiee.training.record import effective_macs
 from latency._files import FolderLock, contents
@@ -56,8 +57,8 @@ class Talk(Protocol):
     def note(self, text: str) -> None:
         """A fact worth a line."""
 
-    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None:
-        """Training has moved on; ``entry`` is a new history entry."""
+    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None, pace: str) -> None:
+        """Training has moved on; ``entry`` is a new history entry, ``pace`` how fast it goes and why."""
 
     def sweeping(self, done: int, total: int) -> None:
         """The sweep has measured ``done`` of ``total`` cells."""
@@ -72,7 +73,7 @@ class Silent:
     def note(self, text: str) -> None:
         """Says nothing."""
 
-    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None:
+    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None, pace: str) -> None:
         """Says nothing."""
 
     def sweeping(self, done: int, total: int) -> None:
@@ -189,6 +190,11 @@ class Run:
         if s.profile is not None:
             return Target.of_profile(latency.Profile.load(Path(s.profile)))
         return Target(s.backend, threads=s.threads).where_it_trains(s.device)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Where the figures of every epoch go."""
+        return Metrics(self.folder, self.settings.track)
 
     @property
     def total_steps(self) -> int:

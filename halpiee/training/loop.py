@@ -43,6 +43,9 @@ LOOK = 50
 ASK = 10
 """Steps between two questions whether a rank was interrupted, where asking would hold up the device."""
 
+PACE = 2.0
+"""Seconds between two looks at how fast it goes."""
+
 MOST_BAD = 5
 """Steps in a row whose loss is not finite that end a training."""
 
@@ -251,6 +254,7 @@ class Trainer:
         self.seconds = self.waited = 0.0
         self._begun = time.perf_counter()
         self.bad = 0
+        self._pace, self._last = "", (0, 0.0, 0.0)
         self._row = torch.zeros((), dtype=torch.int64, device=self.device)
         self._bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self._losses = torch.zeros(
@@ -323,6 +327,7 @@ class Trainer:
         self.history = list(state["history"])
         self.extra = dict(state["extra"])
         self.bad = state.get("bad", 0)
+        self._last = (self.step, self.seconds, self.waited)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.method is not None and self.stage == "compact":
@@ -482,6 +487,7 @@ class Trainer:
         now = time.perf_counter()
         self.seconds += now - self._begun
         self._begun = now
+        self._measure_pace()
         self.outlet.report(self.step, self.total_steps, None)
 
     def _interrupted(self, caught: Sequence[int]) -> bool:
@@ -491,6 +497,37 @@ class Trainer:
         if self.device.type != "cpu" and self.step % ASK:
             return False
         return bool(self.ranks.total(torch.tensor(len(caught))))
+
+    def _images_per_s(self) -> float:
+        """Returns the images of an epoch over the seconds that training them took."""
+        before = self.history[-1] if self.history else {"step": 0, "seconds": 0.0}
+        spent = self.seconds - before["seconds"]
+        return (self.step - before["step"]) * self.settings.batch_size / max(spent, 1e-9)
+
+    @property
+    def _phase(self) -> str:
+        """What the method does: ``dense``, ``masked``, ``explore`` or ``compact``."""
+        if self.method is None:
+            return "compact" if self.stage == "compact" else "dense"
+        if self.stage == "compact":
+            return "compact"
+        return "explore" if self.method.memory.everything and not self.method.finished else "masked"
+
+    @property
+    def pace(self) -> str:
+        """Images per second of late, and what takes the time: the loader or the device."""
+        return self._pace
+
+    def _measure_pace(self) -> None:
+        """Looks at the clock about once in two seconds."""
+        step, seconds, waited = self._last
+        spent = self.seconds - seconds
+        if spent < PACE:
+            return
+        images = (self.step - step) * self.settings.batch_size
+        limit = "loader" if self.waited - waited > spent / 2 else "device"
+        self._pace = f"{images / spent:,.0f} images/s, limited by the {limit}"
+        self._last = (self.step, self.seconds, self.waited)
 
     def _settle(self) -> None:
         """Gives every rank the statistics of rank 0, as DDP does at each step's beginning."""
@@ -514,6 +551,9 @@ class Trainer:
             "seconds": self.seconds,
             "lr": self.optimizer.param_groups[0]["lr"],
             "bad_steps": self.bad,
+            "images_per_s": self._images_per_s(),
+            "waiting": self.waited / max(self.seconds, 1e-9),
+            "phase": self._phase,
             **self.outlet.facts(),
         }
         if self.average is not None:

@@ -25,6 +25,7 @@ from halpiee.tasks import named as task_named
 from halpiee.training.build import Material, budget_of, initial, method_of, network, units_of
 from halpiee.training.config import Settings
 from halpiee.training.job import PROFILE, Run, Silent, Talk, holds_cells
+from halpiee.training.metrics import Metrics
 from halpiee.training.ranks import ALONE, Ranks, code
 from halpiee.training.schedule import make_optimizer
 from halpiee.training.stored import FILE, read_values, save_settings, settings_of
@@ -165,6 +166,7 @@ def check_settings(settings: Settings) -> None:
         raise MissingError(
             f"--device {s.device} was asked, and there are {torch.cuda.device_count()} CUDA devices; count from cuda:0"
         )
+    Metrics(Path(), s.track)
     if s.precision == "fp16" and (s.device == "cpu" or not torch.cuda.is_available()):
         raise MissingError(
             "--precision fp16 was asked, and it trains on CUDA devices only; give bf16, or fp32"

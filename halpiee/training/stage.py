@@ -176,7 +176,7 @@ def begun(
         outlet=Outlet(
             checkpoint=run.folder / f"{label}.state",
             facts=lambda: _facts(run, trainer),
-            report=lambda step, total, entry: run.talk.training(label, step, total, entry),
+            report=lambda step, total, entry: _told(run, trainer, label, entry),
         ),
     )
     trainer.lead, trainer.step = lead, first
@@ -201,6 +201,13 @@ def begun(
             method.detach()
     trainer.load(state)
     return trainer
+
+
+def _told(run: Run, trainer: Trainer, label: str, entry: dict[str, Any] | None) -> None:
+    """Says how far a training is, and writes the figures of an epoch."""
+    if entry is not None and run.ranks.first:
+        run.metrics.write(label, trainer.history)
+    run.talk.training(label, trainer.step, trainer.total_steps, entry, trainer.pace)
 
 
 def _saved(run: Run, label: str) -> dict[str, Any] | None:
@@ -249,6 +256,7 @@ def _facts(run: Run, trainer: Trainer) -> dict[str, Any]:
     compact = None if keep is None else run.macs({name: int(mask.sum()) for name, mask in keep.items()})
     return {
         "latency_us": method.reports[-1].used if timed else None,
+        "budget_us": method.reports[-1].budget if timed else None,
         "density": method.alive.density,
         "train_flops": record.train_flops(
             method.log,

@@ -25,7 +25,7 @@ class Quiet:
 
     def sweeping(self, done: int, total: int) -> None: ...
 
-    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None) -> None:
+    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None, pace: str) -> None:
         if self.at == (label, step) and entry is None:
             os.kill(os.getpid(), signal.SIGINT)
 

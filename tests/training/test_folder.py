@@ -191,7 +191,7 @@ def test_a_closed_terminal_or_a_kill_saves_the_run_as_control_c_does(
     tmp_path: Path, profile: Path, number: signal.Signals
 ) -> None:
     class Ended(Quiet):
-        def training(self, label: str, step: int, total: int, entry: object) -> None:
+        def training(self, label: str, step: int, total: int, entry: object, pace: str) -> None:
             if (label, step) == ("dense", 7) and entry is None:
                 for _ in range(2 if number is signal.SIGHUP else 1):  # the shell sends its own
                     os.kill(os.getpid(), number)
