@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from halpiee.deploy import layers as module
+from halpiee.deploy import calibrate as module
 from halpiee.deploy.calibrate import layer_times, side_by_side
 from halpiee.deploy.onnx import export_onnx
 from latency.backends.onnxruntime import session

@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.allocator import Choice
 from halpiee.methods.iee import IEE, Options, recipe
 from halpiee.methods.phases import Drop, Grow, Start, Train
 from halpiee.sparsity import Constant, Mask, Uniform, Weights
 from halpiee.structure.groups import ChannelGroup, Slot, Structure
+from halpiee.structure.plan import Selection
 
 from .channels import Batches, active_elements, attach, everything, sgd, step
 from .small import gradient
@@ -173,7 +173,7 @@ def test_prune_reads_only_active_and_grow_only_explored_scores(
     calls: list[tuple[Mask, Mask, Mask]] = []
     original = iee.pool.choose
 
-    def spy(scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Choice:
+    def spy(scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Selection:
         calls.append((must, may, iee.alive))
         return original(scores, must=must, may=may, level=level)
 
