@@ -1,12 +1,17 @@
-"""Limits beside the latency, as text: ``macs=0.5``, ``memory=12MB``, ``batch8.jsonl=0.6``, ``GROUP=16..48``."""
+"""Limits beside the latency, as text: ``macs=0.5``, ``memory=12MB``, ``profile=batch8.jsonl:0.6``, ``GROUP=16..48``.
+
+The limits of a plan, a training and Python are the same: text is read here, and a cost carries the result.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from halpiee.advice import held
 from halpiee.asked import parse_budget
@@ -14,49 +19,99 @@ from halpiee.errors import BudgetError, ProfileError, UsageError, unknown
 
 if TYPE_CHECKING:
     import latency
-    from halpiee.selection.cost import Cost
+    from halpiee.selection.cost import Also, Cost
+    from halpiee.shared_options import Limiting
     from halpiee.structure.groups import Structure
 
 __all__ = [
-    "Limit",
+    "Further",
+    "Network",
     "above_bytes",
     "batch_of",
+    "check_also",
     "check_groups",
     "check_memory",
     "check_prunable",
-    "limit_name",
+    "limits_of",
+    "offered",
     "parse_also",
     "parse_between",
-    "read_limit",
+    "used_of",
+    "whole_groups",
 ]
 
 
-Limit = tuple[str, "Cost", float]
-"""A name, what is limited, and the most of it."""
+C = TypeVar("C", bound="Cost")
 
-QUANTITIES = ("macs", "params", "memory")
+QUANTITIES = ("macs", "params", "memory", "energy", "profile")
+
+FORMS = "macs=0.5, params=2e6, memory=12MB, energy=0.6 or profile=batch8.jsonl:0.6"
 
 BYTES = {"": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 
 
-def parse_also(text: str) -> tuple[str, str]:
-    """Returns (what, how much) of ``WHAT=LIMIT``.
+@dataclass(frozen=True)
+class Further:
+    """A limit beside the latency, as it was typed.
+
+    Attributes:
+        what: one of ``QUANTITIES``.
+        file: the profile of ``profile=FILE:MOST``, or of ``energy=FILE:MOST``.
+        most: a share of the dense network, or a number with its unit.
+    """
+
+    what: str
+    file: Path | None
+    most: str
+
+    @property
+    def name(self) -> str:
+        """What it is called: ``macs``, or the file of a profile."""
+        if self.file is None:
+            return self.what
+        return str(self.file) if self.what == "profile" else f"{self.what}={self.file}"
+
+
+def parse_also(text: str) -> Further:
+    """Reads ``WHAT=MOST``; ``FILE=MOST`` is short for ``profile=FILE:MOST``.
 
     Raises:
-        UsageError: it is not of that form, or neither a quantity nor a profile.
+        UsageError: it is not of that form, neither a quantity nor a profile, or no number.
     """
     what, equals, most = text.rpartition("=")
     if not equals or not what or not most:
+        raise UsageError(f"the limit {text[:80]!r} was asked; give WHAT=LIMIT such as {FORMS}")
+    file: str | None = None
+    if what in ("profile", "energy"):
+        file, _, most = most.rpartition(":")
+    elif what not in QUANTITIES:
+        what, file = "profile", what
+    if file and not Path(file).is_file():
         raise UsageError(
-            f"the limit {text!r} was asked; give WHAT=LIMIT such as macs=0.5, params=2e6, memory=12MB or "
-            "batch8.jsonl=0.6"
-        )
-    if what not in QUANTITIES and not Path(what).is_file():
-        raise UsageError(
-            f"a limit on {what!r} was asked; that is no profile file, and the quantities are "
+            f"a limit on {file[:200]!r} was asked; that is no profile file, and the quantities are "
             f"{', '.join(QUANTITIES)}; give one of these"
         )
-    return what, most
+    if what == "profile" and not file:
+        raise UsageError(f"the limit {text[:80]!r} names no profile; give profile=FILE:MOST")
+    found = Further(what, Path(file) if file else None, most)
+    if what == "profile":
+        parse_budget(most)
+    else:
+        _number(found)
+    return found
+
+
+def _number(asked: Further) -> tuple[float, str]:
+    """Returns (number, unit) of a counted quantity; the unit is ``%`` or empty for a share or a plain number."""
+    units = {"memory": BYTES, "energy": {"": 1.0, "mj": 1.0}}.get(asked.what, {"": 1.0})
+    text = asked.most
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmg]b|mj|%)?", text, re.IGNORECASE)
+    if not match or not 0 < float(match[1]) < 1e300 or (match[2] or "").lower() not in (*units, "%"):
+        more = {"memory": " with kB, MB or GB", "energy": " with mJ"}.get(asked.what, "")
+        raise UsageError(
+            f"the limit {asked.what}={text[:80]} was asked; give a share up to 1, a percentage or a number{more}"
+        )
+    return float(match[1]), (match[2] or "").lower()
 
 
 def parse_between(texts: tuple[str, ...]) -> dict[str, tuple[int, int]]:
@@ -100,43 +155,122 @@ def batch_of(profile: latency.Profile, path: Path, measuring: str = "halpiee pro
     return batches[0]
 
 
-def read_limit(what: str, most: str, structure: Structure, at_batch: Callable[[int], Structure]) -> Limit:
-    """Returns a limit beside the budget.
+@dataclass(frozen=True)
+class Network:
+    """The network that limits are read for.
 
-    Args:
-        what: ``macs``, ``params``, ``memory`` or a profile file.
-        most: a share of the dense network, a time for a profile, a number (``memory``: with kB, MB or GB).
-        structure: the network as planned.
+    Attributes:
+        structure: as planned.
         at_batch: the same network traced at another batch, for a profile of one.
+        profile: of the latency, whose cells may hold energies; ``None``: it is still to be measured.
+    """
+
+    structure: Structure
+    at_batch: Callable[[int], Structure]
+    profile: latency.Profile | None = None
+
+
+def limits_of(texts: Iterable[str], network: Network) -> tuple[Also, ...]:
+    """Returns the limits of ``--also``, each with its cost; see ``parse_also``.
 
     Raises:
-        UsageError: a limit that is no number above 0.
+        UsageError: a limit that is no number above 0, or energy without a profile that holds it.
+        ProfileError: a profile that does not price the network.
     """
-    if what not in QUANTITIES:
-        import latency
-        from halpiee.deploy.target import in_terms_of
-        from halpiee.selection.cost import LatencyCost
+    return tuple(_limit(parse_also(text), network) for text in texts)
 
-        us, fraction = parse_budget(most)
-        profile = latency.Profile.load(Path(what))
-        cost = LatencyCost(in_terms_of(profile, at_batch(batch_of(profile, Path(what)))), profile)
-        return what, cost, us if us is not None else (fraction or 1.0) * cost.dense_us
+
+def _limit(asked: Further, network: Network) -> Also:
+    import latency
+    from halpiee.deploy.target import in_terms_of
+    from halpiee.selection.cost import Also, LatencyCost, energy
     from halpiee.selection.limits import peak_bytes, resource
 
-    units: Mapping[str, float] = BYTES if what == "memory" else {"": 1.0}
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmg]b|%)?", most, re.IGNORECASE)
-    if not match or float(match[1]) <= 0 or (match[2] or "").lower() not in (*units, "%"):
-        raise UsageError(
-            f"the limit {what}={most} was asked; give a share up to 1, a percentage or a number"
-            + (" with kB, MB or GB" if what == "memory" else "")
-        )
-    number, unit = float(match[1]), (match[2] or "").lower()
+    structure, profile = network.structure, network.profile
+    if asked.file is not None:
+        profile = latency.Profile.load(asked.file)
+        structure = in_terms_of(profile, network.at_batch(batch_of(profile, asked.file)))
+    if asked.what == "profile":
+        assert profile is not None
+        cost = LatencyCost(structure, profile)
+        us, fraction = parse_budget(asked.most)
+        most = us if us is not None else (fraction or 1.0) * cost.dense_us
+        return Also(asked.name, cost, most, share=fraction)
+    number, unit = _number(asked)
     share = number / 100 if unit == "%" else number if number <= 1 and unit == "" else None
-    if what == "memory":
-        most_bytes = share * peak_bytes(structure) if share is not None else number * BYTES[unit]
-        return what, resource(structure, "peak_bytes", above=most_bytes), 0.0
-    counted = resource(structure, "macs" if what == "macs" else "params")
-    return what, counted, share * counted.dense if share is not None else number
+    if asked.what == "memory":
+        most = share * peak_bytes(structure) if share is not None else number * BYTES[unit]
+        return Also("memory", resource(structure, "peak_bytes", above=most), 0.0)
+    if asked.what == "energy":
+        if profile is None:
+            raise UsageError("a limit on energy was asked before anything is measured; give energy=FILE:0.6")
+        counted = energy(structure, profile)
+    else:
+        counted = resource(structure, "macs" if asked.what == "macs" else "params")
+    return Also(asked.name, counted, share * counted.dense if share is not None else number, share=share)
+
+
+def offered(cost: C, asked: Limiting, **more: Any) -> C:
+    """Returns a cost with the widths that may be chosen.
+
+    Args:
+        cost: the latency, of a structure traced with ``vanish`` where blocks may be removed.
+        asked: the options.
+        **more: further arguments of ``Cost.restricted``.
+    """
+    return cost.restricted(multiple=asked.multiple_of, least=asked.min_width, vanish=asked.vanish, **more)
+
+
+def whole_groups(
+    structure: Structure, asked: Limiting, listing: str = "halpiee explain MODEL"
+) -> frozenset[str]:
+    """Returns the groups that ``--protect`` and ``--only`` leave whole.
+
+    A pattern matches a layer by its name or by the name of a module around it. A group is protected where any layer
+    that writes it matches; ``only`` frees it where all of them do. A group's own name matches that group.
+
+    Args:
+        structure: of the network.
+        asked: the options.
+        listing: the command that lists the groups.
+
+    Raises:
+        UsageError: a pattern that matches nothing that can be pruned, or nothing that is left to cut.
+    """
+    writers: dict[str, set[str]] = {group.name: set() for group in structure.prunable}
+    for layer in structure.layers:
+        for name, _ in layer.out_groups:
+            if name in writers:
+                writers[name].add(layer.name)
+    for option, patterns in (("--protect", asked.protect), ("--only", asked.only)):
+        for pattern in patterns:
+            known = {*writers, *(layer for layers in writers.values() for layer in layers)}
+            if not any(_matches(pattern, name) for name in known):
+                there = [layer.name for layer in structure.layers if _matches(pattern, layer.name)]
+                why = "writes channels that can be pruned" if there else "is called that"
+                hint = unknown(pattern, known, f"it has {', '.join(sorted(known)[:3])} …", most=3)
+                raise UsageError(
+                    f"{option} {pattern[:200]} was asked, and no layer {why}; {hint}; `{listing}` lists them all"
+                )
+    whole = set()
+    for group, layers in writers.items():
+        if any(p == group or any(_matches(p, layer) for layer in layers) for p in asked.protect):
+            whole.add(group)
+        if asked.only and group not in asked.only:
+            free = bool(layers) and all(any(_matches(p, layer) for p in asked.only) for layer in layers)
+            if not free:
+                whole.add(group)
+    if writers and len(whole) == len(writers):
+        given = " and ".join(o for o in asked.narrowed if o in ("--protect", "--only"))
+        raise UsageError(
+            f"{given} leave all {len(writers)} groups whole, so nothing can be cut; `{listing}` lists which layers "
+            "write them"
+        )
+    return frozenset(whole)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def check_groups(option: str, names: Iterable[str], structure: Structure, listing: str) -> None:
@@ -196,6 +330,25 @@ def above_bytes(cost: Cost) -> float:
     return float(getattr(cost.profile, "above", math.nan))
 
 
-def limit_name(name: str, cost: Cost) -> str:
-    """Returns what a limit is called when it is too small."""
-    return f"bytes above --also memory={above_bytes(cost):.0f}" if name == "memory" else f"--also {name}"
+def check_also(also: Iterable[Also], structure: Structure, narrowest: Mapping[str, int]) -> None:
+    """Refuses limits on memory that the narrowest network allowed does not keep.
+
+    Raises:
+        BudgetError: ``.minimum`` in bytes.
+    """
+    for one in also:
+        if one.name == "memory":
+            check_memory(structure, narrowest, above_bytes(one.cost))
+
+
+def used_of(also: Iterable[Also], structure: Structure, counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Returns {limit, used, most, measured} of each limit as JSON; of memory the largest op."""
+    from halpiee.selection.limits import peak_bytes
+
+    found = []
+    for one in also:
+        memory = one.name == "memory"  # limited is what exceeds it, op by op; said is the largest op
+        used = peak_bytes(structure, counts) if memory else one.cost.total(counts)
+        most = above_bytes(one.cost) if memory else one.most
+        found.append({"limit": one.name, "used": used, "most": most, "measured": one.measured})
+    return found

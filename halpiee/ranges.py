@@ -45,6 +45,8 @@ Below = Annotated[float, Meta(ge=0, lt=1)]
 Between = Annotated[float, Meta(gt=0, lt=1)]
 Level = Annotated[int, Meta(ge=0, le=5)]
 """Of optimisation, TensorRT's builder."""
+Fewest = Annotated[float, Meta(ge=0, le=10**6)]
+"""Units of a group: a number, or below 1 a share of them."""
 Seconds = Annotated[float, Meta(gt=0, le=10**7)]
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "NETWORK",
     "RUNTIME",
     "Batched",
+    "Limiting",
     "Protecting",
     "Scaled",
     "Seeded",
@@ -58,6 +59,42 @@ class Protecting:
         GOAL,
         unset="on for resnet50 and mobilenet_v1, as in the papers",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limiting:
+    """What a latency is limited by beside itself, and which channels it may take."""
+
+    also: tuple[str, ...] = option(
+        (),
+        "A further limit: macs=0.5, params=2e6, memory=12MB (largest input + output of one op), energy=0.6 (the "
+        "energy_mj of the profile's cells), or another profile of this network, at any batch or device: "
+        "profile=batch8.jsonl:0.6. May be given several times.",
+        GOAL,
+    )
+    protect: tuple[str, ...] = option(
+        (),
+        "Leave the layers that match whole: a name or pattern such as head or 'layer4.*'; may be given several times.",
+        GOAL,
+    )
+    only: tuple[str, ...] = option(
+        (),
+        "Cut only channels that the layers that match write alone, such as backbone; may be given several times.",
+        GOAL,
+    )
+    vanish: bool = option(False, "Residual blocks may be removed whole.", GOAL)
+    min_width: ranges.Fewest = option(
+        0.0, "Fewest units that every group keeps: a number, or below 1 a share of its units.", GOAL
+    )
+    multiple_of: ranges.Classes = option(1, "Widths are multiples of this many units.", GOAL)
+
+    @property
+    def narrowed(self) -> tuple[str, ...]:
+        """The options of these that were given, as they are typed."""
+        names = ("also", "protect", "only", "vanish", "min_width", "multiple_of")
+        usual = {"min_width": 0.0, "multiple_of": 1, "vanish": False}
+        given = [name for name in names if getattr(self, name) != usual.get(name, ())]
+        return tuple("--" + name.replace("_", "-") for name in given)
 
 
 @dataclass(frozen=True, kw_only=True)

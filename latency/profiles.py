@@ -348,6 +348,7 @@ class Cell(TypedDict, total=False):
     pattern: tuple[Pattern | None, Pattern | None] | None
     slow: tuple[Slow | None, Slow | None] | None
     image: bool
+    energy_mj: Annotated[float, Meta(gt=0, le=1e12)]
 
 
 class Environment(TypedDict, total=False):

@@ -486,6 +486,6 @@ def read_scores(file: Path, structure: Structure) -> dict[str, Tensor]:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise UsageError(
             f"scores {file} were read; {len(missing)} of {len(structure.prunable)} groups are missing: {shown}; "
-            "score every group, and --freeze those that are to stay whole"
+            "score every group, and --protect those that are to stay whole"
         )
     return {g.name: found[g.name] for g in structure.prunable}

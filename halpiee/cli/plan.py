@@ -14,18 +14,20 @@ from halpiee.cli.options import Answered, Imaged, check_picture, input_size, ver
 from halpiee.cli.output import ScreenTalk, answer, kept_in, say, screen
 from halpiee.errors import UsageError
 from halpiee.limits import (
-    above_bytes,
+    Network,
     batch_of,
+    check_also,
     check_groups,
-    check_memory,
     check_prunable,
-    limit_name,
+    limits_of,
+    offered,
     parse_also,
     parse_between,
-    read_limit,
+    used_of,
+    whole_groups,
 )
 from halpiee.options import option, told
-from halpiee.shared_options import GOAL, RUNTIME, Protecting, Seeded, Threaded
+from halpiee.shared_options import GOAL, RUNTIME, Limiting, Protecting, Seeded, Threaded
 from latency._files import check_place
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     import latency
     from halpiee.cli.networks import Traced
-    from halpiee.limits import Limit
     from halpiee.selection.cost import LatencyCost
     from halpiee.structure.groups import Structure
     from halpiee.structure.plan import Selection
@@ -46,7 +47,7 @@ SCORES, SOLVER = "Scores", "Solver"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan(Imaged, Protecting, Threaded, Seeded, Answered):
+class Plan(Imaged, Protecting, Limiting, Threaded, Seeded, Answered):
     """The network that is planned, what limits it, and what is written."""
 
     profile: Path | None = option(None, "Made with `halpiee profile`, or by --lazy.", RUNTIME)
@@ -60,20 +61,10 @@ class Plan(Imaged, Protecting, Threaded, Seeded, Answered):
     budget: str = field(
         metadata=told("Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).", GOAL)
     )
-    also: tuple[str, ...] = option(
-        (),
-        "A further limit: macs=0.5, params=2e6, memory=12MB (largest input + output of one op), or another "
-        "profile of this network, at any batch or device: batch8.jsonl=0.6. May be given several times.",
-        GOAL,
-    )
-    freeze: tuple[str, ...] = option((), "Leave this group whole; may be given several times.", GOAL)
-    least: ranges.Share = option(0.0, "Share of its units every group keeps at least.", GOAL)
     most: ranges.Positive = option(1.0, "Share of its units every group keeps at most.", GOAL)
-    multiple: ranges.Classes = option(1, "Widths are multiples of this many units.", GOAL)
     between: tuple[str, ...] = option(
         (), "Units of one group: GROUP=16..48; may be given several times.", GOAL
     )
-    vanish: bool = option(False, "Residual blocks may be removed whole.", GOAL)
     weights: Path | None = option(None, "Score channels by the magnitude of these weights.", SCORES)
     scores: Path | None = option(
         None, "Scores of your own: safetensors or JSON, group → one number per unit.", SCORES
@@ -117,6 +108,7 @@ class Problem:
         scores: of every prunable group.
         said_of_scores: what they are, in words.
         first: groups of the first layer that stay whole.
+        whole: groups that --protect and --only leave whole.
     """
 
     asked: Plan
@@ -127,19 +119,16 @@ class Problem:
     scores: dict[str, Tensor]
     said_of_scores: str
     first: tuple[str, ...]
+    whole: frozenset[str]
 
     @property
     def protect(self) -> set[str]:
         """Groups that stay whole."""
-        return {*self.first, *self.asked.freeze}
+        return {*self.first, *self.whole}
 
     def offered(self, cost: LatencyCost) -> LatencyCost:
         """Returns a cost with the widths that may be chosen."""
-        asked = self.asked
-        between = parse_between(asked.between)
-        return cost.restricted(
-            multiple=asked.multiple, least=asked.least, most=asked.most, vanish=asked.vanish, between=between
-        )
+        return offered(cost, self.asked, most=self.asked.most, between=parse_between(self.asked.between))
 
     def at_batch(self, n: int) -> Structure:
         """Returns the structure at another batch."""
@@ -166,10 +155,9 @@ def check(asked: Plan) -> Path:
         check_place(asked.out)
     if asked.plot is not None:
         check_picture(asked.plot)
-    if others and (asked.swept or asked.solver == "linear"):
+    if others and asked.solver == "linear":
         raise UsageError(
-            f"--also was asked with {'--solver linear' if asked.solver == 'linear' else '--sweep or --plot'}, which "
-            "knows one limit only; leave one of the two out"
+            "--also was asked with --solver linear, which knows one limit only; leave one of the two out"
         )
     if asked.weights is not None and asked.scores is not None:
         raise UsageError("--weights and --scores were both asked for; one of them says which channels matter")
@@ -201,7 +189,6 @@ def opened(asked: Plan, file: Path) -> Problem:
     if measured is not None:
         structure = in_terms_of(measured, structure)
     listing = advice.command("explain", asked.model, shape=asked.shape, **asked.arguments)
-    check_groups("--freeze", asked.freeze, structure, listing)
     check_groups("--between", parse_between(asked.between), structure, listing)
     if measured is not None and not asked.lazy:
         threads = int(measured.environment.get("threads", 1))
@@ -209,7 +196,8 @@ def opened(asked: Plan, file: Path) -> Problem:
         advice.check_covers(measured, file, ops, asked.measuring(batch=images, threads=threads))
     scores, said = scores_of(network.model, structure, asked.scores, trained=asked.weights is not None)
     first = protected(structure, asked.model, asked=asked.protect_first)
-    return Problem(asked, network, structure, images, measured, scores, said, tuple(first))
+    whole = whole_groups(structure, asked, listing)
+    return Problem(asked, network, structure, images, measured, scores, said, tuple(first), whole)
 
 
 TARGET = ("device", "backend", "dtype", "threads")
@@ -224,7 +212,7 @@ TARGET = ("device", "backend", "dtype", "threads")
         "halpiee plan resnet20 --size 32 --profile new.jsonl --lazy --budget 0.5",
         "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 0.5 --out half.json",
         "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 0.5 --plot curve.svg",
-        "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 800us --also macs=0.4 --least 0.25",
+        "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 800us --also macs=0.4 --min-width 0.25",
     ),
 )
 def command(asked: Plan) -> None:
@@ -236,14 +224,10 @@ def command(asked: Plan) -> None:
     measured = problem.measured
     if asked.lazy or measured is None:
         measured = _measured(problem, profile)
-    cost = problem.offered(LatencyCost(problem.structure, measured))
+    cost = _limited(problem, problem.offered(LatencyCost(problem.structure, measured)), measured)
     us, share = parse_budget(asked.budget)
-    limits: list[Limit] = [("latency", cost, us if us is not None else (share or 1.0) * cost.dense_us)]
-    limits += _limits(problem, cost)
-    selection = _selected(problem, cost, limits)
-    result = outcome(
-        problem.structure, cost, selection, model=asked.model, scores=problem.scores, limits=limits
-    )
+    selection = _selected(problem, cost, us if us is not None else (share or 1.0) * cost.dense_us)
+    result = outcome(problem.structure, cost, selection, model=asked.model, scores=problem.scores)
     result |= {
         "batch": problem.images,
         "scores": problem.said_of_scores,
@@ -287,32 +271,29 @@ def _measured(problem: Problem, file: Path) -> latency.Profile:
         return tables.profile
 
 
-def _limits(problem: Problem, cost: LatencyCost) -> list[Limit]:
-    """Returns the limits beside the latency."""
+def _limited(problem: Problem, cost: LatencyCost, measured: latency.Profile) -> LatencyCost:
+    """Returns the cost under the limits beside the latency."""
     structure = problem.structure
-    also = [parse_also(text) for text in problem.asked.also]
-    limits = [read_limit(what, most, structure, problem.at_batch) for what, most in also]
-    narrowest = {n: max(k) if n in problem.protect else min(k) for n, k in cost.candidates.items()}
-    for name, other, _ in limits:
-        if name == "memory":
-            check_memory(structure, narrowest, above_bytes(other))
-    return limits
+    also = limits_of(problem.asked.also, Network(structure, problem.at_batch, measured))
+    check_also(
+        also, structure, {n: (max if n in problem.protect else min)(k) for n, k in cost.candidates.items()}
+    )
+    return cost.limited(*also)
 
 
-def _selected(problem: Problem, cost: LatencyCost, limits: list[Limit]) -> Selection:
-    from halpiee.selection.limits import select_within
+def _selected(problem: Problem, cost: LatencyCost, budget_us: float) -> Selection:
     from halpiee.selection.select import choose
 
     asked = problem.asked
-    how: dict[str, Any] = {"gap": asked.gap, "protect": problem.protect, "time_limit_s": asked.time_limit}
-    if len(limits) == 1:
-        return choose(problem.scores, cost, limits[0][2], solver=asked.solver, **how)
-    return select_within(
+    return choose(
         problem.scores,
-        [limit[1:] for limit in limits],
+        cost,
+        budget_us,
+        protect=problem.protect,
+        solver=asked.solver,
+        gap=asked.gap,
+        time_limit_s=asked.time_limit,
         seed=asked.seed,
-        names=[limit_name(name, other) for name, other, _ in limits],
-        **how,
     )
 
 
@@ -366,29 +347,23 @@ def outcome(
     *,
     model: str,
     scores: dict[str, Tensor],
-    limits: list[Limit],
 ) -> dict[str, Any]:
     """Returns what is said of a plan as JSON: times in µs, widths by layer, what each limit leaves.
 
     Args:
         structure: of the network.
-        cost: predicted latency.
+        cost: predicted latency, with the limits beside it.
         selection: what was chosen.
         model: its name.
         scores: of every prunable group.
-        limits: all that were kept, the latency first.
     """
-    from halpiee.selection.limits import peak_bytes
     from halpiee.structure.groups import macs, parameters, widths
 
     counts = selection.counts
-    used = []
-    for name, other, most in limits:
-        if name == "memory":
-            # Limited is what exceeds it, op by op; said is the largest op.
-            used.append({"limit": name, "used": peak_bytes(structure, counts), "most": above_bytes(other)})
-        else:
-            used.append({"limit": name, "used": other.total(counts), "most": most})
+    used: list[dict[str, Any]] = [
+        {"limit": "latency", "used": selection.latency_us, "most": selection.budget_us, "measured": None}
+    ]
+    used += used_of(cost.also, structure, counts)
     total = sum(float(score.double().sum()) for score in scores.values())
     kept = sum(float(scores[name].double()[keep].sum()) for name, keep in selection.keep.items())
     return {

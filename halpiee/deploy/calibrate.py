@@ -16,7 +16,7 @@ import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from halpiee.deploy.target import Target
-from halpiee.selection.cost import LatencyCost
+from halpiee.selection.cost import Also, LatencyCost
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 from latency.backends.onnxruntime import feeds, session
@@ -168,6 +168,9 @@ def close_loop(
     The corrected line is fitted to all candidates measured so far and ends in the dense network: one noisy measurement
     does not tip it. If no turn meets the budget, the candidate closest below its upper limit is taken.
 
+    Limits of the cost that can be timed here (``Also.measure``) are measured with every turn and corrected the same
+    way; a turn that exceeds one is not accepted.
+
     Args:
         model: dense-shaped, with its current weights.
         cost: calibrated.
@@ -186,6 +189,8 @@ def close_loop(
     seen: list[Round] = []
     costs: list[LatencyCost] = []
     points: list[tuple[float, float]] = []
+    beside = _Beside()
+    kept: list[bool] = []
     while True:
         counts = candidate.counts
         compact = target.ready(shrink(model, structure, candidate.keep), example_inputs)
@@ -193,19 +198,54 @@ def close_loop(
         measured = cost.dense_us / found.ratio("dense", "pruned").median
         predicted, step = cost.total_us(counts), candidate.next_step_us
         lower, upper = budget_us - (budget_us if math.isnan(step) else step), 1.02 * budget_us
+        if cost.also and budget_us - predicted > step:  # another limit holds the network back
+            lower = 0.0
+        cost = cost.limited(*beside.measured(cost, candidate.keep, counts))
+        kept.append(all(_within(one) for one in cost.also))
         seen.append(Round(len(seen) + 1, predicted, measured, lower, upper, measured / predicted))
         costs.append(cost)
         points.append((cost.sum_us(counts), measured))
-        if lower <= measured <= upper:
+        if lower <= measured <= upper and kept[-1]:
             return cost, seen
         if len(seen) >= turns:
             break
         line = fit(points, anchor=(cost.sum_us({}), cost.dense_us))
         cost = cost.with_calibration(line)
         candidate.solve_again(cost)
-    best = max(range(len(seen)), key=lambda i: _merit(seen[i]))
+    best = max(range(len(seen)), key=lambda i: (kept[i], *_merit(seen[i])))
     candidate.go_back(best)
     return costs[best], seen
+
+
+class _Beside:
+    """What was measured of the limits beside the latency, turn by turn."""
+
+    def __init__(self) -> None:
+        self._dense: dict[str, float] = {}
+        self._points: dict[str, list[tuple[float, float]]] = {}
+
+    def measured(
+        self, cost: LatencyCost, keep: Mapping[str, torch.Tensor], counts: Mapping[str, int]
+    ) -> list[Also]:
+        """Returns the limits as this turn's measurements correct them: their lines, and what a share of dense is."""
+        found = []
+        for one in cost.also:
+            if one.measure is None or not isinstance(one.cost, LatencyCost):
+                found.append(one)
+                continue
+            dense, pruned = one.measure(keep)
+            dense_us = self._dense.setdefault(one.name, dense)
+            us = dense_us * pruned / dense
+            points = self._points.setdefault(one.name, [])
+            points.append((one.cost.sum_us(counts), us))
+            line = fit(points, anchor=(one.cost.sum_us({}), dense_us))
+            most = one.most if one.share is None else one.share * dense_us
+            found.append(replace(one, cost=one.cost.with_calibration(line), most=most, measured=us))
+        return found
+
+
+def _within(one: Also) -> bool:
+    return one.measured is None or one.measured <= 1.02 * one.most
 
 
 def _merit(turn: Round) -> tuple[bool, float]:

@@ -76,11 +76,11 @@ class LatencyPool:
         solver: Solver = "joint",
         gap: float = 1e-3,
     ) -> None:
-        # A masked group keeps a unit: an emptied one has no gradients left to be grown by.
-        cost = cost.restricted(vanish=False)
         self.units, self.cost, self.budget_us, self._solver, self._gap = units, cost, budget_us, solver, gap
         sizes = {name: size[0] for name, size in units.sizes.items()}
         self.smallest_us = smallest_us(cost, sizes, budget_us)
+        narrowest = {name: cost.candidates[name][0] for name in sizes}
+        self._smallest = [one.cost.total(narrowest) for one in cost.also]
 
     def with_cost(self, cost: LatencyCost) -> LatencyPool:
         """Returns the same budget under a corrected latency model."""
@@ -133,7 +133,7 @@ class LatencyPool:
         if self._solver == "linear" and must.density == 0:
             selection = self._step_by_step(scores, may, capacity)
         else:
-            selection = self._solve(scores, must, may, capacity, self._solver)
+            selection = self._solve(scores, must, may, capacity, self._solver, level)
         return replace(selection, keep=Mask({name: selection.keep[name] for name in self.units.sizes}))
 
     def _step_by_step(self, scores: Mapping[str, Tensor], may: Mask, capacity: float) -> Selection:
@@ -162,11 +162,22 @@ class LatencyPool:
             may = kept
 
     def _solve(
-        self, scores: Mapping[str, Tensor], must: Mask, may: Mask, capacity: float, solver: Solver
+        self,
+        scores: Mapping[str, Tensor],
+        must: Mask,
+        may: Mask,
+        capacity: float,
+        solver: Solver,
+        level: float = 1.0,
     ) -> Selection:
+        """Returns the solver's selection; the limits beside the latency shrink with it, down to the narrowest."""
+        also = [
+            replace(one, most=max(level * one.most, min(smallest, one.most)))
+            for one, smallest in zip(self.cost.also, self._smallest, strict=True)
+        ]
         return choose_by_latency(
             {name: scores[name] for name in self.units.sizes},
-            self.cost,
+            self.cost.limited(*also),
             capacity,
             must=dict(must),
             may=dict(may),
@@ -177,12 +188,21 @@ class LatencyPool:
 
 
 def smallest_us(cost: LatencyCost, names: Iterable[str], budget_us: float, *, by: str = "training") -> float:
-    """Returns the latency with every one of these groups at its narrowest, no layer removed.
+    """Returns the latency with every one of these groups at its narrowest.
 
     Raises:
-        BudgetError: the budget is below it.
+        BudgetError: the budget is below it, or a limit beside it below what that network takes.
     """
-    smallest = cost.total_us({name: max(1, cost.candidates[name][0]) for name in names})
+    narrowest = {name: cost.candidates[name][0] for name in names}
+    for one in cost.also:
+        if not one.holds(narrowest):
+            least = one.cost.total(narrowest)
+            raise BudgetError(
+                f"{one.name}: at most {one.most:.6g} {one.cost.unit} were asked; the smallest network that {by} can "
+                f"reach takes {least:.6g}; ask for at least that",
+                minimum=least,
+            )
+    smallest = cost.total_us(narrowest)
     if budget_us < smallest:
         share = smallest / cost.dense_us
         raise BudgetError(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from halpiee.errors import ProfileError, UsageError, unknown
 from halpiee.selection.grid import TOLERANCE, FloatArray, IntArray, Side
@@ -28,6 +29,7 @@ from latency.op import CONTRACTIONS
 if TYPE_CHECKING:
     from latency.op import Op
     from latency.predict import Calibration
+    from latency.profiles import Profile
 
 __all__ = [
     "Also",
@@ -38,6 +40,7 @@ __all__ = [
     "OpSide",
     "Priced",
     "TableSource",
+    "energy",
     "price",
     "restrict",
     "table_of",
@@ -66,11 +69,18 @@ class Also:
         name: what it is called in messages: ``macs``, ``profile=gpu.jsonl``.
         cost: what is limited.
         most: the most of it, in its unit.
+        share: of the dense network, where ``most`` was asked as one.
+        measure: times the dense network and what a keep leaves of it side by side, on the target of the cost: (dense
+            µs, pruned µs); ``None``: it is not timed here.
+        measured: what the network that was chosen took when it was measured; ``None``: it was not.
     """
 
     name: str
     cost: Cost
     most: float
+    share: float | None = None
+    measure: Callable[[Mapping[str, Tensor]], tuple[float, float]] | None = None
+    measured: float | None = None
 
     def holds(self, counts: Mapping[str, int]) -> bool:
         """Whether a network is within the limit, up to rounding."""
@@ -318,6 +328,27 @@ class Cost:
         return step
 
 
+def energy(structure: Structure, profile: Profile) -> Cost:
+    """Returns the cost of the energy that a profile holds beside its times: ``energy_mj`` of its cells, in mJ.
+
+    Raises:
+        ProfileError: no cell holds one, or a conv or linear op has none.
+    """
+    from latency.profiles import Profile as Measured
+
+    cells = [
+        {**{k: v for k, v in cell.items() if not k.startswith("ci_")}, "us": cell["energy_mj"]}
+        for cell in profile.cells
+        if "energy_mj" in cell
+    ]
+    if not cells:
+        raise ProfileError(
+            f"a limit on energy was asked; none of the {len(profile.cells)} cells of the profile holds energy_mj; "
+            "write each cell's energy in mJ beside its us, or limit the latency alone"
+        )
+    return Cost(structure, Measured(profile.environment, cells), unit="mJ")
+
+
 class LatencyCost(Cost):
     """Predicted latency of a network in µs.
 
@@ -460,7 +491,8 @@ def restrict(
         candidates: group name → ascending widths.
         sizes: group name → dense width.
         multiple: widths are multiples of this, the dense width aside.
-        least: share of its units that every group keeps at least.
+        least: fewest units that every group keeps: a share of its units where it is below 1, else a number of units;
+            a group with fewer stays whole.
         most: share that it keeps at most; a group without so narrow a width keeps its narrowest.
         vanish: whether groups may be emptied where 0 is a candidate.
         between: group name → fewest and most units; 0 as the fewest lets a group vanish that may.
@@ -468,10 +500,10 @@ def restrict(
     Raises:
         UsageError: a multiple below 1, shares that leave nothing, an unknown group, a range without a width.
     """
-    if multiple < 1 or not 0 <= least <= most <= 1 or most <= 0:
+    if multiple < 1 or least < 0 or not 0 < most <= 1 or (least < 1 and least > most):
         raise UsageError(
             f"widths of multiples of {multiple}, at least {least:g} and at most {most:g} of each group were asked; "
-            "give a multiple of at least 1 and two shares between 0 and 1, the smaller one first"
+            "give a multiple of at least 1, a share below 1 or a number of units as the least, and a share as the most"
         )
     between = between or {}
     for name in between:
@@ -482,8 +514,9 @@ def restrict(
     for name, widths in candidates.items():
         size = sizes[name]
         low, high = between.get(name, (0, size))
+        fewest = least * size if least < 1 else min(least, size)
         rounded = {k if k == size else k // multiple * multiple for k in widths} - {0}
-        fits = {k for k in rounded if (k == size or k >= least * size) and k <= most * size + 1e-9}
+        fits = {k for k in rounded if (k == size or k >= fewest) and k <= most * size + 1e-9}
         offered = fits or {min(rounded)}
         if 0 in widths and vanish:
             offered = offered | {0}

@@ -401,17 +401,19 @@ def vanishable(recorder: Recorder, candidates: Sequence[Atoms]) -> list[bool]:
     """Returns for each group of candidates (its roots) whether it may vanish, all those that may together.
 
     Groups are taken in order; one that would leave a layer or an output with a constant alone, given those
-    already taken, is left out. O(groups · ops).
+    already taken, is left out, and asked again when others are taken: the first group of a bottleneck may go with the
+    second. O(groups² · ops) at worst.
     """
     taken = np.zeros(0, dtype=np.int64)
-    verdicts = []
-    for roots in candidates:
-        together = np.concatenate([taken, roots])
-        legal = still_computes(recorder, together)
-        verdicts.append(legal)
-        if legal:
-            taken = together
-    return verdicts
+    verdicts = [False] * len(candidates)
+    while True:
+        before = sum(verdicts)
+        for i, roots in enumerate(candidates):
+            together = np.concatenate([taken, roots])
+            if not verdicts[i] and still_computes(recorder, together):
+                verdicts[i], taken = True, together
+        if sum(verdicts) == before:
+            return verdicts
 
 
 def still_computes(recorder: Recorder, roots: Atoms) -> bool:

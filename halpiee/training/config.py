@@ -26,6 +26,7 @@ from halpiee.shared_options import (
     NETWORK,
     RUNTIME,
     Batched,
+    Limiting,
     Protecting,
     Scaled,
     Seeded,
@@ -176,7 +177,7 @@ class Masks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
+class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
     """One training to a budget."""
 
     model: str = field(
@@ -325,6 +326,16 @@ class Settings(Scaled, Protecting, Batched, Threaded, Seeded):
             raise UsageError(
                 f"--method {self.method} prunes a trained network; give its --weights, such as dense.safetensors of "
                 "a run"
+            )
+        if self.narrowed and self.budget is None:
+            raise UsageError(
+                f"{self.narrowed[0]} was given to a run to a sparsity; it says what a latency may cut: give --budget, "
+                "or leave it out"
+            )
+        if self.vanish and method.kind in ("cut", "narrow"):
+            raise UsageError(
+                f"--vanish was given to --method {self.method}, which leaves a unit of every group; give --method iee "
+                "or halp"
             )
         if self.protect_first is not None and self.budget is None:
             raise UsageError(

@@ -19,6 +19,7 @@ from halpiee.data.data import Data
 from halpiee.data.opening import open_data
 from halpiee.deploy.target import Target
 from halpiee.errors import ProfileError, WriteError
+from halpiee.limits import whole_groups
 from halpiee.methods.method import Method
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import protected
@@ -181,7 +182,13 @@ class Run:
     @cached_property
     def structure(self) -> Structure:
         """Units and ops of the network, in the precision and layout it is timed in."""
-        return self.target.of(trace(self.build(), self.example))
+        return self.target.of(trace(self.build(), self.example, vanish=self.settings.vanish))
+
+    def at_batch(self, n: int) -> Structure:
+        """Returns the structure at another batch."""
+        if n == self.settings.batch:
+            return self.structure
+        return trace(self.build(), (self.example[0][:1].expand(n, *self.data.shape),))
 
     @cached_property
     def target(self) -> Target:
@@ -201,10 +208,15 @@ class Run:
         """Optimizer steps of the whole training."""
         return self.data.steps_per_epoch(self.settings.batch_size) * self.settings.epochs
 
+    @property
+    def first(self) -> tuple[str, ...]:
+        """Groups of the first layer that stay whole within a latency, by the one rule of plans and trainings."""
+        return protected(self.structure, self.settings.model, asked=self.settings.protect_first)
+
     @cached_property
     def protected(self) -> tuple[str, ...]:
-        """Groups that stay whole within a latency, by the one rule of plans and trainings."""
-        return protected(self.structure, self.settings.model, asked=self.settings.protect_first)
+        """Groups that stay whole within a latency: of the first layer, and what --protect and --only leave whole."""
+        return tuple(sorted({*self.first, *whole_groups(self.structure, self.settings)}))
 
     def macs(self, counts: Mapping[str, int]) -> int:
         """Returns the multiply-accumulates of one image."""

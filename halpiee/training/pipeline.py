@@ -48,7 +48,7 @@ from halpiee.training.config import Settings
 from halpiee.training.job import Run, save_plan
 from halpiee.training.loop import evaluate
 from halpiee.training.preflight import check_images
-from halpiee.training.price import Calibrated, Profiled, check_reachable
+from halpiee.training.price import Calibrated, Profiled, check_reachable, limited
 from halpiee.training.record import read_log
 from halpiee.training.results import write_report
 from halpiee.training.schedule import make_optimizer
@@ -108,11 +108,12 @@ def _finished(run: Run) -> dict[str, Any] | None:
 
 def priced(run: Run) -> LatencyCost:
     """Returns the calibrated latency model; refuses a budget that nothing reaches."""
+    run.protected  # noqa: B018  layers that are not there are refused before anything is measured
     profiled = Profiled()
     do(profiled, run)
     calibrated = Calibrated(LatencyCost(run.structure, profiled.profile))
     do(calibrated, run)
-    cost = calibrated.cost_of(run)
+    cost = limited(run, calibrated.cost_of(run), profiled.profile)
     check_reachable(run, cost)
     return cost
 

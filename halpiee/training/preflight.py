@@ -14,6 +14,7 @@ from halpiee.advice import check_covers, command, held
 from halpiee.data.data import Summary
 from halpiee.deploy.target import Target
 from halpiee.errors import DataError, MissingError, OutputInUseError, ProfileError, UsageError
+from halpiee.limits import parse_also, whole_groups
 from halpiee.methods.allocator import bind
 from halpiee.methods.one_shot import recipe as one_shot
 from halpiee.methods.one_shot import stages
@@ -180,6 +181,11 @@ def check_settings(settings: Settings) -> None:
         read_weights(s.weights, s.model)
     if METHODS[s.method].kind == "cut":
         _check_repair(s, summary)
+    for text in s.also:
+        parse_also(text)
+    if (s.protect or s.only) and summary.shape is not None and summary.n_classes is not None:
+        listing = command("explain", s.model, shape=summary.shape, width=s.width, classes=summary.n_classes)
+        whole_groups(trace(network(s, summary.n_classes), (torch.zeros(1, *summary.shape),)), s, listing)
     if s.profile is not None:
         _check_profile(Path(s.profile), s, summary)
 

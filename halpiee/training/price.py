@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 import latency
 from halpiee.deploy.calibrate import calibrate
-from halpiee.errors import BudgetError, HoldoutWarning
+from halpiee.deploy.target import Target
+from halpiee.errors import BudgetError, HalpieeError, HoldoutWarning
+from halpiee.limits import Network, check_also, limits_of, offered
 from halpiee.methods.allocator import bind, smallest_us
 from halpiee.methods.registry import METHODS
-from halpiee.selection.cost import LatencyCost
+from halpiee.selection.cost import Also, LatencyCost
 from halpiee.selection.options import fixed_sides
 from halpiee.sparsity.distribution import Latency
 from halpiee.sparsity.granularity import Channels
 from halpiee.structure.groups import Structure
+from halpiee.structure.shrink import shrink
 from halpiee.training.checkpoint import save_json
 from halpiee.training.job import PROFILE, Run
 from halpiee.training.preflight import check_cells
@@ -23,7 +30,10 @@ from halpiee.training.stage import Stage
 from latency.backends.torch.network import restored
 from latency.inspect import inspect
 
-__all__ = ["Calibrated", "Profiled", "check_reachable"]
+__all__ = ["Calibrated", "Profiled", "check_reachable", "limited"]
+
+Measure = Callable[[Mapping[str, Tensor]], tuple[float, float]]
+"""See ``Also.measure``."""
 
 
 class Profiled(Stage):
@@ -116,21 +126,67 @@ class Calibrated(Stage):
         return cost
 
 
+def limited(run: Run, cost: LatencyCost, profile: latency.Profile) -> LatencyCost:
+    """Returns the cost with the widths that may be chosen, under the limits beside the latency.
+
+    Limits on other profiles are timed in the closed loop where this machine is what they were measured on; where it is
+    not, that is said, and they hold as predicted.
+    """
+    s = run.settings
+    cost = offered(cost, s)
+    also = []
+    for one in limits_of(s.also, Network(run.structure, run.at_batch, profile)):
+        measure, why = _measured_here(run, one)
+        if why:
+            run.talk.note(f"--also {one.name} is not timed here ({why}); its limit holds as predicted")
+        also.append(replace(one, measure=measure))
+    narrowest = {n: (max if n in run.protected else min)(k) for n, k in cost.candidates.items()}
+    check_also(also, run.structure, narrowest)
+    return cost.limited(*also)
+
+
+def _measured_here(run: Run, one: Also) -> tuple[Measure | None, str]:
+    """Returns what times a limit on this machine, or why nothing does; of what is counted, neither."""
+    profile = one.cost.profile
+    if not isinstance(one.cost, LatencyCost) or not isinstance(profile, latency.Profile):
+        return None, "an energy cannot be timed" if one.name.startswith("energy") else ""
+    try:
+        target = Target.of_profile(profile)
+        profile.require(target.environment)
+    except HalpieeError as error:
+        return None, str(error).partition(";")[0]
+    n = one.cost.structure.batch
+    example = (run.example[0][:1].expand(n, *run.data.shape).contiguous(),)
+
+    def timed(keep: Mapping[str, Tensor]) -> tuple[float, float]:
+        model = run.build().eval()
+        ready = {
+            "dense": target.ready(model, example),
+            "pruned": target.ready(shrink(model, run.structure, keep), example),
+        }
+        found = target.compare(ready, example, rounds=run.settings.rounds)
+        dense_us = found["dense"].median_us
+        return dense_us, dense_us / found.ratio("dense", "pruned").median
+
+    # of several ranks the first one measures, and every rank solves by it
+    return lambda keep: run.ranks.once(lambda: timed(keep)), ""
+
+
 def check_reachable(run: Run, cost: LatencyCost) -> None:
     """Refuses a budget that no network reaches before anything is trained; the profile is not lost.
 
     Raises:
         BudgetError: what was asked, and the smallest latency that can be reached.
     """
-    if run.protected:
-        run.talk.note(f"first group {run.protected[0]} stays whole; --no-protect-first frees it")
+    if run.first:
+        run.talk.note(f"first group {run.first[0]} stays whole; --no-protect-first frees it")
     budget_us = run.budget_us(cost)
     try:
         if (
             METHODS[run.settings.method].kind == "cut"
         ):  # cuts all that can be cut, also what masks cannot train
             free = [name for name in cost.candidates if name not in run.protected]
-            smallest_us(cost.restricted(vanish=False), free, budget_us, by="a cut")
+            smallest_us(cost, free, budget_us, by="a cut")
         else:
             bind(Latency(us=budget_us), Channels(run.build(), run.structure, protect=run.protected), cost)
     except BudgetError as error:

@@ -198,6 +198,7 @@ def _trained(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str, Any
         "events": pruned["events"],
         "history": {"dense": dense["history"] if dense else [], "pruned": pruned["history"]},
         "closed_loop": pruned.get("closed_loop", []),
+        "limits": pruned.get("limits", []),
         "calibration": pruned.get("calibration"),
         "repaired": pruned.get("repaired"),
     }

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from halpiee.deploy.calibrate import Candidate, close_loop
 from halpiee.deploy.target import Target
+from halpiee.limits import used_of
 from halpiee.methods.allocator import LatencyPool
 from halpiee.methods.method import Method
 from halpiee.selection.cost import LatencyCost
@@ -304,6 +305,7 @@ def close(run: Run, model: nn.Module, cost: LatencyCost, candidate: Candidate) -
         "calibration": line_values(fitted) if fitted else None,
         "dense_us": cost.dense_us,
         "budget_us": budget_us,
+        "limits": used_of(cost.also, run.structure, candidate.counts),
     }
 
 

@@ -15,7 +15,8 @@ import halpiee
 from halpiee import zoo
 from halpiee.cli.app import program
 from halpiee.cli.networks import filter_norms, scores_of
-from halpiee.errors import BudgetError, OutputInUseError, UsageError
+from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
+from halpiee.selection.cost import LatencyCost
 from latency import Profile
 
 from .plans import plan, refusal, run, write_profile
@@ -104,7 +105,7 @@ def test_the_first_group_is_protected_where_that_is_asked(
     structure: halpiee.Structure, profile: Path
 ) -> None:
     first = structure.prunable[0].name
-    found = plan(profile, "--budget", "0.3", "--protect-first", "--freeze", structure.prunable[2].name)
+    found = plan(profile, "--budget", "0.3", "--protect-first", "--protect", structure.prunable[2].name)
     assert found["protected"] == sorted([first, structure.prunable[2].name])
     for name in found["protected"]:
         assert found["groups"][name][0] == found["groups"][name][1]
@@ -116,11 +117,11 @@ def test_least_most_multiple_and_ranges_are_kept(structure: halpiee.Structure, p
         profile,
         "--budget",
         "0.6",
-        "--least",
+        "--min-width",
         "0.5",
         "--most",
         "0.75",
-        "--multiple",
+        "--multiple-of",
         "8",
         "--between",
         f"{one}=8..8",
@@ -135,7 +136,7 @@ def test_several_limits_are_kept_at_once(structure: halpiee.Structure, profile: 
     second = write_profile(structure, tmp_path / "four.jsonl", batch=4)
     alone = plan(profile, "--budget", "0.6")
     found = plan(
-        profile, "--budget", "0.6", "--also", "macs=0.4", "--also", f"{second}=0.5", "--also", "memory=0.8",
+        profile, "--budget", "0.6", "--also", "macs=0.4", "--also", f"profile={second}:0.5", "--also", "memory=0.8",
         "--also", "params=90%",
     )  # fmt: skip
     assert alone["macs"] > 0.4 * alone["macs_dense"]
@@ -151,6 +152,39 @@ def test_several_limits_are_kept_at_once(structure: halpiee.Structure, profile: 
         assert limit["used"] <= limit["most"] * (1 + 1e-9)
     # At batch 4 everything takes four times as long here.
     assert found["limits"][2]["used"] == pytest.approx(4 * found["predicted_us"])
+
+
+def test_energy_is_a_column_of_the_profile_and_the_curve_keeps_all_limits(
+    structure: halpiee.Structure, profile: Path, tmp_path: Path
+) -> None:
+    cells = Profile.load(profile).cells
+    # narrow layers take as long as they do, and four times the energy of wide ones
+    measured = [{**c, "energy_mj": c["us"] * (4 if c["c_out"] <= 8 else 1)} for c in cells]
+    Profile({}, measured).save(tmp_path / "joule.jsonl")
+    found = plan(tmp_path / "joule.jsonl", "--budget", "0.9", "--also", "energy=0.6", "--sweep")
+    energy = LatencyCost(structure, Profile({}, [{**c, "us": c["energy_mj"]} for c in measured]))
+    counts = {name: kept for name, (kept, _) in found["groups"].items()}
+    assert found["limits"][1]["used"] == pytest.approx(energy.total(counts))
+    assert energy.total(counts) <= 0.6 * energy.dense * (1 + 1e-9)
+    assert plan(profile, "--budget", "0.9")["predicted_us"] > found["predicted_us"]
+    assert len({p["value"] for p in found["curve"] if p["budget_us"] > found["predicted_us"]}) == 1
+
+
+def test_only_frees_what_its_layers_write_alone_and_protect_what_they_write_at_all(
+    structure: halpiee.Structure, profile: Path
+) -> None:
+    names = [g.name for g in structure.prunable]
+    writers: dict[str, set[str]] = {name: set() for name in names}
+    for layer in structure.layers:
+        for name, _ in layer.out_groups:
+            if name in writers:
+                writers[name].add(layer.name)
+    one = names[1]
+    free = plan(profile, "--budget", "0.95", "--only", one)
+    assert set(free["protected"]) == set(names) - {one}
+    written_by = sorted(writers[one])[0]
+    kept = plan(profile, "--budget", "0.95", "--protect", written_by)
+    assert set(kept["protected"]) == {name for name in names if written_by in writers[name]}
 
 
 def test_the_curve_falls_with_the_latency_and_is_drawn(profile: Path, tmp_path: Path) -> None:
@@ -196,20 +230,41 @@ def test_linear_says_when_its_plan_is_over_budget(structure: halpiee.Structure, 
         (("--budget", "0.5", "--also", "joy=1"), UsageError, "the quantities are macs, params, memory"),
         (("--budget", "0.5", "--also", "macs"), UsageError, "give WHAT=LIMIT"),
         (("--budget", "0.5", "--also", "macs=much"), UsageError, "give a share up to 1"),
-        (("--budget", "0.5", "--also", "params=10"), BudgetError, "--also params: at most 10 was asked"),
-        (("--budget", "0.5", "--also", "macs=0.5", "--sweep"), UsageError, "leave one of the two out"),
+        (("--budget", "0.5", "--also", "params=10"), BudgetError, "params: at most 10 was asked"),
+        (
+            ("--budget", "0.5", "--also", "macs=0.5", "--solver", "linear"),
+            UsageError,
+            "leave one of the two out",
+        ),
+        (
+            ("--budget", "0.5", "--also", "profile=0.5"),
+            UsageError,
+            "names no profile; give profile=FILE:MOST",
+        ),
+        (
+            ("--budget", "0.5", "--also", "profile=no.jsonl:0.5"),
+            UsageError,
+            "'no.jsonl' was asked; that is no",
+        ),
+        (("--budget", "0.5", "--also", "energy=0.5"), ProfileError, "cells of the profile holds energy_mj"),
+        (("--budget", "0.5", "--also", "energy=3kB"), UsageError, "or a number with mJ"),
+        (
+            ("--budget", "0.5", "--only", "features.0", "--protect", "features"),
+            UsageError,
+            "nothing can be cut",
+        ),
         (("--budget", "0.5", "--between", "x"), UsageError, "give GROUP=FEWEST..MOST"),
         (
-            ("--budget", "0.5", "--freeze", "classifierr"),
+            ("--budget", "0.5", "--protect", "nobody"),
             UsageError,
             "`halpiee explain separable:build --size 16 --width 0.25` lists",
         ),
         (
-            ("--budget", "0.5", "--freeze", "featurs.0"),
+            ("--budget", "0.5", "--only", "featurs.0"),
             UsageError,
-            "--freeze featurs.0 was asked, a group that the",
+            "--only featurs.0 was asked, and no layer is called that",
         ),
-        (("--budget", "0.5", "--freeze", "featurs.0"), UsageError, "did you mean 'features.0'"),
+        (("--budget", "0.5", "--protect", "featurs.0"), UsageError, "did you mean 'features.0'"),
         (("--budget", "0.5", "--between", "featurs.0=1..2"), UsageError, "--between featurs.0 was asked"),
         (("--budget", "0.5", "--scores", "nowhere.json"), UsageError, "there is no such file"),
     ],

@@ -46,6 +46,8 @@ def best_of(
 
 
 def test_every_group_keeps_its_least_share() -> None:
+    assert restrict(WIDTHS, SIZES, least=6, vanish=False) == {"stream": (6, 7, 8), "a": (6, 7, 8)}
+    assert restrict(WIDTHS, SIZES, least=100, vanish=False) == {"stream": (8,), "a": (8,)}
     assert restrict(WIDTHS, SIZES, least=0.5) == {"stream": (4, 5, 6, 7, 8), "a": (0, 4, 5, 6, 7, 8)}
 
 
@@ -83,7 +85,7 @@ def test_one_group_can_have_a_range_of_its_own() -> None:
             {"between": {"a": (9, 12)}},
             "9 … 12 units of 'a' were asked; its widths are 0, 1, 2, 3, 4, 5, 6, 7, 8",
         ),
-        ({"least": 0.7, "most": 0.5}, "two shares between 0 and 1, the smaller one first"),
+        ({"least": 0.7, "most": 0.5}, "a share below 1 or a number of units as the least"),
         ({"multiple": 0}, "multiples of 0"),
     ],
 )

@@ -236,5 +236,5 @@ def test_candidates_can_be_restricted(cost: LatencyCost) -> None:
     assert cost.restricted(least=0.7, vanish=False).candidates == {"stream": (6, 7, 8), "a": (6, 7, 8)}
     assert cost.restricted(multiple=3).candidates == {"stream": (3, 6, 8), "a": (0, 3, 6, 8)}
     assert cost.restricted(multiple=3).dense_us == cost.dense_us
-    with pytest.raises(UsageError, match="two shares between 0 and 1"):
-        cost.restricted(least=1.5)
+    with pytest.raises(UsageError, match="a share below 1 or a number of units as the least"):
+        cost.restricted(least=-0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from halpiee.selection.select import select, select_lazily
 from halpiee.sparsity.distribution import Latency
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
+from latency.backends import Backend
 from latency.op import Op
 from latency.sweeping.design import edges, specs
 from latency.sweeping.lazy import LazySweep
@@ -61,7 +62,7 @@ def test_little_value_is_lost_and_the_true_cost_keeps_the_budget(
     network: Any, whole: LatencyCost, fraction: float
 ) -> None:
     structure, scores = network
-    with LazySweep([t.op for t in structure.ops], backend=FormulaBackend(us)) as tables:
+    with LazySweep([t.op for t in structure.ops], backend=cast(Backend, FormulaBackend(us))) as tables:
         found, cost = select_lazily(scores, structure, tables, Latency(fraction=fraction))
         measured = sum(c["role"] == "sweep" for c in tables.profile.cells)
     budget_us = fraction * whole.dense_us

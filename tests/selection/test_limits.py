@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from halpiee.errors import BudgetError, UsageError
-from halpiee.selection.cost import LatencyCost
+from halpiee.errors import BudgetError, ProfileError, UsageError
+from halpiee.selection.cost import Also, LatencyCost, energy
 from halpiee.selection.grid import Grid, Term, normalise
 from halpiee.selection.limits import pareto, peak_bytes, resource, select_within, solve_limits
+from halpiee.selection.select import choose
+from latency.profiles import Profile
 
 from .fakes import FormulaProfile, residual
 from .problems import SHAPES, Problem, random_problem
@@ -190,3 +195,59 @@ def test_protected_groups_stay_whole_along_the_curve(cost: LatencyCost) -> None:
     scores = {name: torch.ones(8) for name in ("stream", "a")}
     points = pareto(scores, cost, [120.0, 200.0], protect={"stream"})
     assert [p.counts for p in points] == [{"stream": 8, "a": 0}, {"stream": 8, "a": 5}]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_energy_is_priced_by_the_same_tables_and_solved_like_a_latency(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    net = residual({"stream": 4, "a": 4})
+    cells: list[dict[str, Any]] = []
+    for timed in net.ops:
+        for i, o in itertools.product(range(1, timed.op.c_in + 1), range(1, timed.op.c_out + 1)):
+            if timed.op.diagonal and i != o:
+                continue
+            times = {"us": float(rng.uniform(1, 9)), "energy_mj": float(rng.uniform(1, 9))}
+            cells.append({**timed.op.with_channels(i, o).key(), **times, "steps": [1, 1]})
+    profile = Profile({}, cells)
+    cost, joules = LatencyCost(net, profile), energy(net, profile)
+    assert joules.unit == "mJ"
+    by_key = {json.dumps(key_of(c)): c["energy_mj"] for c in cells}
+
+    def spent(s: int, a: int) -> float:
+        counts = {"stream": s, "a": a}
+        sides = ((t, net.sides(t, counts)) for t in net.ops)
+        found = [
+            float(by_key[json.dumps(key_of(t.op.with_channels(*side).key()))])
+            for t, side in sides
+            if min(side)
+        ]
+        return sum(found)
+
+    for s, a in itertools.product(range(1, 5), range(5)):
+        assert joules.total({"stream": s, "a": a}) == pytest.approx(spent(s, a))
+    scores = {"stream": torch.rand(4), "a": torch.rand(4)}
+    best_of = {
+        n: [0.0, *v.double().sort(descending=True).values.cumsum(0).tolist()] for n, v in scores.items()
+    }
+    widths = [(s, a) for s in cost.candidates["stream"] for a in cost.candidates["a"]]
+    costs = sorted(spent(*w) for w in widths)
+    limit, budget = costs[len(costs) // 2], 0.9 * cost.dense_us
+    within = [w for w in widths if spent(*w) <= limit and cost.total({"stream": w[0], "a": w[1]}) <= budget]
+    if within:
+        found = choose(scores, cost.limited(Also("energy", joules, limit)), budget, gap=0.0)
+        best = max(best_of["stream"][s] + best_of["a"][a] for s, a in within)
+        assert found.value == pytest.approx(best, abs=1e-6)
+    widths = [(s, a) for s in joules.candidates["stream"] for a in joules.candidates["a"]]
+    alone = choose(scores, joules, limit, gap=0.0)
+    assert alone.value == pytest.approx(
+        max(best_of["stream"][s] + best_of["a"][a] for s, a in widths if spent(s, a) <= limit), abs=1e-9
+    )
+
+
+def key_of(cell: Mapping[str, Any]) -> list[Any]:
+    return [cell["op"], cell["c_in"], cell["c_out"], cell.get("groups", 1), list(cell.get("kernel", ()))]
+
+
+def test_a_profile_without_energies_is_refused() -> None:
+    with pytest.raises(ProfileError, match="none of the 0 cells of the profile holds energy_mj"):
+        energy(residual(), Profile({}, []))

@@ -144,3 +144,32 @@ def test_a_group_without_a_parallel_path_is_refused() -> None:
     structure = trace(model, (torch.zeros(nets.IMAGE),), vanish=True)
     with pytest.raises(StructureError, match="keep empties 'stem', which may not vanish"):
         shrink(model, structure, {"stem": torch.zeros(8, dtype=torch.bool)})
+
+
+@pytest.mark.parametrize("gone", [("a", "b"), ("b",), ("a",)])
+def test_both_groups_of_a_bottleneck_may_go_together_or_alone(gone: tuple[str, ...]) -> None:
+    class Bottleneck(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1)
+            self.b, self.nb = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+            self.c, self.head = nn.Conv2d(6, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.sigmoid(self.stem(x))
+            y = self.c(torch.sigmoid(self.nb(self.b(torch.sigmoid(self.a(x))))))
+            found: Tensor = self.head(torch.sigmoid(x + y).mean((2, 3)))
+            return found
+
+    model: Any = nets.randomise(Bottleneck()).double().eval()
+    x = torch.randn(nets.IMAGE, dtype=torch.float64)
+    structure = trace(model, (x,), vanish=True)
+    assert [g.name for g in structure.groups if g.may_vanish] == ["a", "b"]
+    keep = {name: torch.zeros(6, dtype=torch.bool) for name in gone}
+    assert verify(model, structure, keep, (x,), tolerance=1e-12) <= 1e-12
+    if "b" in gone:  # nothing of the branch is left but the bias of its last layer
+        with torch.no_grad():
+            stream = torch.sigmoid(F.conv2d(x, model.stem.weight, model.stem.bias, padding=1))
+            y = torch.sigmoid(stream + model.c.bias[:, None, None])
+            expected = F.linear(y.mean((2, 3)), model.head.weight, model.head.bias)
+            assert (shrink(model, structure, keep)(x) - expected).norm() / expected.norm() < 1e-12

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from halpiee.deploy import target
 from halpiee.deploy.calibrate import Round
 from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
 from halpiee.training import pipeline, price, stage
-from halpiee.training.config import Cycle, Settings
+from halpiee.training.config import Cycle, Masks, Settings
 from halpiee.training.job import Run
 from halpiee.training.preflight import open_run
 from halpiee.zoo import build
@@ -396,3 +397,43 @@ def test_a_run_without_a_baseline_says_that_its_dense_file_was_never_trained(
     assert "weights" not in read_metadata(folder / "pruned.onnx")
     for page in ("report.md", "report.html"):
         assert "initial: no dense network was trained" in (folder / page).read_text(encoding="utf-8")
+
+
+def test_a_run_keeps_further_limits_and_cuts_only_what_it_may(tmp_path: Path, profile: Path) -> None:
+    asked = settings(profile, budget="0.9", also=("params=0.6", f"profile={profile}:0.7"), min_width=2.0)
+    report = execute(asked, tmp_path / "run")
+    params, second = report["limits"]
+    assert (params["limit"], second["limit"]) == ("params", str(profile))
+    for limit in (params, second):
+        assert limit["used"] <= limit["most"] * (1 + 1e-9)
+        assert limit["measured"] is None  # the clock of this test times nothing
+    widths = report["widths"]
+    assert (
+        params["used"] == 27 * widths["conv1"] + 9 * widths["conv1"] * widths["conv2"] + 6 * widths["conv2"]
+    )
+    assert params["most"] == pytest.approx(0.6 * (27 * 8 + 9 * 8 * 12 + 6 * 12))
+    assert min(widths["conv1"], widths["conv2"]) >= 2
+    only = execute(settings(profile, budget="0.8", only=("conv2",), multiple_of=3), tmp_path / "only")
+    assert only["widths"]["conv1"] == 8
+    assert only["widths"]["conv2"] in (3, 6, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"also": ("joy=1",)}, "that is no profile file, and the quantities are macs, params, memory"),
+        ({"only": ("conv3",)}, "--only conv3 was asked, and no layer is called that; did you mean"),
+        ({"protect": ("conv*",)}, "--protect leave all 2 groups whole, so nothing can be cut"),
+        (
+            {"budget": None, "masks": Masks(sparsity=0.5), "also": ("macs=0.5",)},
+            "--also was given to a run to a",
+        ),
+        ({"method": "small-dense", "vanish": True}, "--vanish was given to --method small-dense"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused_before_anything_is_measured(
+    tmp_path: Path, profile: Path, options: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(text)):
+        execute(settings(profile, **options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -57,7 +57,8 @@ def test_the_digest_names_the_settings() -> None:
 
 def test_unknown_settings_are_named() -> None:
     with pytest.raises(
-        UsageError, match="settings hold 'learning_rate', which is no option; known are accumulate, backend"
+        UsageError,
+        match="settings hold 'learning_rate', which is no option; known are accumulate, also, backend",
     ):
         Settings.from_dict({"model": "m", "data": "d", "budget": "0.5", "learning_rate": 1})
 

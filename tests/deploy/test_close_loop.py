@@ -1,0 +1,145 @@
+"""The closed loop under several limits: each is measured, corrected and kept, against a clock that is a formula."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import halpiee
+from halpiee.deploy.calibrate import close_loop, first_units
+from halpiee.deploy.target import Target
+from halpiee.selection.cost import Also, LatencyCost
+from halpiee.selection.select import choose
+from halpiee.structure.plan import Selection
+from latency.timing.benchmark import Comparison
+
+
+class Product:
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def table(self, op: Any) -> Any:
+        return self if op.kind in ("conv", "linear") else None
+
+    def lookup(self, c_in: Any, c_out: Any) -> Any:
+        return self.rate * (c_in * c_out + 0.0)
+
+    def measured(self, c_in: Any, c_out: Any) -> Any:
+        return c_in * c_out >= 0
+
+
+class Clock:
+    """Stands for a target on which a network takes ``us`` of its widths."""
+
+    def __init__(self, us: Any) -> None:
+        self.us = us
+
+    def ready(self, model: nn.Module, example: Any) -> nn.Module:
+        return model
+
+    def compare(self, networks: Mapping[str, nn.Module], example: Any, *, rounds: int) -> Comparison:
+        return Comparison({name: [self.us(net)] * 30 for name, net in networks.items()}, "cpu", {})
+
+
+class Chosen:
+    """A solver's selection as the loop sees it."""
+
+    def __init__(self, cost: LatencyCost, budget_us: float, scores: dict[str, Tensor]) -> None:
+        self.budget_us, self.scores = budget_us, scores
+        self.turns: list[Selection] = []
+        self.solve_again(cost)
+
+    def solve_again(self, cost: LatencyCost) -> None:
+        self.turns.append(choose(self.scores, cost, self.budget_us, gap=0.0))
+
+    def go_back(self, turn: int) -> None:
+        self.turns.append(self.turns[turn])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self.turns[-1].counts
+
+    @property
+    def keep(self) -> Mapping[str, Tensor]:
+        return self.turns[-1].keep
+
+    @property
+    def next_step_us(self) -> float:
+        return self.turns[-1].next_step_us
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 40, 1), nn.ReLU(), nn.Conv2d(40, 40, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(40, 4),
+    )  # fmt: skip
+
+
+def products(model: nn.Module) -> float:
+    return float(sum(m.weight.shape[0] * m.weight.shape[1] for m in model if hasattr(m, "weight")))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("share", "absolute"), [(0.4, False), (0.4, True)])
+def test_a_second_device_that_its_tables_misjudge_is_met_as_it_is_measured(
+    share: float, absolute: bool
+) -> None:
+    torch.manual_seed(0)
+    model = net()
+    example = (torch.zeros(1, 3, 4, 4),)
+    structure = halpiee.trace(model, example)
+    cost = LatencyCost(structure, cast(Any, Product(1.0)))
+    other = LatencyCost(structure, cast(Any, Product(2.0)))
+    # the second device takes 300 µs beside its ops, which its tables do not know
+    second = Clock(lambda m: 300.0 + 2.0 * products(m))
+    dense = second.us(model)
+
+    def measure(keep: Mapping[str, Tensor]) -> tuple[float, float]:
+        return dense, second.us(halpiee.shrink(model, structure, keep))
+
+    most = share * (dense if absolute else other.dense)
+    also = Also("second", other, most, share=None if absolute else share, measure=measure)
+    scores = {g.name: torch.rand(g.size) for g in structure.prunable}
+    limited = cost.limited(also)
+    chosen = Chosen(limited, 0.7 * cost.dense, scores)
+    first = second.us(halpiee.shrink(model, structure, chosen.keep))
+    assert first > 1.02 * share * dense  # what the tables allow is over the limit
+    found, turns = close_loop(
+        model,
+        limited,
+        example,
+        chosen,
+        budget_us=0.7 * cost.dense,
+        target=cast(Target, Clock(products)),
+        rounds=3,
+    )
+    assert len(turns) > 1
+    took = second.us(halpiee.shrink(model, structure, chosen.keep))
+    assert took <= 1.02 * share * dense
+    assert took >= 0.9 * share * dense  # and the limit is used
+    (after,) = found.also
+    assert after.measured == pytest.approx(took)
+    assert after.most == pytest.approx(share * dense)
+    assert (
+        products(halpiee.shrink(model, structure, first_units(structure, chosen.counts)))
+        <= 0.7 * cost.dense * 1.02
+    )
+
+
+def test_a_limit_that_is_not_timed_here_holds_as_predicted() -> None:
+    model = net()
+    structure = halpiee.trace(model, (torch.zeros(1, 3, 4, 4),))
+    cost, other = (LatencyCost(structure, cast(Any, Product(rate))) for rate in (1.0, 2.0))
+    limited = cost.limited(Also("elsewhere", other, 0.4 * other.dense, share=0.4))
+    scores = {g.name: torch.rand(g.size) for g in structure.prunable}
+    chosen = Chosen(limited, 0.7 * cost.dense, scores)
+    clock = cast(Target, Clock(products))
+    found, turns = close_loop(
+        model, limited, (torch.zeros(1, 3, 4, 4),), chosen, budget_us=0.7 * cost.dense, target=clock, rounds=3
+    )
+    assert len(turns) == 1  # below the budget, as the other limit holds it back
+    assert found.also[0].measured is None
+    assert other.total(chosen.counts) <= 0.4 * other.dense * (1 + 1e-9)
