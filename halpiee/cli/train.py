@@ -88,8 +88,8 @@ def command(asked: Start, given: dict[str, Any]) -> None:
 
 
 TAKEN = (
-    "model weights data budget profile images rounds criterion protect_first width size backend batch threads device "
-    "seed"
+    "model weights data budget also profile images rounds criterion value protect_first protect only min_width "
+    "multiple_of width size backend batch threads device seed"
 )
 """The options of a training that a pruning without training has."""
 

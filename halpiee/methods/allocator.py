@@ -18,6 +18,7 @@ from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.grid import FloatArray
 from halpiee.selection.select import choose as choose_by_latency
 from halpiee.selection.select import uniform
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
@@ -65,6 +66,7 @@ class LatencyPool:
         budget_us: Ψ.
         solver: ``joint``, ``cpsat`` or ``linear`` (HALP's own formulation).
         gap: relative gap to certify.
+        values: what each width of a group is worth, instead of sums of scores; see ``selection.select.choose``.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class LatencyPool:
         *,
         solver: Solver = "joint",
         gap: float = 1e-3,
+        values: Mapping[str, FloatArray] | None = None,
     ) -> None:
+        self._values = values
         self.units, self.cost, self.budget_us, self._solver, self._gap = units, cost, budget_us, solver, gap
         sizes = {name: size[0] for name, size in units.sizes.items()}
         self.smallest_us = smallest_us(cost, sizes, budget_us)
@@ -84,12 +88,16 @@ class LatencyPool:
 
     def with_cost(self, cost: LatencyCost) -> LatencyPool:
         """Returns the same budget under a corrected latency model."""
-        return LatencyPool(self.units, cost, self.budget_us, solver=self._solver, gap=self._gap)
+        return LatencyPool(
+            self.units, cost, self.budget_us, solver=self._solver, gap=self._gap, values=self._values
+        )
 
     def jointly(self) -> LatencyPool:
         """Returns the same budget solved with both sides of every layer priced."""
         solver: Solver = "joint" if self._solver == "linear" else self._solver
-        return LatencyPool(self.units, self.cost, self.budget_us, solver=solver, gap=self._gap)
+        return LatencyPool(
+            self.units, self.cost, self.budget_us, solver=solver, gap=self._gap, values=self._values
+        )
 
     @property
     def total(self) -> float:
@@ -184,6 +192,7 @@ class LatencyPool:
             solver=solver,
             gap=self._gap,
             protect=frozenset(self.units.left_out),
+            values=self._values,
         )
 
 
@@ -368,7 +377,13 @@ def _within_runs(score: Tensor, must: Tensor, may: Tensor, n: int, m: int) -> Te
 
 
 def bind(
-    budget: Budget, units: Units, cost: LatencyCost | None, *, solver: Solver = "joint", gap: float = 1e-3
+    budget: Budget,
+    units: Units,
+    cost: LatencyCost | None,
+    *,
+    solver: Solver = "joint",
+    gap: float = 1e-3,
+    values: Mapping[str, FloatArray] | None = None,
 ) -> Pool:
     """Returns the pool of a budget over the units of a model.
 
@@ -387,5 +402,5 @@ def bind(
                 "use channels (units=structure), or a density such as halpiee.Global(0.5)"
             )
         us = budget.us if budget.us is not None else (budget.fraction or 1.0) * cost.dense_us
-        return LatencyPool(units, cost, us, solver=solver, gap=gap)
+        return LatencyPool(units, cost, us, solver=solver, gap=gap, values=values)
     return LayerPools(units, budget)

@@ -31,12 +31,15 @@ from halpiee.methods.phases import Design, Phase, Recipe, Resize, Train, at_dens
 from halpiee.methods.registry import method
 from halpiee.options import option
 from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
+from halpiee.reconstruction.value_curves import measured_values
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.registry import criterion_of
+from halpiee.saliency.score import pairs_of, scores_of
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.grid import FloatArray
 from halpiee.selection.select import uniform, widest
 from halpiee.sparsity.distribution import Budget, Latency
-from halpiee.sparsity.granularity import Units
+from halpiee.sparsity.granularity import Channels, Units
 from halpiee.sparsity.mask import chosen_names
 from halpiee.sparsity.schedule import Exponential
 from halpiee.structure.groups import Structure, parameters
@@ -74,6 +77,11 @@ class Options:
         "are not the true ones, is solved once more jointly.",
     )
     gap: float = option(0.001, "Relative gap that the solver certifies.")
+    value: Literal["scores", "measured"] = option(
+        "scores",
+        "What a width is worth: the sum of its units' scores, or the loss of forward passes on the batches, "
+        "measured once.",
+    )
 
 
 @method(
@@ -106,7 +114,10 @@ class HALP(Method):
             )
         if given.asked_units is None:  # HALP prunes channels, whatever is limited
             given = replace(given, asked_units=given.structure)
-        pool = bind(given.limit, given.units, given.cost, solver=options.solver, gap=options.gap)
+        values = _measured(given) if options.value == "measured" else None
+        pool = bind(
+            given.limit, given.units, given.cost, solver=options.solver, gap=options.gap, values=values
+        )
         dense = _dense(pool, given.units, given.limit)
         phases = recipe(dense=dense, prunes=prunes, interval=interval)
         return given.design(phases, criterion_of(options.criterion, given.seed), pool=pool)
@@ -119,7 +130,26 @@ class HALP(Method):
         room = int(asked.cycle.get("end", 0.75) * asked.total_steps) // prunes
         interval = o.get("interval") or max(1, min(Options.interval, room))
         given = {"criterion": o["criterion"]} if "criterion" in o else {}
+        if o.get("value") == "measured":
+            given |= {"value": "measured", "batches": asked.examples()}
         return {**given, "prunes": min(prunes, asked.total_steps), "interval": interval}
+
+
+def _measured(given: Setup) -> dict[str, FloatArray]:
+    """Returns what widths are worth, measured on the batches.
+
+    Raises:
+        UsageError: no batches, or no channels of a structure.
+    """
+    if given.batches is None or not isinstance(given.units, Channels):
+        raise UsageError(
+            "value='measured' was asked, which runs the network on images and cuts channels; pass "
+            "batches=[(inputs, targets), …] and structure=halpiee.trace(…)"
+        )
+    batches, structure = list(pairs_of(given.batches)), given.units.structure
+    scores = scores_of(given.model, batches, criterion_of("taylor"), units=structure)
+    images = torch.cat([x for x, _ in batches])
+    return measured_values(given.model, structure, scores, images, protect=frozenset(given.units.left_out))
 
 
 def _dense(pool: Pool, units: Units, budget: Budget) -> float:

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
+from halpiee.reconstruction.value_curves import measured_values
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.score import score
 from halpiee.selection.cost import LatencyCost
+from halpiee.selection.grid import FloatArray
 from halpiee.selection.select import choose
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Selection
@@ -41,12 +45,15 @@ class InRounds:
         criterion: whose scores choose, a criterion or its name.
         protect: groups that stay whole.
         seed: of random scores and of the positions that repair samples.
+        value: what a width is worth: the sum of its units' scores, or ``measured`` by forward passes over the images
+            (``value_curves``), anew in every round.
     """
 
     rounds: int = ROUNDS
     criterion: Criterion | str = "taylor"
     protect: Collection[str] = ()
     seed: int = 0
+    value: Literal["scores", "measured"] = "scores"
 
 
 class Rounds:
@@ -86,6 +93,7 @@ class Rounds:
         self._keep: Mapping[str, Tensor] = {
             g.name: torch.ones(g.size, dtype=torch.bool) for g in structure.prunable
         }
+        self._values: dict[str, FloatArray] = {}
         self._answers = self._labelled(scored) if labels is None else paired(scored, labels)
         self._scores: dict[str, Tensor] = self._scored(model, structure)
         self._choose(cost, budget_us)  # refuses a budget that nothing meets before the long work
@@ -152,6 +160,9 @@ class Rounds:
         A group that the compact network's trace does not show as it is keeps the scores it had.
         """
         found = score(model, self._answers, self._how.criterion, units=structure, seed=self._how.seed)
+        curves: dict[str, FloatArray] = {}
+        if self._how.value == "measured":
+            curves = measured_values(model, structure, found, self._images, protect=self._how.protect)
         scores = {}
         for g in self._structure.prunable:
             alive = self._keep[g.name]
@@ -161,12 +172,21 @@ class Rounds:
                 continue
             scores[g.name] = torch.zeros(g.size, dtype=mine.dtype)
             scores[g.name][alive] = mine
+            if g.name in curves:  # the whole group is what is alive of it
+                self._values[g.name] = np.pad(curves[g.name], (0, g.size - len(mine)), mode="edge")
         return scores
 
     def _choose(self, cost: LatencyCost, capacity_us: float) -> Selection:
         # A layer that is gone has no weights to solve: groups keep a unit.
         cost = cost.restricted(vanish=False)
-        return choose(self._scores, cost, capacity_us, may=self._keep, protect=self._how.protect)
+        return choose(
+            self._scores,
+            cost,
+            capacity_us,
+            may=self._keep,
+            protect=self._how.protect,
+            values=self._values or None,
+        )
 
 
 def paired(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -103,6 +103,12 @@ class Masks:
         METHOD,
         unset="the method's own",
     )
+    value: Literal["scores", "measured"] = option(
+        "scores",
+        "What a width is worth: the sum of its units' scores, or measured: the loss of forward passes with each group "
+        "cut to several widths (halp, repair, early).",
+        METHOD,
+    )
     regrow: ranges.Share = option(
         0.0, "Share of a layer's filters that each round exchanges.", METHOD, bare=0.3
     )
@@ -357,6 +363,10 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
             raise UsageError(
                 f"--units {m.units} was given to --method {self.method}, which removes {', '.join(method.units)}; "
                 "filters are of iee and filter"
+            )
+        if m.value != "scores" and method.kind != "cut" and self.method != "halp":
+            raise UsageError(
+                f"--value {m.value} was given to --method {self.method}; widths are measured by halp, repair and early"
             )
         if m.rewind is not None and self.method != "ltr":
             raise UsageError(

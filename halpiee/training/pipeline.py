@@ -598,7 +598,7 @@ def _telling(run: Run, facts: dict[str, Any]) -> Callable[[RepairedLayer], None]
 def _how(run: Run) -> InRounds:
     s = run.settings
     rounds = s.masks.rounds or (None if s.method == "repair" else ROUNDS)
-    given: dict[str, Any] = {"rounds": rounds, "criterion": s.masks.criterion}
+    given: dict[str, Any] = {"rounds": rounds, "criterion": s.masks.criterion, "value": s.masks.value}
     known = {key: value for key, value in given.items() if value is not None}
     return InRounds(**known, protect=run.protected, seed=s.seed)
 
