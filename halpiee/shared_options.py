@@ -123,6 +123,9 @@ class Switches:
         IEE,
         unset="weights: zero; channels: model",
     )
+    spread: Literal["erk", "uniform"] = option(
+        "erk", "How the first weights of a global budget are spread over the layers.", IEE
+    )
     grow_by: Literal["score", "random"] = option(
         "score", "Grow the units with the highest scores, or random ones.", IEE
     )

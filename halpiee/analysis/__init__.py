@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halpiee.analysis.flops import FlopsMeter, forward_cost, forward_share, train_flops
+    from halpiee.analysis.flops import CostReference, FlopsMeter, forward_cost, forward_share, train_flops
     from halpiee.analysis.history import (
         History,
         densities,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CostReference",
     "FlopsMeter",
     "History",
     "Plasticity",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "CostReference": "flops",
     "FlopsMeter": "flops",
     "History": "history",
     "Plasticity": "measures",

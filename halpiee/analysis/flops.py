@@ -8,6 +8,7 @@ step costs f(F) + f(F) + f(U); every method is a choice of the two::
     RigL                 the same; every interval + 1 steps, one with U = all (arXiv 1911.11134, appendix)
     GraNet               GMP; strictly also one step with U = all per interval (arXiv 2106.10404)
     SNFS                 F = active, U = all (dense momentum, arXiv 1907.04840)
+    DCIL                 a dense and a sparse forward, two dense backward passes (arXiv 2006.08967): (5 + p) / 3
     SR-STE               F = active in forward, all in both backward passes (arXiv 2102.04010)
     IEE                  active; while exploring F = all, U = the inactive
 
@@ -19,6 +20,7 @@ both (1 MAC = 2 FLOPs).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -28,11 +30,21 @@ from numpy.typing import NDArray
 
 from halpiee.errors import UsageError, unknown
 
-__all__ = ["Accounting", "Density", "FlopsMeter", "Method", "forward_cost", "forward_share", "train_flops"]
+__all__ = [
+    "Accounting",
+    "CostReference",
+    "Density",
+    "FlopsMeter",
+    "Method",
+    "falling",
+    "forward_cost",
+    "forward_share",
+    "train_flops",
+]
 
 Accounting = Literal["paper", "strict"]
 Convention = Literal["macs", "flops"]
-Method = Literal["dense", "static", "set", "rigl", "snfs", "gmp", "granet", "sr-ste", "iee"]
+Method = Literal["dense", "static", "set", "rigl", "snfs", "gmp", "granet", "sr-ste", "dcil", "iee"]
 Constant = float | Mapping[str, float]
 Density = Constant | Sequence[Constant] | Callable[[int], Constant]
 """A share kept; one per layer (a layer left out is dense); either step by step, as a list or a function."""
@@ -106,6 +118,8 @@ def train_flops(
         weights = np.where(step % (interval + 1) == interval, ones, active)
     elif method == "snfs":
         weights = ones
+    elif method == "dcil":
+        forward, backward, weights = 1 + active, 2 * ones, 2 * ones
     elif method == "sr-ste":
         backward = weights = ones
     elif method == "iee":
@@ -116,6 +130,65 @@ def train_flops(
             backward = forward
             weights = np.where(exploring, 1 - active, active)
     return float((forward + backward + weights).mean() / 3)
+
+
+@dataclass(frozen=True)
+class CostReference:
+    """What the cost of a training is stated in: dense trainings of so many epochs; pretraining is charged.
+
+    The table of the IEE paper states everything in 90 dense epochs. With p the forward's share and E its epochs, a
+    method on a pretrained network costs ``1 + p·E/90`` there, one from scratch (or whose search is not charged)
+    ``p·E/90``; pruning with fine-tuning is charged the training that it begins with.
+
+    Attributes:
+        epochs: of the dense training.
+        pretraining: dense epochs before the training.
+    """
+
+    epochs: float
+    pretraining: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.epochs > 0 or not self.pretraining >= 0:
+            raise UsageError(
+                f"a cost in {self.epochs} dense epochs with {self.pretraining} before was asked; "
+                "give epochs above 0, and 0 or more before"
+            )
+
+    @classmethod
+    def parse(cls, text: str, pretraining: float = 0.0) -> CostReference:
+        """Returns the reference that ``epochs=90`` names.
+
+        Raises:
+            UsageError: the text is no such thing.
+        """
+        key, equals, value = text.partition("=")
+        try:
+            epochs = float(value)
+        except ValueError:
+            epochs = math.nan
+        if key.strip() != "epochs" or not equals or not math.isfinite(epochs):
+            raise UsageError(
+                f"--cost-reference {text[:40]} was asked; write epochs=90, the dense epochs of a table"
+            )
+        return cls(epochs, pretraining)
+
+    def cost(self, ratio: float, epochs: float) -> float:
+        """Returns the cost of a training in dense trainings of the reference.
+
+        Args:
+            ratio: its FLOPs over those of as many dense steps, as ``train_flops`` returns them.
+            epochs: that it takes.
+        """
+        return (ratio * epochs + self.pretraining) / self.epochs
+
+
+def falling(start: float, end: float, steps: int) -> Callable[[int], float]:
+    """Returns a density that falls in a line from one share to another over some steps, and stays.
+
+    So the IEE paper charges GraNet: the mean of both ends while it prunes. A cubic, as it is, falls faster.
+    """
+    return lambda step: end + (start - end) * max(0.0, 1 - (step + 0.5) / steps)
 
 
 def forward_share(macs: Mapping[str, int], density: Constant) -> float:

@@ -10,6 +10,7 @@ prune costs comes back when training goes on (GraNet, arXiv 2106.10404, Sec. 3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import LayerPools
-from halpiee.sparsity.distribution import Uniform
-from halpiee.sparsity.granularity import Weights
+from halpiee.sparsity.distribution import Global, Uniform
+from halpiee.sparsity.granularity import Units, Weights
 from halpiee.sparsity.mask import Mask
 from latency.copies import copy_of
 
@@ -35,26 +36,38 @@ __all__ = [
 ]
 
 
-def collapsed_channels(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns convolution → BoolTensor ``[C_out]``: which output channels have no incoming weight left.
+def collapsed_channels(masks: Mapping[str, Tensor], *, threshold: float = 1.0) -> dict[str, Tensor]:
+    """Returns convolution → BoolTensor ``[C_out]``: which output channels have lost their incoming weights.
 
     Args:
         masks: weight name → BoolTensor ``[C_out, C_in, *kernel]``; weights of linear layers ``[C_out, C_in]`` are left
             out.
+        threshold: share of its incoming weights that a channel has lost at least; 1: all of them.
+
+    Raises:
+        UsageError: a threshold outside (0, 1].
     """
-    return {name: ~mask.flatten(1).any(dim=1) for name, mask in masks.items() if mask.dim() > 2}
+    if not 0 < threshold <= 1:
+        raise UsageError(f"channels that lost {threshold} of their weights were asked; give a share up to 1")
+    found = {}
+    for name, mask in masks.items():
+        if mask.dim() > 2:
+            lost, size = (~mask).flatten(1).sum(dim=1), mask[0].numel()
+            found[name] = lost >= math.ceil(round(threshold * size, 9))
+    return found
 
 
-def neuron_collapse(masks: Mapping[str, Tensor]) -> float:
-    """Returns the percentage of all convolution output channels that have no incoming weight left.
+def neuron_collapse(masks: Mapping[str, Tensor], *, threshold: float = 1.0) -> float:
+    """Returns the percentage of all convolution output channels that have lost their incoming weights.
 
     Args:
         masks: see ``collapsed_channels``.
+        threshold: likewise.
 
     Raises:
         UsageError: no mask of a convolution.
     """
-    gone = collapsed_channels(masks)
+    gone = collapsed_channels(masks, threshold=threshold)
     if not gone:
         raise UsageError(
             f"neuron collapse of {len(masks)} masks was asked, none of them of a convolution; "
@@ -153,17 +166,21 @@ def pruning_plasticity(
     train: Callable[[nn.Module, Mapping[str, Tensor]], None],
     accuracy: Callable[[nn.Module], float],
     gradients: Mapping[str, Tensor] | None = None,
+    units: Units | None = None,
+    within: Literal["layer", "global"] = "layer",
 ) -> Plasticity:
     """Prunes a copy of a network once, trains it on, and returns what that did.
 
     Args:
         model: as it was at time t; left as it is.
-        rate: share of the weights that are not zero that each layer loses, the smallest ones.
-        train: trains the copy for k epochs at the constant rate; gets weight name → which may be other than zero, and
-            has to keep the others at zero (``Static(…, init="magnitude")`` at that density does).
+        rate: share of the units that are not zero that is removed, the smallest ones.
+        train: trains the copy for k epochs at the constant rate; gets unit name → which may be other than zero, and
+            has to keep the others at zero (``halpiee.methods.rewind.held`` does).
         accuracy: of a network on the test images.
-        gradients: weight name → gradient of the dense network; given, as many weights as were removed come back by
+        gradients: parameter name → gradient of the dense network; given, as many units as were removed come back by
             its size, starting from zero.
+        units: weights, or filters whose norms stay (``Filters(model, norm_follows=False)``); by default weights.
+        within: each ``layer`` loses the share, or all layers together, by one ranking.
 
     Raises:
         UsageError: a rate outside (0, 1), or gradients of some weights only.
@@ -174,25 +191,48 @@ def pruning_plasticity(
         )
     before = accuracy(model)
     copied = copy_of(model)
-    units = Weights(copied)
-    parameters = dict(copied.named_parameters())
+    units = Weights(model) if units is None else units
+    parameters = {name: p.detach() for name, p in copied.named_parameters()}
+    size = _sums(units, parameters)
+    alive = Mask({name: s > 0 for name, s in size.items()})
+    if within == "global":
+        pool = LayerPools(units, Global(1.0))
+        left = sum(alive.counts.values()) - int(rate * sum(alive.counts.values()))
+        counts = _global_counts(pool, size, alive, left)
+    else:
+        counts = {name: max(1, k - int(rate * k)) for name, k in alive.counts.items()}
     pools = LayerPools(units, Uniform(1.0))
-    alive = Mask({name: (parameters[name] != 0).cpu() for name in units.sizes})
-    size = {name: parameters[name].detach().abs().cpu() for name in units.sizes}
-    counts = {name: max(1, k - int(rate * k)) for name, k in alive.counts.items()}
     nothing = Mask.full(units.sizes, False)
     kept = Mask.of(pools.choose_counts(size, must=nothing, may=alive, counts=counts).keep)
     chosen = kept
     if gradients is not None:
-        if missing := [name for name in units.sizes if name not in gradients]:
+        scores = _sums(units, gradients)
+        if missing := [name for name in units.sizes if name not in scores]:
             raise UsageError(
                 f"a gradient of {missing[0]!r} is missing; give those of all {len(units.sizes)} weights"
             )
-        scores = {name: gradients[name].detach().abs().cpu() for name in units.sizes}
         chosen = Mask.of(pools.choose_counts(scores, must=kept, may=~kept, counts=alive.counts).keep)
     with torch.no_grad():
-        for name in units.sizes:
-            parameters[name].mul_(kept[name].to(parameters[name].device))
+        for name, free in units.masks(kept).items():
+            if name in parameters:
+                parameters[name].mul_(free.to(parameters[name].device))
     pruned = accuracy(copied)
     train(copied, dict(chosen))
     return Plasticity(before, pruned, accuracy(copied), chosen.density)
+
+
+def _sums(units: Units, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the sum of the sizes of each unit's elements, on the CPU."""
+
+    def size(name: str) -> Tensor | None:
+        found = tensors.get(name)
+        return None if found is None else found.detach().abs()
+
+    return {name: total.cpu() for name, total in units.reduce(size).items()}
+
+
+def _global_counts(pool: LayerPools, size: Mapping[str, Tensor], alive: Mask, left: int) -> dict[str, int]:
+    """Returns how many units of each layer stay when the largest of all layers do."""
+    nothing = Mask.full(pool.units.sizes, False)
+    level = left / pool.total
+    return Mask.of(pool.choose(size, must=nothing, may=alive, level=level).keep).counts

@@ -26,6 +26,7 @@ from halpiee.cli import (
     plan,
     profile,
     report,
+    study,
     train,
     verify,
 )
@@ -45,7 +46,21 @@ def program() -> None:
     """Make a neural network meet a latency on a device, and keep as much accuracy as that latency allows."""
 
 
-for verb in (demo, train, methods, profile, plan, explain, export, verify, bench, report, inspect, doctor):
+for verb in (
+    demo,
+    train,
+    study,
+    methods,
+    profile,
+    plan,
+    explain,
+    export,
+    verify,
+    bench,
+    report,
+    inspect,
+    doctor,
+):
     program.add_command(verb.command)
 for command in (train.prune, inspect.pack, inspect.merge):
     program.add_command(command)

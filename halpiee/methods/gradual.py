@@ -252,10 +252,10 @@ class GraNet(Method):
 
     @classmethod
     def arguments(cls, asked: Asked) -> dict[str, Any]:
-        """Returns the options that were typed; ``fraction`` is the share that neuroregeneration begins with."""
-        fraction = asked.options.get("fraction")
-        regrowth = {} if fraction is None else {"regrowth": Regrowth(start=fraction)}
-        return {**super().arguments(asked), **regrowth}
+        """Returns the options that were typed; ``fraction`` and ``regrow_until`` are those of neuroregeneration."""
+        named = {"fraction": "start", "regrow_until": "until"}
+        typed = {field: asked.options[name] for name, field in named.items() if name in asked.options}
+        return {**super().arguments(asked), **({"regrowth": Regrowth(**typed)} if typed else {})}
 
 
 def recipe(

@@ -20,7 +20,7 @@ from halpiee.options import option
 from halpiee.saliency import Criterion, Magnitude, Taylor
 from halpiee.saliency.registry import criterion_of
 from halpiee.shared_options import Switches
-from halpiee.sparsity.distribution import ERK, Budget, Global
+from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
 from halpiee.sparsity.granularity import Channels, Weights
 from halpiee.sparsity.schedule import Cosine, Curve, Exponential
 
@@ -125,7 +125,8 @@ class IEE(Method):
             Exponential(o.omega, floor, cycles) if o.decay == "exponential" else Cosine(o.omega, 0.0, cycles)
         )
         weights = isinstance(units, Weights)
-        spread = ERK(budget.density) if weights and isinstance(budget, Global) else None
+        kinds: dict[str, type[ERK | Uniform]] = {"erk": ERK, "uniform": Uniform}
+        spread = kinds[o.spread](budget.density) if weights and isinstance(budget, Global) else None
         phases = recipe(o, total_steps=given.total_steps, omega=curve, spread=spread)
         explore_init = o.explore_init or ("zero" if weights else "model")
         return given.design(phases, criterion, pool=pool, explore_init=explore_init)

@@ -279,6 +279,7 @@ class Event:
         skipped: steps of the phase whose scores were not finite and did not count.
         counts: active units per group.
         flat: groups that were cut into by scores that do not tell their units apart.
+        survival: of a prune or drop: share of what the last grow had grown that it leaves; NaN where nothing had.
     """
 
     step: int
@@ -293,6 +294,7 @@ class Event:
     skipped: int
     counts: dict[str, int]
     flat: tuple[str, ...] = ()
+    survival: float = math.nan
 
 
 class Ledger:
@@ -309,6 +311,8 @@ class Ledger:
         self.log: list[tuple[int, str, dict[str, int]]] = []
         self.listeners: list[Callable[[Event, Mask], None]] = []
         self._after: dict[str, Mask] = {}
+        self._last: Mask | None = None
+        self._grown: Mask | None = None
 
     def event(self, alive: Mask, **values: Any) -> Event:
         """Writes down that ``alive`` are the active units from now on.
@@ -321,7 +325,15 @@ class Ledger:
         previous = self._after.get(kind)
         overlap = previous.iou(alive) if previous is not None else math.nan
         self._after[kind] = alive
-        event = Event(**values, iou=overlap, counts=alive.counts)
+        survival = math.nan
+        if kind == "grow" and self._last is not None:
+            self._grown = alive & ~self._last
+        elif kind in ("prune", "drop") and self._grown is not None:
+            grown = sum(self._grown.counts.values())
+            survival = sum((self._grown & alive).counts.values()) / grown if grown else math.nan
+            self._grown = None
+        self._last = alive
+        event = Event(**values, iou=overlap, counts=alive.counts, survival=survival)
         self.reports.append(event)
         for listener in self.listeners:
             listener(event, alive)
@@ -338,6 +350,8 @@ class Ledger:
         """Returns plain values and tensors."""
         return {
             "masks_after": {kind: dict(mask) for kind, mask in self._after.items()},
+            "last": None if self._last is None else dict(self._last),
+            "grown": None if self._grown is None else dict(self._grown),
             "reports": [asdict(event) for event in self.reports],
             "log": [list(entry) for entry in self.log],
         }
@@ -348,3 +362,6 @@ class Ledger:
         self.log = [(int(n), str(kind), dict(counts)) for n, kind, counts in state["log"]]
         if masks:
             self._after = {kind: Mask(dict(mask)) for kind, mask in state["masks_after"].items()}
+            last, grown = state.get("last"), state.get("grown")
+            self._last = None if last is None else Mask(dict(last))
+            self._grown = None if grown is None else Mask(dict(grown))

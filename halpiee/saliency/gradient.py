@@ -96,11 +96,13 @@ class LossPreservation:
 
     Attributes:
         magnitude: whether the norm multiplies it.
+        signed: whether the sign of θᵀg stays: what the correlation with θᵀHg is taken of.
         elementwise: as the released code computes it: ``Σ|θ_i g_i|``, with the magnitude ``Σ|θ_i² g_i|``.
     """
 
     magnitude: bool = False
     elementwise: bool = False
+    signed: bool = False
     per_step: bool = True
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
@@ -114,7 +116,8 @@ class LossPreservation:
                 return w.detach() * g
             return (w.detach().pow(2 if self.magnitude else 1) * g).abs()
 
-        found = {name: total.abs() for name, total in settled(units.reduce, product).items()}
+        total = settled(units.reduce, product)
+        found = dict(total) if self.signed else {name: t.abs() for name, t in total.items()}
         if self.magnitude and not self.elementwise:
             size = Norm(2)(units, value, gradient)
             found = {name: size[name] * total for name, total in found.items()}

@@ -146,6 +146,8 @@ def budget_of(s: Settings) -> Budget:
     density = round(density, 12)
     if s.method == "gmp" and kind == "uniform":
         return Uniform(density, first=1.0, last=max(0.2, density))  # Gale et al. 2019
+    if s.method == "granet" and kind == "uniform":
+        return Uniform(density, last=max(0.2, density), pinned="inside")  # as GraNet's code spreads it
     kinds: dict[str, type[Uniform | ERK | Global]] = {"uniform": Uniform, "erk": ERK, "global": Global}
     return kinds[kind](density)
 
@@ -215,9 +217,20 @@ def network(settings: Settings, n_classes: int) -> nn.Module:
     """Returns the network with random weights of the run's seed."""
     torch.manual_seed(settings.seed)
     model = named(settings.task).network(build(settings.model, **arguments(settings, n_classes)))
+    if settings.norm_init == "uniform":
+        draw_norms(model)
     if settings.masks.ablation == "normal":
         draw_normal(model, settings.seed)
     return model
+
+
+@torch.no_grad()
+def draw_norms(model: nn.Module) -> None:
+    """Draws the scales of all batch norms from U(0, 1); their shifts are zero (Frankle et al. 2021, App. F.4)."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.weight is not None:
+            module.weight.uniform_(0, 1)
+            module.bias.zero_()
 
 
 def arguments(settings: Settings, n_classes: int) -> dict[str, Any]:

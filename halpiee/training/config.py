@@ -119,6 +119,12 @@ class Masks:
         None, "Share exchanged by the first update (SET, RigL, SNFS, GraNet).", METHOD, unset="the paper's"
     )
     initial: ranges.Share = option(0.0, "Sparsity that GraNet starts from.", METHOD)
+    regrow_until: Literal["end", "pruning"] | None = option(
+        None,
+        "GraNet regrows to the end of the training, or while it prunes (Algorithm 1).",
+        METHOD,
+        unset="end",
+    )
     first: ranges.Share | None = option(
         None, "Share of the training where GMP and GraNet begin to prune.", METHOD, unset="the paper's"
     )
@@ -220,9 +226,23 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
         "Tracker of the figures of every epoch, beside metrics.jsonl; auto: TensorBoard where installed.",
         RUN,
     )
+    cost_reference: str | None = option(
+        None,
+        "State the training cost in dense trainings of a table: epochs=90.",
+        RUN,
+        unset="of as many epochs",
+    )
+    pretraining: Annotated[int, Meta(ge=0, le=10**6)] = option(
+        0, "Dense epochs before the given --weights that --cost-reference charges.", RUN
+    )
     device: str = option("auto", "Device of the training: auto, cpu, cuda or cuda:1.", RUN)
     size: ranges.Side | None = option(
         None, "Pixels of a side to bring the images to.", NETWORK, unset="as they are"
+    )
+    norm_init: Literal["ones", "uniform"] = option(
+        "ones",
+        "Scales that batch norms start from: 1, or drawn from U(0, 1) as arXiv 2009.08576 has it.",
+        NETWORK,
     )
     budget: str | None = option(
         None, "Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).", GOAL
@@ -297,6 +317,15 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
     def __post_init__(self) -> None:
         ranges.check(self)
         self._check_goal()
+        if self.cost_reference is not None:
+            from halpiee.analysis.flops import CostReference  # numpy is not for --help
+
+            CostReference.parse(self.cost_reference)
+        elif self.pretraining:
+            raise UsageError(
+                f"--pretraining {self.pretraining} was given without --cost-reference, which charges it; add "
+                "--cost-reference epochs=90"
+            )
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", self.device):
             raise UsageError(
                 f"--device {self.device[:40]} was asked; give auto, cpu, cuda or one of them as cuda:1"

@@ -67,6 +67,7 @@ __all__ = [
     "priced",
     "pruning_of",
     "retrain_of",
+    "trained",
 ]
 
 
@@ -83,27 +84,31 @@ def execute(run: Run) -> dict[str, Any]:
         if finished is not None:
             run.talk.note(f"{run.folder} is finished; showing its report")
             return finished
-        s = run.settings
-        if isinstance(
-            task_named(s.task).source(s.data, s.size), FunctionSource
-        ):  # of others the look at the files has told
-            check_images(s, run.data.shape, run.data.n_classes)
-        if s.method == "iee":
-            s.cycle.steps(run.total_steps)
-        cost = priced(run) if s.budget is not None else None
-        again = retrain_of(s, run.total_steps)
-        dense = Dense(again) if s.baseline or s.weights or again is not None else None
-        if dense is not None:
-            do(dense, run)
-        pruning = pruning_of(run, cost)
-        do(pruning, run)
-        do(Report(dense, pruning), run)
+        do(Report(*trained(run)), run)
         return run.ranks.once(lambda: read_report(run.folder))
 
 
 def _finished(run: Run) -> dict[str, Any] | None:
     """Returns the report of a run that is done."""
     return read_report(run.folder) if (run.folder / Report.file).is_file() else None
+
+
+def trained(run: Run) -> tuple[Dense | None, Training]:
+    """Does every stage before the report, and returns those that left the dense network, if any, and the pruned one."""
+    s = run.settings
+    source = task_named(s.task).source(s.data, s.size)
+    if isinstance(source, FunctionSource):  # of others the look at the files has told
+        check_images(s, run.data.shape, run.data.n_classes)
+    if s.method == "iee":
+        s.cycle.steps(run.total_steps)
+    cost = priced(run) if s.budget is not None else None
+    again = retrain_of(s, run.total_steps)
+    dense = Dense(again) if s.baseline or s.weights or again is not None else None
+    if dense is not None:
+        do(dense, run)
+    pruning = pruning_of(run, cost)
+    do(pruning, run)
+    return dense, pruning
 
 
 def priced(run: Run) -> LatencyCost:

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Required, TypedDict, TypeVar
 
 from msgspec import Meta
 
-from halpiee.analysis.flops import FlopsMeter
+from halpiee.analysis.flops import CostReference, FlopsMeter
 from halpiee.methods.phases import Event
+from halpiee.training.config import Settings
 from latency.outside import read_json, sound
 from latency.predict import Calibration
 
@@ -34,6 +35,7 @@ __all__ = [
     "read_result",
     "read_seconds",
     "read_threads",
+    "train_cost",
     "train_flops",
 ]
 
@@ -54,6 +56,7 @@ def events(reports: Iterable[Event]) -> list[dict[str, Any]]:
             "slack_us": e.slack,
             "next_step_us": e.next_step,
             "iou": e.iou,
+            "survival": e.survival,
             "skipped": e.skipped,
             "counts": e.counts,
         }
@@ -76,6 +79,7 @@ def plain_events(reports: Iterable[Event]) -> list[dict[str, Any]]:
             "used": e.used,
             "omega": e.omega,
             "iou": e.iou,
+            "survival": e.survival,
             "skipped": e.skipped,
             "counts": e.counts,
         }
@@ -173,6 +177,14 @@ def train_flops(
     if rest > 0:
         meter.train(rest, dense if compact_macs is None else compact_macs)
     return meter.ratio(dense, dense_steps)
+
+
+def train_cost(s: Settings, ratio: Mapping[str, float]) -> dict[str, float] | None:
+    """Returns the training cost in dense trainings of ``--cost-reference``, by both accountings; None: not asked."""
+    if s.cost_reference is None:
+        return None
+    reference = CostReference.parse(s.cost_reference, s.pretraining)
+    return {accounting: reference.cost(r, s.epochs) for accounting, r in ratio.items()}
 
 
 T = TypeVar("T")

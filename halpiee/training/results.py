@@ -193,6 +193,7 @@ def _trained(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str, Any
         "top5_pruned": pruned["top5"],
         "train_flops_ratio": pruned["train_flops_ratio"],
         "train_macs": _train_macs(run, pruned["train_flops_ratio"]),
+        "train_cost": record.train_cost(run.settings, pruned["train_flops_ratio"]),
         "seconds_training": {"dense": dense["seconds"] if dense else None, "pruned": pruned["seconds"]},
         "gap": pruned.get("gap"),
         "events": pruned["events"],

@@ -88,3 +88,14 @@ def test_scores_on_data_collapse_few_neurons(
 ) -> None:
     mask = halpiee.prune_once(resnet20(0), criterion, 1 - SPARSITY, ten_a_class)
     assert within[0] <= neuron_collapse(mask) <= within[1]
+
+
+def test_a_channel_may_be_counted_by_any_share_of_its_weights() -> None:
+    conv = torch.ones(4, 2, 1, 2, dtype=torch.bool)
+    for channel, lost in enumerate((0, 1, 3, 4)):  # of four weights each
+        conv[channel].view(-1)[:lost] = False
+    masks = {"conv": conv}
+    shares = {1.0: 25, 0.75: 50, 0.5: 50, 0.25: 75, 0.2: 75}
+    assert {t: neuron_collapse(masks, threshold=t) for t in shares} == shares
+    with pytest.raises(UsageError, match=r"channels that lost 0 of their weights"):
+        neuron_collapse(masks, threshold=0)

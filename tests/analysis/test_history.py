@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from halpiee.analysis import History, densities, distance, distances, exploration, overlaps, survival_rates
 from halpiee.analysis.history import flops_over_time
 from halpiee.errors import OutputInUseError, UsageError
-from halpiee.sparsity import Mask
+from halpiee.methods.dynamic import RigL
+from halpiee.sparsity import Mask, Uniform
 
 
 def mask(*on: int, size: int = 10) -> Mask:
@@ -109,3 +112,34 @@ def test_a_history_listens_to_a_method() -> None:
         (4, "grow"),
     ]
     assert h.mask(-1).digest() == method.alive.digest()
+
+
+def trained_by() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+    return net, torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+
+
+def steps(net: nn.Module, optimizer: torch.optim.Optimizer, n: int, *, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(n):
+        x, y = torch.randn(8, 8, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+        optimizer.zero_grad()
+        torch.autograd.backward(nn.functional.cross_entropy(net(x), y))
+        optimizer.step()
+
+
+def test_every_masked_training_records_the_survival_that_its_history_finds() -> None:
+    net, optimizer = trained_by()
+    method = RigL(net, optimizer, budget=Uniform(0.4), total_steps=12, interval=2, end=1.0)
+    history = History.of(method)
+    steps(net, optimizer, 6, seed=1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    again = RigL(net, optimizer, budget=Uniform(0.4), total_steps=12, interval=2, end=1.0)
+    again.load_state_dict(method.state_dict())
+    steps(net, optimizer, 6, seed=2)
+    told = [e.survival for e in method.reports if e.event == "drop" and not math.isnan(e.survival)]
+    assert told == [share for _, share in survival_rates(history)]
+    assert len([e for e in again.reports if not math.isnan(e.survival)]) > len(
+        told
+    )  # it goes on where it was saved

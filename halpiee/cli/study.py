@@ -1,0 +1,202 @@
+"""``halpiee study``: a paper's experiment, or one's own, over seeds, to its table and figure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from halpiee import ranges
+from halpiee.cli.options import Answered, verb
+from halpiee.cli.output import Interrupted, ScreenTalk, answer, say
+from halpiee.errors import UsageError, unknown
+from halpiee.options import option
+from halpiee.training.config import OPTIONS
+
+__all__ = ["command"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Answered):
+    """Which study, on what, and where it goes."""
+
+    study: tuple[str, ...] = option(
+        (), "A study's name (--list shows them) or its YAML file.", argument=True, metavar="NAME"
+    )
+    data: str | None = option(None, "Data, as `halpiee train --data` takes it.")
+    seeds: ranges.Epochs = option(3, "Trainings of each cell, with the seeds 0, 1, …")
+    out: Path | None = option(
+        None, "Folder of the study; the same command continues it, in several processes too."
+    )
+    scale: str = option("1", "Share of the paper's epochs, or `smallest`: seconds, to try a study out.")
+    size: ranges.Side | None = option(None, "Pixels of a side to bring the images to.", unset="as they are")
+    device: str = option("auto", "Device of the trainings: auto, cpu, cuda or cuda:1.")
+    settings: tuple[str, ...] = option(
+        (),
+        "An option of `halpiee train` for all cells; may be repeated.",
+        typed="--set",
+        metavar="KEY=VALUE",
+    )
+    cell: str | None = option(None, "Do this one cell (--plan names them).")
+    plan: bool = option(False, "Print the command of each cell, and train nothing.")
+    listed: bool = option(False, "List the studies with their source, cells and time.", typed="--list")
+
+
+@verb(
+    "study",
+    Asked,
+    examples=(
+        "halpiee study --list",
+        "halpiee study at-init-ladder --data path/to/cifar10 --seeds 3 --out studies/ladder",
+        "halpiee study at-init-ladder --data digits --size 16 --seeds 1 --scale smallest --out studies/trial",
+        "halpiee study granet-cifar --data cifar100 --scale 0.1 --plan",
+        "halpiee study my_study.yaml --data path/to/images --seeds 5 --out studies/mine",
+    ),
+)
+def command(asked: Asked) -> None:
+    """Repeat a paper's experiment: a grid of trainings over seeds, to a table, a figure and a page.
+
+    Every training is one row of DIR/rows.jsonl. Interrupted or killed, the same command goes on; several processes
+    with the same command share the work.
+    """
+    from halpiee.studies.study import names, read, scale_of
+
+    if asked.listed:
+        found = [_entry(read(name), asked.seeds) for name in names()]
+        answer({"studies": found}, asked.as_json, lambda: _print(found))
+        return
+    if len(asked.study) != 1:
+        raise UsageError("`halpiee study` takes the name of one study, or a YAML file; --list shows them")
+    given = {"device": asked.device, "data": asked.data, "size": asked.size}
+    over = {**_typed(asked.settings), **{key: value for key, value in given.items() if value is not None}}
+    study = read(asked.study[0], scale=scale_of(asked.scale), over=over)
+    if asked.plan:
+        lines = _commands(study, asked)
+        answer({"commands": lines}, asked.as_json, lambda: click.echo("\n".join(lines)))
+        return
+    missing = [name for name, value in (("--data", asked.data), ("--out", asked.out)) if value is None]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} missing; see `halpiee study --help` for examples")
+    _carry_out(study, asked)
+
+
+def _carry_out(study: Any, asked: Asked) -> None:
+    """Does the cells, and shows what they come to."""
+    from halpiee.studies.page import show
+    from halpiee.studies.sheet import Sheet
+    from halpiee.studies.work import check_data, work
+
+    out, again = asked.out or Path("."), _again(asked)
+    check_data(study, asked.data or "", asked.size)
+    try:
+        rows = work(study, Sheet(out), seeds=asked.seeds, talk=ScreenTalk(), only=asked.cell)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"what is done is kept; `{again}` continues it") from stop
+    if asked.cell is not None:
+        answer(
+            {"cell": asked.cell, "values": rows[0].values},
+            asked.as_json,
+            lambda: say(f"{asked.cell} is done"),
+        )
+        return
+    files = show(study, rows, out, again)
+    table = (out / "table.md").read_text(encoding="utf-8")
+    answer(
+        {"study": study.name, "rows": len(rows), "files": [str(path) for path in files]},
+        asked.as_json,
+        lambda: click.echo(table),
+    )
+    say(f"the page is {out / 'index.html'}")
+
+
+def _typed(given: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the options of ``--set``."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        name = key.strip().replace("-", "_")
+        if not equals:
+            raise UsageError(f"--set {text[:80]} was asked; write KEY=VALUE, such as --set epochs=10")
+        if name not in OPTIONS:
+            close = unknown(
+                key, (option.replace("_", "-") for option in OPTIONS), "see `halpiee train --help`"
+            )
+            raise UsageError(f"--set {text[:80]} was asked, which is no option of `halpiee train`; {close}")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {text[:80]} was asked, whose value cannot be read; quote it") from error
+    return found
+
+
+def _entry(study: Any, seeds: int) -> dict[str, Any]:
+    from halpiee.studies.estimate import core_hours
+
+    cells = study.cells(seeds)
+    return {
+        "name": study.name,
+        "about": study.file.about,
+        "source": study.file.source,
+        "cells": len(cells),
+        "seeds": seeds,
+        "core_hours": core_hours(cells),
+    }
+
+
+def _print(entries: list[dict[str, Any]]) -> None:
+    for entry in entries:
+        hours = entry["core_hours"]
+        told = "time unknown" if hours is None else f"about {hours:,.0f} core hours"
+        click.echo(f"{click.style(entry['name'], bold=True)}  {entry['about']}")
+        click.echo(f"    {entry['source']}")
+        click.echo(f"    {entry['cells']} trainings with {entry['seeds']} seeds, {told} at the paper's scale")
+
+
+def _commands(study: Any, asked: Asked) -> list[str]:
+    """Returns the command of each cell: of `halpiee train`, or of this verb where a cell is another probe."""
+    out = asked.out or Path("DIR")
+    found = []
+    for cell in study.cells(asked.seeds):
+        if study.file.probe != "train":
+            found.append(f"{_again(asked)} --cell {cell.name}")
+            continue
+        run = out / "runs" / (cell.after or "")
+        options: Mapping[str, Any] = {
+            "data": "DATA",
+            "baseline": False,
+            **{k: v.replace("{run}", str(run)) if isinstance(v, str) else v for k, v in cell.options.items()},
+            "seed": cell.seed,
+            "out": str(out / "runs" / cell.name),
+        }
+        words = [str(options.get("model", "MODEL"))]
+        for key, value in options.items():
+            if key == "model" or value is None or value == ():
+                continue
+            name = key.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}") if value or OPTIONS[
+                    key
+                ].default else None
+            elif isinstance(value, tuple):
+                words.append(f"--{name} {','.join(str(part) for part in value)}")
+            else:
+                words.append(f"--{name} {shlex.quote(str(value))}")
+        found.append(f"halpiee train {' '.join(words)}")
+    return found
+
+
+def _again(asked: Asked) -> str:
+    """Returns the command that continues this one."""
+    words = ["halpiee", "study", asked.study[0], "--data", asked.data or "DATA", "--seeds", str(asked.seeds)]
+    words += ["--scale", asked.scale, "--out", str(asked.out or "DIR")]
+    words += ["--size", str(asked.size)] if asked.size is not None else []
+    words += ["--device", asked.device] if asked.device != "auto" else []
+    for setting in asked.settings:
+        words += ["--set", setting]
+    return shlex.join(words)

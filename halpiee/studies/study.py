@@ -1,0 +1,402 @@
+"""What a study is: its file, read and checked, and the cells of its grid.
+
+A file holds::
+
+    about, source, open      what it is, where it is printed, what is different here
+    probe                    what a cell does; ``train`` where nothing is said (see ``halpiee.studies.probes``)
+    options                  options of ``halpiee train`` for all cells; ``recipe`` names a paper's settings under them
+    grid                     axis → values of the option of that name; or axis → label → options of its own
+    values                   the quantities of a row (see ``halpiee.studies.quantities``)
+    table, figure            what is shown of them
+    paper                    printed values that are shown beside
+    only                     option → methods that take it; it is left out with the others
+    needs                    what the data must have: ``pixels``, ``classes``
+    smallest                 options and axes of ``--scale smallest``
+
+A label with ``after: OTHER`` begins where the cell of that label ended: ``{run}`` in its options is the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from halpiee.errors import UsageError, unknown
+from halpiee.options import fitted
+from halpiee.recipes import read as recipe
+from halpiee.recipes.yaml import options_in
+from halpiee.studies.probes import PROBES
+from halpiee.studies.quantities import QUANTITIES
+from halpiee.training.config import OPTIONS
+from latency.outside import read_bytes
+
+__all__ = ["SMALLEST", "Cell", "Figure", "Study", "Table", "names", "read", "scale_of"]
+
+MOST_BYTES = 2**18
+"""Largest file of a study that is read."""
+
+MOST_CELLS = 100_000
+"""Cells of a grid; a file of a few lines can multiply out to billions."""
+
+SMALLEST = "smallest"
+"""The scale that takes seconds, to try a study out."""
+
+GOALS = ("budget", "sparsity", "mask")
+"""What is to be met: one of them that is given replaces that of a recipe."""
+
+STEPS = ("interval", "h", "j", "q", "at", "rewind")
+"""Options in steps, which a scale shortens with the epochs."""
+
+
+class Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How rows become a table.
+
+    Attributes:
+        rows: axes whose labels are the rows.
+        columns: axes whose labels are the columns; none: the values are.
+        values: quantities that are shown.
+        percent: whether they are shares, shown in per cent.
+        digits: after the point.
+    """
+
+    rows: tuple[str, ...]
+    values: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    percent: bool = True
+    digits: int = 1
+
+
+class Figure(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How rows become a figure.
+
+    Attributes:
+        kind: ``lines`` over an axis; ``curves``, whose value is a list of (x, y); ``layers``, whose value is one number
+            a layer; ``bars`` over an axis.
+        y: quantity.
+        x: axis of ``lines`` and ``bars``, or a quantity.
+        series: axes whose labels are the lines.
+        panels: axes whose labels are the panels, one beside another.
+        xlabel: as the paper has it, like the other labels, limits and scales.
+        ylabel: likewise.
+        xlim: likewise.
+        ylim: likewise.
+        xscale: likewise;
+            ``labels``: as far apart as they stand in the grid.
+        percent: whether y is a share, shown in per cent.
+    """
+
+    y: str
+    kind: Literal["lines", "curves", "layers", "bars"] = "lines"
+    x: str | None = None
+    series: tuple[str, ...] = ()
+    panels: tuple[str, ...] = ()
+    xlabel: str = ""
+    ylabel: str = ""
+    xlim: tuple[float, float] | None = None
+    ylim: tuple[float, float] | None = None
+    xscale: Literal["linear", "log", "labels"] = "linear"
+    percent: bool = True
+
+
+Axis = list[float | int | str | bool] | dict[str, dict[str, Any]]
+
+
+class Smallest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What is different at the smallest scale: options over all others, and values or labels of axes."""
+
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
+    grid: dict[str, list[float | int | str | bool]] = msgspec.field(default_factory=dict)
+
+
+class Needs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What the data must have: pixels of a side, classes; at the least."""
+
+    pixels: Annotated[int, msgspec.Meta(ge=1)] = 1
+    classes: Annotated[int, msgspec.Meta(ge=2)] = 2
+
+
+class File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A study's file."""
+
+    about: str
+    options: dict[str, Any]
+    grid: dict[str, Axis]
+    values: tuple[str, ...]
+    table: Table
+    figure: Figure
+    source: str = ""
+    open: tuple[str, ...] = ()
+    probe: str = "train"
+    paper: tuple[dict[str, Any], ...] = ()
+    only: dict[str, list[str]] = msgspec.field(default_factory=dict)
+    needs: Needs = Needs()
+    smallest: Smallest = Smallest()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a study.
+
+    Attributes:
+        labels: axis → label.
+        seed: of the training.
+        options: of ``halpiee train``, by name.
+        knobs: of the probe, by name.
+        after: name of the cell whose run it begins with; None: it begins with nothing.
+    """
+
+    labels: Mapping[str, str]
+    seed: int
+    options: Mapping[str, Any]
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    after: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What its folder is called: the labels and the seed, with a hash that tells labels of like spelling apart."""
+        words = [re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-") for label in self.labels.values()]
+        text = json.dumps([dict(self.labels), self.seed], sort_keys=True)
+        tail = hashlib.sha256(text.encode()).hexdigest()[:6]
+        return f"{'_'.join(words)[:80]}_seed{self.seed}_{tail}".lstrip("_")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study at a scale.
+
+    Attributes:
+        name: of its file, or its path.
+        file: what it holds.
+        scale: share of the paper's epochs, or ``smallest``.
+        over: options that were typed over those of the file.
+    """
+
+    name: str
+    file: File
+    scale: float | Literal["smallest"] = 1.0
+    over: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def version(self) -> str:
+        """A hash of all that decides what a cell does: rows of another one do not mix with these."""
+        told = msgspec.to_builtins(self.file)
+        for shown in ("about", "source", "open", "table", "figure", "paper"):
+            told.pop(shown, None)
+        text = json.dumps([told, self.scale, dict(self.over)], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def axes(self) -> dict[str, list[str]]:
+        """Axis → labels, at this scale."""
+        return {axis: [label for label, _ in self._steps(axis)] for axis in self.file.grid}
+
+    def cells(self, seeds: int) -> list[Cell]:
+        """Returns the cells, seed by seed, those that others begin with before them.
+
+        Raises:
+            UsageError: an option that is not known, or a value of another type or range.
+        """
+        count = seeds * math.prod(len(labels) for labels in self.axes.values())
+        if count > MOST_CELLS:
+            raise UsageError(
+                f"the study {self.name} has {count:,} cells, and at most {MOST_CELLS:,} are taken; leave out values"
+            )
+        found: list[Cell] = []
+        for seed in range(seeds):
+            for chosen in itertools.product(*(self._steps(axis) for axis in self.file.grid)):
+                found.append(self._cell(dict(zip(self.file.grid, chosen, strict=True)), seed))
+        names = {cell.name for cell in found}
+        missing = next(
+            (cell.after for cell in found if cell.after is not None and cell.after not in names), None
+        )
+        if missing is not None:
+            raise UsageError(f"the study {self.name} has a cell after {missing}, which is not in its grid")
+        return sorted(found, key=lambda cell: cell.after is not None)
+
+    def _steps(self, axis: str) -> list[tuple[str, dict[str, Any]]]:
+        """Returns the labels of an axis with the options of each."""
+        held = self.file.grid[axis]
+        chosen = self.file.smallest.grid.get(axis) if self.scale == SMALLEST else None
+        if isinstance(held, dict):
+            kept = list(held) if chosen is None else [str(label) for label in chosen]
+            strange = next((label for label in kept if label not in held), None)
+            if strange is not None:
+                raise UsageError(
+                    f"the study {self.name} has no {axis} {strange!r}; {unknown(strange, held, 'see its grid')}"
+                )
+            return [(label, dict(held[label])) for label in kept]
+        return [(f"{value}", {axis: value}) for value in (held if chosen is None else chosen)]
+
+    def _cell(self, chosen: Mapping[str, tuple[str, dict[str, Any]]], seed: int) -> Cell:
+        labels = {axis: label for axis, (label, _) in chosen.items()}
+        given = dict(self.file.options)
+        after = None
+        for axis, (_, own) in chosen.items():
+            own = dict(own)
+            if "after" in own:
+                earlier = {**labels, axis: str(own.pop("after"))}
+                after = Cell(earlier, seed, {}).name
+            given |= own
+        if self.scale == SMALLEST:
+            given |= self.file.smallest.options
+        given |= self.over
+        options, knobs = self._resolved(given)
+        if isinstance(self.scale, float) and self.scale < 1:
+            options = shortened(options, knobs, self.scale)
+        return Cell(labels, seed, options, knobs, after)
+
+    def _resolved(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the options of the training, a recipe's under them, and the knobs of the probe."""
+        what = f"the study {self.name}"
+        named = given.pop("recipe", None)
+        under = {} if named is None else dict(_recipe(str(named)))
+        known = {f.name for f in fields(PROBES[self.file.probe].knobs)}
+        plain = {key.replace("-", "_"): value for key, value in given.items()}
+        knobs = {key: value for key, value in plain.items() if key in known}
+        typed: dict[str, Any] = {}
+        method = str(plain.get("method", under.get("method", "iee")))
+        for name, value in plain.items():
+            if name in knobs or (name in self.file.only and method not in self.file.only[name]):
+                continue
+            if isinstance(value, str):
+                value = value.replace("{method}", method)
+            if name not in OPTIONS:
+                close = unknown(name, {*OPTIONS, *known, "recipe"}, "see `halpiee train --help`")
+                raise UsageError(
+                    f"{what} has the option {name[:80]!r}, which `halpiee train` does not know; {close}"
+                )
+            typed |= fitted(OPTIONS[name].owner, {name: value}, where=what)
+        if any(goal in typed for goal in GOALS):
+            under = {key: value for key, value in under.items() if key not in GOALS}
+        return {**under, **typed}, fitted(PROBES[self.file.probe].knobs, knobs, where=what)
+
+
+def shortened(options: Mapping[str, Any], knobs: dict[str, Any], scale: float) -> dict[str, Any]:
+    """Returns the options with the epochs and all that is counted in steps shortened; the probe's epochs in place."""
+    found = dict(options)
+    epochs = found.get("epochs", OPTIONS["epochs"].default)
+    found["epochs"] = max(1, math.ceil(scale * epochs))
+    for name in STEPS:
+        if found.get(name):
+            found[name] = max(1, round(scale * found[name]))
+    if "onward" in knobs:
+        knobs["onward"] = max(1, math.ceil(scale * knobs["onward"]))
+    return found
+
+
+def scale_of(text: str) -> float | Literal["smallest"]:
+    """Returns the scale that a text names.
+
+    Raises:
+        UsageError: neither a share nor ``smallest``.
+    """
+    if text == SMALLEST:
+        return "smallest"
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise UsageError(
+            f"--scale {text[:40]} was asked; give a share of the paper's epochs above 0 and up to 1, or `smallest`"
+        )
+    return share
+
+
+@cache
+def _recipe(name: str) -> Mapping[str, Any]:
+    """Returns the options of a recipe, read once for all cells."""
+    return recipe(name).options
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Returns the names of the studies that come with the package, sorted."""
+    folder = files("halpiee.studies")
+    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+
+
+def read(
+    study: str | Path, *, scale: float | Literal["smallest"] = 1.0, over: Mapping[str, Any] | None = None
+) -> Study:
+    """Returns a study by its name, or one's own by the path of its file.
+
+    Raises:
+        UsageError: no such study or file, one that is no study, an unknown quantity, axis or probe: each with the
+            nearest that is known.
+    """
+    name = str(study)
+    what = f"the study {name}"
+    if Path(study).is_file():
+        data = read_bytes(Path(study), what=what, advice="give a YAML file", most_bytes=MOST_BYTES)
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{what} cannot be read ({error}); give a YAML file") from error
+    elif name in names():
+        text = files("halpiee.studies").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        hint = unknown(name, names())
+        raise UsageError(
+            f"{name[:80]!r} is neither a study nor a file; {hint} `halpiee study --list` lists those there are"
+        )
+    try:
+        found = msgspec.convert(options_in(text, what=what), File)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{what} is no study: {error}; see docs/studies.md for what a file holds") from error
+    _check(found, what)
+    made = Study(name, found, scale, dict(over or {}))
+    made.cells(1)
+    return made
+
+
+def _check(file: File, what: str) -> None:
+    """Refuses names that stand for nothing."""
+    if file.probe not in PROBES:
+        raise UsageError(
+            f"{what} has the probe {file.probe!r}; {unknown(file.probe, PROBES, _listed(PROBES))}"
+        )
+    quantities = {*QUANTITIES, *PROBES[file.probe].values}
+    shown: list[tuple[str, Sequence[str | None], set[str]]] = [
+        ("quantity", file.values, quantities),
+        ("quantity", [*file.table.values, file.figure.y], set(file.values)),
+        (
+            "axis",
+            [*file.table.rows, *file.table.columns, *file.figure.series, *file.figure.panels],
+            set(file.grid),
+        ),
+        ("axis", [key for row in file.paper for key in row if key not in file.values], set(file.grid)),
+        ("axis", list(file.smallest.grid), set(file.grid)),
+    ]
+    for kind, asked, known in shown:
+        for name in asked:
+            if name is not None and name not in known:
+                raise UsageError(f"{what} has no {kind} {name!r}; {unknown(name, known, _listed(known))}")
+    f, t = file.figure, file.table
+    by_cell = f.x is not None and f.x not in file.grid  # one point for each cell
+    for where, held in (("table", {*t.rows, *t.columns}), ("figure", {*f.series, *f.panels, f.x})):
+        if (lost := set(file.grid) - held) and not (where == "figure" and by_cell):
+            raise UsageError(
+                f"{what} has an axis {min(lost)!r} that its {where} does not show, so that means would run over it; "
+                f"name it under {where}"
+            )
+
+
+def _listed(known: Iterator[str] | Mapping[str, Any] | set[str]) -> str:
+    return f"known are {', '.join(sorted(known))}"
+
+
+def at_scale(study: Study, scale: float | Literal["smallest"]) -> Study:
+    """Returns the study at another scale."""
+    return replace(study, scale=scale)

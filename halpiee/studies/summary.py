@@ -1,0 +1,207 @@
+"""What the rows of a study come to: means over seeds, with their spread and interval, as a table.
+
+The interval is that of Student's t at 95 %, so three seeds have one 2.5 times as wide as their spread: it stands in the
+CSV file; the page and the Markdown table show mean ± standard deviation, as the papers do.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from halpiee.studies.sheet import Row
+from halpiee.studies.study import Study
+
+__all__ = [
+    "Cellmean",
+    "Mean",
+    "curves",
+    "means",
+    "of_axes",
+    "paper_value",
+    "spoken",
+    "table_csv",
+    "table_markdown",
+    "table_rows",
+]
+
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""The 97.5 % quantile of Student's t with 1 … 10 degrees of freedom; 1.96 beyond is at most 2 % short by 30."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds.
+
+    Attributes:
+        mean: NaN where there is none.
+        std: of the sample; NaN for one seed.
+        n: seeds.
+    """
+
+    mean: float
+    std: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """Returns the mean of some values; those that are not finite are left out."""
+        found = [v for v in values if math.isfinite(v)]
+        if not found:
+            return cls(math.nan, math.nan, 0)
+        return cls(
+            statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else math.nan, len(found)
+        )
+
+    @property
+    def half(self) -> float:
+        """Half of the 95 % interval of the mean; NaN for one seed."""
+        if self.n < 2:
+            return math.nan
+        t = T95[self.n - 2] if self.n - 2 < len(T95) else 1.96
+        return t * self.std / math.sqrt(self.n)
+
+    def text(self, *, percent: bool = True, digits: int = 1) -> str:
+        """Returns it in words: ``93.6 ± 0.2``."""
+        if not self.n:
+            return "–"
+        factor = 100 if percent else 1
+        spread = "" if math.isnan(self.std) else f" ± {factor * self.std:.{digits}f}"
+        return f"{factor * self.mean:.{digits}f}{spread}"
+
+
+Cellmean = Mapping[str, str]
+
+
+def means(rows: Sequence[Row], value: str, axes: Sequence[str]) -> dict[tuple[str, ...], Mean]:
+    """Returns labels of some axes → mean of a value over the seeds and all other axes."""
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        held = row.values.get(value)
+        if isinstance(held, int | float):
+            groups.setdefault(tuple(row.labels[a] for a in axes), []).append(float(held))
+    return {labels: Mean.of(found) for labels, found in groups.items()}
+
+
+def curves(rows: Sequence[Row], value: str, axes: Sequence[str]) -> dict[tuple[str, ...], dict[Any, Mean]]:
+    """Returns labels → x, or layer → mean of what a list or mapping holds there, over the seeds."""
+    groups: dict[tuple[str, ...], dict[Any, list[float]]] = {}
+    for row in rows:
+        held = row.values.get(value)
+        if isinstance(held, list):
+            pairs = [(float(x), float(y)) for x, y in held if y is not None]
+        elif isinstance(held, dict):
+            pairs = [(name, float(y)) for name, y in held.items() if y is not None]
+        else:
+            continue
+        into = groups.setdefault(tuple(row.labels[a] for a in axes), {})
+        for x, y in pairs:
+            into.setdefault(x, []).append(y)
+    return {labels: {x: Mean.of(ys) for x, ys in found.items()} for labels, found in groups.items()}
+
+
+def of_axes(study: Study, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the labels of some axes, each with each, in their order; one empty tuple where there is no axis."""
+    held = study.axes
+    return list(itertools.product(*(held[name] for name in names)))
+
+
+def spoken(axes: Sequence[str], labels: Sequence[str]) -> str:
+    """Returns labels in words: numbers and switches with the name of their axis."""
+    plain = ("True", "False")
+    return ", ".join(
+        f"{axis} {label}" if len(axes) > 1 and (label in plain or label.replace(".", "").isdigit()) else label
+        for axis, label in zip(axes, labels, strict=True)
+    )
+
+
+def table_rows(study: Study, rows: Sequence[Row]) -> list[list[str]]:
+    """Returns the table as texts, its head first."""
+    t = study.file.table
+    scalar = [v for v in t.values if any(isinstance(row.values.get(v), int | float) for row in rows)]
+    lists = [v for v in t.values if v not in scalar]
+    if lists and not scalar:
+        return _listed(study, rows, lists[0])
+    axes = [*t.rows, *t.columns]
+    columns = of_axes(study, t.columns)
+    held = {value: means(rows, value, axes) for value in scalar}
+    head = [", ".join(t.rows)]
+    for value in scalar:
+        head += [f"{value.replace('_', ' ')} {spoken(t.columns, labels)}".strip() for labels in columns]
+    found = [head]
+    for labels in of_axes(study, t.rows):
+        line = [spoken(t.rows, labels)]
+        for value in scalar:
+            for column in columns:
+                key = (*labels, *column)
+                mean = held[value].get(key)
+                text = "–" if mean is None else mean.text(percent=t.percent, digits=t.digits)
+                printed = paper_value(study, dict(zip(axes, key, strict=True)), value)
+                line.append(text if printed is None else f"{text} ({_shown(study, printed)})")
+        found.append(line)
+    return found
+
+
+def _shown(study: Study, printed: object) -> str:
+    if not isinstance(printed, int | float):
+        return str(printed)
+    t = study.file.table
+    return f"{printed * (100 if t.percent else 1):.{t.digits}f}"
+
+
+def _listed(study: Study, rows: Sequence[Row], value: str) -> list[list[str]]:
+    """Returns a table of a list or of layers: one column for each x; where there are many, one row."""
+    t = study.file.table
+    axes = [*t.rows, *t.columns]
+    held = curves(rows, value, axes)
+    xs = list(dict.fromkeys(x for by_x in held.values() for x in by_x))
+    head = [", ".join(axes), *(f"{x:g}" if isinstance(x, float) else str(x) for x in xs)]
+    body = []
+    for labels in of_axes(study, axes):
+        by_x = held.get(labels, {})
+        texts = [by_x[x].text(percent=t.percent, digits=t.digits) if x in by_x else "–" for x in xs]
+        body.append([spoken(axes, labels), *texts])
+    return [head, *body] if len(xs) <= 12 else [list(line) for line in zip(head, *body, strict=True)]
+
+
+def paper_value(study: Study, labels: Cellmean, value: str) -> object | None:
+    """Returns what the paper prints for some labels, if it does."""
+    for printed in study.file.paper:
+        told = {key: str(label) for key, label in printed.items() if key in study.file.grid}
+        if value in printed and all(told.get(axis) == label for axis, label in labels.items()):
+            found: object = printed[value]
+            return found
+    return None
+
+
+def table_markdown(study: Study, rows: Sequence[Row]) -> str:
+    """Returns the table in Markdown."""
+    head, *body = table_rows(study, rows)
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    clean: Callable[[str], str] = lambda text: text.replace("|", "\\|")  # noqa: E731
+    return "".join(f"| {' | '.join(map(clean, line))} |\n" for line in (head, rule, *body))
+
+
+def table_csv(study: Study, rows: Sequence[Row]) -> str:
+    """Returns one line for each cell of the grid and quantity: mean, standard deviation, half interval, seeds."""
+    axes = list(study.file.grid)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*axes, "quantity", "x", "mean", "std", "ci95", "n"])
+    for value in study.file.values:
+        for labels, mean in means(rows, value, axes).items():
+            writer.writerow([*labels, value, "", *_numbers(mean)])
+        for labels, by_x in curves(rows, value, axes).items():
+            for x, mean in by_x.items():
+                writer.writerow([*labels, value, x, *_numbers(mean)])
+    return out.getvalue()
+
+
+def _numbers(mean: Mean) -> list[Any]:
+    return ["" if math.isnan(v) else f"{v:.6g}" for v in (mean.mean, mean.std, mean.half)] + [mean.n]

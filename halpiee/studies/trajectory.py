@@ -1,0 +1,256 @@
+"""One training and what branches off it: its state at given steps, and the networks that are pruned there.
+
+Every state is kept in the study's folder under a hash of the settings, so that cells which need the same dense network
+at the same step, in whatever process, train it once. A training that was killed goes on from its last state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from halpiee.analysis.measures import Plasticity, pruning_plasticity
+from halpiee.data.data import Data
+from halpiee.data.tensors import TensorData
+from halpiee.errors import OutputInUseError
+from halpiee.methods.dynamic import Static
+from halpiee.methods.rewind import held
+from halpiee.sparsity.distribution import Uniform
+from halpiee.sparsity.filters import Filters
+from halpiee.sparsity.granularity import Units, Weights
+from halpiee.sparsity.mask import Mask
+from halpiee.training.build import initial
+from halpiee.training.checkpoint import load_state, save_state
+from halpiee.training.config import Settings
+from halpiee.training.loop import Trainer, evaluate
+from halpiee.training.schedule import learning_rate, make_optimizer
+from latency._files import FolderLock
+
+__all__ = ["Branch", "Place", "accuracy_on", "batches_of", "branches", "states", "total_steps"]
+
+WAIT_S = 0.5
+"""Between two looks at whether another process has trained what is needed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a probe works.
+
+    Attributes:
+        settings: of the training.
+        data: on the device.
+        device: of the training.
+        shared: folder of the states that several cells need.
+    """
+
+    settings: Settings
+    data: TensorData
+    device: torch.device
+    shared: Path
+
+
+def total_steps(place: Place) -> int:
+    """Returns the optimizer steps of the whole training."""
+    return place.data.steps_per_epoch(place.settings.batch_size) * place.settings.epochs
+
+
+def accuracy_on(model: nn.Module, data: Data, *, train: bool = False) -> float:
+    """Returns top-1 on the test images, or on the training images without augmentation."""
+    if not train:
+        return evaluate(model, data)[0]
+    training, right, total = model.training, 0, 0
+    model.eval()
+    with torch.no_grad():
+        for x, y in data.batches(0, 256 if data.n_train >= 256 else data.n_train, augment=False):
+            right += int((model(x).argmax(1) == y).sum())
+            total += len(y)
+    model.train(training)
+    return right / total
+
+
+def batches_of(data: TensorData, images: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    """Returns training batches of the first epoch's order, without augmentation: what gradients are averaged over."""
+    found = []
+    for x, y in data.batches(0, batch_size, augment=False):
+        found.append((x, y))
+        if len(found) * batch_size >= images:
+            break
+    return found
+
+
+def states(place: Place, pretrained: float, steps: Sequence[int]) -> dict[int, Path]:
+    """Trains the network, dense or of a uniform sparsity, and returns the files of its states at some steps.
+
+    Args:
+        place: settings, data and folder.
+        pretrained: sparsity from the start on; 0: dense.
+        steps: optimizer steps done.
+    """
+    text = json.dumps([place.settings.as_dict(), pretrained], sort_keys=True, default=str)
+    folder = place.shared / hashlib.sha256(text.encode()).hexdigest()[:12]
+    found = {step: folder / f"step{step}.state" for step in sorted(set(steps))}
+    while not all(path.is_file() for path in found.values()):
+        try:
+            lock = FolderLock(folder)
+        except OutputInUseError:
+            time.sleep(WAIT_S)
+            continue
+        with lock:
+            _train(place, pretrained, found)
+    return found
+
+
+def _train(place: Place, pretrained: float, wanted: Mapping[int, Path]) -> None:
+    """Trains on from the last state before each that is wanted."""
+    torch.manual_seed(place.settings.seed)
+    trainer = _trainer(place, pretrained)
+    for step, path in sorted(wanted.items()):
+        if not path.is_file():
+            there = {int(p.stem.removeprefix("step")): p for p in path.parent.glob("step*.state")}
+            last = max((s for s in there if s <= step), default=0)
+            if last > trainer.step:
+                trainer.load(load_state(there[last]))
+            if trainer.step < step:
+                trainer.run(until=lambda t, step=step: t.step >= step)  # type: ignore[misc]
+            save_state(path, trainer.state())
+
+
+def _trainer(place: Place, pretrained: float) -> Trainer:
+    s = place.settings
+    model = initial(s, place.data.n_classes).to(place.device)
+    optimizer = make_optimizer(model, s)
+    method = None
+    if pretrained:
+        method = Static(model, optimizer, budget=Uniform(1 - pretrained), seed=s.seed)
+    return Trainer(model, optimizer, place.data, s, method=method)
+
+
+@dataclass
+class Branch:
+    """A network at a step of a training, and its optimizer.
+
+    Attributes:
+        place: settings and data.
+        step: optimizer steps done.
+        model: with the weights of that step.
+        optimizer: with its state of that step.
+    """
+
+    place: Place
+    step: int
+    model: nn.Module
+    optimizer: Optimizer
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, place: Place, path: Path) -> Branch:
+        """Returns the network that a state holds; masks, whose zeros are in the weights, are left out."""
+        state = load_state(path)
+        model = initial(place.settings, place.data.n_classes).to(place.device)
+        optimizer = make_optimizer(model, place.settings)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return cls(place, int(state["step"]), model, optimizer, {"optimizer": state["optimizer"]})
+
+    def units(self, of: str) -> Units:
+        """Returns the weights or the filters; only the kernels of filters are zeroed, so that they can come back."""
+        return Weights(self.model) if of == "weights" else Filters(self.model, norm_follows=False)
+
+    def rate(self, step: int) -> float:
+        """Returns the schedule's learning rate at a step."""
+        return learning_rate(step, self.place.settings, total_steps(self.place))
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Returns the loss gradient of every parameter, a mean over the training images of one epoch, 2,560 at most."""
+        model, s = self.model, self.place.settings
+        model.train()
+        buffers = {name: value.clone() for name, value in model.named_buffers()}
+        batches = batches_of(self.place.data, 2560, s.batch_size)
+        model.zero_grad(set_to_none=True)
+        for x, y in batches:
+            torch.autograd.backward(functional.cross_entropy(model(x), y) / len(batches))
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                value.copy_(buffers[name])
+        return found
+
+    def pruned(
+        self,
+        train: Callable[[nn.Module, Mask], None],
+        *,
+        rate: float,
+        of: str = "weights",
+        within: str = "layer",
+        regrowth: bool = False,
+    ) -> Plasticity:
+        """Prunes the network here, trains a copy on, and returns the accuracies before, right after, and at the end."""
+        return pruning_plasticity(
+            self.model,
+            rate=rate,
+            train=lambda model, free: train(model, Mask.of(free)),
+            accuracy=lambda model: accuracy_on(model, self.place.data),
+            gradients=self.gradients() if regrowth else None,
+            units=self.units(of),
+            within="global" if within == "global" else "layer",
+        )
+
+    def train_on(
+        self, model: nn.Module, mask: Mask, of: str, steps: int, rate: Callable[[int], float]
+    ) -> None:
+        """Trains a pruned copy for some steps; what the mask leaves out stays zero, its momentum is gone.
+
+        Args:
+            model: pruned.
+            mask: what may be other than zero.
+            of: what its names are: weights or filters.
+            steps: how many.
+            rate: step of the training → learning rate.
+        """
+        s, data = self.place.settings, self.place.data
+        optimizer = make_optimizer(model, s)
+        optimizer.load_state_dict(self.kept["optimizer"])
+        units = Weights(model) if of == "weights" else Filters(model, norm_follows=False)
+        masks, names = units.masks(mask), dict(model.named_parameters())
+        with torch.no_grad():
+            for name, free in masks.items():
+                for value in optimizer.state.get(names[name], {}).values():
+                    if isinstance(value, Tensor) and value.shape == free.shape:
+                        value.mul_(free.to(value.device))
+        model.train()
+        per_epoch = data.steps_per_epoch(s.batch_size)
+        step, end = self.step, self.step + steps
+        with held(model, optimizer, mask, units):
+            while step < end:
+                epoch, at = divmod(step, per_epoch)
+                for x, y in data.batches(epoch, s.batch_size, seed=s.seed, start=at):
+                    now = rate(step)
+                    for group in optimizer.param_groups:
+                        group["lr"] = now
+                    optimizer.zero_grad(set_to_none=True)
+                    torch.autograd.backward(
+                        functional.cross_entropy(model(x), y, label_smoothing=s.label_smoothing)
+                    )
+                    optimizer.step()
+                    step += 1
+                    if step >= end:
+                        break
+
+
+def branches(place: Place, pretrained: float, shares: Sequence[float]) -> Iterator[tuple[float, Branch]]:
+    """Yields (epoch, network) at some shares of the training."""
+    whole, per_epoch = total_steps(place), place.data.steps_per_epoch(place.settings.batch_size)
+    files = states(place, pretrained, [round(share * whole) for share in shares])
+    for step, path in files.items():
+        yield step / per_epoch, Branch.load(place, path)

@@ -1,0 +1,212 @@
+"""The work of a study: every cell that has no row yet, done here or waited for where another process does it."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from halpiee import __version__
+from halpiee.data.sources import check, load
+from halpiee.errors import DataError, ScoreWarning, UsageError
+from halpiee.options import nested
+from halpiee.studies.probes import PROBES
+from halpiee.studies.quantities import MEASURED, QUANTITIES, Finished
+from halpiee.studies.sheet import Row, Sheet
+from halpiee.studies.study import Cell, Study
+from halpiee.studies.trajectory import Place
+from halpiee.training.config import Settings
+from halpiee.training.job import Run
+from halpiee.training.pipeline import execute, trained
+from halpiee.training.preflight import open_run
+
+if TYPE_CHECKING:
+    from halpiee.data.tensors import TensorData
+
+__all__ = ["Talk", "check_data", "settings_of", "work"]
+
+WAIT_S = 1.0
+"""Between two looks at cells that other processes do."""
+
+
+class Talk(Protocol):
+    """Where the work says what it does."""
+
+    def note(self, text: str) -> None:
+        """A fact worth a line."""
+
+
+@dataclass
+class _Quiet:
+    """A run's talk: only its notes of what went wrong would be of use, and those are errors."""
+
+    def stage(self, text: str) -> None:
+        """Says nothing."""
+
+    def note(self, text: str) -> None:
+        """Says nothing."""
+
+    def training(
+        self, label: str, step: int, total: int, entry: dict[str, Any] | None, pace: str = ""
+    ) -> None:
+        """Says nothing."""
+
+    def sweeping(self, done: int, total: int) -> None:
+        """Says nothing."""
+
+
+@dataclass
+class _Loaded:
+    """Data sets that are decoded once for all cells."""
+
+    found: dict[tuple[str, int | None], TensorData] = field(default_factory=dict)
+
+    def of(self, s: Settings, device: torch.device) -> TensorData:
+        """Returns the data of some settings, on the device."""
+        key = (s.data, s.size)
+        if key not in self.found:
+            self.found[key] = load(s.data, size=s.size).to(device)
+        return self.found[key]
+
+
+def work(study: Study, sheet: Sheet, *, seeds: int, talk: Talk, only: str | None = None) -> list[Row]:
+    """Does the cells that have no row, and returns the rows of all of them.
+
+    Cells that other processes have claimed are waited for; where such a process dies, they are done here.
+
+    Args:
+        study: with ``data`` among its options.
+        sheet: the folder.
+        seeds: each cell is trained with the seeds 0 … seeds − 1.
+        talk: told what is done.
+        only: name of one cell; the others are left.
+
+    Raises:
+        UsageError: an option, a cell or data that do not fit.
+    """
+    cells = study.cells(seeds)
+    if only is not None:
+        cells = [cell for cell in cells if cell.name == only]
+        if not cells:
+            raise UsageError(
+                f"--cell {only[:80]} was asked, and the study has no such cell; --plan lists them"
+            )
+    version, loaded = study.version, _Loaded()
+    sheet.check(study.name, version)
+    while True:
+        written = {row.cell for row in sheet.rows()}
+        ready = [
+            c for c in cells if c.name not in written and (c.after is None or c.after in written or only)
+        ]
+        waiting = [c for c in cells if c.name not in written]
+        if not waiting:
+            return [row for row in sheet.rows() if row.cell in {cell.name for cell in cells}]
+        moved = False
+        for cell in ready:
+            with sheet.claimed(cell.name) as mine:
+                if not mine or cell.name in {row.cell for row in sheet.rows()}:
+                    continue
+                done = len({row.cell for row in sheet.rows()})
+                talk.note(f"cell {done + 1} of {len(cells)}: {_told(cell)}")
+                begun = time.perf_counter()
+                with _calm():
+                    values = _values(study, cell, sheet.folder, loaded)
+                row = Row(
+                    study=study.name,
+                    version=version,
+                    cell=cell.name,
+                    labels=dict(cell.labels),
+                    seed=cell.seed,
+                    values=values,
+                    seconds=round(time.perf_counter() - begun, 2),
+                    date=datetime.now(UTC).isoformat(timespec="seconds"),
+                    machine=f"{platform.machine()}, torch {torch.__version__}, halpiee {__version__}",
+                )
+                sheet.append(row)
+                moved = True
+        if not moved:
+            time.sleep(WAIT_S)
+
+
+def settings_of(study: Study, cell: Cell, folder: Path) -> Settings:
+    """Returns the settings of a cell's training.
+
+    Args:
+        study: of the cell.
+        cell: whose.
+        folder: of the study; ``{run}`` in an option is the run that the cell comes after.
+    """
+    earlier = folder / "runs" / cell.after if cell.after is not None else None
+    given = {
+        key: value.replace("{run}", str(earlier)) if isinstance(value, str) and earlier else value
+        for key, value in cell.options.items()
+    }
+    given.setdefault("baseline", False)
+    return Settings.from_dict(nested(Settings, {**given, "seed": cell.seed}), where=f"the study {study.name}")
+
+
+def check_data(study: Study, data: str, size: int | None) -> None:
+    """Refuses data that lacks what the study needs.
+
+    Raises:
+        DataError: fewer pixels or classes.
+    """
+    needs, summary = study.file.needs, check(data, size=size)
+    smallest = study.scale == "smallest"
+    if summary.shape is not None and not smallest and min(summary.shape[1:]) < needs.pixels:
+        raise DataError(
+            f"the study {study.name} needs images of at least {needs.pixels} pixels a side, and --data {data} has "
+            f"{summary.shape[1]}×{summary.shape[2]}; give other data, --size {needs.pixels}, or --scale smallest"
+        )
+    if summary.n_classes is not None and summary.n_classes < needs.classes:
+        raise DataError(
+            f"the study {study.name} needs {needs.classes} classes, and --data {data} has {summary.n_classes}; "
+            "give other data"
+        )
+
+
+def _values(study: Study, cell: Cell, folder: Path, loaded: _Loaded) -> dict[str, Any]:
+    """Does one cell and returns its quantities."""
+    s = settings_of(study, cell, folder)
+    wanted = study.file.values
+    probe = PROBES[study.file.probe]
+    device = torch.device(
+        "cuda" if s.device == "auto" and torch.cuda.is_available() else s.device.replace("auto", "cpu")
+    )
+    if probe.measure is not None:
+        place = Place(s, loaded.of(s, device), device, folder / "shared")
+        found = probe.measure(place, probe.knobs(**cell.knobs))
+        return {name: found[name] for name in wanted}
+    place_of = folder / "runs" / cell.name
+    run = open_run(s, place_of, _Quiet(), resume=(place_of / "settings.json").is_file())
+    vars(run)["data"] = loaded.of(s, run.device)
+    return _read(run, wanted)
+
+
+def _read(run: Run, wanted: tuple[str, ...]) -> dict[str, Any]:
+    report = execute(run) if MEASURED & set(wanted) else None
+    with run.owned():
+        dense, pruned = trained(run)
+    finished = Finished(run, None if dense is None else dense.result(run), pruned.result(run), report)
+    return {name: QUANTITIES[name](finished) for name in wanted}
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Leaves out warnings of flat scores: at the sparsities of a study ties are what is studied."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ScoreWarning)
+        yield
+
+
+def _told(cell: Cell) -> str:
+    words: Mapping[str, str] = cell.labels
+    return ", ".join(f"{axis} {label}" for axis, label in words.items()) + f", seed {cell.seed}"
