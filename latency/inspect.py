@@ -22,6 +22,9 @@ from latency.profiles import Profile
 __all__ = ["Inspection", "OpCoverage", "draw", "inspect"]
 
 
+STEADY = 0.03
+"""By how much a kernel that never changes may differ within a profile of a GPU."""
+
 ALLOWED = 0.05
 """Error of the held-out cells, the 95th percentile, up to which a profile is relied on."""
 
@@ -74,6 +77,9 @@ class Inspection:
         holdout_p95_cells: the same, every cell counting alike, however short.
         oldest_days: age of the oldest cell.
         newest_days: age of the newest cell.
+        clock_spread: of a GPU's kernel that never changes, how much slower its slowest twentieth was than its fastest;
+            NaN where none was timed.
+        throttled: what throttled the GPU's clock: ``power``, ``heat``, ``hardware``.
     """
 
     environment: dict[str, Any]
@@ -88,6 +94,8 @@ class Inspection:
     holdout_p95_cells: float
     oldest_days: float
     newest_days: float
+    clock_spread: float = float("nan")
+    throttled: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Returns it as plain data."""
@@ -112,6 +120,12 @@ class Inspection:
             )
         if self.doubt is not None:
             found.append(self.doubt)
+        if self.clock_spread > STEADY or self.throttled:
+            why = f", throttled by {' and '.join(self.throttled)}" if self.throttled else ""
+            moved = f" by {self.clock_spread:.0%}" if self.clock_spread > STEADY else ""
+            found.append(
+                f"clock: the GPU's speed moved{moved}{why}; lock its clock (nvidia-smi -lgc) and measure again"
+            )
         if self.newest_days > 180:
             found.append(
                 f"age: nothing is younger than {self.newest_days:.0f} days; measure a few cells again"
@@ -175,6 +189,7 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
     contention = [
         float(c["contention"]) for c in profile.cells if c.get("contention") is not None and not untold
     ]
+    kernel = [float(c["reference_us"]) for c in profile.cells if "reference_us" in c]
     times = [float(c["time"]) for c in profile.cells if isinstance(c.get("time"), int | float)]
     now = time.time() if now is None else now
     return Inspection(
@@ -190,6 +205,8 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
         holdout_p95_cells=_quantile(errors, 0.95),
         oldest_days=(now - min(times)) / 86400.0 if times else float("nan"),
         newest_days=(now - max(times)) / 86400.0 if times else float("nan"),
+        clock_spread=_quantile(kernel, 0.95) / _quantile(kernel, 0.05) - 1.0 if kernel else float("nan"),
+        throttled=tuple(sorted({str(why) for c in profile.cells for why in c.get("throttled", ())})),
     )
 
 

@@ -349,6 +349,9 @@ class Cell(TypedDict, total=False):
     slow: tuple[Slow | None, Slow | None] | None
     image: bool
     energy_mj: Annotated[float, Meta(gt=0, le=1e12)]
+    reference_us: Us
+    sm_mhz: Annotated[int, Meta(ge=0, le=10**5)]
+    throttled: Annotated[list[Text], Meta(max_length=8)]
 
 
 class Environment(TypedDict, total=False):

@@ -251,6 +251,8 @@ class PretendedCuda(TorchFunctionMode):
         on = [t for t in inputs if self.has(t)]
         if name in ("__get__", "__set__"):
             return self._attribute(func, name, args, fields)
+        if name == "_parse_to":  # reads what a module is to be moved to, and moves nothing
+            return func(*args, **fields)
         if name == "get_device":
             return 0 if on else -1
         if name in ("to", "cpu", "cuda") and inputs:
@@ -347,7 +349,8 @@ class PretendedCuda(TorchFunctionMode):
             if self.captured is not None:
                 self.captured.append(us)
             for tensor in results:
-                self._allocated(tensor)
+                if not any(tensor is given for given in on):  # what is changed in place is there already
+                    self._allocated(tensor)
         return out
 
     def _allocated(self, tensor: Any) -> Any:

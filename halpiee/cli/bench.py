@@ -18,7 +18,7 @@ from latency._files import check_place, write
 
 if TYPE_CHECKING:
     from halpiee.cli.networks import Network
-    from latency.backends import Runner, Way
+    from latency.backends import Backend, Runner, Way
 
     Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -96,8 +96,6 @@ def command(asked: Bench) -> None:
     an ONNX file @cpu, @cuda or @tensorrt, the others @eager (the default), @compile or @onnx.
     """
     asked = _checked(asked)
-    import latency
-
     shape = None if asked.size is None else input_size(asked.size)
     trust = {"engine": asked.trust_engine, "plan": asked.trust_plan, "run": asked.trust_run}
     field, base = contestants(asked.files, asked.against, shape=shape, **asked.arguments, trust=trust)
@@ -111,13 +109,15 @@ def command(asked: Bench) -> None:
         rows += found
     for warning in [*notes, *(w for row in rows for w in row.pop("warnings", ()))]:
         say(warning)
+    environments = {row["name"]: row.pop("environment") for row in rows}
     result = {
         **{key: getattr(asked, key) for key in ("mode", "protocol", "threads", "rounds")},
         "against": base,
         "batch": batches[0],
         "batches": batches,
         "clock": clock,
-        "environment": latency.environment(threads=asked.threads),
+        "environment": environments.get(base, {}),
+        "environments": environments,
         "files": rows,
         "notes": notes,
         **({"callers": asked.callers} if asked.mode == "throughput" else {}),
@@ -234,6 +234,7 @@ def _head(name: str, runner: Runner, batch: int) -> dict[str, Any]:
     return {
         "name": name,
         "runtime": runner.runtime,
+        "environment": dict(runner.circumstances),
         "precision": runner.precision,
         "device": runner.device,
         "batch": batch,
@@ -262,7 +263,6 @@ def _write_csv(path: Path, result: dict[str, Any]) -> None:
     import io
 
     shared = {key: result[key] for key in ("mode", "against", "threads", "clock")}
-    shared |= {key: result["environment"].get(key) for key in ("device", "backend_version")}
     text = io.StringIO()
     lines = []
     for row in result["files"]:
@@ -272,7 +272,10 @@ def _write_csv(path: Path, result: dict[str, Any]) -> None:
             "speedup_lo": row["speedup_ci"][0],
             "speedup_hi": row["speedup_ci"][1],
         }
-        lines.append(line | shared)
+        environment = result["environments"][row["name"]]
+        lines.append(
+            line | shared | {key: environment.get(key) for key in ("device", "backend", "backend_version")}
+        )
     writer = csv.DictWriter(text, fieldnames=list(lines[0]))
     writer.writeheader()
     writer.writerows(lines)
@@ -363,7 +366,7 @@ class Contestant:
     trust: bool = False
 
     def runner(self, *, batch: int, threads: int, precision: Precision | None, device: str) -> Runner:
-        """Returns what is entered and called.
+        """Returns what is entered and called, with the circumstances of its runtime.
 
         Raises:
             UsageError: the network cannot run so.
@@ -372,9 +375,15 @@ class Contestant:
         from latency.backends import BACKENDS, load
 
         settings = dict(self.way.settings)
-        kind = BACKENDS[self.backend]
+        if self.network is not None and ".onnx" not in BACKENDS[self.backend].files:
+            settings |= {"device": device, "precision": precision or "fp32"}
+        backend = load(self.backend, threads=threads, settings=settings)
+        made = self._made(backend, batch, precision)
+        made.circumstances = backend.environment()
+        return made
+
+    def _made(self, backend: Backend, batch: int, precision: Precision | None) -> Runner:
         if self.network is None:
-            backend = load(self.backend, threads=threads, settings=settings)
             made = backend.network(
                 self.file, batch=batch, shape=self.shape, trust=self.trust, name=str(self.file)
             )
@@ -383,16 +392,14 @@ class Contestant:
             return made
         model, first = self.network.model, self.network.example
         example = tuple(x[:1].expand(batch, *x.shape[1:]).clone() for x in first)
-        if ".onnx" in kind.files:
+        if ".onnx" in backend.files:
             from halpiee.deploy.onnx import converted
 
-            backend = load(self.backend, threads=threads, settings=settings)
             given = (
                 converted(model, example, precision=precision) if precision not in (None, "fp32") else model
             )
             return backend.network(given, example if given is model else None, batch=batch, name=self.name)
-        own = {"device": device, "precision": precision or "fp32"}
-        return load(self.backend, threads=threads, settings=settings | own).network(model, example)
+        return backend.network(model, example)
 
     @property
     def file_ending(self) -> str:

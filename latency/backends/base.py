@@ -107,11 +107,13 @@ class Runner(ABC):
 
     Attributes:
         runtime: what runs it, in words: ``torch.compile``, ``onnxruntime cpu``.
+        circumstances: of what is measured with it, as a profile's environment states them.
         precision: of its weights; known once it is ready.
         device: ``cpu`` or ``cuda``.
     """
 
     runtime: str = ""
+    circumstances: Mapping[str, Any] = {}
     precision: str = "fp32"
     device: str = "cpu"
     _ready = False
@@ -220,6 +222,10 @@ class Backend(ABC):
     def reads(self, op: Op) -> int:
         """Returns the bytes of weights that one turn of a build of an op reads."""
         return weight_bytes(op)
+
+    def state(self) -> dict[str, Any]:
+        """Returns how the device is while a cell is measured: its clock, a kernel that never changes."""
+        return {}
 
     def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
         """Returns a PyTorch module in the form in which networks are deployed on this runtime."""

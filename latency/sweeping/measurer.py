@@ -204,6 +204,7 @@ class Measurer:
             "time": int(time.time()),
             "env": environment.get("id") or environment_id(environment),
             "role": job.role,
+            **self.backend.state(),
         }
         if timing.contention is not None:
             cell["contention"] = round(timing.contention, 3)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from latency.backends.base import Backend, Built, Found, Runner, Way, backend
+from latency.backends.cuda import gpu_facts
 from latency.backends.onnxruntime.export import fixed_batch, to_onnx
 from latency.backends.onnxruntime.network import SessionRunner, feeds, session
 from latency.backends.onnxruntime.ops import copies_of, twin
@@ -77,7 +78,10 @@ class OnnxRuntime(Backend):
 
     def environment(self) -> dict[str, Any]:
         """Returns the circumstances of everything this backend measures."""
-        return environment("onnxruntime", self.threads, optimization="all")
+        if self.provider == "cpu":
+            return environment("onnxruntime", self.threads, optimization="all")
+        told = {**gpu_facts(), "provider": self.provider}
+        return environment("onnxruntime", self.threads, optimization="all", **told)
 
     def clock(self) -> Clock:
         """Returns the CPU clock for one thread, the wall clock for several."""

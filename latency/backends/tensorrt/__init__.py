@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from latency.backends.base import Backend, Built, Found, Runner, Way, backend, rotating
-from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, number_of, open_cuda
+from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, clocks, limits, number_of, open_cuda
 from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
 from latency.backends.tensorrt.files import facts_of
 from latency.backends.tensorrt.network import (
@@ -152,7 +152,12 @@ class TensorRT(Backend):
             optimization=f"level {self._builder.settings.level}",
             protocol="branches" if self.branches > 1 else "slope",
             cuda_library=self.cuda.name,
+            **limits(self._opened[1]),
         )
+
+    def state(self) -> dict[str, Any]:
+        """Returns the clock of the GPU and what throttles it."""
+        return clocks(self._opened[1])
 
     def clock(self) -> Clock:
         """Returns CUDA events; a branch's time is the profiler's."""
@@ -315,6 +320,11 @@ class _Rows:
                 found = _branch_of(name)
                 if found is not None:
                     sums[found] += us
+            if not sums[branch]:
+                raise UnsupportedOpError(
+                    "an op was built as a branch, and TensorRT's profiler names none of its layers; build ops one by "
+                    "one, with branches 1"
+                )
             for waiting, us in zip(self._waiting, sums, strict=True):
                 waiting.append(us)
         return self._waiting[branch].popleft()

@@ -87,9 +87,9 @@ def capabilities_of(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in found}))
 
 
-def new_logger(trt: Any) -> tuple[Any, list[str]]:
-    """Returns a logger for TensorRT and the list that its errors go to."""
-    errors: list[str] = []
+def new_logger(trt: Any, errors: list[str] | None = None) -> tuple[Any, list[str]]:
+    """Returns a logger for TensorRT and the list that its errors go to: the one given, or a new one."""
+    kept: list[str] = [] if errors is None else errors
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         """Keeps errors; the rest of TensorRT's talk is dropped."""
@@ -100,9 +100,9 @@ def new_logger(trt: Any) -> tuple[Any, list[str]]:
         def log(self, severity: Any, msg: str) -> None:
             """Takes one line."""
             if getattr(severity, "name", "") in ("ERROR", "INTERNAL_ERROR"):
-                errors.append(str(msg).strip())
+                kept.append(str(msg).strip())
 
-    return Logger(), errors
+    return Logger(), kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,9 +87,9 @@ class Engine:
     logger: Any
 
 
-def load_engine(trt: Any, plan: bytes) -> Engine | None:
-    """Returns an engine, or None where the plan belongs to another version or GPU: then it is to be built again."""
-    logger, _ = new_logger(trt)
+def load_engine(trt: Any, plan: bytes, said: list[str] | None = None) -> Engine | None:
+    """Returns an engine, or None where the library refuses it; what it logs goes to ``said``."""
+    logger, _ = new_logger(trt, said)
     runtime = trt.Runtime(logger)
     handle = runtime.deserialize_cuda_engine(plan)
     return None if handle is None else Engine(handle, runtime, logger)
@@ -342,11 +342,13 @@ def open_engine(
     """
     plan = read_engine(path, trust=trust)
     check_library(path, trt, cuda.facts())
-    engine = load_engine(trt, plan)
+    said: list[str] = []
+    engine = load_engine(trt, plan, said)
     if engine is None:
+        why = said[0] if said else "it belongs to another version or GPU"
         raise UsageError(
-            f"{path} was to be loaded, and TensorRT {trt.__version__} refuses it: it belongs to another version or "
-            "GPU; build it here from its ONNX file with `halpiee export FILE.onnx --format tensorrt --out …`"
+            f"{path} was to be loaded, and TensorRT {trt.__version__} refuses it: {why}; build it "
+            "here from its ONNX file with `halpiee export FILE.onnx --format tensorrt --out …`"
         )
     shapes = {}
     for i in range(engine.handle.num_io_tensors):

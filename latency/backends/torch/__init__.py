@@ -12,9 +12,11 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from latency.backends.base import Backend, Built, Found, Runner, Way, backend, rotating
+from latency.backends.cuda import clocks, limits
 from latency.backends.torch.network import (
     Mode,
     ModuleRunner,
@@ -129,6 +131,7 @@ class Torch(Backend):
             tf32=self.precision == "tf32",
             cpu_flags=[],
             cudnn_benchmark=True,
+            **limits(self._number),
         )
 
     def clock(self) -> Clock:
@@ -171,6 +174,28 @@ class Torch(Backend):
 
                 return Built(run=run, method="alone")
             return self._graphs(op)
+
+    @property
+    def _number(self) -> int:
+        return int(self.device.partition(":")[2] or 0)
+
+    def state(self) -> dict[str, Any]:
+        """Returns µs of a product of matrices that never changes, the clock and what throttles it; of a GPU."""
+        if self.device == "cpu":
+            return {}
+        clock, graph = self.clock(), self._reference
+        us = sorted(clock.time_us(graph.replay)[0] for _ in range(3))[1]
+        return {"reference_us": round(us, 2), **clocks(self._number)}
+
+    @cached_property
+    def _reference(self) -> Any:
+        """The graph of sixteen products of 1,024 × 1,024 in the backend's precision."""
+        import torch
+
+        with torch.cuda.device(self.device), torch.inference_mode():
+            a = torch.randn(1024, 1024, device=self.device, dtype=self.dtype)
+            torch.cuda.synchronize()
+            return self._captured([lambda: torch.mm(a, a)] * 16, warm_up=1)
 
     def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
         """Returns a copy with the batch norms folded into the layers before them."""
