@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
+from halpiee.methods.scores import solved_once
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
 from halpiee.selection.select import choose as choose_by_latency
@@ -139,9 +140,9 @@ class LatencyPool:
         """
         capacity = max(level * self.budget_us, min(self.smallest_us, self.budget_us))
         if self._solver == "linear" and must.density == 0:
-            selection = self._step_by_step(scores, may, capacity)
+            selection = solved_once(lambda: self._step_by_step(scores, may, capacity))
         else:
-            selection = self._solve(scores, must, may, capacity, self._solver, level)
+            selection = solved_once(lambda: self._solve(scores, must, may, capacity, self._solver, level))
         return replace(selection, keep=Mask({name: selection.keep[name] for name in self.units.sizes}))
 
     def _step_by_step(self, scores: Mapping[str, Tensor], may: Mask, capacity: float) -> Selection:

@@ -6,19 +6,21 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from halpiee.errors import PromiseError, UsageError
+from halpiee.errors import HalpieeError, PromiseError, UsageError
 from halpiee.methods.state import fresh_state
 from halpiee.saliency.criterion import Criterion, Look
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
-__all__ = ["Collector", "Momentum", "Tally", "check_ranks", "share"]
+__all__ = ["Collector", "Momentum", "Tally", "check_ranks", "share", "solved_once"]
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -194,6 +196,28 @@ def check_ranks(alive: Mask, step: int) -> None:
             f"at step {step} the ranks chose different units ({len(set(digests))} different masks of "
             f"{len(digests)}); give every rank the same seed and reduced gradients (DistributedDataParallel)"
         )
+
+
+def solved_once(work: Callable[[], T]) -> T:
+    """Returns what the first rank of a distributed run gets from ``work``: one solves, and all take its answer.
+
+    Raises:
+        HalpieeError: the first rank's, on every rank.
+    """
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return work()
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = work()
+        except HalpieeError as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    found: T = answer[0]
+    return found
 
 
 def share(

@@ -13,7 +13,7 @@ import latency
 from halpiee.advice import check_covers, command, held
 from halpiee.data.data import Summary
 from halpiee.deploy.target import Target
-from halpiee.errors import DataError, MissingError, OutputInUseError, ProfileError, UsageError
+from halpiee.errors import DataError, HalpieeError, MissingError, OutputInUseError, ProfileError, UsageError
 from halpiee.limits import parse_also, whole_groups
 from halpiee.methods.allocator import bind
 from halpiee.methods.one_shot import recipe as one_shot
@@ -27,7 +27,7 @@ from halpiee.training.build import Material, budget_of, initial, method_of, netw
 from halpiee.training.config import Settings
 from halpiee.training.job import PROFILE, Run, Silent, Talk, holds_cells
 from halpiee.training.metrics import Metrics
-from halpiee.training.ranks import ALONE, Ranks, code
+from halpiee.training.ranks import ALONE, PeerError, Ranks, code
 from halpiee.training.schedule import make_optimizer
 from halpiee.training.stored import FILE, read_values, save_settings, settings_of
 from halpiee.training.weights import read_weights
@@ -71,25 +71,40 @@ def open_run(
         MissingError: the device is not there.
     """
     check_ranks(settings, ranks)
-    begun_here, made = ranks.once(lambda: _begin(settings, folder, resume=resume))
+    lock = FolderLock(folder) if ranks.first else None
+    try:
+        ranks.once(lambda: _check_place(settings, folder, resume=resume))
+        try:
+            check_settings(settings)  # every rank: building a method asks the others
+        except HalpieeError as error:
+            if ranks.first:
+                raise
+            raise PeerError(
+                f"rank {ranks.rank} of {ranks.count} ends, as rank 0 did", error.exit_code
+            ) from error
+        begun_here = ranks.once(lambda: _begin(settings, folder))
+    except BaseException:
+        if lock is not None:
+            lock.undo()
+        raise
+    if lock is not None:
+        lock.close()
+    made = () if lock is None else tuple(lock.made)
     return Run(settings, folder, talk if ranks.first else Silent(), begun_here, made, ranks)
 
 
-def _begin(settings: Settings, folder: Path, *, resume: bool) -> tuple[bool, tuple[Path, ...]]:
-    """Checks, and writes the settings; returns whether the run was not there, and the folders that were made."""
-    lock = FolderLock(folder)
-    try:
-        remove_leftovers(folder)
-        check_folder(settings, folder, resume=resume)
-        check_settings(settings)
-        begun_here = not (folder / FILE).is_file()
-        if begun_here:
-            save_settings(folder, settings)
-    except BaseException:
-        lock.undo()
-        raise
-    lock.close()
-    return begun_here, tuple(lock.made)
+def _check_place(settings: Settings, folder: Path, *, resume: bool) -> None:
+    """Removes what a dead process left half written, and refuses a folder of something else."""
+    remove_leftovers(folder)
+    check_folder(settings, folder, resume=resume)
+
+
+def _begin(settings: Settings, folder: Path) -> bool:
+    """Writes the settings, unless they are there; returns whether they were not."""
+    begun_here = not (folder / FILE).is_file()
+    if begun_here:
+        save_settings(folder, settings)
+    return begun_here
 
 
 def check_ranks(settings: Settings, ranks: Ranks) -> None:
