@@ -147,7 +147,7 @@ class PretendedCuda(TorchFunctionMode):
         for owner, name, value in self._replaced():
             self._stack.callback(setattr, owner, name, owner.__dict__.get(name, getattr(owner, name)))
             setattr(owner, name, value)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -60,6 +60,7 @@ class Start(Placed):
         "halpiee train resnet20 --data path/to/cifar10 --recipe granet-cifar --sparsity 0.95 --out runs/granet",
         "halpiee train resnet20 --data digits --size 16 --method ltr --rewind 20 --sparsity 0.9 --epochs 4 "
         "--out runs/ticket",
+        "halpiee train --from-run runs/cifar --epochs 10 --lr 0.01 --out runs/tuned",
         "halpiee train --resume --out runs/cifar",
     ),
 )
@@ -150,6 +151,8 @@ def gather(
             check_names(out, values, instead="type the name again, or --trust-run", typed=given)
     elif resume:
         raise UsageError(f"--resume was asked, but {out} holds no run; leave --resume out to start one")
+    if not resume and given.get("from_run") is not None:
+        values = own_options(Path(given["from_run"]), given, trust=trust)
     values = nested(Settings, given, values)
     masks = values["masks"]
     limited = (
@@ -157,11 +160,31 @@ def gather(
         or masks.get("distribution") == "nm"
         or masks.get("mask") is not None
     )
-    needed = ("model", "data") if limited else ("model", "data", "budget")
+    needed = (
+        ("model", "data") if limited or values.get("from_run") is not None else ("model", "data", "budget")
+    )
     missing = [f"--{key}" if key != "model" else "MODEL" for key in needed if values.get(key) is None]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing; see `halpiee train --help` for examples")
     return Settings.from_dict(values, where=str(stored) if resume else "settings")
+
+
+OWN = ("model", "data", "width", "size", "task", "loading", "batch", "threads", "backend")
+"""Options that a run that is trained on brings along; what is typed comes first."""
+
+
+def own_options(source: Path, given: Mapping[str, Any], *, trust: bool) -> dict[str, Any]:
+    """Returns the options of a finished run with which its pruned network is trained on; no dense one is.
+
+    Raises:
+        UsageError: it is no run, or names code that was not typed here.
+    """
+    from halpiee.training.stored import check_names, read_values
+
+    values = read_values(source)
+    if not trust:
+        check_names(source, values, instead="type the name again, or --trust-run", typed=given)
+    return {**{key: values[key] for key in OWN if key in values}, "baseline": False}
 
 
 def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool, ranks: Ranks = ALONE) -> None:

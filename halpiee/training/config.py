@@ -214,6 +214,11 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
         RUN,
         unset="none",
     )
+    from_run: str | None = option(
+        None,
+        "Finished run whose pruned network is trained on; MODEL, --data and their options are its own.",
+        RUN,
+    )
     reset_head: bool = option(
         False,
         "Draw the head anew where --weights have one of other classes; leave out what the network lacks.",
@@ -339,6 +344,13 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
     def _check_goal(self) -> None:
         """Refuses a method without the limit it needs, or with two."""
         method = METHODS[self.method]
+        if self.from_run is not None:
+            if self.budget is not None or self.masks.asked or self.weights is not None:
+                raise UsageError(
+                    f"--from-run {self.from_run} trains a pruned network on, and a budget, a sparsity or --weights "
+                    "were given; leave them out, or prune anew without --from-run"
+                )
+            return
         if self.budget is not None:
             parse_budget(self.budget)
         if self.budget is not None and self.masks.asked:
@@ -482,6 +494,8 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
         """What is to be met, in words: the budget as it was given, or the sparsity."""
         if self.budget is not None:
             return self.budget
+        if self.from_run is not None:
+            return f"the network of {self.from_run}"
         if self.masks.mask is not None:
             return f"the mask of {self.masks.mask}"
         kind = self.distribution

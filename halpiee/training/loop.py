@@ -54,7 +54,7 @@ MOST_BAD = 5
 def judged(
     model: nn.Module, data: Data, task: Task, *, batch_size: int = 256, ranks: Ranks = ALONE
 ) -> dict[str, float]:
-    """Returns the figures of a network on the test set.
+    """Returns the figures of a network on the test set, and its mean loss there as ``test_loss``.
 
     Args:
         model: as the task has it.
@@ -66,11 +66,15 @@ def judged(
     training = model.training
     model.eval()
     metric = task.metric(data.n_classes)
+    losses = torch.zeros(2, dtype=torch.float64, device=next(model.parameters(), torch.zeros(())).device)
     for x, y in data.test_batches(batch_size):
-        metric.add(model(x), y)
+        answers = model(x)
+        metric.add(answers, y)
+        losses += torch.stack([task.loss(answers, y).double() * len(x), torch.full_like(losses[1], len(x))])
     model.train(training)
+    total, images = ranks.total(losses.cpu()).tolist()
     metric.merge([other for rank, other in enumerate(ranks.every(metric)) if rank != ranks.rank])
-    return metric.figures()
+    return {**metric.figures(), "test_loss": total / max(1.0, images)}
 
 
 def evaluate(

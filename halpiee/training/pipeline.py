@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import macs
-from halpiee.structure.plan import Selection
+from halpiee.structure.plan import Plan, Selection
 from halpiee.structure.shrink import shrink
 from halpiee.structure.verify import verify
 from halpiee.tasks import named as task_named
@@ -40,10 +41,12 @@ from halpiee.training.build import (
     budget_of,
     densities,
     draw_again,
+    given_mask,
     initial,
     method_of,
     weights_of,
 )
+from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
 from halpiee.training.job import Run, save_plan
 from halpiee.training.loop import evaluate
@@ -63,6 +66,7 @@ __all__ = [
     "Repaired",
     "Report",
     "Rewound",
+    "Tuned",
     "execute",
     "priced",
     "pruning_of",
@@ -99,7 +103,7 @@ def trained(run: Run) -> tuple[Dense | None, Training]:
     source = task_named(s.task).source(s.data, s.size)
     if isinstance(source, FunctionSource):  # of others the look at the files has told
         check_images(s, run.data.shape, run.data.n_classes)
-    if s.method == "iee":
+    if s.method == "iee" and s.from_run is None:
         s.cycle.steps(run.total_steps)
     cost = priced(run) if s.budget is not None else None
     again = retrain_of(s, run.total_steps)
@@ -130,6 +134,8 @@ def pruning_of(run: Run, cost: LatencyCost | None) -> Training:
         run: of the settings that name the method.
         cost: the latency model of a run to a latency; ``None``: it is to a sparsity.
     """
+    if run.settings.from_run is not None:
+        return Tuned(Path(run.settings.from_run))
     kind = METHODS[run.settings.method].kind
     if kind == "narrow":
         return Narrow(cost)
@@ -153,6 +159,9 @@ def retrain_of(settings: Settings, total_steps: int) -> Retrain | None:
     weights = method.load().preset.get("weights", typed)
     return Retrain(weights, "step" if isinstance(weights, int) and not m.restart else "start")
 
+
+PLAN, MASK = "plan.json", "mask.safetensors"
+"""What a run was pruned by: channels, or single weights."""
 
 PAPERS_STEP = 1000 / 62_400
 """Step 1000 of 160 epochs of CIFAR-10 in batches of 128 (arXiv 2009.08576, table A.3), as a share."""
@@ -258,7 +267,7 @@ class Masked(Training):
         if keep is not None:
             save_plan(run, Selection(keep))
         else:
-            run.keep("mask.safetensors", self.method.alive)
+            run.keep(MASK, self.method.alive)
         super().finish(run)
 
 
@@ -379,6 +388,60 @@ class Narrow(Training):
         """Writes the plan beside the weights."""
         used = () if self._cost is None else (self._cost.total_us(self._counts),)
         save_plan(run, Selection(keep_first(run.structure, self._counts), used))
+        super().finish(run)
+
+
+class Tuned(Training):
+    """Trains the pruned network of a finished run on: compact, or under its mask.
+
+    Args:
+        source: folder of that run.
+    """
+
+    method: Method | None = None
+
+    def __init__(self, source: Path) -> None:
+        self._source = source
+
+    def start(self, run: Run) -> None:
+        """Builds the network with its weights; goes on where it was saved."""
+        s, source = run.settings, self._source
+        plan = run.ranks.once(lambda: Plan.load(source / PLAN) if (source / PLAN).is_file() else None)
+        model = run.build() if plan is None else plan.apply(run.build())
+        model.load_state_dict(run.ranks.once(lambda: load_weights(source / "pruned.safetensors")))
+        model.to(run.device)
+        optimizer = make_optimizer(model, s)
+        mask = run.ranks.once(lambda: given_mask(str(source)) if (source / MASK).is_file() else None)
+        if mask is not None:
+            self.method = Static(model, optimizer, mask=mask, units=weights_of(model, s), seed=s.seed)
+        self._plan = plan
+        self.trainer = begun(run, model, optimizer, self.name, self.method)
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        """Returns counts, FLOPs, and how much of the dense network it is."""
+        counts = {} if self._plan is None else self._plan.counts
+        whole = sum(p.numel() for p in run.build().parameters())
+        kept = sum(p.numel() for p in self.trainer.model.parameters())
+        shares = {} if self.method is None else densities(self.method)
+        if self.method is not None:
+            whole = sum(math.prod(shape) for shape in self.method.units.sizes.values())
+            kept = sum(self.method.alive.counts.values())
+        effective = record.effective_macs(macs(run.structure), shares) if shares else run.macs(counts)
+        ratio = effective / run.macs({})
+        return {
+            "counts": counts,
+            "events": [],
+            "train_flops_ratio": {"paper": ratio, "strict": ratio},
+            "effective_macs": effective if shares else None,
+            "sparsity": {"kept": kept, "asked": kept, "total": whole, "densities": shares},
+        }
+
+    def finish(self, run: Run) -> None:
+        """Writes the plan or the mask that it was pruned by beside the weights."""
+        if self._plan is not None and run.ranks.first:
+            self._plan.save(run.folder / PLAN, overwrite=True)
+        if self.method is not None:
+            run.keep(MASK, self.method.alive)
         super().finish(run)
 
 

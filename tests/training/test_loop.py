@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from halpiee.data.tensors import TensorData
 from halpiee.errors import PromiseError, UsageError
-from halpiee.tasks.classification import matching
+from halpiee.tasks.classification import Classification, matching
 from halpiee.training.checkpoint import load_state
 from halpiee.training.config import Settings
-from halpiee.training.loop import Outlet, Trainer, evaluate
+from halpiee.training.loop import Outlet, Trainer, evaluate, judged
 from halpiee.training.schedule import learning_rate, make_optimizer
 
 SETTINGS = Settings(model="m", data="d", budget="0.5", epochs=3, batch_size=4, lr=0.1, warmup=0.25)
@@ -107,6 +107,18 @@ def test_accuracies_count_the_label_among_the_first_one_and_five() -> None:
     # every image answered 0 > 1 > 2 > 3 > 4 > 5 > 6: top-1 right for the two zeros, top-5 for labels 0 … 4
     logits = torch.arange(7, 0, -1.0).repeat(8, 1)
     assert evaluate(Fixed(logits), d) == (2 / 8, 6 / 8)
+
+
+def test_the_loss_on_the_test_images_is_their_mean_by_hand() -> None:
+    d = data(n_classes=7)
+    logits = torch.arange(7, 0, -1.0).repeat(8, 1)
+    shares = [math.exp(7 - i) / sum(math.exp(7 - j) for j in range(7)) for i in range(7)]
+    expected = -sum(math.log(shares[label]) for label in d.test_y.tolist()) / 8
+    for batch_size in (8, 3):
+        fixed = Fixed(torch.cat([logits[:batch_size]]))
+        assert judged(fixed, d, Classification(), batch_size=batch_size)["test_loss"] == pytest.approx(
+            expected
+        )
 
 
 def test_five_classes_or_fewer_have_no_top5() -> None:

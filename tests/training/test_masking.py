@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from halpiee.cli.train import own_options
 from halpiee.errors import UsageError
 from halpiee.methods.registry import METHODS
 from halpiee.structure.groups import Structure
@@ -269,3 +271,39 @@ def test_iee_exchanges_filters_and_cuts_them_out(tmp_path: Path) -> None:
     compact: Any = run.compact()
     assert (compact.conv1.weight.shape[0], compact.conv2.weight.shape[:2]) == (4, (6, 4))
     assert [e["event"] for e in found["events"]] == ["init", *["prune", "grow"] * 3, "shrink"]
+
+
+def tuned(source: Path, out: Path) -> dict[str, Any]:
+    given = own_options(source, {}, trust=False)
+    more = {"from_run": str(source), "epochs": 1, "batch_size": 12, "lr": 0.01, "rounds": 3}
+    return pipeline.execute(open_run(Settings.from_dict({**given, **more}), out, Quiet()))
+
+
+@pytest.mark.slow  # trains, exports and times small networks
+@pytest.mark.parametrize("kind", ["filters", "weights"])
+def test_a_pruned_network_of_a_run_is_trained_on_with_its_shape_or_its_mask(
+    kind: str, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "source", tmp_path / "tuned"
+    asked = settings("filter", criterion="l1", rounds=1) if kind == "filters" else settings("rigl")
+    before = pipeline.execute(open_run(asked, source, Quiet()))
+    after = tuned(source, out)
+    assert (after["params_pruned"], after["widths"]) == (before["params_pruned"], before["widths"])
+    first, second = (load_weights(folder / "pruned.safetensors") for folder in (source, out))
+    assert {n: v.shape for n, v in first.items()} == {n: v.shape for n, v in second.items()}
+    assert not torch.equal(first["fc.weight"], second["fc.weight"])
+    if kind == "weights":
+        for name, kept in load_weights(source / "mask.safetensors").items():
+            assert bool((second[name][~kept] == 0).all())
+            assert torch.equal(load_weights(out / "mask.safetensors")[name], kept)
+    assert after["promise"]["met"]
+    assert "trained on; the network is" in after["promise"]["text"]
+    assert after["settings"]["from_run"] == str(source)
+
+
+def test_a_network_that_is_trained_on_is_not_pruned_as_well(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--from-run runs/x trains a pruned network on, and a budget"):
+        Settings(model="m", data="d", from_run="runs/x", budget="0.5")
+    given = Settings(model="toy:net", data="toy:data", from_run=str(tmp_path), baseline=False)
+    with pytest.raises(UsageError, match="there is no finished run in it"):
+        open_run(given, tmp_path / "run", Quiet())

@@ -123,7 +123,7 @@ def test_the_double_raises_where_cuda_would_and_counts_what_waits() -> None:
             lambda: torch.randn(3, device="cuda", generator=torch.Generator()),
         ):
             with pytest.raises(RuntimeError, match=r"same device|device type"):
-                mixed()
+                mixed()  # type: ignore[no-untyped-call]
         with pytest.raises(TypeError, match=r"Use Tensor\.cpu"):
             there.numpy()
         assert not gpu.waits
