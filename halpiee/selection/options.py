@@ -131,8 +131,7 @@ def offer(
     """Returns what may be chosen; the arguments are those of ``choose``.
 
     Groups of one block vanish together or not at all (``blocks``): what one of them alone would leave computes a
-    constant. Their widths of 0 are worth, taken together, all scores of the block but one group's: removing the block
-    costs that once, as to first order each group in the chain carries the same signal.
+    constant. Removing the block costs all scores of its groups, or what ``values`` say their widths of 0 are worth.
 
     Raises:
         UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left
@@ -159,7 +158,7 @@ def offer(
             candidates = cost.candidates[group.name]
             free[group.name] = _offer(group.name, score, needed, possible & ~needed, candidates, curve)
     chained = chains(cost.structure)
-    free = _whole_blocks(free, {name: int(mask.sum()) for name, mask in whole.items()}, chained, values or {})
+    free = _whole_blocks(free, {name: int(mask.sum()) for name, mask in whole.items()}, chained)
     fixed = {name: np.array([int(mask.sum())]) for name, mask in whole.items()}
     terms = cost.grid({**{name: one.counts for name, one in free.items()}, **fixed})
     return Offers(free, whole, [*terms, *_barriers(free, chained, 2 * abs(cost.raw({})) + 1)])
@@ -228,9 +227,8 @@ def _whole_blocks(
     free: Mapping[str, Offer],
     fixed: Mapping[str, int],
     chained: Sequence[Chained],
-    known: Mapping[str, FloatArray],
 ) -> dict[str, Offer]:
-    """Returns what is offered without the widths of 0 that a fixed neighbour forbids, and prices those of blocks."""
+    """Returns what is offered without the widths of 0 that a fixed neighbour forbids."""
     found = dict(free)
     for _ in chained:  # one that has lost its 0 takes that of the next
         for pair in chained:
@@ -243,18 +241,6 @@ def _whole_blocks(
                 sides = (zero, widths) if name == pair.first else (widths, zero)
                 if pair.forbidden(*sides).all():
                     found[name] = replace(one, counts=one.counts[1:], values=one.values[1:])
-    together = {name: {name} for name in found}
-    for pair in chained:
-        if pair.feeds and pair.serves and pair.first in found and pair.second in found:
-            joined = together[pair.first] | together[pair.second]
-            together.update(dict.fromkeys(joined, joined))
-    for name, one in found.items():
-        names = together[name]
-        if len(names) > 1 and one.counts[0] == 0 and name not in known:
-            removal = sum(float(found[other].values[-1]) for other in names) / len(names)
-            values = one.values.copy()
-            values[0] = one.values[-1] - removal / len(names)
-            found[name] = replace(one, values=values)
     return found
 
 

@@ -113,7 +113,7 @@ def choose(
         may: BoolTensor ``[size]`` per group; default: everything.
         protect: groups that keep ``must`` and ``may`` whole.
         values: group → float ``[size + 1]``, what keeping its best 0, 1, … units is worth; by default the sum of their
-            scores. Groups of one block share what removing it costs (``options.blocks``).
+            scores. Removing a block (``options.blocks``) costs what the widths of 0 of its groups add up to.
         **searching: ``solver``, ``gap``, ``time_limit_s``, ``seed``: see ``halpiee.solve_grid``. ``linear`` takes
             Eq. 5 around ``must`` where there is one (grow), else around everything that may stay (prune).
 
