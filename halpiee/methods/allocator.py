@@ -108,7 +108,9 @@ class LatencyPool:
     @property
     def floor(self) -> float:
         """1 % of Ψ, or one step of the coarsest group of the uniform start where that is more."""
-        start = uniform(self.cost, self.budget_us, protect=self.units.left_out)
+        start = self._uniform()
+        if start is None:
+            return 0.01
         base = self.cost.total_us(start)
         steps = []
         for name in self.units.sizes:
@@ -122,8 +124,11 @@ class LatencyPool:
         return self.cost.total_us(alive.counts)
 
     def start(self, generator: torch.Generator) -> Selection:
-        """Returns the largest uniform width that fits, filled by the solver; which units is random."""
-        counts = uniform(self.cost, self.budget_us, protect=self.units.left_out)
+        """Returns the largest uniform width that fits, filled by the solver; which units is random.
+
+        Where only networks without some blocks fit, the solver chooses these, too.
+        """
+        counts = self._uniform() or dict.fromkeys(self.units.sizes, 0)
         scores = {name: torch.rand(size, generator=generator) for name, size in self.units.sizes.items()}
         must = {}
         for name, score in scores.items():
@@ -131,6 +136,15 @@ class LatencyPool:
             must[name][score.argsort(descending=True, stable=True)[: counts[name]]] = True
         start = Mask(must)
         return self.choose(scores, must=start, may=~start, level=1.0)
+
+    def _uniform(self) -> dict[str, int] | None:
+        """Returns the widest uniform network; None where not even the narrowest fits and blocks may go."""
+        try:
+            return uniform(self.cost, self.budget_us, protect=self.units.left_out)
+        except BudgetError:
+            if any(self.cost.candidates[name][0] == 0 for name in self.units.sizes):
+                return None
+            raise
 
     def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Selection:
         """Returns the solver's selection; after it no group has a next allowed size that still fits.

@@ -164,3 +164,27 @@ def test_a_limit_that_no_training_reaches_is_refused_by_name() -> None:
         halpiee.BudgetError, match="params: at most 5 parameters were asked; the smallest network"
     ):
         made("IEE", net, structure, cost.limited(Also("params", params, 5.0)), 0.8)
+
+
+def test_a_training_starts_within_a_budget_that_only_fewer_blocks_meet() -> None:
+    net, structure, cost = traced()
+    whole = traced(vanish=False)[2]
+    narrowest = whole.total({name: widths[0] for name, widths in whole.candidates.items()})
+    least = cost.total({name: widths[0] for name, widths in cost.candidates.items()})
+    share = (least + narrowest) / 2 / cost.dense
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    method = halpiee.IEE(
+        net,
+        optimizer,
+        budget=halpiee.Latency(fraction=share),
+        total_steps=24,
+        structure=structure,
+        cost=cost,
+        h=3,
+        j=1,
+        q=3,
+    )
+    train(method, net, 24)
+    assert cost.total(method.alive.counts) <= share * cost.dense * (1 + 1e-9)
+    compact, _ = method.shrink()
+    verify(net, structure, method.keep, EXAMPLE, compact=compact, sizes=(1, 3))
