@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from halpiee.errors import UsageError
 from halpiee.options import nested
 from halpiee.recipes import names, read
+from halpiee.sparsity import Uniform
 from halpiee.training import stage
+from halpiee.training.build import budget_of, network
 from halpiee.training.config import OPTIONS, Settings
 from halpiee.training.preflight import open_run
 from tests.training.talk import Quiet, one_thread, trained
@@ -65,6 +69,12 @@ PRINTED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
             "end": 0.75,
         },
     ),
+    "iee-2-4-imagenet": (
+        (100, 1024, 1.024, (), 0.1, 3.05e-5),
+        {"distribution": "nm", "nm": "2:4", "h": 150, "j": 150, "q": 150, "end": 0.75},
+    ),
+    "granet-uniform-imagenet": (IMAGENET, {"interval": 4000, "last": 0.3, "distribution": "uniform"}),
+    "gmp-uniform-imagenet": (IMAGENET, {"interval": 4000, "last": 0.3, "distribution": "uniform"}),
     "iee-structured-imagenet": (
         (130, 1024, 1.024, (), 0.1, 3.05e-5),
         {
@@ -92,7 +102,10 @@ PRINTED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         (160, 128, 0.1, (80, 120), 0.1, 1e-4),
         {"rounds": 25, "interval": 390, "criterion": "loss-magnitude", "sparsity": 0.65},
     ),
-    **{f"at-init-{k}": (v, {"momentum": 0.9, "method": "snip"}) for k, v in S3.items()},
+    **{
+        f"at-init-{k}": (v, {"momentum": 0.9, "method": "snip", "norm_init": "uniform"})
+        for k, v in S3.items()
+    },
     **{f"lrr-{k}": (v, {"momentum": 0.9, "method": "lrr"}) for k, v in S3.items()},
     "ltr-cifar": (S3["cifar"], {"rewind": 1000}),
     "ltr-vgg16-cifar": (S3["cifar"], {"rewind": 2000}),
@@ -227,3 +240,33 @@ def test_shares_scale_with_the_epochs_that_are_given_instead() -> None:
     assert tuple(d * s.epochs for d in s.drops) == (8, 12)
     assert s.masks.last == 110 / 160
     assert replace(s, epochs=160).digest == settings("granet-cifar").digest
+
+
+def uniform(name: str, **over: Any) -> Uniform:
+    found = budget_of(settings(name, **over))
+    assert isinstance(found, Uniform)
+    return found
+
+
+def test_uniform_budgets_of_gmp_and_granet_differ_as_their_papers_have_it() -> None:
+    """GMP keeps the first layer, and a fifth of the last, beside the total; GraNet pays for that fifth."""
+    gmp, granet = (uniform(f"{name}-uniform-imagenet") for name in ("gmp", "granet"))
+    shapes = {"first": (10, 10), "middle": (100, 100), "last": (10, 10)}
+    assert gmp.densities(shapes) == pytest.approx({"first": 1.0, "middle": 0.2, "last": 0.2})
+    assert granet.densities(shapes) == pytest.approx({"first": 0.2, "middle": 0.2, "last": 0.2})
+    found = uniform("granet-uniform-imagenet", sparsity=0.9).densities(shapes)
+    assert found["last"] == pytest.approx(0.2)
+    assert 100 * found["first"] + 10_000 * found["middle"] + 100 * 0.2 == pytest.approx(0.1 * 10_200)
+
+
+def test_networks_of_pruning_at_initialisation_draw_the_scales_of_their_norms() -> None:
+    def scales(seed: int) -> torch.Tensor:
+        model = network(settings("at-init-cifar", model="resnet20", seed=seed), 10)
+        return torch.cat([m.weight.detach() for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
+
+    one = scales(0)
+    assert 0 <= float(one.min()) < 0.02
+    assert 0.98 < float(one.max()) <= 1
+    assert float(one.mean()) == pytest.approx(0.5, abs=0.03)
+    assert float(one.std()) == pytest.approx(12**-0.5, abs=0.02)  # of U(0, 1)
+    assert not torch.equal(one, scales(1))
