@@ -52,6 +52,7 @@ def render_html(
                 "loss": plots.loss_chart(report),
                 "events": plots.events_chart(report),
                 "overlap": plots.overlap_chart(report),
+                "flops": plots.flops_chart(report),
                 "loop": plots.loop_chart(report),
             },
             facts=facts(report),

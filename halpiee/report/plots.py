@@ -30,6 +30,7 @@ __all__ = [
     "chart",
     "draw_curve",
     "events_chart",
+    "flops_chart",
     "loop_chart",
     "loss_chart",
     "overlap_chart",
@@ -336,13 +337,39 @@ def events_chart(report: Mapping[str, Any]) -> str:
 
 
 def overlap_chart(report: Mapping[str, Any]) -> str:
-    """Returns how much of a mask stays from one change to the next (intersection over union), over steps."""
+    """Returns how much of a mask stays from one change to the next, and of what was grown, over steps."""
     events = [e for e in report.get("events") or [] if isinstance(e, Mapping)]
     return chart(
-        [Series("Consecutive masks", _points(events, "step", "iou"), "pruned", marker="dot")],
+        [
+            Series("Consecutive masks", _points(events, "step", "iou"), "pruned", marker="dot"),
+            Series("Survival of what was grown", _points(events, "step", "survival"), "grow", marker="up"),
+        ],
         x_label="training step",
-        y_label="Intersection over union",
+        y_label="Share that stays",
         form=lambda y: f"{y:.3g}",
+    )
+
+
+def flops_chart(report: Mapping[str, Any]) -> str:
+    """Returns the share of units that is active and the training FLOPs of as many dense steps, over steps."""
+    sides = report.get("history")
+    entries = sides.get("pruned") if isinstance(sides, Mapping) else None
+    found = [e for e in entries or [] if isinstance(e, Mapping)]
+    spent = [
+        {"step": e.get("step"), "spent": e["train_flops"].get("paper")}
+        for e in found
+        if isinstance(e.get("train_flops"), Mapping)
+    ]
+    return chart(
+        [
+            Series("Active units", _points(found, "step", "density"), "pruned", marker="dot"),
+            Series(
+                "Training FLOPs so far, of dense", _points(spent, "step", "spent"), "limit", marker="square"
+            ),
+        ],
+        x_label="training step",
+        y_label="Share",
+        form=lambda y: f"{100 * y:.3g}%",
     )
 
 

@@ -204,6 +204,19 @@ def test_a_sparse_run_shows_what_share_of_each_layer_is_on_and_how_its_masks_ove
     ]
 
 
+def test_a_sparse_run_shows_what_survives_and_what_its_training_costs(report: dict[str, Any]) -> None:
+    report["events"] = [
+        {"step": 10, "event": "grow", "used": 512, "budget": 512, "iou": None, "survival": None},
+        {"step": 20, "event": "prune", "used": 500, "budget": 512, "iou": 0.9, "survival": 0.625},
+    ]
+    epoch = {"step": 30, "accuracy": 0.5, "loss": 1.0, "density": 0.25}
+    report["history"] = {"pruned": [{**epoch, "train_flops": {"paper": 0.4375, "strict": 0.5}}]}
+    page = Page(render_html(report))
+    assert "Survival of what was grown: 0.625 at 20" in page.text
+    assert "Active units: 25% at 30" in page.text
+    assert "Training FLOPs so far, of dense: 43.8% at 30" in page.text
+
+
 def test_runs_stand_in_one_table_with_one_unit_a_column(report: dict[str, Any]) -> None:
     from rich.console import Console
 
