@@ -12,6 +12,7 @@ from halpiee import structure as structure
 from halpiee import zoo as zoo
 from halpiee.errors import BudgetError as BudgetError
 from halpiee.errors import HalpieeError as HalpieeError
+from halpiee.hub import push as push
 from halpiee.methods.channels import HALP as HALP
 from halpiee.methods.channels import small_dense as small_dense
 from halpiee.methods.dynamic import SET as SET

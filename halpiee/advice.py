@@ -1,4 +1,4 @@
-"""What an error tells a user to type next: whole commands, and what the profile at hand holds, in words."""
+"""Writes what an error tells a user to type next: whole commands, and what a profile holds, in words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def command(
     threads: int = 1,
     **more: str | Path | bool | None,
 ) -> str:
-    """Returns a command with all that is not the default of what builds, feeds and runs a network.
+    """Returns a command line with every option of the network and its runtime that is not the default.
 
     Args:
         verb: of the program.
@@ -56,7 +56,7 @@ def command(
 
 
 def held(profile: latency.Profile) -> str:
-    """Returns what a profile holds: how many cells, at which batches, on inputs how large."""
+    """Returns in words how many cells a profile holds, at which batches and input sizes."""
     from latency.op import Op
 
     ops = [Op.from_key(cell) for cell in profile.cells]

@@ -1,4 +1,4 @@
-"""What does a user mean who writes a budget as text? Imports no torch, so that the command line can ask at once."""
+"""Reads a budget that is written as text. Imports no torch, so that the command line can check it at once."""
 
 from __future__ import annotations
 

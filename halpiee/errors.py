@@ -1,4 +1,4 @@
-"""The error tree, drawn and defined in ``latency.errors``, under the name users import, and the two warnings."""
+"""The error tree of ``latency.errors`` under the names that users import, and two warnings."""
 
 from latency.errors import (
     BudgetError,

@@ -1,4 +1,4 @@
-"""Which extra brings a package that is not installed? One table, so that every verb gives the same answer."""
+"""Names the extra that installs a missing package. One table, so that every verb gives the same answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which signals ask a process to end: by the keyboard, by ``kill``, by the terminal that was closed."""
+"""The signals that ask a process to end: from the keyboard, from ``kill``, from a terminal that was closed."""
 
 from __future__ import annotations
 

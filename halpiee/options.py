@@ -1,4 +1,4 @@
-"""What is an option? A field of a frozen dataclass, which has its name, type, range, default and help text once.
+"""Options are fields of frozen dataclasses: name, type, range, default and help text are written once.
 
     lr: ranges.Rate = option(0.1, "Peak learning rate.", "Schedule")
 
@@ -21,7 +21,7 @@ import msgspec
 from halpiee.errors import UsageError, unknown
 from halpiee.ranges import annotated, words
 
-__all__ = ["Help", "Option", "fitted", "nested", "option", "options_of", "parts_of", "told"]
+__all__ = ["Help", "Option", "described", "fitted", "nested", "option", "options_of", "parts_of"]
 
 T = TypeVar("T")
 
@@ -206,12 +206,12 @@ def in_words(hint: Any) -> str:
 
 def option(default: T, text: str, heading: str = "Options", **more: Any) -> T:
     """Returns a field with its default and its help; see ``Help``."""
-    found: Any = field(default=default, metadata=told(text, heading, **more))
+    found: Any = field(default=default, metadata=described(text, heading, **more))
     return found  # type: ignore[no-any-return]
 
 
-def told(text: str, heading: str = "Options", **more: Any) -> dict[str, Help]:
-    """Returns the metadata of a field without a default: ``field(metadata=told("Folder of the run."))``."""
+def described(text: str, heading: str = "Options", **more: Any) -> dict[str, Help]:
+    """Returns the metadata of a field without a default: ``field(metadata=described("Folder of the run."))``."""
     return {"help": Help(text, heading, **more)}
 
 
@@ -249,7 +249,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 
 def _meant(hint: Any, value: Any) -> Any:
-    """Returns what a value means to a type: shares and YAML's ``1e-4`` are text, ``budget: 0.5`` is a number."""
+    """Returns a value as a type reads it: shares and YAML's ``1e-4`` as text, ``budget: 0.5`` as a number."""
     kinds = _kinds(hint)
     if isinstance(value, str) and float in kinds and str not in kinds:
         match = re.fullmatch(r"\s*([0-9.]{1,30}(?:e-?[0-9]{1,3})?)\s*(?:/\s*([0-9]{1,12}))?\s*", value)

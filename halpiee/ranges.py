@@ -1,4 +1,4 @@
-"""How far each number that is asked for goes: one range per kind, for options, recipes, stored settings and Python.
+"""The ranges of numbers: one range per kind, for options, recipes, stored settings and arguments in Python.
 
 A range is an ``Annotated`` type: ``fitted`` hands it to msgspec for what comes from files, a ``Ranged`` makes an option
 of it, and ``check`` looks at a dataclass that was made in Python. No torch is needed to say that a number is none.
@@ -51,7 +51,7 @@ Seconds = Annotated[float, Meta(gt=0, le=10**7)]
 
 
 def annotated(hint: Any) -> tuple[type, Meta] | None:
-    """Returns the type and the range of a number, ``None | …`` aside; None where the hint is of something else."""
+    """Returns the type and the range of a number's annotation, ignoring ``None | …``; None for any other annotation."""
     if get_origin(hint) in (Union, types.UnionType):
         return next((found for part in get_args(hint) if (found := annotated(part))), None)
     if get_origin(hint) is Annotated:
@@ -78,7 +78,7 @@ def words(kind: type, meta: Meta) -> str:
 
 
 def check(settings: Any) -> None:
-    """Refuses a dataclass one of whose numbers is out of its range.
+    """Refuses a dataclass that holds a number outside its range.
 
     Raises:
         UsageError: names the option, its value and the range.

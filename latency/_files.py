@@ -158,7 +158,7 @@ class FolderLock:
         self._release()
 
     def undo(self) -> None:
-        """Lets go of the folder, and removes what was made of it and is empty."""
+        """Releases the folder, and removes the folders that were made for it and are empty."""
         self._remove_made()
         self.close()
 
@@ -243,7 +243,7 @@ def _refuse(path: Path, overwrite: bool) -> None:
 
 
 def _refusal(path: Path, error: OSError, *, what: str = "the file") -> WriteError:
-    """Returns what one sentence says of an error of the system."""
+    """Returns an error of the system as a WriteError of one sentence."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         cure = "free some space and type the same command again; what was there is unchanged"

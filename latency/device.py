@@ -1,4 +1,4 @@
-"""On what was it measured? The circumstances that decide a latency, as data, with an id to tell them apart.
+"""The circumstances that decide a latency (device, runtime, threads …), as data with an id.
 
 No host names and no serial numbers: a profile is reviewed like code and may be published.
 """

@@ -103,7 +103,7 @@ class Inspection:
 
     @property
     def doubt(self) -> str | None:
-        """Why its tables are not to be relied on by their held-out cells, in words; None where they are."""
+        """Why the held-out cells speak against the tables, in words; None where they do not."""
         if not self.holdout_p95 > ALLOWED:
             return None
         return f"holdout: one cell in twenty is off by {self.holdout_p95:.0%} or more; measure more cells"
@@ -283,7 +283,7 @@ def draw(profile: Profile, path: str | Path, *, tables: int | None = None) -> in
 
 
 def _legend(figure: Any) -> None:
-    """Says above the picture what its lines and dots are."""
+    """Draws the legend above the picture."""
     from matplotlib.lines import Line2D
 
     marks = [Line2D([], [], **EDGES), Line2D([], [], **BETWEEN)]

@@ -78,7 +78,7 @@ def parsed(data: bytes, *, what: str, advice: str, error: type[HalpieeError] = U
 
 
 def sound(value: Any, kind: type[T], *, what: str, advice: str, error: type[HalpieeError] = UsageError) -> T:
-    """Returns a value as the type says it must be.
+    """Returns a value converted to a type.
 
     Args:
         value: of plain dicts, lists, texts, numbers, booleans and None.
@@ -107,7 +107,7 @@ def read_json(
     error: type[HalpieeError] = UsageError,
     most_bytes: int = MOST_BYTES,
 ) -> T:
-    """Returns what a JSON file holds, as the type says it must be; arguments as above."""
+    """Returns the content of a JSON file, converted to a type; arguments as above."""
     data = read_bytes(path, what=what, advice=advice, error=error, most_bytes=most_bytes)
     return sound(
         parsed(data, what=what, advice=advice, error=error), kind, what=what, advice=advice, error=error

@@ -33,7 +33,7 @@ One beyond `NEAR` of the dense network's sum is not among them.
 
 @dataclass(frozen=True)
 class Calibration:
-    """The line ``e2e = a_us + b · sum_us``, which may bend to end in a network of its own.
+    """The line ``e2e = a_us + b · sum_us``, with a second slope up to the dense network where it lies off the line.
 
     Attributes:
         a_us: what a call costs beside its ops.
@@ -74,7 +74,7 @@ class Calibration:
 
     @classmethod
     def identity(cls) -> Calibration:
-        """Returns the line that leaves every sum as it is."""
+        """Returns the line that changes no sum."""
         return cls()
 
     def apply(self, sum_us: float) -> float:
@@ -173,7 +173,7 @@ def _through(told: Sequence[tuple[float, float]]) -> Calibration:
 
 
 def _bent(told: Sequence[tuple[float, float]]) -> Calibration | None:
-    """Returns the line of all points but the last, bent to that one; None where they do not tell one."""
+    """Returns the line through all points but the last, continued to the last; None where none is determined."""
     x0, y0 = told[-1]
     inner = [(x, y) for x, y in told[:-1] if x <= NEAR * x0]
     if len(inner) < FEWEST or max(inner)[0] - min(inner)[0] < SPREAD * x0:

@@ -96,7 +96,7 @@ class Journal:
             self._write(json.dumps({ENVIRONMENT: dict(facts)}, separators=(",", ":")))
 
     def forget(self) -> None:
-        """Begins anew: cells are dropped, and what was said of the environment after the first line."""
+        """Starts again: drops the cells, and the statements on the environment after the first line."""
         self.cells.clear()
         self.environment = dict(self._first)
         if self._fd is not None:

@@ -273,7 +273,7 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 
 def _environment(line: Mapping[str, Any], path: Path, number: int) -> dict[str, Any]:
-    """Returns the environment that a line states, once what is read of it fits."""
+    """Returns the environment of a line, checked against its types."""
     found: dict[str, Any] = line[ENVIRONMENT]
     what = f"{path} was read as a profile; the environment in line {number}"
     sound(found, Environment, what=what, advice=AGAIN, error=ProfileError)

@@ -17,7 +17,7 @@ from halpiee.cli.app import program
 from halpiee.cli.options import Answered, Typed, verb
 from halpiee.errors import UsageError, unknown
 from halpiee.methods.registry import METHODS
-from halpiee.options import fitted, nested, option, options_of, told
+from halpiee.options import described, fitted, nested, option, options_of
 from halpiee.shared_options import Switches
 from halpiee.training.config import Cycle, Masks, Settings
 from tools.house import functions
@@ -39,7 +39,7 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class Outer(Base):
-    place: Path = field(metadata=told("Where to."))
+    place: Path = field(metadata=described("Where to."))
     rate: ranges.Rate | None = option(None, "Rate.", unset="the paper's")
     kind: Literal["plain", "fancy"] = option("plain", "Kind.")
     shares: tuple[ranges.Between, ...] = option((), "Shares.")
@@ -172,7 +172,7 @@ def test_the_page_of_options_is_current() -> None:
     "line",
     [
         "| `--lr` | more than 0 and at most 1,000 | 0.1 | Peak learning rate. |",
-        "| `--baseline`, `--no-baseline` |  | yes | Train a dense network beside. |",
+        "| `--baseline`, `--no-baseline` |  | yes | Also train a dense network, to compare with. |",
         "| `--backend` | onnxruntime, torch, tensorrt | onnxruntime | Runtime that is timed. |",
     ],
 )

@@ -25,7 +25,7 @@ from latency.timing.benchmark import compare
 
 
 def measured(given: argparse.Namespace) -> dict[str, Any]:
-    """Opens, times and sums up."""
+    """Opens and times the engines; returns their figures."""
     if given.rounds < 1 or (given.batch is not None and given.batch < 1):
         raise UsageError("--rounds and --batch are at least 1")
     names = [path.stem for path in given.files]

@@ -111,7 +111,7 @@ METHODS: dict[str, Maker] = {
 
 
 def run(setting: Setting, name: str, data: TensorData, seed: int) -> dict[str, Any]:
-    """Trains once and returns what came out."""
+    """Trains once; returns the figures."""
     torch.manual_seed(seed)
     model = setting.build().to(data.train_x.device)
     optimizer = sgd(model, setting.lr)
@@ -185,7 +185,7 @@ CLAIMS = (
 
 
 def checks(rows: Sequence[Mapping[str, Any]], setting: str) -> list[str]:
-    """Returns what the papers claim, and how it came out seed by seed."""
+    """Returns the claims of the papers, and whether each held, seed by seed."""
     value = {(r["method"], r["seed"]): r for r in rows if r["setting"] == setting}
     lines = []
     for key, better, worse in CLAIMS:
@@ -326,7 +326,7 @@ class Training:
 
 
 def run_rewound(training: Training, name: str) -> dict[str, Any]:
-    """Prunes and trains once; returns what came out."""
+    """Prunes and trains once; returns the figures."""
     s, (method, _, shuffled) = training.setting, name.partition("-")
     model = training.network()
     if method == "ltr":

@@ -185,7 +185,7 @@ def device() -> str:
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Opens, times and sums up."""
+    """Opens and times the files; returns their figures."""
     import onnxruntime as ort
 
     size = None

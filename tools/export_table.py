@@ -49,7 +49,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Row:
-    """What one network gave.
+    """The figures of one network.
 
     Attributes:
         name: its name.

@@ -1,4 +1,4 @@
-"""May the profiles of a GPU be believed? Three checks of how ops are timed, on a few convolutions.
+"""Checks whether the profiles of a GPU can be trusted: three measurements of a few convolutions.
 
 - *slope and event*: what an op takes between two events alone, over the slope of two graphs, which a profile holds. The
   excess is launch and graph entry; it should fall towards 1 as the op gets longer.
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def ops(given: argparse.Namespace) -> list[Op]:
-    """Returns the convolutions as the arguments want them."""
+    """Returns the convolutions that the arguments ask for."""
     dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(given.precision, "float32")
     return [
         Op(
@@ -125,7 +125,7 @@ def one_build(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def agreement(builds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    """Sums up several builds of the same ops.
+    """Compares several builds of the same ops.
 
     Returns:
         ``slope_and_event``: per op the medians over builds and their ratio; ``builds``: their number, the share of ops

@@ -1,4 +1,4 @@
-"""What ``docs/gpu.md`` lists, the most telling first, with a time limit for every step: a GPU lent for 30 minutes.
+"""Runs the steps of ``docs/gpu.md`` on a GPU that is available for 30 minutes, with a time limit for each.
 
     python -m tools.gpu_session --out DIR --minutes 29 --data path/to/cifar10
 
@@ -47,7 +47,7 @@ class Step:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the list; returns 0 where every step ended well, 4 where one did not."""
+    """Runs the steps; returns 0 where every step succeeded, 4 where one failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

@@ -72,7 +72,7 @@ PLAIN = ("a network input", "feeds the network's output")
 
 @dataclass(frozen=True)
 class Row:
-    """What one network gave.
+    """The figures of one network.
 
     Attributes:
         name: its name.
@@ -258,7 +258,7 @@ MISSING = "| – | – | – |"
 
 @dataclass(frozen=True)
 class GrowingTable:
-    """What tells one table from another.
+    """A table with a row per network.
 
     Attributes:
         module: the script and its flags, as ``python -m`` takes them.

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(given: argparse.Namespace) -> int:
-    """Does what the arguments say."""
+    """Measures the ops that the arguments name."""
     if given.out is None and not given.dry_run:
         raise UsageError("no --out was given; name the profile file, or add --dry-run to measure nothing")
     if given.backend == "onnxruntime" and (given.precision != "fp32" or given.channels_last):

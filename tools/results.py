@@ -1,4 +1,4 @@
-"""Keeps what benchmarks measured in benchmarks/history/*.jsonl, and writes the tables of docs/results.md from it.
+"""Appends rows of benchmarks to benchmarks/history/*.jsonl, and writes the tables of docs/results.md from them.
 
     python -m tools.results            writes the tables again (make results)
     python -m tools.results --check    writes nothing; exit code 1 where the page is behind the rows

@@ -151,7 +151,7 @@ def parser(about: str | None, out: str, methods: Iterable[str]) -> argparse.Argu
 
 
 class Runs:
-    """What stands in a file of one JSON line a run; a line that an interruption tore is as if it were not there.
+    """The runs in a file with one JSON line a run; ignores a line that an interruption tore.
 
     Args:
         path: of the file; it and its folder are made with the first run.
@@ -170,7 +170,7 @@ class Runs:
                 continue
 
     def add(self, row: dict[str, Any]) -> None:
-        """Writes a run, and says it."""
+        """Writes and prints a run."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a") as file:

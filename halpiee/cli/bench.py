@@ -12,7 +12,7 @@ from halpiee import ranges
 from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
 from halpiee.cli.output import answer, say, screen
 from halpiee.errors import UsageError
-from halpiee.options import option, told
+from halpiee.options import described, option
 from halpiee.shared_options import NETWORK, RUNTIME, Threaded
 from latency._files import check_place, write
 
@@ -39,23 +39,27 @@ class Bench(Built, Threaded, Answered):
     """The networks that are timed, and how."""
 
     files: tuple[str, ...] = field(
-        metadata=told(
+        metadata=described(
             "ONNX files, engines, plans, runs or MODELs, each with or without @HOW.",
             argument=True,
             metavar="FILE...",
         )
     )
     against: str | None = option(
-        None, "Name that ratios are taken against; `dense` is found beside a run.", unset="the first"
+        None,
+        "Name of the network that ratios are taken against; `dense` is found beside a run.",
+        unset="the first",
     )
     mode: Literal["latency", "throughput"] = option(
-        "latency", "One call after the other, or as many images as can be had."
+        "latency", "latency: one call after the other; throughput: as many images as possible."
     )
     rounds: ranges.Rounds = option(30, "Interleaved rounds.")
-    callers: ranges.Threads = option(1, "Threads that call at once; for throughput.")
-    seconds: ranges.Seconds = option(60.0, "Fewer rounds, but nine, beyond this per batch size.")
-    protocol: Literal["halp"] | None = option(None, "As published: sets batch, rounds, precision.")
-    csv: Path | None = option(None, "Also as a new CSV file.")
+    callers: ranges.Threads = option(1, "Threads that call at the same time; for throughput.")
+    seconds: ranges.Seconds = option(
+        60.0, "Time limit per batch size: fewer rounds beyond it, but at least nine."
+    )
+    protocol: Literal["halp"] | None = option(None, "A published protocol: sets batch, rounds and precision.")
+    csv: Path | None = option(None, "Also write the table as a new CSV file.")
     trust_engine: bool = option(False, "Load engines that halpiee did not build: they are executable.")
     trust_plan: bool = option(False, "Let plans name a package.module:function to call, of any arguments.")
     trust_run: bool = option(False, "Let settings.json of runs from elsewhere name such functions.")
@@ -128,7 +132,7 @@ def command(asked: Bench) -> None:
 
 
 def _checked(asked: Bench) -> Bench:
-    """Returns what was asked with the settings of its protocol, or refuses what does not go together."""
+    """Returns the options with the settings of their protocol; refuses options that do not go together."""
     if asked.protocol is not None:
         if asked.mode != "latency":
             raise UsageError(
@@ -148,7 +152,7 @@ def _checked(asked: Bench) -> Bench:
 
 
 def _sizes(asked: Bench, field: list[Contestant]) -> tuple[list[int], list[str]]:
-    """Returns the batch sizes, and what should be known of them."""
+    """Returns the batch sizes, and notes on them."""
     if asked.batch is not None:
         return _batches(asked.batch), []
     own = {c.fixed_batch for c in field if c.fixed_batch is not None}
@@ -258,7 +262,7 @@ def _batches(text: str) -> list[int]:
 
 
 def _write_csv(path: Path, result: dict[str, Any]) -> None:
-    """Writes a line per network and batch size, what is equal for all of them on each line."""
+    """Writes a line per network and batch size; what all of them share stands on each line."""
     import csv
     import io
 
@@ -283,9 +287,11 @@ def _write_csv(path: Path, result: dict[str, Any]) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints the table; says below it where the spread supports no difference."""
+    """Prints the table, and names the networks whose difference the spread does not support."""
     from rich.table import Table
     from rich.text import Text
+
+    from halpiee.report.values import unit_of
 
     base, several = result["against"], len(result["batches"]) > 1
     clock = {"cpu": "CPU time of the calling thread", "wall": "wall time"}[result["clock"]]
@@ -304,7 +310,10 @@ def show(result: dict[str, Any]) -> None:
     table.add_column("runs on")
     if several:
         table.add_column("batch", justify="right")
-    for name in (*columns, f"speed-up over {base}", "95 % interval"):
+    unit = unit_of(*(row.get("median_us") for row in result["files"]))
+    timed = result["mode"] == "latency"
+    heads = [name if not timed or name in ("n", "FPS") else f"{name}, {unit}" for name in columns]
+    for name in (*heads, f"speed-up over {base}", "95 % interval"):
         table.add_column(name, justify="right")
     unsure = []
     for row in result["files"]:
@@ -316,7 +325,7 @@ def show(result: dict[str, Any]) -> None:
             f"{row['runtime']} {row['precision']}",
             *([str(row["batch"])] if several else []),
         ]
-        cells += [_cell(row, column) for column in columns]
+        cells += [_cell(row, column, unit) for column in columns]
         cells += [f"{row['speedup']:.3f}", f"{lo:.3f} … {hi:.3f}"]
         table.add_row(*(Text(cell) for cell in cells))
     console = screen()
@@ -327,8 +336,8 @@ def show(result: dict[str, Any]) -> None:
         console.print(Text(f"{name} against {base}: the spread supports no difference"))
 
 
-def _cell(row: dict[str, Any], column: str) -> str:
-    """Returns one number with the digits that its spread supports."""
+def _cell(row: dict[str, Any], column: str, unit: str) -> str:
+    """Returns one number with the digits that its spread supports, without its unit, which the heading names."""
     from halpiee.report.values import latency
 
     if column == "n":
@@ -338,7 +347,8 @@ def _cell(row: dict[str, Any], column: str) -> str:
     if "median_us" not in row:
         return f"{row['iqr_fps']:.3g}" if row["iqr_fps"] < 100 else f"{row['iqr_fps']:,.0f}"
     key = {"median": "median_us", "predicted": "predicted_us", "IQR": "iqr_us"}.get(column, f"{column}_us")
-    return latency(row[key], None if column in ("IQR", "predicted") else row["iqr_us"])
+    text = latency(row[key], None if column in ("IQR", "predicted") else row["iqr_us"], unit)
+    return text.removesuffix(f" {unit}")
 
 
 @dataclass(frozen=True)
@@ -366,7 +376,7 @@ class Contestant:
     trust: bool = False
 
     def runner(self, *, batch: int, threads: int, precision: Precision | None, device: str) -> Runner:
-        """Returns what is entered and called, with the circumstances of its runtime.
+        """Returns the runner, a context manager, with the circumstances of its runtime.
 
         Raises:
             UsageError: the network cannot run so.
@@ -408,7 +418,7 @@ class Contestant:
 
     @property
     def notes(self) -> list[str]:
-        """What should be known of the network beside its times."""
+        """Notes on the network."""
         found = [] if self.network is None or self.network.unclaimed is None else [self.network.unclaimed]
         untrained = self.network is not None and self.network.untrained
         if untrained or (self.metadata or {}).get("weights") == "initial":
@@ -417,7 +427,7 @@ class Contestant:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The only batch that a file takes, as it says itself; None: any."""
+        """The only batch that the file takes, by its metadata; None: any."""
         text = (self.metadata or {}).get("fixed_batch", "")
         return int(text) if self.network is None and text.isdecimal() else None
 
@@ -447,7 +457,7 @@ def check_precision(file: Path | None, precision: str) -> None:
 
 
 def contestants(texts: Sequence[str], against: str | None, **options: Any) -> tuple[list[Contestant], str]:
-    """Opens everything that was named; returns it, and the name that ratios are taken against.
+    """Opens every network that was named; returns them, and the name that ratios are taken against.
 
     Args:
         texts: as typed: ``FILE``, ``RUN`` or ``MODEL``, each with or without ``@HOW``.

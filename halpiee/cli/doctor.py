@@ -1,4 +1,4 @@
-"""``halpiee doctor``: what is installed, what can be measured here, and what to type where something is amiss."""
+"""``halpiee doctor``: checks what is installed and what can be measured here, and says how to fix the rest."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ BUSY = 0.10
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination.
+    """One line of the result.
 
     Attributes:
-        what: what was looked at.
+        what: what was checked.
         state: ``ok``, ``note`` (works, but know this) or ``broken``.
         found: what was found.
         fix: what to type, or an empty string.
@@ -135,7 +135,7 @@ def _threads() -> list[Finding]:
 
 
 def _contention(seconds: float = 0.5) -> Finding:
-    """Returns the share of a busy half second that other processes took."""
+    """Returns the share of half a second of computing that other processes took."""
     wall, cpu = time.perf_counter(), time.thread_time()
     while time.perf_counter() - wall < seconds:
         pass

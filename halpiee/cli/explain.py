@@ -1,4 +1,4 @@
-"""``halpiee explain``: what of a network can be removed, what stays and why, and the ops that take time."""
+"""``halpiee explain``: lists what can be removed from a network, what stays and why, and the ops that take time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Explain(Imaged, Batched, Answered):
     ),
 )
 def command(asked: Explain) -> None:
-    """Say per layer of MODEL whether channels can go, or which op holds them; list ties and protected ends."""
+    """Say for each layer of MODEL whether channels can be removed or which op prevents it; list the groups."""
     shape = input_size(asked.size)
     if asked.ops is not None:
         check_place(asked.ops)
@@ -83,7 +83,7 @@ def _structure(asked: Explain, shape: tuple[int, ...]) -> Structure:
 
 
 def _shielding(first: str | None, kept: bool) -> str:
-    """Returns whether the first group stays whole, and how that is changed."""
+    """Returns in words whether the first group stays whole, and which option changes that."""
     if first is None:
         return "nothing to protect: the first layer shares its channels with later ones"
     if kept:

@@ -1,4 +1,4 @@
-"""``halpiee export``: a network as ONNX, compared with PyTorch before it gets its name."""
+"""``halpiee export``: writes a network as ONNX, an engine or a folder for the hub, and compares it with PyTorch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from halpiee import ranges
 from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
 from halpiee.cli.output import answer, say
 from halpiee.errors import OutputInUseError, UsageError
-from halpiee.options import option, told
+from halpiee.options import described, option
 from halpiee.shared_options import NETWORK, Seeded
 from latency._files import check_place
 
@@ -36,13 +36,15 @@ class Export(Built, Seeded, Answered):
     source: str | None = option(
         None, "Folder of a run or a MODEL; for an engine also an ONNX file.", argument=True
     )
-    format: Literal["onnx", "tensorrt", "tensorrt-rtx"] = option("onnx", "What is written.")
-    out: Path = field(metadata=told("File to write; never overwritten."))
+    format: Literal["onnx", "tensorrt", "tensorrt-rtx", "hub"] = option(
+        "onnx", "What is written; hub: a run as a folder for the Hugging Face hub, with a model card."
+    )
+    out: Path = field(metadata=described("File to write, or folder for hub; never overwritten."))
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = option(
         "fp32", "Precision; tf32 and bf16: engines only."
     )
     dense: bool = option(False, "A run's dense network instead of the pruned one.", NETWORK)
-    plan: Path | None = option(None, "What a plan leaves of its network.", NETWORK)
+    plan: Path | None = option(None, "Plan to apply to the network.", NETWORK)
     weights: Path | None = option(None, "Safetensors; with --plan of the dense or the compact one.", NETWORK)
     size: str | None = option(
         None, f"Image size of a MODEL or plan: {SIZES}.", NETWORK, unset="the plan's; of a MODEL 224"
@@ -52,7 +54,7 @@ class Export(Built, Seeded, Answered):
     )
     trust_run: bool = option(False, "Let settings.json of a run from elsewhere name such functions.", NETWORK)
     half_io: bool = option(False, "An fp16 file also takes and gives fp16.", ONNX, unset="float32")
-    measure: bool = option(False, "Time the file here, one thread, and write that into it.", ONNX)
+    measure: bool = option(False, "Time the file here, on one thread, and write the time into it.", ONNX)
     batch: str | None = option(
         None, "Batches an engine takes: 8, or smallest:usual:largest, 1:8:32.", ENGINE, unset=BATCH
     )
@@ -63,7 +65,9 @@ class Export(Built, Seeded, Answered):
         None, "GPUs that a tensorrt-rtx engine is for, such as 86,89; none needs to be here.", ENGINE
     )
     sparse: bool = option(False, "Allow 2:4 sparse kernels where weights have the pattern.", ENGINE)
-    dry_run: bool = option(False, "Say the trtexec line that builds the same engine; write nothing.", ENGINE)
+    dry_run: bool = option(
+        False, "Print the trtexec line that builds the same engine; write nothing.", ENGINE
+    )
 
 
 @verb(
@@ -77,6 +81,7 @@ class Export(Built, Seeded, Answered):
         "halpiee export runs/demo --format tensorrt --precision fp16 --batch 1:8:32 --out small.engine",
         "halpiee export small.onnx --format tensorrt --out small.engine --dry-run",
         "halpiee export small.onnx --format tensorrt-rtx --compute-capability 86,89 --out small.engine",
+        "halpiee export runs/demo --format hub --out hub/demo",
     ),
 )
 def command(asked: Export) -> None:
@@ -85,6 +90,9 @@ def command(asked: Export) -> None:
     SOURCE is the folder of a run or a MODEL, for an engine also an ONNX file; with --plan it may be left out.
     """
     _check(asked)
+    if asked.format == "hub":
+        _export_hub(asked)
+        return
     if asked.format != "onnx":
         _export_engine(asked)
         return
@@ -106,6 +114,18 @@ def command(asked: Export) -> None:
     if asked.measure:
         result["measured_us"] = _measured_us(asked.out, done.fixed_batch or 1)
     answer(result, asked.as_json, lambda: _show(asked, network, done, result.get("measured_us")))
+
+
+def _export_hub(asked: Export) -> None:
+    """Writes a run as a folder for the Hugging Face hub."""
+    from halpiee.hub import push
+
+    if asked.source is None:
+        raise UsageError("--format hub was asked without a run; name the folder of one before --format")
+    folder = push(asked.source, asked.out)
+    files = sorted(path.name for path in folder.iterdir())
+    text = f"{folder}: {', '.join(files)}; `huggingface-cli upload OWNER/NAME {folder}` uploads it"
+    answer({"out": str(folder), "files": files}, asked.as_json, lambda: say(text))
 
 
 def _check(asked: Export) -> None:
@@ -139,7 +159,7 @@ def _check(asked: Export) -> None:
 
 
 def _measured_us(file: Path, batch: int) -> float:
-    """Times a file here, and writes that into it."""
+    """Times a file here, and writes the time into its metadata."""
     import latency
     from halpiee.deploy.onnx import stamp
 
@@ -167,7 +187,7 @@ def _show(asked: Export, network: Network, done: ExportReport, measured_us: floa
 
 
 def _network(asked: Export) -> Network:
-    """Opens what was named, and refuses what does not go together."""
+    """Opens the network that was named; refuses options that do not go together."""
     from halpiee.cli.networks import USUAL, check_run, from_model, from_plan, from_run, is_run
 
     source, plan, dense = asked.source, asked.plan, asked.dense
@@ -278,7 +298,7 @@ def _show_engine(out: Path, onnx: Path, done: EngineReport, notes: list[str]) ->
 
 
 def _look_for_a_gpu() -> None:
-    """Refuses before the long work where there is no TensorRT or no GPU."""
+    """Refuses a machine without TensorRT or a GPU, before the long work."""
     from latency.backends.cuda import open_cuda
     from latency.backends.tensorrt.builder import import_tensorrt
 

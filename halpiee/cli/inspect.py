@@ -1,4 +1,4 @@
-"""``halpiee inspect``, ``pack``, ``merge``: what is in a profile, and how far it can be trusted; joining profiles."""
+"""``halpiee inspect``: what a profile holds and how far to trust it; ``pack`` sorts one, ``merge`` joins several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from halpiee import ranges
 from halpiee.cli.options import Answered, check_picture, verb
 from halpiee.cli.output import answer, screen
-from halpiee.options import option, told
+from halpiee.options import described, option
 from latency._files import check_place
 
 if TYPE_CHECKING:
@@ -24,11 +24,11 @@ __all__ = ["command", "merge", "pack"]
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect(Answered):
-    """The profile that is looked at, and what is made of it."""
+    """The profile that is shown, and what is written."""
 
-    profile: Path = field(metadata=told("A profile.", argument=True))
+    profile: Path = field(metadata=described("A profile.", argument=True))
     plot: Path | None = option(None, "Draw staircases and heat maps per op: a new .svg or .png file.")
-    tables: ranges.Rounds | None = option(None, "Draw only so many ops, the slowest first.", unset="all")
+    tables: ranges.Rounds | None = option(None, "Draw only this many ops, the slowest first.", unset="all")
     export: Path | None = option(None, "Write the cells: a new .csv or .parquet file.")
 
 
@@ -42,7 +42,7 @@ class Inspect(Answered):
     ),
 )
 def command(asked: Inspect) -> None:
-    """Show PROFILE's coverage, spread, contention, age and environment, and what speaks against trusting it."""
+    """Show PROFILE's coverage, spread, contention, age and environment, and warn where it should not be trusted."""
     import latency
     from latency.inspect import inspect
 
@@ -80,7 +80,7 @@ def command(asked: Inspect) -> None:
 
 
 def _show(found: Inspection, warnings: Sequence[str]) -> None:
-    """Prints the tables of a profile and what should be known of it."""
+    """Prints the tables of a profile, and notes on it."""
     from rich.table import Table
 
     table = Table(box=None)
@@ -115,8 +115,8 @@ def _show(found: Inspection, warnings: Sequence[str]) -> None:
 class Pack(Answered):
     """The profile that is packed."""
 
-    profile: Path = field(metadata=told("A profile.", argument=True))
-    out: Path = field(metadata=told("The packed profile: a new file."))
+    profile: Path = field(metadata=described("A profile.", argument=True))
+    out: Path = field(metadata=described("The packed profile: a new file."))
 
 
 @verb("pack", Pack, examples=("halpiee pack resnet20.jsonl --out resnet20-packed.jsonl",))
@@ -137,13 +137,13 @@ def pack(asked: Pack) -> None:
 class Merge(Answered):
     """The profiles that are joined."""
 
-    profiles: tuple[Path, ...] = field(metadata=told("Profiles of one device.", argument=True))
-    out: Path = field(metadata=told("The joined profile: a new file."))
+    profiles: tuple[Path, ...] = field(metadata=described("Profiles of one device.", argument=True))
+    out: Path = field(metadata=described("The joined profile: a new file."))
 
 
 @verb("merge", Merge, examples=("halpiee merge gpu0.jsonl gpu1.jsonl --out resnet50.jsonl",))
 def merge(asked: Merge) -> None:
-    """Join PROFILES of one device; of cells measured twice the newest counts, and differences beyond 5 % are named."""
+    """Join PROFILES of one device: the newest of two measurements counts; differences beyond 5 % are listed."""
     import latency
     from latency.profile_io import conflicts
 

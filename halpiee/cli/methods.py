@@ -1,4 +1,4 @@
-"""``halpiee methods``: what can be trained with, from which paper, on which units and budgets; and the recipes."""
+"""``halpiee methods``: lists the methods with their papers, units and budgets; and the recipes."""
 
 from __future__ import annotations
 

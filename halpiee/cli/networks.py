@@ -211,7 +211,7 @@ def from_plan(
     seed: int = 0,
     trust: bool = False,
 ) -> Network:
-    """Returns what a plan leaves of its network; compared with the masked one where the weights are dense.
+    """Returns the network that a plan leaves; compares it with the masked one where the weights are dense.
 
     Args:
         path: the plan.
@@ -280,7 +280,7 @@ SIZES = (1, 2, 5)
 
 
 def _taken(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int, ...]:
-    """Returns those batch sizes that a network takes; one with its batch in it takes that of the example, 1."""
+    """Returns the batch sizes that a network runs on; (1,) where its batch is fixed."""
     import torch
 
     from latency.copies import copy_of
@@ -318,7 +318,7 @@ def _check_planned(path: Path, plan: Plan, name: str) -> None:
 
 
 def _left(path: Path, plan: Plan, dense: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
-    """Returns what a plan leaves of its network, which must run.
+    """Applies a plan to its network, and checks that the result runs.
 
     Raises:
         StructureError: it does not run.
@@ -343,7 +343,7 @@ def _left(path: Path, plan: Plan, dense: nn.Module, example: tuple[Tensor, ...])
 
 
 def _elsewhere(path: Path, planned: tuple[int, ...] | None, shape: tuple[int, ...]) -> str:
-    """Returns why the latency of a plan is not claimed of a network at these images."""
+    """Returns why a plan predicts no latency for images of this size."""
     taken = "×".join(map(str, shape))
     if planned is None:
         return (
@@ -372,7 +372,7 @@ def _example(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
 
 
 def _fit(model: nn.Module, loaded: dict[str, Tensor], asked: str) -> None:
-    """Loads weights, or says in one line what does not fit."""
+    """Loads weights; an error says in one line what does not fit."""
     try:
         model.load_state_dict(loaded)
     except RuntimeError as error:
@@ -385,7 +385,7 @@ def _fit(model: nn.Module, loaded: dict[str, Tensor], asked: str) -> None:
 def scores_of(
     model: nn.Module, structure: Structure, file: Path | None, *, trained: bool
 ) -> tuple[dict[str, Tensor], str]:
-    """Returns the scores of every prunable group, and what they are, in words.
+    """Returns the scores of every prunable group, and says in words where they come from.
 
     Args:
         model: the network.

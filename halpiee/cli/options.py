@@ -1,4 +1,4 @@
-"""How the fields of an options class become the options of a verb.
+"""Makes the options of a verb from the fields of an options class.
 
 ``verb`` makes a command of a function that takes one such class: each field is an option with the field's type, range,
 default and help text (``halpiee.options``). What lies beyond a range is refused before anything is imported for it.
@@ -16,7 +16,7 @@ import click
 
 from halpiee import ranges
 from halpiee.errors import UsageError
-from halpiee.options import Option, fitted, option, options_of, told
+from halpiee.options import Option, described, fitted, option, options_of
 from halpiee.ranges import annotated, inside, words
 from halpiee.shared_options import NETWORK, Scaled
 from latency._files import check_place
@@ -45,9 +45,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """How a verb answers."""
+    """How a verb prints its answer."""
 
-    as_json: bool = option(False, "One JSON object on stdout; talk goes to stderr.", typed="--json")
+    as_json: bool = option(False, "One JSON object on stdout; notes go to stderr.", typed="--json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Built(Scaled):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What was given of how the network is built, by the names of ``networks.from_model``."""
+        """The options that were given, by the argument names of ``networks.from_model``."""
         return {"width": self.width, "classes": self.classes}
 
 
@@ -69,7 +69,7 @@ class Imaged(Built):
     """How a MODEL is built, and the images it takes."""
 
     model: str = field(
-        metadata=told("A zoo, torchvision or timm name, or package.module:function.", argument=True)
+        metadata=described("A zoo, torchvision or timm name, or package.module:function.", argument=True)
     )
     size: str = option("224", f"Image size: {SIZES}.", NETWORK)
 
@@ -169,7 +169,7 @@ class Typed(click.Option):
         super().__init__([names, option.name], required=needed and option.required, **settings)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Returns how it is typed, and its help with the default."""
+        """Returns the option as it is typed, and its help with the default."""
         found = super().get_help_record(ctx)
         if found is None or not self.option.shown_default:
             return found
@@ -282,7 +282,7 @@ def input_size(text: str) -> tuple[int, ...]:
 
 
 def check_picture(path: Path) -> None:
-    """Refuses a file that exists or is no picture, before anything is worked out.
+    """Refuses a file that exists or is no picture, before anything is computed.
 
     Raises:
         click.BadParameter: another ending than .svg or .png.

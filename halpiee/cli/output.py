@@ -1,4 +1,4 @@
-"""How the verbs talk, on stderr, and how they answer, on stdout."""
+"""Prints progress and notes on stderr, and answers on stdout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Interrupted", "ScreenTalk", "answer", "free_folder", "kept_in", "say
 
 
 def say(text: str) -> None:
-    """Talks, on stderr."""
+    """Prints a line on stderr."""
     with suppress(OSError):  # the terminal was closed: the work goes on without it
         click.echo(text, err=True)
 
@@ -33,12 +33,12 @@ def answer(value: Mapping[str, Any], as_json: bool, show: Callable[[], None]) ->
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interruption that says what is left and how it goes on."""
+    """An interruption whose message says what was kept and how to continue."""
 
 
 @contextmanager
 def kept_in(file: Path, how: str) -> Iterator[None]:
-    """Says how work goes on that was interrupted, if the file that it goes on from is there by then."""
+    """Says how to continue interrupted work, if the file to continue from exists."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -56,7 +56,7 @@ def screen(*, stderr: bool = False, width: int | None = None) -> Console:
 
 
 class _Stderr:
-    """The standard error of the moment; what cannot be written because the terminal was closed is lost."""
+    """The current standard error; drops what cannot be written because the terminal was closed."""
 
     encoding = property(lambda self: self._now.encoding)
 
@@ -83,7 +83,7 @@ class _Stderr:
 
 
 class ScreenTalk:
-    """Stages, notes and progress bars on stderr; plain lines where that is no terminal."""
+    """Prints stages, notes and progress bars on stderr; plain lines where stderr is no terminal."""
 
     def __init__(self) -> None:
         self.console = screen(stderr=True)
@@ -98,7 +98,7 @@ class ScreenTalk:
         self.console.print(text, style="bold")
 
     def note(self, text: str) -> None:
-        """Prints a fact."""
+        """Prints a note."""
         if self._bar is not None:
             self._bar.console.print(f"  {text}")
         else:

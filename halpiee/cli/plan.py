@@ -26,7 +26,7 @@ from halpiee.limits import (
     used_of,
     whole_groups,
 )
-from halpiee.options import option, told
+from halpiee.options import described, option
 from halpiee.shared_options import GOAL, RUNTIME, Limiting, Protecting, Seeded, Threaded
 from latency._files import check_place
 
@@ -59,7 +59,7 @@ class Plan(Imaged, Protecting, Limiting, Threaded, Seeded, Answered):
     )
     batch: ranges.Images | None = option(None, "Images per inference.", RUNTIME, unset="as profiled")
     budget: str = field(
-        metadata=told("Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).", GOAL)
+        metadata=described("Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).", GOAL)
     )
     most: ranges.Positive = option(1.0, "Share of its units every group keeps at most.", GOAL)
     between: tuple[str, ...] = option(
@@ -70,17 +70,17 @@ class Plan(Imaged, Protecting, Limiting, Threaded, Seeded, Answered):
         None, "Scores of your own: safetensors or JSON, group → one number per unit.", SCORES
     )
     solver: Literal["joint", "cpsat", "linear"] = option("joint", "Solver that selects the widths.", SOLVER)
-    gap: ranges.Share = option(1e-3, "How far from optimal the plan may be.", SOLVER)
+    gap: ranges.Share = option(1e-3, "Largest distance from optimal, as a share of the value.", SOLVER)
     time_limit: ranges.Seconds | None = option(
         None, "Seconds, after which the best plan so far is given.", SOLVER, unset="none"
     )
-    sweep: bool = option(False, "Also the whole curve of latencies from one pass.")
+    sweep: bool = option(False, "Also compute the whole curve of latencies, in one pass.")
     plot: Path | None = option(None, "Draw that curve: a new .svg or .png file.")
     out: Path | None = option(None, "Write the plan as JSON.")
 
     @property
     def swept(self) -> bool:
-        """Whether the whole curve is worked out."""
+        """Whether the whole curve is computed."""
         return self.sweep or self.plot is not None
 
     @property
@@ -89,7 +89,7 @@ class Plan(Imaged, Protecting, Limiting, Threaded, Seeded, Answered):
         return input_size(self.size)
 
     def measuring(self, *, batch: int, threads: int) -> str:
-        """Returns the command, but for --out, that profiles this network."""
+        """Returns the command that profiles this network, without --out."""
         return advice.command(
             "profile", self.model, shape=self.shape, **self.arguments, batch=batch, threads=threads
         )
@@ -348,7 +348,7 @@ def outcome(
     model: str,
     scores: dict[str, Tensor],
 ) -> dict[str, Any]:
-    """Returns what is said of a plan as JSON: times in µs, widths by layer, what each limit leaves.
+    """Returns the figures of a plan as JSON values: times in µs, widths by layer, what each limit allows.
 
     Args:
         structure: of the network.
@@ -390,7 +390,7 @@ def outcome(
 
 
 def notes_on(result: dict[str, Any], selection: Selection, asked: Plan, *, first: Sequence[str]) -> list[str]:
-    """Returns what should be known of a plan.
+    """Returns the notes on a plan.
 
     Args:
         result: its figures.
@@ -419,7 +419,7 @@ def notes_on(result: dict[str, Any], selection: Selection, asked: Plan, *, first
 
 
 def _without(unpriced: dict[str, int], budget: str, shared: bool) -> str:
-    """Returns what the predicted times leave out, and what that does to the budget."""
+    """Returns a note on the ops that the predicted times leave out."""
     ops = ", ".join(f"{name} ×{n}" for name, n in unpriced.items())
     if shared:
         return (
@@ -434,7 +434,7 @@ def _without(unpriced: dict[str, int], budget: str, shared: bool) -> str:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints a plan: its widths, what they cost, and what should be known of it."""
+    """Prints a plan: widths, costs and notes."""
     from rich.table import Table
 
     dense = result["dense_us"]

@@ -1,4 +1,4 @@
-"""``halpiee profile``: latencies of a network's ops on this device, into a file, and which ops have none."""
+"""``halpiee profile``: measures the ops of a network on this device, and names the ops that have no times."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Profile(Imaged, Batched, Threaded, Seeded, Answered):
     """The network whose ops are timed, and where the times go."""
 
     out: Path | None = option(None, "Profile file; a killed sweep resumes into it.")
-    dry_run: bool = option(False, "Say how many ops and cells, and how long; measure nothing.")
+    dry_run: bool = option(
+        False, "Print how many ops and cells there are and how long they take; measure nothing."
+    )
     backend: str = option("onnxruntime", "Runtime that is timed; `halpiee doctor` lists them.", RUNTIME)
     device: str = option("auto", "Device of the runtime: cpu, cuda, cuda:1.", RUNTIME)
     precision: Literal["fp32", "tf32", "fp16", "bf16"] = option("fp32", "Arithmetic of every op.", RUNTIME)
@@ -85,7 +87,7 @@ def command(asked: Profile) -> None:
 def _answer(
     asked: Profile, out: Path, shape: tuple[int, ...], profile: latency.Profile, without: dict[str, int]
 ) -> None:
-    """Says what was measured, what was not, and what to type next."""
+    """Prints what was measured, what was not, and the next command."""
     from latency.inspect import inspect
 
     found = inspect(profile)
@@ -115,7 +117,7 @@ def _answer(
 
 
 def gaps(without: dict[str, int], refused: Sequence[str]) -> list[str]:
-    """Returns what a profile does not answer for, in words; one line each.
+    """Returns a line for each kind of op that the profile has no times for.
 
     Args:
         without: ops of the network that have no entry in any profile, with how often they occur.

@@ -14,7 +14,7 @@ import click
 from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer, say, screen
 from halpiee.errors import OutputInUseError, UsageError
-from halpiee.options import option, told
+from halpiee.options import described, option
 
 __all__ = ["command"]
 
@@ -27,7 +27,7 @@ class Report(Answered):
     """The runs that are reported, and what is measured again."""
 
     runs: tuple[Path, ...] = field(
-        metadata=told("Folders of finished runs.", argument=True, metavar="RUN...")
+        metadata=described("Folders of finished runs.", argument=True, metavar="RUN...")
     )
     out: Path | None = option(None, "Write a static site of the runs into this new folder.")
     layers: bool = option(False, "Time every layer of one RUN again, and compute the curve of other budgets.")
@@ -70,7 +70,7 @@ def command(asked: Report) -> None:
 
 
 def _named(runs: Sequence[Path]) -> dict[str, Path]:
-    """Returns a name for each folder that can be a file's: its own, with a number where two have the same."""
+    """Returns a file name for each folder: its own name, with a number where two have the same."""
     found: dict[str, Path] = {}
     for run in runs:
         base = re.sub(r"[^\w.-]", "-", run.resolve().name) or "run"
@@ -118,7 +118,7 @@ def _site(out: Path, reports: dict[str, dict[str, Any]]) -> None:
 
 
 def _measured_again(folder: Path, trust: bool) -> dict[str, Any]:
-    """Times the layers of both networks, works out the curve, and keeps both in report.json."""
+    """Times the layers of both networks, computes the curve, and stores both in report.json."""
     from halpiee.cli.output import ScreenTalk
     from halpiee.report.values import read_report
     from halpiee.training.checkpoint import save_json

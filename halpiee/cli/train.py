@@ -13,7 +13,7 @@ import click
 from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import ScreenTalk, answer, kept_in, say, screen
 from halpiee.errors import OutputInUseError, UsageError, WriteError
-from halpiee.options import nested, option, told
+from halpiee.options import described, nested, option
 from halpiee.training.config import RUN, Settings
 from halpiee.training.ranks import ALONE, Ranks, joined
 from latency._files import contents
@@ -31,15 +31,15 @@ GOALS = {"budget", "sparsity", "mask"}
 
 @dataclass(frozen=True, kw_only=True)
 class Placed(Answered):
-    """Where a run lies, and whether it goes on."""
+    """Where a run is stored, and whether it continues."""
 
-    out: Path = field(metadata=told("Folder of the run; never overwritten.", RUN))
+    out: Path = field(metadata=described("Folder of the run; never overwritten.", RUN))
     resume: bool = option(False, "Continue the run in --out.", RUN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Placed):
-    """Where a run lies, and how it begins."""
+    """Where a run is stored, and what it starts from."""
 
     recipe: str | None = option(
         None, "A paper's settings by name (`halpiee methods --recipes`), or a YAML file of options.", RUN
@@ -125,7 +125,7 @@ def gather(
     read_of: Mapping[str, str] | None = None,
     trust: bool = False,
 ) -> Settings:
-    """Returns the settings of the options that were given, over those of the run that is resumed.
+    """Returns the settings: the given options, over those of the run that is resumed.
 
     Args:
         given: option → value, as typed or from a recipe.

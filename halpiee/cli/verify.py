@@ -7,7 +7,7 @@ from pathlib import Path
 
 from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer, say
-from halpiee.options import option, told
+from halpiee.options import described, option
 from halpiee.shared_options import Seeded
 
 __all__ = ["command"]
@@ -18,7 +18,7 @@ class Verify(Seeded, Answered):
     """The engine that is run, and what it is compared with."""
 
     file: Path = field(
-        metadata=told("A TensorRT engine, its .json beside it.", argument=True, metavar="FILE")
+        metadata=described("A TensorRT engine, its .json beside it.", argument=True, metavar="FILE")
     )
     onnx: Path | None = option(
         None, "The ONNX file that it was built from.", unset="the one beside it that its .json names"

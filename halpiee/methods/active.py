@@ -241,7 +241,7 @@ class Active:
         self.apply(choice, "shuffle", 0.0, budget=used)
 
     def _redraw(self, phase: Redraw) -> None:
-        """Draws all weights anew, then takes the inactive ones out; momentum starts anew."""
+        """Draws all weights again, sets the inactive ones to zero, and clears the momentum."""
         phase.draw(self.model, phase.seed)
         self.memory.renew()
         self.forget_all()
@@ -356,7 +356,7 @@ class Active:
         )
 
     def forget_all(self) -> None:
-        """Lets the optimizer's state of every parameter start anew."""
+        """Clears the optimizer's state of every parameter."""
         self._guard.forget_state(
             {
                 n: torch.ones_like(p, dtype=torch.bool)

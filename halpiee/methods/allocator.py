@@ -46,7 +46,7 @@ class Pool(Protocol):
         ...
 
     def used(self, alive: Mask) -> float:
-        """Returns R(alive), in the pool's unit."""
+        """Returns the resource that the active units use, in the pool's unit."""
         ...
 
     def start(self, generator: torch.Generator) -> Selection:

@@ -156,7 +156,7 @@ def rewrites(name: str) -> bool:
 
 
 def check_holds(optimizer: Optimizer, units: Units, parameters: Mapping[str, Tensor]) -> None:
-    """Refuses an optimizer over a part of what is masked: the rest could not be held still.
+    """Refuses an optimizer over a part of the masked parameters: the rest could not be frozen.
 
     Args:
         optimizer: attached to.

@@ -315,7 +315,7 @@ class Ledger:
         self._grown: Mask | None = None
 
     def event(self, alive: Mask, **values: Any) -> Event:
-        """Writes down that ``alive`` are the active units from now on.
+        """Records that ``alive`` are the active units from now on.
 
         Args:
             alive: the active units.
@@ -357,7 +357,7 @@ class Ledger:
         }
 
     def load(self, state: Mapping[str, Any], *, masks: bool = True) -> None:
-        """Takes over what was written; the masks only where the units are still those."""
+        """Restores a record; the masks only where the units are still the same."""
         self.reports = [Event(**{**e, "flat": tuple(e.get("flat", ()))}) for e in state["reports"]]
         self.log = [(int(n), str(kind), dict(counts)) for n, kind, counts in state["log"]]
         if masks:

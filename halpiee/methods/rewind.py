@@ -227,7 +227,7 @@ def rewinding(model: nn.Module, how: Pruning, rewound: Callable[[nn.Module], obj
 def held(
     model: nn.Module, optimizer: Optimizer, mask: Mask | None, units: Units | None = None
 ) -> Iterator[None]:
-    """Inside, optimizer steps leave what is pruned at zero, momentum and weight decay included.
+    """Context in which optimizer steps leave pruned weights at zero, with momentum and weight decay.
 
     Args:
         model: with the mask applied.
@@ -254,7 +254,7 @@ def held(
 
 
 def draw_again(model: nn.Module, seed: int = 0) -> None:
-    """Draws every weight anew, as each module's ``reset_parameters`` does; norms go back to 1 and 0.
+    """Draws every weight again by each module's ``reset_parameters``; norms go back to 1 and 0.
 
     A network with an initialisation of its own needs its own function in ``rewind(draw=...)``; for those of
     ``halpiee.zoo`` that is ``halpiee.zoo.draw``.

@@ -308,7 +308,7 @@ class Sparse(Active):
             )
 
     def choose_again(self, pool: Pool) -> Event:
-        """Repeats the last prune and grow under another pool: what a corrected latency model asks for.
+        """Repeats the last prune and grow under another pool, after the latency model was corrected.
 
         The last grow is solved again; when even the kept units are too slow now, the prune before it is, too.
         Scores are those of the cycle; units without one are only used to fill what is left. A latency is solved

@@ -106,7 +106,7 @@ class Memory:
 
     @contextmanager
     def only_active(self) -> Iterator[None]:
-        """Inside, the model holds its active elements only; afterwards what it held before, bit for bit."""
+        """Context in which inactive elements are zero; restores them afterwards, bit for bit."""
         if not self.everything:
             yield
             return
@@ -198,7 +198,7 @@ class Guard:
         self._state: dict[tuple[str, str], Tensor] = {}
 
     def hold(self, free: Mapping[str, Tensor | None], *, values_only: bool = False) -> None:
-        """Starts to hold; forgets what was held before.
+        """Starts to freeze; forgets what was frozen before.
 
         Args:
             free: tensor name → BoolTensor of its shape, True where it may move; ``None``: nothing of it may.
@@ -218,7 +218,7 @@ class Guard:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Puts every held element back to its remembered value."""
+        """Sets every frozen element to its stored value."""
         for name, free in self._free.items():
             tensor = self._tensors[name]
             _put_back(tensor, self._values[name], free)
@@ -233,7 +233,7 @@ class Guard:
 
     @torch.no_grad()
     def moved(self) -> list[str]:
-        """Returns the names of the tensors of which a held element is not what is remembered of it."""
+        """Returns the names of the tensors in which a frozen element differs from its stored value."""
         found = []
         for name, free in self._free.items():
             now, held = self._tensors[name].detach(), self._values[name]
@@ -259,7 +259,7 @@ def _put_back(tensor: Tensor, held: Tensor, free: Any) -> None:
 
 
 class RunningNorms:
-    """Makes active channels use the running statistics they had when a phase began; off until it is told."""
+    """Makes active channels use the running statistics they had when a phase began; off until it is switched on."""
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from rich.table import Table
 
-__all__ = ["render_html", "render_markdown", "render_site", "runs_table", "table"]
+__all__ = ["render_card", "render_html", "render_markdown", "render_site", "runs_table", "table"]
 
 
 def render_html(
@@ -124,6 +124,33 @@ def render_markdown(report: Mapping[str, Any]) -> str:
             points=points,
             events=events,
             facts=facts(report),
+        )
+    )
+
+
+def render_card(report: Mapping[str, Any], *, load: str) -> str:
+    """Returns a model card, as the Hugging Face hub shows it: YAML first, then Markdown.
+
+    Args:
+        report: the keys of ``report.json``; any may be missing or ``None``.
+        load: what ``halpiee.load`` is called with: a folder or a name on the hub.
+    """
+    found = dict(facts(report))
+    names = ("Measured with", "Precision", "Batch", "Threads")
+    device = _mapping(report, "environment").get("device")
+    return (
+        _templates()
+        .get_template("card.md")
+        .render(
+            title=title(report),
+            promise=_promise(report),
+            rows=[(r.label, r.dense, r.pruned, r.ratio) for r in comparison(report)],
+            circumstances=[
+                ("Device", DASH if device is None else str(device)),
+                *((n, found[n]) for n in names),
+            ],
+            load=re.sub(r'["\\\n`]', "", load),
+            preprocess=_flat(_mapping(report, "preprocess")),
         )
     )
 

@@ -245,7 +245,7 @@ def pareto_chart(report: Mapping[str, Any]) -> str:
 
 
 def tradeoff_chart(reports: Mapping[str, Mapping[str, Any]], this: str | None = None) -> str:
-    """Returns measured latency against accuracy of several runs, dense networks and uniform ones told apart.
+    """Returns measured latency against accuracy of several runs; dense and uniform networks have marks of their own.
 
     Args:
         reports: name of a run → its report. Runs of other networks or data belong into a chart of their own.

@@ -1,4 +1,4 @@
-"""What is in ``report.json``, and its numbers as text: the same for the table on screen, the page and the Markdown.
+"""Reads ``report.json``, and writes its numbers as text for the table on screen, the page and the Markdown.
 
 Any value may be missing (an interrupted run, no baseline) or not finite: it becomes a dash, never a guess. A
 latency is written with the digits that its spread supports.
@@ -27,6 +27,7 @@ __all__ = [
     "read_report",
     "seconds",
     "title",
+    "unit_of",
 ]
 
 DASH = "–"
@@ -78,16 +79,23 @@ def figure(report: Mapping[str, Any]) -> str:
     return found if isinstance(found, str) and found else "Top-1 accuracy"
 
 
-def latency(value_us: float | None, spread_us: float | None = None) -> str:
+def unit_of(*values_us: float | None) -> str:
+    """Returns the unit of latencies that stand side by side: ``ms`` if the largest is 10 ms or more, else ``µs``."""
+    return "ms" if max((abs(us) for us in values_us if us is not None), default=0.0) >= 1e4 else "µs"
+
+
+def latency(value_us: float | None, spread_us: float | None = None, unit: str | None = None) -> str:
     """Returns a latency with the digits its spread supports: its two leading ones, or else three of its own.
 
     Args:
         value_us: in µs.
         spread_us: its interquartile range in µs.
+        unit: ``µs`` or ``ms``; None: by the value.
     """
     if value_us is None:
         return DASH
-    scale, unit = (1e3, "ms") if abs(value_us) >= 1e4 else (1.0, "µs")
+    unit = unit or unit_of(value_us)
+    scale = 1e3 if unit == "ms" else 1.0
     value = value_us / scale
     if spread_us is not None and spread_us > 0:
         decimals = 1 - math.floor(math.log10(spread_us / scale))
@@ -130,14 +138,15 @@ def comparison(report: Mapping[str, Any]) -> list[Row]:
     def get(*path: str | int) -> float | None:
         return number(report, *path)
 
-    dense_us = get("dense_us")
+    dense_us, budget_us, predicted_us = get("dense_us"), get("budget_us"), get("predicted_us")
+    unit = unit_of(dense_us, get("measured_us"), budget_us)
     rows = [
-        Row("Latency, budget", DASH, latency(get("budget_us")), _ratio(get("budget_us"), dense_us)),
-        Row("Latency, predicted", DASH, latency(get("predicted_us")), _ratio(get("predicted_us"), dense_us)),
+        Row("Latency, budget", DASH, latency(budget_us, None, unit), _ratio(budget_us, dense_us)),
+        Row("Latency, predicted", DASH, latency(predicted_us, None, unit), _ratio(predicted_us, dense_us)),
         Row(
             "Latency, measured",
-            _with_spread(dense_us, get("dense_iqr_us")),
-            _with_spread(get("measured_us"), get("measured_iqr_us")),
+            _with_spread(dense_us, get("dense_iqr_us"), unit),
+            _with_spread(get("measured_us"), get("measured_iqr_us"), unit),
             _ratio(get("measured_us"), dense_us),
         ),
         Row("Speed-up, side by side", DASH, _interval(report), DASH),
@@ -182,7 +191,7 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             DASH
             if None in network
             else f"a = {latency(network[0])}, b = {network[1]:.3f}"
-            + ("" if bent is None else f" up to {latency(bent)}, bent to dense beyond"),
+            + ("" if bent is None else f" up to {latency(bent)}, a line to the dense network beyond"),
         ),
         ("Worst residual of that fit", percent(worst, 1)),
         ("Dense file", _file(report, "dense")),
@@ -212,10 +221,10 @@ def _text(report: Mapping[str, Any], key: str) -> str:
     return DASH if value is None or (isinstance(value, float) and not math.isfinite(value)) else str(value)
 
 
-def _with_spread(value_us: float | None, spread_us: float | None) -> str:
+def _with_spread(value_us: float | None, spread_us: float | None, unit: str) -> str:
     if value_us is None or spread_us is None:
-        return latency(value_us)
-    text, unit = latency(value_us, spread_us).rsplit(" ", 1)
+        return latency(value_us, None, unit)
+    text, unit = latency(value_us, spread_us, unit).rsplit(" ", 1)
     scale = 1e3 if unit == "ms" else 1.0
     decimals = len(text.partition(".")[2])
     return f"{text} {unit} (IQR {spread_us / scale:.{decimals}f})"

@@ -98,7 +98,7 @@ def select_within(
 
 
 def solve_within(offers: Offers, limits: Sequence[Also], **searching: Unpack[Searching]) -> Selection:
-    """Returns the best of what is offered within all limits; the first is the budget.
+    """Returns the best choice of widths within all limits; the first limit is the budget.
 
     Raises:
         UsageError: the solver ``linear``, which knows one limit.

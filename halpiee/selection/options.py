@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Offer:
-    """What one free group offers.
+    """The widths of one group that may be chosen.
 
     Attributes:
         must: bool ``[size]``, kept in any case.
@@ -128,7 +128,7 @@ def offer(
     protect: Collection[str] = (),
     values: Mapping[str, FloatArray] | None = None,
 ) -> Offers:
-    """Returns what may be chosen; the arguments are those of ``choose``.
+    """Returns the widths that may be chosen; the arguments are those of ``choose``.
 
     Groups of one block vanish together or not at all (``blocks``): what one of them alone would leave computes a
     constant. Removing the block costs all scores of its groups, or what ``values`` say their widths of 0 are worth.

@@ -127,7 +127,7 @@ class Weights:
         return [name for name in self.sizes if name in tensors]
 
     def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the alive masks themselves: a unit is one element."""
+        """Returns the masks themselves: a unit is one element."""
         return dict(alive)
 
     def reduce(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Which units are active: one bool tensor per group or layer, and what masks say about each other.
+"""Which units are active: one bool tensor per group or layer; overlap and digest of masks.
 
 The names that a user gives of layers and groups are checked here, and here is why the weight of a layer cannot be
 masked.
@@ -126,7 +126,7 @@ class Mask(Mapping[str, Tensor]):
             tensors[name].masked_fill_(~mask.to(tensors[name].device), 0)
 
     def digest(self) -> str:
-        """Returns a hash that is equal exactly for equal masks: what ranks of a distributed run compare."""
+        """Returns a hash that is equal exactly for equal masks; ranks of a distributed run compare it."""
         sha = hashlib.sha256()
         for name in sorted(self.units):
             sha.update(name.encode())

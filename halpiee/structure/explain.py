@@ -1,4 +1,4 @@
-"""What of a network can be removed and what cannot, and why: the data behind ``halpiee explain``."""
+"""Lists what can be removed from a network, what cannot, and why: the data behind ``halpiee explain``."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class ExplainedLayer:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What of a network can be removed.
+    """What can be removed from a network.
 
     Attributes:
         layers: every layer call, in order.

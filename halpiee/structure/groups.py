@@ -106,7 +106,7 @@ class TimedOp:
 
     @property
     def tail(self) -> tuple[str, ...]:
-        """What follows the op and may be fused into it; the backend decides which of it fuses."""
+        """The ops that follow and may be fused into this one; the backend decides which are."""
         return self.op.tail
 
 

@@ -59,7 +59,7 @@ NEAR = (0.0, 0.1, 0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0, 10.0, 100.0, -0.5,
 
 @dataclass(frozen=True)
 class Answer:
-    """What Python was told.
+    """A value that Python read from a tensor.
 
     Attributes:
         value: a number, a truth value, a text, an array, or lists of them.
@@ -232,7 +232,7 @@ OWN = frozenset(vars(nn.Module()))
 
 
 class Held(Enum):
-    """What an attribute held that has no plain value."""
+    """The former value of an attribute that has no plain value."""
 
     NOTHING = "nothing"
     TENSOR = "tensor"

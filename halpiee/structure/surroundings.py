@@ -1,4 +1,4 @@
-"""What a copy of a model shares with it, so that a trace has to leave it as it was: caches, random states.
+"""Restores what a copy of a model shares with the model, and a trace must not change: caches, random states.
 
 ``deepcopy`` copies what hangs on a model's modules. Functions and classes it shares, and with them the globals,
 closures, class attributes and ``lru_cache`` tables that a forward or a hook may write tensors into. A tensor without

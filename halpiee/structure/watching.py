@@ -1,4 +1,4 @@
-"""The copy of a model that a trace runs, and the modes that look on while it runs.
+"""The copy of a model that a trace runs, and the modes that record while it runs.
 
 The copy has no values unless asked, and is cut on paper where asked. The modes know where the forward is, which torch
 function it calls, and which op goes by.

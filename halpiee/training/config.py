@@ -19,7 +19,7 @@ from halpiee.asked import parse_budget
 from halpiee.data.options import Loading
 from halpiee.errors import UsageError
 from halpiee.methods.registry import METHODS, Entry
-from halpiee.options import fitted, option, options_of, parts_of, told
+from halpiee.options import described, fitted, option, options_of, parts_of
 from halpiee.shared_options import (
     GOAL,
     IEE,
@@ -193,10 +193,10 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
     """One training to a budget."""
 
     model: str = field(
-        metadata=told("A zoo, torchvision or timm name, or package.module:function.", argument=True)
+        metadata=described("A zoo, torchvision or timm name, or package.module:function.", argument=True)
     )
     data: str = field(
-        metadata=told(
+        metadata=described(
             "Folder of Parquet files, tars or classes of images (a task says more), cifar10, cifar100, digits, "
             "hf:NAME, or package.module:function.",
             RUN,
@@ -225,7 +225,7 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
         RUN,
     )
     loading: Loading = field(default_factory=Loading)
-    baseline: bool = option(True, "Train a dense network beside.", RUN)
+    baseline: bool = option(True, "Also train a dense network, to compare with.", RUN)
     track: Literal["auto", "none", "tensorboard", "wandb", "mlflow"] = option(
         "auto",
         "Tracker of the figures of every epoch, beside metrics.jsonl; auto: TensorBoard where installed.",

@@ -115,7 +115,7 @@ class Calibrated(Stage):
         save_json(run.folder / self.file, line_values(found))
 
     def cost_of(self, run: Run) -> LatencyCost:
-        """Returns the calibrated cost, and says what it is."""
+        """Returns the calibrated cost, and notes its figures."""
         line = run.ranks.once(lambda: read_calibration(run.folder / self.file))
         cost = self._cost.with_calibration(line)
         run.talk.note(

@@ -41,7 +41,7 @@ LOST = (
 
 
 class PeerError(HalpieeError):
-    """Rank 0 was refused, and says itself why; the other ranks end with its exit code.
+    """Rank 0 ended with an error that it prints itself; the other ranks end with its exit code.
 
     Args:
         text: what is said.

@@ -220,7 +220,7 @@ class Backend(ABC):
         """Takes the ops of the network whose tables are about to be measured."""
 
     def reads(self, op: Op) -> int:
-        """Returns the bytes of weights that one turn of a build of an op reads."""
+        """Returns the bytes of weights that one timed run of a build of an op reads."""
         return weight_bytes(op)
 
     def state(self) -> dict[str, Any]:
@@ -289,18 +289,18 @@ class Backend(ABC):
         return False
 
     def aside(self) -> AbstractContextManager[object]:
-        """Inside, what timing sets for the whole process may change; afterwards it is as it was."""
+        """Context in which settings of the whole process may change; restores them at the end."""
         return nullcontext()
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        """Returns whether a file with an ending that it reads is its own; several runtimes may share an ending."""
+        """Returns whether the backend runs a file whose ending it reads; several runtimes may share an ending."""
         del path
         return True
 
     @classmethod
     def found(cls) -> list[tuple[str, Found]]:
-        """Returns what of it is installed and usable here, each with its name, for ``halpiee doctor``."""
+        """Returns which of its libraries are installed and usable here, for ``halpiee doctor``."""
         return []
 
 
@@ -385,7 +385,7 @@ read from the cache, on either runtime."""
 
 
 def rotating(op: Op, network: Sequence[Op], cache_bytes: int) -> int:
-    """Returns how many copies of its weights an op is timed with, in turn, so that they are as cold as in its network.
+    """Returns with how many copies of its weights an op is timed, so that they are as cold as in its network.
 
     Between two uses of a weight a network reads all its others: so many bytes the copies have together, at most twice
     the last cache's, beyond which nothing is left of the first. One rule for all runtimes on GPUs.

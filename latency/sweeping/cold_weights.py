@@ -83,11 +83,11 @@ class Memory:
     read: Callable[[int], object]
 
     def evict(self, reads: int) -> object:
-        """Reads the rest of that distance where a turn itself reads ``reads`` bytes."""
+        """Reads memory to evict the cache, less the ``reads`` bytes that the timed run reads itself."""
         return self.read(max(0, self.distance - reads))
 
     def before(self, backend: Backend, op: Op) -> Callable[[int], object]:
-        """Returns what empties the caches before a turn of ops like this, told how many bytes the turn reads."""
+        """Returns the call that empties the caches before a timed run; its argument is the bytes that the run reads."""
         width = (op.c_in // op.groups, op.c_out // op.groups) if op.groups > 1 else (NARROW, NARROW)
         narrow = backend.build(op.with_channels(min(width[0], op.c_in), min(width[1], op.c_out)))
 
@@ -106,7 +106,7 @@ class Memory:
         return self.has(op) and op.kind == "linear" and op.macs <= STREAMED * op.weights
 
     def empties(self, op: Op) -> bool:
-        """Returns whether the caches are emptied before each turn of an op."""
+        """Returns whether the caches are emptied before each timed run of an op."""
         return self.has(op) and not self.streams(op)
 
     def sample(self, op: Op) -> Op:
@@ -117,7 +117,7 @@ class Memory:
 
     @classmethod
     def of(cls, ops: Iterable[Op], environment: Mapping[str, Any]) -> Memory | None:
-        """Returns what of some ops comes from memory; None where no op has large weights that it uses seldom.
+        """Returns which ops have cold weights; None where no op has large weights that are used rarely.
 
         Args:
             ops: ops as built, equal ones as often as they are there.
@@ -179,7 +179,7 @@ class Rate:
         return cls(max(0.0, cold["us"] - warm["us"]) / weight_bytes, half / weight_bytes)
 
     def onto(self, timing: Timing, weight_bytes: int) -> Timing:
-        """Returns the time of a call from memory, of its time with so many bytes in the cache."""
+        """Returns the time of a call with cold weights, from its time with this many bytes in the cache."""
         more = self.us * weight_bytes
         half = math.hypot((timing.ci_hi - timing.ci_lo) / 2, self.half * weight_bytes)
         us = timing.us + more
@@ -189,7 +189,7 @@ class Rate:
 def both_ways(
     backend: Backend, op: Op, anchor: Anchor | None, memory: Memory
 ) -> tuple[Timing, Timing, Built]:
-    """Times many builds of an op with its weights in the cache, and with the caches emptied before each turn.
+    """Times many builds of an op with its weights in the cache, and with emptied caches.
 
     Returns:
         Both times, means over the builds, and one of these.

@@ -160,7 +160,7 @@ def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 
 def refined(
     spec: Spec, found: Steps, profile: Profile, least_us: float, *, seed: int
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Returns further cells where the held-out cells show a table wrong: rows and columns through the worst.
+    """Returns further cells for tables that held-out cells contradict: the rows and columns through the worst.
 
     A held-out cell that becomes part of the table can no longer judge it; for each another one is drawn. One that
     found no quiet moment shows how disturbed the machine was, not where the table lacks cells: beside other jobs such

@@ -1,4 +1,4 @@
-"""Measure only what a solver asks for: the corners of every table first, then the cells its answers rest on.
+"""Measures only the cells that a solver needs: the corners of every table, then the cells its answers depend on.
 
 A full sweep prices every network; a plan needs a few. So a lazy sweep starts with the steps and the corners of every
 table, and whoever plans with it asks for the cells of its answer, plans again, and stops when nothing new is asked

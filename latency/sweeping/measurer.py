@@ -1,4 +1,4 @@
-"""Carries measurements out: cells in random order, each on the disk before the next, disturbed ones once more.
+"""Measures cells in random order, stores each before the next, and measures contended ones again.
 
 One order over all tables, so that drift of the machine does not become a slope of a table. When a cell is visited,
 and in how many builds, is said in `latency.sweeping.schedule`; here it becomes a line of the journal, known ones are
@@ -43,7 +43,7 @@ SETTLED = 2.0
 
 
 class _BegunDisturbed(Exception):  # noqa: N818 - nothing went wrong for good
-    """The anchor's floor has fallen so far that what was measured until now was disturbed."""
+    """The floor of the anchor fell so far that the cells until now were measured under contention."""
 
 
 class Measurer:
@@ -87,7 +87,7 @@ class Measurer:
         self._visits = Visits(backend, self._anchor, memory, self._rng, self._take, self._left_out)
 
     def from_the_start(self, work: Callable[[], object]) -> None:
-        """Does some work, and again where it began beside a neighbour who was taken for the machine.
+        """Runs some work, and repeats it where it began under contention that was taken for the normal speed.
 
         What was measured in this process is forgotten then; a journal that held cells before is only continued.
         """
@@ -119,7 +119,7 @@ class Measurer:
         return self._known.get(cell_key({**op.key(), "cache": self._state(op), "role": role}))
 
     def expect(self, cells: int) -> None:
-        """Says how many cells are to come."""
+        """Sets the number of cells of the progress."""
         self.total = self.done + cells
         self._tell()
 
@@ -224,5 +224,5 @@ class Measurer:
 
 
 def memory_of(backend: Backend, ops: Iterable[Op], environment: Mapping[str, Any]) -> Memory | None:
-    """Returns what of a network's weights comes from memory, where a backend can empty the caches; else None."""
+    """Returns which weights of a network are cold, where a backend can empty the caches; else None."""
     return Memory.of(ops, environment) if backend.evicts else None

@@ -1,4 +1,4 @@
-"""When is which cell visited, and in how many builds? Until its time is known, or too much of it has gone.
+"""Schedules the cells: which is measured when, and in how many builds, within the limit of time.
 
 Cells that found no quiet moment wait for one and are visited again, the one first that may be off the most; after
 three visits, or where too much time goes into it, a cell stands as it is, and says so.
@@ -84,7 +84,7 @@ class Job:
 
     @property
     def doubt_us(self) -> float:
-        """By how many µs it may be off: where nothing was quiet, if all runs were slowed as the anchor was."""
+        """Possible error in µs where every run was contended: as if each was slowed as the anchor was."""
         if self.timing is None:
             return 0.0
         if self.timing.quiet:
@@ -155,7 +155,7 @@ class Visits:
                 break
 
     def _calm(self) -> bool:
-        """Returns whether the machine is undisturbed at the moment."""
+        """Returns whether the machine is uncontended now."""
         return self._anchor is None or self._anchor.calm(SAMPLES)
 
     def _groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
@@ -170,7 +170,7 @@ class Visits:
         return [group for group in [*groups, group] if group]
 
     def _most_doubtful(self, waiting: list[Job]) -> list[Job]:
-        """Takes the last cell, and where caches are emptied for it the last others of which that is true."""
+        """Takes the last cell; with cold weights also the last others that have them."""
         group = [waiting.pop()]
         if self._emptied(group[0].op):
             for job in reversed(waiting.copy()):
@@ -204,7 +204,7 @@ class Visits:
         self._again_s += spent if again else 0.0
 
     def _together(self, jobs: Sequence[Job], precision: Precision, memory: Memory) -> None:
-        """Times cells in turns, the caches emptied before each turn."""
+        """Times cells alternately, and empties the caches before each run."""
         ready: list[tuple[Job, Built]] = []
         for job in jobs:
             held = len(job.samplings)
@@ -230,7 +230,7 @@ class Visits:
             self._take(job, timings, built)
 
     def _alone(self, job: Job, precision: Precision) -> None:
-        """Times a cell in as many builds as it needs."""
+        """Times one cell, in as many builds as it needs."""
         timings: list[Timing] = []
         end = time.perf_counter() + MOST_SECONDS
         while True:

@@ -204,7 +204,7 @@ class Comparison(Mapping[str, Measurement]):
         return Ratio(middle, min([middle * (1.0 - half), *parts]), max([middle * (1.0 + half), *parts]))
 
     def _parts(self, over: str, under: str) -> list[float]:
-        """Returns the ratio in each quarter of the rounds: how far it moves where none of them was undisturbed."""
+        """Returns the ratio in each quarter of the rounds: its drift, where no round was uncontended."""
         quarters = np.array_split(np.arange(len(self.runs_us[over])), 4)
         if len(quarters[-1]) < ENOUGH:
             return []
@@ -216,7 +216,7 @@ class Comparison(Mapping[str, Measurement]):
 
 
 def _undisturbed(us: NDArray[np.float64], slower: NDArray[np.float64]) -> NDArray[np.bool_] | None:
-    """Returns which runs were quiet and hit by no burst between their anchors; None where they are too few."""
+    """Returns which runs were uncontended, with no burst between their anchors; None where they are too few."""
     quiet = ~np.isnan(slower)
     if (slower == 1.0).all():  # without an anchor
         return quiet
@@ -354,7 +354,7 @@ def _interleaved(
         anchor.settle()
 
     def quiet(name: str) -> int:
-        """Returns the rounds of a network that were undisturbed."""
+        """Returns the uncontended rounds of a network."""
         if anchor is None:
             return len(runs[name])
         return int((~np.isnan(anchor.slower(np.array(around[name])))).sum())

@@ -33,7 +33,7 @@ class CpuClock:
 
 
 class WallClock:
-    """Wall time, for work that other threads share; contention cannot be told from it."""
+    """Wall time, for work on several threads; it does not show contention."""
 
     kind = "wall"
 

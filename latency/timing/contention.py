@@ -1,4 +1,4 @@
-"""How disturbed is the machine at the moment, and how fast?
+"""Measures how contended the machine is now, and how fast, by a short reference call.
 
 CPU time is not immune to who shares the core: a hyperthread neighbour slows it by 25 % and more, in bursts of 0.1 …
 100 ms. So a short call that never changes, the *anchor*, runs between any two runs that are timed, and a run counts
@@ -49,7 +49,7 @@ RECOUNTED = 1000
 
 @dataclass
 class Anchor:
-    """A short call that never changes: its time over its floor tells how disturbed the machine is.
+    """A short call that never changes: its time over its floor measures contention.
 
     Attributes:
         run: the call.
@@ -68,7 +68,7 @@ class Anchor:
     _recent: NDArray[np.float64] = field(default_factory=lambda: np.empty(REMEMBERED), init=False)
 
     def settle(self, seconds: float = 0.5, at_least: int = 50) -> None:
-        """Runs for so long, to know the floor and the reference."""
+        """Runs the call for a while, to find the floor and the reference."""
         end = time.perf_counter() + seconds
         while self.runs < at_least or (time.perf_counter() < end and self.runs < REMEMBERED):
             self.sample()
@@ -76,7 +76,7 @@ class Anchor:
         self.refer()
 
     def refer(self) -> None:
-        """Sets the reference: the median of the undisturbed samples; all measured times are scaled to it."""
+        """Sets the reference: the median of the uncontended samples; all measured times are scaled to it."""
         seen = self._recent[: self.runs]
         self.reference_us = float(np.median(seen[seen <= LEVELS * self.floor_us]))
 
@@ -103,14 +103,14 @@ class Anchor:
         return us
 
     def calm(self, samples: int) -> bool:
-        """Returns whether most of some samples, taken now, are undisturbed."""
+        """Takes some samples; returns whether most are uncontended."""
         us = np.array([self.sample() for _ in range(samples)])
         middle = float(np.median(us))
         steady = (middle / QUIET <= us) & (us <= QUIET * middle)
         return middle <= LEVELS * self._best_us and float(np.mean(steady)) > 0.5
 
     def slower(self, around: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns how much slower than at the reference the processor was, NaN where something disturbed it.
+        """Returns the slowdown against the reference; NaN under contention.
 
         Args:
             around: µs of the samples before and after some runs ``[runs, 2]``.
@@ -120,13 +120,13 @@ class Anchor:
         return np.where(quiet, around.mean(axis=1) / self.reference_us, np.nan)
 
     def at_best(self, around: NDArray[np.float64]) -> float:
-        """Returns how much slower than at the reference it was while it was disturbed the least; see `slower`."""
+        """Returns the slowdown against the reference in the least contended samples; see `slower`."""
         us = float(np.percentile(around, 10))
         return (us if us <= LEVELS * self._best_us else self._best_us) / self.reference_us
 
     @property
     def _best_us(self) -> float:
-        """Of its floor and its reference the lower: a profile is continued while a neighbour works."""
+        """The lower of floor and reference: a profile may be continued under contention."""
         return min(self.floor_us, self.reference_us)
 
     def _recount(self) -> None:

@@ -122,7 +122,7 @@ def median_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[floa
 
 
 class Sampling:
-    """Runs of a call, or of two calls in turn, over one or several visits.
+    """Runs of a call, or of two calls alternately, over one or several visits.
 
     Args:
         clock: what times a run.
@@ -169,7 +169,7 @@ class Sampling:
         warm_up: int = 2,
         reads: int = 0,
     ) -> None:
-        """Sets the calls to time and warms them up; see `visit`. ``reads``: bytes of weights that one turn touches."""
+        """Sets the calls to time and warms them up; see `visit`. ``reads``: bytes of weights that one run reads."""
         self.reads = reads
         self._sides = [run] if minus is None else [run, minus]
         for _ in range(warm_up):
@@ -183,7 +183,7 @@ class Sampling:
 
     @property
     def begun(self) -> bool:
-        """Whether it has something to time: it was begun, and no turn has said that it was the last."""
+        """Whether more runs are to come: timing has begun and not ended."""
         return bool(self._sides)
 
     def turn(self, shared: float = 0.0) -> bool:
@@ -289,7 +289,7 @@ def in_turns(samplings: Sequence[Sampling], before: Callable[[int], object] | No
 
 
 def until_back(call: Callable[[], object], clock: Clock, least: int = 0) -> None:
-    """Runs a call until its data is back in the caches; so many times at least."""
+    """Runs a call until its data is back in the caches, at least a given number of times."""
     before = math.inf
     for done in range(0, LONGEST, BLOCK):
         fastest = min(clock.time_us(call)[0] for _ in range(BLOCK))
@@ -307,7 +307,7 @@ def time_call(
     precision: Precision | None = None,
     warm_up: int = 2,
 ) -> Timing:
-    """Times a call, or the difference of two calls that are run in turn, in one visit.
+    """Times a call, or the difference of two calls that run alternately, in one visit.
 
     Args:
         run: what is timed.

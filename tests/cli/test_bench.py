@@ -133,8 +133,34 @@ def test_a_spread_that_shows_no_difference_is_said(capsys: pytest.CaptureFixture
     assert "b against a: the spread supports no difference" in shown
     assert "c against a" not in shown
     assert "0.980 … 1.060" in shown
-    assert "120.0 µs" in shown  # tenths: the quartiles are 7 µs apart
+    assert "median, µs" in shown
+    assert "120.0" in shown  # tenths: the quartiles are 7 µs apart
     assert "CPU time of the calling thread" in shown
+
+
+def test_a_column_has_one_unit_also_where_a_network_takes_a_tenth_of_another(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    slow = row("slow", 1.0, 1.0, 1.0, False) | {
+        f"{key}_us": 24_000.0 for key in ("median", "p50", "p90", "p99")
+    }
+    rows = [slow, row("quick", 8.0, 7.9, 8.1, True) | {"median_us": 3000.0}]
+    show(
+        {
+            "mode": "latency",
+            "against": "slow",
+            "batch": 1,
+            "batches": [1],
+            "threads": 1,
+            "clock": "cpu",
+            "files": rows,
+        }
+    )
+    shown = capsys.readouterr().out
+    assert "median, ms" in shown
+    assert "µs" not in shown
+    assert "24.000" in shown
+    assert "3.000" in shown
 
 
 def test_halps_protocol_is_eager_fp32_batch_256_mean_of_thirty_runs_after_ten(

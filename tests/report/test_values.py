@@ -27,6 +27,15 @@ def test_a_latency_has_the_digits_that_its_spread_supports(
     assert latency(value_us, spread_us) == text
 
 
+def test_dense_and_pruned_stand_in_one_unit() -> None:
+    rows = {
+        row.label: row
+        for row in comparison({"dense_us": 24_310.0, "measured_us": 7_660.0, "budget_us": 7_700.0})
+    }
+    assert (rows["Latency, measured"].dense, rows["Latency, measured"].pruned) == ("24.3 ms", "7.66 ms")
+    assert rows["Latency, budget"].pruned == "7.70 ms"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -108,7 +117,7 @@ def test_the_facts_say_how_near_the_export_and_the_prediction_are(report: dict[s
     assert found["Network = a + b · sum of layers"] == "a = 12.1 µs, b = 0.981"
     bent = {**report, "calibration": {**report["calibration"], "bend": [[270.0, 280.0], [400.0, 520.0]]}}
     told = dict(facts(bent))["Network = a + b · sum of layers"]
-    assert told == "a = 12.1 µs, b = 0.981 up to 280 µs, bent to dense beyond"
+    assert told == "a = 12.1 µs, b = 0.981 up to 280 µs, a line to the dense network beyond"
     assert found["Certified gap of the selection"] == "0.012%"
     assert found["Whole run"] == "1 h 02 min"
 

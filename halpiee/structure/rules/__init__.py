@@ -88,7 +88,7 @@ def name_of(func: Any) -> str:
 
 
 def rule_of(name: str) -> Rule | None:
-    """Returns the rule of an op, or None; an op that works in place has that of its twin."""
+    """Returns the rule of an op, or None; an in-place op has that of the op that returns a new tensor."""
     return RULES.get(name) or RULES.get(name.rstrip("_"))
 
 

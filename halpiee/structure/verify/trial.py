@@ -74,7 +74,7 @@ def misfit_of(found: list[Finding], module: str, parted: str | None) -> Misfit |
 
 @dataclass(frozen=True)
 class Trial:
-    """A model and what was recorded of it; smaller ones are compared with that.
+    """A model and its recorded trace, which smaller models are compared with.
 
     Attributes:
         model: the model.

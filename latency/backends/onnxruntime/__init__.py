@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: ops as twins, whole networks as sessions, and the one way from PyTorch to ONNX."""
+"""ONNX Runtime on the CPU: ops as differential graphs, networks as sessions, and the one way from PyTorch to ONNX."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ class OnnxRuntime(Backend):
         return checksum()
 
     def reads(self, op: Op) -> int:
-        """Returns the bytes of weights that a turn of a build of an op reads: those of all its copies, and of one."""
+        """Returns the bytes of weights that a timed run of a build reads: those of all its copies, and of one."""
         return (copies_of(op) + 1) * weight_bytes(op)
 
     def build(self, op: Op) -> Built:
-        """Builds an op as a twin: three copies minus one, of some ops more, of those with many weights two.
+        """Builds an op as a differential pair: three copies minus one; some ops more, those with many weights two.
 
         Raises:
             UnsupportedOpError: an op, precision or layout that is not built here.

@@ -164,7 +164,7 @@ class Graph:
         return name
 
     def sinks(self, results: Sequence[str]) -> None:
-        """Reads the results, by ops that only pass on a number per channel or per row, twice."""
+        """Reads the results twice, by ops that pass on one number per channel or row."""
         names = [f"o{number}{when}" for when in ("", ".late") for number in range(len(results))]
         for name, result in zip(names, [*results, *results], strict=True):
             if self.made.spec.rows:
@@ -338,7 +338,7 @@ class Graph:
         self.gate = self.node("ReduceMax", [self.node("Concat", numbers, "gate.all", axis=1), axes], "gate")
 
     def late(self, feed: str) -> str:
-        """Returns an input of the graph plus a number that is known when what has to run first has run."""
+        """Returns an input plus a number that another node computes first, so that the input is ready only after it."""
         return self.node("Add", [feed, self.gate], f"{feed}.late") if self.gate else feed
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **fields: Any) -> str:
@@ -361,7 +361,7 @@ class Graph:
         return name
 
     def model(self) -> onnx.ModelProto:
-        """Returns all of it as a model."""
+        """Returns the graph as a model."""
         from onnx import TensorProto, helper
 
         self.node("Concat", self.outputs, "results", axis=1)

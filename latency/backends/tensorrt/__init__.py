@@ -98,7 +98,7 @@ class TensorRT(Backend):
 
     @classmethod
     def check(cls, **settings: Any) -> None:
-        """Refuses a precision that there is not, and a layout."""
+        """Refuses an unknown precision, and any layout."""
         super().check(**settings)
         if settings.get("precision", "fp32") not in PRECISIONS:
             raise UsageError(
@@ -164,7 +164,7 @@ class TensorRT(Backend):
         return EventClock(self.cuda)
 
     def anchor(self) -> None:
-        """Returns None: no neighbour disturbs a GPU's events."""
+        """Returns None: other processes do not contend for the events of a GPU."""
         return None
 
     def expects(self, ops: Sequence[Op]) -> None:
@@ -172,7 +172,7 @@ class TensorRT(Backend):
         self._network = list(ops)
 
     def prepare(self, ops: Sequence[Op]) -> None:
-        """Builds many ops, so many at a time as there are branches; those that fail are left to ``build``."""
+        """Builds many ops, as many at a time as an engine has branches; ``build`` builds those that fail."""
         if self.branches == 1:
             return
         wanted = [op for op in dict.fromkeys(ops) if op not in self._together]

@@ -43,7 +43,7 @@ def write_engine(path: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
 
 
 def facts_of(path: Path) -> dict[str, Any] | None:
-    """Returns what stands beside an engine; None where there is nothing, or nothing readable."""
+    """Returns the facts in the file beside an engine; None where there is no readable one."""
     what, advice = str(sidecar(path)), "build the engine again"
     try:
         found = parsed(read_bytes(sidecar(path), what=what, advice=advice), what=what, advice=advice)

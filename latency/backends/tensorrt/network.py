@@ -74,7 +74,7 @@ PADDED = 64
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded engine, with what must live as long as it.
+    """A loaded engine, and the objects that must live as long.
 
     Attributes:
         handle: TensorRT's engine.
@@ -287,7 +287,7 @@ def _profiler(trt: Any, rows: dict[str, list[float]]) -> Any:
 
 
 def in_turns(runners: Sequence[EngineRunner], copies: int) -> Callable[[], None]:
-    """Returns a call that enqueues so many inferences, on the runners in turn."""
+    """Returns a call that enqueues this many inferences, on the runners alternately."""
 
     def call() -> None:
         for i in range(copies):

@@ -91,7 +91,7 @@ class Torch(Backend):
 
     @classmethod
     def check(cls, **settings: Any) -> None:
-        """Refuses a precision that there is not."""
+        """Refuses an unknown precision."""
         super().check(**settings)
         if settings.get("precision", "fp32") not in ("fp32", "tf32", "fp16", "bf16"):
             raise UsageError(
