@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -51,7 +52,7 @@ class Bench(Built, Threaded, Answered):
         unset="the first",
     )
     mode: Literal["latency", "throughput"] = option(
-        "latency", "latency: one call after the other; throughput: as many images as possible."
+        "latency", "Measure latency, one call after the other, or throughput, as many images as possible."
     )
     rounds: ranges.Rounds = option(30, "Interleaved rounds.")
     callers: ranges.Threads = option(1, "Threads that call at the same time; for throughput.")
@@ -441,7 +442,18 @@ class Contestant:
         same = found.get("device") == latency.environment()["device"]
         if not same or (found.get("batch"), found.get("threads")) != (str(batch), str(threads)):
             return None
+        if self.file_ending == ".onnx" and is_quantised(self.file):
+            return None  # the metadata are of the file before its quantisation
         return float(found["predicted_us"]) if "predicted_us" in found else None
+
+
+def is_quantised(file: Path | None) -> bool:
+    """Whether an ONNX file holds integer arithmetic or quantisation."""
+    from latency.backends.onnxruntime.network import check_file
+
+    return any(
+        re.search("Quantize|Integer|^QLinear", node.op_type) for node in check_file(str(file)).graph.node
+    )
 
 
 def check_precision(file: Path | None, precision: str) -> None:

@@ -272,6 +272,36 @@ def test_what_is_neither_a_file_nor_a_run_nor_a_model_is_said(tmp_path: Path) ->
     assert "toy:net was named twice" in refusal(UsageError, "toy:net", "toy:net")
 
 
+def test_the_prediction_of_a_file_does_not_stand_beside_what_was_quantised_of_it(tmp_path: Path) -> None:
+    import latency
+    from halpiee.cli.bench import contestants
+
+    x, scale, zero, q, y = "input", "scale", "zero", "q", "output"
+    nodes = [
+        helper.make_node("QuantizeLinear", [x, scale, zero], [q]),
+        helper.make_node("DequantizeLinear", [q, scale, zero], [y]),
+    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 4, 4]) for name in (x, y)]
+    constants = [
+        helper.make_tensor(scale, TensorProto.FLOAT, [], [0.1]),
+        helper.make_tensor(zero, TensorProto.INT8, [], [0]),
+    ]
+    facts = {
+        "device": latency.environment()["device"], "backend": "onnxruntime", "batch": "1", "threads": "1",
+        "predicted_us": "77.0",
+    }  # fmt: skip
+    found = {}
+    for name, kept in (("int8", nodes), ("fp32", [helper.make_node("Relu", [x], [y])])):
+        graph = helper.make_graph(kept, "g", values[:1], values[1:], constants if kept is nodes else [])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        helper.set_model_props(model, facts)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        options = {"width": None, "classes": None, "trust": {"engine": False, "plan": False, "run": False}}
+        [[one], _] = contestants([str(tmp_path / f"{name}.onnx")], None, shape=None, **options)
+        found[name] = one.predicted_us(1, 1)
+    assert found == {"int8": None, "fp32": 77.0}
+
+
 def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_path: Path) -> None:
     import halpiee
     import latency
