@@ -164,9 +164,20 @@ def main() -> None:
 
     unit = statistics.median([*seconds, *more])
     print(f"\n{options.changes} changes of the masks of each kind; a dense step takes {1e3 * unit:.3g} ms\n")
+    changes = change_rows(options, device, x[:1], unit)
+    print(markdown(changes), flush=True)
+    if not options.no_record:
+        append("training-step", steps_of)
+        append("mask-change", changes)
+
+
+def change_rows(
+    options: argparse.Namespace, device: torch.device, image: torch.Tensor, unit: float
+) -> list[dict[str, Any]]:
+    """Returns a row for each kind of change of the masks; ``unit``: seconds of a dense step."""
     changes = []
     model = build(options.model, num_classes=10, width=options.width).to(device)
-    for update in updates(model, sgd, x[:1], options.profile, options.changes):
+    for update in updates(model, sgd, image, options.profile, options.changes):
         median, lo, hi = (value / unit for value in median_interval(update.seconds))
         share_of = f"{median:.3f} [{lo:.3f}, {hi:.3f}]"
         changes.append(
@@ -178,10 +189,7 @@ def main() -> None:
                 "ms": 1e3 * median * unit,
             }
         )
-    print(markdown(changes), flush=True)
-    if not options.no_record:
-        append("training-step", steps_of)
-        append("mask-change", changes)
+    return changes
 
 
 def row(label: str, ratios: Sequence[float], asked: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ through the list with little networks, so that no step fails of a slip; ``--list
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -96,15 +97,8 @@ def steps(out: Path, device: str, trial: bool, data: Path | None = None) -> list
     def profile(model: str, size: int, precision: str, batch: int, again: str = "") -> str:
         path = file(model, precision, batch, again)
         sized = ("--model", model, "--size", size)
-        add(
-            f"profile-{path.stem}",
-            150,
-            "tools/profile_gpu.py",
-            *sized,
-            *kind(precision, batch),
-            "--out",
-            path,
-        )
+        command = ("tools/profile_gpu.py", *sized, *kind(precision, batch), "--out", path)
+        add(f"profile-{path.stem}", 150, *command)
         return found[-1].name
 
     def predict(precision: str, batch: int, after: str) -> None:
@@ -117,16 +111,8 @@ def steps(out: Path, device: str, trial: bool, data: Path | None = None) -> list
     def check(precision: str, batch: int) -> None:
         quick = ("--builds", 2, "--size", 4, "--step", 8, "--widest", 16) if trial else ()
         name = f"checks-{precision}-b{batch}"
-        add(
-            name,
-            120,
-            "-m",
-            "tools.gpu_checks",
-            *kind(precision, batch),
-            *quick,
-            "--json",
-            out / f"{name}.json",
-        )
+        into = ("--json", out / f"{name}.json")
+        add(name, 120, "-m", "tools.gpu_checks", *kind(precision, batch), *quick, *into)
 
     tests = ("-m", "pytest", "-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", "-m")
     if device == "cuda":
@@ -154,23 +140,23 @@ def steps(out: Path, device: str, trial: bool, data: Path | None = None) -> list
         to_a_latency(add, out, device, trial, data)
     for batch in (1, many):
         check("fp32", batch)
-    if trial:
-        return found
-    for model, size in (main, ("mobilenet_v1", 224), ("resnet20", 32)):
-        for precision in (half, "fp32"):
-            for batch in (1, 32, many):
-                if (model, precision, batch) not in (
-                    (main[0], half, 1),
-                    (main[0], half, many),
-                    (main[0], "fp32", many),
-                ):
+    if not trial:
+        for model, size in (main, ("mobilenet_v1", 224), ("resnet20", 32)):
+            for precision, batch in itertools.product((half, "fp32"), (1, 32, many)):
+                done = ((main[0], half, 1), (main[0], half, many), (main[0], "fp32", many))
+                if (model, precision, batch) not in done:
                     profile(model, size, precision, batch)
+        long_ones(add, out, device, data)
+    return found
+
+
+def long_ones(add: Callable[..., None], out: Path, device: str, data: Path | None) -> None:
+    """Adds what takes longest: whole trainings, and the table of HALP's paper."""
     if data is not None:
-        training(add, out, device, trial, data, first=False)
+        training(add, out, device, False, data, first=False)
     if device == "cuda":
         whole = ("--protocol", "halp", "--group-size", 128, "--out", out / "resnet50-halp.jsonl")
         add("profile-halp", 600, "tools/profile_gpu.py", "--model", "resnet50", *whole)
-    return found
 
 
 def speeds(

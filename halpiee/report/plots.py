@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -416,25 +417,12 @@ def draw_curve(
         title: above the picture.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
-    from halpiee.errors import BudgetError
-    from halpiee.selection.select import uniform
-
-    best = {name: score.double().sort(descending=True).values.cumsum(0) for name, score in scores.items()}
-    total = sum(float(sums[-1]) for sums in best.values())
-    whole = sum(float(best[name][-1]) for name in protect if name in best)
-
-    def share(counts: Mapping[str, int]) -> float:
-        return sum(float(best[name][k - 1]) for name, k in counts.items() if k > 0) / total
-
-    same = []
-    for point in points:
-        try:
-            counts = uniform(cost, point.budget_us, protect=protect)
-        except BudgetError:
-            continue
-        same.append((cost.total_us(counts), share(counts)))
+    total = sum(float(score.double().sum()) for score in scores.values())
+    whole = sum(float(scores[name].double().sum()) for name in protect if name in scores)
+    same = [
+        (cost.total_us(counts), _share_kept(scores, counts)) for counts in _uniform(points, cost, protect)
+    ]
     unit, scale = ("ms", 1e-3) if cost.dense_us >= 2000 else ("µs", 1.0)
     dense = cost.dense_us * scale
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
@@ -451,7 +439,7 @@ def draw_curve(
     lines = (
         ([(p.latency_us, (p.value + whole) / total) for p in points], "o-", "#0b7a75", "joint selection"),
         (same, "s--", "#8694a5", "same share of every group"),
-        ([(chosen[0], share(chosen[1]))], "D", "#c0267e", "this plan"),
+        ([(chosen[0], _share_kept(scores, chosen[1]))], "D", "#c0267e", "this plan"),
     )
     for pairs, look, colour, label in lines:
         if pairs:
@@ -466,6 +454,37 @@ def draw_curve(
         ylim=(0, 1.03),
         xlim=(0, 1.03 * dense),
     )
+    _share_axis(axes, dense)
+    axes.legend(loc="lower right", frameon=False)
+    figure.suptitle(title, fontsize=11)
+    kind, content = path.suffix[1:], io.BytesIO()
+    figure.savefig(content, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    write(path, content.getvalue())
+
+
+def _share_kept(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> float:
+    """Returns the share of all scores that the best units of each group hold."""
+    best = {name: score.double().sort(descending=True).values for name, score in scores.items()}
+    total = sum(float(values.sum()) for values in best.values())
+    return sum(float(best[name][:k].sum()) for name, k in counts.items()) / total
+
+
+def _uniform(
+    points: Sequence[Selection], cost: LatencyCost, protect: Collection[str]
+) -> Iterator[dict[str, int]]:
+    """Yields the widest uniform network of each point's budget, where one fits."""
+    from halpiee.errors import BudgetError
+    from halpiee.selection.select import uniform
+
+    for point in points:
+        with suppress(BudgetError):
+            yield uniform(cost, point.budget_us, protect=protect)
+
+
+def _share_axis(axes: Any, dense: float) -> None:
+    """Writes shares on the left axis and, of the dense latency, on an axis at the top."""
+    from matplotlib.ticker import PercentFormatter
+
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(color="#e2e6eb", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -480,11 +499,6 @@ def draw_curve(
     shares.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     shares.spines["top"].set_visible(False)
     shares.set_xlabel("share of the dense latency")
-    axes.legend(loc="lower right", frameon=False)
-    figure.suptitle(title, fontsize=11)
-    kind, content = path.suffix[1:], io.BytesIO()
-    figure.savefig(content, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    write(path, content.getvalue())
 
 
 def _share(value: float) -> str:
