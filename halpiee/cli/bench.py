@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import ranges
 from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
-from halpiee.cli.output import answer, say, screen
+from halpiee.cli.output import answer, say, wide_screen
 from halpiee.errors import UsageError
 from halpiee.options import described, option
 from halpiee.shared_options import NETWORK, RUNTIME, Threaded
@@ -329,9 +329,7 @@ def show(result: dict[str, Any]) -> None:
         cells += [_cell(row, column, unit) for column in columns]
         cells += [f"{row['speedup']:.3f}", f"{lo:.3f} … {hi:.3f}"]
         table.add_row(*(Text(cell) for cell in cells))
-    console = screen()
-    if not console.is_terminal:  # a pipe has no width; nothing is to be cut off
-        console = screen(width=200)
+    console = wide_screen()
     console.print(table)
     for name in unsure:
         console.print(Text(f"{name} against {base}: the spread supports no difference"))

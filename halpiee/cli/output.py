@@ -15,7 +15,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Interrupted", "ScreenTalk", "answer", "free_folder", "kept_in", "say", "screen"]
+__all__ = ["Interrupted", "ScreenTalk", "answer", "free_folder", "kept_in", "say", "screen", "wide_screen"]
 
 
 def say(text: str) -> None:
@@ -53,6 +53,12 @@ def screen(*, stderr: bool = False, width: int | None = None) -> Console:
 
     file: Any = _Stderr() if stderr else None
     return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+
+def wide_screen() -> Console:
+    """Returns a console for a table: as wide as the terminal; 200 columns for a file or a pipe."""
+    console = screen()
+    return console if console.is_terminal else screen(width=200)
 
 
 class _Stderr:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from halpiee.cli.options import Answered, verb
-from halpiee.cli.output import answer, say, screen
+from halpiee.cli.output import answer, say, wide_screen
 from halpiee.errors import OutputInUseError, UsageError
 from halpiee.options import described, option
 
@@ -91,7 +91,7 @@ def _one(asked: Report, report: dict[str, Any]) -> None:
         write(run / name, text, overwrite=True)
     if asked.out is not None:
         _site(asked.out, {next(iter(_named(asked.runs))): report})
-    answer(report, asked.as_json, lambda: screen().print(table(report)))
+    answer(report, asked.as_json, lambda: wide_screen().print(table(report)))
     say(f"{report['promise'].get('text', '')}; the page is {run / 'report.html'}")
 
 
@@ -101,11 +101,8 @@ def _several(asked: Report, reports: dict[str, dict[str, Any]]) -> None:
 
     if asked.out is not None:
         _site(asked.out, reports)
-    console = screen()
-    if not console.is_terminal:  # a pipe has no width; nothing is to be cut off
-        console = screen(width=200)
     found = {"runs": [{"name": name, **report} for name, report in reports.items()]}
-    answer(found, asked.as_json, lambda: console.print(runs_table(reports)))
+    answer(found, asked.as_json, lambda: wide_screen().print(runs_table(reports)))
 
 
 def _site(out: Path, reports: dict[str, dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from halpiee.cli.options import Answered, verb
-from halpiee.cli.output import ScreenTalk, answer, kept_in, say, screen
+from halpiee.cli.output import ScreenTalk, answer, kept_in, say, wide_screen
 from halpiee.errors import OutputInUseError, UsageError, WriteError
 from halpiee.options import described, nested, option
 from halpiee.training.config import RUN, Settings
@@ -208,7 +208,7 @@ def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool, ran
     def show() -> None:
         from halpiee.report import table
 
-        screen().print(table(report))
+        wide_screen().print(table(report))
 
     promise = report["promise"]
     if ranks.first:

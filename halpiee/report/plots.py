@@ -188,6 +188,10 @@ def _svg(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: x_form(x)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: form(y)))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole_x, steps=[1, 2, 5, 10]))
+    whole = sorted({x for s in series for x, _ in s.points})
+    if whole_x and len(whole) <= 8:
+        axes.set_xticks(whole)
+        axes.set_xlim(whole[0] - 0.5, whole[-1] + 0.5)
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set_xlabel(x_label, color=soft)
     axes.tick_params(colors=soft, length=0)

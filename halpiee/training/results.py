@@ -26,7 +26,7 @@ from halpiee.selection.limits import pareto
 from halpiee.selection.select import uniform
 from halpiee.sparsity.granularity import Channels
 from halpiee.structure.explain import explain
-from halpiee.structure.groups import widths
+from halpiee.structure.groups import Structure, widths
 from halpiee.structure.plan import Plan
 from halpiee.training import record
 from halpiee.training.checkpoint import load_weights, save_json
@@ -71,9 +71,7 @@ def write_report(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str,
         if run.settings.budget is not None
         else {"skipped": "the run has no latency budget"},
         "layers": layers(run),
-        "frozen": {
-            layer.name: list(layer.reasons) for layer in explain(run.structure).layers if layer.reasons
-        },
+        "frozen": frozen(run.structure),
         "densities": densities(run.folder),
         "zeros": {label: asdict(zeros_in(done.path)) for label, done in exported.items()},
         "notes": notes,
@@ -355,6 +353,12 @@ def _uniform(cost: LatencyCost) -> list[dict[str, int]]:
         with suppress(BudgetError):
             found.append(uniform(cost, share * cost.dense_us))
     return found
+
+
+def frozen(structure: Structure) -> dict[str, list[str]]:
+    """Returns layer → why none of its output channels can be removed, for the layers of which that is so."""
+    layers = explain(structure).layers
+    return {layer.name: list(layer.reasons) for layer in layers if layer.reasons and not layer.out_prunable}
 
 
 def densities(folder: Path) -> dict[str, float]:

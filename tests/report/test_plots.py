@@ -60,6 +60,14 @@ def test_a_band_covers_its_range() -> None:
     assert sorted((bottom - y) / (bottom - top) for y in heights) == pytest.approx([0.25, 0.75], abs=1e-4)
 
 
+@pytest.mark.parametrize("rounds", [[1], [1, 2, 3]])
+def test_rounds_have_one_tick_each(rounds: list[int]) -> None:
+    points = [(float(n), 100.0 + n) for n in rounds]
+    html = chart([Series("a", points, "dense", marker="dot")], x_label="round", y_label="y", whole_x=True)
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", html)
+    assert [text for text in texts if text in ("1", "2", "3", "4")] == [str(n) for n in rounds]
+
+
 @pytest.mark.parametrize("series", [[], [Series("a", [], "dense")]])
 def test_a_chart_of_nothing_is_nothing(series: list[Series]) -> None:
     assert chart(series, x_label="x", y_label="y") == ""
