@@ -8,7 +8,7 @@ __all__ = ["EXTRAS", "missing"]
 
 EXTRAS = {
     "profile": ("onnx", "onnxruntime"),
-    "train": ("torch", "torchvision", "onnxscript", "safetensors", "sklearn", "pyarrow", "PIL"),
+    "train": ("torch", "torchvision", "accelerate", "onnxscript", "safetensors", "sklearn", "pyarrow", "PIL"),
     "report": ("matplotlib", "jinja2"),
     "cpsat": ("ortools",),
     "tensorrt": ("tensorrt",),

@@ -16,7 +16,12 @@ from halpiee.extras import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL", "cuda-python": "cuda"}
+IMPORTED_AS = {
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+    "cuda-python": "cuda",
+    "tensorrt_rtx_cu13": "tensorrt_rtx",
+}
 
 
 def test_the_version_is_written_in_one_place() -> None:

@@ -71,7 +71,7 @@ def summary(package: str) -> str:
 
 def api_page(package: str) -> str:
     """Returns the page of a package: its question, then every public name with its docstring."""
-    own = [name for name in public_names(package) if not (ROOT / package.replace(".", "/") / name).is_dir()]
+    own = [name for name in public_names(package) if f"{package}.{name}" not in PACKAGES]
     lines = [f"# {package}", "", summary(package), ""]
     for name in own:
         lines += [f"::: {package}.{name}", ""]
