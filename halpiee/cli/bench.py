@@ -182,7 +182,7 @@ def _latencies(
     from latency.timing.benchmark import compare
     from latency.timing.clock import WallClock
 
-    on_cpu = all(r.device == "cpu" for r in runners.values())
+    on_cpu = all(r.device == "cpu" and r.in_caller for r in runners.values())
     found = compare(
         {name: runner.run for name, runner in runners.items()},
         rounds=asked.rounds,

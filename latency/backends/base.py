@@ -110,12 +110,14 @@ class Runner(ABC):
         circumstances: of what is measured with it, as a profile's environment states them.
         precision: of its weights; known once it is ready.
         device: ``cpu`` or ``cuda``.
+        in_caller: whether one thread's work is done by the calling thread, so that its CPU time tells.
     """
 
     runtime: str = ""
     circumstances: Mapping[str, Any] = {}
     precision: str = "fp32"
     device: str = "cpu"
+    in_caller: bool = True
     _ready = False
 
     def __enter__(self) -> Self:

@@ -19,7 +19,19 @@ from halpiee.cli.app import main, program
 from halpiee.cli.output import ScreenTalk
 from halpiee.errors import ScoreWarning
 
-VERBS = ("demo", "train", "profile", "plan", "explain", "export", "bench", "report", "inspect", "doctor")
+VERBS = (
+    "demo",
+    "train",
+    "profile",
+    "plan",
+    "explain",
+    "export",
+    "verify",
+    "bench",
+    "report",
+    "inspect",
+    "doctor",
+)
 
 
 def process(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -93,7 +93,7 @@ def test_a_wide_spread_and_contention_are_said() -> None:
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(UsageError, match="backend 'tvm' was asked for; there are onnxruntime, torch"):
+    with pytest.raises(UsageError, match=r"backend 'tvm' was asked; known are onnxruntime, .*torch"):
         latency.measure("model.onnx", backend="tvm")
 
 

@@ -56,11 +56,7 @@ class OnnxRuntime(Backend):
         channels_last: bool = False,
         provider: str = "cpu",
     ) -> None:
-        self.check(precision=precision, channels_last=channels_last)
-        if device not in ("auto", "cpu"):
-            raise MissingError(
-                f"ONNX Runtime on {device} was asked for; it is measured on the CPU here; use --backend torch for a GPU"
-            )
+        self.check(device=device, precision=precision, channels_last=channels_last)
         self.threads, self.provider = threads, provider
         self.evicts = threads == 1
         """Whether weights are to be read from memory; one thread can empty no other core's caches."""
@@ -69,8 +65,12 @@ class OnnxRuntime(Backend):
     def check(cls, **settings: Any) -> None:
         """Refuses settings that only other runtimes have."""
         super().check(**settings)
-        plain = {"device": ("auto", "cpu"), "precision": ("fp32",), "channels_last": (False,)}
-        if any(settings.get(name, values[0]) not in values for name, values in plain.items()):
+        device = settings.get("device", "auto")
+        if settings.get("precision", "fp32") == "fp32" and device not in ("auto", "cpu"):
+            raise MissingError(
+                f"ONNX Runtime on {device} was asked for; it is measured on the CPU here; use --backend torch for a GPU"
+            )
+        if settings.get("precision", "fp32") != "fp32" or settings.get("channels_last"):
             raise UsageError(
                 "ONNX Runtime was asked with a device, precision or layout; it is measured on the CPU in fp32 and "
                 "NCHW; leave them out, or add --backend torch"

@@ -1,0 +1,239 @@
+"""OpenVINO on the CPU: ops as the twins of ONNX Runtime's backend, whole networks from ONNX, in one folder.
+
+Every model is compiled for one stream of latency in float32 with ``threads`` threads, its shapes fixed. Inference runs
+on threads of the runtime, so it is timed by the wall clock; the anchor tells which runs were uncontended.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latency.backends.base import Backend, Built, Found, Runner, Way, backend, is_module
+from latency.backends.onnxruntime.export import to_onnx
+from latency.backends.onnxruntime.network import check_file, weight_precision
+from latency.backends.onnxruntime.ops import copies_of, twin
+from latency.device import environment
+from latency.errors import MissingError, UsageError
+from latency.op import Op, weight_bytes
+from latency.timing.clock import Clock, WallClock
+from latency.timing.contention import checksum
+
+__all__ = ["OpenVINO"]
+
+
+@backend("openvino")
+class OpenVINO(Backend):
+    """Ops and networks on OpenVINO's CPU plugin.
+
+    Args:
+        threads: of one inference.
+        device: ``auto`` or ``cpu``.
+        precision: ``fp32``.
+        channels_last: False; the runtime chooses layouts itself.
+
+    Raises:
+        UsageError: another device, precision or layout.
+        MissingError: OpenVINO is not installed.
+    """
+
+    builds = 3
+    ways = (Way("openvino", (".onnx", "module")),)
+    files = (".onnx",)
+
+    def __init__(
+        self, threads: int = 1, device: str = "auto", precision: str = "fp32", channels_last: bool = False
+    ) -> None:
+        self.check(device=device, precision=precision, channels_last=channels_last)
+        self.threads = threads
+        self._core = _imported().Core()
+
+    @classmethod
+    def check(cls, **settings: Any) -> None:
+        """Refuses settings that only other runtimes have."""
+        super().check(**settings)
+        plain = {"device": ("auto", "cpu"), "precision": ("fp32",), "channels_last": (False,)}
+        if any(settings.get(name, values[0]) not in values for name, values in plain.items()):
+            raise UsageError(
+                "OpenVINO was asked with a device, precision or layout; it is measured on the CPU in fp32; leave them "
+                "out, or name another backend"
+            )
+
+    def environment(self) -> dict[str, Any]:
+        """Returns the circumstances of everything this backend measures."""
+        return environment("openvino", self.threads, optimization="latency")
+
+    def clock(self) -> Clock:
+        """Returns the wall clock: inference runs on the runtime's threads."""
+        return WallClock()
+
+    def anchor(self) -> Callable[[], object]:
+        """Returns a checksum of 16 KB."""
+        return checksum()
+
+    def reads(self, op: Op) -> int:
+        """Returns the bytes of weights that a turn of a build of an op reads: those of all its copies, and of one."""
+        return (copies_of(op) + 1) * weight_bytes(op)
+
+    def build(self, op: Op) -> Built:
+        """Builds an op as a twin: some copies minus one.
+
+        Raises:
+            UnsupportedOpError: an op, precision or layout that is not built here.
+        """
+        most = copies_of(op)
+        many, one = (self.request(twin(op, copies, most), None).infer for copies in (most, 1))
+        return Built(run=many, minus=one, copies=most - 1, method="twin")
+
+    def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
+        """Returns the ONNX model of a module."""
+        return to_onnx(model, example_inputs)
+
+    def network(
+        self,
+        model: Any,
+        example_inputs: Sequence[Any] | None = None,
+        *,
+        batch: int | None = None,
+        shape: Sequence[int] | None = None,
+        forwards: int = 1,
+        trust: bool = False,
+        name: str | None = None,
+    ) -> Runner:
+        """Returns a module, which is exported, an ONNX model or the path of one, to be entered and timed."""
+        del trust
+        return _Network(self, model, example_inputs, (batch, shape), forwards, name)
+
+    @classmethod
+    def found(cls) -> list[tuple[str, Found]]:
+        """Returns the version that is installed."""
+        if importlib.util.find_spec("openvino") is None:
+            return [("openvino", Found("note", "not installed", "pip install 'halpiee[openvino]'"))]
+        return [("openvino", Found("ok", importlib.metadata.version("openvino")))]
+
+    def request(
+        self, proto: Any, arrays: Mapping[str, Any] | None, sizes: tuple[Any, Any] = (None, None)
+    ) -> Any:
+        """Returns an inference that is ready to be run, its inputs filled.
+
+        Args:
+            proto: an ONNX model, or its path.
+            arrays: input's name → array; None: random numbers.
+            sizes: batch and (channels, height, width) where the model leaves them open.
+        """
+        ov = _imported()
+        source = str(proto) if isinstance(proto, str | Path) else proto.SerializeToString()
+        try:
+            model = self._core.read_model(source)
+            if arrays is None:
+                arrays = _random(model, *sizes)
+            model.reshape({name: list(array.shape) for name, array in arrays.items()})
+            how = {
+                "INFERENCE_NUM_THREADS": self.threads,
+                "NUM_STREAMS": 1,
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": "f32",
+            }
+            request = self._core.compile_model(model, "CPU", how).create_infer_request()
+            for name, array in arrays.items():
+                request.set_tensor(name, ov.Tensor(np.ascontiguousarray(array)))
+            request.infer()
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise UsageError(
+                f"OpenVINO was asked to run {proto if isinstance(proto, str | Path) else 'the model'} and refused: "
+                f"{' '.join(lines)[-300:]}; give the inputs and the batch that it takes"
+            ) from error
+        return request
+
+
+class _Network(Runner):
+    """A whole network as one compiled model."""
+
+    runtime = "openvino cpu"
+    in_caller = False
+
+    def __init__(
+        self,
+        own: OpenVINO,
+        model: Any,
+        examples: Sequence[Any] | None,
+        sizes: tuple[int | None, Sequence[int] | None],
+        forwards: int,
+        name: str | None,
+    ) -> None:
+        self._own, self._model, self._examples = own, model, examples
+        self._sizes, self._forwards, self._name = sizes, forwards, name
+        self._request: Any = None
+
+    def ready(self) -> None:
+        """Exports a module, compiles, and runs once."""
+        model, given = self._model, self._examples
+        if is_module(model):
+            if given is None:
+                raise UsageError(
+                    f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
+                )
+            model = to_onnx(model, given)
+        proto = check_file(model) if isinstance(model, str | Path) else model
+        self.precision = weight_precision(proto)
+        arrays = None
+        if given is not None:
+            names = [value.name for value in proto.graph.input]
+            tensors = [x for x in given if hasattr(x, "shape")]
+            arrays = {
+                name: x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
+                for name, x in zip(names, tensors, strict=True)
+            }
+        self._request = self._own.request(model, arrays, self._sizes)
+
+    def start(self) -> object:
+        """Runs the inferences."""
+        for _ in range(self._forwards):
+            answer: object = self._request.infer()
+        return answer
+
+    def free(self) -> None:
+        """Lets the compiled model go."""
+        self._request = None
+
+    def again(self) -> Runner:
+        """Returns another runner: a request serves one caller."""
+        return _Network(self._own, self._model, self._examples, self._sizes, self._forwards, self._name)
+
+    def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Returns the outputs in the model's order."""
+        return list(self._request.infer(dict(inputs)).values())
+
+
+def _random(model: Any, batch: int | None, shape: Sequence[int] | None) -> dict[str, Any]:
+    """Returns random inputs, open dimensions filled: the first by the batch, others by the shape."""
+    rng, found = np.random.default_rng(0), {}
+    for value in model.inputs:
+        dims: list[Any] = [d.get_length() if d.is_static else None for d in value.partial_shape]
+        if dims and dims[0] is None:
+            dims[0] = batch or 1
+        if shape is not None and len(dims) == len(shape) + 1:
+            dims[1:] = shape
+        if None in dims:
+            raise UsageError(
+                f"the model leaves {value.any_name} open; give its size with --size, such as 3x224x224"
+            )
+        found[value.any_name] = rng.standard_normal(dims).astype(np.float32)
+    return found
+
+
+def _imported() -> Any:
+    try:
+        import openvino
+    except (ImportError, OSError) as error:
+        raise MissingError(
+            f"OpenVINO was asked for, and it cannot be imported ({error}); install it with "
+            "`pip install 'halpiee[openvino]'`"
+        ) from error
+    return openvino
