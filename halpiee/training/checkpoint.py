@@ -32,6 +32,7 @@ class State(TypedDict):
     optimizer: dict[str, Any]
     threads: Annotated[int, Meta(ge=1, le=4096)]
     random: list[Any]
+    waited: NotRequired[float]
     bad: NotRequired[Annotated[int, Meta(ge=0)]]
     scaler: NotRequired[dict[str, Any] | None]
     average: NotRequired[dict[str, Any] | None]

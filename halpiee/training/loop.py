@@ -308,6 +308,7 @@ class Trainer:
             "stage": self.stage,
             "step": self.step,
             "seconds": self.seconds,
+            "waited": self.waited,
             "loss": self._losses.tolist(),
             "history": self.history,
             "model": dict(self.model.state_dict()),
@@ -330,7 +331,7 @@ class Trainer:
         self._losses.copy_(torch.tensor(state["loss"], dtype=torch.float64))
         self.history = list(state["history"])
         self.extra = dict(state["extra"])
-        self.bad = state.get("bad", 0)
+        self.bad, self.waited = state.get("bad", 0), state.get("waited", 0.0)
         self._last = (self.step, self.seconds, self.waited)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -163,9 +163,10 @@ def worked_out(report: dict[str, Any]) -> dict[str, Any]:
         "measured_us measured_iqr_us dense_us dense_iqr_us predicted_us budget_us next_step_us clock_drift contention "
         "speedup speedup_ci fps_dense fps_pruned layers promise seconds seconds_by_stage seconds_training settings"
     )
+    clocked = ("seconds", "images_per_s", "waiting")
     kept = {key: value for key, value in report.items() if key not in measured.split()}
     kept["history"] = {
-        side: [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+        side: [{key: value for key, value in entry.items() if key not in clocked} for entry in entries]
         for side, entries in report["history"].items()
     }
     return kept
