@@ -404,6 +404,7 @@ def test_a_run_keeps_further_limits_and_cuts_only_what_it_may(tmp_path: Path, pr
     asked = settings(profile, budget="0.9", also=("params=0.6", f"profile={profile}:0.7"), min_width=2.0)
     report = execute(asked, tmp_path / "run")
     params, second = report["limits"]
+    assert report["promise"]["least"] == 0.0  # another limit holds the network back
     assert (params["limit"], second["limit"]) == ("params", str(profile))
     for limit in (params, second):
         assert limit["used"] <= limit["most"] * (1 + 1e-9)
