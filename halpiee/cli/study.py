@@ -176,7 +176,7 @@ def _commands(study: Any, asked: Asked) -> list[str]:
         }
         words = [str(options.get("model", "MODEL"))]
         for key, value in options.items():
-            if key == "model" or value is None or value == ():
+            if key == "model" or value in (None, ()) or not _can_be_typed(key):
                 continue
             name = key.replace("_", "-")
             if isinstance(value, bool):
@@ -189,6 +189,11 @@ def _commands(study: Any, asked: Asked) -> list[str]:
                 words.append(f"--{name} {shlex.quote(str(value))}")
         found.append(f"halpiee train {' '.join(words)}")
     return found
+
+
+def _can_be_typed(option: str) -> bool:
+    """Whether an option is one of the command line, not of files and Python alone."""
+    return option == "out" or OPTIONS[option].help.on_command_line
 
 
 def _again(asked: Asked) -> str:
