@@ -52,6 +52,7 @@ from halpiee.structure.rules import add_rule as add_rule
 from halpiee.structure.shrink import masked as masked
 from halpiee.structure.shrink import shrink as shrink
 from halpiee.structure.trace import trace as trace
+from halpiee.training.loading import load as load
 
 __all__: list[str]
 __version__: str

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from latency.op import Op
+from latency.op import Op, filled
 from latency.table import FloatArray, bent
 
 __all__ = ["BASE", "Steps", "found_pattern", "found_step", "kind_of", "probe", "probe_op"]
@@ -73,14 +73,17 @@ def axes_of(op: Op) -> tuple[int, ...]:
 def probe_op(op: Op, axis: int, width: int) -> Op:
     """Returns the standard shape of an op's kind, with one axis at a width."""
     groups = BASE if op.depthwise else 1
+    n = len(op.kernel) if op.spec.window else 0  # a patch of 16×16 pixels needs so many
+    reach = [d * (k - 1) + 1 for k, d in zip(op.kernel, filled(op.dilation, n, 1), strict=True)] if n else [1]
+    most = max(14, *reach)
     small = replace(
         op,
         c_in=BASE,
         c_out=BASE,
         groups=groups,
         d=min(op.d, 4),
-        h=min(op.h, 14),
-        w=min(op.w, 14),
+        h=min(op.h, most),
+        w=min(op.w, most),
         batch=1,
         stride=(1,) * len(op.kernel),
     )
