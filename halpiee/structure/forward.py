@@ -38,6 +38,7 @@ from halpiee.structure.state import (
     Answer,
     Answers,
     Change,
+    asks,
     changes,
     finer,
     flips,
@@ -52,7 +53,7 @@ from halpiee.structure.surroundings import FOREIGN, Surroundings
 from halpiee.structure.watching import Dispatch, Path, StandIn, Watch, looked_on, plain_tensors, stand_in_for
 from latency.copies import copy_of
 
-__all__ = ["ForwardError", "NeedsValuesError", "idle_answers", "record"]
+__all__ = ["ForwardError", "NeedsValuesError", "constant_answers", "idle_answers", "record"]
 
 
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -226,11 +227,13 @@ class Heard:
         answers: what they read in Python.
         ops: the ops that count, with the numbers among their arguments and what tells their outputs from others.
         ran: how many ops have run.
+        of_constants: whether no input, parameter or buffer has a part in what they read.
     """
 
     answers: list[Answer]
     ops: list[Any]
     ran: int
+    of_constants: bool = False
 
 
 def idle_answers(
@@ -262,6 +265,27 @@ def idle_answers(
         return found.ops == expected.ops
 
     return Answers(read.answers) if steer_nothing(expected.answers, same) else None
+
+
+def constant_answers(
+    model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings, *, training: bool
+) -> Answers | None:
+    """Returns what a forward reads in Python, where no input, parameter or buffer has a part in it; else None.
+
+    A detector makes its anchors of strides, numbers that it holds beside its buffers. Such an answer is the same for
+    other inputs and for a smaller network, whatever it feeds.
+
+    Args:
+        model: the model.
+        example_inputs: its inputs.
+        around: what the model shares with its copies.
+        training: whether it runs once more with the branches that it takes in training.
+    """
+    try:
+        read = heard(model, example_inputs, around, None, training=training, forwards=1)
+    except Exception:  # the trace says what it is
+        return None
+    return Answers(read.answers) if read.answers and read.of_constants else None
 
 
 def steer_nothing(answers: list[Answer], same: Callable[[Change], bool | None]) -> bool:
@@ -345,7 +369,8 @@ def heard(
     assert path.answers is not None
     counting = needed(listen.events, listen.given, outputs)
     ops = [listen.ops[place] for place in sorted(counting)]
-    return Heard(path.answers.heard, ops, listen.ran)
+    constant = len(listen.asked) == len(path.answers.heard) and untouched(listen)
+    return Heard(path.answers.heard, ops, listen.ran, constant)
 
 
 def run_as_trained(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
@@ -366,16 +391,31 @@ class Listen(Watch):  # type: ignore[no-untyped-call]
         super().__init__(path, given, frozenset())
         self.most = most
         self.ops: list[Any] = []
+        self.asked: list[tuple[int, ...]] = []
 
     def step(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the op of this name and notes it."""
         if self.most is not None and self.ran > self.most:
             raise EndlessError
+        if asks(func):
+            self.asked.append(tuple(self.value(tensor) for tensor in tensors_of([args, kwargs])))
         out = super().step(name, func, args, kwargs)
         with plain_tensors():
             if outs := tensors_of(out):
                 self.ops.append((name, plain([args, kwargs]), [sum_of(tensor) for tensor in outs]))
         return out
+
+
+def untouched(listen: Listen) -> bool:
+    """Returns whether no input, parameter or buffer has a part in what a forward has read in Python."""
+    of_given = set(listen.given)
+    for event in listen.events:
+        if of_given.isdisjoint(event.reads):
+            continue
+        if event.name.endswith("_") and event.reads[0] not in of_given:
+            return False  # written into a constant, of which there may be views
+        of_given.update(event.writes)
+    return all(of_given.isdisjoint(values) for values in listen.asked)
 
 
 def plain(value: Any) -> Any:

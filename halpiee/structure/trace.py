@@ -26,7 +26,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from halpiee.errors import HalpieeError, StructureError
 from halpiee.structure.assemble import assemble, collapsed, rectangular
-from halpiee.structure.forward import ForwardError, NeedsValuesError, idle_answers, record
+from halpiee.structure.forward import ForwardError, NeedsValuesError, constant_answers, idle_answers, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Atoms
 from halpiee.structure.modules import heads_of
@@ -99,7 +99,10 @@ def fake_or_real(
     except ForwardError:  # tensors without values know less than real ones: of devices, of extensions
         if not runs(model, example_inputs, around):
             raise
-    answers = idle_answers(model, example_inputs, around, training=branches_by_mode(model))
+    training = branches_by_mode(model)
+    answers = constant_answers(model, example_inputs, around, training=training)
+    if answers is None:
+        answers = idle_answers(model, example_inputs, around, training=training)
     if answers is not None:
         try:
             with uncollected():
