@@ -16,7 +16,7 @@ from halpiee.errors import ProfileError
 from latency import Op, Profile
 from latency.backends import Built
 
-from .attending import once
+from .warping import once
 from .plans import MODEL, SIZES, plan, refusal, write_profile
 
 
@@ -121,33 +121,33 @@ def test_the_command_that_follows_a_profile_builds_the_same_network(
 
 
 @pytest.fixture
-def attending(tmp_path: Path) -> list[str]:
-    """The beginning of a plan of a network with attention, which no profile prices."""
+def warping(tmp_path: Path) -> list[str]:
+    """The beginning of a plan of a network that warps, which no profile prices."""
     traced = halpiee.trace(once(), (torch.zeros(1, 3, 4, 4),))
     path = write_profile(traced, tmp_path / "own.jsonl")
-    return ["plan", "attending:once", "--size", "4", "--profile", str(path)]
+    return ["plan", "warping:once", "--size", "4", "--profile", str(path)]
 
 
 @pytest.mark.parametrize("budget", ["1.0", "100us"])
-def test_what_no_profile_prices_is_said(attending: list[str], budget: str) -> None:
-    shown = CliRunner().invoke(program, [*attending, "--budget", budget])
+def test_what_no_profile_prices_is_said(warping: list[str], budget: str) -> None:
+    shown = CliRunner().invoke(program, [*warping, "--budget", budget])
     assert shown.exception is None, shown.exception
     said = " ".join(shown.output.split())
-    assert "not priced: scaled_dot_product_attention ×1; " in said
+    assert "not priced: grid_sampler_2d ×1; " in said
     assert ("so the network takes longer than the 100us asked" in said) == (budget == "100us")
     assert ("warning: not priced" in said) == (budget == "100us")
     assert "`halpiee train` calibrates with whole networks" in said
-    found = json.loads(CliRunner().invoke(program, [*attending, "--budget", budget, "--json"]).stdout)
-    assert found["untimed"] == {"scaled_dot_product_attention": 1}
+    found = json.loads(CliRunner().invoke(program, [*warping, "--budget", budget, "--json"]).stdout)
+    assert found["untimed"] == {"grid_sampler_2d": 1}
     assert any("not priced" in note for note in found["notes"])
 
 
-def test_a_size_that_the_network_does_not_take_is_named(attending: list[str]) -> None:
-    attending[attending.index("4")] = "1x4x4"
-    shown = CliRunner().invoke(program, [*attending, "--budget", "0.5"])
+def test_a_size_that_the_network_does_not_take_is_named(warping: list[str]) -> None:
+    warping[warping.index("4")] = "1x4x4"
+    shown = CliRunner().invoke(program, [*warping, "--budget", "0.5"])
     text = str(shown.exception)
     assert text.startswith(
-        "attending:once was to take images of --size 1x4x4: the forward of Attending fails"
+        "warping:once was to take images of --size 1x4x4: the forward of Warping fails"
     )
     assert text.endswith("give the size that it takes with --size")
 
@@ -155,12 +155,12 @@ def test_a_size_that_the_network_does_not_take_is_named(attending: list[str]) ->
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        ("attending.py:once", "write attending:once, from the folder that holds it"),
-        ("attending:Attending", "to build it needs times; name a function that needs no arguments"),
+        ("warping.py:once", "write warping:once, from the folder that holds it"),
+        ("warping:Warping", "to build it needs times; name a function that needs no arguments"),
     ],
 )
 def test_a_network_of_your_own_is_named_by_a_function_without_arguments(
-    attending: list[str], model: str, text: str
+    warping: list[str], model: str, text: str
 ) -> None:
-    attending[1] = model
-    assert text in str(CliRunner().invoke(program, [*attending, "--budget", "0.5"]).exception)
+    warping[1] = model
+    assert text in str(CliRunner().invoke(program, [*warping, "--budget", "0.5"]).exception)

@@ -14,10 +14,10 @@ import halpiee
 from halpiee.cli.app import program
 from latency import Profile
 
-from .attending import twice
+from .warping import twice
 from .plans import MODEL, SIZES, write_profile
 
-ATTENDING = ("attending:twice", "--size", "4")
+WARPING = ("warping:twice", "--size", "4")
 
 
 def profiled(*arguments: str) -> tuple[str, dict[str, Any]]:
@@ -29,10 +29,10 @@ def profiled(*arguments: str) -> tuple[str, dict[str, Any]]:
 
 
 def test_a_dry_run_names_the_ops_that_no_profile_has_and_what_that_means() -> None:
-    said, found = profiled(*ATTENDING, "--dry-run")
-    assert "not timed: scaled_dot_product_attention ×2; no profile has entries for them, so what" in said
+    said, found = profiled(*WARPING, "--dry-run")
+    assert "not timed: grid_sampler_2d ×2; no profile has entries for them, so what" in said
     assert "predicts leaves out what they take, whatever the widths" in said
-    assert found["untimed"] == {"scaled_dot_product_attention": 2}
+    assert found["untimed"] == {"grid_sampler_2d": 2}
 
 
 def test_a_network_whose_ops_are_all_timed_is_told_nothing() -> None:
@@ -51,7 +51,7 @@ def test_held_out_cells_that_are_far_off_are_said_once(
     cells = [*made.cells, {**held, "c_out": held["c_out"] - 1, "us": 1000 * held["us"], "role": "holdout"}]
     monkeypatch.setattr("latency.sweeping.sweep._sweep", lambda *_, **__: None)
     monkeypatch.setattr("latency.sweeping.sweep.Profile", lambda *_: Profile(made.environment, cells))
-    said, found = profiled(*ATTENDING, "--out", str(tmp_path / "p.jsonl"))
+    said, found = profiled(*WARPING, "--out", str(tmp_path / "p.jsonl"))
     assert said.count("holdout: one cell in twenty is off by 100% or more; measure more cells") == 1
     assert "HoldoutWarning" not in said
     assert [w for w in found["warnings"] if w.startswith("holdout")]
@@ -65,7 +65,7 @@ def test_a_sweep_names_what_has_no_entry_and_what_could_not_be_measured(
     why = "conv 3×3 at 4×4 batch 1 3→8: out of memory"
     swept = Profile({**made.environment, "not_measured": [why]}, made.cells)
     monkeypatch.setattr("latency.sweep", lambda *_, **__: swept)
-    said, found = profiled(*ATTENDING, "--out", str(tmp_path / "p.jsonl"))
-    assert "not timed: scaled_dot_product_attention ×2; " in said
+    said, found = profiled(*WARPING, "--out", str(tmp_path / "p.jsonl"))
+    assert "not timed: grid_sampler_2d ×2; " in said
     assert f"not measured: {why}; other cells of its table answer for it" in said
-    assert (found["untimed"], found["not_measured"]) == ({"scaled_dot_product_attention": 2}, [why])
+    assert (found["untimed"], found["not_measured"]) == ({"grid_sampler_2d": 2}, [why])

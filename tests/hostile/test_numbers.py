@@ -60,7 +60,9 @@ NEEDED = {
         "--out",
         "run",
     ],
+    "study": ["collapse", "--data", "digits", "--out", "run"],
     "train": ["resnet20", "--data", "digits", "--budget", "0.5", "--out", "run"],
+    "verify": ["gone.engine"],
 }
 """What a verb needs beside, so that nothing else is missing."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from halpiee.structure import explain, trace, verify
 
@@ -58,9 +59,26 @@ def test_a_group_that_only_plans_may_cut_says_why_training_may_not() -> None:
     assert found.untimed == {}
 
 
+class Sampled(nn.Module):
+    """A convolution, two looks at other places of its output, a running sum, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 4)
+        self.register_buffer("places", torch.linspace(-1, 1, 32).reshape(1, 4, 4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        for _ in range(2):
+            y = F.grid_sample(y, self.places.expand(len(y), -1, -1, -1), align_corners=False)
+        out: Tensor = self.head(torch.logcumsumexp(y, 2).mean((2, 3)))
+        return out
+
+
 def test_ops_without_an_entry_in_profiles_are_counted() -> None:
-    found = explain(trace(nets.Attention(fused=False), (torch.zeros(2, 5, 6),)))
-    assert found.untimed == {"bmm": 2, "softmax": 1}
+    assert explain(trace(nets.Attention(fused=False), (torch.zeros(2, 5, 6),))).untimed == {}
+    found = explain(trace(Sampled(), (torch.zeros(2, 3, 4, 4),)))
+    assert found.untimed == {"grid_sampler_2d": 2, "logcumsumexp": 1}
 
 
 def test_a_head_that_only_trains_is_named() -> None:
