@@ -16,8 +16,8 @@ from halpiee.errors import ProfileError
 from latency import Op, Profile
 from latency.backends import Built
 
-from .warping import once
 from .plans import MODEL, SIZES, plan, refusal, write_profile
+from .warping import once
 
 
 class Formula:

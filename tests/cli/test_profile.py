@@ -14,8 +14,8 @@ import halpiee
 from halpiee.cli.app import program
 from latency import Profile
 
-from .warping import twice
 from .plans import MODEL, SIZES, write_profile
+from .warping import twice
 
 WARPING = ("warping:twice", "--size", "4")
 
