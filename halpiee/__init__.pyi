@@ -15,6 +15,7 @@ from halpiee.errors import HalpieeError as HalpieeError
 from halpiee.hub import push as push
 from halpiee.methods.channels import HALP as HALP
 from halpiee.methods.channels import early as early
+from halpiee.methods.channels import scaled_dense as scaled_dense
 from halpiee.methods.channels import small_dense as small_dense
 from halpiee.methods.dynamic import SET as SET
 from halpiee.methods.dynamic import SETITOP as SETITOP

@@ -138,6 +138,6 @@ class Switches:
         "Statistics that batch norms use during exploration: of the batch, or the running ones.",
         IEE,
     )
-    solver: Literal["joint", "cpsat", "linear"] = option(
-        "joint", "Solver that selects the units of a latency.", GOAL
+    solver: Literal["joint", "cpsat", "linear"] | None = option(
+        None, "Solver that selects the units of a latency.", GOAL, unset="joint; of halp linear"
     )

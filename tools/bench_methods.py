@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.analysis import History, exploration, overlaps, survival_rates
+from halpiee.compare.statistics import interval
 from halpiee.data.sources import load
 from halpiee.data.tensors import TensorData
 from halpiee.methods.dynamic import SET, SNFS, RigL, Static
@@ -45,7 +46,6 @@ from tools.small_cifar import (
     accuracy,
     batches,
     few,
-    interval,
     parser,
     sgd,
 )

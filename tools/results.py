@@ -6,7 +6,7 @@
 A benchmark calls ``append(name, rows)``: one JSON line a row, with the commit, the machine, the date and its columns.
 In the page a table stands between ``<!-- table NAME key=COLUMN,… [machine=TEXT] [columns=COLUMN,…] -->`` and
 ``<!-- end -->``. Of rows that agree in the key columns the newest counts; ``machine`` takes only the machines whose
-name holds that text.
+name holds that text. Rows of ``halpiee compare`` stand between ``<!-- comparison NAME -->`` and ``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from halpiee.compare.page import render_markdown
+from halpiee.compare.rows import read_rows
 from latency._files import write
 from latency.device import cpu_facts
 
@@ -31,6 +33,7 @@ HISTORY = ROOT / "benchmarks" / "history"
 PAGE = ROOT / "docs" / "results.md"
 STAMP = ("commit", "machine", "date")
 
+COMPARED = re.compile(r"<!-- comparison (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 MARKED = re.compile(r"( *)<!-- table (\S+)([^>]*?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -92,7 +95,11 @@ def page(text: str, *, folder: Path = HISTORY) -> str:
         inner = "\n".join(indent + line if line else "" for line in f"\n{body}\n".split("\n"))
         return f"{indent}<!-- table {name}{words} -->\n{inner}\n{indent}<!-- end -->"
 
-    return MARKED.sub(table, text)
+    def comparison(found: re.Match[str]) -> str:
+        body = render_markdown(read_rows(folder / f"{found[1]}.jsonl"))
+        return f"<!-- comparison {found[1]} -->\n\n{body}\n<!-- end -->"
+
+    return COMPARED.sub(comparison, MARKED.sub(table, text))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

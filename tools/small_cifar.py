@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
-import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,6 @@ __all__ = [
     "accuracy",
     "batches",
     "few",
-    "interval",
     "parser",
     "sgd",
 ]
@@ -120,15 +117,6 @@ def accuracy(model: nn.Module, data: TensorData) -> float:
     model.eval()
     hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.test_batches(500))
     return hits / len(data.test_y)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean and the half-width of its 95 % interval (Student's t); NaN for a single value."""
-    t = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
-    n = len(values)
-    if n < 2:
-        return statistics.fmean(values), math.nan
-    return statistics.fmean(values), t.get(n, 2.0) * statistics.stdev(values) / math.sqrt(n)
 
 
 def parser(about: str | None, out: str, methods: Iterable[str]) -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ import click
 
 from halpiee.cli import (
     bench,
+    compare,
     demo,
     doctor,
     explain,
@@ -46,10 +47,11 @@ def program() -> None:
     """Make a neural network meet a latency on a device, and keep as much accuracy as that latency allows."""
 
 
-for verb in (
+VERBS = (
     demo,
     train,
     study,
+    compare,
     methods,
     profile,
     plan,
@@ -60,7 +62,8 @@ for verb in (
     report,
     inspect,
     doctor,
-):
+)
+for verb in VERBS:
     program.add_command(verb.command)
 for command in (train.prune, inspect.pack, inspect.merge):
     program.add_command(command)

@@ -36,6 +36,7 @@ def command(asked: Demo) -> None:
         data="digits",
         size=16,
         budget=asked.budget,
+        method="iee",
         epochs=10,
         batch_size=64,
         seed=asked.seed,

@@ -42,17 +42,24 @@ class Report(Answered):
         "halpiee report runs/demo --layers",
         "halpiee report runs/iee runs/halp runs/small",
         "halpiee report runs/iee runs/halp runs/small --out site",
+        "halpiee report runs/compare",
     ),
 )
 def command(asked: Report) -> None:
     """Print RUN's table and write its report.html and report.md again; print one table that compares several runs.
 
-    With --out, write a site: a page for each run and an index.html that compares them. Exits 4 if a run missed its
+    With --out, write a site: a page for each run and an index.html that compares them. Of a comparison (`halpiee
+    compare`, or a file of its rows) it writes comparison.html and comparison.md. Exits 4 if a run missed its
     promise, as the run itself did.
     """
     from halpiee.cli.networks import check_run
     from halpiee.report import read_report
 
+    first = asked.runs[0]
+    if len(asked.runs) == 1 and (first.suffix == ".jsonl" or (first / "rows.jsonl").is_file()):
+        from halpiee.cli.compare import show_rows
+
+        return show_rows(first, asked.as_json)
     for run in asked.runs:
         if not (run / "report.json").is_file():
             check_run(run)

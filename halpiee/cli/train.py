@@ -65,7 +65,7 @@ class Start(Placed):
     ),
 )
 def command(asked: Start, given: dict[str, Any]) -> None:
-    """Train MODEL to a latency: profile, dense baseline, IEE to the budget, shrink, export, measure.
+    """Train MODEL to a latency: profile, dense baseline, a network within the budget, export, measure.
 
     With --sparsity instead of --budget, train to a share of weights or filters, by any of `halpiee methods`.
 

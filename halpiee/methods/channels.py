@@ -37,7 +37,7 @@ from halpiee.saliency.registry import criterion_of
 from halpiee.saliency.score import pairs_of, scores_of
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
-from halpiee.selection.select import uniform, widest
+from halpiee.selection.select import scaled, uniform, widest
 from halpiee.sparsity.distribution import Budget, Latency
 from halpiee.sparsity.granularity import Channels, Units
 from halpiee.sparsity.mask import chosen_names
@@ -46,7 +46,17 @@ from halpiee.structure.groups import Structure, parameters
 from halpiee.structure.groups import macs as macs_of
 from halpiee.structure.shrink import shrink
 
-__all__ = ["HALP", "early", "keep_first", "recipe", "repair", "small_dense", "uniform_counts"]
+__all__ = [
+    "HALP",
+    "early",
+    "keep_first",
+    "narrowed",
+    "recipe",
+    "repair",
+    "scaled_dense",
+    "small_dense",
+    "uniform_counts",
+]
 
 
 def recipe(*, dense: float, prunes: int, interval: int) -> Recipe:
@@ -132,6 +142,8 @@ class HALP(Method):
         given = {"criterion": o["criterion"]} if "criterion" in o else {}
         if o.get("value") == "measured":
             given |= {"value": "measured", "batches": asked.examples()}
+        if asked.cycle.get("solver") is not None:
+            given["solver"] = asked.cycle["solver"]
         return {**given, "prunes": min(prunes, asked.total_steps), "interval": interval}
 
 
@@ -204,12 +216,50 @@ def small_dense(
     counts = uniform_counts(
         structure, params=params, macs=macs, latency_us=latency_us, cost=cost, protect=protect
     )
+    return narrowed(model, structure, counts)
+
+
+@method(
+    "scaled",
+    paper="after Tan & Le 2019, arXiv 1905.11946",
+    units=("channels",),
+    budgets=("latency",),
+    kind="narrow",
+    summary="a dense network with fewer blocks and fewer channels alike, from scratch, measured in the closed loop",
+)
+def scaled_dense(
+    model: nn.Module,
+    structure: Structure,
+    *,
+    latency_us: float,
+    cost: LatencyCost,
+    protect: Collection[str] = (),
+) -> nn.Module:
+    """Returns the network within a latency whose depth and width are scaled down alike.
+
+    Counts are those of ``selection.select.scaled``, weights are made as in ``small_dense``.
+
+    Args:
+        model: the network; left as it is.
+        structure: of the model, traced with ``vanish=True``.
+        latency_us: by ``cost``.
+        cost: latency model of the structure.
+        protect: groups to leave whole.
+
+    Raises:
+        BudgetError: not the smallest of these networks fits; ``.minimum`` is what that takes.
+    """
+    return narrowed(model, structure, scaled(cost, latency_us, protect=protect))
+
+
+def narrowed(model: nn.Module, structure: Structure, counts: Mapping[str, int]) -> nn.Module:
+    """Returns the first units of every group, weights scaled to what the narrow network would have been drawn with."""
     compact = shrink(model, structure, keep_first(structure, counts))
     assert isinstance(compact, nn.Module)
     with torch.no_grad():
         before = dict(model.named_parameters())
         for name, p in compact.named_parameters():
-            if p.dim() > 1:
+            if p.dim() > 1 and p.numel():
                 p.mul_(math.sqrt(before[name][0].numel() / p[0].numel()))
     return compact
 

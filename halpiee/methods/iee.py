@@ -118,7 +118,7 @@ class IEE(Method):
         criterion = default if o.criterion is None else criterion_of(o.criterion, given.seed)
         if not criterion.per_step:  # one that needs passes of its own says so now, not at the first prune
             criterion(units, dict(given.model.named_parameters()).get, lambda _: None)
-        pool = bind(budget, units, given.cost, solver=o.solver, gap=o.gap)
+        pool = bind(budget, units, given.cost, solver=o.solver or "joint", gap=o.gap)
         cycles = max(1, int(o.end * given.total_steps) // max(o.h + o.j + o.q, 1))
         floor = min(o.omega, max(pool.floor, 0.01))
         curve: Curve = (

@@ -85,7 +85,7 @@ class Entry:
     def sparsity(self) -> Literal["weights", "filters", "width"] | None:
         """What a sparsity is a share of; ``None``: it trains to no sparsity."""
         if self.kind == "narrow":
-            return "width"
+            return "width" if "parameters" in self.budgets else None
         if not any(budget in self.budgets for budget in (*DENSITIES, "nm")):
             return None
         return "weights" if "weights" in self.units else "filters"

@@ -22,12 +22,12 @@ from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.score import score
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
-from halpiee.selection.select import choose
+from halpiee.selection.select import choose, uniform
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Selection
 from halpiee.structure.trace import trace
 
-__all__ = ["BATCH", "InRounds", "Rounds"]
+__all__ = ["BATCH", "InRounds", "Rounds", "uniform_selection"]
 
 ROUNDS = 4
 """Rounds by default: docs/decisions/0075-rounds-of-repair.md."""
@@ -44,6 +44,7 @@ class InRounds:
         rounds: n.
         criterion: whose scores choose, a criterion or its name.
         protect: groups that stay whole.
+        widths: those that keep the most score, or those of the widest uniform network that fits.
         seed: of random scores and of the positions that repair samples.
         value: what a width is worth: the sum of its units' scores, or ``measured`` by forward passes over the images
             (``value_curves``), anew in every round.
@@ -52,6 +53,7 @@ class InRounds:
     rounds: int = ROUNDS
     criterion: Criterion | str = "taylor"
     protect: Collection[str] = ()
+    widths: Literal["scores", "uniform"] = "scores"
     seed: int = 0
     value: Literal["scores", "measured"] = "scores"
 
@@ -179,6 +181,8 @@ class Rounds:
     def _choose(self, cost: LatencyCost, capacity_us: float) -> Selection:
         # A layer that is gone has no weights to solve: groups keep a unit.
         cost = cost.restricted(vanish=False)
+        if self._how.widths == "uniform":
+            return uniform_selection(self._scores, cost, capacity_us, protect=self._how.protect)
         return choose(
             self._scores,
             cost,
@@ -187,6 +191,30 @@ class Rounds:
             protect=self._how.protect,
             values=self._values or None,
         )
+
+
+def uniform_selection(
+    scores: Mapping[str, Tensor], cost: LatencyCost, budget_us: float, *, protect: Collection[str] = ()
+) -> Selection:
+    """Returns the best-scoring units of the widest uniform network within a latency.
+
+    Nothing bounds what other widths would be worth: its gap is not a number.
+
+    Raises:
+        BudgetError: not the narrowest uniform network is that fast.
+    """
+    counts = uniform(cost, budget_us, protect=protect)
+    keep = {name: torch.zeros(len(values), dtype=torch.bool) for name, values in scores.items()}
+    for name, values in scores.items():
+        keep[name][values.argsort(descending=True, stable=True)[: counts[name]]] = True
+    return Selection(
+        keep,
+        (cost.total(counts),),
+        (budget_us,),
+        value=sum(float(values[keep[name].to(values.device)].sum()) for name, values in scores.items()),
+        next_step=cost.next_step(counts, cost.candidates),
+        path="uniform",
+    )
 
 
 def paired(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from rich.table import Table
 
-__all__ = ["render_card", "render_html", "render_markdown", "render_site", "runs_table", "table"]
+__all__ = ["render_card", "render_html", "render_markdown", "render_site", "runs_table", "table", "templates"]
 
 
 def render_html(
@@ -34,7 +34,7 @@ def render_html(
     compared = {row.label: row for row in comparison(report)}
     tradeoff = plots.tradeoff_chart({**(others or {}), "": report}, this="")
     return (
-        _templates()
+        templates()
         .get_template("page.html")
         .render(
             title=title(report),
@@ -88,7 +88,7 @@ def render_site(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         for (model, data), group in kinds.items()
     ]
     pages["index.html"] = (
-        _templates().get_template("site.html").render(kinds=shown, n=len(reports), heads=HEADS)
+        templates().get_template("site.html").render(kinds=shown, n=len(reports), heads=HEADS)
     )
     return pages
 
@@ -112,7 +112,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
             events.append((_whole(number(e, "step")), str(e.get("event") or DASH), *times))
     layers = list(_layers(report))
     return (
-        _templates()
+        templates()
         .get_template("report.md")
         .render(
             title=title(report),
@@ -139,7 +139,7 @@ def render_card(report: Mapping[str, Any], *, load: str) -> str:
     names = ("Measured with", "Precision", "Batch", "Threads")
     device = _mapping(report, "environment").get("device")
     return (
-        _templates()
+        templates()
         .get_template("card.md")
         .render(
             title=title(report),
@@ -386,7 +386,8 @@ def _stages(report: Mapping[str, Any]) -> list[tuple[str, float, str]]:
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """Returns the templates of pages; they hold one style sheet."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     found = Environment(

@@ -3,7 +3,8 @@
 ``choose`` keeps all of ``must``, adds only from ``may``, the best-scoring units of a group first, and never
 passes the budget; prune and grow are the same call on complementary sets. ``select`` is ``choose`` with
 everything free. The number of units per group comes from ``solve_grid``, over the candidate widths of the
-cost. ``uniform`` gives every group the same share of its units instead, as large as the budget allows.
+cost. ``uniform`` gives every group the same share of its units instead, as large as the budget allows, and ``scaled``
+removes whole blocks along with them.
 
 ``select_lazily`` starts from few measurements: solve, measure the cells the answer rests on, solve again, until
 nothing new is asked. The first answer comes from the corners of every table. Each round measures the cells of the
@@ -29,10 +30,11 @@ from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.cost import Also, Cost, LatencyCost
 from halpiee.selection.grid import FloatArray, Searching
 from halpiee.selection.limits import solve_within
-from halpiee.selection.options import offer
+from halpiee.selection.options import blocks, offer
 from halpiee.selection.solve import solve_grid
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Selection
+from latency.op import CONTRACTIONS
 
 if TYPE_CHECKING:
     from halpiee.sparsity.distribution import Latency
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from latency.predict import Calibration
     from latency.sweeping.lazy import LazySweep
 
-__all__ = ["Selection", "choose", "select", "select_lazily", "uniform", "widest"]
+__all__ = ["Selection", "choose", "scaled", "select", "select_lazily", "uniform", "widest"]
 
 
 def select(
@@ -235,9 +237,18 @@ def uniform(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict
     Raises:
         BudgetError: a budget below the narrowest uniform network; ``.minimum`` holds its latency.
     """
+    return _uniform(cost, budget, protect, ())
+
+
+def _uniform(cost: Cost, budget: float, protect: Collection[str], gone: Collection[str]) -> dict[str, int]:
+    """Returns the counts of the widest uniform network without some groups."""
     sizes = {g.name: g.size for g in cost.structure.prunable}
     options = {
-        name: [size] if name in protect else [k for k in cost.candidates[name] if k > 0]
+        name: [size]
+        if name in protect
+        else [0]
+        if name in gone
+        else [k for k in cost.candidates[name] if k > 0]
         for name, size in sizes.items()
     }
 
@@ -262,6 +273,64 @@ def uniform(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict
             minimum=least,
         )
     return counts
+
+
+def scaled(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict[str, int]:
+    """Returns the counts of a network within a budget whose depth and width are scaled down alike.
+
+    The blocks that may be removed whole are counted per residual stream; d of each stream's blocks go, the last first,
+    the first block stays. For each d the widest uniform network is taken; of these the one whose share of blocks is
+    nearest to its mean share of units, in their logarithms (compound scaling: Tan & Le 2019, arXiv 1905.11946). Without
+    such blocks it is ``uniform``.
+
+    Args:
+        cost: the latency model, of a structure that was traced with ``vanish=True``.
+        budget: the most of it, in its unit.
+        protect: groups that stay whole.
+
+    Raises:
+        BudgetError: a budget below the narrowest of these networks; ``.minimum`` holds what that takes.
+    """
+    streams = list(_streams(cost.structure, protect).values())
+    total = sum(map(len, streams))
+    best: tuple[float, dict[str, int]] | None = None
+    lowest = math.inf
+    for gone in range(max(map(len, streams), default=1)):
+        removed = [block for stream in streams for block in stream[1:][::-1][:gone]]
+        try:
+            counts = _uniform(cost, budget, protect, {name for block in removed for name in block})
+        except BudgetError as error:
+            lowest = min(lowest, error.minimum)
+            continue
+        kept = [counts[g.name] / g.size for g in cost.structure.prunable if counts[g.name]]
+        depth = 1 - len(removed) / total if total else 1.0
+        off = abs(math.log(depth) - math.log(sum(kept) / len(kept)))
+        if best is None or off < best[0]:
+            best = off, counts
+    if best is None:
+        raise BudgetError(
+            f"a network of {budget:.1f} {cost.unit} was asked; the smallest one takes {lowest:.1f} {cost.unit}; ask "
+            f"for at least {lowest:.1f} {cost.unit}",
+            minimum=lowest,
+        )
+    return best[1]
+
+
+def _streams(structure: Structure, protect: Collection[str]) -> dict[frozenset[str], list[tuple[str, ...]]]:
+    """Returns the blocks that may be removed whole, in order, by the groups that they write into."""
+    found: dict[frozenset[str], list[tuple[str, ...]]] = {}
+    for block in blocks(structure):
+        if set(block) & set(protect):
+            continue
+        written = frozenset(
+            name
+            for timed in structure.ops
+            if timed.op.kind in CONTRACTIONS and {name for name, _ in timed.in_groups} & set(block)
+            for name, _ in timed.out_groups
+            if name not in block
+        )
+        found.setdefault(written, []).append(block)
+    return found
 
 
 def widest(

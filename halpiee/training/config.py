@@ -40,6 +40,10 @@ RUN, METHOD, SCHEDULE, SPEED = "Run", "Method", "Schedule, dense and pruned", "S
 """Headings."""
 
 
+AUTO = "auto"
+"""The method that is found best for what is given: docs/decisions/0121-defaults-that-won.md."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cycle(Switches):
     """How IEE exchanges units, its lengths beside its switches; see ``halpiee.IEE``."""
@@ -145,6 +149,11 @@ class Masks:
         unset="0.25; with --weights 0",
     )
     repair: bool = option(True, "Solve the layers again after the cut of --method early.", METHOD)
+    widths: Literal["scores", "uniform"] = option(
+        "scores",
+        "Widths of a cut: those that keep the most score, or the widest uniform ones (repair, early).",
+        METHOD,
+    )
     restart: bool = option(
         False, "Begin the schedule of the learning rate anew after pruning (--at, ltr).", METHOD
     )
@@ -253,7 +262,12 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
         None, "Share of the dense latency (0.5, 50%) or a time (12.5ms, 800us).", GOAL
     )
     masks: Masks = field(default_factory=Masks)
-    method: str = option("iee", "How the budget is met; `halpiee methods` lists them.", METHOD)
+    method: str = option(
+        AUTO,
+        "How the budget is met; `halpiee methods` lists them. auto: early for given weights, scaled for a latency from "
+        "scratch, iee for a sparsity.",
+        METHOD,
+    )
     images: ranges.Solved = option(
         512, "Training images that repair and early solve layers from; no labels are read.", METHOD
     )
@@ -321,6 +335,9 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
 
     def __post_init__(self) -> None:
         ranges.check(self)
+        if self.method == AUTO:
+            found = "iee" if self.budget is None else "early" if self.weights else "scaled"
+            object.__setattr__(self, "method", found)
         self._check_goal()
         if self.cost_reference is not None:
             from halpiee.analysis.flops import CostReference  # numpy is not for --help
@@ -430,6 +447,10 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
             raise UsageError(
                 f"--ablation {m.ablation} was given to --method {self.method}, which has no one mask to train; train "
                 f"its final one anew: --method static --mask RUN --ablation {m.ablation}"
+            )
+        if m.widths != "scores" and method.kind != "cut":
+            raise UsageError(
+                f"--widths {m.widths} was given to --method {self.method}; it is of the cuts: repair and early"
             )
         for name, unset in (("cut_at", None), ("repair", True)):
             if getattr(m, name) is not unset and self.method != "early":

@@ -182,7 +182,9 @@ class Run:
     @cached_property
     def structure(self) -> Structure:
         """Units and ops of the network, in the precision and layout it is timed in."""
-        return self.target.of(trace(self.build(), self.example, vanish=self.settings.vanish))
+        return self.target.of(
+            trace(self.build(), self.example, vanish=self.settings.vanish or self.settings.method == "scaled")
+        )
 
     def at_batch(self, n: int) -> Structure:
         """Returns the structure at another batch."""

@@ -57,3 +57,21 @@ def test_the_results_page_is_what_its_rows_say() -> None:
 
 def test_every_table_of_the_results_page_comes_from_rows() -> None:
     assert "| --- |" not in MARKED.sub("", PAGE.read_text())
+
+
+def test_a_marked_comparison_is_written_again_from_its_rows(tmp_path: Path) -> None:
+    row = {
+        "key": "a",
+        "contestant": "early",
+        "budget": 0.5,
+        "seed": 0,
+        "accuracy": 0.7,
+        "latency_us": 5,
+        "dense_us": 10,
+    }
+    (tmp_path / "study.jsonl").write_text(json.dumps(row) + "\n")
+    text = page("before\n<!-- comparison study -->\nold\n<!-- end -->\nafter", folder=tmp_path)
+    assert text.startswith("before\n<!-- comparison study -->\n")
+    assert text.endswith("<!-- end -->\nafter")
+    assert "| early | 0.5 | 0 | 70.0 | – | 0.500 | – | – |" in text
+    assert "old" not in text

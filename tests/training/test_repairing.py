@@ -212,3 +212,33 @@ def test_options_of_an_early_cut_are_refused_where_nothing_is_cut_early() -> Non
         UsageError, match=r"--distill 0.5 matches the dense network, and --no-baseline trains none"
     ):
         asked(method="early", distill=0.5, baseline=False)
+
+
+def test_without_a_method_given_weights_are_cut_early_a_latency_is_scaled_to_and_a_sparsity_is_of_iee() -> (
+    None
+):
+    def method(**more: Any) -> str:
+        return Settings(**{"model": "toy:net", "data": "toy:data", **more}).method
+
+    assert method(budget="0.5", weights="w.safetensors") == "early"
+    assert method(budget="0.5") == "scaled"
+    assert method(masks=Masks(sparsity=0.9)) == "iee"
+
+
+def test_a_scaled_network_loses_its_last_block_meets_the_latency_and_goes_on_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "close_loop", lambda model, cost, example, candidate, **_: (cost, []))
+    path = write_profile(tmp_path / "residual.jsonl", "toy:residual")
+    given = settings(path, model="toy:residual", method="scaled", budget="0.4")
+    report = execute(given, tmp_path / "run")
+    assert report["widths"]["second.conv1"] == 0 < report["widths"]["first.conv1"]
+    assert report["predicted_us"] <= report["budget_us"] * (1 + 1e-6)
+    assert report["train_flops_ratio"]["strict"] == pytest.approx(
+        report["macs_pruned"] / report["macs_dense"]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        execute(given, tmp_path / "cut", Quiet(("pruned", 17)))
+    execute(given, tmp_path / "cut", resume=True)
+    a, b = (load_weights(tmp_path / name / "pruned.safetensors") for name in ("run", "cut"))
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -62,6 +62,7 @@ def settings(profile: Path, **other: Any) -> Settings:
         "model": "toy:net",
         "data": "toy:data",
         "budget": "0.5",
+        "method": "iee",
         "epochs": 4,
         "batch_size": 12,
         "profile": str(profile),

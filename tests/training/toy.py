@@ -22,6 +22,37 @@ class Net(nn.Module):
         return answer
 
 
+class Block(nn.Module):
+    """Two convolutions of 8 and a skip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+class Residual(nn.Module):
+    """conv(3→8), two blocks, mean, fc."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.first, self.second = Block(), Block()
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        logits: Tensor = self.fc(self.second(self.first(x)).mean((2, 3)))
+        return logits
+
+
+def residual(num_classes: int = 6) -> nn.Module:
+    return Residual(num_classes)
+
+
 def net(num_classes: int = 6) -> nn.Module:
     return Net(num_classes)
 

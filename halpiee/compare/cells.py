@@ -1,0 +1,283 @@
+"""One cell of a comparison is one run of ``halpiee train``: from its settings to a row, resumed where it was left.
+
+A comparison's folder::
+
+    ground/          the profile and the calibration that all cells share
+    cells/KEY/       the run of a cell; a cell that another process holds is passed over
+    rows.jsonl       one line a finished cell
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import halpiee
+from halpiee.compare.comparison import Comparison
+from halpiee.compare.contestants import DENSE, Contestant, contestant
+from halpiee.compare.rows import FILE, Row, append, read_rows
+from halpiee.compare.torch_pruning import pruned_and_tuned
+from halpiee.errors import OutputInUseError
+from halpiee.methods.channels import uniform_counts
+from halpiee.options import nested
+from halpiee.selection.cost import LatencyCost
+from halpiee.training.checkpoint import save_json
+from halpiee.training.config import Settings
+from halpiee.training.job import PROFILE, Run, Talk
+from halpiee.training.pipeline import execute, priced
+from halpiee.training.preflight import open_run
+from halpiee.training.record import line_values
+from latency._files import FolderLock
+
+__all__ = ["Cell", "Ground", "carry_out", "cells", "settings_of"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training to do.
+
+    Attributes:
+        comparison: that it belongs to.
+        contestant: by name.
+        budget: share of the dense latency; 1 for the dense network.
+        seed: of the training.
+    """
+
+    comparison: Comparison
+    contestant: str
+    budget: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the folder and among the rows."""
+        return f"{self.contestant}-{self.budget:g}-s{self.seed}-{self.comparison.setting}"
+
+    @property
+    def who(self) -> Contestant:
+        """What the contestant does."""
+        return contestant(self.contestant)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all cells share.
+
+    Attributes:
+        run: that measured them.
+        cost: calibrated.
+    """
+
+    run: Run
+    cost: LatencyCost
+
+    @classmethod
+    def of(cls, comparison: Comparison, out: Path, talk: Talk) -> Ground:
+        """Measures profile and calibration, or reads them where they are; one process at a time."""
+        folder = out / "ground" / comparison.setting
+        dense = replace(
+            settings_of(Cell(comparison, DENSE, 1.0, 0), out), budget=f"{min(comparison.budgets):g}"
+        )
+        while True:
+            try:
+                run = open_run(dense, folder, talk, resume=(folder / "settings.json").is_file())
+                with run.owned():
+                    return cls(run, priced(run))
+            except OutputInUseError:
+                time.sleep(5.0)  # another process of this comparison is measuring
+
+    @property
+    def profile(self) -> str:
+        """Where the profile lies."""
+        return self.run.settings.profile or str(self.run.folder / PROFILE)
+
+    def epochs(self, cell: Cell) -> int:
+        """Returns the epochs that a cell trains."""
+        times = cell.who.epochs
+        if times == "flops":
+            counts = uniform_counts(
+                self.run.structure,
+                latency_us=cell.budget * self.cost.dense_us,
+                cost=self.cost,
+                protect=self.run.protected,
+            )
+            times = self.run.macs({}) / self.run.macs(counts)
+        return max(1, round(times * cell.comparison.epochs))
+
+
+def cells(comparison: Comparison) -> Iterator[Cell]:
+    """Yields the cells in the order of their seeds, so that what is there at any time can be compared in pairs."""
+    for seed in comparison.seeds:
+        for name in comparison.contestants:
+            for budget in (1.0,) if name == DENSE else comparison.budgets:
+                yield Cell(comparison, name, budget, seed)
+
+
+def settings_of(cell: Cell, out: Path) -> Settings:
+    """Returns the settings of a cell's run, without what the ground gives.
+
+    Args:
+        cell: to do.
+        out: folder of the comparison, where the dense network's weights will be.
+    """
+    c, who = cell.comparison, cell.who
+    given: dict[str, Any] = {
+        "model": c.network,
+        "data": c.data,
+        "width": c.width,
+        "size": c.size,
+        "device": c.device,
+        "backend": c.backend,
+        "profile": c.profile,
+        "batch": c.batch,
+        "threads": c.threads,
+        "epochs": c.epochs,
+        "batch_size": c.batch_size,
+        "lr": c.tuning_lr if who.pretrained else c.lr,
+        "weight_decay": c.weight_decay,
+        "precision": "bf16" if c.bf16 else "fp32",
+        "channels_last": c.bf16,
+        "budget": f"{cell.budget:g}",
+        "seed": cell.seed,
+        "distill": c.distill if who.distilled else 0.0,
+        "baseline": who.distilled,
+        "weights": str(_dense(out, cell) / "pruned.safetensors") if who.pretrained else None,
+    }
+    given |= who.options
+    return Settings.from_dict(nested(Settings, given, {}), where=f"the contestant {cell.contestant}")
+
+
+def carry_out(cell: Cell, ground: Ground, out: Path, talk: Talk) -> Row | None:
+    """Trains, exports and times a cell, adds its row, and returns it.
+
+    Args:
+        cell: to do.
+        ground: of its comparison.
+        out: folder of the comparison.
+        talk: told what happens.
+
+    Returns:
+        The row, also where it was there already; ``None`` where another process holds the cell.
+    """
+    done = _row(out, cell.key)
+    if done is not None:
+        return done
+    start = None
+    if cell.who.needs_dense:
+        start = carry_out(replace(cell, contestant=DENSE, budget=1.0), ground, out, talk)
+        if start is None:
+            return None
+    talk.stage(f"{cell.contestant} at {cell.budget:g}, seed {cell.seed}")
+    try:
+        report, settings = (_outside if cell.who.outside else _trained)(cell, ground, out, talk)
+    except OutputInUseError:
+        talk.note("another process holds this cell")
+        return None
+    row = _row(out, cell.key) or _as_row(cell, report, settings, start)
+    if _row(out, cell.key) is None:
+        append(out, row)
+    return row
+
+
+def _row(out: Path, key: str) -> Row | None:
+    rows = read_rows(out) if (out / FILE).is_file() else []
+    return next((row for row in reversed(rows) if row.key == key), None)
+
+
+def _folder(out: Path, cell: Cell) -> Path:
+    return out / "cells" / cell.key
+
+
+def _dense(out: Path, cell: Cell) -> Path:
+    """Returns the folder of the dense network of a cell's seed."""
+    return _folder(out, replace(cell, contestant=DENSE, budget=1.0))
+
+
+def _trained(cell: Cell, ground: Ground, out: Path, talk: Talk) -> tuple[dict[str, Any], Settings]:
+    """Carries out the run of a cell."""
+    folder = _folder(out, cell)
+    settings = replace(settings_of(cell, out), profile=ground.profile, epochs=ground.epochs(cell))
+    dense = _dense(out, cell)
+    run = open_run(settings, folder, talk, resume=(folder / "settings.json").is_file())
+    calibration = ground.cost.calibration
+    if calibration is not None and not (folder / "calibration.json").is_file():
+        save_json(folder / "calibration.json", line_values(calibration))
+    if cell.who.distilled and not cell.who.pretrained and not (folder / "dense.json").is_file():
+        shutil.copyfile(dense / "pruned.safetensors", folder / "dense.safetensors")
+        shutil.copyfile(dense / "pruned.json", folder / "dense.json")
+    return execute(run), settings
+
+
+def _outside(cell: Cell, ground: Ground, out: Path, talk: Talk) -> tuple[dict[str, Any], Settings]:
+    """Carries out a cell of another library."""
+    settings = replace(settings_of(cell, out), profile=ground.profile)
+    dense = _dense(out, cell)
+    with FolderLock(_folder(out, cell)):
+        report = pruned_and_tuned(
+            ground.run, dense / "pruned.safetensors", settings, _folder(out, cell), talk
+        )
+    return {**report, "dense_us": ground.cost.dense_us}, settings
+
+
+def _as_row(cell: Cell, report: dict[str, Any], settings: Settings, start: Row | None) -> Row:
+    """Returns the row of a finished run."""
+    pretrained = cell.who.pretrained and start is not None
+    own: Callable[[str], float] = lambda key: float(report["seconds_training"][key] or 0.0)  # noqa: E731
+    return Row(
+        key=cell.key,
+        contestant=cell.contestant,
+        budget=cell.budget,
+        seed=cell.seed,
+        accuracy=report["accuracy_pruned"],
+        latency_us=report["dense_us"] / report["speedup"],
+        dense_us=report["dense_us"],
+        setting=cell.comparison.setting,
+        title=cell.comparison.title,
+        network=cell.comparison.network,
+        epochs=0.0 if settings.method == "repair" else settings.epochs,
+        macs=report["macs_pruned"],
+        dense_macs=report["macs_dense"],
+        params=report["params_pruned"],
+        seconds=own("pruned"),
+        train_macs=report["train_macs"]["strict"],
+        start_seconds=(start.seconds or 0.0) if pretrained and start else 0.0,
+        start_macs=(start.train_macs or 0.0) if pretrained and start else 0.0,
+        counts=report.get("widths") or {},
+        commit=commit(),
+        machine=machine(settings),
+        date=time.strftime("%Y-%m-%d"),
+        versions={
+            "halpiee": halpiee.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    )
+
+
+def commit() -> str:
+    """Returns the commit of the code; empty where it is no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(halpiee.__file__).parent), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def machine(settings: Settings) -> str:
+    """Returns what trained and timed: the accelerator, or the processor."""
+    if settings.device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
