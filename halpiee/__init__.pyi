@@ -9,6 +9,7 @@ from halpiee import saliency as saliency
 from halpiee import selection as selection
 from halpiee import sparsity as sparsity
 from halpiee import structure as structure
+from halpiee import tasks as tasks
 from halpiee import zoo as zoo
 from halpiee.errors import BudgetError as BudgetError
 from halpiee.errors import HalpieeError as HalpieeError
@@ -54,6 +55,9 @@ from halpiee.structure.rules import add_rule as add_rule
 from halpiee.structure.shrink import masked as masked
 from halpiee.structure.shrink import shrink as shrink
 from halpiee.structure.trace import trace as trace
+from halpiee.tasks.registry import task as task
+from halpiee.tasks.task import Metric as Metric
+from halpiee.tasks.task import Task as Task
 from halpiee.training.loading import load as load
 
 __all__: list[str]

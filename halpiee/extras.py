@@ -9,6 +9,8 @@ __all__ = ["EXTRAS", "missing"]
 EXTRAS = {
     "profile": ("onnx", "onnxruntime"),
     "train": ("torch", "torchvision", "accelerate", "onnxscript", "safetensors", "sklearn", "pyarrow", "PIL"),
+    "tasks": ("torchmetrics", "pycocotools"),
+    "datasets": ("datasets",),
     "report": ("matplotlib", "jinja2"),
     "cpsat": ("ortools",),
     "tensorrt": ("tensorrt",),

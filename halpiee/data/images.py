@@ -59,7 +59,7 @@ def open_image(blob: bytes, where: str, *, mode: str = "RGB") -> Image.Image:
     try:
         with Image.open(io.BytesIO(blob)) as opened:
             opened.load()
-            image: Image.Image = opened.copy()
+            image: Image.Image = opened  # decoded: it outlives its file
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         said = "no format that is known" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{where} is not a readable image ({said}); replace it or take it out") from error

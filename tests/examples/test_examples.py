@@ -15,6 +15,7 @@ import torch
 import latency
 from halpiee.methods.registry import METHODS
 from halpiee.saliency.registry import REGISTRY as CRITERIA
+from halpiee.tasks.registry import REGISTRY as TASKS
 from latency.backends import BACKENDS
 from latency.backends.onnxruntime.ops import BUILDERS
 from latency.op import OPS
@@ -38,7 +39,7 @@ def example(name: str) -> ModuleType:
 def forgotten() -> Iterator[None]:
     """What an example registers is gone after it."""
     kinds, builders = dict(OPS), dict(BUILDERS)
-    with CRITERIA.forgetting(), METHODS.forgetting(), BACKENDS.forgetting():
+    with CRITERIA.forgetting(), METHODS.forgetting(), BACKENDS.forgetting(), TASKS.forgetting():
         yield
     for table, before in ((OPS, kinds), (BUILDERS, builders)):
         table.clear()
@@ -149,3 +150,24 @@ def test_a_backend_and_a_kind_of_op_take_forty_lines_each_at_most() -> None:
         <= 40
     )
     assert lines.index("def main(say: Callable[[str], object] = print) -> dict[str, float]:") - ended <= 40
+
+
+def test_the_new_task_has_a_name_and_its_network_counts() -> None:
+    from halpiee.tasks import named
+
+    shown = example("new_task")
+    assert type(named("counting")) is shown.Counting
+    task = shown.Counting()
+    assert float(task.loss(torch.tensor([[1.0], [3.0]]), torch.tensor([2, 3]))) == 0.5
+    metric = task.metric(6)
+    metric.add(torch.tensor([[1.0], [3.4], [0.6]]), torch.tensor([2, 3, 0]))
+    assert metric.figures() == {"near": pytest.approx(1 / 3)}
+    assert shown.main()["near"] > 0.9
+
+
+def test_a_task_takes_forty_lines_at_most() -> None:
+    lines = (EXAMPLES / "new_task.py").read_text(encoding="utf-8").splitlines()
+    begun, ended = (
+        lines.index(line) for line in ("class Near(halpiee.Metric):", "def dots() -> tuple[Pair, Pair]:")
+    )
+    assert sum(bool(line.strip()) for line in lines[begun:ended]) <= 40

@@ -192,7 +192,12 @@ def test_ssdlite_is_trained_pruned_to_60_percent_and_exported_with_equal_boxes(t
     task = Detection()
     torch.manual_seed(0)
     net = task.network(build(SSDLITE, **task.arguments(data.n_classes)))
-    found = pruned_and_exported(task, net, data, tmp_path / "net.onnx", steps=40)
+    for (
+        module
+    ) in net.modules():  # 0.03 there: after forty steps eval mode would still see the first statistics
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.3
+    found = pruned_and_exported(task, net, data, tmp_path / "net.onnx", steps=60)
     assert sum(found.losses[-5:]) < 0.6 * sum(found.losses[:5])
     assert found.share <= 0.6
     for own, exported in zip(task.predictions(found.answers), task.predictions(found.exported), strict=True):

@@ -1,0 +1,113 @@
+"""Runs of other tasks, and on images that stay in their files, go through the same stages as classification."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halpiee.data.loaded import LoadedData
+from halpiee.data.options import Loading
+from halpiee.errors import DataError, UsageError
+from halpiee.training import stage
+from halpiee.training.checkpoint import load_weights
+from halpiee.training.config import Masks, Settings
+from halpiee.training.preflight import open_run
+from halpiee.training.stored import read_settings
+from tests.data.folders import class_folder
+from tests.tasks.scenes import pairs
+
+from .talk import Quiet, one_thread, trained
+
+NETWORK = """
+from torch import nn
+def net(num_classes=3):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, num_classes, 1))
+"""
+TASK = """
+import halpiee
+from halpiee.tasks.classification import Accuracy
+class Ranks(halpiee.Task):
+    title = "Ranked right"
+    def loss(self, answers, targets, *, smoothing=0.0):
+        return (answers.argmax(1) - targets).abs().float().mean() + 0 * answers.sum() + answers.square().mean()
+    def metric(self, n_classes):
+        return Accuracy(n_classes)
+"""
+
+
+@pytest.fixture(autouse=True)
+def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(stage, "pick_threads", one_thread)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "pixelnet.py").write_text(NETWORK)
+    (tmp_path / "ranking.py").write_text(TASK)
+    importlib.invalidate_caches()
+
+
+def settings(**other: Any) -> Settings:
+    values: dict[str, Any] = {
+        "model": "toy:net",
+        "data": "toy:data",
+        "epochs": 2,
+        "batch_size": 4,
+        "method": "rigl",
+        "masks": Masks(sparsity=0.5),
+        "baseline": False,
+        "loading": Loading(keep="files", workers=0),
+        **other,
+    }
+    return Settings(**values)
+
+
+def test_a_segmentation_is_trained_to_a_sparsity(tmp_path: Path) -> None:
+    folder = pairs(tmp_path / "pairs", side=16)
+    asked = settings(task="segmentation", model="pixelnet:net", data=str(folder), size=16, epochs=6)
+    run = open_run(asked, tmp_path / "run", Quiet())
+    found = trained(run)
+    assert run.task.title == "Mean IoU"
+    assert 0.2 < found["accuracy"] <= 1
+    assert {"miou", "pixels"} <= found["history"][-1].keys()
+    assert found["history"][-1]["loss"] < found["history"][0]["loss"]
+
+
+def test_a_classifier_does_not_answer_every_pixel(tmp_path: Path) -> None:
+    folder = pairs(tmp_path / "pairs", side=16)
+    asked = settings(task="segmentation", data=str(folder), size=16)
+    with pytest.raises(DataError, match=r"answers two images with \[2, 3\] where \[2, 3, 16, 16\] is wanted"):
+        open_run(asked, tmp_path / "run", Quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_from_elsewhere_trains_and_its_run_is_not_called_where_it_was_not_typed(
+    tmp_path: Path,
+) -> None:
+    folder = class_folder(tmp_path / "images", classes=3)
+    run = open_run(
+        settings(task="ranking:Ranks", data=str(folder), model="resnet20"), tmp_path / "run", Quiet()
+    )
+    assert run.task.title == "Ranked right"
+    stored = (tmp_path / "run/settings.json").read_text()
+    (tmp_path / "run/settings.json").write_text(stored.replace("ranking:Ranks", "ranking:Other"))
+    with pytest.raises(UsageError, match="names the task"):
+        read_settings(tmp_path / "run")
+    with pytest.raises(UsageError, match="the task 'segmentatoin' was asked; did you mean 'segmentation'"):
+        open_run(settings(task="segmentatoin"), tmp_path / "other", Quiet())
+
+
+def test_a_training_on_files_interrupted_within_an_epoch_ends_bit_equal(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "images", train=24, classes=3)
+    asked = settings(data=str(folder), model="resnet20", width=0.25, loading=Loading(keep="files", workers=0))
+    whole = open_run(asked, tmp_path / "whole", Quiet())
+    assert isinstance(whole.data, LoadedData)
+    trained(whole)
+    with pytest.raises(KeyboardInterrupt):
+        trained(open_run(asked, tmp_path / "parts", Quiet(("pruned", 8))))
+    trained(open_run(asked, tmp_path / "parts", Quiet(), resume=True))
+    first, second = (load_weights(tmp_path / name / "pruned.safetensors") for name in ("whole", "parts"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
