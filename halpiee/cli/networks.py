@@ -230,7 +230,7 @@ def from_plan(
     from halpiee.deploy.onnx import plan_metadata
     from halpiee.structure.plan import Plan
     from halpiee.structure.trace import trace
-    from halpiee.structure.verify import verify
+    from halpiee.structure.verification import verify
     from halpiee.training.checkpoint import load_weights
     from halpiee.zoo.registry import check_arguments, check_named, names_code
 

@@ -18,7 +18,7 @@ from halpiee.structure.records import Call, Timing
 from halpiee.structure.rules import add_rule
 from halpiee.structure.shrink import masked, shrink
 from halpiee.structure.trace import trace
-from halpiee.structure.verify import relative_error, verify
+from halpiee.structure.verification import relative_error, verify
 
 __all__ = [
     "Call",

@@ -34,7 +34,7 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import idle, needed, random_like
 from halpiee.structure.state import Answers, branches_by_mode
 from halpiee.structure.surroundings import Surroundings
-from halpiee.structure.verify.trial import Trial, TurnError
+from halpiee.structure.verification.trial import Trial, TurnError
 from latency.copies import copy_of
 from latency.op import CONTRACTIONS
 

@@ -35,7 +35,7 @@ from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import macs
 from halpiee.structure.plan import Plan, Selection
 from halpiee.structure.shrink import shrink
-from halpiee.structure.verify import verify
+from halpiee.structure.verification import verify
 from halpiee.tasks import named as task_named
 from halpiee.training import record
 from halpiee.training.build import (

@@ -18,7 +18,7 @@ from halpiee.methods.allocator import LatencyPool
 from halpiee.methods.method import Method
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.shrink import shrink
-from halpiee.structure.verify import verify
+from halpiee.structure.verification import verify
 from halpiee.training import record
 from halpiee.training.build import Material, network
 from halpiee.training.checkpoint import load_state, save_json

@@ -9,7 +9,7 @@ from torch import nn
 import halpiee
 from halpiee import FilterPruning, Global, Uniform
 from halpiee.errors import UsageError
-from halpiee.structure.verify import verify
+from halpiee.structure.verification import verify
 
 from .conftest import TinyNet
 from .small import Batches, sgd, train

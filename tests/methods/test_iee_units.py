@@ -10,7 +10,7 @@ from halpiee import ERK, IEE, NM, Global, Uniform
 from halpiee.errors import UsageError
 from halpiee.saliency import Taylor
 from halpiee.sparsity import Filters, Weights
-from halpiee.structure.verify import verify
+from halpiee.structure.verification import verify
 
 from .conftest import TinyNet
 from .small import Batches, batches, linear, sgd, train

@@ -17,7 +17,7 @@ from halpiee.selection.cost import Also, LatencyCost
 from halpiee.selection.limits import resource
 from halpiee.selection.options import blocks
 from halpiee.structure.groups import Structure
-from halpiee.structure.verify import verify
+from halpiee.structure.verification import verify
 from latency.op import Op
 
 

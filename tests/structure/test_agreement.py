@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee import trace
-from halpiee.structure.verify import verify
+from halpiee.structure.verification import verify
 
 
 class BorderMask(nn.Module):

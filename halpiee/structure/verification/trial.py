@@ -25,7 +25,7 @@ from halpiee.structure.rules.movement import FOLLOWING
 from halpiee.structure.shrink import Cut, cut_for
 from halpiee.structure.state import Answers, taken
 from halpiee.structure.surroundings import Surroundings
-from halpiee.structure.verify.probe import (
+from halpiee.structure.verification.probe import (
     ANOTHER_PATH,
     CHECKS,
     Misplaced,
