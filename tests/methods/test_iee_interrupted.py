@@ -140,8 +140,7 @@ def test_a_run_that_goes_on_compact_knows_what_is_left(
     resumed.load_record(iee.state_dict())
     assert resumed.alive.digest() == iee.alive.digest()
     assert resumed.alive.density == iee.alive.density
-    assert (resumed.step, resumed.finished, resumed.reports) == (
-        40,
-        True,
-        iee.reports[: len(resumed.reports)],
-    )
+    assert (resumed.step, resumed.finished) == (40, True)
+    assert resumed.reports
+    # As text: an overlap that is not known is NaN, which equals nothing.
+    assert repr(resumed.reports) == repr(iee.reports[: len(resumed.reports)])
