@@ -147,7 +147,8 @@ def settings_of(cell: Cell, out: Path) -> Settings:
         "channels_last": c.bf16,
         "budget": f"{cell.budget:g}",
         "seed": cell.seed,
-        "distill": c.distill if who.distilled else 0.0,
+        "distill": "dense" if who.distilled else None,
+        "distill_weight": c.distill,
         "baseline": who.distilled,
         "weights": str(_dense(out, cell) / "pruned.safetensors") if who.pretrained else None,
     }

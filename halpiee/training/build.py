@@ -29,7 +29,7 @@ from halpiee.structure.groups import Structure
 from halpiee.tasks import named
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.config import Settings
-from halpiee.training.weights import fitted_to, read_weights
+from halpiee.training.weights import fit_weights
 from halpiee.zoo import build
 
 __all__ = [
@@ -254,11 +254,6 @@ def initial(
     """
     model = network(settings, n_classes)
     if settings.weights:
-        given = read_weights(settings.weights, settings.model)
-        found = fitted_to(
-            model, given, name=settings.weights, network=settings.model, reset_head=settings.reset_head
-        )
-        found.into(model)
-        for note in found.notes:
+        for note in fit_weights(model, settings.weights, settings.model, reset_head=settings.reset_head):
             say(note)
     return model

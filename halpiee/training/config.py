@@ -305,11 +305,14 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
     nesterov: bool = option(True, "Whether the momentum is Nesterov's.", SCHEDULE)
     weight_decay: ranges.Decay = option(5e-4, "Weight decay; norms and biases have none.", SCHEDULE)
     label_smoothing: ranges.Below = option(0.0, "Label smoothing of the cross-entropy.", SCHEDULE)
-    distill: ranges.Below = option(
-        0.0,
-        "Weight of matching the dense network's answers (Hinton et al. 2015, temperature 2) in the pruned training.",
+    distill: str | None = option(
+        None,
+        "Whose answers the pruned training matches (Hinton et al. 2015, temperature 2): dense, the run's own dense "
+        "network, or a file of weights of it.",
         SCHEDULE,
+        unset="nobody's",
     )
+    distill_weight: ranges.Below = option(0.5, "Weight of matching them; the labels have the rest.", SCHEDULE)
     optimizer: Literal["sgd", "adamw", "rmsprop"] = option("sgd", "Optimizer.", SCHEDULE)
     schedule: Literal["cosine", "steps", "onecycle", "constant"] | None = option(
         None, "How the rate moves after the warm-up.", SCHEDULE, unset="steps with --drops, else cosine"
@@ -459,10 +462,10 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
                     f"{typed} was given to --method {self.method}; only early trains a whole network and cuts it once"
                 )
         self._check_schedule()
-        if self.distill and not (self.baseline or self.weights):
+        if self.distill == "dense" and not (self.baseline or self.weights):
             raise UsageError(
-                f"--distill {self.distill:g} matches the dense network, and --no-baseline trains none; leave one out, "
-                "or give --weights"
+                "--distill dense matches the dense network, and --no-baseline trains none; leave one out, give "
+                "--weights, or --distill a file of weights"
             )
         if m.restart and not (m.at or self.method == "ltr"):
             raise UsageError(

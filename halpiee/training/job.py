@@ -34,6 +34,7 @@ from halpiee.training.config import Settings, parse_budget
 from halpiee.training.metrics import Metrics
 from halpiee.training.ranks import ALONE, Ranks
 from halpiee.training.record import effective_macs
+from halpiee.training.weights import fit_weights
 from latency._files import FolderLock, contents
 
 __all__ = ["PROFILE", "Run", "Silent", "Talk", "holds_cells", "save_plan"]
@@ -249,6 +250,15 @@ class Run:
         model = self.build()
         if self.ranks.once(lambda: self.has_dense):
             self.fill(model, "dense.safetensors")
+        return model.eval()
+
+    def teacher(self) -> nn.Module:
+        """Returns the network whose answers the pruned one matches: the run's dense one, or one of given weights."""
+        given = self.settings.distill
+        if given is None or given == "dense":
+            return self.dense()
+        model = self.build()
+        fit_weights(model, given, self.settings.model, option="--distill")
         return model.eval()
 
     def fill(self, model: nn.Module, name: str) -> None:

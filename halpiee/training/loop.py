@@ -148,7 +148,7 @@ class Objective(nn.Module):
         network: in training.
         settings: of the run.
         task: whose loss it is.
-        teacher: whose answers are matched with the weight ``settings.distill``.
+        teacher: whose answers are matched with the weight ``settings.distill_weight``.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Objective(nn.Module):
         for teacher in self._teachers:
             with torch.no_grad():
                 wanted = in_fp32(teacher(x))
-            loss = (1 - s.distill) * loss + s.distill * self._task.distance(answers, wanted)
+            loss = (1 - s.distill_weight) * loss + s.distill_weight * self._task.distance(answers, wanted)
         return loss
 
 
@@ -287,7 +287,7 @@ class Trainer:
         return max(1, self.settings.batch_size // (self.ranks.count * self.settings.accumulate))
 
     def learn_from(self, teacher: nn.Module) -> None:
-        """Matches the answers of another network, too, with the weight ``settings.distill``."""
+        """Matches the answers of another network, too, with the weight ``settings.distill_weight``."""
         self._teacher = laid_out(teacher, self.settings).eval()
         self._engine.free_memory()
         self._take(self.model, self.optimizer)

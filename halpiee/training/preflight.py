@@ -199,6 +199,8 @@ def check_settings(settings: Settings) -> None:
         )
     if s.weights is not None:
         read_weights(s.weights, s.model)
+    if s.distill not in (None, "dense"):
+        read_weights(s.distill, s.model, option="--distill")
     if METHODS[s.method].kind == "cut":
         _check_repair(s, summary)
     for text in s.also:

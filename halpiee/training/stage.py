@@ -182,7 +182,7 @@ def begun(
     )
     trainer.lead, trainer.step = lead, first
     if run.settings.distill and label == "pruned":
-        trainer.learn_from(run.dense().to(run.device))
+        trainer.learn_from(run.teacher().to(run.device))
     if label == "dense" and run.settings.weights:
         return trainer
     choose_threads(run)

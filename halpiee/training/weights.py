@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from halpiee.errors import UsageError
 from halpiee.training.checkpoint import load_weights
 
-__all__ = ["Fitted", "fitted_to", "read_weights"]
+__all__ = ["Fitted", "fit_weights", "fitted_to", "read_weights"]
 
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "backbone.", "encoder.")
 """What wrappers, trainers and this package put before the names of parameters."""
@@ -41,13 +41,14 @@ class Fitted:
         model.load_state_dict({**model.state_dict(), **self.state})
 
 
-def read_weights(given: str, model: str) -> dict[str, Tensor]:
-    """Returns the tensors that ``--weights`` names; nothing in a file is executed, and nothing is downloaded.
+def read_weights(given: str, model: str, *, option: str = "--weights") -> dict[str, Tensor]:
+    """Returns the tensors that an option names; nothing in a file is executed, and nothing is downloaded.
 
     Args:
         given: a file (safetensors, or a state dict that ``torch.save`` wrote), or the name of weights of torchvision
             (``IMAGENET1K_V1``) or timm (``a1_in1k``) that a cache on this machine has.
         model: the MODEL string, whose weights a name means.
+        option: that asked for them, for messages.
 
     Raises:
         UsageError: there is no such file or name, or it holds no weights.
@@ -61,7 +62,7 @@ def read_weights(given: str, model: str) -> dict[str, Tensor]:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(
-            f"--weights {given} cannot be read as a state dict ({type(error).__name__}: it may hold code, which is not "
+            f"{option} {given} cannot be read as a state dict ({type(error).__name__}: it may hold code, which is not "
             "run); write one with torch.save(model.state_dict(), path)"
         ) from error
     for _ in range(len(INSIDE)):
@@ -74,10 +75,34 @@ def read_weights(given: str, model: str) -> dict[str, Tensor]:
     )
     if not tensors:
         raise UsageError(
-            f"--weights {given} holds {type(found).__name__} without a tensor; write a state dict with "
+            f"{option} {given} holds {type(found).__name__} without a tensor; write a state dict with "
             "torch.save(model.state_dict(), path)"
         )
     return tensors
+
+
+def fit_weights(
+    model: nn.Module, given: str, network: str, *, reset_head: bool = False, option: str = "--weights"
+) -> tuple[str, ...]:
+    """Gives a network the weights that an option names, and returns sentences on what was changed or left out.
+
+    Args:
+        model: the network.
+        given: a file or a name, as for `read_weights`.
+        network: the MODEL string.
+        reset_head: whether a head of another number of classes is left as it was drawn.
+        option: that asked for them, for messages.
+
+    Raises:
+        UsageError: there are no such weights, or they are those of another network.
+    """
+    tensors = read_weights(given, network, option=option)
+    try:
+        found = fitted_to(model, tensors, name=given, network=network, reset_head=reset_head)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--weights", option, 1)) from error
+    found.into(model)
+    return found.notes
 
 
 def fitted_to(

@@ -80,7 +80,8 @@ def test_every_contestant_gives_settings_that_a_run_takes() -> None:
         assert (s.weights is not None) == cell.who.pretrained
         assert s.budget == ("1" if cell.contestant == "dense" else "0.5")
         assert s.seed == cell.seed
-        assert (s.distill > 0) == cell.contestant.endswith("-distilled")
+        assert (s.distill == "dense") == cell.contestant.endswith("-distilled")
+        assert s.distill_weight == comparison.distill
         assert s.lr == (comparison.tuning_lr if cell.who.pretrained else comparison.lr)
 
 

@@ -20,7 +20,8 @@ from halpiee.errors import BudgetError, UsageError
 from halpiee.training import stage
 from halpiee.training.checkpoint import load_weights, save_weights
 from halpiee.training.config import Masks, Settings
-from halpiee.training.loop import evaluate
+from halpiee.training.loop import Objective, evaluate
+from halpiee.training.preflight import open_run
 from halpiee.zoo import build
 
 from .talk import Quiet
@@ -189,13 +190,43 @@ def test_given_weights_are_cut_before_the_first_step_and_distilled_from(
 ) -> None:
     monkeypatch.setattr(stage, "close_loop", lambda model, cost, example, candidate, **_: (cost, []))
     given = settings(
-        profile, method="early", weights=str(trained), budget="0.7", images=100, distill=0.5, epochs=1
+        profile, method="early", weights=str(trained), budget="0.7", images=100, distill="dense", epochs=1
     )
     report = execute(given, tmp_path / "run")
     compact = report["macs_pruned"] / report["macs_dense"]
     assert report["train_flops_ratio"] == pytest.approx({"paper": compact, "strict": compact})
     # 10 steps of a network that was trained before: what the cut left goes on, it does not begin anew
     assert report["accuracy_pruned"] > 0.6
+
+
+def test_a_file_of_weights_is_the_teacher_and_its_share_of_the_loss_is_the_one_asked(
+    trained: Path, profile: Path, tmp_path: Path
+) -> None:
+    asked = settings(profile, method="early", budget="0.7", distill=str(trained), distill_weight=0.3)
+    run = open_run(asked, tmp_path / "run", Quiet())
+    teacher, student = run.teacher(), run.build().eval()
+    for name, value in load_weights(trained).items():
+        assert torch.equal(teacher.state_dict()[name], value), name
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, *run.data.shape, generator=generator), torch.arange(8) % 6
+    with torch.no_grad():
+        found = Objective(student, asked, run.task, teacher)(x, y)
+        logits, wanted = student(x), teacher(x)
+    soft = functional.kl_div(
+        functional.log_softmax(logits / 2, 1), functional.softmax(wanted / 2, 1), reduction="batchmean"
+    )
+    hard = functional.cross_entropy(logits, y)
+    torch.testing.assert_close(found, 0.7 * hard + 0.3 * 4 * soft)
+
+
+def test_a_teacher_of_another_network_is_refused_by_the_options_name(profile: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_weights(other, {"w": torch.zeros(3)})
+    run = open_run(settings(profile, budget="0.7", distill=str(other)), tmp_path / "run", Quiet())
+    with pytest.raises(UsageError, match=r"^--distill .*other.safetensors does not fit toy:net"):
+        run.teacher()
+    with pytest.raises(UsageError, match=r"gone.safetensors"):
+        open_run(settings(profile, budget="0.7", distill="gone.safetensors"), tmp_path / "two", Quiet())
 
 
 def test_options_of_an_early_cut_are_refused_where_nothing_is_cut_early() -> None:
@@ -209,9 +240,9 @@ def test_options_of_an_early_cut_are_refused_where_nothing_is_cut_early() -> Non
     with pytest.raises(UsageError, match=r"--no-repair was given to --method halp"):
         asked(method="halp", weights="w.safetensors", masks=Masks(repair=False))
     with pytest.raises(
-        UsageError, match=r"--distill 0.5 matches the dense network, and --no-baseline trains none"
+        UsageError, match=r"--distill dense matches the dense network, and --no-baseline trains none"
     ):
-        asked(method="early", distill=0.5, baseline=False)
+        asked(method="early", distill="dense", baseline=False)
 
 
 def test_without_a_method_given_weights_are_cut_early_a_latency_is_scaled_to_and_a_sparsity_is_of_iee() -> (
