@@ -20,7 +20,7 @@ from latency.backends import BACKENDS
 from latency.backends.onnxruntime.ops import BUILDERS
 from latency.op import OPS
 
-from ..latency.fakes import FakeBackend, staircase  # type: ignore[import-not-found, misc]
+from ..latency.fakes import FakeBackend, staircase
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
@@ -41,9 +41,10 @@ def forgotten() -> Iterator[None]:
     kinds, builders = dict(OPS), dict(BUILDERS)
     with CRITERIA.forgetting(), METHODS.forgetting(), BACKENDS.forgetting(), TASKS.forgetting():
         yield
-    for table, before in ((OPS, kinds), (BUILDERS, builders)):
-        table.clear()
-        table.update(before)
+    OPS.clear()
+    OPS.update(kinds)
+    BUILDERS.clear()
+    BUILDERS.update(builders)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class FakeBackend(Backend):
     def clock(self) -> FakeClock:
         return self.time
 
-    def anchor(self) -> None:
+    def anchor(self) -> Callable[[], object] | None:
         return None
 
     def build(self, op: Op) -> Built:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from .fakes import FakeClock
 def test_sides_take_turns_and_swap_who_is_first() -> None:
     clock, order = FakeClock(), []
 
-    def call(name, us):
-        def run():
+    def call(name: str, us: float) -> Callable[[], None]:
+        def run() -> None:
             order.append(name)
             clock.passes(us)
 
@@ -36,7 +37,7 @@ def test_a_network_whose_data_the_others_drove_out_runs_until_it_is_back() -> No
     # As a VGG-16 after others on a last cache of 260 MB: each run after the third takes a sixth of the rest less.
     clock, last, since = FakeClock(), [""], [0]
 
-    def call(name: str, us: float):
+    def call(name: str, us: float) -> Callable[[], None]:
         def run() -> None:
             since[0] = since[0] + 1 if last[0] == name else 0
             last[0] = name
@@ -56,7 +57,7 @@ def test_a_drift_that_hits_both_sides_leaves_the_ratio_alone() -> None:
     speed = iter(np.linspace(1.0, 3.0, 100_000))
     now = {"speed": 1.0}
 
-    def dense():
+    def dense() -> None:
         now["speed"] = next(speed)
         clock.passes(20_000.0 * now["speed"])
 
@@ -109,7 +110,7 @@ def test_a_model_file_that_is_not_there_is_named() -> None:
 
 def test_something_that_is_no_model_is_refused() -> None:
     with pytest.raises(UsageError, match="the latency of a int was asked for"):
-        latency.measure(3)
+        latency.measure(3)  # type: ignore[arg-type]
 
 
 def test_a_call_is_warm_when_three_runs_in_a_row_agree() -> None:

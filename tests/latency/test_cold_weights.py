@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -46,8 +48,12 @@ class Cached(FakeBackend):
 
 
 def measured(
-    backend: Cached, *ops: Op, tables: tuple[Op, ...] = (), distance: int = 96 << 20, read=lambda size: None
-) -> list[dict]:
+    backend: Cached,
+    *ops: Op,
+    tables: tuple[Op, ...] = (),
+    distance: int = 96 << 20,
+    read: Callable[[int], object] = lambda size: None,
+) -> list[dict[str, Any]]:
     def evict(size: int) -> None:
         backend.emptied += 1
         read(size)
@@ -83,7 +89,12 @@ def test_builds_that_differ_with_the_caches_emptied_are_two_more_at_each_visit(
         def build(self, op: Op) -> Built:
             built = super().build(op)
             slow = 1.0 if len(self.built) % 2 else 2.0
-            return Built(run=lambda: (self.time.passes(100.0 * slow), built.run()), minus=built.minus)
+
+            def run() -> None:
+                self.time.passes(100.0 * slow)
+                built.run()
+
+            return Built(run=run, minus=built.minus)
 
     backend = Placed()
     (cell,) = measured(backend, conv(64, 64, **FEW), tables=(conv(64, 64, **FEW),))
@@ -98,11 +109,12 @@ def test_cells_whose_builds_differ_are_visited_again_in_turns(
     monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 1e9)
     visit = Visits._visit
     visited: list[int] = []
-    monkeypatch.setattr(
-        Visits,
-        "_visit",
-        lambda self, jobs, precision: (visited.append(len(jobs)), visit(self, jobs, precision)),
-    )
+
+    def counted(self: Visits, jobs: Any, precision: Precision) -> None:
+        visited.append(len(jobs))
+        visit(self, jobs, precision)
+
+    monkeypatch.setattr(Visits, "_visit", counted)
 
     class Placed(Cached):
         """Every second build of an op takes three times as long as the others."""
@@ -112,7 +124,12 @@ def test_cells_whose_builds_differ_are_visited_again_in_turns(
         def build(self, op: Op) -> Built:
             built = super().build(op)
             slow = 3.0 if sum(o == op for o in self.built) % 2 else 1.0
-            return Built(run=lambda: (self.time.passes(100.0 * slow), built.run()), minus=built.minus)
+
+            def run() -> None:
+                self.time.passes(100.0 * slow)
+                built.run()
+
+            return Built(run=run, minus=built.minus)
 
     ops = [conv(64, width, **FEW) for width in (48, 56, 64)]
     cells = measured(Placed(), *ops, tables=(ops[-1],), distance=distance)
@@ -198,7 +215,7 @@ def test_bytes_of_weights_by_hand() -> None:
     ],
 )
 def test_as_much_is_read_as_the_network_has_weights_or_the_last_cache_holds(
-    layers: int, caches: dict, bytes_read: int
+    layers: int, caches: dict[str, str], bytes_read: int
 ) -> None:
     tracemalloc.start()
     try:
@@ -223,7 +240,8 @@ def test_a_turn_that_reads_much_itself_needs_less_besides() -> None:
 
 def test_from_one_use_of_a_weight_to_the_next_as_much_is_read_as_the_network_has() -> None:
     # A build's graphs hold two copies of the op and one: of 64 → 64 channels of 3×3, 0.14 MiB each, in two builds.
-    few, read = conv(64, 64, **FEW), []
+    few = conv(64, 64, **FEW)
+    read: list[int] = []
     backend = Cached()
     backend.builds = 2
     measured(backend, few, tables=(few,), distance=1 << 20, read=read.append)
@@ -266,10 +284,15 @@ def test_of_a_table_with_cells_of_both_kinds_the_cold_ones_count_and_those_of_fe
 
 
 def test_what_empties_the_caches_runs_before_each_turn_and_anchors_between_all_runs() -> None:
-    clock, log = FakeClock(), []
+    clock = FakeClock()
+    log: list[str] = []
 
-    def call(name: str, us: float):
-        return lambda: (log.append(name), clock.passes(us))
+    def call(name: str, us: float) -> Callable[[], None]:
+        def run() -> None:
+            log.append(name)
+            clock.passes(us)
+
+        return run
 
     anchor = Anchor(call("anchor", 10.0), clock)
     anchor.settle(seconds=0.0)
@@ -299,12 +322,19 @@ def test_cells_are_timed_in_turns_as_long_as_their_weights_are_not_more_than_the
         def build(self, op: Op) -> Built:
             built = super().build(op)
             told = order if op.c_in > NARROW else []
-            return Built(run=lambda: (told.append(op.c_out), built.run()), minus=built.minus)
+
+            def run() -> None:
+                told.append(op.c_out)
+                built.run()
+
+            return Built(run=run, minus=built.minus)
+
+        def reads(self, op: Op) -> int:
+            return 3 * weight_bytes(op)
 
     widths = [(c_in, c_out) for c_in in (504, 512) for c_out in (64, 512)]
     ops = [conv(512, 512, **FEW).with_channels(*pair) for pair in widths]
     backend = Told()
-    backend.reads = lambda op: 3 * weight_bytes(op)
     cells = measured(backend, *ops, tables=(ops[-1],), distance=48 << 20)
     assert {(c["c_in"], c["c_out"], c["us"]) for c in cells} == {(*pair, 130.0) for pair in widths}
     turns = [tuple(order[k : k + 2]) for k in range(len(order) - 1)]

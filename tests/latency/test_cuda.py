@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch.nn.functional import conv2d
 import latency
 from latency.backends.cuda import open_cuda
 from latency.backends.torch import Torch
-from latency.backends.torch.network import ModuleRunner, set_arithmetic
+from latency.backends.torch.network import ModuleRunner, Precision, set_arithmetic
 from latency.backends.torch.ops import KINDS
 from latency.errors import MissingError
 from latency.op import Op
@@ -32,7 +34,7 @@ def slope_us(backend: Torch, op: Op) -> float:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_more_work_takes_more_time(precision: str) -> None:
+def test_more_work_takes_more_time(precision: Precision) -> None:
     backend = Torch(device="cuda", precision=precision, channels_last=precision != "fp32")
     narrow, wide = (replace(conv(c, c), h=56, w=56, batch=8) for c in (32, 512))
     assert 0 < slope_us(backend, narrow) < slope_us(backend, wide)
@@ -41,6 +43,7 @@ def test_more_work_takes_more_time(precision: str) -> None:
 def test_the_slope_is_shorter_than_an_op_that_is_launched_alone() -> None:
     backend = Torch(device="cuda")
     built = backend.build(conv(64, 64))
+    assert built.minus is not None
     alone = time_call(built.minus, clock=backend.clock()).us
     assert 0 < slope_us(backend, conv(64, 64)) < alone
 
@@ -52,8 +55,8 @@ def test_the_kernels_that_were_chosen_stand_beside_the_time() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_captured(kind: str) -> None:
     windowed = kind in ("conv", "conv_transpose", "max_pool", "avg_pool")
-    shape = {"kernel": (2, 2), "stride": (2, 2)} if windowed else {}
-    positions: dict[str, int] = {} if kind in ("linear", "layer_norm") else {"h": 8, "w": 8}
+    shape: dict[str, Any] = {"kernel": (2, 2), "stride": (2, 2)} if windowed else {}
+    positions: dict[str, Any] = {} if kind in ("linear", "layer_norm") else {"h": 8, "w": 8}
     op = Op(kind=kind, c_in=64, c_out=64, batch=2, **positions, **shape)
     assert Torch(device="cuda").build(op).method == "graph slope"
 
@@ -64,6 +67,7 @@ def test_a_replay_computes_what_the_module_computes() -> None:
     x = torch.randn(2, 3, 16, 16)
     with ModuleRunner(model, (x,), device="cuda") as runner:
         answer = runner.run()
+    assert isinstance(answer, torch.Tensor)
     torch.testing.assert_close(answer.cpu(), model(x), rtol=1e-4, atol=1e-5)
 
 
@@ -79,7 +83,7 @@ def test_float32_is_float32_and_tf32_is_not() -> None:
     assert error["fp32"] < 2e-5 < error["tf32"]
 
 
-def test_ops_that_do_not_fit_are_written_down(tmp_path) -> None:
+def test_ops_that_do_not_fit_are_written_down(tmp_path: Path) -> None:
     huge = replace(conv(64, 64), batch=2**20, h=512, w=512)
     profile = latency.sweep([huge], backend="torch", settings={"device": "cuda"}, path=tmp_path / "p.jsonl")
     assert profile.environment["not_measured"]
@@ -87,21 +91,21 @@ def test_ops_that_do_not_fit_are_written_down(tmp_path) -> None:
 
 
 @pytest.fixture
-def cuda():
+def cuda() -> Any:
     try:
         return open_cuda("cuda-python")
     except MissingError as missing:
         pytest.skip(str(missing))
 
 
-def test_the_device_without_pytorch_is_the_device_pytorch_sees(cuda) -> None:
+def test_the_device_without_pytorch_is_the_device_pytorch_sees(cuda: Any) -> None:
     facts, seen = cuda.facts(), torch.cuda.get_device_properties(0)
     assert (facts["device"], facts["capability"]) == (seen.name, f"{seen.major}.{seen.minor}")
     assert facts["l2_bytes"] == seen.L2_cache_size
     assert facts["multiprocessors"] == seen.multi_processor_count
 
 
-def test_what_is_written_is_read_and_a_captured_call_runs_when_it_is_launched(cuda) -> None:
+def test_what_is_written_is_read_and_a_captured_call_runs_when_it_is_launched(cuda: Any) -> None:
     address = cuda.allocate(1000)
     sent, found = np.arange(250, dtype=np.float32), np.empty(250, dtype=np.float32)
     cuda.write(address, sent)

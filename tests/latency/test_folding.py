@@ -19,6 +19,8 @@ def with_statistics(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for norm in model.modules():
         if isinstance(norm, NORMS) and norm.track_running_stats:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             norm.running_mean.normal_(generator=generator)
             norm.running_var.uniform_(0.5, 4.0, generator=generator)
         if isinstance(norm, NORMS) and norm.affine:
@@ -67,7 +69,8 @@ class Branching(nn.Module):
         self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x)) if x.sum() > -1e9 else x
+        answer: Tensor = self.norm(self.conv(x)) if x.sum() > -1e9 else x
+        return answer
 
 
 def test_a_forward_that_branches_on_values_keeps_its_norms() -> None:
@@ -82,7 +85,8 @@ class Shared(nn.Module):
         self.conv, self.a, self.b = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.conv(self.a(self.conv(x))))
+        answer: Tensor = self.b(self.conv(self.a(self.conv(x))))
+        return answer
 
 
 class Twice(nn.Module):
@@ -93,7 +97,8 @@ class Twice(nn.Module):
         self.a, self.b, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.a(x)) + self.norm(self.b(x))
+        answer: Tensor = self.norm(self.a(x)) + self.norm(self.b(x))
+        return answer
 
 
 class Skips(nn.Module):
@@ -105,7 +110,8 @@ class Skips(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
-        return x + self.norm(x)
+        answer: Tensor = x + self.norm(x)
+        return answer
 
 
 class Tied(nn.Module):

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def build(*rows):
+def build(*rows: tuple[float, float, str]) -> list[dict[str, Any]]:
     return [{"op": {"c_in": 1}, "slope_us": s, "event_us": e, "tactic": t} for s, e, t in rows]
 
 
@@ -66,7 +67,8 @@ def test_a_module_is_called_as_often_as_asked_in_its_precision_and_layout() -> N
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             seen.append((x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
-            return self.conv(x)
+            answer: torch.Tensor = self.conv(x)
+            return answer
 
     model = Seen()
     example = (torch.randn(2, 3, 8, 8),)
@@ -74,7 +76,9 @@ def test_a_module_is_called_as_often_as_asked_in_its_precision_and_layout() -> N
         model, example, device="cpu", precision="bf16", channels_last=True, forwards=3
     ) as runner:
         seen.clear()
-        assert runner.run().dtype == torch.bfloat16
+        answer = runner.run()
+        assert isinstance(answer, torch.Tensor)
+        assert answer.dtype == torch.bfloat16
     assert seen == [(torch.bfloat16, True)] * 3
     assert model.conv.weight.dtype == torch.float32
 
@@ -84,7 +88,7 @@ def test_onnx_runtime_is_not_asked_for_half_precision() -> None:
         bench_latency.Slopes(precision="fp16")
 
 
-def test_a_network_takes_what_three_more_forwards_take_over_three(monkeypatch) -> None:
+def test_a_network_takes_what_three_more_forwards_take_over_three(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Comparison({"dense×1": [5.0, 6.0, 5.0], "dense×4": [35.0, 36.0, 41.0]}, "wall", {})
     monkeypatch.setattr(bench_latency.Slopes, "compare", lambda *asked, **settings: found)
     target = bench_latency.Slopes("torch", "cpu")
@@ -117,7 +121,9 @@ def test_steps_that_ended_well_are_not_done_again_and_others_are(tmp_path: Path)
     assert (ended["good"]["ended"], ended["bad"]["ended"]) == ("well", "with exit code 3")
 
 
-def test_a_step_is_ended_at_its_limit_and_the_next_one_runs(tmp_path: Path, monkeypatch) -> None:
+def test_a_step_is_ended_at_its_limit_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu_session, "LEAST", 2.0)
     chosen = [
         Step("long", (sys.executable, "-c", "import time; time.sleep(60)"), 0.3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from latency.inspect import inspect
 from latency.profiles import Profile
 
 
-def cell(c_out, us, **fields):
+def cell(c_out: int, us: float, **fields: Any) -> dict[str, Any]:
     return {"op": "linear", "c_in": 8, "c_out": c_out, "us": us, "steps": [8, 8], **fields}
 
 
@@ -26,9 +27,11 @@ def test_coverage_spread_contention_and_age_are_counted() -> None:
     assert found.roles == {"sweep": 2, "holdout": 2, "probe": 1}
     (table,) = found.ops
     assert (table.cells, table.edges, table.steps, table.dense_us) == (2, 3, (8, 8), 20.0)
-    assert (table.holdout, table.holdout_worst, table.disturbed) == (1, pytest.approx(0.2), 0.5)
+    judged: tuple[int, object, float] = (1, pytest.approx(0.2), 0.5)
+    assert (table.holdout, table.holdout_worst, table.disturbed) == judged
     assert found.spread_median == pytest.approx(0.075)
-    assert (found.contention_median, found.contention_worst) == (pytest.approx(0.2), 0.3)
+    contention: tuple[object, float] = (pytest.approx(0.2), 0.3)
+    assert (found.contention_median, found.contention_worst) == contention
     assert (found.oldest_days, found.newest_days) == (10.0, 9.0)
     assert found.environment == {"device": "this"}
 
@@ -36,7 +39,8 @@ def test_coverage_spread_contention_and_age_are_counted() -> None:
 def test_a_sweep_that_goes_on_is_judged_by_what_its_tables_hold_so_far() -> None:
     cells = [cell(8, 10.0), cell(24, 20.0), cell(16, 12.5, role="holdout"), cell(32, 30.0, role="holdout")]
     (table,) = inspect(Profile({}, cells)).ops
-    assert (table.holdout, table.holdout_worst) == (1, pytest.approx(0.2))
+    judged: tuple[int, object] = (1, pytest.approx(0.2))
+    assert (table.holdout, table.holdout_worst) == judged
 
 
 def test_what_speaks_against_a_profile_is_said() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +31,9 @@ KILLS = 20
 
 
 @pytest.mark.slow  # twenty-one starts of Python
-def test_a_sweep_killed_twenty_times_loses_no_line_and_measures_no_cell_twice(tmp_path, request) -> None:
+def test_a_sweep_killed_twenty_times_loses_no_line_and_measures_no_cell_twice(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     path = tmp_path / "p.jsonl"
     command = [sys.executable, "-c", PROGRAM, str(path), str(request.path.parent)]
     rng = random.Random(0)
@@ -57,13 +60,13 @@ def test_a_sweep_killed_twenty_times_loses_no_line_and_measures_no_cell_twice(tm
     assert len(keys) == len(set(keys)) > len(seen)
 
 
-def lines_of(path):
+def lines_of(path: Path) -> list[str]:
     """Returns the whole lines of a file that may not be there yet."""
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1].decode().splitlines()
 
 
-def test_two_processes_do_not_sweep_into_one_file(tmp_path, request) -> None:
+def test_two_processes_do_not_sweep_into_one_file(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     path = tmp_path / "p.jsonl"
     holder = subprocess.Popen(
         [

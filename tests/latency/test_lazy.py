@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from latency.errors import UsageError
@@ -55,7 +57,7 @@ def test_ops_that_cannot_be_built_and_empty_cells_are_left_out() -> None:
         assert tables.measure([(pool, 8, 8), (WIDE, 0, 8)]) == 0
 
 
-def test_a_second_opening_goes_on_with_the_file(tmp_path) -> None:
+def test_a_second_opening_goes_on_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "lazy.jsonl"
     with LazySweep([WIDE], backend=FakeBackend(staircase(8)), path=path) as tables:
         tables.measure([(WIDE, 24, 40)])

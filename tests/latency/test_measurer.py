@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import latency
+from latency.backends import Built
+from latency.op import Op
 from latency.profile_io import Journal
 from latency.sweeping.measurer import Measurer
 from latency.sweeping.schedule import MOST_BUILDS, Visits
@@ -25,7 +30,7 @@ class Placed(FakeBackend):
         self.times = itertools.cycle(times)
         super().__init__(lambda op: self.now)
 
-    def build(self, op):
+    def build(self, op: Op) -> Built:
         mine = next(self.times)
         built = super().build(op)
 
@@ -36,7 +41,7 @@ class Placed(FakeBackend):
         return type(built)(run=run, minus=built.minus, method=built.method)
 
 
-def measured(backend):
+def measured(backend: FakeBackend) -> tuple[dict[str, Any], int]:
     measurer = Measurer(backend, Journal(None, backend.environment()))
     (cell,) = measurer.measure([(conv(64, 64), "sweep", None)], Precision())
     return cell, len(backend.built)
@@ -77,7 +82,7 @@ def test_a_backend_that_does_not_ask_is_built_once() -> None:
 
 def test_the_time_of_several_copies_is_shared_among_them() -> None:
     class Copied(FakeBackend):
-        def build(self, op):
+        def build(self, op: Op) -> Built:
             return replace(super().build(op), copies=8)
 
     cell, _ = measured(Copied(lambda op: 4.0))
@@ -87,7 +92,7 @@ def test_the_time_of_several_copies_is_shared_among_them() -> None:
 def test_noise_of_the_call_leaves_an_eighth_of_itself_to_each_of_eight_copies() -> None:
     # Builds at 20.0 and 20.4 µs are 2 % apart and agree: of a copy 2.5 and 2.55 µs.
     class Copied(Placed):
-        def build(self, op):
+        def build(self, op: Op) -> Built:
             return replace(super().build(op), copies=8)
 
     cell, builds = measured(Copied(20.0, 20.4))
@@ -105,16 +110,16 @@ class Disturbed(FakeBackend):
         self.order: list[tuple[int, int]] = []
         """C_out of each build, and how many cells were on the disk then."""
 
-    def anchor(self):
+    def anchor(self) -> Callable[[], object]:
         return lambda: self.time.passes(10.0 * self.slow)
 
-    def build(self, op):
+    def build(self, op: Op) -> Built:
         before = sum(width == op.c_out for width, _ in self.order)
         self.slow = 2.0 if before < self.slow_builds else 1.0
         self.order.append((op.c_out, len(self.journal.cells)))
         return super().build(op)
 
-    def measured(self, *widths: int) -> list[dict]:
+    def measured(self, *widths: int) -> list[dict[str, Any]]:
         self.journal = Journal(None, self.environment())
         cells = [(conv(64, width), "sweep", None) for width in widths]
         return Measurer(self, self.journal).measure(cells, Precision(n_max=20))
@@ -123,7 +128,9 @@ class Disturbed(FakeBackend):
 WIDTHS = (8, 16, 24, 32, 40)
 
 
-def test_disturbed_cells_are_measured_again_the_one_first_that_may_be_off_the_most(monkeypatch) -> None:
+def test_disturbed_cells_are_measured_again_the_one_first_that_may_be_off_the_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 1.0)
     monkeypatch.setattr(Visits, "_calm", lambda self: True)
     backend = Disturbed(slow_builds=1)
@@ -135,7 +142,9 @@ def test_disturbed_cells_are_measured_again_the_one_first_that_may_be_off_the_mo
     assert {c["method"] for c in cells} == {"twin"}
 
 
-def test_a_cell_that_stays_disturbed_is_written_after_three_visits_and_says_so(monkeypatch) -> None:
+def test_a_cell_that_stays_disturbed_is_written_after_three_visits_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 1.0)
     monkeypatch.setattr(Visits, "_calm", lambda self: True)
     backend = Disturbed(slow_builds=9)
@@ -147,7 +156,7 @@ def test_a_cell_that_stays_disturbed_is_written_after_three_visits_and_says_so(m
     assert {c["c_out"]: c["us"] for c in cells} == {width: 20.0 * width for width in WIDTHS}
 
 
-def test_where_no_time_is_left_for_it_no_cell_is_measured_again(monkeypatch) -> None:
+def test_where_no_time_is_left_for_it_no_cell_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 0.0)
     monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
     backend = Disturbed(slow_builds=1)
@@ -156,7 +165,7 @@ def test_where_no_time_is_left_for_it_no_cell_is_measured_again(monkeypatch) -> 
     assert {c["method"] for c in cells} == {"twin/disturbed"}
 
 
-def test_no_more_than_some_disturbed_cells_wait(monkeypatch) -> None:
+def test_no_more_than_some_disturbed_cells_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 0.0)
     monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
     monkeypatch.setattr("latency.sweeping.schedule.TOGETHER", 2)
@@ -167,7 +176,7 @@ def test_no_more_than_some_disturbed_cells_wait(monkeypatch) -> None:
 
 @pytest.mark.parametrize(("again", "visits"), [(1e9, 2), (0.25, 1)])
 def test_disturbed_cells_wait_until_the_neighbour_has_gone_but_not_for_ever(
-    monkeypatch, again: float, visits: int
+    monkeypatch: pytest.MonkeyPatch, again: float, visits: int
 ) -> None:
     monkeypatch.setattr("latency.sweeping.schedule.AGAIN", again)
     monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
@@ -184,7 +193,7 @@ def test_disturbed_cells_wait_until_the_neighbour_has_gone_but_not_for_ever(
         def slow(self) -> float:
             return 2.0 if self.came <= self.time.now_us < self.came + 1e6 else 1.0
 
-        def anchor(self):
+        def anchor(self) -> Callable[[], object]:
             return lambda: self.time.passes(10.0 * self.slow())
 
     backend = Neighbour()
@@ -207,11 +216,13 @@ class Departing(FakeBackend):
     def slow(self) -> float:
         return 2.0 if len(self.built) < self.until else 1.0
 
-    def anchor(self):
+    def anchor(self) -> Callable[[], object]:
         return lambda: self.time.passes(10.0 * self.slow())
 
 
-def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(tmp_path, monkeypatch) -> None:
+def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("latency.sweeping.measurer.SETTLED", 0.0)
     monkeypatch.setattr("latency.timing.contention.RECOUNTED", 50)
     ops = [conv(64, 64)]
@@ -227,7 +238,9 @@ def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(tmp_path
     )  # the environment, the anchor, the cells
 
 
-def test_a_profile_is_continued_at_the_speed_it_was_begun_at(tmp_path, monkeypatch) -> None:
+def test_a_profile_is_continued_at_the_speed_it_was_begun_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("latency.sweeping.measurer.SETTLED", 0.0)
     monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
     monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 0.0)
@@ -239,7 +252,7 @@ def test_a_profile_is_continued_at_the_speed_it_was_begun_at(tmp_path, monkeypat
             super().__init__(lambda op: 10.0 * op.c_out, noise=lambda: pace)
             self.pace = pace
 
-        def anchor(self):
+        def anchor(self) -> Callable[[], object]:
             return lambda: self.time.passes(10.0 * self.pace)
 
     found = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from latency.op import Op, output_size
 from .fakes import conv
 
 
-def optimised(op, copies, path, sinks=2):
+def optimised(op: Op, copies: int, path: Path, sinks: int = 2) -> list[str]:
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(path)
     options.log_severity_level = 4  # it warns that an optimised model is for this machine only
@@ -35,7 +36,7 @@ def optimised(op, copies, path, sinks=2):
     return [node.op_type for node in onnx.load(path).graph.node]
 
 
-def computed(op):
+def computed(op: Op) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """What the graph of one copy computes behind the op and its tail, and the constants and feeds it used."""
     model = twin(op, 1)
     last = [
@@ -72,7 +73,12 @@ def heads(x: Tensor, n: int) -> Tensor:
     return x.view(*x.shape[:2], n, -1).transpose(1, 2)
 
 
-CASES = {
+def attended(x: dict[str, Tensor], n: int) -> Tensor:
+    q, k, v = (heads(x[name], n) for name in ("x", "x1", "x2"))
+    return f.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+CASES: dict[str, tuple[Op, Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]]] = {
     "conv": (conv(8, 16), lambda w, x: f.conv2d(x["x0"], w["w_0"], w["b_0"], padding=1)),
     "image": (conv(3, 16, stride=(2, 2)), lambda w, x: f.conv2d(x["x"], w["w_0"], w["b_0"], 2, 1)),
     "1d": (
@@ -135,19 +141,11 @@ CASES = {
     ),
     "attention": (
         Op(kind="attention", c_in=12, c_out=12, h=7, w=5, batch=2, groups=3),
-        lambda w, x: (
-            f.scaled_dot_product_attention(*(heads(x[n], 3) for n in ("x", "x1", "x2")))
-            .transpose(1, 2)
-            .flatten(2)
-        ),
+        lambda w, x: attended(x, 3),
     ),
     "attention with fixed heads": (
         Op(kind="attention", c_in=12, c_out=12, h=7, w=7, kernel=(2,)),
-        lambda w, x: (
-            f.scaled_dot_product_attention(*(heads(x[n], 2) for n in ("x", "x1", "x2")))
-            .transpose(1, 2)
-            .flatten(2)
-        ),
+        lambda w, x: attended(x, 2),
     ),
     "product": (
         Op(kind="product", c_in=12, c_out=12, h=7, w=5, batch=2, groups=3),
@@ -187,7 +185,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_built_op_computes_what_pytorch_computes(case) -> None:
+def test_a_built_op_computes_what_pytorch_computes(case: str) -> None:
     op, reference = CASES[case]
     found, constants, tensors = computed(op)
     torch.testing.assert_close(found, reference(constants, tensors), rtol=1e-4, atol=1e-5)
@@ -196,7 +194,7 @@ def test_a_built_op_computes_what_pytorch_computes(case) -> None:
         assert tuple(found.shape[2:]) == output_size(op)
 
 
-def test_a_twin_differs_by_one_fused_convolution(tmp_path) -> None:
+def test_a_twin_differs_by_one_fused_convolution(tmp_path: Path) -> None:
     op = conv(32, 32, tail=("batch_norm", "add", "relu"))
     two, one = (optimised(op, n, tmp_path / f"{n}.onnx") for n in (2, 1))
     assert sorted(two) == sorted([*one, "Conv"])
@@ -205,13 +203,13 @@ def test_a_twin_differs_by_one_fused_convolution(tmp_path) -> None:
     assert "BatchNormalization" not in two
 
 
-def test_a_twin_of_an_activation_does_not_fuse_it_into_what_comes_before(tmp_path) -> None:
+def test_a_twin_of_an_activation_does_not_fuse_it_into_what_comes_before(tmp_path: Path) -> None:
     op = Op(kind="relu", c_in=32, c_out=32, h=8, w=8)
     two, one = (optimised(op, n, tmp_path / f"{n}.onnx") for n in (2, 1))
     assert sorted(two) == sorted([*one, "Relu"])
 
 
-def test_the_two_sides_of_a_twin_change_layout_equally_often(tmp_path) -> None:
+def test_the_two_sides_of_a_twin_change_layout_equally_often(tmp_path: Path) -> None:
     two, one = (optimised(conv(32, 32), n, tmp_path / f"{n}.onnx") for n in (2, 1))
     assert sum("Reorder" in kind for kind in two) == sum("Reorder" in kind for kind in one)
 
@@ -226,7 +224,7 @@ def test_the_two_sides_of_a_twin_change_layout_equally_often(tmp_path) -> None:
         (Op(kind="conv", c_in=8, c_out=8, kernel=(3, 3, 3, 3)), "1d, 2d and 3d are built"),
     ],
 )
-def test_what_cannot_be_built_is_refused(op, message) -> None:
+def test_what_cannot_be_built_is_refused(op: Op, message: str) -> None:
     with pytest.raises(UnsupportedOpError, match=message):
         twin(op, 1)
 
@@ -251,11 +249,11 @@ def test_what_cannot_be_built_is_refused(op, message) -> None:
         (conv(512, 512), 2),  # 9 MiB
     ],
 )
-def test_short_ops_and_those_of_seldom_used_weights_have_more_copies(op, copies) -> None:
+def test_short_ops_and_those_of_seldom_used_weights_have_more_copies(op: Op, copies: int) -> None:
     assert copies_of(op) == copies
 
 
-def test_more_copies_differ_from_one_by_themselves_alone(tmp_path) -> None:
+def test_more_copies_differ_from_one_by_themselves_alone(tmp_path: Path) -> None:
     pool = Op(kind="max_pool", c_in=8, c_out=8, h=4, w=4, kernel=(2, 2), stride=(2, 2))
     many, one = (Counter(optimised(pool, copies, tmp_path / f"{copies}.onnx", sinks=9)) for copies in (9, 1))
     # itself, as often as there are copies, a reader of what it reads, and of what it makes nine, twice
@@ -263,14 +261,14 @@ def test_more_copies_differ_from_one_by_themselves_alone(tmp_path) -> None:
     assert one["MaxPool"] == 1 + 1 + 2 * 9
 
 
-def test_each_of_more_copies_has_a_residual_of_its_own(tmp_path) -> None:
+def test_each_of_more_copies_has_a_residual_of_its_own(tmp_path: Path) -> None:
     op = conv(16, 16, tail=("batch_norm", "add", "relu"))  # whole blocks of channels, of 8 or of 16
     many, one = (optimised(op, copies, tmp_path / f"{copies}.onnx", sinks=4) for copies in (4, 1))
     assert Counter(many)["Add"] == 1  # to the input; theirs are fused, as in a network
     assert Counter(many) - Counter(one) == Counter(Conv=3)
 
 
-def ran(op, copies, path, sinks):
+def ran(op: Op, copies: int, path: Path, sinks: int) -> tuple[str, ...]:
     """Names of the nodes in the order in which a new session runs them."""
     made = session(twin(op, copies, sinks), merge=False, trace_to=path)
     made.run(None, feeds(made))
@@ -294,13 +292,15 @@ RESIDUAL = conv(32, 64, tail=("batch_norm", "add", "relu"))
     ],
     ids=lambda op: f"{op.kind}{len(op.tail)}",
 )
-def test_every_session_runs_the_nodes_of_a_twin_in_the_same_order(op, tmp_path) -> None:
+def test_every_session_runs_the_nodes_of_a_twin_in_the_same_order(op: Op, tmp_path: Path) -> None:
     for copies in (3, 1):
         assert len({ran(op, copies, tmp_path / "trace", 3) for _ in range(8)}) == 1
 
 
 @pytest.mark.parametrize("width", [64, 20], ids=["whole blocks", "part of a block"])
-def test_what_a_copy_adds_to_was_looked_at_before_so_that_it_can_add_in_place(width: int, tmp_path) -> None:
+def test_what_a_copy_adds_to_was_looked_at_before_so_that_it_can_add_in_place(
+    width: int, tmp_path: Path
+) -> None:
     for copies in (3, 1):
         order = ran(RESIDUAL.with_channels(32, width), copies, tmp_path / "trace", 3)
         last = max(order.index(f"r{number}.seen") for number in range(3))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import latency
 from latency.backends.onnxruntime import OnnxRuntime, feeds, session, to_onnx
@@ -26,19 +28,22 @@ class Net(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(8, 4)
 
-    def forward(self, x):
-        return self.head(self.pool(torch.relu(self.norm(self.conv(x)))).flatten(1))
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.head(self.pool(torch.relu(self.norm(self.conv(x)))).flatten(1))
+        return answer
 
 
 @pytest.fixture(scope="module")
-def exported():
+def exported() -> tuple[Net, onnx.ModelProto]:
     torch.manual_seed(0)
     model = Net()
     model(torch.randn(16, 3, 8, 8))  # running statistics other than 0 and 1
     return model, to_onnx(model, (torch.randn(1, 3, 8, 8),))
 
 
-def test_an_exported_model_computes_what_pytorch_computes_at_any_batch_size(exported) -> None:
+def test_an_exported_model_computes_what_pytorch_computes_at_any_batch_size(
+    exported: tuple[Net, onnx.ModelProto],
+) -> None:
     model, proto = exported
     run = session(proto)
     for batch in (1, 2, 5):
@@ -50,14 +55,14 @@ def test_an_exported_model_computes_what_pytorch_computes_at_any_batch_size(expo
     model.train()
 
 
-def test_names_are_the_same_every_time_and_the_batch_is_free(exported) -> None:
+def test_names_are_the_same_every_time_and_the_batch_is_free(exported: tuple[Net, onnx.ModelProto]) -> None:
     graph = exported[1].graph
     assert [i.name for i in graph.input] == ["input"]
     assert [o.name for o in graph.output] == ["output"]
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
-def test_batch_norm_is_folded_and_the_mean_is_a_pool(exported) -> None:
+def test_batch_norm_is_folded_and_the_mean_is_a_pool(exported: tuple[Net, onnx.ModelProto]) -> None:
     kinds = [node.op_type for node in exported[1].graph.node]
     assert "BatchNormalization" not in kinds
     assert "ReduceMean" not in kinds
@@ -65,7 +70,7 @@ def test_batch_norm_is_folded_and_the_mean_is_a_pool(exported) -> None:
     onnx.checker.check_model(exported[1], full_check=True)
 
 
-def test_the_model_keeps_its_mode_and_weights(exported) -> None:
+def test_the_model_keeps_its_mode_and_weights(exported: tuple[Net, onnx.ModelProto]) -> None:
     model = Net().train()
     model.norm.eval()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -77,7 +82,7 @@ def test_the_model_keeps_its_mode_and_weights(exported) -> None:
 
 def test_several_inputs_are_numbered() -> None:
     class Two(nn.Module):
-        def forward(self, a, b):
+        def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             return a + b, a * b
 
     proto = to_onnx(Two(), (torch.randn(2, 3), torch.randn(2, 3)))
@@ -90,29 +95,29 @@ def test_a_fixed_batch_is_written_where_that_is_wanted() -> None:
     assert [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim] == [4, 3]
 
 
-def test_the_exporter_is_silent(capfd) -> None:
+def test_the_exporter_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     to_onnx(nn.Linear(3, 2), (torch.randn(1, 3),))
     assert capfd.readouterr() == ("", "")
 
 
-def test_random_inputs_fill_free_dimensions(exported) -> None:
+def test_random_inputs_fill_free_dimensions(exported: tuple[Net, onnx.ModelProto]) -> None:
     assert feeds(session(exported[1]), batch=3)["input"].shape == (3, 3, 8, 8)
 
 
-def test_a_damaged_file_is_refused_with_its_name(tmp_path) -> None:
+def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(UsageError, match=r"broken\.onnx \(8 bytes\) was to be read as an ONNX model"):
         session(tmp_path / "broken.onnx")
 
 
-def test_measuring_states_its_clock(exported) -> None:
+def test_measuring_states_its_clock(exported: tuple[Net, onnx.ModelProto]) -> None:
     found = latency.measure(exported[0], (torch.randn(1, 3, 8, 8),), rounds=9)
     assert found.clock == "cpu"
     assert found.n >= 9
     assert 0 < found.ci_lo_us <= found.median_us <= found.ci_hi_us
 
 
-def test_the_number_of_inputs_is_checked(exported) -> None:
+def test_the_number_of_inputs_is_checked(exported: tuple[Net, onnx.ModelProto]) -> None:
     with pytest.raises(UsageError, match="2 example inputs were passed; the model reads 1"):
         latency.measure(exported[1], (torch.randn(1, 3, 8, 8), torch.randn(1)))
 
@@ -123,7 +128,7 @@ def test_a_short_op_is_built_with_more_copies_than_are_subtracted() -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_on_the_real_runtime_answers_for_every_width(tmp_path) -> None:
+def test_a_sweep_on_the_real_runtime_answers_for_every_width(tmp_path: Path) -> None:
     ops = [conv(3, 8, h=4, w=4), Op(kind="linear", c_in=16, c_out=4)]
     quick = latency.sweep(
         ops, path=tmp_path / "p.jsonl", precision=latency.timing.timer.Precision(n_min=5, n_max=5)

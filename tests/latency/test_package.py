@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import latency
 
 
-def test_importing_it_and_reading_a_profile_needs_neither_torch_nor_onnx(tmp_path) -> None:
+def test_importing_it_and_reading_a_profile_needs_neither_torch_nor_onnx(tmp_path: Path) -> None:
     code = (
         "import sys, latency; latency.Profile({}, []).save(sys.argv[1]); latency.Profile.load(sys.argv[1]);"
         "latency.sweep, latency.measure, latency.Calibration;"

@@ -19,7 +19,9 @@ def test_points_on_a_line_give_the_line() -> None:
 
 
 @given(st.lists(st.tuples(times, times), min_size=1, max_size=6), st.tuples(times, times))
-def test_a_line_with_an_anchor_goes_through_it(points, anchor) -> None:
+def test_a_line_with_an_anchor_goes_through_it(
+    points: list[tuple[float, float]], anchor: tuple[float, float]
+) -> None:
     assert fit(points, anchor=anchor).apply(anchor[0]) == pytest.approx(anchor[1], rel=1e-9)
 
 
@@ -62,7 +64,7 @@ def test_enough_networks_have_their_own_line_which_bends_to_the_dense_one() -> N
         [(100.0, 110.0), (200.0, 310.0), (300.0, 610.0)],  # above the dense network
     ],
 )
-def test_few_or_close_networks_share_a_line_with_the_dense_one(points) -> None:
+def test_few_or_close_networks_share_a_line_with_the_dense_one(points: list[tuple[float, float]]) -> None:
     found = fit(points, anchor=(500.0, 600.0))
     assert found.bend is None
     assert found.apply(500.0) == pytest.approx(600.0)
@@ -99,7 +101,7 @@ def test_the_identity_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("points", [[(0.0, 1.0)], [(1.0, -1.0)], [(1.0, float("nan"))]])
-def test_times_that_cannot_be_are_refused(points) -> None:
+def test_times_that_cannot_be_are_refused(points: list[tuple[float, float]]) -> None:
     with pytest.raises(UsageError, match="sums and latencies are positive µs"):
         fit(points)
 

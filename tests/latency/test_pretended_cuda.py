@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,13 +88,23 @@ def test_weights_are_as_cold_as_their_network_makes_them(megabytes: float, copie
     assert abs(expected - copies) <= 4
 
 
+def noted(order: list[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the call, which notes its name first."""
+
+    def run(*given: Any) -> Any:
+        order.append(name)
+        return call(*given)
+
+    return run
+
+
 def test_setting_up_has_ended_before_algorithms_are_chosen(
     gpu: PretendedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
     wait, stream = torch.cuda.synchronize, torch.cuda.stream
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: order.append("wait") or wait(device))
-    monkeypatch.setattr(torch.cuda, "stream", lambda one: order.append("stream") or stream(one))
+    monkeypatch.setattr(torch.cuda, "synchronize", noted(order, "wait", wait))
+    monkeypatch.setattr(torch.cuda, "stream", noted(order, "stream", stream))
     backend = Torch(device="cuda")
     shared_graphs(backend.device)
     order.clear()
@@ -110,10 +120,8 @@ def test_a_module_is_in_place_before_another_stream_reads_it_and_is_replayed_the
     with PretendedCuda() as cuda, restored():
         shared_graphs("cuda")
         wait, stream = torch.cuda.synchronize, torch.cuda.stream
-        monkeypatch.setattr(
-            torch.cuda, "synchronize", lambda device=None: order.append("wait") or wait(device)
-        )
-        monkeypatch.setattr(torch.cuda, "stream", lambda one: order.append("stream") or stream(one))
+        monkeypatch.setattr(torch.cuda, "synchronize", noted(order, "wait", wait))
+        monkeypatch.setattr(torch.cuda, "stream", noted(order, "stream", stream))
         model, begun = torch.nn.Conv2d(3, 4, 3), cuda.now_us
         with ModuleRunner(model, (torch.zeros(1, 3, 8, 8),), device="cuda") as runner:
             assert order[order.index("stream") - 1] == "wait"

@@ -55,7 +55,9 @@ def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> l
     return asked
 
 
-def test_a_network_is_built_at_the_width_and_with_the_classes_that_are_asked(monkeypatch, tmp_path) -> None:
+def test_a_network_is_built_at_the_width_and_with_the_classes_that_are_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     network = ("--model", "resnet20", "--size", "8")
     ops = swept(monkeypatch, tmp_path, *network, "--width", "0.5", "--classes", "7", "--batch", "2")
     # Half of 16, 32 and 64 channels.
@@ -67,14 +69,18 @@ def test_a_network_is_built_at_the_width_and_with_the_classes_that_are_asked(mon
 
 
 @pytest.mark.parametrize("option", [("--width", "0.5"), ("--classes", "7"), ("--size", "32")])
-def test_a_file_of_ops_is_built_already(option: tuple[str, str], tmp_path: Path, capsys) -> None:
+def test_a_file_of_ops_is_built_already(
+    option: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ops = tmp_path / "net.ops.jsonl"
     ops.write_text("")
     assert profile_gpu.main(["--ops", str(ops), *option, "--dry-run"]) == 2
     assert "leave them out, or give --model" in capsys.readouterr().err
 
 
-def test_ops_that_no_profile_has_are_named(monkeypatch, tmp_path: Path, capsys) -> None:
+def test_ops_that_no_profile_has_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "own_pooling.py").write_text(
         "from torch import nn\n\n\ndef build():\n"
         "    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(2), nn.Softmax(-1))\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -16,11 +18,11 @@ from latency.profiles import Profile
 from .fakes import FakeBackend, conv, staircase
 
 
-def cell(c_out, us, **fields):
+def cell(c_out: int, us: float, **fields: Any) -> dict[str, Any]:
     return {**conv(8, c_out).key(), "us": us, **fields}
 
 
-def test_csv_has_one_row_per_cell_under_the_names_of_the_file(tmp_path) -> None:
+def test_csv_has_one_row_per_cell_under_the_names_of_the_file(tmp_path: Path) -> None:
     export(Profile({}, [cell(8, 1.5, role="sweep"), cell(16, 2.5)]), tmp_path / "cells.csv")
     with (tmp_path / "cells.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -30,14 +32,14 @@ def test_csv_has_one_row_per_cell_under_the_names_of_the_file(tmp_path) -> None:
     ]
 
 
-def test_parquet_keeps_numbers_as_numbers(tmp_path) -> None:
+def test_parquet_keeps_numbers_as_numbers(tmp_path: Path) -> None:
     export(Profile({}, [cell(8, 1.5), cell(16, 2.5)]), tmp_path / "cells.parquet")
     table = pyarrow.parquet.read_table(tmp_path / "cells.parquet").to_pydict()
     assert table["us"] == [1.5, 2.5]
     assert table["c_out"] == [8, 16]
 
 
-def test_an_export_neither_overwrites_nor_guesses(tmp_path) -> None:
+def test_an_export_neither_overwrites_nor_guesses(tmp_path: Path) -> None:
     taken = tmp_path / "cells.csv"
     taken.write_text("mine")
     with pytest.raises(OutputInUseError, match="left alone"):
@@ -54,7 +56,7 @@ def test_cells_that_two_profiles_see_differently_are_named_worst_first() -> None
     assert [(c.c_out, c.us) for c in conflicts([a, b])] == [(24, (30.0, 60.0)), (16, (20.0, 22.0))]
 
 
-def test_a_drawing_has_a_row_for_every_table_and_says_what_it_shows(tmp_path) -> None:
+def test_a_drawing_has_a_row_for_every_table_and_says_what_it_shows(tmp_path: Path) -> None:
     ops = [conv(3, 16), conv(32, 32), conv(32, 32, groups=32)]
     profile = latency.sweep(ops, backend=FakeBackend(staircase(8)))
     assert draw(profile, tmp_path / "all.svg") == 3
@@ -64,10 +66,12 @@ def test_a_drawing_has_a_row_for_every_table_and_says_what_it_shows(tmp_path) ->
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_drawing_keeps_its_rows_apart_and_names_its_marks(tmp_path, monkeypatch) -> None:
+def test_a_drawing_keeps_its_rows_apart_and_names_its_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from matplotlib import pyplot
 
-    drawn = []
+    drawn: list[Any] = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
     profile = latency.sweep([conv(32, 32), conv(32, 64)], backend=FakeBackend(staircase(8)))
     draw(profile, tmp_path / "all.png")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,19 +15,19 @@ from latency.profiles import SCHEMA, Profile
 HERE = {"backend": "fake", "device": "this", "threads": 1, "id": "abc"}
 
 
-def cell(c_out, us, **fields):
+def cell(c_out: int, us: float, **fields: Any) -> dict[str, Any]:
     return {"op": "linear", "c_in": 8, "c_out": c_out, "us": us, **fields}
 
 
-def written(path, *lines) -> None:
+def written(path: Path, *lines: str) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def head(**environment) -> str:
+def head(**environment: object) -> str:
     return json.dumps({"schema": SCHEMA, "environment": {**HERE, **environment}})
 
 
-def test_what_is_saved_is_loaded(tmp_path) -> None:
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     profile = Profile(HERE, [cell(16, 2.0, n=9, role="sweep"), cell(8, 1.0)])
     profile.save(tmp_path / "p.jsonl")
     again = Profile.load(tmp_path / "p.jsonl")
@@ -34,20 +36,20 @@ def test_what_is_saved_is_loaded(tmp_path) -> None:
     assert float(again.table(Op(kind="linear", c_in=8, c_out=16)).lookup(8, 16)) == 2.0
 
 
-def test_saved_cells_are_sorted_so_that_order_of_measuring_does_not_show(tmp_path) -> None:
+def test_saved_cells_are_sorted_so_that_order_of_measuring_does_not_show(tmp_path: Path) -> None:
     Profile(HERE, [cell(16, 2.0), cell(8, 1.0)]).save(tmp_path / "a")
     Profile(HERE, [cell(8, 1.0), cell(16, 2.0)]).save(tmp_path / "b")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_file_that_is_there_is_not_overwritten(tmp_path) -> None:
+def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "p").write_text("mine")
     with pytest.raises(OutputInUseError, match="exists already and was left alone"):
         Profile(HERE, []).save(tmp_path / "p")
     assert (tmp_path / "p").read_text() == "mine"
 
 
-def test_the_last_line_for_a_key_wins(tmp_path) -> None:
+def test_the_last_line_for_a_key_wins(tmp_path: Path) -> None:
     written(tmp_path / "p", head(), json.dumps(cell(8, 1.0)), json.dumps(cell(8, 3.0)))
     (only,) = Profile.load(tmp_path / "p").cells
     assert only["us"] == 3.0
@@ -58,12 +60,12 @@ def test_roles_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("torn", ['{"op":"lin', '{"op":"linear","c_in":8,"c_out":16,"us":2.0'])
-def test_a_torn_last_line_is_left_out(tmp_path, torn) -> None:
+def test_a_torn_last_line_is_left_out(tmp_path: Path, torn: str) -> None:
     (tmp_path / "p").write_text(head() + "\n" + json.dumps(cell(8, 1.0)) + "\n" + torn)
     assert [c["c_out"] for c in Profile.load(tmp_path / "p").cells] == [8]
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path) -> None:
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     written(tmp_path / "p", head(), json.dumps(cell(8, 1.0)), "{broken", json.dumps(cell(16, 1.0)))
     with pytest.raises(ProfileError, match="line 3 is damaged; remove that line"):
         Profile.load(tmp_path / "p")
@@ -72,13 +74,13 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path) -> None:
 @pytest.mark.parametrize(
     "first", ["", "no json", '{"schema": "other/7", "environment": {}}', "[1]", "\x80\x04"]
 )
-def test_a_file_of_another_kind_is_refused(tmp_path, first) -> None:
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, first: str) -> None:
     written(tmp_path / "p", first)
     with pytest.raises(ProfileError, match="measure again: halpiee profile"):
         Profile.load(tmp_path / "p")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path) -> None:
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"p\.jsonl was asked for, and there is no such file"):
         Profile.load(tmp_path / "p.jsonl")
 

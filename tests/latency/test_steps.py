@@ -20,7 +20,7 @@ from .fakes import conv, staircase
 
 
 @pytest.mark.parametrize("step", [2, 4, 8, 16, 32])
-def test_a_staircase_shows_its_step(step) -> None:
+def test_a_staircase_shows_its_step(step: int) -> None:
     assert found_step({w: 2.0 + -(-w // step) * step for w in widths_for_step()}) == step
 
 
@@ -41,7 +41,8 @@ def test_widths_inside_a_step_may_be_slower_than_its_edge() -> None:
     us = {64: 211, 63: 285, 62: 280, 61: 272, 60: 208, 57: 247, 56: 184, 49: 213, 48: 160, 33: 140, 32: 105}
     us |= {44: 158, 40: 134, 28: 106, 24: 80, 16: 54}
     assert found_step(us) == 8
-    assert found_slow(us, 8) == (4, pytest.approx(1.308, abs=0.001))
+    expected: tuple[int, object] = (4, pytest.approx(1.308, abs=0.001))
+    assert found_slow(us, 8) == expected
 
 
 def test_a_flat_step_has_no_slow_widths() -> None:
@@ -88,7 +89,7 @@ def test_steps_without_a_period_are_told_as_such() -> None:
 def test_each_kind_is_probed_once_and_the_rest_takes_the_resolution() -> None:
     asked: list[Op] = []
 
-    def us(op):
+    def us(op: Op) -> float:
         asked.append(op)
         return staircase(16)(op)
 
@@ -144,7 +145,9 @@ def test_an_uneven_staircase_shows_its_smaller_step() -> None:
         ),
     ],
 )
-def test_a_step_that_only_one_edge_shows_is_none(around_64, below) -> None:
+def test_a_step_that_only_one_edge_shows_is_none(
+    around_64: dict[int, float], below: dict[int, float]
+) -> None:
     assert found_step(around_64 | below) == 8
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import latency
+from latency.backends import Built
 from latency.errors import HoldoutWarning, OutputInUseError, ProfileError, UsageError
 from latency.op import Op
 from latency.profiles import Profile
@@ -25,13 +28,13 @@ OPS = [
 ]
 
 
-def sweep_keys(path):
+def sweep_keys(path: Path) -> list[tuple[Any, ...]]:
     lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     return [(line["op"], line["groups"] > 1, line["c_in"], line["c_out"], line["role"]) for line in lines]
 
 
 @pytest.mark.parametrize("step", [8, 16])
-def test_every_width_of_a_staircase_is_answered_from_few_cells(step) -> None:
+def test_every_width_of_a_staircase_is_answered_from_few_cells(step: int) -> None:
     backend = FakeBackend(staircase(step))
     profile = latency.sweep(OPS, backend=backend)
     widths = np.arange(1, 65)
@@ -43,7 +46,7 @@ def test_every_width_of_a_staircase_is_answered_from_few_cells(step) -> None:
     assert len(swept) < 64
 
 
-def lawless(op):
+def lawless(op: Op) -> float:
     """Times that no table of few cells tells."""
     return 20.0 + op.c_in * op.c_out * np.random.default_rng([op.c_in, op.c_out, op.h]).uniform(0.1, 1.0)
 
@@ -78,14 +81,14 @@ def test_noise_makes_no_steps_that_are_not_there() -> None:
 
 
 def test_a_real_fall_towards_wider_ops_is_kept() -> None:
-    def us(op):
+    def us(op: Op) -> float:
         return 100.0 if op.c_out == 24 else 10.0 + -(-op.c_out // 8)
 
     table = latency.sweep([conv(32, 32)], backend=FakeBackend(us)).table(conv(32, 32))
     assert float(table.lookup(32, 24)) > float(table.lookup(32, 32))
 
 
-def test_a_sweep_that_is_done_measures_nothing_again(tmp_path) -> None:
+def test_a_sweep_that_is_done_measures_nothing_again(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     first = latency.sweep(OPS, backend=FakeBackend(staircase(8)), path=path)
     content = path.read_bytes()
@@ -98,7 +101,7 @@ def test_a_sweep_that_is_done_measures_nothing_again(tmp_path) -> None:
     )  # each is built once, to see that it can be
 
 
-def test_the_file_holds_no_cell_twice_and_loads_to_the_same_profile(tmp_path) -> None:
+def test_the_file_holds_no_cell_twice_and_loads_to_the_same_profile(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     profile = latency.sweep(OPS, backend=FakeBackend(staircase(8)), path=path)
     keys = sweep_keys(path)
@@ -111,17 +114,19 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("after", [1, 10, 30, 60, 90])
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path, after) -> None:
+def test_a_killed_sweep_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
     path = tmp_path / "p.jsonl"
     backend = FakeBackend(staircase(8))
     build = backend.build
 
-    def dying(op):
+    def dying(op: Op) -> Built:
         if len(backend.built) > after:
             raise Killed
         return build(op)
 
-    backend.build = dying
+    monkeypatch.setattr(backend, "build", dying)
     with pytest.raises(Killed):
         latency.sweep(OPS, backend=backend, path=path)
     with path.open("a") as file:
@@ -140,7 +145,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path, after) -> None:
     assert cells[0] == cells[1]
 
 
-def test_a_file_of_another_device_is_refused_and_left_alone(tmp_path) -> None:
+def test_a_file_of_another_device_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     latency.sweep([conv(8, 8)], backend=FakeBackend(staircase(8)), path=path)
     content = path.read_bytes()
@@ -151,7 +156,7 @@ def test_a_file_of_another_device_is_refused_and_left_alone(tmp_path) -> None:
     assert path.read_bytes() == content
 
 
-def test_a_file_is_not_continued_unless_that_is_wanted(tmp_path) -> None:
+def test_a_file_is_not_continued_unless_that_is_wanted(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("mine")
     with pytest.raises(OutputInUseError, match="exists already and was left alone"):
@@ -159,18 +164,18 @@ def test_a_file_is_not_continued_unless_that_is_wanted(tmp_path) -> None:
     assert path.read_text() == "mine"
 
 
-def test_two_sweeps_do_not_write_one_file(tmp_path) -> None:
+def test_two_sweeps_do_not_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.jsonl"
     outer = FakeBackend(staircase(8))
     build = outer.build
 
-    def nested(op):
+    def nested(op: Op) -> Built:
         with pytest.raises(OutputInUseError, match="is being written by another sweep"):
             latency.sweep([conv(8, 8)], backend=FakeBackend(staircase(8)), path=path)
-        outer.build = build
+        monkeypatch.setattr(outer, "build", build)
         return build(op)
 
-    outer.build = nested
+    monkeypatch.setattr(outer, "build", nested)
     latency.sweep([conv(8, 8)], backend=outer, path=path)
     assert not path.read_text().count("schema") > 1
 
@@ -182,11 +187,11 @@ def test_ops_that_cannot_be_built_are_told_and_the_others_measured() -> None:
     assert profile.has_table(OPS[0])
 
 
-def test_cells_that_do_not_fit_in_memory_are_left_out_and_stay_known(tmp_path) -> None:
+def test_cells_that_do_not_fit_in_memory_are_left_out_and_stay_known(tmp_path: Path) -> None:
     class OutOfMemoryError(RuntimeError):  # named like PyTorch's
         pass
 
-    def us(op):
+    def us(op: Op) -> float:
         if op.c_in * op.c_out > 64 * 128:
             raise OutOfMemoryError("CUDA out of memory")
         return staircase(8)(op)
@@ -202,17 +207,19 @@ def test_cells_that_do_not_fit_in_memory_are_left_out_and_stay_known(tmp_path) -
 
 
 def test_any_other_failure_of_a_backend_ends_the_sweep() -> None:
-    def us(op):
+    def us(op: Op) -> float:
         raise RuntimeError("the driver fell over")
 
     with pytest.raises(RuntimeError, match="fell over"):
         latency.sweep([conv(64, 64)], backend=FakeBackend(us))
 
 
-def test_a_full_disk_keeps_the_lines_before_and_says_how_to_go_on(tmp_path, monkeypatch) -> None:
+def test_a_full_disk_keeps_the_lines_before_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, written = tmp_path / "p.jsonl", os.write
 
-    def full(fd, data):
+    def full(fd: int, data: bytes) -> int:
         if os.fstat(fd).st_size > 4000:
             written(fd, data[:20])  # the disk takes what still fits
             raise OSError(28, "No space left on device")
@@ -231,7 +238,7 @@ def test_a_full_disk_keeps_the_lines_before_and_says_how_to_go_on(tmp_path, monk
 
 
 def test_a_table_that_its_held_out_cells_contradict_gets_more_cells() -> None:
-    def us(op):
+    def us(op: Op) -> float:
         ins, outs = -(-op.c_in // 8), -(-op.c_out // 8)
         chequered = 30.0 if (ins + outs) % 2 and 64 not in (op.c_in, op.c_out) else 0.0
         return 20.0 + ins * outs + chequered
@@ -245,7 +252,9 @@ def test_a_table_that_its_held_out_cells_contradict_gets_more_cells() -> None:
     )
 
 
-def test_tables_that_everything_contradicts_get_half_as_many_cells_more_and_no_others(monkeypatch) -> None:
+def test_tables_that_everything_contradicts_get_half_as_many_cells_more_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("latency.sweeping.sweep.MORE_CELLS", 0)
     ops = [conv(256, 256), conv(256, 128, h=16, w=16)]
     coarse = latency.sweep(ops, backend=FakeBackend(lawless), holdout=0, seed=3)

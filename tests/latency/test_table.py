@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,15 +15,15 @@ from latency.table import Table, bent
 CONV = {"op": "conv", "kernel": [3, 3], "stride": [1, 1], "pad": [1, 1], "dilation": [1, 1], "h": 8, "w": 8}
 
 
-def op(c_in=64, c_out=64, **fields) -> Op:
+def op(c_in: int = 64, c_out: int = 64, **fields: Any) -> Op:
     return Op.from_key({**CONV, "c_in": c_in, "c_out": c_out, **fields})
 
 
-def cell(c_in, c_out, us, **fields):
+def cell(c_in: int, c_out: int, us: float | None, **fields: Any) -> dict[str, Any]:
     return {**CONV, "groups": 1, "batch": 1, "tail": [], "c_in": c_in, "c_out": c_out, "us": us, **fields}
 
 
-def table(cells, asked=None):
+def table(cells: list[dict[str, Any]], asked: Op | None = None) -> Table:
     return Profile({}, cells).table(asked or op())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from latency.timing.timer import Precision, Sampling, median_interval, time_call
 from .fakes import FakeClock
 
 
-def runs(clock, times, share=1.0):
+def runs(clock: FakeClock, times: list[float], share: float = 1.0) -> Callable[[], None]:
     """A call that takes the next of some times, again and again."""
-    cycle = iter([])
+    cycle: Iterator[float] = iter([])
 
-    def run():
+    def run() -> None:
         nonlocal cycle
         try:
             us = next(cycle)
@@ -30,7 +31,7 @@ def runs(clock, times, share=1.0):
 
 
 @pytest.mark.parametrize(("n", "j"), [(6, 1), (9, 2), (12, 3), (20, 6), (100, 40)])
-def test_interval_of_the_median_is_made_of_the_order_statistics_of_the_sign_test(n, j) -> None:
+def test_interval_of_the_median_is_made_of_the_order_statistics_of_the_sign_test(n: int, j: int) -> None:
     # By hand: the largest j with P(Binomial(n, 1/2) < j) <= 2.5 %.
     assert sum(math.comb(n, k) for k in range(j)) / 2**n <= 0.025
     assert sum(math.comb(n, k) for k in range(j + 1)) / 2**n > 0.025
@@ -91,11 +92,16 @@ def test_an_anchor_that_others_drove_out_of_the_caches_runs_until_it_is_back() -
     anchor.settle(seconds=0.0)
     assert anchor.floor_us == 10.0
 
-    def sampled(*times: float) -> tuple[float, int]:
+    def sampled(*times: float) -> tuple[object, int]:
         """µs that a sample gives, and how often the anchor ran for it."""
         began = []
         call = runs(clock, list(times))
-        anchor.run = lambda: (began.append(0), call())
+
+        def counted() -> None:
+            began.append(0)
+            call()
+
+        anchor.run = counted
         return anchor.sample(), len(began)
 
     assert sampled(50.0, 12.5, 11.0, 10.2, 10.15) == (pytest.approx(10.15), 5)
@@ -137,7 +143,8 @@ def test_times_are_stated_at_one_clock_whatever_clock_the_processor_has() -> Non
     precision = Precision(n_min=80, n_max=80)
     sampling = Sampling(clock=clock, anchor=anchor, precision=precision)
     found = sampling.visit(run, minus, warm_up=0)
-    assert (found.us, found.quiet) == (pytest.approx(80.0), True)
+    expected: tuple[object, bool] = (pytest.approx(80.0), True)
+    assert (found.us, found.quiet) == expected
     # A run at which the clock changed counts for neither: three of four changes by more than 3 % hit one side.
     assert 60 <= found.n < 80
     anchor.reference_us = 11.0  # of a profile that was begun at a slower clock
@@ -160,12 +167,12 @@ def test_only_runs_between_undisturbed_anchors_count() -> None:
     clock = FakeClock()
     slow = {"now": 1.0}
 
-    def anchor_call():
+    def anchor_call() -> None:
         clock.passes(10.0 * slow["now"])
 
     count = iter(range(10_000))
 
-    def run():
+    def run() -> None:
         # Two of four runs, and the anchors after them, meet a neighbour that slows all by a third.
         slow["now"] = 4 / 3 if next(count) % 4 >= 2 else 1.0
         clock.passes(100.0 * slow["now"])

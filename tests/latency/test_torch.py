@@ -18,7 +18,7 @@ from latency.op import Op
 from .fakes import conv
 
 
-def of_kind(kind):
+def of_kind(kind: str) -> Op:
     if kind in ("conv", "conv_transpose", "max_pool", "avg_pool"):
         return Op(kind=kind, c_in=8, c_out=8, h=6, w=6, batch=2, kernel=(2, 2), stride=(2, 2))
     if kind == "linear":
@@ -26,12 +26,18 @@ def of_kind(kind):
     return Op(kind=kind, c_in=8, c_out=8, h=6, w=6, batch=2)
 
 
+def answer(backend: Torch, op: Op) -> torch.Tensor:
+    found = backend.build(op).run()
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
 SIZES = {"conv": 3, "max_pool": 3, "avg_pool": 3, "conv_transpose": 12, "upsample": 12, "global_avg_pool": 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_gives_the_shape_it_should(kind) -> None:
-    found = Torch(device="cpu").build(of_kind(kind)).run()
+def test_every_kind_gives_the_shape_it_should(kind: str) -> None:
+    found = answer(Torch(device="cpu"), of_kind(kind))
     size = SIZES.get(kind, 6)
     rows = {"linear": (2, 8), "layer_norm": (2, 36, 8), "attention": (2, 6, 8), "product": (2, 1, 6, 6)}
     assert tuple(found.shape) == rows.get(kind, (2, 8, size, size))
@@ -39,20 +45,20 @@ def test_every_kind_gives_the_shape_it_should(kind) -> None:
 
 def test_the_tail_is_part_of_the_op() -> None:
     op = conv(4, 8, tail=("batch_norm", "add", "relu"))
-    found = Torch(device="cpu").build(op).run()
+    found = answer(Torch(device="cpu"), op)
     assert found.shape == (1, 8, 8, 8)
     assert float(found.min()) == 0.0
 
 
 def test_channels_last_activations_stay_so() -> None:
-    found = Torch(device="cpu", channels_last=True).build(conv(4, 8)).run()
+    found = answer(Torch(device="cpu", channels_last=True), conv(4, 8))
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_half_precision_is_recorded_and_used() -> None:
     backend = Torch(device="cpu", precision="bf16")
     assert backend.environment()["dtype"] == "bfloat16"
-    assert backend.build(conv(4, 8, dtype="bfloat16")).run().dtype == torch.bfloat16
+    assert answer(backend, conv(4, 8, dtype="bfloat16")).dtype == torch.bfloat16
 
 
 def test_an_op_of_another_precision_is_refused() -> None:
@@ -60,7 +66,7 @@ def test_an_op_of_another_precision_is_refused() -> None:
         Torch(device="cpu").build(conv(4, 8, dtype="float16"))
 
 
-def test_a_gpu_that_is_not_there_is_said(monkeypatch) -> None:
+def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MissingError, match="PyTorch finds none; check nvidia-smi"):
         Torch(device="cuda")
@@ -68,7 +74,7 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch) -> None:
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(UsageError, match="precision 'int3' was asked for"):
-        Torch(device="cpu", precision="int3")
+        Torch(device="cpu", precision="int3")  # type: ignore[arg-type]
 
 
 def test_a_module_is_measured_as_it_is_and_keeps_its_mode() -> None:

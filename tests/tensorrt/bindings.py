@@ -147,10 +147,10 @@ def main(folder: Path, major: int) -> dict[str, Any]:
     from latency.backends.tensorrt.ops import ACTIVATIONS, GATED, KINDS
 
     ran = []
-    windowed = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    windowed: dict[str, Any] = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
     for kind in KINDS:
         shape = windowed if kind in ("conv", "conv_transpose", "max_pool", "avg_pool") else {}
-        sides = {} if OPS[kind].rows else {"h": 8, "w": 8}
+        sides: dict[str, Any] = {} if OPS[kind].rows else {"h": 8, "w": 8}
         tail = ("add", *ACTIVATIONS, *GATED) if kind == "conv" else ()
         op = Op(kind=kind, c_in=8, c_out=8, tail=tail, **sides, **shape)
         TensorRT().build(op)

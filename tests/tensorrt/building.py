@@ -33,7 +33,9 @@ def _layer(network: Any, owner: str, kind: str, inputs: list[Any], shape: Any) -
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
-    return tensor._layer._shape(tensor._layer) if tensor._layer is not None else tensor._fixed
+    layer = tensor._layer
+    found: tuple[int, ...] = layer._shape(layer) if layer is not None else tensor._fixed
+    return found
 
 
 def _window(layer: Any, kernel: tuple[int, ...], channels: int, dilation: tuple[int, ...]) -> tuple[int, ...]:
@@ -102,7 +104,8 @@ class Building:
         return self._cache
 
     def ITimingCache_serialize(self: Any) -> bytes:
-        return self._content
+        content: bytes = self._content
+        return content
 
     def Builder_build_serialized_network(self: Any, network: Any, config: Any) -> bytes | None:
         told, version = self._told, self._module.__version__
@@ -239,7 +242,8 @@ class Building:
         return new(self, "ParserError", text=self._told.unreadable)
 
     def ParserError_desc(self: Any) -> str:
-        return self._text
+        text: str = self._text
+        return text
 
     def OnnxParser_parse_from_file(self: Any, path: str) -> bool:
         if self._told.unreadable is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -34,7 +35,7 @@ class Gpu:
     memory: dict[int, bytearray] = field(default_factory=dict)
     capture: list[Any] | None = None
     contexts: list[str] = field(default_factory=list)
-    _address: Any = field(default_factory=lambda: itertools.count(0x10000, 0x10000000))
+    _address: Iterator[int] = field(default_factory=lambda: itertools.count(0x10000, 0x10000000))
 
     def allocate(self, size: int) -> int | None:
         if sum(map(len, self.memory.values())) + size > self.capacity_bytes:
@@ -106,6 +107,8 @@ def pycuda_modules(gpu: Gpu) -> dict[str, ModuleType]:
 
         def time_till(self, end: Event) -> float:
             assert isinstance(end, Event)
+            assert self._us is not None
+            assert end._us is not None
             return (end._us - self._us) / 1e3
 
     class DeviceAllocation:
@@ -169,7 +172,7 @@ def pycuda_modules(gpu: Gpu) -> dict[str, ModuleType]:
         data = memoryview(dest).cast("B")
         data[:] = gpu.memory[src][: len(data)]
 
-    for thing in (
+    things: tuple[Any, ...] = (
         Error,
         MemoryError,
         LogicError,
@@ -179,9 +182,11 @@ def pycuda_modules(gpu: Gpu) -> dict[str, ModuleType]:
         device_attribute,
         init,
         get_driver_version,
-    ):
-        setattr(driver, thing.__name__, thing)
-    for thing in (mem_alloc, memcpy_htod_async, memcpy_dtoh_async):
+        mem_alloc,
+        memcpy_htod_async,
+        memcpy_dtoh_async,
+    )
+    for thing in things:
         setattr(driver, thing.__name__, thing)
     package = ModuleType("pycuda")
     package.driver = driver  # type: ignore[attr-defined]
@@ -218,7 +223,7 @@ def cuda_python_modules(gpu: Gpu) -> dict[str, ModuleType]:
     driver = ModuleType("cuda.bindings.driver")
     for name, members in CUDA_ENUMS.items():
         setattr(driver, name, enum.IntEnum(name, {m: i for i, m in enumerate(members)}))
-    results: Any = driver.CUresult  # type: ignore[attr-defined]
+    results: Any = driver.CUresult
     done = results.CUDA_SUCCESS
     facts = dict(zip(CUDA_ENUMS["CUdevice_attribute"], (100, gpu.l2_bytes, 9, 0), strict=True))
 
@@ -227,7 +232,7 @@ def cuda_python_modules(gpu: Gpu) -> dict[str, ModuleType]:
         return (results.CUDA_ERROR_OUT_OF_MEMORY, 0) if address is None else (done, address)
 
     def begin(stream: Any, mode: Any) -> tuple[Any, ...]:
-        assert isinstance(mode, driver.CUstreamCaptureMode)  # type: ignore[attr-defined]
+        assert isinstance(mode, driver.CUstreamCaptureMode)
         gpu.capture = []
         return (done,)
 
@@ -259,7 +264,7 @@ def cuda_python_modules(gpu: Gpu) -> dict[str, ModuleType]:
         gpu.contexts.append(context)
         return (done,)
 
-    calls: dict[str, Any] = {
+    calls: dict[str, Callable[..., tuple[Any, ...]]] = {
         "cuInit": lambda flags: (done if gpu.devices else results.CUDA_ERROR_NO_DEVICE,),
         "cuDriverGetVersion": lambda: (done, 13000),
         "cuDeviceGetCount": lambda: (done, gpu.devices),

@@ -38,7 +38,8 @@ class Running:
         return len(self._plan["io"])
 
     def ICudaEngine_get_tensor_name(self: Any, index: int) -> str:
-        return self._plan["io"][index][0]
+        name: str = self._plan["io"][index][0]
+        return name
 
     def ICudaEngine_get_tensor_mode(self: Any, name: str) -> Any:
         return self._module.TensorIOMode[_row(self, name)[1]]
@@ -68,7 +69,8 @@ class Running:
 
     def IExecutionContext_get_tensor_shape(self: Any, name: str) -> tuple[int, ...]:
         if name in self._shapes:
-            return self._shapes[name]
+            told: tuple[int, ...] = self._shapes[name]
+            return told
         batch = next((shape[0] for shape in self._shapes.values()), -1)
         return tuple(batch if d == -1 else d for d in _row(self._engine, name)[3])
 

@@ -98,8 +98,9 @@ def tensorrt(major: int, behaviour: Behaviour) -> ModuleType:
     module = ModuleType("tensorrt")
     module.__spec__ = ModuleSpec("tensorrt", None)  # PyTorch looks for it
     module.__version__ = VERSIONS[major]  # type: ignore[attr-defined]
+    enum_of: Any = _Named  # with names and members it makes an enum
     for name, members in contract["enums"].items():
-        setattr(module, name, _Named(name, members))
+        setattr(module, name, enum_of(name, members))
     owners = {key.split(".")[0] for key in (*contract["methods"], *contract["props"])}
     for owner in owners:
         space: dict[str, Any] = {

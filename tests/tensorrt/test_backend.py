@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from .gpu import LAUNCH_US
 from .running import LAYER_US
 
 
-def conv(c_in: int = 8, c_out: int = 8, **fields) -> Op:
+def conv(c_in: int = 8, c_out: int = 8, **fields: Any) -> Op:
     given = {"h": 8, "w": 8, "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
     return Op(c_in=c_in, c_out=c_out, **{"kind": "conv", **given, **fields})
 
@@ -37,8 +38,8 @@ SIZES = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_the_shape_it_should(machine: SimpleNamespace, kind: str) -> None:
     windowed = kind in ("conv", "conv_transpose", "max_pool", "avg_pool")
-    shape = {"kernel": (2, 2), "stride": (2, 2)} if windowed else {}
-    positions = {} if kind in ("linear", "layer_norm") else {"h": 6, "w": 6}
+    shape: dict[str, Any] = {"kernel": (2, 2), "stride": (2, 2)} if windowed else {}
+    positions: dict[str, Any] = {} if kind in ("linear", "layer_norm") else {"h": 6, "w": 6}
     backend = TensorRT()
     backend.build(Op(kind=kind, c_in=8, c_out=8, batch=2, **positions, **shape))
     assert output_of(backend) == SIZES.get(kind, (2, 8, 6, 6))
@@ -68,6 +69,8 @@ def test_strides_groups_tokens_and_tails(machine: SimpleNamespace, op: Op, shape
 def test_the_slope_is_the_op_without_its_launch_where_there_are_graphs(machine: SimpleNamespace) -> None:
     backend = TensorRT()
     built = backend.build(conv(tail=("relu",)))
+    assert built.minus is not None
+    assert built.tactic is not None
     clock = backend.clock()
     long, short = clock.time_us(built.run)[0], clock.time_us(built.minus)[0]
     two_layers = 2 * LAYER_US
@@ -117,7 +120,9 @@ def test_the_timing_cache_is_kept_between_runs_and_a_foreign_one_replaced(
 @pytest.mark.parametrize(
     ("precision", "dtype", "tf32"), [("fp32", "float32", False), ("tf32", "float32", True)]
 )
-def test_tf32_is_used_where_it_is_asked_for(machine: SimpleNamespace, precision, dtype, tf32) -> None:
+def test_tf32_is_used_where_it_is_asked_for(
+    machine: SimpleNamespace, precision: str, dtype: str, tf32: bool
+) -> None:
     TensorRT(precision=precision).build(conv(dtype=dtype))
     assert machine.told.flags["TF32"] is tf32
 
@@ -176,7 +181,7 @@ def test_the_primary_context_is_used(machine: SimpleNamespace) -> None:
     ("kind", "fields"),
     [("softmax", {}), ("conv", {"kernel": (3, 3, 3)}), ("max_pool", {"kernel": (2, 2, 2)})],
 )
-def test_what_is_not_built_is_refused(machine: SimpleNamespace, kind: str, fields) -> None:
+def test_what_is_not_built_is_refused(machine: SimpleNamespace, kind: str, fields: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedOpError, match="leave it out of the sweep"):
         TensorRT().build(Op(kind=kind, c_in=4, c_out=4, h=8, w=8, **fields))
 

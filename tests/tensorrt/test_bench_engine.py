@@ -37,7 +37,9 @@ def engines(machine: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monkey
     return paths
 
 
-def test_graph_replays_or_launches_are_timed(machine: SimpleNamespace, engines: list[str], capsys) -> None:
+def test_graph_replays_or_launches_are_timed(
+    machine: SimpleNamespace, engines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert bench_engine.main([*engines, "--batch", "4", "--json", "--rounds", "12"]) == 0
     found = json.loads(capsys.readouterr().out)
     entry = GRAPH_US if machine.library == "cuda-python" else LAUNCH_US
@@ -48,18 +50,22 @@ def test_graph_replays_or_launches_are_timed(machine: SimpleNamespace, engines: 
     assert pruned["speedup"] == pytest.approx((entry + 4 * LAYER_US) / (entry + 2 * LAYER_US))
 
 
-def test_layers_are_told_by_the_profiler(machine: SimpleNamespace, engines: list[str], capsys) -> None:
+def test_layers_are_told_by_the_profiler(
+    machine: SimpleNamespace, engines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert bench_engine.main([engines[1], "--layers", "--json", "--rounds", "9"]) == 0
     [row] = json.loads(capsys.readouterr().out)["engines"]
     assert row["layers_us"] == pytest.approx({"layer0": LAYER_US, "layer1": LAYER_US})
 
 
-def test_a_batch_beyond_the_engine_is_refused(engines: list[str], capsys) -> None:
+def test_a_batch_beyond_the_engine_is_refused(engines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_engine.main([*engines, "--batch", "9"]) == 2
     assert "lies outside what the engine was built for" in capsys.readouterr().err
 
 
-def test_an_engine_of_unknown_origin_is_not_loaded(engines: list[str], tmp_path: Path, capsys) -> None:
+def test_an_engine_of_unknown_origin_is_not_loaded(
+    engines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     foreign = tmp_path / "foreign.engine"
     foreign.write_bytes(Path(engines[0]).read_bytes())
     assert bench_engine.main([str(foreign)]) == 2
@@ -67,7 +73,9 @@ def test_an_engine_of_unknown_origin_is_not_loaded(engines: list[str], tmp_path:
     assert bench_engine.main([str(foreign), "--trust-engine", "--rounds", "9"]) == 0
 
 
-def test_an_engine_of_another_gpu_is_said(machine: SimpleNamespace, engines: list[str], capsys) -> None:
+def test_an_engine_of_another_gpu_is_said(
+    machine: SimpleNamespace, engines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     machine.gpu.name = "Another GPU"
     assert bench_engine.main(engines) == 2
     assert "belongs to another version or GPU" in capsys.readouterr().err

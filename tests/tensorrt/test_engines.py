@@ -81,7 +81,7 @@ def test_a_file_that_is_no_engine_of_ours_is_left_alone(machine: SimpleNamespace
 
 
 def test_only_engines_built_here_are_read(
-    machine: SimpleNamespace, file: Path, tmp_path, monkeypatch
+    machine: SimpleNamespace, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = file.with_name("small.engine")
     build_engine(file, out)

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from tools import profile_gpu
 
 
 def conv(width: int, size: int = 8) -> Op:
-    window = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+    window: dict[str, Any] = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
     return Op(kind="conv", c_in=width, c_out=width, h=size, w=size, **window)
 
 
@@ -49,17 +50,19 @@ def test_the_shards_hold_every_op_once(ops: Path) -> None:
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "two", "1"])
-def test_a_shard_that_is_none_is_refused(ops: Path, shard: str, capsys) -> None:
+def test_a_shard_that_is_none_is_refused(ops: Path, shard: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert profile_gpu.main(["--ops", str(ops), "--shard", shard, "--dry-run"]) == 2
     assert "such as 1/4" in capsys.readouterr().err
 
 
-def test_the_papers_protocol_is_the_whole_grid_at_batch_256(tmp_path: Path, monkeypatch) -> None:
+def test_the_papers_protocol_is_the_whole_grid_at_batch_256(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "one.json"
     path.write_text(json.dumps([conv(32).key()]))
-    asked = {}
+    asked: dict[str, Any] = {}
 
-    def sweep(ops, **options):
+    def sweep(ops: list[Op], **options: Any) -> latency.Profile:
         asked.update(options, ops=ops)
         return latency.Profile({}, [])
 
@@ -71,7 +74,9 @@ def test_the_papers_protocol_is_the_whole_grid_at_batch_256(tmp_path: Path, monk
     assert (asked["precision"].n_min, asked["precision"].n_max) == (100, 100)
 
 
-def test_options_that_contradict_the_protocol_are_refused(ops: Path, capsys) -> None:
+def test_options_that_contradict_the_protocol_are_refused(
+    ops: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert (
         profile_gpu.main(["--ops", str(ops), "--protocol", "halp", "--precision", "fp16", "--dry-run"]) == 2
     )
