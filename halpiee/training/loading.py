@@ -92,10 +92,10 @@ def _of_run(folder: Path, model: nn.Module | None, trust: bool) -> nn.Module:
 
 
 def _built(settings: Settings, plan: Plan | None, loaded: dict[str, Tensor]) -> nn.Module:
-    """Returns the dense network of a run; without a plan, the number of classes is that of the weights."""
+    """Returns the dense network of a run; where no plan says the number of classes, it is that of the weights."""
     width = {} if settings.width is None else {"width": settings.width}
-    if plan is not None:
-        return build(settings.model, num_classes=plan.arguments.get("num_classes", 1000), **width)
+    if plan is not None and "num_classes" in plan.arguments:
+        return build(settings.model, num_classes=plan.arguments["num_classes"], **width)
     with torch.device("meta"):
         one = build(settings.model, num_classes=1, **width).state_dict()
     classes = {len(loaded[key]) for key, value in one.items() if key in loaded and value.shape[:1] == (1,)}

@@ -244,6 +244,8 @@ def test_cycles_that_do_not_fit_are_refused_before_anything_is_written(tmp_path:
         "1",
         "--batch-size",
         "512",
+        "--method",
+        "iee",
         "--out",
         str(out),
     )

@@ -268,7 +268,7 @@ def test_what_is_neither_a_file_nor_a_run_nor_a_model_is_said(tmp_path: Path) ->
     save_json(tmp_path / "half" / "settings.json", {})
     assert "holds no finished run; finish it with" in refusal(UsageError, tmp_path / "half")
     assert "an ONNX file runs @cpu, @cuda, @tensorrt" in refusal(UsageError, "a.onnx@fast")
-    assert "runs @eager, @onnx, @compile" in refusal(UsageError, "toy:net@fast")
+    assert "runs @eager, @onnx, @openvino, @compile" in refusal(UsageError, "toy:net@fast")
     assert "toy:net was named twice" in refusal(UsageError, "toy:net", "toy:net")
 
 

@@ -122,6 +122,7 @@ COVERED = {name.removesuffix("-later") for name in (*METHODS, *CONV_ONLY)} | {
     "lth",
     "repair",
     "early",
+    "scaled",
 }
 FIXED = ("static", "set", "rigl", "snfs", "set-itop", "rigl-itop", "rigl-nm", "lrr", "ltr")
 
