@@ -10,6 +10,8 @@ from torch.nn import functional
 class Warping(nn.Module):
     """conv(3→6), conv(6→8), samples at fixed places as often as asked, mean, linear(8→4)."""
 
+    places: Tensor
+
     def __init__(self, times: int) -> None:
         super().__init__()
         self.first, self.stem = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_every_cell_has_one_row_whose_latency_is_within_its_budget(out: Path) ->
 
 
 def test_what_a_training_costs_is_its_own_and_that_of_what_it_starts_from(out: Path) -> None:
-    rows = {row.contestant: row for row in read_rows(out)}
+    rows: dict[str, Any] = {row.contestant: row for row in read_rows(out)}
     images = 2 * 120  # of the two epochs
     assert rows["dense"].train_macs == 3 * images * rows["dense"].macs
     assert rows["uniform"].train_macs == pytest.approx(3 * images * rows["uniform"].macs)
@@ -91,7 +92,7 @@ def test_what_a_training_costs_is_its_own_and_that_of_what_it_starts_from(out: P
 
 
 def test_equal_flops_are_as_many_epochs_as_the_dense_training_pays_for(out: Path) -> None:
-    rows = {row.contestant: row for row in read_rows(out)}
+    rows: dict[str, Any] = {row.contestant: row for row in read_rows(out)}
     assert rows["uniform-flops"].epochs == round(2 * rows["dense"].macs / rows["uniform"].macs)
     assert rows["uniform-flops"].counts == rows["uniform"].counts == rows["l1"].counts
 
@@ -124,22 +125,22 @@ def test_report_shows_a_comparison_again(out: Path) -> None:
 
 
 def test_a_ratio_is_bisected_to_the_smallest_that_fits() -> None:
-    tried = []
+    tried: list[float] = []
 
-    def share(model: nn.Module) -> float:
+    class Cut(nn.Module):
+        def __init__(self, ratio: float) -> None:
+            super().__init__()
+            self.ratio = ratio
+
+    def share(model: Cut) -> float:
         tried.append(model.ratio)
         return (1 - model.ratio) ** 2
 
-    def make(ratio: float) -> nn.Module:
-        model = nn.Module()
-        model.ratio = ratio
-        return model
-
-    found = bisected(make, share, 0.49, Quiet())
+    found: Any = bisected(Cut, share, 0.49, Quiet())
     assert 0.3 <= found.ratio <= 0.3 + 1 / 256
     assert len(tried) == 8
     with pytest.raises(BudgetError, match=r"the fastest that it made takes 0\.9; ask for at least 0\.9"):
-        bisected(make, lambda model: 0.9, 0.5, Quiet())
+        bisected(Cut, lambda model: 0.9, 0.5, Quiet())
 
 
 def test_torch_prunings_network_is_within_the_budget_and_trains_on(
@@ -155,6 +156,7 @@ def test_torch_prunings_network_is_within_the_budget_and_trains_on(
     ground = Ground.of(comparison, tmp_path, Quiet())
     row = carry_out(Cell(comparison, "torch-pruning", 0.5, 0), ground, tmp_path, Quiet())
     assert row is not None
+    assert row.params is not None
     dense = 8 * 27 + 12 * 72 + 12 * 6 + 6 + 2 * (8 + 12)
     assert 0.3 < row.params / dense <= 0.5
     assert row.start_macs > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_seeds_budgets_and_contestants_are_no_part_of_the_setting_and_all_else_is() -> None:
     def setting(**more: object) -> str:
-        values = {"network": "resnet20", "data": "digits", "budgets": (0.5,), **more}
+        values: dict[str, Any] = {"network": "resnet20", "data": "digits", "budgets": (0.5,), **more}
         return Comparison(**values).setting
 
     assert setting() == setting(seeds=(3,), budgets=(0.2,), contestants=("iee",), profile="p.jsonl")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from halpiee.compare.rows import FILE, Row, append, read_rows
 from halpiee.errors import UsageError
 
 
-def row(seed: int, contestant: str = "uniform", accuracy: float = 0.5, **more: object) -> Row:
+def row(seed: int, contestant: str = "uniform", accuracy: float = 0.5, **more: Any) -> Row:
     return Row(
         key=f"{contestant}-{seed}",
         contestant=contestant,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import scipy.stats
@@ -11,8 +12,13 @@ from halpiee.compare.rows import Row
 from halpiee.compare.statistics import difference, interval, standings
 
 
-def row(contestant: str, seed: int, accuracy: float, budget: float = 0.5, **more: object) -> Row:
-    values = {"key": f"{contestant}-{budget}-{seed}", "latency_us": 50.0, "dense_us": 100.0, **more}
+def row(contestant: str, seed: int, accuracy: float, budget: float = 0.5, **more: Any) -> Row:
+    values: dict[str, Any] = {
+        "key": f"{contestant}-{budget}-{seed}",
+        "latency_us": 50.0,
+        "dense_us": 100.0,
+        **more,
+    }
     return Row(contestant=contestant, budget=budget, seed=seed, accuracy=accuracy, **values)
 
 

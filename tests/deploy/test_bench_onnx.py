@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -128,15 +129,18 @@ def test_what_cannot_be_done_is_one_sentence_and_a_code(
     assert shown.out == ""
 
 
-def test_a_network_runs_until_its_data_is_back_and_then_so_often_as_is_asked(monkeypatch) -> None:
+def test_a_network_runs_until_its_data_is_back_and_then_so_often_as_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # Each takes a fifth longer in the first run after the other, then a tenth, then what it takes.
     last, since = [""], [0]
 
-    def timed(call, cpu) -> float:
+    def timed(call: Callable[[], tuple[str, float]], cpu: bool) -> float:
         name, us = call()
         since[0] = since[0] + 1 if last[0] == name else 0
         last[0] = name
-        return us * (1.2, 1.1, 1.0)[min(since[0], 2)]
+        slower: float = (1.2, 1.1, 1.0)[min(since[0], 2)]
+        return us * slower
 
     monkeypatch.setattr(bench_onnx, "timed_us", timed)
     monkeypatch.setattr(bench_onnx, "warm", lambda call, cpu: None)

@@ -125,7 +125,7 @@ def test_a_scalar_input_stays_an_input_of_the_file(tmp_path: Path, step: Tensor,
 
 def test_an_input_of_another_first_dimension_keeps_its_shape(tmp_path: Path) -> None:
     class Table(Net):
-        def forward(self, x: Tensor, table: Tensor) -> object:
+        def forward(self, x: Tensor, table: Tensor) -> object:  # type: ignore[override]
             return self.conv(x) + table.mean()
 
     report = export_onnx(Table(), (X, torch.ones(5, 2)), tmp_path / "net.onnx")
@@ -135,7 +135,7 @@ def test_an_input_of_another_first_dimension_keeps_its_shape(tmp_path: Path) -> 
 @pytest.mark.parametrize("value", [True, 2, 0.5, "twice", None])
 def test_inputs_that_are_no_tensors_are_constants_of_the_file(tmp_path: Path, value: object) -> None:
     class Asked(Net):
-        def forward(self, x: Tensor, how: object, pair: tuple[Tensor, int] | None = None) -> object:
+        def forward(self, x: Tensor, how: object, pair: tuple[Tensor, int] | None = None) -> object:  # type: ignore[override]
             return self.conv(x) * (2 if how == value else 1)
 
     report = export_onnx(Asked(), (X, value), tmp_path / "net.onnx")
@@ -150,7 +150,7 @@ def test_inputs_that_are_no_tensors_are_constants_of_the_file(tmp_path: Path, va
 
 def test_tensors_in_tuples_and_dicts_are_inputs_of_the_file(tmp_path: Path) -> None:
     class Nested(Net):
-        def forward(self, pair: tuple[Tensor, int], more: dict[str, Tensor]) -> object:
+        def forward(self, pair: tuple[Tensor, int], more: dict[str, Tensor]) -> object:  # type: ignore[override]
             return self.conv(pair[0]) * pair[1] + more["shift"]
 
     shift = torch.randn(2, 4, 1, 1)
@@ -166,7 +166,7 @@ def test_tensors_in_tuples_and_dicts_are_inputs_of_the_file(tmp_path: Path) -> N
 )
 def test_an_input_that_no_graph_can_hold_is_refused(tmp_path: Path, value: object) -> None:
     class Asked(Net):
-        def forward(self, x: Tensor, other: object) -> object:
+        def forward(self, x: Tensor, other: object) -> object:  # type: ignore[override]
             return self.conv(x)
 
     with pytest.raises(
@@ -210,7 +210,7 @@ def test_a_model_with_its_batch_in_it_gets_a_file_of_that_batch_which_says_so(
 ) -> None:
     model = kind()
     with torch.no_grad():
-        expected = model(X)  # type: ignore[operator]
+        expected = model(X)
     report = export_onnx(model, (X,), tmp_path / "net.onnx")
     assert (report.fixed_batch, report.batch_sizes) == (2, (2, 2, 2))
     assert read_metadata(report.path)["fixed_batch"] == "2"

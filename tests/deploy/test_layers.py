@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -27,7 +28,7 @@ class Net(nn.Module):
         self.depth = nn.Conv2d(16, 16, 3, padding=1, groups=16)
         self.head = nn.Linear(16, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = torch.relu(self.bn(self.stem(x)))
         x = torch.relu(x + self.body(x))
         x = torch.relu(self.late(x))
@@ -71,7 +72,7 @@ def test_a_time_is_the_median_over_the_runs_that_count_of_what_the_profiler_wrot
             file.write_text(json.dumps([*events, {"cat": "Session", "name": "model_run", "dur": 9}]))
             return str(file)
 
-    def event(name: str, us: float) -> dict:
+    def event(name: str, us: float) -> dict[str, Any]:
         return {"cat": "Node", "name": f"{name}_kernel_time", "dur": us, "args": {"op_name": "Op"}}
 
     monkeypatch.setattr(module, "session", lambda *_, **__: Profiled())

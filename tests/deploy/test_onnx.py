@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -176,9 +177,10 @@ def test_a_stamp_adds_to_what_the_file_says(tmp_path: Path) -> None:
 
 
 def test_a_head_that_begins_at_zero_is_compared_with_other_weights_in_its_place(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
-    nn.init.zeros_(model[3].weight)
-    nn.init.zeros_(model[3].bias)
+    head = nn.Linear(4 * 36, 5)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), head)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
     report = export_onnx(model, (torch.zeros(1, 3, 8, 8),), tmp_path / "net.onnx")
     assert 0 < report.rel_l2 < 1e-5  # that of zeros is 0
     run = onnx_outputs(report.path)
@@ -191,7 +193,7 @@ def test_an_export_whose_outputs_hang_on_no_input_is_refused(tmp_path: Path) -> 
             super().__init__()
             self.layer = nn.Linear(4, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.layer(x) * 0 + self.layer.bias
 
     with pytest.raises(MismatchError, match="gives the same outputs for every input, with other weights too"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -40,13 +41,13 @@ class Net(nn.Module):
         self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
         self.second, self.head = nn.Conv2d(8, 16, 3), nn.Linear(16, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = torch.relu(self.second(torch.relu(self.norm(self.first(x)))))
         return self.head(x.mean((2, 3)))
 
 
 @pytest.fixture
-def sparse() -> nn.Module:
+def sparse() -> Any:
     torch.manual_seed(0)
     net = Net().eval()
     net.norm.weight.data.uniform_(0.5, 2)
@@ -60,7 +61,7 @@ def test_inactive_weights_become_zeros_even_where_they_are_infinite() -> None:
     model = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, float("inf"), float("nan"), 4.0]]))
-    found = with_zeros(model, {"weight": torch.tensor([[True, False, False, True]])})
+    found: Any = with_zeros(model, {"weight": torch.tensor([[True, False, False, True]])})
     assert found.weight.tolist() == [[1.0, 0.0, 0.0, 4.0]]
     assert torch.isinf(model.weight[0, 1])
 
@@ -87,20 +88,18 @@ def test_pytorchs_own_conversion_takes_exactly_what_follows(seed: int) -> None:
     torch.manual_seed(seed)
     weight = torch.randn(32, 64).half()
     right = weight.masked_fill(~two_of_four(weight), 0)
-    kept, meta = sparse_semi_structured_from_dense_cutlass(right)
+    kept, meta = sparse_semi_structured_from_dense_cutlass(right)  # type: ignore[no-untyped-call]
     assert follows(right)
     assert kept.shape == (32, 32)
-    assert torch.equal(sparse_semi_structured_to_dense_cutlass(kept, meta), right)
+    assert torch.equal(sparse_semi_structured_to_dense_cutlass(kept, meta), right)  # type: ignore[no-untyped-call]
     # Runs along the outputs are not what it reads: it would lose values.
     across = weight.masked_fill(~two_of_four(weight, dim=0), 0)
-    kept, meta = sparse_semi_structured_from_dense_cutlass(across)
+    kept, meta = sparse_semi_structured_from_dense_cutlass(across)  # type: ignore[no-untyped-call]
     assert not follows(across)
-    assert not torch.equal(sparse_semi_structured_to_dense_cutlass(kept, meta), across)
+    assert not torch.equal(sparse_semi_structured_to_dense_cutlass(kept, meta), across)  # type: ignore[no-untyped-call]
 
 
-def test_zeros_and_their_runs_survive_the_export_and_the_folded_norm(
-    sparse: nn.Module, tmp_path: Path
-) -> None:
+def test_zeros_and_their_runs_survive_the_export_and_the_folded_norm(sparse: Any, tmp_path: Path) -> None:
     done = export_onnx(sparse, (torch.zeros(1, 3, 8, 8),), tmp_path / "net.onnx")
     assert done.rel_l2 <= 1e-5
     found = zeros_in(tmp_path / "net.onnx")
@@ -127,7 +126,7 @@ def test_a_product_with_a_transposed_weight_is_read_along_its_rows(tmp_path: Pat
     assert zeros_in(tmp_path / "a.onnx").patterned == 1
 
 
-def test_the_zipped_size_is_that_of_the_deflated_file(sparse: nn.Module, tmp_path: Path) -> None:
+def test_the_zipped_size_is_that_of_the_deflated_file(sparse: Any, tmp_path: Path) -> None:
     export_onnx(sparse, (torch.zeros(1, 3, 8, 8),), tmp_path / "sparse.onnx")
     export_onnx(Net().eval(), (torch.zeros(1, 3, 8, 8),), tmp_path / "dense.onnx")
     found = {name: zeros_in(tmp_path / f"{name}.onnx") for name in ("sparse", "dense")}
@@ -173,7 +172,7 @@ def test_without_a_gpu_semi_structured_tensors_are_refused_with_the_way_out() ->
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_semi_structured_layers_compute_what_the_dense_ones_do() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 10)).half()
+    model: Any = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 10)).half()
     masked = with_zeros(model, {"0.weight": two_of_four(model[0].weight)})
     found, left = semi_structured(masked)
     assert list(left) == ["2"]

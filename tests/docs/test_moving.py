@@ -13,7 +13,7 @@ import torch
 import latency
 from halpiee.saliency.registry import REGISTRY
 
-from ..latency.fakes import FakeBackend, staircase  # type: ignore[import-not-found, misc]
+from ..latency.fakes import FakeBackend, staircase
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide"
 PAGES = ("from-nncf", "from-torch-pruning", "from-torch-prune")

@@ -44,7 +44,7 @@ class Torn:
         return torch.zeros(3, 8, 8), 0
 
 
-class Classes(tuple):
+class Classes(tuple[Any, ...]):
     """Two splits whose first one's class names are a number."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -70,7 +71,7 @@ NEEDED = {
 def beyond(kind: Ranged) -> list[str]:
     """Returns numbers just beyond both ends of a range, and a broken one where numbers are whole."""
     step = 1 if kind.kind is int else 1e-6
-    meta = kind.meta
+    meta: Any = kind.meta
     low = meta.ge - step if meta.ge is not None else meta.gt
     high = meta.le * (1 + 1e-9) + step if meta.le is not None else meta.lt
     found = [low, high if kind.kind is float else int(high)]

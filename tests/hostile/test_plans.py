@@ -41,7 +41,7 @@ def record() -> dict[str, Any]:
     """Returns a plan of a narrow ResNet-20 as JSON values."""
     structure = halpiee.trace(build("resnet20", **ARGUMENTS).eval(), (torch.zeros(1, 3, 8, 8),))
     keep = {g.name: torch.arange(g.size) % 2 == 0 for g in structure.prunable}
-    chosen = SimpleNamespace(keep=keep, latency_us=77.0)
+    chosen: Any = SimpleNamespace(keep=keep, latency_us=77.0)
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,7 @@ from halpiee.errors import UsageError
 from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
 
 
-def twins(layer: nn.Module, dim: int = 0) -> None:
+def twins(layer: Any, dim: int = 0) -> None:
     """Makes the second half of a layer's outputs a copy of the first half."""
     half = layer.weight.shape[dim] // 2
     with torch.no_grad():
@@ -32,7 +35,7 @@ def error_of(net: nn.Module, model: nn.Module, x: Tensor) -> float:
         return float((net(x) - y).norm() / y.norm())
 
 
-READERS = {
+READERS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv2d(8, 4, 3, padding=1, stride=2),
     "dilated": lambda: nn.Conv2d(8, 4, (3, 1), dilation=(2, 1), padding=(2, 0)),
     "same": lambda: nn.Conv2d(8, 4, 3, padding="same"),
@@ -76,11 +79,11 @@ def test_convolutions_over_lines_and_volumes_are_solved(dims: int) -> None:
 
 def test_a_linear_layer_gets_numpys_least_squares_solution() -> None:
     torch.manual_seed(2)
-    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).eval()
+    model: Any = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)).eval()
     x = torch.randn(400, 5)
     structure = halpiee.trace(model, (x[:1],))
     keep = {"0": torch.tensor([True, True, False, True, False, True])}
-    mended = repair(model, structure, keep, [x], settings=Settings(ridges=(1e-12,)))
+    mended: Any = repair(model, structure, keep, [x], settings=Settings(ridges=(1e-12,)))
     with torch.no_grad():
         hidden = torch.tanh(x @ model[0].weight[keep["0"]].T + model[0].bias[keep["0"]]).double()
         wanted = model(x).double()
@@ -125,7 +128,7 @@ def test_a_branch_makes_up_for_what_the_residual_lost() -> None:
             self.branch = nn.Linear(5, 5)
             self.head = nn.Linear(5, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             y = self.first(torch.tanh(self.stem(x)))
             return self.head(y + self.branch(torch.relu(y)))
 
@@ -137,7 +140,7 @@ def test_a_branch_makes_up_for_what_the_residual_lost() -> None:
     with_it = repair(model, structure, keep, [x], settings=Settings(images=2000))
     without = repair(model, structure, keep, [x], settings=Settings(images=2000, residuals=False))
 
-    def sum_error(net: nn.Module) -> float:
+    def sum_error(net: Any) -> float:
         sums = []
         for each in (net, model):
             y = each.first(torch.tanh(each.stem(x)))
@@ -149,11 +152,11 @@ def test_a_branch_makes_up_for_what_the_residual_lost() -> None:
 
 def test_batch_norms_get_the_statistics_of_what_reaches_them() -> None:
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.Flatten())
-    model = nn.Sequential(*model, nn.Linear(4 * 16, 2)).eval()
+    parts = (nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.Flatten())
+    model: Any = nn.Sequential(*parts, nn.Linear(4 * 16, 2)).eval()
     x = torch.randn(32, 3, 4, 4)
     structure = halpiee.trace(model, (x[:1],))
-    mended = repair(model, structure, half(structure, "0"), [x])
+    mended: Any = repair(model, structure, half(structure, "0"), [x])
     with torch.no_grad():
         reaches = mended[2](torch.relu(mended[0](x)))
     torch.testing.assert_close(mended[3].running_mean, reaches.mean((0, 2, 3)))
@@ -169,7 +172,7 @@ def test_attention_is_solved_image_by_image_whatever_its_layout(batch_first: boo
             self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
             self.head = nn.Linear(16, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             y = x if batch_first else x.transpose(0, 1)
             y = self.attention(y, y, y, need_weights=False)[0]
             return self.head(y if batch_first else y.transpose(0, 1)).mean(1)
@@ -198,7 +201,7 @@ def test_a_layer_called_twice_stays_and_says_so() -> None:
             super().__init__()
             self.a, self.shared, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.head(self.shared(torch.relu(self.shared(torch.relu(self.a(x))))))
 
     torch.manual_seed(7)
@@ -206,7 +209,7 @@ def test_a_layer_called_twice_stays_and_says_so() -> None:
     x = torch.randn(50, 4)
     structure = halpiee.trace(model, (x[:1],))
     told: list[RepairedLayer] = []
-    mended = repair(model, structure, {}, [x], report=told.append)
+    mended: Any = repair(model, structure, {}, [x], report=told.append)
     assert {r.name: r.skipped for r in told}["shared.weight"] == "it is called more than once"
     assert torch.equal(mended.shared.weight, model.shared.weight)
 
@@ -229,8 +232,8 @@ def test_labels_are_not_read_and_few_images_are_refused() -> None:
     x = torch.randn(30, 4)
     structure = halpiee.trace(model, (x[:1],))
     keep = half(structure, "0")
-    one = repair(model, structure, keep, [x])
-    other = repair(model, structure, keep, [(x[:20], "no label"), (x[20:], None)])
+    one: Any = repair(model, structure, keep, [x])
+    other: Any = repair(model, structure, keep, [(x[:20], "no label"), (x[20:], None)])
     assert torch.equal(one[2].weight, other[2].weight)
     with pytest.raises(UsageError, match="repair was given 4 images"):
         repair(model, structure, keep, [x[:4]])

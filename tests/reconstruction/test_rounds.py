@@ -17,12 +17,12 @@ from latency.predict import Calibration
 @pytest.fixture
 def model() -> nn.Module:
     """Four units of one size, each with a twin that hears and says the same."""
-    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4, bias=False)).eval()
+    reads, writes = nn.Linear(4, 8), nn.Linear(8, 4, bias=False)
     with torch.no_grad():
-        net[0].bias.zero_()
-        net[0].weight.copy_(torch.eye(4).repeat(2, 1))
-        net[2].weight.copy_(torch.eye(4).repeat(1, 2))
-    return net
+        reads.bias.zero_()
+        reads.weight.copy_(torch.eye(4).repeat(2, 1))
+        writes.weight.copy_(torch.eye(4).repeat(1, 2))
+    return nn.Sequential(reads, nn.Tanh(), writes).eval()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ class Net(nn.Module):
                 setattr(self, name, part)
         self.run = forward
 
+    if TYPE_CHECKING:  # parts are of the kind that the test gave
+
+        def __getattr__(self, name: str) -> Any: ...
+
     def forward(self, *inputs: Tensor) -> Any:
         return self.run(self, *inputs)
 
@@ -40,7 +44,7 @@ def number(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape))
 
 
-def traced(builder: Callable[[], Net], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor, Any]:
+def traced(builder: Callable[[], nn.Module], shape: tuple[int, ...]) -> tuple[Any, Tensor, Any]:
     model = nets.randomise(builder()).double().eval()
     x = torch.ones(shape, dtype=torch.float64)
     return model, x, trace(model, (x,))

@@ -21,7 +21,7 @@ KEEP = {"a": torch.arange(8) > 2, "b": torch.arange(6) > 1}
 def net(read: Callable[[Any, Tensor], Tensor | None]) -> Net:
     """A convolution a whose output is read, and replaced where ``read`` returns a tensor; b; a head."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         x = m.a(x).relu()
         found = read(m, x)
         return m.h(m.b(x if found is None else found).mean((2, 3)))
@@ -125,7 +125,7 @@ def test_what_is_logged_in_training_alone_freezes_nothing() -> None:
                 self.loss = float(out.square().mean())
             return out
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         return m.h(m.b(m.a(x).relu()).mean((2, 3)))
 
     model = Logged(forward, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 6, 3), h=nn.Linear(6, 5))

@@ -40,7 +40,7 @@ class Regularised(nn.Module):
         super().__init__()
         self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(F.dropout(torch.relu(self.a(x)), 0.5, training=self.training))
 
 
@@ -51,7 +51,7 @@ class Coupled(nn.Module):
         super().__init__()
         self.a, self.b, self.c, self.d = (nn.Linear(i, o) for i, o in ((3, 8), (3, 8), (8, 4), (8, 4)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         y, z = torch.tanh(self.a(x)), torch.tanh(self.b(x))
         return self.c(y) + self.d(y + z if self.training else z)
 
@@ -63,7 +63,7 @@ class Wanting(nn.Module):
         super().__init__()
         self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
 
-    def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
         if self.training:
             if target is None:
                 raise ValueError("no target")

@@ -7,6 +7,7 @@ output with ``torch.nn.functional`` alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from . import nets
 Reference = Callable[[nn.Module, dict[str, list[int]], Tensor], Tensor]
 
 
-def residual(m: nets.Residual, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def residual(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     s, c = k["stem"], k["conv1"]
     x = torch.sigmoid(F.conv2d(x, m.stem.weight[s], m.stem.bias[s], padding=1))
     y = F.conv2d(x, m.conv1.weight[c][:, s], padding=1)
@@ -30,7 +31,7 @@ def residual(m: nets.Residual, k: dict[str, list[int]], x: Tensor) -> Tensor:
     return F.linear(torch.sigmoid(x + y).mean((2, 3)), m.head.weight[:, s], m.head.bias)
 
 
-def concat(m: nets.Concat, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def concat(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     a, b, j = k["a"], k["b"], k["join"]
     both = a + [4 + i for i in b]
     x = torch.cat(
@@ -43,7 +44,7 @@ def concat(m: nets.Concat, k: dict[str, list[int]], x: Tensor) -> Tensor:
     return F.conv2d(torch.cat([x, y], 1), m.head.weight[:, both + [10 + i for i in j]], m.head.bias)
 
 
-def depthwise(m: nets.Depthwise, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def depthwise(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     e = k["expand"]
     x = F.hardsigmoid(F.conv2d(x, m.expand.weight[e], m.expand.bias[e]))
     x = F.conv2d(x, m.depth.weight[e], m.depth.bias[e], padding=1, groups=len(e))
@@ -52,7 +53,7 @@ def depthwise(m: nets.Depthwise, k: dict[str, list[int]], x: Tensor) -> Tensor:
     return F.conv2d(F.hardswish(x), m.project.weight[:, e], m.project.bias)
 
 
-def grouped(m: nets.Grouped, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def grouped(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     groups = k["a"]  # whole groups: two channels in, four out
     a = [2 * g + i for g in groups for i in range(2)]
     g = [4 * g + i for g in groups for i in range(4)]
@@ -61,7 +62,7 @@ def grouped(m: nets.Grouped, k: dict[str, list[int]], x: Tensor) -> Tensor:
     return F.conv2d(x, m.b.weight[:, g], m.b.bias)
 
 
-def gate(m: nets.Gate, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def gate(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     c, s = k["conv"], k["squeeze"]
     x = F.silu(F.conv2d(x, m.conv.weight[c], m.conv.bias[c], padding=1))
     z = F.relu(F.conv2d(x.mean((2, 3), keepdim=True), m.squeeze.weight[s][:, c], m.squeeze.bias[s]))
@@ -69,18 +70,18 @@ def gate(m: nets.Gate, k: dict[str, list[int]], x: Tensor) -> Tensor:
     return F.conv2d(x * z, m.head.weight[:, c], m.head.bias)
 
 
-def shuffle(m: nets.Shuffle, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def shuffle(m: Any, k: dict[str, list[int]], x: Tensor) -> Any:
     a = k["a"]  # channel j of one branch with channel j of the other
     p = torch.sigmoid(F.conv2d(x, m.a.weight[a], m.a.bias[a]))
     q = torch.sigmoid(F.conv2d(x, m.b.weight[a], m.b.bias[a]))
-    y = 0
+    y: Any = 0
     for place, channel in enumerate(a):  # after the shuffle they alternate: a0 b0 a1 b1 …
         y = y + F.conv2d(p[:, [place]], m.c.weight[:, [2 * channel]])
         y = y + F.conv2d(q[:, [place]], m.c.weight[:, [2 * channel + 1]])
     return y + m.c.bias[:, None, None]
 
 
-def chunk_reuse(m: nets.ChunkReuse, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def chunk_reuse(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     j = k["a"]  # channel j of the first half with channel j of the second, and of the inner convolution
     first = torch.sigmoid(F.conv2d(x, m.a.weight[j], m.a.bias[j]))
     second = [4 + i for i in j]
@@ -90,7 +91,7 @@ def chunk_reuse(m: nets.ChunkReuse, k: dict[str, list[int]], x: Tensor) -> Tenso
     return F.conv2d(torch.cat([first, y, z], 1), m.b.weight[:, columns], m.b.bias)
 
 
-def flatten(m: nets.Flatten, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def flatten(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     c, f = k["conv"], k["fc"]
     x = F.max_pool2d(torch.sigmoid(F.conv2d(x, m.conv.weight[c], m.conv.bias[c], padding=1)), 4)
     columns = [4 * i + place for i in c for place in range(4)]
@@ -98,7 +99,7 @@ def flatten(m: nets.Flatten, k: dict[str, list[int]], x: Tensor) -> Tensor:
     return F.linear(x, m.head.weight[:, f], m.head.bias)
 
 
-def nhwc_flatten(m: nets.Flatten, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def nhwc_flatten(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     c, f = k["conv"], k["fc"]
     x = F.max_pool2d(torch.sigmoid(F.conv2d(x, m.conv.weight[c], m.conv.bias[c], padding=1)), 4)
     columns = [6 * place + i for place in range(4) for i in c]
@@ -106,13 +107,13 @@ def nhwc_flatten(m: nets.Flatten, k: dict[str, list[int]], x: Tensor) -> Tensor:
     return F.linear(x, m.head.weight[:, f], m.head.bias)
 
 
-def layer_norm(m: nets.LayerNormed, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def layer_norm(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     a = k["a"]
     x = F.layer_norm(F.linear(x, m.a.weight[a], m.a.bias[a]), (len(a),), m.norm.weight[a], m.norm.bias[a])
     return F.linear(F.gelu(x), m.b.weight[:, a], m.b.bias)
 
 
-def group_norm(m: nets.GroupNormed, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def group_norm(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     groups = k["a"]
     a = [2 * g + i for g in groups for i in range(2)]
     x = F.conv2d(x, m.a.weight[a], m.a.bias[a])
@@ -120,14 +121,14 @@ def group_norm(m: nets.GroupNormed, k: dict[str, list[int]], x: Tensor) -> Tenso
     return F.conv2d(x, m.b.weight[:, a], m.b.bias)
 
 
-def one_group_norm(m: nets.GroupNormed, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def one_group_norm(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     a = k["a"]
     x = F.conv2d(x, m.a.weight[a], m.a.bias[a])
     x = torch.sigmoid(F.group_norm(x, 1, m.norm.weight[a], m.norm.bias[a]))
     return F.conv2d(x, m.b.weight[:, a], m.b.bias)
 
 
-def shared(m: nets.Shared, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def shared(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     s = k["stem"]
     x = torch.sigmoid(F.conv2d(x, m.stem.weight[s], m.stem.bias[s]))
     w, b = m.twice.weight[s][:, s], m.twice.bias[s]
@@ -136,12 +137,12 @@ def shared(m: nets.Shared, k: dict[str, list[int]], x: Tensor) -> Tensor:
     return F.conv2d(x, m.head.weight[:, s], m.head.bias)
 
 
-def functional(m: nets.Functional, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def functional(m: Any, k: dict[str, list[int]], x: Tensor) -> Any:
     c = k["kernel"]
     return torch.sigmoid(F.conv2d(x, m.kernel[c], m.shift[c])).mean((2, 3)) @ m.matrix[c]
 
 
-def glu(m: nets.Glu, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def glu(m: Any, k: dict[str, list[int]], x: Tensor) -> Tensor:
     j = k["a"]  # the pair of a value and its gate
     gates = [6 + i for i in j]
     value = F.conv2d(x, m.a.weight[j], m.a.bias[j])
@@ -149,7 +150,7 @@ def glu(m: nets.Glu, k: dict[str, list[int]], x: Tensor) -> Tensor:
     return F.conv2d(value * gate, m.b.weight[:, j], m.b.bias)
 
 
-def attention(m: nets.Attention, k: dict[str, list[int]], x: Tensor) -> Tensor:
+def attention(m: Any, k: dict[str, list[int]], x: Tensor) -> Any:
     # dimension j of both heads: rows j and 4 + j
     qk = [[4 * head + j for j in k["q"]] for head in range(2)]
     vs = [[4 * head + j for j in k["v"]] for head in range(2)]

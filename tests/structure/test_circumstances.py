@@ -38,7 +38,7 @@ class RootMeanSquare(nn.Module):
         self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
         self.weight = nn.Parameter(torch.ones(8))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.a(x)
         return self.b(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * self.weight)
 
@@ -50,7 +50,7 @@ class Choosing(nn.Module):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 4), nn.Linear(3, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(self.a(x)) if bool((x == 1).all()) else self.c(x)
 
 
@@ -78,7 +78,7 @@ def test_a_model_without_memory_is_traced_and_cut_without_any() -> None:
     model = nets.Residual().to("meta")
     structure = trace(model, (x.to("meta"),))
     assert structure.groups == trace(nets.Residual(), (x,)).groups
-    compact = shrink(model, structure, {"stem": torch.arange(8) < 3})
+    compact: Any = shrink(model, structure, {"stem": torch.arange(8) < 3})
     assert compact.stem.weight.shape[0] == 3
     assert compact.stem.weight.device.type == "meta"
 
@@ -175,7 +175,7 @@ def test_under_autocast_a_network_is_traced_cut_and_checked() -> None:
         ),
         (nn.utils.spectral_norm, r"\(SpectralNorm\); call torch.nn.utils.remove_spectral_norm first"),
         (
-            lambda m: prune.random_unstructured(m, "weight", amount=0.5),
+            lambda m: prune.random_unstructured(m, "weight", amount=0.5),  # type: ignore[no-untyped-call]
             r"\(RandomUnstructured\); call torch.nn.utils.prune.remove first",
         ),
         (nn.utils.parametrizations.orthogonal, "is parametrised, its weight is computed from other tensors"),
@@ -213,7 +213,7 @@ def test_a_forward_on_values_that_writes_into_a_parameter_is_refused_before_it_d
             super().__init__()
             self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             if float(x.sum()) < 1e9:
                 self.a.weight.mul_(0.5)
             return self.b(self.a(x))
@@ -266,13 +266,13 @@ def test_a_parameter_shared_by_two_layers_couples_them() -> None:
     assert [(g.name, g.size) for g in structure.prunable] == [("a", 8)]
     keep = nets.random_keep(structure)
     assert verify(model, structure, keep, inputs) <= 1e-5
-    compact = shrink(model, structure, keep)
+    compact: Any = shrink(model, structure, keep)
     assert compact.b.weight is compact.a.weight
 
 
 def test_a_traced_and_cut_model_is_not_kept_alive() -> None:
     model = nets.Residual()
-    compact = shrink(model, trace(model, (torch.zeros(nets.IMAGE),)), {"stem": torch.arange(8) < 3})
+    compact: Any = shrink(model, trace(model, (torch.zeros(nets.IMAGE),)), {"stem": torch.arange(8) < 3})
     gone = weakref.ref(model)
     del model
     gc.collect()

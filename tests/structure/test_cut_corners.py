@@ -17,51 +17,56 @@ from .corners import IMAGE, TOKENS, Net, ab, is_cut_exactly, number
 sigmoid = torch.sigmoid
 
 
-def class_token(m: Any, x: Tensor) -> Tensor:
+def class_token(m: Any, x: Tensor) -> Any:
     y = torch.cat([m.token.expand(2, -1, -1), m.a(x)], 1) + m.positions
     return m.b(m.norm(y)[:, 0])
 
 
-def halves(m: Any, x: Tensor) -> Tensor:
+def halves(m: Any, x: Tensor) -> Any:
     y = sigmoid(m.a(x))
     half = y.shape[1] // 2
     return m.b(torch.cat([y[:, half:] * y[:, :half], y[:, :half]], 1))
 
 
-def halves_split(m: Any, x: Tensor) -> Tensor:
+def halves_split(m: Any, x: Tensor) -> Any:
     p, q = torch.split(y := sigmoid(m.a(x)), y.shape[1] // 2, 1)
     return m.b(torch.cat([p * q, p + q], 1))
 
 
-def halves_of_a_weight(m: Any, x: Tensor) -> Tensor:
+def halves_of_a_weight(m: Any, x: Tensor) -> Any:
     half = m.a.weight.shape[0] // 2
     p, q = m.a.weight[:half], m.a.weight[half:]
     return m.b(sigmoid(F.conv2d(x, p)) * F.conv2d(x, q))
 
 
-def thirds(m: Any, x: Tensor) -> Tensor:
+def thirds(m: Any, x: Tensor) -> Any:
     p, q, _ = sigmoid(m.a(x)).tensor_split(3, 1)
     return m.b(torch.cat([p, q], 1))
 
 
-def in_turns(m: Any, x: Tensor) -> Tensor:
+def in_turns(m: Any, x: Tensor) -> Any:
     y = sigmoid(m.a(x))
     return m.b(torch.cat([y[:, ::2], y[:, 1::2]], 1))
 
 
-def not_local(m: Any, x: Tensor) -> Tensor:
+def not_local(m: Any, x: Tensor) -> Any:
     y = sigmoid(m.a(x))
     q, k, v = (part(y).flatten(2) for part in (m.q, m.k, m.v))
     z = ((q.transpose(1, 2) @ k).softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
     return m.b(y + m.o(z.reshape(2, -1, 8, 8)))
 
 
-def resized_positions(m: Any, x: Tensor) -> Tensor:
+def resized_positions(m: Any, x: Tensor) -> Any:
     positions = F.interpolate(m.positions, size=(8, 8), mode="bicubic", align_corners=False)
     return m.b(sigmoid(m.a(x)) + (positions + m.window.tile(1, 1, 2, 2)))
 
 
-def modulated(m: Any, x: Tensor) -> Tensor:
+def space_to_depth(m: Any, x: Tensor) -> Any:
+    y: Any = sigmoid(m.a(x))
+    return m.b(y.unflatten(2, (4, 2)).unflatten(4, (4, 2)).permute(0, 3, 5, 1, 2, 4).flatten(1, 3))
+
+
+def modulated(m: Any, x: Tensor) -> Any:
     query, context, gate = torch.split(m.f(sigmoid(m.a(x))), [4, 4, 1], 1)
     return m.b(query * m.h(context * gate))
 
@@ -69,7 +74,7 @@ def modulated(m: Any, x: Tensor) -> Tensor:
 def blurred() -> Net:
     """A fixed filter for each channel, whose number the module holds, in a module of its own."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         return m.b(F.conv2d(m.c(sigmoid(m.a(x))), m.blur.filter, groups=len(m.blur.filter)))
 
     return ab(forward, c=nn.Conv2d(8, 8, 1), blur=Net(sigmoid, filter=torch.ones(8, 1, 1, 1)))
@@ -293,13 +298,7 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
     ),
     "space to depth": (
         lambda: Net(
-            lambda m, x: m.b(
-                sigmoid(m.a(x))
-                .unflatten(2, (4, 2))
-                .unflatten(4, (4, 2))
-                .permute(0, 3, 5, 1, 2, 4)
-                .flatten(1, 3)
-            ),
+            space_to_depth,
             a=nn.Conv2d(3, 6, 1),
             b=nn.Conv2d(24, 5, 1),
         ),
@@ -410,7 +409,7 @@ class Sized(nn.Module):
         self.conv = nn.Conv2d(8, 8, 3, padding=1)
         self.mix = nn.Conv1d(8, 8, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         y = sigmoid(self.conv(x))
         y = y.view(y.shape[0], self.dim or y.shape[1], self.height * self.width)
         return self.mix(sigmoid(y)).view(y.shape[0], -1, self.height, self.width)
@@ -418,7 +417,7 @@ class Sized(nn.Module):
 
 @pytest.mark.parametrize("dim", [None, 8], ids=["by the shape", "by an attribute"])
 def test_an_attribute_that_only_happens_to_equal_the_channels_holds_none(dim: int | None) -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         return m.b(sigmoid(m.s(sigmoid(m.r(sigmoid(m.a(x)))))))
 
     def build() -> Net:

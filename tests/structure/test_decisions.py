@@ -16,14 +16,14 @@ from halpiee.structure.recorder import Decisions
 from .corners import IMAGE, Net, is_cut_exactly, stays_and_says_why
 
 
-def picked(m: Any, x: Tensor) -> Tensor:
+def picked(m: Any, x: Tensor) -> Any:
     """Places where a sum over the features is above 0, each through the head: cut features choose other places."""
     y = m.a(x)
     rows = y.permute(0, 2, 3, 1)[m.s(y)[:, 0] > 0]
     return m.h(rows).sum(0)
 
 
-def ranked(m: Any, x: Tensor) -> Tensor:
+def ranked(m: Any, x: Tensor) -> Any:
     """Boxes made of the features, those that overlap left out: how many are left hangs on every feature."""
     y = m.a(x)
     scores = m.s(y).flatten()
@@ -33,7 +33,7 @@ def ranked(m: Any, x: Tensor) -> Tensor:
     return m.h(y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])[left]).sum(0)
 
 
-def counted(m: Any, x: Tensor) -> Tensor:
+def counted(m: Any, x: Tensor) -> Any:
     """As many rows of the features as a value says."""
     y = m.a(x)
     rows = 1 + int(m.s(y).abs().mean() * 100) % 7
@@ -47,7 +47,7 @@ def test_how_many_objects_a_smaller_network_would_find_does_not_matter(forward: 
     )
 
 
-def written(m: Any, x: Tensor) -> Tensor:
+def written(m: Any, x: Tensor) -> Any:
     """Places below 0 are filled with what another layer says of all of them."""
     y = m.a(x).permute(0, 2, 3, 1).contiguous()
     y[m.s(x)[:, 0] > 0] = m.b(x).mean((0, 2, 3))
@@ -65,7 +65,7 @@ def test_a_mask_over_places_writes_whole_rows_of_channels() -> None:
 
 
 def test_channels_stay_where_a_mask_over_several_dimensions_picks_among_them() -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         y = torch.sigmoid(m.a(x))
         return m.b(x) * y[y.mean((2, 3)) > 0.5].mean()
 

@@ -62,6 +62,8 @@ def test_a_group_that_only_plans_may_cut_says_why_training_may_not() -> None:
 class Sampled(nn.Module):
     """A convolution, two looks at other places of its output, a running sum, a linear layer."""
 
+    places: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 4)
@@ -125,7 +127,7 @@ class Attention(nn.Module):
         if form == "held":
             self.num_heads = 3
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         heads = self.num_heads if self.form == "held" else 3
         q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         scale = 0.5 if self.form == "scaled" else None

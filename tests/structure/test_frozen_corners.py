@@ -17,57 +17,57 @@ from .corners import IMAGE, TOKENS, Net, ab, number, stays_and_says_why
 sigmoid = torch.sigmoid
 
 
-def written(m: Any, x: Tensor) -> Tensor:
+def written(m: Any, x: Tensor) -> Any:
     """Writes channels into a part of a fresh tensor."""
     out = x.new_zeros(2, 8, 8, 8)
     out[:, 2:6] = sigmoid(m.c(x))
     return m.b(out)
 
 
-def added_in_place(m: Any, x: Tensor) -> Tensor:
+def added_in_place(m: Any, x: Tensor) -> Any:
     y = sigmoid(m.a(x))
     y[:, :4].add_(sigmoid(m.c(x)))
     return m.b(y)
 
 
-def width_switch(m: Any, x: Tensor) -> Tensor:
+def width_switch(m: Any, x: Tensor) -> Any:
     y = m.a(x)
     return m.b(sigmoid(y) if y.shape[1] > 6 else torch.relu(y))
 
 
-def spatial_gate(m: Any, x: Tensor) -> Tensor:
+def spatial_gate(m: Any, x: Tensor) -> Any:
     y = m.a(x)
     return m.b(y * sigmoid(m.g(torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1))))
 
 
-def sum_of_a_half(m: Any, x: Tensor) -> Tensor:
+def sum_of_a_half(m: Any, x: Tensor) -> Any:
     """Four of eight channels by number, whose sum has the same shape however many there are."""
     y = torch.relu(m.a(x))
     return m.b(y * torch.tanh(y[:, :4].sum(1, keepdim=True)))
 
 
-def zeros_written_over(m: Any, x: Tensor) -> Tensor:
+def zeros_written_over(m: Any, x: Tensor) -> Any:
     """A removed channel is 0 after the relu, and 1 after something else is written through a view."""
     y = torch.relu(m.a(x))
     y.flatten(2).add_(1.0)
     return m.b(y * torch.tanh(y.sum(1, keepdim=True)))
 
 
-def zeros_written_into_ones(m: Any, x: Tensor) -> Tensor:
+def zeros_written_into_ones(m: Any, x: Tensor) -> Any:
     y = torch.relu(m.a(x))
     z = torch.ones_like(y)
     z[torch.tensor([0])] = y[:1]
     return m.b(y * torch.tanh(z.sum(1, keepdim=True)))
 
 
-def across_channels(m: Any, x: Tensor) -> Tensor:
+def across_channels(m: Any, x: Tensor) -> Any:
     """A gate from a convolution that runs along the channels (as in ECA)."""
     y = sigmoid(m.a(x))
     gate = m.e(y.mean((2, 3)).unsqueeze(1)).squeeze(1)
     return m.b(y * sigmoid(gate)[:, :, None, None])
 
 
-def swapped(m: Any, x: Tensor) -> Tensor:
+def swapped(m: Any, x: Tensor) -> Any:
     y = sigmoid(m.a(x))
     return m.b(torch.cat([y[:, 4:], y[:, :4]], 1))
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_cut_stays_and_says_why(name: str) -> None:
 @pytest.mark.parametrize("width", [2, 3, 4, 64], ids=str)
 @pytest.mark.parametrize("between", [0, 1, 2, 5])
 def test_a_reshape_to_the_width_of_another_layer_of_that_width_holds_both(width: int, between: int) -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         x = m.a(x)
         y = x
         for part in m.parts:
@@ -218,7 +218,7 @@ def test_a_reshape_to_the_width_of_another_layer_of_that_width_holds_both(width:
 def test_a_layer_that_nothing_went_through_stays() -> None:
     """A detector that finds no object: what its loop over objects would read is not known."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         y = sigmoid(m.a(x))
         answer = m.b(y)
         found = torch.nonzero(sigmoid(m.s(x)).mean((1, 2, 3)) > 2).flatten()  # never: a sigmoid is below 1
@@ -240,7 +240,7 @@ class Heads(nn.Module):
         self.v, self.joined = nn.Linear(c_in, 4 * 5), 4 * 5
         self.proj = nn.Linear(4 * 5, c_out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         n, t, _ = x.shape
         heads = self.v(x).view(n, t, -1, 5).transpose(1, 2).contiguous()
         return self.proj(heads.transpose(1, 2).reshape(n, t, self.joined))

@@ -40,7 +40,7 @@ class Named(nn.Module):
         self.qkv = nn.Linear(6, 36)
         self.proj = nn.Linear(12, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         n, t, _ = x.shape
         qkv = self.qkv(x).reshape(n, t, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
@@ -88,7 +88,7 @@ def test_heads_that_a_module_holds_as_numbers_go_with_the_numbers(kept: list[int
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     structure = trace(model, (x,))
     keep = {"qkv": torch.tensor([head in kept for head in range(3)])}
-    compact = shrink(model, structure, keep)
+    compact: Any = shrink(model, structure, keep)
     with torch.no_grad():
         expected = by_hand((model.qkv.weight, model.qkv.bias), (model.proj.weight, model.proj.bias), x, kept)
         assert relative_error(compact(x), expected) <= 1e-12
@@ -110,7 +110,7 @@ def test_a_transformer_encoder_runs_narrow_in_its_fast_path_too() -> None:
     structure = trace(model, (x,))
     keep = {"1.self_attn.in_proj_weight": torch.tensor([True, False])}
     assert verify(model, structure, keep, (x,)) <= 1e-5
-    compact = shrink(model, structure, keep)
+    compact: Any = shrink(model, structure, keep)
     assert isinstance(compact[1].self_attn, nn.MultiheadAttention)
     assert list(compact.state_dict()) == list(model.state_dict())
     assert compact[1].self_attn.in_proj_weight.shape == (12, 8)
@@ -122,7 +122,7 @@ def test_mixing_tokens_leaves_channels_prunable() -> None:
             super().__init__()
             self.a, self.mix, self.b = nn.Linear(3, 8), nn.Linear(6, 6), nn.Linear(8, 4)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             return self.b(torch.sigmoid(self.mix(self.a(x).transpose(1, 2)).transpose(1, 2)))
 
     model = nets.randomise(TokenMixer()).double().eval()
@@ -145,7 +145,7 @@ def test_two_inputs_in_one_batch_leave_the_layers_behind_them_prunable() -> None
             super().__init__()
             self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
 
-        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        def forward(self, x: Tensor, z: Tensor) -> Any:
             return self.b(torch.sigmoid(self.a(torch.cat([x, z]))))
 
     inputs = (torch.randn(nets.IMAGE), torch.randn(nets.IMAGE))

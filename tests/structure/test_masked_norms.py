@@ -28,7 +28,7 @@ class Conditioned(nn.LayerNorm):
         super().__init__(width, elementwise_affine=False)
         self.project = nn.Linear(given, 2 * width)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, condition: Tensor) -> Any:  # type: ignore[override]
         scale, shift = self.project(condition).chunk(2, -1)
         return super().forward(x) * (1 + scale) + shift
 
@@ -167,7 +167,7 @@ CASES: dict[str, tuple[Callable[[], Net], tuple[int, ...], dict[str, int]]] = {
 }
 
 
-def built(name: str) -> tuple[nn.Module, Tensor, Structure, dict[str, Tensor]]:
+def built(name: str) -> tuple[Any, Tensor, Structure, dict[str, Tensor]]:
     builder, shape, prunable = CASES[name]
     model = nets.randomise(builder()).double().eval()
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -211,7 +211,7 @@ def test_the_masked_model_compiles_and_exports_whole(name: str) -> None:
         assert relative_error(torch.compile(full, backend=backend, fullgraph=True)(x), expected) <= 1e-12
         torch._dynamo.reset()
     assert relative_error(torch.export.export(full, (x,), strict=False).module()(x), expected) <= 1e-12
-    assert torch.overrides._get_current_function_mode_stack() == []
+    assert torch.overrides._get_current_function_mode_stack() == []  # type: ignore[no-untyped-call]
 
 
 @GRADIENT_ASKED
@@ -226,7 +226,7 @@ def test_norms_of_the_outermost_module_are_compiled_once(inner: nn.Module, backe
             self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
             self.n, self.n2 = nn.LayerNorm(16), inner
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             x = self.a(x)
             x = F.layer_norm(x, x.shape[-1:], bias=self.n.bias, weight=self.n.weight)
             return self.c(self.n2(self.b(torch.relu(x))))
@@ -247,19 +247,21 @@ def test_norms_of_the_outermost_module_are_compiled_once(inner: nn.Module, backe
 def test_a_conditioned_norm_equals_its_formula_over_the_kept_channels() -> None:
     model, x, structure, keep = built("a condition")
     at = keep["a"].nonzero().flatten()
-    h = F.linear(x, model.a.weight[at], model.a.bias[at])  # type: ignore[union-attr,index]
+    h = F.linear(x, model.a.weight[at], model.a.bias[at])
     centred = h - h.mean(-1, keepdim=True)
     h = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
-    project = model.n.project  # type: ignore[union-attr]
-    scale = F.linear(x, project.weight[:12][at], project.bias[:12][at])  # type: ignore[index]
-    shift = F.linear(x, project.weight[12:][at], project.bias[12:][at])  # type: ignore[index]
-    by_hand = F.linear(F.gelu(h * (1 + scale) + shift), model.b.weight[:, at], model.b.bias)  # type: ignore[index,union-attr,arg-type]
+    project = model.n.project
+    scale = F.linear(x, project.weight[:12][at], project.bias[:12][at])
+    shift = F.linear(x, project.weight[12:][at], project.bias[12:][at])
+    by_hand = F.linear(F.gelu(h * (1 + scale) + shift), model.b.weight[:, at], model.b.bias)
     assert relative_error(masked(model, structure, keep)(x), by_hand) <= 1e-12
     assert relative_error(shrink(model, structure, keep)(x), by_hand) <= 1e-12
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(12), nn.RMSNorm(12)])
-def test_a_norm_under_several_names_equals_the_narrow_network_by_hand(norm: nn.Module) -> None:
+def test_a_norm_under_several_names_equals_the_narrow_network_by_hand(
+    norm: nn.LayerNorm | nn.RMSNorm,
+) -> None:
     def forward(m: Net, x: Tensor) -> Any:
         x = m.a(x)
         for linear, shared in zip(m.linears, m.norms, strict=True):
@@ -283,7 +285,7 @@ def test_a_norm_under_several_names_equals_the_narrow_network_by_hand(norm: nn.M
         if isinstance(norm, nn.LayerNorm):
             y = F.layer_norm(y, (6,), norm.weight[at], norm.bias[at])
         else:
-            y = F.rms_norm(y, (6,), norm.weight[at])  # type: ignore[index]
+            y = F.rms_norm(y, (6,), norm.weight[at])
         h = h + F.gelu(y)
     by_hand = F.linear(h, model.b.weight[:, at], model.b.bias)
     assert relative_error(masked(model, structure, {"a": keep})(x), by_hand) <= 1e-12
@@ -305,7 +307,7 @@ def test_encoder_layers_of_torch_are_masked_exactly(options: dict[str, Any], pad
     )
     model = nets.randomise(model).double().eval()
     x = torch.randn(3, 6, 8, dtype=torch.float64)
-    inputs = (x, torch.arange(6) >= torch.tensor([[4], [2], [6]])) if padded else (x,)
+    inputs: tuple[Tensor, ...] = (x, torch.arange(6) >= torch.tensor([[4], [2], [6]])) if padded else (x,)
     structure = trace(model, inputs)
     assert {"embed", "encoder.layers.0.linear1"} <= {g.name for g in structure.prunable}
     for names in (["embed"], [g.name for g in structure.prunable]):

@@ -27,10 +27,10 @@ def turned(x: Tensor, rows: int, columns: int) -> Tensor:
     return x.view(x.shape[0], rows, columns, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
 
 
-def beside(move: Callable[[Tensor], Tensor], groups: int, width: int = 8, out: int = 8) -> Callable[[], Net]:
+def beside(move: Callable[[Any], Tensor], groups: int, width: int = 8, out: int = 8) -> Callable[[], Net]:
     """Returns a network that moves channels and, later and elsewhere, reads them by a grouped convolution."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         y = sigmoid(m.a(x))
         return m.b(sigmoid(move(y))).mean((2, 3)) + m.d(sigmoid(m.g(y))).mean((2, 3))
 
@@ -43,23 +43,23 @@ def beside(move: Callable[[Tensor], Tensor], groups: int, width: int = 8, out: i
     )
 
 
-def joined(m: Any, x: Tensor) -> Tensor:
+def joined(m: Any, x: Tensor) -> Any:
     """Adds turned channels to others in their plain order."""
     y = sigmoid(m.a(x))
     return m.b(sigmoid(turned(y, 2, -1) + m.c(x))) + m.d(sigmoid(m.g(y)))
 
 
-def joined_by_rows(m: Any, x: Tensor) -> Tensor:
+def joined_by_rows(m: Any, x: Tensor) -> Any:
     y = sigmoid(m.a(x))
     return m.b(sigmoid(turned(y, -1, 4) + m.c(x))) + m.d(sigmoid(m.g(y)))
 
 
-def normed_later(m: Any, x: Tensor) -> Tensor:
+def normed_later(m: Any, x: Tensor) -> Any:
     y = sigmoid(m.a(x))
     return m.b(turned(y, 2, -1)) + m.d(sigmoid(m.n(y)))
 
 
-def doubled(m: Any, x: Tensor) -> Tensor:
+def doubled(m: Any, x: Tensor) -> Any:
     """Channels beside themselves, in pairs: whole pairs go."""
     y = sigmoid(m.a(x))
     return m.b(turned(torch.cat([y, y], 1), -1, 2))
@@ -217,6 +217,6 @@ def test_the_second_call_of_a_linear_layer_keeps_its_name() -> None:
     )
     structure = trace(model, (torch.zeros(TOKENS),))
     assert [layer.name for layer in structure.layers] == ["a", "c", "c#2", "b"]
-    compact = shrink(model, structure, {"a": torch.arange(8) < 3})
+    compact: Any = shrink(model, structure, {"a": torch.arange(8) < 3})
     assert (compact.a.in_features, compact.a.out_features) == (3, 3)
     assert (compact.c.in_features, compact.c.out_features) == (3, 3)

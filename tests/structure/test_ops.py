@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -109,7 +110,7 @@ def test_pools_and_linear_layers_have_their_shapes() -> None:
             self.average = nn.AvgPool2d(2)
             self.fc = nn.Linear(6 * 4, 5)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             x = self.average(self.pool(self.conv(x)))
             return self.fc(F.interpolate(x, scale_factor=2.0).flatten(1)[:, :24])
 

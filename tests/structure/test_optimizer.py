@@ -17,7 +17,7 @@ KEEP = {"stem": torch.tensor([True, False, True, True, False, False, False, True
 STEM = [0, 2, 3, 7]
 
 
-def stepped(optimizer_class: Any, **settings: Any) -> tuple[nn.Module, Any]:
+def stepped(optimizer_class: Any, **settings: Any) -> tuple[Any, Any]:
     model = nets.randomise(nets.Residual())
     optimizer = optimizer_class(model.parameters(), **settings)
     for _ in range(2):
@@ -41,6 +41,7 @@ def test_state_of_a_parameters_shape_is_cut_like_it(
 ) -> None:
     model, optimizer = stepped(optimizer_class, **settings)
     structure = trace(model, (torch.zeros(nets.IMAGE),))
+    compact: Any
     compact, smaller = shrink(model, structure, KEEP, optimizer)
     assert type(smaller) is optimizer_class
     for key in keys:
@@ -70,6 +71,7 @@ def test_groups_keep_their_order_settings_and_foreign_parameters() -> None:
         momentum=0.9,
     )
     structure = trace(model, (torch.zeros(nets.IMAGE),))
+    compact: Any
     compact, smaller = shrink(model, structure, KEEP, optimizer)
     first, second = smaller.param_groups
     assert [id(p) for p in first["params"]] == [id(compact.head.weight), id(foreign), id(compact.stem.bias)]
@@ -100,6 +102,7 @@ def test_a_step_after_shrinking_moves_the_kept_part_alike() -> None:
     optimizer.zero_grad()
     with torch.no_grad():
         model.head.weight[:, ~keep["fc"]] = 0
+    compact: Any
     compact, smaller = shrink(model, structure, keep, optimizer)
     for net, opt in ((model, optimizer), (compact, smaller)):
         net(x).square().sum().backward()
@@ -124,7 +127,7 @@ def test_state_of_an_optimizer_of_ones_own_is_cut_where_it_has_the_parameters_sh
         def __init__(self, params: Any) -> None:
             super().__init__(params, {"lr": 0.5})
 
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
             for group in self.param_groups:
                 for p in group["params"]:
                     state = self.state[p]
@@ -135,6 +138,7 @@ def test_state_of_an_optimizer_of_ones_own_is_cut_where_it_has_the_parameters_sh
     optimizer = Slow(model.parameters())
     optimizer.step()
     structure = trace(model, (torch.zeros(nets.IMAGE),))
+    compact: Any
     compact, smaller = shrink(model, structure, KEEP, optimizer)
     state = smaller.state[compact.conv1.weight]
     assert torch.equal(state["slow weights"], model.conv1.weight[:, STEM])

@@ -49,7 +49,7 @@ def counted(model: nn.Module, inputs: tuple[Tensor, ...], *, batched: bool = Fal
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     found = counter.get_flop_counts()["Global"]
-    return sum(n for op, n in found.items() if str(op) in kinds) // 2
+    return int(sum(n for op, n in found.items() if str(op) in kinds) // 2)
 
 
 class Einsums(TorchFunctionMode):
@@ -94,7 +94,7 @@ class Deformable(nn.Module):
         ops = pytest.importorskip("torchvision.ops")
         self.offset, self.conv = nn.Conv2d(32, 18, 3, padding=1), ops.DeformConv2d(32, 32, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.conv(x, self.offset(x))
 
 
@@ -105,7 +105,7 @@ class Mixing(nn.Module):
         super().__init__()
         self.a, self.b = nn.Linear(n, 2 * n), nn.Linear(2 * n, n)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return x + self.b(torch.relu(self.a(x.flatten(2)))).view_as(x)
 
 
@@ -128,7 +128,7 @@ class Frames(nn.Module):
         self.a, self.b = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
         self.t, self.h = nn.Conv1d(16, 32, 3), nn.Linear(32, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         n, t = x.shape[:2]
         y = (
             torch.relu(self.b(torch.relu(self.a(x.flatten(0, 1)))))
@@ -144,7 +144,7 @@ class Bag(nn.Module):
         super().__init__()
         self.table, self.head = nn.EmbeddingBag(20, 8), nn.Linear(8, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.head(self.table(x.long().remainder(20)))
 
 
@@ -197,10 +197,10 @@ def test_macs_of_a_network_are_those_that_torch_counts(case: str) -> None:
 class Table:
     """1 µs a channel of input and 1,000 a channel of output."""
 
-    def lookup(self, c_in: Tensor, c_out: Tensor) -> Tensor:
+    def lookup(self, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
         return np.asarray(c_in, float) + 1000.0 * np.asarray(c_out, float)
 
-    def measured(self, c_in: Tensor, c_out: Tensor) -> Tensor:
+    def measured(self, c_in: np.ndarray, c_out: np.ndarray) -> np.ndarray:
         return np.ones(np.broadcast_shapes(np.shape(c_in), np.shape(c_out)), dtype=bool)
 
 
@@ -248,7 +248,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.conv, self.rnn, self.head = nn.Conv2d(3, 16, 4, 4), kind(16, 12), nn.Linear(12, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         columns = torch.relu(self.conv(x)).mean(2).permute(2, 0, 1)
         return self.head(self.rnn(columns)[0])
 
@@ -308,7 +308,7 @@ def names() -> list[str]:
 
 def family(name: str) -> str:
     """The module whose code builds a network; segmentation and video have modules of their own."""
-    return TORCHVISION.get_model_builder(name).__module__
+    return str(TORCHVISION.get_model_builder(name).__module__)
 
 
 def representatives() -> set[str]:

@@ -25,7 +25,7 @@ def net(forward: Any, **parts: Any) -> Net:
     return Net(forward, **modules).eval()
 
 
-def plain(m: Any, x: Tensor) -> Tensor:
+def plain(m: Any, x: Tensor) -> Any:
     return m.h(m.b(m.a(x).relu()).relu().mean((2, 3)))
 
 
@@ -59,7 +59,7 @@ def test_a_head_that_begins_at_zero_with_a_bias_hides_no_wrong_cut() -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6])
 def test_a_branch_scaled_by_next_to_nothing_hides_no_wrong_cut(scale: float) -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         return m.h(m.s(x).mean((2, 3)) + m.gamma * m.b(m.a(x).relu()).mean((2, 3)))
 
     model = net(forward, s=nn.Conv2d(3, 6, 1))
@@ -68,7 +68,7 @@ def test_a_branch_scaled_by_next_to_nothing_hides_no_wrong_cut(scale: float) -> 
 
 
 def test_outputs_that_hang_on_no_input_prove_nothing_and_are_refused() -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         return m.h(m.b(m.a(x).relu()).mean((2, 3))).detach() * 0 + m.h.bias
 
     model = net(forward)
@@ -80,7 +80,7 @@ def test_outputs_that_hang_on_no_input_prove_nothing_and_are_refused() -> None:
 
 
 def noisy(draw: Any, at: str) -> Any:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         x = m.a(x if at != "input" else x + draw(x)).relu()
         x = m.b(x if at != "channels" else x + draw(x)).relu().mean((2, 3))
         return m.h(x if at != "features" else x + draw(x))
@@ -103,13 +103,18 @@ def test_a_network_that_draws_noise_in_evaluation_draws_alike_on_both_sides(draw
 
 
 def test_noise_of_numpy_and_python_is_alike_on_both_sides_and_their_states_stay() -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         noise = torch.from_numpy(np.random.randn(8, 8).astype(np.float32)) * random.random()
         return plain(m, x + noise)
 
     model = net(forward)
     structure = trace(model, X)
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+
+    def state_of_numpy() -> Any:
+        found: Any = np.random.get_state()
+        return found[1].tolist()
+
+    states = torch.get_rng_state(), random.getstate(), state_of_numpy()
     assert verify(model, structure, KEEP, X) < 1e-5
     assert torch.equal(states[0], torch.get_rng_state())
-    assert states[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+    assert states[1:] == (random.getstate(), state_of_numpy())

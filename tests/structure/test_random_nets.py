@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ class Assembled(nn.Module):
         self.parts = nn.ModuleList()
         width = 8
         for kind, wanted, _ in stages:
-            parts = [nn.BatchNorm2d(width)]
+            parts: list[nn.Module] = [nn.BatchNorm2d(width)]
             if kind == "chain":
                 parts.append(nn.Conv2d(width, wanted, 3, padding=1))
                 width = wanted
@@ -59,8 +61,9 @@ class Assembled(nn.Module):
             self.parts.append(nn.ModuleList(parts))
         self.head = nn.Linear(width, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.stem(x)
+        parts: Any
         for (kind, _, number), parts in zip(self.stages, self.parts, strict=True):
             y = ACTIVATIONS[number](parts[0](x))
             if kind == "residual":

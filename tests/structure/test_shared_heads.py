@@ -83,7 +83,7 @@ class Grouped(nn.Module):
         return found
 
 
-def block(attention: nn.Module) -> nn.Module:
+def block(attention: nn.Module) -> Any:
     """An embedding, attention behind a norm and beside a skip, a gated layer, and the output."""
 
     def forward(m: Net, x: Tensor) -> Any:
@@ -122,12 +122,12 @@ def test_a_head_of_keys_and_values_goes_with_the_heads_that_read_it(
         "gate": torch.arange(20) < 7,
     }
     assert verify(model, structure, keep, (x,), tolerance=1e-12) <= 1e-12
-    compact = shrink(model, structure, keep).t
+    compact: Any = shrink(model, structure, keep)
     heads = HEADS // shared
     assert torch.equal(
-        compact.q_proj.weight, model.t.q_proj.weight[heads * HEAD : 2 * heads * HEAD, keep["a"]]
+        compact.t.q_proj.weight, model.t.q_proj.weight[heads * HEAD : 2 * heads * HEAD, keep["a"]]
     )
-    assert torch.equal(compact.v_proj.weight, model.t.v_proj.weight[HEAD : 2 * HEAD, keep["a"]])
+    assert torch.equal(compact.t.v_proj.weight, model.t.v_proj.weight[HEAD : 2 * HEAD, keep["a"]])
 
 
 @pytest.mark.parametrize("mode", ["gqa", "broadcast"])
@@ -177,7 +177,8 @@ def test_a_learned_bias_of_each_head_goes_with_its_head() -> None:
     assert structure.by_name["t.q_proj"].prunable
     keep = {"t.q_proj": torch.tensor([False, True, True, False])}
     assert verify(model, structure, keep, (x,), tolerance=1e-12) <= 1e-12
-    assert torch.equal(shrink(model, structure, keep).t.table, model.t.table[1:3])
+    compact: Any = shrink(model, structure, keep)
+    assert torch.equal(compact.t.table, model.t.table[1:3])
     fixed = trace(block(Biased(learned=False)).eval(), (x,))
     assert {g.name for g in fixed.prunable} == {"a", "gate"}
 
@@ -261,7 +262,7 @@ class Asks(nn.Module):
         self.a = nn.Linear(5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.overrides._get_current_function_mode_stack():
+        if torch.overrides._get_current_function_mode_stack():  # type: ignore[no-untyped-call]
             raise RuntimeError("no modes here")
         found: Tensor = self.a(x)
         return found

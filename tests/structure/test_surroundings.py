@@ -54,7 +54,7 @@ def by_dict(n: int) -> Tensor:
     return TABLES[n]
 
 
-def by_nested(n: int) -> Tensor:
+def by_nested(n: int) -> Any:
     grids = NESTED["grids"]
     if n not in grids:
         grids[n] = (made(n), n)
@@ -77,7 +77,7 @@ def by_new_global(n: int) -> Tensor:
     return NEW_GRID  # type: ignore[name-defined,no-any-return]
 
 
-def by_attribute(n: int) -> Tensor:
+def by_attribute(n: int) -> Any:
     if SPACE.grid is None:
         SPACE.grid = made(n)
     return SPACE.grid
@@ -150,7 +150,7 @@ class Coordinates(nn.Module):
         self.h = nn.Linear(6, 3)
         self.grid = grid
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.h(self.b(self.a(x + self.grid(x.shape[-1])).relu()).relu().mean((2, 3)))
 
 

@@ -8,6 +8,7 @@ convolutions its graph leaves the tie of a group's channels to the caller, here 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ ALIKE = {
 }
 """Networks whose couplings are the same, with an input."""
 
-PARTS = {
+PARTS: dict[str, dict[str, Any]] = {
     "deeplabv3_mobilenet_v3_large": {"weights_backbone": None},
     # its graph is of one forward, ours holds the heads of training beside it
     "googlenet": {"aux_logits": False, "init_weights": False},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def built(name: str) -> nn.Module:
+def built(name: str) -> Any:
     torch.manual_seed(0)
     model = torchvision.models.get_model(
         name, weights=None, **({"weights_backbone": None} if "lab" in name else {})
@@ -52,6 +53,8 @@ def built(name: str) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.copy_(torch.randn(module.num_features, generator=generator) * 0.1)
             module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
             module.bias.data.copy_(torch.randn(module.num_features, generator=generator) * 0.1)

@@ -75,7 +75,7 @@ def test_one_of_two_parallel_branches_may_go_but_not_both() -> None:
             self.b1, self.b2 = nn.Conv2d(4, 5, 1), nn.Conv2d(5, 4, 1)
             self.head = nn.Conv2d(4, 3, 1)
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: Tensor) -> Any:
             x = torch.relu(self.stem(x))
             return self.head(torch.relu(self.a2(torch.relu(self.a1(x))) + self.b2(torch.relu(self.b1(x)))))
 
@@ -98,7 +98,7 @@ def test_a_gate_summed_over_the_channels_stays() -> None:
 def test_channels_that_are_resized_stay(mode: str) -> None:
     """Torch resizes no tensor without channels, though its fake tensors do."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         small = torch.relu(m.a(x))
         return m.h(m.c(x) + m.b(F.interpolate(small, scale_factor=2, mode=mode)))
 
@@ -116,6 +116,7 @@ def test_the_compact_network_trains_copies_and_steps() -> None:
     optimizer.step()
     structure = trace(model, (torch.zeros(nets.IMAGE),), vanish=True)
     keep = {"conv1": torch.zeros(6, dtype=torch.bool)}
+    compact: Any
     compact, smaller = shrink(model, structure, keep, optimizer)
     before = compact.head.weight.clone()
     compact.train()(torch.ones(nets.IMAGE)).square().sum().backward()
@@ -134,7 +135,8 @@ def test_a_plan_empties_a_branch_too(tmp_path: object) -> None:
     x = torch.ones(nets.IMAGE)
     structure = trace(model, (x,), vanish=True)
     keep = {"conv1": torch.zeros(6, dtype=torch.bool)}
-    plan = Plan.from_selection(structure, SimpleNamespace(keep=keep, latency_us=1.0))
+    chosen: Any = SimpleNamespace(keep=keep, latency_us=1.0)
+    plan = Plan.from_selection(structure, chosen)
     with torch.no_grad():
         assert torch.equal(plan.apply(model)(x), shrink(model, structure, keep)(x))
 

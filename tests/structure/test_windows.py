@@ -26,11 +26,11 @@ maxvit = pytest.importorskip("torchvision.models.maxvit")
 SMALL: dict[str, Any] = {"embed_dim": 8, "num_classes": 3, "stochastic_depth_prob": 0.0}
 
 
-def plain() -> nn.Module:
+def plain() -> Any:
     return swin.SwinTransformer([2, 2], depths=[2, 2], num_heads=[2, 4], window_size=[4, 4], **SMALL)
 
 
-def second() -> nn.Module:
+def second() -> Any:
     return swin.SwinTransformer(
         [2, 2],
         depths=[2],
@@ -42,11 +42,11 @@ def second() -> nn.Module:
     )
 
 
-def moving() -> nn.Module:
+def moving() -> Any:
     return video.SwinTransformer3d([2, 2, 2], depths=[2], num_heads=[2], window_size=[2, 4, 4], **SMALL)
 
 
-def grid() -> nn.Module:
+def grid() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return maxvit.MaxVit((32, 32), 8, 4, [8], [1], 4, 0.0, num_classes=3)

@@ -20,14 +20,14 @@ from .corners import IMAGE, Net, ab, is_cut_exactly, stays_and_says_why
 ANOTHER_PATH = "the forward takes another path at another width"
 
 
-def skip_by_attributes(m: Any, x: Tensor) -> Tensor:
+def skip_by_attributes(m: Any, x: Tensor) -> Any:
     """A skip past the activation unless the block changes its width, as the block's own numbers say."""
     y = m.a(x).flatten(2)  # whose width is that of ``m.dim``
     skip = y if m.dim == m.dim_out else torch.tanh(y)
     return m.h((skip + torch.tanh(y)).mean(2))
 
 
-def reshaped_by_an_attribute(m: Any, x: Tensor) -> Tensor:
+def reshaped_by_an_attribute(m: Any, x: Tensor) -> Any:
     y = m.a(x).reshape(2, m.dim, -1)
     z = torch.tanh(y)
     return m.h((z + (y if m.dim == m.dim_out else z)).mean(2))
@@ -56,7 +56,7 @@ def test_a_block_keeps_its_skip_at_another_width() -> None:
 
 @pytest.mark.parametrize("most", range(2, 8))
 def test_channels_stay_where_a_sum_reads_another_tensor_below_a_width(most: int) -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         y = m.a(x)
         z = torch.sigmoid(y)
         return m.b(z + (y if y.shape[1] > most else z))
@@ -66,7 +66,7 @@ def test_channels_stay_where_a_sum_reads_another_tensor_below_a_width(most: int)
 
 @pytest.mark.parametrize("order", [operator.lt, operator.gt, operator.ne])
 def test_channels_stay_where_a_path_hangs_on_which_of_two_is_wider(order: Callable[[int, int], bool]) -> None:
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         y, other = m.a(x), m.c(x)
         z = torch.sigmoid(y)
         return m.b(z if order(y.shape[1], other.shape[1]) else y) + m.d(torch.sigmoid(other))
@@ -84,7 +84,7 @@ def test_channels_stay_where_a_module_needs_its_number_and_chooses_by_it() -> No
 def test_only_what_a_path_hangs_on_stays() -> None:
     """Of six convolutions in a row one is read otherwise at another width; the others go."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         for index, part in enumerate(m.parts):
             y = part(x)
             x = torch.sigmoid(y)
@@ -107,7 +107,7 @@ def test_a_path_by_two_widths_is_found_beside_attention_of_two_widths(width: int
     queries, keys and values may go.
     """
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m: Any, x: Tensor) -> Any:
         y, other = m.a(x), m.c(x)
         z = torch.sigmoid(y)
         joined = m.b(z + (y if y.shape[1] == other.shape[1] else z)) + m.d(torch.sigmoid(other))

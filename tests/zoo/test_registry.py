@@ -17,6 +17,7 @@ from halpiee.errors import UsageError
 def test_a_zoo_name_builds_the_project_network_with_its_arguments() -> None:
     model = zoo.build("resnet20", width=2, num_classes=7)
     assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 7)
+    assert isinstance(model.conv1, nn.Conv2d)
     assert model.conv1.out_channels == 32
 
 

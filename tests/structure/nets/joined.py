@@ -18,7 +18,7 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(6, 8, 3, padding=1)
         self.head = nn.Linear(8, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = torch.sigmoid(self.stem(x))
         x = torch.sigmoid(x + self.conv2(F.silu(self.bn1(self.conv1(x)))))
         return self.head(x.mean((2, 3)))
@@ -33,7 +33,7 @@ class Concat(nn.Module):
         self.join = nn.Conv2d(10, 5, 1)
         self.head = nn.Conv2d(15, 4, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         both = torch.sigmoid(self.bn(torch.cat([self.a(x), self.b(x)], 1)))
         return self.head(torch.cat([both, self.join(both)], 1))
 
@@ -48,7 +48,7 @@ class Gate(nn.Module):
         self.excite = nn.Conv2d(3, 8, 1)
         self.head = nn.Conv2d(8, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = F.silu(self.conv(x))
         gate = torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
         return self.head(x * gate)
@@ -63,7 +63,7 @@ class Shared(nn.Module):
         self.twice = nn.Conv2d(6, 6, 3, padding=1)
         self.head = nn.Conv2d(6, 4, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = torch.sigmoid(self.twice(torch.sigmoid(self.stem(x))))
         return self.head(torch.sigmoid(self.twice(F.max_pool2d(x, 2))))
 
@@ -91,7 +91,7 @@ class InputResidual(nn.Module):
         self.b = nn.Conv2d(6, 3, 3, padding=1)
         self.c = nn.Conv2d(3, 4, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.c(torch.sigmoid(x + self.b(torch.sigmoid(self.a(x)))))
 
 
@@ -104,7 +104,7 @@ class PaddedShortcut(nn.Module):
         self.b = nn.Conv2d(4, 8, 3, padding=1)
         self.c = nn.Conv2d(8, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = torch.sigmoid(self.a(x))
         return self.c(torch.sigmoid(self.b(x) + F.pad(x, (0, 0, 0, 0, 2, 2))))
 
@@ -131,7 +131,7 @@ class TwoInputs(nn.Module):
         self.vector = nn.Linear(4, 6)
         self.head = nn.Conv2d(6, 5, 1)
 
-    def forward(self, x: Tensor, v: Tensor) -> Tensor:
+    def forward(self, x: Tensor, v: Tensor) -> Any:
         return self.head(torch.sigmoid(self.image(x) + self.vector(v)[:, :, None, None]))
 
 
@@ -141,5 +141,5 @@ class Embedded(nn.Module):
         self.table = nn.Embedding(10, 6)
         self.head = nn.Linear(6, 4)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Any:
         return self.head(torch.sigmoid(self.table(tokens)).sum(1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ class Depthwise(nn.Module):
         self.bn = nn.BatchNorm2d(8 * multiplier)
         self.project = nn.Conv2d(8 * multiplier, 4, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.project(F.hardswish(self.bn(self.depth(F.hardsigmoid(self.expand(x))))))
 
 
@@ -26,7 +28,7 @@ class Grouped(nn.Module):
         self.g = nn.Conv2d(8, 16, 3, padding=1, groups=4)
         self.b = nn.Conv2d(16, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(torch.sigmoid(self.g(torch.sigmoid(self.a(x)))))
 
 
@@ -40,7 +42,7 @@ class GroupedShuffled(nn.Module):
         self.g2 = nn.Conv2d(16, 8, 1, groups=4)
         self.b = nn.Conv2d(8, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = torch.sigmoid(self.g1(torch.sigmoid(self.a(x))))
         n, c, h, w = x.shape
         x = x.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
@@ -54,7 +56,7 @@ class Transposed(nn.Module):
         self.up = nn.ConvTranspose2d(8, 6 if groups == 1 else 16, 2, stride=2, groups=groups)
         self.b = nn.Conv2d(6 if groups == 1 else 16, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(torch.sigmoid(self.up(torch.sigmoid(self.a(x)))))
 
 
@@ -65,7 +67,7 @@ class OneDimensional(nn.Module):
         self.bn = nn.BatchNorm1d(8)
         self.b = nn.Conv1d(8, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(F.avg_pool1d(torch.sigmoid(self.bn(self.a(x))), 2))
 
 
@@ -76,7 +78,7 @@ class ThreeDimensional(nn.Module):
         self.bn = nn.BatchNorm3d(8)
         self.b = nn.Conv3d(8, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(F.max_pool3d(torch.sigmoid(self.bn(self.a(x))), 2))
 
 
@@ -87,7 +89,7 @@ class LayerNormed(nn.Module):
         self.norm = nn.LayerNorm(8)
         self.b = nn.Linear(8, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(F.gelu(self.norm(self.a(x))))
 
 
@@ -98,7 +100,7 @@ class GroupNormed(nn.Module):
         self.norm = nn.GroupNorm(groups, 8)
         self.b = nn.Conv2d(8, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(torch.sigmoid(self.norm(self.a(x))))
 
 
@@ -109,7 +111,7 @@ class InstanceNormed(nn.Module):
         self.norm = nn.InstanceNorm2d(8, affine=True)
         self.b = nn.Conv2d(8, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(torch.sigmoid(self.norm(self.a(x))))
 
 
@@ -121,7 +123,7 @@ class LayerScale(nn.Module):
         self.shift = nn.Parameter(torch.zeros(1, 8, 1, 1))
         self.b = nn.Conv2d(8, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(torch.sigmoid(self.a(x) * self.scale + self.shift))
 
 
@@ -131,11 +133,12 @@ class Attention(nn.Module):
     def __init__(self, fused: bool, joint: bool = False) -> None:
         super().__init__()
         self.qkv = nn.Linear(6, 24) if joint else None
-        self.q, self.k, self.v = (nn.Linear(6, 8) for _ in range(3)) if not joint else (None, None, None)
+        parts: Any = (None, None, None) if joint else (nn.Linear(6, 8) for _ in range(3))
+        self.q, self.k, self.v = parts
         self.out = nn.Linear(8, 5)
         self.fused = fused
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         n, t, _ = x.shape
         parts = self.qkv(x).chunk(3, -1) if self.qkv is not None else (self.q(x), self.k(x), self.v(x))
         q, k, v = (p.view(n, t, 2, -1).transpose(1, 2) for p in parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ class Shuffle(nn.Module):
         self.b = nn.Conv2d(3, 4, 1)
         self.c = nn.Conv2d(8, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = torch.sigmoid(torch.cat([self.a(x), self.b(x)], 1))
         n, c, h, w = x.size()
         x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
@@ -30,7 +32,7 @@ class ChunkReuse(nn.Module):
         self.m = nn.Conv2d(4, 4, 3, padding=1)
         self.b = nn.Conv2d(12, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         first, second = torch.sigmoid(self.a(x)).chunk(2, 1)
         return self.b(torch.cat([first, second, second + self.m(second)], 1))
 
@@ -41,7 +43,7 @@ class Glu(nn.Module):
         self.a = nn.Conv2d(3, 12, 1)
         self.b = nn.Conv2d(6, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         value, gate = self.a(x).chunk(2, 1)
         return self.b(value * torch.sigmoid(gate))
 
@@ -55,7 +57,7 @@ class SplitLiteral(nn.Module):
         self.mid = nn.Conv2d(6, 7, 1)
         self.b = nn.Conv2d(2 + 7, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         first, second = torch.split(self.a(x), [2, 6], 1)
         return self.b(torch.cat([first, torch.sigmoid(self.mid(second))], 1))
 
@@ -67,7 +69,7 @@ class Flatten(nn.Module):
         self.fc = nn.Linear(6 * 4, 7)
         self.head = nn.Linear(7, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = F.max_pool2d(torch.sigmoid(self.conv(x)), 4)
         return self.head(torch.tanh(self.fc(x.view(x.size(0), -1))))
 
@@ -75,7 +77,7 @@ class Flatten(nn.Module):
 class NhwcFlatten(Flatten):
     """The channels run fastest behind the flatten."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = F.max_pool2d(torch.sigmoid(self.conv(x)), 4)
         return self.head(torch.tanh(self.fc(x.permute(0, 2, 3, 1).flatten(1))))
 
@@ -87,7 +89,7 @@ class PixelShuffled(nn.Module):
         self.up = nn.PixelShuffle(2)
         self.b = nn.Conv2d(4, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(torch.sigmoid(self.up(self.a(x))))
 
 
@@ -99,7 +101,7 @@ class SliceHalf(nn.Module):
         self.a = nn.Conv2d(3, 8, 1)
         self.b = nn.Conv2d(3, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.b(torch.sigmoid(self.a(x))[:, :3])
 
 
@@ -113,7 +115,7 @@ class Mixer(nn.Module):
         self.c = nn.Conv2d(6, 5, 1)
         self.op = op
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.a(x)
         if self.op == "softmax":
             x = x.softmax(1)
@@ -141,7 +143,7 @@ class ChannelSum(nn.Module):
         self.b = nn.Conv2d(8, 5, 1)
         self.act = act
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.a(x)
         x = torch.relu(x) if self.act == "relu" else torch.sigmoid(x)
         return self.b(x * torch.tanh(x.sum(1, keepdim=True)))
@@ -155,6 +157,6 @@ class WidthScalar(nn.Module):
         self.a = nn.Conv2d(3, 8, 1)
         self.b = nn.Conv2d(8, 5, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = self.a(x)
         return self.b(torch.sigmoid(x / x.shape[1])).view(x.shape[0], -1)

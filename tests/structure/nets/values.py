@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomise(model: nn.Module, seed: int = 0) -> Any:
     """Gives every parameter and statistic an irregular value, so that nothing is equal by chance."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
