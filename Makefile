@@ -32,6 +32,7 @@ check: $(VENV)/.installed ## format, lint and complexity, types, arrows between 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	MYPYPATH=. $(BIN)/mypy --explicit-package-bases tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.house --check
 
