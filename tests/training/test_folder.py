@@ -61,7 +61,7 @@ def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 os.replace = kill
-open_run(run.Settings.from_dict(__import__("json").loads(sys.argv[1])), Path(sys.argv[2]), Quiet())
+run.open_run(run.Settings.from_dict(__import__("json").loads(sys.argv[1])), Path(sys.argv[2]), Quiet())
 """
 
 

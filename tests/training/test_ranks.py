@@ -120,7 +120,7 @@ CASES = ("iee", "rigl", "granet", "filter", "digits")
 def settings(name: str, profile: Path) -> Settings:
     """Returns the settings of a case: IEE on channels, two masks of weights, one of filters."""
     if name == "iee":
-        return given(budget="0.5", profile=str(profile))
+        return given(method="iee", budget="0.5", profile=str(profile))
     if name == "digits":  # whose check before training makes the method, too
         masks = Masks(sparsity=0.6, interval=3)
         return given(data="digits", size=8, epochs=1, batch_size=120, method="rigl", masks=masks)
