@@ -215,8 +215,10 @@ def test_what_was_profiled_on_torch_is_timed_on_torch(
     asked, answers = [], {}
 
     def clock(networks: dict[str, Any], **how: Any) -> Comparison:
-        asked.append((how["backend"], how["device"], how["threads"]))
-        answers.update({name: call() for name, call in networks.items()})
+        asked.append((how["backend"].name, how["backend"].device, how["threads"]))
+        for name, runner in networks.items():
+            with runner:
+                answers[name] = runner.run()
         return Comparison({"dense": [100.0] * 30, "pruned": [40.0] * 30}, "cpu", {})
 
     monkeypatch.setattr(target, "compare", clock)
