@@ -177,7 +177,15 @@ main(sys.argv[1:])
 
 
 def typed(profile: Path, out: Path, *more: str) -> list[str]:
-    names = {"data": "toy:data", "epochs": 2, "batch-size": 12, "cycles": 2, "seed": 3, "budget": 0.5}
+    names = {
+        "data": "toy:data",
+        "epochs": 2,
+        "batch-size": 12,
+        "cycles": 2,
+        "seed": 3,
+        "method": "iee",
+        "budget": 0.5,
+    }
     rest = (f"--{name}={value}" for name, value in {**names, "profile": profile}.items())
     return ["train", "toy:plain", "--no-baseline", *rest, f"--out={out}", *more]
 
