@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +28,7 @@ from halpiee.zoo import build
 
 rank = int(sys.argv[1])
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2)
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 torch.manual_seed(0)
 first = build("resnet20", num_classes=3, width=0.25)
 structure = halpiee.trace(first, (torch.zeros(1, 3, 8, 8),))
@@ -77,9 +76,7 @@ for name, make in METHODS.items():
 def test_two_ranks_hold_equal_masks_and_weights_whatever_the_method(tmp_path: Path) -> None:
     script = tmp_path / "rank.py"
     script.write_text(FIRST + PROGRAM + LAST)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    meeting = tmp_path / "meeting"  # a file: nobody else can take it, as a port can be taken
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
@@ -87,7 +84,7 @@ def test_two_ranks_hold_equal_masks_and_weights_whatever_the_method(tmp_path: Pa
     }
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(port)],
+            [sys.executable, str(script), str(rank), str(meeting)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -95,11 +92,13 @@ def test_two_ranks_hold_equal_masks_and_weights_whatever_the_method(tmp_path: Pa
         )
         for rank in (0, 1)
     ]
-    results = []
-    for process in ranks:
-        out, err = process.communicate(timeout=400)
-        assert process.returncode == 0, err
-        results.append([line.split() for line in out.splitlines() if line.startswith("RESULT")])
+    try:
+        said = [process.communicate(timeout=900) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], [err for _, err in said]
+    results = [[line.split() for line in out.splitlines() if line.startswith("RESULT")] for out, _ in said]
     assert results[0] == results[1]
     events = {line[1]: int(line[3]) for line in results[0]}
     assert len(events) == 13
