@@ -25,7 +25,7 @@ from halpiee.deploy.target import Target
 from latency.backends.onnxruntime.ops import BUILDERS, Graph
 from latency.errors import UnsupportedOpError
 from latency.op import OPS, Op, OpSpec
-from latency.timing.clock import Clock, CpuClock
+from latency.timing import Clock, CpuClock
 
 
 @latency.backend("numpy")

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from latency.backends.base import Backend, Built, Runner, Way, backend
+    from latency.backends import Backend, Built, Runner, Way, backend
     from latency.device import environment
     from latency.errors import (
         HalpieeError,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from latency.op import Op
     from latency.predict import Calibration, fit
     from latency.profiles import Profile
-    from latency.sweeping.sweep import Estimate, sweep
+    from latency.sweeping import Estimate, sweep
     from latency.table import Table
     from latency.timing.benchmark import Comparison, Measurement, compare, measure
 
@@ -53,7 +53,7 @@ __all__ = [
 
 _HOME = {
     "latency.timing.benchmark": ("Comparison", "Measurement", "compare", "measure"),
-    "latency.backends.base": ("Backend", "Built", "Runner", "Way", "backend"),
+    "latency.backends": ("Backend", "Built", "Runner", "Way", "backend"),
     "latency.device": ("environment",),
     "latency.errors": (
         "HalpieeError",
@@ -67,7 +67,7 @@ _HOME = {
     "latency.op": ("Op",),
     "latency.predict": ("Calibration", "fit"),
     "latency.profiles": ("Profile",),
-    "latency.sweeping.sweep": ("Estimate", "sweep"),
+    "latency.sweeping": ("Estimate", "sweep"),
     "latency.table": ("Table",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

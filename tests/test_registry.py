@@ -27,7 +27,7 @@ from halpiee.methods.registry import METHODS, help_of
 from halpiee.saliency.registry import REGISTRY as CRITERIA
 from halpiee.training.build import Material, method_of
 from halpiee.training.config import Masks, Settings
-from latency.backends.base import BACKENDS, way_of
+from latency.backends import BACKENDS, way_of
 from latency.registry import Registry
 
 CRITERION = '''

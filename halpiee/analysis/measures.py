@@ -23,7 +23,7 @@ from halpiee.methods.allocator import LayerPools
 from halpiee.sparsity.distribution import Global, Uniform
 from halpiee.sparsity.granularity import Units, Weights
 from halpiee.sparsity.mask import Mask
-from latency.copies import copy_of
+from latency.backends.torch.modules import copy_of
 
 __all__ = [
     "Plasticity",

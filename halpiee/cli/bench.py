@@ -179,8 +179,8 @@ def _latencies(
     asked: Bench,
     warm_up: int | None,
 ) -> tuple[list[dict[str, Any]], str]:
+    from latency.timing import WallClock
     from latency.timing.benchmark import compare
-    from latency.timing.clock import WallClock
 
     on_cpu = all(r.device == "cpu" and r.in_caller for r in runners.values())
     found = compare(
@@ -447,7 +447,7 @@ class Contestant:
 
 def is_quantised(file: Path | None) -> bool:
     """Whether an ONNX file holds integer arithmetic or quantisation."""
-    from latency.backends.onnxruntime.network import check_file
+    from latency.backends.onnxruntime.model import check_file
 
     return any(
         re.search("Quantize|Integer|^QLinear", node.op_type) for node in check_file(str(file)).graph.node
@@ -456,7 +456,7 @@ def is_quantised(file: Path | None) -> bool:
 
 def check_precision(file: Path | None, precision: str) -> None:
     """Refuses a precision that the weights of an ONNX file do not have."""
-    from latency.backends.onnxruntime.network import check_file, weight_precision
+    from latency.backends.onnxruntime.model import check_file, weight_precision
 
     found = weight_precision(check_file(str(file)))
     if found != precision:
@@ -496,7 +496,7 @@ def _open(texts: Sequence[str], names: Sequence[str], options: dict[str, Any]) -
 
 def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = False) -> Contestant:
     from halpiee.cli.networks import from_model, from_plan, from_run, is_run
-    from latency.backends.base import ending
+    from latency.backends import ending
 
     what, how = _split(text)
     path = Path(what)
@@ -532,7 +532,7 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
 
 def _way(text: str, reads: str, how: str | None, path: Path | None = None) -> tuple[str, Way]:
     """Returns the backend and the way that ``@how`` means for a module or a kind of file."""
-    from latency.backends.base import way_of, ways_of
+    from latency.backends import way_of, ways_of
 
     found = way_of(reads, how, path if reads != ".onnx" else None)
     if found is not None:

@@ -16,7 +16,7 @@ from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer, screen
 from halpiee.errors import HalpieeError
 from halpiee.extras import EXTRAS
-from latency.backends.base import Found
+from latency.backends import Found
 
 __all__ = ["Finding", "command", "examine"]
 

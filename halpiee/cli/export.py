@@ -336,7 +336,7 @@ def _write_onnx(
 
 
 def _input_of(onnx: Path) -> tuple[str, tuple[int, ...]]:
-    from latency.backends.onnxruntime.network import check_file
+    from latency.backends.onnxruntime.model import check_file
 
     value = check_file(onnx).graph.input[0]
     return value.name, tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])

@@ -283,7 +283,7 @@ def _taken(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int, ...]:
     """Returns the batch sizes that a network runs on; (1,) where its batch is fixed."""
     import torch
 
-    from latency.copies import copy_of
+    from latency.backends.torch.modules import copy_of
 
     taken = []
     for size in SIZES:

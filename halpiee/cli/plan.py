@@ -248,7 +248,7 @@ def _measured(problem: Problem, file: Path) -> latency.Profile:
     """Measures what the plan needs and the profile does not hold yet."""
     from halpiee.selection.options import fixed_sides
     from halpiee.selection.select import select_lazily
-    from latency.sweeping.lazy import LazySweep
+    from latency.sweeping import LazySweep
 
     asked, structure = problem.asked, problem.structure
     tables = LazySweep(

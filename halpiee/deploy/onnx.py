@@ -28,8 +28,7 @@ from halpiee.structure.records import random_like
 from halpiee.structure.surroundings import Surroundings, random_states
 from latency._files import check_place, write
 from latency.backends.onnxruntime import fixed_batch, to_onnx
-from latency.backends.torch.values import constants, filled, left_out, tensors_given, tensors_in
-from latency.copies import copy_of
+from latency.backends.torch.modules import constants, copy_of, filled, left_out, tensors_given, tensors_in
 
 if TYPE_CHECKING:
     import onnx
@@ -421,7 +420,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         UsageError: the file is no ONNX file.
     """
-    from latency.backends.onnxruntime.network import check_file
+    from latency.backends.onnxruntime.model import check_file
 
     return {entry.key: entry.value for entry in check_file(path).metadata_props}
 

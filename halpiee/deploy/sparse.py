@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from halpiee.errors import MissingError, StructureError, UsageError
-from latency.copies import copy_of
+from latency.backends.torch.modules import copy_of
 
 __all__ = ["Zeros", "follows", "semi_structured", "with_zeros", "zeros_in"]
 

@@ -20,7 +20,7 @@ from halpiee import __version__
 from halpiee.deploy.verify import relative_l2
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 from latency.backends.cuda import Cuda, open_cuda
-from latency.backends.onnxruntime.network import check_file, weight_precision
+from latency.backends.onnxruntime.model import check_file, weight_precision
 from latency.backends.tensorrt.builder import (
     Builder,
     Settings,

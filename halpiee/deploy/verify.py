@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from halpiee.errors import HalpieeError, MismatchError, UsageError
 from halpiee.structure.verification import redraw, relative_l2, silent
 from latency.backends.onnxruntime import fixed_batch
-from latency.backends.torch.values import batch_of, filled, is_batched, tensors_given, tensors_in
-from latency.copies import copy_of
+from latency.backends.torch.modules import batch_of, copy_of, filled, is_batched, tensors_given, tensors_in
 
 if TYPE_CHECKING:
     import onnx

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from halpiee.sparsity.distribution import Latency
     from latency.op import Op
     from latency.predict import Calibration
-    from latency.sweeping.lazy import LazySweep
+    from latency.sweeping import LazySweep
 
 __all__ = ["Selection", "choose", "scaled", "select", "select_lazily", "uniform", "widest"]
 

@@ -51,7 +51,7 @@ from halpiee.structure.state import (
 )
 from halpiee.structure.surroundings import FOREIGN, Surroundings
 from halpiee.structure.watching import Dispatch, Path, StandIn, Watch, looked_on, plain_tensors, stand_in_for
-from latency.copies import copy_of
+from latency.backends.torch.modules import copy_of
 
 __all__ = ["ForwardError", "NeedsValuesError", "constant_answers", "idle_answers", "record"]
 

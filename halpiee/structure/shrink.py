@@ -22,7 +22,7 @@ from halpiee.structure.groups import Structure
 from halpiee.structure.labels import Atoms
 from halpiee.structure.modules import adapted, emptied, unnested, watch_norms
 from halpiee.structure.state import Stored, forgotten
-from latency.copies import copy_of
+from latency.backends.torch.modules import copy_of
 
 __all__ = [
     "Cut",

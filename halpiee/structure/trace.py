@@ -35,7 +35,7 @@ from halpiee.structure.records import idle, needed, random_like
 from halpiee.structure.state import Answers, branches_by_mode
 from halpiee.structure.surroundings import Surroundings
 from halpiee.structure.verification.trial import Trial, TurnError
-from latency.copies import copy_of
+from latency.backends.torch.modules import copy_of
 from latency.op import CONTRACTIONS
 
 __all__ = ["trace", "vanishable"]

@@ -28,7 +28,7 @@ from halpiee.structure.rules.elementwise import numbers_of
 from halpiee.structure.rules.movement import moves_of
 from halpiee.structure.shrink import Cut, set_number, sliced
 from halpiee.structure.state import TAKEN, Answers, asks, forgotten
-from latency.copies import copy_of
+from latency.backends.torch.modules import copy_of
 
 __all__ = [
     "Api",

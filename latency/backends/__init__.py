@@ -1,7 +1,465 @@
-"""Runtimes that ops and networks are timed on: one folder each, imported when its name is asked."""
+"""What a backend is: a runtime that builds ops and runs whole networks, so that both can be timed.
+
+A backend is one folder: a class under ``@latency.backend("name")``. Most members of ``Backend`` have a default; what a
+runtime cannot do is left out. Other packages offer theirs as entry points of the group ``latency.backends``::
+
+    @latency.backend("mine")
+    class Mine(latency.Backend):
+        def environment(self): ...
+        def clock(self): ...
+        def build(self, op): ...
+"""
 
 from __future__ import annotations
 
-from latency.backends.base import BACKENDS, Backend, Built, Runner, Way, adopted, backend, load, out_of_memory
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
-__all__ = ["BACKENDS", "Backend", "Built", "Runner", "Way", "adopted", "backend", "load", "out_of_memory"]
+from latency.errors import UsageError
+from latency.op import Op, weight_bytes
+from latency.registry import Registry
+
+if TYPE_CHECKING:
+    from latency.timing import Clock
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Built",
+    "Found",
+    "Runner",
+    "Way",
+    "adopted",
+    "backend",
+    "is_module",
+    "load",
+    "out_of_memory",
+    "rotating",
+    "way_of",
+    "ways_of",
+]
+
+B = TypeVar("B", bound="type[Backend]")
+
+MODULE = "module"
+"""What a way reads that reads PyTorch modules; all else it reads are endings of files."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """An op on a runtime, ready to be timed: the op's time is ``(T(run) − T(minus)) / copies``.
+
+    Attributes:
+        run: the call that holds the op.
+        minus: the same call without it; None where the op runs alone.
+        copies: how many more ops ``run`` holds than ``minus``.
+        method: how the op is isolated, for the record.
+        tactic: what the runtime chose, where it says so.
+    """
+
+    run: Callable[[], object]
+    minus: Callable[[], object] | None = None
+    copies: int = 1
+    method: str = "alone"
+    tactic: str | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a network that a user can name: ``resnet.onnx@cpu``.
+
+    Attributes:
+        name: what stands behind the ``@``.
+        reads: endings of the files that it runs, and ``module`` where it runs PyTorch modules.
+        settings: of the backend.
+        usual: whether it is meant where no way is named.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    usual: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """What ``halpiee doctor`` says of a backend.
+
+    Attributes:
+        state: ``ok``, ``note`` (works, but know this) or ``broken``.
+        what: what was found.
+        fix: what to type, or an empty string.
+    """
+
+    state: Literal["ok", "note", "broken"]
+    what: str
+    fix: str = ""
+
+
+class Runner(ABC):
+    """One network on a runtime, as a context manager: readied on entry, run and timed inside, freed on exit.
+
+    It may be entered again after it was left.
+
+    Attributes:
+        runtime: what runs it, in words: ``torch.compile``, ``onnxruntime cpu``.
+        circumstances: of what is measured with it, as a profile's environment states them.
+        precision: of its weights; known once it is ready.
+        device: ``cpu`` or ``cuda``.
+        in_caller: whether one thread's work is done by the calling thread, so that its CPU time tells.
+    """
+
+    runtime: str = ""
+    circumstances: Mapping[str, Any] = {}
+    precision: str = "fp32"
+    device: str = "cpu"
+    in_caller: bool = True
+    _ready = False
+
+    def __enter__(self) -> Self:
+        if not self._ready:
+            self.ready()
+            self._ready = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ready:
+            self._ready = False
+            self.free()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be run: it was entered, and not left yet."""
+        return self._ready
+
+    @abstractmethod
+    def ready(self) -> None:
+        """Loads, compiles and allocates all that a run needs, and runs once."""
+
+    @abstractmethod
+    def start(self) -> object:
+        """Starts one inference; on a GPU it may return before the answer is there."""
+
+    def finish(self) -> None:  # noqa: B027 - nothing to wait for on most runtimes
+        """Waits for the answers of what this thread has started."""
+
+    def free(self) -> None:  # noqa: B027 - most runtimes free what nobody holds
+        """Gives memory back."""
+
+    def run(self) -> object:
+        """Runs one inference, the answer included."""
+        answer = self.start()
+        self.finish()
+        return answer
+
+    def again(self) -> Runner:
+        """Returns what a second caller runs at the same time: another runner of the network, or this one."""
+        return self
+
+    def in_thread(self) -> AbstractContextManager[object]:
+        """Inside, the calling thread may start inferences."""
+        return nullcontext()
+
+    def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Returns the outputs for inputs by name, as arrays.
+
+        Raises:
+            UsageError: this runtime does not tell them.
+        """
+        raise UsageError(f"outputs of {self.runtime} were asked for, and they are not compared here")
+
+
+class Backend(ABC):
+    """A runtime on a device.
+
+    Attributes:
+        name: as it is registered.
+        builds: builds of one cell, at least: more than one where a build's memory layout changes its time.
+        evicts: whether weights are to be read from memory where they are in a network.
+        ways: how users may name that networks run on it.
+        files: endings of the files that ``network`` runs.
+        times_layers: whether its own profiler tells the time of every layer of an ONNX file.
+    """
+
+    name: str = ""
+    threads: int = 1
+    builds: int = 1
+    evicts: bool = False
+    ways: ClassVar[tuple[Way, ...]] = ()
+    files: ClassVar[tuple[str, ...]] = ()
+    times_layers: ClassVar[bool] = False
+
+    @abstractmethod
+    def environment(self) -> dict[str, Any]:
+        """Returns the circumstances of everything this backend measures; see `latency.environment`."""
+
+    @abstractmethod
+    def clock(self) -> Clock:
+        """Returns what times a call."""
+
+    def anchor(self) -> Callable[[], object] | None:
+        """Returns a short call that never changes; None where there is no use for one."""
+        return None
+
+    @abstractmethod
+    def build(self, op: Op) -> Built:
+        """Builds an op.
+
+        Raises:
+            UnsupportedOpError: this runtime cannot.
+        """
+
+    def prepare(self, ops: Sequence[Op]) -> None:  # noqa: B027 - most build one op at a time
+        """Builds ops that are about to be asked for, many at a time, where single builds are slow."""
+
+    def expects(self, ops: Sequence[Op]) -> None:  # noqa: B027 - most need not know
+        """Takes the ops of the network whose tables are about to be measured."""
+
+    def reads(self, op: Op) -> int:
+        """Returns the bytes of weights that one timed run of a build of an op reads."""
+        return weight_bytes(op)
+
+    def state(self) -> dict[str, Any]:
+        """Returns how the device is while a cell is measured: its clock, a kernel that never changes."""
+        return {}
+
+    def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
+        """Returns a PyTorch module in the form in which networks are deployed on this runtime."""
+        del example_inputs
+        return model
+
+    def network(
+        self,
+        model: Any,
+        example_inputs: Sequence[Any] | None = None,
+        *,
+        batch: int | None = None,
+        shape: Sequence[int] | None = None,
+        forwards: int = 1,
+        trust: bool = False,
+        name: str | None = None,
+    ) -> Runner:
+        """Returns a whole network to be entered and timed.
+
+        Args:
+            model: a module, a model of this runtime, or the path of one.
+            example_inputs: what it reads; by default random numbers.
+            batch: images per inference where there are no example inputs; by default the file's own, else 1.
+            shape: (channels, height, width) where the file leaves them open.
+            forwards: inferences in one run.
+            trust: whether a file of unknown origin that is executable is loaded.
+            name: of the network in messages.
+
+        Raises:
+            UsageError: this runtime times ops only, or it does not run such a model.
+        """
+        raise UsageError(
+            f"a whole network was to be timed on {self.name}, which times single ops only; name another backend"
+        )
+
+    @classmethod
+    def check(cls, **settings: Any) -> None:
+        """Refuses settings that never go together; touches no device.
+
+        Raises:
+            UsageError: it does not take one of them.
+        """
+        taken = inspect.signature(cls).parameters
+        for name, value in settings.items():
+            if name not in taken:
+                raise UsageError(
+                    f"the backend {cls.name!r} was asked with {name} {value!r}; it takes {', '.join(taken)}; leave it "
+                    "out, or name another backend"
+                )
+
+    @classmethod
+    def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:
+        """Returns the settings, without threads, that a profile's environment and its cells' layout tell of."""
+        del environment, layout
+        return {}
+
+    @classmethod
+    def where_it_trains(cls, device: str) -> bool:
+        """Returns whether networks that train on a device of PyTorch are timed on it, where no other one is named."""
+        del device
+        return False
+
+    def aside(self) -> AbstractContextManager[object]:
+        """Context in which settings of the whole process may change; restores them at the end."""
+        return nullcontext()
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Returns whether the backend runs a file whose ending it reads; several runtimes may share an ending."""
+        del path
+        return True
+
+    @classmethod
+    def found(cls) -> list[tuple[str, Found]]:
+        """Returns which of its libraries are installed and usable here, for ``halpiee doctor``."""
+        return []
+
+
+BACKENDS: Registry[type[Backend]] = Registry(
+    "backend", group="latency.backends", home="latency.backends", folders=True
+)
+"""Name → class; a class is imported when its name is asked."""
+
+
+def backend(name: str) -> Callable[[B], B]:
+    """Registers a backend under a name: lower case, words joined by ``-``."""
+
+    def register(kind: B) -> B:
+        BACKENDS.add(name, kind, kind)
+        kind.name = name
+        return kind
+
+    return register
+
+
+def load(name: str, *, threads: int = 1, settings: Mapping[str, Any] | None = None) -> Backend:
+    """Returns a backend by its name.
+
+    Args:
+        name: as it is registered.
+        threads: threads of the runtime.
+        settings: more arguments of that backend, such as ``device`` or ``precision`` of torch.
+
+    Raises:
+        UsageError: no such backend, or one that does not take a setting.
+    """
+    if threads < 1:
+        raise UsageError(f"{threads} threads were asked for; ask for 1 or more")
+    kind, given = BACKENDS[name], dict(settings or {})
+    kind.check(**given)
+    return kind(threads=threads, **given)  # type: ignore[call-arg]
+
+
+def adopted(given: str | Backend, *, threads: int = 1, settings: Mapping[str, Any] | None = None) -> Backend:
+    """Returns a backend by its name, or the one that is given; one of another class gets the defaults it lacks."""
+    found: object = load(given, threads=threads, settings=settings) if isinstance(given, str) else given
+    return found if isinstance(found, Backend) else _Adopted(found)
+
+
+class _Adopted(Backend):
+    """An object with the members ``environment``, ``clock`` and ``build``, and the defaults for all others."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+        for name in (
+            "name",
+            "threads",
+            "builds",
+            "evicts",
+            "anchor",
+            "expects",
+            "prepare",
+            "reads",
+            "network",
+        ):
+            if hasattr(own, name):
+                setattr(self, name, getattr(own, name))
+
+    def environment(self) -> dict[str, Any]:
+        """Returns the circumstances that it states."""
+        return dict(self._own.environment())
+
+    def clock(self) -> Clock:
+        """Returns its clock."""
+        clock: Clock = self._own.clock()
+        return clock
+
+    def build(self, op: Op) -> Built:
+        """Returns what it builds."""
+        built: Built = self._own.build(op)
+        return built
+
+
+ROTATED = 32
+"""Copies of an op's weights at most: an engine of TensorRT takes milliseconds to load. 32 times less than the cache are
+read from the cache, on either runtime."""
+
+
+def rotating(op: Op, network: Sequence[Op], cache_bytes: int) -> int:
+    """Returns with how many copies of its weights an op is timed, so that they are as cold as in its network.
+
+    Between two uses of a weight a network reads all its others: so many bytes the copies have together, at most twice
+    the last cache's, beyond which nothing is left of the first. One rule for all runtimes on GPUs.
+
+    Args:
+        op: the op at its widths.
+        network: all ops of its network as built; empty: one whose weights are larger than the cache.
+        cache_bytes: of the last cache.
+    """
+    beyond = 2 * cache_bytes
+    distance = min(sum(map(weight_bytes, network)), beyond) if network else beyond
+    return max(1, min(ROTATED, -(-distance // max(1, weight_bytes(op)))))
+
+
+def way_of(reads: str, name: str | None, path: Path | None = None) -> tuple[str, Way] | None:
+    """Returns the backend and the way that run a kind of network.
+
+    Args:
+        reads: ``module`` or the ending of a file.
+        name: what stands behind the ``@``; None: the usual way.
+        path: of the file, where several runtimes read such files.
+    """
+    for known in BACKENDS.names():
+        if path is not None and not BACKENDS[known].claims(path):
+            continue
+        for way in BACKENDS[known].ways:
+            if reads in way.reads and (way.name == name or (name is None and way.usual)):
+                return known, way
+    return None
+
+
+def ways_of(reads: str) -> list[str]:
+    """Returns the names of all ways to run a kind of network, the usual one first: ``module``, or a file's ending."""
+    ways = [way for known in BACKENDS.names() for way in BACKENDS[known].ways if reads in way.reads]
+    return [way.name for way in sorted(ways, key=lambda way: not way.usual)]
+
+
+def ending(path: Path) -> str | None:
+    """Returns the ending of a file that some backend runs; None where none does."""
+    known = {end for name in BACKENDS.names() for way in BACKENDS[name].ways for end in way.reads}
+    return path.suffix if path.suffix in known - {MODULE} else None
+
+
+def is_module(model: object) -> bool:
+    """Returns whether an object is a torch module, without importing torch."""
+    return any(
+        cls.__module__ == "torch.nn.modules.module" and cls.__name__ == "Module"
+        for cls in type(model).__mro__
+    )
+
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "alloc_failed",
+    "failed to allocate",
+    "unable to find an engine",
+    "memory allocation failure",
+)
+"""What runtimes say, in lower case, where the device's memory is full: CUDA, cuDNN (whose search skips every algorithm
+whose workspace does not fit), TensorRT."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of any runtime says that the device's memory is full.
+
+    PyTorch raises ``torch.OutOfMemoryError``, PyCUDA ``pycuda.driver.MemoryError``; neither is imported for this. Where
+    a graph is instantiated, or by cuDNN, it is a plain ``RuntimeError``, known by its text.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)

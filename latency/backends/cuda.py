@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.backends.base import Found
+from latency.backends import Found
 from latency.errors import HalpieeError, MissingError, UsageError
 
 __all__ = [

@@ -31,7 +31,7 @@ import numpy as np
 
 from latency.backends import Backend, Built
 from latency.op import SELDOM, Op, few_weights, weight_bytes
-from latency.timing.contention import Anchor
+from latency.timing import Anchor
 from latency.timing.timer import Precision, Sampling, Timing, in_turns, joined
 
 __all__ = ["Memory", "Rate", "both_ways", "turn_bytes"]

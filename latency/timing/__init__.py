@@ -1,1 +1,186 @@
-"""How long one call, one network or many networks in turns take."""
+"""How long did a call take, and did other work slow it? Clocks, and the anchor that measures contention.
+
+One thread is timed by its own CPU time, several threads by the wall clock. CPU time is not immune to who shares the
+core: work on the core's other hyperthread slows it by 25 % and more, in bursts of 0.1 … 100 ms. So a short call that
+never changes, the *anchor*, runs between any two timed runs, and a run counts as quiet when the anchors on both sides
+agree and are near the anchor's floor. Near, not at it: on some processors a core is slower by 3 % or 10 % for seconds,
+because of its clock and of what hyperthreads share, and a run takes as much longer as the anchor does. So times are
+stated at one speed, that of the anchor's *reference*: a run's time is divided by the ratio of the anchors around it to
+the reference.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BACK", "Anchor", "Clock", "CpuClock", "WallClock", "checksum", "share_lost"]
+
+
+class Clock(Protocol):
+    """What times one call."""
+
+    kind: str
+
+    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
+        """Runs once; returns the time that counts and the wall time, both in µs."""
+        ...
+
+
+class CpuClock:
+    """CPU time of the calling thread."""
+
+    kind = "cpu"
+
+    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
+        """Runs once; returns CPU µs of this thread and wall µs."""
+        wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
+        run()
+        cpu = time.thread_time_ns() - cpu
+        return cpu / 1e3, (time.perf_counter_ns() - wall) / 1e3
+
+
+class WallClock:
+    """Wall time, for work on several threads; it does not show contention."""
+
+    kind = "wall"
+
+    def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
+        """Runs once; returns wall µs twice."""
+        wall = time.perf_counter_ns()
+        run()
+        us = (time.perf_counter_ns() - wall) / 1e3
+        return us, us
+
+
+def share_lost(clock: Clock, timed_us: float, wall_us: float) -> float | None:
+    """Returns the share of the wall time in which the thread did not run; None where only the wall clock was read."""
+    if clock.kind == "wall" or wall_us <= 0:
+        return None
+    return max(0.0, 1.0 - timed_us / wall_us)
+
+
+QUIET = 1.03
+"""Anchors on both sides of a run that agree to this: nothing came or went between them."""
+
+LEVELS = 1.15
+"""Up to this multiple of its floor an anchor tells the core's speed; beyond it, that someone else works there."""
+
+BACK = 1.01
+"""What others drove out of the caches is back when a run is not faster than the one before by more than this."""
+
+RETURNS = 6
+"""Runs of an anchor, at most, until it is; a neighbour's burst lasts longer than these."""
+
+REMEMBERED = 1 << 16
+"""Samples from which an anchor's floor is taken: those of the last minutes, of short ops of the last ten seconds.
+
+A neighbour that stays for longer than that is taken for the machine. With 4,000, one or two seconds, cells that it had
+slowed by 1.6 counted as undisturbed; a processor that runs slower from now on is known as such after a minute.
+"""
+
+RECOUNTED = 1000
+"""After so many samples it is taken anew."""
+
+
+@dataclass
+class Anchor:
+    """A short call that never changes: its time over its floor measures contention.
+
+    Attributes:
+        run: the call.
+        clock: what times it.
+        floor_us: its undisturbed time: the 2nd percentile of its last samples.
+        reference_us: its time at the speed that times are stated at: the median of its first undisturbed samples,
+            where nobody says another.
+        runs: number of samples so far.
+    """
+
+    run: Callable[[], object]
+    clock: Clock
+    floor_us: float = field(default=math.inf, init=False)
+    reference_us: float = field(default=math.nan, init=False)
+    runs: int = field(default=0, init=False)
+    _recent: NDArray[np.float64] = field(default_factory=lambda: np.empty(REMEMBERED), init=False)
+
+    def settle(self, seconds: float = 0.5, at_least: int = 50) -> None:
+        """Runs the call for a while, to find the floor and the reference."""
+        end = time.perf_counter() + seconds
+        while self.runs < at_least or (time.perf_counter() < end and self.runs < REMEMBERED):
+            self.sample()
+        self._recount()
+        self.refer()
+
+    def refer(self) -> None:
+        """Sets the reference: the median of the uncontended samples; all measured times are scaled to it."""
+        seen = self._recent[: self.runs]
+        self.reference_us = float(np.median(seen[seen <= LEVELS * self.floor_us]))
+
+    @property
+    def disturbed_at_first(self) -> bool:
+        """Whether a later, faster sample shows that the first floor was measured under contention."""
+        return LEVELS * self.floor_us < self.reference_us
+
+    def sample(self) -> float:
+        """Runs until it gets no faster, at most six times; returns µs of the fastest run.
+
+        What ran before has driven its data and code out of the caches: after a convolution of some ms, or 32 MB that
+        were read, the first run takes three to five times as long, the second 1.1 to 1.3 times, the fifth 1.03.
+        """
+        us = self.clock.time_us(self.run)[0]
+        for _ in range(RETURNS - 1):
+            before, us = us, min(us, self.clock.time_us(self.run)[0])
+            if before <= BACK * us:
+                break
+        self._recent[self.runs % REMEMBERED] = us
+        self.runs += 1
+        if self.runs % RECOUNTED == 0:
+            self._recount()
+        return us
+
+    def calm(self, samples: int) -> bool:
+        """Takes some samples; returns whether most are uncontended."""
+        us = np.array([self.sample() for _ in range(samples)])
+        middle = float(np.median(us))
+        steady = (middle / QUIET <= us) & (us <= QUIET * middle)
+        return middle <= LEVELS * self._best_us and float(np.mean(steady)) > 0.5
+
+    def slower(self, around: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns the slowdown against the reference; NaN under contention.
+
+        Args:
+            around: µs of the samples before and after some runs ``[runs, 2]``.
+        """
+        lower, upper = around.min(axis=1), around.max(axis=1)
+        quiet = (upper <= QUIET * lower) & (upper <= LEVELS * self._best_us)
+        return np.where(quiet, around.mean(axis=1) / self.reference_us, np.nan)
+
+    def at_best(self, around: NDArray[np.float64]) -> float:
+        """Returns the slowdown against the reference in the least contended samples; see `slower`."""
+        us = float(np.percentile(around, 10))
+        return (us if us <= LEVELS * self._best_us else self._best_us) / self.reference_us
+
+    @property
+    def _best_us(self) -> float:
+        """The lower of floor and reference: a profile may be continued under contention."""
+        return min(self.floor_us, self.reference_us)
+
+    def _recount(self) -> None:
+        self.floor_us = float(np.percentile(self._recent[: self.runs], 2))
+
+
+def checksum() -> Callable[[], object]:
+    """Returns the anchor of everything that one thread of the CPU runs: a checksum of 16 KB, about 5 µs.
+
+    It is slow where someone shares the core, and as the core's clock. A convolution of 12 µs took 1.15 to 1.25
+    times as long after a network of 6 ms whose own time did not change, on a processor with AVX-512; this did not.
+    """
+    data = bytes(range(256)) * 64
+    return lambda: zlib.crc32(data)

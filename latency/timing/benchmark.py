@@ -4,7 +4,7 @@ Two networks are compared in turns within one run, A B A B …, because the mach
 differ. In a turn a network runs until its data is back in the caches, then eight times that count. The ratio is the
 median of the rounds' ratios with its distribution-free 95 % interval.
 
-A short anchor runs before and after every run (`latency.timing.contention`): where every network finds enough runs
+A short anchor runs before and after every run (`latency.timing`): where every network finds enough runs
 undisturbed by who shares the core, only those count, stated at the clock that the processor mostly had; else, for
 every network, its fastest twentieth. (Long runs are hit more often than short ones. On a machine with other work,
 ratios of plain medians were off by 10 %, these by 2 %.)
@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.backends.base import Backend, Runner, adopted, is_module
+from latency.backends import Backend, Runner, adopted, is_module
 from latency.device import pinned
-from latency.timing.clock import Clock, share_lost
-from latency.timing.contention import Anchor, checksum
+from latency.timing import Anchor, Clock, checksum, share_lost
 from latency.timing.timer import BURST, median_interval, until_back
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ Single runs are timed, never batches: a run shorter than a slice of the schedule
 timed by its own CPU time, which preemption does not touch; several threads by the wall clock.
 
 CPU time is not immune to who shares the core, so an anchor tells which runs were uncontended
-(`latency.timing.contention`). The statistic is the median of these runs with its distribution-free 95 % interval
+(`latency.timing`). The statistic is the median of these runs with its distribution-free 95 % interval
 (order statistics). Calls longer than the quiet moments have no such runs: then it is the median of the fastest
 twentieth, which counts as uncontended where it repeats itself.
 
@@ -22,8 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.timing.clock import Clock, share_lost
-from latency.timing.contention import BACK, Anchor
+from latency.timing import BACK, Anchor, Clock, share_lost
 
 __all__ = [
     "Precision",

@@ -49,7 +49,7 @@ class Formula:
 def test_a_lazy_plan_starts_from_no_profile_and_leaves_one_that_plans_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latency.backends.base.load", lambda *_, **__: Formula())
+    monkeypatch.setattr("latency.backends.load", lambda *_, **__: Formula())
     path = tmp_path / "new.jsonl"
     base = ["plan", "resnet20", "--size", "3x8x8", "--profile", str(path), "--budget", "0.5"]
     first = CliRunner().invoke(program, [*base, "--lazy", "--json"])

@@ -49,8 +49,8 @@ def test_held_out_cells_that_are_far_off_are_said_once(
     # One held-out cell at a width between others takes a thousand times as long as its table says.
     held = next(c for c in made.cells if c["op"] == "conv" and c["c_out"] > 2)
     cells = [*made.cells, {**held, "c_out": held["c_out"] - 1, "us": 1000 * held["us"], "role": "holdout"}]
-    monkeypatch.setattr("latency.sweeping.sweep._sweep", lambda *_, **__: None)
-    monkeypatch.setattr("latency.sweeping.sweep.Profile", lambda *_: Profile(made.environment, cells))
+    monkeypatch.setattr("latency.sweeping._sweep", lambda *_, **__: None)
+    monkeypatch.setattr("latency.sweeping.Profile", lambda *_: Profile(made.environment, cells))
     said, found = profiled(*WARPING, "--out", str(tmp_path / "p.jsonl"))
     assert said.count("holdout: one cell in twenty is off by 100% or more; measure more cells") == 1
     assert "HoldoutWarning" not in said

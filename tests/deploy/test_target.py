@@ -13,8 +13,8 @@ from halpiee.deploy.target import Target
 from halpiee.structure import trace
 from latency.backends import BACKENDS, Built
 from latency.errors import UsageError
+from latency.timing import Clock, WallClock
 from latency.timing.benchmark import Comparison
-from latency.timing.clock import Clock, WallClock
 
 
 def profile(cells: list[dict[str, Any]], **facts: Any) -> latency.Profile:

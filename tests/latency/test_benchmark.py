@@ -170,7 +170,7 @@ def test_worker_threads_of_torch_start_before_the_caller_is_tied_to_a_core() -> 
 
 
 def test_what_the_wall_clock_cannot_tell_is_not_measured_rather_than_zero() -> None:
-    from latency.timing.clock import WallClock
+    from latency.timing import WallClock
     from latency.timing.timer import joined, time_call
 
     found = compare({"a": lambda: None}, clock=WallClock(), rounds=9, seconds=0.1)["a"]

@@ -13,11 +13,10 @@ from latency.backends import Built
 from latency.op import Op, weight_bytes
 from latency.profile_io import Journal
 from latency.profiles import COLD, WARM, Profile
+from latency.sweeping import LazySweep
 from latency.sweeping.cold_weights import NARROW, Memory
-from latency.sweeping.lazy import LazySweep
-from latency.sweeping.measurer import Measurer
-from latency.sweeping.schedule import Visits
-from latency.timing.contention import Anchor
+from latency.sweeping.schedule import Measurer, Visits
+from latency.timing import Anchor
 from latency.timing.timer import Precision, Sampling, in_turns
 
 from .fakes import FakeBackend, FakeClock, conv

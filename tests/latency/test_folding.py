@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from latency.backends.torch.folding import folded
+from latency.backends.torch.modules import folded
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -157,6 +157,6 @@ def test_a_layer_whose_hook_changes_its_output_stays() -> None:
 
 
 def test_importing_the_deployment_side_warns_of_nothing() -> None:
-    code = "import latency.backends.torch.folding, halpiee.deploy.target"
+    code = "import latency.backends.torch.modules, halpiee.deploy.target"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

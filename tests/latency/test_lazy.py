@@ -9,7 +9,7 @@ import pytest
 from latency.errors import UsageError
 from latency.op import Op
 from latency.profiles import Profile
-from latency.sweeping.lazy import LazySweep
+from latency.sweeping import LazySweep
 
 from .fakes import FakeBackend, conv, staircase
 

@@ -14,8 +14,7 @@ import latency
 from latency.backends import Built
 from latency.op import Op
 from latency.profile_io import Journal
-from latency.sweeping.measurer import Measurer
-from latency.sweeping.schedule import MOST_BUILDS, Visits
+from latency.sweeping.schedule import MOST_BUILDS, Measurer, Visits
 from latency.timing.timer import Precision
 
 from .fakes import FakeBackend, conv
@@ -223,8 +222,8 @@ class Departing(FakeBackend):
 def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latency.sweeping.measurer.SETTLED", 0.0)
-    monkeypatch.setattr("latency.timing.contention.RECOUNTED", 50)
+    monkeypatch.setattr("latency.sweeping.schedule.SETTLED", 0.0)
+    monkeypatch.setattr("latency.timing.RECOUNTED", 50)
     ops = [conv(64, 64)]
     path = tmp_path / "p.jsonl"
     profile = latency.sweep(ops, backend=Departing(30), path=path)
@@ -241,7 +240,7 @@ def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(
 def test_a_profile_is_continued_at_the_speed_it_was_begun_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latency.sweeping.measurer.SETTLED", 0.0)
+    monkeypatch.setattr("latency.sweeping.schedule.SETTLED", 0.0)
     monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
     monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 0.0)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import latency
-from latency.backends.base import out_of_memory, rotating
+from latency.backends import out_of_memory, rotating
 from latency.backends.torch import Torch
 from latency.backends.torch.network import ModuleRunner, restored, set_arithmetic, shared_graphs
 from latency.errors import MissingError, UnsupportedOpError

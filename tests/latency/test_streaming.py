@@ -10,7 +10,7 @@ from latency.op import Op, weight_bytes
 from latency.profile_io import Journal
 from latency.profiles import COLD, WARM
 from latency.sweeping.cold_weights import BUILDS, Memory, Rate
-from latency.sweeping.measurer import Measurer
+from latency.sweeping.schedule import Measurer
 from latency.timing.timer import Precision, Timing
 
 from .fakes import FakeBackend

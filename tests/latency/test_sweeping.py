@@ -255,7 +255,7 @@ def test_a_table_that_its_held_out_cells_contradict_gets_more_cells() -> None:
 def test_tables_that_everything_contradicts_get_half_as_many_cells_more_and_no_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("latency.sweeping.sweep.MORE_CELLS", 0)
+    monkeypatch.setattr("latency.sweeping.MORE_CELLS", 0)
     ops = [conv(256, 256), conv(256, 128, h=16, w=16)]
     coarse = latency.sweep(ops, backend=FakeBackend(lawless), holdout=0, seed=3)
     with pytest.warns(HoldoutWarning):

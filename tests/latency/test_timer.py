@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from latency.timing.contention import Anchor
+from latency.timing import Anchor
 from latency.timing.timer import Precision, Sampling, median_interval, time_call
 
 from .fakes import FakeClock

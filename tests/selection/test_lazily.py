@@ -15,8 +15,8 @@ from halpiee.structure.trace import trace
 from halpiee.zoo import build
 from latency.backends import Backend
 from latency.op import Op
+from latency.sweeping import LazySweep
 from latency.sweeping.design import edges, specs
-from latency.sweeping.lazy import LazySweep
 
 from .fakes import FormulaBackend
 

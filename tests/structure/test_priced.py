@@ -23,7 +23,7 @@ from halpiee.structure import Structure, macs, trace
 from halpiee.structure.assemble import assemble
 from halpiee.structure.surroundings import Surroundings
 from halpiee.structure.trace import recorded
-from latency.copies import copy_of
+from latency.backends.torch.modules import copy_of
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from torch import nn
 import halpiee
 from halpiee.cli.app import program
 from halpiee.deploy.tensorrt import Batches, build_portable, prove_engine
-from latency.backends.base import BACKENDS, way_of
+from latency.backends import BACKENDS, way_of
 from latency.backends.onnxruntime import to_onnx
 from latency.backends.tensorrt.builder import Builder, Settings, capabilities_of
 from latency.backends.tensorrt.files import facts_of, write_engine

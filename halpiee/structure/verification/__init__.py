@@ -28,7 +28,7 @@ from halpiee.structure.groups import Structure
 from halpiee.structure.records import random_like, tensors_of
 from halpiee.structure.shrink import kept_positions, masked, shrink, sliced
 from halpiee.structure.surroundings import random_states
-from latency.copies import copy_of
+from latency.backends.torch.modules import copy_of
 
 __all__ = ["drawn_alike", "redraw", "relative_error", "relative_l2", "silent", "verify"]
 

@@ -6,16 +6,15 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from latency.backends.base import Backend, Built, Found, Runner, Way, backend
+from latency.backends import Backend, Built, Found, Runner, Way, backend
 from latency.backends.cuda import gpu_facts
-from latency.backends.onnxruntime.export import fixed_batch, to_onnx
+from latency.backends.onnxruntime.model import fixed_batch, to_onnx
 from latency.backends.onnxruntime.network import SessionRunner, feeds, session
 from latency.backends.onnxruntime.ops import copies_of, twin
 from latency.device import environment
 from latency.errors import MissingError, UsageError
 from latency.op import Op, weight_bytes
-from latency.timing.clock import Clock, CpuClock, WallClock
-from latency.timing.contention import checksum
+from latency.timing import Clock, CpuClock, WallClock, checksum
 
 __all__ = ["OnnxRuntime", "feeds", "fixed_batch", "session", "to_onnx"]
 
@@ -88,7 +87,7 @@ class OnnxRuntime(Backend):
         return CpuClock() if self.threads == 1 else WallClock()
 
     def anchor(self) -> Callable[[], object]:
-        """Returns a checksum of 16 KB, about 5 µs; see `latency.timing.contention.checksum`."""
+        """Returns a checksum of 16 KB, about 5 µs; see `latency.timing.checksum`."""
         return checksum()
 
     def reads(self, op: Op) -> int:

@@ -1,23 +1,20 @@
-"""Whole networks on ONNX Runtime: sessions, and the files that they run.
+"""Whole networks on ONNX Runtime: sessions, and what feeds them.
 
 Constants of every session, for ops and networks alike: sequential execution, all graph optimisations, initialisers
 constant (else the runtime leaves its blocked layout), ``threads`` intra-op threads, each on a core of its own.
-
-A file is looked at before a runtime sees it. Its weights may lie in files beside it, and are read only from its own
-folder: a location that leads out of it, by ``..``, an absolute path or a link, is refused, whatever the runtime
-would do.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latency.backends.base import Runner, is_module
+from latency.backends import Runner, is_module
+from latency.backends.onnxruntime.model import as_proto, check_file, to_onnx, weight_precision
 from latency.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
@@ -27,12 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SessionRunner",
-    "check_file",
-    "external_files",
     "feeds",
     "random_inputs",
     "session",
-    "weight_precision",
 ]
 
 
@@ -83,14 +77,12 @@ class SessionRunner(Runner):
                     f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
                 )
             _check_precision(model, given)
-            from latency.backends.onnxruntime.export import to_onnx
-
             module, model = model, to_onnx(model, given)
         elif not isinstance(model, str | Path | bytes) and not hasattr(model, "SerializeToString"):
             raise UsageError(
                 f"the latency of a {type(model).__name__} was asked for; pass a torch module, an ONNX model or a path"
             )
-        self.precision = weight_precision(_proto(model))
+        self.precision = weight_precision(as_proto(model))
         self._session = session(model, **self._how)
         inputs = self._inputs(given)
         try:
@@ -172,17 +164,6 @@ class SessionRunner(Runner):
             f"{self._name} was to be run on batch {self._batch or 1} and ONNX Runtime refused: {why}; give the size it "
             "takes with --size, or another --batch"
         )
-
-
-def _proto(model: Any) -> Any:
-    """Returns an ONNX model as a message, its external weights not loaded."""
-    if isinstance(model, str | Path):
-        return check_file(model)
-    if not isinstance(model, bytes):
-        return model
-    import onnx
-
-    return onnx.ModelProto.FromString(model)
 
 
 def _named(model: Any) -> str:
@@ -329,81 +310,6 @@ def feeds(
         else:
             found[value.name] = rng.standard_normal(shape).astype(dtype)
     return found
-
-
-def check_file(path: str | Path) -> onnx.ModelProto:
-    """Returns the model, its external weights not loaded.
-
-    Raises:
-        UsageError: no such file, a truncated or foreign one, or external weights that are missing, too short or
-            outside its folder.
-    """
-    import onnx
-
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"the model {str(path)!r} was asked for, and there is no such file; check the path")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf's own exceptions
-        raise _foreign(path, "it cannot be read as one") from error
-    if not model.ir_version or not model.graph.output:
-        raise _foreign(path, "it holds no graph with an output")
-    for tensor_name, location, end in external_files(model):
-        _check_location(path, tensor_name, location, end)
-    return model
-
-
-def external_files(model: onnx.ModelProto) -> Iterator[tuple[str, str, int]]:
-    """Yields name, location and last byte of every tensor that lies outside the file."""
-    from onnx import TensorProto
-
-    attributes = [a for node in model.graph.node for a in node.attribute]
-    tensors = [*model.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
-    for tensor in tensors:
-        if tensor.data_location == TensorProto.EXTERNAL:
-            facts = {entry.key: entry.value for entry in tensor.external_data}
-            end = int(facts.get("offset") or 0) + int(facts.get("length") or 0)
-            yield tensor.name, facts.get("location", ""), end
-
-
-def _check_location(path: Path, tensor: str, location: str, end: int) -> None:
-    folder = path.resolve().parent
-    target = (folder / location).resolve()
-    asked = f"the weight {tensor!r} of {path} lies in {location!r}"
-    if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
-        raise UsageError(
-            f"{asked}, outside the model's folder, and is not read from there; "
-            "export the model again as one file, or put its data file beside it"
-        )
-    if not target.is_file():
-        raise UsageError(
-            f"{asked}, and there is no such file; copy it from where the model came from, beside the model"
-        )
-    if target.stat().st_size < end:
-        raise UsageError(
-            f"{asked}, which ends after {target.stat().st_size} bytes, {end} are needed; copy it again"
-        )
-
-
-def _foreign(path: Path, why: str) -> UsageError:
-    return UsageError(
-        f"{path} ({path.stat().st_size} bytes) was to be read as an ONNX model, and {why}: "
-        "it is truncated or no ONNX file; copy or export it again"
-    )
-
-
-def weight_precision(proto: Any) -> str:
-    """Returns the precision that most weights of an ONNX model have."""
-    from onnx import TensorProto
-
-    words = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-    sizes: dict[str, int] = {}
-    for tensor in proto.graph.initializer:
-        word = words.get(tensor.data_type)
-        if word is not None:
-            sizes[word] = sizes.get(word, 0) + int(np.prod(tensor.dims, dtype=np.int64))
-    return max(sizes, key=lambda word: sizes[word]) if sizes else "fp32"
 
 
 def random_inputs(runtime: Any, name: str, batch: int | None, shape: Sequence[int] | None) -> dict[str, Any]:

@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from latency.backends.base import Backend, Built, Found, Runner, Way, backend, is_module
-from latency.backends.onnxruntime.export import to_onnx
-from latency.backends.onnxruntime.network import check_file, weight_precision
+from latency.backends import Backend, Built, Found, Runner, Way, backend, is_module
+from latency.backends.onnxruntime.model import check_file, to_onnx, weight_precision
 from latency.backends.onnxruntime.ops import copies_of, twin
 from latency.device import environment
 from latency.errors import MissingError, UsageError
 from latency.op import Op, weight_bytes
-from latency.timing.clock import Clock, WallClock
-from latency.timing.contention import checksum
+from latency.timing import Clock, WallClock, checksum
 
 __all__ = ["OpenVINO"]
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latency.backends.base import Backend, Built, Found, Runner, Way, backend, rotating
+from latency.backends import Backend, Built, Found, Runner, Way, backend, rotating
 from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, clocks, limits, number_of, open_cuda
 from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
 from latency.backends.tensorrt.files import facts_of
@@ -36,7 +36,7 @@ from latency.backends.tensorrt.ops import OpNetwork
 from latency.device import environment
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op, in_words
-from latency.timing.clock import Clock
+from latency.timing import Clock
 
 __all__ = ["TensorRT"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from latency.backends.base import Runner, is_module
+from latency.backends import Runner, is_module
 from latency.backends.cuda import Cuda, OutOfMemoryError
 from latency.backends.tensorrt.builder import Builder, new_logger
 from latency.backends.tensorrt.files import facts_of, read_engine
@@ -525,7 +525,7 @@ class EngineNetwork(Runner):
 
     def _shapes(self, path: Path) -> dict[str, list[tuple[int, ...]]]:
         """Returns for each input with open dimensions its shape, three times: an engine for one size."""
-        from latency.backends.onnxruntime.network import check_file
+        from latency.backends.onnxruntime.model import check_file
 
         graph = check_file(path).graph
         constants = {tensor.name for tensor in graph.initializer}
@@ -554,8 +554,8 @@ def typed_onnx(model: Any, example_inputs: Sequence[Any], dtype: str) -> Any:
     """Returns the ONNX model of a module in ``float32``, ``float16`` or ``bfloat16``, inputs and outputs included."""
     import torch
 
-    from latency.backends.onnxruntime.export import to_onnx
-    from latency.copies import copy_of
+    from latency.backends.onnxruntime.model import to_onnx
+    from latency.backends.torch.modules import copy_of
 
     if dtype == "float32":
         return to_onnx(model, example_inputs)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latency._files import write
-from latency.backends.base import Found, Way, backend
+from latency.backends import Found, Way, backend
 from latency.backends.tensorrt import TensorRT
 from latency.backends.tensorrt.builder import CAPABILITIES, import_rtx
 from latency.backends.tensorrt.network import ENGINE_FILES

@@ -3,7 +3,7 @@
 On a GPU the call of an op is a graph of K copies, and the call that it is compared with a graph of one; the slope
 between them is the op inside a graph, without launch and graph entry. All copies read the same inputs, which are warm,
 as activations are in a network. Their weights rotate through as many bytes as the network's weights have (see
-``latency.backends.base.rotating``). On the CPU a call is the op alone.
+``latency.backends.rotating``). On the CPU a call is the op alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from latency.backends.base import Backend, Built, Found, Runner, Way, backend, rotating
+from latency.backends import Backend, Built, Found, Runner, Way, backend, rotating
 from latency.backends.cuda import clocks, limits
 from latency.backends.torch.network import (
     Mode,
@@ -32,7 +32,7 @@ from latency.backends.torch.ops import op_call
 from latency.device import environment
 from latency.errors import UnsupportedOpError, UsageError
 from latency.op import Op
-from latency.timing.clock import Clock
+from latency.timing import Clock
 
 if TYPE_CHECKING:
     import torch
@@ -199,7 +199,7 @@ class Torch(Backend):
 
     def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
         """Returns a copy with the batch norms folded into the layers before them."""
-        from latency.backends.torch.folding import folded
+        from latency.backends.torch.modules import folded
 
         return folded(model, tuple(example_inputs))
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from latency.backends.base import Runner, out_of_memory
+from latency.backends import Runner, out_of_memory
 from latency.errors import HalpieeError, MissingError, UsageError
-from latency.timing.clock import Clock, CpuClock, WallClock
+from latency.timing import Clock, CpuClock, WallClock
 
 if TYPE_CHECKING:
     import torch
@@ -263,7 +263,7 @@ class ModuleRunner(Runner):
         """Returns the copy and its inputs, on the device and in the precision and layout."""
         import torch
 
-        from latency.copies import copy_of
+        from latency.backends.torch.modules import copy_of
 
         place, dtype = self._place, dtype_of(self._arithmetic)
         model: nn.Module = copy_of(self._module).eval().to(device=place, dtype=dtype)

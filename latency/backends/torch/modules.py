@@ -1,31 +1,72 @@
-"""What goes into a module and comes out of it, as the tensors that an exported graph has on its two sides.
+"""What becomes of a PyTorch module before it is run or exported: copies, folded norms, tensors in and out.
 
-A graph takes tensors and gives tensors. Numbers, texts, flags and None among a module's inputs are constants of the
-graph; None and numbers among its outputs have no place in it and are left out.
+A model that stores an activation (``self.features = x``, a hook that collects outputs) holds a tensor with a history
+of gradients, which ``copy.deepcopy`` refuses. In ``copy_of`` its values are there without the history.
+
+An exported graph takes tensors and gives tensors. Numbers, texts, flags and None among a module's inputs are constants
+of the graph; None and numbers among its outputs have no place in it and are left out.
+
+Networks are deployed with their batch norms folded. torch.fx follows the forward; a batch norm that reads nothing but
+the output of one convolution or linear layer goes into that layer's weights, ``w' = w·γ/√(σ² + ε)``,
+``b' = (b − μ)·γ/√(σ² + ε) + β``; every other one stays as it is. ``torch.fx.experimental.optimization`` has a function
+for this, whose module warns when it is imported on torch 2.11, and which folds a layer once for every norm that reads
+it.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from latency.errors import UsageError
 
 __all__ = [
     "batch_of",
     "constants",
+    "copy_of",
     "filled",
+    "folded",
     "is_batched",
     "left_out",
     "tensors_given",
     "tensors_in",
     "tensors_only",
 ]
+
+
+T = TypeVar("T")
+
+
+class Detaching(TorchFunctionMode):
+    """Copies tensors that an operation has made by their values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the function; a deep copy of a tensor with a history gives one without."""
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def copy_of(value: T, memo: dict[int, Any] | None = None) -> T:
+    """Returns a deep copy of a model, an optimizer or anything that holds tensors.
+
+    Args:
+        value: what to copy.
+        memo: ``id`` → what stands for that object in the copy, as in ``copy.deepcopy``.
+    """
+    with Detaching():
+        return copy.deepcopy(value, memo)
+
 
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, slice)
 """Inputs that are no tensors and that a graph can be made for."""
@@ -168,3 +209,75 @@ def _outputs(value: Any, name: str) -> Iterator[tuple[str, Any]]:
             f"the model returns {type(value).__name__}{f' as {name}' if name else ''}, which cannot be compared or "
             "exported; wrap it so that it returns a tensor, or a tuple or dict of tensors"
         )
+
+
+DIMENSIONS: dict[tuple[type[nn.Module], type[nn.Module]], int] = {
+    (nn.Conv1d, nn.BatchNorm1d): 3,
+    (nn.Conv2d, nn.BatchNorm2d): 4,
+    (nn.Conv3d, nn.BatchNorm3d): 5,
+    (nn.Linear, nn.BatchNorm1d): 2,
+}
+"""Dimensions of the tensor between a layer and its norm where the layer's units are what the norm scales: a
+``BatchNorm1d`` behind a linear layer over a sequence scales positions."""
+
+
+def folded(model: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Module:
+    """Returns a copy in evaluation mode with the batch norms in the weights of the layers before them.
+
+    Args:
+        model: the network; it stays as it is, its mode too.
+        example_inputs: what its forward reads; one forward runs on them.
+
+    Returns:
+        A network that computes the same; where symbolic tracing cannot follow the forward, one that keeps its norms.
+    """
+    from torch.fx.passes.shape_prop import ShapeProp
+    from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+    model = copy_of(model).eval()
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        traced = fx.symbolic_trace(model)
+        with torch.no_grad():
+            ShapeProp(traced).propagate(
+                *(x.to(place) if isinstance(x, Tensor) else x for x in example_inputs)
+            )
+    except Exception:  # a forward that symbolic tracing does not follow keeps its norms
+        return model
+    modules = dict(traced.named_modules(remove_duplicate=False))
+    read = {str(n.target).rpartition(".")[0] for n in traced.graph.nodes if n.op == "get_attr"}
+    calls = Counter(id(modules[str(n.target)]) for n in traced.graph.nodes if n.op == "call_module")
+    for node in traced.graph.nodes:
+        pair = _pair(node, modules)
+        if pair is None or any(calls[id(m)] > 1 or _has_hooks(m) for m in pair):
+            continue
+        layer, norm = pair
+        before = node.args[0]
+        shape = getattr(before.meta.get("tensor_meta"), "shape", ())
+        if len(shape) != DIMENSIONS[type(layer), type(norm)] or len(before.users) > 1:
+            continue
+        if str(before.target) in read:  # the forward reads its weights elsewhere too
+            continue
+        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        traced.set_submodule(str(before.target), fuse(layer, norm))
+        node.replace_all_uses_with(before)
+        traced.graph.erase_node(node)
+    traced.graph.lint()
+    traced.recompile()
+    traced.delete_all_unused_submodules()
+    return traced
+
+
+def _pair(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Any, Any] | None:
+    """Returns the layer and the batch norm of a node that is a norm behind a layer; None for any other node."""
+    before = node.args[0] if node.args else None
+    if node.op != "call_module" or not isinstance(before, fx.Node) or before.op != "call_module":
+        return None
+    layer, norm = modules[str(before.target)], modules[str(node.target)]
+    if (type(layer), type(norm)) not in DIMENSIONS or not getattr(norm, "track_running_stats", False):
+        return None
+    return layer, norm
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,4 +1,8 @@
-"""The one way from PyTorch to ONNX."""
+"""ONNX models: the one way from PyTorch to ONNX, and the check of every file before a runtime sees it.
+
+A file's weights may lie in files beside it, and are read only from its own folder: a location that leads out of it, by
+``..``, an absolute path or a link, is refused, whatever the runtime would do.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,10 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from latency.backends.onnxruntime.ops import OPSET
 from latency.errors import UsageError
@@ -17,7 +24,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-__all__ = ["fixed_batch", "to_onnx"]
+__all__ = ["as_proto", "check_file", "external_files", "fixed_batch", "to_onnx", "weight_precision"]
 
 
 def to_onnx(
@@ -75,15 +82,15 @@ def _converted(
     """
     import torch
 
-    from latency.backends.torch.values import (
+    from latency.backends.torch.modules import (
         batch_of,
+        copy_of,
         filled,
         is_batched,
         tensors_given,
         tensors_in,
         tensors_only,
     )
-    from latency.copies import copy_of
 
     inputs = tuple(x.detach().cpu() for x in tensors_in(example_inputs))
     batch = batch_of(inputs)
@@ -182,3 +189,89 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def as_proto(model: Any) -> Any:
+    """Returns an ONNX model as a message, its external weights not loaded."""
+    if isinstance(model, str | Path):
+        return check_file(model)
+    if not isinstance(model, bytes):
+        return model
+    import onnx
+
+    return onnx.ModelProto.FromString(model)
+
+
+def check_file(path: str | Path) -> onnx.ModelProto:
+    """Returns the model, its external weights not loaded.
+
+    Raises:
+        UsageError: no such file, a truncated or foreign one, or external weights that are missing, too short or
+            outside its folder.
+    """
+    import onnx
+
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"the model {str(path)!r} was asked for, and there is no such file; check the path")
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own exceptions
+        raise _foreign(path, "it cannot be read as one") from error
+    if not model.ir_version or not model.graph.output:
+        raise _foreign(path, "it holds no graph with an output")
+    for tensor_name, location, end in external_files(model):
+        _check_location(path, tensor_name, location, end)
+    return model
+
+
+def external_files(model: onnx.ModelProto) -> Iterator[tuple[str, str, int]]:
+    """Yields name, location and last byte of every tensor that lies outside the file."""
+    from onnx import TensorProto
+
+    attributes = [a for node in model.graph.node for a in node.attribute]
+    tensors = [*model.graph.initializer, *(a.t for a in attributes if a.HasField("t"))]
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            facts = {entry.key: entry.value for entry in tensor.external_data}
+            end = int(facts.get("offset") or 0) + int(facts.get("length") or 0)
+            yield tensor.name, facts.get("location", ""), end
+
+
+def _check_location(path: Path, tensor: str, location: str, end: int) -> None:
+    folder = path.resolve().parent
+    target = (folder / location).resolve()
+    asked = f"the weight {tensor!r} of {path} lies in {location!r}"
+    if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
+        raise UsageError(
+            f"{asked}, outside the model's folder, and is not read from there; "
+            "export the model again as one file, or put its data file beside it"
+        )
+    if not target.is_file():
+        raise UsageError(
+            f"{asked}, and there is no such file; copy it from where the model came from, beside the model"
+        )
+    if target.stat().st_size < end:
+        raise UsageError(
+            f"{asked}, which ends after {target.stat().st_size} bytes, {end} are needed; copy it again"
+        )
+
+
+def _foreign(path: Path, why: str) -> UsageError:
+    return UsageError(
+        f"{path} ({path.stat().st_size} bytes) was to be read as an ONNX model, and {why}: "
+        "it is truncated or no ONNX file; copy or export it again"
+    )
+
+
+def weight_precision(proto: Any) -> str:
+    """Returns the precision that most weights of an ONNX model have."""
+    from onnx import TensorProto
+
+    words = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    sizes: dict[str, int] = {}
+    for tensor in proto.graph.initializer:
+        word = words.get(tensor.data_type)
+        if word is not None:
+            sizes[word] = sizes.get(word, 0) + int(np.prod(tensor.dims, dtype=np.int64))
+    return max(sizes, key=lambda word: sizes[word]) if sizes else "fp32"
