@@ -38,8 +38,8 @@ from halpiee.methods.rewind import rewind as rewind
 from halpiee.reconstruction.repair import repair as repair
 from halpiee.saliency.registry import criterion as criterion
 from halpiee.saliency.score import score as score
+from halpiee.selection.choose import select as select
 from halpiee.selection.cost import LatencyCost as LatencyCost
-from halpiee.selection.select import select as select
 from halpiee.selection.solve import GridSolution as GridSolution
 from halpiee.selection.solve import solve_grid as solve_grid
 from halpiee.sparsity.distribution import ERK as ERK

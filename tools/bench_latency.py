@@ -32,9 +32,9 @@ from torch import nn
 import latency
 from halpiee.deploy.calibrate import first_units, layer_times, random_counts
 from halpiee.deploy.target import Target
+from halpiee.selection.choose import select
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import fixed_sides
-from halpiee.selection.select import select
 from halpiee.structure.shrink import shrink
 from halpiee.structure.trace import trace
 from halpiee.zoo import build

@@ -246,8 +246,8 @@ def command(asked: Plan) -> None:
 
 def _measured(problem: Problem, file: Path) -> latency.Profile:
     """Measures what the plan needs and the profile does not hold yet."""
+    from halpiee.selection.choose import select_lazily
     from halpiee.selection.options import fixed_sides
-    from halpiee.selection.select import select_lazily
     from latency.sweeping import LazySweep
 
     asked, structure = problem.asked, problem.structure
@@ -282,7 +282,7 @@ def _limited(problem: Problem, cost: LatencyCost, measured: latency.Profile) -> 
 
 
 def _selected(problem: Problem, cost: LatencyCost, budget_us: float) -> Selection:
-    from halpiee.selection.select import choose
+    from halpiee.selection.choose import choose
 
     asked = problem.asked
     return choose(

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.methods.scores import solved_once
+from halpiee.selection.choose import choose as choose_by_latency
+from halpiee.selection.choose import uniform
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
-from halpiee.selection.select import choose as choose_by_latency
-from halpiee.selection.select import uniform
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
 from halpiee.sparsity.granularity import Channels, Units
 from halpiee.sparsity.mask import Mask
@@ -67,7 +67,7 @@ class LatencyPool:
         budget_us: Ψ.
         solver: ``joint``, ``cpsat`` or ``linear`` (HALP's own formulation).
         gap: relative gap to certify.
-        values: what each width of a group is worth, instead of sums of scores; see ``selection.select.choose``.
+        values: what each width of a group is worth, instead of sums of scores; see ``selection.choose.choose``.
     """
 
     def __init__(

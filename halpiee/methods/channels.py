@@ -35,9 +35,9 @@ from halpiee.reconstruction.value_curves import measured_values
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.registry import criterion_of
 from halpiee.saliency.score import pairs_of, scores_of
+from halpiee.selection.choose import scaled, uniform, widest
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
-from halpiee.selection.select import scaled, uniform, widest
 from halpiee.sparsity.distribution import Budget, Latency
 from halpiee.sparsity.granularity import Channels, Units
 from halpiee.sparsity.mask import chosen_names
@@ -195,7 +195,7 @@ def small_dense(
     """Returns the widest uniformly narrower network within one of three limits.
 
     Every group's width is rounded on its own: to the candidate widths of ``cost`` for a latency, else to whole units.
-    The largest common ratio that fits is taken, then single steps while one fits (``selection.select.widest``).
+    The largest common ratio that fits is taken, then single steps while one fits (``selection.choose.widest``).
 
     Its weights are the first units of the given ones, scaled by √(old fan-in / new fan-in): what an initialisation of
     variance 1/fan-in would have given the narrow network.
@@ -237,7 +237,7 @@ def scaled_dense(
 ) -> nn.Module:
     """Returns the network within a latency whose depth and width are scaled down alike.
 
-    Counts are those of ``selection.select.scaled``, weights are made as in ``small_dense``.
+    Counts are those of ``selection.choose.scaled``, weights are made as in ``small_dense``.
 
     Args:
         model: the network; left as it is.

@@ -20,9 +20,9 @@ from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
 from halpiee.reconstruction.value_curves import measured_values
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.score import score
+from halpiee.selection.choose import choose, uniform
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
-from halpiee.selection.select import choose, uniform
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Selection
 from halpiee.structure.trace import trace

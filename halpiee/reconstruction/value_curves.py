@@ -6,7 +6,7 @@ units kept and all other groups whole; batch norms take the statistics of what r
 interpolated along its least concave majorant, so that noise of few images makes no width attractive that its neighbours
 are not. No labels are read. O(groups · widths) forward passes over the images.
 
-The solver maximises the sum over groups, exactly, whatever the curves are (``halpiee.selection.select.choose``).
+The solver maximises the sum over groups, exactly, whatever the curves are (``halpiee.selection.choose.choose``).
 """
 
 from __future__ import annotations

@@ -478,7 +478,7 @@ def _uniform(
 ) -> Iterator[dict[str, int]]:
     """Yields the widest uniform network of each point's budget, where one fits."""
     from halpiee.errors import BudgetError
-    from halpiee.selection.select import uniform
+    from halpiee.selection.choose import uniform
 
     for point in points:
         with suppress(BudgetError):

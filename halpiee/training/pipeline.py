@@ -28,8 +28,8 @@ from halpiee.reconstruction.repair import RepairedLayer
 from halpiee.reconstruction.rounds import InRounds, Rounds
 from halpiee.report.values import read_report
 from halpiee.saliency.registry import named
+from halpiee.selection.choose import scaled
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.select import scaled
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import macs

@@ -21,9 +21,9 @@ from halpiee.errors import BudgetError, HalpieeError
 from halpiee.methods.registry import METHODS
 from halpiee.report import render_html, render_markdown
 from halpiee.saliency.magnitude import Magnitude
+from halpiee.selection.choose import uniform
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.limits import pareto
-from halpiee.selection.select import uniform
 from halpiee.sparsity.granularity import Channels
 from halpiee.structure.explain import explain
 from halpiee.structure.groups import Structure, widths

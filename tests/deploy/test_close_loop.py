@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import halpiee
 from halpiee.deploy.calibrate import close_loop, first_units
 from halpiee.deploy.target import Target
+from halpiee.selection.choose import choose
 from halpiee.selection.cost import Also, LatencyCost
-from halpiee.selection.select import choose
 from halpiee.structure.plan import Selection
 from latency.timing.benchmark import Comparison
 

@@ -8,8 +8,8 @@ import torch
 from halpiee.errors import BudgetError
 from halpiee.methods.allocator import LatencyPool, Solver
 from halpiee.methods.iee import IEE
+from halpiee.selection.choose import choose
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.select import choose
 from halpiee.sparsity import Channels, Latency, Mask
 from halpiee.structure.groups import Structure
 

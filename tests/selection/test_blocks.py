@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from halpiee.errors import BudgetError, UsageError
+from halpiee.selection.choose import choose, uniform
 from halpiee.selection.cost import Also, LatencyCost
 from halpiee.selection.limits import pareto, resource, select_within
 from halpiee.selection.options import blocks
-from halpiee.selection.select import choose, uniform
 from halpiee.structure.groups import Structure
 
 from .fakes import FormulaProfile, conv, group, other, residual, structure

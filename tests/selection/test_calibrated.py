@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halpiee.errors import BudgetError
+from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
 from halpiee.selection.limits import pareto, resource, select_within
-from halpiee.selection.select import choose, select
 from latency.predict import Calibration, fit
 
 from .fakes import FormulaProfile, residual

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from halpiee.errors import UsageError
+from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost, restrict
-from halpiee.selection.select import choose, select
 
 from .fakes import FormulaProfile, residual
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import latency
+from halpiee.selection.choose import select, select_lazily
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.select import select, select_lazily
 from halpiee.sparsity.distribution import Latency
 from halpiee.structure.trace import trace
 from halpiee.zoo import build

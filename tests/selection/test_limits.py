@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from halpiee.errors import BudgetError, ProfileError, UsageError
+from halpiee.selection.choose import choose
 from halpiee.selection.cost import Also, LatencyCost, energy
 from halpiee.selection.grid import Grid, Term, normalise
 from halpiee.selection.limits import pareto, peak_bytes, resource, select_within, solve_limits
-from halpiee.selection.select import choose
 from latency.profiles import Profile
 
 from .fakes import FormulaProfile, residual

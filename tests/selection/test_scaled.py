@@ -7,8 +7,8 @@ import math
 import pytest
 
 from halpiee.errors import BudgetError
+from halpiee.selection.choose import scaled, uniform
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.select import scaled, uniform
 from halpiee.structure.groups import Structure
 
 from .fakes import FormulaProfile, conv, group, other, structure

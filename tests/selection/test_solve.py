@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halpiee.errors import BudgetError, ProfileError, UsageError
+from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray, GridSolution, Solver
-from halpiee.selection.select import choose, select
 from halpiee.selection.solve import solve_grid
 
 from .fakes import FormulaProfile, residual

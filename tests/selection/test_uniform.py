@@ -14,8 +14,8 @@ from torch import nn
 import halpiee
 from halpiee.errors import BudgetError
 from halpiee.methods.channels import uniform_counts
+from halpiee.selection.choose import uniform, widest
 from halpiee.selection.cost import LatencyCost
-from halpiee.selection.select import uniform, widest
 from halpiee.structure.groups import parameters
 
 from .fakes import FormulaProfile, residual

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from halpiee.errors import BudgetError, UsageError
+from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
-from halpiee.selection.select import choose, select
 from latency.predict import Calibration
 
 from .fakes import FormulaProfile, residual
