@@ -122,7 +122,8 @@ class ScreenTalk:
             self._training, self._result = label, ""
         if entry is not None:
             us, spent = entry.get("latency_us"), entry.get("train_flops")
-            self._result = f"loss {entry['loss']:.3f}  top-1 {entry['accuracy']:.1%}" + (
+            figure = entry.get("figure", "accuracy")
+            self._result = f"loss {entry['loss']:.3f}  {figure} {entry['accuracy']:.1%}" + (
                 f"  {us:.0f} µs" if us else ""
             )
             if spent is not None:

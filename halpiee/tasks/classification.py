@@ -35,6 +35,7 @@ class Classification(Task):
         """Looks once whether images have several classes each: a look at every batch would wait for the device."""
         _, targets = data.at(torch.arange(min(LOOKED, data.n_train)))
         self._several = several(targets)
+        self.title = "F1 score" if self._several else Classification.title
 
     def wrong(self, answers: Any, n_classes: int, shape: Sequence[int]) -> str:
         """Returns what is wrong with logits that are not ``[2, classes]``."""

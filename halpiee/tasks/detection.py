@@ -34,7 +34,7 @@ class Detection(Task):
 
     kind: ClassVar[str] = "boxes"
     figure: ClassVar[str] = "map"
-    title: ClassVar[str] = "mAP"
+    title = "mAP"
 
     def __init__(self) -> None:
         self._shell: Shell | None = None

@@ -24,7 +24,7 @@ class Segmentation(Task):
 
     kind: ClassVar[str] = "mask"
     figure: ClassVar[str] = "miou"
-    title: ClassVar[str] = "Mean IoU"
+    title = "Mean IoU"
 
     def source(self, data: str, size: int | None) -> Source:
         """Returns a folder of image and mask pairs, or a function's datasets."""

@@ -71,7 +71,7 @@ class Task(ABC):
 
     kind: ClassVar[str] = "class"
     figure: ClassVar[str] = "accuracy"
-    title: ClassVar[str] = "Accuracy"
+    title: str = "Accuracy"
 
     def source(self, data: str, size: int | None) -> Source:
         """Returns where the examples come from.

@@ -36,6 +36,7 @@ class State(TypedDict):
     bad: NotRequired[Annotated[int, Meta(ge=0)]]
     scaler: NotRequired[dict[str, Any] | None]
     average: NotRequired[dict[str, Any] | None]
+    best: NotRequired[tuple[Annotated[int, Meta(ge=0)], float] | None]
     method: Any
 
 

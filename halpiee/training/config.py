@@ -327,6 +327,12 @@ class Settings(Scaled, Protecting, Limiting, Batched, Threaded, Seeded):
     export_ema: bool = option(
         True, "The average is what is tested last and exported, where there is one.", SCHEDULE
     )
+    ship: Literal["last", "best"] = option(
+        "last",
+        "Epoch whose weights are tested last and exported. best: that with the best figure on the test images, among "
+        "those after the last cut or mask update; its figure is then the largest of several, and flatters.",
+        SCHEDULE,
+    )
     precision: Literal["fp32", "bf16", "fp16"] = option(
         "fp32", "Precision of the training; weights and evaluation stay in fp32.", SPEED
     )

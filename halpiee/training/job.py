@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +60,11 @@ class Talk(Protocol):
         """A fact worth a line."""
 
     def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None, pace: str) -> None:
-        """Training has moved on; ``entry`` is a new history entry, ``pace`` how fast it goes and why."""
+        """Training has moved on.
+
+        ``entry`` is a new history entry with the title of its accuracy under ``figure``, ``pace`` how fast it goes and
+        why.
+        """
 
     def sweeping(self, done: int, total: int) -> None:
         """The sweep has measured ``done`` of ``total`` cells."""
@@ -101,6 +105,16 @@ class Run:
     begun_here: bool = False
     made: tuple[Path, ...] = ()
     ranks: Ranks = ALONE
+    data_notes: dict[str, None] = field(default_factory=dict)
+    """What was said of the data so far, by all ranks."""
+
+    def tell_of_data(self) -> None:
+        """Says what is new of the data, such as images that could not be read; every rank has to ask at once."""
+        for notes in self.ranks.every(self.data.notes):
+            for note in notes:
+                if note not in self.data_notes:
+                    self.data_notes[note] = None
+                    self.talk.note(note)
 
     @contextmanager
     def owned(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from halpiee.interrupts import ending_signals
 from halpiee.methods.sparse import Sparse
 from halpiee.tasks import Task
 from halpiee.tasks.classification import Classification
-from halpiee.training.checkpoint import save_state
+from halpiee.training.checkpoint import save_state, save_weights
 from halpiee.training.config import Settings
 from halpiee.training.ranks import ALONE, Ranks
 from halpiee.training.schedule import learning_rate
@@ -198,11 +198,13 @@ class Outlet:
 
     Attributes:
         checkpoint: where the state goes at the end of every epoch and on an interruption; ``None``: nowhere.
+        best: where the weights of the best epoch go; ``None``: nowhere.
         facts: asked at the end of every epoch for what else its history entry holds.
         report: called with every new history entry and after every step with the steps done.
     """
 
     checkpoint: Path | None = None
+    best: Path | None = None
     facts: Callable[[], dict[str, Any]] = dict
     report: Callable[[int, int, dict[str, Any] | None], None] = lambda step, total, entry: None
 
@@ -228,6 +230,8 @@ class Trainer:
         waited: of these, seconds spent waiting for the next batch.
         stage: ``masked`` while the network has its dense shape, ``compact`` after it was shrunk.
         bad: steps that were left out, as their loss was not finite.
+        best: the best epoch of the network as it is now, and its figure; ``None``: no epoch ended since it was cut, or
+            since its mask was final.
     """
 
     def __init__(
@@ -265,6 +269,7 @@ class Trainer:
             2, dtype=torch.float64, device=self.device
         )  # sum and number of finite ones
         self.average: AveragedModel | None = None
+        self.best: tuple[int, float] | None = None
         self._take(model, optimizer)
 
     def _take(self, model: nn.Module, optimizer: Optimizer) -> None:
@@ -274,7 +279,9 @@ class Trainer:
             Objective(self.model, self.settings, self.task, self._teacher)
         )
         self._stepper = self._engine.prepare_optimizer(optimizer)
-        self.average = None
+        self.average, self.best = None, None
+        self._buffers = list(self.model.buffers())
+        self._before = [buffer.clone() for buffer in self._buffers]
 
     @property
     def total_steps(self) -> int:
@@ -320,6 +327,7 @@ class Trainer:
             "bad": self.bad,
             "scaler": None if scaler is None else scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "best": self.best,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -347,14 +355,28 @@ class Trainer:
             set_random_state(state["random"][self.ranks.rank], self.device)
         if self.ranks.count == 1:
             torch.set_num_threads(state["threads"])
+        self.best = None if state.get("best") is None else (state["best"][0], state["best"][1])
+        if self.best is not None and self.best[0] * self.per_epoch == self.step:
+            self._keep_best()  # this process may have died between the two files
 
     def save(self) -> None:
-        """Writes the state, if there is a place for it."""
-        if self.outlet.checkpoint is None:
+        """Writes the state, if there is a place for it; what is not finite does not replace a good state."""
+        if self.outlet.checkpoint is None or not self._finite:
             return
         state = self.state()
         if self.ranks.first:
             save_state(self.outlet.checkpoint, state)
+
+    @property
+    def _finite(self) -> bool:
+        """Whether all weights are, and all statistics."""
+        values = [v for v in self.model.state_dict().values() if v.is_floating_point()]
+        return all(bool(torch.isfinite(value).all()) for value in values)
+
+    def _keep_best(self) -> None:
+        """Writes the weights of an epoch that is the best so far."""
+        if self.outlet.best is not None and self.ranks.first:
+            save_weights(self.outlet.best, self.result.state_dict())
 
     # -- one step ---------------------------------------------------------------------------------------------
 
@@ -367,13 +389,14 @@ class Trainer:
     def train_step(self, *parts: tuple[Any, Any]) -> Tensor:
         """Does one step of the recipe and returns the loss.
 
-        A step whose loss is not finite is left out. On a CPU nothing moves; elsewhere, where asking would wait for the
-        device, its gradients count as zero.
+        A step whose loss is not finite is left out, and statistics are those before it. On a CPU nothing moves;
+        elsewhere, where asking would wait for the device, its gradients count as zero.
 
         Args:
             parts: batches whose gradients add up to the step's.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        self._remember()
         loss = torch.zeros((), device=self.device)
         for x, y in parts:
             with self._engine.accumulate(self._objective):
@@ -391,12 +414,21 @@ class Trainer:
             self._average().update_parameters(self.model)
         return loss
 
+    @torch.no_grad()
+    def _remember(self) -> None:
+        """Keeps the statistics of norms: a forward pass whose loss is not finite spoils them for good."""
+        if self._buffers:
+            torch._foreach_copy_(self._before, self._buffers)
+
     def _sound(self, loss: Tensor) -> bool:
         """Counts a loss that is not finite on any rank, and returns whether the step may be done."""
         if self.device.type == "cpu":
             bad = int(self.ranks.total(torch.tensor(int(not math.isfinite(float(loss))))))
             self._bad += min(1, bad)
             self._row.copy_((self._row + 1) * min(1, bad))
+            if bad:
+                for buffer, before in zip(self._buffers, self._before, strict=True):
+                    buffer.copy_(before)
             return not bad
         flag = (~torch.isfinite(loss)).to(torch.int64)
         if self.ranks.count > 1:
@@ -404,6 +436,8 @@ class Trainer:
         for p in self.model.parameters():
             if p.grad is not None:
                 p.grad.masked_fill_(flag > 0, 0.0)
+        for buffer, before in zip(self._buffers, self._before, strict=True):
+            torch.where(flag > 0, before, buffer, out=buffer)
         self._bad += flag
         self._row.copy_((self._row + 1) * flag)
         return True
@@ -422,7 +456,7 @@ class Trainer:
             raise PromiseError(
                 f"the loss was not finite in {row} steps in a row, up to step {self.step}, and none of them was taken; "
                 f"lower --lr (now {self.settings.lr:g}), lengthen --warmup, or limit gradients with --clip 1"
-                + ("; the last checkpoint is kept" if kept else "")
+                + (f"; the last good checkpoint, {self.outlet.checkpoint}, is kept" if kept else "")
             )
 
     def _average(self) -> AveragedModel:
@@ -464,6 +498,8 @@ class Trainer:
                     if self.step % self.per_epoch == 0:
                         self._end_epoch()
                         self.save()
+                        if self.best is not None and self.best[0] * self.per_epoch == self.step:
+                            self._keep_best()
                     if self._interrupted(caught):
                         self.save()
                         raise KeyboardInterrupt
@@ -565,8 +601,18 @@ class Trainer:
             entry["accuracy_ema"], _ = evaluate(self.average.module, self.data, self.task, ranks=self.ranks)
         self._losses.zero_()
         self.history.append(entry)
+        self._judge(entry)
         self.outlet.report(self.step, self.total_steps, entry)
         self._begun = time.perf_counter()
+
+    def _judge(self, entry: Mapping[str, Any]) -> None:
+        """Notes an epoch that is better than those before it, of the same network under its final mask."""
+        if self.method is not None and self.stage == "masked" and not self.method.finished:
+            return
+        averaged = self.average is not None and self.settings.export_ema
+        figure = float(entry["accuracy_ema" if averaged else "accuracy"])
+        if self.best is None or figure > self.best[1]:
+            self.best = (int(entry["epoch"]), figure)
 
 
 def random_state(device: torch.device) -> list[Tensor]:

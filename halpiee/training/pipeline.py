@@ -610,9 +610,11 @@ class Early(Training):
         if run.settings.masks.repair:
             compact.load_state_dict(cut.repaired(_telling(run, facts)).state_dict())
         trainer.replace(compact, slim)
-        top1, _ = evaluate(compact, run.data, run.task)
-        run.talk.note(f"cut to the budget at step {trainer.step}: top-1 {top1:.1%} before it trains on")
-        trainer.extra = {"keep": dict(cut.keep), "accuracy_cut": top1, **facts}
+        figure, _ = evaluate(compact, run.data, run.task)
+        run.talk.note(
+            f"cut to the budget at step {trainer.step}: {run.task.title} {figure:.1%} before training goes on"
+        )
+        trainer.extra = {"keep": dict(cut.keep), "accuracy_cut": figure, **facts}
         trainer.save()
 
     def facts(self, run: Run) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def write_report(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str,
         )
     for note in notes:
         run.talk.note(note)
+    notes += run.data_notes
     run.talk.note("timing dense and pruned side by side")
     found = _side_by_side(run)
     report = {

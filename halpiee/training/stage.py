@@ -32,6 +32,10 @@ from latency.timing.benchmark import Comparison
 __all__ = ["Stage", "Training", "begun", "choose_threads", "close", "cut", "do", "leave", "material"]
 
 
+BEST = "{}-best.safetensors"
+"""The weights of the best epoch of a training, in the folder of its run."""
+
+
 class Stage:
     """One part of a run.
 
@@ -101,7 +105,12 @@ class Training(Stage):
     def finish(self, run: Run) -> None:
         """Writes weights and results, and removes the state that training goes on from."""
         trainer = self.trainer
-        leave(run, self.name, trainer.result, trainer.history, trainer.seconds, self.facts(run))
+        model, facts = trainer.result, self.facts(run)
+        if run.settings.ship == "best" and trainer.best is not None:
+            run.fill(model, BEST.format(self.name))
+            facts["epoch"] = trainer.best[0]
+            run.talk.note(f"the weights of {self.name} are those of epoch {trainer.best[0]}, the best one")
+        leave(run, self.name, model, trainer.history, trainer.seconds, facts)
 
     def facts(self, run: Run) -> dict[str, Any]:
         """Returns what the results hold beside accuracy and history."""
@@ -176,6 +185,7 @@ def begun(
         ranks=run.ranks,
         outlet=Outlet(
             checkpoint=run.folder / f"{label}.state",
+            best=run.folder / BEST.format(label) if label in ("dense", "pruned") else None,
             facts=lambda: _facts(run, trainer),
             report=lambda step, total, entry: _told(run, trainer, label, entry),
         ),
@@ -183,6 +193,7 @@ def begun(
     trainer.lead, trainer.step = lead, first
     if run.settings.distill and label == "pruned":
         trainer.learn_from(run.teacher().to(run.device))
+    run.tell_of_data()
     if label == "dense" and run.settings.weights:
         return trainer
     choose_threads(run)
@@ -206,8 +217,11 @@ def begun(
 
 def _told(run: Run, trainer: Trainer, label: str, entry: dict[str, Any] | None) -> None:
     """Says how far a training is, and writes the figures of an epoch."""
-    if entry is not None and run.ranks.first:
-        run.metrics.write(label, trainer.history)
+    if entry is not None:
+        run.tell_of_data()
+        if run.ranks.first:
+            run.metrics.write(label, trainer.history)
+        entry = {**entry, "figure": run.task.title}
     run.talk.training(label, trainer.step, trainer.total_steps, entry, trainer.pace)
 
 

@@ -231,6 +231,13 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.splitlines() == ["Profile mynets:two:x [bold]", "  mynets:two:x [red]"]
 
 
+def test_the_progress_line_names_the_figure_of_the_task(capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {"loss": 0.5, "accuracy": 0.25, "latency_us": 120.4, "figure": "Mean IoU"}
+    ScreenTalk().training("pruned", 10, 10, entry, "limited by the loader")
+    said = "training pruned: 10/10 loss 0.500  Mean IoU 25.0%  120 µs  limited by the loader"
+    assert " ".join(capsys.readouterr().err.split()) == " ".join(said.split())
+
+
 def test_cycles_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     out = tmp_path / "run"
     shown = halpiee(

@@ -18,9 +18,9 @@ from halpiee.errors import DataError, UsageError
 from halpiee.tasks import named
 from halpiee.tasks.detection import Detection
 from halpiee.zoo import build
+from tools.synthetic_scenes import NAMES, coco, scene, voc
 
 from .pruned import pruned_and_exported
-from .scenes import NAMES, coco, scene, voc
 
 SSDLITE = "ssdlite320_mobilenet_v3_large"
 

@@ -14,20 +14,24 @@ from halpiee.training.stage import do
 
 
 class Quiet:
-    """Says nothing; interrupts a training at a step when told."""
+    """Prints nothing and keeps the notes; interrupts a training at a step when told."""
 
     def __init__(self, at: tuple[str, int] | None = None) -> None:
-        self.at = at
+        self.at, self.notes = at, list[str]()
+        self.figures: set[str] = set()
 
     def stage(self, text: str) -> None: ...
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def sweeping(self, done: int, total: int) -> None: ...
 
     def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None, pace: str) -> None:
         if self.at == (label, step) and entry is None:
             os.kill(os.getpid(), signal.SIGINT)
+        if entry is not None:
+            self.figures.add(entry["figure"])
 
 
 def one_thread(step: object) -> int:

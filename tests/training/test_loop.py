@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from halpiee.data.tensors import TensorData
 from halpiee.errors import PromiseError, UsageError
 from halpiee.tasks.classification import Classification, matching
-from halpiee.training.checkpoint import load_state
+from halpiee.training import loop
+from halpiee.training.checkpoint import load_state, load_weights
 from halpiee.training.config import Settings
 from halpiee.training.loop import Outlet, Trainer, evaluate, judged
 from halpiee.training.schedule import learning_rate, make_optimizer
@@ -38,7 +39,9 @@ def net() -> nn.Module:
     )
 
 
-def trainer(checkpoint: Path | None = None, report: Any = lambda *_: None) -> Trainer:
+def trainer(
+    checkpoint: Path | None = None, report: Any = lambda *_: None, best: Path | None = None
+) -> Trainer:
     model = net()
     torch.manual_seed(2)
     return Trainer(
@@ -46,7 +49,7 @@ def trainer(checkpoint: Path | None = None, report: Any = lambda *_: None) -> Tr
         make_optimizer(model, SETTINGS),
         data(),
         SETTINGS,
-        outlet=Outlet(checkpoint=checkpoint, report=report),
+        outlet=Outlet(checkpoint=checkpoint, best=best, report=report),
     )
 
 
@@ -149,15 +152,89 @@ def test_a_step_whose_loss_is_not_finite_is_left_out_and_counted() -> None:
         (images[:4] * math.nan, labels[:4]),
         (images[4:8], labels[4:8]),
     ]
-    seen: list[tuple[int, Tensor]] = []
+    counts: list[int] = []
+    seen: list[dict[str, Tensor]] = []
     for x, y in batches:
         t._one([(x, y)])
-        seen.append((t.bad, next(iter(t.model.parameters())).detach().clone()))
-    assert [count for count, _ in seen] == [0, 1, 1]
-    assert torch.equal(seen[0][1], seen[1][1])
-    assert not torch.equal(seen[1][1], seen[2][1])
+        counts.append(t.bad)
+        seen.append({name: value.detach().clone() for name, value in t.model.state_dict().items()})
+    assert counts == [0, 1, 1]
+    for name, value in seen[0].items():  # the statistics of batch norms too, which the forward pass has moved
+        assert torch.equal(seen[1][name], value), name
+        assert not torch.equal(seen[2][name], value), name
+        assert bool(torch.isfinite(seen[2][name]).all()), name
     assert t.step == 3
     assert t.optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate(2, SETTINGS, 9))
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """The weights are spoilt at step 4, epochs end at 3 and 6, five bad steps in a row at 9."""
+    path = tmp_path / "state"
+
+    def spoil(step: int, total: int, entry: object) -> None:
+        if step == 4:
+            next(iter(t.model.parameters())).data.fill_(math.inf)
+
+    t = trainer(path, spoil)
+    with pytest.raises(PromiseError) as stopped:
+        t.run()
+    assert f"the last good checkpoint, {path}, is kept" in str(stopped.value)
+    state = load_state(path)
+    assert state["step"] == 3
+    for name, value in state["model"].items():
+        assert bool(torch.isfinite(value.float()).all()), name
+
+
+def judged_as(figures: list[float], patch: pytest.MonkeyPatch) -> None:
+    """Lets the epochs have these figures."""
+    left = iter(figures)
+    patch.setattr(loop, "judged", lambda *_, **__: {"accuracy": next(left), "test_loss": 0.0})
+
+
+def test_the_weights_of_the_best_epoch_are_kept_beside_the_last_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged_as([0.5, 0.75, 0.75], monkeypatch)
+    held: dict[int, dict[str, Tensor]] = {}
+
+    def look(step: int, total: int, entry: object) -> None:
+        if entry is not None:
+            held[step] = {name: value.clone() for name, value in t.model.state_dict().items()}
+
+    t = trainer(tmp_path / "state", look, best=tmp_path / "best.safetensors")
+    t.run()
+    assert t.best == (2, 0.75)  # the earlier one of two that are as good
+    kept = load_weights(tmp_path / "best.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in held[6].items())
+    assert not all(torch.equal(kept[name], value) for name, value in held[9].items())
+
+
+def test_a_process_that_died_before_it_wrote_the_best_epoch_writes_it_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged_as([0.5, 0.75, 0.25, 0.25], monkeypatch)
+    best = tmp_path / "best.safetensors"
+    first = trainer(tmp_path / "state", best=best)
+    first.run(until=lambda t: t.step == 6)
+    expected = load_weights(best)
+    best.unlink()
+    second = trainer(tmp_path / "state", best=best)
+    second.load(load_state(tmp_path / "state"))
+    assert second.best == (2, 0.75)
+    second.run()
+    kept = load_weights(best)
+    assert all(torch.equal(kept[name], value) for name, value in expected.items())
+
+
+def test_epochs_before_the_cut_are_not_the_best_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged_as([0.9, 0.5, 0.4], monkeypatch)
+    t = trainer(best=tmp_path / "best.safetensors")
+    t.run(until=lambda t: t.step == 3)
+    assert t.best == (1, 0.9)
+    other = net()
+    t.replace(other, make_optimizer(other, SETTINGS))
+    t.run()
+    assert t.best == (2, 0.5)
 
 
 def plain() -> nn.Module:

@@ -18,7 +18,7 @@ from halpiee.training.config import Masks, Settings
 from halpiee.training.preflight import open_run
 from halpiee.training.stored import read_settings
 from tests.data.folders import class_folder
-from tests.tasks.scenes import pairs
+from tools.synthetic_scenes import pairs
 
 from .talk import Quiet, one_thread, trained
 
@@ -67,9 +67,11 @@ def settings(**other: Any) -> Settings:
 def test_a_segmentation_is_trained_to_a_sparsity(tmp_path: Path) -> None:
     folder = pairs(tmp_path / "pairs", side=16)
     asked = settings(task="segmentation", model="pixelnet:net", data=str(folder), size=16, epochs=6)
-    run = open_run(asked, tmp_path / "run", Quiet())
+    talk = Quiet()
+    run = open_run(asked, tmp_path / "run", talk)
     found = trained(run)
     assert run.task.title == "Mean IoU"
+    assert talk.figures == {"Mean IoU"}
     assert 0.2 < found["accuracy"] <= 1
     assert {"miou", "pixels"} <= found["history"][-1].keys()
     assert found["history"][-1]["loss"] < found["history"][0]["loss"]
@@ -111,3 +113,36 @@ def test_a_training_on_files_interrupted_within_an_epoch_ends_bit_equal(tmp_path
     first, second = (load_weights(tmp_path / name / "pruned.safetensors") for name in ("whole", "parts"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_unreadable_images_are_named_once_while_training(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "images", train=24, classes=3)
+    for name in ("train/class1/0001.png", "val/class0/0003.png"):
+        (folder / name).write_bytes(b"no image")
+    talk = Quiet()
+    trained(open_run(settings(data=str(folder), model="resnet20", width=0.25), tmp_path / "run", talk))
+    named = [note for note in talk.notes if "is not a readable image" in note]
+    assert sorted(note.partition(" is not")[0] for note in named) == [
+        str(folder / "train/class1/0001.png"),
+        str(folder / "val/class0/0003.png"),
+    ]
+
+
+def test_the_best_epoch_is_shipped_where_it_was_asked_for(tmp_path: Path) -> None:
+    folder = class_folder(tmp_path / "images", train=24, classes=3)
+    asked = settings(
+        data=str(folder),
+        model="resnet20",
+        width=0.25,
+        epochs=5,
+        ship="best",
+        masks=Masks(sparsity=0.5, last=0.4),
+    )
+    talk = Quiet()
+    found = trained(open_run(asked, tmp_path / "run", talk))
+    final = {entry["epoch"]: entry["accuracy"] for entry in found["history"] if entry["epoch"] > 2}
+    assert found["epoch"] == max(final, key=lambda epoch: final[epoch])
+    assert found["accuracy"] == final[found["epoch"]]
+    assert f"the weights of pruned are those of epoch {found['epoch']}, the best one" in talk.notes
+    shipped, best = (load_weights(tmp_path / f"run/pruned{of}.safetensors") for of in ("", "-best"))
+    assert all(torch.equal(shipped[name], value) for name, value in best.items())

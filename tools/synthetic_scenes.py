@@ -1,15 +1,23 @@
-"""Small data sets of coloured rectangles: VOC's and COCO's layouts, and image and mask pairs."""
+"""Makes small data sets of coloured rectangles that nobody has to download: for detection and for segmentation.
+
+    python -m tools.synthetic_scenes runs/voc --layout voc       200 images in VOC's layout, a fifth of them for tests
+    python -m tools.synthetic_scenes runs/pairs --layout pairs   image and mask pairs
+
+Image ``i`` is the same wherever it is made: grey noise with a red ``disc`` or a green ``square``, or both.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["coco", "pairs", "scene", "voc"]
+__all__ = ["NAMES", "coco", "main", "pairs", "scene", "voc"]
 
 NAMES = ("disc", "square")
 COLOURS = ((220, 40, 40), (40, 220, 40))
@@ -83,3 +91,23 @@ def pairs(path: Path, *, train: int = 8, test: int = 4, side: int = 32) -> Path:
             Image.fromarray(image).save(path / split / f"images/{i}.jpg", quality=95)
             Image.fromarray(mask).save(path / split / f"masks/{i}.png")
     return path
+
+
+LAYOUTS = {"voc": voc, "coco": coco, "pairs": pairs}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes a data set; returns the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="of the data set; must not exist")
+    parser.add_argument("--layout", choices=list(LAYOUTS), default="voc")
+    parser.add_argument("--images", type=int, default=200, help="of which a fifth are for tests")
+    parser.add_argument("--side", type=int, default=160, help="pixels of a side")
+    asked = parser.parse_args(arguments)
+    test = max(1, asked.images // 5)
+    LAYOUTS[asked.layout](asked.folder, train=asked.images - test, test=test, side=asked.side)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
