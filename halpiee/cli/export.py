@@ -55,6 +55,13 @@ class Export(Built, Seeded, Answered):
     trust_run: bool = option(False, "Let settings.json of a run from elsewhere name such functions.", NETWORK)
     half_io: bool = option(False, "An fp16 file also takes and gives fp16.", ONNX, unset="float32")
     measure: bool = option(False, "Time the file here, on one thread, and write the time into it.", ONNX)
+    dynamic_size: bool = option(False, "Let the file take images of any height and width.", ONNX)
+    input_names: str | None = option(
+        None, "Names of the inputs, in order: image,depth.", ONNX, unset="the arguments' of forward"
+    )
+    output_names: str | None = option(
+        None, "Names of the outputs, in order.", ONNX, unset="the keys of what forward returns"
+    )
     batch: str | None = option(
         None, "Batches an engine takes: 8, or smallest:usual:largest, 1:8:32.", ENGINE, unset=BATCH
     )
@@ -69,6 +76,15 @@ class Export(Built, Seeded, Answered):
         False, "Print the trtexec line that builds the same engine; write nothing.", ENGINE
     )
 
+    @property
+    def ends(self) -> dict[str, Any]:
+        """How a file's inputs and outputs are named and sized, as ``export_onnx`` takes it."""
+        names = (self.input_names, self.output_names)
+        inputs, outputs = (
+            None if text is None else [part.strip() for part in text.split(",")] for text in names
+        )
+        return {"dynamic_size": self.dynamic_size, "input_names": inputs, "output_names": outputs}
+
 
 @verb(
     "export",
@@ -78,6 +94,7 @@ class Export(Built, Seeded, Answered):
         "halpiee export runs/demo --dense --out dense.onnx",
         "halpiee export --plan half.json --weights resnet50.safetensors --out half.onnx",
         "halpiee export torchvision/resnet18 --precision fp16 --out resnet18.onnx",
+        "halpiee export torchvision/resnet18 --dynamic-size --input-names image --out resnet18.onnx",
         "halpiee export runs/demo --format tensorrt --precision fp16 --batch 1:8:32 --out small.engine",
         "halpiee export small.onnx --format tensorrt --out small.engine --dry-run",
         "halpiee export small.onnx --format tensorrt-rtx --compute-capability 86,89 --out small.engine",
@@ -107,6 +124,7 @@ def command(asked: Export) -> None:
         metadata=network.metadata,
         precision="fp16" if asked.precision == "fp16" else "fp32",
         fp32_io=not asked.half_io,
+        **asked.ends,
         seed=asked.seed,
     )
     notes = [*network.notes, *done.notes]
@@ -143,6 +161,11 @@ def _check(asked: Export) -> None:
     if portable and asked.dry_run:
         raise UsageError("--dry-run says a trtexec line, which is TensorRT's; leave it out")
     if asked.format != "onnx":
+        if any(asked.ends.values()):
+            raise UsageError(
+                "--dynamic-size, --input-names and --output-names are for ONNX files; leave them out, or export an "
+                "ONNX file with them and build the engine of that"
+            )
         if asked.half_io or asked.measure:
             raise UsageError(
                 "--half-io and --measure are for ONNX files; leave them out; tools/bench_engine.py times engines"
@@ -181,6 +204,11 @@ def _show(asked: Export, network: Network, done: ExportReport, measured_us: floa
         f"{asked.out}: {done.size_bytes / 1e6:.1f} MB, {asked.precision}, opset {done.opset}; {pruned}"
         f"relative L2 to PyTorch {done.rel_l2:.1e}, top-1 agrees on {done.top1_agreement:.1%}"
         + ("" if measured_us is None else f"; {measured_us:.0f} µs on one thread")
+    )
+    sizes = ", ".join("×".join(map(str, size)) for size in done.sizes)
+    say(
+        f"inputs {', '.join(done.inputs)}; outputs {', '.join(done.outputs)}"
+        + (f"; any height and width, compared at {sizes}" if sizes else "")
     )
     for note in (*network.notes, *done.notes):
         say(note)
@@ -251,7 +279,7 @@ def _export_engine(asked: Export) -> None:
             f"--out {out} is the name of an ONNX file; name the engine, such as {out.stem}.engine"
         )
     if asked.dry_run:
-        name, shape = _input_of(given) if given else ("input", tuple(_network(asked).example[0].shape[1:]))
+        name, shape = _input_of(given) if given else _first_input(_network(asked))
         line = trtexec_line(onnx, out, batches=batches, shape=shape, settings=settings, name=name)
         answer({"onnx": str(onnx), "engine": str(out), "trtexec": line}, asked.as_json, lambda: say(line))
         return
@@ -333,6 +361,12 @@ def _write_onnx(
     write(onnx, proto.SerializeToString())
     trusted = reference(network.model)
     return lambda inputs: outputs(trusted, tuple(torch.from_numpy(x) for x in inputs.values()))
+
+
+def _first_input(network: Network) -> tuple[str, tuple[int, ...]]:
+    from latency.backends.torch.modules import input_names
+
+    return input_names(network.model, network.example)[0], tuple(network.example[0].shape[1:])
 
 
 def _input_of(onnx: Path) -> tuple[str, tuple[int, ...]]:

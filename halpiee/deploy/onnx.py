@@ -21,14 +21,17 @@ from torch import Tensor, nn
 
 from halpiee import __version__
 from halpiee.deploy.folding import fold_batch_norm, fold_constants
-from halpiee.deploy.verify import ROUNDING, Comparison, outputs, proved, reference, relative_l2
+from halpiee.deploy.sizes import image_size, other_sizes, written_shapes
+from halpiee.deploy.verify import ROUNDING, Comparison, Proved, outputs, proved, reference, relative_l2
 from halpiee.errors import MismatchError, UsageError
 from halpiee.structure.plan import Plan
 from halpiee.structure.records import random_like
 from halpiee.structure.surroundings import Surroundings, random_states
 from latency._files import check_place, write
 from latency.backends.onnxruntime import fixed_batch, to_onnx
+from latency.backends.onnxruntime.naming import checked_names
 from latency.backends.torch.modules import constants, copy_of, filled, left_out, tensors_given, tensors_in
+from latency.backends.torch.modules import input_names as names_of_inputs
 
 if TYPE_CHECKING:
     import onnx
@@ -74,6 +77,9 @@ class ExportReport:
         lone_norms: batch norms that had no layer to fold into and became one of their own.
         fixed_batch: the only batch that the file takes; None: any.
         notes: what the user should know of its inputs and outputs.
+        inputs: names of the inputs, in order.
+        outputs: names of the outputs, in order.
+        sizes: (height, width) of the first image that were compared, where they are free.
     """
 
     path: Path
@@ -87,6 +93,9 @@ class ExportReport:
     lone_norms: int = 0
     fixed_batch: int | None = None
     notes: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = ()
 
 
 def export_onnx(
@@ -99,13 +108,17 @@ def export_onnx(
     fp32_io: bool = True,
     tolerance: float | None = None,
     batches: Sequence[int] = (1, 2, 5),
+    dynamic_size: bool = False,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> ExportReport:
     """Exports a model with a free batch dimension; the file gets its name once it is shown to equal PyTorch.
 
     A model that has a batch in it gets a file of that one, which says so. A model of half or double precision is
-    written in the precision asked, and compared in float32.
+    written in the precision asked, and compared in float32. Inputs have the names of forward's arguments, outputs the
+    keys of the dict that it returns.
 
     Args:
         model: any module; its mode, device and weights are left alone.
@@ -116,13 +129,18 @@ def export_onnx(
         fp32_io: whether an fp16 file takes and gives float32.
         tolerance: largest relative L2 error; by default 1e-5 for fp32, 1e-2 for fp16.
         batches: batch sizes to compare on.
+        dynamic_size: whether the file takes images ``[N, C, H, W]`` of any height and width; it is compared on the
+            examples' and on two others.
+        input_names: names of the inputs, in order, instead of the arguments'.
+        output_names: names of the outputs, in order, instead of the keys.
         seed: of the random inputs.
         overwrite: whether an existing file may be replaced.
 
     Raises:
         OutputInUseError: the file exists.
         MismatchError: the outputs differ by more than the tolerance; no file is written.
-        UsageError: the model's outputs are no tensors, or it is too large for one file.
+        UsageError: the model's outputs are no tensors, it is too large for one file, it takes one size only where any
+            was asked, or names that do not fit.
     """
     path = Path(path)
     check_place(path, overwrite=overwrite)
@@ -134,20 +152,43 @@ def export_onnx(
     stated = {"constants": "; ".join(constants(inputs)), "left_out": "; ".join(left_out(result))}
     said = {"halpiee_version": __version__, **(metadata or {}), "precision": precision}
     said |= {key: text for key, text in stated.items() if text}
+    also = other_sizes(trusted, inputs) if dynamic_size else []
+    ends = Ends(tuple(input_names) if input_names else None, tuple(output_names) if output_names else None)
+    said["input_shapes"] = written_shapes(_named_inputs(model, example_inputs, ends), tensors)
     dtype = torch.float16 if precision == "fp16" and not fp32_io else torch.float32
 
     def build(network: nn.Module, free: bool) -> tuple[onnx.ModelProto, int]:
-        proto = converted(network, inputs, precision=precision, fp32_io=fp32_io, dynamic_batch=free)
+        proto = converted(
+            network,
+            inputs,
+            precision=precision,
+            fp32_io=fp32_io,
+            dynamic_batch=free,
+            dynamic_size=dynamic_size,
+            ends=ends,
+        )
         return proto, _finish(proto, path, said)
 
     def run(proto: onnx.ModelProto) -> Callable[[tuple[Any, ...]], list[NDArray[Any]]]:
         call = onnx_outputs(proto)
         return lambda x: call(tuple(_cast(t, dtype) for t in tensors_in(x)))
 
-    done = proved(build, run, trusted, inputs, batches, allowed, seed)
-    compared = done.comparison
-    _refuse_mismatch(path, precision, compared, allowed)
+    done = proved(build, run, trusted, inputs, batches, allowed, seed, also=also)
+    _refuse_mismatch(path, precision, done.comparison, allowed)
     write(path, done.graph.SerializeToString(), overwrite=overwrite)
+    sizes = tuple(image_size(x) for x in (inputs, *also)) if dynamic_size else ()
+    return _report(path, precision, done, stated, sizes)
+
+
+def _report(
+    path: Path,
+    precision: Precision,
+    done: Proved,
+    stated: Mapping[str, str],
+    sizes: tuple[tuple[int, int], ...],
+) -> ExportReport:
+    """Returns what is said of a file that was written."""
+    compared = done.comparison
     return ExportReport(
         path=path,
         size_bytes=path.stat().st_size,
@@ -160,7 +201,22 @@ def export_onnx(
         lone_norms=done.lone_norms,
         fixed_batch=done.batch,
         notes=tuple(_notes(path, done.batch, stated)),
+        inputs=tuple(value.name for value in done.graph.graph.input),
+        outputs=tuple(value.name for value in done.graph.graph.output),
+        sizes=sizes,
     )
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Names of the inputs and outputs of a file; None: the network's own."""
+
+    inputs: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
+
+
+def _named_inputs(model: nn.Module, example_inputs: tuple[Any, ...], ends: Ends) -> tuple[str, ...]:
+    return checked_names(names_of_inputs(model, example_inputs), ends.inputs, "input")
 
 
 def _finish(proto: onnx.ModelProto, path: Path, said: Mapping[str, str]) -> int:
@@ -204,6 +260,8 @@ def converted(
     precision: str = "fp32",
     fp32_io: bool = True,
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    ends: Ends | None = None,
 ) -> onnx.ModelProto:
     """Returns a model as ONNX with a free batch dimension, in the precision asked.
 
@@ -213,12 +271,22 @@ def converted(
         precision: ``fp32``, ``fp16`` or ``bf16``, of weights and arithmetic.
         fp32_io: whether a model of half precision takes and gives float32.
         dynamic_batch: whether the batch is to be free; it is not where the model has one in it.
+        dynamic_size: whether height and width are to be free.
+        ends: names of inputs and outputs.
     """
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
     inputs = filled(example_inputs, [_cast(x, dtype) for x in tensors_in(example_inputs)])
     same = all(p.dtype == dtype for p in model.parameters() if p.is_floating_point())
     placed = model if precision == "fp32" and same else copy_of(model).to(dtype)
-    proto = to_onnx(placed, inputs, dynamic_batch=dynamic_batch)
+    ends = ends or Ends()
+    proto = to_onnx(
+        placed,
+        inputs,
+        dynamic_batch=dynamic_batch,
+        dynamic_size=dynamic_size,
+        input_names=ends.inputs,
+        output_names=ends.outputs,
+    )
     if precision == "fp32":
         return proto
     if fp32_io:

@@ -53,7 +53,7 @@ def run_file(path: Path, x: torch.Tensor) -> NDArray[np.float32]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found: NDArray[np.float32] = session.run(None, {"input": x.numpy()})[0]
+    found: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     return found
 
 

@@ -50,14 +50,14 @@ def test_an_exported_model_computes_what_pytorch_computes_at_any_batch_size(
         x = torch.randn(batch, 3, 8, 8)
         with torch.no_grad():
             expected = model.eval()(x)
-        (found,) = run.run(None, {"input": x.numpy()})
+        (found,) = run.run(None, {"x": x.numpy()})
         assert float(np.linalg.norm(found - expected.numpy()) / np.linalg.norm(expected.numpy())) < 1e-5
     model.train()
 
 
 def test_names_are_the_same_every_time_and_the_batch_is_free(exported: tuple[Net, onnx.ModelProto]) -> None:
     graph = exported[1].graph
-    assert [i.name for i in graph.input] == ["input"]
+    assert [i.name for i in graph.input] == ["x"]
     assert [o.name for o in graph.output] == ["output"]
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
@@ -80,13 +80,13 @@ def test_the_model_keeps_its_mode_and_weights(exported: tuple[Net, onnx.ModelPro
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-def test_several_inputs_are_numbered() -> None:
+def test_inputs_are_called_as_the_arguments_and_outputs_without_keys_are_numbered() -> None:
     class Two(nn.Module):
         def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             return a + b, a * b
 
     proto = to_onnx(Two(), (torch.randn(2, 3), torch.randn(2, 3)))
-    assert [i.name for i in proto.graph.input] == ["input_0", "input_1"]
+    assert [i.name for i in proto.graph.input] == ["a", "b"]
     assert [o.name for o in proto.graph.output] == ["output_0", "output_1"]
 
 
@@ -101,7 +101,7 @@ def test_the_exporter_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_random_inputs_fill_free_dimensions(exported: tuple[Net, onnx.ModelProto]) -> None:
-    assert feeds(session(exported[1]), batch=3)["input"].shape == (3, 3, 8, 8)
+    assert feeds(session(exported[1]), batch=3)["x"].shape == (3, 3, 8, 8)
 
 
 def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latency.backends.onnxruntime.naming import checked_names, name_ends, name_sizes
 from latency.backends.onnxruntime.ops import OPSET
 from latency.errors import UsageError
 
@@ -32,12 +33,16 @@ def to_onnx(
     example_inputs: Sequence[Any],
     *,
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
     opset: int = OPSET,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
 ) -> onnx.ModelProto:
     """Converts a model to ONNX, in evaluation mode and with batch norm folded into the convolutions.
 
-    Inputs are named ``input`` (``input_0`` … if several), outputs ``output`` alike. A mean over all positions
-    becomes GlobalAveragePool, which ONNX Runtime computes in its own layout (ReduceMean: after a change of it).
+    Inputs have the names of forward's arguments, outputs the keys of the dict that it returns; a tensor alone is
+    ``output``, those of a tuple are ``output_0`` …. A mean over all positions becomes GlobalAveragePool, which ONNX
+    Runtime computes in its own layout (ReduceMean: after a change of it).
 
     Args:
         model: any module; it keeps its mode, device and weights.
@@ -46,21 +51,30 @@ def to_onnx(
         dynamic_batch: whether the first dimension of all inputs is free, and named ``batch``. Inputs of another first
             dimension than the first one's, and scalars, keep their shape. Where the model has the batch in it (anchors
             made for it once), the graph has that of the examples, as ``fixed_batch`` says.
+        dynamic_size: whether height and width of all inputs ``[N, C, H, W]`` are free, and named ``height`` and
+            ``width``; of inputs of another size than the first one's ``height_1`` ….
         opset: version of the operator set.
+        input_names: names of the inputs, in order; by default the arguments'.
+        output_names: names of the outputs, in order; by default their keys.
 
     Raises:
-        UsageError: PyTorch cannot export the model.
+        UsageError: PyTorch cannot export the model, or not with a free size; names that do not fit.
     """
+
+    def converted(free: bool) -> onnx.ModelProto:
+        names = (input_names, output_names)
+        return _converted(model, example_inputs, free, dynamic_size, opset, names)
+
     if not dynamic_batch:
-        return _converted(model, example_inputs, False, opset)
+        return converted(False)
     try:
-        proto = _converted(model, example_inputs, True, opset)
+        proto = converted(True)
     except UsageError as error:
         try:
-            return _converted(model, example_inputs, False, opset)
+            return converted(False)
         except UsageError:
             raise error from error.__cause__
-    return proto if fixed_batch(proto) is None else _converted(model, example_inputs, False, opset)
+    return proto if fixed_batch(proto) is None else converted(False)
 
 
 def fixed_batch(proto: onnx.ModelProto) -> int | None:
@@ -73,7 +87,12 @@ def fixed_batch(proto: onnx.ModelProto) -> int | None:
 
 
 def _converted(
-    model: nn.Module, example_inputs: Sequence[Any], dynamic_batch: bool, opset: int
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    dynamic_batch: bool,
+    dynamic_size: bool,
+    opset: int,
+    names: tuple[Sequence[str] | None, Sequence[str] | None],
 ) -> onnx.ModelProto:
     """Returns a model as ONNX, with a free batch or with that of the examples.
 
@@ -82,31 +101,24 @@ def _converted(
     """
     import torch
 
-    from latency.backends.torch.modules import (
-        batch_of,
-        copy_of,
-        filled,
-        is_batched,
-        tensors_given,
-        tensors_in,
-        tensors_only,
-    )
+    from latency.backends.torch import modules as values
 
-    inputs = tuple(x.detach().cpu() for x in tensors_in(example_inputs))
-    batch = batch_of(inputs)
-    batched = [dynamic_batch and is_batched(x, batch) for x in inputs]
+    inputs = tuple(x.detach().cpu() for x in values.tensors_in(example_inputs))
+    batch = values.batch_of(inputs)
+    batched = [dynamic_batch and values.is_batched(x, batch) for x in inputs]
     if batch == 1:
         # torch.export takes a batch of one for a constant where code asks for memory layouts (ConvNeXt).
         inputs = tuple(torch.cat([x, x]) if free else x for x, free in zip(inputs, batched, strict=True))
-    trained = copy_of(model).cpu().eval()
-    names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
-    shapes = tuple({0: torch.export.Dim("batch")} if free else {} for free in batched)
+    trained = values.copy_of(model).cpu().eval()
+    told = values.input_names(model, example_inputs)
+    free, shapes = _free(inputs, batched, dynamic_size)
     with _quiet(), torch.no_grad():
         try:
-            given = filled(example_inputs, inputs)
+            given = values.filled(example_inputs, inputs)
             result = trained(*given)
-            count = len(tensors_given(result))
-            tensors_only(trained, given, result)
+            taken = checked_names(told, names[0], "input")
+            ends = taken, checked_names(values.output_names(result), names[1], "output", taken)
+            values.tensors_only(trained, given, result)
             program = torch.onnx.export(
                 trained,
                 inputs,
@@ -114,21 +126,50 @@ def _converted(
                 external_data=False,
                 verbose=False,
                 opset_version=opset,
-                input_names=names,
-                output_names=["output"] if count == 1 else [f"output_{i}" for i in range(count)],
-                dynamic_shapes=shapes if any(batched) else None,
+                input_names=[f"halpiee_in_{i}" for i in range(len(ends[0]))],
+                output_names=[f"halpiee_out_{i}" for i in range(len(ends[1]))],
+                dynamic_shapes=shapes if free else None,
             )
         except UsageError:
             raise
         except Exception as error:  # the exporter raises what its passes raise
+            sized = " with a free height and width" if dynamic_size else ""
             raise UsageError(
-                f"{type(model).__name__} was to be exported to ONNX and PyTorch could not: {_root_of(error)}; "
+                f"{type(model).__name__} was to be exported to ONNX{sized} and PyTorch could not: {_root_of(error)}; "
                 "try torch.onnx.export on it by itself, and rewrite the op it names"
             ) from error
     assert program is not None
     proto = program.model_proto
+    name_ends(proto, *ends)
+    name_sizes(proto, free)
     _use_global_pools(proto)
     return proto
+
+
+def _free(
+    inputs: Sequence[Any], batched: Sequence[bool], dynamic_size: bool
+) -> tuple[dict[tuple[int, int], str], tuple[dict[int, Any], ...]]:
+    """Returns the free dimensions, (input, dimension) → name, and as PyTorch's exporter takes them."""
+    import torch
+
+    free = {(i, 0): "batch" for i, one in enumerate(batched) if one}
+    images = [i for i, x in enumerate(inputs) if x.dim() == 4]
+    if dynamic_size and not images:
+        raise UsageError(
+            "a free height and width was asked of a network without an input [N, C, H, W]; leave it out"
+        )
+    sizes: list[tuple[int, ...]] = []
+    for i in images if dynamic_size else ():
+        size = tuple(inputs[i].shape[2:])
+        if size not in sizes:
+            sizes.append(size)
+        number = f"_{sizes.index(size)}" if sizes.index(size) else ""
+        free |= {(i, 2): f"height{number}", (i, 3): f"width{number}"}
+    shapes: list[dict[int, Any]] = [{} for _ in inputs]
+    for i, dim in free:
+        # DYNAMIC lets sizes hang together (a skip connection wants multiples of 32); it never makes one constant.
+        shapes[i][dim] = torch.export.Dim("batch") if dim == 0 else torch.export.Dim.DYNAMIC
+    return free, tuple(shapes)
 
 
 def _root_of(error: BaseException) -> str:

@@ -321,10 +321,13 @@ def random_inputs(runtime: Any, name: str, batch: int | None, shape: Sequence[in
         batch: images per inference; None: the model's own, else 1.
         shape: (channels, height, width) where the model leaves them open.
 
+    Open dimensions have the sizes of the inputs that the file was exported with, where it says so.
+
     Raises:
         UsageError: a batch or a shape that the model does not take, or open dimensions without a shape.
     """
     sizes: dict[str, list[Any]] = {}
+    written = written_shapes(runtime)
     for value in runtime.get_inputs():
         dims = list(value.shape)
         own = dims[0] if dims and isinstance(dims[0], int) else None
@@ -339,6 +342,11 @@ def random_inputs(runtime: Any, name: str, batch: int | None, shape: Sequence[in
                 "it with a free batch dimension (`halpiee export` does, unless the network has its batch in it)"
             )
         full = [batch, *dims[1:]]
+        if shape is None and value.name in written:
+            full = [
+                own if isinstance(own, int) else usual
+                for own, usual in zip(full, [batch, *written[value.name]], strict=True)
+            ]
         if shape is not None and len(full) == len(shape) + 1:
             clash = [(a, b) for a, b in zip(full[1:], shape, strict=True) if isinstance(a, int) and a != b]
             if clash:
@@ -355,3 +363,16 @@ def random_inputs(runtime: Any, name: str, batch: int | None, shape: Sequence[in
             )
         sizes[value.name] = full
     return feeds(runtime, batch=batch or 1, sizes=sizes)
+
+
+def written_shapes(runtime: Any) -> dict[str, list[int]]:
+    """Returns input → its example's shape without the batch, of those that the file's ``input_shapes`` tell."""
+    text = str(runtime.get_modelmeta().custom_metadata_map.get("input_shapes", ""))
+    ranks = {value.name: len(value.shape) for value in runtime.get_inputs()}
+    found = {}
+    for part in text.split(" "):
+        name, mark, size = part.rpartition("=")
+        numbers = size.split("x")
+        if mark and all(n.isdecimal() for n in numbers) and ranks.get(name) == len(numbers) + 1:
+            found[name] = [int(n) for n in numbers]
+    return found

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -34,8 +35,10 @@ __all__ = [
     "copy_of",
     "filled",
     "folded",
+    "input_names",
     "is_batched",
     "left_out",
+    "output_names",
     "tensors_given",
     "tensors_in",
     "tensors_only",
@@ -92,6 +95,57 @@ def constants(example_inputs: Sequence[Any]) -> tuple[str, ...]:
     """
     found = _leaves(tuple(example_inputs), "input")
     return tuple(f"{name} = {value!r}" for name, value in found if not isinstance(value, Tensor))
+
+
+def input_names(model: nn.Module, example_inputs: Sequence[Any]) -> tuple[str, ...]:
+    """Returns the name of every tensor among inputs: forward's argument, with its place where it is in a container.
+
+    ``forward(self, image, features)`` with a list of two as ``features`` gives ``image``, ``features_0``,
+    ``features_1``. Of a module whose arguments cannot be told they are ``input``, or ``input_0`` ….
+    """
+    arguments = _arguments(model, len(example_inputs))
+    found = []
+    for name, value in zip(arguments, example_inputs, strict=True):
+        for place, part in _leaves(value, ""):
+            if isinstance(part, Tensor):
+                found.append("_".join([name, *place.split()]))
+    if found and all(name.startswith("input_") for name in found) and len(found) == 1:
+        return ("input",)
+    return tuple(found)
+
+
+def _arguments(model: nn.Module, count: int) -> list[str]:
+    """Returns the names of forward's first arguments; those of a ``*rest`` are numbered."""
+    try:
+        known = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):  # compiled code
+        known = []
+    found: list[str] = []
+    for one in known:
+        if one.kind is one.VAR_POSITIONAL:
+            found += [f"{one.name}_{i}" for i in range(count - len(found))]
+        elif one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD):
+            found.append(one.name)
+    return found[:count] if len(found) >= count else [f"input_{i}" for i in range(count)]
+
+
+def output_names(result: Any) -> tuple[str, ...]:
+    """Returns the name of every tensor of a module's output: the keys that lead to it, joined by ``_``.
+
+    A tensor alone is ``output``, those of a tuple ``output_0``, ``output_1`` …: places at the top have no key.
+    """
+    places = [place for place, x in _outputs(result, "") if isinstance(x, Tensor)]
+    if len(places) == 1 and not re.search(r"[^\d.]", places[0]):
+        return ("output",)
+    found, number = [], 0
+    for place in places:
+        if re.fullmatch(r"[\d.]+", place):
+            found.append(f"output_{number}")
+            number += 1
+        else:
+            name = "_".join(place.split("."))
+            found.append(f"output_{name}" if name[0].isdigit() else name)
+    return tuple(found)
 
 
 def batch_of(tensors: Sequence[Tensor]) -> int | None:
