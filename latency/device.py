@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,16 @@ from typing import Any
 
 from latency.errors import UsageError
 
-__all__ = ["IDENTITY", "cpu_facts", "differences", "environment", "environment_id", "pinned"]
+__all__ = [
+    "IDENTITY",
+    "clocks",
+    "cpu_facts",
+    "differences",
+    "environment",
+    "environment_id",
+    "limits",
+    "pinned",
+]
 
 IDENTITY = (
     "backend",
@@ -113,6 +122,46 @@ def cpu_facts() -> dict[str, Any]:
         except OSError:
             continue
     return {"model": model, "flags": tuple(f for f in FLAGS if f in flags), "caches": caches}
+
+
+def clocks(device: int = 0) -> dict[str, Any]:
+    """Returns the clock of a GPU's multiprocessors and what throttles it, by NVML; empty where that is not there."""
+
+    def read(nvml: Any, gpu: Any) -> dict[str, Any]:
+        reasons = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))
+        names = {
+            "power": nvml.nvmlClocksThrottleReasonSwPowerCap,
+            "heat": nvml.nvmlClocksThrottleReasonSwThermalSlowdown,
+            "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
+        }
+        return {
+            "sm_mhz": int(nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM)),
+            "throttled": [name for name, bit in names.items() if reasons & int(bit)],
+        }
+
+    return _by_nvml(device, read)
+
+
+def limits(device: int = 0) -> dict[str, Any]:
+    """Returns driver, highest clock and power limit of a GPU, by NVML; empty where that is not there."""
+    return _by_nvml(
+        device,
+        lambda nvml, gpu: {
+            "driver": str(nvml.nvmlSystemGetDriverVersion()),
+            "most_sm_mhz": int(nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM)),
+            "power_limit_w": round(nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1e3),
+        },
+    )
+
+
+def _by_nvml(device: int, read: Callable[[Any, Any], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return read(pynvml, pynvml.nvmlDeviceGetHandleByIndex(device))
+    except Exception:  # no library, no driver, no right to ask: a profile without clocks
+        return {}
 
 
 @contextmanager

@@ -12,16 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from latency.backends.cuda import LIBRARIES, EventClock, open_cuda
-from latency.backends.tensorrt.builder import import_tensorrt
-from latency.backends.tensorrt.network import open_engine
+from latency.backends.cuda import LIBRARIES
+from latency.backends.tensorrt import TensorRT
+from latency.backends.tensorrt.engine import EngineRunner
 from latency.errors import HalpieeError, UsageError
-from latency.timing.benchmark import compare
+from latency.timing.benchmark import Comparison, compare
 
 
 def measured(given: argparse.Namespace) -> dict[str, Any]:
@@ -33,41 +34,32 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         names = [str(path) for path in given.files]
     if len(set(names)) < len(names):
         raise UsageError("an engine was named twice; name every file once")
-    trt = import_tensorrt()
-    cuda = open_cuda(given.library, given.device)
-    runners = {
-        n: open_engine(p, trt, cuda, batch=given.batch, trust=given.trust_engine)
-        for n, p in zip(names, given.files, strict=True)
-    }
-    calls, graphs = {}, True
-    for name, runner in runners.items():
-        runner.enqueue()  # the first inference allocates, which a capture cannot
-        cuda.synchronize()
-        graph = None if given.no_graph else cuda.captured(runner.enqueue)
-        graphs = graphs and graph is not None
-        calls[name] = graph or runner.enqueue
-    found = compare(calls, clock=EventClock(cuda), rounds=given.rounds, seconds=given.seconds)
-    rows = []
-    for name, runner in runners.items():
-        one, batch = found[name], next(b.shape[0] for b in runner.bindings if b.is_input)
-        ratio = found.ratio(names[0], name)
-        row = {
-            "name": name,
-            "batch": batch,
-            "median_us": one.median_us,
-            "iqr_us": one.iqr_us,
-            "p90_us": one.p90_us,
-            "p99_us": one.p99_us,
-            "n": one.n,
-            "fps": batch * 1e6 / one.median_us,
-            "speedup": ratio.median,
-            "speedup_ci": [ratio.lo, ratio.hi],
+    backend = TensorRT(library=given.library, device=given.device)
+    backend.graphs = not given.no_graph
+    with ExitStack() as opened:
+        runners = {
+            name: opened.enter_context(backend.network(path, batch=given.batch, trust=given.trust_engine))
+            for name, path in zip(names, given.files, strict=True)
         }
-        if given.layers:
-            row["layers_us"] = runner.layers_us()
-        rows.append(row)
-    facts = {"tensorrt": str(trt.__version__), "library": cuda.name, "graph": graphs, **cuda.facts()}
-    return {**facts, "engines": rows}
+        found = compare(runners, backend=backend, rounds=given.rounds, seconds=given.seconds)
+        rows = [_row(name, names[0], runner, found, given.layers) for name, runner in runners.items()]
+        graph = all(runner.is_graph for runner in runners.values())
+    facts = {"tensorrt": str(backend.trt.__version__), "library": backend.cuda.name, "graph": graph}
+    return {**facts, **backend.facts, "engines": rows}
+
+
+def _row(name: str, base: str, runner: EngineRunner, found: Comparison, layers: bool) -> dict[str, Any]:
+    one, ratio = found[name], found.ratio(base, name)
+    batch = next(b.shape[0] for b in runner.execution.bindings if b.is_input)
+    return {
+        "name": name,
+        "batch": batch,
+        **{key: getattr(one, key) for key in ("median_us", "iqr_us", "p90_us", "p99_us", "n")},
+        "fps": batch * 1e6 / one.median_us,
+        "speedup": ratio.median,
+        "speedup_ci": [ratio.lo, ratio.hi],
+        **({"layers_us": runner.execution.layers_us()} if layers else {}),
+    }
 
 
 def show(result: dict[str, Any]) -> None:

@@ -265,7 +265,7 @@ def _network(asked: Export) -> Network:
 
 def _export_engine(asked: Export) -> None:
     """Writes the engine of an ONNX file, or of a network whose ONNX file is written beside it."""
-    from halpiee.deploy.tensorrt import Batches, build_engine, build_portable, trtexec_line
+    from halpiee.deploy.tensorrt import Batches, Proof, build_engine, build_portable, trtexec_line
     from latency.backends.tensorrt.builder import Settings, capabilities_of, import_rtx
 
     source, out = asked.source, asked.out
@@ -301,9 +301,8 @@ def _export_engine(asked: Export) -> None:
     if portable:
         done = build_portable(onnx, out, capabilities, batches=batches, settings=settings)
     else:
-        done = build_engine(
-            onnx, out, batches=batches, settings=settings, reference=reference, seed=asked.seed
-        )
+        proof = Proof(reference=reference, seed=asked.seed)
+        done = build_engine(onnx, out, batches=batches, settings=settings, proof=proof)
     result = {**asdict(done), "onnx": str(onnx), "notes": notes}
     answer(result, asked.as_json, lambda: _show_engine(out, onnx, done, notes))
 

@@ -28,13 +28,14 @@ from latency.backends.tensorrt.builder import (
     import_rtx,
     import_tensorrt,
 )
-from latency.backends.tensorrt.files import facts_of, read_engine, write_engine
-from latency.backends.tensorrt.network import EngineRunner, check_library, load_engine
+from latency.backends.tensorrt.engine import EngineRunner, load_engine
+from latency.backends.tensorrt.files import check_library, facts_of, read_engine, write_engine
 
 __all__ = [
     "TOLERANCE",
     "Batches",
     "EngineReport",
+    "Proof",
     "build_engine",
     "build_portable",
     "prove_engine",
@@ -81,6 +82,21 @@ class Batches:
             ) from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """How an engine's outputs are compared.
+
+    Attributes:
+        tolerance: largest relative L2 error; by default by the precision.
+        reference: what computes the outputs to compare with; by default ONNX Runtime on the same file.
+        seed: of the random inputs.
+    """
+
+    tolerance: float | None = None
+    reference: Reference | None = None
+    seed: int = 0
+
+
 @dataclass(frozen=True)
 class EngineReport:
     """What an engine is and how far it is from its ONNX file.
@@ -116,9 +132,7 @@ def build_engine(
     settings: Settings | None = None,
     timing_cache: Path | None = None,
     library: str = "auto",
-    tolerance: float | None = None,
-    reference: Reference | None = None,
-    seed: int = 0,
+    proof: Proof | None = None,
 ) -> EngineReport:
     """Builds the engine of an ONNX file, or keeps the one that is there and fits.
 
@@ -129,9 +143,7 @@ def build_engine(
         settings: of the build.
         timing_cache: file that keeps what builds learnt; by default ``path`` + ``.timing``.
         library: ``cuda-python``, ``pycuda`` or ``auto``.
-        tolerance: largest relative L2 error; by default by the precision.
-        reference: what computes the outputs to compare with; by default ONNX Runtime on the same file.
-        seed: of the random inputs.
+        proof: how its outputs are compared.
 
     Raises:
         MissingError: TensorRT, a CUDA library or a GPU is not there.
@@ -139,7 +151,7 @@ def build_engine(
         UsageError: TensorRT cannot read the file.
         MismatchError: the outputs differ by more than the tolerance; no engine is written.
     """
-    batches, settings = batches or Batches(), settings or Settings()
+    batches, settings, proof = batches or Batches(), settings or Settings(), proof or Proof()
     precision = _precision(onnx, settings)
     trt = import_tensorrt()
     _refuse_foreign(path)
@@ -161,9 +173,8 @@ def build_engine(
         cache.save()
     assert plan is not None
     sizes = tuple(sorted({batches.low, batches.usual, batches.high}))
-    error = _error(trt, plan, cuda, onnx, sizes, reference, seed)
-    allowed = TOLERANCE[precision] if tolerance is None else tolerance
-    _refuse_beyond(error, allowed, f"{path} was not written: the engine", onnx, precision)
+    error = _error(trt, plan, cuda, onnx, sizes, proof)
+    _refuse_beyond(error, proof.tolerance, f"{path} was not written: the engine", onnx, precision)
     if why is not None:
         write_engine(path, plan, facts)
     return EngineReport(
@@ -254,9 +265,8 @@ def prove_engine(
     check_library(path, trt, device)
     sizes = tuple(sorted({int(size) for size in facts["batches"].values()}))
     precision = str(facts["precision"])
-    error = _error(trt, plan, cuda, onnx, sizes, None, seed)
-    allowed = TOLERANCE[precision] if tolerance is None else tolerance
-    _refuse_beyond(error, allowed, f"{path}", onnx, precision)
+    error = _error(trt, plan, cuda, onnx, sizes, Proof(seed=seed))
+    _refuse_beyond(error, tolerance, f"{path}", onnx, precision)
     stated = {key: value for key, value in facts.items() if key not in ("seal", "engine_sha256")}
     stated["proved"] = {**device, "rel_l2": error, "tensorrt": str(trt.__version__)}
     write_engine(path, plan, stated)
@@ -287,7 +297,8 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _refuse_beyond(error: float, allowed: float, what: str, onnx: Path, precision: str) -> None:
+def _refuse_beyond(error: float, tolerance: float | None, what: str, onnx: Path, precision: str) -> None:
+    allowed = TOLERANCE[precision] if tolerance is None else tolerance
     if not error <= allowed:
         raise MismatchError(
             f"{what} differs from {onnx} in ONNX Runtime by a relative L2 error of "
@@ -365,56 +376,30 @@ def _shapes(onnx: Path, batches: Batches) -> dict[str, list[tuple[int, ...]]]:
     return found
 
 
-def _error(
-    trt: Any,
-    plan: bytes,
-    cuda: Cuda,
-    onnx: Path,
-    sizes: Sequence[int],
-    reference: Reference | None,
-    seed: int,
-) -> float:
+def _error(trt: Any, plan: bytes, cuda: Cuda, onnx: Path, sizes: Sequence[int], proof: Proof) -> float:
     """Returns the relative L2 error of an engine on random batches, the worst of them."""
-    from latency.backends.onnxruntime import feeds, session
+    from latency.backends.onnxruntime.network import feeds, session
 
-    runtime = session(onnx) if reference is None else None
+    runtime = None if proof.reference else session(onnx)
+    values = check_file(onnx).graph.input
     worst = 0.0
     for size in sizes:
-        engine = load_engine(trt, plan)
-        if engine is None:
-            raise UsageError(
-                "the engine that was just built cannot be loaded; check that TensorRT is of one version"
-            )
-        proto = check_file(onnx)
-        shapes = {
-            v.name: [size, *(d.dim_value for d in v.type.tensor_type.shape.dim[1:])]
-            for v in proto.graph.input
-        }
-        runner = EngineRunner(trt, engine, cuda, shapes={k: v for k, v in shapes.items() if k in _open(onnx)})
-        if runtime is not None:
-            inputs = feeds(runtime, batch=size, seed=seed)
-            expected = dict(
-                zip([o.name for o in runtime.get_outputs()], runtime.run(None, inputs), strict=True)
-            )
-            trusted = [expected[b.name] for b in runner.bindings if not b.is_input]
-        else:
-            assert reference is not None
-            rng = np.random.default_rng(seed)
-            inputs = {k: rng.standard_normal(v).astype(np.float32) for k, v in shapes.items()}
-            trusted = reference(inputs)
-        error = relative_l2(runner.infer(inputs), [np.asarray(x) for x in trusted])
-        runner.close()
+        with EngineRunner(trt, lambda: plan, lambda: cuda, batch=size, graphs=False) as runner:
+            if runtime is not None:
+                inputs = feeds(runtime, batch=size, seed=proof.seed)
+                names = [output.name for output in runtime.get_outputs()]
+                expected = dict(zip(names, runtime.run(None, inputs), strict=True))
+                trusted = [expected[b.name] for b in runner.execution.bindings if not b.is_input]
+            else:
+                assert proof.reference is not None
+                rng = np.random.default_rng(proof.seed)
+                shapes = {
+                    v.name: [size, *(d.dim_value for d in v.type.tensor_type.shape.dim[1:])] for v in values
+                }
+                inputs = {k: rng.standard_normal(v).astype(np.float32) for k, v in shapes.items()}
+                trusted = proof.reference(inputs)
+            error = relative_l2(runner.infer(inputs), [np.asarray(x) for x in trusted])
         worst = max(worst, error) if error == error else float("nan")
         if worst != worst:
             break
     return worst
-
-
-def _open(onnx: Path) -> set[str]:
-    """Returns the inputs whose batch is free."""
-    graph = check_file(onnx).graph
-    return {
-        v.name
-        for v in graph.input
-        if v.type.tensor_type.shape.dim and not v.type.tensor_type.shape.dim[0].HasField("dim_value")
-    }

@@ -12,6 +12,7 @@ runtime cannot do is left out. Other packages offer theirs as entry points of th
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, TypeVar, Unpack
 
 from latency.errors import UsageError
 from latency.op import Op, weight_bytes
@@ -33,6 +34,7 @@ __all__ = [
     "Backend",
     "Built",
     "Found",
+    "NetworkOptions",
     "Runner",
     "Way",
     "adopted",
@@ -102,6 +104,24 @@ class Found:
     fix: str = ""
 
 
+class NetworkOptions(TypedDict, total=False):
+    """How a whole network is run; all are optional.
+
+    Attributes:
+        batch: images per inference where there are no example inputs; by default the file's own, else 1.
+        shape: (channels, height, width) where the file leaves them open.
+        forwards: inferences in one run; by default 1.
+        trust: whether a file of unknown origin that is executable is loaded.
+        name: of the network in messages.
+    """
+
+    batch: int | None
+    shape: Sequence[int] | None
+    forwards: int
+    trust: bool
+    name: str | None
+
+
 class Runner(ABC):
     """One network on a runtime, as a context manager: readied on entry, run and timed inside, freed on exit.
 
@@ -160,9 +180,19 @@ class Runner(ABC):
         self.finish()
         return answer
 
+    def clock(self) -> Clock | None:
+        """Returns what times ``start``, such as events on the stream it runs on; None: the backend's clock does."""
+        return None
+
     def again(self) -> Runner:
         """Returns what a second caller runs at the same time: another runner of the network, or this one."""
         return self
+
+    def copied(self) -> Self:
+        """Returns another runner of the same network, which is to be entered by itself."""
+        other = copy.copy(self)
+        other._ready = False
+        return other
 
     def in_thread(self) -> AbstractContextManager[object]:
         """Inside, the calling thread may start inferences."""
@@ -240,23 +270,14 @@ class Backend(ABC):
         self,
         model: Any,
         example_inputs: Sequence[Any] | None = None,
-        *,
-        batch: int | None = None,
-        shape: Sequence[int] | None = None,
-        forwards: int = 1,
-        trust: bool = False,
-        name: str | None = None,
+        **how: Unpack[NetworkOptions],
     ) -> Runner:
         """Returns a whole network to be entered and timed.
 
         Args:
             model: a module, a model of this runtime, or the path of one.
             example_inputs: what it reads; by default random numbers.
-            batch: images per inference where there are no example inputs; by default the file's own, else 1.
-            shape: (channels, height, width) where the file leaves them open.
-            forwards: inferences in one run.
-            trust: whether a file of unknown origin that is executable is loaded.
-            name: of the network in messages.
+            **how: see `NetworkOptions`.
 
         Raises:
             UsageError: this runtime times ops only, or it does not run such a model.
@@ -349,22 +370,16 @@ def adopted(given: str | Backend, *, threads: int = 1, settings: Mapping[str, An
     return found if isinstance(found, Backend) else _Adopted(found)
 
 
+OPTIONAL = ("name", "threads", "builds", "evicts", "anchor", "expects", "prepare", "reads", "network")
+"""Members that an object of another class may have."""
+
+
 class _Adopted(Backend):
     """An object with the members ``environment``, ``clock`` and ``build``, and the defaults for all others."""
 
     def __init__(self, own: Any) -> None:
         self._own = own
-        for name in (
-            "name",
-            "threads",
-            "builds",
-            "evicts",
-            "anchor",
-            "expects",
-            "prepare",
-            "reads",
-            "network",
-        ):
+        for name in OPTIONAL:
             if hasattr(own, name):
                 setattr(self, name, getattr(own, name))
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency.backends import Found
+from latency.device import limits
 from latency.errors import HalpieeError, MissingError, UsageError
 
 __all__ = [
@@ -28,10 +29,8 @@ __all__ = [
     "EventClock",
     "OutOfMemoryError",
     "PyCuda",
-    "clocks",
     "gpu_facts",
     "libraries",
-    "limits",
     "number_of",
     "open_cuda",
 ]
@@ -147,50 +146,12 @@ def open_cuda(library: str = "auto", device: int = 0) -> Cuda:
     )
 
 
-def clocks(device: int = 0) -> dict[str, Any]:
-    """Returns the clock of a GPU's multiprocessors and what throttles it, by NVML; empty where that is not there."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(device)
-        reasons = int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))
-        names = {
-            "power": pynvml.nvmlClocksThrottleReasonSwPowerCap,
-            "heat": pynvml.nvmlClocksThrottleReasonSwThermalSlowdown,
-            "hardware": pynvml.nvmlClocksThrottleReasonHwSlowdown,
-        }
-        throttled = [name for name, bit in names.items() if reasons & int(bit)]
-        return {
-            "sm_mhz": int(pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
-            "throttled": throttled,
-        }
-    except Exception:  # no library, no driver, no right to ask: a profile without clocks
-        return {}
-
-
 def gpu_facts() -> dict[str, Any]:
     """Returns what the first GPU is, by whichever library opens it; ``device: a GPU`` where none does."""
     try:
         return {**open_cuda().facts(), **limits()}
     except HalpieeError:
         return {"device": "a GPU", **limits()}
-
-
-def limits(device: int = 0) -> dict[str, Any]:
-    """Returns driver, highest clock and power limit of a GPU, by NVML; empty where that is not there."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(device)
-        return {
-            "driver": str(pynvml.nvmlSystemGetDriverVersion()),
-            "most_sm_mhz": int(pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)),
-            "power_limit_w": round(pynvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1e3),
-        }
-    except Exception:
-        return {}
 
 
 def libraries() -> list[tuple[str, Found]]:

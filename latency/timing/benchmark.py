@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     Model = nn.Module | onnx.ModelProto | str | Path | Runner
 
-__all__ = ["Comparison", "Measurement", "Ratio", "compare", "measure"]
+__all__ = ["CompareOptions", "Comparison", "Measurement", "Ratio", "compare", "measure"]
 
 
 ENOUGH = 9
@@ -272,6 +272,25 @@ def measure(
     )["model"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """How networks are measured in turns.
+
+    Attributes:
+        rounds: runs of each that count, eight to a turn.
+        seconds: fewer rounds, but nine, where they would take longer than this.
+        batch: images per call where there are no example inputs; by default the model's own, else 1.
+        clock: what times a run; by default as the backend or the runner does.
+        warm_up: runs of each before the first that counts; by default until three in a row agree.
+    """
+
+    rounds: int = 30
+    seconds: float = 60.0
+    batch: int | None = None
+    clock: Clock | None = None
+    warm_up: int | None = None
+
+
 def compare(
     models: Mapping[str, Model | Callable[[], object]],
     *,
@@ -279,11 +298,8 @@ def compare(
     backend: str | Backend = "onnxruntime",
     device: str = "auto",
     threads: int = 1,
-    rounds: int = 30,
-    seconds: float = 60.0,
-    batch: int | None = None,
-    clock: Clock | None = None,
-    warm_up: int | None = None,
+    options: CompareOptions | None = None,
+    **more: Any,
 ) -> Comparison:
     """Measures networks in turns.
 
@@ -293,19 +309,17 @@ def compare(
         backend: the runtime: a name, or a backend itself.
         device: as in ``measure``.
         threads: threads of the runtime.
-        rounds: runs of each that count, eight to a turn.
-        seconds: fewer rounds, but nine, where they would take longer than this.
-        batch: images per call where there are no example inputs; by default the model's own, else 1.
-        clock: what times a run; by default as the backend does.
-        warm_up: runs of each before the first that counts; by default until three in a row agree.
+        options: how they are measured.
+        **more: options by name, such as ``rounds=100``; see `CompareOptions`.
 
     Raises:
         UsageError: a backend or a model of another kind.
         MissingError: a device that is not there.
     """
+    chosen = replace(options or CompareOptions(), **more)
     runtime = adopted(backend, threads=threads, settings={} if device == "auto" else {"device": device})
-    own = clock is None
-    clock = clock or runtime.clock()
+    own = chosen.clock is None
+    clocks: dict[str, Clock] = dict.fromkeys(models, chosen.clock or runtime.clock())
     with ExitStack() as opened:
         calls: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
@@ -313,20 +327,24 @@ def compare(
                 calls[name] = model
                 continue
             runner = (
-                model if isinstance(model, Runner) else runtime.network(model, example_inputs, batch=batch)
+                model
+                if isinstance(model, Runner)
+                else runtime.network(model, example_inputs, batch=chosen.batch)
             )
             if not runner.is_ready:
                 opened.enter_context(runner)
             # a clock of the device waits for it by itself
             calls[name] = runner.start if own else runner.run
-        anchor = Anchor(checksum(), clock) if own and clock.kind == "cpu" else None
+            clocks[name] = (runner.clock() if own else None) or clocks[name]
+        on_cpu = all(clock.kind == "cpu" for clock in clocks.values())
+        anchor = Anchor(checksum(), runtime.clock()) if own and on_cpu else None
         if threads > 1:
             for call in calls.values():  # worker threads inherit the cores of the thread that starts them
                 call()
         opened.enter_context(pinned(threads))
-        for call in calls.values():
-            _warm(call, clock, warm_up)
-        return _interleaved(calls, clock, rounds, seconds, anchor)
+        for name, call in calls.items():
+            _warm(call, clocks[name], chosen.warm_up)
+        return _interleaved(calls, clocks, chosen.rounds, chosen.seconds, anchor)
 
 
 def _warm(call: Callable[[], object], clock: Clock, runs: int | None) -> None:
@@ -341,7 +359,7 @@ def _warm(call: Callable[[], object], clock: Clock, runs: int | None) -> None:
 
 def _interleaved(
     calls: Mapping[str, Callable[[], object]],
-    clock: Clock,
+    clocks: Mapping[str, Clock],
     rounds: int,
     seconds: float,
     anchor: Anchor | None,
@@ -369,20 +387,21 @@ def _interleaved(
         count = min(RUNS, max(ENOUGH, rounds) - done) if done < max(ENOUGH, rounds) else RUNS
         for name in names if done // RUNS % 2 == 0 else reversed(names):
             if len(names) > 1:
-                until_back(calls[name], clock)
+                until_back(calls[name], clocks[name])
             before = anchor.sample() if anchor else 0.0
             for _ in range(count):
-                us, wall = clock.time_us(calls[name])
+                us, wall = clocks[name].time_us(calls[name])
                 after = anchor.sample() if anchor else 0.0
                 runs[name].append(us)
                 around[name].append((before, after))
                 walls[name] += wall
                 before = after
         done += count
-    contention = {name: share_lost(clock, sum(us), walls[name]) for name, us in runs.items()}
+    contention = {name: share_lost(clocks[name], sum(us), walls[name]) for name, us in runs.items()}
+    kind = "cpu" if all(clock.kind == "cpu" for clock in clocks.values()) else "wall"
     if anchor is None:
-        return Comparison(runs, clock.kind, contention)
+        return Comparison(runs, kind, contention)
     slower = {name: anchor.slower(np.array(pairs)) for name, pairs in around.items()}
     found = np.concatenate(list(slower.values()))
     usual = float(np.nanmedian(found)) if not np.isnan(found).all() else 1.0
-    return Comparison(runs, clock.kind, contention, {name: s / usual for name, s in slower.items()})
+    return Comparison(runs, kind, contention, {name: s / usual for name, s in slower.items()})

@@ -168,7 +168,7 @@ def from_onnx(trt: Any, folder: Path) -> list[str]:
     """Does what an engine of an ONNX file needs: the parser and its complaints, a range of shapes, every flag."""
     from latency.backends.cuda import open_cuda
     from latency.backends.tensorrt.builder import Builder, Settings
-    from latency.backends.tensorrt.network import EngineRunner, load_engine
+    from latency.backends.tensorrt.engine import Execution, load_engine
     from latency.errors import UsageError
 
     builder = Builder(Settings(sparse=True, tf32=True, workspace_bytes=1 << 30))
@@ -178,7 +178,7 @@ def from_onnx(trt: Any, folder: Path) -> list[str]:
     engine = load_engine(trt, plan)
     assert engine is not None
     shapes = {name: (1, 8, 8, 8) for name in ("b0.input", "b0.other")}
-    EngineRunner(trt, engine, open_cuda("cuda-python"), shapes=shapes)
+    Execution(trt, engine, open_cuda("cuda-python"), shapes=shapes)
     _after(trt.OnnxParser, "parse_from_file", lambda *_: False)
     trt.OnnxParser.num_errors = property(lambda self: 1)
     try:

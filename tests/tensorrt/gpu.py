@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -31,10 +32,12 @@ class Gpu:
     devices: int = 1
     capacity_bytes: int = 10**9
     l2_bytes: int = 4096
-    now_us: float = 0.0
+    now_us: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """The time on every stream."""
     memory: dict[int, bytearray] = field(default_factory=dict)
     capture: list[Any] | None = None
     contexts: list[str] = field(default_factory=list)
+    streams: list[int] = field(default_factory=list)
     _address: Iterator[int] = field(default_factory=lambda: itertools.count(0x10000, 0x10000000))
 
     def allocate(self, size: int) -> int | None:
@@ -44,15 +47,21 @@ class Gpu:
         self.memory[address] = bytearray(size)
         return address
 
-    def run(self, work: Any) -> None:
-        """Runs a piece of work, ``work() -> µs``, or records it."""
+    def stream(self) -> int:
+        """Returns a new stream; the default one is 0."""
+        self.streams.append(len(self.streams) + 77)
+        return self.streams[-1]
+
+    def run(self, work: Any, stream: int) -> None:
+        """Runs a piece of work, ``work() -> µs``, on a stream, or records it."""
+        assert stream in self.streams, "a stream of its own, never the default one"
         if self.capture is not None:
             self.capture.append(work)
         else:
-            self.now_us += LAUNCH_US + work()
+            self.now_us[stream] += LAUNCH_US + work()
 
-    def replay(self, recorded: list[Any]) -> None:
-        self.now_us += GRAPH_US + sum(work() for work in recorded)
+    def replay(self, recorded: list[Any], stream: int) -> None:
+        self.now_us[stream] += GRAPH_US + sum(work() for work in recorded)
 
 
 class Context:
@@ -84,10 +93,7 @@ def pycuda_modules(gpu: Gpu) -> dict[str, ModuleType]:
     class Stream:
         def __init__(self, flags: int = 0) -> None:
             assert gpu.contexts, "no context is current"
-
-        @property
-        def handle(self) -> int:
-            return 77
+            self.handle = gpu.stream()
 
         def synchronize(self) -> None:
             assert gpu.capture is None
@@ -98,7 +104,7 @@ def pycuda_modules(gpu: Gpu) -> dict[str, ModuleType]:
 
         def record(self, stream: Stream | None = None) -> Event:
             assert isinstance(stream, Stream), "the default stream is never used"
-            self._us = gpu.now_us
+            self._us = gpu.now_us[stream.handle]
             return self
 
         def synchronize(self) -> Event:
@@ -241,7 +247,7 @@ def cuda_python_modules(gpu: Gpu) -> dict[str, ModuleType]:
         return (done, recorded)
 
     def launch(graph: Any, stream: Any) -> tuple[Any, ...]:
-        gpu.replay(graph)
+        gpu.replay(graph, stream)
         return (done,)
 
     def write(dest: int, source: int, size: int, stream: Any) -> tuple[Any, ...]:
@@ -257,7 +263,7 @@ def cuda_python_modules(gpu: Gpu) -> dict[str, ModuleType]:
         return (done,)
 
     def record(event: Any, stream: Any) -> tuple[Any, ...]:
-        event.us = gpu.now_us
+        event.us = gpu.now_us[stream]
         return (done,)
 
     def make_current(context: str) -> tuple[Any, ...]:
@@ -274,7 +280,7 @@ def cuda_python_modules(gpu: Gpu) -> dict[str, ModuleType]:
         "cuDeviceTotalMem": lambda device: (done, gpu.capacity_bytes),
         "cuDevicePrimaryCtxRetain": lambda device: (done, "primary"),
         "cuCtxSetCurrent": make_current,
-        "cuStreamCreate": lambda flags: (done, 88),
+        "cuStreamCreate": lambda flags: (done, gpu.stream()),
         "cuStreamSynchronize": lambda stream: (done,),
         "cuStreamBeginCapture": begin,
         "cuStreamEndCapture": end,

@@ -83,7 +83,6 @@ class Running:
 
     def IExecutionContext_execute_async_v3(self: Any, stream: int) -> bool:
         plan, told = self._engine._plan, self._told
-        assert stream in (77, 88), "a stream of its own, never the default one"
         assert set(self._addresses) == {row[0] for row in plan["io"]}, "a tensor without an address"
 
         def work() -> float:
@@ -94,7 +93,7 @@ class Running:
                 profiler.report_layer_time(name, LAYER_US / 1e3)
             return LAYER_US * len(plan["layers"])
 
-        told.gpu.run(work)
+        told.gpu.run(work, stream)
         return True
 
 

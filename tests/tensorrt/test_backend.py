@@ -11,12 +11,11 @@ import pytest
 
 import latency
 from latency.backends.tensorrt import TensorRT
-from latency.backends.tensorrt.network import from_float, to_float
-from latency.backends.tensorrt.ops import KINDS
+from latency.backends.tensorrt.ops import KINDS, from_float, to_float
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op
 
-from .gpu import LAUNCH_US
+from .gpu import GRAPH_US, LAUNCH_US
 from .running import LAYER_US
 
 
@@ -81,6 +80,27 @@ def test_the_slope_is_the_op_without_its_launch_where_there_are_graphs(machine: 
     assert "conv.1 [kernel_of_b0.conv.1]" in built.tactic
 
 
+def test_a_network_is_timed_on_the_stream_that_it_runs_on(machine: SimpleNamespace, tmp_path: Path) -> None:
+    plan = {
+        "version": machine.trt.__version__,
+        "gpu": machine.gpu.name,
+        "layers": ["a", "b", "c"],
+        "io": [["x", "INPUT", "FLOAT", [1, 3]], ["y", "OUTPUT", "FLOAT", [1, 2]]],
+        "onnx": None,
+    }
+    path = tmp_path / "net.engine"
+    path.write_bytes(json.dumps(plan).encode())
+    backend = TensorRT()
+    entry = GRAPH_US if machine.library == "cuda-python" else LAUNCH_US
+    for forwards in (1, 4):
+        with backend.network(path, trust=True, forwards=forwards) as runner:
+            assert runner.cuda.stream != backend.cuda.stream
+            found = latency.compare({"net": runner}, backend=backend, rounds=9)["net"]
+        launches = 1 if machine.library == "cuda-python" else forwards
+        assert found.median_us == pytest.approx(launches * entry + forwards * 3 * LAYER_US)
+    assert not machine.gpu.memory
+
+
 def test_branches_of_one_build_have_a_time_each(machine: SimpleNamespace) -> None:
     backend = TensorRT(branches=3)
     ops = [conv(), conv(4, 8, tail=("relu",)), conv(4, 8, tail=("add", "relu"))]
@@ -105,7 +125,7 @@ def test_the_timing_cache_is_kept_between_runs_and_a_foreign_one_replaced(
     path = tmp_path / "p.timing"
     first = TensorRT(timing_cache=path)
     first.build(conv())
-    first._builder.cache.save()
+    first.builder.cache.save()
     kept = path.read_bytes()
     assert kept.startswith(machine.trt.__version__.encode())
     del machine.told.caches[:]
@@ -221,7 +241,7 @@ def test_the_standin_refuses_what_the_contract_does_not_have(machine: SimpleName
         trt.BuilderFlag.FP17  # noqa: B018
     assert hasattr(trt.BuilderFlag, "FP16") is (major == 10)
     backend = TensorRT()
-    network = backend._builder.network()
+    network = backend.builder.network()
     with pytest.raises(TypeError):
         network.add_input("x", trt.DataType.FLOAT, (1, 2), 3)
     with pytest.raises(TypeError):

@@ -16,9 +16,9 @@ from halpiee.cli.app import program
 from halpiee.deploy.tensorrt import Batches, build_portable, prove_engine
 from latency.backends import BACKENDS, way_of
 from latency.backends.onnxruntime import to_onnx
+from latency.backends.onnxruntime.model import exported
 from latency.backends.tensorrt.builder import Builder, Settings, capabilities_of
-from latency.backends.tensorrt.files import facts_of, write_engine
-from latency.backends.tensorrt.network import check_library, typed_onnx
+from latency.backends.tensorrt.files import check_library, facts_of, write_engine
 from latency.backends.tensorrt.ops import KINDS, OpNetwork
 from latency.errors import HalpieeError, UnsupportedOpError, UsageError
 from latency.op import OPS, Op
@@ -116,7 +116,7 @@ def test_a_pruned_network_is_built_for_two_gpus_and_is_unproved(small: Path, tmp
 def test_half_precision_lies_in_the_graph(tmp_path: Path, builder: Builder) -> None:
     path = tmp_path / "half.onnx"
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-    path.write_bytes(typed_onnx(model, (torch.randn(1, 3, 8, 8),), "float16").SerializeToString())
+    path.write_bytes(exported(model, (torch.randn(1, 3, 8, 8),), dtype="float16").SerializeToString())
     network = builder.parsed(path)
     assert network.get_input(0).dtype == trt.DataType.HALF
     assert builder.build(network, shapes={"input": [(1, 3, 8, 8)] * 3})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
-from latency.backends import Backend, Built, Found, Runner, Way, backend
+from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend
 from latency.backends.cuda import gpu_facts
 from latency.backends.onnxruntime.model import fixed_batch, to_onnx
 from latency.backends.onnxruntime.network import SessionRunner, feeds, session
@@ -114,25 +114,10 @@ class OnnxRuntime(Backend):
         self,
         model: Any,
         example_inputs: Sequence[Any] | None = None,
-        *,
-        batch: int | None = None,
-        shape: Sequence[int] | None = None,
-        forwards: int = 1,
-        trust: bool = False,
-        name: str | None = None,
+        **how: Unpack[NetworkOptions],
     ) -> Runner:
         """Returns a module, which is exported, an ONNX model or the path of one, to be entered and timed."""
-        del trust
-        return SessionRunner(
-            model,
-            example_inputs,
-            provider=self.provider,
-            threads=self.threads,
-            batch=batch,
-            shape=shape,
-            forwards=forwards,
-            name=name,
-        )
+        return SessionRunner(model, example_inputs, provider=self.provider, threads=self.threads, **how)
 
     @classmethod
     def found(cls) -> list[tuple[str, Found]]:

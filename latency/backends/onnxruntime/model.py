@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latency.backends import is_module
 from latency.backends.onnxruntime.naming import checked_names, name_ends, name_sizes
 from latency.backends.onnxruntime.ops import OPSET
 from latency.errors import UsageError
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-__all__ = ["as_proto", "check_file", "external_files", "fixed_batch", "to_onnx", "weight_precision"]
+__all__ = [
+    "as_proto",
+    "check_file",
+    "exported",
+    "external_files",
+    "fixed_batch",
+    "to_onnx",
+    "weight_precision",
+]
 
 
 def to_onnx(
@@ -75,6 +84,36 @@ def to_onnx(
         except UsageError:
             raise error from error.__cause__
     return proto if fixed_batch(proto) is None else converted(False)
+
+
+def exported(model: Any, example_inputs: Sequence[Any] | None, *, dtype: str = "float32") -> Any:
+    """Returns the ONNX model of a module; an ONNX model, its bytes or its path as it is.
+
+    Args:
+        model: the module.
+        example_inputs: what it reads.
+        dtype: ``float32``, ``float16`` or ``bfloat16``: of weights, inputs and outputs.
+
+    Raises:
+        UsageError: a module without inputs, or one that PyTorch cannot export.
+    """
+    if not is_module(model):
+        return model
+    if example_inputs is None:
+        raise UsageError(
+            f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
+        )
+    if dtype == "float32":
+        return to_onnx(model, example_inputs)
+    import torch
+
+    from latency.backends.torch.modules import copy_of
+
+    kind = getattr(torch, dtype)
+    inputs = [
+        x.to(kind) if hasattr(x, "is_floating_point") and x.is_floating_point() else x for x in example_inputs
+    ]
+    return to_onnx(copy_of(model).cpu().to(kind), inputs)
 
 
 def fixed_batch(proto: onnx.ModelProto) -> int | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from latency.backends import Runner, is_module
-from latency.backends.onnxruntime.model import as_proto, check_file, to_onnx, weight_precision
+from latency.backends import NetworkOptions, Runner, is_module
+from latency.backends.onnxruntime.model import as_proto, check_file, exported, to_onnx, weight_precision
 from latency.errors import MissingError, UsageError
+from latency.timing import Clock, WallClock
 
 if TYPE_CHECKING:
     import onnx
@@ -38,10 +39,7 @@ class SessionRunner(Runner):
         example_inputs: what it reads; an ONNX model without them reads random inputs.
         provider: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: of the runtime.
-        batch: images per inference where there are no example inputs; by default the model's own, else 1.
-        shape: (channels, height, width) where the model leaves them open.
-        forwards: inferences in one run.
-        name: in messages.
+        **how: see `latency.backends.NetworkOptions`.
     """
 
     def __init__(
@@ -49,18 +47,15 @@ class SessionRunner(Runner):
         model: Any,
         example_inputs: Sequence[Any] | None,
         *,
-        provider: str,
-        threads: int,
-        batch: int | None,
-        shape: Sequence[int] | None,
-        forwards: int,
-        name: str | None,
+        provider: str = "cpu",
+        threads: int = 1,
+        **how: Unpack[NetworkOptions],
     ) -> None:
         self.runtime = f"onnxruntime {provider}"
         self.device = "cpu" if provider == "cpu" else "cuda"
-        self._model, self._examples, self._name = model, example_inputs, name
-        self._how: dict[str, Any] = {"threads": threads, "provider": provider}
-        self._batch, self._shape, self._forwards = batch, shape, forwards
+        self._model, self._examples, self._name = model, example_inputs, how.get("name")
+        self._session_options: dict[str, Any] = {"threads": threads, "provider": provider}
+        self._sizes, self._forwards = (how.get("batch"), how.get("shape")), how.get("forwards", 1)
         self._session: Any = None
         self._call: Callable[[], object] = lambda: None
 
@@ -72,18 +67,14 @@ class SessionRunner(Runner):
         """
         model, given, module = self._model, self._examples, None
         if is_module(model):
-            if given is None:
-                raise UsageError(
-                    f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
-                )
-            _check_precision(model, given)
-            module, model = model, to_onnx(model, given)
+            _check_precision(model, given or ())
+            module, model = model, exported(model, given)
         elif not isinstance(model, str | Path | bytes) and not hasattr(model, "SerializeToString"):
             raise UsageError(
                 f"the latency of a {type(model).__name__} was asked for; pass a torch module, an ONNX model or a path"
             )
         self.precision = weight_precision(as_proto(model))
-        self._session = session(model, **self._how)
+        self._session = session(model, **self._session_options)
         inputs = self._inputs(given)
         try:
             self._session.run(None, inputs)
@@ -91,7 +82,9 @@ class SessionRunner(Runner):
             if module is None:
                 raise self._refused(error) from error
             # The module has a batch in it, and the graph that of the export's own try.
-            self._session = session(to_onnx(module, given or (), dynamic_batch=False), **self._how)
+            self._session = session(
+                to_onnx(module, given or (), dynamic_batch=False), **self._session_options
+            )
         self._call = self._bound(inputs)
 
     def start(self) -> object:
@@ -107,18 +100,11 @@ class SessionRunner(Runner):
 
     def again(self) -> Runner:
         """Returns this runner: a session may be run by several threads; on a GPU one with a binding of its own."""
-        if self.device == "cpu":
-            return self
-        other = SessionRunner(
-            self._model,
-            self._examples,
-            batch=self._batch,
-            shape=self._shape,
-            forwards=self._forwards,
-            name=self._name,
-            **self._how,
-        )
-        return other
+        return self if self.device == "cpu" else self.copied()
+
+    def clock(self) -> Clock | None:
+        """Returns the wall clock on a GPU: the CPU time of a thread that waits for it says nothing."""
+        return None if self.device == "cpu" else WallClock()
 
     def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Returns the outputs in the model's order."""
@@ -127,7 +113,7 @@ class SessionRunner(Runner):
     def _inputs(self, given: Sequence[Any] | None) -> dict[str, Any]:
         """Returns the arrays that are fed: those given, in order, or random ones."""
         if given is None:
-            return random_inputs(self._session, self._name or _named(self._model), self._batch, self._shape)
+            return random_inputs(self._session, self._name or _named(self._model), *self._sizes)
         names = [value.name for value in self._session.get_inputs()]
         arrays = [_array(x) for x in _leaves(given)]
         if len(arrays) != len(names):
@@ -161,8 +147,8 @@ class SessionRunner(Runner):
                 f"the model was to be run and ONNX Runtime refused: {why}; give inputs that it takes, or another batch"
             )
         return UsageError(
-            f"{self._name} was to be run on batch {self._batch or 1} and ONNX Runtime refused: {why}; give the size it "
-            "takes with --size, or another --batch"
+            f"{self._name} was to be run on batch {self._sizes[0] or 1} and ONNX Runtime refused: {why}; give the size "
+            "it takes with --size, or another --batch"
         )
 
 

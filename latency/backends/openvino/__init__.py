@@ -10,12 +10,12 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from latency.backends import Backend, Built, Found, Runner, Way, backend, is_module
-from latency.backends.onnxruntime.model import check_file, to_onnx, weight_precision
+from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend
+from latency.backends.onnxruntime.model import check_file, exported, to_onnx, weight_precision
 from latency.backends.onnxruntime.ops import copies_of, twin
 from latency.device import environment
 from latency.errors import MissingError, UsageError
@@ -96,16 +96,10 @@ class OpenVINO(Backend):
         self,
         model: Any,
         example_inputs: Sequence[Any] | None = None,
-        *,
-        batch: int | None = None,
-        shape: Sequence[int] | None = None,
-        forwards: int = 1,
-        trust: bool = False,
-        name: str | None = None,
+        **how: Unpack[NetworkOptions],
     ) -> Runner:
         """Returns a module, which is exported, an ONNX model or the path of one, to be entered and timed."""
-        del trust
-        return _Network(self, model, example_inputs, (batch, shape), forwards, name)
+        return _Network(self, model, example_inputs, **how)
 
     @classmethod
     def found(cls) -> list[tuple[str, Found]]:
@@ -161,23 +155,16 @@ class _Network(Runner):
         own: OpenVINO,
         model: Any,
         examples: Sequence[Any] | None,
-        sizes: tuple[int | None, Sequence[int] | None],
-        forwards: int,
-        name: str | None,
+        **how: Unpack[NetworkOptions],
     ) -> None:
         self._own, self._model, self._examples = own, model, examples
-        self._sizes, self._forwards, self._name = sizes, forwards, name
+        self._sizes, self._forwards = (how.get("batch"), how.get("shape")), how.get("forwards", 1)
         self._request: Any = None
 
     def ready(self) -> None:
         """Exports a module, compiles, and runs once."""
-        model, given = self._model, self._examples
-        if is_module(model):
-            if given is None:
-                raise UsageError(
-                    f"the latency of {type(model).__name__} was asked for without inputs; pass example_inputs, a tuple"
-                )
-            model = to_onnx(model, given)
+        given = self._examples
+        model = exported(self._model, given)
         proto = check_file(model) if isinstance(model, str | Path) else model
         self.precision = weight_precision(proto)
         arrays = None
@@ -202,7 +189,7 @@ class _Network(Runner):
 
     def again(self) -> Runner:
         """Returns another runner: a request serves one caller."""
-        return _Network(self._own, self._model, self._examples, self._sizes, self._forwards, self._name)
+        return self.copied()
 
     def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Returns the outputs in the model's order."""

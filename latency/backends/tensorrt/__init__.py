@@ -16,24 +16,18 @@ import importlib.util
 import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from latency.backends import Backend, Built, Found, Runner, Way, backend, rotating
-from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, clocks, limits, number_of, open_cuda
+from latency.backends import Backend, Built, Found, NetworkOptions, Way, backend, rotating
+from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, number_of, open_cuda
+from latency.backends.onnxruntime.model import exported
 from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
-from latency.backends.tensorrt.files import facts_of
-from latency.backends.tensorrt.network import (
-    ENGINE_FILES,
-    EngineNetwork,
-    EngineRunner,
-    in_turns,
-    load_engine,
-    plain_context,
-    typed_onnx,
-)
+from latency.backends.tensorrt.engine import EngineRunner, Execution, in_turns, load_engine, plain_context
+from latency.backends.tensorrt.files import ENGINE_FILES, check_library, facts_of, read_engine
 from latency.backends.tensorrt.ops import OpNetwork
-from latency.device import environment
+from latency.device import clocks, environment, limits
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op, in_words
 from latency.timing import Clock
@@ -67,6 +61,9 @@ class TensorRT(Backend):
         MissingError: TensorRT, a CUDA library or a GPU is not there.
     """
 
+    graphs = True
+    """Whether a network's inferences are captured in a CUDA graph, where that is possible."""
+
     ways = (Way("engine", ENGINE_FILES, usual=True), Way("trt", (".onnx",)))
     files = (".onnx", *ENGINE_FILES)
 
@@ -85,16 +82,22 @@ class TensorRT(Backend):
         if branches < 1:
             raise UsageError(f"{branches} branches were asked for; ask for 1 or more")
         self.threads, self.precision, self.branches = threads, precision, branches
-        trt = self.library()
+        self._settings = Settings(level=level, tf32=precision == "tf32")
+        self._timing_cache = None if timing_cache is None else Path(timing_cache)
+        self.trt = self.import_library()
         self._opened = (library, number_of(device))
-        self.cuda: Cuda = open_cuda(*self._opened)  # before the builder, which builds for the current GPU
-        self._facts = self.cuda.facts()
-        cache = TimingCache(None if timing_cache is None else Path(timing_cache))
-        self.builder = self._builder = Builder(Settings(level=level, tf32=precision == "tf32"), cache, trt)
+        self.cuda: Cuda = open_cuda(*self._opened)
+        self.facts = self.cuda.facts()
         self._network: list[Op] = []
-        self._built: list[EngineRunner] = []
+        self._built: list[Execution] = []
         self._together: dict[Op, _Branch] = {}
+
+    @cached_property
+    def builder(self) -> Builder:
+        """What builds for the GPU that is open; made when something is built."""
+        cache = TimingCache(self._timing_cache)
         atexit.register(cache.save)
+        return Builder(self._settings, cache, self.trt)
 
     @classmethod
     def check(cls, **settings: Any) -> None:
@@ -123,14 +126,15 @@ class TensorRT(Backend):
         }
 
     @classmethod
-    def library(cls) -> Any:
+    def import_library(cls) -> Any:
         """Returns the library's module."""
         return import_tensorrt()
 
     @classmethod
-    def context(cls, trt: Any, engine: Any, path: Path | None) -> tuple[Any, Callable[[], None]]:
+    def context(cls, trt: Any, engine: Any, path: Path | None = None) -> tuple[Any, Callable[[], None]]:
         """Returns the context of an engine, and what to do once it has run."""
-        return plain_context(trt, engine, path)
+        del path
+        return plain_context(trt, engine)
 
     @classmethod
     def claims(cls, path: Path) -> bool:
@@ -139,17 +143,17 @@ class TensorRT(Backend):
 
     def environment(self) -> dict[str, Any]:
         """Returns the circumstances of everything this backend measures."""
-        version = str(self._builder.trt.__version__)
+        version = str(self.trt.__version__)
         return environment(
             self.name,
             self.threads,
             PRECISIONS[self.precision],
-            **self._facts,
+            **self.facts,
             backend_version=version,
             tensorrt=version,
             tf32=self.precision == "tf32",
             cpu_flags=[],
-            optimization=f"level {self._builder.settings.level}",
+            optimization=f"level {self._settings.level}",
             protocol="branches" if self.branches > 1 else "slope",
             cuda_library=self.cuda.name,
             **limits(self._opened[1]),
@@ -213,31 +217,34 @@ class TensorRT(Backend):
 
     def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
         """Returns the ONNX model of a module, its weights in this precision: engines are strongly typed."""
-        return typed_onnx(model, example_inputs, PRECISIONS[self.precision])
+        return exported(model, example_inputs, dtype=PRECISIONS[self.precision])
 
     def network(
         self,
         model: Any,
         example_inputs: Sequence[Any] | None = None,
-        *,
-        batch: int | None = None,
-        shape: Sequence[int] | None = None,
-        forwards: int = 1,
-        trust: bool = False,
-        name: str | None = None,
-    ) -> Runner:
+        **how: Unpack[NetworkOptions],
+    ) -> EngineRunner:
         """Returns an engine file, or a module or ONNX model that is built when it is entered."""
-        return EngineNetwork(
-            self.builder,
-            model,
-            tuple(example_inputs) if example_inputs is not None else None,
-            cuda=lambda: open_cuda(*self._opened),
-            dtype=PRECISIONS[self.precision],
-            sizes=(batch, shape),
-            forwards=forwards,
-            trust=trust,
-            name=name,
-            context=self.context,
+        dtype = PRECISIONS[self.precision]
+        path = Path(model) if isinstance(model, str | Path) and Path(model).suffix in ENGINE_FILES else None
+
+        def plan() -> bytes:
+            if path is None:
+                return self.builder.engine_of(model, example_inputs, dtype=dtype, **how)
+            content = read_engine(path, trust=how.get("trust", False))
+            check_library(path, self.trt, self.facts)
+            return content
+
+        return EngineRunner(
+            self.trt,
+            plan,
+            lambda: open_cuda(*self._opened),
+            what="an engine that was just built" if path is None else str(path),
+            batch=None if path is None else how.get("batch"),
+            forwards=how.get("forwards", 1),
+            graphs=self.graphs,
+            context=partial(self.context, path=path),
         )
 
     @classmethod
@@ -255,30 +262,30 @@ class TensorRT(Backend):
         except MissingError as error:
             return [("tensorrt", Found("broken", str(error).splitlines()[0]))]
 
-    def _runner(self, ops: Sequence[Op], native: bool = True) -> EngineRunner:
+    def _runner(self, ops: Sequence[Op], native: bool = True) -> Execution:
         """Builds ops as branches of one engine and loads it."""
-        network = self._builder.network()
-        made = OpNetwork(self._builder.trt, network, native=native)
+        network = self.builder.network()
+        made = OpNetwork(self.trt, network, native=native)
         for k, op in enumerate(ops):
             made.add(op, prefix=f"b{k}.")
         what = in_words(ops[0]) + (f" and {len(ops) - 1} more" if len(ops) > 1 else "")
-        self._plan = self._builder.build(network, what=what)
+        self._plan = self.builder.build(network, what=what)
         runner = self._loaded()
         runner.fill()
         return runner
 
-    def _loaded(self, shared: EngineRunner | None = None) -> EngineRunner:
-        engine = load_engine(self._builder.trt, self._plan)
+    def _loaded(self, shared: Execution | None = None) -> Execution:
+        engine = load_engine(self.trt, self._plan)
         if engine is None:
             raise MissingError(
                 "an engine that was just built cannot be loaded; check that the builder and the runtime of TensorRT "
                 "have one version"
             )
-        return EngineRunner(self._builder.trt, engine, self.cuda, shared=shared)
+        return Execution(self.trt, engine, self.cuda, shared=shared)
 
-    def _slope(self, op: Op, first: EngineRunner, method: str) -> Built:
+    def _slope(self, op: Op, first: Execution, method: str) -> Built:
         self._built = [first]
-        cold = rotating(op, self._network, int(self._facts["l2_bytes"]))
+        cold = rotating(op, self._network, int(self.facts["l2_bytes"]))
         try:
             for _ in range(cold - 1):
                 self._built.append(self._loaded(first))
@@ -298,7 +305,7 @@ class TensorRT(Backend):
             run=run, minus=minus, copies=copies - 1, method=f"{kind} {method}", tactic=self._tactic(first)
         )
 
-    def _tactic(self, first: EngineRunner) -> str:
+    def _tactic(self, first: Execution) -> str:
         """Returns the layers that TensorRT made of the op, and the sum of its profiler's times: to check with."""
         runner = self._loaded(first)
         us = sum(runner.layers_us().values())
@@ -308,7 +315,7 @@ class TensorRT(Backend):
 class _Rows:
     """Times of the branches of one engine: one inference gives a time for each of them."""
 
-    def __init__(self, runner: EngineRunner, branches: int) -> None:
+    def __init__(self, runner: Execution, branches: int) -> None:
         self._runner = runner
         self._waiting: list[deque[float]] = [deque() for _ in range(branches)]
 

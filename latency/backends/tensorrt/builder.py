@@ -7,13 +7,15 @@ are named, never numbered: their numbers moved between the majors. Every call he
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from latency._files import write
+from latency.backends import NetworkOptions
 from latency.backends.cuda import OutOfMemoryError
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 
@@ -252,6 +254,38 @@ class Builder:
             self.cache.take(config)
         return bytes(plan)
 
+    def engine_of(
+        self,
+        model: Any,
+        example_inputs: Sequence[Any] | None,
+        *,
+        dtype: str,
+        **how: Unpack[NetworkOptions],
+    ) -> bytes:
+        """Returns the serialised engine of a module or ONNX model, at the shapes of the inputs.
+
+        Args:
+            model: a torch module, an ONNX model, its bytes or its path.
+            example_inputs: what it reads; they give the shapes.
+            dtype: of a module's weights.
+            **how: sizes where the inputs do not say them, and the name in messages.
+
+        Raises:
+            UsageError: a module without inputs, sizes that nobody says, or a file that TensorRT cannot read.
+            UnsupportedOpError: TensorRT could not build it.
+        """
+        from latency.backends.onnxruntime.model import exported
+
+        model = exported(model, example_inputs, dtype=dtype)
+        with tempfile.TemporaryDirectory() as folder:
+            is_file = isinstance(model, str | Path)
+            path = Path(model) if is_file else Path(folder) / "network.onnx"
+            if not is_file:
+                path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+            what = how.get("name") or (str(model) if is_file else "the network")
+            shapes = _shapes(path, example_inputs or (), (how.get("batch"), how.get("shape")))
+            return self.build(self.parsed(path), shapes=shapes, what=f"the engine of {what}")
+
     def _config(self) -> Any:
         trt, settings = self.trt, self.settings
         config = self._builder.create_builder_config()
@@ -271,6 +305,35 @@ class Builder:
                 config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), i)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         return config
+
+
+def _shapes(
+    path: Path, example_inputs: Sequence[Any], sizes: tuple[int | None, Sequence[int] | None]
+) -> dict[str, list[tuple[int, ...]]]:
+    """Returns for each input with open dimensions its shape, three times: an engine for one size."""
+    from latency.backends.onnxruntime.model import check_file
+
+    graph = check_file(path).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    values = [v for v in graph.input if v.name not in constants]
+    tensors = [x for x in example_inputs if hasattr(x, "shape")]
+    found = {}
+    for i, value in enumerate(values):
+        dims = value.type.tensor_type.shape.dim
+        if all(d.HasField("dim_value") for d in dims):
+            continue
+        if i < len(tensors):
+            shape = tuple(int(d) for d in tensors[i].shape)
+        else:
+            batch, rest = sizes
+            own = [int(d.dim_value) for d in dims]
+            shape = (batch or 1, *(rest if rest is not None and len(rest) == len(own) - 1 else own[1:]))
+        if 0 in shape:
+            raise UsageError(
+                f"{path.name} leaves more than the batch of its input {value.name} open; give it with --size"
+            )
+        found[value.name] = [shape] * 3
+    return found
 
 
 def typed_flags(trt: Any) -> int:

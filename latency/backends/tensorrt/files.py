@@ -20,7 +20,19 @@ from latency._files import write
 from latency.errors import OutputInUseError, UsageError, WriteError
 from latency.outside import parsed, read_bytes
 
-__all__ = ["facts_of", "read_engine", "seal", "sealed", "sidecar", "write_engine"]
+__all__ = [
+    "ENGINE_FILES",
+    "check_library",
+    "facts_of",
+    "read_engine",
+    "seal",
+    "sealed",
+    "sidecar",
+    "write_engine",
+]
+
+ENGINE_FILES = (".engine", ".plan", ".trt")
+"""Endings of engines."""
 
 
 def sidecar(path: Path) -> Path:
@@ -77,6 +89,29 @@ def read_engine(path: Path, *, trust: bool = False) -> bytes:
             "it here from its ONNX file with `halpiee export FILE.onnx --format tensorrt --out …`, or --trust-engine"
         )
     return plan
+
+
+def check_library(path: Path, trt: Any, device: Mapping[str, Any]) -> None:
+    """Refuses an engine that the file beside it says is of another library or for other GPUs.
+
+    Raises:
+        UsageError: it is.
+    """
+    facts = facts_of(path) or {}
+    own = "tensorrt-rtx" if hasattr(trt, "IRuntimeCache") else "tensorrt"
+    if facts.get("library", own) != own:
+        names = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT for RTX"}
+        raise UsageError(
+            f"{path} is an engine of {names.get(facts['library'], facts['library'])}, and {names[own]} was to load it; "
+            f"name the backend {facts['library']}, or export the ONNX file again with --format {own}"
+        )
+    listed = facts.get("capabilities") or []
+    here = str(device.get("capability", "")).replace(".", "")
+    if listed and here not in map(str, listed):
+        raise UsageError(
+            f"{path} was built for compute capabilities {', '.join(map(str, listed))}, and {device['device']} has "
+            f"{here}; export it again with --compute-capability {here}"
+        )
 
 
 def seal(facts: Mapping[str, Any]) -> str:

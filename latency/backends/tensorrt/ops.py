@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from latency.backends.tensorrt.network import from_float
 from latency.errors import UnsupportedOpError
 from latency.op import Op, output_size
 
-__all__ = ["BUILDERS", "DTYPES", "KINDS", "OpNetwork"]
+__all__ = ["BUILDERS", "DTYPES", "KINDS", "NUMPY", "OpNetwork", "from_float", "random_numbers", "to_float"]
 
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+
+NUMPY = {"FLOAT": "float32", "HALF": "float16", "BF16": "uint16", "INT32": "int32", "INT64": "int64",
+          "BOOL": "bool", "INT8": "int8", "UINT8": "uint8"}  # fmt: skip
+"""numpy's name for TensorRT's types; bfloat16, which numpy lacks, as its sixteen bits."""
 
 FORMATS = {
     "float32": ("LINEAR", "CHW32", "HWC"),
@@ -237,3 +240,23 @@ def _two(numbers: tuple[int, ...], missing: int = 1) -> tuple[int, int]:
     if len(numbers) == 1:
         return (numbers[0], missing)
     return (numbers[0], numbers[1])
+
+
+def random_numbers(rng: np.random.Generator, count: int, dtype: str) -> Any:
+    """Returns numbers of a standard normal in one of TensorRT's types; zeros for types that are not floating."""
+    if dtype not in ("FLOAT", "HALF", "BF16"):
+        return np.zeros(count, dtype=NUMPY[dtype])
+    return from_float(rng.standard_normal(count, dtype=np.float32), dtype)
+
+
+def from_float(array: Any, dtype: str) -> Any:
+    """Returns an array in one of TensorRT's types; bfloat16 as the upper half of float32, rounded to nearest even."""
+    if dtype != "BF16":
+        return np.ascontiguousarray(array, dtype=NUMPY[dtype])
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def to_float(array: Any) -> Any:
+    """Returns bfloat16 bits as float32."""
+    return (array.astype(np.uint32) << 16).view(np.float32)

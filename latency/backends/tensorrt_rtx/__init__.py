@@ -18,7 +18,7 @@ from latency._files import write
 from latency.backends import Found, Way, backend
 from latency.backends.tensorrt import TensorRT
 from latency.backends.tensorrt.builder import CAPABILITIES, import_rtx
-from latency.backends.tensorrt.network import ENGINE_FILES
+from latency.backends.tensorrt.files import ENGINE_FILES
 from latency.errors import HalpieeError, MissingError
 
 __all__ = ["TensorRTRTX"]
@@ -35,12 +35,12 @@ class TensorRTRTX(TensorRT):
     ways = (Way("engine", ENGINE_FILES, usual=True), Way("rtx", (".onnx",)))
 
     @classmethod
-    def library(cls) -> Any:
+    def import_library(cls) -> Any:
         """Returns the module ``tensorrt_rtx``."""
         return import_rtx()
 
     @classmethod
-    def context(cls, trt: Any, engine: Any, path: Path | None) -> tuple[Any, Callable[[], None]]:
+    def context(cls, trt: Any, engine: Any, path: Path | None = None) -> tuple[Any, Callable[[], None]]:
         """Returns the context of an engine: with the kernels of earlier runs, and graphs by the library's strategy.
 
         Returns:

@@ -13,10 +13,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from latency.backends import Backend, Built, Found, Runner, Way, backend, rotating
-from latency.backends.cuda import clocks, limits
+from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend, rotating
 from latency.backends.torch.network import (
     Mode,
     ModuleRunner,
@@ -29,7 +28,7 @@ from latency.backends.torch.network import (
     shared_graphs,
 )
 from latency.backends.torch.ops import op_call
-from latency.device import environment
+from latency.device import clocks, environment, limits
 from latency.errors import UnsupportedOpError, UsageError
 from latency.op import Op
 from latency.timing import Clock
@@ -207,15 +206,9 @@ class Torch(Backend):
         self,
         model: Any,
         example_inputs: Sequence[Any] | None = None,
-        *,
-        batch: int | None = None,
-        shape: Sequence[int] | None = None,
-        forwards: int = 1,
-        trust: bool = False,
-        name: str | None = None,
+        **how: Unpack[NetworkOptions],
     ) -> Runner:
         """Returns a module to be entered and timed."""
-        del batch, shape, trust, name
         return ModuleRunner(
             model,
             example_inputs,
@@ -224,7 +217,7 @@ class Torch(Backend):
             precision=self.precision,
             channels_last=self.channels_last,
             mode=self.mode,
-            forwards=forwards,
+            forwards=how.get("forwards", 1),
         )
 
     @classmethod

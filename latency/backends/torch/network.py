@@ -246,18 +246,7 @@ class ModuleRunner(Runner):
 
     def again(self) -> Runner:
         """Returns this runner on the CPU; on a GPU another one with inputs and a graph of its own."""
-        if self.device == "cpu":
-            return self
-        return ModuleRunner(
-            self._module,
-            self._examples,
-            device=self._place,
-            threads=self._threads,
-            precision=self._arithmetic,
-            channels_last=self._last,
-            mode=self._mode,
-            forwards=self._forwards,
-        )
+        return self if self.device == "cpu" else self.copied()
 
     def _placed(self) -> tuple[nn.Module, tuple[Any, ...]]:
         """Returns the copy and its inputs, on the device and in the precision and layout."""

@@ -1,0 +1,396 @@
+"""How TensorRT engines are loaded and run: one way for the majors 10 and 11.
+
+Enums are named, never numbered: their numbers moved between the majors. Every call here is in the contracts of both
+(``tests/tensorrt``). A plan of another version or GPU loads to None: that is said.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latency.backends import Runner
+from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError
+from latency.backends.tensorrt.builder import new_logger
+from latency.backends.tensorrt.ops import NUMPY, from_float, random_numbers, to_float
+from latency.errors import UsageError
+from latency.timing import Clock
+
+__all__ = [
+    "Engine",
+    "EngineRunner",
+    "Execution",
+    "in_turns",
+    "load_engine",
+    "plain_context",
+]
+
+PADDED = 64
+"""Formats pad channels to 2, 4, 8, 16 or 32: buffers are sized for the next multiple of this."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A loaded engine, and the objects that must live as long.
+
+    Attributes:
+        handle: TensorRT's engine.
+        runtime: what loaded it.
+        logger: of the runtime.
+    """
+
+    handle: Any
+    runtime: Any
+    logger: Any
+
+
+def load_engine(trt: Any, plan: bytes, said: list[str] | None = None) -> Engine | None:
+    """Returns an engine, or None where the library refuses it; what it logs goes to ``said``."""
+    logger, _ = new_logger(trt, said)
+    runtime = trt.Runtime(logger)
+    handle = runtime.deserialize_cuda_engine(plan)
+    return None if handle is None else Engine(handle, runtime, logger)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One input or output of an engine.
+
+    Attributes:
+        name: its name.
+        is_input: whether it goes in.
+        dtype: TensorRT's name of its type.
+        shape: its shape, open dimensions filled.
+        address: of its memory on the GPU.
+    """
+
+    name: str
+    is_input: bool
+    dtype: str
+    shape: tuple[int, ...]
+    address: int
+
+    def empty(self) -> Any:
+        """Returns an array of its shape and type."""
+        return np.empty(self.shape, dtype=NUMPY[self.dtype])
+
+
+class Execution:
+    """An execution context of an engine with memory for its inputs and outputs, ready to be enqueued.
+
+    Args:
+        trt: the ``tensorrt`` module.
+        engine: what runs.
+        cuda: where it runs.
+        shapes: of inputs with open dimensions.
+        shared: another execution of the same plan, whose memory is used as well.
+        context: of the engine; by default a plain one.
+
+    Raises:
+        UsageError: an input whose open dimensions nobody gave, or a shape that the engine does not take.
+        OutOfMemoryError: the GPU's memory is full.
+    """
+
+    def __init__(
+        self,
+        trt: Any,
+        engine: Engine,
+        cuda: Cuda,
+        *,
+        shapes: Mapping[str, Sequence[int]] | None = None,
+        shared: Execution | None = None,
+        context: Any = None,
+    ) -> None:
+        self.trt, self.loaded, self.engine, self.cuda = trt, engine, engine.handle, cuda
+        context = self.engine.create_execution_context() if context is None else context
+        if context is None:
+            raise OutOfMemoryError(
+                "an engine was to be run, and TensorRT could not make a context for it, for which it takes memory; use "
+                "a smaller batch, or end what else runs on the GPU"
+            )
+        self.context = context
+        self._shared = shared
+        self._profiler: Any = None
+        self.bindings: list[Binding] = []
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        inputs = [n for n in names if self.engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        for name in inputs:
+            self._fix_shape(name, tuple(self.engine.get_tensor_shape(name)), dict(shapes or {}))
+        for name in [*inputs, *(n for n in names if n not in inputs)]:
+            self._bind(name, name in inputs)
+
+    def _fix_shape(self, name: str, shape: tuple[int, ...], given: Mapping[str, Sequence[int]]) -> None:
+        wanted = tuple(given.get(name, shape))
+        if -1 not in shape:
+            if wanted != shape:
+                raise UsageError(
+                    f"an input {name} of {_times(wanted)} was asked, and the engine takes {_times(shape)} only; use "
+                    "that, or build the engine for a range of batches"
+                )
+            return
+        if -1 in wanted:
+            raise UsageError(f"the engine leaves {_times(shape)} of {name} open; give its shape, or --batch")
+        if not self.context.set_input_shape(name, wanted):
+            raise UsageError(
+                f"an input {name} of {_times(wanted)} was asked, which lies outside what the engine was built for; "
+                "use another --batch, or build the engine for it"
+            )
+
+    def _bind(self, name: str, is_input: bool) -> None:
+        shape = tuple(self.context.get_tensor_shape(name))
+        dtype = self.engine.get_tensor_dtype(name).name
+        if dtype not in NUMPY:
+            raise UsageError(
+                f"the engine's tensor {name} is {dtype}, which is not run here; export without it"
+            )
+        address = self._shared.address(name) if self._shared else self.cuda.allocate(_room(shape, dtype))
+        self.bindings.append(Binding(name, is_input, dtype, shape, address))
+        if not self.context.set_tensor_address(name, address):
+            raise UsageError(f"TensorRT refused the memory of {name}; build the engine again")
+
+    def address(self, name: str) -> int:
+        """Returns where an input or output lies."""
+        return next(b.address for b in self.bindings if b.name == name)
+
+    def fill(self, seed: int = 0) -> None:
+        """Writes random numbers into every input: arithmetic on zeros is faster on some devices."""
+        rng = np.random.default_rng(seed)
+        for binding in self.bindings:
+            if binding.is_input:
+                count = _room(binding.shape, binding.dtype) // np.dtype(NUMPY[binding.dtype]).itemsize
+                self.cuda.write(binding.address, random_numbers(rng, count, binding.dtype))
+
+    def enqueue(self) -> None:
+        """Starts one inference.
+
+        Raises:
+            RuntimeError: TensorRT refuses.
+        """
+        if not self.context.execute_async_v3(self.cuda.stream):
+            raise RuntimeError("TensorRT refused to run the engine; build it again")
+
+    def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Returns the outputs of one inference, in the engine's order.
+
+        Args:
+            inputs: an array for every input, of its shape; floating ones are cast to its type.
+        """
+        for binding in self.bindings:
+            if binding.is_input:
+                array = np.asarray(inputs[binding.name])
+                self.cuda.write(binding.address, from_float(array, binding.dtype))
+        self.enqueue()
+        found = []
+        for binding in self.bindings:
+            if not binding.is_input:
+                array = binding.empty()
+                self.cuda.read(binding.address, array)
+                found.append(to_float(array) if binding.dtype == "BF16" else array)
+        return found
+
+    def layers_us(self, runs: int = 5) -> dict[str, float]:
+        """Returns the median µs of every layer, as TensorRT's own profiler reports them.
+
+        From then on every inference waits for itself: time before, or another execution.
+        """
+        rows: dict[str, list[float]] = {}
+        if self._profiler is None:
+            self._profiler = _profiler(self.trt, rows)
+            self.context.profiler = self._profiler
+        self._profiler.rows = rows
+        for _ in range(runs):
+            self.enqueue()
+            self.cuda.synchronize()
+        return {name: float(np.median(us)) for name, us in rows.items()}
+
+    def layers(self) -> list[str]:
+        """Returns the names of the layers the engine came to have, as its inspector tells them."""
+        inspector = self.engine.create_engine_inspector()
+        text = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
+        try:
+            listed = json.loads(text).get("Layers", [])
+        except (ValueError, AttributeError):
+            return []
+        found = []
+        for layer in listed:
+            named = (
+                layer if isinstance(layer, dict) else {"Name": str(layer)}
+            )  # plain strings at low verbosity
+            tactic = f" [{named['TacticName']}]" if named.get("TacticName") else ""
+            found.append(f"{named.get('Name', '')}{tactic}")
+        return found
+
+    def close(self) -> None:
+        """Gives the memory back, unless it belongs to another execution."""
+        if self._shared is None:
+            for binding in self.bindings:
+                self.cuda.free(binding.address)
+        self.bindings = []
+
+
+def _profiler(trt: Any, rows: dict[str, list[float]]) -> Any:
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        """Collects the time of every layer."""
+
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.rows = rows
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            """Takes one layer's time."""
+            self.rows.setdefault(layer_name, []).append(ms * 1e3)
+
+    return Profiler()
+
+
+def in_turns(executions: Sequence[Execution], copies: int) -> Callable[[], None]:
+    """Returns a call that enqueues this many inferences, on the executions alternately."""
+
+    def call() -> None:
+        for i in range(copies):
+            executions[i % len(executions)].enqueue()
+
+    return call
+
+
+def _room(shape: Sequence[int], dtype: str) -> int:
+    """Returns bytes for a tensor in any format: its channels padded."""
+    count = 1
+    for axis, size in enumerate(shape):
+        count *= -(-size // PADDED) * PADDED if axis == 1 and len(shape) > 2 else size
+    return max(1, count) * np.dtype(NUMPY[dtype]).itemsize
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join("?" if d == -1 else str(d) for d in shape) or "one number"
+
+
+Context = Callable[[Any, Any], tuple[Any, Callable[[], None]]]
+"""Of the library's module and an engine: makes its context, and what to do once it has run."""
+
+
+def plain_context(trt: Any, engine: Any) -> tuple[Any, Callable[[], None]]:
+    """Returns a context as TensorRT makes it; there is nothing to do once it has run."""
+    del trt
+    return engine.create_execution_context(), lambda: None
+
+
+class EngineRunner(Runner):
+    """A whole network as an engine.
+
+    Args:
+        trt: the library's module.
+        plan: returns the engine's bytes; called when it is first entered.
+        cuda: opens the GPU; each runner has a stream of its own.
+        what: the engine in messages.
+        batch: of inputs whose first dimension is open; by default 1.
+        forwards: inferences in one run.
+        graphs: whether they are captured in a CUDA graph, where that is possible.
+        context: makes contexts.
+    """
+
+    runtime, precision, device = "tensorrt", "as built", "cuda"
+
+    def __init__(
+        self,
+        trt: Any,
+        plan: Callable[[], bytes],
+        cuda: Callable[[], Cuda],
+        *,
+        what: str = "the engine",
+        batch: int | None = None,
+        forwards: int = 1,
+        graphs: bool = True,
+        context: Context = plain_context,
+    ) -> None:
+        self._trt, self._plan, self._open, self._context = trt, plan, cuda, context
+        self._what, self._batch, self._forwards, self._graphs = what, batch, forwards, graphs
+        self._bytes: bytes | None = None
+        self._execution: Execution | None = None
+        self._call: Callable[[], object] = lambda: None
+        self.is_graph = False
+
+    def ready(self) -> None:
+        """Builds or reads the engine, loads it, fills its inputs, and captures the inferences where there are graphs.
+
+        Raises:
+            UsageError: an engine of another version or GPU, of unknown origin, or that does not take the batch.
+            OutOfMemoryError: the GPU's memory is full.
+        """
+        self.cuda = self._open()
+        if self._bytes is None:
+            self._bytes = self._plan()
+        said: list[str] = []
+        engine = load_engine(self._trt, self._bytes, said)
+        if engine is None:
+            why = said[0] if said else "it belongs to another version or GPU"
+            raise UsageError(
+                f"{self._what} was to be loaded, and TensorRT {self._trt.__version__} refuses it: {why}; build it here "
+                "from its ONNX file with `halpiee export FILE.onnx --format tensorrt --out …`"
+            )
+        made, keep = self._context(self._trt, engine.handle)
+        execution = Execution(self._trt, engine, self.cuda, shapes=self._shapes(engine.handle), context=made)
+        self._execution = execution
+        execution.fill()
+        execution.enqueue()  # the first inference allocates, which a capture cannot, and kernels may be made
+        self.cuda.synchronize()
+        keep()
+        turns = in_turns([execution], self._forwards)
+        graph = self.cuda.captured(turns) if self._graphs else None
+        self._call, self.is_graph = graph or turns, graph is not None
+
+    def start(self) -> object:
+        """Enqueues the inferences."""
+        return self._call()
+
+    def finish(self) -> None:
+        """Waits for them."""
+        self.cuda.synchronize()
+
+    def free(self) -> None:
+        """Gives the GPU's memory back."""
+        self.execution.close()
+        self._execution, self._call = None, lambda: None
+
+    def clock(self) -> Clock:
+        """Returns events on the stream that it runs on."""
+        return EventClock(self.cuda)
+
+    def again(self) -> Runner:
+        """Returns a runner with a context and a stream of its own: TensorRT forbids two callers on one context."""
+        other = self.copied()
+        other._execution = None
+        return other
+
+    def in_thread(self) -> AbstractContextManager[object]:
+        """Inside, the calling thread may start inferences: a CUDA context is current in one thread at a time."""
+        return self.cuda.in_thread()
+
+    def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Returns the outputs in the engine's order."""
+        return self.execution.infer(inputs)
+
+    @property
+    def execution(self) -> Execution:
+        """What runs inside of the ``with`` statement."""
+        if self._execution is None:
+            raise UsageError("an engine was to be run outside of its `with` statement; enter it first")
+        return self._execution
+
+    def _shapes(self, engine: Any) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of the inputs, an open first dimension filled by the batch."""
+        shapes = {}
+        for i in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(i)
+            if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT:
+                shapes[name] = tuple(int(d) for d in engine.get_tensor_shape(name))
+        free = [name for name, shape in shapes.items() if shape[:1] == (-1,)]
+        for name in free or list(shapes)[:1]:  # without an open one the first refuses another batch
+            own = 1 if name in free else shapes[name][0] if shapes[name] else 1
+            shapes[name] = (self._batch or own, *shapes[name][1:]) if shapes[name] else ()
+        return shapes
