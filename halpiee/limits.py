@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from halpiee.advice import held
-from halpiee.asked import parse_budget
 from halpiee.errors import BudgetError, ProfileError, UsageError, unknown
+from halpiee.ranges import parse_budget
 
 if TYPE_CHECKING:
     import latency
@@ -183,8 +183,8 @@ def limits_of(texts: Iterable[str], network: Network) -> tuple[Also, ...]:
 def _limit(asked: Further, network: Network) -> Also:
     import latency
     from halpiee.deploy.target import in_terms_of
-    from halpiee.selection.cost import Also, LatencyCost, energy
-    from halpiee.selection.limits import peak_bytes, resource
+    from halpiee.selection.cost import Also, LatencyCost
+    from halpiee.selection.limits import energy, peak_bytes, resource
 
     structure, profile = network.structure, network.profile
     if asked.file is not None:

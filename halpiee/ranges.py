@@ -1,4 +1,4 @@
-"""The ranges of numbers: one range per kind, for options, recipes, stored settings and arguments in Python.
+"""The ranges of numbers, and budgets as text: one range per kind, for options, recipes, settings and Python arguments.
 
 A range is an ``Annotated`` type: ``fitted`` hands it to msgspec for what comes from files, a ``Ranged`` makes an option
 of it, and ``check`` looks at a dataclass that was made in Python. No torch is needed to say that a number is none.
@@ -6,6 +6,7 @@ of it, and ``check`` looks at a dataclass that was made in Python. No torch is n
 
 from __future__ import annotations
 
+import re
 import types
 from dataclasses import fields
 from functools import cache
@@ -15,7 +16,8 @@ from msgspec import Meta
 
 from halpiee.errors import UsageError
 
-__all__ = ["annotated", "check", "inside", "words"]
+__all__ = ["annotated", "check", "inside", "parse_budget", "words"]
+
 
 Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 """OR-Tools and NumPy's older generators take no larger one."""
@@ -103,3 +105,27 @@ def _ranges(kind: Any) -> dict[str, tuple[type, Meta]]:
 
 def _shown(number: float | None) -> str:
     return f"{number:,}" if isinstance(number, int) else f"{number:,g}"
+
+
+def parse_budget(text: str) -> tuple[float | None, float | None]:
+    """Returns (µs, fraction) of a budget such as ``0.5``, ``50%``, ``12.5ms`` or ``800us``; one of them is None.
+
+    Raises:
+        UsageError: the text is none of these, or not positive.
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(us|µs|ms|s|%)?\s*", text, re.IGNORECASE)
+    if not match or not 0 < float(match[1]) <= 1e12:
+        raise UsageError(
+            f"the budget {text[:80]!r} was asked; give a share of the dense latency such as 0.5 or 50%, "
+            "or a time such as 12.5ms or 800us"
+        )
+    number, unit = float(match[1]), (match[2] or "").lower()
+    if unit in ("", "%"):
+        fraction = number / 100 if unit == "%" else number
+        if fraction > 1:
+            raise UsageError(
+                f"the budget {text!r} is {fraction:g} times the dense latency; "
+                f"give a share up to 1, or a time with its unit such as {number:g}us or {number:g}ms"
+            )
+        return None, fraction
+    return number * {"us": 1.0, "µs": 1.0, "ms": 1e3, "s": 1e6}[unit], None

@@ -41,7 +41,6 @@ __all__ = [
     "UnsupportedOpError",
     "UsageError",
     "WriteError",
-    "unknown",
 ]
 
 

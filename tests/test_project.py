@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import halpiee
-from halpiee.extras import EXTRAS
+from halpiee.errors import EXTRAS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -45,9 +45,8 @@ def test_the_first_screen_loads_a_run_and_applies_a_plan(
 
     import halpiee
     from halpiee.structure.plan import Selection
-    from halpiee.training.checkpoint import save_weights
+    from halpiee.training.checkpoint import save_settings, save_weights
     from halpiee.training.config import Settings
-    from halpiee.training.stored import save_settings
     from halpiee.zoo import build
 
     monkeypatch.chdir(tmp_path)

@@ -163,8 +163,8 @@ def row(
         models[str(i)] = target.call(shrink(model, structure, first_units(structure, counts)), example)
     found = target.measured_us(models, example, rounds)
     dense = found["dense"]
-    points = [(cost.sum_us(counts), found[str(i)]) for i, counts in enumerate(drawn)]
-    line = latency.fit(points[:FITTED], anchor=(cost.sum_us({}), dense))
+    points = [(cost.raw(counts), found[str(i)]) for i, counts in enumerate(drawn)]
+    line = latency.fit(points[:FITTED], anchor=(cost.raw({}), dense))
     errors = np.abs([line.apply(total) / measured - 1 for total, measured in points[FITTED:]])
     try:
         held = inspect(profile).holdout_p95
@@ -181,7 +181,7 @@ def row(
         "network": f"{name}{wide}, {size}×{size}, batch {batch}{kind}",
         "cells": len(profile.cells),
         "sweep s": round(seconds),
-        "Σ / dense": round(cost.sum_us({}) / dense, 3),
+        "Σ / dense": round(cost.raw({}) / dense, 3),
         # grids so small that no cell is held out
         "held-out p95 %": "all measured" if np.isnan(held) else round(100 * held, 1),
         "median %": round(100 * float(np.median(errors)), 1),

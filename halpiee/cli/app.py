@@ -32,8 +32,7 @@ from halpiee.cli import (
     verify,
 )
 from halpiee.cli.output import Interrupted, say
-from halpiee.errors import HalpieeError, HoldoutWarning, ScoreWarning
-from halpiee.interrupts import ending_signals
+from halpiee.errors import HalpieeError, HoldoutWarning, ScoreWarning, ending_signals
 
 __all__ = ["main", "program"]
 
@@ -101,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"halpiee: {error}")
         code = _failed(str(error), type(error).__name__, error.exit_code, arguments)
     except ModuleNotFoundError as error:
-        from halpiee.extras import missing
+        from halpiee.errors import missing
 
         absent = missing(error)
         if absent is None:

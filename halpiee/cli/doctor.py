@@ -14,8 +14,7 @@ import click
 
 from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer, screen
-from halpiee.errors import HalpieeError
-from halpiee.extras import EXTRAS
+from halpiee.errors import EXTRAS, HalpieeError
 from latency.backends import Found
 
 __all__ = ["Finding", "command", "examine"]

@@ -99,8 +99,8 @@ def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32", trus
     from halpiee.cli.output import ScreenTalk
     from halpiee.deploy.onnx import run_metadata
     from halpiee.report.values import read_report
+    from halpiee.training.checkpoint import read_settings
     from halpiee.training.job import Run
-    from halpiee.training.stored import read_settings
 
     settings = read_settings(folder, trust=trust)
     report = read_report(folder)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import advice, ranges
-from halpiee.asked import parse_budget
 from halpiee.cli.options import Answered, Imaged, check_picture, input_size, verb
 from halpiee.cli.output import ScreenTalk, answer, kept_in, say, screen
 from halpiee.errors import UsageError
@@ -27,6 +26,7 @@ from halpiee.limits import (
     whole_groups,
 )
 from halpiee.options import described, option
+from halpiee.ranges import parse_budget
 from halpiee.shared_options import GOAL, RUNTIME, Limiting, Protecting, Seeded, Threaded
 from latency._files import check_place
 

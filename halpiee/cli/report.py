@@ -125,10 +125,9 @@ def _measured_again(folder: Path, trust: bool) -> dict[str, Any]:
     """Times the layers of both networks, computes the curve, and stores both in report.json."""
     from halpiee.cli.output import ScreenTalk
     from halpiee.report.values import read_report
-    from halpiee.training.checkpoint import save_json
+    from halpiee.training.checkpoint import read_settings, save_json
     from halpiee.training.job import Run
     from halpiee.training.results import curve, layers
-    from halpiee.training.stored import read_settings
 
     run = Run(read_settings(folder, trust=trust), folder, ScreenTalk())
     found = {"layers": layers(run), "pareto": curve(run)}

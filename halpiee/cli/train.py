@@ -137,7 +137,7 @@ def gather(
     Raises:
         UsageError: options that are missing or do not go together; code to call that was not typed.
     """
-    from halpiee.training.stored import check_names, read_values
+    from halpiee.training.checkpoint import check_names, read_values
     from halpiee.zoo.registry import check_named
 
     values: dict[str, Any] = {}
@@ -179,7 +179,7 @@ def own_options(source: Path, given: Mapping[str, Any], *, trust: bool) -> dict[
     Raises:
         UsageError: it is no run, or names code that was not typed here.
     """
-    from halpiee.training.stored import check_names, read_values
+    from halpiee.training.checkpoint import check_names, read_values
 
     values = read_values(source)
     if not trust:

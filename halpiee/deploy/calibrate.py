@@ -121,8 +121,8 @@ def calibrate(
     progress("measuring them side by side")
     found = target.compare(ready, example_inputs, rounds=rounds)
     dense_us = found["dense"].median_us
-    points = [(cost.sum_us(counts), found[f"net{i}"].median_us) for i, counts in enumerate(drawn)]
-    return fit(points, anchor=(cost.sum_us({}), dense_us))
+    points = [(cost.raw(counts), found[f"net{i}"].median_us) for i, counts in enumerate(drawn)]
+    return fit(points, anchor=(cost.raw({}), dense_us))
 
 
 class Candidate(Protocol):
@@ -204,12 +204,12 @@ def close_loop(
         kept.append(all(_within(one) for one in cost.also))
         seen.append(Round(len(seen) + 1, predicted, measured, lower, upper, measured / predicted))
         costs.append(cost)
-        points.append((cost.sum_us(counts), measured))
+        points.append((cost.raw(counts), measured))
         if lower <= measured <= upper and kept[-1]:
             return cost, seen
         if len(seen) >= turns:
             break
-        line = fit(points, anchor=(cost.sum_us({}), cost.dense_us))
+        line = fit(points, anchor=(cost.raw({}), cost.dense_us))
         cost = cost.with_calibration(line)
         candidate.solve_again(cost)
     best = max(range(len(seen)), key=lambda i: (kept[i], *_merit(seen[i])))
@@ -237,8 +237,8 @@ class _Beside:
             dense_us = self._dense.setdefault(one.name, dense)
             us = dense_us * pruned / dense
             points = self._points.setdefault(one.name, [])
-            points.append((one.cost.sum_us(counts), us))
-            line = fit(points, anchor=(one.cost.sum_us({}), dense_us))
+            points.append((one.cost.raw(counts), us))
+            line = fit(points, anchor=(one.cost.raw({}), dense_us))
             most = one.most if one.share is None else one.share * dense_us
             found.append(replace(one, cost=one.cost.with_calibration(line), most=most, measured=us))
         return found

@@ -12,53 +12,24 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from halpiee.errors import ProfileError, UsageError, unknown
+from halpiee.errors import UsageError, unknown
+from halpiee.selection.candidates import STEP, restrict, thin
 from halpiee.selection.grid import TOLERANCE, FloatArray, IntArray, Side
-from halpiee.structure.groups import GroupRef, Structure, TimedOp
-from latency.op import CONTRACTIONS
+from halpiee.selection.priced import Axis, OpSide, Priced, TableSource, axis_of, price
+from halpiee.structure.groups import Structure
 
 if TYPE_CHECKING:
-    from latency.op import Op
     from latency.predict import Calibration
-    from latency.profiles import Profile
 
-__all__ = [
-    "Also",
-    "Cells",
-    "Cost",
-    "LatencyCost",
-    "LatencyTable",
-    "OpSide",
-    "Priced",
-    "TableSource",
-    "energy",
-    "price",
-    "restrict",
-    "table_of",
-    "thin",
-]
-
-
-STEP = 1e-6
-"""A narrower width is a candidate when it is cheaper than every wider one by more than this share."""
-
-
-@dataclass
-class _Axis:
-    """One side of a term: the solver's side, the channels of every entry, and which entries can occur."""
-
-    side: Side
-    channels: IntArray
-    possible: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+__all__ = ["Also", "Cost", "LatencyCost"]
 
 
 @dataclass(frozen=True)
@@ -250,12 +221,12 @@ class Cost:
         number = {name: i for i, name in enumerate(counts)}
         free = {name: k for name, k in counts.items() if len(k) > 1}
         constant = 0.0
-        axes: dict[OpSide, _Axis] = {}
+        axes: dict[OpSide, Axis] = {}
         terms: dict[tuple[Side, Side], FloatArray] = {}
         for op in self._ops:
             for side in (op.ins, op.outs):
                 if side not in axes:
-                    axes[side] = _axis(side, free, number, whole)
+                    axes[side] = axis_of(side, free, number, whole)
             ins, outs = axes[op.ins], axes[op.outs]
             if ins.side is None and outs.side is None:
                 constant += op.cells.at(int(ins.channels[0]), int(outs.channels[0]))
@@ -328,27 +299,6 @@ class Cost:
         return step
 
 
-def energy(structure: Structure, profile: Profile) -> Cost:
-    """Returns the cost of the energy that a profile holds beside its times: ``energy_mj`` of its cells, in mJ.
-
-    Raises:
-        ProfileError: no cell holds one, or a conv or linear op has none.
-    """
-    from latency.profiles import Profile as Measured
-
-    cells = [
-        {**{k: v for k, v in cell.items() if not k.startswith("ci_")}, "us": cell["energy_mj"]}
-        for cell in profile.cells
-        if "energy_mj" in cell
-    ]
-    if not cells:
-        raise ProfileError(
-            f"a limit on energy was asked; none of the {len(profile.cells)} cells of the profile holds energy_mj; "
-            "write each cell's energy in mJ beside its us, or limit the latency alone"
-        )
-    return Cost(structure, Measured(profile.environment, cells), unit="mJ")
-
-
 class LatencyCost(Cost):
     """Predicted latency of a network in µs.
 
@@ -418,295 +368,6 @@ class LatencyCost(Cost):
         """Calibrated latency of the whole network."""
         return self.dense
 
-    def sum_us(self, counts: Mapping[str, int]) -> float:
-        """Returns the uncalibrated sum of the ops; groups that ``counts`` does not name are whole."""
-        return self.raw(counts)
-
     def total_us(self, counts: Mapping[str, int]) -> float:
         """Returns the calibrated latency; arguments as for ``total``."""
         return self.total(counts)
-
-    def step_us(self, counts: Mapping[str, int], name: str, count: int) -> float:
-        """Returns the calibrated latency added by changing one group of ``counts`` to another count."""
-        return self.step(counts, name, count)
-
-    def next_step_us(
-        self, counts: Mapping[str, int], options: Mapping[str, Sequence[int] | IntArray]
-    ) -> float:
-        """Returns the smallest latency added by any group's next wider option; NaN where nothing can grow."""
-        return self.next_step(counts, options)
-
-
-def _axis(
-    side: OpSide, free: Mapping[str, IntArray], number: Mapping[str, int], whole: Mapping[str, int]
-) -> _Axis:
-    """Returns a side as ``solve_grid`` counts it: fixed, the options of one group, or a sum of counts."""
-    varying = [(name, mult) for name, mult in side.units if name in free]
-    fixed = side.fixed + sum(mult * whole[name] for name, mult in side.units if name not in free)
-    if not varying:
-        return _Axis(None, np.array([fixed]), np.zeros(1, dtype=np.int64))
-    if len(varying) == 1:
-        name, mult = varying[0]
-        return _Axis(number[name], fixed + mult * free[name], np.arange(len(free[name])))
-    common = math.gcd(*(mult for _, mult in varying))
-    members: list[int] = []
-    reached = np.zeros(1, dtype=np.int64)
-    for name, mult in varying:
-        times = mult // common
-        members += [number[name]] * times
-        reached = np.unique(reached[:, None] + times * free[name][None])
-    return _Axis(tuple(members), fixed + common * np.arange(int(reached[-1]) + 1), reached)
-
-
-MOST_CANDIDATES = 128
-"""Candidate widths per group: a smooth table offers every width, and joined tables grow with their square."""
-
-
-def thin(candidates: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Returns at most MOST_CANDIDATES: multiples of a power of two, the narrowest and the dense width."""
-    step = 1
-    kept = candidates
-    while len(kept) > MOST_CANDIDATES:
-        step *= 2
-        kept = tuple(k for k in candidates if k % step == 0 or k in (candidates[0], size))
-    return kept
-
-
-def restrict(
-    candidates: Mapping[str, tuple[int, ...]],
-    sizes: Mapping[str, int],
-    *,
-    multiple: int = 1,
-    least: float = 0.0,
-    most: float = 1.0,
-    vanish: bool = True,
-    between: Mapping[str, tuple[int, int]] | None = None,
-) -> dict[str, tuple[int, ...]]:
-    """Returns the candidates of every group that keep to what is asked.
-
-    A width that is no multiple becomes the next multiple below: what saves nothing more is never offered. A vanished
-    group keeps no share, so ``least`` does not speak of it.
-
-    Args:
-        candidates: group name → ascending widths.
-        sizes: group name → dense width.
-        multiple: widths are multiples of this, the dense width aside.
-        least: fewest units that every group keeps: a share of its units where it is below 1, else a number of units;
-            a group with fewer stays whole.
-        most: share that it keeps at most; a group without so narrow a width keeps its narrowest.
-        vanish: whether groups may be emptied where 0 is a candidate.
-        between: group name → fewest and most units; 0 as the fewest lets a group vanish that may.
-
-    Raises:
-        UsageError: a multiple below 1, shares that leave nothing, an unknown group, a range without a width.
-    """
-    if multiple < 1 or least < 0 or not 0 < most <= 1 or (least < 1 and least > most):
-        raise UsageError(
-            f"widths of multiples of {multiple}, at least {least:g} and at most {most:g} of each group were asked; "
-            "give a multiple of at least 1, a share below 1 or a number of units as the least, and a share as the most"
-        )
-    between = between or {}
-    for name in between:
-        if name not in sizes:
-            hint = unknown(name, sizes, "see `halpiee explain` for their names")
-            raise UsageError(f"a range was asked for {name!r}, which is no group that can be pruned; {hint}")
-    found = {}
-    for name, widths in candidates.items():
-        size = sizes[name]
-        low, high = between.get(name, (0, size))
-        fewest = least * size if least < 1 else min(least, size)
-        rounded = {k if k == size else k // multiple * multiple for k in widths} - {0}
-        fits = {k for k in rounded if (k == size or k >= fewest) and k <= most * size + 1e-9}
-        offered = fits or {min(rounded)}
-        if 0 in widths and vanish:
-            offered = offered | {0}
-        kept = tuple(sorted(k for k in offered if low <= k <= high))
-        if not kept:
-            raise UsageError(
-                f"{low} … {high} units of {name!r} were asked; its widths are "
-                f"{', '.join(map(str, sorted(offered)))}; give a range that holds one of them"
-            )
-        found[name] = kept
-    return found
-
-
-@dataclass(frozen=True)
-class OpSide:
-    """One side of an op: channels per unit of each prunable group, and the channels that never change."""
-
-    units: tuple[tuple[str, int], ...]
-    fixed: int
-
-    def channels(self, counts: Mapping[str, int]) -> int:
-        """Returns the channels where ``counts`` holds every prunable group."""
-        return self.fixed + sum(mult * counts[name] for name, mult in self.units)
-
-
-@dataclass(frozen=True)
-class Priced:
-    """An op with its cells."""
-
-    name: str
-    kind: str
-    cells: Cells
-    ins: OpSide
-    outs: OpSide
-
-
-def price(structure: Structure, tables: TableSource) -> tuple[tuple[Priced, ...], tuple[str, ...]]:
-    """Returns the ops that have a table, and as ``layer (kind)`` what takes time and has none.
-
-    The latter are timed ops whose table is not there, and ops of a kind that no profile has entries for.
-
-    Raises:
-        ProfileError: a conv or linear op without a table.
-    """
-    priced, missing, refused = [], [], []
-    cells: dict[str, Cells | None] = {}
-    for timed in structure.ops:
-        key = timed.op.table_key()
-        if key not in cells:
-            table = table_of(tables, timed.op)
-            cells[key] = None if table is None else Cells(table, _label(timed))
-        found = cells[key]
-        name = f"{timed.layer} ({timed.op.kind})"
-        if found is not None:
-            ins = _side(structure, timed.in_groups, timed.op.c_in)
-            outs = _side(structure, timed.out_groups, timed.op.c_out)
-            priced.append(Priced(timed.layer, timed.op.kind, found, ins, outs))
-        elif timed.op.kind in CONTRACTIONS:
-            refused.append(name)
-        else:
-            missing.append(name)
-    if refused:
-        shown = ", ".join(refused[:5]) + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
-        raise ProfileError(
-            f"a latency was asked for {len(priced) + len(missing) + len(refused)} ops; the profile has "
-            f"no table for {shown}; profile this model at this input size, batch and precision: "
-            "halpiee profile MODEL"
-        )
-    missing += [f"{module} ({name})".lstrip() for module, name in structure.details.get("unpriced", ())]
-    return tuple(priced), tuple(dict.fromkeys(missing))
-
-
-def _side(structure: Structure, refs: tuple[GroupRef, ...], channels: int) -> OpSide:
-    """Returns a side; channels of no group, or of a group that is not prunable, never change."""
-    units: dict[str, int] = {}
-    for name, mult in refs:
-        if structure.by_name[name].prunable:
-            units[name] = units.get(name, 0) + mult
-    varying = sum(mult * structure.by_name[name].size for name, mult in units.items())
-    return OpSide(tuple(sorted(units.items())), channels - varying)
-
-
-def _label(timed: TimedOp) -> str:
-    """Returns a layer with the groups that set its width."""
-    ins, outs = (" + ".join(name for name, _ in refs) for refs in (timed.in_groups, timed.out_groups))
-    return f"{timed.layer} (groups {ins} → {outs})"
-
-
-MOST_ANSWERS = 64
-"""Grids that one table remembers: a training asks for the same few again and again."""
-
-
-class LatencyTable(Protocol):
-    """Latencies of one op over its channels."""
-
-    def lookup(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
-        """Returns µs; the arguments broadcast."""
-        ...
-
-    def measured(self, c_in: IntArray, c_out: IntArray) -> NDArray[np.bool_]:
-        """Returns whether the cell itself was measured; the arguments broadcast."""
-        ...
-
-
-class TableSource(Protocol):
-    """Where tables come from: a profile."""
-
-    def table(self, op: Op) -> LatencyTable | None:
-        """Returns the table of an op; ``None`` or a ProfileError where there is none."""
-        ...
-
-
-class Cells:
-    """The cells of one table that were asked for, kept so that later questions are array indexing.
-
-    Args:
-        table: where they come from.
-        label: which layer asks, and which groups set its width; for refusals.
-    """
-
-    def __init__(self, table: LatencyTable, label: str = "an op") -> None:
-        self.table = table
-        self.label = label
-        self._c_in = np.zeros(0, dtype=np.int64)
-        self._c_out = np.zeros(0, dtype=np.int64)
-        self._grid: FloatArray = np.zeros((0, 0))
-        self._single: dict[tuple[int, int], float] = {}
-        self._answers: dict[tuple[bytes, bytes], FloatArray] = {}
-
-    def at(self, c_in: int, c_out: int) -> float:
-        """Returns µs of one cell; 0 where a side has vanished."""
-        key = (c_in, c_out)
-        if key not in self._single:
-            self._single[key] = float(self.pairs(np.array([c_in]), np.array([c_out]))[0])
-        return self._single[key]
-
-    def pairs(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
-        """Returns µs of the cells ``(c_in[i], c_out[i])``; the arguments broadcast.
-
-        Raises:
-            ProfileError: a latency that is not finite.
-        """
-        us = np.asarray(self.table.lookup(c_in, c_out), dtype=np.float64)
-        us = np.where((c_in > 0) & (c_out > 0), us, 0.0)
-        if not np.isfinite(us).all():
-            at = int(np.flatnonzero(~np.isfinite(us))[0])
-            i, o = (int(np.broadcast_to(c, us.shape).flat[at]) for c in (c_in, c_out))
-            raise ProfileError(
-                f"a latency of {self.label} was asked at {i} → {o} channels; the profile says {us.flat[at]} µs; "
-                "every latency must be finite: remove that cell's line and resume the sweep with halpiee profile"
-            )
-        return us
-
-    def grid(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
-        """Returns µs ``[len(c_in), len(c_out)]``."""
-        question = (c_in.tobytes(), c_out.tobytes())
-        if question not in self._answers:
-            if len(self._answers) >= MOST_ANSWERS:
-                self._answers.clear()
-            self._answers[question] = self._grid_of(c_in, c_out)
-        return self._answers[question]
-
-    def _grid_of(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
-        rows, columns = np.union1d(self._c_in, c_in), np.union1d(self._c_out, c_out)
-        if len(rows) > len(self._c_in) or len(columns) > len(self._c_out):
-            grid = np.empty((len(rows), len(columns)))
-            old_rows = np.searchsorted(rows, self._c_in)
-            old_columns = np.searchsorted(columns, self._c_out)
-            grid[np.ix_(old_rows, old_columns)] = self._grid
-            new_rows = np.setdiff1d(np.arange(len(rows)), old_rows)
-            new_columns = np.setdiff1d(np.arange(len(columns)), old_columns)
-            if len(new_rows):
-                grid[new_rows] = self.pairs(rows[new_rows, None], columns[None])
-            if len(new_columns) and len(old_rows):
-                new = self.pairs(rows[old_rows, None], columns[None, new_columns])
-                grid[np.ix_(old_rows, new_columns)] = new
-            self._c_in, self._c_out, self._grid = rows, columns, grid
-        return self._grid[np.ix_(np.searchsorted(rows, c_in), np.searchsorted(columns, c_out))]
-
-
-def table_of(profile: TableSource, op: Op) -> LatencyTable | None:
-    """Returns the table of an op, or ``None`` where the profile has none.
-
-    Raises:
-        ProfileError: a table that is there and damaged.
-    """
-    has_table = getattr(profile, "has_table", None)
-    if has_table is not None:
-        return profile.table(op) if has_table(op) else None
-    try:
-        return profile.table(op)
-    except (ProfileError, KeyError):
-        return None

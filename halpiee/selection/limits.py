@@ -11,38 +11,41 @@ into limits beside a latency. Units: MACs of one input, parameters of conv and l
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, Unpack
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from halpiee.errors import BudgetError, UsageError
-from halpiee.selection.cost import Also, Cost
+from halpiee.errors import ProfileError, UsageError
+from halpiee.selection.cost import Cost
+from halpiee.selection.grid import TOLERANCE, FloatArray, IntArray
+from halpiee.structure.groups import Structure
+
+if TYPE_CHECKING:
+    from latency.profiles import Profile
+
+import time
+from collections.abc import Collection
+from typing import Literal, Unpack
+
+from numpy.typing import NDArray
+
+from halpiee.errors import BudgetError
+from halpiee.selection.cost import Also
 from halpiee.selection.cpsat import DEFAULT_TIME_LIMIT_S, search
 from halpiee.selection.frontier import Dual
-from halpiee.selection.grid import (
-    TOLERANCE,
-    FloatArray,
-    Grid,
-    IntArray,
-    Searching,
-    Term,
-    normalise,
-    relative_gap,
-)
+from halpiee.selection.grid import Grid, Searching, Term, normalise, relative_gap
 from halpiee.selection.lagrangian import solve_dual
 from halpiee.selection.local_search import fill_within, repair_within
 from halpiee.selection.options import Offers, offer
 from halpiee.selection.solve import check_searching
-from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Selection
 from latency.op import CONTRACTIONS, Op
 
 __all__ = [
     "Quantity",
+    "energy",
     "pareto",
     "peak_bytes",
     "resource",
@@ -355,3 +358,24 @@ def _output_size(op: Op) -> tuple[int, ...]:
     if op.kind == "conv_transpose":
         return tuple((n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in sides)
     return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+
+
+def energy(structure: Structure, profile: Profile) -> Cost:
+    """Returns the cost of the energy that a profile holds beside its times: ``energy_mj`` of its cells, in mJ.
+
+    Raises:
+        ProfileError: no cell holds one, or a conv or linear op has none.
+    """
+    from latency.profiles import Profile as Measured
+
+    cells = [
+        {**{k: v for k, v in cell.items() if not k.startswith("ci_")}, "us": cell["energy_mj"]}
+        for cell in profile.cells
+        if "energy_mj" in cell
+    ]
+    if not cells:
+        raise ProfileError(
+            f"a limit on energy was asked; none of the {len(profile.cells)} cells of the profile holds energy_mj; "
+            "write each cell's energy in mJ beside its us, or limit the latency alone"
+        )
+    return Cost(structure, Measured(profile.environment, cells), unit="mJ")

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from halpiee.asked import parse_budget
 from halpiee.errors import UsageError, unknown
+from halpiee.ranges import parse_budget
 
 __all__ = ["ERK", "NM", "Budget", "Global", "Latency", "PerLayer", "Pinned", "Uniform", "as_budget", "erk"]
 

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from halpiee import ranges
-from halpiee.asked import parse_budget
 from halpiee.data.options import Loading
 from halpiee.errors import UsageError
 from halpiee.methods.registry import METHODS, Entry
 from halpiee.options import described, fitted, option, options_of, parts_of
+from halpiee.ranges import parse_budget
 from halpiee.shared_options import (
     GOAL,
     IEE,

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from halpiee.errors import UsageError
 from halpiee.structure.plan import Plan
-from halpiee.training.checkpoint import fill, load_weights
+from halpiee.training.checkpoint import FILE, fill, load_weights, read_settings
 from halpiee.training.config import Settings
-from halpiee.training.stored import FILE, read_settings
 from halpiee.zoo.registry import build, check_arguments, check_named
 
 __all__ = ["load"]

@@ -25,8 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from halpiee.data.data import Data
-from halpiee.errors import PromiseError
-from halpiee.interrupts import ending_signals
+from halpiee.errors import PromiseError, ending_signals
 from halpiee.methods.sparse import Sparse
 from halpiee.tasks import Task
 from halpiee.tasks.classification import Classification

@@ -24,12 +24,12 @@ from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
 from halpiee.tasks import named as task_named
 from halpiee.training.build import Material, budget_of, initial, method_of, network, units_of
+from halpiee.training.checkpoint import FILE, read_values, save_settings, settings_of
 from halpiee.training.config import Settings
 from halpiee.training.job import PROFILE, Run, Silent, Talk, holds_cells
 from halpiee.training.metrics import Metrics
 from halpiee.training.ranks import ALONE, PeerError, Ranks, code
 from halpiee.training.schedule import make_optimizer
-from halpiee.training.stored import FILE, read_values, save_settings, settings_of
 from halpiee.training.weights import read_weights
 from halpiee.zoo import resolve
 from latency._files import FolderLock, contents, remove_leftovers

@@ -143,8 +143,12 @@ def effective_macs(macs: Mapping[str, int], density: Mapping[str, float]) -> int
     return round(sum(n * share.get(name.partition("#")[0], 1.0) for name, n in macs.items()))
 
 
+Trained = Sequence[tuple[int, str, Mapping[str, int]]]
+"""What was trained: steps, kind of training (``halpiee.methods.phases.Train.kind``), active units per name."""
+
+
 def train_flops(
-    log: Sequence[tuple[int, str, Mapping[str, int]]],
+    log: Trained,
     macs: Callable[[Mapping[str, int]], float],
     dense_steps: int,
     *,
@@ -154,7 +158,7 @@ def train_flops(
     """Returns the training FLOPs as a multiple of the dense network's, by both accountings.
 
     Args:
-        log: (steps, kind, active units per name), see ``halpiee.methods.phases.Train.kind``.
+        log: of the pruned training.
         macs: active units → multiply-accumulates of one forward; none named: dense.
         dense_steps: steps of the dense training it is compared with; what the log lacks of them was trained compact.
         compact_macs: of the compact network's forward.

@@ -11,9 +11,8 @@ import torch
 import halpiee
 from halpiee.structure import Plan, shrink
 from halpiee.structure.plan import Selection
-from halpiee.training.checkpoint import save_weights
+from halpiee.training.checkpoint import save_settings, save_weights
 from halpiee.training.config import Settings
-from halpiee.training.stored import save_settings
 from halpiee.zoo import build
 
 from .plans import write_profile

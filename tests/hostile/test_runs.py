@@ -17,10 +17,9 @@ from halpiee.cli.networks import read_scores
 from halpiee.errors import UsageError
 from halpiee.report import render_html, render_markdown, table
 from halpiee.report.values import read_report
-from halpiee.training.checkpoint import load_state, save_state
+from halpiee.training.checkpoint import load_state, read_settings, save_settings, save_state
 from halpiee.training.config import Cycle, Masks, Settings
 from halpiee.training.record import read_calibration, read_log, read_result, read_seconds, read_threads
-from halpiee.training.stored import read_settings, save_settings
 
 from .conftest import content, one_sentence, refusal
 from .mutations import files

@@ -164,5 +164,5 @@ def test_a_step_across_the_bend_costs_the_difference_of_two_totals() -> None:
     plain = LatencyCost(residual(), FormulaProfile(conv=product, linear=product, add=lambda i, o: i))
     cost = plain.with_calibration(Knots((0.0, 150.0, 160.0), (0.0, 100.0, 160.0)))  # type: ignore[arg-type]
     # 14·8 + 16a: 144 at a = 2, 160 at a = 3.
-    assert cost.step_us({"stream": 8, "a": 2}, "a", 3) == pytest.approx(160.0 - 144 * 100 / 150)
-    assert cost.next_step_us({"stream": 8, "a": 2}, {"a": (0, 2, 3, 8)}) == pytest.approx(64.0)
+    assert cost.step({"stream": 8, "a": 2}, "a", 3) == pytest.approx(160.0 - 144 * 100 / 150)
+    assert cost.next_step({"stream": 8, "a": 2}, {"a": (0, 2, 3, 8)}) == pytest.approx(64.0)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from halpiee.errors import UsageError
+from halpiee.selection.candidates import restrict
 from halpiee.selection.choose import choose, select
-from halpiee.selection.cost import LatencyCost, restrict
+from halpiee.selection.cost import LatencyCost
 
 from .fakes import FormulaProfile, residual
 

@@ -14,9 +14,9 @@ import torch
 
 from halpiee.errors import BudgetError, ProfileError, UsageError
 from halpiee.selection.choose import choose
-from halpiee.selection.cost import Also, LatencyCost, energy
+from halpiee.selection.cost import Also, LatencyCost
 from halpiee.selection.grid import Grid, Term, normalise
-from halpiee.selection.limits import pareto, peak_bytes, resource, select_within, solve_limits
+from halpiee.selection.limits import energy, pareto, peak_bytes, resource, select_within, solve_limits
 from latency.profiles import Profile
 
 from .fakes import FormulaProfile, residual

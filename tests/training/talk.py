@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from halpiee.training.job import Run
-from halpiee.training.pipeline import Dense, pruning_of, retrain_of
+from halpiee.training.pipeline import Dense, pruning_of
 from halpiee.training.stage import do
+from halpiee.training.to_sparsity import retrain_of
 
 
 class Quiet:

@@ -204,7 +204,7 @@ def test_a_closed_terminal_or_a_kill_saves_the_run_as_control_c_does(
 
 
 def test_a_hangup_that_is_ignored_stays_ignored() -> None:
-    from halpiee.interrupts import ending_signals
+    from halpiee.errors import ending_signals
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

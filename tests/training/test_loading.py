@@ -16,8 +16,8 @@ import halpiee
 from halpiee.errors import HalpieeError, StructureError, UsageError
 from halpiee.structure import Plan, shrink, trace
 from halpiee.structure.plan import Selection
+from halpiee.training.checkpoint import save_settings
 from halpiee.training.config import Settings
-from halpiee.training.stored import save_settings
 from halpiee.zoo import build
 
 IMAGE = torch.zeros(1, 3, 32, 32)

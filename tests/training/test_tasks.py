@@ -13,10 +13,9 @@ from halpiee.data.loaded import LoadedData
 from halpiee.data.options import Loading
 from halpiee.errors import DataError, UsageError
 from halpiee.training import stage
-from halpiee.training.checkpoint import load_weights
+from halpiee.training.checkpoint import load_weights, read_settings
 from halpiee.training.config import Masks, Settings
 from halpiee.training.preflight import open_run
-from halpiee.training.stored import read_settings
 from tests.data.folders import class_folder
 from tools.synthetic_scenes import pairs
 
