@@ -139,3 +139,27 @@ def unknown(
     close = difflib.get_close_matches(str(name), list(choices), n=most)
     said = f"did you mean {' or '.join(map(repr, close))}?" if close else otherwise
     return before + said if said else ""
+
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "alloc_failed",
+    "failed to allocate",
+    "unable to find an engine",
+    "memory allocation failure",
+)
+"""What runtimes say, in lower case, where the device's memory is full: CUDA, cuDNN (whose search skips every algorithm
+whose workspace does not fit), TensorRT."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of any runtime says that the device's memory is full.
+
+    PyTorch raises ``torch.OutOfMemoryError``, PyCUDA ``pycuda.driver.MemoryError``; neither is imported for this. Where
+    a graph is instantiated, or by cuDNN, it is a plain ``RuntimeError``, known by its text.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)

@@ -44,7 +44,7 @@ class OpCoverage:
         holdout: held-out cells.
         holdout_median: median of their errors, relative, without sign; NaN without any.
         holdout_worst: the largest of these errors.
-        disturbed: share of the cells that found no quiet moment.
+        contended: share of the cells that found no quiet moment.
     """
 
     op: str
@@ -57,7 +57,7 @@ class OpCoverage:
     holdout: int
     holdout_median: float
     holdout_worst: float
-    disturbed: float
+    contended: float
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Inspection:
         return asdict(self)
 
     @property
-    def doubt(self) -> str | None:
+    def holdout_warning(self) -> str | None:
         """Why the held-out cells speak against the tables, in words; None where they do not."""
         if not self.holdout_p95 > ALLOWED:
             return None
@@ -118,8 +118,8 @@ class Inspection:
             found.append(
                 f"contention: {self.contention_median:.0%} of the time went to others; stop other work, measure again"
             )
-        if self.doubt is not None:
-            found.append(self.doubt)
+        if self.holdout_warning is not None:
+            found.append(self.holdout_warning)
         if self.clock_spread > STEADY or self.throttled:
             why = f", throttled by {' and '.join(self.throttled)}" if self.throttled else ""
             moved = f" by {self.clock_spread:.0%}" if self.clock_spread > STEADY else ""
@@ -163,7 +163,7 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
         errors += mine
         weights += [float(c["us"]) for c in judges]
         widest = table.op
-        disturbed = sum("disturbed" in str(c.get("method", "")) for c in swept[key]) / len(swept[key])
+        contended = sum("disturbed" in str(c.get("method", "")) for c in swept[key]) / len(swept[key])
         ops.append(
             OpCoverage(
                 op=in_words(widest),
@@ -176,7 +176,7 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
                 holdout=len(mine),
                 holdout_median=float(np.median(mine)) if mine else float("nan"),
                 holdout_worst=max(mine, default=float("nan")),
-                disturbed=disturbed,
+                contended=contended,
             )
         )
     spread = [

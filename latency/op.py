@@ -18,10 +18,8 @@ __all__ = [
     "CONTRACTIONS",
     "IMAGE_CHANNELS",
     "OPS",
-    "SELDOM",
     "Op",
     "OpSpec",
-    "few_weights",
     "filled",
     "heads_of",
     "in_words",
@@ -76,19 +74,6 @@ OPS: dict[str, OpSpec] = {
 
 CONTRACTIONS = tuple(kind for kind, spec in OPS.items() if spec.contracts)
 """Kinds whose two sides are different channels; of all others c_out follows from c_in."""
-
-SELDOM = 600
-"""A weight that is used so often in a run costs little, wherever it comes from.
-
-Memory gives about 10 GB/s, a core 20 G multiplications a second: a weight of four bytes costs as much as eight of
-these, 1.3 % of 600.
-"""
-
-FEW = 1 << 16
-"""Bytes of weights, of one cell, up to which it does not: memory gives them in 6 µs.
-
-A call with empty caches repeats within 10 % where it takes 20 µs, one with full ones within 2 %.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,11 +252,6 @@ def in_words(op: Op) -> str:
     tail = "".join(f" + {t}" for t in op.tail)
     at = "×".join(map(str, op.spatial if len(op.kernel) == 3 else (op.h, op.w)))
     return f"{kind}{kernel}{stride} at {at} batch {op.batch}{tail}"
-
-
-def few_weights(op: Op) -> bool:
-    """Returns whether it does not matter where the weights of a cell come from."""
-    return weight_bytes(op) <= FEW
 
 
 def weight_bytes(op: Op) -> int:

@@ -133,19 +133,19 @@ def fit(points: Sequence[tuple[float, float]], anchor: tuple[float, float] | Non
         raise UsageError(
             "a calibration was asked for without any measured network; pass points or the dense one as anchor"
         )
-    told = [(float(x), float(y)) for x, y in [*points, *([anchor] if anchor else [])]]
-    wrong = [pair for pair in told if not (0 < pair[0] < np.inf and 0 < pair[1] < np.inf)]
+    given = [(float(x), float(y)) for x, y in [*points, *([anchor] if anchor else [])]]
+    wrong = [pair for pair in given if not (0 < pair[0] < np.inf and 0 < pair[1] < np.inf)]
     if wrong:
         raise UsageError(
             f"a calibration was asked for with the point {wrong[0]}; sums and latencies are positive µs; "
             "measure that network again"
         )
-    x, y = (np.array(column) for column in zip(*told, strict=True))
+    x, y = (np.array(column) for column in zip(*given, strict=True))
     if anchor is not None:
-        return _bent(told) or _through(told)
-    if len(told) == 1 or np.ptp(x) < 1e-3 * x.max():
-        return Calibration(0.0, _proportion(x, y), tuple(told))
-    return Calibration(*_line(x, y), tuple(told))
+        return _two_slopes(given) or _through(given)
+    if len(given) == 1 or np.ptp(x) < 1e-3 * x.max():
+        return Calibration(0.0, _proportion(x, y), tuple(given))
+    return Calibration(*_line(x, y), tuple(given))
 
 
 def _proportion(x: FloatArray, y: FloatArray) -> float:
@@ -160,22 +160,22 @@ def _line(x: FloatArray, y: FloatArray) -> tuple[float, float]:
     return (float(a), float(b)) if 0.1 < b / origin < 10.0 else (0.0, origin)
 
 
-def _through(told: Sequence[tuple[float, float]]) -> Calibration:
+def _through(given: Sequence[tuple[float, float]]) -> Calibration:
     """Returns the line through the last point that is relatively nearest to the others."""
-    x, y = (np.array(column) for column in zip(*told, strict=True))
-    x0, y0 = told[-1]
+    x, y = (np.array(column) for column in zip(*given, strict=True))
+    x0, y0 = given[-1]
     u, v = (x - x0) / y, (y - y0) / y
     spread = float(np.sum(u * u))
     slope = float(np.sum(u * v)) / spread if spread > 1e-4 else y0 / x0
     if not 0.1 < slope * x0 / y0 < 10.0:
         slope = y0 / x0
-    return Calibration(y0 - slope * x0, slope, tuple(told))
+    return Calibration(y0 - slope * x0, slope, tuple(given))
 
 
-def _bent(told: Sequence[tuple[float, float]]) -> Calibration | None:
+def _two_slopes(given: Sequence[tuple[float, float]]) -> Calibration | None:
     """Returns the line through all points but the last, continued to the last; None where none is determined."""
-    x0, y0 = told[-1]
-    inner = [(x, y) for x, y in told[:-1] if x <= NEAR * x0]
+    x0, y0 = given[-1]
+    inner = [(x, y) for x, y in given[:-1] if x <= NEAR * x0]
     if len(inner) < FEWEST or max(inner)[0] - min(inner)[0] < SPREAD * x0:
         return None
     x, y = (np.array(column) for column in zip(*inner, strict=True))
@@ -184,4 +184,4 @@ def _bent(told: Sequence[tuple[float, float]]) -> Calibration | None:
     rise = (y0 - a - b * end) / (x0 - end)
     if not 0.1 < rise / b < 10.0 or a + b * float(x.min()) <= 0:
         return None
-    return Calibration(a, b, tuple(told), ((end, a + b * end), (x0, y0)))
+    return Calibration(a, b, tuple(given), ((end, a + b * end), (x0, y0)))

@@ -125,9 +125,9 @@ class Journal:
             environment, self.cells, whole = read_lines(self.path)
             other = differences(environment, self.environment)
             if other:
-                told = "; ".join(f"{k} is {a!r} in the file, {b!r} here" for k, (a, b) in other.items())
+                stated = "; ".join(f"{k} is {a!r} in the file, {b!r} here" for k, (a, b) in other.items())
                 raise ProfileError(
-                    f"{self.path} was to be resumed; it belongs to another environment: {told}; "
+                    f"{self.path} was to be resumed; it belongs to another environment: {stated}; "
                     "name another file with --out"
                 )
             if whole < size:
@@ -158,7 +158,7 @@ class Journal:
     def _lock(self) -> None:
         try:
             import fcntl
-        except ImportError:  # not on Windows: two sweeps on one file are not told apart there
+        except ImportError:  # not on Windows: two sweeps on one file are not distinguished there
             return
         assert self._fd is not None
         try:

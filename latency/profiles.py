@@ -21,9 +21,9 @@ from typing import Annotated, Any, Required, TypedDict
 from msgspec import Meta
 
 from latency._files import write
-from latency.device import differences, environment_id
+from latency.device import TimingPolicy, differences, environment_id, kind_of_environment, policy_for
 from latency.errors import ProfileError, UsageError
-from latency.op import IMAGE_CHANNELS, Op, few_weights
+from latency.op import IMAGE_CHANNELS, Op
 from latency.outside import parsed, read_bytes, sound
 from latency.table import Table, check_time
 
@@ -74,7 +74,7 @@ class Profile:
         environment: circumstances of all cells.
         cells: mappings with the keys above; of a value only ``us`` must be there. Of several with the same key and
             role the last one counts; of a table measured with cold and with warm weights the cold ones do, and those
-            of few weights (`latency.sweeping.cold_weights.FEW`).
+            of few weights (``TimingPolicy.few_bytes``).
 
     Attributes:
         environment: circumstances of all cells.
@@ -104,7 +104,9 @@ class Profile:
             name = cell_key(cell)
             found.pop(name, None)
             found[name] = dict(cell)
-        self.cells: list[dict[str, Any]] = _in_one_state(list(found.values()))
+        self.cells: list[dict[str, Any]] = _in_one_state(
+            list(found.values()), policy_for(kind_of_environment(self.environment))
+        )
         self._by_table: dict[str, list[dict[str, Any]]] | None = None
         self._tables: dict[str, Table] = {}
 
@@ -167,9 +169,9 @@ class Profile:
         """
         other = differences(self.environment, environment)
         if other:
-            told = "; ".join(f"{k} is {a!r} in the profile, {b!r} here" for k, (a, b) in other.items())
+            stated = "; ".join(f"{k} is {a!r} in the profile, {b!r} here" for k, (a, b) in other.items())
             raise ProfileError(
-                f"the profile was measured elsewhere: {told}; measure this device: halpiee profile MODEL --out FILE"
+                f"the profile was measured elsewhere: {stated}; measure this device: halpiee profile MODEL --out FILE"
             )
 
     def merge(self, *others: Profile) -> Profile:
@@ -188,7 +190,7 @@ class Profile:
         return Profile(self.environment, sorted(self.cells, key=_order))
 
 
-def _in_one_state(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _in_one_state(cells: list[dict[str, Any]], policy: TimingPolicy) -> list[dict[str, Any]]:
     """Returns the cells without those of warm weights, more than a few, whose table has some of cold ones."""
     if len({c.get("cache", WARM) for c in cells}) < 2:
         return cells
@@ -197,7 +199,10 @@ def _in_one_state(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         c
         for op, c in zip(ops, cells, strict=True)
-        if c.get("cache") == COLD or op.table_key() not in cold or few_weights(op) or c.get("role") == "probe"
+        if c.get("cache") == COLD
+        or op.table_key() not in cold
+        or policy.few_weights(op)
+        or c.get("role") == "probe"
     ]
 
 

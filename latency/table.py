@@ -11,7 +11,7 @@ is exact wherever rows differ by a linear change along the other axis.
 
 Widths inside a step may even be slower than its edge, by a factor that the sweep measured for each kind of op.
 
-u is the width itself, or, where steps are unequal with a period, the width bent by that *pattern*: a kernel that
+u is the width itself, or, where steps are unequal with a period, the width normalised by that *pattern*: a kernel that
 works on four blocks of channels at a time pays 55 % of the four for the first one. ``u(w) = P·(⌊w/P⌋ + φ(w mod P))``
 with the period P = step · len(pattern) and φ from the pattern.
 """
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from latency.errors import ProfileError
 from latency.op import Op
 
-__all__ = ["Table", "bent", "check_time", "gordon"]
+__all__ = ["Table", "check_time", "gordon", "normalised_width"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -83,16 +83,16 @@ class Table:
         grid = np.full((len(self._ins), len(self._outs)), np.nan)
         grid[row, column] = us
         self._present = ~np.isnan(grid)
-        told: Mapping[str, Any] = next((c for c in reversed(used) if c.get("steps")), {})
-        self.steps: tuple[int, int] = tuple(told.get("steps", ())) or (
+        stated: Mapping[str, Any] = next((c for c in reversed(used) if c.get("steps")), {})
+        self.steps: tuple[int, int] = tuple(stated.get("steps", ())) or (
             _common_step(self._ins),
             _common_step(self._outs),
         )
-        shapes = tuple(told.get("pattern") or (None, None))
+        shapes = tuple(stated.get("pattern") or (None, None))
         self._axes = tuple(
             _Axis(measured, step, shape, slow)
             for measured, step, shape, slow in zip(
-                (self._ins, self._outs), self.steps, shapes, told.get("slow") or (None, None), strict=True
+                (self._ins, self._outs), self.steps, shapes, stated.get("slow") or (None, None), strict=True
             )
         )
         self._grid = _filled(grid, *(axis.nodes for axis in self._axes))
@@ -174,12 +174,12 @@ class _Axis:
         widest = int(measured[-1])
         edges = np.union1d(measured, np.arange(step, widest + 1, step))
         edge = np.maximum(edges[np.searchsorted(edges, np.arange(widest + 1))], measured[0])
-        self.nodes = bent(measured, step, pattern)
+        self.nodes = normalised_width(measured, step, pattern)
         self.high = np.searchsorted(measured, edge)
         exact = measured[self.high] == edge
         self.low = np.where(exact, self.high, self.high - 1)
         gap = np.where(exact, 1.0, self.nodes[self.high] - self.nodes[self.low])
-        self.part = np.where(exact, 0.0, (bent(edge, step, pattern) - self.nodes[self.low]) / gap)
+        self.part = np.where(exact, 0.0, (normalised_width(edge, step, pattern) - self.nodes[self.low]) / gap)
 
         self.factor = np.ones(widest + 1)
         if slow:
@@ -190,7 +190,7 @@ class _Axis:
         return self.low[widths], self.high[widths], self.part[widths], self.factor[widths]
 
 
-def bent(widths: IntArray, step: int, pattern: Sequence[float] | None) -> FloatArray:
+def normalised_width(widths: IntArray, step: int, pattern: Sequence[float] | None) -> FloatArray:
     """Returns the normalised width u(c) (formula at the top), linear between the edges of a pattern."""
     if not pattern or len(pattern) < 2:
         return widths.astype(np.float64)

@@ -73,7 +73,7 @@ class Profiled(Stage):
                 fixed=fixed_sides(structure),
                 progress=run.talk.sweeping,
             )
-        doubt = inspect(profile).doubt
+        doubt = inspect(profile).holdout_warning
         if doubt is not None:
             run.talk.note(doubt)
         return profile

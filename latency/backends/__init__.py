@@ -12,16 +12,16 @@ runtime cannot do is left out. Other packages offer theirs as entry points of th
 
 from __future__ import annotations
 
-import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Unpack
 
+from latency.backends.runner import NetworkOptions, Runner, is_module
+from latency.device import TimingPolicy, policy_for
 from latency.errors import UsageError
 from latency.op import Op, weight_bytes
 from latency.registry import Registry
@@ -41,8 +41,6 @@ __all__ = [
     "backend",
     "is_module",
     "load",
-    "out_of_memory",
-    "rotating",
     "way_of",
     "ways_of",
 ]
@@ -104,109 +102,6 @@ class Found:
     fix: str = ""
 
 
-class NetworkOptions(TypedDict, total=False):
-    """How a whole network is run; all are optional.
-
-    Attributes:
-        batch: images per inference where there are no example inputs; by default the file's own, else 1.
-        shape: (channels, height, width) where the file leaves them open.
-        forwards: inferences in one run; by default 1.
-        trust: whether a file of unknown origin that is executable is loaded.
-        name: of the network in messages.
-    """
-
-    batch: int | None
-    shape: Sequence[int] | None
-    forwards: int
-    trust: bool
-    name: str | None
-
-
-class Runner(ABC):
-    """One network on a runtime, as a context manager: readied on entry, run and timed inside, freed on exit.
-
-    It may be entered again after it was left.
-
-    Attributes:
-        runtime: what runs it, in words: ``torch.compile``, ``onnxruntime cpu``.
-        circumstances: of what is measured with it, as a profile's environment states them.
-        precision: of its weights; known once it is ready.
-        device: ``cpu`` or ``cuda``.
-        in_caller: whether one thread's work is done by the calling thread, so that its CPU time tells.
-    """
-
-    runtime: str = ""
-    circumstances: Mapping[str, Any] = {}
-    precision: str = "fp32"
-    device: str = "cpu"
-    in_caller: bool = True
-    _ready = False
-
-    def __enter__(self) -> Self:
-        if not self._ready:
-            self.ready()
-            self._ready = True
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._ready:
-            self._ready = False
-            self.free()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it can be run: it was entered, and not left yet."""
-        return self._ready
-
-    @abstractmethod
-    def ready(self) -> None:
-        """Loads, compiles and allocates all that a run needs, and runs once."""
-
-    @abstractmethod
-    def start(self) -> object:
-        """Starts one inference; on a GPU it may return before the answer is there."""
-
-    def finish(self) -> None:  # noqa: B027 - nothing to wait for on most runtimes
-        """Waits for the answers of what this thread has started."""
-
-    def free(self) -> None:  # noqa: B027 - most runtimes free what nobody holds
-        """Gives memory back."""
-
-    def run(self) -> object:
-        """Runs one inference, the answer included."""
-        answer = self.start()
-        self.finish()
-        return answer
-
-    def clock(self) -> Clock | None:
-        """Returns what times ``start``, such as events on the stream it runs on; None: the backend's clock does."""
-        return None
-
-    def again(self) -> Runner:
-        """Returns what a second caller runs at the same time: another runner of the network, or this one."""
-        return self
-
-    def copied(self) -> Self:
-        """Returns another runner of the same network, which is to be entered by itself."""
-        other = copy.copy(self)
-        other._ready = False
-        return other
-
-    def in_thread(self) -> AbstractContextManager[object]:
-        """Inside, the calling thread may start inferences."""
-        return nullcontext()
-
-    def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """Returns the outputs for inputs by name, as arrays.
-
-        Raises:
-            UsageError: this runtime does not tell them.
-        """
-        raise UsageError(f"outputs of {self.runtime} were asked for, and they are not compared here")
-
-
 class Backend(ABC):
     """A runtime on a device.
 
@@ -217,6 +112,7 @@ class Backend(ABC):
         ways: how users may name that networks run on it.
         files: endings of the files that ``network`` runs.
         times_layers: whether its own profiler tells the time of every layer of an ONNX file.
+        device_kind: ``cpu`` or ``cuda``: whose timing policy holds.
     """
 
     name: str = ""
@@ -226,6 +122,12 @@ class Backend(ABC):
     ways: ClassVar[tuple[Way, ...]] = ()
     files: ClassVar[tuple[str, ...]] = ()
     times_layers: ClassVar[bool] = False
+    device_kind: str = "cpu"
+
+    @cached_property
+    def policy(self) -> TimingPolicy:
+        """The figures by which it is timed; by default those registered for its kind of device."""
+        return policy_for(self.device_kind)
 
     @abstractmethod
     def environment(self) -> dict[str, Any]:
@@ -313,10 +215,6 @@ class Backend(ABC):
         del device
         return False
 
-    def aside(self) -> AbstractContextManager[object]:
-        """Context in which settings of the whole process may change; restores them at the end."""
-        return nullcontext()
-
     @classmethod
     def claims(cls, path: Path) -> bool:
         """Returns whether the backend runs a file whose ending it reads; several runtimes may share an ending."""
@@ -398,27 +296,6 @@ class _Adopted(Backend):
         return built
 
 
-ROTATED = 32
-"""Copies of an op's weights at most: an engine of TensorRT takes milliseconds to load. 32 times less than the cache are
-read from the cache, on either runtime."""
-
-
-def rotating(op: Op, network: Sequence[Op], cache_bytes: int) -> int:
-    """Returns with how many copies of its weights an op is timed, so that they are as cold as in its network.
-
-    Between two uses of a weight a network reads all its others: so many bytes the copies have together, at most twice
-    the last cache's, beyond which nothing is left of the first. One rule for all runtimes on GPUs.
-
-    Args:
-        op: the op at its widths.
-        network: all ops of its network as built; empty: one whose weights are larger than the cache.
-        cache_bytes: of the last cache.
-    """
-    beyond = 2 * cache_bytes
-    distance = min(sum(map(weight_bytes, network)), beyond) if network else beyond
-    return max(1, min(ROTATED, -(-distance // max(1, weight_bytes(op)))))
-
-
 def way_of(reads: str, name: str | None, path: Path | None = None) -> tuple[str, Way] | None:
     """Returns the backend and the way that run a kind of network.
 
@@ -446,35 +323,3 @@ def ending(path: Path) -> str | None:
     """Returns the ending of a file that some backend runs; None where none does."""
     known = {end for name in BACKENDS.names() for way in BACKENDS[name].ways for end in way.reads}
     return path.suffix if path.suffix in known - {MODULE} else None
-
-
-def is_module(model: object) -> bool:
-    """Returns whether an object is a torch module, without importing torch."""
-    return any(
-        cls.__module__ == "torch.nn.modules.module" and cls.__name__ == "Module"
-        for cls in type(model).__mro__
-    )
-
-
-OUT_OF_MEMORY = (
-    "out of memory",
-    "outofmemory",
-    "alloc_failed",
-    "failed to allocate",
-    "unable to find an engine",
-    "memory allocation failure",
-)
-"""What runtimes say, in lower case, where the device's memory is full: CUDA, cuDNN (whose search skips every algorithm
-whose workspace does not fit), TensorRT."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error of any runtime says that the device's memory is full.
-
-    PyTorch raises ``torch.OutOfMemoryError``, PyCUDA ``pycuda.driver.MemoryError``; neither is imported for this. Where
-    a graph is instantiated, or by cuDNN, it is a plain ``RuntimeError``, known by its text.
-    """
-    if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)

@@ -25,10 +25,8 @@ from latency.errors import HalpieeError, MissingError, UsageError
 __all__ = [
     "LIBRARIES",
     "Cuda",
-    "CudaPython",
     "EventClock",
     "OutOfMemoryError",
-    "PyCuda",
     "gpu_facts",
     "libraries",
     "number_of",
@@ -132,7 +130,7 @@ def open_cuda(library: str = "auto", device: int = 0) -> Cuda:
     """
     if library not in LIBRARIES:
         raise UsageError(f"the CUDA library {library!r} was asked for; there are {', '.join(LIBRARIES)}")
-    adapters: dict[str, Callable[[int], Cuda]] = {"cuda-python": CudaPython, "pycuda": PyCuda}
+    adapters: dict[str, Callable[[int], Cuda]] = {"cuda-python": _CudaPython, "pycuda": _PyCuda}
     wanted = list(adapters) if library == "auto" else [library]
     why = []
     for name in wanted:
@@ -170,7 +168,7 @@ def libraries() -> list[tuple[str, Found]]:
     return [*found, ("NVIDIA driver", Found("ok" if driver else "note", text))]
 
 
-class PyCuda:
+class _PyCuda:
     """A GPU through PyCUDA.
 
     Args:
@@ -203,7 +201,6 @@ class PyCuda:
         self._memory: dict[int, Any] = {}
 
     def facts(self) -> dict[str, Any]:
-        """Returns what the device is."""
         attribute = self._driver.device_attribute
         major, minor = self._device.compute_capability()
         return {
@@ -216,7 +213,6 @@ class PyCuda:
         }
 
     def allocate(self, size_bytes: int) -> int:
-        """Returns the address of new memory."""
         try:
             found = self._driver.mem_alloc(size_bytes)
         except self._driver.MemoryError as error:
@@ -225,26 +221,21 @@ class PyCuda:
         return int(found)
 
     def free(self, address: int) -> None:
-        """Gives memory back."""
         self._memory.pop(address).free()
 
     def write(self, address: int, array: NDArray[Any]) -> None:
-        """Copies an array to the GPU and waits."""
         self._driver.memcpy_htod_async(address, np.ascontiguousarray(array), self._stream)
         self._stream.synchronize()
 
     def read(self, address: int, array: NDArray[Any]) -> None:
-        """Copies from the GPU into an array and waits."""
         self._driver.memcpy_dtoh_async(array, address, self._stream)
         self._stream.synchronize()
 
     def synchronize(self) -> None:
-        """Waits for everything on the stream."""
         self._stream.synchronize()
 
     @contextmanager
     def in_thread(self) -> Iterator[None]:
-        """Inside, the device's context is current in the calling thread."""
         self._context.push()
         try:
             yield
@@ -252,7 +243,6 @@ class PyCuda:
             self._context.pop()
 
     def elapsed_us(self, call: Callable[[], object]) -> float:
-        """Returns µs between two events around a call."""
         start, end = self._driver.Event(), self._driver.Event()
         start.record(self._stream)
         call()
@@ -261,12 +251,11 @@ class PyCuda:
         return float(start.time_till(end)) * 1e3
 
     def captured(self, call: Callable[[], object]) -> Callable[[], object] | None:
-        """Returns None: PyCUDA has no graphs."""
         del call
         return None
 
 
-class CudaPython:
+class _CudaPython:
     """A GPU through the driver bindings of cuda-python.
 
     Args:
@@ -311,7 +300,6 @@ class CudaPython:
         raise RuntimeError(f"the CUDA driver refused a call: {code.name}")
 
     def facts(self) -> dict[str, Any]:
-        """Returns what the device is."""
         kinds, device = self._driver.CUdevice_attribute, self._device
 
         def attribute(name: str) -> int:
@@ -331,39 +319,32 @@ class CudaPython:
         }
 
     def allocate(self, size_bytes: int) -> int:
-        """Returns the address of new memory."""
         try:
             return int(self._do(self._driver.cuMemAlloc(size_bytes)))
         except OutOfMemoryError as error:
             raise _full(size_bytes) from error
 
     def free(self, address: int) -> None:
-        """Gives memory back."""
         self._do(self._driver.cuMemFree(address))
 
     def write(self, address: int, array: NDArray[Any]) -> None:
-        """Copies an array to the GPU and waits."""
         whole = np.ascontiguousarray(array)
         self._do(self._driver.cuMemcpyHtoDAsync(address, whole.ctypes.data, whole.nbytes, self._stream))
         self.synchronize()
 
     def read(self, address: int, array: NDArray[Any]) -> None:
-        """Copies from the GPU into an array and waits."""
         self._do(self._driver.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, self._stream))
         self.synchronize()
 
     def synchronize(self) -> None:
-        """Waits for everything on the stream."""
         self._do(self._driver.cuStreamSynchronize(self._stream))
 
     @contextmanager
     def in_thread(self) -> Iterator[None]:
-        """Inside, the device's context is current in the calling thread."""
         self._do(self._driver.cuCtxSetCurrent(self._context))
         yield
 
     def elapsed_us(self, call: Callable[[], object]) -> float:
-        """Returns µs between two events around a call."""
         default = int(self._driver.CUevent_flags.CU_EVENT_DEFAULT)
         start, end = (self._do(self._driver.cuEventCreate(default)) for _ in range(2))
         try:
@@ -377,7 +358,6 @@ class CudaPython:
                 self._do(self._driver.cuEventDestroy(event))
 
     def captured(self, call: Callable[[], object]) -> Callable[[], object] | None:
-        """Returns a launch of the graph of what a call enqueues; None where the capture is refused."""
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._do(self._driver.cuStreamBeginCapture(self._stream, mode))
         try:

@@ -24,63 +24,35 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from latency.backends import Backend, Built
-from latency.op import SELDOM, Op, few_weights, weight_bytes
+from latency.device import TimingPolicy, policy_for
+from latency.op import Op, weight_bytes
 from latency.timing import Anchor
 from latency.timing.timer import Precision, Sampling, Timing, in_turns, joined
 
-__all__ = ["Memory", "Rate", "both_ways", "turn_bytes"]
-
-
-SMALL = 1 << 20
-"""Bytes of weights, of the widest op of a table, from which on it matters where they come from."""
-
-UNKNOWN_CACHE_BYTES = 32 << 20
-"""Taken for the last cache where the machine does not say."""
-
-FITS, BEYOND = 4, 4
-"""A last cache of so many times a network's weights holds them, shared though it is: they come from there.
-
-Of one that says 260 MB, 64 can be read again and again at 38 µs a MB, 96, which takes 7 ms, at 71, which is what the
-memory gives: what lies there for so long others have driven out.
-
-So many times the bytes of the cache before it are read then, from one use of a weight to the next. On a last cache of
-260 MB a VGG-16 with 59 MB keeps its weights there after some sixteen runs, at 1.5 ns each where they are used four
-times; cells of it, after as many bytes, took 1.5 or 3.0 ns by what had run before.
-"""
-
-NARROW = 16
-"""Channels of an op that runs untimed between emptying the caches and a turn.
-
-Its weights are few, and what any call needs, code above all, is back then: the first of a turn took up to a quarter
-longer than the same op in its middle.
-"""
-
-STREAMED = 8
-"""A linear layer that uses each weight so often at most takes the time that reading them takes."""
-
-SAMPLE = 2 << 20
-"""Bytes of weights, about, of the op that tells what a byte takes."""
+__all__ = ["ColdWeights", "Rate", "turn_bytes", "warm_and_cold"]
 
 
 @dataclass(frozen=True)
-class Memory:
+class ColdWeights:
     """Which ops are timed with cold weights, and how far apart two uses of a weight are.
 
     Attributes:
         widest: the widest op of each table whose weights do, by its name (`Op.table_key`).
         distance: bytes that are read from one use of a weight to the next.
         read: ``read(n)`` touches n bytes, to evict the caches.
+        policy: which weights are cold.
     """
 
     widest: Mapping[str, Op]
     distance: int
     read: Callable[[int], object]
+    policy: TimingPolicy = field(default_factory=lambda: policy_for("cpu"))
 
     def evict(self, reads: int) -> object:
         """Reads memory to evict the cache, less the ``reads`` bytes that the timed run reads itself."""
@@ -88,22 +60,24 @@ class Memory:
 
     def before(self, backend: Backend, op: Op) -> Callable[[int], object]:
         """Returns the call that empties the caches before a timed run; its argument is the bytes that the run reads."""
-        width = (op.c_in // op.groups, op.c_out // op.groups) if op.groups > 1 else (NARROW, NARROW)
-        narrow = backend.build(op.with_channels(min(width[0], op.c_in), min(width[1], op.c_out)))
+        # What any call needs, code above all, is back after it: the first of a turn took up to a quarter longer.
+        narrow = self.policy.narrow
+        width = (op.c_in // op.groups, op.c_out // op.groups) if op.groups > 1 else (narrow, narrow)
+        small = backend.build(op.with_channels(min(width[0], op.c_in), min(width[1], op.c_out)))
 
         def clear(reads: int) -> None:
             self.evict(reads)
-            narrow.run()
+            small.run()
 
         return clear
 
     def has(self, op: Op) -> bool:
         """Returns whether the weights of an op at its widths come from memory."""
-        return op.table_key() in self.widest and not few_weights(op)
+        return op.table_key() in self.widest and not self.policy.few_weights(op)
 
     def streams(self, op: Op) -> bool:
         """Returns whether weights that come from memory are all that takes time (`latency.sweeping.cold_weights`)."""
-        return self.has(op) and op.kind == "linear" and op.macs <= STREAMED * op.weights
+        return self.has(op) and op.kind == "linear" and op.macs <= self.policy.streamed * op.weights
 
     def empties(self, op: Op) -> bool:
         """Returns whether the caches are emptied before each timed run of an op."""
@@ -112,32 +86,35 @@ class Memory:
     def sample(self, op: Op) -> Op:
         """Returns the op of the same table that tells what a byte of its weights takes."""
         widest = self.widest[op.table_key()]
-        share = min(1.0, SAMPLE / weight_bytes(widest))
+        share = min(1.0, self.policy.sample_bytes / weight_bytes(widest))
         return widest.with_channels(max(1, round(share * widest.c_in)), widest.c_out)
 
     @classmethod
-    def of(cls, ops: Iterable[Op], environment: Mapping[str, Any]) -> Memory | None:
+    def of(
+        cls, ops: Iterable[Op], environment: Mapping[str, Any], policy: TimingPolicy | None = None
+    ) -> ColdWeights | None:
         """Returns which ops have cold weights; None where no op has large weights that are used rarely.
 
         Args:
             ops: ops as built, equal ones as often as they are there.
             environment: of the device; ``cpu_caches`` states sizes such as ``32768K``.
+            policy: which weights are cold.
         """
-        listed = list(ops)
+        listed, policy = list(ops), policy or policy_for("cpu")
         streamed = sum(map(weight_bytes, listed))
-        held = max(map(_bytes, environment.get("cpu_caches", {}).values()), default=0) or UNKNOWN_CACHE_BYTES
+        sizes = sorted(_bytes(size) for size in environment.get("cpu_caches", {}).values())
+        held = (sizes[-1] if sizes else 0) or policy.cache_bytes
         widest: dict[str, Op] = {}
         for op in sorted(listed, key=weight_bytes):
-            if weight_bytes(op) > SMALL and op.macs <= SELDOM * op.weights:
+            if weight_bytes(op) > policy.large_bytes and policy.used_seldom(op):
                 widest[op.table_key()] = op
         if not widest:
             return None
-        sizes = sorted(_bytes(size) for size in environment.get("cpu_caches", {}).values())
-        fits = len(sizes) > 1 and streamed * FITS <= held
-        distance = min(streamed, BEYOND * sizes[-2]) if fits else min(streamed, held)
+        fits = len(sizes) > 1 and streamed * policy.cache_holds <= held
+        distance = min(streamed, policy.cache_emptied * sizes[-2]) if fits else min(streamed, held)
         numbers = np.ones(distance // 8, dtype=np.int64)
         # at the speed of the memory; a sum of floats takes three times as long
-        return cls(widest, distance, lambda size: np.maximum.reduce(numbers[: size // 8], initial=1))
+        return cls(widest, distance, lambda size: np.maximum.reduce(numbers[: size // 8], initial=1), policy)
 
 
 def turn_bytes(op: Op, built: Built) -> int:
@@ -152,9 +129,6 @@ def _bytes(size: str) -> int:
     found = re.fullmatch(r"(\d+)([KMG]?)", size)
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else 0
 
-
-BUILDS, AT_ONCE = 24, 8
-"""Builds that tell a rate, and of these as many as exist at once, or as read what the network reads: 50 MB at most."""
 
 EACH = Precision(n_min=5, n_max=40, seconds=0.05)
 """Of one build: they differ by so much more."""
@@ -186,8 +160,8 @@ class Rate:
         return replace(timing, us=us, ci_lo=us - half, ci_hi=us + half)
 
 
-def both_ways(
-    backend: Backend, op: Op, anchor: Anchor | None, memory: Memory
+def warm_and_cold(
+    backend: Backend, op: Op, anchor: Anchor | None, memory: ColdWeights
 ) -> tuple[Timing, Timing, Built]:
     """Times many builds of an op with its weights in the cache, and with emptied caches.
 
@@ -198,14 +172,16 @@ def both_ways(
     cold: list[Timing] = []
     built = backend.build(op)
     reads = turn_bytes(op, built)
-    at_once = min(AT_ONCE, max(1, memory.distance // reads))
+    policy = memory.policy
+    at_once = min(policy.rate_together, max(1, memory.distance // reads))
     clear = memory.before(backend, op)
-    while len(cold) < BUILDS:
+    while len(cold) < policy.rate_builds:
         samplings = []
-        for _ in range(min(at_once, BUILDS - len(cold))):
+        for _ in range(min(at_once, policy.rate_builds - len(cold))):
             built = backend.build(op)
             alone, sampling = (
-                Sampling(clock=backend.clock(), anchor=anchor, precision=EACH) for _ in range(2)
+                Sampling(clock=backend.clock(), anchor=anchor, precision=EACH, policy=policy)
+                for _ in range(2)
             )
             warm.append(alone.visit(built.run, built.minus))
             sampling.begin(built.run, built.minus, reads=reads)

@@ -8,7 +8,7 @@ well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ import numpy as np
 
 from latency.op import Op
 from latency.profiles import Profile
+from latency.sweeping.cold_weights import ColdWeights
 from latency.sweeping.steps import Steps
 
-__all__ = ["Design", "Spec", "crossings", "design", "edges", "refined", "specs"]
+__all__ = ["Design", "Estimate", "Spec", "crossings", "design", "edge_above", "edges", "refined", "specs"]
 
 
 DENSE_AXIS = 4
@@ -26,9 +27,6 @@ DENSE_AXIS = 4
 
 IRREGULAR_AXIS = 16
 """The same where steps are irregular."""
-
-WRONG = 0.04
-"""A held-out cell that the table misses by more than this share asks for more cells around it."""
 
 WHOLE_GRID = 16
 """Grids with at most so many cells are measured whole."""
@@ -66,6 +64,71 @@ class Design:
     sweep: tuple[tuple[int, int], ...]
     holdout: tuple[tuple[int, int], ...]
     candidates: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep would do.
+
+    Attributes:
+        ops: ops that were named.
+        tables: unique tables among them.
+        cells: cells that would be measured.
+        holdout: of these, cells that only judge the tables.
+        candidates: cells at the crossings of all edges, which the tables will answer for.
+        seconds: roughly how long it takes on one uncontended core.
+    """
+
+    ops: int
+    tables: int
+    cells: int
+    holdout: int
+    candidates: int
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        wanted: Sequence[Spec],
+        designs: Sequence[Design],
+        memory: ColdWeights | None,
+        *,
+        ops: int,
+        refines: bool,
+    ) -> Estimate:
+        """Estimates the time of some cells.
+
+        Args:
+            wanted: what the tables must cover.
+            designs: their cells.
+            memory: which weights are cold; None where none are.
+            ops: ops that were named.
+            refines: whether further cells may be measured.
+        """
+        seconds = 5.0  # the anchor, and the steps
+        for spec, cells in zip(wanted, designs, strict=True):
+            for c_in, c_out in (*cells.sweep, *cells.holdout):
+                op = spec.op.with_channels(c_in, c_out)
+                once = op.macs / 2e10
+                # Builds of two graphs, and fifty rounds of three times the op as far as a quarter of a second goes,
+                # a few of each build in any case; where its weights come from memory, what drives them there.
+                seconds += 0.05 + max(min(0.25, 150.0 * once), 45.0 * once)
+                seconds += 0.2 if memory is not None and memory.has(op) else 0.0
+        return cls(
+            ops=ops,
+            tables=len(wanted),
+            cells=sum(len(d.sweep) + len(d.holdout) for d in designs),
+            holdout=sum(len(d.holdout) for d in designs),
+            candidates=sum(d.candidates for d in designs),
+            seconds=seconds
+            * (1.4 if refines else 1.0),  # cells that refinement adds, and that are measured again
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.ops} ops, {self.tables} tables: {self.cells} cells ({self.holdout} held out) of "
+            f"{self.candidates}, about {self.seconds:.0f} s"
+        )
 
 
 def specs(ops: Iterable[Op], fixed: Mapping[Op, tuple[bool, bool]] | None = None) -> list[Spec]:
@@ -158,12 +221,12 @@ def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 
 
 
 def refined(
-    spec: Spec, found: Steps, profile: Profile, least_us: float, *, seed: int
+    spec: Spec, found: Steps, profile: Profile, least_us: float, *, seed: int, wrong_share: float = 0.04
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Returns further cells for tables that held-out cells contradict: the rows and columns through the worst.
 
     A held-out cell that becomes part of the table can no longer judge it; for each another one is drawn. One that
-    found no quiet moment shows how disturbed the machine was, not where the table lacks cells: beside other jobs such
+    found no quiet moment shows how contended the machine was, not where the table lacks cells: beside other jobs such
     cells made a sweep of ResNet-50 a fifth longer and no better.
 
     Args:
@@ -172,6 +235,7 @@ def refined(
         profile: what was measured so far.
         least_us: errors below this time are not worth a row and a column; a cell of a line costs itself alone.
         seed: of the hold-out's choice.
+        wrong_share: share by which a table may miss a held-out cell.
 
     Returns:
         Cells for the table, and cells to be held out.
@@ -187,7 +251,7 @@ def refined(
             continue
         error = abs(float(table.lookup(cell["c_in"], cell["c_out"])) - cell["us"])
         noise = cell.get("ci_hi", cell["us"]) - cell.get("ci_lo", cell["us"])
-        if error > max(WRONG * cell["us"], noise, 0.0 if line else least_us):
+        if error > max(wrong_share * cell["us"], noise, 0.0 if line else least_us):
             wrong.append((cell["c_in"], cell["c_out"]))
     if not wrong:
         return [], []
@@ -212,6 +276,25 @@ def crossings(spec: Spec, found: Steps) -> list[tuple[int, int]]:
     ins = _inputs(spec, found.steps[0])
     outs = list(spec.outs) if spec.fixed_out else edges(spec.outs, found.steps[1])
     return [(i, o) for i in ins for o in outs]
+
+
+def edge_above(op: Op, spec: Spec, found: Steps, c_in: int, c_out: int) -> Op:
+    """Returns an op at the right edges above two widths, never beyond the widest that was built."""
+    if op.diagonal:
+        unit = spec.op.c_in // spec.op.groups if spec.op.groups > 1 else 1
+        step = max(found.steps)
+        step = step if step % unit == 0 else step * unit
+        least = 2 if spec.op.depthwise else 1  # a single channel is no longer told from a dense op
+        i = min(max(least, -(-c_in // step) * step), spec.op.c_in)
+        return spec.op.with_channels(i, round(i * spec.op.c_out / spec.op.c_in))
+    i, o = (
+        width if fixed else min(-(-width // step) * step, widest)
+        for width, fixed, step, widest in (
+            (c_in, spec.fixed_in, found.steps[0], spec.op.c_in),
+            (c_out, spec.fixed_out, found.steps[1], spec.op.c_out),
+        )
+    )
+    return spec.op.with_channels(i, o)
 
 
 def _inputs(spec: Spec, step: int) -> list[int]:

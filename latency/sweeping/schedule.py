@@ -21,52 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from latency.backends import Backend, Built, out_of_memory
-from latency.device import environment_id
-from latency.errors import UnsupportedOpError
+from latency.backends import Backend, Built
+from latency.device import TimingPolicy, environment_id
+from latency.errors import UnsupportedOpError, out_of_memory
 from latency.op import Op, in_words, weight_bytes
 from latency.profile_io import Journal
 from latency.profiles import COLD, WARM, cell_key
-from latency.sweeping.cold_weights import Memory, Rate, both_ways, turn_bytes
+from latency.sweeping.cold_weights import ColdWeights, Rate, turn_bytes, warm_and_cold
 from latency.sweeping.steps import Steps
 from latency.timing import Anchor
 from latency.timing.timer import Precision, Sampling, Timing, agree, in_turns, joined
 
-__all__ = ["MOST_BUILDS", "Cell", "Job", "Measurer", "Progress", "Visits", "memory_of"]
-
-
-MOST_BUILDS = 16
-
-MOST_SECONDS = 0.6
-"""Spent on the builds of one cell, from the third on."""
-
-VISITS = 3
-"""How often a cell without a quiet moment, or a cold one whose builds differ, is measured before it stands as it is."""
-
-AGAIN, PATIENCE = 0.25, 15.0
-"""Visits beyond the first, and waiting for them, take no more than this share of all time, and so many seconds besides.
-
-Where nothing is quiet, they find nothing else. The seconds are for the first cells, which tell the steps of all: one of
-them that a neighbour's burst slowed by a sixth hid a pattern, and cost a MobileNet-V2 9 %.
-"""
-
-GROUP = 16
-"""So many cells at most are timed in turns where weights come from memory, of as many bytes as the network has.
-
-Each finds its own weights gone, and what a call needs besides them still there, as in a network.
-"""
-
-WORTH = 0.001
-"""What may be wrong by less than this share of the longest cell is not visited again."""
-
-TOGETHER = 100
-"""After so many cells the disturbed ones are visited again, and no more of them wait: what is lost with the process."""
-
-SAMPLES, PAUSE = 20, 0.1
-"""Of the anchor, before a cell is visited again, and seconds until the next where only such cells are left.
-
-A neighbour's work comes in bursts of up to ten seconds: visited at once, cells met the same one again.
-"""
+__all__ = ["Cell", "Job", "Measurer", "Progress", "Schedule", "cold_weights_of"]
 
 
 @dataclass
@@ -82,13 +48,12 @@ class Job:
     agreed: bool = True
     cell: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def done(self) -> bool:
-        """Whether another visit would tell nothing."""
-        return self.timing is None or (self.timing.quiet and self.agreed) or self.visits >= VISITS
+    def done(self, policy: TimingPolicy) -> bool:
+        """Returns whether its result is final."""
+        return self.timing is None or (self.timing.quiet and self.agreed) or self.visits >= policy.visits
 
     @property
-    def doubt_us(self) -> float:
+    def uncertainty_us(self) -> float:
         """Possible error in µs where every run was contended: as if each was slowed as the anchor was."""
         if self.timing is None:
             return 0.0
@@ -97,7 +62,7 @@ class Job:
         return abs(float(self.cell["us"])) * (1.0 - 1.0 / self.timing.slowdown)
 
 
-class Visits:
+class Schedule:
     """Measures cells, one or a group at a time.
 
     Args:
@@ -105,7 +70,7 @@ class Visits:
         anchor: tells which moments are quiet; without one all are.
         memory: what of the network comes from memory; None where nothing does.
         rng: of the order.
-        taken: called with a job, the timings of all its builds, and one build; stores the finished cell.
+        store: called with a job, the timings of all its builds, and one build; stores the finished cell.
         failed: told of an op that could not be built or run, and why; raises what is an error.
     """
 
@@ -113,29 +78,32 @@ class Visits:
         self,
         backend: Backend,
         anchor: Anchor | None,
-        memory: Memory | None,
+        memory: ColdWeights | None,
         rng: np.random.Generator,
-        taken: Callable[[Job, Sequence[Timing], Built], None],
+        store: Callable[[Job, Sequence[Timing], Built], None],
         failed: Callable[[Op, Exception], None],
     ) -> None:
         self._backend, self._anchor, self._memory, self._rng = backend, anchor, memory, rng
-        self._taken, self._failed = taken, failed
-        self._asked = backend.builds
+        self._store, self._failed = store, failed
+        self._least_builds, self._policy = backend.builds, backend.policy
         self._seconds = self._again_s = self._longest_us = 0.0
 
     def visited(self, jobs: Sequence[Job], precision: Precision) -> Iterator[Job]:
         """Measures cells, contended ones again while time is left; yields each job once its result is final."""
         waiting: list[Job] = []
-        for start in range(0, len(jobs), TOGETHER):
-            groups = self._groups(jobs[start : start + TOGETHER])
+        together, share = self._policy.together, self._policy.uncertain_share
+        for start in range(0, len(jobs), together):
+            groups = self._groups(jobs[start : start + together])
             for k in self._rng.permutation(len(groups)):
                 self._visit(groups[k], precision)
                 for job in groups[k]:
-                    if job.done or job.doubt_us <= max(precision.absolute_us, WORTH * self._longest_us):
+                    if job.done(self._policy) or job.uncertainty_us <= max(
+                        precision.absolute_us, share * self._longest_us
+                    ):
                         yield job
                     else:
                         waiting.append(job)
-            yield from self._again(waiting, precision, last=start + TOGETHER >= len(jobs))
+            yield from self._again(waiting, precision, last=start + together >= len(jobs))
 
     def _again(self, waiting: list[Job], precision: Precision, *, last: bool) -> Iterator[Job]:
         """Measures waiting cells while the machine is calm, those with fewest visits first, then the most uncertain.
@@ -143,25 +111,26 @@ class Visits:
         Where caches are emptied for one, others go with it in turns. Yields those that are done; of the others the
         least doubtful where too many wait, and all of them at last.
         """
+        policy = self._policy
         while waiting:
-            waiting.sort(key=lambda job: (-job.visits, job.doubt_us))
-            in_time = self._again_s < AGAIN * self._seconds + PATIENCE
+            waiting.sort(key=lambda job: (-job.visits, job.uncertainty_us))
+            in_time = self._again_s < policy.again_share * self._seconds + policy.again_seconds
             if in_time and self._calm():
-                group = self._most_doubtful(waiting)
+                group = self._most_uncertain(waiting)
                 self._visit(group, precision)
-                yield from (job for job in group if job.done)
-                waiting += [job for job in group if not job.done]
+                yield from (job for job in group if job.done(policy))
+                waiting += [job for job in group if not job.done(policy)]
             elif in_time and last:
-                time.sleep(PAUSE)
-                self._again_s += PAUSE
-            elif last or len(waiting) > TOGETHER:
+                time.sleep(policy.pause_seconds)
+                self._again_s += policy.pause_seconds
+            elif last or len(waiting) > policy.together:
                 yield waiting.pop(0)
             else:
                 break
 
     def _calm(self) -> bool:
         """Returns whether the machine is uncontended now."""
-        return self._anchor is None or self._anchor.calm(SAMPLES)
+        return self._anchor is None or self._anchor.calm(self._policy.calm_samples)
 
     def _groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
         """Returns the cells that are visited at once: some of similar size where caches are emptied, else one."""
@@ -174,7 +143,7 @@ class Visits:
             group.append(job)
         return [group for group in [*groups, group] if group]
 
-    def _most_doubtful(self, waiting: list[Job]) -> list[Job]:
+    def _most_uncertain(self, waiting: list[Job]) -> list[Job]:
         """Takes the last cell; with cold weights also the last others that have them."""
         group = [waiting.pop()]
         if self._emptied(group[0].op):
@@ -186,9 +155,9 @@ class Visits:
 
     def _fits(self, group: Sequence[Job]) -> bool:
         """Returns whether cells can go in turns: one always, more if they read no more than the network has."""
-        read = self._asked * sum(self._backend.reads(job.op) for job in group)
+        read = self._least_builds * sum(self._backend.reads(job.op) for job in group)
         return len(group) == 1 or (
-            len(group) <= GROUP and self._memory is not None and read <= self._memory.distance
+            len(group) <= self._policy.group and self._memory is not None and read <= self._memory.distance
         )
 
     def _visit(self, jobs: Sequence[Job], precision: Precision) -> None:
@@ -208,16 +177,16 @@ class Visits:
         self._seconds += spent
         self._again_s += spent if again else 0.0
 
-    def _together(self, jobs: Sequence[Job], precision: Precision, memory: Memory) -> None:
+    def _together(self, jobs: Sequence[Job], precision: Precision, memory: ColdWeights) -> None:
         """Times cells alternately, and empties the caches before each run."""
         ready: list[tuple[Job, Built]] = []
         for job in jobs:
             held = len(job.samplings)
-            disturbed = [number for number in range(held) if not job.samplings[number].timing().quiet]
+            contended = [number for number in range(held) if not job.samplings[number].timing().quiet]
             try:
                 builts = [
                     self._begun(job, number, precision)
-                    for number in disturbed or range(held, held + self._asked)
+                    for number in contended or range(held, held + self._least_builds)
                 ]
             except Exception as error:
                 self._failed(job.op, error)
@@ -231,22 +200,24 @@ class Visits:
         )
         for job, built in ready:
             timings = [sampling.timing() for sampling in job.samplings]
-            job.agreed = len(timings) == 1 or agree(timings)
+            job.agreed = len(timings) == 1 or agree(timings, self._policy)
             self._take(job, timings, built)
 
     def _alone(self, job: Job, precision: Precision) -> None:
         """Times one cell, in as many builds as it needs."""
         timings: list[Timing] = []
-        end = time.perf_counter() + MOST_SECONDS
+        end = time.perf_counter() + self._policy.builds_seconds
         while True:
             built = self._begun(job, len(timings), precision)
             sampling = job.samplings[len(timings)]
             in_turns([sampling])
             timings.append(sampling.timing())
-            spent = len(timings) >= MOST_BUILDS or (len(timings) > 2 and time.perf_counter() > end)
+            spent = len(timings) >= self._policy.most_builds or (
+                len(timings) > 2 and time.perf_counter() > end
+            )
             # what differs without a quiet moment says nothing of where memory lies
-            spent = spent or self._asked == 1 or not all(t.quiet for t in timings)
-            if len(timings) >= self._asked and (spent or agree(timings)):
+            spent = spent or self._least_builds == 1 or not all(t.quiet for t in timings)
+            if len(timings) >= self._least_builds and (spent or agree(timings, self._policy)):
                 break
         self._take(job, timings, built)
 
@@ -254,14 +225,19 @@ class Visits:
         """Builds a cell for one of its samplings and warms it up."""
         if number == len(job.samplings):
             job.samplings.append(
-                Sampling(clock=self._backend.clock(), anchor=self._anchor, precision=precision)
+                Sampling(
+                    clock=self._backend.clock(),
+                    anchor=self._anchor,
+                    precision=precision,
+                    policy=self._policy,
+                )
             )
         built = self._backend.build(job.op)
         job.samplings[number].begin(built.run, built.minus, reads=turn_bytes(job.op, built))
         return built
 
     def _take(self, job: Job, timings: Sequence[Timing], built: Built) -> None:
-        self._taken(job, timings, built)
+        self._store(job, timings, built)
         job.visits += 1
         self._longest_us = max(self._longest_us, float(job.cell["us"]))
 
@@ -277,11 +253,8 @@ Cell = tuple[Op, str, Steps | None]
 REFERENCE = "anchor_us"
 """Field of the environment: µs of the anchor at the speed that all times of a profile are stated at."""
 
-SETTLED = 2.0
-"""Seconds in which the anchor's floor is looked for."""
 
-
-class _BegunDisturbed(Exception):  # noqa: N818 - nothing went wrong for good
+class _FirstFloorContended(Exception):  # noqa: N818 - nothing went wrong for good
     """The floor of the anchor fell so far that the cells until now were measured under contention."""
 
 
@@ -293,7 +266,7 @@ class Measurer:
         journal: where cells go; those it holds are not measured again.
         memory: what of the network comes from memory; None where nothing does.
         seed: of the order.
-        told: called with (cells done, cells in all).
+        progress: called with (cells done, cells in all).
     """
 
     def __init__(
@@ -301,29 +274,29 @@ class Measurer:
         backend: Backend,
         journal: Journal,
         *,
-        memory: Memory | None = None,
+        memory: ColdWeights | None = None,
         seed: int = 0,
-        told: Progress | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.backend = backend
         self.journal = journal
         self.done = 0
         self.total = 0
-        self._told = told
+        self._progress = progress
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
-        self._asked = backend.builds
+        self._least_builds = backend.builds
         self._memory = memory
         self._rates: dict[str, Rate] = {}
         call = backend.anchor()
-        self._anchor = Anchor(call, backend.clock()) if call is not None else None
+        self._anchor = Anchor(call, backend.clock(), backend.policy) if call is not None else None
         if self._anchor is not None:
-            self._anchor.settle(SETTLED)
+            self._anchor.find_floor(backend.policy.anchor_seconds)
             if REFERENCE not in journal.environment:
                 journal.state({REFERENCE: round(self._anchor.reference_us, 3)})
             self._anchor.reference_us = journal.environment[REFERENCE]
         self._fresh = not journal.cells
-        self._visits = Visits(backend, self._anchor, memory, self._rng, self._take, self._left_out)
+        self._visits = Schedule(backend, self._anchor, memory, self._rng, self._take, self._left_out)
 
     def from_the_start(self, work: Callable[[], object]) -> None:
         """Runs some work, and repeats it where it began under contention that was taken for the normal speed.
@@ -333,7 +306,7 @@ class Measurer:
         while True:
             try:
                 work()
-            except _BegunDisturbed:
+            except _FirstFloorContended:
                 assert self._anchor is not None
                 self._anchor.refer()
                 self.journal.forget()
@@ -360,7 +333,7 @@ class Measurer:
     def expect(self, cells: int) -> None:
         """Sets the number of cells of the progress."""
         self.total = self.done + cells
-        self._tell()
+        self._report()
 
     def measure(self, todo: Sequence[Cell], precision: Precision) -> list[dict[str, Any]]:
         """Measures cells in random order, those that are known left out; returns what was appended."""
@@ -371,16 +344,16 @@ class Measurer:
                 continue
             jobs.append(Job(op, role, steps))
         self.backend.prepare([job.op for job in jobs])
-        if self._asked > 1:
+        if self._least_builds > 1:
             precision = replace(
                 precision,
-                relative=precision.relative * math.sqrt(self._asked),  # of a mean of so many
-                n_min=max(5, -(-precision.n_min // self._asked)),
-                seconds=precision.seconds / self._asked,
+                relative=precision.relative * math.sqrt(self._least_builds),  # of a mean of so many
+                n_min=max(5, -(-precision.n_min // self._least_builds)),
+                seconds=precision.seconds / self._least_builds,
             )
         shuffled = [jobs[k] for k in self._rng.permutation(len(jobs))]
         appended: list[dict[str, Any]] = []
-        self._tell()
+        self._report()
         for job in self._visits.visited(shuffled, precision):
             if job.timing is not None:
                 self.journal.append(job.cell)
@@ -388,9 +361,9 @@ class Measurer:
                 appended.append(job.cell)
             self.done += 1
             self.total = max(self.total, self.done)
-            self._tell()
-            if self._fresh and self._anchor is not None and self._anchor.disturbed_at_first:
-                raise _BegunDisturbed
+            self._report()
+            if self._fresh and self._anchor is not None and self._anchor.first_floor_contended:
+                raise _FirstFloorContended
         return appended
 
     def _take(self, job: Job, timings: Sequence[Timing], built: Built) -> None:
@@ -406,14 +379,14 @@ class Measurer:
         """Returns whether an op finds its weights in a cache."""
         return COLD if self._memory is not None and self._memory.has(op) else WARM
 
-    def _rate(self, op: Op, memory: Memory) -> Rate:
+    def _rate(self, op: Op, memory: ColdWeights) -> Rate:
         """Returns what a byte of the weights of a table's ops takes longer from memory, from two cells of one op."""
         name = op.table_key()
         if name not in self._rates:
             sample = memory.sample(op)
             keys = [cell_key({**sample.key(), "cache": state, "role": "probe"}) for state in (WARM, COLD)]
             if not all(key in self._known for key in keys):
-                *timings, built = both_ways(self.backend, sample, self._anchor, memory)
+                *timings, built = warm_and_cold(self.backend, sample, self._anchor, memory)
                 for key, state, timing in zip(keys, (WARM, COLD), timings, strict=True):
                     self._known[key] = self._cell(Job(sample, "probe", None), timing, built, state)
                     self.journal.append(self._known[key])
@@ -457,11 +430,13 @@ class Measurer:
                 cell["slow"] = [list(p) if p else None for p in job.steps.slow]
         return cell
 
-    def _tell(self) -> None:
-        if self._told is not None:
-            self._told(self.done, max(self.total, 1))
+    def _report(self) -> None:
+        if self._progress is not None:
+            self._progress(self.done, max(self.total, 1))
 
 
-def memory_of(backend: Backend, ops: Iterable[Op], environment: Mapping[str, Any]) -> Memory | None:
+def cold_weights_of(
+    backend: Backend, ops: Iterable[Op], environment: Mapping[str, Any]
+) -> ColdWeights | None:
     """Returns which weights of a network are cold, where a backend can empty the caches; else None."""
-    return Memory.of(ops, environment) if backend.evicts else None
+    return ColdWeights.of(ops, environment, backend.policy) if backend.evicts else None

@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from latency.device import TimingPolicy
 from latency.op import Op, filled
-from latency.table import FloatArray, bent
+from latency.table import FloatArray, normalised_width
 
 __all__ = ["BASE", "Steps", "found_pattern", "found_step", "kind_of", "probe", "probe_op"]
 
 
+DEFAULT = TimingPolicy()
+
 BASE = 64
 """Width of the standard shape: a multiple of every block of channels in use."""
-
-FLAT = 0.65
-"""One width inside a short step may save this share of a proportional saving: noise, and a little less arithmetic."""
 
 ELSEWHERE = 8
 """Steps from here on must show at two of 64, 48 and 32 channels.
@@ -31,15 +31,6 @@ ELSEWHERE = 8
 One slowed run, or the last block of a kernel's four, which costs little, looks like a step of 16 at 64 channels: widths
 inside it then cost up to 40 % too much. One run that was too fast hides a step.
 """
-
-INSIDE = 0.4
-"""All of them together may save this share, or one inside a longer step."""
-
-SLOWER = 1.08
-"""A width that takes this many times as long as a wider one is slow for a reason of its own."""
-
-REPEATS = 0.04
-"""A pattern repeats when it predicts every edge within this share of the axis's widest time."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +95,7 @@ def _places(step: int) -> tuple[int, ...]:
     return tuple(edge for edge in (BASE, 3 * BASE // 4, BASE // 2) if edge % step == 0)
 
 
-def found_step(us: Mapping[int, float]) -> int:
+def found_step(us: Mapping[int, float], policy: TimingPolicy = DEFAULT) -> int:
     """Returns the step: 1 where every width counts.
 
     Widths inside a step that are slower than its edge save nothing and are left aside. A step g holds where the
@@ -113,6 +104,7 @@ def found_step(us: Mapping[int, float]) -> int:
 
     Args:
         us: time at each of ``widths_for_step()``.
+        policy: what counts as a step.
     """
     top = us[BASE]
     share = float(np.clip(2.0 * (top - us[BASE // 2]) / top, 0.0, 1.0))
@@ -120,18 +112,22 @@ def found_step(us: Mapping[int, float]) -> int:
         return BASE // 2  # nothing is saved at all by removing half
     channel_us = top * share / BASE
     for step in (32, 16, 8, 4, 2):
-        level = [w for w in us if BASE - step < w <= BASE and us[w] <= SLOWER * top]
+        level = [w for w in us if BASE - step < w <= BASE and us[w] <= policy.step_slower * top]
         saved = np.array([(top - us[w]) / (top * share) for w in level])
         removed = np.array([(BASE - w) / BASE for w in level])
         slope = float(np.polyfit(removed, saved, 1)[0]) if len(level) > 2 else 0.0
-        places, most = (_places(step), INSIDE) if step >= ELSEWHERE else ((BASE,), FLAT)
+        places, most = (
+            (_places(step), policy.step_inside) if step >= ELSEWHERE else ((BASE,), policy.step_flat)
+        )
         flat = [us[w] - us[w - step // 2] < most * channel_us * step / 2 for w in places]
-        if slope < INSIDE and sum(flat) >= min(2, len(places)):
+        if slope < policy.step_inside and sum(flat) >= min(2, len(places)):
             return step
     return 1
 
 
-def found_slow(us: Mapping[int, float], step: int) -> tuple[int, float] | None:
+def found_slow(
+    us: Mapping[int, float], step: int, policy: TimingPolicy = DEFAULT
+) -> tuple[int, float] | None:
     """Returns ``(align, factor)`` where widths inside a step are slower than its edge, else None.
 
     A kernel for four channels at a time leaves the other widths to a slower one: on a CPU with AVX2 63 channels
@@ -140,14 +136,19 @@ def found_slow(us: Mapping[int, float], step: int) -> tuple[int, float] | None:
     Args:
         us: time at each of ``widths_for_step()``.
         step: as found.
+        policy: what counts as one.
     """
     inside = [w for w in us if BASE - step < w < BASE]
     for align in (1, 2, 4, 8, 16):
         if align > 1 and not any(w % align for w in inside):
             return None
-        if align < step and all(us[w] <= SLOWER * us[BASE] for w in inside if w % align == 0):
+        if align < step and all(us[w] <= policy.step_slower * us[BASE] for w in inside if w % align == 0):
             slow = [us[w] / us[BASE] for w in inside if w % align]
-            return (align, round(float(np.median(slow)), 3)) if slow and np.median(slow) > SLOWER else None
+            return (
+                (align, round(float(np.median(slow)), 3))
+                if slow and np.median(slow) > policy.step_slower
+                else None
+            )
     slow = [us[w] / us[BASE] for w in inside]
     return (step, round(float(np.median(slow)), 3)) if slow else None
 
@@ -157,12 +158,15 @@ def widths_for_pattern(step: int) -> tuple[int, ...]:
     return tuple(range(step, 2 * BASE + 1, step)) if 4 <= step <= BASE // 4 else ()
 
 
-def found_pattern(us: Mapping[int, float], step: int) -> tuple[float, ...] | None:
+def found_pattern(
+    us: Mapping[int, float], step: int, policy: TimingPolicy = DEFAULT
+) -> tuple[float, ...] | None:
     """Returns the shares of a period's cost at its edges: ``(1.0,)`` for equal steps, None for irregular ones.
 
     Args:
         us: time at each of ``widths_for_pattern(step)``.
         step: as found.
+        policy: what counts as one.
     """
     edges = np.array(widths_for_pattern(step))
     if not len(edges):
@@ -173,12 +177,12 @@ def found_pattern(us: Mapping[int, float], step: int) -> tuple[float, ...] | Non
         if edges[-1] < 2 * period:
             break
         shape = _mean_shape(times, length)
-        u = bent(edges, step, shape)
+        u = normalised_width(edges, step, shape)
         ends = edges % period == 0
         slope, at_zero = np.polyfit(u[ends], times[ends], 1)
         nodes = np.concatenate([[0.0], u[ends]])
         predicted = np.interp(u, nodes, np.concatenate([[max(0.0, at_zero)], times[ends]]))
-        if slope > 0 and np.abs(predicted - times).max() <= REPEATS * times[-1]:
+        if slope > 0 and np.abs(predicted - times).max() <= policy.pattern_error * times[-1]:
             return shape
     return None
 
@@ -198,7 +202,7 @@ def _mean_shape(times: FloatArray, length: int) -> tuple[float, ...]:
 
 
 def probe(
-    ops: Sequence[Op], measure_us: Callable[[Op], float]
+    ops: Sequence[Op], measure_us: Callable[[Op], float], policy: TimingPolicy = DEFAULT
 ) -> tuple[dict[tuple[object, ...], Steps], int]:
     """Finds the steps of every kind of op, and the resolution of all.
 
@@ -209,6 +213,7 @@ def probe(
     Args:
         ops: the ops of a sweep.
         measure_us: measures one op.
+        policy: what counts as a step.
 
     Returns:
         Steps by ``kind_of``, and the resolution.
@@ -226,12 +231,12 @@ def probe(
         slow: list[tuple[int, float] | None] = [None, None]
         for axis in axes_of(op):
             us = {w: measure_us(probe_op(op, axis, w)) for w in widths_for_step()}
-            steps[axis] = found_step(us)
-            slow[axis] = found_slow(us, steps[axis])
+            steps[axis] = found_step(us, policy)
+            slow[axis] = found_slow(us, steps[axis], policy)
             us |= {
                 w: measure_us(probe_op(op, axis, w)) for w in widths_for_pattern(steps[axis]) if w not in us
             }
-            patterns[axis] = found_pattern(us, steps[axis])
+            patterns[axis] = found_pattern(us, steps[axis], policy)
         if op.diagonal:
             steps[1], patterns[1] = steps[0], patterns[0]  # its factor counts once
         bending = [shape if shape and len(shape) > 1 else None for shape in patterns]

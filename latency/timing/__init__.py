@@ -21,7 +21,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BACK", "Anchor", "Clock", "CpuClock", "WallClock", "checksum", "share_lost"]
+from latency.device import TimingPolicy, policy_for
+
+__all__ = ["Anchor", "Clock", "CpuClock", "WallClock", "checksum", "share_lost"]
 
 
 class Clock(Protocol):
@@ -67,29 +69,6 @@ def share_lost(clock: Clock, timed_us: float, wall_us: float) -> float | None:
     return max(0.0, 1.0 - timed_us / wall_us)
 
 
-QUIET = 1.03
-"""Anchors on both sides of a run that agree to this: nothing came or went between them."""
-
-LEVELS = 1.15
-"""Up to this multiple of its floor an anchor tells the core's speed; beyond it, that someone else works there."""
-
-BACK = 1.01
-"""What others drove out of the caches is back when a run is not faster than the one before by more than this."""
-
-RETURNS = 6
-"""Runs of an anchor, at most, until it is; a neighbour's burst lasts longer than these."""
-
-REMEMBERED = 1 << 16
-"""Samples from which an anchor's floor is taken: those of the last minutes, of short ops of the last ten seconds.
-
-A neighbour that stays for longer than that is taken for the machine. With 4,000, one or two seconds, cells that it had
-slowed by 1.6 counted as undisturbed; a processor that runs slower from now on is known as such after a minute.
-"""
-
-RECOUNTED = 1000
-"""After so many samples it is taken anew."""
-
-
 @dataclass
 class Anchor:
     """A short call that never changes: its time over its floor measures contention.
@@ -97,23 +76,28 @@ class Anchor:
     Attributes:
         run: the call.
         clock: what times it.
-        floor_us: its undisturbed time: the 2nd percentile of its last samples.
-        reference_us: its time at the speed that times are stated at: the median of its first undisturbed samples,
+        policy: when samples are quiet.
+        floor_us: its uncontended time: the 2nd percentile of its last samples.
+        reference_us: its time at the speed that times are stated at: the median of its first uncontended samples,
             where nobody says another.
         runs: number of samples so far.
     """
 
     run: Callable[[], object]
     clock: Clock
+    policy: TimingPolicy = field(default_factory=lambda: policy_for("cpu"))
     floor_us: float = field(default=math.inf, init=False)
     reference_us: float = field(default=math.nan, init=False)
     runs: int = field(default=0, init=False)
-    _recent: NDArray[np.float64] = field(default_factory=lambda: np.empty(REMEMBERED), init=False)
+    _recent: NDArray[np.float64] = field(init=False, repr=False)
 
-    def settle(self, seconds: float = 0.5, at_least: int = 50) -> None:
+    def __post_init__(self) -> None:
+        self._recent = np.empty(self.policy.anchor_samples)
+
+    def find_floor(self, seconds: float = 0.5, at_least: int = 50) -> None:
         """Runs the call for a while, to find the floor and the reference."""
         end = time.perf_counter() + seconds
-        while self.runs < at_least or (time.perf_counter() < end and self.runs < REMEMBERED):
+        while self.runs < at_least or (time.perf_counter() < end and self.runs < len(self._recent)):
             self.sample()
         self._recount()
         self.refer()
@@ -121,27 +105,27 @@ class Anchor:
     def refer(self) -> None:
         """Sets the reference: the median of the uncontended samples; all measured times are scaled to it."""
         seen = self._recent[: self.runs]
-        self.reference_us = float(np.median(seen[seen <= LEVELS * self.floor_us]))
+        self.reference_us = float(np.median(seen[seen <= self.policy.anchor_near * self.floor_us]))
 
     @property
-    def disturbed_at_first(self) -> bool:
+    def first_floor_contended(self) -> bool:
         """Whether a later, faster sample shows that the first floor was measured under contention."""
-        return LEVELS * self.floor_us < self.reference_us
+        return self.policy.anchor_near * self.floor_us < self.reference_us
 
     def sample(self) -> float:
-        """Runs until it gets no faster, at most six times; returns µs of the fastest run.
+        """Runs until it gets no faster, at most ``anchor_runs`` times; returns µs of the fastest run.
 
         What ran before has driven its data and code out of the caches: after a convolution of some ms, or 32 MB that
         were read, the first run takes three to five times as long, the second 1.1 to 1.3 times, the fifth 1.03.
         """
         us = self.clock.time_us(self.run)[0]
-        for _ in range(RETURNS - 1):
+        for _ in range(self.policy.anchor_runs - 1):
             before, us = us, min(us, self.clock.time_us(self.run)[0])
-            if before <= BACK * us:
+            if before <= self.policy.back * us:
                 break
-        self._recent[self.runs % REMEMBERED] = us
+        self._recent[self.runs % len(self._recent)] = us
         self.runs += 1
-        if self.runs % RECOUNTED == 0:
+        if self.runs % self.policy.anchor_renewed == 0:
             self._recount()
         return us
 
@@ -149,8 +133,9 @@ class Anchor:
         """Takes some samples; returns whether most are uncontended."""
         us = np.array([self.sample() for _ in range(samples)])
         middle = float(np.median(us))
-        steady = (middle / QUIET <= us) & (us <= QUIET * middle)
-        return middle <= LEVELS * self._best_us and float(np.mean(steady)) > 0.5
+        agree = self.policy.anchor_agree
+        steady = (middle / agree <= us) & (us <= agree * middle)
+        return middle <= self.policy.anchor_near * self._best_us and float(np.mean(steady)) > 0.5
 
     def slower(self, around: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns the slowdown against the reference; NaN under contention.
@@ -159,13 +144,15 @@ class Anchor:
             around: µs of the samples before and after some runs ``[runs, 2]``.
         """
         lower, upper = around.min(axis=1), around.max(axis=1)
-        quiet = (upper <= QUIET * lower) & (upper <= LEVELS * self._best_us)
+        quiet = (upper <= self.policy.anchor_agree * lower) & (
+            upper <= self.policy.anchor_near * self._best_us
+        )
         return np.where(quiet, around.mean(axis=1) / self.reference_us, np.nan)
 
     def at_best(self, around: NDArray[np.float64]) -> float:
         """Returns the slowdown against the reference in the least contended samples; see `slower`."""
         us = float(np.percentile(around, 10))
-        return (us if us <= LEVELS * self._best_us else self._best_us) / self.reference_us
+        return (us if us <= self.policy.anchor_near * self._best_us else self._best_us) / self.reference_us
 
     @property
     def _best_us(self) -> float:

@@ -5,7 +5,7 @@ differ. In a turn a network runs until its data is back in the caches, then eigh
 median of the rounds' ratios with its distribution-free 95 % interval.
 
 A short anchor runs before and after every run (`latency.timing`): where every network finds enough runs
-undisturbed by who shares the core, only those count, stated at the clock that the processor mostly had; else, for
+uncontended by who shares the core, only those count, stated at the clock that the processor mostly had; else, for
 every network, its fastest twentieth. (Long runs are hit more often than short ones. On a machine with other work,
 ratios of plain medians were off by 10 %, these by 2 %.)
 """
@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency.backends import Backend, Runner, adopted, is_module
-from latency.device import pinned
+from latency.device import TimingPolicy, pinned, policy_for
 from latency.timing import Anchor, Clock, checksum, share_lost
-from latency.timing.timer import BURST, median_interval, until_back
+from latency.timing.timer import median_interval, warm_caches
 
 if TYPE_CHECKING:
     import onnx
@@ -38,19 +38,16 @@ __all__ = ["CompareOptions", "Comparison", "Measurement", "Ratio", "compare", "m
 
 
 ENOUGH = 9
-"""So many undisturbed runs give a median an interval."""
+"""So many uncontended runs give a median an interval."""
 
 RUNS = 8
 """Runs of a network in one turn that count."""
 
-WARM_UP = 5
-"""Runs before the first that counts, at least; ONNX Runtime allocates its arenas in the first two."""
+WARM_UP, SETTLED, WARM_UP_SECONDS = 5, 1.05, 2.0
+"""Runs before the first that counts, at least: until the last three agree to this, or so long under contention.
 
-SETTLED = 1.05
-"""A call is warm when its last three runs agree to this."""
-
-WARM_UP_SECONDS = 2.0
-"""On a machine with other work they may never agree: then this long."""
+ONNX Runtime allocates its arenas in the first two.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Measurement:
         mean_us: mean of all runs.
         ci_lo_us: lower end of the median's 95 % interval.
         ci_hi_us: its upper end.
-        disturbed: share of the runs that do not count because something else slowed them.
+        contended: share of the runs that do not count because something else slowed them.
     """
 
     median_us: float
@@ -83,7 +80,7 @@ class Measurement:
     p90_us: float = float("nan")
     ci_lo_us: float = float("nan")
     ci_hi_us: float = float("nan")
-    disturbed: float = 0.0
+    contended: float = 0.0
     p50_us: float = float("nan")
     p99_us: float = float("nan")
     mean_us: float = float("nan")
@@ -110,7 +107,7 @@ class Measurement:
             p90_us=float(p90),
             ci_lo_us=lo,
             ci_hi_us=hi,
-            disturbed=1.0 - len(us) / len(runs_us),
+            contended=1.0 - len(us) / len(runs_us),
             p50_us=float(p50),
             p99_us=float(p99),
             mean_us=float(runs_us.mean()),
@@ -119,14 +116,14 @@ class Measurement:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against trusting it, in words."""
-        found = []
+        found: list[str] = []
         if self.iqr_us > 0.1 * self.median_us:
             found.append(f"spread: the quartiles are {self.iqr_us / self.median_us:.0%} apart; measure again")
         if self.contention is not None and self.contention > 0.1:
             found.append(f"contention: {self.contention:.0%} of the time went to others; stop other work")
-        if self.disturbed > 0.9:
+        if self.contended > 0.9:
             found.append(
-                f"disturbed: {self.disturbed:.0%} of the runs were slowed by others; measure again later"
+                f"contended: {self.contended:.0%} of the runs were slowed by others; measure again later"
             )
         return tuple(found)
 
@@ -153,11 +150,12 @@ class Comparison(Mapping[str, Measurement]):
         runs_us: µs of every round, by name.
         clock: ``cpu`` or ``wall``.
         contention: of every network, where it was measured.
-        slower: for every round, by name, how much slower than usual the processor was; NaN where it was disturbed.
+        slower: for every round, by name, how much slower than usual the processor was; NaN where it was contended.
+        policy: which runs count.
 
     Attributes:
         runs_us: µs of every round, by name, as they were.
-        quiet: whether only undisturbed rounds count.
+        quiet: whether only uncontended rounds count.
     """
 
     def __init__(
@@ -166,11 +164,12 @@ class Comparison(Mapping[str, Measurement]):
         clock: str,
         contention: Mapping[str, float | None],
         slower: Mapping[str, Sequence[float] | NDArray[np.float64]] | None = None,
+        policy: TimingPolicy | None = None,
     ) -> None:
+        burst = (policy or policy_for("cpu")).burst
         self.runs_us = {name: np.asarray(us, dtype=np.float64) for name, us in runs_us.items()}
-        usual = {name: np.ones(len(us)) for name, us in self.runs_us.items()}
-        clocks = {name: np.asarray((slower or usual)[name], dtype=np.float64) for name in self.runs_us}
-        counts = {name: _undisturbed(us, clocks[name]) for name, us in self.runs_us.items()}
+        clocks = {n: np.asarray((slower or {}).get(n, np.ones(len(us)))) for n, us in self.runs_us.items()}
+        counts = {name: _uncontended(us, clocks[name], burst) for name, us in self.runs_us.items()}
         self.quiet = all(mask is not None for mask in counts.values())
         self._counts: dict[str, NDArray[np.bool_]] = {
             name: _fastest(us) if (mask := counts[name]) is None or not self.quiet else mask
@@ -214,7 +213,9 @@ class Comparison(Mapping[str, Measurement]):
         return [float(a / b) for a, b in zip(*fastest, strict=True)]
 
 
-def _undisturbed(us: NDArray[np.float64], slower: NDArray[np.float64]) -> NDArray[np.bool_] | None:
+def _uncontended(
+    us: NDArray[np.float64], slower: NDArray[np.float64], burst: float
+) -> NDArray[np.bool_] | None:
     """Returns which runs were uncontended, with no burst between their anchors; None where they are too few."""
     quiet = ~np.isnan(slower)
     if (slower == 1.0).all():  # without an anchor
@@ -222,15 +223,13 @@ def _undisturbed(us: NDArray[np.float64], slower: NDArray[np.float64]) -> NDArra
     if quiet.sum() < ENOUGH:
         return None
     stated = us / slower
-    kept: NDArray[np.bool_] = quiet & (stated <= BURST * stated[quiet].min())
-    return kept if kept.sum() >= ENOUGH else None
+    uncontended = np.asarray(quiet & (stated <= burst * stated[quiet].min()))
+    return uncontended if uncontended.sum() >= ENOUGH else None
 
 
 def _fastest(us: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Returns which runs are the fastest twentieth, at least nine."""
-    limit = np.sort(us)[min(len(us) - 1, max(ENOUGH, len(us) // 20) - 1)]
-    found: NDArray[np.bool_] = us <= limit
-    return found
+    return np.asarray(us <= np.sort(us)[min(len(us) - 1, max(ENOUGH, len(us) // 20) - 1)])
 
 
 def measure(
@@ -260,16 +259,9 @@ def measure(
         UsageError: a backend or a model of another kind.
         MissingError: a device that is not there.
     """
-    return compare(
-        {"model": model},
-        example_inputs=example_inputs,
-        backend=backend,
-        device=device,
-        threads=threads,
-        rounds=rounds,
-        seconds=seconds,
-        batch=batch,
-    )["model"]
+    options = CompareOptions(rounds=rounds, seconds=seconds, batch=batch)
+    where: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
+    return compare({"model": model}, example_inputs=example_inputs, **where, options=options)["model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +274,7 @@ class CompareOptions:
         batch: images per call where there are no example inputs; by default the model's own, else 1.
         clock: what times a run; by default as the backend or the runner does.
         warm_up: runs of each before the first that counts; by default until three in a row agree.
+        policy: which runs count; by default that of the backend's device.
     """
 
     rounds: int = 30
@@ -289,6 +282,7 @@ class CompareOptions:
     batch: int | None = None
     clock: Clock | None = None
     warm_up: int | None = None
+    policy: TimingPolicy | None = None
 
 
 def compare(
@@ -326,25 +320,24 @@ def compare(
             if callable(model) and not is_module(model):
                 calls[name] = model
                 continue
-            runner = (
-                model
-                if isinstance(model, Runner)
-                else runtime.network(model, example_inputs, batch=chosen.batch)
-            )
+            runner = model
+            if not isinstance(runner, Runner):
+                runner = runtime.network(model, example_inputs, batch=chosen.batch)
             if not runner.is_ready:
                 opened.enter_context(runner)
             # a clock of the device waits for it by itself
             calls[name] = runner.start if own else runner.run
             clocks[name] = (runner.clock() if own else None) or clocks[name]
         on_cpu = all(clock.kind == "cpu" for clock in clocks.values())
-        anchor = Anchor(checksum(), runtime.clock()) if own and on_cpu else None
+        policy = chosen.policy or runtime.policy
+        anchor = Anchor(checksum(), runtime.clock(), policy) if own and on_cpu else None
         if threads > 1:
             for call in calls.values():  # worker threads inherit the cores of the thread that starts them
                 call()
         opened.enter_context(pinned(threads))
         for name, call in calls.items():
             _warm(call, clocks[name], chosen.warm_up)
-        return _interleaved(calls, clocks, chosen.rounds, chosen.seconds, anchor)
+        return _interleaved(calls, clocks, chosen.rounds, chosen.seconds, anchor, policy)
 
 
 def _warm(call: Callable[[], object], clock: Clock, runs: int | None) -> None:
@@ -363,12 +356,13 @@ def _interleaved(
     rounds: int,
     seconds: float,
     anchor: Anchor | None,
+    policy: TimingPolicy,
 ) -> Comparison:
     runs: dict[str, list[float]] = {name: [] for name in calls}
     around: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     walls = dict.fromkeys(calls, 0.0)
     if anchor is not None:
-        anchor.settle()
+        anchor.find_floor()
 
     def quiet(name: str) -> int:
         """Returns the uncontended rounds of a network."""
@@ -379,7 +373,7 @@ def _interleaved(
     names = list(calls)
     end = time.perf_counter() + seconds
     done = 0
-    # A disturbed machine gets up to four times the rounds to find as many quiet ones.
+    # A contended machine gets up to four times the rounds to find as many quiet ones.
     while done < ENOUGH or (
         time.perf_counter() < end
         and (done < rounds or (done < 4 * rounds and min(map(quiet, calls)) < rounds))
@@ -387,7 +381,7 @@ def _interleaved(
         count = min(RUNS, max(ENOUGH, rounds) - done) if done < max(ENOUGH, rounds) else RUNS
         for name in names if done // RUNS % 2 == 0 else reversed(names):
             if len(names) > 1:
-                until_back(calls[name], clocks[name])
+                warm_caches(calls[name], clocks[name], policy=policy)
             before = anchor.sample() if anchor else 0.0
             for _ in range(count):
                 us, wall = clocks[name].time_us(calls[name])
@@ -400,8 +394,8 @@ def _interleaved(
     contention = {name: share_lost(clocks[name], sum(us), walls[name]) for name, us in runs.items()}
     kind = "cpu" if all(clock.kind == "cpu" for clock in clocks.values()) else "wall"
     if anchor is None:
-        return Comparison(runs, kind, contention)
+        return Comparison(runs, kind, contention, policy=policy)
     slower = {name: anchor.slower(np.array(pairs)) for name, pairs in around.items()}
     found = np.concatenate(list(slower.values()))
     usual = float(np.nanmedian(found)) if not np.isnan(found).all() else 1.0
-    return Comparison(runs, kind, contention, {name: s / usual for name, s in slower.items()})
+    return Comparison(runs, kind, contention, {name: s / usual for name, s in slower.items()}, policy)

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from latency.timing import BACK, Anchor, Clock, share_lost
+from latency.device import TimingPolicy, policy_for
+from latency.timing import Anchor, Clock, share_lost
 
 __all__ = [
     "Precision",
@@ -34,29 +35,12 @@ __all__ = [
     "median_interval",
     "standard_error",
     "time_call",
-    "until_back",
+    "warm_caches",
 ]
 
 
-BURST = 1.05
-"""A quiet run beyond this multiple of the fastest quiet one was hit between its anchors."""
-
 FEWEST = 3
 """Quiet runs that tell a time, or half of `Precision.n_min`: as many are taken of the fastest where none is quiet."""
-
-REPEATS = 1.01
-"""The fastest runs are undisturbed when three of them agree to this."""
-
-BLOCK, LONGEST = 4, 40
-"""Runs of what needs large caches: so many, and again until the fastest of them gains no more; at most so many.
-
-A large last cache takes its time to keep what is read again and again. On one of 260 MB the first runs of a VGG-16 with
-59 MB of weights, after other networks, take 1.33 times as long as the sixteenth (1.32, 1.26, 1.18, 1.13 …), of a
-MobileNet-V2 1.20 times as long as the seventh.
-"""
-
-ROUNDS = 16
-"""Of ops in turns, at least: they may gain nothing in the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +72,7 @@ class Timing:
         ci_hi: upper end.
         n: runs that count.
         contention: share of the wall time in which the thread did not run; ``None`` where it was not measured.
-        quiet: whether the runs were undisturbed; otherwise they are the fastest twentieth of all.
+        quiet: whether the runs were uncontended; otherwise they are the fastest twentieth of all.
         slowdown: median of the anchor over its floor while this was measured.
     """
 
@@ -127,17 +111,24 @@ class Sampling:
         clock: what times a run.
         anchor: runs between any two runs; without one every run counts as quiet.
         precision: when to stop.
+        policy: which runs count.
 
     Attributes:
         reads: bytes of weights that a turn reads, where it was said.
     """
 
     def __init__(
-        self, *, clock: Clock, anchor: Anchor | None = None, precision: Precision | None = None
+        self,
+        *,
+        clock: Clock,
+        anchor: Anchor | None = None,
+        precision: Precision | None = None,
+        policy: TimingPolicy | None = None,
     ) -> None:
         self.clock = clock
         self.anchor = anchor
         self.precision = precision or Precision()
+        self.policy = policy or (anchor.policy if anchor is not None else policy_for("cpu"))
         self._runs: tuple[list[float], list[float]] = ([], [])
         self._around: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
         self._timed_us = self._wall_us = 0.0
@@ -249,15 +240,15 @@ class Sampling:
         slower = self.anchor.slower(around)
         quiet = (us / slower)[~np.isnan(slower)]
         if len(quiet):
-            quiet = quiet[quiet <= BURST * quiet.min()]
+            quiet = quiet[quiet <= self.policy.burst * quiet.min()]
         if len(quiet) >= max(FEWEST, self.precision.n_min // 2):
             return median_interval(quiet), len(quiet), True
-        # Runs longer than the quiet moments: the fastest twentieth was disturbed least, and where it repeats
-        # within one per cent, and the anchor was undisturbed as well, it was not disturbed at all.
+        # Runs longer than the quiet moments: the fastest twentieth was contended least, and where it repeats
+        # within one per cent, and the anchor was uncontended as well, it was not contended at all.
         low = np.sort(us)[: max(3, len(us) // 20)] / self.anchor.at_best(around)
-        repeats = len(us) >= 2 * self.precision.n_min and low[2] <= REPEATS * low[0]
-        undisturbed = repeats and not np.isnan(slower).all()
-        return (float(np.median(low)), float(low[0]), float(low[-1])), len(low), bool(undisturbed)
+        repeats = len(us) >= 2 * self.precision.n_min and low[2] <= self.policy.repeats * low[0]
+        uncontended = repeats and not np.isnan(slower).all()
+        return (float(np.median(low)), float(low[0]), float(low[-1])), len(low), bool(uncontended)
 
 
 def in_turns(samplings: Sequence[Sampling], before: Callable[[int], object] | None = None) -> None:
@@ -278,7 +269,7 @@ def in_turns(samplings: Sequence[Sampling], before: Callable[[int], object] | No
             for sampling in everything:
                 sampling.run()
 
-        until_back(one_round, going[0].clock, ROUNDS)
+        warm_caches(one_round, going[0].clock, going[0].policy.rounds, going[0].policy)
     while going:
         began = time.perf_counter()
         if before is not None:
@@ -287,12 +278,17 @@ def in_turns(samplings: Sequence[Sampling], before: Callable[[int], object] | No
         going = [sampling for sampling in going if sampling.turn(shared)]
 
 
-def until_back(call: Callable[[], object], clock: Clock, least: int = 0) -> None:
-    """Runs a call until its data is back in the caches, at least a given number of times."""
-    before = math.inf
-    for done in range(0, LONGEST, BLOCK):
-        fastest = min(clock.time_us(call)[0] for _ in range(BLOCK))
-        if before <= BACK * fastest and done + BLOCK >= least:
+def warm_caches(
+    call: Callable[[], object], clock: Clock, least: int = 0, policy: TimingPolicy | None = None
+) -> None:
+    """Runs a call until its data is back in the caches, at least a given number of times.
+
+    A large last cache takes its time to keep what is read again and again (decision 0066).
+    """
+    policy, before = policy or policy_for("cpu"), math.inf
+    for done in range(0, policy.block_runs, policy.block):
+        fastest = min(clock.time_us(call)[0] for _ in range(policy.block))
+        if before <= policy.back * fastest and done + policy.block >= least:
             break
         before = min(before, fastest)
 
@@ -320,17 +316,10 @@ def time_call(
     return sampling.visit(run, minus, warm_up=warm_up)
 
 
-AGREE = 0.03
-"""Two builds whose times differ by no more than this share agree; of more, the mean's standard error is half of it."""
-
-AGREE_US = 0.3
-"""Or by no more than this."""
-
-
-def agree(timings: Sequence[Timing]) -> bool:
+def agree(timings: Sequence[Timing], policy: TimingPolicy | None = None) -> bool:
     """Returns whether two builds agree, or the mean of more is known as well as that."""
-    times = [t.us for t in timings]
-    enough = max(AGREE * abs(float(np.mean(times))), AGREE_US)
+    policy, times = policy or policy_for("cpu"), [t.us for t in timings]
+    enough = max(policy.builds_agree * abs(float(np.mean(times))), policy.builds_agree_us)
     if len(times) == 2:
         return abs(times[0] - times[1]) <= enough
     return standard_error(times) <= enough / 2

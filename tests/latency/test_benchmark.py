@@ -74,7 +74,7 @@ def test_median_and_quartiles_are_of_the_runs_that_count() -> None:
     slower = {"a": [1.0] * 10 + [math.nan] * 10, "b": [1.0] * 20}
     found = Comparison(runs, "cpu", {"a": 0.25}, slower)
     assert (found["a"].median_us, found["a"].iqr_us, found["a"].n) == (100.0, 0.0, 10)
-    assert (found["a"].disturbed, found["a"].contention, found["a"].clock) == (0.5, 0.25, "cpu")
+    assert (found["a"].contended, found["a"].contention, found["a"].clock) == (0.5, 0.25, "cpu")
     assert found.ratio("a", "b").median == 2.0
 
 

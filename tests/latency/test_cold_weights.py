@@ -10,12 +10,13 @@ import pytest
 
 import latency
 from latency.backends import Built
+from latency.device import TimingPolicy
 from latency.op import Op, weight_bytes
 from latency.profile_io import Journal
 from latency.profiles import COLD, WARM, Profile
 from latency.sweeping import LazySweep
-from latency.sweeping.cold_weights import NARROW, Memory
-from latency.sweeping.schedule import Measurer, Visits
+from latency.sweeping.cold_weights import ColdWeights
+from latency.sweeping.schedule import Measurer, Schedule
 from latency.timing import Anchor
 from latency.timing.timer import Precision, Sampling, in_turns
 
@@ -57,7 +58,7 @@ def measured(
         backend.emptied += 1
         read(size)
 
-    memory = Memory({op.table_key(): op for op in tables}, distance, evict)
+    memory = ColdWeights({op.table_key(): op for op in tables}, distance, evict)
     measurer = Measurer(backend, Journal(None, backend.environment()), memory=memory)
     return measurer.measure([(op, "sweep", None) for op in ops], Precision())
 
@@ -77,10 +78,8 @@ def test_an_op_whose_weights_come_from_memory_is_timed_so_at_every_width_with_mo
 
 @pytest.mark.parametrize(("again", "builds"), [(0.0, 2), (1.0, 6)])
 def test_builds_that_differ_with_the_caches_emptied_are_two_more_at_each_visit(
-    again: float, builds: int, monkeypatch: pytest.MonkeyPatch
+    again: float, builds: int
 ) -> None:
-    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", again)
-    monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
 
     class Placed(Cached):
         builds = 2
@@ -96,6 +95,7 @@ def test_builds_that_differ_with_the_caches_emptied_are_two_more_at_each_visit(
             return Built(run=run, minus=built.minus)
 
     backend = Placed()
+    backend.policy = TimingPolicy(again_share=again, again_seconds=0.0)
     (cell,) = measured(backend, conv(64, 64, **FEW), tables=(conv(64, 64, **FEW),))
     assert sum(op.c_in == 64 for op in backend.built) == builds
     assert cell["us"] == pytest.approx(130.0 + 150.0)
@@ -105,15 +105,14 @@ def test_builds_that_differ_with_the_caches_emptied_are_two_more_at_each_visit(
 def test_cells_whose_builds_differ_are_visited_again_in_turns(
     distance: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 1e9)
-    visit = Visits._visit
+    visit = Schedule._visit
     visited: list[int] = []
 
-    def counted(self: Visits, jobs: Any, precision: Precision) -> None:
+    def counted(self: Schedule, jobs: Any, precision: Precision) -> None:
         visited.append(len(jobs))
         visit(self, jobs, precision)
 
-    monkeypatch.setattr(Visits, "_visit", counted)
+    monkeypatch.setattr(Schedule, "_visit", counted)
 
     class Placed(Cached):
         """Every second build of an op takes three times as long as the others."""
@@ -131,7 +130,9 @@ def test_cells_whose_builds_differ_are_visited_again_in_turns(
             return Built(run=run, minus=built.minus)
 
     ops = [conv(64, width, **FEW) for width in (48, 56, 64)]
-    cells = measured(Placed(), *ops, tables=(ops[-1],), distance=distance)
+    backend = Placed()
+    backend.policy = TimingPolicy(again_share=1e9)
+    cells = measured(backend, *ops, tables=(ops[-1],), distance=distance)
     assert visited == sizes
     assert [c["us"] for c in cells] == [pytest.approx(130.0 + 200.0)] * 3
 
@@ -145,7 +146,7 @@ def test_a_narrow_op_runs_between_emptying_the_caches_and_a_turn() -> None:
                 run=lambda: happened.append((op.c_in, op.c_out, op.groups)), minus=None, method="alone"
             )
 
-    memory = Memory({}, 100, happened.append)
+    memory = ColdWeights({}, 100, happened.append)
     for op in (conv(64, 32), conv(8, 64), conv(64, 32, groups=4)):
         memory.before(Told(lambda op: 1.0), op)(30)
     assert happened == [70, (16, 16, 1), 70, (8, 16, 1), 70, (16, 8, 1)]
@@ -156,7 +157,7 @@ def test_a_cell_of_warm_weights_is_measured_again_with_cold_ones() -> None:
     journal = Journal(None, backend.environment())
     op = conv(64, 64, **FEW)
     Measurer(backend, journal).measure([(op, "sweep", None)], Precision())
-    measurer = Measurer(backend, journal, memory=Memory({op.table_key(): op}, 0, lambda size: None))
+    measurer = Measurer(backend, journal, memory=ColdWeights({op.table_key(): op}, 0, lambda size: None))
     assert measurer.known(op, "sweep") is None
     assert len(measurer.measure([(op, "sweep", None)], Precision())) == 1
     assert measurer.known(op, "sweep") is not None
@@ -174,17 +175,17 @@ def test_weights_come_from_memory_where_they_are_many_and_used_seldom() -> None:
     often = conv(512, 512, **MANY)  # each used 4,096 times
     pool = Op(kind="max_pool", c_in=512, c_out=512, h=2, w=2, kernel=(2, 2))
     narrow = BIG.with_channels(256, 512)  # the table of BIG, which is the widest of it
-    memory = Memory.of([BIG, linear, narrow, small, often, pool], CACHES)
+    memory = ColdWeights.of([BIG, linear, narrow, small, often, pool], CACHES)
     assert memory is not None
     assert memory.widest == {BIG.table_key(): BIG, linear.table_key(): linear}
     assert [memory.streams(op) for op in (BIG, linear, small)] == [False, True, False]
-    assert Memory.of([small, often, pool], CACHES) is None
+    assert ColdWeights.of([small, often, pool], CACHES) is None
 
 
 def test_a_weight_is_used_positions_times_batch_times() -> None:
     # 24 × 25 positions are 600, one more row too many; a stride of 2 leaves a quarter of them.
     def comes(**shape: object) -> bool:
-        return Memory.of([conv(512, 512, **shape)], CACHES) is not None
+        return ColdWeights.of([conv(512, 512, **shape)], CACHES) is not None
 
     assert comes(h=24, w=25)
     assert not comes(h=25, w=25)
@@ -218,7 +219,7 @@ def test_as_much_is_read_as_the_network_has_weights_or_the_last_cache_holds(
 ) -> None:
     tracemalloc.start()
     try:
-        memory = Memory.of([BIG] * layers, {"cpu_caches": caches})
+        memory = ColdWeights.of([BIG] * layers, {"cpu_caches": caches})
         held = tracemalloc.get_traced_memory()[0]
         assert memory is not None
         assert memory.evict(0) == 1  # the largest of ones: they were all read
@@ -231,7 +232,7 @@ def test_as_much_is_read_as_the_network_has_weights_or_the_last_cache_holds(
 
 def test_a_turn_that_reads_much_itself_needs_less_besides() -> None:
     read: list[int] = []
-    memory = Memory({}, 1000, read.append)
+    memory = ColdWeights({}, 1000, read.append)
     for size in (0, 300, 1000, 1200):
         memory.evict(size)
     assert read == [1000, 700, 0, 0]
@@ -294,7 +295,7 @@ def test_what_empties_the_caches_runs_before_each_turn_and_anchors_between_all_r
         return run
 
     anchor = Anchor(call("anchor", 10.0), clock)
-    anchor.settle(seconds=0.0)
+    anchor.find_floor(seconds=0.0)
     samplings = []
     for name, us, n in (("a", 30.0, 3), ("b", 50.0, 2)):
         sampling = Sampling(clock=clock, anchor=anchor, precision=Precision(n_min=n, n_max=n))
@@ -320,7 +321,7 @@ def test_cells_are_timed_in_turns_as_long_as_their_weights_are_not_more_than_the
     class Told(Cached):
         def build(self, op: Op) -> Built:
             built = super().build(op)
-            told = order if op.c_in > NARROW else []
+            told = order if op.c_in > TimingPolicy().narrow else []
 
             def run() -> None:
                 told.append(op.c_out)

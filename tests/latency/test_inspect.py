@@ -28,7 +28,7 @@ def test_coverage_spread_contention_and_age_are_counted() -> None:
     (table,) = found.ops
     assert (table.cells, table.edges, table.steps, table.dense_us) == (2, 3, (8, 8), 20.0)
     judged: tuple[int, object, float] = (1, pytest.approx(0.2), 0.5)
-    assert (table.holdout, table.holdout_worst, table.disturbed) == judged
+    assert (table.holdout, table.holdout_worst, table.contended) == judged
     assert found.spread_median == pytest.approx(0.075)
     contention: tuple[object, float] = (pytest.approx(0.2), 0.3)
     assert (found.contention_median, found.contention_worst) == contention

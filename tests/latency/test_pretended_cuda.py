@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import latency
-from latency.backends import out_of_memory, rotating
 from latency.backends.torch import Torch
 from latency.backends.torch.network import ModuleRunner, restored, set_arithmetic, shared_graphs
-from latency.errors import MissingError, UnsupportedOpError
+from latency.device import policy_for
+from latency.errors import MissingError, UnsupportedOpError, out_of_memory
 from latency.inspect import inspect
 from latency.op import Op, weight_bytes
 from latency.profiles import Profile
@@ -52,7 +52,7 @@ def test_copies_of_an_op_share_its_inputs(gpu: PretendedCuda, batch: int) -> Non
     built = Torch(device="cuda").build(op)
     positions = 4 * batch * 56 * 56
     tensors = positions * 64 + 3 * positions * 256  # input, what is added, a result and what ReLU makes of it
-    weights = rotating(op, [], 50 << 20) * 4 * (64 * 256 + 256)
+    weights = policy_for("cuda").weight_copies(op, [], 50 << 20) * 4 * (64 * 256 + 256)
     assert gpu.most_bytes <= 1.3 * (tensors + weights)
     assert gpu.most_bytes < 8 * 2**30
     assert built.copies >= 7
@@ -84,7 +84,7 @@ def test_weights_are_as_cold_as_their_network_makes_them(megabytes: float, copie
     network = [op, other] if megabytes else []
     total = sum(map(weight_bytes, network)) or 100 * 2**20
     expected = min(32, -(-min(total, 100 * 2**20) // weight_bytes(op)))
-    assert rotating(op, network, 50 << 20) == expected
+    assert policy_for("cuda").weight_copies(op, network, 50 << 20) == expected
     assert abs(expected - copies) <= 4
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from latency.backends import Built
+from latency.device import TimingPolicy
 from latency.op import Op, weight_bytes
 from latency.profile_io import Journal
 from latency.profiles import COLD, WARM
-from latency.sweeping.cold_weights import BUILDS, Memory, Rate
+from latency.sweeping.cold_weights import ColdWeights, Rate
 from latency.sweeping.schedule import Measurer
 from latency.timing.timer import Precision, Timing
 
@@ -54,7 +55,7 @@ class Streams(FakeBackend):
 
 
 def measurer_of(backend: Streams, journal: Journal, *tables: Op) -> Measurer:
-    memory = Memory({op.table_key(): op for op in tables}, 64 << 20, backend.evict)
+    memory = ColdWeights({op.table_key(): op for op in tables}, 64 << 20, backend.evict)
     return Measurer(backend, journal, memory=memory)
 
 
@@ -75,7 +76,7 @@ def test_cells_are_as_in_the_cache_plus_the_mean_rate_of_many_builds(spread: flo
     assert [cells[c_in]["cache"] for c_in in widths] == [COLD, COLD, COLD, WARM]
     assert [cells[c_in]["method"] for c_in in widths] == ["twin+memory"] * 3 + ["twin"]
     # one to ask what a turn reads, one that runs between emptying the caches and a turn
-    assert len(backend.built) == 2 + BUILDS + len(widths)
+    assert len(backend.built) == 2 + TimingPolicy().rate_builds + len(widths)
     # Builds of ±25 %: their standard deviation is that times √(24/23), of 100 µs at 2 MiB, the mean's a √24th.
     half = 2 * 100.0 * spread * np.sqrt(24 / 23) / np.sqrt(24)
     assert [(cells[c]["ci_hi"] - cells[c]["ci_lo"]) / 2 for c in widths[:3]] == [
@@ -127,6 +128,6 @@ def test_a_rate_by_hand() -> None:
 
 def test_the_op_that_tells_a_rate_has_two_mebibytes_or_all_there_are() -> None:
     small = Op(kind="linear", c_in=300, c_out=1000, batch=2)
-    memory = Memory({op.table_key(): op for op in (HEAD, small)}, 64 << 20, lambda size: None)
+    memory = ColdWeights({op.table_key(): op for op in (HEAD, small)}, 64 << 20, lambda size: None)
     assert memory.sample(HEAD.with_channels(8, 1024)) == HEAD.with_channels(512, 1024)
     assert memory.sample(small.with_channels(8, 1000)) == small

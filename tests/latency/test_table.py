@@ -10,7 +10,7 @@ import pytest
 from latency.errors import ProfileError
 from latency.op import Op
 from latency.profiles import Profile
-from latency.table import Table, bent
+from latency.table import Table, normalised_width
 
 CONV = {"op": "conv", "kernel": [3, 3], "stride": [1, 1], "pad": [1, 1], "dilation": [1, 1], "h": 8, "w": 8}
 
@@ -84,7 +84,7 @@ def test_a_pattern_bends_what_lies_between_the_ends_of_periods() -> None:
 
 def test_bent_widths_equal_the_width_at_the_ends_of_periods() -> None:
     np.testing.assert_allclose(
-        bent(np.array([0, 8, 16, 24, 32]), 8, [0.6, 1.0]), [0.0, 9.6, 16.0, 25.6, 32.0]
+        normalised_width(np.array([0, 8, 16, 24, 32]), 8, [0.6, 1.0]), [0.0, 9.6, 16.0, 25.6, 32.0]
     )
 
 

@@ -89,7 +89,7 @@ def test_contention_is_the_share_of_the_wall_time_that_others_had() -> None:
 def test_an_anchor_that_others_drove_out_of_the_caches_runs_until_it_is_back() -> None:
     clock = FakeClock()
     anchor = Anchor(runs(clock, [10.0]), clock)
-    anchor.settle(seconds=0.0)
+    anchor.find_floor(seconds=0.0)
     assert anchor.floor_us == 10.0
 
     def sampled(*times: float) -> tuple[object, int]:
@@ -113,7 +113,7 @@ def test_an_anchor_that_others_drove_out_of_the_caches_runs_until_it_is_back() -
 def test_a_floor_outlasts_a_neighbour_that_stays_for_long_but_not_for_ever() -> None:
     clock = FakeClock()
     anchor = Anchor(runs(clock, [10.0]), clock)
-    anchor.settle(seconds=0.0, at_least=4000)
+    anchor.find_floor(seconds=0.0, at_least=4000)
     anchor.run = runs(clock, [16.0])
     floors = []
     for _ in range(3):
@@ -130,7 +130,7 @@ def test_times_are_stated_at_one_clock_whatever_clock_the_processor_has() -> Non
     speeds = (1.0, 0.95, 1.04, 1.10)
     now = {"slower": 1.0}
     anchor = Anchor(lambda: clock.passes(10.0 * now["slower"]), clock)
-    anchor.settle(seconds=0.0)
+    anchor.find_floor(seconds=0.0)
     assert anchor.reference_us == 10.0
 
     def run() -> None:
@@ -154,7 +154,7 @@ def test_times_are_stated_at_one_clock_whatever_clock_the_processor_has() -> Non
 def test_calm_is_a_machine_whose_anchor_stays_near_its_floor() -> None:
     clock = FakeClock()
     anchor = Anchor(lambda: clock.passes(10.0), clock)
-    anchor.settle(seconds=0.0)
+    anchor.find_floor(seconds=0.0)
     steady = {"slower clock": [11.0], "shared core": [13.0], "restless": [10.0, 10.0, 10.6, 10.6, 11.2, 11.2]}
     calm = {}
     for name, times in steady.items():
@@ -178,7 +178,7 @@ def test_only_runs_between_undisturbed_anchors_count() -> None:
         clock.passes(100.0 * slow["now"])
 
     anchor = Anchor(anchor_call, clock)
-    anchor.settle(seconds=0.0)
+    anchor.find_floor(seconds=0.0)
     found = time_call(run, clock=clock, anchor=anchor, warm_up=0, precision=Precision(n_min=40))
     assert (found.us, found.quiet) == (100.0, True)
     assert 20 <= found.n < next(count) / 3
@@ -187,7 +187,7 @@ def test_only_runs_between_undisturbed_anchors_count() -> None:
 def test_a_machine_that_is_never_quiet_gives_the_fastest_runs_and_says_so() -> None:
     clock = FakeClock()
     anchor = Anchor(lambda: clock.passes(10.0), clock)
-    anchor.settle(seconds=0.0)
+    anchor.find_floor(seconds=0.0)
     anchor.run = lambda: clock.passes(13.0)
     times = [130.0] * 19 + [101.0]
     precision = Precision(n_min=40, n_max=40, absolute_us=0.0)

@@ -68,7 +68,7 @@ def test_a_dry_run_says_the_trtexec_line_without_tensorrt(
     shown = export(*TOY, "--out", "net.engine", "--batch", "1:8:32", "--dry-run", "--json")
     line = json.loads(shown.stdout)["trtexec"]
     assert line.startswith("trtexec --onnx=net.onnx --saveEngine=net.engine --stronglyTyped ")
-    assert "--optShapes=input:8x3x8x8" in line
+    assert "--optShapes=x:8x3x8x8" in line
     assert "--fp16" not in line
 
 

@@ -10,7 +10,7 @@ from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way,
 from latency.backends.cuda import gpu_facts
 from latency.backends.onnxruntime.model import fixed_batch, to_onnx
 from latency.backends.onnxruntime.network import SessionRunner, feeds, session
-from latency.backends.onnxruntime.ops import copies_of, twin
+from latency.backends.onnxruntime.ops import differential_graph
 from latency.device import environment
 from latency.errors import MissingError, UsageError
 from latency.op import Op, weight_bytes
@@ -79,8 +79,8 @@ class OnnxRuntime(Backend):
         """Returns the circumstances of everything this backend measures."""
         if self.provider == "cpu":
             return environment("onnxruntime", self.threads, optimization="all")
-        told = {**gpu_facts(), "provider": self.provider}
-        return environment("onnxruntime", self.threads, optimization="all", **told)
+        stated = {**gpu_facts(), "provider": self.provider}
+        return environment("onnxruntime", self.threads, optimization="all", **stated)
 
     def clock(self) -> Clock:
         """Returns the CPU clock for one thread, the wall clock for several."""
@@ -92,7 +92,7 @@ class OnnxRuntime(Backend):
 
     def reads(self, op: Op) -> int:
         """Returns the bytes of weights that a timed run of a build reads: those of all its copies, and of one."""
-        return (copies_of(op) + 1) * weight_bytes(op)
+        return (self.policy.copies(op) + 1) * weight_bytes(op)
 
     def build(self, op: Op) -> Built:
         """Builds an op as a differential pair: three copies minus one; some ops more, those with many weights two.
@@ -100,9 +100,10 @@ class OnnxRuntime(Backend):
         Raises:
             UnsupportedOpError: an op, precision or layout that is not built here.
         """
-        most = copies_of(op)
+        most = self.policy.copies(op)
         many, one = (
-            _call(session(twin(op, copies, most), threads=self.threads, merge=False)) for copies in (most, 1)
+            _call(session(differential_graph(op, copies, most), threads=self.threads, merge=False))
+            for copies in (most, 1)
         )
         return Built(run=many, minus=one, copies=most - 1, method="twin")
 

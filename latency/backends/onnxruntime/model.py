@@ -321,19 +321,19 @@ def external_files(model: onnx.ModelProto) -> Iterator[tuple[str, str, int]]:
 def _check_location(path: Path, tensor: str, location: str, end: int) -> None:
     folder = path.resolve().parent
     target = (folder / location).resolve()
-    asked = f"the weight {tensor!r} of {path} lies in {location!r}"
+    what = f"the weight {tensor!r} of {path} lies in {location!r}"
     if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
         raise UsageError(
-            f"{asked}, outside the model's folder, and is not read from there; "
+            f"{what}, outside the model's folder, and is not read from there; "
             "export the model again as one file, or put its data file beside it"
         )
     if not target.is_file():
         raise UsageError(
-            f"{asked}, and there is no such file; copy it from where the model came from, beside the model"
+            f"{what}, and there is no such file; copy it from where the model came from, beside the model"
         )
     if target.stat().st_size < end:
         raise UsageError(
-            f"{asked}, which ends after {target.stat().st_size} bytes, {end} are needed; copy it again"
+            f"{what}, which ends after {target.stat().st_size} bytes, {end} are needed; copy it again"
         )
 
 

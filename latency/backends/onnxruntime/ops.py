@@ -25,20 +25,17 @@ from numpy.typing import NDArray
 
 from latency.errors import UnsupportedOpError
 from latency.op import (
-    SELDOM,
     Op,
-    few_weights,
     filled,
     heads_of,
     operand_shapes,
     output_size,
-    weight_bytes,
 )
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["BUILDERS", "KINDS", "OPSET", "Graph", "copies_of", "twin"]
+__all__ = ["BUILDERS", "KINDS", "OPSET", "Graph", "differential_graph"]
 
 OPSET = 20
 IR_VERSION = 10
@@ -54,49 +51,14 @@ ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 FOLDED = ("batch_norm",)
 """Parts of a tail that an export folds into the weights."""
 
-SHORT_MACS = 1 << 16
-"""Copies beyond the first have this much work together, of a short op: a few microseconds.
 
-An op of a microsecond is lost in the call around it: the difference of two calls of 13 µs changes by 0.08 µs from one
-build to the next, with where the tensors happen to lie. What a copy pays besides itself, of the order of 0.1 µs, is
-shared by all: where their number changes slowly with the width, a table has no steps that the op has not.
-"""
-
-LONG_MACS = 1 << 25
-"""Other ops have two copies beyond the first, or four where these have no more than this much work.
-
-Both sides of a difference vary from build to build, by where their tensors lie; of k copies less one its variance is
-(k + 1) / (k − 1)² of theirs: 3, 1, 0.4 for two, three, five.
-"""
-
-WEIGHTS = 8 << 20
-"""Copies have at most so many bytes of weights together, or are two; of an op that uses each seldom as many as may be.
-
-Where the pages of some weights lie in memory decides how many of them a second-level cache keeps: of a convolution with
-1.6 MB of them, used 32 times, differences of two and one differ by 10 % from build to build, for as long as these live.
-But three copies of 7 MB, used four times, took 2.7 ns a weight and two of 9 MB 1.35.
-"""
-
-MOST_COPIES = 9
-
-
-def copies_of(op: Op) -> int:
-    """Returns how many copies make an op's time large beside the call, and many places of its weights: 2 to 9."""
-    macs = max(1, op.macs)
-    more = max(2, min(4, LONG_MACS // macs), round(SHORT_MACS / macs))
-    room = max(1, WEIGHTS // max(1, weight_bytes(op)) - 1)
-    if not few_weights(op) and macs <= SELDOM * op.weights:
-        more = room
-    return 1 + min(MOST_COPIES - 1, more, room)
-
-
-def twin(op: Op, copies: int, sinks: int = 2) -> onnx.ModelProto:
-    """Builds the graph that holds some copies of an op between the same producers and sinks.
+def differential_graph(op: Op, copies: int, readers: int = 2) -> onnx.ModelProto:
+    """Builds the graph that holds some copies of an op between the same producers and readers.
 
     Args:
         op: the op.
-        copies: 1, or as many as there are sinks.
-        sinks: readers, of the results and, where there are fewer, of what further copies would add to, so that it is
+        copies: 1, or as many as there are readers.
+        readers: of the results and, where there are fewer, of what further copies would add to, so that it is
             there until the end, or of the first result again.
 
     Raises:
@@ -104,9 +66,9 @@ def twin(op: Op, copies: int, sinks: int = 2) -> onnx.ModelProto:
     """
     _refuse(op)
     graph = Graph(op)
-    inputs = graph.inputs(sinks)
+    inputs = graph.inputs(readers)
     results = [graph.op(inputs, number) for number in range(copies)]
-    graph.sinks(results + (graph.residuals[copies:] or results[:1] * (sinks - copies)))
+    graph.read(results + (graph.residuals[copies:] or results[:1] * (readers - copies)))
     return graph.model()
 
 
@@ -138,7 +100,7 @@ class Graph:
             shapes = operand_shapes(op)
             return [self.feed(f"x{i}" if i else "x", shape) for i, shape in enumerate(shapes)]
         if op.reads_image:
-            names = [self.late(self.feed("x", (op.batch, op.c_in, *self.spatial)))]
+            names = [self.gated(self.feed("x", (op.batch, op.c_in, *self.spatial)))]
         elif op.kind == "concat":
             first = min(op.c_in - 1, -(-op.c_in // 16) * 8) if op.c_in > 1 else 1
             parts = [first, op.c_in - first] if op.c_in > 1 else [1]
@@ -163,7 +125,7 @@ class Graph:
                 name = self.activate(part, name, label)
         return name
 
-    def sinks(self, results: Sequence[str]) -> None:
+    def read(self, results: Sequence[str]) -> None:
         """Reads the results twice, by ops that pass on one number per channel or row."""
         names = [f"o{number}{when}" for when in ("", ".late") for number in range(len(results))]
         for name, result in zip(names, [*results, *results], strict=True):
@@ -322,7 +284,7 @@ class Graph:
 
     def producer(self, name: str, channels: int, positions: tuple[int, ...]) -> str:
         """Adds a 1×1 convolution of a single channel: the cheapest way to a tensor in the runtime's layout."""
-        source = self.late(self.feed(f"{name}.source", (self.made.batch, 1, *positions)))
+        source = self.gated(self.feed(f"{name}.source", (self.made.batch, 1, *positions)))
         weight = self.weight(f"{name}.weight", (channels, 1, *(1,) * len(positions)))
         bias = self.weight(f"{name}.bias", (channels,))
         return self.node("Conv", [source, weight, bias], name)
@@ -337,7 +299,7 @@ class Graph:
         axes = self.constant("gate.axes", np.array([1], dtype=np.int64))
         self.gate = self.node("ReduceMax", [self.node("Concat", numbers, "gate.all", axis=1), axes], "gate")
 
-    def late(self, feed: str) -> str:
+    def gated(self, feed: str) -> str:
         """Returns an input plus a number that another node computes first, so that the input is ready only after it."""
         return self.node("Add", [feed, self.gate], f"{feed}.late") if self.gate else feed
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend
 from latency.backends.onnxruntime.model import check_file, exported, to_onnx, weight_precision
-from latency.backends.onnxruntime.ops import copies_of, twin
+from latency.backends.onnxruntime.ops import differential_graph
 from latency.device import environment
 from latency.errors import MissingError, UsageError
 from latency.op import Op, weight_bytes
@@ -76,7 +76,7 @@ class OpenVINO(Backend):
 
     def reads(self, op: Op) -> int:
         """Returns the bytes of weights that a turn of a build of an op reads: those of all its copies, and of one."""
-        return (copies_of(op) + 1) * weight_bytes(op)
+        return (self.policy.copies(op) + 1) * weight_bytes(op)
 
     def build(self, op: Op) -> Built:
         """Builds an op as a twin: some copies minus one.
@@ -84,8 +84,8 @@ class OpenVINO(Backend):
         Raises:
             UnsupportedOpError: an op, precision or layout that is not built here.
         """
-        most = copies_of(op)
-        many, one = (self.request(twin(op, copies, most), None).infer for copies in (most, 1))
+        most = self.policy.copies(op)
+        many, one = (self.request(differential_graph(op, copies, most), None).infer for copies in (most, 1))
         return Built(run=many, minus=one, copies=most - 1, method="twin")
 
     def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:

@@ -20,27 +20,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
 
-from latency.backends import Backend, Built, Found, NetworkOptions, Way, backend, rotating
+from latency.backends import Backend, Built, Found, NetworkOptions, Way, backend
 from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, number_of, open_cuda
 from latency.backends.onnxruntime.model import exported
 from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
 from latency.backends.tensorrt.engine import EngineRunner, Execution, in_turns, load_engine, plain_context
 from latency.backends.tensorrt.files import ENGINE_FILES, check_library, facts_of, read_engine
 from latency.backends.tensorrt.ops import OpNetwork
-from latency.device import clocks, environment, limits
+from latency.device import PRECISIONS, clocks, environment, limits, precision_of
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op, in_words
 from latency.timing import Clock
 
 __all__ = ["TensorRT"]
-
-PRECISIONS = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-COPIES = 8
-"""Inferences in the longer of the two calls at least."""
-
-SERIES_US = 2000.0
-"""The longer call takes about this long: event times are unreliable below 10 µs."""
 
 
 @backend("tensorrt")
@@ -66,6 +58,7 @@ class TensorRT(Backend):
 
     ways = (Way("engine", ENGINE_FILES, usual=True), Way("trt", (".onnx",)))
     files = (".onnx", *ENGINE_FILES)
+    device_kind = "cuda"
 
     def __init__(
         self,
@@ -116,12 +109,9 @@ class TensorRT(Backend):
     def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:
         """Returns precision and builder level that a profile was measured with."""
         del layout
-        short = {"float16": "fp16", "bfloat16": "bf16"}
         level = re.fullmatch(r"level (\d)", str(environment.get("optimization", "")))
         return {
-            "precision": short.get(
-                str(environment.get("dtype")), "tf32" if environment.get("tf32") else "fp32"
-            ),
+            "precision": precision_of(environment),
             **({"level": int(level[1])} if level else {}),
         }
 
@@ -285,7 +275,8 @@ class TensorRT(Backend):
 
     def _slope(self, op: Op, first: Execution, method: str) -> Built:
         self._built = [first]
-        cold = rotating(op, self._network, int(self.facts["l2_bytes"]))
+        policy = self.policy
+        cold = policy.weight_copies(op, self._network, int(self.facts["l2_bytes"]))
         try:
             for _ in range(cold - 1):
                 self._built.append(self._loaded(first))
@@ -296,7 +287,7 @@ class TensorRT(Backend):
             runner.enqueue()  # before a capture: the first inference allocates
         self.cuda.synchronize()
         one_us = max(1.0, self.cuda.elapsed_us(first.enqueue))
-        copies = int(min(256, max(COPIES, SERIES_US / one_us)))
+        copies = int(min(policy.most_copies, max(policy.least_copies, policy.series_us / one_us)))
         calls = [in_turns(self._built, n) for n in (copies, 1)]
         graphs = [self.cuda.captured(call) for call in calls]
         run, minus = (graph or call for graph, call in zip(graphs, calls, strict=True))

@@ -3,7 +3,7 @@
 On a GPU the call of an op is a graph of K copies, and the call that it is compared with a graph of one; the slope
 between them is the op inside a graph, without launch and graph entry. All copies read the same inputs, which are warm,
 as activations are in a network. Their weights rotate through as many bytes as the network's weights have (see
-``latency.backends.rotating``). On the CPU a call is the op alone.
+``TimingPolicy.weight_copies``). On the CPU a call is the op alone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
-from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend, rotating
+from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend
 from latency.backends.torch.network import (
     Mode,
     ModuleRunner,
@@ -23,12 +22,11 @@ from latency.backends.torch.network import (
     clock_on,
     dtype_of,
     resolved_device,
-    restored,
     set_arithmetic,
     shared_graphs,
 )
 from latency.backends.torch.ops import op_call
-from latency.device import clocks, environment, limits
+from latency.device import PRECISIONS, clocks, environment, limits, precision_of
 from latency.errors import UnsupportedOpError, UsageError
 from latency.op import Op
 from latency.timing import Clock
@@ -37,12 +35,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Torch"]
-
-COPIES, MOST_COPIES = 8, 256
-"""Ops in the longer of the two graphs, at least and at most."""
-
-GRAPH_US = 2000.0
-"""The longer graph takes about this long: event times are unreliable below 10 µs, and drift stays small."""
 
 
 @backend("torch")
@@ -77,6 +69,7 @@ class Torch(Backend):
 
         self.check(precision=precision)
         self.device = resolved_device(device)
+        self.device_kind = "cpu" if self.device == "cpu" else "cuda"
         self.threads = threads
         self.precision = precision
         self.channels_last = channels_last
@@ -92,19 +85,17 @@ class Torch(Backend):
     def check(cls, **settings: Any) -> None:
         """Refuses an unknown precision."""
         super().check(**settings)
-        if settings.get("precision", "fp32") not in ("fp32", "tf32", "fp16", "bf16"):
+        if settings.get("precision", "fp32") not in PRECISIONS:
             raise UsageError(
-                f"precision {settings['precision']!r} was asked for; there are fp32, tf32, fp16, bf16"
+                f"precision {settings['precision']!r} was asked for; there are {', '.join(PRECISIONS)}"
             )
 
     @classmethod
     def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:
         """Returns device, precision and layout that a profile was measured with."""
-        short = {"float16": "fp16", "bfloat16": "bf16"}
-        precision = short.get(str(environment.get("dtype")), "tf32" if environment.get("tf32") else "fp32")
         return {
             "device": "cuda" if "cuda" in environment else "cpu",
-            "precision": precision,
+            "precision": precision_of(environment),
             "channels_last": layout == "nhwc",
         }
 
@@ -226,10 +217,6 @@ class Torch(Backend):
         del device
         return True
 
-    def aside(self) -> AbstractContextManager[object]:
-        """Inside, threads, arithmetic and cuDNN's trying may change; afterwards they are as they were."""
-        return restored()
-
     @classmethod
     def found(cls) -> list[tuple[str, Found]]:
         """Returns the GPUs that PyTorch finds."""
@@ -255,16 +242,17 @@ class Torch(Backend):
         """Captures many copies of an op in one graph and one of them in another."""
         import torch
 
+        policy = self.policy
         with torch.cuda.device(self.device):
             shared = _Shared(self.tensor)
             first = op_call(op, self.tensor, shared)
             torch.cuda.synchronize()  # what made the tensors must not run beside cuDNN's search
             one = self._captured([first], warm_up=3)
             one_us = max(1.0, min(self.clock().time_us(one.replay)[0] for _ in range(3)))
-            copies = int(min(MOST_COPIES, max(COPIES, GRAPH_US / one_us)))
+            copies = int(min(policy.most_copies, max(policy.least_copies, policy.series_us / one_us)))
             l2_bytes = int(torch.cuda.get_device_properties(self.device).L2_cache_size)
             calls = [first]
-            for _ in range(min(copies, rotating(op, self._network, l2_bytes)) - 1):
+            for _ in range(min(copies, policy.weight_copies(op, self._network, l2_bytes)) - 1):
                 shared.rewind()
                 calls.append(op_call(op, self.tensor, shared))
             torch.cuda.synchronize()

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from latency.backends import Runner, out_of_memory
-from latency.errors import HalpieeError, MissingError, UsageError
+from latency.backends import Runner
+from latency.errors import HalpieeError, MissingError, UsageError, out_of_memory
 from latency.timing import Clock, CpuClock, WallClock
 
 if TYPE_CHECKING:

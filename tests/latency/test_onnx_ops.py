@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as f
 
 from latency.backends.onnxruntime import feeds, session
-from latency.backends.onnxruntime.ops import copies_of, twin
+from latency.backends.onnxruntime.ops import differential_graph
+from latency.device import TimingPolicy
 from latency.errors import UnsupportedOpError
 from latency.op import Op, output_size
 
@@ -28,7 +29,7 @@ def optimised(op: Op, copies: int, path: Path, sinks: int = 2) -> list[str]:
     options.optimized_model_filepath = str(path)
     options.log_severity_level = 4  # it warns that an optimised model is for this machine only
     ort.InferenceSession(
-        twin(op, copies, sinks).SerializeToString(),
+        differential_graph(op, copies, sinks).SerializeToString(),
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=["CommonSubexpressionElimination"],
@@ -38,7 +39,7 @@ def optimised(op: Op, copies: int, path: Path, sinks: int = 2) -> list[str]:
 
 def computed(op: Op) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """What the graph of one copy computes behind the op and its tail, and the constants and feeds it used."""
-    model = twin(op, 1)
+    model = differential_graph(op, 1)
     last = [
         n
         for n in model.graph.node
@@ -226,7 +227,7 @@ def test_the_two_sides_of_a_twin_change_layout_equally_often(tmp_path: Path) -> 
 )
 def test_what_cannot_be_built_is_refused(op: Op, message: str) -> None:
     with pytest.raises(UnsupportedOpError, match=message):
-        twin(op, 1)
+        differential_graph(op, 1)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_what_cannot_be_built_is_refused(op: Op, message: str) -> None:
     ],
 )
 def test_short_ops_and_those_of_seldom_used_weights_have_more_copies(op: Op, copies: int) -> None:
-    assert copies_of(op) == copies
+    assert TimingPolicy().copies(op) == copies
 
 
 def test_more_copies_differ_from_one_by_themselves_alone(tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_each_of_more_copies_has_a_residual_of_its_own(tmp_path: Path) -> None:
 
 def ran(op: Op, copies: int, path: Path, sinks: int) -> tuple[str, ...]:
     """Names of the nodes in the order in which a new session runs them."""
-    made = session(twin(op, copies, sinks), merge=False, trace_to=path)
+    made = session(differential_graph(op, copies, sinks), merge=False, trace_to=path)
     made.run(None, feeds(made))
     events = json.loads(Path(made.end_profiling()).read_text())
     nodes = [e["name"].removesuffix("_kernel_time") for e in events if e["name"].endswith("_kernel_time")]
@@ -308,14 +309,14 @@ def test_what_a_copy_adds_to_was_looked_at_before_so_that_it_can_add_in_place(
 
 
 def test_with_one_copy_the_other_residuals_stay_until_the_end() -> None:
-    read = {node.name: node.input[0] for node in twin(RESIDUAL, 1, 3).graph.node}
-    results = {node.name: node.input[0] for node in twin(conv(32, 64), 1, 3).graph.node}
+    read = {node.name: node.input[0] for node in differential_graph(RESIDUAL, 1, 3).graph.node}
+    results = {node.name: node.input[0] for node in differential_graph(conv(32, 64), 1, 3).graph.node}
     assert [read[f"o{number}"] for number in (1, 2)] == ["r1", "r2"]
     assert read["o0"] not in ("r0", "r1", "r2")
     assert {results[f"o{number}"] for number in range(3)} == {"y_0"}
 
 
 def test_a_reader_takes_the_first_position_alone() -> None:
-    graph = {node.name: node for node in twin(conv(32, 64, h=9, w=7), 2).graph.node}
+    graph = {node.name: node for node in differential_graph(conv(32, 64, h=9, w=7), 2).graph.node}
     sizes = {a.name: list(a.ints) for a in graph["o1"].attribute}
     assert (graph["o1"].op_type, sizes["kernel_shape"], sizes["strides"]) == ("MaxPool", [1, 1], [9, 7])

@@ -12,9 +12,10 @@ import pytest
 
 import latency
 from latency.backends import Built
+from latency.device import TimingPolicy
 from latency.op import Op
 from latency.profile_io import Journal
-from latency.sweeping.schedule import MOST_BUILDS, Measurer, Visits
+from latency.sweeping.schedule import Measurer, Schedule
 from latency.timing.timer import Precision
 
 from .fakes import FakeBackend, conv
@@ -58,14 +59,14 @@ def test_builds_that_disagree_are_repeated_until_their_mean_is_known() -> None:
     cell, builds = measured(Placed(100.0, 100.0, 130.0))
     assert builds == 2  # the first two agree by chance
     cell, builds = measured(Placed(130.0, 100.0, 100.0))
-    assert 10 <= builds <= MOST_BUILDS
+    assert 10 <= builds <= TimingPolicy().most_builds
     assert cell["us"] == pytest.approx(110.0, rel=0.02)
     assert cell["ci_lo"] < 110.0 < cell["ci_hi"]
 
 
 def test_two_places_far_apart_end_at_the_most_builds_with_a_wide_interval() -> None:
     cell, builds = measured(Placed(100.0, 200.0))
-    assert builds == MOST_BUILDS
+    assert builds == TimingPolicy().most_builds
     assert cell["us"] == pytest.approx(150.0)
     # 2 standard errors of 16 times with a standard deviation of 51.6
     assert cell["ci_hi"] - cell["us"] == pytest.approx(25.8, rel=0.01)
@@ -130,9 +131,9 @@ WIDTHS = (8, 16, 24, 32, 40)
 def test_disturbed_cells_are_measured_again_the_one_first_that_may_be_off_the_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 1.0)
-    monkeypatch.setattr(Visits, "_calm", lambda self: True)
+    monkeypatch.setattr(Schedule, "_calm", lambda self: True)
     backend = Disturbed(slow_builds=1)
+    backend.policy = TimingPolicy(again_share=1.0)
     cells = backend.measured(*WIDTHS)
     visited = [width for width, _ in backend.order]
     assert sorted(visited[:5]) == list(WIDTHS)
@@ -144,9 +145,9 @@ def test_disturbed_cells_are_measured_again_the_one_first_that_may_be_off_the_mo
 def test_a_cell_that_stays_disturbed_is_written_after_three_visits_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 1.0)
-    monkeypatch.setattr(Visits, "_calm", lambda self: True)
+    monkeypatch.setattr(Schedule, "_calm", lambda self: True)
     backend = Disturbed(slow_builds=9)
+    backend.policy = TimingPolicy(again_share=1.0)
     cells = backend.measured(*WIDTHS)
     visited = [width for width, _ in backend.order]
     assert visited[5:] == [40, 32, 24, 16, 8] * 2  # nobody a third time before all were there twice
@@ -155,20 +156,17 @@ def test_a_cell_that_stays_disturbed_is_written_after_three_visits_and_says_so(
     assert {c["c_out"]: c["us"] for c in cells} == {width: 20.0 * width for width in WIDTHS}
 
 
-def test_where_no_time_is_left_for_it_no_cell_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 0.0)
-    monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
+def test_where_no_time_is_left_for_it_no_cell_is_measured_again() -> None:
     backend = Disturbed(slow_builds=1)
+    backend.policy = TimingPolicy(again_share=0.0, again_seconds=0.0)
     cells = backend.measured(*WIDTHS)
     assert len(backend.order) == len(cells) == 5
     assert {c["method"] for c in cells} == {"twin/disturbed"}
 
 
-def test_no_more_than_some_disturbed_cells_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 0.0)
-    monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
-    monkeypatch.setattr("latency.sweeping.schedule.TOGETHER", 2)
+def test_no_more_than_some_disturbed_cells_wait() -> None:
     backend = Disturbed(slow_builds=1)
+    backend.policy = TimingPolicy(again_share=0.0, again_seconds=0.0, together=2)
     backend.measured(*WIDTHS)
     assert [on_disk for _, on_disk in backend.order] == [0, 0, 0, 0, 2]
 
@@ -177,9 +175,6 @@ def test_no_more_than_some_disturbed_cells_wait(monkeypatch: pytest.MonkeyPatch)
 def test_disturbed_cells_wait_until_the_neighbour_has_gone_but_not_for_ever(
     monkeypatch: pytest.MonkeyPatch, again: float, visits: int
 ) -> None:
-    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", again)
-    monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
-    monkeypatch.setattr("latency.sweeping.schedule.PAUSE", 1e-6 if again > 1 else 100.0)
     monkeypatch.setattr("latency.sweeping.schedule.time.sleep", lambda seconds: None)
 
     class Neighbour(FakeBackend):
@@ -196,6 +191,8 @@ def test_disturbed_cells_wait_until_the_neighbour_has_gone_but_not_for_ever(
             return lambda: self.time.passes(10.0 * self.slow())
 
     backend = Neighbour()
+    pause = 1e-6 if again > 1 else 100.0
+    backend.policy = TimingPolicy(again_share=again, again_seconds=0.0, pause_seconds=pause)
     measurer = Measurer(backend, Journal(None, backend.environment()))
     backend.came = backend.time.now_us
     cells = measurer.measure([(conv(64, width), "sweep", None) for width in WIDTHS], Precision(n_max=20))
@@ -219,14 +216,11 @@ class Departing(FakeBackend):
         return lambda: self.time.passes(10.0 * self.slow())
 
 
-def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("latency.sweeping.schedule.SETTLED", 0.0)
-    monkeypatch.setattr("latency.timing.RECOUNTED", 50)
+def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(tmp_path: Path) -> None:
+    policy = TimingPolicy(anchor_seconds=0.0, anchor_renewed=50)
     ops = [conv(64, 64)]
     path = tmp_path / "p.jsonl"
-    profile = latency.sweep(ops, backend=Departing(30), path=path)
+    profile = latency.sweep(ops, backend=Departing(30), path=path, policy=policy)
     assert profile.environment["anchor_us"] == 10.0
     assert {c["us"] / c["c_out"] for c in profile.cells} == {10.0}
     assert {c["slowdown"] for c in profile.cells} == {1.0}
@@ -237,12 +231,8 @@ def test_a_sweep_begun_beside_a_neighbour_begins_again_when_he_has_gone(
     )  # the environment, the anchor, the cells
 
 
-def test_a_profile_is_continued_at_the_speed_it_was_begun_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("latency.sweeping.schedule.SETTLED", 0.0)
-    monkeypatch.setattr("latency.sweeping.schedule.PATIENCE", 0.0)
-    monkeypatch.setattr("latency.sweeping.schedule.AGAIN", 0.0)
+def test_a_profile_is_continued_at_the_speed_it_was_begun_at(tmp_path: Path) -> None:
+    policy = TimingPolicy(anchor_seconds=0.0, again_seconds=0.0, again_share=0.0)
 
     class Paced(FakeBackend):
         """Ops of 10·C_out µs at a pace, as the anchor of 10 µs."""
@@ -257,6 +247,7 @@ def test_a_profile_is_continued_at_the_speed_it_was_begun_at(
     found = {}
     for pace, width in ((1.0, 8), (1.1, 16), (0.95, 24), (1.5, 32)):
         backend = Paced(pace)
+        backend.policy = policy
         with Journal(tmp_path / "p.jsonl", backend.environment()) as journal:
             cell = (conv(64, width), "sweep", None)
             (found[width],) = Measurer(backend, journal).measure([cell], Precision())
