@@ -27,3 +27,5 @@ from latency.timing.benchmark import Comparison as Comparison
 from latency.timing.benchmark import Measurement as Measurement
 from latency.timing.benchmark import compare as compare
 from latency.timing.benchmark import measure as measure
+
+__all__: list[str]

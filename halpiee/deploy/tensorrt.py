@@ -177,17 +177,8 @@ def build_engine(
     _refuse_beyond(error, proof.tolerance, f"{path} was not written: the engine", onnx, precision)
     if why is not None:
         write_engine(path, plan, facts)
-    return EngineReport(
-        path,
-        len(plan),
-        why is not None,
-        why or "fits",
-        error,
-        facts["tensorrt"],
-        facts["device"],
-        sizes,
-        facts,
-    )
+    version, built = facts["tensorrt"], why is not None
+    return EngineReport(path, len(plan), built, why or "fits", error, version, facts["device"], sizes, facts)
 
 
 def build_portable(

@@ -27,8 +27,9 @@ from latency.inspect import inspect
 from latency.op import CONTRACTIONS, Op, in_words
 from latency.profile_io import Journal
 from latency.profiles import Profile
+from latency.sweeping.cold_weights import cold_weights_of
 from latency.sweeping.design import Design, Estimate, Spec, crossings, design, edge_above, refined, specs
-from latency.sweeping.schedule import Cell, Measurer, Progress, cold_weights_of
+from latency.sweeping.schedule import Cell, Measurer, Progress
 from latency.sweeping.steps import Steps, kind_of, probe
 from latency.timing.timer import Precision
 

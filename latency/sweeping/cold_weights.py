@@ -35,7 +35,7 @@ from latency.op import Op, weight_bytes
 from latency.timing import Anchor
 from latency.timing.timer import Precision, Sampling, Timing, in_turns, joined
 
-__all__ = ["ColdWeights", "Rate", "turn_bytes", "warm_and_cold"]
+__all__ = ["ColdWeights", "Rate", "cold_weights_of", "turn_bytes", "warm_and_cold"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,13 @@ class ColdWeights:
         numbers = np.ones(distance // 8, dtype=np.int64)
         # at the speed of the memory; a sum of floats takes three times as long
         return cls(widest, distance, lambda size: np.maximum.reduce(numbers[: size // 8], initial=1), policy)
+
+
+def cold_weights_of(
+    backend: Backend, ops: Iterable[Op], environment: Mapping[str, Any]
+) -> ColdWeights | None:
+    """Returns which weights of a network are cold, where a backend can empty the caches; else None."""
+    return ColdWeights.of(ops, environment, backend.policy) if backend.evicts else None
 
 
 def turn_bytes(op: Op, built: Built) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from latency.sweeping.steps import Steps
 from latency.timing import Anchor
 from latency.timing.timer import Precision, Sampling, Timing, agree, in_turns, joined
 
-__all__ = ["Cell", "Job", "Measurer", "Progress", "Schedule", "cold_weights_of"]
+__all__ = ["Cell", "Job", "Measurer", "Progress", "Schedule"]
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Schedule:
     Args:
         backend: builds ops.
         anchor: tells which moments are quiet; without one all are.
-        memory: what of the network comes from memory; None where nothing does.
+        memory: what of the network comes from memory.
         rng: of the order.
         store: called with a job, the timings of all its builds, and one build; stores the finished cell.
         failed: told of an op that could not be built or run, and why; raises what is an error.
@@ -78,7 +78,7 @@ class Schedule:
         self,
         backend: Backend,
         anchor: Anchor | None,
-        memory: ColdWeights | None,
+        memory: ColdWeights,
         rng: np.random.Generator,
         store: Callable[[Job, Sequence[Timing], Built], None],
         failed: Callable[[Op, Exception], None],
@@ -97,9 +97,8 @@ class Schedule:
             for k in self._rng.permutation(len(groups)):
                 self._visit(groups[k], precision)
                 for job in groups[k]:
-                    if job.done(self._policy) or job.uncertainty_us <= max(
-                        precision.absolute_us, share * self._longest_us
-                    ):
+                    enough_us = max(precision.absolute_us, share * self._longest_us)
+                    if job.done(self._policy) or job.uncertainty_us <= enough_us:
                         yield job
                     else:
                         waiting.append(job)
@@ -134,9 +133,11 @@ class Schedule:
 
     def _groups(self, jobs: Sequence[Job]) -> list[list[Job]]:
         """Returns the cells that are visited at once: some of similar size where caches are emptied, else one."""
-        groups = [[job] for job in jobs if not self._emptied(job.op)]
+        groups = [[job] for job in jobs if not self._memory.empties(job.op)]
         group: list[Job] = []
-        for job in sorted((job for job in jobs if self._emptied(job.op)), key=lambda job: job.op.weights):
+        for job in sorted(
+            (job for job in jobs if self._memory.empties(job.op)), key=lambda job: job.op.weights
+        ):
             if not self._fits([*group, job]):
                 groups.append(group)
                 group = []
@@ -146,9 +147,9 @@ class Schedule:
     def _most_uncertain(self, waiting: list[Job]) -> list[Job]:
         """Takes the last cell; with cold weights also the last others that have them."""
         group = [waiting.pop()]
-        if self._emptied(group[0].op):
+        if self._memory.empties(group[0].op):
             for job in reversed(waiting.copy()):
-                if self._emptied(job.op) and self._fits([*group, job]):
+                if self._memory.empties(job.op) and self._fits([*group, job]):
                     group.append(job)
                     waiting.remove(job)
         return group
@@ -156,9 +157,7 @@ class Schedule:
     def _fits(self, group: Sequence[Job]) -> bool:
         """Returns whether cells can go in turns: one always, more if they read no more than the network has."""
         read = self._least_builds * sum(self._backend.reads(job.op) for job in group)
-        return len(group) == 1 or (
-            len(group) <= self._policy.group and self._memory is not None and read <= self._memory.distance
-        )
+        return len(group) == 1 or (len(group) <= self._policy.group and read <= self._memory.distance)
 
     def _visit(self, jobs: Sequence[Job], precision: Precision) -> None:
         """Times a cell, or some whose weights come from memory; one that cannot be measured is written down as such."""
@@ -166,8 +165,8 @@ class Schedule:
         again = jobs[0].visits > 0
         for job in jobs:
             job.timing = None
-        if self._memory is not None and self._emptied(jobs[0].op):
-            self._together(jobs, precision, self._memory)
+        if self._memory.empties(jobs[0].op):
+            self._together(jobs, precision)
         else:
             try:
                 self._alone(jobs[0], precision)
@@ -177,27 +176,23 @@ class Schedule:
         self._seconds += spent
         self._again_s += spent if again else 0.0
 
-    def _together(self, jobs: Sequence[Job], precision: Precision, memory: ColdWeights) -> None:
+    def _together(self, jobs: Sequence[Job], precision: Precision) -> None:
         """Times cells alternately, and empties the caches before each run."""
         ready: list[tuple[Job, Built]] = []
         for job in jobs:
             held = len(job.samplings)
             contended = [number for number in range(held) if not job.samplings[number].timing().quiet]
             try:
-                builts = [
-                    self._begun(job, number, precision)
-                    for number in contended or range(held, held + self._least_builds)
-                ]
+                numbers = contended or range(held, held + self._least_builds)
+                builts = [self._begun(job, number, precision) for number in numbers]
             except Exception as error:
                 self._failed(job.op, error)
             else:
                 ready.append((job, builts[0]))
         if not ready:
             return
-        in_turns(
-            [s for job, _ in ready for s in job.samplings if s.begun],
-            memory.before(self._backend, ready[0][0].op),
-        )
+        begun = [sampling for job, _ in ready for sampling in job.samplings if sampling.begun]
+        in_turns(begun, self._memory.before(self._backend, ready[0][0].op))
         for job, built in ready:
             timings = [sampling.timing() for sampling in job.samplings]
             job.agreed = len(timings) == 1 or agree(timings, self._policy)
@@ -212,26 +207,20 @@ class Schedule:
             sampling = job.samplings[len(timings)]
             in_turns([sampling])
             timings.append(sampling.timing())
-            spent = len(timings) >= self._policy.most_builds or (
-                len(timings) > 2 and time.perf_counter() > end
-            )
+            over = len(timings) > 2 and time.perf_counter() > end
             # what differs without a quiet moment says nothing of where memory lies
-            spent = spent or self._least_builds == 1 or not all(t.quiet for t in timings)
-            if len(timings) >= self._least_builds and (spent or agree(timings, self._policy)):
+            final = self._least_builds == 1 or not all(t.quiet for t in timings)
+            final = final or over or len(timings) >= self._policy.most_builds
+            if len(timings) >= self._least_builds and (final or agree(timings, self._policy)):
                 break
         self._take(job, timings, built)
 
     def _begun(self, job: Job, number: int, precision: Precision) -> Built:
         """Builds a cell for one of its samplings and warms it up."""
         if number == len(job.samplings):
-            job.samplings.append(
-                Sampling(
-                    clock=self._backend.clock(),
-                    anchor=self._anchor,
-                    precision=precision,
-                    policy=self._policy,
-                )
-            )
+            clock, policy = self._backend.clock(), self._policy
+            sampling = Sampling(clock=clock, anchor=self._anchor, precision=precision, policy=policy)
+            job.samplings.append(sampling)
         built = self._backend.build(job.op)
         job.samplings[number].begin(built.run, built.minus, reads=turn_bytes(job.op, built))
         return built
@@ -240,9 +229,6 @@ class Schedule:
         self._store(job, timings, built)
         job.visits += 1
         self._longest_us = max(self._longest_us, float(job.cell["us"]))
-
-    def _emptied(self, op: Op) -> bool:
-        return self._memory is not None and self._memory.empties(op)
 
 
 Progress = Callable[[int, int], None]
@@ -286,7 +272,7 @@ class Measurer:
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
         self._least_builds = backend.builds
-        self._memory = memory
+        self._memory = memory or ColdWeights({}, 0, lambda size: None)
         self._rates: dict[str, Rate] = {}
         call = backend.anchor()
         self._anchor = Anchor(call, backend.clock(), backend.policy) if call is not None else None
@@ -296,7 +282,7 @@ class Measurer:
                 journal.state({REFERENCE: round(self._anchor.reference_us, 3)})
             self._anchor.reference_us = journal.environment[REFERENCE]
         self._fresh = not journal.cells
-        self._visits = Schedule(backend, self._anchor, memory, self._rng, self._take, self._left_out)
+        self._visits = Schedule(backend, self._anchor, self._memory, self._rng, self._take, self._left_out)
 
     def from_the_start(self, work: Callable[[], object]) -> None:
         """Runs some work, and repeats it where it began under contention that was taken for the normal speed.
@@ -369,24 +355,23 @@ class Measurer:
     def _take(self, job: Job, timings: Sequence[Timing], built: Built) -> None:
         """Makes a cell of what was found, without the builds, which hold the op's weights."""
         job.timing = joined(timings)
-        if self._memory is not None and self._memory.streams(job.op):
-            rate = self._rate(job.op, self._memory)
-            job.timing = rate.onto(job.timing, built.copies * weight_bytes(job.op))
+        if self._memory.streams(job.op):
+            job.timing = self._rate(job.op).onto(job.timing, built.copies * weight_bytes(job.op))
             built = replace(built, method=f"{built.method}+memory")
         job.cell = self._cell(job, job.timing, built)
 
     def _state(self, op: Op) -> str:
         """Returns whether an op finds its weights in a cache."""
-        return COLD if self._memory is not None and self._memory.has(op) else WARM
+        return COLD if self._memory.has(op) else WARM
 
-    def _rate(self, op: Op, memory: ColdWeights) -> Rate:
+    def _rate(self, op: Op) -> Rate:
         """Returns what a byte of the weights of a table's ops takes longer from memory, from two cells of one op."""
         name = op.table_key()
         if name not in self._rates:
-            sample = memory.sample(op)
+            sample = self._memory.sample(op)
             keys = [cell_key({**sample.key(), "cache": state, "role": "probe"}) for state in (WARM, COLD)]
             if not all(key in self._known for key in keys):
-                *timings, built = warm_and_cold(self.backend, sample, self._anchor, memory)
+                *timings, built = warm_and_cold(self.backend, sample, self._anchor, self._memory)
                 for key, state, timing in zip(keys, (WARM, COLD), timings, strict=True):
                     self._known[key] = self._cell(Job(sample, "probe", None), timing, built, state)
                     self.journal.append(self._known[key])
@@ -422,21 +407,8 @@ class Measurer:
             cell["contention"] = round(timing.contention, 3)
         if job.op.reads_image:
             cell["image"] = True
-        if job.steps is not None:
-            cell["steps"] = list(job.steps.steps)
-            if any(job.steps.pattern):
-                cell["pattern"] = [list(p) if p else None for p in job.steps.pattern]
-            if any(job.steps.slow):
-                cell["slow"] = [list(p) if p else None for p in job.steps.slow]
-        return cell
+        return cell | (job.steps.fields() if job.steps is not None else {})
 
     def _report(self) -> None:
         if self._progress is not None:
             self._progress(self.done, max(self.total, 1))
-
-
-def cold_weights_of(
-    backend: Backend, ops: Iterable[Op], environment: Mapping[str, Any]
-) -> ColdWeights | None:
-    """Returns which weights of a network are cold, where a backend can empty the caches; else None."""
-    return ColdWeights.of(ops, environment, backend.policy) if backend.evicts else None

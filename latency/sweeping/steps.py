@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,14 @@ class Steps:
     pattern: tuple[tuple[float, ...] | None, tuple[float, ...] | None] = (None, None)
     irregular: tuple[bool, bool] = (False, False)
     slow: tuple[tuple[int, float] | None, tuple[int, float] | None] = (None, None)
+
+    def fields(self) -> dict[str, Any]:
+        """Returns what a cell states of them."""
+        shared: dict[str, Any] = {"steps": list(self.steps)}
+        for name, axes in (("pattern", self.pattern), ("slow", self.slow)):
+            if any(axes):
+                shared[name] = [list(axis) if axis else None for axis in axes]
+        return shared
 
 
 def kind_of(op: Op) -> tuple[object, ...]:
