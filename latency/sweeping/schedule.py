@@ -7,8 +7,7 @@ much time, a cell's result is final, and its method says that it is contended.
 Where an op uses its weights seldom, they are read from memory, as in a network (`latency.sweeping.cold_weights`), and
 cells are timed in turns.
 
-The place of a build's memory changes a time, too, for as long as the build lives. So a backend may ask for several
-builds of a cell. Two that agree are averaged; otherwise more are made, until their mean is known as well.
+Where a backend asks for several builds of a cell, two that agree are averaged; otherwise more are made (decision 0050).
 """
 
 from __future__ import annotations
@@ -107,8 +106,8 @@ class Schedule:
     def _again(self, waiting: list[Job], precision: Precision, *, last: bool) -> Iterator[Job]:
         """Measures waiting cells while the machine is calm, those with fewest visits first, then the most uncertain.
 
-        Where caches are emptied for one, others go with it in turns. Yields those that are done; of the others the
-        least doubtful where too many wait, and all of them at last.
+        Where caches are emptied for one, others go with it in turns. Yields those that are final; of the others the
+        least uncertain where too many wait, and all of them at last.
         """
         policy = self._policy
         while waiting:
@@ -172,8 +171,7 @@ class Schedule:
                 self._alone(jobs[0], precision)
             except Exception as error:
                 self._failed(jobs[0].op, error)
-        spent = time.perf_counter() - begun
-        self._seconds += spent
+        self._seconds += (spent := time.perf_counter() - begun)
         self._again_s += spent if again else 0.0
 
     def _together(self, jobs: Sequence[Job], precision: Precision) -> None:
@@ -232,12 +230,12 @@ class Schedule:
 
 
 Progress = Callable[[int, int], None]
-
 Cell = tuple[Op, str, Steps | None]
 """An op at its widths, the role its time will play, and the steps of its axes as far as they are known."""
 
-REFERENCE = "anchor_us"
-"""Field of the environment: µs of the anchor at the speed that all times of a profile are stated at."""
+REFERENCE = (
+    "anchor_us"  # field of the environment: µs of the anchor at the speed that all times are stated at
+)
 
 
 class _FirstFloorContended(Exception):  # noqa: N818 - nothing went wrong for good
@@ -264,14 +262,10 @@ class Measurer:
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        self.backend = backend
-        self.journal = journal
-        self.done = 0
-        self.total = 0
-        self._progress = progress
+        self.backend, self.journal, self._progress = backend, journal, progress
+        self.done = self.total = 0
         self._rng = np.random.default_rng(seed)
         self._known = {cell_key(c): c for c in journal.cells}
-        self._least_builds = backend.builds
         self._memory = memory or ColdWeights({}, 0, lambda size: None)
         self._rates: dict[str, Rate] = {}
         call = backend.anchor()
@@ -323,19 +317,13 @@ class Measurer:
 
     def measure(self, todo: Sequence[Cell], precision: Precision) -> list[dict[str, Any]]:
         """Measures cells in random order, those that are known left out; returns what was appended."""
-        jobs = []
-        for op, role, steps in todo:
-            if self.known(op, role) is not None:
-                self.done += 1
-                continue
-            jobs.append(Job(op, role, steps))
+        jobs = [Job(op, role, steps) for op, role, steps in todo if self.known(op, role) is None]
+        self.done += len(todo) - len(jobs)
         self.backend.prepare([job.op for job in jobs])
-        if self._least_builds > 1:
+        if (n := self.backend.builds) > 1:  # of a mean of so many
+            n_min, seconds = max(5, -(-precision.n_min // n)), precision.seconds / n
             precision = replace(
-                precision,
-                relative=precision.relative * math.sqrt(self._least_builds),  # of a mean of so many
-                n_min=max(5, -(-precision.n_min // self._least_builds)),
-                seconds=precision.seconds / self._least_builds,
+                precision, relative=precision.relative * math.sqrt(n), n_min=n_min, seconds=seconds
             )
         shuffled = [jobs[k] for k in self._rng.permutation(len(jobs))]
         appended: list[dict[str, Any]] = []

@@ -44,10 +44,7 @@ RUNS = 8
 """Runs of a network in one turn that count."""
 
 WARM_UP, SETTLED, WARM_UP_SECONDS = 5, 1.05, 2.0
-"""Runs before the first that counts, at least: until the last three agree to this, or so long under contention.
-
-ONNX Runtime allocates its arenas in the first two.
-"""
+"""Runs before the first that counts, at least; until the last three agree to this, or so long under contention."""
 
 
 @dataclass(frozen=True)

@@ -136,32 +136,15 @@ class Graph:
                 self.outputs.append(self.touch(result, output_size(self.made), name))
 
     def conv(self, inputs: list[str], tag: str) -> str:
-        """Adds a convolution with bias."""
-        op = self.made
-        n = len(op.kernel)
-        weight = self.weight(f"w{tag}", (op.c_out, op.c_in // op.groups, *op.kernel))
-        bias = self.weight(f"b{tag}", (op.c_out,))
+        """Adds a convolution with bias, transposed or not."""
+        op, n, transposed = self.made, len(self.made.kernel), self.made.kind == "conv_transpose"
+        sides = (op.c_in, op.c_out // op.groups) if transposed else (op.c_out, op.c_in // op.groups)
+        weight, bias = self.weight(f"w{tag}", (*sides, *op.kernel)), self.weight(f"b{tag}", (op.c_out,))
         return self.node(
-            "Conv",
+            "ConvTranspose" if transposed else "Conv",
             [inputs[0], weight, bias],
             f"y{tag}",
             kernel_shape=list(op.kernel),
-            strides=list(filled(op.stride, n, 1)),
-            pads=list(filled(op.padding, n, 0)) * 2,
-            dilations=list(filled(op.dilation, n, 1)),
-            group=op.groups,
-        )
-
-    def conv_transpose(self, inputs: list[str], tag: str) -> str:
-        """Adds a transposed convolution with bias."""
-        op = self.made
-        n = len(op.kernel)
-        weight = self.weight(f"w{tag}", (op.c_in, op.c_out // op.groups, *op.kernel))
-        bias = self.weight(f"b{tag}", (op.c_out,))
-        return self.node(
-            "ConvTranspose",
-            [inputs[0], weight, bias],
-            f"y{tag}",
             strides=list(filled(op.stride, n, 1)),
             pads=list(filled(op.padding, n, 0)) * 2,
             dilations=list(filled(op.dilation, n, 1)),
@@ -339,7 +322,7 @@ class Graph:
 
 BUILDERS: dict[str, Callable[[Graph, list[str], str], str]] = {
     "conv": Graph.conv,
-    "conv_transpose": Graph.conv_transpose,
+    "conv_transpose": Graph.conv,
     "linear": Graph.linear,
     "max_pool": Graph.pool,
     "avg_pool": Graph.pool,
