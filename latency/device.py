@@ -248,7 +248,7 @@ class TimingPolicy:
         uncertain_share: what may be wrong by less than this share of the longest cell is not visited again (0065).
         group: cells with cold weights that are timed in turns (0056).
         rounds: of cells in turns before the first that counts (0057).
-        narrow: channels of the op that runs untimed between emptying the caches and a turn (0056).
+        narrow: channels of the op that runs untimed between emptying the caches and a round (0056).
         seldom: an op that uses each weight up to so many times in a run takes longer where its weights are cold (0054).
         large_bytes: bytes of weights of a table's widest op from which they are timed cold (0054).
         few_bytes: bytes of weights of a cell up to which they are timed warm in any case (0054).

@@ -1,22 +1,21 @@
-"""Where are an op's weights when it runs? In a network, where the other layers' weights have left them.
+"""Where are an op's weights when it runs? In a network, where the other layers' weights have evicted them.
 
-Activations were just written and lie in a cache; weights were last read one inference ago, and all other weights of
-the network since. An op that is timed over and over finds its own weights in the cache. Where it uses each weight
-often that makes no difference; a convolution on 4×4 positions uses each 16 times, and takes longer than such a timing
-says.
+Activations were just written and lie in a cache. Weights were last read one inference ago, and all other weights of the
+network have been read since. An op that is timed over and over finds its own weights in the cache. Where it uses each
+weight often, that makes no difference. A convolution on 4×4 positions uses each 16 times, and takes longer in a network
+than such a timing says.
 
-So ops with large weights are timed in turns (`latency.timing.timer.in_turns`). Between two turns as many bytes are
-read as one inference reads of the network's weights, at most as many as the last cache holds: the ops of the turn
-read their own weights, and what is missing is read before it. Where the last cache is far larger than the network,
-weights come from there, and only the cache before it is emptied. An op's activations are made anew in each run by the
-op that feeds it (`latency.backends.onnxruntime.ops`). Ops with small weights are not treated so: emptying the caches
-drives out the call's own code as well, and differences of a few µs are lost.
+So ops with large weights are timed in rounds (`latency.timing.timer.interleave`). Between two rounds as many bytes are
+read as the network has weights, at most as many as the last cache holds: the ops of the round read their own weights,
+and the missing bytes are read before it. Where the last cache is far larger than the network, weights come from there,
+and only the cache before it is emptied. An op's activations are made anew in each run by the op that feeds it
+(`latency.backends.onnxruntime.ops`). Ops with small weights stay warm: emptying the caches evicts the call's own code
+as well, and differences of a few µs are lost.
 
-A linear layer of one image uses each weight so seldom that reading the weights takes all its time: 22 µs a MiB from
+A linear layer of one image uses each weight so seldom that reading the weights takes all its time: 22 µs per MiB from
 the cache, 30 to 70 from memory, by where the weights happen to lie. Builds of it differ by a quarter for as long as
-they live; the mean of six is uncertain by a tenth, while with weights in the cache two builds agree within 2 %. So
-its cells are timed with warm weights, and what a byte takes longer from memory is one rate of the table, from many
-builds.
+they live; the mean of six is uncertain by a tenth, while two builds with warm weights agree within 2 %. So its cells
+are timed with warm weights, and one rate per table, from many builds, says what a byte takes longer from memory.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from latency.backends import Backend, Built
 from latency.device import TimingPolicy, policy_for
 from latency.op import Op, weight_bytes
 from latency.timing import Anchor
-from latency.timing.timer import Precision, Sampling, Timing, in_turns, joined
+from latency.timing.timer import Precision, Sampling, Timing, interleave, joined
 
-__all__ = ["ColdWeights", "Rate", "cold_weights_of", "turn_bytes", "warm_and_cold"]
+__all__ = ["ColdWeights", "Rate", "cold_weights_of", "round_bytes", "warm_and_cold"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class ColdWeights:
 
     def before(self, backend: Backend, op: Op) -> Callable[[int], object]:
         """Returns the call that empties the caches before a timed run; its argument is the bytes that the run reads."""
-        # What any call needs, code above all, is back after it: the first of a turn took up to a quarter longer.
+        # What any call needs, code above all, is back after it: the first op of a round took up to a quarter longer.
         narrow = self.policy.narrow
         width = (op.c_in // op.groups, op.c_out // op.groups) if op.groups > 1 else (narrow, narrow)
         small = backend.build(op.with_channels(min(width[0], op.c_in), min(width[1], op.c_out)))
@@ -124,7 +123,7 @@ def cold_weights_of(
     return ColdWeights.of(ops, environment, backend.policy) if backend.evicts else None
 
 
-def turn_bytes(op: Op, built: Built) -> int:
+def round_bytes(op: Op, built: Built) -> int:
     """Returns the bytes of weights that one run of each call of a build reads."""
     copies = (
         built.copies if built.minus is None else built.copies + 2
@@ -178,7 +177,7 @@ def warm_and_cold(
     warm: list[Timing] = []
     cold: list[Timing] = []
     built = backend.build(op)
-    reads = turn_bytes(op, built)
+    reads = round_bytes(op, built)
     policy = memory.policy
     at_once = min(policy.rate_together, max(1, memory.distance // reads))
     clear = memory.before(backend, op)
@@ -193,6 +192,6 @@ def warm_and_cold(
             warm.append(alone.visit(built.run, built.minus))
             sampling.begin(built.run, built.minus, reads=reads)
             samplings.append(sampling)
-        in_turns(samplings, clear)
+        interleave(samplings, clear)
         cold += [sampling.timing() for sampling in samplings]
     return joined(warm), joined(cold), built

@@ -26,10 +26,10 @@ from latency.errors import UnsupportedOpError, out_of_memory
 from latency.op import Op, in_words, weight_bytes
 from latency.profile_io import Journal
 from latency.profiles import COLD, WARM, cell_key
-from latency.sweeping.cold_weights import ColdWeights, Rate, turn_bytes, warm_and_cold
+from latency.sweeping.cold_weights import ColdWeights, Rate, round_bytes, warm_and_cold
 from latency.sweeping.steps import Steps
 from latency.timing import Anchor
-from latency.timing.timer import Precision, Sampling, Timing, agree, in_turns, joined
+from latency.timing.timer import Precision, Sampling, Timing, agree, interleave, joined
 
 __all__ = ["Cell", "Job", "Measurer", "Progress", "Schedule"]
 
@@ -190,7 +190,7 @@ class Schedule:
         if not ready:
             return
         begun = [sampling for job, _ in ready for sampling in job.samplings if sampling.begun]
-        in_turns(begun, self._memory.before(self._backend, ready[0][0].op))
+        interleave(begun, self._memory.before(self._backend, ready[0][0].op))
         for job, built in ready:
             timings = [sampling.timing() for sampling in job.samplings]
             job.agreed = len(timings) == 1 or agree(timings, self._policy)
@@ -203,7 +203,7 @@ class Schedule:
         while True:
             built = self._begun(job, len(timings), precision)
             sampling = job.samplings[len(timings)]
-            in_turns([sampling])
+            interleave([sampling])
             timings.append(sampling.timing())
             over = len(timings) > 2 and time.perf_counter() > end
             # what differs without a quiet moment says nothing of where memory lies
@@ -220,7 +220,7 @@ class Schedule:
             sampling = Sampling(clock=clock, anchor=self._anchor, precision=precision, policy=policy)
             job.samplings.append(sampling)
         built = self._backend.build(job.op)
-        job.samplings[number].begin(built.run, built.minus, reads=turn_bytes(job.op, built))
+        job.samplings[number].begin(built.run, built.minus, reads=round_bytes(job.op, built))
         return built
 
     def _take(self, job: Job, timings: Sequence[Timing], built: Built) -> None:

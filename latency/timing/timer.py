@@ -1,15 +1,14 @@
 """How long does one call take, in µs, on a machine that does other things as well?
 
-Single runs are timed, never batches: a run shorter than a slice of the scheduler is mostly clean. One thread is
-timed by its own CPU time, which preemption does not touch; several threads by the wall clock.
+Single runs are timed, never batches: a run shorter than a slice of the scheduler is mostly clean. One thread is timed
+by its own CPU time, which preemption does not change; several threads by the wall clock.
 
-CPU time is not immune to who shares the core, so an anchor tells which runs were uncontended
-(`latency.timing`). The statistic is the median of these runs with its distribution-free 95 % interval
-(order statistics). Calls longer than the quiet moments have no such runs: then it is the median of the fastest
-twentieth, which counts as uncontended where it repeats itself.
+An anchor tells which runs were uncontended (`latency.timing`). The result is the median of these runs with its
+distribution-free 95 % interval (order statistics). Calls longer than the quiet moments have no such runs: then it is
+the median of the fastest twentieth, which counts as uncontended where three of these runs agree.
 
-Where memory happens to lie changes a time for as long as a build lives, and more runs of one build never show it: so
-several builds of an op have one time, ``joined``.
+The place of a build's memory changes its time for as long as the build lives, and more runs of one build never show
+that. So several builds of an op have one time, ``joined``.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = [
     "Sampling",
     "Timing",
     "agree",
-    "in_turns",
+    "interleave",
     "joined",
     "median_interval",
     "standard_error",
@@ -114,7 +113,7 @@ class Sampling:
         policy: which runs count.
 
     Attributes:
-        reads: bytes of weights that a turn reads, where it was said.
+        reads: bytes of weights that a round reads, where it was said.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class Sampling:
         self._around: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
         self._timed_us = self._wall_us = 0.0
         self._sides: list[Callable[[], object]] = []
-        self._turns = self._check = 0
+        self._rounds = self._check = 0
         self._seconds = 0.0
         self.reads = 0
 
@@ -148,7 +147,7 @@ class Sampling:
             warm_up: runs before the first that counts.
         """
         self.begin(run, minus, warm_up=warm_up)
-        in_turns([self])
+        interleave([self])
         return self.timing()
 
     def begin(
@@ -164,7 +163,7 @@ class Sampling:
         self._sides = [run] if minus is None else [run, minus]
         for _ in range(warm_up):
             self.run()
-        self._turns, self._check, self._seconds = 0, self.precision.n_min, 0.0
+        self._rounds, self._check, self._seconds = 0, self.precision.n_min, 0.0
 
     def run(self) -> None:
         """Runs each call once, untimed."""
@@ -176,11 +175,11 @@ class Sampling:
         """Whether more runs are to come: timing has begun and not ended."""
         return bool(self._sides)
 
-    def turn(self, shared: float = 0.0) -> bool:
+    def sample_round(self, shared: float = 0.0) -> bool:
         """Runs each call once, between anchors; returns whether more runs are needed.
 
         Args:
-            shared: seconds that were spent on this turn before, and count as its own.
+            shared: seconds that were spent on this round before, and count as its own.
         """
         began = time.perf_counter()
         earlier = self.anchor.sample() if self.anchor else 1.0
@@ -192,14 +191,14 @@ class Sampling:
             earlier = later
             self._timed_us += us
             self._wall_us += wall
-        self._turns += 1
+        self._rounds += 1
         self._seconds += shared + time.perf_counter() - began
-        if self._turns < self._check:
+        if self._rounds < self._check:
             return True
         found, precision = self.timing(), self.precision
         wide = found.ci_hi - found.ci_lo > 2 * max(precision.relative * abs(found.us), precision.absolute_us)
-        self._check = min(self._turns + max(1, self._turns // 8), precision.n_max)
-        over = self._turns >= precision.n_max or self._seconds >= precision.seconds
+        self._check = min(self._rounds + max(1, self._rounds // 8), precision.n_max)
+        over = self._rounds >= precision.n_max or self._seconds >= precision.seconds
         if not over and (wide or not found.quiet):
             return True
         self._sides = []  # what was timed is let go
@@ -251,7 +250,7 @@ class Sampling:
         return (float(np.median(low)), float(low[0]), float(low[-1])), len(low), bool(uncontended)
 
 
-def in_turns(samplings: Sequence[Sampling], before: Callable[[int], object] | None = None) -> None:
+def interleave(samplings: Sequence[Sampling], before: Callable[[int], object] | None = None) -> None:
     """Runs what some samplings have begun until each has met its precision, or its time is over.
 
     Args:
@@ -275,7 +274,7 @@ def in_turns(samplings: Sequence[Sampling], before: Callable[[int], object] | No
         if before is not None:
             before(sum(sampling.reads for sampling in going))
         shared = (time.perf_counter() - began) / len(going)
-        going = [sampling for sampling in going if sampling.turn(shared)]
+        going = [sampling for sampling in going if sampling.sample_round(shared)]
 
 
 def warm_caches(

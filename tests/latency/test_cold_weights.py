@@ -18,7 +18,7 @@ from latency.sweeping import LazySweep
 from latency.sweeping.cold_weights import ColdWeights
 from latency.sweeping.schedule import Measurer, Schedule
 from latency.timing import Anchor
-from latency.timing.timer import Precision, Sampling, in_turns
+from latency.timing.timer import Precision, Sampling, interleave
 
 from .fakes import FakeBackend, FakeClock, conv
 
@@ -302,7 +302,7 @@ def test_what_empties_the_caches_runs_before_each_turn_and_anchors_between_all_r
         sampling.begin(call(name, us), call(f"{name} minus", 10.0), warm_up=0)
         samplings.append(sampling)
     log.clear()
-    in_turns(samplings, lambda reads: call("evict", 1000.0)())
+    interleave(samplings, lambda reads: call("evict", 1000.0)())
     assert [s.timing().us for s in samplings] == [20.0, 40.0]  # the eviction is in no time
     assert [s.timing().n for s in samplings] == [3, 2]
     turn = ["evict", "a", "a minus", "b", "b minus"]

@@ -1,18 +1,18 @@
 """The graph around one op, so that ONNX Runtime treats it as it would inside a network.
 
-A lone op pays what it does not pay in a network: the change of layout on both sides, the call, its outputs. In a
-*twin* these are there twice: the graph with some copies of the op, whose results are looked at by a reader each, minus
-the graph with one copy and as many readers, is the other copies alone. Its inputs come from cheap producers, so that
-they already lie in the runtime's own layout; every tensor an op reads has a second reader, so that the runtime cannot
-fuse the op into its producer. A reader takes one position and no more: what it would read besides could be in a cache
-on one side and not on the other.
+A lone op pays what it does not pay in a network: the change of layout on both sides, the call, its outputs. A
+*differential graph* cancels that: the time of the graph with some copies of the op, whose results have a reader each,
+minus the time of the graph with one copy and as many readers, is that of the other copies alone. The op's inputs come
+from cheap producers, so that they already lie in the runtime's own layout. Every tensor that an op reads has a second
+reader, so that the runtime cannot fuse the op into its producer. A reader takes one position and no more: what it would
+read besides could be in a cache on one side and not on the other.
 
-The order of nodes must not be left to the runtime, which changes it from session to session where a graph has several
-results. So there is one, made of what is read of all of them; each is read once before any is read again, so that
-each copy writes a tensor of its own, as a layer of a network does, not the one that is in the cache because the copy
-before it wrote it. And an op that adds its result to another tensor does so in place where it is the last to read it,
-as in a network, or copies it first, which takes as long as the op: so whatever else reads the tensor runs before the
-op's inputs are made.
+The runtime orders nodes differently from session to session where a graph has several results. So there is one result,
+made of what is read of all of them. Each is read once before any is read again, so that each copy writes a tensor of
+its own, as a layer of a network does, and not the one that the copy before it left in the cache. An op that adds its
+result to another tensor does so in place where it is the last reader of that tensor, as in a network; otherwise it
+copies the tensor first, which takes as long as the op. So everything else that reads the tensor runs before the op's
+inputs are made.
 """
 
 from __future__ import annotations
@@ -203,13 +203,13 @@ class Graph:
         heads = heads_of(op)
         width = channels // heads
         parts = []
-        for name, source, places, turn in (
+        for name, source, places, axes in (
             ("q", inputs[0], op.h, [0, 2, 1, 3]),
             ("k", inputs[1], op.w, [0, 2, 3, 1]),
             ("v", inputs[2], op.w, [0, 2, 1, 3]),
         ):
             apart = self.reshaped(source, (n, places, heads, width), f"{name}{tag}.apart")
-            parts.append(self.node("Transpose", [apart], f"{name}{tag}.turned", perm=turn))
+            parts.append(self.node("Transpose", [apart], f"{name}{tag}.turned", perm=axes))
         root = self.constant(f"root{tag}", np.array(width**-0.25, dtype=np.float32))
         q, k = (self.node("Mul", [x, root], f"{x}.scaled") for x in parts[:2])
         weights = self.node("Softmax", [self.node("MatMul", [q, k], f"s{tag}")], f"p{tag}", axis=-1)

@@ -24,7 +24,7 @@ from latency.backends import Backend, Built, Found, NetworkOptions, Way, backend
 from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, number_of, open_cuda
 from latency.backends.onnxruntime.model import exported
 from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
-from latency.backends.tensorrt.engine import EngineRunner, Execution, in_turns, load_engine, plain_context
+from latency.backends.tensorrt.engine import EngineRunner, Execution, alternating, load_engine, plain_context
 from latency.backends.tensorrt.files import ENGINE_FILES, check_library, facts_of, read_engine
 from latency.backends.tensorrt.ops import OpNetwork
 from latency.device import PRECISIONS, clocks, environment, limits, precision_of
@@ -288,7 +288,7 @@ class TensorRT(Backend):
         self.cuda.synchronize()
         one_us = max(1.0, self.cuda.elapsed_us(first.enqueue))
         copies = int(min(policy.most_copies, max(policy.least_copies, policy.series_us / one_us)))
-        calls = [in_turns(self._built, n) for n in (copies, 1)]
+        calls = [alternating(self._built, n) for n in (copies, 1)]
         graphs = [self.cuda.captured(call) for call in calls]
         run, minus = (graph or call for graph, call in zip(graphs, calls, strict=True))
         kind = "graph" if graphs[0] is not None else "enqueue"

@@ -25,7 +25,7 @@ __all__ = [
     "Engine",
     "EngineRunner",
     "Execution",
-    "in_turns",
+    "alternating",
     "load_engine",
     "plain_context",
 ]
@@ -248,7 +248,7 @@ def _profiler(trt: Any, rows: dict[str, list[float]]) -> Any:
     return Profiler()
 
 
-def in_turns(executions: Sequence[Execution], copies: int) -> Callable[[], None]:
+def alternating(executions: Sequence[Execution], copies: int) -> Callable[[], None]:
     """Returns a call that enqueues this many inferences, on the executions alternately."""
 
     def call() -> None:
@@ -340,9 +340,9 @@ class EngineRunner(Runner):
         execution.enqueue()  # the first inference allocates, which a capture cannot, and kernels may be made
         self.cuda.synchronize()
         keep()
-        turns = in_turns([execution], self._forwards)
-        graph = self.cuda.captured(turns) if self._graphs else None
-        self._call, self.is_graph = graph or turns, graph is not None
+        calls = alternating([execution], self._forwards)
+        graph = self.cuda.captured(calls) if self._graphs else None
+        self._call, self.is_graph = graph or calls, graph is not None
 
     def start(self) -> object:
         """Enqueues the inferences."""
