@@ -1,4 +1,4 @@
-"""How a file is written so that it is there whole or not at all, and how a folder belongs to one process.
+"""Writes a file whole or not at all, and lets one process own a folder.
 
 A file is written beside its name as ``.NAME.PID.N.part``, flushed to the disk, and renamed. While it is written its
 writer holds a lock on it, which the system lets go of when the writer dies: what a killed process has left is told
@@ -93,7 +93,7 @@ def contents(folder: Path) -> list[str]:
 
 
 def remove_leftovers(folder: Path, *, of: str | None = None) -> list[str]:
-    """Removes what processes that died while they wrote have left in a folder.
+    """Removes the unfinished files of processes that died while they wrote.
 
     Args:
         folder: where to look.
@@ -267,7 +267,7 @@ def _begin(path: Path, mode: int) -> tuple[Path, int]:
 
 
 def _name(part: Path, path: Path, overwrite: bool) -> None:
-    """Gives a written file its name: over one that is there, or the first of two processes wins."""
+    """Renames a written file; without ``overwrite`` the first of two processes wins."""
     if overwrite:
         os.replace(part, path)
         return
@@ -302,7 +302,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Puts a name on the disk; not every file system can."""
+    """Flushes the names of a folder to the disk, where the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -103,14 +103,14 @@ class Inspection:
 
     @property
     def holdout_warning(self) -> str | None:
-        """Why the held-out cells speak against the tables, in words; None where they do not."""
+        """A warning where held-out cells contradict the tables, else None."""
         if not self.holdout_p95 > ALLOWED:
             return None
         return f"holdout: one cell in twenty is off by {self.holdout_p95:.0%} or more; measure more cells"
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against trusting it, in words."""
+        """Reasons not to trust it, one sentence each."""
         found = []
         if self.spread_p95 > 0.1:
             found.append(f"spread: one cell in twenty is uncertain by {self.spread_p95:.0%}; measure again")
@@ -241,7 +241,7 @@ CELLS: dict[str, Any] = {"color": DOT, "label": "measured cell"}
 
 
 def draw(profile: Profile, path: str | Path, *, tables: int | None = None) -> int:
-    """Draws one row per table into a picture: latency over either side with the other whole, and over both.
+    """Draws one row per table: latency over each side with the other at its widest, and over both.
 
     Left and middle: the staircase over C_out and over C_in, the other side at its widest; dots are measured cells.
     Right: µs over both sides, log-coloured. Ops with one line only (depthwise, pools, adds) have one staircase.

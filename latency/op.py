@@ -126,7 +126,7 @@ class Op:
 
     @property
     def spec(self) -> OpSpec:
-        """What its kind is; a kind without a row has the defaults."""
+        """The row of ``OPS`` of its kind; the defaults where there is none."""
         return OPS.get(self.kind, OpSpec())
 
     @property

@@ -1,4 +1,4 @@
-"""The door that files from outside come through: read to a limit, fitted to a type, or refused in one sentence.
+"""Reads files from outside: up to a size limit, converted to a type, or refused in one sentence.
 
 Every kind of file has one type (a dataclass, a ``TypedDict`` or plain ``dict[str, …]``) whose annotations state what
 each field may hold; msgspec fits the values to it. Nothing of a file is ever executed.

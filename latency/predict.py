@@ -105,7 +105,7 @@ class Calibration:
 
     @property
     def residuals(self) -> tuple[float, ...]:
-        """Prediction over measurement minus one, of every point."""
+        """Prediction over measurement, minus one, at every point."""
         return tuple(self.apply(x) / y - 1.0 for x, y in self.points)
 
     @property

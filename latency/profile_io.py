@@ -27,7 +27,7 @@ __all__ = ["ENDINGS", "Conflict", "Journal", "columns", "conflicts", "export"]
 
 
 class Journal:
-    """Appends cells to a profile file; without a path it only remembers them.
+    """Appends cells to a profile file; without a path it keeps them in memory.
 
     A file that is there is resumed: its cells are read, a torn last line is cut off. Only one sweep may write a
     file at a time.
@@ -82,7 +82,7 @@ class Journal:
         self.cells.append(dict(cell))
 
     def leave_out(self, op: str) -> None:
-        """Writes that an op was asked for and has no cell, and why."""
+        """Writes why an op has no cell."""
         left_out = self.environment.setdefault(LEFT_OUT, [])
         if op not in left_out:
             left_out.append(op)
@@ -96,7 +96,7 @@ class Journal:
             self._write(json.dumps({ENVIRONMENT: dict(facts)}, separators=(",", ":")))
 
     def forget(self) -> None:
-        """Starts again: drops the cells, and the statements on the environment after the first line."""
+        """Drops the cells and all fields of the environment that were written after the first line."""
         self.cells.clear()
         self.environment = dict(self._first)
         if self._fd is not None:

@@ -158,7 +158,7 @@ class Table:
 
 
 class _Axis:
-    """For every width of one axis: the two measured widths around its edge, and how far between them it lies.
+    """For every width of one axis: the two measured widths around its edge, and its position between them.
 
     Attributes:
         nodes: u of the measured widths.
@@ -244,7 +244,7 @@ def _filled(grid: FloatArray, ins: FloatArray, outs: FloatArray) -> FloatArray:
 
 
 def _scattered(grid: FloatArray, ins: FloatArray, outs: FloatArray) -> FloatArray:
-    """Predicts from cells in no order: a fit of ``1, i, j, i·j``, times the ratio found at the cells nearby."""
+    """Predicts from scattered cells: a fit of ``1, i, j, i·j``, times the ratio at nearby cells."""
     x, y = np.meshgrid(ins / ins[-1], outs / outs[-1], indexing="ij")
     known = ~np.isnan(grid)
     basis = np.stack([np.ones_like(x), x, y, x * y], axis=-1)

@@ -150,10 +150,10 @@ class Backend(ABC):
         """
 
     def prepare(self, ops: Sequence[Op]) -> None:  # noqa: B027 - most build one op at a time
-        """Builds ops that are about to be asked for, many at a time, where single builds are slow."""
+        """Builds many ops at once before ``build`` is called for each, where single builds are slow."""
 
     def expects(self, ops: Sequence[Op]) -> None:  # noqa: B027 - most need not know
-        """Takes the ops of the network whose tables are about to be measured."""
+        """Tells the backend the ops of the network whose tables are measured next."""
 
     def reads(self, op: Op) -> int:
         """Returns the bytes of weights that one timed run of a build of an op reads."""

@@ -70,7 +70,7 @@ class Runner(ABC):
 
     @property
     def is_ready(self) -> bool:
-        """Whether it can be run: it was entered, and not left yet."""
+        """Whether it was entered and not left, so that it can run."""
         return self._ready
 
     @abstractmethod

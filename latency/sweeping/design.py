@@ -1,4 +1,4 @@
-"""Which cells to measure so that few tell all: edges of the steps, a cross of rows and columns, a hold-out.
+"""Which few cells determine a table? Edges of the steps, a cross of rows and columns, and a hold-out.
 
 Between edges nothing changes, so only edges are measured. Along a long axis a few edges are enough, at the ends of
 periods, narrow ones closer together. Of the grid of two axes three full rows and three full columns are measured;

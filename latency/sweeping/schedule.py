@@ -279,7 +279,7 @@ class Measurer:
         self._visits = Schedule(backend, self._anchor, self._memory, self._rng, self._take, self._left_out)
 
     def from_the_start(self, work: Callable[[], object]) -> None:
-        """Runs some work, and repeats it where it began under contention that was taken for the normal speed.
+        """Runs some work, and repeats it if the anchor's first floor was measured under contention.
 
         What was measured in this process is forgotten then; a journal that held cells before is only continued.
         """
@@ -316,7 +316,7 @@ class Measurer:
         self._report()
 
     def measure(self, todo: Sequence[Cell], precision: Precision) -> list[dict[str, Any]]:
-        """Measures cells in random order, those that are known left out; returns what was appended."""
+        """Measures the cells that are not known yet, in random order; returns what was appended."""
         jobs = [Job(op, role, steps) for op, role, steps in todo if self.known(op, role) is None]
         self.done += len(todo) - len(jobs)
         self.backend.prepare([job.op for job in jobs])
@@ -341,7 +341,7 @@ class Measurer:
         return appended
 
     def _take(self, job: Job, timings: Sequence[Timing], built: Built) -> None:
-        """Makes a cell of what was found, without the builds, which hold the op's weights."""
+        """Stores a job's result as a cell, without the builds, which hold the op's weights."""
         job.timing = joined(timings)
         if self._memory.streams(job.op):
             job.timing = self._rate(job.op).onto(job.timing, built.copies * weight_bytes(job.op))
@@ -368,7 +368,7 @@ class Measurer:
         return self._rates[name]
 
     def _left_out(self, op: Op, error: Exception) -> None:
-        """Writes that a cell cannot be built or does not fit in memory, and goes on; anything else is an error."""
+        """Records an op that cannot be built or does not fit in memory; raises any other error."""
         if not isinstance(error, UnsupportedOpError) and not out_of_memory(error):
             raise error
         why = "out of memory" if out_of_memory(error) else str(error).split(";")[0]

@@ -1,4 +1,4 @@
-"""Where are the steps? Found by measuring a standard shape of each kind of op, never assumed.
+"""Where are the steps? They are found by measuring a standard shape of each kind of op, never assumed.
 
 Along one axis of a 64-channel op a dozen widths below 64 tell the step: the largest g of 2, 4 … 32 for which the
 widths between 64 − g and 64 save next to nothing. (On a CPU with AVX-512 that is 16, with AVX2 8; widths inside a step

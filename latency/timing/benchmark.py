@@ -90,7 +90,7 @@ class Measurement:
         clock: str,
         contention: float | None = None,
     ) -> Measurement:
-        """Sums up single runs, and those of them that count, stated at one clock."""
+        """Summarises all runs, and the runs that count, which are stated at one clock speed."""
         q1, q3 = np.percentile(us, [25, 75])
         p10, p50, p90, p99 = np.percentile(runs_us, [10, 50, 90, 99])
         median, lo, hi = median_interval(us)
@@ -112,7 +112,7 @@ class Measurement:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against trusting it, in words."""
+        """Reasons not to trust it, one sentence each."""
         found: list[str] = []
         if self.iqr_us > 0.1 * self.median_us:
             found.append(f"spread: the quartiles are {self.iqr_us / self.median_us:.0%} apart; measure again")
@@ -263,7 +263,7 @@ def measure(
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """How networks are measured in turns.
+    """How networks are measured alternately.
 
     Attributes:
         rounds: runs of each that count, eight to a turn.
@@ -292,7 +292,7 @@ def compare(
     options: CompareOptions | None = None,
     **more: Any,
 ) -> Comparison:
-    """Measures networks in turns.
+    """Measures networks alternately.
 
     Args:
         models: by name: modules, ONNX models, paths of ones, runners, or calls without arguments.
@@ -338,7 +338,7 @@ def compare(
 
 
 def _warm(call: Callable[[], object], clock: Clock, runs: int | None) -> None:
-    """Runs a call so often, or until its last three runs agree."""
+    """Runs a call a number of times, by default until its last three runs agree."""
     end = time.perf_counter() + WARM_UP_SECONDS
     seen: list[float] = []
     while len(seen) < (WARM_UP if runs is None else runs) or (

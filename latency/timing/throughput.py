@@ -1,4 +1,4 @@
-"""How many images a second, when several callers ask at once? Not one over the latency.
+"""How many images per second when several callers run at once? Not one over the latency.
 
 In a round every caller calls again and again, on a thread of its own, for the same number of calls; the images of
 all of them are counted over the wall time from the first call to the last answer. Networks take turns round by
@@ -28,7 +28,7 @@ ROUND_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Load:
-    """What one network's callers call.
+    """The calls of one network.
 
     Attributes:
         start: one call; on a GPU it may return before the answer is there.
@@ -102,7 +102,7 @@ def measure_throughput(
     round_seconds: float = ROUND_SECONDS,
     now: Callable[[], float] = time.perf_counter,
 ) -> Throughputs:
-    """Measures networks in turns.
+    """Measures networks alternately.
 
     Args:
         loads: by name; one that all callers call, or one for each of them.
@@ -133,7 +133,7 @@ def measure_throughput(
 
 
 def _round(loads: Sequence[Load], calls: int) -> None:
-    """Every caller makes its calls and waits for the answers; an error of one of them is raised."""
+    """Runs every caller's calls and waits for the answers; raises the first error."""
     failed: list[BaseException] = []
 
     def work(load: Load) -> None:

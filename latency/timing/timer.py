@@ -251,7 +251,7 @@ class Sampling:
 
 
 def interleave(samplings: Sequence[Sampling], before: Callable[[int], object] | None = None) -> None:
-    """Runs what some samplings have begun until each has met its precision, or its time is over.
+    """Runs samplings alternately until each meets its precision or its time is over.
 
     Args:
         samplings: in the order of a round.
@@ -280,7 +280,7 @@ def interleave(samplings: Sequence[Sampling], before: Callable[[int], object] | 
 def warm_caches(
     call: Callable[[], object], clock: Clock, least: int = 0, policy: TimingPolicy | None = None
 ) -> None:
-    """Runs a call until its data is back in the caches, at least a given number of times.
+    """Runs a call until it gets no faster: until its data is in the caches.
 
     A large last cache takes its time to keep what is read again and again (decision 0066).
     """

@@ -95,7 +95,7 @@ class OnnxRuntime(Backend):
         return (self.policy.copies(op) + 1) * weight_bytes(op)
 
     def build(self, op: Op) -> Built:
-        """Builds an op as a differential pair: three copies minus one; some ops more, those with many weights two.
+        """Builds an op as two graphs, of some copies and of one; see `TimingPolicy.copies`.
 
         Raises:
             UnsupportedOpError: an op, precision or layout that is not built here.

@@ -126,7 +126,7 @@ class Graph:
         return name
 
     def read(self, results: Sequence[str]) -> None:
-        """Reads the results twice, by ops that pass on one number per channel or row."""
+        """Adds two readers per result, which pass on one number per channel or row."""
         names = [f"o{number}{when}" for when in ("", ".late") for number in range(len(results))]
         for name, result in zip(names, [*results, *results], strict=True):
             if self.made.spec.rows:
@@ -246,7 +246,7 @@ class Graph:
         )
 
     def activation(self, inputs: list[str], tag: str) -> str:
-        """Adds the activation that the op itself is."""
+        """Adds an op that is an activation."""
         return self.activate(self.made.kind, inputs[0], f"y{tag}")
 
     def activate(self, kind: str, x: str, name: str) -> str:
@@ -278,7 +278,7 @@ class Graph:
         return self.node("MaxPool", [name], output, kernel_shape=ones, strides=list(positions))
 
     def first(self, numbers: Sequence[str]) -> None:
-        """Has all inputs that are added from now on depend on some numbers a channel."""
+        """Makes all inputs that are added from now on wait for some nodes."""
         axes = self.constant("gate.axes", np.array([1], dtype=np.int64))
         self.gate = self.node("ReduceMax", [self.node("Concat", numbers, "gate.all", axis=1), axes], "gate")
 

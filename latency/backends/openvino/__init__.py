@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: ops as the twins of ONNX Runtime's backend, whole networks from ONNX, in one folder.
+"""OpenVINO on the CPU: ops as the differential graphs of ONNX Runtime's backend, whole networks from ONNX.
 
 Every model is compiled for one stream of latency in float32 with ``threads`` threads, its shapes fixed. Inference runs
 on threads of the runtime, so it is timed by the wall clock; the anchor tells which runs were uncontended.
@@ -79,7 +79,7 @@ class OpenVINO(Backend):
         return (self.policy.copies(op) + 1) * weight_bytes(op)
 
     def build(self, op: Op) -> Built:
-        """Builds an op as a twin: some copies minus one.
+        """Builds an op as two graphs, of some copies and of one.
 
         Raises:
             UnsupportedOpError: an op, precision or layout that is not built here.

@@ -162,11 +162,11 @@ class TensorRT(Backend):
         return None
 
     def expects(self, ops: Sequence[Op]) -> None:
-        """Takes the network's ops: its weights tell how cold an op's are."""
+        """Takes the network's ops: their weights decide how cold an op's weights are."""
         self._network = list(ops)
 
     def prepare(self, ops: Sequence[Op]) -> None:
-        """Builds many ops, as many at a time as an engine has branches; ``build`` builds those that fail."""
+        """Builds many ops, several as branches of one engine; ``build`` builds those that fail."""
         if self.branches == 1:
             return
         wanted = [op for op in dict.fromkeys(ops) if op not in self._together]

@@ -133,7 +133,7 @@ class Settings:
 
 
 class TimingCache:
-    """What TensorRT learnt of kernels' times, in a file: a build that finds its kernels there takes seconds.
+    """TensorRT's times of kernels, in a file: a build that finds its kernels there takes seconds.
 
     Args:
         path: the file; None keeps it for this process only.
@@ -146,14 +146,14 @@ class TimingCache:
         self.refused = False
 
     def give(self, config: Any) -> None:
-        """Hands the cache to a build; one of another version or GPU is left out, and replaced by the build's own."""
+        """Hands the cache to a build; the build replaces one of another version or GPU by its own."""
         cache = config.create_timing_cache(self._content)
         if cache is None or not config.set_timing_cache(cache, False):
             self.refused = True
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def take(self, config: Any, *, every_seconds: float = 10.0) -> None:
-        """Takes back what the build added, and writes it where the last time is long ago."""
+        """Takes over what the build added, and writes the file at most every ten seconds."""
         cache = config.get_timing_cache()
         if cache is None:
             return

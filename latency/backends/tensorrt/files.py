@@ -1,4 +1,4 @@
-"""An engine as a file, with what it belongs to beside it: a cache that is rebuilt, never an artefact.
+"""An engine file and the facts beside it. The file is a cache that is rebuilt, never an artefact.
 
 Engines are executable: loading one runs code that it carries. So only those are loaded that this user's halpiee wrote,
 which a seal shows (an HMAC over the engine and what stands beside it, with a key that lies in the user's home), unless
@@ -41,7 +41,7 @@ def sidecar(path: Path) -> Path:
 
 
 def write_engine(path: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
-    """Writes an engine and what it belongs to, sealed; the engine comes last, so that it never stands alone.
+    """Writes an engine and its facts, sealed; the engine last, so that it never stands alone.
 
     Args:
         path: of the engine.
@@ -92,7 +92,7 @@ def read_engine(path: Path, *, trust: bool = False) -> bytes:
 
 
 def check_library(path: Path, trt: Any, device: Mapping[str, Any]) -> None:
-    """Refuses an engine that the file beside it says is of another library or for other GPUs.
+    """Refuses an engine whose facts name another library or other GPUs.
 
     Raises:
         UsageError: it is.
@@ -125,7 +125,7 @@ def seal(facts: Mapping[str, Any]) -> str:
 
 
 def sealed(facts: Mapping[str, Any], found: object) -> bool:
-    """Whether a seal is that of these values, made by this user here."""
+    """Returns whether a seal belongs to these values and was made by this user here."""
     try:
         return isinstance(found, str) and hmac.compare_digest(found.encode(), seal(facts).encode())
     except (OSError, ValueError, TypeError):

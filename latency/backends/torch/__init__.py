@@ -138,7 +138,7 @@ class Torch(Backend):
         return lambda: torch.mm(a, b)
 
     def expects(self, ops: Sequence[Op]) -> None:
-        """Takes the network's ops: its weights tell how cold an op's are, and only they have their kernels named."""
+        """Takes the network's ops: they decide how cold weights are, and only their kernels are named."""
         self._network = list(ops)
 
     def build(self, op: Op) -> Built:
@@ -289,7 +289,7 @@ class Torch(Backend):
 
 
 class _Shared:
-    """Makes the inputs of the first copy of an op, and hands them out again, in order, to the others."""
+    """Makes the inputs of an op's first copy, and gives the same tensors, in order, to the others."""
 
     def __init__(self, tensor: Callable[..., torch.Tensor]) -> None:
         self._tensor, self._made, self._next = tensor, list[Any](), 0

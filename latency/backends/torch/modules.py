@@ -179,7 +179,7 @@ def left_out(value: Any) -> tuple[str, ...]:
 
 
 def tensors_only(model: nn.Module, example_inputs: Sequence[Any], result: Any) -> None:
-    """Lets a module's forward take and give nothing but tensors, in place; one that does already stays as it is.
+    """Makes a module's forward take and return tensors only, in place.
 
     Args:
         model: the module.

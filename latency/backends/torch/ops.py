@@ -1,4 +1,4 @@
-"""An op in PyTorch's words: the call of its kernel, and of what follows it."""
+"""An op as a call of PyTorch's functions, its tail included."""
 
 from __future__ import annotations
 
