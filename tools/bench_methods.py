@@ -25,7 +25,6 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.analysis import History, exploration, overlaps, survival_rates
-from halpiee.compare.statistics import interval
 from halpiee.data.sources import load
 from halpiee.data.tensors import TensorData
 from halpiee.methods.dynamic import SET, SNFS, RigL, Static
@@ -34,6 +33,7 @@ from halpiee.methods.iee import IEE
 from halpiee.methods.one_shot import AtInit, SynFlow, prune_once
 from halpiee.methods.rewind import held, lottery_ticket_rewinding, rewind
 from halpiee.methods.sparse import Sparse
+from halpiee.sheet import Mean
 from halpiee.sparsity import ERK, Global
 from halpiee.sparsity.mask import Mask
 from tools.results import append, markdown
@@ -74,6 +74,12 @@ def iee(explore_init: str) -> Maker:
         )
 
     return make
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the mean of some values, and half of its 95 % interval."""
+    found = Mean.of(values)
+    return found.mean, found.half
 
 
 def at_init(criterion: str) -> Maker:

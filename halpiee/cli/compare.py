@@ -74,8 +74,7 @@ def show_rows(where: Path, as_json: bool, *, setting: str | None = None) -> None
         setting: whose rows to print; by default all. The page has all.
     """
     from halpiee.compare.page import HEAD, lines, render_html, render_markdown, settings_in
-    from halpiee.compare.rows import read_rows
-    from halpiee.compare.statistics import standings
+    from halpiee.compare.rows import read_rows, standings
     from latency._files import write
 
     folder = where if where.is_dir() else where.parent

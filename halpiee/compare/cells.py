@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 import halpiee
-from halpiee.compare.comparison import Comparison
-from halpiee.compare.contestants import DENSE, Contestant, contestant
-from halpiee.compare.rows import FILE, Row, append, read_rows
+from halpiee.compare.comparison import DENSE, Comparison, Contestant, contestant
+from halpiee.compare.rows import Row, sheet_of
 from halpiee.compare.torch_pruning import pruned_and_tuned
 from halpiee.errors import OutputInUseError
 from halpiee.methods.channels import uniform_counts
@@ -57,9 +56,19 @@ class Cell:
     seed: int
 
     @property
-    def key(self) -> str:
-        """Its name in the folder and among the rows."""
+    def name(self) -> str:
+        """What its folder is called; the key of its row."""
         return f"{self.contestant}-{self.budget:g}-s{self.seed}-{self.comparison.setting}"
+
+    @property
+    def dense(self) -> Cell:
+        """The dense network of its seed."""
+        return replace(self, contestant=DENSE, budget=1.0)
+
+    @property
+    def after(self) -> str | None:
+        """The cell that must be done before."""
+        return self.dense.name if self.who.needs_dense else None
 
     @property
     def who(self) -> Contestant:
@@ -150,7 +159,7 @@ def settings_of(cell: Cell, out: Path) -> Settings:
         "distill": "dense" if who.distilled else None,
         "distill_weight": c.distill,
         "baseline": who.distilled,
-        "weights": str(_dense(out, cell) / "pruned.safetensors") if who.pretrained else None,
+        "weights": str(_folder(out, cell.dense) / "pruned.safetensors") if who.pretrained else None,
     }
     given |= who.options
     return Settings.from_dict(nested(Settings, given, {}), where=f"the contestant {cell.contestant}")
@@ -168,45 +177,30 @@ def carry_out(cell: Cell, ground: Ground, out: Path, talk: Talk) -> Row | None:
     Returns:
         The row, also where it was there already; ``None`` where another process holds the cell.
     """
-    done = _row(out, cell.key)
-    if done is not None:
-        return done
-    start = None
-    if cell.who.needs_dense:
-        start = carry_out(replace(cell, contestant=DENSE, budget=1.0), ground, out, talk)
-        if start is None:
+    sheet = sheet_of(out)
+
+    def made(one: Cell) -> Row | None:
+        talk.stage(f"{one.contestant} at {one.budget:g}, seed {one.seed}")
+        try:
+            report, settings = (_outside if one.who.outside else _trained)(one, ground, out, talk)
+        except OutputInUseError:
+            talk.note("another process holds this cell")
             return None
-    talk.stage(f"{cell.contestant} at {cell.budget:g}, seed {cell.seed}")
-    try:
-        report, settings = (_outside if cell.who.outside else _trained)(cell, ground, out, talk)
-    except OutputInUseError:
-        talk.note("another process holds this cell")
-        return None
-    row = _row(out, cell.key) or _as_row(cell, report, settings, start)
-    if _row(out, cell.key) is None:
-        append(out, row)
-    return row
+        return _as_row(one, report, settings, sheet.row(one.after) if one.after else None)
 
-
-def _row(out: Path, key: str) -> Row | None:
-    rows = read_rows(out) if (out / FILE).is_file() else []
-    return next((row for row in reversed(rows) if row.key == key), None)
+    sheet.fill([*([cell.dense] if cell.who.needs_dense else ()), cell], made, wait=False)
+    return sheet.row(cell.name)
 
 
 def _folder(out: Path, cell: Cell) -> Path:
-    return out / "cells" / cell.key
-
-
-def _dense(out: Path, cell: Cell) -> Path:
-    """Returns the folder of the dense network of a cell's seed."""
-    return _folder(out, replace(cell, contestant=DENSE, budget=1.0))
+    return out / "cells" / cell.name
 
 
 def _trained(cell: Cell, ground: Ground, out: Path, talk: Talk) -> tuple[dict[str, Any], Settings]:
     """Carries out the run of a cell."""
     folder = _folder(out, cell)
     settings = replace(settings_of(cell, out), profile=ground.profile, epochs=ground.epochs(cell))
-    dense = _dense(out, cell)
+    dense = _folder(out, cell.dense)
     run = open_run(settings, folder, talk, resume=(folder / "settings.json").is_file())
     calibration = ground.cost.calibration
     if calibration is not None and not (folder / "calibration.json").is_file():
@@ -220,7 +214,7 @@ def _trained(cell: Cell, ground: Ground, out: Path, talk: Talk) -> tuple[dict[st
 def _outside(cell: Cell, ground: Ground, out: Path, talk: Talk) -> tuple[dict[str, Any], Settings]:
     """Carries out a cell of another library."""
     settings = replace(settings_of(cell, out), profile=ground.profile)
-    dense = _dense(out, cell)
+    dense = _folder(out, cell.dense)
     with FolderLock(_folder(out, cell)):
         report = pruned_and_tuned(
             ground.run, dense / "pruned.safetensors", settings, _folder(out, cell), talk
@@ -233,7 +227,7 @@ def _as_row(cell: Cell, report: dict[str, Any], settings: Settings, start: Row |
     pretrained = cell.who.pretrained and start is not None
     own: Callable[[str], float] = lambda key: float(report["seconds_training"][key] or 0.0)  # noqa: E731
     return Row(
-        key=cell.key,
+        key=cell.name,
         contestant=cell.contestant,
         budget=cell.budget,
         seed=cell.seed,

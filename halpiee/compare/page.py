@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from halpiee.compare.contestants import DENSE
-from halpiee.compare.rows import Row
-from halpiee.compare.statistics import Difference, Standing, difference, standings
+from halpiee.compare.comparison import DENSE
+from halpiee.compare.rows import Difference, Row, Standing, difference, standings
 from halpiee.report.page import templates
 from halpiee.report.plots import Series, chart
 from halpiee.report.values import DASH

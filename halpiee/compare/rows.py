@@ -1,21 +1,19 @@
-"""The rows of a comparison: one JSON line a cell, whole or not there; what tables and pages are made of."""
+"""The rows of a comparison, and what several seeds say: means with 95 % intervals, differences of paired seeds."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from halpiee.errors import UsageError
-from latency.outside import misfit
+from halpiee.sheet import Mean, Sheet
 
-__all__ = ["FILE", "Row", "append", "read_rows"]
-
-FILE = "rows.jsonl"
+__all__ = ["Difference", "Row", "Standing", "difference", "read_rows", "sheet_of", "standings"]
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,49 +75,149 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         return self.latency_us / self.dense_us
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Returns the rows of a file; a last line that an interruption tore is left out.
+def sheet_of(place: Path) -> Sheet[Row]:
+    """Returns the rows of a comparison.
 
     Args:
-        path: of the file, or of the folder that it lies in.
+        place: its folder, or the file of its rows.
+    """
+    return Sheet(place, Row, lambda row: row.key, "a comparison")
+
+
+def read_rows(place: Path) -> list[Row]:
+    """Returns the rows that are in a folder or a file.
 
     Raises:
-        UsageError: there is none, or a line is no row; the message names the line.
+        UsageError: there is none, or a line is no row.
     """
-    file = path / FILE if path.is_dir() else path
-    if not file.is_file():
-        raise UsageError(f"{file} was asked for, and there is no such file; `halpiee compare` writes one")
-    lines = file.read_bytes().splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = msgspec.json.decode(line)
-        except msgspec.DecodeError as error:
-            if number == len(lines) and not line.endswith(b"\n"):
-                break
-            raise UsageError(f"line {number} of {file} is no JSON ({error}); delete that line") from error
-        try:
-            rows.append(msgspec.convert(value, Row))
-        except msgspec.ValidationError as error:
-            found = misfit(value, error)
-            raise UsageError(
-                f"line {number} of {file} is no row of a comparison: it {found}; delete that line"
-            ) from error
-    return rows
+    sheet = sheet_of(place)
+    if not sheet.path.is_file():
+        raise UsageError(
+            f"{sheet.path} was asked for, and there is no such file; `halpiee compare` writes one"
+        )
+    return sheet.rows()
 
 
-def append(folder: Path, row: Row | Mapping[str, Any]) -> None:
-    """Adds a row to the file of a folder; of several processes one writes at a time.
+@dataclass(frozen=True)
+class Standing:
+    """What the seeds of one contestant at one budget say together.
+
+    Attributes:
+        contestant: by name.
+        budget: share that was asked; of the dense network 1.
+        seeds: of its rows.
+        accuracy: mean top-1, a share of 1.
+        half: half-width of its 95 % interval.
+        share: mean measured latency over that of the dense network.
+        seconds: mean training time, its own; NaN where a row has none.
+        start_seconds: mean training time of what it starts from.
+        train_macs: mean multiply-accumulates of training, the start's among them; NaN where a row has none.
+        macs: mean of one image.
+        epochs: mean that it trained.
+    """
+
+    contestant: str
+    budget: float
+    seeds: tuple[int, ...]
+    accuracy: float
+    half: float
+    share: float
+    seconds: float
+    start_seconds: float
+    train_macs: float
+    macs: float
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A contestant against another at the same budget, by pairs of the same seed.
+
+    Attributes:
+        contestant: by name.
+        against: likewise.
+        budget: share that was asked of both.
+        accuracy: mean difference of top-1, a share of 1.
+        half: half-width of its 95 % interval; NaN for a single pair.
+        wins: pairs that the contestant wins.
+        pairs: of seeds that both have.
+        share: mean of the ratios of their measured latencies.
+    """
+
+    contestant: str
+    against: str
+    budget: float
+    accuracy: float
+    half: float
+    wins: int
+    pairs: int
+    share: float
+
+
+def standings(rows: Iterable[Row]) -> list[Standing]:
+    """Returns a standing for each contestant and budget, best first within a budget, large budgets first.
 
     Args:
-        folder: of the comparison.
-        row: of a cell.
+        rows: of one setting; of rows with one key the last counts.
     """
-    values = msgspec.to_builtins(row) if isinstance(row, Row) else dict(row)
-    with (folder / FILE).open("ab+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)  # what an interruption tore
-        file.write(json.dumps(values).encode() + b"\n")
+    cells: dict[tuple[str, float], dict[int, Row]] = {}
+    for row in rows:
+        cells.setdefault((row.contestant, row.budget), {})[row.seed] = row
+    found = []
+    for (name, budget), by_seed in cells.items():
+        these = [by_seed[seed] for seed in sorted(by_seed)]
+        accuracy = Mean.of([r.accuracy for r in these])
+        found.append(
+            Standing(
+                contestant=name,
+                budget=budget,
+                seeds=tuple(sorted(by_seed)),
+                accuracy=accuracy.mean,
+                half=accuracy.half,
+                share=statistics.fmean(r.share for r in these),
+                seconds=_mean(r.seconds for r in these),
+                start_seconds=statistics.fmean(r.start_seconds for r in these),
+                train_macs=_mean(
+                    None if r.train_macs is None else r.train_macs + r.start_macs for r in these
+                ),
+                macs=_mean(r.macs for r in these),
+                epochs=statistics.fmean(r.epochs for r in these),
+            )
+        )
+    return sorted(found, key=lambda s: (-s.budget, -s.accuracy, s.contestant))
+
+
+def difference(rows: Sequence[Row], contestant: str, against: str, budget: float) -> Difference | None:
+    """Returns how two contestants differ at a budget; ``None`` where they share no seed.
+
+    Args:
+        rows: of one setting.
+        contestant: whose gain it is.
+        against: whom it is compared with.
+        budget: of both.
+    """
+    one, other = (
+        {r.seed: r for r in rows if r.contestant == name and r.budget == budget}
+        for name in (contestant, against)
+    )
+    seeds = sorted(one.keys() & other.keys())
+    if not seeds:
+        return None
+    gains = [one[s].accuracy - other[s].accuracy for s in seeds]
+    gain = Mean.of(gains)
+    return Difference(
+        contestant=contestant,
+        against=against,
+        budget=budget,
+        accuracy=gain.mean,
+        half=gain.half,
+        wins=sum(gain > 0 for gain in gains),
+        pairs=len(seeds),
+        share=statistics.fmean(one[s].share / other[s].share for s in seeds),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    found = list(values)
+    known = [v for v in found if v is not None]
+    return statistics.fmean(known) if known and len(known) == len(found) else math.nan

@@ -26,7 +26,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,16 +34,12 @@ import msgspec
 from halpiee.errors import UsageError, unknown
 from halpiee.options import fitted
 from halpiee.recipes import read as recipe
-from halpiee.recipes.yaml import options_in
+from halpiee.recipes.recipe import find, names_in
 from halpiee.studies.probes import PROBES
 from halpiee.studies.quantities import QUANTITIES
 from halpiee.training.config import OPTIONS
-from latency.outside import read_bytes
 
 __all__ = ["SMALLEST", "Cell", "Figure", "Study", "Table", "names", "read", "scale_of"]
-
-MOST_BYTES = 2**18
-"""Largest file of a study that is read."""
 
 MOST_CELLS = 100_000
 """Cells of a grid; a file of a few lines can multiply out to billions."""
@@ -320,11 +315,9 @@ def _recipe(name: str) -> Mapping[str, Any]:
     return recipe(name).options
 
 
-@cache
 def names() -> tuple[str, ...]:
     """Returns the names of the studies that come with the package, sorted."""
-    folder = files("halpiee.studies")
-    return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
+    return names_in("halpiee.studies")
 
 
 def read(
@@ -338,21 +331,9 @@ def read(
     """
     name = str(study)
     what = f"the study {name}"
-    if Path(study).is_file():
-        data = read_bytes(Path(study), what=what, advice="give a YAML file", most_bytes=MOST_BYTES)
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{what} cannot be read ({error}); give a YAML file") from error
-    elif name in names():
-        text = files("halpiee.studies").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    else:
-        hint = unknown(name, names())
-        raise UsageError(
-            f"{name[:80]!r} is neither a study nor a file; {hint} `halpiee study --list` lists those there are"
-        )
+    values = find(study, "halpiee.studies", what=what, kind="study", listing="halpiee study --list")
     try:
-        found = msgspec.convert(options_in(text, what=what), File)
+        found = msgspec.convert(values, File)
     except msgspec.ValidationError as error:
         raise UsageError(f"{what} is no study: {error}; see docs/studies.md for what a file holds") from error
     _check(found, what)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,49 +18,21 @@ from halpiee import __version__
 from halpiee.data.sources import check, load
 from halpiee.errors import DataError, ScoreWarning, UsageError
 from halpiee.options import nested
+from halpiee.sheet import Sheet
 from halpiee.studies.probes import PROBES
 from halpiee.studies.quantities import MEASURED, QUANTITIES, Finished
-from halpiee.studies.sheet import Row, Sheet
+from halpiee.studies.rows import Row
 from halpiee.studies.study import Cell, Study
 from halpiee.studies.trajectory import Place
 from halpiee.training.config import Settings
-from halpiee.training.job import Run
+from halpiee.training.job import Run, Silent, Talk
 from halpiee.training.pipeline import execute, trained
 from halpiee.training.preflight import open_run
 
 if TYPE_CHECKING:
     from halpiee.data.tensors import TensorData
 
-__all__ = ["Talk", "check_data", "settings_of", "work"]
-
-WAIT_S = 1.0
-"""Between two looks at cells that other processes do."""
-
-
-class Talk(Protocol):
-    """Where the work says what it does."""
-
-    def note(self, text: str) -> None:
-        """A fact worth a line."""
-
-
-@dataclass
-class _Quiet:
-    """A run's talk: only its notes of what went wrong would be of use, and those are errors."""
-
-    def stage(self, text: str) -> None:
-        """Says nothing."""
-
-    def note(self, text: str) -> None:
-        """Says nothing."""
-
-    def training(
-        self, label: str, step: int, total: int, entry: dict[str, Any] | None, pace: str = ""
-    ) -> None:
-        """Says nothing."""
-
-    def sweeping(self, done: int, total: int) -> None:
-        """Says nothing."""
+__all__ = ["check_data", "check_rows", "settings_of", "work"]
 
 
 @dataclass
@@ -77,20 +49,20 @@ class _Loaded:
         return self.found[key]
 
 
-def work(study: Study, sheet: Sheet, *, seeds: int, talk: Talk, only: str | None = None) -> list[Row]:
+def work(study: Study, sheet: Sheet[Row], *, seeds: int, talk: Talk, only: str | None = None) -> list[Row]:
     """Does the cells that have no row, and returns the rows of all of them.
 
     Cells that other processes have claimed are waited for; where such a process dies, they are done here.
 
     Args:
         study: with ``data`` among its options.
-        sheet: the folder.
+        sheet: of the study's folder.
         seeds: each cell is trained with the seeds 0 … seeds − 1.
         talk: told what is done.
         only: name of one cell; the others are left.
 
     Raises:
-        UsageError: an option, a cell or data that do not fit.
+        UsageError: an option, a cell or data that do not fit, or rows of another study.
     """
     cells = study.cells(seeds)
     if only is not None:
@@ -100,40 +72,42 @@ def work(study: Study, sheet: Sheet, *, seeds: int, talk: Talk, only: str | None
                 f"--cell {only[:80]} was asked, and the study has no such cell; --plan lists them"
             )
     version, loaded = study.version, _Loaded()
-    sheet.check(study.name, version)
-    while True:
-        written = {row.cell for row in sheet.rows()}
-        ready = [
-            c for c in cells if c.name not in written and (c.after is None or c.after in written or only)
-        ]
-        waiting = [c for c in cells if c.name not in written]
-        if not waiting:
-            return [row for row in sheet.rows() if row.cell in {cell.name for cell in cells}]
-        moved = False
-        for cell in ready:
-            with sheet.claimed(cell.name) as mine:
-                if not mine or cell.name in {row.cell for row in sheet.rows()}:
-                    continue
-                done = len({row.cell for row in sheet.rows()})
-                talk.note(f"cell {done + 1} of {len(cells)}: {_told(cell)}")
-                begun = time.perf_counter()
-                with _calm():
-                    values = _values(study, cell, sheet.folder, loaded)
-                row = Row(
-                    study=study.name,
-                    version=version,
-                    cell=cell.name,
-                    labels=dict(cell.labels),
-                    seed=cell.seed,
-                    values=values,
-                    seconds=round(time.perf_counter() - begun, 2),
-                    date=datetime.now(UTC).isoformat(timespec="seconds"),
-                    machine=f"{platform.machine()}, torch {torch.__version__}, halpiee {__version__}",
-                )
-                sheet.append(row)
-                moved = True
-        if not moved:
-            time.sleep(WAIT_S)
+    check_rows(sheet, study.name, version)
+
+    def made(cell: Cell) -> Row:
+        talk.note(f"cell {len({row.cell for row in sheet.rows()}) + 1} of {len(cells)}: {_told(cell)}")
+        begun = time.perf_counter()
+        with _calm():
+            values = _values(study, cell, sheet.folder, loaded)
+        return Row(
+            study=study.name,
+            version=version,
+            cell=cell.name,
+            labels=dict(cell.labels),
+            seed=cell.seed,
+            values=values,
+            seconds=round(time.perf_counter() - begun, 2),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=f"{platform.machine()}, torch {torch.__version__}, halpiee {__version__}",
+        )
+
+    sheet.fill(cells, made, wait=True)
+    wanted = {cell.name for cell in cells}
+    return [row for row in sheet.rows() if row.cell in wanted]
+
+
+def check_rows(sheet: Sheet[Row], study: str, version: str) -> None:
+    """Refuses a folder of another study, or of another version of this one.
+
+    Raises:
+        UsageError: it holds such rows.
+    """
+    for row in sheet.rows():
+        if (row.study, row.version) != (study, version):
+            raise UsageError(
+                f"--out {sheet.folder} holds rows of {row.study} in version {row.version}, and this is {study} in "
+                f"version {version}: its file, --data, --scale or another option differs; choose another --out"
+            )
 
 
 def settings_of(study: Study, cell: Cell, folder: Path) -> Settings:
@@ -186,7 +160,7 @@ def _values(study: Study, cell: Cell, folder: Path, loaded: _Loaded) -> dict[str
         found = probe.measure(place, probe.knobs(**cell.knobs))
         return {name: found[name] for name in wanted}
     place_of = folder / "runs" / cell.name
-    run = open_run(s, place_of, _Quiet(), resume=(place_of / "settings.json").is_file())
+    run = open_run(s, place_of, Silent(), resume=(place_of / "settings.json").is_file())
     vars(run)["data"] = loaded.of(s, run.device)
     return _read(run, wanted)
 

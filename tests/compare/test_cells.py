@@ -102,7 +102,7 @@ def test_the_interrupted_cell_ends_as_if_it_had_not_been(file: Path, out: Path, 
     ground = Ground.of(comparison, tmp_path, Quiet())
     cell = Cell(comparison, "uniform", 0.5, 0)
     carry_out(cell, ground, tmp_path, Quiet())
-    a, b = (load_weights(f / "cells" / cell.key / "pruned.safetensors") for f in (out, tmp_path))
+    a, b = (load_weights(f / "cells" / cell.name / "pruned.safetensors") for f in (out, tmp_path))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -110,7 +110,7 @@ def test_a_cell_that_another_process_holds_is_passed_over(file: Path, tmp_path: 
     comparison = read_comparison(file)
     ground = Ground.of(comparison, tmp_path, Quiet())
     cell = Cell(comparison, "uniform", 0.5, 0)
-    with FolderLock(tmp_path / "cells" / cell.key):
+    with FolderLock(tmp_path / "cells" / cell.name):
         assert carry_out(cell, ground, tmp_path, Quiet()) is None
     assert not (tmp_path / "rows.jsonl").exists()
 

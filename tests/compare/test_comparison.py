@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from halpiee.compare.cells import cells, settings_of
-from halpiee.compare.comparison import Comparison, read_comparison
-from halpiee.compare.contestants import CONTESTANTS, contestant
+from halpiee.compare.comparison import CONTESTANTS, Comparison, contestant, read_comparison
 from halpiee.errors import UsageError
 
 GOOD = "network: resnet20\ndata: digits\nbudgets: [0.5, 0.3]\nseeds: [0, 1]\ncontestants: [dense, uniform]\n"

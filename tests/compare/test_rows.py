@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from halpiee.compare.page import lines, render_html, render_markdown
-from halpiee.compare.rows import FILE, Row, append, read_rows
+from halpiee.compare.rows import Row, read_rows, sheet_of
 from halpiee.errors import UsageError
+from halpiee.sheet import FILE
 
 
 def row(seed: int, contestant: str = "uniform", accuracy: float = 0.5, **more: Any) -> Row:
@@ -29,16 +30,16 @@ def row(seed: int, contestant: str = "uniform", accuracy: float = 0.5, **more: A
 def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
     rows = [row(0, counts={"conv1": 8}, commit="abc"), row(1, train_macs=3e12)]
     for one in rows:
-        append(tmp_path, one)
+        sheet_of(tmp_path).append(one)
     assert read_rows(tmp_path) == read_rows(tmp_path / FILE) == rows
 
 
 def test_a_torn_last_line_is_left_out_and_the_next_row_stands_whole(tmp_path: Path) -> None:
-    append(tmp_path, row(0))
+    sheet_of(tmp_path).append(row(0))
     whole = (tmp_path / FILE).read_bytes()
     (tmp_path / FILE).write_bytes(whole + whole[:30])
     assert read_rows(tmp_path) == [row(0)]
-    append(tmp_path, row(1))
+    sheet_of(tmp_path).append(row(1))
     assert read_rows(tmp_path) == [row(0), row(1)]
 
 
@@ -57,7 +58,7 @@ def test_a_line_that_is_no_row_is_named_with_its_field(tmp_path: Path) -> None:
 
 def _write(folder: Path, first: int) -> None:
     for seed in range(first, first + 50):
-        append(folder, row(seed))
+        sheet_of(folder).append(row(seed))
 
 
 def test_processes_that_write_at_once_lose_no_row(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import scipy.stats
 
-from halpiee.compare.rows import Row
-from halpiee.compare.statistics import difference, interval, standings
+from halpiee.compare.rows import Row, difference, standings
+from halpiee.sheet import Mean
 
 
 def row(contestant: str, seed: int, accuracy: float, budget: float = 0.5, **more: Any) -> Row:
@@ -24,22 +24,22 @@ def row(contestant: str, seed: int, accuracy: float, budget: float = 0.5, **more
 
 def test_an_interval_is_t_times_the_standard_error() -> None:
     # mean 3, deviations −2 0 2: s² = 8/2 = 4, s/√3 = 1.1547, t(2) = 4.303
-    assert interval([1.0, 3.0, 5.0]) == pytest.approx((3.0, 4.303 * 2 / math.sqrt(3)))
+    found = Mean.of([1.0, 3.0, 5.0])
+    assert (found.mean, found.half) == pytest.approx((3.0, 4.303 * 2 / math.sqrt(3)))
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 31])
 def test_quantiles_are_those_of_scipy(n: int) -> None:
     values = [float(i % 5) for i in range(n)]
-    _, half = interval(values)
+    half = Mean.of(values).half
     mean = sum(values) / n
     s = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
     assert half == pytest.approx(scipy.stats.t.ppf(0.975, n - 1) * s / math.sqrt(n), rel=3e-4)
 
 
 def test_a_single_value_has_no_interval() -> None:
-    mean, half = interval([0.7])
-    assert mean == 0.7
-    assert math.isnan(half)
+    assert Mean.of([0.7]).mean == 0.7
+    assert math.isnan(Mean.of([0.7]).half)
 
 
 def test_a_difference_is_of_pairs_with_the_same_seed_and_budget() -> None:

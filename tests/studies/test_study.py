@@ -153,7 +153,7 @@ def test_too_many_cells_are_refused_before_they_are_made(tmp_path: Path) -> None
 
 
 def test_an_unknown_study_is_refused_with_the_closest_name(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"neither a study nor a file; did you mean 'plasticity'\?"):
+    with pytest.raises(UsageError, match=r"neither a file nor a study; did you mean 'plasticity'\?"):
         read("plasticty")
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="cannot be read"):

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from halpiee.studies.figure import draw
-from halpiee.studies.page import show
-from halpiee.studies.sheet import Row
-from halpiee.studies.summary import Mean, curves, means, table_csv, table_markdown, table_rows
+from halpiee.sheet import Mean
+from halpiee.studies.page import draw, show
+from halpiee.studies.rows import Row, curves, means, table_csv, table_markdown, table_rows
 
 from .test_study import study
 
@@ -82,7 +81,7 @@ def test_the_table_shows_what_the_paper_prints_beside(tmp_path: Path) -> None:
 
 
 def test_the_figure_draws_one_line_a_label_at_its_means(tmp_path: Path) -> None:
-    from halpiee.studies.figure import figure
+    from halpiee.studies.page import figure
 
     rows = [*ROWS[:4], row("static", "0.9", 0, accuracy=0.7)]
     axes = figure(study(tmp_path, paper=[{"method": "RigL", "sparsity": 0.5, "accuracy": 0.93}]), rows).axes[

@@ -18,9 +18,10 @@ from click.testing import CliRunner
 from halpiee.cli import study as verb
 from halpiee.errors import DataError, UsageError
 from halpiee.studies import Study, names, read
-from halpiee.studies.sheet import Row, Sheet
+from halpiee.studies.rows import Row, sheet_of
 from halpiee.studies.work import check_data, work
 from halpiee.training import stage
+from halpiee.training.job import Silent
 
 from .test_study import written
 
@@ -29,11 +30,6 @@ TOY: dict[str, Any] = {
     "grid": {"sparsity": [0.5, 0.8], "method": {"static": {}, "RigL": {"method": "rigl", "interval": 2}}},
     "values": ["accuracy", "layers", "train_flops", "survival"],
 }
-
-
-class Silent:
-    def note(self, text: str) -> None:
-        pass
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +52,7 @@ def values(rows: list[Row]) -> dict[str, Any]:
 
 
 def test_a_study_ends_with_a_row_a_cell_and_does_nothing_twice(tmp_path: Path) -> None:
-    held, sheet = toy(tmp_path), Sheet(tmp_path / "out")
+    held, sheet = toy(tmp_path), sheet_of(tmp_path / "out")
     rows = work(held, sheet, seeds=2, talk=Silent())
     assert {row.cell for row in rows} == {cell.name for cell in held.cells(2)}
     assert len(rows) == 8
@@ -72,8 +68,8 @@ def test_a_study_ends_with_a_row_a_cell_and_does_nothing_twice(tmp_path: Path) -
 
 def test_killed_at_random_moments_no_cell_is_lost_or_repeated(tmp_path: Path) -> None:
     held = toy(tmp_path)
-    whole = values(work(held, Sheet(tmp_path / "whole"), seeds=1, talk=Silent()))
-    sheet = Sheet(tmp_path / "killed")
+    whole = values(work(held, sheet_of(tmp_path / "whole"), seeds=1, talk=Silent()))
+    sheet = sheet_of(tmp_path / "killed")
     fork = multiprocessing.get_context("fork")
     draw = random.Random(0)
     for _ in range(10):
@@ -90,7 +86,7 @@ def test_killed_at_random_moments_no_cell_is_lost_or_repeated(tmp_path: Path) ->
 
 
 def test_processes_share_a_study_and_each_cell_is_done_once(tmp_path: Path) -> None:
-    held, sheet = toy(tmp_path), Sheet(tmp_path / "out")
+    held, sheet = toy(tmp_path), sheet_of(tmp_path / "out")
     fork = multiprocessing.get_context("fork")
     children = [
         fork.Process(target=work, args=(held, sheet), kwargs={"seeds": 1, "talk": Silent()}) for _ in range(3)
@@ -111,13 +107,13 @@ def test_a_cell_after_another_trains_the_mask_that_the_other_ended_with(tmp_path
             "again": {"after": "RigL", "mask": "{run}", "sparsity": None, "ablation": "reinit"},
         },
     }
-    rows = work(toy(tmp_path, grid=grid), Sheet(tmp_path / "out"), seeds=1, talk=Silent())
+    rows = work(toy(tmp_path, grid=grid), sheet_of(tmp_path / "out"), seeds=1, talk=Silent())
     assert rows[0].values["layers"] == rows[1].values["layers"]
     assert rows[0].values["accuracy"] != rows[1].values["accuracy"]
 
 
 def test_one_cell_can_be_done_by_its_name(tmp_path: Path) -> None:
-    held, sheet = toy(tmp_path), Sheet(tmp_path / "out")
+    held, sheet = toy(tmp_path), sheet_of(tmp_path / "out")
     name = held.cells(1)[2].name
     assert [row.cell for row in work(held, sheet, seeds=1, talk=Silent(), only=name)] == [name]
     with pytest.raises(
@@ -127,7 +123,7 @@ def test_one_cell_can_be_done_by_its_name(tmp_path: Path) -> None:
 
 
 def test_rows_of_another_version_stop_the_work_before_it_begins(tmp_path: Path) -> None:
-    sheet = Sheet(tmp_path / "out")
+    sheet = sheet_of(tmp_path / "out")
     work(toy(tmp_path, grid={**TOY["grid"], "sparsity": [0.5]}), sheet, seeds=1, talk=Silent())
     with pytest.raises(UsageError, match=r"holds rows of .* choose another --out"):
         work(toy(tmp_path), sheet, seeds=1, talk=Silent())
@@ -161,7 +157,7 @@ def test_the_verb_lists_plans_and_refuses(tmp_path: Path) -> None:
     )
     assert "--sparsity 0.8 " in plan[0]
     for arguments, text in [
-        (("iee-wm", "--plan"), r"'iee-wm' is neither a study nor a file; did you mean 'iee-wrn'"),
+        (("iee-wm", "--plan"), r"iee-wm is neither a file nor a study; did you mean 'iee-wrn'"),
         (("iee-wrn", "--seeds", "0", "--plan"), "--seeds 0 was asked; give"),
         (("iee-wrn", "--set", "epoch=3", "--plan"), "did you mean 'epochs'"),
         (("iee-wrn", "--set", "epochs", "--plan"), "write KEY=VALUE"),
@@ -215,7 +211,7 @@ def test_the_study_runs_to_its_table_and_figure_at_its_smallest_scale(name: str,
     )
     assert result.exception is None, result.exception
     held = read(name, scale="smallest")
-    rows = Sheet(tmp_path / "out").rows()
+    rows = sheet_of(tmp_path / "out").rows()
     assert {row.cell for row in rows} == {cell.name for cell in held.cells(1)}
     for row in rows:
         assert set(row.values) == set(held.file.values)

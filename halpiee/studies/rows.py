@@ -1,4 +1,4 @@
-"""What the rows of a study come to: means over seeds, with their spread and interval, as a table.
+"""The rows of a study, and what they come to: means over seeds with their spread and interval, as a table.
 
 The interval is that of Student's t at 95 %, so three seeds have one 2.5 times as wide as their spread: it stands in the
 CSV file; the page and the Markdown table show mean ± standard deviation, as the papers do.
@@ -10,73 +10,58 @@ import csv
 import io
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from halpiee.studies.sheet import Row
+import msgspec
+
+from halpiee.sheet import Mean, Sheet
 from halpiee.studies.study import Study
 
 __all__ = [
-    "Cellmean",
-    "Mean",
+    "Row",
     "curves",
     "means",
     "of_axes",
     "paper_value",
+    "sheet_of",
     "spoken",
     "table_csv",
     "table_markdown",
     "table_rows",
 ]
 
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""The 97.5 % quantile of Student's t with 1 … 10 degrees of freedom; 1.96 beyond is at most 2 % short by 30."""
 
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over seeds.
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """What one cell left.
 
     Attributes:
-        mean: NaN where there is none.
-        std: of the sample; NaN for one seed.
-        n: seeds.
+        study: its name.
+        version: of the study's file, data and scale.
+        cell: its name.
+        labels: axis → label.
+        seed: of the training.
+        values: quantity → number, list of (x, y), or layer → number.
+        seconds: wall time.
+        date: when it ended, UTC.
+        machine: processor and versions, in words.
     """
 
-    mean: float
-    std: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Mean:
-        """Returns the mean of some values; those that are not finite are left out."""
-        found = [v for v in values if math.isfinite(v)]
-        if not found:
-            return cls(math.nan, math.nan, 0)
-        return cls(
-            statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else math.nan, len(found)
-        )
-
-    @property
-    def half(self) -> float:
-        """Half of the 95 % interval of the mean; NaN for one seed."""
-        if self.n < 2:
-            return math.nan
-        t = T95[self.n - 2] if self.n - 2 < len(T95) else 1.96
-        return t * self.std / math.sqrt(self.n)
-
-    def text(self, *, percent: bool = True, digits: int = 1) -> str:
-        """Returns it in words: ``93.6 ± 0.2``."""
-        if not self.n:
-            return "–"
-        factor = 100 if percent else 1
-        spread = "" if math.isnan(self.std) else f" ± {factor * self.std:.{digits}f}"
-        return f"{factor * self.mean:.{digits}f}{spread}"
+    study: str
+    version: str
+    cell: str
+    labels: dict[str, str]
+    seed: int
+    values: dict[str, Any]
+    seconds: float
+    date: str
+    machine: str
 
 
-Cellmean = Mapping[str, str]
+def sheet_of(folder: Path) -> Sheet[Row]:
+    """Returns the rows of a study's folder."""
+    return Sheet(folder, Row, lambda row: row.cell, "a study")
 
 
 def means(rows: Sequence[Row], value: str, axes: Sequence[str]) -> dict[tuple[str, ...], Mean]:
@@ -170,7 +155,7 @@ def _listed(study: Study, rows: Sequence[Row], value: str) -> list[list[str]]:
     return [head, *body] if len(xs) <= 12 else [list(line) for line in zip(head, *body, strict=True)]
 
 
-def paper_value(study: Study, labels: Cellmean, value: str) -> object | None:
+def paper_value(study: Study, labels: Mapping[str, str], value: str) -> object | None:
     """Returns what the paper prints for some labels, if it does."""
     for printed in study.file.paper:
         told = {key: str(label) for key, label in printed.items() if key in study.file.grid}

@@ -1,0 +1,210 @@
+"""The rows that a grid of trainings over seeds leaves: one JSON line a cell, and means over seeds with intervals.
+
+Several processes fill one file. A row is written in one piece under a lock, so a process that is killed leaves at most
+the beginning of a line: readers pass over it, and the next writer cuts it off. A cell is claimed by a lock that ends
+with the process that holds it: nothing is to be cleaned up after a killed process, and no cell is done twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from halpiee.errors import OutputInUseError, UsageError
+from latency._files import FolderLock
+from latency.outside import misfit
+
+__all__ = ["FILE", "Cell", "Mean", "Sheet"]
+
+FILE = "rows.jsonl"
+
+WAIT_S = 1.0
+"""Between two looks at cells that other processes do."""
+
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""Student's t: the 97.5th percentile of 1, 2, … 30 degrees of freedom."""
+
+
+class Cell(Protocol):
+    """One training to do.
+
+    Attributes:
+        name: of the cell, in its row and in the folder.
+        after: name of the cell that must be done before; ``None``: none must.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def after(self) -> str | None: ...  # noqa: D102
+
+
+R = TypeVar("R", bound=msgspec.Struct)
+C = TypeVar("C", bound=Cell)
+
+
+class Sheet(Generic[R]):
+    """The rows of a folder.
+
+    Args:
+        folder: made by the first row where it is not there; or the file of rows itself.
+        kind: type of a row.
+        name: the name of a row's cell.
+        what: what the rows are of, for messages: ``a study``.
+    """
+
+    def __init__(self, folder: Path, kind: type[R], name: Callable[[R], str], what: str) -> None:
+        self.path = folder if folder.is_file() else folder / FILE
+        self.folder, self.kind, self.name, self.what = self.path.parent, kind, name, what
+
+    def rows(self) -> list[R]:
+        """Returns the rows in the order they were written; none where there is no file.
+
+        Raises:
+            UsageError: a line that is no row; the message names the line. A last line that an interruption tore is
+                left out.
+        """
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        return [self._row(line, number) for number, line in enumerate(lines, start=1) if _whole(line)]
+
+    def row(self, cell: str) -> R | None:
+        """Returns the last row of a cell; ``None`` where there is none."""
+        return next((row for row in reversed(self.rows()) if self.name(row) == cell), None)
+
+    def append(self, row: R) -> None:
+        """Writes a row; of several processes one writes at a time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            written = file.read()
+            last = written[written.rfind(b"\n") + 1 :]
+            if last and _whole(last):
+                file.write(b"\n")
+            elif last:
+                file.truncate(len(written) - len(last))
+            file.write(msgspec.json.encode(row) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def claimed(self, cell: str) -> Iterator[bool]:
+        """Inside, the cell belongs to this process where the value is True; else to another one."""
+        place = self.folder / "claims" / cell
+        try:
+            lock = FolderLock(place)
+        except OutputInUseError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            place.rmdir()
+            lock.close()
+
+    def fill(self, cells: Sequence[C], make: Callable[[C], R | None], *, wait: bool) -> None:
+        """Does the cells that have no row, each claimed while it is done, and writes their rows.
+
+        Args:
+            cells: a cell that comes after another one of them is done when that one has its row.
+            make: does a cell and returns its row; ``None``: it cannot be done now.
+            wait: whether to wait for cells that other processes do, and to do them where such a process dies.
+        """
+        while True:
+            done = {self.name(row) for row in self.rows()}
+            left = [cell for cell in cells if cell.name not in done]
+            names, moved = {cell.name for cell in left}, False
+            for cell in left:
+                if cell.after in names:
+                    continue
+                with self.claimed(cell.name) as mine:
+                    row = make(cell) if mine and self.row(cell.name) is None else None
+                    if row is not None:
+                        self.append(row)
+                        names.discard(cell.name)
+                        moved = True
+            if not left or not (moved or wait):
+                return
+            if not moved:
+                time.sleep(WAIT_S)
+
+    def _row(self, line: bytes, number: int) -> R:
+        advice = "delete the line, and its cell is done again"
+        try:
+            value = msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            said = " ".join(str(error).split())[:120]
+            raise UsageError(f"line {number} of {self.path} is no JSON ({said}); {advice}") from error
+        try:
+            return msgspec.convert(value, self.kind)
+        except msgspec.ValidationError as error:
+            raise UsageError(
+                f"line {number} of {self.path} is no row of {self.what}: it {misfit(value, error)}; {advice}"
+            ) from error
+
+
+def _whole(line: bytes) -> bool:
+    """Whether a line holds something, and was not torn by an interruption."""
+    if line.endswith(b"\n"):
+        return bool(line.strip())
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds.
+
+    Attributes:
+        mean: NaN where there is none.
+        std: of the sample; NaN for one seed.
+        n: seeds.
+    """
+
+    mean: float
+    std: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        """Returns the mean of independent values; those that are not finite are left out."""
+        found = [v for v in values if math.isfinite(v)]
+        if not found:
+            return cls(math.nan, math.nan, 0)
+        std = statistics.stdev(found) if len(found) > 1 else math.nan
+        return cls(statistics.fmean(found), std, len(found))
+
+    @property
+    def half(self) -> float:
+        """Half of the 95 % interval of the mean, ``t · s / √n``; NaN for one seed."""
+        if self.n < 2:
+            return math.nan
+        t = T_975[self.n - 2] if self.n - 2 < len(T_975) else statistics.NormalDist().inv_cdf(0.975)
+        return t * self.std / math.sqrt(self.n)
+
+    def text(self, *, percent: bool = True, digits: int = 1) -> str:
+        """Returns mean and standard deviation as text: ``93.6 ± 0.2``."""
+        if not self.n:
+            return "–"
+        factor = 100 if percent else 1
+        spread = "" if math.isnan(self.std) else f" ± {factor * self.std:.{digits}f}"
+        return f"{factor * self.mean:.{digits}f}{spread}"
