@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from halpiee import ranges
+from halpiee.errors import UsageError
 from halpiee.options import option
 
 __all__ = [
     "GOAL",
     "IEE",
+    "METHOD",
     "NETWORK",
     "RUNTIME",
     "Batched",
+    "Cycle",
     "Limiting",
     "Protecting",
     "Scaled",
+    "Scheduling",
     "Seeded",
     "Switches",
     "Threaded",
 ]
 
-GOAL, NETWORK, RUNTIME, IEE = "Goal", "Network", "Runtime", "IEE: prune, improve, explore, grow"
+GOAL, METHOD, NETWORK, RUNTIME = "Goal", "Method", "Network", "Runtime"
+IEE = "IEE: prune, improve, explore, grow"
+SCHEDULE, SPEED = "Schedule, dense and pruned", "Speed of the training"
 """Headings."""
 
 
@@ -90,7 +98,7 @@ class Limiting:
 
     @property
     def narrowed(self) -> tuple[str, ...]:
-        """The options of these that were given, as they are typed."""
+        """The limits that were given, as they are typed."""
         names = ("also", "protect", "only", "vanish", "min_width", "multiple_of")
         usual = {"min_width": 0.0, "multiple_of": 1, "vanish": False}
         given = [name for name in names if getattr(self, name) != usual.get(name, ())]
@@ -141,3 +149,127 @@ class Switches:
     solver: Literal["joint", "cpsat", "linear"] | None = option(
         None, "Solver that selects the units of a latency.", GOAL, unset="joint; of halp linear"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduling:
+    """How a training steps: its schedule, its optimizer, and what makes it fast."""
+
+    epochs: ranges.Epochs = option(
+        20, "Passes over the training data, of the dense and the pruned network alike.", SCHEDULE
+    )
+    batch_size: ranges.Images = option(64, "Images per training step, of all processes together.", SCHEDULE)
+    lr: ranges.Rate = option(0.1, "Peak learning rate.", SCHEDULE)
+    warmup: ranges.Below = option(0.05, "Share of the training in which the rate rises linearly.", SCHEDULE)
+    drops: tuple[ranges.Between, ...] = option(
+        (),
+        "Shares of the training at which the rate drops: 0.5,0.75.",
+        SCHEDULE,
+        unset="half a cosine to zero",
+    )
+    drop: ranges.Between = option(0.1, "Factor of each drop.", SCHEDULE)
+    momentum: ranges.Below = option(0.9, "Momentum of SGD.", SCHEDULE)
+    nesterov: bool = option(True, "Whether the momentum is Nesterov's.", SCHEDULE)
+    weight_decay: ranges.Decay = option(5e-4, "Weight decay; norms and biases have none.", SCHEDULE)
+    label_smoothing: ranges.Below = option(0.0, "Label smoothing of the cross-entropy.", SCHEDULE)
+    distill: str | None = option(
+        None,
+        "Whose answers the pruned training matches (Hinton et al. 2015, temperature 2): dense, the run's own dense "
+        "network, or a file of weights of it.",
+        SCHEDULE,
+        unset="nobody's",
+    )
+    distill_weight: ranges.Below = option(0.5, "Weight of matching them; the labels have the rest.", SCHEDULE)
+    optimizer: Literal["sgd", "adamw", "rmsprop"] = option("sgd", "Optimizer.", SCHEDULE)
+    schedule: Literal["cosine", "steps", "onecycle", "constant"] | None = option(
+        None, "How the rate moves after the warm-up.", SCHEDULE, unset="steps with --drops, else cosine"
+    )
+    drop_factors: tuple[ranges.Between, ...] = option(
+        (), "A factor for each drop: 0.1,0.5.", SCHEDULE, unset="--drop for each"
+    )
+    clip: ranges.Clip = option(0.0, "Largest norm of the gradient; 0: any.", SCHEDULE)
+    ema: ranges.Below = option(
+        0.0, "Decay of a running average of the weights, from the last mask update on; 0: none.", SCHEDULE
+    )
+    export_ema: bool = option(
+        True, "The average is what is tested last and exported, where there is one.", SCHEDULE
+    )
+    ship: Literal["last", "best"] = option(
+        "last",
+        "Epoch whose weights are tested last and exported. best: that with the best figure on the test images, among "
+        "those after the last cut or mask update; its figure is then the largest of several, and flatters.",
+        SCHEDULE,
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32", "Precision of the training; weights and evaluation stay in fp32.", SPEED
+    )
+    channels_last: bool = option(False, "Train with channels last in memory.", SPEED)
+    compile: bool = option(False, "Compile the network with torch.compile, and again after the cut.", SPEED)
+    accumulate: Annotated[int, Meta(ge=1, le=1024)] = option(
+        1, "Parts of a step whose gradients add up: less memory at a time.", SPEED
+    )
+
+    def check_schedule(self) -> None:
+        """Refuses a schedule whose parts do not go together."""
+        kind = self.kind_of_schedule
+        if list(self.drops) != sorted({d for d in self.drops if 0 < d < 1}):
+            raise UsageError(
+                f"--drops {','.join(map(str, self.drops))[:80]} was asked; drops are ascending shares of the training, "
+                "such as 0.5,0.75"
+            )
+        if (kind == "steps") != bool(self.drops):
+            raise UsageError(
+                f"--schedule {kind} and --drops {','.join(map(str, self.drops)) or 'none'} were asked; drops are of "
+                "--schedule steps, which needs some, such as 0.5,0.75"
+            )
+        if self.drop_factors and len(self.drop_factors) != len(self.drops):
+            raise UsageError(
+                f"--drop-factors gives {len(self.drop_factors)} factors for {len(self.drops)} drops; give one for each"
+            )
+        if self.batch_size % self.accumulate:
+            raise UsageError(
+                f"--accumulate {self.accumulate} was asked of --batch-size {self.batch_size}, and does not divide it; "
+                f"give a divisor of {self.batch_size}"
+            )
+
+    @property
+    def kind_of_schedule(self) -> str:
+        """How the learning rate moves after the warm-up."""
+        return self.schedule or ("steps" if self.drops else "cosine")
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """The factor of every drop."""
+        return self.drop_factors or (self.drop,) * len(self.drops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cycle(Switches):
+    """How IEE exchanges units, its lengths beside its switches; see ``halpiee.IEE``."""
+
+    cycles: ranges.Epochs = option(8, "Prune-and-grow cycles, where --h, --j and --q are left out.", IEE)
+    h: ranges.Steps | None = option(None, "Steps before a prune.", IEE, unset="what --cycles leaves")
+    j: ranges.StepsOrNone | None = option(
+        None, "Steps between a prune and exploration.", IEE, unset="what --cycles leaves"
+    )
+    q: ranges.Steps | None = option(None, "Steps of exploration.", IEE, unset="what --cycles leaves")
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
+
+    def steps(self, total_steps: int) -> tuple[int, int, int]:
+        """Returns (h, j, q); open ones share what ``cycles`` cycles leave within the first ``end`` of training.
+
+        Raises:
+            UsageError: not even one step each is left.
+        """
+        given = [n for n in (self.h, self.j, self.q) if n is not None]
+        room = int(self.end * total_steps) // max(self.cycles, 1) - sum(given)
+        share = room // max(3 - len(given), 1)
+        h, j, q = (share if n is None else n for n in (self.h, self.j, self.q))
+        if min(h, q) < 1 or j < 0:
+            raise UsageError(
+                f"{self.cycles} cycles were asked of {total_steps} steps with updates ending at {self.end:.0%}; "
+                f"that leaves {room} steps for h, j and q: train more epochs, or ask for fewer --cycles"
+            )
+        return h, j, q

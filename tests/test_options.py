@@ -18,8 +18,9 @@ from halpiee.cli.options import Answered, Typed, verb
 from halpiee.errors import UsageError, unknown
 from halpiee.methods.registry import METHODS
 from halpiee.options import described, fitted, nested, option, options_of
-from halpiee.shared_options import Switches
-from halpiee.training.config import Cycle, Masks, Settings
+from halpiee.shared_options import Cycle, Switches
+from halpiee.training.config import Settings
+from halpiee.training.masks import Masks
 from tools.house import functions
 from tools.options_page import page
 

@@ -21,6 +21,7 @@ from halpiee.deploy.target import Target
 from halpiee.errors import ProfileError, WriteError
 from halpiee.limits import whole_groups
 from halpiee.methods.method import Method
+from halpiee.ranges import parse_budget
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import protected
 from halpiee.sparsity.granularity import Channels
@@ -30,7 +31,7 @@ from halpiee.structure.trace import trace
 from halpiee.tasks import Task, named
 from halpiee.training.build import arguments, network
 from halpiee.training.checkpoint import fill, load_weights, save_json, save_weights
-from halpiee.training.config import Settings, parse_budget
+from halpiee.training.config import Settings
 from halpiee.training.metrics import Metrics
 from halpiee.training.ranks import ALONE, Ranks
 from halpiee.training.record import effective_macs

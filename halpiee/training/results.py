@@ -19,6 +19,7 @@ from halpiee.deploy.onnx import ExportReport, export_onnx, run_metadata, stamp
 from halpiee.deploy.sparse import zeros_in
 from halpiee.errors import BudgetError, HalpieeError
 from halpiee.methods.registry import METHODS
+from halpiee.ranges import parse_budget
 from halpiee.report import render_html, render_markdown
 from halpiee.saliency.magnitude import Magnitude
 from halpiee.selection.choose import uniform
@@ -30,7 +31,7 @@ from halpiee.structure.groups import Structure, widths
 from halpiee.structure.plan import Plan
 from halpiee.training import record
 from halpiee.training.checkpoint import load_weights, save_json
-from halpiee.training.config import Settings, parse_budget
+from halpiee.training.config import Settings
 from halpiee.training.job import Run
 from halpiee.training.record import read_calibration, read_seconds
 from latency._files import write

@@ -172,7 +172,7 @@ class Rewound(Masked):
 
 
 def _log(run: Run, label: str) -> list[tuple[int, str, dict[str, int]]] | None:
-    """Returns what a round logged that is done."""
+    """Returns the log of a finished round."""
     path = run.folder / f"{label}.json"
     return read_log(path) if path.is_file() else None
 

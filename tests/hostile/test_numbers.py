@@ -14,7 +14,9 @@ from halpiee.cli.app import program
 from halpiee.cli.options import Ranged
 from halpiee.errors import UsageError
 from halpiee.ranges import inside
-from halpiee.training.config import Cycle, Masks, Settings
+from halpiee.shared_options import Cycle
+from halpiee.training.config import Settings
+from halpiee.training.masks import Masks
 
 from .conftest import content, one_sentence
 

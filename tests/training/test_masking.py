@@ -15,11 +15,13 @@ import torch
 from halpiee.cli.train import own_options
 from halpiee.errors import UsageError
 from halpiee.methods.registry import METHODS
+from halpiee.shared_options import Cycle
 from halpiee.structure.groups import Structure
 from halpiee.training import pipeline, stage
 from halpiee.training.build import Material, budget_of, method_of, weights_of
 from halpiee.training.checkpoint import load_weights
-from halpiee.training.config import Cycle, Masks, Settings
+from halpiee.training.config import Settings
+from halpiee.training.masks import Masks
 from halpiee.training.preflight import open_run
 from halpiee.training.record import promise_of_units, train_flops
 from halpiee.zoo import build

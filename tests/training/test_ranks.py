@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from halpiee.errors import UsageError
+from halpiee.shared_options import Cycle
 from halpiee.training.checkpoint import load_weights
-from halpiee.training.config import Cycle, Masks, Settings
+from halpiee.training.config import Settings
+from halpiee.training.masks import Masks
 from halpiee.training.preflight import check_ranks
 from halpiee.training.ranks import ALONE, Ranks
 

@@ -17,9 +17,11 @@ import latency
 from halpiee.deploy import target
 from halpiee.deploy.calibrate import Round
 from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
+from halpiee.shared_options import Cycle
 from halpiee.training import pipeline, price, stage
-from halpiee.training.config import Cycle, Masks, Settings
+from halpiee.training.config import Settings
 from halpiee.training.job import Run
+from halpiee.training.masks import Masks
 from halpiee.training.preflight import open_run
 from halpiee.zoo import build
 from latency.predict import Calibration
@@ -301,7 +303,7 @@ def test_halp_prunes_given_weights_down_to_the_budget_and_never_brings_a_channel
     tmp_path: Path, profile: Path
 ) -> None:
     from halpiee.training.checkpoint import save_weights
-    from halpiee.training.config import Masks
+    from halpiee.training.masks import Masks
 
     torch.manual_seed(0)
     trained = tmp_path / "trained.safetensors"
@@ -338,7 +340,7 @@ def test_the_first_layer_stays_whole_in_every_training_to_a_latency_that_asks_fo
     method: str, tmp_path: Path, profile: Path
 ) -> None:
     from halpiee.training.checkpoint import save_weights
-    from halpiee.training.config import Masks
+    from halpiee.training.masks import Masks
 
     torch.manual_seed(0)
     trained = tmp_path / "trained.safetensors"

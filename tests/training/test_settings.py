@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from halpiee.errors import UsageError
-from halpiee.training.config import Cycle, Masks, Settings, parse_budget
+from halpiee.ranges import parse_budget
+from halpiee.shared_options import Cycle
+from halpiee.training.config import Settings
+from halpiee.training.masks import Masks
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from halpiee.data.options import Loading
 from halpiee.errors import DataError, UsageError
 from halpiee.training import stage
 from halpiee.training.checkpoint import load_weights, read_settings
-from halpiee.training.config import Masks, Settings
+from halpiee.training.config import Settings
+from halpiee.training.masks import Masks
 from halpiee.training.preflight import open_run
 from tests.data.folders import class_folder
 from tools.synthetic_scenes import pairs
