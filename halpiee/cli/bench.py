@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import ranges
+from halpiee.cli.contestants import Contestant, contestants
 from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
 from halpiee.cli.output import answer, say, wide_screen
 from halpiee.errors import UsageError
@@ -18,13 +17,11 @@ from halpiee.shared_options import NETWORK, RUNTIME, Threaded
 from latency._files import check_place, write
 
 if TYPE_CHECKING:
-    from halpiee.cli.networks import Network
-    from latency.backends import Backend, Runner, Way
+    from latency.backends import Runner
 
     Precision = Literal["fp32", "fp16", "bf16"]
 
-__all__ = ["Contestant", "command", "contestants", "show"]
-
+__all__ = ["command", "show"]
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "halp": {"batch": "256", "rounds": 30, "precision": "fp32", "seconds": float("inf")}
@@ -263,7 +260,7 @@ def _batches(text: str) -> list[int]:
 
 
 def _write_csv(path: Path, result: dict[str, Any]) -> None:
-    """Writes a line per network and batch size; what all of them share stands on each line."""
+    """Writes a line per network and batch size; values shared by all are repeated on each line."""
     import csv
     import io
 
@@ -336,7 +333,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _cell(row: dict[str, Any], column: str, unit: str) -> str:
-    """Returns one number with the digits that its spread supports, without its unit, which the heading names."""
+    """Returns one number with the digits that its spread supports; the heading names its unit."""
     from halpiee.report.values import latency
 
     if column == "n":
@@ -348,228 +345,3 @@ def _cell(row: dict[str, Any], column: str, unit: str) -> str:
     key = {"median": "median_us", "predicted": "predicted_us", "IQR": "iqr_us"}.get(column, f"{column}_us")
     text = latency(row[key], None if column in ("IQR", "predicted") else row["iqr_us"], unit)
     return text.removesuffix(f" {unit}")
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """One network to be timed.
-
-    Attributes:
-        name: in the table.
-        backend: the runtime that it runs on.
-        way: how it runs there, such as a provider of ONNX Runtime.
-        file: an ONNX file or an engine, or
-        network: a module.
-        shape: (channels, height, width) where the file leaves them open.
-        metadata: what the file says of itself.
-        trust: whether an engine of unknown origin is loaded.
-    """
-
-    name: str
-    backend: str
-    way: Way
-    file: Path | None = None
-    network: Network | None = None
-    shape: tuple[int, ...] | None = None
-    metadata: dict[str, str] | None = None
-    trust: bool = False
-
-    def runner(self, *, batch: int, threads: int, precision: Precision | None, device: str) -> Runner:
-        """Returns the runner, a context manager, with the circumstances of its runtime.
-
-        Raises:
-            UsageError: the network cannot run so.
-            MissingError: the runtime or its device is not there.
-        """
-        from latency.backends import BACKENDS, load
-
-        settings = dict(self.way.settings)
-        if self.network is not None and ".onnx" not in BACKENDS[self.backend].files:
-            settings |= {"device": device, "precision": precision or "fp32"}
-        backend = load(self.backend, threads=threads, settings=settings)
-        made = self._made(backend, batch, precision)
-        made.circumstances = backend.environment()
-        return made
-
-    def _made(self, backend: Backend, batch: int, precision: Precision | None) -> Runner:
-        if self.network is None:
-            made = backend.network(
-                self.file, batch=batch, shape=self.shape, trust=self.trust, name=str(self.file)
-            )
-            if precision is not None and self.file_ending == ".onnx":
-                check_precision(self.file, precision)
-            return made
-        model, first = self.network.model, self.network.example
-        example = tuple(x[:1].expand(batch, *x.shape[1:]).clone() for x in first)
-        if ".onnx" in backend.files:
-            from halpiee.deploy.onnx import converted
-
-            given = (
-                converted(model, example, precision=precision) if precision not in (None, "fp32") else model
-            )
-            return backend.network(given, example if given is model else None, batch=batch, name=self.name)
-        return backend.network(model, example)
-
-    @property
-    def file_ending(self) -> str:
-        """Ending of its file; empty where it is a module."""
-        return self.file.suffix if self.file is not None else ""
-
-    @property
-    def notes(self) -> list[str]:
-        """Notes on the network."""
-        found = [] if self.network is None or self.network.unclaimed is None else [self.network.unclaimed]
-        untrained = self.network is not None and self.network.untrained
-        if untrained or (self.metadata or {}).get("weights") == "initial":
-            found.append(f"{self.name} has its initial weights: its times hold, its outputs mean nothing")
-        return found
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """The only batch that the file takes, by its metadata; None: any."""
-        text = (self.metadata or {}).get("fixed_batch", "")
-        return int(text) if self.network is None and text.isdecimal() else None
-
-    def predicted_us(self, batch: int, threads: int) -> float | None:
-        """Returns the latency that was predicted, if it was for this device, runtime, batch and number of threads."""
-        import latency
-
-        found = self.metadata or {}
-        if self.way.settings or found.get("backend", "onnxruntime") != self.backend:
-            return None
-        same = found.get("device") == latency.environment()["device"]
-        if not same or (found.get("batch"), found.get("threads")) != (str(batch), str(threads)):
-            return None
-        if self.file_ending == ".onnx" and is_quantised(self.file):
-            return None  # the metadata are of the file before its quantisation
-        return float(found["predicted_us"]) if "predicted_us" in found else None
-
-
-def is_quantised(file: Path | None) -> bool:
-    """Whether an ONNX file holds integer arithmetic or quantisation."""
-    from latency.backends.onnxruntime.model import check_file
-
-    return any(
-        re.search("Quantize|Integer|^QLinear", node.op_type) for node in check_file(str(file)).graph.node
-    )
-
-
-def check_precision(file: Path | None, precision: str) -> None:
-    """Refuses a precision that the weights of an ONNX file do not have."""
-    from latency.backends.onnxruntime.model import check_file, weight_precision
-
-    found = weight_precision(check_file(str(file)))
-    if found != precision:
-        raise UsageError(
-            f"--precision {precision} was asked, and {file} holds {found} weights; leave --precision out, or export "
-            f"it again with `halpiee export … --precision {precision}`"
-        )
-
-
-def contestants(texts: Sequence[str], against: str | None, **options: Any) -> tuple[list[Contestant], str]:
-    """Opens every network that was named; returns them, and the name that ratios are taken against.
-
-    Args:
-        texts: as typed: ``FILE``, ``RUN`` or ``MODEL``, each with or without ``@HOW``.
-        against: a name; ``dense`` is looked for beside the first run or file where none is named so.
-        **options: shape, width and classes of a MODEL; trust in engines, plans and runs.
-
-    Raises:
-        UsageError: no such file, run, model or name.
-    """
-    short = [_short(text) for text in texts]
-    names = [text if short.count(name) > 1 else name for text, name in zip(texts, short, strict=True)]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"{twice} was named twice; name every network once")
-    base = against or names[0]
-    if base == "dense" and "dense" not in names:
-        return [_dense_beside(texts, options), *_open(texts, names, options)], "dense"
-    if base not in names:
-        raise UsageError(f"--against {base} was asked; the files are named {', '.join(names)}")
-    return _open(texts, names, options), base
-
-
-def _open(texts: Sequence[str], names: Sequence[str], options: dict[str, Any]) -> list[Contestant]:
-    return [_contestant(text, name, options) for text, name in zip(texts, names, strict=True)]
-
-
-def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = False) -> Contestant:
-    from halpiee.cli.networks import from_model, from_plan, from_run, is_run
-    from latency.backends import ending
-
-    what, how = _split(text)
-    path = Path(what)
-    if (end := ending(path)) is not None:
-        backend, way = _way(text, end, how, path)
-        if end != ".onnx" and not path.is_file():
-            raise UsageError(f"{what} was asked for, and there is no such file; check the path")
-        if end != ".onnx":
-            return Contestant(name, backend, way, file=path, trust=options["trust"]["engine"])
-        from halpiee.deploy.onnx import read_metadata
-
-        shape, metadata = options["shape"], read_metadata(path)
-        return Contestant(name, backend, way, file=path, shape=shape, metadata=metadata)
-    backend, way = _way(text, "module", how)
-    if path.suffix == ".json" and path.is_file():
-        network = from_plan(path, options["shape"], trust=options["trust"]["plan"])
-        return Contestant(name, backend, way, network=network, metadata=network.metadata)
-    if path.is_dir() or is_run(what):
-        network = from_run(path, dense=dense, trust=options["trust"]["run"])
-        return Contestant(name, backend, way, network=network, metadata=network.metadata)
-    if path.exists():
-        raise UsageError(
-            f"{what} was asked for and is neither an ONNX file (.onnx), a plan (.json) nor the folder "
-            "of a run; check the path"
-        )
-    if "/" in what and not what.startswith(("torchvision/", "timm/")):
-        raise UsageError(f"{what} was asked for, and there is no such file or folder; check the path")
-    network = from_model(
-        what, options["shape"] or (3, 224, 224), width=options["width"], classes=options["classes"]
-    )
-    return Contestant(name, backend, way, network=network)
-
-
-def _way(text: str, reads: str, how: str | None, path: Path | None = None) -> tuple[str, Way]:
-    """Returns the backend and the way that ``@how`` means for a module or a kind of file."""
-    from latency.backends import way_of, ways_of
-
-    found = way_of(reads, how, path if reads != ".onnx" else None)
-    if found is not None:
-        return found
-    known = ways_of(reads)
-    if set(known) == {"engine"}:
-        raise UsageError(f"{text} was asked; an engine runs one way only, leave @{how} out")
-    what = (
-        "a run or a model" if reads == "module" else "an ONNX file" if reads == ".onnx" else f"a {reads} file"
-    )
-    raise UsageError(f"{text} was asked; {what} runs @{', @'.join(known)}")
-
-
-def _dense_beside(texts: Sequence[str], options: dict[str, Any]) -> Contestant:
-    """Returns the dense network of the first run that is named, or ``dense.onnx`` beside the first file."""
-    from halpiee.cli.networks import is_run
-
-    for text in texts:
-        what, how = _split(text)
-        if is_run(what):
-            return _contestant(text, "dense", options, dense=True)
-        beside = Path(what).with_name("dense.onnx")
-        if what.endswith(".onnx") and beside.is_file():
-            return _contestant(str(beside) + (f"@{how}" if how else ""), "dense", options)
-    raise UsageError(
-        "--against dense was asked; none of the files is named dense, none is a run, and no dense.onnx lies beside "
-        "them; name the dense network's file too"
-    )
-
-
-def _split(text: str) -> tuple[str, str | None]:
-    what, mark, how = text.rpartition("@")
-    return (what, how) if mark and "/" not in how else (text, None)
-
-
-def _short(text: str) -> str:
-    what, how = _split(text)
-    path = Path(what)
-    name = path.stem if path.suffix in (".onnx", ".json") else path.name
-    return f"{name}@{how}" if how else name

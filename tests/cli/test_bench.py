@@ -274,7 +274,7 @@ def test_what_is_neither_a_file_nor_a_run_nor_a_model_is_said(tmp_path: Path) ->
 
 def test_the_prediction_of_a_file_does_not_stand_beside_what_was_quantised_of_it(tmp_path: Path) -> None:
     import latency
-    from halpiee.cli.bench import contestants
+    from halpiee.cli.contestants import contestants
 
     x, scale, zero, q, y = "input", "scale", "zero", "q", "output"
     nodes = [
@@ -305,7 +305,7 @@ def test_the_prediction_of_a_file_does_not_stand_beside_what_was_quantised_of_it
 def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_path: Path) -> None:
     import halpiee
     import latency
-    from halpiee.cli.bench import contestants
+    from halpiee.cli.contestants import contestants
     from halpiee.structure import Plan
     from halpiee.zoo import build
 
