@@ -31,7 +31,7 @@ from typing import Any, Literal
 from halpiee import ranges
 from halpiee.errors import UsageError, unknown
 from halpiee.options import described, fitted, option
-from halpiee.recipes.recipe import values_in
+from halpiee.recipes import values_in
 
 __all__ = ["CONTESTANTS", "DENSE", "Comparison", "Contestant", "contestant", "read_comparison"]
 

@@ -63,7 +63,9 @@ def pruned_and_tuned(run: Run, weights: Path, settings: Settings, folder: Path, 
         data,
         settings,
         outlet=Outlet(
-            report=lambda step, total, entry: talk.training("torch-pruning", step, total, entry, "")
+            report=lambda step, total, entry: talk.training(
+                "torch-pruning", step, total, entry and {**entry, "figure": run.task.title}, ""
+            )
         ),
     )
     trainer.run()
