@@ -63,8 +63,7 @@ class Rounds:
 
     Args:
         model: the dense network with trained weights, in evaluation mode; left as it is.
-        structure: of the model.
-        cost: calibrated.
+        cost: calibrated, of the model's structure.
         budget_us: Ψ on the scale of ``cost.dense_us``.
         images: ``[N, …]`` of the training data, without augmentation, where the model lies: layers are solved from
             these; no labels.
@@ -80,7 +79,6 @@ class Rounds:
     def __init__(
         self,
         model: nn.Module,
-        structure: Structure,
         cost: LatencyCost,
         budget_us: float,
         *,
@@ -90,6 +88,7 @@ class Rounds:
         how: InRounds | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
+        structure = cost.structure
         self._model, self._structure, self._budget_us = model, structure, budget_us
         self._images, self._how = images, how or InRounds()
         self._keep: Mapping[str, Tensor] = {

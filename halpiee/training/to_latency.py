@@ -276,7 +276,6 @@ def chosen(
     images, scored, labels = _images(run)
     cut = Rounds(
         model.to(run.device),
-        run.structure,
         cost,
         run.budget_us(cost),
         images=images,
@@ -291,7 +290,7 @@ def chosen(
 
 
 def _telling(run: Run, facts: dict[str, Any]) -> Callable[[RepairedLayer], None]:
-    """Returns what is told of each layer: its place is in the report, and a layer that stays as it is gets a line."""
+    """Returns a function that adds each layer to the report and notes every layer that keeps its weights."""
 
     def tell(layer: RepairedLayer) -> None:
         facts["repaired"].append(_values(layer))
@@ -321,7 +320,7 @@ def _images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _values(layer: RepairedLayer) -> dict[str, Any]:
-    """Returns what became of a layer as JSON values: no ridge where the cut weights were best, no errors if skipped."""
+    """Returns the outcome of a layer as JSON values: no ridge if the cut weights were best, no errors if skipped."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in asdict(layer).items()

@@ -47,7 +47,6 @@ def cut(model: nn.Module, images: Tensor, share: float = 0.5, rounds: int = 1) -
     cost = cost_of(model)
     return Rounds(
         model,
-        cost.structure,
         cost,
         share * cost.dense_us,
         images=images[:300],

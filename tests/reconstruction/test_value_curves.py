@@ -209,7 +209,6 @@ def test_rounds_choose_by_measured_values_and_meet_their_budget() -> None:
     cost = LatencyCost(structure, cast(Any, Product()))
     cut = Rounds(
         model,
-        structure,
         cost,
         0.5 * cost.dense,
         images=images,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d
 
 
 def convolution(recorder: Recorder, call: Call) -> Timing | None:
-    """Convolution: reads the channels of its input, gives out those of its weight's rows.
+    """Convolution: reads the input's channels; its output channels are the rows of its weight.
 
     A depthwise convolution passes channels through; the unit of a grouped one is one group, or, by name in
     ``recorder.positions``, position j of every group.
@@ -205,7 +205,7 @@ def matrix_product(recorder: Recorder, call: Call) -> Timing | None:
         return None
     a_weight, b_weight = recorder.tag(a).parameter, recorder.tag(b).parameter
     if not a_weight and not b_weight and b.dim() == 2 and recorder.computed_by(b) is not None:
-        return linear(recorder, call, a, b, -1, -1, 0, bias, call.out.dim() - 1)
+        return linear(recorder, call, a, b, bias, Dims(-1, -1, 0, call.out.dim() - 1))
     if a_weight and b_weight and call.name != "bmm" and recorder.tag(a).source not in recorder.learned:
         recorder.freeze(a, f"{call.where} of a buffer")  # a table of numbers that a layer reads as its input
         recorder.set(a, Tag())
@@ -215,11 +215,11 @@ def matrix_product(recorder: Recorder, call: Call) -> Timing | None:
         recorder.set(call.out, Tag(parameter=True, source=recorder.tag(a).source))
         return None
     if call.name == "linear":
-        return linear(recorder, call, a, b, -1, 1, 0, bias, call.out.dim() - 1)
+        return linear(recorder, call, a, b, bias, Dims(-1, 1, 0, call.out.dim() - 1))
     if b_weight and b.dim() == a.dim():
-        return linear(recorder, call, a, b, -1, -2, -1, bias, call.out.dim() - 1)
+        return linear(recorder, call, a, b, bias, Dims(-1, -2, -1, call.out.dim() - 1))
     if a_weight and b.dim() == a.dim():
-        return linear(recorder, call, b, a, -2, -1, -2, bias, call.out.dim() - 2)
+        return linear(recorder, call, b, a, bias, Dims(-2, -1, -2, call.out.dim() - 2))
     two_activations(recorder, call, a, b, bias)
     return product_timing(recorder, a, b)
 
@@ -235,29 +235,37 @@ def operands(call: Call) -> tuple[Tensor | None, Tensor, Tensor, bool]:
     return None, args[0], args[1], False
 
 
+class Dims(NamedTuple):
+    """Dimensions of a linear layer.
+
+    Attributes:
+        x: of the input that is contracted.
+        inner: of the weight that is contracted with it.
+        rows: of the weight that gives the output channels.
+        out: of the output that holds them.
+    """
+
+    x: int
+    inner: int
+    rows: int
+    out: int
+
+
 def linear(
-    recorder: Recorder,
-    call: Call,
-    x: Tensor,
-    weight: Tensor,
-    x_dim: int,
-    in_dim: int,
-    out_dim: int,
-    bias: Tensor | None,
-    label_dim: int,
+    recorder: Recorder, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, dims: Dims
 ) -> Timing:
-    """A linear layer: contracts ``x_dim`` of x with ``in_dim`` of the weight; out: ``label_dim``."""
+    """A linear layer: contracts one dimension of x with one of the weight."""
     computed = recorder.computed_by(weight)
     owner = recorder.owner(weight, call)
     name = recorder.call_name(owner)
-    passing = across(recorder, call, x, x_dim, weight)
-    ins = recorder.read(x, x_dim, call) if passing is None else np.zeros(x.shape[x_dim], dtype=np.int64)
-    columns, rows = recorder.axis(weight, in_dim), recorder.axis(weight, out_dim)
+    passing = across(recorder, call, x, dims.x, weight)
+    ins = recorder.read(x, dims.x, call) if passing is None else np.zeros(x.shape[dims.x], dtype=np.int64)
+    columns, rows = recorder.axis(weight, dims.inner), recorder.axis(weight, dims.rows)
     if computed is None:
         not_zero(recorder, call, weight)
         join(recorder, call, ins, columns)
     else:
-        rows = fixed(recorder, call, x, ins, call.out.shape[label_dim], computed)
+        rows = fixed(recorder, call, x, ins, call.out.shape[dims.out], computed)
     recorder.serve(columns, "in", "linear")
     recorder.serve(rows, "out", "linear")
     if isinstance(recorder.modules.get(owner), nn.Linear):
@@ -265,7 +273,7 @@ def linear(
         recorder.attribute(owner, "out_features", rows)
     outs = with_bias(recorder, call, bias, rows, "linear")
     shape = [1] * call.out.dim()
-    shape[label_dim] = outs.size
+    shape[dims.out] = outs.size
     label = outs.reshape(shape) if outs.size > 1 else None
     zero = passing is None or (bias is None and recorder.tag(x).zero)
     label = label if passing is None else passing
