@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml tools/install.py $(wildcard requirements/lock
 	touch $@
 
 lock: ## writes the exact versions that are installed, for every Python
-	$(PYTHON) -m tools.lock
+	$(PYTHON) -m tools.install --lock
 
 compat: ## the tests on every torch and Python, into docs/compatibility.md; COMPAT=--full runs the slow ones too
 	$(PYTHON) -m tools.compat $(COMPAT)

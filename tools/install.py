@@ -2,6 +2,7 @@
 
     python -m tools.install            the lock; where it cannot be installed, the ranges of pyproject.toml
     python -m tools.install --newest   the ranges of pyproject.toml
+    python -m tools.install --lock     writes requirements/lock-PYTHON.txt anew, for each supported Python (make lock)
 
 Needs pip and nothing else. The lock holds for what it names only, so a dependency that was added after the lock was
 made installs too; ``make lock`` adds it.
@@ -11,11 +12,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
+import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PIP = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+PYTHONS = ("3.11", "3.12", "3.13")
 PROJECT = ("-e", f"{ROOT}[dev]")
 
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
@@ -66,5 +70,26 @@ def newest(run: Run = captured) -> int:
     return int(tried.returncode != 0)
 
 
+def lock() -> int:
+    """Writes the locks; returns the exit code.
+
+    uv resolves pyproject.toml for each supported Python, below requirements/limits.txt, in an environment of its own.
+    The files name versions only, no hashes (a machine may serve repacked wheels) and no index.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        place = Path(folder) / "bin"
+        subprocess.run([place / "python", "-m", "pip", "install", "--quiet", "uv"], check=True)
+        for python in PYTHONS:
+            file = Path("requirements") / f"lock-{python}.txt"
+            command = f"""pip compile pyproject.toml --extra dev --constraints requirements/limits.txt --upgrade --quiet
+                --python-version {python} --python-platform x86_64-manylinux_2_28 --no-config --no-header
+                --no-annotate --no-emit-index-url --no-emit-find-links --output-file {file}"""
+            subprocess.run([place / "uv", *command.split()], check=True, cwd=ROOT)
+            print(f"{file}: {len((ROOT / file).read_text().splitlines())} versions")
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(newest() if sys.argv[1:] == ["--newest"] else install(lock_of()))
+    others = {"--newest": newest, "--lock": lock}
+    sys.exit(others[sys.argv[1]]() if len(sys.argv) > 1 else install(lock_of()))

@@ -37,20 +37,6 @@ __all__ = [
 ]
 
 
-class Happening(Protocol):
-    """What a history reads of a method's event."""
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done before it."""
-        ...
-
-    @property
-    def event(self) -> str:
-        """Its name."""
-        ...
-
-
 class Followed(Protocol):
     """What a history reads of a method."""
 

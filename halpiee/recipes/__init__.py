@@ -1,10 +1,197 @@
-"""The papers' own settings as YAML files, and how such a file is read.
+"""The papers' own settings as YAML files, and how YAML files are read: plain values, without anchors, tags or depth.
 
-A file holds options of ``halpiee train``, as they are typed there without the dashes, one a line. Shares may be
+A recipe holds options of ``halpiee train``, as they are typed there without the dashes, one a line. Shares may be
 written as they are printed (``drops: [80/160, 120/160]``): they scale with ``--epochs``. Beside them ``about`` says
 what it is, ``source`` where it is printed, and ``open`` lists what that leaves open and what is different here.
 """
 
-from halpiee.recipes.recipe import Recipe, names, read
+from __future__ import annotations
 
-__all__ = ["Recipe", "names", "read"]
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypedDict
+
+import yaml
+
+from halpiee.errors import UsageError, unknown
+from halpiee.options import fitted
+from halpiee.training.config import OPTIONS
+from latency.outside import read_bytes, sound
+
+__all__ = ["MOST_ALIASES", "Recipe", "find", "names", "names_in", "options_in", "read", "values_in"]
+
+
+MOST_ALIASES, MOST_DEPTH, MOST_EVENTS = 16, 16, 10_000
+"""Aliases to anchors, which a reader multiplies out (ten levels of ten are 10 billion values), nesting, and parts."""
+
+MOST_BYTES = 2**18
+"""Largest file that is read; those of the package have about twenty lines."""
+
+AGAIN = "write one `option: value` a line"
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a name that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Returns a mapping whose names all differ."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value[:80]!r} stands twice", key.start_mark
+                )
+            seen.add(getattr(key, "value", None) if isinstance(key, yaml.ScalarNode) else None)
+        return dict(super().construct_mapping(node, deep))
+
+
+def options_in(text: str, *, what: str) -> Any:
+    """Returns the value of a YAML text.
+
+    Args:
+        text: of the file.
+        what: the file in words.
+
+    Raises:
+        UsageError: it is no YAML, has tags of Python objects, or is nested or multiplied out of all bounds.
+    """
+    try:
+        _check(text, what)
+        return yaml.load(text, _Once)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, AttributeError, TypeError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise UsageError(f"{what} is not YAML: {words}; {AGAIN}") from error
+
+
+def values_in(path: Path, *, what: str) -> Any:
+    """Returns the value of a YAML file; arguments and errors as for ``options_in``."""
+    advice = "give a YAML file"
+    data = read_bytes(path, what=what, advice=advice, most_bytes=MOST_BYTES)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{what} cannot be read ({error}); {advice}") from error
+    return options_in(text, what=what)
+
+
+@cache
+def names_in(package: str) -> tuple[str, ...]:
+    """Returns the names of the YAML files that come with a package, sorted."""
+    return tuple(
+        sorted(f.name.removesuffix(".yaml") for f in files(package).iterdir() if f.name.endswith(".yaml"))
+    )
+
+
+def find(given: str | Path, package: str, *, what: str, kind: str, listing: str) -> Any:
+    """Returns the value of the user's YAML file, or of a package's file of that name.
+
+    Args:
+        given: a path, or a name.
+        package: whose files have names.
+        what: the file in words.
+        kind: what the package has: ``recipe``.
+        listing: the command that lists the names.
+
+    Raises:
+        UsageError: there is no such file or name, or it is no YAML.
+    """
+    if Path(given).is_file():
+        return values_in(Path(given), what=what)
+    known = names_in(package)
+    if str(given) not in known:
+        hint = f"{unknown(given, known)} ".lstrip()
+        raise UsageError(f"{what} is neither a file nor a {kind}; {hint}`{listing}` lists those there are")
+    text = files(package).joinpath(f"{given}.yaml").read_text(encoding="utf-8")
+    return options_in(text, what=what)
+
+
+def _check(text: str, what: str) -> None:
+    """Counts what would be multiplied out, before anything is."""
+    depth = aliases = 0
+    for events, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
+        if isinstance(event, yaml.ScalarEvent):
+            event.value.encode("utf-8")  # half of a pair is no text
+        aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if aliases > MOST_ALIASES or depth > MOST_DEPTH or events > MOST_EVENTS:
+            raise UsageError(
+                f"{what} is nested more than {MOST_DEPTH} deep, has more than {MOST_ALIASES} aliases or more than "
+                f"{MOST_EVENTS:,} parts, which no recipe has; {AGAIN}"
+            )
+
+
+class Told(TypedDict, total=False):
+    """What a recipe says of itself."""
+
+    about: str
+    source: str
+    open: str | list[str]
+
+
+ABOUT = ("about", "source", "open")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Options with their source.
+
+    Attributes:
+        name: of the file, or its path.
+        options: option → value, as ``halpiee train`` takes them.
+        about: what it is.
+        source: paper, section and table.
+        open: what the source leaves open, and what is different here.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    about: str = ""
+    source: str = ""
+    open: tuple[str, ...] = ()
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of the recipes that come with the package, sorted."""
+    return names_in("halpiee.recipes")
+
+
+def read(recipe: str | Path) -> Recipe:
+    """Returns a recipe by its name, or one of the user's by the path of its file.
+
+    Raises:
+        UsageError: no such recipe or file, one that is not YAML, an unknown option or a value of the wrong type: each
+            with the file, the key and the nearest that is known.
+    """
+    name = str(recipe)
+    what = f"--recipe {name}"
+    found = find(recipe, "halpiee.recipes", what=what, kind="recipe", listing="halpiee methods --recipes")
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UsageError(
+            f"--recipe {name} holds {type(found).__name__} where options were wanted; "
+            "write one `option: value` a line, such as `epochs: 160`"
+        )
+    typed: dict[str, Any] = {}
+    for key, value in found.items():
+        option = key.replace("-", "_")
+        if option in ABOUT:
+            continue
+        if option not in OPTIONS:
+            known = (name.replace("_", "-") for name in (*OPTIONS, *ABOUT))
+            hint = unknown(key, known, "see `halpiee train --help`")
+            raise UsageError(
+                f"--recipe {name} holds {key[:80]!r}, which is no option of `halpiee train`; {hint}"
+            )
+        typed |= fitted(OPTIONS[option].owner, {option: value}, where=what)
+    told = {key: found[key] for key in ABOUT if found.get(key) is not None}
+    sound(told, Told, what=what, advice="write text, and of `open` a list of texts")
+    notes = found.get("open") or ()
+    return Recipe(
+        name,
+        typed,
+        about=told.get("about", ""),
+        source=told.get("source", ""),
+        open=(notes,) if isinstance(notes, str) else tuple(notes),
+    )

@@ -1,15 +1,37 @@
-"""The interface of a criterion: a score per unit from the weights and gradients of one step."""
+"""The interface of a criterion, a score per unit from the weights and gradients of one step, and its passes.
+
+A pass over a model yields loss gradients, Hessian-gradient products or nothing: a generator with one item per batch.
+It leaves parameters and their ``.grad`` alone; batch norm statistics are the caller's to put back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
+from halpiee.errors import UsageError
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["Batches", "Criterion", "Gradients", "Look", "LossFn", "Passes", "Probing"]
+__all__ = [
+    "Batches",
+    "Criterion",
+    "Gradients",
+    "Look",
+    "LossFn",
+    "NormMode",
+    "Pass",
+    "Passes",
+    "Probing",
+    "hessian_gradients",
+    "loss_gradients",
+    "norm_mode",
+    "pass_of",
+]
+
 
 Look = Callable[[str], Tensor | None]
 """Tensor name → the parameter's value (or its gradient), ``None`` where there is none."""
@@ -42,8 +64,116 @@ class Criterion(Protocol):
 
 @runtime_checkable
 class Probing(Criterion, Protocol):
-    """A criterion that makes its own passes over the model: what ``gradient`` holds is what they yield."""
+    """A criterion with its own passes over the model, whose items take the place of ``gradient``."""
 
     def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
         """Yields the gradients to score by, once or once a batch; ``None``: a batch that was not finite."""
         ...
+
+
+NormMode = Literal["train", "eval", "given"]
+"""How batch norms run while scoring: by batch statistics, by running ones, or in the mode the model is in."""
+
+Pass = Callable[[nn.Module, Batches, LossFn], Passes]
+
+
+@contextmanager
+def norm_mode(model: nn.Module, mode: NormMode) -> Iterator[None]:
+    """Inside, batch norms run in ``mode``; all other modules (dropout) stay as they are."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    before = [m.training for m in norms]
+    try:
+        if mode != "given":
+            for module in norms:
+                module.training = mode == "train"
+        yield
+    finally:
+        for module, training in zip(norms, before, strict=True):
+            module.training = training
+
+
+def pass_of(criterion: Criterion) -> Pass:
+    """Returns the pass a criterion needs: its own, loss gradients, or none."""
+    if isinstance(criterion, Probing):
+        return criterion.probe
+    return loss_gradients if criterion.per_step else no_gradients
+
+
+def no_gradients(model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+    """Yields nothing to score by, once, and reads no batch."""
+    yield {}
+
+
+def loss_gradients(model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+    """Yields ∂L/∂θ of each batch."""
+    parameters = _trained(model)
+    for inputs, targets in batches:
+        loss = differentiable(loss_fn(model(inputs), targets))
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        yield dict(zip(parameters, found, strict=True))
+
+
+def hessian_gradients(
+    model: nn.Module, batches: Batches, loss_fn: LossFn, *, temperature: float = 1.0, pooled: bool = False
+) -> Passes:
+    """Yields H·g, by double backward of ``Σ stop(g)·g``.
+
+    Args:
+        model: the network.
+        batches: inputs and targets.
+        loss_fn: loss L; H and g are those of ``L(logits / temperature)``.
+        temperature: T.
+        pooled: g is the mean over all batches (each batch is run twice), not that of the batch.
+    """
+    parameters = _trained(model)
+
+    def gradients(inputs: Tensor, targets: Tensor, *, graph: bool) -> list[Tensor | None]:
+        loss = differentiable(loss_fn(model(inputs) / temperature, targets))
+        return list(
+            torch.autograd.grad(loss, list(parameters.values()), create_graph=graph, allow_unused=True)
+        )
+
+    batches = list(batches) if pooled else batches
+    mean: list[Tensor] | None = None
+    if pooled:
+        finite: list[tuple[Tensor, Tensor]] = []
+        for inputs, targets in batches:
+            found = _dense(gradients(inputs, targets, graph=False), parameters)
+            if all(bool(torch.isfinite(g).all()) for g in found):
+                finite.append((inputs, targets))
+                mean = found if mean is None else [m + g for m, g in zip(mean, found, strict=True)]
+            else:
+                yield None
+        batches = finite
+        mean = [m / len(finite) for m in mean] if mean is not None else None
+    for inputs, targets in batches:
+        found = _dense(gradients(inputs, targets, graph=True), parameters)
+        still = [g.detach() for g in found] if mean is None else mean
+        dot = torch.stack([(s * g).sum() for s, g in zip(still, found, strict=True)]).sum()
+        second = torch.autograd.grad(dot, list(parameters.values()), allow_unused=True)
+        yield dict(zip(parameters, _dense(second, parameters), strict=True))
+
+
+def differentiable(loss: Tensor) -> Tensor:
+    """Returns the loss, which a gradient can be taken of.
+
+    Raises:
+        UsageError: it depends on no parameter.
+    """
+    if not loss.requires_grad:
+        raise UsageError(
+            "the gradient of the loss was needed to score by, and the loss depends on no parameter: the forward or the "
+            "loss function runs under torch.no_grad() or detaches; score without, or by magnitude"
+        )
+    return loss
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _dense(
+    found: list[Tensor | None] | tuple[Tensor | None, ...], like: dict[str, nn.Parameter]
+) -> list[Tensor]:
+    """Returns the gradients with zeros where a parameter has none."""
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, like.values(), strict=True)]

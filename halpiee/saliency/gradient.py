@@ -19,13 +19,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from halpiee.saliency.criterion import Batches, Look, LossFn, Passes
+from halpiee.saliency.criterion import Batches, Look, LossFn, NormMode, Passes, loss_gradients, norm_mode
 from halpiee.saliency.magnitude import Norm
-from halpiee.saliency.probe import NormMode, loss_gradients, norm_mode
 from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["REST", "SNIP", "Gradient", "LossPreservation", "Taylor", "settled"]
+__all__ = ["REST", "SNIP", "Gradient", "LossPreservation", "Taylor", "exact_sums"]
 
 
 @criterion("gradient", paper="Evci et al. 2020, arXiv 1911.11134")
@@ -60,7 +59,7 @@ class Taylor:
             return None if w is None or g is None else w.detach() * g
 
         gate = getattr(units, "gate", units.reduce)
-        return {name: total.abs() for name, total in settled(gate, product).items()}
+        return {name: total.abs() for name, total in exact_sums(gate, product).items()}
 
 
 @criterion("snip", paper="Lee et al. 2019, arXiv 1810.02340")
@@ -116,7 +115,7 @@ class LossPreservation:
                 return w.detach() * g
             return (w.detach().pow(2 if self.magnitude else 1) * g).abs()
 
-        total = settled(units.reduce, product)
+        total = exact_sums(units.reduce, product)
         found = dict(total) if self.signed else {name: t.abs() for name, t in total.items()}
         if self.magnitude and not self.elementwise:
             size = Norm(2)(units, value, gradient)
@@ -135,8 +134,8 @@ passes by chance with less than one in a thousand.
 Element = Callable[[str], Tensor | None]
 
 
-def settled(reduce: Callable[[Element], dict[str, Tensor]], product: Element) -> dict[str, Tensor]:
-    """Returns the signed sums of a product; a group in which all of them have cancelled out is exactly zero.
+def exact_sums(reduce: Callable[[Element], dict[str, Tensor]], product: Element) -> dict[str, Tensor]:
+    """Returns the signed sums of a product; exactly zero in a group where all of them cancel out.
 
     Args:
         reduce: of the units: element-wise quantity → unit name → sums.

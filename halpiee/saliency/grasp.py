@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
-from halpiee.saliency.criterion import Batches, Look, LossFn, Passes
-from halpiee.saliency.probe import NormMode, hessian_gradients, norm_mode
+from halpiee.saliency.criterion import Batches, Look, LossFn, NormMode, Passes, hessian_gradients, norm_mode
 from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units
 

@@ -20,8 +20,17 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
-from halpiee.saliency.criterion import Batches, Criterion, Look, LossFn, Passes, Probing
-from halpiee.saliency.probe import NormMode, norm_mode, pass_of
+from halpiee.saliency.criterion import (
+    Batches,
+    Criterion,
+    Look,
+    LossFn,
+    NormMode,
+    Passes,
+    Probing,
+    norm_mode,
+    pass_of,
+)
 from halpiee.sparsity.granularity import Units
 from latency.registry import Registry, not_known, plain
 
@@ -245,7 +254,7 @@ CRITERIA: Mapping[str, Callable[[int], Criterion]] = _Criteria()
 
 
 def criterion_of(given: object, seed: int = 0) -> Criterion:
-    """Returns the criterion that a name, a criterion or its class stands for.
+    """Returns a criterion, given its name, its class or itself.
 
     Raises:
         UsageError: an unknown name, or something else.

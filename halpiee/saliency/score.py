@@ -1,4 +1,4 @@
-"""Scores of a model's units over some batches, outside any training; which groups a score does not tell apart.
+"""Scores of a model's units over some batches, outside any training; groups whose units score alike.
 
 A group whose units all have the same score, or none, can only be ranked by index. It is reported by name.
 """
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halpiee.errors import ScoreWarning, UsageError
-from halpiee.saliency.criterion import Batches, Criterion, LossFn
-from halpiee.saliency.probe import pass_of
+from halpiee.saliency.criterion import Batches, Criterion, LossFn, pass_of
 from halpiee.saliency.registry import CRITERIA, criterion_of
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Channels, Units, Weights
@@ -144,7 +143,7 @@ def pairs_of(batches: object) -> Batches:
 
 
 def units_of(model: nn.Module, units: Structure | Units | Literal["weights", "filters"]) -> Units:
-    """Returns the units that a structure or a word stands for."""
+    """Returns the units of a structure, or of a word: ``weights``, ``filters``."""
     if isinstance(units, Structure):
         return Channels(model, units, trainable_only=False)
     if not isinstance(units, str):
@@ -192,7 +191,7 @@ SAME = 1e-6
 
 
 def flat(score: Tensor) -> str | None:
-    """Returns why a score does not tell units apart, or ``None`` where it does, or there are not two of them.
+    """Returns why all units score alike; ``None`` where they differ, or where there are fewer than two.
 
     Args:
         score: float, any shape.
@@ -230,7 +229,7 @@ def undecided(
 
 
 def tell(found: Mapping[str, str], criterion: object, *, stacklevel: int = 3) -> None:
-    """Warns, once, of groups that a score does not tell apart.
+    """Warns once of groups whose units all score alike.
 
     Args:
         found: group → why.

@@ -24,7 +24,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,8 +33,8 @@ import msgspec
 
 from halpiee.errors import UsageError, unknown
 from halpiee.options import fitted
+from halpiee.recipes import find, names_in
 from halpiee.recipes import read as recipe
-from halpiee.recipes.recipe import find, names_in
 from halpiee.studies.probes import PROBES
 from halpiee.studies.quantities import QUANTITIES
 from halpiee.training.config import OPTIONS
@@ -159,7 +159,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What its folder is called: the labels and the seed, with a hash that tells labels of like spelling apart."""
+        """Name of its folder: labels and seed, with a hash that tells apart labels that are spelt alike."""
         words = [re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-") for label in self.labels.values()]
         text = json.dumps([dict(self.labels), self.seed], sort_keys=True)
         tail = hashlib.sha256(text.encode()).hexdigest()[:6]
@@ -184,7 +184,7 @@ class Study:
 
     @property
     def version(self) -> str:
-        """A hash of all that decides what a cell does: rows of another one do not mix with these."""
+        """A hash of everything that decides what a cell does; rows with different hashes are never mixed."""
         told = msgspec.to_builtins(self.file)
         for shown in ("about", "source", "open", "table", "figure", "paper"):
             told.pop(shown, None)
@@ -343,7 +343,7 @@ def read(
 
 
 def _check(file: File, what: str) -> None:
-    """Refuses names that stand for nothing."""
+    """Refuses unknown names of quantities, axes and probes."""
     if file.probe not in PROBES:
         raise UsageError(
             f"{what} has the probe {file.probe!r}; {unknown(file.probe, PROBES, _listed(PROBES))}"
@@ -376,8 +376,3 @@ def _check(file: File, what: str) -> None:
 
 def _listed(known: Iterator[str] | Mapping[str, Any] | set[str]) -> str:
     return f"known are {', '.join(sorted(known))}"
-
-
-def at_scale(study: Study, scale: float | Literal["smallest"]) -> Study:
-    """Returns the study at another scale."""
-    return replace(study, scale=scale)
