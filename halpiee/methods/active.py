@@ -43,7 +43,7 @@ __all__ = ["Active"]
 
 
 class Active:
-    """The active units of a model, and where a recipe stands.
+    """The active units of a model, and the progress of its recipe.
 
     Args: see ``Sparse``.
 
@@ -190,7 +190,7 @@ class Active:
         self.last_drop = (before, scores, self.alive)
 
     def _drop(self, phase: Drop) -> None:
-        """Keeps the best active units; before a grow at the same step the model is left as it is until then."""
+        """Keeps the best active units; if a grow follows at the same step, the model changes only then."""
         scores = self.read(phase.by, f"drop {self.step}")
         nothing = Mask.full(self.units.sizes, False)
         before = self.alive
@@ -277,7 +277,7 @@ class Active:
         may: Mask,
         chosen: Mapping[str, Tensor],
     ) -> None:
-        """Notes groups that a choice cut into though their scores are all the same, to be warned of once a group.
+        """Notes groups that were cut although all their scores are equal; each is warned of once.
 
         The warning comes when the change is done: as an error it stops a training of which nothing is half done.
 

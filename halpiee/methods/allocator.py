@@ -160,7 +160,7 @@ class LatencyPool:
         return replace(selection, keep=Mask({name: selection.keep[name] for name in self.units.sizes}))
 
     def _step_by_step(self, scores: Mapping[str, Tensor], may: Mask, capacity: float) -> Selection:
-        """Solves Eq. 5 around what is kept, again and again, until the true cost is within the capacity.
+        """Solves Eq. 5 around the current selection until the true cost is within the capacity.
 
         Where Eq. 5 cannot reach the capacity, one solve goes a quarter of the way to the least that it can reach, and
         the next starts there. Groups only ever shrink, so it ends; where Eq. 5 sees nothing left to save, the joint
@@ -212,7 +212,7 @@ class LatencyPool:
 
 
 def smallest_us(cost: LatencyCost, names: Iterable[str], budget_us: float, *, by: str = "training") -> float:
-    """Returns the latency with every one of these groups at its narrowest.
+    """Returns the latency with every given group at its narrowest.
 
     Raises:
         BudgetError: the budget is below it, or a limit beside it below what that network takes.
@@ -284,7 +284,7 @@ class LayerPools:
 
     @property
     def total(self) -> float:
-        """The number of units that are kept."""
+        """The number of units to keep."""
         return float(self._total)
 
     @property

@@ -187,7 +187,7 @@ def few(names: object) -> str:
 
 
 def rebind(scheduler: Any, old: Optimizer, new: Optimizer) -> Any:
-    """Points ``scheduler``, and the schedulers it is made of, at ``new``.
+    """Points ``scheduler`` and the schedulers inside it at the optimizer ``new``.
 
     Args:
         scheduler: a ``torch.optim.lr_scheduler`` built on ``old``.

@@ -94,7 +94,7 @@ class Setup:
         pool: Pool | None = None,
         explore_init: str = "model",
     ) -> Design:
-        """Returns a design; units and pool are those of what was given where nothing else is said."""
+        """Returns a design; units and pool default to those of the setup."""
         units = self.units if units is None else units
         pool = bind(self.limit, units, self.cost) if pool is None else pool
         return Design(units=units, pool=pool, recipe=recipe, criterion=criterion, explore_init=explore_init)

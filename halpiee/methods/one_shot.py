@@ -40,7 +40,7 @@ __all__ = ["SNIP", "AtInit", "GraSP", "Pruning", "SynFlow", "in_rounds", "prune_
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """How a network is pruned as it is.
+    """How a network is pruned without training between rounds.
 
     Attributes:
         budget: how much stays where; a number, or ``"50%"``, is the density over all layers together, and with a
@@ -114,7 +114,7 @@ def prune_once(
 
 
 def in_rounds(model: nn.Module, how: Pruning) -> Iterator[Mask]:
-    """Yields the mask of each round, scored on the network as it is when the mask is asked for.
+    """Yields the mask of each round; scores are taken when the mask is requested.
 
     Round k of n keeps ρ^(k/n), among the survivors of the round before.
 

@@ -92,13 +92,13 @@ class Entry:
 
     @property
     def distribution(self) -> Literal["erk", "global", "uniform"]:
-        """How a sparsity is spread where nothing else is asked: as the paper does."""
+        """How a sparsity is spread by default: as in the paper."""
         own: Any = next((budget for budget in self.budgets if budget in DENSITIES), "erk")
         return own  # type: ignore[no-any-return]
 
     @property
     def preset(self) -> dict[str, Any]:
-        """The defaults under this name that are not those of the class or function: of one of several names."""
+        """Defaults that this name changes, where a method has several names."""
         usual = _defaults(getattr(self.make, "Options", NoOptions))
         return {
             n: value for n, value in _defaults(self.options).items() if n not in usual or usual[n] != value

@@ -108,7 +108,7 @@ def lottery_ticket_rewinding(step: int) -> Retrain:
 
 @dataclass(frozen=True)
 class Rewinding:
-    """What tells the names apart under which ``rewind`` is registered."""
+    """The option in which the registered names of ``rewind`` differ."""
 
     weights: int | Literal["final"] | None = option(
         None,

@@ -184,7 +184,7 @@ class Sparse(Active):
         )
 
     def go_on(self, alive: Mask, *, everything: bool) -> None:
-        """Continues with these active units, after the model's values were loaded; freezes what may not move."""
+        """Continues with the given active units after the model's values were loaded; freezes everything else."""
         self.alive = alive
         self._masks = self.units.masks(alive)
         self.memory.expect(self._masks, everything=everything)

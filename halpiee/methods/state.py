@@ -259,7 +259,7 @@ def _put_back(tensor: Tensor, held: Tensor, free: Any) -> None:
 
 
 class RunningNorms:
-    """Makes active channels use the running statistics they had when a phase began; off until it is switched on."""
+    """Makes active channels use their running statistics from the start of the phase; off until switched on."""
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []

@@ -103,7 +103,7 @@ class GridSolution:
 
     @property
     def slack(self) -> float:
-        """What is left of the budget, in its unit."""
+        """The unused part of the budget, in its unit."""
         return self.budget - self.cost
 
 

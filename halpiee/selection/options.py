@@ -228,7 +228,7 @@ def _whole_blocks(
     fixed: Mapping[str, int],
     chained: Sequence[Chained],
 ) -> dict[str, Offer]:
-    """Returns what is offered without the widths of 0 that a fixed neighbour forbids."""
+    """Returns the offers without the widths of 0 that a fixed neighbour forbids."""
     found = dict(free)
     for _ in chained:  # one that has lost its 0 takes that of the next
         for pair in chained:
@@ -247,7 +247,7 @@ def _whole_blocks(
 def _barriers(
     free: Mapping[str, Offer], chained: Sequence[Chained], height: float
 ) -> list[tuple[Side, Side, FloatArray]]:
-    """Returns terms that put what ``Chained`` forbids above every budget."""
+    """Returns terms that lift the pairs forbidden by ``Chained`` above every budget."""
     number = {name: i for i, name in enumerate(free)}
     found: list[tuple[Side, Side, FloatArray]] = []
     for pair in chained:

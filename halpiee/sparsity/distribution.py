@@ -1,4 +1,4 @@
-"""How much is kept where: the budgets a method is given, and the Erdős–Rényi-kernel distribution.
+"""How many units each layer keeps: the budgets of methods, and the Erdős–Rényi-kernel distribution.
 
 A budget is a small value that says what is limited; ``halpiee.methods.allocator`` binds it to the units of a model.
 Densities are shares that are *kept*.

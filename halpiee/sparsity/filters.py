@@ -116,7 +116,7 @@ class Filters:
         self.tensors = frozenset(self._shapes)
 
     def owners(self, tensors: Collection[str]) -> list[str]:
-        """Returns the convolutions that some of these tensors belong to."""
+        """Returns the convolutions that own any of the given tensors."""
         return [path for path in self.sizes if set(self._members[path]) & set(tensors)]
 
     def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ class Filters:
         return self._twins.get(path, path)
 
     def gate(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
-        """Returns the signed sum over what a gate on each filter multiplies: γ and β of the norm behind it.
+        """Returns the signed sum over γ and β of the batch norm behind each filter, which a gate would multiply.
 
         A norm in training mode undoes any scale of the convolution, so Σ θ·g over the filter's weights is zero
         there. Where β stays when the filter goes (``norm_follows=False``), it is left out. A filter without a norm,
@@ -205,7 +205,7 @@ class Filters:
         return torch.isin(own, torch.cat(live))
 
     def channels(self, structure: Structure, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns what is left of the network's channels, as ``halpiee.shrink`` takes it.
+        """Returns the channels that remain, in the form that ``halpiee.shrink`` takes.
 
         A channel goes when every layer that writes to it is a convolution whose filter there is gone; each group
         keeps at least one channel. The removal is exact where a zero stays a zero up to the next convolution, as

@@ -123,7 +123,7 @@ class Weights:
         return order_of_use(self._model, self.sizes, self._example_input)
 
     def owners(self, tensors: Collection[str]) -> list[str]:
-        """Returns the units that some of these tensors belong to."""
+        """Returns the units that own any of the given tensors."""
         return [name for name in self.sizes if name in tensors]
 
     def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -211,7 +211,7 @@ class Channels:
         return tuple(self.sizes)
 
     def owners(self, tensors: Collection[str]) -> list[str]:
-        """Returns the groups that some of these tensors belong to."""
+        """Returns the groups that own any of the given tensors."""
         lost = torch.zeros(self.structure.n_units, dtype=torch.bool)
         for tensor in tensors:
             for _, units in self._slots.get(tensor, ()):

@@ -53,7 +53,7 @@ class Mask(Mapping[str, Tensor]):
 
     @classmethod
     def of(cls, keep: Mapping[str, Tensor]) -> Mask:
-        """Returns what a selection keeps as a mask; a mask as it is."""
+        """Returns the units that a selection keeps as a mask; returns a mask unchanged."""
         return keep if isinstance(keep, Mask) else cls(dict(keep))
 
     @classmethod
@@ -99,7 +99,7 @@ class Mask(Mapping[str, Tensor]):
 
     @torch.no_grad()
     def apply(self, model: nn.Module, units: Spelled | None = None) -> None:
-        """Writes zeros, in place, where the mask has none; all of them, or none where it does not fit.
+        """Zeroes inactive values in place; changes nothing if the mask does not fit the model.
 
         Args:
             model: its parameters and buffers are looked up by name, under any of the names that share one.

@@ -26,7 +26,7 @@ __all__ = ["Alike", "Attribute", "Membership", "Norm", "assemble", "collapsed", 
 
 @dataclass(frozen=True)
 class Attribute:
-    """A number that a module holds and that follows its channels: ``kept positions · mul // div``.
+    """A number held by a module that follows its channels: ``kept positions · mul // div``.
 
     Attributes:
         module: path of the module.
@@ -149,13 +149,13 @@ def assemble(recorder: Recorder) -> Structure:
 
 
 def unpriced(recorder: Recorder) -> tuple[tuple[str, str], ...]:
-    """Returns the ops that take time and that no timed op stands for, as (module path, op), in order."""
+    """Returns the ops that take time and have no timed op, as (module path, op), in order."""
     events = recorder.events[: recorder.evaluated]
     return tuple((event.module, event.name.strip("_")) for event in events if event.unpriced)
 
 
 def unread(recorder: Recorder) -> tuple[str, ...]:
-    """Returns the parameters that the forward does not read, for example those of a head for training alone."""
+    """Returns the parameters that the forward does not read, for example of a head used in training only."""
     read = {value for event in recorder.events for value in event.reads} | set(recorder.outputs)
     return tuple(n for value, n in recorder.given.items() if n in recorder.learned and value not in read)
 

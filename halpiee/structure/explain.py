@@ -42,7 +42,7 @@ OTHERWISE = "the op is not understood: build the layer from ops that are, or lea
 
 @dataclass(frozen=True)
 class ExplainedGroup:
-    """One group as a reader wants to see it.
+    """One group, described for a reader.
 
     Attributes:
         name: its name.
@@ -170,7 +170,7 @@ def share(group: ChannelGroup, per_layer: Mapping[str, int], total: int) -> floa
 
 
 def modules_of(parameters: Iterable[str]) -> tuple[str, ...]:
-    """Returns the outermost modules that hold these parameters, in order."""
+    """Returns the outermost modules that hold the given parameters, in order."""
     return tuple(dict.fromkeys(name.split(".")[0] for name in parameters))
 
 

@@ -87,7 +87,7 @@ def record(
     real: bool = False,
     training: bool = False,
 ) -> Recorder:
-    """Runs a copy of the model, fake unless asked, cut where asked, and returns what was recorded.
+    """Runs a copy of the model, on fake tensors by default, cut if given a keep; returns the record.
 
     Args:
         model: the model.
@@ -394,7 +394,7 @@ class Listen(Watch):  # type: ignore[no-untyped-call]
         self.asked: list[tuple[int, ...]] = []
 
     def step(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs the op of this name and notes it."""
+        """Runs the named op and records it."""
         if self.most is not None and self.ran > self.most:
             raise EndlessError
         if asks(func):

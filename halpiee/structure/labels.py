@@ -112,7 +112,7 @@ class Units:
             x, y = self.find(x), self.find(y)
 
     def freeze(self, atoms: Atoms, reason: str) -> None:
-        """Marks the units of these atoms as never removable; the first reason given is the one reported."""
+        """Freezes the units of the given atoms; the first reason is the one reported."""
         atoms = atoms[~self._is_frozen[atoms]]
         if atoms.size:
             self.changes += 1
@@ -141,13 +141,6 @@ class Units:
                 found.setdefault(root, source)
         return {root: source for root, source in found.items() if source}
 
-    def unite_all(self, atoms: Atoms | Sequence[int]) -> None:
-        """Unites all atoms given with each other."""
-        flat = np.asarray(atoms, dtype=np.int64).ravel()
-        flat = flat[flat != 0]
-        if flat.size > 1:
-            self.unite(flat[1:], flat[:1])
-
 
 class CheckedUnits(Units):
     """A union-find that notes when two units of the structure are united of which one may go, and where.
@@ -165,7 +158,7 @@ class CheckedUnits(Units):
         self.met: list[Finding] = []
 
     def unite(self, a: Atoms, b: Atoms) -> None:
-        """Unites, and notes units of the structure that meet although they are different and one of them may go."""
+        """Unites atoms; records units of the structure that meet although they differ and one may be removed."""
         a, b = np.broadcast_arrays(a, b)
         x, y = self.find(a.ravel()), self.find(b.ravel())
         wrong = (x != y) & (x != 0) & (y != 0) & (x <= self.n_units) & (y <= self.n_units)

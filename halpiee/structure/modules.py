@@ -1,4 +1,4 @@
-"""Forwards that stand in for a module's own: attention with fewer heads, layers without channels, masked norms.
+"""Forwards that replace a module's own: attention with fewer heads, layers without channels, masked norms.
 
 **Heads.** ``nn.MultiheadAttention`` and the windowed attention of torchvision work a head's width out from the width
 of their input, so their own forward can only be narrower as a whole. Here the width of a head is what its rows are,
@@ -182,7 +182,7 @@ def heads_of(module: nn.Module | None) -> tuple[str, int] | None:
 
 
 def held(module: nn.Module | None, names: Collection[str]) -> dict[str, int]:
-    """Returns the numbers that a module holds under these names."""
+    """Returns a module's numeric attributes of the given names."""
     return {
         name: value
         for name, value in (vars(module).items() if module is not None else ())
@@ -366,7 +366,7 @@ class KeptChannels(TorchFunctionMode):
         self.inside = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the function, a norm over as many channels on its kept ones."""
+        """Runs the function; a norm over that many channels sees the kept ones."""
         kwargs = kwargs or {}
         if func not in NORMS:
             return func(*args, **kwargs)
@@ -395,7 +395,7 @@ class KeptChannels(TorchFunctionMode):
         return torch.zeros_like(x, dtype=y.dtype).index_copy(dim, kept, y)
 
     def seen(self, given: dict[str, Any]) -> Tensor | None:
-        """Returns the channels that a norm with these arguments sees, or None where it is not one of the masked."""
+        """Returns the channels that a norm with the given arguments sees; ``None`` where it is not masked."""
         x = given["input"]
         if "num_groups" in given:
             return self.kept.get(x.shape[1])
@@ -422,7 +422,7 @@ class KeptChannels(TorchFunctionMode):
 
 
 def watch_norms(module: nn.Module, kept: dict[int, Tensor]) -> None:
-    """Hooks a module so that its own norms over channels, not those of modules in it, see the kept channels only.
+    """Hooks a module so that its own norms over channels, not its children's, see the kept channels only.
 
     Args:
         module: whose forward calls the norms.

@@ -347,7 +347,7 @@ def _outside(coded: Runs, n_units: int) -> bool:
 
 
 def known(selection: Selection, name: str) -> float | None:
-    """Returns a selection's number as a plain float; None where it is NaN, or where an object of your own lacks it."""
+    """Returns a number of a selection as a float; ``None`` where it is NaN or missing."""
     value = getattr(selection, name, None)
     return None if value is None or math.isnan(value) else float(value)
 

@@ -108,7 +108,7 @@ def itself(tensor: Tensor) -> Tensor:
 
 
 def memory_of(tensor: Tensor) -> int | None:
-    """Returns what tells the memory of a tensor from that of others, or None where it has none of its own."""
+    """Returns an identity of a tensor's memory; ``None`` where it has none of its own."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 
@@ -306,7 +306,7 @@ class Recorder:
         return None if tag.parameter else self.computed.get(tag.source)
 
     def serve(self, atoms: Atoms, side: Side, kind: str) -> None:
-        """Notes the role of the parameter dimensions that these atoms are positions of."""
+        """Records the role of the parameter dimensions that the given atoms index."""
         for first in np.unique(atoms[atoms != 0])[:1].tolist():
             index = self._index(first)
             _, name, dim = self._starts[index]
@@ -343,7 +343,7 @@ class Recorder:
     def attribute(
         self, module: str, name: str, atoms: Atoms, mul: int = 1, div: int = 1, at: int | None = None
     ) -> None:
-        """Notes that a module's attribute (or its item ``at``) is the number of kept atoms · mul / div."""
+        """Records that a module's attribute (or its item ``at``) equals kept atoms · mul / div."""
         if atoms.any():
             self.attributes.append((module, name, atoms, mul, div, at))
 

@@ -1,4 +1,4 @@
-"""Values that describe one forward: a call, a layer, a timed op, an event, a move; and what a list of them tells.
+"""Records of one forward: calls, layers, timed ops, events and moves, and questions to a list of them.
 
 **Moves.** An op that moves elements must do the same to what is left of them. Every other op works position by
 position, or reads channels in the order in which a weight holds them. So a smaller network is the larger one without

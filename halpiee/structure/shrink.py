@@ -52,7 +52,7 @@ def shrink(
 def shrink(
     model: nn.Module, structure: Structure, keep: Mapping[str, Tensor], optimizer: Optimizer | None = None
 ) -> nn.Module | tuple[nn.Module, Optimizer]:
-    """Returns the model without the units that are not kept.
+    """Returns the model without the removed units.
 
     Args:
         model: the traced model, or another one of the same shapes.
@@ -166,7 +166,7 @@ def check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, 
 
 
 def sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
-    """Returns a new tensor of these positions: a parameter where it was one, its gradient cut alike."""
+    """Returns a new tensor of the given positions; a parameter stays one, and its gradient is cut alike."""
     with torch.no_grad():
         data = tensor.detach()
         for dim, index in dims.items():

@@ -77,12 +77,10 @@ class Change:
     Attributes:
         other: returns another value for the answer of this place, or the same.
         line: the one line whose answers are changed; all lines where it is empty.
-        truths: whether truth values are changed; numbers and texts otherwise.
     """
 
     other: Callable[[int, Any], Any]
     line: str = ""
-    truths: bool = False
 
 
 class Answers:
@@ -129,7 +127,7 @@ def asks(func: Any) -> bool:
 
 
 def changes(answers: Sequence[Answer], line: str = "") -> Iterator[Change]:
-    """Yields other answers for all numbers at once, or for those of one line.
+    """Yields changed answers for all numbers at once, or for the numbers of one line.
 
     More, none, no number; and for each two of them one order and the other.
     """
@@ -148,14 +146,14 @@ def changes(answers: Sequence[Answer], line: str = "") -> Iterator[Change]:
 
 
 def finer(line: str) -> Iterator[Change]:
-    """Yields answers near those of a line, for where far ones do not pass a check of the model's own."""
+    """Yields answers close to those of a line, where distant ones fail one of the model's own checks."""
     for factor in NEAR:
         yield Change(lambda place, value, factor=factor: other(value, lambda x: x * factor), line)  # type: ignore[misc]
 
 
 def flips(answers: Sequence[Answer], line: str) -> Iterator[Change]:
     """Yields the opposite of the truth values of a line: of all, and of a part."""
-    yield Change(lambda place, value: flipped(value), line, truths=True)
+    yield Change(lambda place, value: flipped(value), line)
     places = [n for n, answer in enumerate(answers) if answer.line == line and has_truths(answer.value)]
     for bit in range(max(places).bit_length()) if len(places) > 1 else ():
         for odd in (0, 1):
@@ -163,7 +161,7 @@ def flips(answers: Sequence[Answer], line: str) -> Iterator[Change]:
             def part(place: int, value: Any, bit: int = bit, odd: int = odd) -> Any:
                 return flipped(value) if place >> bit & 1 == odd else value
 
-            yield Change(part, line, truths=True)
+            yield Change(part, line)
 
 
 def is_truth(value: Any) -> bool:
@@ -276,7 +274,7 @@ def noted(value: Any) -> Any:
 
 
 def left_behind(model: nn.Module, before: dict[tuple[str, str], Any]) -> tuple[Stored, ...]:
-    """Returns the attributes that hold tensors after a forward and did not before it."""
+    """Returns the attributes that hold tensors after a forward but not before."""
     found = []
     for path, module in model.named_modules():
         for name, value in vars(module).items():
@@ -339,7 +337,7 @@ HANDED_ON = ("LOAD_", "KW_NAMES", "PRECALL", "CALL", "PUSH_NULL")
 
 
 def branches_by_mode(model: nn.Module) -> bool:
-    """Returns whether a module of the model branches on ``training`` in code of its own."""
+    """Returns whether any module's own code branches on ``training``."""
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     return any(
         branches(function.__code__)

@@ -65,7 +65,7 @@ def random_states(devices: list[int] | None = None) -> Iterator[None]:
 
 
 class Surroundings:
-    """What a model's code reaches outside of its modules, as it is now.
+    """The present state that a model's code reaches outside its modules.
 
     Args:
         model: the model.
@@ -86,7 +86,7 @@ class Surroundings:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Gives back, at the end, what has changed meanwhile, random states too; each forward begins alike."""
+        """Context that restores all changed state at its end, random states too, so that every forward begins alike."""
         for table in self._tables:
             table.cache_clear()
         try:
@@ -257,7 +257,7 @@ class Surroundings:
         self._undo.append(undo)
 
     def _mapping(self, value: MutableMapping[Any, Any]) -> None:
-        """A mapping that is no dict: what it holds is in its attributes, or it is given back item by item."""
+        """A mapping that is no dict: its state is restored through its attributes, or item by item."""
         try:
             was = dict(value)
         except Exception:  # a mapping of someone's own that cannot be listed

@@ -137,7 +137,7 @@ def fake_or_real(
 
 
 def runs(model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings) -> bool:
-    """Returns whether a copy of the model runs on copies of the inputs, with nothing of a trace around it."""
+    """Returns whether a copy of the model runs on copies of the inputs, outside any trace."""
     copied, inputs = copy_of(model).eval(), copy_of(example_inputs)
     try:
         with around.kept(), torch.no_grad():
@@ -225,7 +225,7 @@ def traced(
     structure = assemble(recorder)
     held = frozen_heads(recorder)
     try:
-        structure = Trial(model, example_inputs, around, recorder, real).settled(
+        structure = Trial(model, example_inputs, around, recorder, real).verified(
             structure, lambda: heads and bool(frozen_heads(recorder) - held - positions)
         )
     except TurnError as turn:
@@ -245,7 +245,7 @@ def recorded(
     answers: Answers | None = None,
     attempt: Attempt = FIRST,
 ) -> Recorder:
-    """Records a model's forward, again without the ops that feed nothing and by positions where channels need it.
+    """Records a forward; again without ops that feed no output, and by positions where channels need it.
 
     The ops are those of the trace; whether the groups hold at other widths is for a trial to say.
 
@@ -420,7 +420,7 @@ def vanishable(recorder: Recorder, candidates: Sequence[Atoms]) -> list[bool]:
 
 
 def still_computes(recorder: Recorder, roots: Atoms) -> bool:
-    """Returns whether every layer and output still depends on the input when these units are gone."""
+    """Returns whether every layer and output still depends on the input without the given units."""
     constant: set[int] = set()
     void: set[int] = set()
     gone = set(roots.tolist())

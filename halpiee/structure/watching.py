@@ -243,7 +243,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def refuse_writing(self, target: Tensor) -> None:
-        """Refuses to write into a parameter: on real tensors it is the model's own."""
+        """Refuses to write into a parameter: with real tensors it belongs to the model."""
         with plain_tensors():
             name = self.recorder.parameter_of(target)
         if name is not None:
@@ -274,13 +274,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.given = {self.written(tensor): name for name, tensor in given.items()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the op and notes it."""
+        """Runs the op and records it."""
         if self.path.inside or func.namespace == "prim":
             return func(*args, **(kwargs or {}))
         return self.step(name_of(func), func, args, kwargs or {})
 
     def step(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs the op of this name and notes it."""
+        """Runs the named op and records it."""
         number, self.ran = self.ran, self.ran + 1
         out = self.path.run(func, args, kwargs)
         if number in self.idle_ops:
@@ -342,7 +342,7 @@ class StandIn:
 def stand_in_for(
     model: nn.Module, example_inputs: tuple[Any, ...], cut: Cut | None = None, *, tensors: Tensors = "fake"
 ) -> StandIn:
-    """Copies a model; the copy has no memory and does no arithmetic, unless it is asked for on real tensors.
+    """Copies a model onto fake tensors, which hold no memory and do no arithmetic; on request onto real ones.
 
     Args:
         model: the model.
@@ -388,7 +388,7 @@ class Like:
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if tensors == "fake" else None
 
     def tensor(self, tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
-        """Returns a stand-in with only the kept positions; a real one may share the tensor's memory."""
+        """Returns a fake tensor of the kept positions; a real tensor may share memory with its source."""
         if self.real:
             return sliced(tensor, kept) if kept else tensor
         if self.fake_mode is not None and not kept:
@@ -399,7 +399,7 @@ class Like:
             return torch.empty(shape, dtype=tensor.dtype, device=device)
 
     def nested(self, value: Any) -> Any:
-        """Returns the same nested value with stand-ins, whose memory is their own."""
+        """Returns the nested value with fake tensors that share no memory."""
         if isinstance(value, Tensor):
             value = value.detach()
             if self.real:

@@ -16,10 +16,10 @@ from halpiee.sheet import Mean
 from halpiee.studies.rows import (
     Row,
     curves,
+    label_text,
     means,
     of_axes,
     paper_value,
-    spoken,
     table_csv,
     table_markdown,
     table_rows,
@@ -107,7 +107,7 @@ def figure(study: Study, rows: Sequence[Row]) -> Any:
         axes.set_visible(False)
     for axes, panel in zip(grid, panels, strict=False):
         _panel(axes, study, _of(rows, f.panels, panel), dict(zip(f.panels, panel, strict=True)))
-        axes.set_title(spoken(f.panels, panel), fontsize=10)
+        axes.set_title(label_text(f.panels, panel), fontsize=10)
         axes.set_xlabel(f.xlabel or (f.x or ""))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -131,7 +131,7 @@ def _panel(axes: Any, study: Study, rows: Sequence[Row], panel: Mapping[str, str
     names: list[str] = []
     heights: list[float] = []
     for number, labels in enumerate(of_axes(study, f.series)):
-        label = spoken(f.series, labels)
+        label = label_text(f.series, labels)
         points = _points(study, _of(rows, f.series, labels))
         if f.kind in ("layers", "bars") or f.xscale == "labels":
             names = names or [str(x) for x in points]

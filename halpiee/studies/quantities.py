@@ -90,7 +90,7 @@ def train_accuracy(of: Finished) -> Value:
 
 @quantity("density")
 def density(of: Finished) -> Value:
-    """Share of the units that is kept."""
+    """Share of the units that remain."""
     units = of.pruned["sparsity"]
     return math.nan if not units else float(units["kept"] / units["total"])
 

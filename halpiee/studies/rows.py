@@ -22,11 +22,11 @@ from halpiee.studies.study import Study
 __all__ = [
     "Row",
     "curves",
+    "label_text",
     "means",
     "of_axes",
     "paper_value",
     "sheet_of",
-    "spoken",
     "table_csv",
     "table_markdown",
     "table_rows",
@@ -97,8 +97,8 @@ def of_axes(study: Study, names: Sequence[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*(held[name] for name in names)))
 
 
-def spoken(axes: Sequence[str], labels: Sequence[str]) -> str:
-    """Returns labels in words: numbers and switches with the name of their axis."""
+def label_text(axes: Sequence[str], labels: Sequence[str]) -> str:
+    """Returns labels as text; numbers and switches come with the name of their axis."""
     plain = ("True", "False")
     return ", ".join(
         f"{axis} {label}" if len(axes) > 1 and (label in plain or label.replace(".", "").isdigit()) else label
@@ -118,10 +118,10 @@ def table_rows(study: Study, rows: Sequence[Row]) -> list[list[str]]:
     held = {value: means(rows, value, axes) for value in scalar}
     head = [", ".join(t.rows)]
     for value in scalar:
-        head += [f"{value.replace('_', ' ')} {spoken(t.columns, labels)}".strip() for labels in columns]
+        head += [f"{value.replace('_', ' ')} {label_text(t.columns, labels)}".strip() for labels in columns]
     found = [head]
     for labels in of_axes(study, t.rows):
-        line = [spoken(t.rows, labels)]
+        line = [label_text(t.rows, labels)]
         for value in scalar:
             for column in columns:
                 key = (*labels, *column)
@@ -151,7 +151,7 @@ def _listed(study: Study, rows: Sequence[Row], value: str) -> list[list[str]]:
     for labels in of_axes(study, axes):
         by_x = held.get(labels, {})
         texts = [by_x[x].text(percent=t.percent, digits=t.digits) if x in by_x else "–" for x in xs]
-        body.append([spoken(axes, labels), *texts])
+        body.append([label_text(axes, labels), *texts])
     return [head, *body] if len(xs) <= 12 else [list(line) for line in zip(head, *body, strict=True)]
 
 

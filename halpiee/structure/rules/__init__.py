@@ -51,7 +51,7 @@ Kind = Literal["pointwise", "spatial", "reduction", "softmax", "same"]
 
 
 def add_rule(name: str, rule: Rule | Kind) -> None:
-    """Tells the trace what an op of your own does to channels, so that they can be removed around it.
+    """Registers how a custom op treats channels, so that the trace can remove channels around it.
 
     An op without a rule freezes the channels it touches. torch runs the op on tensors without values during a trace, so
     a custom op needs ``register_fake``, too. An op that is defined with ``torch.Tag.pointwise`` needs no rule.
@@ -128,7 +128,7 @@ def is_movement(name: str) -> bool:
 
 
 def takes_time(recorder: Recorder, call: Call) -> bool:
-    """Returns whether an op without a timed op takes time of its own.
+    """Returns whether an op that has no timed op takes time.
 
     Moving, copying, making, joining and reducing tensors, what works on each element alone, and what reads parameters
     only or gives whole numbers are left out: they are cheap beside the layers, or done once. Everything else counts,
@@ -181,7 +181,7 @@ def triangle(recorder: Recorder, call: Call) -> None:
 
 
 def like(recorder: Recorder, call: Call) -> None:
-    """A new tensor of an input's shape: it shrinks with it."""
+    """A new tensor of an input's shape: it shrinks with the input."""
     tag = recorder.tag(call.tensors[0])
     recorder.set(call.out, replace(tag, zero=call.name == "zeros_like"))
 

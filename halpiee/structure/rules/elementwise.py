@@ -364,7 +364,7 @@ def by_dimension(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def index_put(recorder: Recorder, call: Call) -> None:
-    """Writing at indexed positions: what is written lends its channels to what it is written into."""
+    """Writing at indexed positions: the target takes the channels of the written values."""
     target, indices, values = call.args[0], by_dimension(call.args[1]), call.args[2]
     out = call.outputs[0]
     for picked in (i for i in indices if isinstance(i, Tensor)):

@@ -96,7 +96,7 @@ def movement(recorder: Recorder, call: Call) -> None:
 
 
 def alone(call: Call) -> bool:
-    """Returns whether a movement has one tensor and makes another one of it."""
+    """Returns whether a movement maps one tensor to one tensor."""
     return len(call.tensors) == 1 and not any(out is call.tensors[0] for out in call.outputs)
 
 
@@ -127,7 +127,7 @@ def noted(call: Call, tag: Tag, at: int) -> Move:
 
 
 def squeezed(recorder: Recorder, call: Call, tag: Tag) -> None:
-    """Freezes channels along a dimension that is dropped when one of them is left."""
+    """Freezes channels along a dimension that would be dropped if one channel remained."""
     source = call.tensors[0]
     given = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", range(source.dim()))
     dims = (

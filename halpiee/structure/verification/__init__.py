@@ -1,4 +1,4 @@
-"""The proof that a cut is exact: the compact network against the masked one, on inputs and weights that can tell.
+"""Proves that a cut is exact: compares compact and masked network on inputs and weights that reveal a fault.
 
 Two runs from one seed draw alike as long as they ask for the same shapes. Where a network draws noise for channels of
 which the other has fewer, each draw is made once, without the dimensions in which the two differ, and spread over
@@ -182,7 +182,7 @@ class Pair:
     seed: int
 
     def error(self, examples: Sequence[tuple[Any, ...]]) -> float:
-        """Returns the largest relative error on random inputs like these."""
+        """Returns the largest relative error on random inputs of the same shapes."""
         generator = torch.Generator().manual_seed(self.seed)
         worst = 0.0
         self.placed(examples[0])
@@ -199,7 +199,7 @@ class Pair:
         return worst
 
     def tells(self, example: tuple[Any, ...]) -> bool:
-        """Returns whether the outputs of other inputs are others; integers change their places."""
+        """Returns whether other inputs give other outputs; integer inputs are permuted."""
         self.placed(example)
         generator = torch.Generator().manual_seed(self.seed + 1)
         one, other = random_like(example, generator), turned(random_like(example, generator))
@@ -288,7 +288,7 @@ def head_names(structure: Structure) -> list[str]:
 
 
 def outputs(model: nn.Module, inputs: tuple[Any, ...], heads: list[str]) -> Any:
-    """Returns the model's outputs, or, where heads are given, the outputs of every call of them."""
+    """Returns the model's outputs; where heads are given, the outputs of every call of a head."""
     modules = dict(model.named_modules())
     found: list[Tensor] = []
     handles = [

@@ -44,7 +44,7 @@ CHECKS = "checks its widths"
 
 @dataclass(frozen=True)
 class Misplaced:
-    """An op that moves the channels that are left otherwise than those of the full network.
+    """An op that moves the remaining channels differently than in the full network.
 
     Attributes:
         place: number of the op.
@@ -164,7 +164,7 @@ def moved_otherwise(
     cut: Cut,
     reached: Callable[[Move], bool] = lambda move: True,
 ) -> Misplaced | None:
-    """Returns the first op that moves the channels that are left otherwise than those of the full network.
+    """Returns the first op that moves the remaining channels differently than in the full network.
 
     Args:
         structure: what was found so far.

@@ -40,7 +40,7 @@ __all__ = ["Trial", "TurnError", "Watched", "watched"]
 
 
 class TurnError(Exception):
-    """Reshapes do not fit the channels; they may where they keep whole rows of them.
+    """A reshape does not fit the pruned channels; it may fit if units are whole rows.
 
     Attributes:
         places: the reshapes, by their numbers among the moves.
@@ -67,7 +67,7 @@ class Misfit:
 
 
 def misfit_of(found: list[Finding], module: str, parted: str | None) -> Misfit | None:
-    """Returns the misfit, or None where nothing was found; that the forward parts has a place of its own."""
+    """Returns the misfit; ``None`` where nothing was found. Diverging forwards have a place of their own."""
     found = [(units, reason) for units, reason in found if parted is None or reason != ANOTHER_PATH]
     return Misfit(found, module, parted) if found or parted is not None else None
 
@@ -95,7 +95,7 @@ class Trial:
     quick: list[Tensors] = field(default_factory=lambda: ["meta", "fake"])
 
     def run(self, structure: Structure, keep: Mapping[str, Tensor]) -> tuple[Recorder, Exception | None]:
-        """Records the model without what is not kept, on paper; returns the record and what its forward raised."""
+        """Records the pruned model on fake tensors; returns the record and the error of its forward."""
         cut = cut_for(structure, keep)
         stay = np.concatenate(
             [np.zeros(0, dtype=np.int64), *(unit_range(g) for g in structure.groups if not g.prunable)]
@@ -123,7 +123,7 @@ class Trial:
         return small, None
 
     def misfit(self, structure: Structure, keep: Mapping[str, Tensor]) -> Misfit | None:
-        """Returns what does not fit without what is not kept, or None.
+        """Returns what does not fit in the pruned model; ``None`` where everything does.
 
         Raises:
             TurnError: a reshape does not fit that has not been tried by rows.
@@ -179,8 +179,8 @@ class Trial:
         if any(spread.place == place for spread in recorder.spreads) and place not in recorder.turned:
             raise TurnError(alike_spreads(recorder, place) - recorder.turned)
 
-    def settled(self, structure: Structure, enough: Callable[[], bool]) -> Structure:
-        """Returns the structure with everything frozen that does not follow the channels.
+    def verified(self, structure: Structure, enough: Callable[[], bool]) -> Structure:
+        """Returns the structure; freezes everything that does not follow the channels.
 
         Args:
             structure: what was found so far.
@@ -329,7 +329,7 @@ class Watched:
     shapes: list[tuple[int, ...]]
 
     def is_that_of(self, full: Recorder, steps: list[Step]) -> bool:
-        """Returns whether the full model, whose ops these are, runs the same on the same tensors and numbers."""
+        """Returns whether the given ops equal those of the full model, on the same tensors and numbers."""
         return (
             self.made == full.made
             and self.steps == steps
