@@ -121,11 +121,14 @@ class Registry(Mapping[str, T], Generic[T]):
 
     @contextmanager
     def forgetting(self) -> Iterator[None]:
-        """Inside, parts may be registered; afterwards the registry holds what it held before. For tests."""
+        """Inside, parts may be registered; afterwards the registry holds its earlier and its own parts. For tests."""
         parts, origins = self.loaded(), dict(self._origins)
         try:
             yield
-        finally:
+        finally:  # a module of the home is imported once only: what it registered inside stays
+            for name, origin in self._origins.items():
+                if name not in parts and origin.startswith(f"{self.home}."):
+                    parts[name], origins[name] = self._parts[name], origin
             self._parts, self._origins = parts, origins
 
     def origin(self, name: str) -> str:
