@@ -1,26 +1,29 @@
-"""Traces, cuts and checks networks, a row of a table each: those of torchvision (docs/models.md), or of timm.
+"""Traces, cuts and checks networks, a row of a table each: of torchvision (docs/models.md), timm, or Ultralytics.
 
 Each network has a process of its own, with random weights and the smallest input it takes; one that takes too
-long or too much memory is named with that reason. The file grows by a row per network, and a second call goes on
-where the first one stopped::
+long or too much memory is named with that reason. With ``--here`` all have this one, at low priority, and memory is
+not limited. The file grows by a row per network, and a second call goes on where the first one stopped::
 
     python -m tools.models_table --out docs/models.md
     python -m tools.models_table --out docs/models.md --again vit_b_16 swin_t
     python -m tools.models_table resnet18 vgg16
-    python -m tools.models_table --timm --out docs/models_timm.md    # one small network of every family of timm
+    python -m tools.models_table --timm --here --out docs/models_timm.md    # one small network of every family of timm
+    python -m tools.models_table --yolo --here --out docs/models_yolo.md    # the nine smallest of Ultralytics
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import signal
 import subprocess
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -284,8 +287,22 @@ class GrowingTable:
         """Returns the row of one network, or its name with what is wrong."""
         try:
             return self.cells(name)
-        except (HalpieeError, RuntimeError, ValueError) as error:
+        except (HalpieeError, RuntimeError, ValueError, AssertionError) as error:
             return self.refused(name, " ".join(str(error).split())[:300])
+
+    def in_time(self, name: str) -> str:
+        """Returns the row of one network, worked out in this process within the limit of time."""
+
+        def late(signum: int, frame: object) -> None:
+            raise ValueError(f"takes more than {self.seconds:g} s")
+
+        before = signal.signal(signal.SIGALRM, late)
+        signal.alarm(int(self.seconds))
+        try:
+            return self.line(name)
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
 
     def refused(self, name: str, reason: str) -> str:
         """Returns the row of a network that gave no figures."""
@@ -320,6 +337,7 @@ class GrowingTable:
         parser.add_argument("names", nargs="*", help="networks of the table; all of them where none is named")
         parser.add_argument("--out", type=Path, help="file to write; the rows it has are kept")
         parser.add_argument("--again", action="store_true", help="work out rows anew that the file has")
+        parser.add_argument("--here", action="store_true", help="in this process, at low priority")
         given = parser.parse_args(arguments)
         warnings.simplefilter("ignore")
         chosen = given.names or list(self.names)
@@ -327,10 +345,14 @@ class GrowingTable:
         if unknown:
             parser.error(f"{', '.join(unknown)}: no network of this table; there are {', '.join(self.names)}")
         rows = written(given.out) if given.out is not None else {}
+        work = self.apart if given.out is not None else self.line
+        if given.here:
+            os.nice(10)
+            work = self.in_time
         for name in chosen:
             if name in rows and not given.again:
                 continue
-            rows[name] = self.apart(name) if given.out is not None else self.line(name)
+            rows[name] = work(name)
             print(rows[name], flush=True)
             if given.out is not None:
                 known = written(given.out) | {name: rows[name]}
@@ -373,7 +395,7 @@ SMALL = tuple(
 )
 """What names of small networks hold, the smallest first."""
 
-TIMM_BY = f"""Written by `python -m tools.models_table --timm --out docs/models_timm.md`: one small network
+TIMM_BY = f"""Written by `python -m tools.models_table --timm --here --out docs/models_timm.md`: one small network
 of every module of timm, random weights, the smallest image of {SIZES} pixels or its own that runs.
 """
 
@@ -416,22 +438,73 @@ def timm_cells(name: str) -> str:
     return row(name, model, inputs, double=True).cells()
 
 
+YOLO = tuple(f"yolo{version}n{task}" for version in ("v8", "11", "26") for task in ("", "-seg", "-cls"))
+"""The smallest networks of Ultralytics: three versions, three tasks."""
+
+YOLO_BY = """Written by `python -m tools.models_table --yolo --here --out docs/models_yolo.md`, with the extra `yolo`:
+the networks of Ultralytics' YAML files, random weights, float32; compared at 64 × 64 pixels, traced at their own size.
+"""
+
+
+def yolo_cells(name: str) -> str:
+    """Returns the row of one network of Ultralytics: traced at its size, compared at a small one."""
+    import ultralytics
+
+    torch.manual_seed(0)
+    model = uneven(ultralytics.YOLO(f"{name}.yaml").model.eval())
+    size = 224 if name.endswith("-cls") else 640
+    start = time.process_time()
+    trace(model, (torch.zeros(1, 3, size, size),))
+    seconds = time.process_time() - start
+    found = row(name, model, (torch.randn(1, 3, 64, 64),), double=False)
+    return replace(found, shape=f"1×3×{size}×{size}", trace_s=seconds).cells()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A table of this script.
+
+    Attributes:
+        about: what its file says of it.
+        names: its networks.
+        cells: network → its row.
+        seconds: limit of one network.
+    """
+
+    about: str
+    names: Callable[[], Sequence[str]]
+    cells: Callable[[str], str]
+    seconds: float
+
+
+KINDS = {
+    "": Kind(
+        BY,
+        names,
+        lambda name: row(name, build(name), example_inputs(name), double=name in IN_DOUBLE).cells(),
+        300,
+    ),
+    "--timm": Kind(TIMM_BY, timm_names, timm_cells, 600),
+    "--yolo": Kind(YOLO_BY, lambda: YOLO, yolo_cells, 600),
+}
+"""Flag → table."""
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Writes the table of torchvision's networks, or with ``--timm`` that of timm's; returns the exit code."""
-    of_timm = "--timm" in arguments
+    """Writes the table of torchvision's networks, or with a flag that of timm or Ultralytics; returns the exit code."""
+    flag = next((word for word in arguments if word in KINDS), "")
+    kind = KINDS[flag]
     table = GrowingTable(
-        module=("tools.models_table", "--timm") if of_timm else ("tools.models_table",),
+        module=("tools.models_table", flag) if flag else ("tools.models_table",),
         about=str(__doc__),
-        names=timm_names() if of_timm else names(),
-        cells=timm_cells
-        if of_timm
-        else lambda name: row(name, build(name), example_inputs(name), double=name in IN_DOUBLE).cells(),
-        text=lambda rows: text(rows, TIMM_BY + COLUMNS if of_timm else BY + COLUMNS),
+        names=kind.names(),
+        cells=kind.cells,
+        text=lambda rows: text(rows, kind.about + COLUMNS),
         columns=8,
-        seconds=600 if of_timm else 300,
+        seconds=kind.seconds,
         memory_bytes=MEMORY_LIMIT_BYTES,
     )
-    return table.main([word for word in arguments if word != "--timm"])
+    return table.main([word for word in arguments if word != flag])
 
 
 if __name__ == "__main__":

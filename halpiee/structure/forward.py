@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from halpiee.errors import StructureError
+from halpiee.structure.constants import ConstantError, Constants
 from halpiee.structure.labels import Tag
 from halpiee.structure.recorder import Decisions, Recorder
 from halpiee.structure.records import needed, tensors_of
@@ -183,12 +184,12 @@ def trained(copied: StandIn, recorder: Recorder, *, must: bool) -> None:
 
 def forward(copied: StandIn, recorder: Recorder) -> list[Tensor]:
     """Runs the copy under the recording modes and returns its output tensors."""
-    path = Path(recorder.answers)
+    path = Path(recorder.answers, Constants() if recorder.constants else None)
     model = copied.model
     try:
         with looked_on(copied, path, recorder.made, Dispatch(recorder, path)):
             result = model(*copied.inputs)
-    except StructureError:
+    except (StructureError, ConstantError):
         raise
     except NEEDS_VALUES as error:
         raise NeedsValuesError from error
@@ -248,7 +249,7 @@ def idle_answers(
         training: whether it runs once more with the branches that it takes in training.
     """
     try:
-        read = heard(model, example_inputs, around, None, training=training, forwards=1)
+        read = heard(model, example_inputs, around, None, training=training, forwards=1, compare=False)
         if not read.answers:
             return None
         expected = heard(model, example_inputs, around, None, training=training)
@@ -282,7 +283,7 @@ def constant_answers(
         training: whether it runs once more with the branches that it takes in training.
     """
     try:
-        read = heard(model, example_inputs, around, None, training=training, forwards=1)
+        read = heard(model, example_inputs, around, None, training=training, forwards=1, compare=False)
     except Exception:  # the trace says what it is
         return None
     return Answers(read.answers) if read.answers and read.of_constants else None
@@ -344,6 +345,7 @@ def heard(
     training: bool,
     forwards: int = 2,
     most: int | None = None,
+    compare: bool = True,
 ) -> Heard:
     """Runs a copy of a model on real tensors, quietly.
 
@@ -355,19 +357,20 @@ def heard(
         training: whether it runs once more with the branches that it takes in training.
         forwards: how often it runs: what one keeps on ``self`` may steer the next.
         most: ops after which it is endless.
+        compare: whether its ops are to be compared with those of another forward, by sums over their outputs.
     """
     path = Path(Answers(change=change))
     with around.kept(), quietly():
         copied = stand_in_for(copy_of(model), example_inputs, tensors="real")
         given = {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(copied.inputs), start=1)}
-        listen = Listen(path, copied.tensors | given, most)
+        listen = Listen(path, copied.tensors | given, most, compare=compare)
         with looked_on(copied, path, [], listen):
             results = [copied.model(*copied.inputs) for _ in range(forwards)]
             if training:
                 results += run_as_trained(copied.model, copied.inputs)
         outputs = [listen.value(tensor) for tensor in tensors_of(results)]
     assert path.answers is not None
-    counting = needed(listen.events, listen.given, outputs)
+    counting = needed(listen.events, listen.given, outputs) if compare else set()
     ops = [listen.ops[place] for place in sorted(counting)]
     constant = len(listen.asked) == len(path.answers.heard) and untouched(listen)
     return Heard(path.answers.heard, ops, listen.ran, constant)
@@ -387,9 +390,12 @@ def run_as_trained(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
 class Listen(Watch):  # type: ignore[no-untyped-call]
     """Notes the ops that run with the numbers among their arguments and a sum over their outputs."""
 
-    def __init__(self, path: Path, given: Mapping[str, Tensor], most: int | None) -> None:
+    def __init__(
+        self, path: Path, given: Mapping[str, Tensor], most: int | None, *, compare: bool = True
+    ) -> None:
         super().__init__(path, given, frozenset())
         self.most = most
+        self.compare = compare
         self.ops: list[Any] = []
         self.asked: list[tuple[int, ...]] = []
 
@@ -400,8 +406,8 @@ class Listen(Watch):  # type: ignore[no-untyped-call]
         if asks(func):
             self.asked.append(tuple(self.value(tensor) for tensor in tensors_of([args, kwargs])))
         out = super().step(name, func, args, kwargs)
-        with plain_tensors():
-            if outs := tensors_of(out):
+        if self.compare and (outs := tensors_of(out)):
+            with plain_tensors():
                 self.ops.append((name, plain([args, kwargs]), [sum_of(tensor) for tensor in outs]))
         return out
 

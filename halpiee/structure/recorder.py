@@ -171,7 +171,7 @@ class Recorder:
         self.read_by_python: set[int] = set()
         self.answers: Answers | None = None
         self.ran = 0
-        self.real = False
+        self.real = self.constants = False
         self.decisions: Decisions | None = None
         self._known: dict[int, Known] = {}
         self._sharing: dict[int, set[int]] = {}

@@ -26,6 +26,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from halpiee.errors import HalpieeError, StructureError
 from halpiee.structure.assemble import assemble, collapsed, rectangular
+from halpiee.structure.constants import ConstantError
 from halpiee.structure.forward import ForwardError, NeedsValuesError, constant_answers, idle_answers, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Atoms
@@ -93,7 +94,7 @@ def fake_or_real(
     """Traces on fake tensors; where the forward needs values, on real ones, and once more on others."""
     try:
         with uncollected():
-            return traced(model, example_inputs, around, real=False, vanish=vanish)
+            return with_constants(model, example_inputs, around, vanish=vanish)
     except NeedsValuesError:
         pass
     except ForwardError:  # tensors without values know less than real ones: of devices, of extensions
@@ -134,6 +135,17 @@ def fake_or_real(
         for one, other in zip(structure.groups, again.groups, strict=True)
     )
     return replace(structure, groups=tuple(groups))
+
+
+def with_constants(
+    model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings, *, vanish: bool
+) -> Structure:
+    """Traces on fake tensors, constants with their values unless the forward writes into them what has none."""
+    try:
+        attempt = replace(FIRST, constants=True)
+        return traced(model, example_inputs, around, real=False, vanish=vanish, attempt=attempt)
+    except ConstantError:
+        return traced(model, example_inputs, around, real=False, vanish=vanish)
 
 
 def runs(model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings) -> bool:
@@ -183,11 +195,13 @@ class Attempt:
         positions: grouped layers, norms and attention modules whose units are positions across groups.
         turned: reshapes that keep whole rows of the channels they spread.
         heads: whether attention modules that cannot lose heads are tried once more by positions.
+        constants: whether what hangs on no input, parameter or buffer is computed with its values.
     """
 
     positions: frozenset[str] = frozenset()
     turned: frozenset[int] = frozenset()
     heads: bool = True
+    constants: bool = False
 
 
 FIRST = Attempt()
@@ -263,6 +277,7 @@ def recorded(
     for _ in range(MAX_ROUNDS):
         recorder = Recorder({}, positions, turned=attempt.turned)
         recorder.idle_ops = idle_ops
+        recorder.constants = attempt.constants
         recorder.answers = None if answers is None else answers.again()
         record(model, example_inputs, around, positions, None, recorder, real=real, training=training)
         count = needed(recorder.events, recorder.given, {*recorder.outputs, *recorder.read_by_python})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from halpiee.structure import trace, verify
+from halpiee.structure import shrink, trace, verify
 
 from . import nets
 
@@ -141,3 +141,17 @@ def test_ultralytics_networks_are_traced_without_values(
     structure = trace(model, (torch.zeros(1, 3, 64, 64),))
     assert structure.details["real"] is False
     assert len(structure.prunable) >= least
+
+
+def test_the_number_of_a_chunked_part_follows_it_so_that_the_block_may_split_by_it() -> None:
+    model = nets.randomise(Detector(C2f(16, 16, 2, literal=False)))
+    structure = trace(model, (IMAGE,))
+    small = shrink(model, structure, nets.random_keep(structure, 0))
+    assert isinstance(small.block, C2f)
+    parts = small.block.cv1[0].out_channels
+    assert 0 < parts < 16
+    assert small.block.c == parts // 2
+    chunked = small(IMAGE)
+    small.block.literal = True
+    for one, other in zip(small(IMAGE), chunked, strict=True):
+        assert torch.equal(one, other)

@@ -197,7 +197,10 @@ def by_heads(recorder: Recorder, call: Call, label: Label, shape: torch.Size) ->
 HEADS_TOGETHER = frozenset({"output_dim", "all_head_size", "attn_dim", "inner_dim"})
 """Attributes that hold the width of all heads together."""
 
-FOLLOWING = frozenset({"hidden_dim", "embed_dim", "d_model", "dim", "width", "hidden_size", "num_features"})
+PART = frozenset({"c"})
+"""Attributes in which modules hold the width of one of equal parts of their stream."""
+
+FOLLOWING = PART | {"hidden_dim", "embed_dim", "d_model", "dim", "width", "hidden_size", "num_features"}
 """Attributes in which modules hold the width of their stream; that they follow it is tried, not believed."""
 
 
@@ -238,6 +241,7 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
                 shape = (*label.shape[:dim], n_parts, size // n_parts, *label.shape[dim + 1 :])
                 rows = np.moveaxis(label.reshape(shape), dim, 0)
                 recorder.units.unite(rows[1:], rows[:1])
+                follow_part(recorder, call, rows[0])
             elif isinstance(recorder.units, CheckedUnits) and call.name in EVEN:
                 pass  # compared with what the full network cuts
             elif not recorder.real and (rows := even(call, label, dim)) is not None:
@@ -250,6 +254,20 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
                 recorder.units.freeze(label, f"{call.where} with literal bounds")
         axes.append(label)
     return replace(tag, axes=tuple(axes))
+
+
+def follow_part(recorder: Recorder, call: Call, part: Label) -> None:
+    """Notes that an attribute follows the channels of one of equal parts, which the module may cut by it elsewhere.
+
+    Ultralytics' blocks chunk their channels to train and split them by such a number to export.
+    """
+    for name, value in held(recorder.modules.get(call.module), PART).items():
+        if (
+            value == part.size
+            and len(varying(part)) == 1
+            and (atoms := recorder.units.find(part.reshape(-1))).all()
+        ):
+            recorder.attribute(call.module, name, atoms)
 
 
 def dim_of(call: Call) -> int:

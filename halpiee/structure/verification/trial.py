@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble
+from halpiee.structure.constants import Constants
 from halpiee.structure.forward import record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Atoms, CheckedUnits, Finding
@@ -23,7 +24,7 @@ from halpiee.structure.recorder import Decisions, Recorder
 from halpiee.structure.records import Move, Step, parting, tensors_of, wired
 from halpiee.structure.rules.movement import FOLLOWING
 from halpiee.structure.shrink import Cut, cut_for
-from halpiee.structure.state import Answers, taken
+from halpiee.structure.state import taken
 from halpiee.structure.surroundings import Surroundings
 from halpiee.structure.verification.probe import (
     ANOTHER_PATH,
@@ -103,6 +104,7 @@ class Trial:
         small = Recorder({}, self.recorder.positions, CheckedUnits(cut.n_units, stay))
         small.idle_ops = self.recorder.idle_ops
         small.answers = None if self.recorder.answers is None else self.recorder.answers.again()
+        small.constants = self.recorder.constants and not self.real
         small.decisions = Decisions(self.recorder.decisions) if self.real else None
         try:
             record(
@@ -133,17 +135,11 @@ class Trial:
         steps = wired(recorder.events, recorder.given)
         if (recorder.idle_ops or recorder.answers) and "meta" in self.quick:
             self.quick.remove("meta")  # ops have other numbers there
+        quick: Watched | None = None
         for tensors in () if self.real else tuple(self.quick):
-            quick = watched(
-                self.model,
-                self.example_inputs,
-                self.around,
-                cut,
-                training=recorder.training,
-                tensors=tensors,
-                idle=recorder.idle_ops,
-                answers=recorder.answers,
-            )
+            quick = self.watched(cut, tensors)
+            if quick is None and tensors == "meta":
+                break  # mostly because the forward fails at these widths, which takes a full trace to explain
             if quick is None:
                 continue
             misplaced = moved_otherwise(structure, recorder, quick.moves, cut)
@@ -156,6 +152,9 @@ class Trial:
                 found = [(misplaced.units, misplaced.reason)]
                 return misfit_of(found, recorder.moves[misplaced.place].module, parting(steps, quick.steps))
         small, error = self.run(structure, keep)
+        if error is None and quick is None and self.quick[:1] == ["meta"] and not self.real:
+            self.quick.remove("meta")  # which failed for a reason of its own
+            return self.misfit(structure, keep)
         misplaced = moved_otherwise(
             structure,
             recorder,
@@ -172,6 +171,10 @@ class Trial:
         return misfit_of(
             found, module, parting(steps, wired(small.events, small.given)) if error is None else None
         )
+
+    def watched(self, cut: Cut, tensors: Tensors) -> Watched | None:
+        """Runs the model, cut on paper, without labels; returns what ran, or None where its forward fails."""
+        return watched(self.model, self.example_inputs, self.around, cut, self.recorder, tensors)
 
     def turned(self, misplaced: Misplaced) -> None:
         """Raises a TurnError where what moves channels otherwise is a reshape that has not been tried by rows."""
@@ -260,7 +263,13 @@ class Trial:
         self, structure: Structure, keep: Mapping[str, Tensor]
     ) -> Callable[[Sequence[ChannelGroup]], bool]:
         """Returns what says of some groups whether something does not fit where only they are cut."""
-        return lambda groups: self.misfit(structure, {g.name: keep[g.name] for g in groups}) is not None
+
+        def fails(groups: Sequence[ChannelGroup]) -> bool:
+            part = {g.name: keep[g.name] for g in groups}
+            runs = self.real or self.watched(cut_for(structure, part), "fake") is not None
+            return not runs or self.misfit(structure, part) is not None
+
+        return fails
 
 
 def alike_spreads(recorder: Recorder, place: int) -> frozenset[int]:
@@ -343,11 +352,8 @@ def watched(
     example_inputs: tuple[Any, ...],
     around: Surroundings,
     cut: Cut,
-    *,
-    training: bool,
+    whole: Recorder,
     tensors: Tensors,
-    idle: frozenset[int] = frozenset(),
-    answers: Answers | None = None,
 ) -> Watched | None:
     """Runs a model, cut on paper, without values; returns what ran, or None where its forward fails.
 
@@ -356,21 +362,21 @@ def watched(
         example_inputs: its inputs.
         around: what the model shares with its copies, which stays as it is.
         cut: what to leave out.
-        training: whether to run it once more with the branches that it takes in training.
+        whole: record of the whole model, which says how it is run.
         tensors: what to run it on.
-        idle: numbers of the ops that feed nothing and are left out.
-        answers: what the forward reads in Python and what feeds nothing either.
     """
-    path, made = Path(None if answers is None else answers.again()), list[tuple[Any, ...]]()
+    answers = None if whole.answers is None else whole.answers.again()
+    path = Path(answers, Constants() if whole.constants else None)
+    made = list[tuple[Any, ...]]()
     try:
         with around.kept():
             copied = stand_in_for(model, example_inputs, cut, tensors=tensors)
             around.watch(copied.fake_mode)
             given = {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(copied.inputs), start=1)}
-            watch = Watch(path, copied.tensors | given, idle)
+            watch = Watch(path, copied.tensors | given, whole.idle_ops)
             with looked_on(copied, path, made, watch):
                 results = [copied.model(*copied.inputs)]
-                if training:
+                if whole.training:
                     taken(copied.model)
                     results.append(copied.model(*copied.inputs))
     except Exception:  # whatever it was, the full probe finds out
