@@ -96,8 +96,8 @@ def sgd(model: nn.Module) -> Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
-def main() -> None:
-    """Prints the tables."""
+def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Prints the tables, and returns their rows by the tables' names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--width", type=float, default=1.0)
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, default=PROFILE, help="latencies of the network")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     recorded(parser)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     device = torch.device(options.device)
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -146,7 +146,7 @@ def main() -> None:
         stepper(channels, optimizer, batch),
     )
     seconds: list[float] = []
-    steps_of = []
+    steps_of: list[dict[str, Any]] = []
     for label, step, bound in (
         ("masked, 90 % of the weights", weights_step, 1.05),
         ("masked, half of the channels, scoring", channels_step, 1.05),
@@ -169,6 +169,7 @@ def main() -> None:
     if not options.no_record:
         append("training-step", steps_of)
         append("mask-change", changes)
+    return {"training-step": steps_of, "mask-change": changes}
 
 
 def change_rows(

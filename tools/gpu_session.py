@@ -1,313 +1,363 @@
-"""Runs the steps of ``docs/gpu.md`` on a GPU that is available for 30 minutes, with a time limit for each.
+"""Asks a GPU that is there for nine minutes the questions of ``docs/gpu.md``, the most telling first.
 
-    python -m tools.gpu_session --out DIR --minutes 29 --data path/to/cifar10
+    python -m tools.gpu_session --out DIR --minutes 9 --data path/to/cifar10
 
-A step that ended well is not done again when the same command is given once more; one that ran out of time goes on
-where its own files allow it, in this session while there is time, else in the next. Every step's words lie in
-``DIR/NAME.log``, and ``DIR/session.json`` says how each ended. Nothing is downloaded. ``--device cpu --trial`` goes
-through the list with little networks, so that no step fails of a slip; ``--list`` prints the commands.
+One process carries out the parts that can share it, so that torch starts once; where it dies, or a part does not end
+when it is told to, the next part has a new one. What a part finds it writes line by line (``DIR/NAME.jsonl``, its
+words ``DIR/NAME.log``), ``DIR/session.json`` says how each ended, ``DIR/clocks.csv`` how fast the GPU ran. Everything
+is packed into one archive again and again, so that being cut short loses seconds. The same command goes on: from
+``DIR``, or from the archive alone. A part is begun where enough time is left for it, else the next one is. Nothing is
+downloaded.
+
+``--device cpu --trial`` goes through the list with little networks in less than a minute.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
+import importlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from latency._files import write
+from latency.device import clocks
+from tools.gpu_session_parts import MORE, PRELOADED, ROOT, Part, Place, parts
 
-ROOT = Path(__file__).resolve().parents[1]
-LEAST = 20.0
-"""A step is not begun with fewer seconds left."""
+__all__ = ["Session", "main", "pack", "unpack", "watched", "work"]
 
+GRACE = 15.0
+"""Seconds in which a part that is told to end may write what it has."""
 
-@dataclass(frozen=True)
-class Step:
-    """One command.
+LOADING = 60.0
+"""Seconds in which a process may import what it preloads."""
 
-    Attributes:
-        name: of its log.
-        command: what runs.
-        seconds: it is ended after so long.
-        needs: names of steps without whose end this one is not begun.
-    """
+PACKED_EVERY = 20.0
+"""Seconds between two archives while a part runs."""
 
-    name: str
-    command: tuple[str, ...]
-    seconds: float
-    needs: tuple[str, ...] = ()
+MOST_BYTES = 15 << 20
+"""Of one archive; what is lent takes 16 MiB back per file."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the steps; returns 0 where every step succeeded, 4 where one failed."""
+    """Carries out the parts; returns 0 where every one ended well, 4 where one did not."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of profiles, figures and logs")
-    parser.add_argument("--minutes", type=float, default=29.0, help="for everything (default 29)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of figures, profiles and logs")
+    parser.add_argument("--archive", type=Path, help="everything in one file (default: DIR.tar.gz)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for everything (default 9)")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--trial", action="store_true", help="little networks and few rounds")
-    parser.add_argument(
-        "--data", type=Path, help="CIFAR-10, for the steps that train; without it they are left out"
-    )
-    parser.add_argument("--only", action="append", help="only steps whose name begins so; several times")
-    parser.add_argument("--list", action="store_true", help="print the commands and end")
+    parser.add_argument("--data", help="CIFAR-10, for the parts that train; without it they are left out")
+    parser.add_argument("--only", action="append", help="only parts whose name begins so; several times")
+    parser.add_argument("--list", action="store_true", help="print the parts and end")
     given = parser.parse_args(arguments)
-    given.out = given.out.resolve()
-    data = None if given.data is None else given.data.resolve()
-    chosen = [s for s in steps(given.out, given.device, given.trial, data) if wanted(s.name, given.only)]
+    place = Place(given.out.resolve(), given.device, given.trial, given.data)
+    chosen = [p for p in parts(place) if not given.only or any(p.name.startswith(n) for n in given.only)]
     if given.list:
-        for step in chosen:
-            print(f"{step.name:24} {step.seconds:5.0f} s  {' '.join(step.command)}")
+        for part in chosen:
+            print(
+                f"{part.name:24} {part.seconds:5.0f} s  {part.call.partition(':')[2]} {dict(part.arguments)}"
+            )
         return 0
-    given.out.mkdir(parents=True, exist_ok=True)
-    return run(chosen, given.out, 60.0 * given.minutes)
+    archive = given.archive or place.out.with_name(f"{place.out.name}.tar.gz")
+    with Session(place, archive.resolve()) as session:
+        return session.run(chosen, 60.0 * given.minutes)
 
 
-def wanted(name: str, only: list[str] | None) -> bool:
-    """Whether a step was chosen."""
-    return not only or any(name.startswith(text) for text in only)
+class Session:
+    """The parts, one after another, as a context manager: the process that carries them out ends with it.
 
-
-def steps(out: Path, device: str, trial: bool, data: Path | None = None) -> list[Step]:
-    """Returns the list, the most telling first."""
-    found: list[Step] = []
-    many, half = (2, "bf16") if device == "cpu" else (256, "fp16")
-    main = ("resnet20", 8) if trial else ("resnet50", 224)
-
-    def add(name: str, seconds: float, *command: object, needs: tuple[str, ...] = ()) -> None:
-        found.append(Step(name, (sys.executable, *map(str, command)), seconds, needs))
-
-    def kind(precision: str, batch: int) -> tuple[object, ...]:
-        layout = ("--channels-last",) if precision == half else ()
-        return ("--device", device, "--precision", precision, *layout, "--batch", batch)
-
-    def file(model: str, precision: str, batch: int, again: str = "") -> Path:
-        return out / f"{model}-{precision}-b{batch}{again}.jsonl"
-
-    def profile(model: str, size: int, precision: str, batch: int, again: str = "") -> str:
-        path = file(model, precision, batch, again)
-        sized = ("--model", model, "--size", size)
-        command = ("tools/profile_gpu.py", *sized, *kind(precision, batch), "--out", path)
-        add(f"profile-{path.stem}", 150, *command)
-        return found[-1].name
-
-    def predict(precision: str, batch: int, after: str) -> None:
-        path, few = file(main[0], precision, batch), ("--networks", 2, "--rounds", 9) if trial else ()
-        add(
-            f"predicted-{path.stem}", 240, "-m", "tools.bench_latency", "--backend", "torch", "--model", main[0],
-            "--size", main[1], *kind(precision, batch), "--profile", path, *few, needs=(after,),
-        )  # fmt: skip
-
-    def check(precision: str, batch: int) -> None:
-        quick = ("--builds", 2, "--size", 4, "--step", 8, "--widest", 16) if trial else ()
-        name = f"checks-{precision}-b{batch}"
-        into = ("--json", out / f"{name}.json")
-        add(name, 120, "-m", "tools.gpu_checks", *kind(precision, batch), *quick, *into)
-
-    tests = ("-m", "pytest", "-q", "--continue-on-collection-errors", "-p", "no:cacheprovider", "-m")
-    if device == "cuda":
-        add("tests-gpu", 120, *tests, "gpu", "-rs")
-    for batch in (1, many):
-        predict(half, batch, profile(*main, half, batch))
-    check(half, many)
-    speeds(add, out, main, device, trial, profile(*main, "fp32", many), file(main[0], "fp32", many))
-    if device == "cuda" and find_spec("tensorrt") is not None:
-        add("tests-tensorrt", 180, *tests, "tensorrt", "-rs")
-    again = profile(*main, half, 1, again="-again")
-    add(
-        "repeated", 60, "-m", "tools.bench_latency", "--pair", file(main[0], half, 1),
-        file(main[0], half, 1, "-again"), needs=(f"profile-{main[0]}-{half}-b1", again),
-    )  # fmt: skip
-    first = file(main[0], half, 1)
-    add(
-        "staircase", 60, "-m", "halpiee", "inspect", first, "--plot", first.with_suffix(".svg"),
-        needs=(f"profile-{main[0]}-{half}-b1",),
-    )  # fmt: skip
-    little = ("--size", 32, "--batch-size", 8, "--pairs", 9, "--changes", 4) if trial else ("--pairs", 100)
-    add("training", 180, "-m", "tools.bench_training", "--device", device, *little)
-    if data is not None:
-        training(add, out, device, trial, data, first=True)
-        to_a_latency(add, out, device, trial, data)
-    for batch in (1, many):
-        check("fp32", batch)
-    if not trial:
-        for model, size in (main, ("mobilenet_v1", 224), ("resnet20", 32)):
-            for precision, batch in itertools.product((half, "fp32"), (1, 32, many)):
-                done = ((main[0], half, 1), (main[0], half, many), (main[0], "fp32", many))
-                if (model, precision, batch) not in done:
-                    profile(model, size, precision, batch)
-        long_ones(add, out, device, data)
-    return found
-
-
-def long_ones(add: Callable[..., None], out: Path, device: str, data: Path | None) -> None:
-    """Adds what takes longest: whole trainings, and the table of HALP's paper."""
-    if data is not None:
-        training(add, out, device, False, data, first=False)
-    if device == "cuda":
-        whole = ("--protocol", "halp", "--group-size", 128, "--out", out / "resnet50-halp.jsonl")
-        add("profile-halp", 600, "tools/profile_gpu.py", "--model", "resnet50", *whole)
-
-
-def speeds(
-    add: Callable[..., None],
-    out: Path,
-    main: tuple[str, int],
-    device: str,
-    trial: bool,
-    after: str,
-    profile: Path,
-) -> None:
-    """Adds the plans for two latencies, and the images per second of what they leave beside the dense network."""
-    model, size = main
-    plans, names = [], []
-    batch = profile.stem.rpartition("-b")[2]
-    for budget in ("0.95", "0.90") if trial else ("0.55", "0.30"):
-        plans.append(out / f"{model}-{budget}.json")
-        names.append(f"plan-{budget}")
-        add(
-            names[-1], 60, "-m", "halpiee", "plan", model, "--size", size, "--batch", batch, "--profile", profile,
-            "--budget", budget, "--out", plans[-1], needs=(after,),
-        )  # fmt: skip
-    protocol = ("--batch", batch, "--rounds", 9) if trial else ("--protocol", "halp")
-    add(
-        "fps", 120, "-m", "halpiee", "bench", model, *plans, "--size", size, "--device", device, *protocol, "--csv",
-        out / "fps.csv", needs=tuple(names),
-    )  # fmt: skip
-
-
-def training(
-    add: Callable[..., None], out: Path, device: str, trial: bool, data: Path, *, first: bool
-) -> None:
-    """Adds the methods on CIFAR-10: a first look with few steps, or whole trainings; one file for both."""
-    from tools.small_cifar import LARGE
-
-    methods = ("static", "rigl", "iee", "set", "granet", "gmp")
-    command = (
-        "-m",
-        "tools.bench_methods",
-        "--device",
-        device,
-        "--data",
-        data,
-        "--out",
-        out / "methods.jsonl",
-    )
-    if trial:
-        short = ("--settings", "mlp", "--steps", 400, "--seeds", 1)
-        add("cifar-first", 120, *command, *short, "--methods", *methods)
-        return
-    settings, few = ("--settings", *LARGE), ("--settings", next(iter(LARGE)))
-    if first:
-        add("cifar-first", 180, *command, *few, "--steps", 600, "--seeds", 1, "--methods", *methods)
-    else:
-        add("cifar", 900, *command, *settings, "--methods", *methods)
-
-
-def to_a_latency(add: Callable[..., None], out: Path, device: str, trial: bool, data: Path) -> None:
-    """Adds trainings to half the latency of this device: IEE, HALP from its dense network, and uniform widths."""
-    batch, where = (8, "digits") if trial else (256, data)
-    network, long = ("resnet20", 4) if trial else ("resnet56", 30)
-    size = ("--size", 16) if trial else ()
-    profile = out / f"{network}-to-train-b{batch}.jsonl"
-    add(
-        "profile-to-train", 150, "tools/profile_gpu.py", "--model", network, "--size", 16 if trial else 32,
-        "--device", device, "--batch", batch, "--out", profile,
-    )  # fmt: skip
-    for method, needs in (
-        ("iee", "profile-to-train"),
-        ("halp", "latency-iee"),
-        ("small-dense", "latency-iee"),
-    ):
-        folder = out / f"latency-{method}"
-        begin = (
-            network, "--data", where, *size, "--device", device, "--batch", batch, "--profile", profile, "--budget",
-            0.7, "--epochs", long, "--batch-size", 128, "--method", method,
-        )  # fmt: skip
-        if method == "halp":
-            begin += ("--weights", out / "latency-iee" / "dense.safetensors")
-        if method != "iee":
-            begin += ("--no-baseline",)
-        again = (folder / "settings.json").is_file()
-        add(
-            f"latency-{method}", 400, "-m", "halpiee", "train", *(("--resume",) if again else begin), "--out", folder,
-            needs=(needs,),
-        )  # fmt: skip
-
-
-def run(chosen: list[Step], out: Path, seconds: float) -> int:
-    """Runs steps one after the other until the time is over; writes after each how it ended.
-
-    Those that ran out of time, and those that waited for them, come again, with twice the time, while there is any.
+    Args:
+        place: where; an empty one is filled from the archive where there is one.
+        archive: what everything is packed into.
+        preloaded: modules that a process imports before its first part.
     """
-    record = out / "session.json"
-    ended: dict[str, dict[str, object]] = json.loads(record.read_text()) if record.is_file() else {}
-    end = time.monotonic() + seconds
-    names = {step.name for step in chosen}
-    waiting, patience = list(chosen), 1.0
-    while waiting:
-        for step in waiting:
-            command = " ".join(step.command)
-            before = ended.get(step.name, {})
-            left = end - time.monotonic()
-            missing = [n for n in step.needs if n in names and ended.get(n, {}).get("ended") != "well"]
-            if before.get("ended") == "well" and before.get("command") == command:
-                print(f"{step.name}: done before", flush=True)
-                continue
-            if missing:
-                ended[step.name] = {"ended": f"waits for {missing[0]}", "command": command}
-            elif left < LEAST:
-                ended[step.name] = {"ended": "no time left", "command": command}
-            else:
-                limit = min(patience * step.seconds, left)
-                print(f"{step.name}: up to {limit:.0f} s", flush=True)
-                began = time.monotonic()
-                how = one(step, out / f"{step.name}.log", limit)
-                spent = round(time.monotonic() - began, 1)
-                ended[step.name] = {"ended": how, "seconds": spent, "command": command}
-            print(f"{step.name}: {ended[step.name]['ended']}", flush=True)
-            write(record, json.dumps(ended, indent=1), overwrite=True)
-        late = {step.name for step in waiting if ended[step.name]["ended"] == "out of time"}
-        if not late or end - time.monotonic() < LEAST:
-            break
-        waiting = [
-            s for s in waiting if s.name in late or str(ended[s.name]["ended"]).startswith("waits for")
-        ]
-        patience *= 2
-    return 0 if all(ended[step.name]["ended"] == "well" for step in chosen) else 4
 
-
-def one(step: Step, log: Path, seconds: float) -> str:
-    """Runs one step, all of whose processes end with it; returns how it ended."""
-    with log.open("a") as words:
-        process = subprocess.Popen(
-            step.command, cwd=ROOT, stdout=words, stderr=subprocess.STDOUT, start_new_session=True
+    def __init__(self, place: Place, archive: Path, preloaded: Sequence[str] = PRELOADED) -> None:
+        place.out.mkdir(parents=True, exist_ok=True)
+        if archive.is_file() and not any(place.out.iterdir()):
+            unpack(archive, place.out)
+        self.place, self.archive, self._preloaded = place, archive, preloaded
+        self._worker: _Worker | None = None
+        self._record = place.out / "session.json"
+        self.ended: dict[str, dict[str, Any]] = (
+            json.loads(self._record.read_text()) if self._record.is_file() else {}
         )
-        try:
-            code = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGINT)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._worker is not None:
+            self._worker.kill()
+        self.keep()
+
+    def run(self, chosen: Sequence[Part], seconds: float) -> int:
+        """Carries out what has not ended well, as the time that is left allows.
+
+        Parts that ran out of time, and those that waited for them, come again with twice the time while there is any.
+
+        Returns:
+            0 where every part ended well, else 4.
+        """
+        end, patience = time.monotonic() + seconds, 1.0
+        names, tried = {part.name for part in chosen}, set[str]()
+        with watched(self.place.out / "clocks.csv"):
+            while True:
+                begun = False
+                for part in chosen:
+                    how = self.ended.get(part.name, {}).get("ended")
+                    if how == "well" or (part.name in tried and how not in ("out of time", MORE)):
+                        continue
+                    missing = [n for n in part.needs if n in names and not self._well(n)]
+                    if missing:
+                        self._write(part, f"waits for {missing[0]}")
+                    elif end - time.monotonic() < part.least:
+                        if how not in ("out of time", MORE):
+                            self._write(part, "no time left")
+                    else:
+                        begun = True
+                        tried.add(part.name)
+                        self._piece(part, min(patience * part.seconds, end - time.monotonic()))
+                if not begun:
+                    break
+                patience *= 2.0
+        return 0 if all(self._well(part.name) for part in chosen) else 4
+
+    def keep(self) -> None:
+        """Writes how the parts ended, and packs everything."""
+        write(self._record, json.dumps(self.ended, indent=1), overwrite=True)
+        pack(self.place.out, self.archive)
+
+    def _well(self, name: str) -> bool:
+        return self.ended.get(name, {}).get("ended") == "well"
+
+    def _piece(self, part: Part, seconds: float) -> None:
+        """Carries out a part, or one piece of it; after one that did not end well the next has a new process.
+
+        An error of CUDA stays in its process, and so does an import that was interrupted.
+        """
+        print(f"{part.name}: up to {seconds:.0f} s", flush=True)
+        begun = time.monotonic()
+        self._worker = self._worker or _Worker(self.place, self._preloaded)
+        how, why = self._worker.do(part, seconds, self.keep)
+        if how not in ("well", MORE):
+            self._worker.kill()
+            self._worker = None
+        self._write(part, how, why, round(time.monotonic() - begun, 1))
+
+    def _write(self, part: Part, how: str, why: str = "", seconds: float = 0.0) -> None:
+        before = self.ended.get(part.name, {})
+        spent = round(float(before.get("seconds", 0.0)) + seconds, 1)
+        self.ended[part.name] = {"ended": how, "seconds": spent, **({"why": why} if why else {})}
+        print(f"{part.name}: {how}{f' ({why})' if why else ''}", flush=True)
+        self.keep()
+
+
+class _Worker:
+    """The process that carries out parts: it takes a line for each, and answers with a line."""
+
+    def __init__(self, place: Place, preloaded: Sequence[str]) -> None:
+        self._place = place
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from tools.gpu_session import work; work()", *preloaded],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        )  # fmt: skip
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._ready = False
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+
+    def do(self, part: Part, seconds: float, meanwhile: Callable[[], None]) -> tuple[str, str]:
+        """Carries out a part; returns how it ended, and why.
+
+        Args:
+            part: what to do.
+            seconds: after which it is told to end; ``GRACE`` later it is ended.
+            meanwhile: called again and again.
+        """
+        asked = {
+            "name": part.name, "call": part.call, "arguments": dict(part.arguments), "out": str(self._place.out),
+            "device": self._place.device, "trial": self._place.trial, "data": self._place.data,
+        }  # fmt: skip
+        assert self._process.stdin is not None
+        if not self._ready:
+            seconds = self._loaded(seconds)
+        with contextlib.suppress(OSError):  # it has died: the answer is how
+            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.flush()
+        answer = self._answer(seconds, meanwhile)
+        if answer is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGINT)
+            answer = self._answer(GRACE, meanwhile)
+            if answer is None:
+                self.kill()
+                return "out of time", "it did not end when it was told to"
+        if answer == "":
+            return "failed", f"its process ended with code {self._process.wait()}"
+        found: dict[str, str] = json.loads(answer)
+        return found["ended"], found["why"]
+
+    def _loaded(self, seconds: float) -> float:
+        """Waits until the process takes parts; returns the seconds that a part may take afterwards."""
+        begun = time.monotonic()
+        self._ready = self._answer(max(seconds, LOADING), lambda: None) == "ready\n"
+        return max(1.0, seconds - (time.monotonic() - begun))
+
+    def kill(self) -> None:
+        """Ends the process and what it began."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._listener.join(timeout=5.0)
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                assert pipe is not None
+                pipe.close()
+
+    def _answer(self, seconds: float, meanwhile: Callable[[], None]) -> str | None:
+        """Returns the next line, the empty one where the process has ended, None where neither came in time."""
+        end = time.monotonic() + seconds
+        while True:
+            left = end - time.monotonic()
             try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            return "out of time"
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-    return "well" if code == 0 else f"with exit code {code}"
+                return self._answers.get(timeout=max(0.0, min(left, PACKED_EVERY)))
+            except queue.Empty:
+                if left <= PACKED_EVERY:
+                    return None
+                meanwhile()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            for line in self._process.stdout:
+                self._answers.put(line)
+        self._answers.put("")
+
+
+def work() -> None:
+    """Carries out the parts that come as lines of standard input, one after another; the process of a session."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    running = False
+
+    def interrupted(number: int, frame: object) -> None:
+        if running:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupted)
+    for name in sys.argv[1:]:
+        with contextlib.suppress(ImportError):  # the parts that need it say so
+            importlib.import_module(name)
+    answers.write("ready\n")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        place = Place(Path(asked["out"]), asked["device"], asked["trial"], asked["data"])
+        with (
+            (place.out / f"{asked['name']}.log").open("a", buffering=1) as words,
+            (place.out / f"{asked['name']}.jsonl").open("a", buffering=1) as found,
+        ):
+            os.dup2(words.fileno(), 1)
+            os.dup2(words.fileno(), 2)
+            how, why = "well", ""
+            try:
+                running = True
+                how = _called(asked, place, found.write)
+            except KeyboardInterrupt:
+                how = "out of time"
+            except BaseException as error:  # whatever it is, the next part is asked
+                traceback.print_exc()
+                how, why = "failed", f"{type(error).__name__}: {str(error).strip()[:300]}"
+            finally:
+                running = False
+            sys.stdout.flush()
+            sys.stderr.flush()
+        answers.write(json.dumps({"ended": how, "why": why}) + "\n")
+
+
+def _called(asked: Mapping[str, Any], place: Place, line: Callable[[str], object]) -> str:
+    """Calls the function of a part; returns ``well``, or ``more`` where it has another piece."""
+    begun = time.monotonic()
+
+    def say(**finding: Any) -> None:
+        line(json.dumps({"after_s": round(time.monotonic() - begun, 2), **finding}, default=str) + "\n")
+
+    module, _, name = asked["call"].partition(":")
+    answer = getattr(importlib.import_module(module), name)(place, say, **asked["arguments"])
+    return MORE if answer == MORE else "well"
+
+
+@contextlib.contextmanager
+def watched(path: Path, hertz: float = 5.0) -> Iterator[None]:
+    """Inside, the clock of the GPU and what throttles it go into a file, by NVML; nothing where that is not there."""
+    if not clocks():
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        with path.open("a", buffering=1) as lines:
+            while not over.wait(1.0 / hertz):
+                now = clocks()
+                lines.write(
+                    f"{time.time():.2f},{now.get('sm_mhz', '')},{'+'.join(now.get('throttled', []))}\n"
+                )
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def pack(folder: Path, archive: Path, most_bytes: int = MOST_BYTES) -> list[str]:
+    """Packs a folder into one file, small files first, whole or not at all.
+
+    Returns:
+        The names of files that were left out, the largest ones: more than the archive takes. They stand in it under
+        ``left-out.txt``.
+    """
+    files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.stat().st_size, p))
+    new, left = archive.with_name(f"{archive.name}.new"), list[str]()
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(new, "w:gz", compresslevel=6) as packed:
+        for path in files:
+            name = str(path.relative_to(folder))
+            with contextlib.suppress(FileNotFoundError):  # another process has just replaced it
+                # Weights do not compress: a file is taken to need its size.
+                if new.stat().st_size + path.stat().st_size > most_bytes:
+                    left.append(name)
+                else:
+                    packed.add(path, arcname=name, recursive=False)
+        if left:
+            listed = folder / "left-out.txt"
+            listed.write_text("".join(f"{name}\n" for name in left))
+            packed.add(listed, arcname=listed.name)
+    new.replace(archive)
+    return left
+
+
+def unpack(archive: Path, folder: Path) -> Iterable[str]:
+    """Unpacks what ``pack`` made; returns the names."""
+    with tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
+        return packed.getnames()
 
 
 if __name__ == "__main__":

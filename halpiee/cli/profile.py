@@ -57,6 +57,8 @@ def command(asked: Profile) -> None:
     from halpiee.selection.options import fixed_sides
 
     target = Target(asked.backend, asked.device, asked.precision, asked.channels_last)
+    if out is not None:
+        target = target.keeping(out)
     structure = target.of(traced(asked.model, asked.batch, shape, **asked.arguments).structure)
     how: dict[str, Any] = {
         "backend": asked.backend,

@@ -134,16 +134,17 @@ class TensorData(Data):
         flips = torch.rand(n, generator=generator) < 0.5
         limit = self.augmentation.shift
         shifts = torch.randint(-limit, limit + 1, (2, n), generator=generator)
-        device = self.train_x.device
+        # All of an epoch's numbers go to the device at once: each upload waits for what is under way there.
+        order, flips, shifts = (drawn.to(self.train_x.device) for drawn in (order, flips, shifts))
         for step in range(start, steps):
             first = step * batch_size * self.ranks
             share = max(1, min(batch_size * self.ranks, n - first) // self.ranks)
             at = slice(first + self.rank * share, first + (self.rank + 1) * share)
-            index = order[at].to(device)
+            index = order[at]
             x, y = self.train_x[index], self.train_y[index]
             if augment:
-                flip = flips[at].to(device) if self.augmentation.flip else None
-                x = shift_and_flip(x, shifts[:, at].to(device), flip, self.augmentation.padding)
+                flip = flips[at] if self.augmentation.flip else None
+                x = shift_and_flip(x, shifts[:, at], flip, self.augmentation.padding)
             x = self.normalised(x)
             if augment and self.mix is not None:
                 x, y = self.mix(x, y, seed_of(seed, epoch, step, self.rank, 1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -107,6 +108,10 @@ class Target:
     def where_it_trains(self, device: str) -> Target:
         """Returns the target on the device that networks are trained on, where its backend runs there."""
         return replace(self, device=device) if BACKENDS[self.backend].where_it_trains(device) else self
+
+    def keeping(self, path: Path) -> Target:
+        """Returns the target whose builds keep what they learn beside a profile, where they learn something."""
+        return replace(self, options={**self.options, **BACKENDS[self.backend].kept_beside(path)})
 
     def opened(self) -> Backend:
         """Returns the backend; it sets threads and arithmetic of PyTorch, which the caller puts back.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -23,30 +22,59 @@ __all__ = ["Collector", "Momentum", "Tally", "check_ranks", "share", "solved_onc
 T = TypeVar("T")
 
 
-@dataclass
 class Tally:
-    """Sums of per-step scores over a phase.
+    """Sums of per-step scores over a phase. Adding a step does not wait for the device; the counts do when asked.
+
+    Args:
+        total: unit name → sum of scores so far.
+        steps: steps added so far.
+        skipped: steps left out so far.
 
     Attributes:
         total: unit name → sum of scores.
-        steps: steps added.
-        skipped: steps left out because a score was not finite.
     """
 
-    total: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    skipped: int = 0
+    def __init__(self, total: Mapping[str, Tensor] | None = None, steps: int = 0, skipped: int = 0) -> None:
+        self.total = dict(total or {})
+        self._steps, self._skipped = steps, skipped
+        self._sound: Tensor | None = None
+        self._tried = 0
 
     def add(self, scores: Mapping[str, Tensor]) -> None:
         """Adds one step's scores; a step with any score that is not finite is left out whole, as HALP does."""
-        flat = list(scores.values())
-        if not flat or not bool(torch.stack([torch.isfinite(s).all() for s in flat]).all()):
-            self.skipped += 1
+        if not scores:
+            self._skipped += 1
             return
+        sound = torch.stack([torch.isfinite(score).all() for score in scores.values()]).all()
         for name, score in scores.items():
-            held = self.total.get(name)
-            self.total[name] = score.clone() if held is None else held.to(score.device) + score
-        self.steps += 1
+            taken, held = torch.where(sound, score, torch.zeros_like(score)), self.total.get(name)
+            self.total[name] = taken if held is None else held.to(score.device) + taken
+        self._sound = sound.long() if self._sound is None else self._sound + sound
+        self._tried += 1
+
+    def _count(self) -> None:
+        """Reads what the device has counted."""
+        if self._sound is not None:
+            sound = int(self._sound)
+            self._steps += sound
+            self._skipped += self._tried - sound
+            self._sound, self._tried = None, 0
+
+    @property
+    def steps(self) -> int:
+        """Steps added."""
+        self._count()
+        return self._steps
+
+    @property
+    def skipped(self) -> int:
+        """Steps left out because a score was not finite."""
+        self._count()
+        return self._skipped
+
+    def leave_out(self, steps: int) -> None:
+        """Counts steps that were left out elsewhere."""
+        self._skipped += steps
 
     def mean(self) -> dict[str, Tensor]:
         """Returns unit name → mean score, on the CPU."""
@@ -77,11 +105,11 @@ class Collector:
     def look(self, criterion: Criterion, optimizer: Optimizer) -> None:
         """Adds the scores of the step that the optimizer is about to take; gradients are unscaled."""
         scale = getattr(optimizer, "grad_scale", None)
-        unscale = 1.0 if scale is None else 1.0 / float(scale)
+        unscale = None if scale is None else torch.as_tensor(scale).reciprocal()
 
         def gradient(name: str) -> Tensor | None:
             grad = self._parameters[name].grad
-            return None if grad is None else grad.detach() * unscale if unscale != 1.0 else grad.detach()
+            return None if grad is None else grad.detach() if unscale is None else grad.detach() * unscale
 
         self.tally.add(criterion(self.units, self._parameters.get, gradient))
 
@@ -121,7 +149,7 @@ class Collector:
         from halpiee.saliency.score import pairs_of, scores_of
 
         found = scores_of(model, pairs_of(batches), criterion, units=self.units)
-        self.tally.skipped += found.skipped
+        self.tally.leave_out(found.skipped)
         return {n: found.get(n, torch.zeros(size)) for n, size in self.units.sizes.items()}
 
     def generator(self, purpose: str) -> torch.Generator:

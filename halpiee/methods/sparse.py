@@ -27,7 +27,7 @@ from halpiee.methods.state import RunningNorms
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.plan import Selection
 
-__all__ = ["Sparse"]
+__all__ = ["Sparse", "all_finite"]
 
 WATCH = 50
 """Steps between two looks at whether all weights are finite; every change of the units looks, too."""
@@ -48,6 +48,7 @@ class Sparse(Active):
         model: the model without them.
         alive: the active units.
         step: optimizer steps done.
+        watch: steps between two looks at whether all weights are finite; every change of the units looks, too.
 
     Raises:
         UsageError: an optimizer that does not take the steps of all masked parameters, or units that get no gradient
@@ -71,7 +72,7 @@ class Sparse(Active):
         check_holds(optimizer, design.units, dict(bare(model).named_parameters()))
         super().__init__(model, optimizer, design, batches=batches, seed=seed)
         self._check_gradients()
-        self._fused_skip = False
+        self._fused_skip, self.watch = False, WATCH
         self._norms = RunningNorms()
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -224,7 +225,7 @@ class Sparse(Active):
         phase = self._train()
         self.ledger.step(phase.kind, self.alive.counts)
         self.phase_steps += 1
-        if self.step % WATCH == 0:
+        if self.step % self.watch == 0:
             self._check_finite()
         if not self.finished and self.phase_steps >= phase.steps:
             self.phase += 1
@@ -281,12 +282,13 @@ class Sparse(Active):
         Raises:
             PromiseError: one of them is not.
         """
-        for name, tensor in self._tensors.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.detach()).all()):
-                raise PromiseError(
-                    f"at step {self.step} values and scores of {name!r} are not finite: the training has diverged; "
-                    "lower the learning rate, or start again from an earlier checkpoint"
-                )
+        values = {name: t.detach() for name, t in self._tensors.items() if t.is_floating_point()}
+        if not all_finite(values.values()):
+            name = next(name for name, value in values.items() if not all_finite([value]))
+            raise PromiseError(
+                f"at step {self.step} values and scores of {name!r} are not finite: the training has diverged; "
+                "lower the learning rate, or start again from an earlier checkpoint"
+            )
 
     def _check_gradients(self) -> None:
         """Refuses units that a criterion cannot score from training steps, as all that it reads is frozen."""
@@ -355,3 +357,11 @@ class Sparse(Active):
             self._guard.hold(dict(self._masks), values_only=True)
         else:
             self._guard.hold({})
+
+
+def all_finite(values: Iterable[Tensor]) -> bool:
+    """Returns whether all numbers of some tensors are finite: one wait for each device, however many there are."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for value in values:
+        found.setdefault(value.device, []).append(torch.isfinite(value).all())
+    return all(bool(torch.stack(flags).all()) for flags in found.values())

@@ -10,6 +10,7 @@ what an update mask leaves out is copied when a phase starts and put back, bit f
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -259,7 +260,11 @@ def _put_back(tensor: Tensor, held: Tensor, free: Any) -> None:
 
 
 class RunningNorms:
-    """Makes active channels use their running statistics from the start of the phase; off until switched on."""
+    """Makes active channels use their running statistics from the start of the phase; off until switched on.
+
+    It is done by hooks, and code that ``torch.compile`` has made does not look whether hooks have come or gone: it is
+    made anew when they do.
+    """
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
@@ -277,12 +282,19 @@ class RunningNorms:
                 active = torch.ones_like(module.running_mean, dtype=torch.bool) if mask is None else mask
                 hook = running_norm(module.running_mean, module.running_var, active)
                 self._handles.append(module.register_forward_hook(hook))
+        self._compile_again()
 
     def off(self) -> None:
         """Ends."""
         for handle in self._handles:
             handle.remove()
+        self._compile_again()
         self._handles = []
+
+    def _compile_again(self) -> None:
+        dynamo = sys.modules.get("torch._dynamo")
+        if self._handles and dynamo is not None:
+            dynamo.reset()
 
 
 def running_norm(mean: Tensor, variance: Tensor | None, active: Tensor) -> Callable[..., Tensor | None]:

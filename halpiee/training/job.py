@@ -36,7 +36,7 @@ from halpiee.training.metrics import Metrics
 from halpiee.training.ranks import ALONE, Ranks
 from halpiee.training.record import effective_macs
 from halpiee.training.weights import fit_weights
-from latency._files import FolderLock, contents
+from latency._files import FolderLock, contents, write
 
 __all__ = ["PROFILE", "Run", "Silent", "Talk", "holds_cells", "save_plan"]
 
@@ -210,11 +210,22 @@ class Run:
 
     @cached_property
     def target(self) -> Target:
-        """What the run's networks are timed on: what its profile was measured on, or what was asked for."""
+        """What the run's networks are timed on: what its profile was measured on, or what was asked for.
+
+        What engines' builds learn is kept in the run's folder, and begins with what lies beside a profile that was
+        given: a network then gets the kernels that its ops were measured with.
+        """
         s = self.settings
-        if s.profile is not None:
-            return Target.of_profile(latency.Profile.load(Path(s.profile)))
-        return Target(s.backend, threads=s.threads).where_it_trains(s.device)
+        if s.profile is None:
+            return (
+                Target(s.backend, threads=s.threads).where_it_trains(s.device).keeping(self.folder / PROFILE)
+            )
+        target = Target.of_profile(latency.Profile.load(Path(s.profile)))
+        kept, own = target.keeping(Path(s.profile)), target.keeping(self.folder / PROFILE)
+        learnt, mine = kept.options.get("timing_cache"), own.options.get("timing_cache")
+        if learnt is not None and mine is not None and learnt.is_file() and not mine.exists():
+            write(mine, learnt.read_bytes())
+        return own
 
     @cached_property
     def metrics(self) -> Metrics:

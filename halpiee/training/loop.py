@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from halpiee.data.data import Data
 from halpiee.errors import PromiseError, ending_signals
-from halpiee.methods.sparse import Sparse
+from halpiee.methods.sparse import Sparse, all_finite
 from halpiee.tasks import Task
 from halpiee.tasks.classification import Classification
 from halpiee.training.checkpoint import save_state, save_weights
@@ -36,8 +36,8 @@ from halpiee.training.schedule import learning_rate
 
 __all__ = ["Objective", "Outlet", "Trainer", "evaluate", "judged", "laid_out", "pick_threads"]
 
-LOOK = 50
-"""Steps between two looks at what the device has counted."""
+LOOK = 100
+"""Steps between two looks at what the device has counted, and between two of the method at its weights."""
 
 ASK = 10
 """Steps between two questions whether a rank was interrupted, where asking would hold up the device."""
@@ -247,6 +247,8 @@ class Trainer:
     ) -> None:
         self.task = task or Classification()
         self.settings, self.method, self.ranks, self.outlet = settings, method, ranks, outlet or Outlet()
+        if method is not None:
+            method.watch = LOOK  # the loop looks at every loss
         self.data = data if ranks.count == 1 else data.sharded(ranks.rank, ranks.count)
         self.device = next(model.parameters()).device
         self._engine = engine(settings, self.device)
@@ -369,8 +371,7 @@ class Trainer:
     @property
     def _finite(self) -> bool:
         """Whether all weights are, and all statistics."""
-        values = [v for v in self.model.state_dict().values() if v.is_floating_point()]
-        return all(bool(torch.isfinite(value).all()) for value in values)
+        return all_finite(v for v in self.model.state_dict().values() if v.is_floating_point())
 
     def _keep_best(self) -> None:
         """Writes the weights of an epoch that is the best so far."""
@@ -447,9 +448,9 @@ class Trainer:
         Raises:
             PromiseError: too many in a row.
         """
-        self.bad += int(self._bad)
+        bad, row = torch.stack([self._bad, self._row]).tolist()  # one wait for the device
+        self.bad += bad
         self._bad.zero_()
-        row = int(self._row)
         if row >= MOST_BAD:
             kept = self.outlet.checkpoint is not None and self.outlet.checkpoint.is_file()
             raise PromiseError(

@@ -216,6 +216,12 @@ class Backend(ABC):
         return False
 
     @classmethod
+    def kept_beside(cls, path: Path) -> dict[str, Any]:
+        """Returns settings by which builds keep what they learn in a file beside a profile; none where they do not."""
+        del path
+        return {}
+
+    @classmethod
     def claims(cls, path: Path) -> bool:
         """Returns whether the backend runs a file whose ending it reads; several runtimes may share an ending."""
         del path

@@ -1,12 +1,7 @@
-"""What runs when a GPU is lent: checks of the timing, predictions on torch, and the list of steps; here on the CPU."""
+"""What runs when a GPU is lent: checks of the timing, and predictions on torch; here on the CPU."""
 
 from __future__ import annotations
 
-import json
-import signal
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,16 +11,7 @@ from latency.backends import Built
 from latency.backends.torch.network import ModuleRunner
 from latency.errors import UsageError
 from latency.timing.benchmark import Comparison
-from tools import bench_latency, gpu_checks, gpu_session
-from tools.gpu_session import Step
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Steps can be interrupted, also where a shell in the background lets these tests ignore that: ten seconds less."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+from tools import bench_latency, gpu_checks
 
 
 def build(*rows: tuple[float, float, str]) -> list[dict[str, Any]]:
@@ -106,72 +92,3 @@ def test_a_network_on_torch_is_timed_with_its_batch_norms_folded_and_computes_th
     assert "aten::conv2d" in names
     assert "aten::batch_norm" not in names
     torch.testing.assert_close(found, model(*example))
-
-
-def test_steps_that_ended_well_are_not_done_again_and_others_are(tmp_path: Path) -> None:
-    count = "import pathlib; p = pathlib.Path('{}'); p.write_text(p.read_text() + 'x' if p.exists() else 'x')"
-    good, bad = tmp_path / "good", tmp_path / "bad"
-    chosen = [
-        Step("good", (sys.executable, "-c", count.format(good)), 20.0),
-        Step("bad", (sys.executable, "-c", count.format(bad) + "; raise SystemExit(3)"), 20.0),
-    ]
-    assert [gpu_session.run(chosen, tmp_path, 100.0) for _ in range(2)] == [4, 4]
-    assert (good.read_text(), bad.read_text()) == ("x", "xx")
-    ended = json.loads((tmp_path / "session.json").read_text())
-    assert (ended["good"]["ended"], ended["bad"]["ended"]) == ("well", "with exit code 3")
-
-
-def test_a_step_is_ended_at_its_limit_and_the_next_one_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu_session, "LEAST", 2.0)
-    chosen = [
-        Step("long", (sys.executable, "-c", "import time; time.sleep(60)"), 0.3),
-        Step("next", (sys.executable, "-c", "print('said')"), 20.0),
-    ]
-    assert gpu_session.run(chosen, tmp_path, 4.0) == 4
-    ended = json.loads((tmp_path / "session.json").read_text())
-    assert (ended["long"]["ended"], ended["next"]["ended"]) == ("out of time", "well")
-    assert (tmp_path / "next.log").read_text() == "said\n"
-
-
-def test_without_time_no_step_is_begun(tmp_path: Path) -> None:
-    assert gpu_session.run([Step("any", ("nothing",), 20.0)], tmp_path, 1.0) == 4
-    assert json.loads((tmp_path / "session.json").read_text())["any"]["ended"] == "no time left"
-
-
-def test_a_step_that_was_late_goes_on_and_what_waits_for_it_comes_after(tmp_path: Path) -> None:
-    there = tmp_path / "there"
-    late = f"import pathlib, time; p = pathlib.Path('{there}'); p.exists() or (p.touch(), time.sleep(60))"
-    chosen = [
-        Step("late", (sys.executable, "-c", late), 0.7),
-        Step("after", (sys.executable, "-c", "print('said')"), 20.0, needs=("late",)),
-    ]
-    assert gpu_session.run(chosen, tmp_path, 100.0) == 0
-    assert (tmp_path / "after.log").read_text() == "said\n"
-
-
-def test_what_waits_for_a_step_that_failed_is_not_begun(tmp_path: Path) -> None:
-    chosen = [
-        Step("bad", (sys.executable, "-c", "raise SystemExit(3)"), 20.0),
-        Step("after", (sys.executable, "-c", "print('said')"), 20.0, needs=("bad",)),
-    ]
-    assert gpu_session.run(chosen, tmp_path, 100.0) == 4
-    assert json.loads((tmp_path / "session.json").read_text())["after"]["ended"] == "waits for bad"
-    assert not (tmp_path / "after.log").exists()
-
-
-def test_every_step_needs_only_steps_before_it_and_no_two_have_one_name(tmp_path: Path) -> None:
-    for device, trial in (("cuda", False), ("cpu", True)):
-        seen: list[str] = []
-        for step in gpu_session.steps(tmp_path, device, trial, tmp_path):
-            assert set(step.needs) <= set(seen)
-            assert step.name not in seen
-            seen.append(step.name)
-
-
-def test_the_list_names_the_profiles_that_are_to_be_shipped(tmp_path: Path) -> None:
-    names = {step.name for step in gpu_session.steps(tmp_path, "cuda", False)}
-    for model in ("resnet50", "mobilenet_v1", "resnet20"):
-        for precision in ("fp32", "fp16"):
-            assert {f"profile-{model}-{precision}-b{batch}" for batch in (1, 32, 256)} <= names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,9 +217,11 @@ class TwoUnits(nn.Module):
         return y
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("choice", ["batch", "running"])
-def test_what_active_units_normalise_by_while_exploring_is_one_choice(choice: str) -> None:
+def test_what_active_units_normalise_by_while_exploring_is_one_choice(choice: str, compiled: bool) -> None:
     net = TwoUnits()
+    called: Any = torch.compile(net, backend="eager") if compiled else net
     mean = net.get_buffer("bn.running_mean")
     mean.copy_(torch.tensor([10.0, 10.0]))
     net.get_buffer("bn.running_var").copy_(torch.tensor([4.0, 4.0]))
@@ -234,10 +237,10 @@ def test_what_active_units_normalise_by_while_exploring_is_one_choice(choice: st
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     iee = attach(net, structure, optimizer, total_steps=10, h=1, j=0, q=3, end=0.5, explore_norm=choice)
     x = torch.tensor([[0.0, 0.0], [2.0, 2.0]])  # batch mean 1, variance 1; running mean 10, variance 4
-    torch.autograd.backward(net(x).sum())
+    torch.autograd.backward(called(x).sum())
     optimizer.step()  # h = 1, j = 0: exploring begins
     active = int(iee.alive["u"].nonzero())
-    out = net(x)
+    out = called(x)
     by_batch = -1 / math.sqrt(1 + net.bn.eps)
     # the only training forward before (momentum 0.1) moved the active unit's statistics to 0.9·10 + 0.1·1 = 9.1 and,
     # with the unbiased variance 2, to 0.9·4 + 0.1·2 = 3.8
@@ -248,6 +251,8 @@ def test_what_active_units_normalise_by_while_exploring_is_one_choice(choice: st
     optimizer.step()
     assert mean[active].item() == pytest.approx(9.1)
     assert mean[1 - active].item() == pytest.approx(0.9 * 10 + 0.1)
+    iee.finish()
+    torch.testing.assert_close(called(x), net(x))  # by the batch again
 
 
 def test_zero_is_refused_as_a_start_for_channels(net: nn.Module, structure: Structure) -> None:

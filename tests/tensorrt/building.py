@@ -114,6 +114,7 @@ class Building:
             self._logger.log(type("Severity", (), {"name": "ERROR"}), complaint)
             return None
         assert network._outputs or network._onnx, "a network without outputs"
+        told.levels.append(config.builder_optimization_level)
         if config._cache is not None:
             config._cache._content = f"{version};{len(network._layers)}".encode()
         io = network._onnx["io"] if network._onnx else [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -34,6 +35,9 @@ class Behaviour:
         unreadable: what the parser complains of.
         error: added to the outputs of engines made from ONNX.
         calls: every call that was made, by its name.
+        levels: builder optimisation level of every build.
+        us: what a plan takes; by default so much a layer.
+        computes: whether engines made from ONNX compute what ONNX Runtime computes.
     """
 
     gpu: Gpu
@@ -43,6 +47,9 @@ class Behaviour:
     calls: set[str] = field(default_factory=set)
     flags: dict[str, bool] = field(default_factory=dict)
     caches: list[bytes] = field(default_factory=list)
+    levels: list[int] = field(default_factory=list)
+    us: Callable[[dict[str, Any]], float] | None = None
+    computes: bool = True
 
 
 class _Model(Building, Running):

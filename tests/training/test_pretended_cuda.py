@@ -12,11 +12,13 @@ import torch
 
 import latency
 from halpiee.deploy.calibrate import Round
+from halpiee.methods.sparse import Sparse
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import fixed_sides
 from halpiee.training import stage
 from halpiee.training.checkpoint import load_weights, save_weights
 from halpiee.training.config import Settings
+from halpiee.training.loop import Trainer
 from halpiee.training.masks import Masks
 from halpiee.training.pipeline import pruning_of
 from halpiee.training.preflight import open_run
@@ -93,14 +95,16 @@ def test_a_training_on_a_gpu_stopped_twice_ends_as_the_one_that_was_not(variant:
     same(tmp_path / "whole", tmp_path / "parts")
 
 
+def met(model: Any, cost: LatencyCost, *more: Any, budget_us: float, **how: Any) -> Any:
+    """A closed loop whose first turn meets the budget."""
+    return cost, [Round(1, budget_us, budget_us, 0.0, budget_us, 1.0)]
+
+
 @pytest.mark.slow  # trains a small network three times
 @pytest.mark.parametrize("method", ["iee", "halp", "small-dense"])
 def test_a_training_to_a_latency_on_a_gpu_goes_on_where_it_was_stopped(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def met(model: Any, cost: LatencyCost, *more: Any, budget_us: float, **how: Any) -> Any:
-        return cost, [Round(1, budget_us, budget_us, 0.0, budget_us, 1.0)]
-
     monkeypatch.setattr(stage, "close_loop", met)
     save_weights(tmp_path / "dense.safetensors", net(6).state_dict())  # HALP prunes what was trained
     weights = str(tmp_path / "dense.safetensors") if method == "halp" else None
@@ -111,6 +115,71 @@ def test_a_training_to_a_latency_on_a_gpu_goes_on_where_it_was_stopped(
             ended(given, tmp_path / "parts", at, budget=True)
     ended(given, tmp_path / "parts", budget=True)
     same(tmp_path / "whole", tmp_path / "parts")
+
+
+LOOKS = 100
+"""Steps between two looks at what the device has counted, and between two at whether weights are finite."""
+
+
+def steps_of(
+    given: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch, *, budget: bool = False
+) -> list[tuple[int, int, bool]]:
+    """Trains; returns of each step its number, the waits since the one before, and whether it was an ordinary one.
+
+    Ordinary is a step at which no phase of the method began and around which no epoch ended.
+    """
+    rows: list[tuple[int, int, bool]] = []
+    one, enter, seen, changed = Trainer._one, Sparse._enter, [0], [False]
+
+    def noted(method: Sparse, phase: Any) -> None:
+        changed[0] = True
+        enter(method, phase)
+
+    def counted(trainer: Trainer, parts: Any) -> None:
+        one(trainer, parts)
+        waits = sum(gpus[-1].waits.values())
+        around_end = trainer.step % trainer.per_epoch in (0, 1)
+        rows.append((trainer.step, waits - seen[0], not (changed[0] or around_end)))
+        seen[0], changed[0] = waits, False
+
+    monkeypatch.setattr(Sparse, "_enter", noted)
+    monkeypatch.setattr(Trainer, "_one", counted)
+    gpus: list[PretendedCuda] = []
+    monkeypatch.setattr(PretendedCuda, "__enter__", entered(gpus))
+    ended(given, folder, budget=budget)
+    return rows
+
+
+def entered(gpus: list[PretendedCuda]) -> Any:
+    """Returns what enters the device and notes which one it is."""
+    enter = PretendedCuda.__enter__
+
+    def noted(self: PretendedCuda) -> PretendedCuda:
+        gpus.append(self)
+        return enter(self)
+
+    return noted
+
+
+@pytest.mark.slow  # trains a small network for some hundred steps
+@pytest.mark.parametrize("method", ["iee", "halp", "small-dense", "scaled", "rigl", "granet", "dense"])
+def test_the_host_waits_for_the_gpu_at_most_once_in_fifty_steps(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "close_loop", met)
+    to_latency = method in ("iee", "halp", "small-dense", "scaled")
+    plain = settings("static") if method == "dense" else settings(method, interval=20)
+    given = replace(settings("rigl") if to_latency else plain, batch_size=2, epochs=5)
+    if to_latency:
+        save_weights(tmp_path / "dense.safetensors", net(6).state_dict())
+        weights = str(tmp_path / "dense.safetensors") if method == "halp" else None
+        given = replace(given, method=method, budget="0.6", masks=Masks(), weights=weights)
+    rows = steps_of(given, tmp_path / "run", monkeypatch, budget=to_latency)
+    assert len(rows) == 300
+    waits = {step: n for step, n, ordinary in rows if ordinary and n}
+    assert set(waits) <= {step for step in range(1, 301) if step % LOOKS == 0}
+    assert sum(waits.values()) <= 300 / 50
+    assert sum(ordinary for _, _, ordinary in rows) > 150
 
 
 def test_the_double_raises_where_cuda_would_and_counts_what_waits() -> None:

@@ -243,6 +243,11 @@ class TensorRT(Backend):
         return device.startswith("cuda")
 
     @classmethod
+    def kept_beside(cls, path: Path) -> dict[str, Any]:
+        """Returns the file of the timing cache: a build that finds its kernels there takes seconds."""
+        return {"timing_cache": path.with_name(f"{path.name}.timing")}
+
+    @classmethod
     def found(cls) -> list[tuple[str, Found]]:
         """Returns whether TensorRT is installed and can be loaded."""
         if importlib.util.find_spec("tensorrt") is None:

@@ -65,6 +65,12 @@ class TensorRTRTX(TensorRT):
         return engine.create_execution_context(runtime_config=config), keep
 
     @classmethod
+    def kept_beside(cls, path: Path) -> dict[str, Any]:
+        """Returns nothing: no tactics are timed."""
+        del path
+        return {}
+
+    @classmethod
     def found(cls) -> list[tuple[str, Found]]:
         """Returns whether the library is installed and can be loaded."""
         if importlib.util.find_spec("tensorrt_rtx") is None:

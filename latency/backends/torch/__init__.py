@@ -268,24 +268,39 @@ class Torch(Backend):
             minus=one.replay,
             copies=copies - 1,
             method="graph slope",
-            tactic=_kernels(one) if named else None,
+            tactic=self.kernels(one) if named else None,
         )
 
     def _captured(self, calls: Sequence[Callable[[], object]], warm_up: int = 0) -> Any:
         """Returns the graph of some calls; cuDNN's choice of algorithm cannot happen during a capture."""
+        self.searched(calls, warm_up)
+        return self.recorded(calls)
+
+    def searched(self, calls: Sequence[Callable[[], object]], times: int) -> None:
+        """Runs some calls, at whose first run cuDNN chooses algorithms, and waits."""
         import torch
 
-        stream, pool, _ = shared_graphs(self.device)
+        stream, _, _ = shared_graphs(self.device)
         with torch.cuda.stream(stream):
-            for _ in range(warm_up):
+            for _ in range(times):
                 for call in calls:
                     call()
         torch.cuda.synchronize()
+
+    def recorded(self, calls: Sequence[Callable[[], object]]) -> Any:
+        """Returns the graph of some calls."""
+        import torch
+
+        stream, pool, _ = shared_graphs(self.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream):
             for call in calls:
                 call()
         return graph
+
+    def kernels(self, graph: Any) -> str | None:
+        """Returns the names of the GPU kernels of one replay: what the library chose."""
+        return _kernels(graph)
 
 
 class _Shared:
