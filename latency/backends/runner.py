@@ -57,7 +57,11 @@ class Runner(ABC):
 
     def __enter__(self) -> Self:
         if not self._ready:
-            self.ready()
+            try:
+                self.ready()
+            except BaseException:
+                self.free()
+                raise
             self._ready = True
         return self
 
@@ -85,7 +89,7 @@ class Runner(ABC):
         """Waits for the answers of what this thread has started."""
 
     def free(self) -> None:  # noqa: B027 - most runtimes free what nobody holds
-        """Gives memory back."""
+        """Gives memory back, also where ``ready`` did not come to its end."""
 
     def run(self) -> object:
         """Runs one inference, the answer included."""

@@ -13,7 +13,7 @@ import latency
 from latency.errors import MissingError, UsageError
 from latency.timing.benchmark import Comparison, compare
 
-from .fakes import FakeClock
+from .fakes import FakeBackend, FakeClock
 
 
 def test_sides_take_turns_and_swap_who_is_first() -> None:
@@ -179,3 +179,47 @@ def test_what_the_wall_clock_cannot_tell_is_not_measured_rather_than_zero() -> N
     timing = time_call(lambda: None, clock=WallClock())
     assert timing.contention is None
     assert joined([timing, timing]).contention is None
+
+
+def test_a_runner_that_cannot_be_readied_gives_back_what_it_took() -> None:
+    class Broken(latency.Runner):
+        def __init__(self) -> None:
+            self.taken = 0
+
+        def ready(self) -> None:
+            self.taken += 1
+            raise MissingError("no memory")
+
+        def start(self) -> object:
+            return None
+
+        def free(self) -> None:
+            self.taken -= 1
+
+    runner = Broken()
+    with pytest.raises(MissingError, match="no memory"):
+        runner.__enter__()
+    assert (runner.taken, runner.is_ready) == (0, False)
+
+
+def test_the_runner_says_what_times_it() -> None:
+    class Own(FakeClock):
+        kind = "wall"
+
+    class Elsewhere(latency.Runner):
+        """Passes 7 µs on a clock of its own, and none on the backend's."""
+
+        own = Own()
+
+        def ready(self) -> None:
+            pass
+
+        def start(self) -> object:
+            self.own.passes(7.0)
+            return None
+
+        def clock(self) -> FakeClock:
+            return self.own
+
+    found = latency.compare({"net": Elsewhere()}, backend=FakeBackend(lambda op: 1.0), rounds=9, seconds=1.0)
+    assert (found["net"].median_us, found["net"].clock) == (7.0, "wall")

@@ -101,6 +101,30 @@ def test_a_network_is_timed_on_the_stream_that_it_runs_on(machine: SimpleNamespa
     assert not machine.gpu.memory
 
 
+def test_a_network_that_does_not_fit_gives_back_what_it_took(
+    machine: SimpleNamespace, tmp_path: Path
+) -> None:
+    # Rows of 30,000 and 300 numbers: 120 kB fit into 121 kB, 1.2 kB more do not.
+    plan = {
+        "version": machine.trt.__version__,
+        "gpu": machine.gpu.name,
+        "layers": ["a"],
+        "io": [["x", "INPUT", "FLOAT", [1, 30_000]], ["y", "OUTPUT", "FLOAT", [1, 300]]],
+        "onnx": None,
+    }
+    path = tmp_path / "net.engine"
+    path.write_bytes(json.dumps(plan).encode())
+    machine.gpu.capacity_bytes = 121_000
+    runner = TensorRT().network(path, trust=True)
+    with pytest.raises(MissingError, match="out of memory"):
+        runner.__enter__()
+    assert not machine.gpu.memory
+    machine.gpu.capacity_bytes = 122_000
+    with runner:
+        assert len(machine.gpu.memory) == 2
+    assert not machine.gpu.memory
+
+
 def test_branches_of_one_build_have_a_time_each(machine: SimpleNamespace) -> None:
     backend = TensorRT(branches=3)
     ops = [conv(), conv(4, 8, tail=("relu",)), conv(4, 8, tail=("add", "relu"))]

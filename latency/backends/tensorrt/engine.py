@@ -121,8 +121,12 @@ class Execution:
         inputs = [n for n in names if self.engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         for name in inputs:
             self._fix_shape(name, tuple(self.engine.get_tensor_shape(name)), dict(shapes or {}))
-        for name in [*inputs, *(n for n in names if n not in inputs)]:
-            self._bind(name, name in inputs)
+        try:
+            for name in [*inputs, *(n for n in names if n not in inputs)]:
+                self._bind(name, name in inputs)
+        except BaseException:
+            self.close()
+            raise
 
     def _fix_shape(self, name: str, shape: tuple[int, ...], given: Mapping[str, Sequence[int]]) -> None:
         wanted = tuple(given.get(name, shape))
@@ -218,9 +222,8 @@ class Execution:
             return []
         found = []
         for layer in listed:
-            named = (
-                layer if isinstance(layer, dict) else {"Name": str(layer)}
-            )  # plain strings at low verbosity
+            # plain strings at low verbosity
+            named = layer if isinstance(layer, dict) else {"Name": str(layer)}
             tactic = f" [{named['TacticName']}]" if named.get("TacticName") else ""
             found.append(f"{named.get('Name', '')}{tactic}")
         return found
@@ -354,7 +357,8 @@ class EngineRunner(Runner):
 
     def free(self) -> None:
         """Gives the GPU's memory back."""
-        self.execution.close()
+        if self._execution is not None:
+            self._execution.close()
         self._execution, self._call = None, lambda: None
 
     def clock(self) -> Clock:
