@@ -4,36 +4,8 @@ The public names stand in ``__init__.pyi``, one line each. They are imported whe
 ``import halpiee`` loads no torch.
 """
 
-import re
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from latency._lazy import exports
 
 __version__ = "0.1.0"
 
-_HOME = {
-    name: home
-    for home, name in re.findall(
-        r"^from (\S+) import (\w+) as \2$",
-        Path(__file__).with_suffix(".pyi").read_text("utf-8"),
-        re.MULTILINE,
-    )
-}
-"""Public name → the module that defines it; of a package of halpiee ``halpiee``."""
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'halpiee' has no attribute {name!r}")
-    home = _HOME[name]
-    value = import_module(f"halpiee.{name}") if home == "halpiee" else getattr(import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Returns the public names, those that are not imported yet, too."""
-    return sorted({*globals(), *__all__})
+__all__, __getattr__, __dir__ = exports(__name__, __file__)
