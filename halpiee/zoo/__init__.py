@@ -1,7 +1,15 @@
 """The networks of the papers, and what a MODEL string means."""
 
 from halpiee.zoo.blocks import draw
-from halpiee.zoo.mobilenet import mobilenet_v1, mobilenet_v1_cifar
+from halpiee.zoo.chains import (
+    mobilenet_v1,
+    mobilenet_v1_cifar,
+    vgg2_16_bn,
+    vgg11_bn,
+    vgg13_bn,
+    vgg16_bn,
+    vgg19_bn,
+)
 from halpiee.zoo.registry import build, names, resolve
 from halpiee.zoo.resnet import (
     resnet8,
@@ -15,7 +23,6 @@ from halpiee.zoo.resnet import (
     wrn22_2,
     wrn32_2,
 )
-from halpiee.zoo.vgg import vgg2_16_bn, vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn
 
 __all__ = [
     "build",

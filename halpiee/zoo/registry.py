@@ -18,8 +18,8 @@ from typing import Any
 from torch import nn
 
 from halpiee.errors import HalpieeError, UsageError, unknown
-from halpiee.zoo import resnet, vgg
-from halpiee.zoo.mobilenet import mobilenet_v1, mobilenet_v1_cifar
+from halpiee.zoo import chains, resnet
+from halpiee.zoo.chains import mobilenet_v1, mobilenet_v1_cifar
 from halpiee.zoo.resnet import wrn22_2
 
 __all__ = ["build", "check_arguments", "check_named", "names", "names_code", "resolve"]
@@ -92,11 +92,11 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "resnet50_cifar": resnet.resnet50_cifar,
     "resnet56": resnet.resnet56,
     "resnet8": resnet.resnet8,
-    "vgg11_bn": vgg.vgg11_bn,
-    "vgg13_bn": vgg.vgg13_bn,
-    "vgg16_bn": vgg.vgg16_bn,
-    "vgg19_bn": vgg.vgg19_bn,
-    "vgg2_16_bn": vgg.vgg2_16_bn,
+    "vgg11_bn": chains.vgg11_bn,
+    "vgg13_bn": chains.vgg13_bn,
+    "vgg16_bn": chains.vgg16_bn,
+    "vgg19_bn": chains.vgg19_bn,
+    "vgg2_16_bn": chains.vgg2_16_bn,
     "wrn14_10": resnet.wrn14_10,
     "wrn14_8": resnet.wrn14_8,
     "wrn20_8": resnet.wrn20_8,
