@@ -171,7 +171,8 @@ def opened(asked: Plan, file: Path) -> Problem:
         UsageError: a group, a score or a profile that does not fit the network.
     """
     import latency
-    from halpiee.cli.networks import scores_of, traced
+    from halpiee.cli.networks import traced
+    from halpiee.cli.scores import scores_of
     from halpiee.deploy.target import in_terms_of
     from halpiee.selection.options import protected
     from halpiee.structure.trace import trace

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import halpiee
 from halpiee import zoo
 from halpiee.cli.app import program
-from halpiee.cli.networks import filter_norms, scores_of
+from halpiee.cli.scores import filter_norms, scores_of
 from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
 from halpiee.selection.cost import LatencyCost
 from latency import Profile

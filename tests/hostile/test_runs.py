@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 
 from halpiee.cli.app import main, program
-from halpiee.cli.networks import read_scores
+from halpiee.cli.scores import read_scores
 from halpiee.errors import UsageError
 from halpiee.report import render_html, render_markdown, table
 from halpiee.report.values import read_report
