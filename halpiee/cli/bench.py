@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import ranges
-from halpiee.cli.contestants import Contestant, contestants
 from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
 from halpiee.cli.output import answer, say, wide_screen
+from halpiee.cli.timed import Timed, open_all
 from halpiee.errors import UsageError
 from halpiee.options import described, option
 from halpiee.shared_options import NETWORK, RUNTIME, Threaded
@@ -100,7 +100,7 @@ def command(asked: Bench) -> None:
     asked = _checked(asked)
     shape = None if asked.size is None else input_size(asked.size)
     trust = {"engine": asked.trust_engine, "plan": asked.trust_plan, "run": asked.trust_run}
-    field, base = contestants(asked.files, asked.against, shape=shape, **asked.arguments, trust=trust)
+    field, base = open_all(asked.files, asked.against, shape=shape, **asked.arguments, trust=trust)
     notes = [note for c in field for note in c.notes]
     batches, said = _sizes(asked, field)
     notes += said
@@ -149,7 +149,7 @@ def _checked(asked: Bench) -> Bench:
     return asked
 
 
-def _sizes(asked: Bench, field: list[Contestant]) -> tuple[list[int], list[str]]:
+def _sizes(asked: Bench, field: list[Timed]) -> tuple[list[int], list[str]]:
     """Returns the batch sizes, and notes on them."""
     if asked.batch is not None:
         return _batches(asked.batch), []
@@ -158,7 +158,7 @@ def _sizes(asked: Bench, field: list[Contestant]) -> tuple[list[int], list[str]]
     return batches, [f"--batch {batches[0]}: a file that is named takes no other"] if own else []
 
 
-def _timed(asked: Bench, field: list[Contestant], base: str, images: int) -> tuple[list[dict[str, Any]], str]:
+def _timed(asked: Bench, field: list[Timed], base: str, images: int) -> tuple[list[dict[str, Any]], str]:
     """Times every network at one batch size; returns a row for each, and the clock."""
     how: dict[str, Any] = {"threads": asked.threads, "precision": asked.precision, "device": asked.device}
     with ExitStack() as opened:
@@ -170,7 +170,7 @@ def _timed(asked: Bench, field: list[Contestant], base: str, images: int) -> tup
 
 def _latencies(
     runners: dict[str, Runner],
-    field: list[Contestant],
+    field: list[Timed],
     base: str,
     batch: int,
     asked: Bench,
@@ -189,15 +189,15 @@ def _latencies(
         warm_up=warm_up,
     )
     rows = []
-    for contestant in field:
-        name, one = contestant.name, found[contestant.name]
+    for entry in field:
+        name, one = entry.name, found[entry.name]
         fps = batch * 1e6 / (one.median_us if warm_up is None else one.mean_us)  # a protocol's is of the mean
         rows.append(
             {
                 **_head(name, runners[name], batch),
                 **asdict(one),
                 "fps": fps,
-                "predicted_us": contestant.predicted_us(batch, asked.threads),
+                "predicted_us": entry.predicted_us(batch, asked.threads),
                 **_versus(found.ratio(base, name), name == base),
                 "warnings": [f"{name}, batch {batch}: {text}" for text in one.warnings],
             }

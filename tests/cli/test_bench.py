@@ -274,7 +274,7 @@ def test_what_is_neither_a_file_nor_a_run_nor_a_model_is_said(tmp_path: Path) ->
 
 def test_the_prediction_of_a_file_does_not_stand_beside_what_was_quantised_of_it(tmp_path: Path) -> None:
     import latency
-    from halpiee.cli.contestants import contestants
+    from halpiee.cli.timed import open_all
 
     x, scale, zero, q, y = "input", "scale", "zero", "q", "output"
     nodes = [
@@ -297,7 +297,7 @@ def test_the_prediction_of_a_file_does_not_stand_beside_what_was_quantised_of_it
         helper.set_model_props(model, facts)
         onnx.save(model, tmp_path / f"{name}.onnx")
         options = {"width": None, "classes": None, "trust": {"engine": False, "plan": False, "run": False}}
-        [[one], _] = contestants([str(tmp_path / f"{name}.onnx")], None, shape=None, **options)
+        [[one], _] = open_all([str(tmp_path / f"{name}.onnx")], None, shape=None, **options)
         found[name] = one.predicted_us(1, 1)
     assert found == {"int8": None, "fp32": 77.0}
 
@@ -305,7 +305,7 @@ def test_the_prediction_of_a_file_does_not_stand_beside_what_was_quantised_of_it
 def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_path: Path) -> None:
     import halpiee
     import latency
-    from halpiee.cli.contestants import contestants
+    from halpiee.cli.timed import open_all
     from halpiee.structure import Plan
     from halpiee.zoo import build
 
@@ -321,8 +321,8 @@ def test_a_plan_is_timed_at_its_own_images_and_predicts_nothing_of_others(tmp_pa
     ).save(tmp_path / "half.json")
     options = {"width": None, "classes": None, "trust": {"engine": False, "plan": True, "run": False}}
     file = f"{tmp_path / 'half.json'}@onnx"
-    (own,), _ = contestants([file], None, shape=None, **options)
-    (other,), _ = contestants([file], None, shape=(3, 12, 12), **options)
+    (own,), _ = open_all([file], None, shape=None, **options)
+    (other,), _ = open_all([file], None, shape=(3, 12, 12), **options)
     assert own.network is not None
     assert tuple(own.network.example[0].shape) == (1, 3, 8, 8)
     assert (own.predicted_us(1, 1), other.predicted_us(1, 1)) == (77.0, None)

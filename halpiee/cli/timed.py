@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     Precision = Literal["fp32", "fp16", "bf16"]
 
-__all__ = ["Contestant", "contestants"]
+__all__ = ["Timed", "open_all"]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Timed:
     """One network to be timed.
 
     Attributes:
@@ -135,7 +135,7 @@ def check_precision(file: Path | None, precision: str) -> None:
         )
 
 
-def contestants(texts: Sequence[str], against: str | None, **options: Any) -> tuple[list[Contestant], str]:
+def open_all(texts: Sequence[str], against: str | None, **options: Any) -> tuple[list[Timed], str]:
     """Opens every network that was named; returns them, and the name that ratios are taken against.
 
     Args:
@@ -159,11 +159,11 @@ def contestants(texts: Sequence[str], against: str | None, **options: Any) -> tu
     return _open(texts, names, options), base
 
 
-def _open(texts: Sequence[str], names: Sequence[str], options: dict[str, Any]) -> list[Contestant]:
-    return [_contestant(text, name, options) for text, name in zip(texts, names, strict=True)]
+def _open(texts: Sequence[str], names: Sequence[str], options: dict[str, Any]) -> list[Timed]:
+    return [_opened(text, name, options) for text, name in zip(texts, names, strict=True)]
 
 
-def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = False) -> Contestant:
+def _opened(text: str, name: str, options: dict[str, Any], *, dense: bool = False) -> Timed:
     from halpiee.cli.networks import from_model, from_plan, from_run, is_run
     from latency.backends import ending
 
@@ -174,18 +174,18 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
         if end != ".onnx" and not path.is_file():
             raise UsageError(f"{what} was asked for, and there is no such file; check the path")
         if end != ".onnx":
-            return Contestant(name, backend, way, file=path, trust=options["trust"]["engine"])
+            return Timed(name, backend, way, file=path, trust=options["trust"]["engine"])
         from halpiee.deploy.onnx import read_metadata
 
         shape, metadata = options["shape"], read_metadata(path)
-        return Contestant(name, backend, way, file=path, shape=shape, metadata=metadata)
+        return Timed(name, backend, way, file=path, shape=shape, metadata=metadata)
     backend, way = _way(text, "module", how)
     if path.suffix == ".json" and path.is_file():
         network = from_plan(path, options["shape"], trust=options["trust"]["plan"])
-        return Contestant(name, backend, way, network=network, metadata=network.metadata)
+        return Timed(name, backend, way, network=network, metadata=network.metadata)
     if path.is_dir() or is_run(what):
         network = from_run(path, dense=dense, trust=options["trust"]["run"])
-        return Contestant(name, backend, way, network=network, metadata=network.metadata)
+        return Timed(name, backend, way, network=network, metadata=network.metadata)
     if path.exists():
         raise UsageError(
             f"{what} was asked for and is neither an ONNX file (.onnx), a plan (.json) nor the folder "
@@ -196,7 +196,7 @@ def _contestant(text: str, name: str, options: dict[str, Any], *, dense: bool = 
     network = from_model(
         what, options["shape"] or (3, 224, 224), width=options["width"], classes=options["classes"]
     )
-    return Contestant(name, backend, way, network=network)
+    return Timed(name, backend, way, network=network)
 
 
 def _way(text: str, reads: str, how: str | None, path: Path | None = None) -> tuple[str, Way]:
@@ -215,17 +215,17 @@ def _way(text: str, reads: str, how: str | None, path: Path | None = None) -> tu
     raise UsageError(f"{text} was asked; {what} runs @{', @'.join(known)}")
 
 
-def _dense_beside(texts: Sequence[str], options: dict[str, Any]) -> Contestant:
+def _dense_beside(texts: Sequence[str], options: dict[str, Any]) -> Timed:
     """Returns the dense network of the first run that is named, or ``dense.onnx`` beside the first file."""
     from halpiee.cli.networks import is_run
 
     for text in texts:
         what, how = _split(text)
         if is_run(what):
-            return _contestant(text, "dense", options, dense=True)
+            return _opened(text, "dense", options, dense=True)
         beside = Path(what).with_name("dense.onnx")
         if what.endswith(".onnx") and beside.is_file():
-            return _contestant(str(beside) + (f"@{how}" if how else ""), "dense", options)
+            return _opened(str(beside) + (f"@{how}" if how else ""), "dense", options)
     raise UsageError(
         "--against dense was asked; none of the files is named dense, none is a run, and no dense.onnx lies beside "
         "them; name the dense network's file too"
