@@ -34,7 +34,7 @@ from halpiee.errors import BudgetError
 from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import Term, normalise
-from halpiee.selection.relaxation import linearise
+from halpiee.selection.lagrangian import linearise
 from halpiee.selection.solve import solve_grid
 from halpiee.structure.groups import Structure
 from latency.op import Op

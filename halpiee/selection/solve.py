@@ -28,8 +28,7 @@ from halpiee.selection.grid import (
     Term,
     normalise,
 )
-from halpiee.selection.lagrangian import solve_joint
-from halpiee.selection.relaxation import solve_linear
+from halpiee.selection.lagrangian import solve_joint, solve_linear
 
 __all__ = [
     "GridSolution",
