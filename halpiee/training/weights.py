@@ -46,7 +46,7 @@ def read_weights(given: str, model: str, *, option: str = "--weights") -> dict[s
 
     Args:
         given: a file (safetensors, or a state dict that ``torch.save`` wrote), or the name of weights of torchvision
-            (``IMAGENET1K_V1``) or timm (``a1_in1k``) that a cache on this machine has.
+            (``IMAGENET1K_V1``) or timm (``a1_in1k``; its usual ones: ``timm:pretrained``) that a cache here has.
         model: the MODEL string, whose weights a name means.
         option: that asked for them, for messages.
 
@@ -220,7 +220,9 @@ def _cached(given: str, model: str) -> Path | None:
         import timm
         from huggingface_hub import try_to_load_from_cache
 
-        tagged = f"{model.removeprefix('timm/').partition('.')[0]}.{given.rpartition('.')[2]}"
+        plain = model.removeprefix("timm/").partition(".")[0]
+        usual: Any = timm.get_pretrained_cfg(plain) if given == "timm:pretrained" else None
+        tagged = f"{plain}.{given.rpartition('.')[2] if usual is None else usual.tag}"
         if tagged in timm.list_pretrained():
             settings: Any = timm.get_pretrained_cfg(tagged)
             repository = settings.hf_hub_id

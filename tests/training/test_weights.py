@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
@@ -103,6 +104,24 @@ def test_names_of_torchvision_are_read_from_its_cache_and_never_fetched(
     model = build("squeezenet1_1", num_classes=3)
     notes = fitted_to(model, found, name="IMAGENET1K_V1", network="squeezenet1_1", reset_head=True).notes
     assert notes == ("the head classifier.1 is drawn anew: it was of another size",)
+
+
+def test_timm_pretrained_is_what_timm_gives_a_network_and_is_never_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm")
+    import huggingface_hub
+
+    given = {"fc.weight": torch.arange(6.0).reshape(2, 3)}
+    save_file(given, tmp_path / "model.safetensors")
+    cache = {("timm/resnet18.a1_in1k", "model.safetensors"): str(tmp_path / "model.safetensors")}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *asked: cache.get(asked))
+    found = read_weights("timm:pretrained", "timm/resnet18")
+    assert torch.equal(found["fc.weight"], given["fc.weight"])
+    with pytest.raises(
+        UsageError, match=r"no cache on this machine has them \(model.safetensors of timm/resnet34\."
+    ):
+        read_weights("timm:pretrained", "timm/resnet34")
 
 
 def test_a_name_that_is_none_is_a_missing_file() -> None:
