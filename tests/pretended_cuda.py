@@ -130,6 +130,9 @@ class PretendedCuda(TorchFunctionMode):
         waits: what waited for the device, with how often.
         where: the same by line of the project.
         now_us: modelled time so far.
+        entered: devices that were made the current one, in order.
+        did: what the host did, modelled: calls that launch or are captured, graphs, tensors allocated, and searches for
+            an algorithm, of which every new shape of a convolution needs one.
         most_bytes: of the tensors that lived at once, modelled.
     """
 
@@ -139,6 +142,9 @@ class PretendedCuda(TorchFunctionMode):
         self.waits: Counter[str] = Counter()
         self.where: Counter[str] = Counter()
         self.now_us = 0.0
+        self.entered: list[object] = []
+        self.did: Counter[str] = Counter()
+        self._searched: set[tuple[Any, ...]] = set()
         self.held = self.most_bytes = 0
         self.captured: list[float] | None = None
         self._stack = contextlib.ExitStack()
@@ -186,7 +192,7 @@ class PretendedCuda(TorchFunctionMode):
         yield cuda, "set_rng_state", lambda state, device=0: None
         yield cuda, "get_rng_state_all", lambda: []
         yield cuda, "set_rng_state_all", lambda states: None
-        yield cuda, "device", lambda device: contextlib.nullcontext()
+        yield cuda, "device", self._on
         yield cuda, "Stream", lambda device=None: object()
         yield cuda, "stream", lambda stream: contextlib.nullcontext()
         yield cuda, "graph_pool_handle", lambda: (0, 1)
@@ -201,9 +207,15 @@ class PretendedCuda(TorchFunctionMode):
             yield torch.Tensor, name, self._refusing(getattr(torch.Tensor, name))
 
     @contextlib.contextmanager
+    def _on(self, device: object) -> Iterator[None]:
+        self.entered.append(device)
+        yield
+
+    @contextlib.contextmanager
     def _graph(self, graph: Graph, pool: object = None, stream: object = None) -> Iterator[None]:
         assert self.captured is None, "a capture within a capture"
         begun, self.captured = self.now_us, []
+        self.did["graphs"] += 1
         try:
             yield
         finally:
@@ -348,16 +360,28 @@ class PretendedCuda(TorchFunctionMode):
             self.now_us += us
             if self.captured is not None:
                 self.captured.append(us)
+            self._count(name, us, on)
             for tensor in results:
                 if not any(tensor is given for given in on):  # what is changed in place is there already
                     self._allocated(tensor)
         return out
+
+    def _count(self, name: str, us: float, inputs: Sequence[torch.Tensor]) -> None:
+        """Counts what the host does for a call."""
+        if us == 0.0:
+            return
+        self.did["launched" if self.captured is None else "captured"] += 1
+        if name == "convolution" and self.captured is None:
+            shape = tuple((tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in inputs)
+            self.did["searches"] += shape not in self._searched
+            self._searched.add(shape)
 
     def _allocated(self, tensor: Any) -> Any:
         """Counts a tensor's bytes while it lives."""
         if self.modelled and isinstance(tensor, torch.Tensor) and tensor._base is None:
             import weakref
 
+            self.did["allocated"] += 1
             size = tensor.numel() * tensor.element_size()
             self.held += size
             self.most_bytes = max(self.most_bytes, self.held)

@@ -8,8 +8,9 @@ graphs: with it a series of calls is enqueued one by one, and the time of short 
 from __future__ import annotations
 
 import atexit
-import ctypes.util
+import ctypes
 import importlib.metadata
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -155,17 +156,37 @@ def gpu_facts() -> dict[str, Any]:
 def libraries() -> list[tuple[str, Found]]:
     """Returns the state of the driver and of both libraries, for ``halpiee doctor``."""
     found = []
-    for name, module in (("cuda-python", "cuda.bindings"), ("pycuda", "pycuda")):
+    for name, module in (("cuda-python", "cuda.bindings.driver"), ("pycuda", "pycuda.driver")):
         try:
-            found.append((name, Found("ok", importlib.metadata.version(name))))
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            fix = "" if module == "pycuda" else "pip install cuda-python, where TensorRT is to run"
+            fix = "" if name == "pycuda" else "pip install cuda-python, where TensorRT is to run"
             found.append((name, Found("note", "not installed", fix)))
-    driver = ctypes.util.find_library("cuda")
-    text = (
-        "libcuda is there" if driver else "no libcuda: this machine has no NVIDIA driver, engines cannot run"
+            continue
+        try:
+            importlib.import_module(module)
+            found.append((name, Found("ok", version)))
+        except (ImportError, OSError, RuntimeError) as error:
+            why = f"{version}, which cannot be loaded: {str(error).splitlines()[0]}"
+            found.append((name, Found("broken" if _driver() else "note", why, "install the NVIDIA driver")))
+    driver = _driver()
+    there = (
+        Found("ok", f"libcuda for CUDA {driver}")
+        if driver
+        else Found("note", "no libcuda: this machine has no NVIDIA driver, engines cannot run")
     )
-    return [*found, ("NVIDIA driver", Found("ok" if driver else "note", text))]
+    return [*found, ("NVIDIA driver", there)]
+
+
+def _driver() -> str | None:
+    """Returns the newest CUDA that the driver runs; None where there is no driver."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    number = ctypes.c_int(0)
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    return _version(number.value)
 
 
 class _PyCuda:

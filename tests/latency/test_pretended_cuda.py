@@ -14,7 +14,7 @@ import latency
 from latency.backends.torch import Torch
 from latency.backends.torch.network import ModuleRunner, restored, set_arithmetic, shared_graphs
 from latency.device import policy_for
-from latency.errors import MissingError, UnsupportedOpError, out_of_memory
+from latency.errors import MissingError, UnsupportedOpError, UsageError, out_of_memory
 from latency.inspect import inspect
 from latency.op import Op, weight_bytes
 from latency.profiles import Profile
@@ -232,3 +232,94 @@ def test_a_device_that_is_full_leaves_its_ops_out_and_the_sweep_goes_on(
     profile = latency.sweep([narrow, broad], backend="torch", settings={"device": "cuda"}, every=32)
     assert profile.has_table(narrow)
     assert any("out of memory" in line for line in profile.environment["not_measured"])
+
+
+def refusing(gpu: PretendedCuda, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Lets so many captures succeed, and refuses all others as CUDA does."""
+    capture, done = torch.cuda.graph, [0]
+
+    def refused(*given: Any, **how: Any) -> Any:
+        done[0] += 1
+        if done[0] > after:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore words")
+        return capture(*given, **how)
+
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+
+
+def test_an_op_whose_capture_is_refused_is_left_out_and_the_sweep_goes_on(
+    gpu: PretendedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = Torch.recorded
+
+    def only_narrow(self: Torch, calls: Any) -> Any:
+        if broad_now[0]:
+            refusing(gpu, monkeypatch, 0)
+        try:
+            return recorded(self, calls)
+        finally:
+            monkeypatch.setattr(torch.cuda, "graph", capture)
+
+    build, capture, broad_now = Torch.build, torch.cuda.graph, [False]
+
+    def noted(self: Torch, op: Op) -> latency.Built:
+        broad_now[0] = op.h == 4
+        return build(self, op)
+
+    monkeypatch.setattr(Torch, "build", noted)
+    monkeypatch.setattr(Torch, "recorded", only_narrow)
+    narrow, broad = conv(32, 32), replace(conv(32, 64), h=4, w=4)
+    profile = latency.sweep([narrow, broad], backend="torch", settings={"device": "cuda"}, every=32)
+    assert profile.has_table(narrow)
+    assert not profile.has_table(broad)
+    [line, *_] = profile.environment["not_measured"]
+    assert (
+        "was to be captured in a CUDA graph, and cuda refuses it (CUDA error: operation not permitted" in line
+    )
+    assert "more words" not in line
+
+
+def test_a_network_whose_capture_is_refused_is_said_in_one_sentence(
+    gpu: PretendedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared_graphs("cuda")
+    refusing(gpu, monkeypatch, 0)
+    runner = ModuleRunner(torch.nn.Conv2d(3, 4, 3), (torch.zeros(1, 3, 8, 8),), device="cuda")
+    with pytest.raises(
+        UsageError, match=r"Conv2d was to be captured in a CUDA graph, .*call by call, with @eager$"
+    ):
+        runner.ready()
+
+
+def little(num_classes: int = 2) -> torch.nn.Module:
+    """A convolution and a linear layer."""
+    nn = torch.nn
+    first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(first, nn.Flatten(), nn.Linear(8, num_classes))
+
+
+def test_the_installed_command_profiles_on_the_second_gpu_in_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from halpiee.cli import networks
+    from halpiee.cli.app import program
+
+    module, out = f"{__name__}:little", tmp_path / "gpu.jsonl"
+    traced = networks.traced(module, 1, (3, 8, 8))  # tracing has pretended tensors of its own
+    monkeypatch.setattr(networks, "traced", lambda *_, **__: traced)
+    shared_graphs.cache_clear()
+    with PretendedCuda(modelled=True, devices=2) as gpu, restored():
+        words = ["--backend", "torch", "--device", "cuda:1", "--precision", "fp16", "--channels-last"]
+        done = CliRunner().invoke(
+            program, ["profile", module, "--size", "8", *words, "--out", str(out), "--json"]
+        )
+    shared_graphs.cache_clear()
+    assert done.exception is None, done.exception
+    profile = Profile.load(out)
+    facts = profile.environment
+    assert (facts["backend"], facts["device"], facts["dtype"]) == ("torch", "Pretended", "float16")
+    assert {cell["layout"] for cell in profile.cells} == {"nhwc"}
+    assert all(cell["us"] > 0 and cell["reference_us"] > 0 for cell in profile.cells)
+    assert {str(device) for device in gpu.entered} == {"cuda:1"}

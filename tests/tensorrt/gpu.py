@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import itertools
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ class Gpu:
     capture: list[Any] | None = None
     contexts: list[str] = field(default_factory=list)
     streams: list[int] = field(default_factory=list)
+    current: threading.local = field(default_factory=threading.local)
+    """Contexts that are current in a thread."""
+    refuses_capture: bool = False
     _address: Iterator[int] = field(default_factory=lambda: itertools.count(0x10000, 0x10000000))
 
     def allocate(self, size: int) -> int | None:
@@ -46,6 +50,15 @@ class Gpu:
         address = next(self._address)
         self.memory[address] = bytearray(size)
         return address
+
+    def enter(self, depth: int) -> None:
+        """Makes a context current in this thread (1), or gives it back (-1)."""
+        self.current.depth = self.depth + depth
+
+    @property
+    def depth(self) -> int:
+        """How many contexts are current in this thread."""
+        return int(getattr(self.current, "depth", 0))
 
     def stream(self) -> int:
         """Returns a new stream; the default one is 0."""
@@ -72,9 +85,11 @@ class Context:
 
     def push(self) -> None:
         self._gpu.contexts.append("primary")
+        self._gpu.enter(1)
 
     def pop(self) -> None:
         self._gpu.contexts.remove("primary")
+        self._gpu.enter(-1)
 
 
 def pycuda_modules(gpu: Gpu) -> dict[str, ModuleType]:
@@ -210,7 +225,12 @@ CUDA_PYTHON: dict[str, int] = {
 """Functions of cuda-python that are called, and how many arguments they take."""
 
 CUDA_ENUMS = {
-    "CUresult": ("CUDA_SUCCESS", "CUDA_ERROR_OUT_OF_MEMORY", "CUDA_ERROR_NO_DEVICE"),
+    "CUresult": (
+        "CUDA_SUCCESS",
+        "CUDA_ERROR_OUT_OF_MEMORY",
+        "CUDA_ERROR_NO_DEVICE",
+        "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
+    ),
     "CUdevice_attribute": (
         "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT",
         "CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE",
@@ -244,7 +264,9 @@ def cuda_python_modules(gpu: Gpu) -> dict[str, ModuleType]:
 
     def end(stream: Any) -> tuple[Any, ...]:
         recorded, gpu.capture = gpu.capture, None
-        return (done, recorded)
+        return (
+            (results.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None) if gpu.refuses_capture else (done, recorded)
+        )
 
     def launch(graph: Any, stream: Any) -> tuple[Any, ...]:
         gpu.replay(graph, stream)
@@ -268,6 +290,7 @@ def cuda_python_modules(gpu: Gpu) -> dict[str, ModuleType]:
 
     def make_current(context: str) -> tuple[Any, ...]:
         gpu.contexts.append(context)
+        gpu.enter(1)
         return (done,)
 
     calls: dict[str, Callable[..., tuple[Any, ...]]] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,13 @@ class Running:
         plan, told = self._engine._plan, self._told
         assert set(self._addresses) == {row[0] for row in plan["io"]}, "a tensor without an address"
 
+        assert told.gpu.depth > 0, "no context is current in this thread"
+
         def work() -> float:
+            assert not self.__dict__.get("_busy"), "two threads on one execution context"
+            self._busy = True
+            time.sleep(told.busy_seconds)
+            self._busy = False
             if plan["onnx"] and told.computes:
                 _compute(self, base64.b64decode(plan["onnx"]))
             profiler = self.__dict__.get("profiler")

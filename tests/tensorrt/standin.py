@@ -37,6 +37,7 @@ class Behaviour:
         calls: every call that was made, by its name.
         levels: builder optimisation level of every build.
         us: what a plan takes; by default so much a layer.
+        busy_seconds: for which an inference holds its context, so that two threads would meet there.
         computes: whether engines made from ONNX compute what ONNX Runtime computes.
     """
 
@@ -50,6 +51,7 @@ class Behaviour:
     levels: list[int] = field(default_factory=list)
     us: Callable[[dict[str, Any]], float] | None = None
     computes: bool = True
+    busy_seconds: float = 0.0
 
 
 class _Model(Building, Running):

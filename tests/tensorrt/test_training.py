@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import latency
+from halpiee.cli.app import program
 from halpiee.deploy.target import Target
 from halpiee.selection.options import fixed_sides
 from halpiee.structure import trace
@@ -127,3 +129,29 @@ def test_engines_of_a_run_are_built_as_its_profile_says_and_keep_what_they_learn
         pass
     assert gpu.told.caches == [learnt]
     assert gpu.told.levels == [4]
+
+
+def test_the_installed_command_profiles_with_tensorrt_on_the_gpu_that_is_named(
+    gpu: Any, tmp_path: Path
+) -> None:
+    gpu.gpu.devices = 2
+    out = tmp_path / "trt.jsonl"
+    words = [
+        "--backend",
+        "tensorrt",
+        "--device",
+        "cuda:1",
+        "--precision",
+        "fp16",
+        "--out",
+        str(out),
+        "--json",
+    ]
+    done = CliRunner().invoke(program, ["profile", "toy:net", "--size", "6", "--classes", "6", *words])
+    assert done.exception is None, done.exception
+    facts = latency.Profile.load(out).environment
+    assert (facts["backend"], facts["dtype"], facts["optimization"]) == ("tensorrt", "float16", "level 3")
+    refused = CliRunner().invoke(
+        program, ["profile", "toy:net", "--size", "6", *words[:3], "cuda:2", *words[4:]]
+    )
+    assert "GPU 2 was asked for, and this machine has 2" in str(refused.exception)

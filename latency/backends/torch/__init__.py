@@ -19,6 +19,7 @@ from latency.backends.torch.network import (
     Mode,
     ModuleRunner,
     Precision,
+    capture_refused,
     clock_on,
     dtype_of,
     resolved_device,
@@ -288,14 +289,26 @@ class Torch(Backend):
         torch.cuda.synchronize()
 
     def recorded(self, calls: Sequence[Callable[[], object]]) -> Any:
-        """Returns the graph of some calls."""
+        """Returns the graph of some calls.
+
+        Raises:
+            UnsupportedOpError: the capture is refused.
+        """
         import torch
 
         stream, pool, _ = shared_graphs(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            for call in calls:
-                call()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                for call in calls:
+                    call()
+        except RuntimeError as error:
+            if not capture_refused(error):
+                raise
+            raise UnsupportedOpError(
+                f"an op was to be captured in a CUDA graph, and {self.device} refuses it "
+                f"({str(error).strip().splitlines()[0]}); it is left out"
+            ) from error
         return graph
 
     def kernels(self, graph: Any) -> str | None:

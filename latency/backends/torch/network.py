@@ -21,6 +21,7 @@ __all__ = [
     "Mode",
     "ModuleRunner",
     "Precision",
+    "capture_refused",
     "clock_on",
     "dtype_of",
     "resolved_device",
@@ -162,6 +163,11 @@ def shared_graphs(device: str) -> tuple[Any, Any, Any]:
     return stream, pool, (graph, one, kept)
 
 
+def capture_refused(error: Exception) -> bool:
+    """Returns whether something cannot be captured in a CUDA graph, which PyTorch tells by its words only."""
+    return isinstance(error, RuntimeError) and "captur" in str(error).lower()
+
+
 class ModuleRunner(Runner):
     """A whole module in evaluation mode. It is copied; the one that was passed keeps its device and mode.
 
@@ -224,10 +230,10 @@ class ModuleRunner(Runner):
         self._start = self._eager(call, inputs)
         try:
             self.run()
+            if self._mode == "graph" and self.device != "cpu":
+                self._start = self._captured(model, inputs)
         except Exception as error:  # whatever the module or the compiler raises
             raise self._refused(error, inputs) from error
-        if self._mode == "graph" and self.device != "cpu":
-            self._start = self._captured(model, inputs)
 
     def start(self) -> object:
         """Starts the forwards."""
@@ -308,6 +314,11 @@ class ModuleRunner(Runner):
             return MissingError(
                 f"{type(self._module).__name__} was to be run on {self._place}, whose memory is full; use a smaller "
                 "--batch, or end what else runs there"
+            )
+        if self.device != "cpu" and capture_refused(error):
+            return UsageError(
+                f"{type(self._module).__name__} was to be captured in a CUDA graph, and {self._place} refuses it "
+                f"({str(error).strip().splitlines()[0]}); time it call by call, with @eager"
             )
         shapes = ", ".join("×".join(map(str, x.shape)) for x in inputs if hasattr(x, "shape"))
         text = str(error).strip()
