@@ -323,3 +323,28 @@ def test_the_installed_command_profiles_on_the_second_gpu_in_half_precision(
     assert {cell["layout"] for cell in profile.cells} == {"nhwc"}
     assert all(cell["us"] > 0 and cell["reference_us"] > 0 for cell in profile.cells)
     assert {str(device) for device in gpu.entered} == {"cuda:1"}
+
+
+def test_bench_times_networks_on_the_gpu_waits_for_them_and_says_which_gpu() -> None:
+    import json
+
+    from click.testing import CliRunner
+
+    from halpiee.cli.app import program
+
+    shared_graphs.cache_clear()
+    with PretendedCuda(modelled=True) as gpu, restored():
+        words = ["--size", "8", "--batch", "4", "--device", "cuda", "--rounds", "9", "--json"]
+        done = CliRunner().invoke(program, ["bench", f"{__name__}:little", f"{__name__}:other", *words])
+    shared_graphs.cache_clear()
+    assert done.exception is None, done.exception
+    told = json.loads(done.stdout)
+    assert [(row["runtime"], row["batch"], row["n"]) for row in told["files"]] == [("torch", 4, 9)] * 2
+    assert "Pretended" in json.dumps(told["environments"])
+    assert gpu.waits["synchronize"] >= 2 * 9  # a run ends with its answer, not with its launch
+    assert gpu.now_us >= 2 * 9 * 4 * LAUNCH_US  # a convolution, its ReLU, a mean and a linear layer
+
+
+def other(num_classes: int = 2) -> torch.nn.Module:
+    """The same by another name."""
+    return little(num_classes)

@@ -59,6 +59,9 @@ VARIANTS: dict[str, Callable[[], Settings]] = {
     "rigl 2:4": lambda: settings("rigl", sparsity=None, distribution="nm"),
     "filter": lambda: settings("filter"),
     "iee filters": lambda: settings("iee", units="filters"),
+    "iee in fp16, with a GradScaler": lambda: replace(settings("iee"), precision="fp16"),
+    "rigl in fp16, with a GradScaler": lambda: replace(settings("rigl"), precision="fp16"),
+    "granet in bf16": lambda: replace(settings("granet"), precision="bf16"),
 }
 
 
