@@ -19,7 +19,7 @@ def command(
     verb: str,
     model: str,
     *,
-    shape: Sequence[int],
+    shape: Sequence[object],
     width: float | None = None,
     classes: int | None = None,
     batch: int = 1,
@@ -31,16 +31,19 @@ def command(
     Args:
         verb: of the program.
         model: a MODEL string.
-        shape: (channels, height, width) of the images.
+        shape: (channels, height, width) of the images, or inputs that spell themselves as they are typed.
         width: width multiplier; ``None``: the network's own.
         classes: classes; ``None``: the network's own.
         batch: images per inference.
         threads: of the runtime.
         **more: further options, at the end.
     """
-    square = shape[0] == 3 and shape[1] == shape[2]
-    size = str(shape[1]) if square else "x".join(map(str, shape))
+    named = not isinstance(shape[0], int)
+    square = not named and shape[0] == 3 and shape[1] == shape[2]
+    size = "224" if named else str(shape[1]) if square else "x".join(map(str, shape))
     parts = ["halpiee", verb, model]
+    for one in shape if named else ():
+        parts += ["--input", str(one)]
     given = {
         "size": None if size == "224" else size,
         "width": None if width is None else f"{width:g}",

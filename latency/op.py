@@ -104,7 +104,7 @@ class Op:
         tail: what follows the op with no other reader in between, in order: ``batch_norm``, an activation, or
             ``add`` (a second tensor of the op's output shape is added). A backend fuses as much of it as its
             runtime does, and the measured time includes all of it.
-        dtype: ``float32``, ``float16``, ``bfloat16``.
+        dtype: ``float32``, ``float16``, ``bfloat16``, ``int8``.
         layout: ``nchw`` or ``nhwc``.
     """
 
@@ -256,7 +256,7 @@ def in_words(op: Op) -> str:
 
 def weight_bytes(op: Op) -> int:
     """Returns the bytes of an op's weights."""
-    return op.weights * {"float16": 2, "bfloat16": 2}.get(op.dtype, 4)
+    return op.weights * {"float16": 2, "bfloat16": 2, "int8": 1}.get(op.dtype, 4)
 
 
 def output_size(op: Op) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import ranges
+from halpiee.cli.inputs import INPUTS, parse_inputs
 from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
 from halpiee.cli.output import answer, say, wide_screen
 from halpiee.cli.timed import Timed, open_all
@@ -76,6 +77,7 @@ class Bench(Built, Threaded, Answered):
         f"Image size of a MODEL, of a plan instead of its own, or of a file that leaves it open: {SIZES}.",
         NETWORK,
     )
+    inputs: tuple[str, ...] = option((), INPUTS, NETWORK, typed="--input")
 
 
 @verb(
@@ -98,7 +100,7 @@ def command(asked: Bench) -> None:
     an ONNX file @cpu, @cuda or @tensorrt, the others @eager (the default), @compile or @onnx.
     """
     asked = _checked(asked)
-    shape = None if asked.size is None else input_size(asked.size)
+    shape = parse_inputs(asked.inputs) or (None if asked.size is None else input_size(asked.size))
     trust = {"engine": asked.trust_engine, "plan": asked.trust_plan, "run": asked.trust_run}
     field, base = open_all(asked.files, asked.against, shape=shape, **asked.arguments, trust=trust)
     notes = [note for c in field for note in c.notes]

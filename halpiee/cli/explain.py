@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halpiee.cli.options import Answered, Imaged, input_size, verb
+from halpiee.cli.inputs import spelled
+from halpiee.cli.options import Answered, Imaged, verb
 from halpiee.cli.output import answer, say, screen
 from halpiee.errors import StructureError
 from halpiee.options import option
@@ -17,6 +18,7 @@ from latency._files import check_place, write
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from halpiee.cli.inputs import Shape
     from halpiee.structure.explain import Explanation
     from halpiee.structure.groups import Structure
 
@@ -41,7 +43,7 @@ class Explain(Imaged, Batched, Answered):
 )
 def command(asked: Explain) -> None:
     """Say for each layer of MODEL whether channels can be removed or which op prevents it; list the groups."""
-    shape = input_size(asked.size)
+    shape = asked.shape
     if asked.ops is not None:
         check_place(asked.ops)
     from halpiee.selection.options import first_group, protected
@@ -59,7 +61,7 @@ def command(asked: Explain) -> None:
         console = screen()
         _show_layers(console, found, asked.model)
         _show_groups(console, found)
-        _show_notes(console, found, asked.size)
+        _show_notes(console, found, spelled(shape) if asked.inputs else asked.size)
         if structure.nothing_prunable is not None:
             console.print(structure.nothing_prunable)
         console.print(f"first group: {_shielding(first, bool(kept))}")
@@ -67,7 +69,7 @@ def command(asked: Explain) -> None:
     answer({**found.as_dict(), "first_group": first, "protected": list(kept)}, asked.as_json, show)
 
 
-def _structure(asked: Explain, shape: tuple[int, ...]) -> Structure:
+def _structure(asked: Explain, shape: Shape) -> Structure:
     from halpiee.cli.networks import traced
 
     try:
@@ -76,9 +78,8 @@ def _structure(asked: Explain, shape: tuple[int, ...]) -> Structure:
         if "positional argument" not in str(error):
             raise
         raise StructureError(
-            f"{asked.model} takes more inputs than the one image that the command line gives it "
-            f"({str(error).split(': ')[-1].split(';')[0]}); in Python, "
-            f"halpiee.structure.explain(halpiee.trace(model, (first, second))) says the same of it"
+            f"{asked.model} takes other inputs than {spelled(shape)} "
+            f"({str(error).split(': ')[-1].split(';')[0]}); name each of them: --input NAME=SHAPE --input …"
         ) from error
 
 

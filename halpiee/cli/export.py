@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import ranges
+from halpiee.cli.inputs import INPUTS, parse_inputs
 from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
 from halpiee.cli.output import answer, say
 from halpiee.errors import OutputInUseError, UsageError
@@ -49,11 +50,24 @@ class Export(Built, Seeded, Answered):
     size: str | None = option(
         None, f"Image size of a MODEL or plan: {SIZES}.", NETWORK, unset="the plan's; of a MODEL 224"
     )
+    inputs: tuple[str, ...] = option((), INPUTS, NETWORK, typed="--input")
     trust_plan: bool = option(
         False, "Let the plan name a package.module:function to call, of any arguments.", NETWORK
     )
     trust_run: bool = option(False, "Let settings.json of a run from elsewhere name such functions.", NETWORK)
     half_io: bool = option(False, "An fp16 file also takes and gives fp16.", ONNX, unset="float32")
+    int8: bool = option(
+        False,
+        "Quantise the file to int8, calibrated on images of --data; its accuracy is shown beside fp32.",
+        ONNX,
+    )
+    data: str | None = option(
+        None,
+        "Images that int8 is calibrated and judged on: as for `halpiee train`.",
+        ONNX,
+        unset="the run's own",
+    )
+    images: ranges.Images = option(256, "Training images that int8 is calibrated on.", ONNX)
     measure: bool = option(False, "Time the file here, on one thread, and write the time into it.", ONNX)
     dynamic_size: bool = option(False, "Let the file take images of any height and width.", ONNX)
     input_names: str | None = option(
@@ -92,8 +106,11 @@ class Export(Built, Seeded, Answered):
     examples=(
         "halpiee export runs/demo --out small.onnx",
         "halpiee export runs/demo --dense --out dense.onnx",
+        "halpiee export my.module:net --input image=3x128x128 --input depth=1x128x128 --out net.onnx",
         "halpiee export --plan half.json --weights resnet50.safetensors --out half.onnx",
         "halpiee export torchvision/resnet18 --precision fp16 --out resnet18.onnx",
+        "halpiee export runs/demo --int8 --out small-int8.onnx",
+        "halpiee export resnet20 --weights w.safetensors --size 32 --int8 --data cifar10 --out int8.onnx",
         "halpiee export torchvision/resnet18 --dynamic-size --input-names image --out resnet18.onnx",
         "halpiee export runs/demo --format tensorrt --precision fp16 --batch 1:8:32 --out small.engine",
         "halpiee export small.onnx --format tensorrt --out small.engine --dry-run",
@@ -114,6 +131,15 @@ def command(asked: Export) -> None:
         _export_engine(asked)
         return
     check_place(asked.out)
+    if asked.int8:
+        from halpiee.cli.export_int8 import Quantised, export_quantised
+
+        named = str(asked.source or asked.plan)
+        quantised = Quantised(
+            asked.out, named, asked.data, asked.images, asked.seed, asked.ends, asked.as_json
+        )
+        export_quantised(quantised, _network(asked))
+        return
     network = _network(asked)
     from halpiee.deploy.onnx import export_onnx
 
@@ -148,6 +174,15 @@ def _export_hub(asked: Export) -> None:
 
 def _check(asked: Export) -> None:
     """Refuses options of the other kind of file."""
+    if asked.data is not None and not asked.int8:
+        raise UsageError(
+            "--data was asked of an export that reads no images; add --int8, or leave --data out"
+        )
+    if asked.int8 and (asked.format != "onnx" or asked.precision != "fp32" or asked.half_io):
+        raise UsageError(
+            "--int8 was asked together with another --format or --precision; leave that out: it writes an ONNX file of "
+            "int8 weights and activations"
+        )
     portable = asked.format == "tensorrt-rtx"
     if portable and asked.compute_capability is None:
         raise UsageError(
@@ -219,7 +254,7 @@ def _network(asked: Export) -> Network:
     from halpiee.cli.networks import USUAL, check_run, from_model, from_plan, from_run, is_run
 
     source, plan, dense = asked.source, asked.plan, asked.dense
-    shape = None if asked.size is None else input_size(asked.size)
+    shape = parse_inputs(asked.inputs) or (None if asked.size is None else input_size(asked.size))
     if plan is not None:
         if dense or (source is not None and is_run(source)):
             raise UsageError(
@@ -232,7 +267,7 @@ def _network(asked: Export) -> Network:
             shape,
             model=source,
             weights=asked.weights,
-            precision=asked.precision,
+            precision="int8" if asked.int8 else asked.precision,
             seed=asked.seed,
             trust=asked.trust_plan,
         )
@@ -240,7 +275,7 @@ def _network(asked: Export) -> Network:
         raise UsageError("nothing to export was named; give the folder of a run, a MODEL, or --plan FILE")
     if Path(source).is_dir():
         check_run(Path(source))
-        own = {"weights": asked.weights, "size": asked.size, **asked.arguments}
+        own = {"weights": asked.weights, "size": asked.size, "input": asked.inputs or None, **asked.arguments}
         for name, value in own.items():
             if value is not None:
                 raise UsageError(
@@ -251,7 +286,8 @@ def _network(asked: Export) -> Network:
                 f"--dense was asked of {source}, which trained no dense network (--no-baseline) and holds the pruned "
                 "one only; leave --dense out, or train it again with --baseline in another --out"
             )
-        return from_run(Path(source), dense=dense, precision=asked.precision, trust=asked.trust_run)
+        precision = "int8" if asked.int8 else asked.precision
+        return from_run(Path(source), dense=dense, precision=precision, trust=asked.trust_run)
     if "/" in source and ":" not in source and not source.startswith(("torchvision/", "timm/")):
         raise UsageError(
             f"{source} was to be exported, and there is no such folder; name the folder of a run, or a MODEL"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halpiee.cli.inputs import Input, Shape, example_of, spelled
 from halpiee.errors import StructureError, UsageError
 
 if TYPE_CHECKING:
@@ -14,8 +15,19 @@ if TYPE_CHECKING:
 
     from halpiee.structure.groups import Structure
     from halpiee.structure.plan import Plan
+    from halpiee.training.job import Run
 
-__all__ = ["Network", "Traced", "check_run", "from_model", "from_plan", "from_run", "is_run", "traced"]
+__all__ = [
+    "Network",
+    "Traced",
+    "at_batch",
+    "check_run",
+    "from_model",
+    "from_plan",
+    "from_run",
+    "is_run",
+    "traced",
+]
 
 
 @dataclass(frozen=True)
@@ -30,15 +42,17 @@ class Network:
         unclaimed: the note among them that says why the latency of its plan is not claimed of it.
         masked_error: relative L2 of compact against masked, where that was compared.
         untrained: whether it has its initial weights: its times hold, its outputs mean nothing.
+        run: the run that it is of, with its data and its task.
     """
 
     model: nn.Module
-    example: tuple[Tensor, ...]
+    example: tuple[Any, ...]
     metadata: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     unclaimed: str | None = None
     masked_error: float | None = None
     untrained: bool = False
+    run: Run | None = None
 
 
 INITIAL = {"weights": "initial"}
@@ -109,19 +123,20 @@ def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32", trus
         if untrained
         else (),
         untrained=untrained,
+        run=run,
     )
 
 
 def from_model(
     name: str,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     width: float | None = None,
     classes: int | None = None,
     weights: Path | None = None,
     seed: int = 0,
 ) -> Network:
-    """Returns the network of a MODEL string.
+    """Returns the network of a MODEL string, that takes an image of a shape or inputs by name.
 
     Raises:
         UsageError: no such network, or weights that do not fit it.
@@ -136,7 +151,7 @@ def from_model(
     notes = () if weights is not None else ("no --weights: the network has its initial weights",)
     untrained = weights is None
     metadata = {"model": name} | (INITIAL if untrained else {})
-    return Network(model.eval(), _example(shape), metadata, notes, untrained=untrained)
+    return Network(model.eval(), _example(model, shape), metadata, notes, untrained=untrained)
 
 
 @dataclass(frozen=True)
@@ -144,33 +159,31 @@ class Traced:
     """A model with its structure."""
 
     model: nn.Module
-    example: tuple[Tensor, ...]
+    example: tuple[Any, ...]
     structure: Structure
 
 
 def traced(
     model: str,
     batch: int,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     width: float | None = None,
     classes: int | None = None,
     weights: Path | None = None,
     seed: int = 0,
 ) -> Traced:
-    """Builds and traces a MODEL string at a batch of images of ``shape`` (channels, height, width).
+    """Builds and traces a MODEL string at a batch of images of ``shape`` (channels, height, width), or of its inputs.
 
     Raises:
         UsageError: no such network, or weights that do not fit it.
         StructureError: it does not run on one image of that shape.
     """
-    import torch
-
     from halpiee.errors import StructureError
     from halpiee.structure.trace import trace
 
     network = from_model(model, shape, width=width, classes=classes, weights=weights, seed=seed).model
-    example = (torch.randn(batch, *shape),)
+    example = example_of(network, shape, batch)
     try:
         structure = trace(network, example)
     except StructureError as error:
@@ -178,10 +191,26 @@ def traced(
         if not end or "positional argument" in said:
             raise
         raise StructureError(
-            f"{model} was to take images of --size {'x'.join(map(str, shape))}: {said}; give the size that it takes "
-            "with --size"
+            f"{model} was to take {_asked(shape)}: {said}; give the size that it takes with --size, or each input with "
+            "--input NAME=SHAPE"
         ) from error
     return Traced(network, example, structure)
+
+
+def at_batch(example: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
+    """Returns example inputs with another batch: the first of each, so many times."""
+    from latency.backends.torch.modules import filled, tensors_in
+
+    return filled(
+        example, [x[:1].expand(batch, *x.shape[1:]).clone() if x.dim() else x for x in tensors_in(example)]
+    )
+
+
+def _asked(shape: Shape) -> str:
+    """Returns what was typed of a network's inputs, in words."""
+    if all(isinstance(n, int) for n in shape):
+        return f"images of --size {'x'.join(map(str, shape))}"
+    return f"inputs of {spelled(shape)}"
 
 
 USUAL = (3, 224, 224)
@@ -190,7 +219,7 @@ USUAL = (3, 224, 224)
 
 def from_plan(
     path: Path,
-    shape: tuple[int, ...] | None = None,
+    shape: Shape | None = None,
     *,
     model: str | None = None,
     weights: Path | None = None,
@@ -202,8 +231,8 @@ def from_plan(
 
     Args:
         path: the plan.
-        shape: (channels, height, width) of the images; by default those that the plan was made for. For others no
-            latency is claimed.
+        shape: (channels, height, width) of the images, or inputs by name; by default those that the plan was made
+            for. For others no latency is claimed.
         model: MODEL string of the dense network, as typed; by default the plan's, where that is a known network.
         weights: of the dense network, or of the compact one.
         precision: of the file that is made of it.
@@ -220,6 +249,7 @@ def from_plan(
     from halpiee.structure.verification import verify
     from halpiee.training.checkpoint import load_weights
     from halpiee.zoo.registry import check_arguments, check_named, names_code
+    from latency.backends.torch.modules import tensors_in
 
     plan = Plan.load(path)
     name = model or plan.model
@@ -232,12 +262,15 @@ def from_plan(
         if not names_code(name):
             check_arguments(name, plan.arguments, where=f"the plan {path}", instead="type --trust-plan")
             _check_planned(path, plan, name)
-    shape = shape or plan.image or USUAL
-    dense, example = _built(name, plan.arguments, seed).eval(), _example(shape)
+    shape = shape or plan.image or tuple(Input("", tuple(one)) for one in plan.inputs) or USUAL
+    dense = _built(name, plan.arguments, seed).eval()
+    example = _example(dense, shape)
     metadata = plan_metadata(plan, path, precision=precision) | {"model": name}
     unclaimed = None
-    if shape != plan.image and metadata.pop("predicted_us", None) is not None:
-        unclaimed = _elsewhere(path, plan.image, shape)
+    if [list(x.shape[1:]) for x in tensors_in(example)] != plan.inputs and metadata.pop(
+        "predicted_us", None
+    ) is not None:
+        unclaimed = _elsewhere(path, plan.inputs, shape)
     notes: tuple[str, ...] = () if unclaimed is None else (unclaimed,)
     loaded = None if weights is None else load_weights(weights)
     sizes = {key: tuple(value.shape) for key, value in dense.state_dict().items()}
@@ -266,7 +299,7 @@ SIZES = (1, 2, 5)
 """Batches that compact and masked are compared on."""
 
 
-def _taken(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int, ...]:
+def _taken(model: nn.Module, example: tuple[Any, ...]) -> tuple[int, ...]:
     """Returns the batch sizes that a network runs on; (1,) where its batch is fixed."""
     import torch
 
@@ -275,7 +308,7 @@ def _taken(model: nn.Module, example: tuple[Tensor, ...]) -> tuple[int, ...]:
     taken = []
     for size in SIZES:
         with contextlib.suppress(Exception), torch.no_grad():
-            copy_of(model)(*(x[:1].expand(size, *x.shape[1:]).clone() for x in example))
+            copy_of(model)(*at_batch(example, size))
             taken.append(size)
     return tuple(taken) or (1,)
 
@@ -304,7 +337,7 @@ def _check_planned(path: Path, plan: Plan, name: str) -> None:
         ) from error
 
 
-def _left(path: Path, plan: Plan, dense: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
+def _left(path: Path, plan: Plan, dense: nn.Module, example: tuple[Any, ...]) -> nn.Module:
     """Applies a plan to its network, and checks that the result runs.
 
     Raises:
@@ -329,16 +362,17 @@ def _left(path: Path, plan: Plan, dense: nn.Module, example: tuple[Tensor, ...])
     return compact
 
 
-def _elsewhere(path: Path, planned: tuple[int, ...] | None, shape: tuple[int, ...]) -> str:
-    """Returns why a plan predicts no latency for images of this size."""
-    taken = "×".join(map(str, shape))
-    if planned is None:
+def _elsewhere(path: Path, planned: list[list[int]], shape: Shape) -> str:
+    """Returns why a plan predicts no latency for inputs of this size."""
+    taken = spelled(shape)
+    if not planned:
         return (
             f"the plan {path} does not say which images its latency was predicted for: at {taken} none is claimed; "
             "write the plan again with halpiee plan"
         )
+    made = " and ".join("×".join(map(str, one)) for one in planned)
     return (
-        f"the plan {path} predicts its latency at {'×'.join(map(str, planned))}: at {taken} none is claimed; leave "
+        f"the plan {path} predicts its latency at {made}: at {taken} none is claimed; leave "
         "--size out to take the plan's"
     )
 
@@ -352,10 +386,12 @@ def _built(name: str, arguments: dict[str, Any], seed: int) -> nn.Module:
     return build(name, **arguments)
 
 
-def _example(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+def _example(model: nn.Module, shape: Shape) -> tuple[Any, ...]:
     import torch
 
-    return (torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)),)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return example_of(model, shape)
 
 
 def _fit(model: nn.Module, loaded: dict[str, Tensor], asked: str) -> None:

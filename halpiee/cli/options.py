@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from halpiee import ranges
+from halpiee.cli.inputs import INPUTS, Shape, parse_inputs
 from halpiee.errors import UsageError
 from halpiee.options import Option, described, fitted, option, options_of
 from halpiee.ranges import annotated, inside, words
@@ -72,6 +73,12 @@ class Imaged(Built):
         metadata=described("A zoo, torchvision or timm name, or package.module:function.", argument=True)
     )
     size: str = option("224", f"Image size: {SIZES}.", NETWORK)
+    inputs: tuple[str, ...] = option((), INPUTS, NETWORK, typed="--input")
+
+    @property
+    def shape(self) -> Shape:
+        """(channels, height, width) of the images, or the inputs by name."""
+        return parse_inputs(self.inputs) or input_size(self.size)
 
 
 def verb(

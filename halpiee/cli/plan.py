@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import advice, ranges
-from halpiee.cli.options import Answered, Imaged, check_picture, input_size, verb
+from halpiee.cli.options import Answered, Imaged, check_picture, verb
 from halpiee.cli.output import ScreenTalk, answer, kept_in, say, screen
 from halpiee.errors import UsageError
 from halpiee.limits import (
+    INT8_MULTIPLE,
     Network,
     batch_of,
     check_also,
     check_groups,
     check_prunable,
+    in_int8,
     limits_of,
     offered,
     parse_also,
@@ -83,11 +85,6 @@ class Plan(Imaged, Protecting, Limiting, Threaded, Seeded, Answered):
         """Whether the whole curve is computed."""
         return self.sweep or self.plot is not None
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of the images."""
-        return input_size(self.size)
-
     def measuring(self, *, batch: int, threads: int) -> str:
         """Returns the command that profiles this network, without --out."""
         return advice.command(
@@ -132,11 +129,12 @@ class Problem:
 
     def at_batch(self, n: int) -> Structure:
         """Returns the structure at another batch."""
+        from halpiee.cli.networks import at_batch
         from halpiee.structure.trace import trace
 
         if n == self.images:
             return self.structure
-        return trace(self.network.model, (self.network.example[0][:1].expand(n, *self.asked.shape),))
+        return trace(self.network.model, at_batch(self.network.example, n))
 
 
 def check(asked: Plan) -> Path:
@@ -147,7 +145,7 @@ def check(asked: Plan) -> Path:
             f"a plan of {asked.model} was asked for without --profile; measure one with {measuring} --out FILE, or "
             "give --lazy and the --profile FILE that what is measured shall go to"
         )
-    input_size(asked.size)
+    _ = asked.shape
     parse_budget(asked.budget)
     others = [parse_also(text) for text in asked.also]
     parse_between(asked.between)
@@ -234,6 +232,7 @@ def command(asked: Plan) -> None:
         "scores": problem.said_of_scores,
         "protected": sorted(problem.protect),
         "untimed": problem.structure.details["untimed"],
+        "int8": in_int8(cost),
     }
     notes = notes_on(result, selection, asked, first=problem.first)
     if asked.swept:
@@ -400,6 +399,10 @@ def notes_on(result: dict[str, Any], selection: Selection, asked: Plan, *, first
         first: the first group, where it is protected.
     """
     notes = [f"scores: {result['scores']}"]
+    if result.get("int8") and asked.multiple_of == 1:
+        notes.append(
+            f"int8: widths are multiples of {INT8_MULTIPLE}, those between are slower; --multiple-of says otherwise"
+        )
     if result["untimed"]:
         notes.append(_without(result["untimed"], asked.budget, parse_budget(asked.budget)[1] is not None))
     if first:

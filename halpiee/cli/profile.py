@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from halpiee import advice
-from halpiee.cli.options import Answered, Imaged, input_size, verb
+from halpiee.cli.options import Answered, Imaged, verb
 from halpiee.cli.output import ScreenTalk, answer, kept_in, say
 from halpiee.errors import HoldoutWarning
 from halpiee.options import option
@@ -19,6 +19,7 @@ from halpiee.shared_options import RUNTIME, Batched, Seeded, Threaded
 
 if TYPE_CHECKING:
     import latency
+    from halpiee.cli.inputs import Shape
 
 __all__ = ["command"]
 
@@ -33,7 +34,9 @@ class Profile(Imaged, Batched, Threaded, Seeded, Answered):
     )
     backend: str = option("onnxruntime", "Runtime that is timed; `halpiee doctor` lists them.", RUNTIME)
     device: str = option("auto", "Device of the runtime: cpu, cuda, cuda:1.", RUNTIME)
-    precision: Literal["fp32", "tf32", "fp16", "bf16"] = option("fp32", "Arithmetic of every op.", RUNTIME)
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "int8"] = option(
+        "fp32", "Arithmetic of every op; int8: ONNX Runtime, as QDQ.", RUNTIME
+    )
     channels_last: bool = option(False, "Let images lie in NHWC order.", RUNTIME)
 
 
@@ -43,12 +46,14 @@ class Profile(Imaged, Batched, Threaded, Seeded, Answered):
     examples=(
         "halpiee profile resnet20 --size 32 --batch 1 --out resnet20.jsonl",
         "halpiee profile resnet50 --size 224 --dry-run",
+        "halpiee profile my.module:net --input image=3x128x128 --input depth=1x128x128 --out net.jsonl",
+        "halpiee profile resnet20 --size 32 --precision int8 --out resnet20-int8.jsonl",
         "halpiee profile resnet50 --backend torch --device cuda --precision fp16 --channels-last --out h200.jsonl",
     ),
 )
 def command(asked: Profile) -> None:
     """Measure how long MODEL's ops take on this device at every useful width."""
-    shape, out = input_size(asked.size), asked.out
+    shape, out = asked.shape, asked.out
     if out is None and not asked.dry_run:
         raise click.UsageError("--out is missing; name the profile file, or add --dry-run to measure nothing")
     import latency
@@ -87,7 +92,7 @@ def command(asked: Profile) -> None:
 
 
 def _answer(
-    asked: Profile, out: Path, shape: tuple[int, ...], profile: latency.Profile, without: dict[str, int]
+    asked: Profile, out: Path, shape: Shape, profile: latency.Profile, without: dict[str, int]
 ) -> None:
     """Prints what was measured, what was not, and the next command."""
     from latency.inspect import inspect

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from halpiee.cli.inputs import Input, Shape
 from halpiee.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Timed:
         way: how it runs there, such as a provider of ONNX Runtime.
         file: an ONNX file or an engine, or
         network: a module.
-        shape: (channels, height, width) where the file leaves them open.
+        shape: (channels, height, width), or inputs by name, where the file leaves them open.
         metadata: what the file says of itself.
         trust: whether an engine of unknown origin is loaded.
     """
@@ -39,7 +40,7 @@ class Timed:
     way: Way
     file: Path | None = None
     network: Network | None = None
-    shape: tuple[int, ...] | None = None
+    shape: Shape | None = None
     metadata: dict[str, str] | None = None
     trust: bool = False
 
@@ -63,13 +64,15 @@ class Timed:
     def _made(self, backend: Backend, batch: int, precision: Precision | None) -> Runner:
         if self.network is None:
             made = backend.network(
-                self.file, batch=batch, shape=self.shape, trust=self.trust, name=str(self.file)
+                self.file, batch=batch, shape=_open_sizes(self.shape), trust=self.trust, name=str(self.file)
             )
             if precision is not None and self.file_ending == ".onnx":
                 check_precision(self.file, precision)
             return made
+        from halpiee.cli.networks import at_batch
+
         model, first = self.network.model, self.network.example
-        example = tuple(x[:1].expand(batch, *x.shape[1:]).clone() for x in first)
+        example = at_batch(first, batch)
         if ".onnx" in backend.files:
             from halpiee.deploy.onnx import converted
 
@@ -109,9 +112,15 @@ class Timed:
         same = found.get("device") == latency.environment()["device"]
         if not same or (found.get("batch"), found.get("threads")) != (str(batch), str(threads)):
             return None
-        if self.file_ending == ".onnx" and is_quantised(self.file):
+        if self.file_ending == ".onnx" and found.get("precision") != "int8" and is_quantised(self.file):
             return None  # the metadata are of the file before its quantisation
         return float(found["predicted_us"]) if "predicted_us" in found else None
+
+
+def _open_sizes(shape: Shape | None) -> Any:
+    """Returns the sizes of a file's open dimensions, as backends take them."""
+    named = {one.name: one.shape for one in shape or () if isinstance(one, Input)}
+    return named or shape
 
 
 def is_quantised(file: Path | None) -> bool:

@@ -1,6 +1,18 @@
 """Export and the proof that what is exported is what was trained."""
 
-from halpiee.deploy.onnx import ExportReport, export_onnx
+from halpiee.deploy.int8 import FileNetwork, Int8Report, export_int8
+from halpiee.deploy.onnx import ExportReport, export_onnx, metadata_of, stamp
 from halpiee.deploy.verify import Comparison, compare, relative_l2
 
-__all__ = ["Comparison", "ExportReport", "compare", "export_onnx", "relative_l2"]
+__all__ = [
+    "Comparison",
+    "ExportReport",
+    "FileNetwork",
+    "Int8Report",
+    "compare",
+    "export_int8",
+    "export_onnx",
+    "metadata_of",
+    "relative_l2",
+    "stamp",
+]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,17 +36,21 @@ from latency.backends.torch.modules import input_names as names_of_inputs
 if TYPE_CHECKING:
     import onnx
 
+    from halpiee.selection.cost import LatencyCost
+
 __all__ = [
     "TOLERANCE",
     "ExportReport",
     "converted",
     "export_onnx",
     "fold_batch_norm",
+    "metadata_of",
     "onnx_outputs",
     "plan_hash",
     "plan_metadata",
     "read_metadata",
     "run_metadata",
+    "stamp",
     "write_metadata",
 ]
 
@@ -294,12 +298,12 @@ def converted(
     return proto
 
 
-def stamp(path: Path, metadata: Mapping[str, str]) -> None:
+def stamp(path: str | Path, metadata: Mapping[str, Any]) -> None:
     """Adds to the metadata of a file that is there, such as the latency it was measured to have."""
     import onnx
 
     model = onnx.load(str(path))
-    write_metadata(model, metadata)
+    write_metadata(model, _texts(metadata))
     write(path, model.SerializeToString(), overwrite=True)
 
 
@@ -408,27 +412,57 @@ def _refuse_mismatch(path: Path, precision: str, result: Comparison, allowed: fl
 KEPT = ("model", "method", "budget", "backend", "batch", "threads", "budget_us", "dense_us")
 """Keys of a run's report that go into the file as they are."""
 
-PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8"}
 """What a profile's dtype is called in a file."""
 
 
-def plan_hash(path: Path) -> str:
-    """Returns the SHA-256 of a plan file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def plan_hash(plan: Plan | Path) -> str:
+    """Returns the SHA-256 of a plan file, or of the file that a plan would be saved as."""
+    data = plan.read_bytes() if isinstance(plan, Path) else plan.text().encode()
+    return hashlib.sha256(data).hexdigest()
 
 
-def plan_metadata(plan: Plan, path: Path, *, precision: str = "fp32") -> dict[str, str]:
+def metadata_of(
+    plan: Plan, cost: LatencyCost | None = None, *, measured_us: float | None = None, precision: str = "fp32"
+) -> dict[str, str]:
+    """Returns what a file from your own loop says of itself, for ``export_onnx(…, metadata=…)``.
+
+    Args:
+        plan: of what the method kept: ``Plan.from_selection(structure, iee)``.
+        cost: what the method was given: tells the device, runtime, threads and batch that were profiled, the dense
+            latency, and the predicted one where the plan holds none.
+        measured_us: latency of the pruned network there, end to end, if you measured it; ``stamp`` adds it later.
+        precision: of the file; latencies of another one are left out.
+    """
+    target = dict(plan.target)
+    if cost is not None:
+        facts = getattr(cost.profile, "environment", {})
+        target |= {key: facts.get(key) for key in ("device", "backend", "dtype", "threads")}
+        target["batch"] = next((timed.op.batch for timed in cost.structure.ops), 1)
+        plan = replace(
+            plan,
+            target=target,
+            latency_us=plan.latency_us if plan.latency_us is not None else cost.total_us(plan.counts),
+        )
+    found = plan_metadata(plan, plan, precision=precision)
+    dtype = str(target.get("dtype") or "float32")
+    if PRECISIONS.get(dtype, dtype) == precision:
+        found |= _texts({"dense_us": None if cost is None else cost.dense_us, "measured_us": measured_us})
+    return found
+
+
+def plan_metadata(plan: Plan, path: Path | Plan, *, precision: str = "fp32") -> dict[str, str]:
     """Returns what a file made from a plan says of itself.
 
     Args:
         plan: the plan.
-        path: the file it came from.
+        path: the file it came from, or the plan that would be written.
         precision: of the file; a latency that was predicted for another one is left out.
     """
     target = plan.target
     values = {"model": plan.model, "budget_us": plan.budget_us, "plan_sha256": plan_hash(path)}
     values |= {key: target.get(key) for key in ("device", "backend", "batch", "threads")}
-    dtype = str(target.get("dtype", "float32"))
+    dtype = str(target.get("dtype") or "float32")
     if PRECISIONS.get(dtype, dtype) == precision:
         values["predicted_us"] = plan.latency_us
     return _texts(values)

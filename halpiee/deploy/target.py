@@ -23,7 +23,7 @@ from latency.timing.benchmark import Comparison, compare
 
 __all__ = ["Target", "in_terms_of"]
 
-DTYPES: dict[str, str] = {"fp16": "float16", "bf16": "bfloat16"}
+DTYPES: dict[str, str] = {"fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 """What profiles call a precision; all others are float32."""
 
 
@@ -34,7 +34,7 @@ class Target:
     Attributes:
         backend: as it is registered: ``onnxruntime`` (the CPU, fp32), ``torch``, ``tensorrt`` ….
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, where the backend has a choice.
-        precision: ``fp32`` (TF32 off), ``tf32``, ``fp16`` or ``bf16``.
+        precision: ``fp32`` (TF32 off), ``tf32``, ``fp16``, ``bf16`` or ``int8`` (ONNX Runtime).
         channels_last: whether images lie in NHWC order.
         threads: of the CPU.
         options: more settings of the backend, such as TensorRT's ``level``.

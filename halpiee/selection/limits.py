@@ -274,7 +274,7 @@ Quantity = Literal["macs", "params", "peak_bytes"]
 
 UNITS: Mapping[Quantity, str] = {"macs": "MACs", "params": "parameters", "peak_bytes": "bytes"}
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 def resource(structure: Structure, quantity: Quantity, *, above: float = 0.0) -> Cost:

@@ -274,7 +274,11 @@ class Plan:
             OutputInUseError: the file is there and may not be replaced; nothing was written.
             WriteError: it cannot be written.
         """
-        write(path, indented({"schema": SCHEMA, **asdict(self)}), overwrite=overwrite)
+        write(path, self.text(), overwrite=overwrite)
+
+    def text(self) -> str:
+        """Returns the JSON that ``save`` writes."""
+        return indented({"schema": SCHEMA, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
-from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend
+from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend, is_module
 from latency.backends.cuda import gpu_facts
 from latency.backends.onnxruntime.model import fixed_batch, to_onnx
 from latency.backends.onnxruntime.network import SessionRunner, feeds, session
 from latency.backends.onnxruntime.ops import differential_graph
+from latency.backends.onnxruntime.quantised import quantised
 from latency.device import environment
 from latency.errors import MissingError, UsageError
 from latency.op import Op, weight_bytes
@@ -26,7 +28,7 @@ class OnnxRuntime(Backend):
     Args:
         threads: intra-op threads. One is timed by CPU time, several by the wall clock.
         device: ``auto`` or ``cpu``.
-        precision: ``fp32``; a file has its own.
+        precision: ``fp32`` or ``int8`` (QDQ); a file has its own.
         channels_last: False; the runtime chooses layouts itself.
         provider: of whole networks: ``cpu``, ``cuda`` or ``tensorrt``.
 
@@ -56,7 +58,7 @@ class OnnxRuntime(Backend):
         provider: str = "cpu",
     ) -> None:
         self.check(device=device, precision=precision, channels_last=channels_last)
-        self.threads, self.provider = threads, provider
+        self.threads, self.provider, self.precision = threads, provider, precision
         self.evicts = threads == 1
         """Whether weights are to be read from memory; one thread can empty no other core's caches."""
 
@@ -65,20 +67,26 @@ class OnnxRuntime(Backend):
         """Refuses settings that only other runtimes have."""
         super().check(**settings)
         device = settings.get("device", "auto")
-        if settings.get("precision", "fp32") == "fp32" and device not in ("auto", "cpu"):
+        if settings.get("precision", "fp32") in PRECISIONS and device not in ("auto", "cpu"):
             raise MissingError(
                 f"ONNX Runtime on {device} was asked for; it is measured on the CPU here; use --backend torch for a GPU"
             )
-        if settings.get("precision", "fp32") != "fp32" or settings.get("channels_last"):
+        if settings.get("precision", "fp32") not in PRECISIONS or settings.get("channels_last"):
             raise UsageError(
-                "ONNX Runtime was asked with a device, precision or layout; it is measured on the CPU in fp32 and "
-                "NCHW; leave them out, or add --backend torch"
+                "ONNX Runtime was asked with a device, precision or layout; it is measured on the CPU in fp32 or int8 "
+                "and NCHW; leave them out, or add --backend torch"
             )
+
+    @classmethod
+    def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:
+        """Returns the precision that a profile was measured with, where it is not fp32."""
+        return {"precision": "int8"} if environment.get("dtype") == "int8" else {}
 
     def environment(self) -> dict[str, Any]:
         """Returns the circumstances of everything this backend measures."""
         if self.provider == "cpu":
-            return environment("onnxruntime", self.threads, optimization="all")
+            own = {"dtype": "int8"} if self.precision == "int8" else {}
+            return environment("onnxruntime", self.threads, optimization="all", **own)
         stated = {**gpu_facts(), "provider": self.provider}
         return environment("onnxruntime", self.threads, optimization="all", **stated)
 
@@ -102,14 +110,15 @@ class OnnxRuntime(Backend):
         """
         most = self.policy.copies(op)
         many, one = (
-            _call(session(differential_graph(op, copies, most), threads=self.threads, merge=False))
+            _call(session(_graph(op, copies, most), threads=self.threads, merge=False))
             for copies in (most, 1)
         )
         return Built(run=many, minus=one, copies=most - 1, method="twin")
 
     def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
-        """Returns the ONNX model of a module."""
-        return to_onnx(model, example_inputs)
+        """Returns the ONNX model of a module; in int8 with made-up ranges, which the time does not hang on."""
+        made = to_onnx(model, example_inputs)
+        return quantised(made) if self.precision == "int8" else made
 
     def network(
         self,
@@ -118,6 +127,8 @@ class OnnxRuntime(Backend):
         **how: Unpack[NetworkOptions],
     ) -> Runner:
         """Returns a module, which is exported, an ONNX model or the path of one, to be entered and timed."""
+        if self.precision == "int8" and is_module(model) and example_inputs is not None:
+            model = self.deployed(model, example_inputs)
         return SessionRunner(model, example_inputs, provider=self.provider, threads=self.threads, **how)
 
     @classmethod
@@ -128,6 +139,17 @@ class OnnxRuntime(Backend):
         import onnxruntime
 
         return [("backend onnxruntime", Found("ok", ", ".join(onnxruntime.get_available_providers())))]
+
+
+PRECISIONS = ("fp32", "int8")
+"""Arithmetic that ops and networks are timed in."""
+
+
+def _graph(op: Op, copies: int, readers: int) -> Any:
+    """Returns the graph of some copies of an op, in its precision."""
+    if op.dtype != "int8":
+        return differential_graph(op, copies, readers)
+    return quantised(differential_graph(replace(op, dtype="float32"), copies, readers))
 
 
 def _call(runtime: Any) -> Callable[[], object]:

@@ -348,7 +348,12 @@ def weight_precision(proto: Any) -> str:
     """Returns the precision that most weights of an ONNX model have."""
     from onnx import TensorProto
 
-    words = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    words = {
+        TensorProto.FLOAT: "fp32",
+        TensorProto.FLOAT16: "fp16",
+        TensorProto.BFLOAT16: "bf16",
+        TensorProto.INT8: "int8",
+    }
     sizes: dict[str, int] = {}
     for tensor in proto.graph.initializer:
         word = words.get(tensor.data_type)

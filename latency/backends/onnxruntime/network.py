@@ -298,14 +298,19 @@ def feeds(
     return found
 
 
-def random_inputs(runtime: Any, name: str, batch: int | None, shape: Sequence[int] | None) -> dict[str, Any]:
+def random_inputs(
+    runtime: Any,
+    name: str,
+    batch: int | None,
+    shape: Sequence[int] | Mapping[str, Sequence[int]] | None,
+) -> dict[str, Any]:
     """Returns random inputs for a session, all open dimensions filled.
 
     Args:
         runtime: the session.
         name: of the model in messages.
         batch: images per inference; None: the model's own, else 1.
-        shape: (channels, height, width) where the model leaves them open.
+        shape: (channels, height, width) where the model leaves them open; of several inputs, by name.
 
     Open dimensions have the sizes of the inputs that the file was exported with, where it says so.
 
@@ -314,6 +319,14 @@ def random_inputs(runtime: Any, name: str, batch: int | None, shape: Sequence[in
     """
     sizes: dict[str, list[Any]] = {}
     written = written_shapes(runtime)
+    named = {**shape} if isinstance(shape, Mapping) else {}
+    shape = None if isinstance(shape, Mapping) else shape
+    strange = sorted(named.keys() - {value.name for value in runtime.get_inputs()})
+    if strange:
+        raise UsageError(
+            f"the size of {strange[0]} was given, and {name} reads "
+            f"{', '.join(value.name for value in runtime.get_inputs())}; name one of these"
+        )
     for value in runtime.get_inputs():
         dims = list(value.shape)
         own = dims[0] if dims and isinstance(dims[0], int) else None
@@ -328,19 +341,23 @@ def random_inputs(runtime: Any, name: str, batch: int | None, shape: Sequence[in
                 "it with a free batch dimension (`halpiee export` does, unless the network has its batch in it)"
             )
         full = [batch, *dims[1:]]
-        if shape is None and value.name in written:
+        if shape is None and value.name in written.keys() - named.keys():
             full = [
                 own if isinstance(own, int) else usual
                 for own, usual in zip(full, [batch, *written[value.name]], strict=True)
             ]
-        if shape is not None and len(full) == len(shape) + 1:
-            clash = [(a, b) for a, b in zip(full[1:], shape, strict=True) if isinstance(a, int) and a != b]
-            if clash:
+        wanted = named.get(value.name, shape)
+        if wanted is not None and (len(full) == len(wanted) + 1 or value.name in named):
+            fits = len(full) == len(wanted) + 1
+            clash = fits and [
+                1 for a, b in zip(full[1:], wanted, strict=True) if isinstance(a, int) and a != b
+            ]
+            if clash or not fits:
                 raise UsageError(
-                    f"--size {'x'.join(map(str, shape))} was asked, and {name} takes "
+                    f"--size {'x'.join(map(str, wanted))} was asked, and {name} takes "
                     f"{'x'.join(map(str, full[1:]))}; leave --size out, or export the model at that size"
                 )
-            full = [batch, *shape]
+            full = [batch, *wanted]
         unknown = [d for d in full if not isinstance(d, int)]
         if unknown:
             raise UsageError(

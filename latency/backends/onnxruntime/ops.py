@@ -364,7 +364,7 @@ def _refuse(op: Op) -> None:
         )
     if op.dtype != "float32" or op.layout != "nchw":
         raise UnsupportedOpError(
-            f"an op in {op.dtype}, {op.layout} was asked for; ONNX Runtime on CPU is measured in float32, nchw; "
+            f"an op in {op.dtype}, {op.layout} was asked for; ONNX Runtime on CPU is measured in float32, int8, nchw; "
             "use the torch backend on a GPU, or trace the model in float32"
         )
     if op.spec.window and len(op.kernel) not in (1, 2, 3):

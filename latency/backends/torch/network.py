@@ -30,7 +30,7 @@ __all__ = [
     "shared_graphs",
 ]
 
-Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 
 Mode = Literal["graph", "eager", "compile"]
 """How a module runs: as one CUDA graph where there is a GPU, call by call, or through ``torch.compile``."""

@@ -1,0 +1,156 @@
+"""``halpiee export --int8``: a file in int8, with its accuracy and its speed beside those of the fp32 file."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halpiee.cli.output import answer, say
+from halpiee.errors import UsageError
+
+if TYPE_CHECKING:
+    from halpiee.cli.networks import Network
+    from halpiee.data.data import Data
+    from halpiee.tasks import Task
+
+__all__ = ["Quantised", "export_quantised"]
+
+BATCH = 32
+"""Images of a calibration batch."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What is written, and from which images.
+
+    Attributes:
+        out: the file.
+        named: the network, as it was typed.
+        data: as typed after ``--data``; None: the run's own.
+        images: it is calibrated on.
+        seed: of the images that are drawn.
+        ends: ``dynamic_size``, ``input_names`` and ``output_names`` of ``export_onnx``.
+        as_json: whether the answer is JSON.
+    """
+
+    out: Path
+    named: str
+    data: str | None
+    images: int
+    seed: int
+    ends: dict[str, Any]
+    as_json: bool
+
+
+def export_quantised(asked: Quantised, network: Network) -> None:
+    """Writes the file and answers: figures on the test set, and latencies, of int8 and fp32."""
+    import latency
+    from halpiee.deploy.int8 import FileNetwork, export_int8
+    from halpiee.deploy.onnx import stamp
+    from halpiee.training.loop import judged
+
+    data, task = _data(asked, network)
+    if tuple(network.example[0].shape[1:]) != tuple(data.shape):
+        raise UsageError(
+            f"--int8 was asked of a network of {tuple(network.example[0].shape[1:])}, and the images of "
+            f"{data.name} are {tuple(data.shape)}; give --size the size of the images"
+        )
+    with tempfile.TemporaryDirectory(prefix="halpiee.fp32.") as folder:
+        beside = Path(folder) / "fp32.onnx"
+        done = export_int8(
+            network.model,
+            network.example,
+            asked.out,
+            _images(data, asked.images, asked.seed),
+            beside=beside,
+            metadata=network.metadata,
+            seed=asked.seed,
+            **asked.ends,
+        )
+        figures = {}
+        for name, path in (("fp32", beside), ("int8", asked.out)):
+            figures[name] = judged(FileNetwork(path), data, task, batch_size=done.fp32.fixed_batch or 64)
+        timed = latency.compare({"fp32": beside, "int8": asked.out}, rounds=30)
+    us = {name: timed[name].median_us for name in ("fp32", "int8")}
+    speed_up = timed.ratio("fp32", "int8")
+    batch = done.fp32.fixed_batch or 1
+    stamp(
+        asked.out,
+        {
+            task.figure: figures["int8"][task.figure],
+            f"{task.figure}_fp32": figures["fp32"][task.figure],
+            "measured_us": us["int8"],
+            "measured_us_fp32": us["fp32"],
+            "batch": batch,
+            "threads": 1,
+            "device": latency.environment()["device"],
+            "backend": "onnxruntime",
+        },
+    )
+    result: dict[str, Any] = {
+        **asdict(done),
+        "figure": task.figure,
+        "figures": figures,
+        "latency_us": us,
+        "fps": {name: batch * 1e6 / value for name, value in us.items()},
+        "speedup": speed_up.median,
+        "speedup_ci": [speed_up.lo, speed_up.hi],
+        "notes": [*network.notes, *done.fp32.notes],
+    }
+    answer(result, asked.as_json, lambda: _show(asked, task, result))
+
+
+def _show(asked: Quantised, task: Task, result: dict[str, Any]) -> None:
+    say(
+        f"{asked.out}: {result['size_bytes'] / 1e6:.1f} MB, int8, calibrated on {result['images']} images; relative L2 "
+        f"to fp32 {result['rel_l2']:.1e}"
+    )
+    for name in ("fp32", "int8"):
+        say(
+            f"  {name}: {task.title.lower()} {result['figures'][name][task.figure]:.2%}, "
+            f"{result['latency_us'][name]:.0f} µs, {result['fps'][name]:,.0f} FPS"
+        )
+    low, high = result["speedup_ci"]
+    say(f"  int8 is {result['speedup']:.2f} times as fast ({low:.2f} … {high:.2f}), one thread, batch 1")
+    for note in result["notes"]:
+        say(note)
+
+
+def _data(asked: Quantised, network: Network) -> tuple[Data, Task]:
+    """Returns the data and the task: of the run, or as typed."""
+    from halpiee.tasks import named
+    from halpiee.training.job import Run
+
+    if network.run is not None:
+        run = network.run
+        if asked.data is not None:
+            run = Run(replace(run.settings, data=asked.data), run.folder, run.talk)
+        return run.data, run.task
+    if asked.data is None:
+        raise UsageError(
+            f"--int8 was asked of {asked.named}, which has no data of its own; add --data, a folder of "
+            "images, cifar10 or digits"
+        )
+    from halpiee.data.opening import open_data
+
+    task = named("classification")
+    height, width = network.example[0].shape[2:]
+    if height != width:
+        raise UsageError(
+            f"--int8 was asked of images of {height}×{width}; data are read as squares: give one --size"
+        )
+    data = open_data(task.source(asked.data, int(height)), kind=task.kind)
+    task.prepare(data, network.model)
+    return data, task
+
+
+def _images(data: Data, count: int, seed: int) -> Any:
+    """Yields training images, normalised and not changed at random."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(data.n_train, generator=generator)[:count]
+    for part in torch.split(order, BATCH):
+        yield data.at(part)[0]

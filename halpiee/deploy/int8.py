@@ -1,0 +1,172 @@
+"""Files in int8: ONNX Runtime's static quantisation (QDQ), calibrated on images of the data.
+
+Weights are int8 with a scale for each output channel, activations uint8 with one for each tensor: the range that the
+calibration images gave it. The fp32 file that is quantised is proved against PyTorch first. An int8 file computes
+something else than its network on purpose; what it is worth is its accuracy on the test set, beside that of the fp32
+file, and its latency beside it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from halpiee.deploy.onnx import ExportReport, export_onnx, write_metadata
+from halpiee.errors import UsageError
+from latency._files import check_place, write
+from latency.backends.onnxruntime.quantised import SETTINGS, quiet
+
+__all__ = ["FileNetwork", "Int8Report", "export_int8"]
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """An int8 file, and the fp32 file that it was made of.
+
+    Attributes:
+        path: the file.
+        size_bytes: its size.
+        images: it was calibrated on.
+        fp32: what was proved of the fp32 file, which is kept only where it was asked for.
+        rel_l2: ‖a − b‖₂ / ‖b‖₂ of int8 against fp32 outputs on the first calibration images.
+    """
+
+    path: Path
+    size_bytes: int
+    images: int
+    fp32: ExportReport
+    rel_l2: float
+
+
+def export_int8(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    path: str | Path,
+    batches: Iterable[Tensor | tuple[Tensor, ...]],
+    *,
+    beside: str | Path | None = None,
+    metadata: Mapping[str, str] | None = None,
+    seed: int = 0,
+    **ends: Any,
+) -> Int8Report:
+    """Exports a model in int8.
+
+    Args:
+        model: any module; it is left alone.
+        example_inputs: as for ``export_onnx``.
+        path: the file to write.
+        batches: calibration images as the network takes them, normalised, ``[N, …]``: some hundreds in all. All are
+            held by the runtime's calibration for a while.
+        beside: where the fp32 file goes; None: it is not kept.
+        metadata: names and values for the file's metadata.
+        seed: of the random inputs of the fp32 file's proof.
+        **ends: ``dynamic_size``, ``input_names`` and ``output_names`` of ``export_onnx``.
+
+    Raises:
+        UsageError: there are no calibration images, or the runtime cannot quantise the model.
+        MismatchError: the fp32 file differs from PyTorch.
+        OutputInUseError: the file exists.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+
+    path = Path(path)
+    check_place(path)
+    with tempfile.TemporaryDirectory(prefix="halpiee.int8.") as folder:
+        float_path = Path(beside) if beside is not None else Path(folder) / "fp32.onnx"
+        done = export_onnx(model, example_inputs, float_path, metadata=metadata, seed=seed, **ends)
+        reader = _Reader(done.inputs, batches)
+        if reader.first is None:
+            raise UsageError("int8 was asked without calibration images; give some hundreds of the data")
+        made = Path(folder) / "int8.onnx"
+        try:
+            with quiet():
+                quantize_static(
+                    str(float_path),
+                    str(made),
+                    reader,
+                    quant_format=QuantFormat.QDQ,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    **SETTINGS,
+                )
+        except Exception as error:  # the quantiser raises what its passes raise
+            raise UsageError(
+                f"{type(model).__name__} was to be quantised to int8, and ONNX Runtime's quantiser raised "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; export it in fp32 or fp16"
+            ) from error
+        proto = onnx.load(str(made))
+        kept = {entry.key: entry.value for entry in onnx.load(str(float_path)).metadata_props}
+        del proto.metadata_props[:]
+        said = {**kept, "precision": "int8", "calibration_images": str(reader.images)}
+        write_metadata(proto, said)
+        onnx.checker.check_model(proto, full_check=True)
+        write(path, proto.SerializeToString())
+        rel = _apart(path, float_path, reader.first)
+    return Int8Report(path, path.stat().st_size, reader.images, done, rel)
+
+
+class _Reader:
+    """Gives the calibration its batches, and counts their images.
+
+    Attributes:
+        first: the first batch; None where there is none.
+        images: given so far.
+    """
+
+    def __init__(self, names: tuple[str, ...], batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
+        self._names, self._batches = names, self._arrays(batches)
+        self.images = 0
+        self.first = next(self._batches, None)
+        self._again = self.first
+
+    def _arrays(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            parts = batch if isinstance(batch, tuple) else (batch,)
+            self.images += len(parts[0])
+            arrays = [x.detach().cpu().numpy() for x in parts]
+            yield dict(zip(self._names, arrays, strict=True))
+
+    def get_next(self) -> dict[str, Any] | None:
+        """Returns the next batch, by the names of the inputs."""
+        if self._again is not None:
+            again, self._again = self._again, None
+            return again
+        return next(self._batches, None)
+
+
+class FileNetwork(nn.Module):
+    """An ONNX file on this CPU as a module of tensors, to be judged on a test set like any network.
+
+    Args:
+        path: the file.
+        threads: of the runtime.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
+        super().__init__()
+        from latency.backends.onnxruntime import session
+
+        self._session = session(path, threads=threads)
+        self._names = [value.name for value in self._session.get_inputs()]
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Returns the outputs: a tensor, or a tuple where there are several."""
+        arrays = {name: x.detach().cpu().numpy() for name, x in zip(self._names, inputs, strict=True)}
+        found = tuple(torch.from_numpy(np.asarray(x)) for x in self._session.run(None, arrays))
+        return found[0] if len(found) == 1 else found
+
+
+def _apart(path: Path, reference: Path, feed: Mapping[str, Any]) -> float:
+    from halpiee.deploy.verify import relative_l2
+    from latency.backends.onnxruntime import session
+
+    a, b = (session(one).run(None, dict(feed)) for one in (path, reference))
+    return relative_l2(a, b)
