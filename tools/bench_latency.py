@@ -30,12 +30,12 @@ import torch
 from torch import nn
 
 import latency
-from halpiee.deploy.calibrate import first_units, layer_times, random_counts
+from halpiee.deploy.calibrate import layer_times, random_counts
 from halpiee.deploy.target import Target
 from halpiee.selection.choose import select
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import fixed_sides
-from halpiee.structure.shrink import shrink
+from halpiee.structure.shrink import keep_first, shrink
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
 from latency.backends.onnxruntime import to_onnx
@@ -160,7 +160,7 @@ def row(
     drawn = [*random_counts(cost, FITTED, seed=1), *random_counts(cost, n, seed=2)]
     models = {"dense": target.call(model, example)}
     for i, counts in enumerate(drawn):
-        models[str(i)] = target.call(shrink(model, structure, first_units(structure, counts)), example)
+        models[str(i)] = target.call(shrink(model, structure, keep_first(structure, counts)), example)
     found = target.measured_us(models, example, rounds)
     dense = found["dense"]
     points = [(cost.raw(counts), found[str(i)]) for i, counts in enumerate(drawn)]
@@ -207,7 +207,7 @@ def layer_ratios(path: Path, name: str, size: int, batch: int, n: int = 5) -> No
     profile = latency.Profile.load(path)
     drawn = random_counts(LatencyCost(structure, profile), n, seed=3)
     nets = {"dense": model} | {
-        str(i): shrink(model, structure, first_units(structure, counts)) for i, counts in enumerate(drawn)
+        str(i): shrink(model, structure, keep_first(structure, counts)) for i, counts in enumerate(drawn)
     }
     with tempfile.TemporaryDirectory() as folder:
         paths = {one: Path(folder) / f"{one}.onnx" for one in nets}

@@ -353,9 +353,8 @@ def fps(
 ) -> None:
     """Says images per second of the dense network and of two plans, as graphs and call by call."""
     import latency
-    from halpiee.deploy.calibrate import first_units
     from halpiee.selection.cost import LatencyCost
-    from halpiee.structure.shrink import shrink
+    from halpiee.structure.shrink import keep_first, shrink
 
     model, example, structure, target = network_of(network, size, precision, batch, place.device)
     cost = LatencyCost(structure, latency.Profile.load(file_of(place, network, precision, batch)))
@@ -364,7 +363,7 @@ def fps(
     for budget in budgets:
         counts = planned(cost, budget)
         asked[f"{budget:g}"] = cost.raw(counts) / cost.dense_us
-        nets[f"{budget:g}"] = shrink(model, structure, first_units(structure, counts))
+        nets[f"{budget:g}"] = shrink(model, structure, keep_first(structure, counts))
     rounds = 9 if place.trial else 30
     ready = {name: target.call(net, example) for name, net in nets.items()}
     graphs = target.measured_us(ready, example, rounds)

@@ -26,8 +26,7 @@ from torch import nn
 
 from halpiee.deploy.target import Target
 from halpiee.selection.cost import Also, LatencyCost
-from halpiee.structure.groups import Structure
-from halpiee.structure.shrink import shrink
+from halpiee.structure.shrink import keep_first, shrink
 from latency.backends.onnxruntime import feeds, session
 from latency.predict import Calibration, fit
 
@@ -36,7 +35,6 @@ __all__ = [
     "Round",
     "calibrate",
     "close_loop",
-    "first_units",
     "layer_times",
     "random_counts",
     "side_by_side",
@@ -62,15 +60,6 @@ class Round:
     lower_us: float
     upper_us: float
     factor: float
-
-
-def first_units(structure: Structure, counts: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Returns a keep of the first units of every group: latency does not depend on which."""
-    return {
-        name: torch.arange(structure.by_name[name].size) < count
-        for name, count in counts.items()
-        if structure.by_name[name].prunable
-    }
 
 
 def random_counts(cost: LatencyCost, n: int, seed: int) -> list[dict[str, int]]:
@@ -116,7 +105,7 @@ def calibrate(
     ready = {"dense": target.ready(model, example_inputs)}
     for i, counts in enumerate(drawn):
         ready[f"net{i}"] = target.ready(
-            shrink(model, structure, first_units(structure, counts)), example_inputs
+            shrink(model, structure, keep_first(structure, counts)), example_inputs
         )
     progress("measuring them side by side")
     found = target.compare(ready, example_inputs, rounds=rounds)

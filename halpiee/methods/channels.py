@@ -44,12 +44,11 @@ from halpiee.sparsity.mask import chosen_names
 from halpiee.sparsity.schedule import Exponential
 from halpiee.structure.groups import Structure, parameters
 from halpiee.structure.groups import macs as macs_of
-from halpiee.structure.shrink import shrink
+from halpiee.structure.shrink import keep_first, shrink
 
 __all__ = [
     "HALP",
     "early",
-    "keep_first",
     "narrowed",
     "recipe",
     "repair",
@@ -262,11 +261,6 @@ def narrowed(model: nn.Module, structure: Structure, counts: Mapping[str, int]) 
             if p.dim() > 1 and p.numel():
                 p.mul_(math.sqrt(before[name][0].numel() / p[0].numel()))
     return compact
-
-
-def keep_first(structure: Structure, counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """Returns the masks that keep the first units of every group."""
-    return {g.name: torch.arange(g.size) < counts[g.name] for g in structure.prunable if g.name in counts}
 
 
 def uniform_counts(

@@ -31,6 +31,7 @@ __all__ = [
     "check_shapes",
     "cut_for",
     "holds_number",
+    "keep_first",
     "kept_in",
     "masked",
     "shrink",
@@ -39,6 +40,11 @@ __all__ = [
 
 Kept = dict[str, dict[int, Tensor]]
 """Tensor name → dimension → int64 indices of the positions that stay."""
+
+
+def keep_first(structure: Structure, counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Returns the keep of the first units of every group in ``counts``: the latency does not depend on which."""
+    return {g.name: torch.arange(g.size) < counts[g.name] for g in structure.prunable if g.name in counts}
 
 
 @overload

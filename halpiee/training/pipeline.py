@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from halpiee.data.functions import FunctionSource
-from halpiee.methods.channels import keep_first, small_dense, uniform_counts
+from halpiee.methods.channels import small_dense, uniform_counts
 from halpiee.methods.dynamic import Static
 from halpiee.methods.method import Method
 from halpiee.methods.registry import METHODS
@@ -20,6 +20,7 @@ from halpiee.report.values import read_report
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.groups import macs
 from halpiee.structure.plan import Plan, Selection
+from halpiee.structure.shrink import keep_first
 from halpiee.tasks import named as task_named
 from halpiee.training import record
 from halpiee.training.build import densities, given_mask, initial, weights_of

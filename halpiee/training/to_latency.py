@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.methods.allocator import LatencyPool
-from halpiee.methods.channels import keep_first, narrowed
+from halpiee.methods.channels import narrowed
 from halpiee.methods.method import Method
 from halpiee.reconstruction.repair import RepairedLayer
 from halpiee.reconstruction.rounds import InRounds, Rounds
 from halpiee.selection.choose import scaled
 from halpiee.selection.cost import LatencyCost
 from halpiee.structure.plan import Selection
-from halpiee.structure.shrink import shrink
+from halpiee.structure.shrink import keep_first, shrink
 from halpiee.structure.verification import verify
 from halpiee.training import record
 from halpiee.training.build import initial, method_of

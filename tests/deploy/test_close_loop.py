@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import halpiee
-from halpiee.deploy.calibrate import close_loop, first_units
+from halpiee.deploy.calibrate import close_loop
 from halpiee.deploy.target import Target
 from halpiee.selection.choose import choose
 from halpiee.selection.cost import Also, LatencyCost
 from halpiee.structure.plan import Selection
+from halpiee.structure.shrink import keep_first
 from latency.timing.benchmark import Comparison
 
 
@@ -124,7 +125,7 @@ def test_a_second_device_that_its_tables_misjudge_is_met_as_it_is_measured(
     assert after.measured == pytest.approx(took)
     assert after.most == pytest.approx(share * dense)
     assert (
-        products(halpiee.shrink(model, structure, first_units(structure, chosen.counts)))
+        products(halpiee.shrink(model, structure, keep_first(structure, chosen.counts)))
         <= 0.7 * cost.dense * 1.02
     )
 
