@@ -74,12 +74,12 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
     )
     from_run: str | None = option(
         None,
-        "Finished run whose pruned network is trained on; MODEL, --data and their options are its own.",
+        "Finished run whose pruned network to train further; MODEL, --data and their options come from that run.",
         RUN,
     )
     reset_head: bool = option(
         False,
-        "Draw the head anew where --weights have one of other classes; leave out what the network lacks.",
+        "Draw the head anew if --weights were trained for other classes; ignore weights that the network lacks.",
         RUN,
     )
     loading: Loading = field(default_factory=Loading)
@@ -126,12 +126,12 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
     )
     backend: str = option(
         "onnxruntime",
-        "Runtime that is profiled and timed, `halpiee doctor` lists them; --profile says its own.",
+        "Runtime to profile and time, listed by `halpiee doctor`; with --profile, the runtime of that profile.",
         RUNTIME,
     )
     calibration_nets: Annotated[int, Meta(ge=0, le=1000)] = option(
         4,
-        "Random shrunk networks that are measured to fit sums of ops to whole networks.",
+        "Random shrunk networks to measure, which fit sums of ops to whole networks.",
         RUNTIME,
         on_command_line=False,
     )
