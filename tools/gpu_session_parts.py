@@ -7,6 +7,7 @@ pieces answers ``more`` until nothing is left. Imports of torch stand in the fun
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -167,10 +168,8 @@ def swept(
 
 def shipped(half: str) -> Iterator[Part]:
     """Yields the profiles that are to be shipped, and what they predict."""
-    for network, size in SHIPPED:
-        for precision in (half, "fp32"):
-            for batch in (1, 32, 256):
-                yield from swept(network, size, precision, batch, 120, networks=8)
+    for (network, size), precision, batch in itertools.product(SHIPPED, (half, "fp32"), (1, 32, 256)):
+        yield from swept(network, size, precision, batch, 120, networks=8)
 
 
 def facts(place: Place, say: Say) -> None:
@@ -396,15 +395,10 @@ def checks(place: Place, say: Say, *, precision: str) -> None:
     from tools import gpu_checks
 
     path = place.out / "checks.json"
-    layout = [] if place.trial else ["--channels-last"]
-    quick = (
-        ["--builds", "1", "--size", "4", "--step", "8", "--widest", "16"]
-        if place.trial
-        else ["--builds", "2"]
-    )
-    gpu_checks.main(
-        ["--device", place.device, "--precision", precision, *layout, *quick, "--json", str(path)]
-    )
+    how = ["--builds", "2", "--channels-last"]
+    if place.trial:
+        how = ["--builds", "1", "--size", "4", "--step", "8", "--widest", "16"]
+    gpu_checks.main(["--device", place.device, "--precision", precision, *how, "--json", str(path)])
     found = json.loads(path.read_text())
     for one in found["slope_and_event"]:
         say(**one)

@@ -97,7 +97,7 @@ def command(asked: Bench) -> None:
 
     FILE is an ONNX file, a TensorRT engine, the folder of a run (its compact network), a plan (what it leaves, with
     initial weights), or a MODEL. `FILE@HOW` says how it runs:
-    an ONNX file @cpu, @cuda or @tensorrt, the others @eager (the default), @compile or @onnx.
+    an ONNX file @cpu, @cuda, @tensorrt or @ort-rtx, the others @eager (the default), @compile or @onnx.
     """
     asked = _checked(asked)
     shape = parse_inputs(asked.inputs) or (None if asked.size is None else input_size(asked.size))

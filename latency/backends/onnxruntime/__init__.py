@@ -30,7 +30,7 @@ class OnnxRuntime(Backend):
         device: ``auto`` or ``cpu``.
         precision: ``fp32`` or ``int8`` (QDQ); a file has its own.
         channels_last: False; the runtime chooses layouts itself.
-        provider: of whole networks: ``cpu``, ``cuda`` or ``tensorrt``.
+        provider: of whole networks: ``cpu``, ``cuda``, ``tensorrt`` or ``rtx``.
 
     Raises:
         UsageError: another precision or layout, no such provider.
@@ -44,6 +44,7 @@ class OnnxRuntime(Backend):
         Way("cpu", (".onnx",), usual=True),
         Way("cuda", (".onnx",), {"provider": "cuda"}),
         Way("tensorrt", (".onnx",), {"provider": "tensorrt"}),
+        Way("ort-rtx", (".onnx",), {"provider": "rtx"}),
         Way("onnx", ("module",)),
     )
     files = (".onnx",)

@@ -6,6 +6,7 @@ constant (else the runtime leaves its blocked layout), ``threads`` intra-op thre
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ class SessionRunner(Runner):
     Args:
         model: a torch module, an ONNX model, its bytes or its path.
         example_inputs: what it reads; an ONNX model without them reads random inputs.
-        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        provider: ``cpu``, ``cuda``, ``tensorrt`` or ``rtx``.
         threads: of the runtime.
         **how: see `latency.backends.NetworkOptions`.
     """
@@ -201,7 +202,7 @@ def session(
         model: a model or the path of one.
         threads: intra-op threads; beyond one, all but the caller's are tied to a core each.
         merge: whether equal nodes may be merged; not in a twin.
-        provider: ``cpu``, ``cuda`` or ``tensorrt``.
+        provider: ``cpu``, ``cuda``, ``tensorrt``, or ``rtx``, which is a plugin.
         trace_to: prefix of the file that the runtime's own profiler writes.
 
     Raises:
@@ -210,9 +211,8 @@ def session(
     """
     import onnxruntime as ort
 
-    providers = _providers(provider)
-
     options = ort.SessionOptions()
+    providers = _plugged(options) if provider == "rtx" else _providers(provider)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -232,7 +232,8 @@ def session(
         source = model if isinstance(model, bytes) else model.SerializeToString()
     without = None if merge else ["CommonSubexpressionElimination"]
     try:
-        made = ort.InferenceSession(source, options, providers=providers, disabled_optimizers=without)
+        named = None if provider == "rtx" else providers  # a plugin's provider is named by the options alone
+        made = ort.InferenceSession(source, options, providers=named, disabled_optimizers=without)
     except Exception as error:  # its exceptions share no base class with one another
         what = str(model) if isinstance(model, str | Path) else "the model"
         raise UsageError(
@@ -259,7 +260,7 @@ def _providers(name: str) -> list[str]:
     import onnxruntime as ort
 
     if name not in PROVIDERS:
-        raise UsageError(f"the provider {name!r} was asked for; there are {', '.join(PROVIDERS)}")
+        raise UsageError(f"the provider {name!r} was asked for; there are {', '.join(PROVIDERS)}, rtx")
     there = ort.get_available_providers()
     if PROVIDERS[name][0] not in there:
         raise MissingError(
@@ -267,6 +268,46 @@ def _providers(name: str) -> list[str]:
             "install onnxruntime-gpu on a machine with a CUDA device, or use the CPU"
         )
     return [provider for provider in PROVIDERS[name] if provider in there]
+
+
+PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+"""NVIDIA's package with the provider of TensorRT for RTX, a library that ONNX Runtime loads when it is told to."""
+
+
+def _plugged(options: ort.SessionOptions) -> list[str]:
+    """Puts the provider of TensorRT for RTX on the first GPU that it finds; returns its name.
+
+    Raises:
+        MissingError: the package is not installed, its library cannot be loaded, or it finds no GPU.
+    """
+    import onnxruntime as ort
+
+    asked = "ONNX Runtime on TensorRT for RTX was asked for, and"
+    try:
+        plugin = importlib.import_module(PLUGIN)
+    except ImportError as error:
+        raise MissingError(
+            f"{asked} {PLUGIN} cannot be imported ({error}); pip install onnxruntime-ep-nv-tensorrt-rtx on a machine "
+            "with an NVIDIA GPU, or name @cuda"
+        ) from error
+    name = str(plugin.get_ep_name())
+
+    def found() -> list[Any]:
+        return [device for device in ort.get_ep_devices() if device.ep_name == name]
+
+    if not found():  # a library is registered once in a process
+        try:
+            ort.register_execution_provider_library(name, plugin.get_library_path())
+        except Exception as error:  # its exceptions share no base class
+            raise MissingError(
+                f"{asked} its library cannot be loaded ({str(error).strip().splitlines()[0][:300]}); run nvidia-smi to "
+                "see the driver, or name @cpu"
+            ) from error
+    devices = found()
+    if not devices:
+        raise MissingError(f"{asked} it finds no GPU; run nvidia-smi to see the driver, or name @cuda")
+    options.add_provider_for_devices(devices[:1], {})
+    return [name]
 
 
 def feeds(
