@@ -396,7 +396,8 @@ SMALL = tuple(
 """What names of small networks hold, the smallest first."""
 
 TIMM_BY = f"""Written by `python -m tools.models_table --timm --here --out docs/models_timm.md`: one small network
-of every module of timm, random weights, the smallest image of {SIZES} pixels or its own that runs.
+of every module of timm, random weights, the smallest image of {SIZES} pixels or its own that runs. Modules that have no
+row were not worked out; the command goes on with them.
 """
 
 
