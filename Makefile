@@ -49,6 +49,7 @@ bench: $(VENV)/.installed ## what masking costs a training step, and what shrink
 bench-latency: $(VENV)/.installed ## predicted against measured on random shrunk networks; regret; repeatability
 	$(BIN)/python -m tools.bench_latency
 	$(BIN)/python -m tools.bench_latency --regret runs/bench-latency
+	$(BIN)/python -m tools.bench_latency --model resnet20 --size 32 --networks 100 --rounds 10 --no-record
 
 bench-solver: $(VENV)/.installed ## exact selection: time and certified gap per network, and linear against joint
 	$(BIN)/python -m tools.bench_solver --profile profiles/intel-xeon-avx512-ort-1t/resnet50-224-b1.jsonl profiles/intel-xeon-avx512-ort-1t/mobilenet_v1-224-b1.jsonl profiles/intel-xeon-avx512-ort-1t/mobilenet_v2-224-b1.jsonl

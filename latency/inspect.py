@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import numpy as np
 from latency._files import write
 from latency.op import Op, in_words
 from latency.profiles import Profile
+from latency.table import Table
 
-__all__ = ["Inspection", "OpCoverage", "draw", "inspect"]
+__all__ = ["Inspection", "OpCoverage", "draw", "held_out", "inspect"]
 
 
 STEADY = 0.03
@@ -133,6 +134,34 @@ class Inspection:
         return tuple(found)
 
 
+def held_out(profile: Profile) -> tuple[float, ...]:
+    """Returns the relative errors, with their sign, of the tables at the cells that were held out of them."""
+    tables: dict[str, Op] = {}
+    held: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in profile.cells:
+        op, role = Op.from_key(cell), cell.get("role", "sweep")
+        if role == "sweep":
+            tables.setdefault(op.table_key(), op)
+        elif role == "holdout":
+            held.setdefault(op.table_key(), []).append(cell)
+    return tuple(
+        error
+        for key, op in tables.items()
+        if key in held
+        for _, error in _judged(profile.table(op), held[key])
+    )
+
+
+def _judged(table: Table, held: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float]]:
+    """Returns the held-out cells that judge a table, each with its relative error.
+
+    Of a sweep that goes on the table may be narrower yet; what was measured for it later on no longer judges it.
+    """
+    within = [c for c in held if c["c_in"] <= table.op.c_in and c["c_out"] <= table.op.c_out]
+    judges = [c for c in within if not bool(table.measured(c["c_in"], c["c_out"]))]
+    return [(c, float(table.lookup(c["c_in"], c["c_out"])) / c["us"] - 1.0) for c in judges]
+
+
 def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
     """Sums up a profile.
 
@@ -156,12 +185,10 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
     ops = []
     for key, op in tables.items():
         table = profile.table(op)
-        # Of a sweep that goes on the table may be narrower yet; what was measured for it later on no longer judges it.
-        within = [c for c in held.get(key, []) if c["c_in"] <= table.op.c_in and c["c_out"] <= table.op.c_out]
-        judges = [c for c in within if not bool(table.measured(c["c_in"], c["c_out"]))]
-        mine = [abs(float(table.lookup(c["c_in"], c["c_out"])) / c["us"] - 1.0) for c in judges]
+        judged = _judged(table, held.get(key, []))
+        mine = [abs(error) for _, error in judged]
         errors += mine
-        weights += [float(c["us"]) for c in judges]
+        weights += [float(c["us"]) for c, _ in judged]
         widest = table.op
         contended = sum("disturbed" in str(c.get("method", "")) for c in swept[key]) / len(swept[key])
         ops.append(

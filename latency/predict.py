@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latency.errors import UsageError
 
-__all__ = ["Calibration", "fit"]
+__all__ = ["Calibration", "Interval", "fit", "interval", "student"]
 
 FloatArray = NDArray[np.float64]
 
@@ -185,3 +186,96 @@ def _two_slopes(given: Sequence[tuple[float, float]]) -> Calibration | None:
     if not 0.1 < rise / b < 10.0 or a + b * float(x.min()) <= 0:
         return None
     return Calibration(a, b, tuple(given), ((end, a + b * end), (x0, y0)))
+
+
+PRIOR = 4
+"""Networks that the held-out cells count as, beside those that were measured whole."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A predicted latency with the range that holds the measured one in a share of cases.
+
+    Attributes:
+        us: the prediction, in µs.
+        low_us: lower end.
+        high_us: upper end.
+        share: of cases, such as 0.9.
+    """
+
+    us: float
+    low_us: float
+    high_us: float
+    share: float
+
+    def holds(self, us: float) -> bool:
+        """Whether a measured latency lies within."""
+        return self.low_us <= us <= self.high_us
+
+
+def interval(line: Calibration | None, sum_us: float, *, cells: float, share: float = 0.9) -> Interval:
+    """Returns the prediction interval of a network.
+
+    ``us · (1 ± t · s · √(1 + h))``: s² pools the relative residuals r of the n networks that the line was fitted to
+    with what the held-out cells let expect, ``s² = (ν₀·cells² + Σ r²) / (ν₀ + n − p)`` with ν₀ = ``PRIOR``, which is
+    the mean of the conjugate (scaled inverse χ²) posterior's scale; t is Student's quantile with as many degrees of
+    freedom; h is the leverage of the network in the line's weighted least squares (Draper & Smith, Applied
+    Regression Analysis, §3.1), p its free numbers.
+
+    Args:
+        line: the calibration; None: the sum itself, whose overhead per call is then in no interval.
+        sum_us: sum of the network's ops.
+        cells: relative standard deviation of the sum that follows from the errors of held-out cells.
+        share: of cases that it is to hold.
+
+    Raises:
+        UsageError: a share that is not between 0 and 1, or a spread that is not finite.
+    """
+    if not 0 < share < 1 or not 0 <= cells < np.inf:
+        raise UsageError(
+            f"an interval of {share:g} with cells off by {cells:g} was asked; give a share between 0 and 1, such as "
+            "0.9, and a spread of 0 or more"
+        )
+    us = sum_us if line is None else line.apply(sum_us)
+    residuals, free, leverage = ([], 0, 0.0) if line is None else _told(line, sum_us)
+    freedom = PRIOR + max(0, len(residuals) - free)
+    variance = (PRIOR * cells**2 + float(np.sum(np.square(residuals)))) / freedom
+    half = student(share, freedom) * float(np.sqrt(variance * (1.0 + leverage))) * us
+    return Interval(us, max(0.0, us - half), us + half, share)
+
+
+def _told(line: Calibration, sum_us: float) -> tuple[list[float], int, float]:
+    """Returns the residuals that a line was fitted to, its free numbers, and the leverage of another network.
+
+    A line that ends in the dense network, its last point, has no residual there. One that bends to it is free in two
+    numbers below the bend, one through it in one.
+    """
+    points = list(line.points)
+    if len(points) < 2:
+        return [], 0, 0.0
+    through = abs(line.apply(points[-1][0]) / points[-1][1] - 1.0) < 1e-9
+    inner = points[:-1] if through else points
+    residuals = [line.apply(x) / y - 1.0 for x, y in inner]
+    x, y = (np.array(column) for column in zip(*inner, strict=True))
+    us = line.apply(sum_us)
+    if through and line.bend is None:
+        x0 = points[-1][0]
+        spread = float(np.sum(np.square((x - x0) / y)))
+        return residuals, 1, ((sum_us - x0) / us) ** 2 / spread if spread > 0 else 0.0
+    rows = np.stack([1.0 / y, x / y], axis=1)
+    own = np.array([1.0 / us, sum_us / us])
+    if len(inner) < 3 or np.linalg.matrix_rank(rows) < 2:
+        return residuals, 2, 0.0
+    return residuals, 2, float(own @ np.linalg.inv(rows.T @ rows) @ own)
+
+
+@cache
+def student(share: float, freedom: int) -> float:
+    """Returns t with P(|T| < t) = share, of Student's distribution.
+
+    With T = √ν·tan θ the density of θ is proportional to cos^(ν−1) θ, which is summed over 40,000 steps.
+    """
+    angle = np.linspace(0.0, np.pi / 2, 40_001)
+    density = np.cos(angle) ** (freedom - 1)
+    area = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return float(np.sqrt(freedom) * np.tan(np.interp(share, area / area[-1], angle)))

@@ -165,6 +165,8 @@ def row(
     dense = found["dense"]
     points = [(cost.raw(counts), found[str(i)]) for i, counts in enumerate(drawn)]
     line = latency.fit(points[:FITTED], anchor=(cost.raw({}), dense))
+    within = [cost.with_calibration(line).interval(counts) for counts in drawn[FITTED:]]
+    holds = [w.holds(us) for w, (_, us) in zip(within, points[FITTED:], strict=True) if w is not None]
     errors = np.abs([line.apply(total) / measured - 1 for total, measured in points[FITTED:]])
     try:
         held = inspect(profile).holdout_p95
@@ -187,6 +189,7 @@ def row(
         "median %": round(100 * float(np.median(errors)), 1),
         "p95 %": round(100 * float(np.quantile(errors, 0.95)), 1),
         "worst %": round(100 * float(errors.max()), 1),
+        "in 90 % interval": f"{sum(holds)} of {len(holds)}" if holds else "–",
     }
 
 

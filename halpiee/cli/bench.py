@@ -200,6 +200,7 @@ def _latencies(
                 **asdict(one),
                 "fps": fps,
                 "predicted_us": entry.predicted_us(batch, asked.threads),
+                "predicted_interval_us": entry.predicted_interval_us(batch, asked.threads),
                 **_versus(found.ratio(base, name), name == base),
                 "warnings": [f"{name}, batch {batch}: {text}" for text in one.warnings],
             }
@@ -270,7 +271,11 @@ def _write_csv(path: Path, result: dict[str, Any]) -> None:
     text = io.StringIO()
     lines = []
     for row in result["files"]:
-        line = {key: value for key, value in row.items() if key not in ("speedup_ci", "device")}
+        line = {
+            key: value
+            for key, value in row.items()
+            if key not in ("speedup_ci", "device", "predicted_interval_us")
+        }
         line |= {
             "runs_on": row["device"],
             "speedup_lo": row["speedup_ci"][0],
@@ -346,4 +351,8 @@ def _cell(row: dict[str, Any], column: str, unit: str) -> str:
         return f"{row['iqr_fps']:.3g}" if row["iqr_fps"] < 100 else f"{row['iqr_fps']:,.0f}"
     key = {"median": "median_us", "predicted": "predicted_us", "IQR": "iqr_us"}.get(column, f"{column}_us")
     text = latency(row[key], None if column in ("IQR", "predicted") else row["iqr_us"], unit)
+    within = row.get("predicted_interval_us") if column == "predicted" else None
+    if within is not None:
+        low, high = (latency(end, None, unit).removesuffix(f" {unit}") for end in within)
+        return f"{text.removesuffix(f' {unit}')} ({low} … {high})"
     return text.removesuffix(f" {unit}")

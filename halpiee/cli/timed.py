@@ -116,6 +116,14 @@ class Timed:
             return None  # the metadata are of the file before its quantisation
         return float(found["predicted_us"]) if "predicted_us" in found else None
 
+    def predicted_interval_us(self, batch: int, threads: int) -> tuple[float, float] | None:
+        """Returns the range that holds the latency of 90 % of networks so predicted, where the file says one."""
+        found = self.metadata or {}
+        ends = [found.get(f"predicted_{end}_us") for end in ("low", "high")]
+        if self.predicted_us(batch, threads) is None or ends[0] is None or ends[1] is None:
+            return None
+        return float(ends[0]), float(ends[1])
+
 
 def _open_sizes(shape: Shape | None) -> Any:
     """Returns the sizes of a file's open dimensions, as backends take them."""

@@ -434,7 +434,7 @@ def metadata_of(
         measured_us: latency of the pruned network there, end to end, if you measured it; ``stamp`` adds it later.
         precision: of the file; latencies of another one are left out.
     """
-    target = dict(plan.target)
+    target, saved = dict(plan.target), plan
     if cost is not None:
         facts = getattr(cost.profile, "environment", {})
         target |= {key: facts.get(key) for key in ("device", "backend", "dtype", "threads")}
@@ -444,7 +444,11 @@ def metadata_of(
             target=target,
             latency_us=plan.latency_us if plan.latency_us is not None else cost.total_us(plan.counts),
         )
-    found = plan_metadata(plan, plan, precision=precision)
+        within = cost.interval(plan.counts)
+        if within is not None:
+            target |= {"low_us": within.low_us, "high_us": within.high_us}
+            plan = replace(plan, target=target)
+    found = plan_metadata(plan, saved, precision=precision)
     dtype = str(target.get("dtype") or "float32")
     if PRECISIONS.get(dtype, dtype) == precision:
         found |= _texts({"dense_us": None if cost is None else cost.dense_us, "measured_us": measured_us})
@@ -465,6 +469,7 @@ def plan_metadata(plan: Plan, path: Path | Plan, *, precision: str = "fp32") -> 
     dtype = str(target.get("dtype") or "float32")
     if PRECISIONS.get(dtype, dtype) == precision:
         values["predicted_us"] = plan.latency_us
+        values |= {f"predicted_{end}_us": target.get(f"{end}_us") for end in ("low", "high")}
     return _texts(values)
 
 

@@ -27,7 +27,7 @@ from halpiee.selection.priced import Axis, OpSide, Priced, TableSource, axis_of,
 from halpiee.structure.groups import Structure
 
 if TYPE_CHECKING:
-    from latency.predict import Calibration
+    from latency.predict import Calibration, Interval
 
 __all__ = ["Also", "Cost", "LatencyCost"]
 
@@ -371,3 +371,29 @@ class LatencyCost(Cost):
     def total_us(self, counts: Mapping[str, int]) -> float:
         """Returns the calibrated latency; arguments as for ``total``."""
         return self.total(counts)
+
+    def interval(self, counts: Mapping[str, int], share: float = 0.9) -> Interval | None:
+        """Returns the range that holds the measured latency in a share of cases; see ``latency.predict.interval``.
+
+        The errors of cells that the sweep held out are taken to be independent: those of a network of many ops average
+        out. None where nothing tells: neither held-out cells nor networks measured whole.
+        """
+        from latency.predict import interval
+
+        full = self._full(counts)
+        ops = [op.cells.at(op.ins.channels(full), op.outs.channels(full)) for op in self._ops]
+        errors = self._held_out
+        if not errors and (self.calibration is None or len(self.calibration.points) < 3):
+            return None
+        off = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
+        total = sum(ops)
+        spread = off * math.sqrt(sum(us * us for us in ops)) / total if total else 0.0
+        return interval(self.calibration, total, cells=spread, share=share)
+
+    @cached_property
+    def _held_out(self) -> tuple[float, ...]:
+        """Relative errors of the tables at the cells that were held out."""
+        from latency.inspect import held_out
+        from latency.profiles import Profile
+
+        return held_out(self.profile) if isinstance(self.profile, Profile) else ()
