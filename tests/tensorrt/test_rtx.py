@@ -12,8 +12,11 @@ from click.testing import CliRunner
 from torch import nn
 
 import halpiee
+import latency
 from halpiee.cli.app import program
+from halpiee.deploy.calibrate import random_counts
 from halpiee.deploy.tensorrt import Batches, build_portable, prove_engine
+from halpiee.structure.shrink import keep_first
 from latency.backends import BACKENDS, way_of
 from latency.backends.onnxruntime import to_onnx
 from latency.backends.onnxruntime.model import exported
@@ -184,3 +187,33 @@ def test_a_file_that_is_no_model_is_refused_with_the_parsers_words(builder: Buil
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     with pytest.raises(UsageError, match=r"cannot read it: (?!no reason)"):
         builder.parsed(tmp_path / "junk.onnx")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_networks_of_a_calibration_build_at_the_level_of_their_profile(
+    tmp_path: Path, dtype: str
+) -> None:
+    """What training times: the dense network and shrunk ones of candidate widths, in the profile's precision."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 24, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10),
+    ).eval()  # fmt: skip
+    example = (torch.randn(2, 3, 16, 16),)
+    structure = halpiee.trace(model, example)
+    cells = [
+        {**t.op.with_channels(i, o).key(), "us": 1.0 + 0.1 * i * o}
+        for t in structure.ops
+        for i, o in {(1, 1), (t.op.c_in, t.op.c_out), (1, t.op.c_out), (t.op.c_in, 1)}
+    ]
+    cost = halpiee.LatencyCost(structure, latency.Profile(latency.environment(), cells))
+    builder = Builder(Settings(level=2, capabilities=(GPU,)), trt=trt)
+    sizes = []
+    for counts in ({}, *random_counts(cost, 3, seed=0)):
+        network = halpiee.shrink(model, structure, keep_first(structure, counts)) if counts else model
+        path = tmp_path / "network.onnx"
+        path.write_bytes(exported(network, example, dtype=dtype).SerializeToString())
+        parsed = builder.parsed(path)
+        assert tuple(parsed.get_output(0).shape)[1:] == (10,)
+        sizes.append(len(builder.build(parsed, shapes={"input": [(2, 3, 16, 16)] * 3})))
+    assert min(sizes) > 10_000
