@@ -43,6 +43,9 @@ GRACE = 15.0
 LOADING = 60.0
 """Seconds in which a process may import what it preloads."""
 
+READY = "ready\n"
+"""What a process says before it takes parts."""
+
 PACKED_EVERY = 20.0
 """Seconds between two archives while a part runs."""
 
@@ -73,8 +76,12 @@ def main(arguments: list[str] | None = None) -> int:
             )
         return 0
     archive = given.archive or place.out.with_name(f"{place.out.name}.tar.gz")
-    with Session(place, archive.resolve()) as session:
-        return session.run(chosen, 60.0 * given.minutes)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of the session's end
+    try:
+        with Session(place, archive.resolve()) as session:
+            return session.run(chosen, 60.0 * given.minutes)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Session:
@@ -131,6 +138,7 @@ class Session:
                     else:
                         begun = True
                         tried.add(part.name)
+                        self._worker = self._worker or _Worker(self.place, self._preloaded)
                         self._piece(part, min(patience * part.seconds, end - time.monotonic()))
                 if not begun:
                     break
@@ -146,15 +154,15 @@ class Session:
         return self.ended.get(name, {}).get("ended") == "well"
 
     def _piece(self, part: Part, seconds: float) -> None:
-        """Carries out a part, or one piece of it; after one that did not end well the next has a new process.
+        """Carries out a part, or one piece of it; after one that broke off the next has a new process.
 
         An error of CUDA stays in its process, and so does an import that was interrupted.
         """
         print(f"{part.name}: up to {seconds:.0f} s", flush=True)
         begun = time.monotonic()
-        self._worker = self._worker or _Worker(self.place, self._preloaded)
-        how, why = self._worker.do(part, seconds, self.keep)
-        if how not in ("well", MORE):
+        assert self._worker is not None
+        how, why, usable = self._worker.do(part, seconds, self.keep)
+        if not usable:
             self._worker.kill()
             self._worker = None
         self._write(part, how, why, round(time.monotonic() - begun, 1))
@@ -178,12 +186,12 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         )  # fmt: skip
         self._answers: queue.Queue[str] = queue.Queue()
-        self._ready = False
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
+        self._answer(LOADING, lambda: None)  # it says when it is ready; no part's time passes before
 
-    def do(self, part: Part, seconds: float, meanwhile: Callable[[], None]) -> tuple[str, str]:
-        """Carries out a part; returns how it ended, and why.
+    def do(self, part: Part, seconds: float, meanwhile: Callable[[], None]) -> tuple[str, str, bool]:
+        """Carries out a part; returns how it ended, why, and whether the process can carry out another.
 
         Args:
             part: what to do.
@@ -195,29 +203,23 @@ class _Worker:
             "device": self._place.device, "trial": self._place.trial, "data": self._place.data,
         }  # fmt: skip
         assert self._process.stdin is not None
-        if not self._ready:
-            seconds = self._loaded(seconds)
         with contextlib.suppress(OSError):  # it has died: the answer is how
             self._process.stdin.write(json.dumps(asked) + "\n")
             self._process.stdin.flush()
         answer = self._answer(seconds, meanwhile)
+        if answer == READY:  # it has taken longer than a minute to start
+            answer = self._answer(seconds, meanwhile)
         if answer is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGINT)
             answer = self._answer(GRACE, meanwhile)
             if answer is None:
                 self.kill()
-                return "out of time", "it did not end when it was told to"
+                return "out of time", "it did not end when it was told to", False
         if answer == "":
-            return "failed", f"its process ended with code {self._process.wait()}"
-        found: dict[str, str] = json.loads(answer)
-        return found["ended"], found["why"]
-
-    def _loaded(self, seconds: float) -> float:
-        """Waits until the process takes parts; returns the seconds that a part may take afterwards."""
-        begun = time.monotonic()
-        self._ready = self._answer(max(seconds, LOADING), lambda: None) == "ready\n"
-        return max(1.0, seconds - (time.monotonic() - begun))
+            return "failed", f"its process ended with code {self._process.wait()}", False
+        found: dict[str, Any] = json.loads(answer)
+        return found["ended"], found["why"], found["usable"]
 
     def kill(self) -> None:
         """Ends the process and what it began."""
@@ -263,7 +265,7 @@ def work() -> None:
     for name in sys.argv[1:]:
         with contextlib.suppress(ImportError):  # the parts that need it say so
             importlib.import_module(name)
-    answers.write("ready\n")
+    answers.write(READY)
     for line in sys.stdin:
         asked = json.loads(line)
         place = Place(Path(asked["out"]), asked["device"], asked["trial"], asked["data"])
@@ -273,10 +275,11 @@ def work() -> None:
         ):
             os.dup2(words.fileno(), 1)
             os.dup2(words.fileno(), 2)
-            how, why = "well", ""
+            how, why, usable = "well", "", False
             try:
                 running = True
-                how = _called(asked, place, found.write)
+                how, why = _called(asked, place, found.write)
+                usable = True
             except KeyboardInterrupt:
                 how = "out of time"
             except BaseException as error:  # whatever it is, the next part is asked
@@ -286,11 +289,11 @@ def work() -> None:
                 running = False
             sys.stdout.flush()
             sys.stderr.flush()
-        answers.write(json.dumps({"ended": how, "why": why}) + "\n")
+        answers.write(json.dumps({"ended": how, "why": why, "usable": usable}) + "\n")
 
 
-def _called(asked: Mapping[str, Any], place: Place, line: Callable[[str], object]) -> str:
-    """Calls the function of a part; returns ``well``, or ``more`` where it has another piece."""
+def _called(asked: Mapping[str, Any], place: Place, line: Callable[[str], object]) -> tuple[str, str]:
+    """Calls the function of a part; returns how it ended, and why."""
     begun = time.monotonic()
 
     def say(**finding: Any) -> None:
@@ -298,7 +301,7 @@ def _called(asked: Mapping[str, Any], place: Place, line: Callable[[str], object
 
     module, _, name = asked["call"].partition(":")
     answer = getattr(importlib.import_module(module), name)(place, say, **asked["arguments"])
-    return MORE if answer == MORE else "well"
+    return (MORE, "") if answer == MORE else ("failed", str(answer)) if answer else ("well", "")
 
 
 @contextlib.contextmanager

@@ -32,6 +32,11 @@ def fails(place: Place, say: Any) -> None:
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
+def refuses(place: Place, say: Any) -> str:
+    """A part that fails and leaves its process sound, as one does whose own child failed."""
+    return "pytest ended with code 1"
+
+
 def dies(place: Place, say: Any) -> None:
     """A part whose process dies."""
     say(word="last")
@@ -81,7 +86,7 @@ def ended(folder: Path) -> dict[str, str]:
 
 
 def run(folder: Path, *chosen: Part, seconds: float = 100.0) -> int:
-    with Session(Place(folder, "cpu"), folder.with_suffix(".tar.gz"), ()) as session:
+    with Session(Place(folder, "cpu"), folder.with_suffix(".tar.gz"), (__name__,)) as session:
         return session.run(chosen, seconds)
 
 
@@ -99,11 +104,13 @@ def test_a_part_that_fails_or_dies_does_not_stop_the_others(tmp_path: Path) -> N
     ]
 
 
-def test_parts_share_one_process_until_one_does_not_end_well(tmp_path: Path) -> None:
+def test_parts_share_one_process_until_one_breaks_off(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run(out, part("says-1"), part("says-2"), part("fails"), part("says-3")) == 4
+    assert run(out, part("says-1"), part("refuses"), part("says-2"), part("fails"), part("says-3")) == 4
     first, second, third = ((out / f"says-{i}.log").read_text() for i in (1, 2, 3))
     assert first == second != third
+    record = json.loads((out / "session.json").read_text())
+    assert (record["refuses"]["ended"], record["refuses"]["why"]) == ("failed", "pytest ended with code 1")
 
 
 def test_a_second_start_does_only_what_did_not_end_well(tmp_path: Path) -> None:
@@ -129,7 +136,7 @@ def test_a_part_is_ended_at_its_limit_and_goes_on_when_the_others_had_their_turn
 ) -> None:
     monkeypatch.setattr(gpu_session, "GRACE", 1.0)
     out = tmp_path / "out"
-    assert run(out, part("sleeps", 4.0), part("deaf", 4.0), part("says")) == 0
+    assert run(out, part("sleeps", 3.0), part("deaf", 3.0), part("says")) == 0
     how = [line for line in capsys.readouterr().out.splitlines() if ": up to" not in line]
     assert how == [
         "sleeps: out of time",
