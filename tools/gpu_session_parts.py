@@ -246,13 +246,13 @@ def split(place: Place, say: Say, *, network: str, size: int, precision: str, ce
                     op=op.key(),
                     search=search,
                     profiler=profiler,
-                    **{k: round(v, 5) for k, v in spent.items()},
+                    **{k: round(v, 6) for k, v in spent.items()},
                 )
                 for phase, seconds in spent.items():
                     total[
                         f"{phase}{'' if search else ', no search'}{'' if profiler else ', no profiler'}"
                     ] += seconds
-    say(seconds={phase: round(seconds, 3) for phase, seconds in total.items()}, cells=len(ops))
+    say(seconds={phase: round(seconds, 6) for phase, seconds in total.items()}, cells=len(ops))
 
 
 def phased(target: Any, *, profiler: bool) -> Any:
