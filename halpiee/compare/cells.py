@@ -35,6 +35,7 @@ from halpiee.training.pipeline import execute, priced
 from halpiee.training.preflight import open_run
 from halpiee.training.record import line_values
 from latency._files import FolderLock
+from latency.device import cpu_facts
 
 __all__ = ["Cell", "Ground", "carry_out", "cells", "settings_of"]
 
@@ -275,4 +276,4 @@ def machine(settings: Settings) -> str:
     """Returns what trained and timed: the accelerator, or the processor."""
     if settings.device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return platform.processor() or platform.machine()
+    return str(cpu_facts()["model"])

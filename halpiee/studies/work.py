@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ from halpiee.training.config import Settings
 from halpiee.training.job import Run, Silent, Talk
 from halpiee.training.pipeline import execute, trained
 from halpiee.training.preflight import open_run
+from latency.device import cpu_facts
 
 if TYPE_CHECKING:
     from halpiee.data.tensors import TensorData
@@ -88,7 +88,7 @@ def work(study: Study, sheet: Sheet[Row], *, seeds: int, talk: Talk, only: str |
             values=values,
             seconds=round(time.perf_counter() - begun, 2),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine=f"{platform.machine()}, torch {torch.__version__}, halpiee {__version__}",
+            machine=f"{cpu_facts()['model']}, torch {torch.__version__}, halpiee {__version__}",
         )
 
     sheet.fill(cells, made, wait=True)
