@@ -22,11 +22,13 @@ compat: ## the tests on every torch and Python, into docs/compatibility.md; COMP
 demo: $(VENV)/.installed ## the whole path on a small network: profile, plan, train, shrink, export, measure
 	$(BIN)/halpiee demo
 
+# One process of tests a core, each with one thread of torch; a file of tests stays in one process, for what its tests share.
+TESTS ?= -n auto --maxprocesses 8 --dist loadfile
 test: $(VENV)/.installed ## the CPU test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 
 quick: $(VENV)/.installed ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(TESTS)
 
 check: $(VENV)/.installed ## format, lint and complexity, types, arrows between packages, size of the source
 	$(BIN)/ruff format --check .
