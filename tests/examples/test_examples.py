@@ -172,3 +172,49 @@ def test_a_task_takes_forty_lines_at_most() -> None:
         lines.index(line) for line in ("class Near(halpiee.Metric):", "def dots() -> tuple[Pair, Pair]:")
     )
     assert sum(bool(line.strip()) for line in lines[begun:ended]) <= 40
+
+
+@pytest.mark.slow  # trains, reloads and exports a YOLO
+@pytest.mark.usefixtures("imagined_device")
+@pytest.mark.filterwarnings("default")  # Ultralytics uses what its own dependencies will drop
+@pytest.mark.parametrize(
+    ("name", "method"), [("yolov8n", "iee"), ("yolo11n-seg", "iee"), ("yolo26n-cls", "halp")]
+)
+def test_a_yolo_cut_in_ultralytics_training_is_the_one_that_ultralytics_loads(
+    name: str, method: str, tmp_path: Path
+) -> None:
+    ultralytics = pytest.importorskip("ultralytics", reason="needs pip install 'halpiee[yolo]'")
+    import halpiee
+
+    shown = example("yolo")
+    found = shown.main(name, tmp_path, method=method)
+    assert found["cut_at"] < 12, "16 images in batches of 8, six times"
+    assert found["predicted_share"] <= 0.5
+    assert found["difference"] == 0
+    assert found["onnx_rel_l2"] < 1e-5
+
+    fresh = ultralytics.YOLO(f"{name}.yaml").model.yaml
+    dense = type(ultralytics.YOLO(found["checkpoint"]).model)(fresh, nc=3, verbose=False)
+    planned = halpiee.Plan.load(found["plan"]).apply(dense)
+    assert found["parameters"] == sum(p.numel() for p in planned.parameters())
+    assert found["dense_parameters"] == sum(p.numel() for p in dense.parameters()) > found["parameters"]
+
+
+@pytest.mark.slow  # trains a YOLO of the smallest images, twice
+@pytest.mark.usefixtures("imagined_device")
+@pytest.mark.filterwarnings("default")
+def test_a_pruned_yolo_trains_on_at_its_widths(tmp_path: Path) -> None:
+    ultralytics = pytest.importorskip("ultralytics", reason="needs pip install 'halpiee[yolo]'")
+    shown = example("yolo")
+    data = shown.images(tmp_path / "images", "classify", 32)
+    pruning = shown.Pruning(0.5, tmp_path / "profile.jsonl")
+    place = {"project": str(tmp_path), "exist_ok": True, "data": str(data), "imgsz": 32, "batch": 8, "nbs": 8}
+    model = pruning.attach(ultralytics.YOLO("yolov8n-cls.yaml"))
+    model.train(epochs=6, name="first", **shown.SETTINGS, **place)
+    first = model.trainer.last
+    shapes = {k: v.shape for k, v in ultralytics.YOLO(first).model.state_dict().items()}
+    before = {k: v.clone() for k, v in ultralytics.YOLO(first).model.state_dict().items()}
+    shown.train_on(first, epochs=1, name="second", **place)
+    after = ultralytics.YOLO(tmp_path / "second" / "weights" / "last.pt").model.state_dict()
+    assert {k: v.shape for k, v in after.items()} == shapes
+    assert any(not torch.equal(v, before[k]) for k, v in after.items())
