@@ -65,9 +65,7 @@ def test_the_first_screen_loads_a_run_and_applies_a_plan(
     save_weights(run / "pruned.safetensors", compact.state_dict())
     save_settings(run, Settings(model="resnet20", data="cifar10", budget="0.5", width=0.25))
     (run / "report.json").write_text('{"promise": {"met": true, "text": ""}}')
-    [block] = [
-        b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "halpiee.load(" in b
-    ]
+    [block] = blocks("halpiee.load(")
     space: dict[str, Any] = {"dense": dense}
     exec(compile(block, str(README), "exec"), space)
     x = torch.randn(2, 3, 32, 32)
@@ -75,10 +73,73 @@ def test_the_first_screen_loads_a_run_and_applies_a_plan(
     assert torch.equal(space["small"].eval()(x), compact(x))
 
 
+def blocks(*words: str) -> list[str]:
+    """Returns the Python blocks that contain one of some words, in their order."""
+    found = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    return [block for block in found if any(word in block for word in words)]
+
+
+def checkpointed() -> dict[str, Any]:
+    """Returns the names of the README's loop, on a small network and a budget of units, which nothing is timed for."""
+    import torch
+
+    import halpiee
+    from halpiee.zoo import build
+
+    torch.manual_seed(0)
+    model = build("resnet20", num_classes=10, width=0.25)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    structure = halpiee.trace(model, (torch.randn(1, 3, 8, 8),))
+    budget: Any = halpiee.Uniform(0.5)
+    iee = halpiee.IEE(
+        model, optimizer, budget=budget, units=structure, total_steps=24, h=2, j=1, q=2, structure=structure
+    )
+    return {"torch": torch, "model": model, "optimizer": optimizer, "iee": iee}
+
+
+def stepped(space: dict[str, Any], steps: range) -> None:
+    import torch
+
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        x, y = torch.randn(8, 3, 8, 8, generator=generator), torch.randint(10, (8,), generator=generator)
+        space["optimizer"].zero_grad()
+        torch.autograd.backward(torch.nn.functional.cross_entropy(space["model"](x), y))
+        space["optimizer"].step()
+
+
+def test_the_lines_on_checkpoints_go_on_bit_equal_and_cut_the_network_of_an_earlier_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    save, load, cut = blocks("checkpoint.pt")
+    whole, first, second = checkpointed(), checkpointed(), checkpointed()
+    stepped(whole, range(24))
+    stepped(first, range(7))  # two steps into a phase
+    exec(save, first)
+    exec(load, second)
+    stepped(second, range(7, 24))
+    assert second["iee"].finished
+    for name, value in whole["model"].state_dict().items():
+        assert torch.equal(second["model"].state_dict()[name], value), name
+    for name, mask in whole["iee"].alive.items():
+        assert torch.equal(second["iee"].alive[name], mask), name
+    with first["iee"].evaluating():
+        exec(save, first)
+        x = torch.randn(3, 3, 8, 8)
+        expected = first["model"].eval()(x)
+    exec(cut, second)
+    torch.testing.assert_close(second["model"].eval()(x), expected, rtol=1e-4, atol=1e-5)
+    assert sum(p.numel() for p in second["model"].parameters()) < sum(
+        p.numel() for p in first["model"].parameters()
+    )
+
+
 @pytest.mark.slow  # profiles a small network on this machine
 def test_the_training_loop_of_the_readme_runs_and_keeps_its_budget() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    [loop] = [block for block in blocks if "halpiee.IEE(" in block]
+    [loop] = blocks("halpiee.IEE(")
     space: dict[str, object] = {}
     exec(compile(loop, str(README), "exec"), space)
     iee, structure, model = space["iee"], space["structure"], space["model"]

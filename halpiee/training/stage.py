@@ -175,6 +175,9 @@ def begun(
         first: step of the schedule that it begins with.
         lead: steps before the schedule begins anew.
     """
+    given = label == "dense" and run.settings.weights is not None
+    if not given:
+        choose_threads(run)  # first: engines of one process share what accelerate knows of the last one
     trainer = Trainer(
         model,
         optimizer,
@@ -194,9 +197,8 @@ def begun(
     if run.settings.distill and label == "pruned":
         trainer.learn_from(run.teacher().to(run.device))
     run.tell_of_data()
-    if label == "dense" and run.settings.weights:
+    if given:
         return trainer
-    choose_threads(run)
     torch.manual_seed(run.settings.seed + run.ranks.rank)
     state = run.ranks.once(lambda: _saved(run, label))
     if state is None:
@@ -246,7 +248,7 @@ def choose_threads(run: Run) -> None:
         model,
         make_optimizer(model, run.settings),
         run.data,
-        replace(run.settings, accumulate=1, ema=0.0),
+        replace(run.settings, accumulate=1, ema=0.0, compile=False),
         task=run.task,
     )
     x, y = next(

@@ -1,0 +1,48 @@
+"""Real runs of two ranks, begun by torchrun, are killed and end as if they had not been."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.kill_runs import CHAINS, Kill, chain, command, equal, one, standing, typed
+
+
+@pytest.mark.slow  # torchrun starts two ranks five times
+def test_a_run_of_two_ranks_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
+    """In a step, one rank; while the state is half written, the other; both from outside."""
+    chosen = [Kill("in", "pruned 15", 1), Kill("half", "pruned.state"), Kill("outside", "3")]
+    rows, same = chain("filter", tmp_path, chosen=chosen)
+    assert [row["goes on at"].partition(" ")[0] for row in rows] == ["pruned"] * 3
+    assert [row["half-written"] for row in rows] == [0, 1, 0]
+    assert all(row["exit"] not in (0, 4) for row in rows)
+    assert same
+
+
+@pytest.mark.slow  # torchrun starts two ranks
+def test_torchrun_trains_one_run_in_one_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [*typed("iee", out), "--no-baseline", "--epochs=1", "--cycles=1"]
+    assert one(command("halpiee", *words), out) in (0, 1)  # 1: torchrun's, where a rank ended with 4
+    said = (tmp_path / "run.log").read_text()
+    assert said.count("Train: 60% of weights removed") == 1
+    assert standing(out) == "the end"
+
+
+def test_runs_that_differ_in_one_weight_are_not_equal(tmp_path: Path) -> None:
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+
+    for name, value in (("a", 1.0), ("b", 1.0), ("c", 1.0 + 1e-7)):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.tensor([value, 2.0])}, tmp_path / name / "pruned.safetensors")
+        history = [{"step": 1, "loss": 0.5, "accuracy": 0.5}]
+        (tmp_path / name / "pruned.json").write_text(json.dumps({"history": history, "counts": {}}))
+    assert equal(tmp_path / "a", tmp_path / "b")
+    assert not equal(tmp_path / "a", tmp_path / "c")
+    (tmp_path / "b/.pruned.json.12.1.part").write_text("")
+    assert not equal(tmp_path / "a", tmp_path / "b")
+    assert set(CHAINS) == {"iee", "filter"}
