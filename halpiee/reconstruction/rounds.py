@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
 from halpiee.reconstruction.value_curves import measured_values
-from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.criterion import Criterion, LossFn
 from halpiee.saliency.score import score
 from halpiee.selection.choose import choose, uniform
 from halpiee.selection.cost import LatencyCost
@@ -48,6 +49,7 @@ class InRounds:
         seed: of random scores and of the positions that repair samples.
         value: what a width is worth: the sum of its units' scores, or ``measured`` by forward passes over the images
             (``value_curves``), anew in every round.
+        loss: (outputs, targets) → scalar, whose gradients scores are taken of.
     """
 
     rounds: int = ROUNDS
@@ -56,6 +58,7 @@ class InRounds:
     widths: Literal["scores", "uniform"] = "scores"
     seed: int = 0
     value: Literal["scores", "measured"] = "scores"
+    loss: LossFn = cross_entropy
 
 
 class Rounds:
@@ -68,7 +71,7 @@ class Rounds:
         images: ``[N, …]`` of the training data, without augmentation, where the model lies: layers are solved from
             these; no labels.
         scored: others, to take scores on: those that layers were fitted to tell too little of them.
-        labels: of these; by default the dense network's own answers.
+        labels: of these, a tensor or a list, one of each; by default the classes that the dense network names.
         how: in how many rounds, by whose scores.
         note: told of each round.
 
@@ -84,7 +87,7 @@ class Rounds:
         *,
         images: Tensor,
         scored: Tensor,
-        labels: Tensor | None = None,
+        labels: Sequence[Any] | Tensor | None = None,
         how: InRounds | None = None,
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -151,7 +154,7 @@ class Rounds:
             report=report,
         )
 
-    def _labelled(self, images: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+    def _labelled(self, images: Tensor) -> Sequence[tuple[Tensor, Any]]:
         with torch.no_grad():
             return paired(images, torch.cat([self._model(x).argmax(1) for x in torch.split(images, BATCH)]))
 
@@ -160,7 +163,8 @@ class Rounds:
 
         A group that the compact network's trace does not show as it is keeps the scores it had.
         """
-        found = score(model, self._answers, self._how.criterion, units=structure, seed=self._how.seed)
+        how = self._how
+        found = score(model, self._answers, how.criterion, units=structure, seed=how.seed, loss_fn=how.loss)
         curves: dict[str, FloatArray] = {}
         if self._how.value == "measured":
             curves = measured_values(model, structure, found, self._images, protect=self._how.protect)
@@ -216,6 +220,6 @@ def uniform_selection(
     )
 
 
-def paired(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+def paired(images: Tensor, labels: Sequence[Any] | Tensor) -> list[tuple[Tensor, Any]]:
     """Returns batches of images and labels."""
-    return list(zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True))
+    return [(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, len(images), BATCH)]

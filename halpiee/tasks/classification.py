@@ -27,6 +27,7 @@ class Classification(Task):
     """
 
     title = "Top-1 accuracy"
+    names_classes = True
 
     def __init__(self) -> None:
         self._several: bool | None = None
@@ -35,6 +36,7 @@ class Classification(Task):
         """Looks once whether images have several classes each: a look at every batch would wait for the device."""
         _, targets = data.at(torch.arange(min(LOOKED, data.n_train)))
         self._several = several(targets)
+        self.names_classes = not self._several
         self.title = "F1 score" if self._several else Classification.title
 
     def wrong(self, answers: Any, n_classes: int, shape: Sequence[int]) -> str:

@@ -25,6 +25,7 @@ class Segmentation(Task):
     kind: ClassVar[str] = "mask"
     figure: ClassVar[str] = "miou"
     title = "Mean IoU"
+    names_classes = True
 
     def source(self, data: str, size: int | None) -> Source:
         """Returns a folder of image and mask pairs, or a function's datasets."""

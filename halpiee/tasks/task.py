@@ -65,11 +65,13 @@ class Task(ABC):
 
     Attributes:
         kind: of the targets: ``class``, ``mask`` or ``boxes``.
+        names_classes: whether the largest answer along axis 1 is a target, so that a network can label images itself.
         figure: the figure that says how good a network is.
         title: this figure in words.
     """
 
     kind: ClassVar[str] = "class"
+    names_classes: bool = False
     figure: ClassVar[str] = "accuracy"
     title: str = "Accuracy"
 

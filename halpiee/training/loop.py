@@ -397,7 +397,9 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self._remember()
-        self._engine.gradient_accumulation_steps = self.settings.accumulate  # another trainer may have set its own
+        self._engine.gradient_accumulation_steps = (
+            self.settings.accumulate
+        )  # another trainer may have set its own
         loss = torch.zeros((), device=self.device)
         for x, y in parts:
             with self._engine.accumulate(self._objective):

@@ -235,6 +235,11 @@ def check_images(settings: Settings, shape: tuple[int, ...], classes: int) -> No
             f"--data {s.data} has {images}, which {s.model} does not take ({' '.join(str(error).split())[:200]}); give "
             "data of as many channels, another --size, or another MODEL"
         ) from error
+    if s.masks.value == "measured" and not isinstance(found, torch.Tensor):
+        raise UsageError(
+            f"--value measured was asked of --task {s.task}, whose network gives {len(found)} tensors; it compares "
+            "logits: leave it out"
+        )
     if said := task_named(s.task).wrong(found, classes, shape):
         raise DataError(
             f"--data {s.data} has {classes} classes, and {s.model} answers two images with {said}"

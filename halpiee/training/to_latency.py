@@ -268,7 +268,8 @@ def chosen(
         run: whose budget and images it is.
         model: the whole network.
         cost: calibrated.
-        labelled: whether scores take the labels of the images, or the network's own answers.
+        labelled: whether scores take the labels of the images, or the classes that the network itself names; those
+            of a task without such classes always take the labels.
 
     Returns:
         The cut, its layers not solved yet, and what a report says of it.
@@ -280,7 +281,7 @@ def chosen(
         run.budget_us(cost),
         images=images,
         scored=scored,
-        labels=labels if labelled else None,
+        labels=labels if labelled or not run.task.names_classes else None,
         how=_how(run),
         note=run.talk.note,
     )
@@ -305,10 +306,10 @@ def _how(run: Run) -> InRounds:
     rounds = s.masks.rounds or (None if s.method == "repair" else ROUNDS)
     given: dict[str, Any] = {"rounds": rounds, "criterion": s.masks.criterion, "value": s.masks.value}
     known = {key: value for key, value in given.items() if value is not None}
-    return InRounds(**known, protect=run.protected, widths=s.masks.widths, seed=s.seed)
+    return InRounds(**known, protect=run.protected, widths=s.masks.widths, seed=s.seed, loss=run.task.loss)
 
 
-def _images(run: Run) -> tuple[Tensor, Tensor, Tensor]:
+def _images(run: Run) -> tuple[Tensor, Tensor, Any]:
     """Returns training images to solve from, twice as many others to score on, and the labels of these.
 
     Where there are no others, the same ones serve for both.

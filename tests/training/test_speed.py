@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from halpiee.methods.dynamic import RigL
 from halpiee.sparsity import Uniform
-from halpiee.training import loop, pipeline, stage
+from halpiee.training import loop, stage, to_sparsity
 from halpiee.training.checkpoint import load_state, load_weights
 from halpiee.training.config import Settings
 from halpiee.training.loop import Outlet, Trainer
@@ -213,7 +213,7 @@ def test_fused_optimizers_train_the_same_network_before_the_cut_and_after_it(
         finish(self, run)
 
     def patch() -> Settings:
-        monkeypatch.setattr(pipeline, "make_optimizer", fused)
+        monkeypatch.setattr(to_sparsity, "make_optimizer", fused)
         monkeypatch.setattr(stage.Training, "finish", watched)
         return given
 
