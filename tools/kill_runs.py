@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,19 @@ def one(words: Sequence[str], out: Path, kill: Kill | None = None) -> int:
             process.wait(PATIENCE)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            for pid in (
+                *ranks_of(process.pid),
+                process.pid,
+            ):  # the launcher gives its ranks sessions of their own
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     return process.wait()
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """Returns the processes that a launcher has started, and those that they have."""
+    found = [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+    return [pid for child in found for pid in (child, *ranks_of(child))]
 
 
 def kills(folder: Path, n: int) -> list[Kill]:

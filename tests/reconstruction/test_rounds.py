@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -88,3 +90,27 @@ def test_a_corrected_cost_is_solved_among_what_the_rounds_kept_and_can_be_taken_
 def test_a_budget_below_the_narrowest_network_is_refused(model: nn.Module, images: Tensor) -> None:
     with pytest.raises(BudgetError, match="the narrowest network allowed takes"):
         cut(model, images, share=0.01)
+
+
+def test_scores_are_those_of_the_loss_that_is_given_and_of_targets_of_any_kind(
+    model: nn.Module, images: Tensor
+) -> None:
+    """A loss of the first two outputs alone leaves the units that feed the other two without a score."""
+
+    def loss(outputs: Tensor, targets: Any) -> Tensor:
+        wanted = torch.stack([target["wanted"] for target in targets])
+        return (outputs[:, :2] - wanted).square().mean()
+
+    cost = cost_of(model)
+    found = Rounds(
+        model,
+        cost.structure,
+        cost,
+        0.5 * cost.dense_us,
+        images=images[:300],
+        scored=images[300:],
+        labels=[{"wanted": torch.tensor([1.0, -1.0])}] * 300,
+        how=InRounds(rounds=1, loss=loss),
+    )
+    (mask,) = found.keep.values()
+    assert mask.tolist() == [True, True, False, False] * 2
