@@ -1,4 +1,4 @@
-"""What masks cost a training step, what a change of the masks costs, and what shrinking saves, printed as two tables.
+"""What masks cost a training step, what a change of the masks costs, and what shrinking saves, printed as tables.
 
 Run as ``make bench`` or ``python -m tools.bench_training --pairs 100``. CPU time of one thread, or with
 ``--device cuda`` wall time on a GPU. A step is compared with the dense one in interleaved pairs; the interval of a
@@ -7,6 +7,9 @@ median is the distribution-free one of order statistics.
 A change of the masks happens inside ``optimizer.step()``: reading scores, choosing, switching masks, and for latencies
 the solver. Its CPU time less that of the bare optimizer is therefore its price; forward and backward stay out of that
 measurement, so a small batch does.
+
+The last table is of ``halpiee train``'s own steps: masked under bf16 autocast with each step in four parts; and a whole
+training by IEE to 30 % of the latency, the steps of the compact network included, against as many dense steps.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from halpiee.data.tensors import TensorData
 from halpiee.methods.channels import HALP
 from halpiee.methods.dynamic import SET, SNFS, RigL, Static
 from halpiee.methods.gradual import GMP, FilterPruning, GraNet
@@ -36,6 +40,9 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity import ERK, Channels, Global, Latency, Uniform
 from halpiee.structure.groups import Structure, macs
 from halpiee.structure.trace import trace
+from halpiee.training.config import Cycle, Settings
+from halpiee.training.loop import Trainer
+from halpiee.training.schedule import make_optimizer
 from halpiee.zoo import build
 from latency import Profile
 from tools.results import append, markdown, recorded
@@ -59,7 +66,7 @@ def stepper(
     return step
 
 
-def seconds_of(step: Callable[[], None], device: torch.device) -> float:
+def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     """Returns the time of one call."""
     begun = now(device)
     step()
@@ -75,7 +82,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def pairs(
-    first: Callable[[], None], second: Callable[[], None], n: int, device: torch.device
+    first: Callable[[], object], second: Callable[[], object], n: int, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """Returns ``n`` ratios second / first of neighbouring steps in alternating order, and the first's seconds."""
     for warm in (first, second, first, second):
@@ -104,6 +111,10 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80, help="of the whole trainings (default 80)")
+    parser.add_argument(
+        "--share", type=float, default=0.3, help="of the latency that they end at (default 0.3)"
+    )
     parser.add_argument("--changes", type=int, default=40, help="of each method's masks (default 40)")
     parser.add_argument("--profile", type=Path, default=PROFILE, help="latencies of the network")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -166,10 +177,79 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     print(f"\n{options.changes} changes of the masks of each kind; a dense step takes {1e3 * unit:.3g} ms\n")
     changes = change_rows(options, device, x[:1], unit)
     print(markdown(changes), flush=True)
+    print("\nsteps and whole trainings of halpiee train\n")
+    trained = [autocast_row(options, device), training_row(options, device)]
+    print(markdown(trained), flush=True)
     if not options.no_record:
-        append("training-step", steps_of)
+        append("training-step", [*steps_of, *trained])
         append("mask-change", changes)
     return {"training-step": steps_of, "mask-change": changes}
+
+
+def settings_of(options: argparse.Namespace, **more: Any) -> Settings:
+    """Returns the settings of a training whose steps are timed."""
+    given = {"budget": "0.5", "method": "iee", "lr": 0.01, "batch_size": options.batch_size, **more}
+    return Settings(model=options.model, data="random", **given)
+
+
+def random_data(options: argparse.Namespace) -> TensorData:
+    """Returns as many images as a step takes, of ten classes."""
+    x = torch.randint(0, 256, (options.batch_size, 3, options.size, options.size), dtype=torch.uint8)
+    y = torch.arange(options.batch_size) % 10
+    return TensorData("random", x, y, x, y, tuple(map(str, range(10))))
+
+
+def autocast_row(options: argparse.Namespace, device: torch.device) -> dict[str, str]:
+    """Returns what 90 % masked weights cost a step under autocast whose gradients add up over four parts."""
+    s = settings_of(options, precision="bf16", accumulate=4)
+    data = random_data(options)
+    batches = list(data.to(device).batches(0, options.batch_size // s.accumulate))[: s.accumulate]
+    steps = []
+    for masked in (False, True):
+        model = build(options.model, num_classes=10, width=options.width).to(device)
+        optimizer = make_optimizer(model, s)
+        method = Static(model, optimizer, budget=ERK(0.1)) if masked else None
+        trainer = Trainer(model, optimizer, data, s, method=method)
+        steps.append(lambda trainer=trainer: trainer.train_step(*batches))
+    ratios, _ = pairs(steps[0], steps[1], options.pairs, device)
+    return row("masked, 90 % of the weights, bf16 autocast, four parts", ratios, "≤ 1.05")
+
+
+def training_row(options: argparse.Namespace, device: torch.device) -> dict[str, str]:
+    """Returns the time of a training by IEE to a latency, as a share of a dense one; a step of each in turn."""
+    n, s = options.steps, settings_of(options)
+    model = build(options.model, num_classes=10, width=options.width).to(device)
+    dense = copy.deepcopy(model)
+    structure = trace(model, (torch.randn(1, 3, options.size, options.size, device=device),))
+    cost = LatencyCost(structure, Profile.load(options.profile))
+    optimizer, data = make_optimizer(model, s), random_data(options)
+    h, j, q = Cycle().steps(n)
+    iee = IEE(
+        model,
+        optimizer,
+        budget=Latency(fraction=options.share),
+        total_steps=n,
+        structure=structure,
+        cost=cost,
+        h=h,
+        j=j,
+        q=q,
+    )
+    batches = list(data.to(device).batches(0, options.batch_size))
+    whole = Trainer(dense, make_optimizer(dense, s), data, s)
+    pruned = Trainer(model, optimizer, data, s, method=iee)
+    seconds = [0.0, 0.0]
+
+    def pruned_step() -> None:
+        if iee.finished and pruned.stage == "masked":
+            pruned.replace(*iee.shrink())
+        pruned.train_step(*batches)
+
+    for _ in range(n):
+        seconds[0] += seconds_of(lambda: whole.train_step(*batches), device)
+        seconds[1] += seconds_of(pruned_step, device)
+    label = f"whole training, IEE to {options.share:.0%} of the latency, {n} steps"
+    return {"step": label, "of a dense step": f"{seconds[1] / seconds[0]:.3f}", "asked": "≤ 0.55"}
 
 
 def change_rows(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.synthetic_imagenet import make
+from tools.synthetic_data import make
 
 READ = """
 import resource, sys

@@ -18,7 +18,7 @@ from halpiee.errors import DataError, UsageError
 from halpiee.tasks import named
 from halpiee.tasks.detection import Detection
 from halpiee.zoo import build
-from tools.synthetic_scenes import NAMES, coco, scene, voc
+from tools.synthetic_data import NAMES, coco, scene, voc
 
 from .pruned import pruned_and_exported
 

@@ -15,7 +15,7 @@ from halpiee.data.options import Loading
 from halpiee.errors import DataError
 from halpiee.tasks import named
 from halpiee.zoo import build
-from tools.synthetic_scenes import pairs, scene
+from tools.synthetic_data import pairs, scene
 
 from .pruned import pruned_and_exported
 

@@ -6,8 +6,10 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from halpiee.data.loaded import LoadedData
 from halpiee.data.options import Loading
@@ -18,7 +20,7 @@ from halpiee.training.config import Settings
 from halpiee.training.masks import Masks
 from halpiee.training.preflight import open_run
 from tests.data.folders import class_folder
-from tools.synthetic_scenes import pairs
+from tools.synthetic_data import pairs
 
 from .talk import Quiet, one_thread, trained
 
@@ -146,3 +148,14 @@ def test_the_best_epoch_is_shipped_where_it_was_asked_for(tmp_path: Path) -> Non
     assert f"the weights of pruned are those of epoch {found['epoch']}, the best one" in talk.notes
     shipped, best = (load_weights(tmp_path / f"run/pruned{of}.safetensors") for of in ("", "-best"))
     assert all(torch.equal(shipped[name], value) for name, value in best.items())
+
+
+def test_a_class_that_the_test_split_lacks_trains_and_is_left_out_of_the_mean(tmp_path: Path) -> None:
+    """Class 2 is in no test mask: its intersection over union is of nothing unless it is said somewhere."""
+    folder = pairs(tmp_path / "pairs", side=16)
+    for path in (folder / "val/masks").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 2, 0, mask).astype(np.uint8)).save(path)
+    asked = settings(task="segmentation", model="pixelnet:net", data=str(folder), size=16, epochs=1)
+    found = trained(open_run(asked, tmp_path / "run", Quiet()))
+    assert 0 < found["accuracy"] <= 1
