@@ -159,3 +159,27 @@ def test_a_class_that_the_test_split_lacks_trains_and_is_left_out_of_the_mean(tm
     asked = settings(task="segmentation", model="pixelnet:net", data=str(folder), size=16, epochs=1)
     found = trained(open_run(asked, tmp_path / "run", Quiet()))
     assert 0 < found["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("method", "criterion", "name"),
+    [
+        ("snip", None, "snip"),
+        ("synflow", None, "synflow"),
+        ("filter", "grasp", "grasp"),
+        ("lrr", "taylor", "taylor"),
+    ],
+)
+def test_scores_of_classes_are_refused_where_there_are_none(
+    method: str, criterion: str | None, name: str, tmp_path: Path
+) -> None:
+    folder = pairs(tmp_path / "pairs", side=16)
+    masks = Masks(sparsity=0.5, criterion=criterion)
+    asked = settings(
+        task="segmentation", model="pixelnet:net", data=str(folder), size=16, method=method, masks=masks
+    )
+    with pytest.raises(
+        UsageError, match=f"--method {method} scores by {name} with the cross-entropy of one class"
+    ):
+        open_run(asked, tmp_path / "run", Quiet())
+    assert not (tmp_path / "run").exists()
