@@ -46,7 +46,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed ## what masking costs a training step, and what shrinking saves
-	$(BIN)/python -m tools.bench_training
+	$(BIN)/python -m tools.bench_training --steps 80
 
 bench-latency: $(VENV)/.installed ## predicted against measured on random shrunk networks; regret; repeatability
 	$(BIN)/python -m tools.bench_latency
