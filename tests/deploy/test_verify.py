@@ -1,5 +1,7 @@
 """The relative L2 error and the comparisons built on it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -118,3 +120,37 @@ def test_a_reference_that_gives_the_same_for_every_input_tells_nothing() -> None
     assert not told([0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
     assert not told([1.0, 2.0], [1.0, 2.0], [1.0, 2.0])
     assert told([1.0, 2.0], [1.0, 2.0], [1.0, 2.1])
+
+
+def test_a_network_whose_activations_vanish_is_exported_all_the_same(tmp_path: Path) -> None:
+    """Statistics of the first steps let nothing through: what is compared instead must not be all rounding."""
+    from halpiee.deploy.onnx import export_onnx
+
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for width in [3, *[8] * 17]:
+        layers += [nn.Conv2d(width, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x[:1]), net(x[1:]), rtol=1e-6, atol=1e-6)  # the same for every input
+    assert export_onnx(net, (x[:1],), tmp_path / "net.onnx").rel_l2 < 1e-5
+
+
+def test_settled_norms_have_the_statistics_of_their_inputs_and_modes_are_kept() -> None:
+    from halpiee.deploy.verify import settle
+
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, momentum=0.03)).eval()
+    x = torch.zeros(1, 1, 4, 4)
+    settle(net, (x,))
+    conv, norm = net[0], net[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    from halpiee.deploy.verify import random_batches
+
+    with torch.no_grad():
+        y = conv(random_batches((x,), (8,))[0][0])
+    torch.testing.assert_close(norm.running_mean, y.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, y.var((0, 2, 3)))
+    assert (norm.momentum, norm.training, net.training) == (0.03, False, False)

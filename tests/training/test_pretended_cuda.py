@@ -129,10 +129,10 @@ def steps_of(
 ) -> list[tuple[int, int, bool]]:
     """Trains; returns of each step its number, the waits since the one before, and whether it was an ordinary one.
 
-    Ordinary is a step at which no phase of the method began and around which no epoch ended.
+    Ordinary is a step at or before which no phase of the method began, and around which no epoch ended.
     """
     rows: list[tuple[int, int, bool]] = []
-    one, enter, seen, changed = Trainer._one, Sparse._enter, [0], [False]
+    one, enter, seen, changed = Trainer._one, Sparse._enter, [0], [False, False]
 
     def noted(method: Sparse, phase: Any) -> None:
         changed[0] = True
@@ -142,8 +142,8 @@ def steps_of(
         one(trainer, parts)
         waits = sum(gpus[-1].waits.values())
         around_end = trainer.step % trainer.per_epoch in (0, 1)
-        rows.append((trainer.step, waits - seen[0], not (changed[0] or around_end)))
-        seen[0], changed[0] = waits, False
+        rows.append((trainer.step, waits - seen[0], not (any(changed) or around_end)))
+        seen[0], changed[:] = waits, [False, changed[0]]
 
     monkeypatch.setattr(Sparse, "_enter", noted)
     monkeypatch.setattr(Trainer, "_one", counted)
