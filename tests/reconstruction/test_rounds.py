@@ -104,7 +104,6 @@ def test_scores_are_those_of_the_loss_that_is_given_and_of_targets_of_any_kind(
     cost = cost_of(model)
     found = Rounds(
         model,
-        cost.structure,
         cost,
         0.5 * cost.dense_us,
         images=images[:300],
