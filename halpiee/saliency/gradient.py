@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from halpiee.saliency.criterion import Batches, Look, LossFn, NormMode, Passes, loss_gradients, norm_mode
@@ -148,6 +149,6 @@ def exact_sums(reduce: Callable[[Element], dict[str, Tensor]], product: Element)
 
     sizes = reduce(size)
     return {
-        name: total * 0 if bool((total.abs() <= REST * sizes[name]).all()) else total
+        name: torch.where((total.abs() <= REST * sizes[name]).all(), total * 0, total)
         for name, total in reduce(product).items()
     }

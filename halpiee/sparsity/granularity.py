@@ -189,6 +189,7 @@ class Channels:
                     f"{slot.tensor!r}, the model has shape {shapes.get(slot.tensor)}; trace this model again"
                 )
         masked = {structure.by_name[name] for name in self.sizes}
+        self._indices: dict[tuple[str, int, torch.device], tuple[Tensor, Tensor]] = {}
         self._free = torch.zeros(structure.n_units, dtype=torch.bool)
         for group in masked:
             self._free[group.start : group.start + group.size] = True
@@ -240,6 +241,13 @@ class Channels:
             masks[name] = mask
         return masks
 
+    def _there(self, name: str, dim: int, index: Tensor, device: torch.device) -> Tensor:
+        """Returns an index on a device, where that of the last call still lies: an upload at each step would wait."""
+        held = self._indices.get((name, dim, device))
+        if held is None or not torch.equal(held[0], index):
+            held = self._indices[name, dim, device] = (index, index.to(device))
+        return held[1]
+
     def reduce(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
         """Returns the signed sum over coupled layers, one number per unit; groups without any are missing."""
         found = torch.zeros(self.structure.n_units + 1, dtype=torch.bool)
@@ -257,7 +265,7 @@ class Channels:
                     per_position = per_position.sum(dim=[d for d in range(per_position.dim()) if d != dim])
                 if total is None:
                     total = per_position.new_zeros(self.structure.n_units + 1)
-                total.index_add_(0, index.to(total.device), per_position)
+                total.index_add_(0, self._there(name, dim, index, total.device), per_position)
                 found[units] = True
         if total is None:
             return {}

@@ -171,8 +171,11 @@ def test_the_host_waits_for_the_gpu_at_most_once_in_fifty_steps(
 ) -> None:
     monkeypatch.setattr(stage, "close_loop", met)
     to_latency = method in ("iee", "halp", "small-dense", "scaled")
-    plain = settings("static") if method == "dense" else settings(method, interval=20)
-    given = replace(settings("rigl") if to_latency else plain, batch_size=2, epochs=5)
+    if to_latency:
+        given = settings("rigl")  # method and budget follow
+    else:
+        given = settings("static") if method == "dense" else settings(method, interval=20)
+    given = replace(given, batch_size=2, epochs=5)
     if to_latency:
         save_weights(tmp_path / "dense.safetensors", net(6).state_dict())
         weights = str(tmp_path / "dense.safetensors") if method == "halp" else None
