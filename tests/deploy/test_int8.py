@@ -37,7 +37,7 @@ def test_the_scale_is_the_range_of_the_calibration_images_over_255(tmp_path: Pat
         found.numpy(), (torch.arange(16) * 17).view(1, 1, 4, 4).numpy() / 255, atol=1e-6
     )
     beyond = FileNetwork(report.path)(torch.full((1, 1, 4, 4), 3.0))
-    np.testing.assert_allclose(beyond.numpy(), 1.0, atol=1e-6)  # type: ignore[union-attr]
+    np.testing.assert_allclose(beyond.numpy(), 1.0, atol=1e-6)
 
 
 def test_the_file_says_that_it_is_int8_and_keeps_the_names(tmp_path: Path) -> None:

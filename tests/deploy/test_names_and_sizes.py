@@ -172,7 +172,8 @@ def test_a_size_that_is_made_constant_by_code_is_refused(tmp_path: Path) -> None
 
         def forward(self, x: Tensor) -> Tensor:
             n = int(x.shape[2])
-            return self.conv(x) + torch.tensor([float(i) for i in range(n)]).view(1, 1, n, 1)
+            convolved: Tensor = self.conv(x)
+            return convolved + torch.tensor([float(i) for i in range(n)]).view(1, 1, n, 1)
 
     with pytest.raises(UsageError, match="Grid was to be exported to ONNX with a free height and width"):
         export_onnx(Grid(), (drawn(1, 3, 8, 8),), tmp_path / "x.onnx", dynamic_size=True)

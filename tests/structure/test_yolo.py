@@ -148,7 +148,9 @@ def test_the_number_of_a_chunked_part_follows_it_so_that_the_block_may_split_by_
     structure = trace(model, (IMAGE,))
     small = shrink(model, structure, nets.random_keep(structure, 0))
     assert isinstance(small.block, C2f)
-    parts = small.block.cv1[0].out_channels
+    first = small.block.cv1[0]
+    assert isinstance(first, nn.Conv2d)
+    parts = first.out_channels
     assert 0 < parts < 16
     assert small.block.c == parts // 2
     chunked = small(IMAGE)

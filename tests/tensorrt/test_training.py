@@ -14,9 +14,10 @@ import latency
 from halpiee.cli.app import program
 from halpiee.deploy.target import Target
 from halpiee.selection.options import fixed_sides
+from halpiee.shared_options import Cycle
 from halpiee.structure import trace
 from halpiee.training import pipeline, stage
-from halpiee.training.config import Cycle, Settings
+from halpiee.training.config import Settings
 from halpiee.training.preflight import open_run
 from halpiee.zoo import build
 from tests.training.talk import Quiet, one_thread
@@ -35,7 +36,7 @@ def engine_us(plan: dict[str, Any]) -> float:
         graph = onnx.load_from_string(base64.b64decode(plan["onnx"])).graph
         shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
         found = [shapes[node.input[1]] for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
-        return sum(4 + 0.5 * shape[0] * shape[1] for shape in found)
+        return sum(4 + 0.5 * float(shape[0] * shape[1]) for shape in found)
     if not any("conv" in layer or "linear" in layer for layer in plan["layers"]):
         return 1.0
     (*_, given), (*_, made) = plan["io"][0], plan["io"][-1]
