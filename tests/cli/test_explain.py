@@ -25,13 +25,13 @@ def test_the_first_group_is_shown(model: str, first: str | None, protected: list
     assert (found["first_group"], found["protected"]) == (first, protected)
 
 
-def test_a_network_of_two_inputs_is_sent_to_python() -> None:
+def test_a_network_of_two_inputs_is_asked_for_both_by_name() -> None:
     pytest.importorskip("torchvision")
     shown = CliRunner().invoke(program, ["explain", "raft_small", "--size", "128"])
     assert shown.exit_code != 0
     said = str(shown.exception)
-    assert said.startswith("raft_small takes more inputs than the one image that the command line gives it")
-    assert "halpiee.trace(model, (first, second))" in said
+    assert said.startswith("raft_small takes other inputs than 3×128×128 ('image2')")
+    assert said.endswith("name each of them: --input NAME=SHAPE --input …")
 
 
 def test_layers_say_which_side_can_go_and_groups_what_they_weigh() -> None:

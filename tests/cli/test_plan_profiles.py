@@ -147,7 +147,7 @@ def test_a_size_that_the_network_does_not_take_is_named(warping: list[str]) -> N
     shown = CliRunner().invoke(program, [*warping, "--budget", "0.5"])
     text = str(shown.exception)
     assert text.startswith("warping:once was to take images of --size 1x4x4: the forward of Warping fails")
-    assert text.endswith("give the size that it takes with --size")
+    assert text.endswith("give the size that it takes with --size, or each input with --input NAME=SHAPE")
 
 
 @pytest.mark.parametrize(
