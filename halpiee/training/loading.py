@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from halpiee.errors import UsageError
 from halpiee.structure.plan import Plan
-from halpiee.training.checkpoint import FILE, fill, load_weights, read_settings
+from halpiee.tasks.registry import REGISTRY, named
+from halpiee.training.checkpoint import FILE, fill, load_weights, read_settings, read_values
 from halpiee.training.config import Settings
 from halpiee.zoo.registry import build, check_arguments, check_named
 
@@ -33,7 +34,7 @@ def load(
     Args:
         path: folder of a run, or a plan's file.
         model: the dense network, built by you, where the file names none or is not to be asked. It stays as it is; a
-            plan takes its weights from it.
+            plan takes its weights from it. Detectors and segmenters come back in the form that is exported.
         weights: safetensors of the dense network, or of the compact one; of a plan only. A plan without a model and
             without weights gives a network with random ones.
         trust: whether the file may name code to import and call, for its network. A run that this user began here is
@@ -84,7 +85,10 @@ def _of_run(folder: Path, model: nn.Module | None, trust: bool) -> nn.Module:
     loaded = load_weights(folder / WEIGHTS)
     if model is None:
         settings = read_settings(folder, trust=trust)
-        model = _built(settings, plan, loaded)
+        model = named(settings.task).network(_built(settings, plan, loaded))
+    elif set(loaded) - set(model.state_dict()):  # what was trained is what the task makes of the network
+        known = REGISTRY.get(str(read_values(folder).get("task")))
+        model = model if known is None else known().network(model)
     compact = model if plan is None else plan.apply(model)
     fill(compact, folder / WEIGHTS)
     return compact.eval()

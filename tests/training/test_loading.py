@@ -16,6 +16,7 @@ import halpiee
 from halpiee.errors import HalpieeError, StructureError, UsageError
 from halpiee.structure import Plan, shrink, trace
 from halpiee.structure.plan import Selection
+from halpiee.tasks.registry import named
 from halpiee.training.checkpoint import save_settings
 from halpiee.training.config import Settings
 from halpiee.zoo import build
@@ -156,3 +157,19 @@ def test_a_plan_of_another_network_and_a_missing_file_are_refused(tmp_path: Path
         halpiee.load(tmp_path / "plan.json", model=build("resnet8", num_classes=9))
     with pytest.raises(HalpieeError):
         halpiee.load(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_run_of_another_task_is_loaded_as_the_task_trains_it(tmp_path: Path, given: bool) -> None:
+    """A segmenter gives logits alone where torchvision's network gives a dictionary, and its weights have a prefix."""
+    name = "lraspp_mobilenet_v3_large"
+    torch.manual_seed(0)
+    model = build(name, num_classes=7).eval()
+    plan, compact = half(named("segmentation").network(model).eval(), name)
+    save_settings(tmp_path, Settings(model=name, task="segmentation", data="a:b", budget="0.5"))
+    plan.save(tmp_path / "plan.json")
+    save_file(compact.state_dict(), tmp_path / "pruned.safetensors")
+    loaded = halpiee.load(tmp_path, model=model) if given else halpiee.load(tmp_path)
+    answer = outputs(loaded)
+    assert answer.shape == (2, 7, 32, 32)
+    assert torch.equal(answer, outputs(compact.eval()))
