@@ -28,19 +28,16 @@ from halpiee.training.schedule import make_optimizer
 
 __all__ = ["bisected", "pruned_and_tuned"]
 
+BLOCKS = (16, 8, 4, 2)
+"""Channels that processors compute at once: what is left of a group is a multiple, by the library's own option. The
+largest of these is taken that leaves the narrowest layer a choice."""
+
 STEPS = 8
 """Halvings of the range of ratios: to 1/256 of all channels, finer than a step of most processors."""
 
 
 def pruned_and_tuned(run: Run, weights: Path, settings: Settings, folder: Path, talk: Talk) -> dict[str, Any]:
-    """Prunes the dense network by Torch-Pruning to a share of its latency, trains it on, exports and times it.
-
-    Args:
-        run: whose network, data and target it is.
-        weights: of the dense network.
-        settings: of the training.
-        folder: where the exported network goes.
-        talk: told what happens.
+    """Prunes the dense network of ``weights`` to a share of its latency, trains it on, exports and times it.
 
     Returns:
         What of a run's report a row is made of; latencies are shares of the dense one.
@@ -94,20 +91,17 @@ def share_of(run: Run, dense: Any, model: nn.Module, *, rounds: int) -> float:
 
 
 def bisected(make: Any, share: Any, budget: float, talk: Talk) -> nn.Module:
-    """Returns the network of the smallest ratio whose measured share of the dense latency is within the budget.
+    """Returns the network whose measured share of the dense latency is the largest within the budget.
 
-    Args:
-        make: ratio of channels to remove → network.
-        share: network → measured latency over that of the dense network.
-        budget: the largest share.
-        talk: told of each step.
+    ``make`` is a ratio of channels to remove → network, ``share`` a network → measured latency over that of the dense
+    one. Latency does not fall with every channel, so that the last ratio that fits need not be the best.
 
     Raises:
         BudgetError: none of the ratios that were tried fits.
     """
     low, high = 0.0, 1.0
     best: nn.Module | None = None
-    least = 1.0
+    least, most = 1.0, 0.0
     for _ in range(STEPS):
         ratio = (low + high) / 2
         try:
@@ -120,7 +114,9 @@ def bisected(make: Any, share: Any, budget: float, talk: Talk) -> nn.Module:
         talk.note(f"ratio {ratio:.3f}: {found:.3f} of the dense latency, wanted {budget:.3f}")
         least = min(least, found)
         if found <= budget:
-            best, high = model, ratio
+            high = ratio
+            if most <= found:
+                best, most = model, found
         else:
             low = ratio
     if best is None:
@@ -142,12 +138,14 @@ def pruned(dense: nn.Module, example: tuple[Any, ...], batches: Any, ratio: floa
         ) from error
     model = copy.deepcopy(dense).train(False)
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    narrowest = min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=1)
     pruner = torch_pruning.pruner.MetaPruner(
         model,
         example,
         importance=torch_pruning.importance.GroupTaylorImportance(),
         global_pruning=True,
         pruning_ratio=ratio,
+        round_to=next((block for block in BLOCKS if 2 * block <= narrowest), None),
         ignored_layers=last,
     )
     model.zero_grad()

@@ -124,7 +124,7 @@ def test_report_shows_a_comparison_again(out: Path) -> None:
     assert "Top-1" in (out / "comparison.html").read_text()
 
 
-def test_a_ratio_is_bisected_to_the_smallest_that_fits() -> None:
+def test_a_ratio_is_bisected_to_the_slowest_network_that_fits() -> None:
     tried: list[float] = []
 
     class Cut(nn.Module):
@@ -139,6 +139,10 @@ def test_a_ratio_is_bisected_to_the_smallest_that_fits() -> None:
     found: Any = bisected(Cut, share, 0.49, Quiet())
     assert 0.3 <= found.ratio <= 0.3 + 1 / 256
     assert len(tried) == 8
+    # 0.5 takes 0.4 and fits; 0.25 does not, 0.375 takes less than what was found before
+    uneven = {0.5: 0.4, 0.25: 0.6, 0.375: 0.3}
+    kept: Any = bisected(Cut, lambda model: uneven.get(model.ratio, 0.6), 0.49, Quiet())
+    assert kept.ratio == 0.5
     with pytest.raises(BudgetError, match=r"the fastest that it made takes 0\.9; ask for at least 0\.9"):
         bisected(Cut, lambda model: 0.9, 0.5, Quiet())
 
