@@ -7,6 +7,7 @@ with the recipe of the comparison. Needs ``pip install torch-pruning``.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -28,9 +29,8 @@ from halpiee.training.schedule import make_optimizer
 
 __all__ = ["bisected", "pruned_and_tuned"]
 
-BLOCKS = (16, 8, 4, 2)
-"""Channels that processors compute at once: what is left of a group is a multiple, by the library's own option. The
-largest of these is taken that leaves the narrowest layer a choice."""
+BLOCKS = (16, 8, 1)
+"""What is left of a group is a multiple; the next is tried where none fits, as the library keeps groups whole."""
 
 STEPS = 8
 """Halvings of the range of ratios: to 1/256 of all channels, finer than a step of most processors."""
@@ -53,7 +53,10 @@ def pruned_and_tuned(run: Run, weights: Path, settings: Settings, folder: Path, 
     share = partial(share_of, run, ready, rounds=settings.rounds)
     data = run.data
     batches = list(data.few(max(1, 256 // data.n_classes), seed=settings.seed))
-    model = bisected(lambda ratio: pruned(dense, run.example, batches, ratio), share, budget, talk)
+    for block in BLOCKS:
+        with suppress(BudgetError) if block > 1 else nullcontext():
+            model = bisected(partial(pruned, dense, run.example, batches, block), share, budget, talk)
+            break
     trainer = Trainer(
         model.to(run.device),
         make_optimizer(model, settings),
@@ -128,7 +131,7 @@ def bisected(make: Any, share: Any, budget: float, talk: Talk) -> nn.Module:
     return best
 
 
-def pruned(dense: nn.Module, example: tuple[Any, ...], batches: Any, ratio: float) -> nn.Module:
+def pruned(dense: nn.Module, example: tuple[Any, ...], batches: Any, block: int, ratio: float) -> nn.Module:
     """Returns the network that Torch-Pruning makes of a copy of the dense one."""
     try:
         torch_pruning: Any = import_module("torch_pruning")
@@ -138,14 +141,13 @@ def pruned(dense: nn.Module, example: tuple[Any, ...], batches: Any, ratio: floa
         ) from error
     model = copy.deepcopy(dense).train(False)
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-    narrowest = min((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=1)
     pruner = torch_pruning.pruner.MetaPruner(
         model,
         example,
         importance=torch_pruning.importance.GroupTaylorImportance(),
         global_pruning=True,
         pruning_ratio=ratio,
-        round_to=next((block for block in BLOCKS if 2 * block <= narrowest), None),
+        round_to=block,
         ignored_layers=last,
     )
     model.zero_grad()
