@@ -22,11 +22,12 @@ compat: ## the tests on every torch and Python, into docs/compatibility.md; COMP
 demo: $(VENV)/.installed ## the whole path on a small network: profile, plan, train, shrink, export, measure
 	$(BIN)/halpiee demo
 
-# One process of tests a core, each with one thread of torch; a file of tests stays in one process, for what its tests share.
-TESTS ?= -n auto --maxprocesses 8 --dist loadfile
 test: $(VENV)/.installed ## the CPU test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest
 
+# A process of tests for each core; a file of tests stays in one process, for what its tests share. The whole suite runs one
+# test after the other, as some of its slow ones time this machine.
+TESTS ?= -n auto --maxprocesses 8 --dist loadfile
 quick: $(VENV)/.installed ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(TESTS)
 
