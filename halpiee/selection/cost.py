@@ -102,11 +102,7 @@ class Cost:
         return sum(op.cells.at(op.ins.channels(full), op.outs.channels(full)) for op in self._ops)
 
     def total(self, counts: Mapping[str, int]) -> float:
-        """Returns the cost.
-
-        Args:
-            counts: group name → units kept, for any subset of the prunable groups; the others are whole.
-        """
+        """Returns the cost; ``counts`` is group name → units kept, of any of the prunable groups; others are whole."""
         return self.from_raw(self.raw(counts))
 
     @cached_property
@@ -127,6 +123,8 @@ class Cost:
                 one = step(name, min(wider))
                 extra = one if math.isnan(extra) else min(extra, one)
         return extra
+
+    sum_us, step_us, next_step_us = raw, step, next_step  # what scripts call them where the unit is µs
 
     def restricted(
         self,
