@@ -52,20 +52,13 @@ Density = Constant | Sequence[Constant] | Callable[[int], Constant]
 
 @dataclass(frozen=True, kw_only=True)
 class Updates:
-    """When masks change.
+    """When masks change."""
 
-    Attributes:
-        interval: training steps between two mask updates (RigL, GraNet).
-        h: IEE's steps before a prune.
-        j: IEE's steps after it.
-        q: IEE's steps of exploring.
-        end: share of the training after which IEE's updates have ended: ⌊end · steps / (h + j + q)⌋ cycles.
-    """
-
-    interval: int = 100
-    h: int = 150
-    j: int = 150
-    q: int = 150
+    interval: int = 100  # training steps between two mask updates (RigL, GraNet)
+    h: int = 150  # IEE's steps before a prune
+    j: int = 150  # IEE's steps after it
+    q: int = 150  # IEE's steps of exploring
+    # share of the training after which IEE's updates have ended: ⌊end · steps / (h + j + q)⌋ cycles
     end: float = 0.75
 
 

@@ -58,17 +58,11 @@ class Followed(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """The active units after one event.
+    """The active units after one event."""
 
-    Attributes:
-        step: optimizer steps done before it.
-        event: ``init``, ``prune``, ``drop``, ``grow``; ``dense`` before anything was removed.
-        packed: unit name → bits of the flattened mask, most significant first.
-    """
-
-    step: int
-    event: str
-    packed: Mapping[str, NDArray[np.uint8]]
+    step: int  # optimizer steps done before it
+    event: str  # ``init``, ``prune``, ``drop``, ``grow``; ``dense`` before anything was removed
+    packed: Mapping[str, NDArray[np.uint8]]  # unit name → bits of the flattened mask, most significant first
 
 
 @dataclass(eq=False)

@@ -42,23 +42,14 @@ TRANSPOSED = {
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call of a layer: y at a position = patch of x at this position · W.
+    """One call of a layer: y at a position = patch of x at this position · W."""
 
-    Attributes:
-        kind: ``linear``, ``conv`` or ``conv_transpose``.
-        dims: spatial dimensions.
-        stride: along each of them; so are the next two.
-        padding: see ``stride``.
-        dilation: see ``stride``.
-        groups: of channels.
-    """
-
-    kind: str
-    dims: int = 0
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
+    kind: str  # ``linear``, ``conv`` or ``conv_transpose``
+    dims: int = 0  # spatial dimensions
+    stride: tuple[int, ...] = ()  # along each of them; so are the next two
+    padding: tuple[int, ...] = ()  # see ``stride``
+    dilation: tuple[int, ...] = ()  # see ``stride``
+    groups: int = 1  # of channels
 
     def patches(self, x: Tensor, weight: Tensor, out: tuple[int, ...], positions: Tensor) -> Tensor:
         """Returns ``[groups, rows, unknowns]``: what the outputs at some positions are computed from.
@@ -184,19 +175,12 @@ def plain_attention() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a layer's samples are taken.
+    """How a layer's samples are taken."""
 
-    Attributes:
-        dim: dimension of its input and output that holds the images, maybe several entries of each.
-        minor: whether entries of one image lie apart (image last) and not side by side.
-        rows: output channels that stay, or ``None``: all.
-        skipped: why the layer is not solved, or ``None``.
-    """
-
-    dim: int = 0
-    minor: bool = False
-    rows: Tensor | None = None
-    skipped: str | None = None
+    dim: int = 0  # dimension of its input and output that holds the images, maybe several entries of each
+    minor: bool = False  # whether entries of one image lie apart (image last) and not side by side
+    rows: Tensor | None = None  # output channels that stay, or ``None``: all
+    skipped: str | None = None  # why the layer is not solved, or ``None``
 
     def by_image(self, x: Tensor, images: int) -> Tensor:
         """Returns ``[images, places, C]`` of a linear layer's input or output."""

@@ -27,14 +27,10 @@ MOST = 100.0
 
 @dataclass(frozen=True)
 class Residual:
-    """What is added to a layer's output, behind its batch norm where it has one.
+    """What is added to a layer's output, behind its batch norm where it has one."""
 
-    Attributes:
-        made: number of the function call that gives it; before that of the layer.
-        norm: running variance, weight and ε of the batch norm between, or ``None``.
-    """
-
-    made: int
+    made: int  # number of the function call that gives it; before that of the layer
+    # running variance, weight and ε of the batch norm between, or ``None``
     norm: tuple[Tensor, Tensor | None, float] | None
 
     def factor(self, rows: Tensor | None) -> Tensor | float:

@@ -76,13 +76,9 @@ class Random:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """The scores as they are given, from a file, another training or another program; read once.
+    """The scores as they are given, from a file, another training or another program; read once."""
 
-    Attributes:
-        scores: unit name → tensor of the unit's shape.
-    """
-
-    scores: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor]  # unit name → tensor of the unit's shape
     per_step = False
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:

@@ -54,23 +54,15 @@ INVERTED = "inverted-"
 
 @dataclass(frozen=True)
 class Entry:
-    """A criterion that is registered.
+    """A criterion that is registered."""
 
-    Attributes:
-        name: as ``--criterion`` and ``criterion=`` take it.
-        kind: the class, or a function of (units, value, gradient).
-        paper: where it is from.
-        units: what it scores.
-        options: values of the class's fields under this name; the others have their defaults.
-        invertible: whether ``inverted-NAME`` is one, too.
-    """
-
-    name: str
-    kind: Callable[..., Any]
-    paper: str = ""
-    units: tuple[str, ...] = ("weights", "filters", "channels")
+    name: str  # as ``--criterion`` and ``criterion=`` take it
+    kind: Callable[..., Any]  # the class, or a function of (units, value, gradient)
+    paper: str = ""  # where it is from
+    units: tuple[str, ...] = ("weights", "filters", "channels")  # what it scores
+    # values of the class's fields under this name; the others have their defaults
     options: Mapping[str, Any] = field(default_factory=dict)
-    invertible: bool = True
+    invertible: bool = True  # whether ``inverted-NAME`` is one, too
 
     def make(self, seed: int = 0) -> Criterion:
         """Returns the criterion; a class with a field ``seed`` gets the seed."""
@@ -158,13 +150,9 @@ class _Criteria(Mapping[str, Callable[[int], Criterion]]):
 
 @dataclass(frozen=True)
 class _Changed:
-    """Scores of one criterion, each changed by itself: the passes are the criterion's own.
+    """Scores of one criterion, each changed by itself: the passes are the criterion's own."""
 
-    Attributes:
-        of: the criterion.
-    """
-
-    of: Criterion
+    of: Criterion  # the criterion
 
     @property
     def per_step(self) -> bool:

@@ -196,24 +196,16 @@ class Elimination:
 
 @dataclass(frozen=True)
 class Step:
-    """One elimination.
+    """One elimination."""
 
-    Attributes:
-        gone: variables that are eliminated here.
-        scope: axes of the joined table, ascending.
-        parts: ``(table id, shape to broadcast it to the joined table)``; ids count factors first, then
-            messages; the largest table comes last.
-        adder: the sum that is made here, or ``None``.
-        message: axes of what is passed on, ascending.
-        again: whether this is a further mini-bucket of the variable eliminated by the step before.
-    """
-
-    gone: tuple[int, ...]
-    scope: tuple[int, ...]
+    gone: tuple[int, ...]  # variables that are eliminated here
+    scope: tuple[int, ...]  # axes of the joined table, ascending
+    # ``(table id, shape to broadcast it to the joined table)``; ids count factors first, then messages; the
+    # largest table comes last
     parts: tuple[tuple[int, tuple[int, ...]], ...]
-    adder: Adder | None
-    message: tuple[int, ...]
-    again: bool = False
+    adder: Adder | None  # the sum that is made here, or ``None``
+    message: tuple[int, ...]  # axes of what is passed on, ascending
+    again: bool = False  # whether this is a further mini-bucket of the variable eliminated by the step before
 
 
 def order(

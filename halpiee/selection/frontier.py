@@ -82,20 +82,13 @@ CHUNK = 1_000_000
 
 @dataclass(frozen=True)
 class _Points:
-    """Pairs of one message, sorted by state.
+    """Pairs of one message, sorted by state."""
 
-    Attributes:
-        key: int64 ``[n]``, state of the message's variables, raveled.
-        cost: float ``[n]``.
-        value: float ``[n]``.
-        gone: int64 ``[n, m]``, states of the variables eliminated by this step.
-        back: per message that was read, ``(its step, int64 [n] which of its points)``.
-    """
-
-    key: IntArray
-    cost: FloatArray
-    value: FloatArray
-    gone: IntArray
+    key: IntArray  # int64 ``[n]``, state of the message's variables, raveled
+    cost: FloatArray  # float ``[n]``
+    value: FloatArray  # float ``[n]``
+    gone: IntArray  # int64 ``[n, m]``, states of the variables eliminated by this step
+    # per message that was read, ``(its step, int64 [n] which of its points)``
     back: tuple[tuple[int, IntArray], ...]
 
 
@@ -273,21 +266,13 @@ class Frontier:
 
 @dataclass
 class _Rows:
-    """Partial joins: a state of the step's scope, with the points chosen so far.
+    """Partial joins: a state of the step's scope, with the points chosen so far."""
 
-    Attributes:
-        state: int64 ``[n]``, row of the step's states.
-        bound: float ``[n]``, the most that any completion is worth.
-        cost: float ``[n]``.
-        value: float ``[n]``.
-        back: as in ``_Points``.
-    """
-
-    state: IntArray
-    bound: FloatArray
-    cost: FloatArray
-    value: FloatArray
-    back: list[tuple[int, IntArray]]
+    state: IntArray  # int64 ``[n]``, row of the step's states
+    bound: FloatArray  # float ``[n]``, the most that any completion is worth
+    cost: FloatArray  # float ``[n]``
+    value: FloatArray  # float ``[n]``
+    back: list[tuple[int, IntArray]]  # as in ``_Points``
 
     def take(self, keep: IntArray) -> _Rows:
         """Returns some of the rows."""

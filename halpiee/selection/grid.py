@@ -136,26 +136,20 @@ class Grid:
     """A problem in normal form; variables ``0 … G−1`` are the groups, later ones are sums.
 
     Attributes:
-        values: per group float ``[n_g]``.
-        domains: number of states of every variable.
-        constant: cost of what does not depend on any choice.
-        factors: cost tables; at most one per scope.
-        adders: how sums are made, in an order in which every ``left`` is ready.
-        members: per sum variable its ``{group: steps [n_g]}``.
-        terms: the terms as given (what ``linear`` linearises).
-        widths: as given.
         touching: per group the factors that depend on it (derived).
         near: per group the groups that share a factor with it, itself included (derived).
     """
 
-    values: list[FloatArray]
-    domains: list[int]
-    constant: float = 0.0
-    factors: list[Factor] = field(default_factory=list)
+    values: list[FloatArray]  # per group float ``[n_g]``
+    domains: list[int]  # number of states of every variable
+    constant: float = 0.0  # cost of what does not depend on any choice
+    factors: list[Factor] = field(default_factory=list)  # cost tables; at most one per scope
+    # how sums are made, in an order in which every ``left`` is ready
     adders: list[Adder] = field(default_factory=list)
+    # per sum variable its ``{group: steps [n_g]}``
     members: dict[int, dict[int, IntArray]] = field(default_factory=dict)
-    terms: list[Term] = field(default_factory=list)
-    widths: list[IntArray] | None = None
+    terms: list[Term] = field(default_factory=list)  # the terms as given (what ``linear`` linearises)
+    widths: list[IntArray] | None = None  # as given
 
     def __post_init__(self) -> None:
         self.touching: list[list[Factor]] = [[] for _ in self.values]

@@ -41,19 +41,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Offer:
-    """The widths of one group that may be chosen.
+    """The widths of one group that may be chosen."""
 
-    Attributes:
-        must: bool ``[size]``, kept in any case.
-        order: units that may be added, best first.
-        counts: int ``[n]``, widths to choose from, ascending.
-        values: float ``[n]``, summed score of the units added at each width.
-    """
-
-    must: Tensor
-    order: Tensor
-    counts: IntArray
-    values: FloatArray
+    must: Tensor  # bool ``[size]``, kept in any case
+    order: Tensor  # units that may be added, best first
+    counts: IntArray  # int ``[n]``, widths to choose from, ascending
+    values: FloatArray  # float ``[n]``, summed score of the units added at each width
 
     def keep(self, count: int) -> Tensor:
         """Returns bool ``[size]`` with ``count`` units."""
@@ -64,17 +57,12 @@ class Offer:
 
 @dataclass(frozen=True)
 class Offers:
-    """A choice of widths as a grid problem on raw sums of ops.
+    """A choice of widths as a grid problem on raw sums of ops."""
 
-    Attributes:
-        free: groups whose width is chosen, in the order of the grid.
-        whole: groups that are not chosen, with what they keep.
-        terms: for ``solve_grid``, with the budget ``cost.to_raw(limit)``; what no choice changes is a term with two
-            fixed sides.
-    """
-
-    free: dict[str, Offer]
-    whole: dict[str, Tensor]
+    free: dict[str, Offer]  # groups whose width is chosen, in the order of the grid
+    whole: dict[str, Tensor]  # groups that are not chosen, with what they keep
+    # for ``solve_grid``, with the budget ``cost.to_raw(limit)``; what no choice changes is a term with two
+    # fixed sides
     terms: list[tuple[Side, Side, FloatArray]]
 
     @property
@@ -166,19 +154,13 @@ def offer(
 
 @dataclass(frozen=True)
 class Chained:
-    """Two groups that may vanish, one read by the layer that writes the other.
+    """Two groups that may vanish, one read by the layer that writes the other."""
 
-    Attributes:
-        first: the group that is read.
-        second: the group that is written.
-        feeds: whether all that is written into ``second`` reads ``first`` alone: without it ``second`` is constant.
-        serves: whether all that reads ``first`` writes ``second``: without that nothing needs ``first``.
-    """
-
-    first: str
-    second: str
+    first: str  # the group that is read
+    second: str  # the group that is written
+    # whether all that is written into ``second`` reads ``first`` alone: without it ``second`` is constant
     feeds: bool
-    serves: bool
+    serves: bool  # whether all that reads ``first`` writes ``second``: without that nothing needs ``first``
 
     def forbidden(self, first: IntArray, second: IntArray) -> NDArray[np.bool_]:
         """Returns where one of the two is gone and what is left of the other serves nothing."""

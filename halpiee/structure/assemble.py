@@ -26,23 +26,14 @@ __all__ = ["Alike", "Attribute", "Membership", "Norm", "assemble", "collapsed", 
 
 @dataclass(frozen=True)
 class Attribute:
-    """A number held by a module that follows its channels: ``kept positions · mul // div``.
+    """A number held by a module that follows its channels: ``kept positions · mul // div``."""
 
-    Attributes:
-        module: path of the module.
-        name: the attribute.
-        units: unit of each position that is counted.
-        mul: factor.
-        div: divisor.
-        at: index into the attribute where it is a tuple.
-    """
-
-    module: str
-    name: str
-    units: Atoms
-    mul: int = 1
-    div: int = 1
-    at: int | None = None
+    module: str  # path of the module
+    name: str  # the attribute
+    units: Atoms  # unit of each position that is counted
+    mul: int = 1  # factor
+    div: int = 1  # divisor
+    at: int | None = None  # index into the attribute where it is a tuple
 
 
 @dataclass(frozen=True)
@@ -237,21 +228,13 @@ NEVER = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Alike:
-    """Units of one footprint.
+    """Units of one footprint."""
 
-    Attributes:
-        roots: their roots, in order of appearance.
-        members: ``(layer name, "in" | "out")`` of every layer side they are on.
-        layer: number of the first layer call that produces them, else reads them.
-        reason: why they stay, or None.
-        normed: whether a norm over channels sees them.
-    """
-
-    roots: Atoms
-    members: tuple[tuple[str, str], ...]
-    layer: int
-    reason: str | None
-    normed: bool
+    roots: Atoms  # their roots, in order of appearance
+    members: tuple[tuple[str, str], ...]  # ``(layer name, "in" | "out")`` of every layer side they are on
+    layer: int  # number of the first layer call that produces them, else reads them
+    reason: str | None  # why they stay, or None
+    normed: bool  # whether a norm over channels sees them
 
 
 class Membership:

@@ -42,62 +42,35 @@ OTHERWISE = "the op is not understood: build the layer from ops that are, or lea
 
 @dataclass(frozen=True)
 class ExplainedGroup:
-    """One group, described for a reader.
+    """One group, described for a reader."""
 
-    Attributes:
-        name: its name.
-        size: number of units.
-        prunable: whether units can be removed.
-        trainable: whether training methods can mask it.
-        may_vanish: whether all of it can go.
-        members: layer sides that are cut together.
-        reason: why it stays, or why training leaves it out, or None.
-        source: file and line of the forward that holds it, where it is known.
-        unlock: what would make it prunable, or None.
-        macs_share: share of the multiply-accumulates in the layers it is on.
-    """
-
-    name: str
-    size: int
-    prunable: bool
-    trainable: bool
-    may_vanish: bool
-    members: tuple[str, ...]
-    reason: str | None
-    source: str | None
-    unlock: str | None
-    macs_share: float
+    name: str  # its name
+    size: int  # number of units
+    prunable: bool  # whether units can be removed
+    trainable: bool  # whether training methods can mask it
+    may_vanish: bool  # whether all of it can go
+    members: tuple[str, ...]  # layer sides that are cut together
+    reason: str | None  # why it stays, or why training leaves it out, or None
+    source: str | None  # file and line of the forward that holds it, where it is known
+    unlock: str | None  # what would make it prunable, or None
+    macs_share: float  # share of the multiply-accumulates in the layers it is on
 
 
 @dataclass(frozen=True)
 class ExplainedLayer:
-    """One layer call.
+    """One layer call."""
 
-    Attributes:
-        name: its name.
-        kind: conv, linear …
-        c_in: input channels.
-        c_out: output channels.
-        macs: multiply-accumulates for one input.
-        prunable: whether a group on either side is prunable.
-        in_prunable: whether one on its input side is.
-        out_prunable: whether one on its output side is.
-        in_groups: groups on its input side.
-        out_groups: groups on its output side.
-        reasons: why its frozen sides stay.
-    """
-
-    name: str
-    kind: str
-    c_in: int
-    c_out: int
-    macs: int
-    prunable: bool
-    in_prunable: bool
-    out_prunable: bool
-    in_groups: tuple[str, ...]
-    out_groups: tuple[str, ...]
-    reasons: tuple[str, ...]
+    name: str  # its name
+    kind: str  # conv, linear …
+    c_in: int  # input channels
+    c_out: int  # output channels
+    macs: int  # multiply-accumulates for one input
+    prunable: bool  # whether a group on either side is prunable
+    in_prunable: bool  # whether one on its input side is
+    out_prunable: bool  # whether one on its output side is
+    in_groups: tuple[str, ...]  # groups on its input side
+    out_groups: tuple[str, ...]  # groups on its output side
+    reasons: tuple[str, ...]  # why its frozen sides stay
 
 
 @dataclass(frozen=True)

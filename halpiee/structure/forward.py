@@ -222,19 +222,13 @@ class EndlessError(Exception):
 
 @dataclass(frozen=True)
 class Heard:
-    """What a model's forwards have read and computed.
+    """What a model's forwards have read and computed."""
 
-    Attributes:
-        answers: what they read in Python.
-        ops: the ops that count, with the numbers among their arguments and what tells their outputs from others.
-        ran: how many ops have run.
-        of_constants: whether no input, parameter or buffer has a part in what they read.
-    """
-
-    answers: list[Answer]
+    answers: list[Answer]  # what they read in Python
+    # the ops that count, with the numbers among their arguments and what tells their outputs from others
     ops: list[Any]
-    ran: int
-    of_constants: bool = False
+    ran: int  # how many ops have run
+    of_constants: bool = False  # whether no input, parameter or buffer has a part in what they read
 
 
 def idle_answers(

@@ -176,19 +176,12 @@ Label = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Tag:
-    """What the tracer knows of one tensor.
+    """What the tracer knows of one tensor."""
 
-    Attributes:
-        axes: its labels; at most one for an activation.
-        parameter: whether it is made of parameters and buffers alone.
-        zero: whether its elements are exactly 0 for a unit whose producers' rows and affine are 0.
-        source: name of the parameter or buffer it is made of, the first one of several.
-    """
-
-    axes: tuple[Label, ...] = ()
-    parameter: bool = False
-    zero: bool = False
-    source: str = ""
+    axes: tuple[Label, ...] = ()  # its labels; at most one for an activation
+    parameter: bool = False  # whether it is made of parameters and buffers alone
+    zero: bool = False  # whether its elements are exactly 0 for a unit whose producers' rows and affine are 0
+    source: str = ""  # name of the parameter or buffer it is made of, the first one of several
 
     def with_axes(self, axes: Iterable[Label]) -> Tag:
         """Returns the same tag with other labels, those that label nothing left out."""

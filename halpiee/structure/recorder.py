@@ -26,17 +26,11 @@ __all__ = ["Decisions", "Recorder"]
 
 @dataclass(frozen=True)
 class Decision:
-    """One op that makes truth values, whole numbers or Python numbers of other values.
+    """One op that makes truth values, whole numbers or Python numbers of other values."""
 
-    Attributes:
-        name: name of the op.
-        shapes: shapes of what it reads.
-        outcome: its outputs.
-    """
-
-    name: str
-    shapes: tuple[torch.Size, ...]
-    outcome: list[Any]
+    name: str  # name of the op
+    shapes: tuple[torch.Size, ...]  # shapes of what it reads
+    outcome: list[Any]  # its outputs
 
 
 class Decisions:
@@ -89,17 +83,11 @@ def copied(part: Any) -> Any:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of one tensor.
+    """What is known of one tensor."""
 
-    Attributes:
-        tensor: gives the tensor, or None where it is gone.
-        tag: its labels.
-        value: its value number.
-    """
-
-    tensor: Callable[[], Tensor | None]
-    tag: Tag
-    value: int
+    tensor: Callable[[], Tensor | None]  # gives the tensor, or None where it is gone
+    tag: Tag  # its labels
+    value: int  # its value number
 
 
 def itself(tensor: Tensor) -> Tensor:

@@ -137,15 +137,10 @@ class LayerCall:
 
 @dataclass(frozen=True)
 class NormCall:
-    """One norm over channels whose statistics must leave removed channels out.
+    """One norm over channels whose statistics must leave removed channels out."""
 
-    Attributes:
-        module: path of the norm module.
-        atoms: atoms along its channel dimension.
-    """
-
-    module: str
-    atoms: Atoms
+    module: str  # path of the norm module
+    atoms: Atoms  # atoms along its channel dimension
 
 
 @dataclass(frozen=True)
@@ -169,46 +164,27 @@ class Timing:
 
 @dataclass(frozen=True)
 class Event:
-    """One op in execution order, timed or not.
+    """One op in execution order, timed or not."""
 
-    Attributes:
-        name: name of the op.
-        module: path of the module.
-        reads: value numbers it reads.
-        writes: value numbers of its outputs.
-        timing: what is known of its time, or None.
-        batch: first size of the network's first input.
-        unpriced: whether it takes time of its own that no timed op stands for.
-        number: how many ops ran before it.
-        changed: whether its rule has united or frozen units.
-    """
-
-    name: str
-    module: str
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
-    timing: Timing | None
-    batch: int = 1
-    unpriced: bool = False
-    number: int = 0
-    changed: bool = False
+    name: str  # name of the op
+    module: str  # path of the module
+    reads: tuple[int, ...]  # value numbers it reads
+    writes: tuple[int, ...]  # value numbers of its outputs
+    timing: Timing | None  # what is known of its time, or None
+    batch: int = 1  # first size of the network's first input
+    unpriced: bool = False  # whether it takes time of its own that no timed op stands for
+    number: int = 0  # how many ops ran before it
+    changed: bool = False  # whether its rule has united or frozen units
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A reshape that spreads channels over several dimensions: what is left has to stay rectangular.
+    """A reshape that spreads channels over several dimensions: what is left has to stay rectangular."""
 
-    Attributes:
-        label: atoms after the reshape.
-        where: the op and its module.
-        all_rows: whether also rows of which all is one unit are tied.
-        place: number of the reshape among the moves.
-    """
-
-    label: Label
-    where: str
-    all_rows: bool
-    place: int
+    label: Label  # atoms after the reshape
+    where: str  # the op and its module
+    all_rows: bool  # whether also rows of which all is one unit are tied
+    place: int  # number of the reshape among the moves
 
 
 Mask = NDArray[np.bool_]
@@ -218,27 +194,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Move:
-    """One op that moves elements, as it ran.
+    """One op that moves elements, as it ran."""
 
-    Attributes:
-        name: name of the op.
-        module: path of the module it ran in.
-        at: number of ops before it.
-        axes: labels of its input.
-        before: shape of its input.
-        after: shape of its first output.
-        run: the op itself, from a tensor of the input's shape to its outputs; None for a reshape, whose shape tells.
-        dim: the dimension that it cuts, where that is all it does, or None.
-    """
-
-    name: str
-    module: str
-    at: int
-    axes: tuple[Label, ...]
-    before: Shape
-    after: Shape
+    name: str  # name of the op
+    module: str  # path of the module it ran in
+    at: int  # number of ops before it
+    axes: tuple[Label, ...]  # labels of its input
+    before: Shape  # shape of its input
+    after: Shape  # shape of its first output
+    # the op itself, from a tensor of the input's shape to its outputs; None for a reshape, whose shape tells
     run: Callable[[Tensor], list[Tensor]] | None
-    dim: int | None = None
+    dim: int | None = None  # the dimension that it cuts, where that is all it does, or None
 
     @property
     def where(self) -> str:
@@ -352,17 +318,12 @@ COPIES = frozenset({"clone", "contiguous", "detach", "alias", "_to_copy"})
 
 @dataclass(frozen=True)
 class Step:
-    """One op of a forward, with what it reads.
+    """One op of a forward, with what it reads."""
 
-    Attributes:
-        name: name of the op; all reshapes have one.
-        module: path of the module it ran in.
-        reads: where each of its tensors comes from: the name of a parameter or input, or the number of a step and
-            of its output; None for what was there before.
-    """
-
-    name: str
-    module: str
+    name: str  # name of the op; all reshapes have one
+    module: str  # path of the module it ran in
+    # where each of its tensors comes from: the name of a parameter or input, or the number of a step and of
+    # its output; None for what was there before
     reads: tuple[Any, ...]
 
 

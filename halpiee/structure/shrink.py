@@ -290,21 +290,14 @@ def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -
 
 @dataclass(frozen=True)
 class Cut:
-    """A smaller model on paper.
+    """A smaller model on paper."""
 
-    Attributes:
-        n_units: number of units of the structure; unit u is atom u + 1.
-        alive: which units stay.
-        units: tensor name → dimension → unit of each position that stays, −1 for none.
-        kept: tensor name → dimension → positions that stay.
-        attributes: module path, attribute, index or None, new value.
-    """
-
-    n_units: int
-    alive: NDArray[np.bool_]
+    n_units: int  # number of units of the structure; unit u is atom u + 1
+    alive: NDArray[np.bool_]  # which units stay
+    # tensor name → dimension → unit of each position that stays, −1 for none
     units: dict[str, dict[int, Atoms]]
-    kept: dict[str, dict[int, Tensor]]
-    attributes: list[tuple[str, str, int | None, int]]
+    kept: dict[str, dict[int, Tensor]]  # tensor name → dimension → positions that stay
+    attributes: list[tuple[str, str, int | None, int]]  # module path, attribute, index or None, new value
 
 
 def cut_for(structure: Structure, keep: Mapping[str, Tensor]) -> Cut:

@@ -59,28 +59,18 @@ NEAR = (0.0, 0.1, 0.25, 0.5, 0.8, 0.95, 1.05, 1.25, 2.0, 4.0, 10.0, 100.0, -0.5,
 
 @dataclass(frozen=True)
 class Answer:
-    """A value that Python read from a tensor.
+    """A value that Python read from a tensor."""
 
-    Attributes:
-        value: a number, a truth value, a text, an array, or lists of them.
-        line: file and line that asked.
-    """
-
-    value: Any
-    line: str
+    value: Any  # a number, a truth value, a text, an array, or lists of them
+    line: str  # file and line that asked
 
 
 @dataclass(frozen=True)
 class Change:
-    """Other answers in place of those that are found.
+    """Other answers in place of those that are found."""
 
-    Attributes:
-        other: returns another value for the answer of this place, or the same.
-        line: the one line whose answers are changed; all lines where it is empty.
-    """
-
-    other: Callable[[int, Any], Any]
-    line: str = ""
+    other: Callable[[int, Any], Any]  # returns another value for the answer of this place, or the same
+    line: str = ""  # the one line whose answers are changed; all lines where it is empty
 
 
 class Answers:
@@ -239,17 +229,11 @@ class Held(Enum):
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that the forward leaves on a module.
+    """A tensor that the forward leaves on a module."""
 
-    Attributes:
-        module: path of the module.
-        name: the attribute; a tensor, or a dict or list with tensors.
-        before: what it was: None, a plain value, nothing, the keys of a dict, the length of a list.
-    """
-
-    module: str
-    name: str
-    before: Any
+    module: str  # path of the module
+    name: str  # the attribute; a tensor, or a dict or list with tensors
+    before: Any  # what it was: None, a plain value, nothing, the keys of a dict, the length of a list
 
 
 def snapshot(model: nn.Module) -> dict[tuple[str, str], Any]:

@@ -189,19 +189,13 @@ def uncollected() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What earlier traces of a model have taught.
+    """What earlier traces of a model have taught."""
 
-    Attributes:
-        positions: grouped layers, norms and attention modules whose units are positions across groups.
-        turned: reshapes that keep whole rows of the channels they spread.
-        heads: whether attention modules that cannot lose heads are tried once more by positions.
-        constants: whether what hangs on no input, parameter or buffer is computed with its values.
-    """
-
+    # grouped layers, norms and attention modules whose units are positions across groups
     positions: frozenset[str] = frozenset()
-    turned: frozenset[int] = frozenset()
-    heads: bool = True
-    constants: bool = False
+    turned: frozenset[int] = frozenset()  # reshapes that keep whole rows of the channels they spread
+    heads: bool = True  # whether attention modules that cannot lose heads are tried once more by positions
+    constants: bool = False  # whether what hangs on no input, parameter or buffer is computed with its values
 
 
 FIRST = Attempt()

@@ -371,19 +371,13 @@ but with some other ops, of recurrent layers or where a number is written into a
 
 @dataclass(frozen=True)
 class StandIn:
-    """A copy of a model and of its inputs.
+    """A copy of a model and of its inputs."""
 
-    Attributes:
-        model: the copy, in eval mode.
-        tensors: its parameters and buffers by name; one that has several names stands under the first.
-        inputs: copies of the inputs.
-        fake_mode: the mode that its fake tensors belong to; None where they are others.
-    """
-
-    model: nn.Module
+    model: nn.Module  # the copy, in eval mode
+    # its parameters and buffers by name; one that has several names stands under the first
     tensors: dict[str, Tensor]
-    inputs: tuple[Any, ...]
-    fake_mode: FakeTensorMode | None
+    inputs: tuple[Any, ...]  # copies of the inputs
+    fake_mode: FakeTensorMode | None  # the mode that its fake tensors belong to; None where they are others
 
 
 def stand_in_for(

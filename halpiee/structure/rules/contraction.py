@@ -236,19 +236,12 @@ def operands(call: Call) -> tuple[Tensor | None, Tensor, Tensor, bool]:
 
 
 class Dims(NamedTuple):
-    """Dimensions of a linear layer.
+    """Dimensions of a linear layer."""
 
-    Attributes:
-        x: of the input that is contracted.
-        inner: of the weight that is contracted with it.
-        rows: of the weight that gives the output channels.
-        out: of the output that holds them.
-    """
-
-    x: int
-    inner: int
-    rows: int
-    out: int
+    x: int  # of the input that is contracted
+    inner: int  # of the weight that is contracted with it
+    rows: int  # of the weight that gives the output channels
+    out: int  # of the output that holds them
 
 
 def linear(

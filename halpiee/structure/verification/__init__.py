@@ -167,19 +167,12 @@ def moved_by_the_cut(
 
 @dataclass
 class Pair:
-    """The masked and the compact model, run side by side.
+    """The masked and the compact model, run side by side."""
 
-    Attributes:
-        full: the masked model.
-        compact: the compact one.
-        heads: modules whose outputs are compared; none: the models' own.
-        seed: of the inputs and of what the models draw.
-    """
-
-    full: nn.Module
-    compact: nn.Module
-    heads: list[str]
-    seed: int
+    full: nn.Module  # the masked model
+    compact: nn.Module  # the compact one
+    heads: list[str]  # modules whose outputs are compared; none: the models' own
+    seed: int  # of the inputs and of what the models draw
 
     def error(self, examples: Sequence[tuple[Any, ...]]) -> float:
         """Returns the largest relative error on random inputs of the same shapes."""

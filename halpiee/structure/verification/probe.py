@@ -44,17 +44,11 @@ CHECKS = "checks its widths"
 
 @dataclass(frozen=True)
 class Misplaced:
-    """An op that moves the remaining channels differently than in the full network.
+    """An op that moves the remaining channels differently than in the full network."""
 
-    Attributes:
-        place: number of the op.
-        units: the units whose channels it moves.
-        reason: what it does.
-    """
-
-    place: int
-    units: Atoms
-    reason: str
+    place: int  # number of the op
+    units: Atoms  # the units whose channels it moves
+    reason: str  # what it does
 
 
 def irregular_keeps(structure: Structure) -> list[dict[str, Tensor]]:

@@ -54,16 +54,12 @@ class TurnError(Exception):
 
 @dataclass(frozen=True)
 class Misfit:
-    """What does not follow the channels.
+    """What does not follow the channels."""
 
-    Attributes:
-        found: units that must stay, and why; none where nothing is known but that the forward parts.
-        module: the module that it was found in.
-        parted: the module in which the forward begins to run other ops or to read other tensors, or None.
-    """
-
+    # units that must stay, and why; none where nothing is known but that the forward parts
     found: list[Finding]
-    module: str
+    module: str  # the module that it was found in
+    # the module in which the forward begins to run other ops or to read other tensors, or None
     parted: str | None
 
 
@@ -75,24 +71,16 @@ def misfit_of(found: list[Finding], module: str, parted: str | None) -> Misfit |
 
 @dataclass(frozen=True)
 class Trial:
-    """A model and its recorded trace, which smaller models are compared with.
+    """A model and its recorded trace, which smaller models are compared with."""
 
-    Attributes:
-        model: the model.
-        example_inputs: its inputs.
-        around: what the model shares with its copies.
-        recorder: record of its forward; what does not follow the channels is frozen in it.
-        real: whether to run on real tensors.
-        quick: what to run it on without labels first. That a model follows its channels on the meta device is
-            proof; that it does not is none, as torch runs some ops otherwise there at every width, and from the
-            first such case on it is not asked.
-    """
-
-    model: nn.Module
-    example_inputs: tuple[Any, ...]
-    around: Surroundings
-    recorder: Recorder
-    real: bool
+    model: nn.Module  # the model
+    example_inputs: tuple[Any, ...]  # its inputs
+    around: Surroundings  # what the model shares with its copies
+    recorder: Recorder  # record of its forward; what does not follow the channels is frozen in it
+    real: bool  # whether to run on real tensors
+    # what to run it on without labels first. That a model follows its channels on the meta device is proof;
+    # that it does not is none, as torch runs some ops otherwise there at every width, and from the first such
+    # case on it is not asked
     quick: list[Tensors] = field(default_factory=lambda: ["meta", "fake"])
 
     def run(self, structure: Structure, keep: Mapping[str, Tensor]) -> tuple[Recorder, Exception | None]:
@@ -321,21 +309,13 @@ def siblings(
 
 @dataclass(frozen=True)
 class Watched:
-    """What ran of a model.
+    """What ran of a model."""
 
-    Attributes:
-        steps: its ops, and what they read.
-        moves: what moved elements.
-        numbers: the numbers of the pointwise ops.
-        made: numbers that became tensors.
-        shapes: shapes of the outputs.
-    """
-
-    steps: list[Step]
-    moves: list[Move]
-    numbers: list[tuple[Any, ...]]
-    made: list[tuple[Any, ...]]
-    shapes: list[tuple[int, ...]]
+    steps: list[Step]  # its ops, and what they read
+    moves: list[Move]  # what moved elements
+    numbers: list[tuple[Any, ...]]  # the numbers of the pointwise ops
+    made: list[tuple[Any, ...]]  # numbers that became tensors
+    shapes: list[tuple[int, ...]]  # shapes of the outputs
 
     def is_that_of(self, full: Recorder, steps: list[Step]) -> bool:
         """Returns whether the given ops equal those of the full model, on the same tensors and numbers."""
