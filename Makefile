@@ -63,8 +63,8 @@ bench-structure: $(VENV)/.installed ## seconds of a trace and of a shrink
 
 DATA ?= path/to/cifar10
 bench-methods: $(VENV)/.installed ## orders the methods on CIFAR-10, rewinding among them: make bench-methods DATA=folder
-	$(BIN)/python -m tools.bench_methods --data $(DATA) --out runs/bench-methods.jsonl
-	$(BIN)/python -m tools.bench_methods --rewinding --data $(DATA) --out runs/bench-rewinding.jsonl
+	$(BIN)/halpiee study benchmarks/methods.yaml --data $(DATA) --size 16 --seeds 3 --out runs/bench-methods
+	$(BIN)/halpiee study benchmarks/rewinding.yaml --data $(DATA) --size 16 --seeds 3 --out runs/bench-rewinding
 
 models: $(VENV)/.installed ## every torchvision network: what is prunable, and that the cut is exact
 	$(BIN)/python -m tools.models_table --out docs/models.md

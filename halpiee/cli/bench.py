@@ -199,6 +199,7 @@ def _latencies(
                 **_head(name, runners[name], batch),
                 **asdict(one),
                 "fps": fps,
+                "metadata": entry.metadata or {},
                 "predicted_us": entry.predicted_us(batch, asked.threads),
                 "predicted_interval_us": entry.predicted_interval_us(batch, asked.threads),
                 **_versus(found.ratio(base, name), name == base),
@@ -274,7 +275,7 @@ def _write_csv(path: Path, result: dict[str, Any]) -> None:
         line = {
             key: value
             for key, value in row.items()
-            if key not in ("speedup_ci", "device", "predicted_interval_us")
+            if key not in ("speedup_ci", "device", "predicted_interval_us", "metadata")
         }
         line |= {
             "runs_on": row["device"],

@@ -203,7 +203,7 @@ def _check(asked: Export) -> None:
             )
         if asked.half_io or asked.measure:
             raise UsageError(
-                "--half-io and --measure are for ONNX files; leave them out; tools/bench_engine.py times engines"
+                "--half-io and --measure are for ONNX files; leave them out; `halpiee bench` times engines"
             )
         return
     of_engines = asked.batch or asked.builder_level is not None or asked.sparse or asked.dry_run

@@ -192,7 +192,7 @@ def _opened(text: str, name: str, options: dict[str, Any], *, dense: bool = Fals
             raise UsageError(f"{what} was asked for, and there is no such file; check the path")
         if end != ".onnx":
             return Timed(name, backend, way, file=path, trust=options["trust"]["engine"])
-        from halpiee.deploy.onnx import read_metadata
+        from latency.backends.onnxruntime.model import read_metadata
 
         shape, metadata = options["shape"], read_metadata(path)
         return Timed(name, backend, way, file=path, shape=shape, metadata=metadata)

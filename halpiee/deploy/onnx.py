@@ -29,6 +29,7 @@ from halpiee.structure.records import random_like
 from halpiee.structure.surroundings import Surroundings, random_states
 from latency._files import check_place, write
 from latency.backends.onnxruntime import fixed_batch, to_onnx
+from latency.backends.onnxruntime.model import read_metadata
 from latency.backends.onnxruntime.naming import checked_names
 from latency.backends.torch.modules import constants, copy_of, filled, left_out, tensors_given, tensors_in
 from latency.backends.torch.modules import input_names as names_of_inputs
@@ -519,17 +520,6 @@ def write_metadata(model: onnx.ModelProto, values: Mapping[str, str]) -> None:
     found = {entry.key: entry.value for entry in model.metadata_props} | dict(values)
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, found)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Returns the metadata of an ONNX file.
-
-    Raises:
-        UsageError: the file is no ONNX file.
-    """
-    from latency.backends.onnxruntime.model import check_file
-
-    return {entry.key: entry.value for entry in check_file(path).metadata_props}
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

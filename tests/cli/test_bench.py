@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,39 @@ def test_every_batch_size_has_a_row_per_network_with_its_ratio_to_the_base(files
         assert small["p50_us"] <= small["p90_us"] <= small["p99_us"]
         assert small["fps"] == pytest.approx(small["batch"] * 1e6 / small["median_us"])
     assert (found["clock"], found["mode"], found["batches"]) == ("cpu", "latency", [1, 3])
+
+
+WITHOUT_TORCH = """
+import sys
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NoTorch())
+from halpiee.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_files_are_timed_on_a_target_without_torch_and_say_what_their_metadata_hold(
+    files: Path, tmp_path: Path
+) -> None:
+    stamped = onnx.load(files / "small.onnx")
+    helper.set_model_props(stamped, {"predicted_us": "12"})
+    onnx.save(stamped, tmp_path / "stamped.onnx")
+    named = [str(files / "dense.onnx"), str(tmp_path / "stamped.onnx")]
+    command = [sys.executable, "-c", WITHOUT_TORCH, "bench", *named, "--batch", "4", "--json", *ROUNDS]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    found = json.loads(shown.stdout)
+    dense, small = found["files"]
+    assert (found["clock"], found["threads"], dense["batch"], dense["n"] >= 9) == ("cpu", 1, 4, True)
+    assert (dense["speedup"], dense["difference_shown"]) == (1.0, False)
+    assert small["speedup"] > 3
+    assert small["difference_shown"]
+    assert small["metadata"] == {"predicted_us": "12"}
+    assert small["fps"] == pytest.approx(4e6 / small["median_us"])
 
 
 def test_a_dense_file_beside_is_found_by_its_name(files: Path) -> None:

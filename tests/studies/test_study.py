@@ -184,6 +184,13 @@ def test_every_study_of_the_papers_is_there_with_its_source() -> None:
         assert len(read(name, scale="smallest").cells(1)) <= 8, name
 
 
+@pytest.mark.parametrize(("name", "cells", "smallest"), [("methods", 10, 3), ("rewinding", 10, 4)])
+def test_the_benchmarks_that_are_studies_can_be_read(name: str, cells: int, smallest: int) -> None:
+    file = str(Path(__file__).parents[2] / "benchmarks" / f"{name}.yaml")
+    assert len(read(file).cells(1)) == cells
+    assert len(read(file, scale="smallest").cells(1)) == smallest
+
+
 def test_the_ladder_has_nineteen_rungs_of_four_fifths() -> None:
     ladder = read("at-init-ladder")
     rungs = ladder.axes["sparsity"]

@@ -32,6 +32,7 @@ __all__ = [
     "exported",
     "external_files",
     "fixed_batch",
+    "read_metadata",
     "to_onnx",
     "weight_precision",
 ]
@@ -303,6 +304,11 @@ def check_file(path: str | Path) -> onnx.ModelProto:
     for tensor_name, location, end in external_files(model):
         _check_location(path, tensor_name, location, end)
     return model
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Returns the metadata of an ONNX file; raises what `check_file` does."""
+    return {entry.key: entry.value for entry in check_file(path).metadata_props}
 
 
 def external_files(model: onnx.ModelProto) -> Iterator[tuple[str, str, int]]:

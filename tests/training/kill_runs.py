@@ -1,7 +1,7 @@
 """Does a training of two processes end the same after it was killed? Kills real runs and compares what they leave.
 
-    python -m tools.kill_runs runs/kills              30 kills in two chains, and a table of them
-    python -m tools.kill_runs runs/kills --kills 4    fewer of each chain
+    python -m tests.training.kill_runs runs/kills              30 kills in two chains, and a table of them
+    python -m tests.training.kill_runs runs/kills --kills 4    fewer of each chain
 
 ``torchrun --nproc-per-node 2 -m halpiee train`` trains a tiny network on CPUs, once undisturbed. The same command
 then runs in another folder, is killed, and goes on with ``--resume`` until it is killed again: before, in and after the
@@ -114,13 +114,19 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def typed(name: str, out: Path) -> list[str]:
     """Returns the options of a chain's training."""
-    own = ["--data=tools.kill_runs:data", "--epochs=4", "--batch-size=12", "--seed=3", "--device=cpu"]
-    return ["train", "tools.kill_runs:net", *own, *CHAINS[name], f"--out={out}"]
+    own = [
+        "--data=tests.training.kill_runs:data",
+        "--epochs=4",
+        "--batch-size=12",
+        "--seed=3",
+        "--device=cpu",
+    ]
+    return ["train", "tests.training.kill_runs:net", *own, *CHAINS[name], f"--out={out}"]
 
 
 def begin(words: Sequence[str], log: Path, kill: Kill | None = None) -> subprocess.Popen[bytes]:
     """Starts two ranks in a process group of their own; what they say goes to the end of a file."""
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "OMP_WAIT_POLICY": "PASSIVE"}
     if kill is not None and kill.place != "outside":
         environment[POINT] = f"{kill.rank} {kill.place} {kill.name}"
@@ -214,7 +220,7 @@ def chain(
     for kill in chosen or kills(whole, n):
         again = (out / "settings.json").is_file()
         words = ["train", "--resume", f"--out={out}"] if again else typed(name, out)
-        module = "halpiee" if kill.place == "outside" else "tools.kill_runs"
+        module = "halpiee" if kill.place == "outside" else "tests.training.kill_runs"
         code = one(command(module, *words), out, kill)
         row = {"training": name, "killed": str(kill), "rank": "all" if kill.place == "outside" else kill.rank}
         rows.append({**row, "exit": code, "goes on at": standing(out), "half-written": leftovers(out)})

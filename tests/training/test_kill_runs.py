@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.kill_runs import CHAINS, Kill, chain, command, equal, one, standing, typed
+from tests.training.kill_runs import CHAINS, Kill, chain, command, equal, one, standing, typed
 
 
 @pytest.mark.slow  # torchrun starts two ranks five times
