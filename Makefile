@@ -76,7 +76,7 @@ results: $(VENV)/.installed ## the tables of docs/results.md, from benchmarks/hi
 	$(BIN)/python -m tools.results
 
 exports: $(VENV)/.installed ## every torchvision classification network, pruned at random, exported and verified
-	$(BIN)/python -m tools.export_table --out docs/exports.md
+	$(BIN)/python -m tools.models_table --exports --out docs/exports.md
 
 package: $(VENV)/.installed ## builds the wheel and the source archive, and checks what the index will show of them
 	rm -rf dist

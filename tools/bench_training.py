@@ -20,7 +20,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,10 @@ from halpiee.training.loop import Trainer
 from halpiee.training.schedule import make_optimizer
 from halpiee.zoo import build
 from latency import Profile
+from latency.timing.timer import median_interval
 from tools.results import append, markdown, recorded
 
-__all__ = ["Update", "now", "updates"]
+__all__ = ["main"]
 
 
 PROFILE = Path("profiles/intel-xeon-avx512-ort-1t/resnet20-32-b1.jsonl")
@@ -74,14 +74,6 @@ def seconds_of(step: Callable[[], object], device: torch.device) -> float:
     begun = now(device)
     step()
     return now(device) - begun
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Returns the median and its 95 % interval by order statistics (binomial, normal approximation)."""
-    ordered, n = sorted(values), len(values)
-    half = 1.96 * math.sqrt(n) / 2
-    lo, hi = max(0, math.floor(n / 2 - half)), min(n - 1, math.ceil(n / 2 + half))
-    return ordered[n // 2], ordered[lo], ordered[hi]
 
 
 def pairs(
@@ -185,7 +177,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
 
     unit = statistics.median([*seconds, *more])
     print(f"\n{options.changes} changes of the masks of each kind; a dense step takes {1e3 * unit:.3g} ms\n")
-    changes = change_rows(options, device, x[:1], unit)
+    changes = list(change_rows(options, device, x[:1], unit))
     print(markdown(changes), flush=True)
     if options.steps:
         print("\nsteps and whole trainings of halpiee train\n")
@@ -236,17 +228,8 @@ def training_row(options: argparse.Namespace, device: torch.device) -> dict[str,
     cost = LatencyCost(structure, Profile.load(options.cut_profile))
     optimizer, data = make_optimizer(model, s), random_data(options)
     h, j, q = Cycle().steps(n)
-    iee = IEE(
-        model,
-        optimizer,
-        budget=Latency(fraction=options.share),
-        total_steps=n,
-        structure=structure,
-        cost=cost,
-        h=h,
-        j=j,
-        q=q,
-    )
+    asked: dict[str, Any] = {"structure": structure, "cost": cost, "budget": Latency(fraction=options.share)}
+    iee = IEE(model, optimizer, total_steps=n, h=h, j=j, q=q, **asked)
     batches = list(data.to(device).batches(0, options.batch_size))
     whole = Trainer(dense, make_optimizer(dense, s), data, s)
     pruned = Trainer(model, optimizer, data, s, method=iee)
@@ -264,46 +247,10 @@ def training_row(options: argparse.Namespace, device: torch.device) -> dict[str,
     return {"step": label, "of a dense step": f"{seconds[1] / seconds[0]:.3f}", "asked": "≤ 0.55"}
 
 
-def change_rows(
-    options: argparse.Namespace, device: torch.device, image: torch.Tensor, unit: float
-) -> list[dict[str, Any]]:
-    """Returns a row for each kind of change of the masks; ``unit``: seconds of a dense step."""
-    changes = []
-    model = build(options.model, num_classes=10, width=options.width).to(device)
-    for update in updates(model, sgd, image, options.profile, options.changes):
-        median, lo, hi = (value / unit for value in median_interval(update.seconds))
-        share_of = f"{median:.3f} [{lo:.3f}, {hi:.3f}]"
-        changes.append(
-            {
-                "method": update.method,
-                "change": update.events,
-                "of a dense step": share_of,
-                "worst": max(update.seconds) / unit,
-                "ms": 1e3 * median * unit,
-            }
-        )
-    return changes
-
-
 def row(label: str, ratios: Sequence[float], asked: str) -> dict[str, str]:
     """Returns one row of the table of steps."""
     median, lo, hi = median_interval(ratios)
     return {"step": label, "of a dense step": f"{median:.3f} [{lo:.3f}, {hi:.3f}]", "asked": asked}
-
-
-@dataclass(frozen=True)
-class Update:
-    """The changes of one kind that a method made.
-
-    Attributes:
-        method: its name.
-        events: what happened between two steps, such as ``prune`` or ``drop, grow``.
-        seconds: CPU time of each (wall time on a GPU), the bare optimizer's taken off.
-    """
-
-    method: str
-    events: str
-    seconds: tuple[float, ...]
 
 
 Maker = Callable[[nn.Module, Optimizer], Method]
@@ -314,7 +261,7 @@ def makers(structure: Structure, cost: LatencyCost, n: int) -> dict[str, Maker]:
     exchange: dict[str, Any] = {"budget": ERK(0.1), "total_steps": math.ceil((n + 1) / 0.75), "interval": 1}
     gradual: dict[str, Any] = {"budget": Global(0.1), "total_steps": math.ceil(n / 0.6875), "interval": 1}
     cycles: dict[str, Any] = {"total_steps": math.ceil((2 * n + 2) / 0.75), "h": 1, "j": 0, "q": 1}
-    half: dict[str, Any] = {"structure": structure, "cost": cost, "budget": Latency(fraction=0.5)}
+    latency: dict[str, Any] = {"structure": structure, "cost": cost, "budget": Latency(fraction=0.7)}
     filters: dict[str, Any] = {
         "structure": structure,
         "budget": Global(0.5),
@@ -330,29 +277,30 @@ def makers(structure: Structure, cost: LatencyCost, n: int) -> dict[str, Maker]:
         "GraNet": lambda m, o: GraNet(m, o, **gradual),
         "IEE, weights": lambda m, o: IEE(m, o, budget=ERK(0.1), **cycles),
         "IEE, weights, one ranking": lambda m, o: IEE(m, o, budget=Global(0.1), **cycles),
-        "IEE, channels, latency": lambda m, o: IEE(m, o, **half, **cycles),
-        "HALP, channels, latency": lambda m, o: HALP(m, o, **half, total_steps=n, prunes=n, interval=1),
+        "IEE, channels, latency": lambda m, o: IEE(m, o, **latency, **cycles),
+        "HALP, channels, latency": lambda m, o: HALP(m, o, **latency, total_steps=n, prunes=n, interval=1),
         "filters": lambda m, o: FilterPruning(m, o, **filters),
         "filters, regrown": lambda m, o: FilterPruning(m, o, regrow=0.1, **filters),
     }
 
 
-def updates(
-    model: nn.Module, sgd: Callable[[nn.Module], Optimizer], image: Tensor, profile: Path, n: int = 40
-) -> Iterator[Update]:
-    """Yields what the changes of every kind of method cost on a network.
+def change_rows(
+    options: argparse.Namespace, device: torch.device, image: Tensor, unit: float
+) -> Iterator[dict[str, Any]]:
+    """Yields what the changes of every kind of method cost: a row for each kind.
 
     Args:
-        model: the dense network.
-        sgd: builds the optimizer.
-        image: one input, with the batch axis, on the network's device.
-        profile: latency profile of the network.
-        n: changes of each kind, about.
+        options: the network, its profile and about how many changes of each kind.
+        device: where it is.
+        image: one input, with the batch axis.
+        unit: seconds of a dense step.
     """
+    n = options.changes
+    model = build(options.model, num_classes=10, width=options.width).to(device)
     structure = trace(model, (image,))
-    cost = LatencyCost(structure, Profile.load(profile))
-    x = torch.randn(8, *image.shape[1:]).to(image.device)
-    batch = (x, torch.randint(0, 10, (8,)).to(image.device))
+    cost = LatencyCost(structure, Profile.load(options.profile))
+    x = torch.randn(8, *image.shape[1:]).to(device)
+    batch = (x, torch.randint(0, 10, (8,)).to(device))
     bare = copy.deepcopy(model)
     plain = statistics.median(steps(bare, sgd(bare), batch, n))
     for name, make in makers(structure, cost, n).items():
@@ -365,12 +313,19 @@ def updates(
             events = ", ".join(dict.fromkeys(e.event for e in method.reports[seen:]))
             seen = len(method.reports)
             if events:
-                found.setdefault(events, []).append(seconds - plain)
+                found.setdefault(events, []).append((seconds - plain) / unit)
             if method.finished:
                 break
-        for events, times in found.items():
-            if len(times) > n // 2:
-                yield Update(name, events, tuple(times))
+        for events, shares in found.items():
+            if len(shares) > n // 2:
+                median, lo, hi = median_interval(shares)
+                yield {
+                    "method": name,
+                    "change": events,
+                    "of a dense step": f"{median:.3f} [{lo:.3f}, {hi:.3f}]",
+                    "worst": max(shares),
+                    "ms": 1e3 * median * unit,
+                }
 
 
 def steps(model: nn.Module, optimizer: Optimizer, batch: tuple[Tensor, Tensor], n: int) -> Iterator[float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -393,17 +392,16 @@ def planned(cost: LatencyCost, budget: float) -> dict[str, int]:
 
 def checks(place: Place, say: Say, *, precision: str) -> None:
     """Slope beside event, the choices of two processes, and a staircase (``tools.gpu_checks``)."""
-    from tools import gpu_checks
+    from tools.gpu_checks import Convolutions, measured
 
-    path = place.out / "checks.json"
-    how = ["--builds", "2", "--channels-last"]
     if place.trial:
-        how = ["--builds", "1", "--size", "4", "--step", "8", "--widest", "16"]
-    gpu_checks.main(["--device", place.device, "--precision", precision, *how, "--json", str(path)])
-    found = json.loads(path.read_text())
+        given = Convolutions(device=place.device, precision=precision, size=4)
+        found = measured(given, builds=1, widths=(8, 16))
+    else:
+        found = measured(Convolutions(device=place.device, precision=precision))
     for one in found["slope_and_event"]:
         say(**one)
-    say(builds=found["builds"], jumps=found["staircase"]["jumps"])
+    say(builds=found["builds"], **found["staircase"])
 
 
 def resume(place: Place, say: Say) -> None:

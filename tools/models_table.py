@@ -1,4 +1,4 @@
-"""Traces, cuts and checks networks, a row of a table each: of torchvision (docs/models.md), timm, or Ultralytics.
+"""Traces, cuts and checks networks, or exports them pruned, a row of a table each; of torchvision, timm or Ultralytics.
 
 Each network has a process of its own, with random weights and the smallest input it takes; one that takes too
 long or too much memory is named with that reason. With ``--here`` all have this one, at low priority, and memory is
@@ -7,6 +7,7 @@ not limited. The file grows by a row per network, and a second call goes on wher
     python -m tools.models_table --out docs/models.md
     python -m tools.models_table --out docs/models.md --again vit_b_16 swin_t
     python -m tools.models_table resnet18 vgg16
+    python -m tools.models_table --exports --out docs/exports.md            # classification networks as ONNX files
     python -m tools.models_table --timm --here --out docs/models_timm.md    # one small network of every family of timm
     python -m tools.models_table --yolo --here --out docs/models_yolo.md    # the nine smallest of Ultralytics
 """
@@ -19,16 +20,18 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision import models
 from torchvision.models import (
     detection,
     get_model,
@@ -40,10 +43,11 @@ from torchvision.models import (
 )
 
 from halpiee.errors import HalpieeError
-from halpiee.structure import Structure, explain, trace, verify
+from halpiee.structure import Structure, explain, shrink, trace, verify
 from latency._files import write
+from latency.backends.torch.modules import tensors_in
 
-__all__ = ["GrowingTable"]
+__all__ = ["build", "example_inputs", "main", "random_keep"]
 
 
 IMAGE_SIZES = {"inception_v3": 96, "maxvit_t": 224}
@@ -71,44 +75,6 @@ COLUMNS = """
 """
 
 PLAIN = ("a network input", "feeds the network's output")
-
-
-@dataclass(frozen=True)
-class Row:
-    """The figures of one network.
-
-    Attributes:
-        name: its name.
-        shape: input that was used.
-        trace_s: processor seconds of the trace, construction excluded.
-        prunable: prunable groups.
-        groups: all groups.
-        parameter_share: share of the parameters in tensors that a prunable unit is in.
-        macs_share: share of the multiply-accumulates in layers with a prunable group on either side.
-        error: largest relative error of masked against compact, over the keeps tried.
-        error_double: the same in double precision, for some networks.
-        frozen: reasons with the number of groups they hold.
-    """
-
-    name: str
-    shape: str
-    trace_s: float
-    prunable: int
-    groups: int
-    parameter_share: float
-    macs_share: float
-    error: float
-    error_double: float | None
-    frozen: dict[str, int]
-
-    def cells(self) -> str:
-        """Returns the row of the table."""
-        frozen = "; ".join(f"{reason} ({count})" for reason, count in self.frozen.items()) or "–"
-        double = "" if self.error_double is None else f", fp64 {self.error_double:.0e}"
-        return (
-            f"| {self.name} | {self.shape} | {self.trace_s:.1f} | {self.prunable}/{self.groups} | "
-            f"{self.parameter_share:.1%} | {self.macs_share:.1%} | {self.error:.0e}{double} | {frozen} |"
-        )
 
 
 HEADER = (
@@ -171,14 +137,18 @@ def example_inputs(name: str) -> tuple[Any, ...]:
     return (torch.randn(1, 3, size, size),)
 
 
-def random_keep(structure: Structure, seed: int) -> dict[str, Tensor]:
-    """Draws 30 to 70 % of every prunable group, at least one unit."""
+def random_keep(structure: Structure, seed: int, share: float | None = None) -> dict[str, Tensor]:
+    """Draws a share of the units of every prunable group, at least one unit; without a share 30 to 70 %, each apart."""
     generator = torch.Generator().manual_seed(seed)
     keep = {}
     for group in structure.prunable:
-        share = 0.3 + 0.4 * torch.rand((), generator=generator)
-        mask = torch.rand(group.size, generator=generator) < share
-        mask[torch.randint(group.size, (1,), generator=generator)] = True
+        if share is None:
+            drawn = 0.3 + 0.4 * torch.rand((), generator=generator)
+            mask = torch.rand(group.size, generator=generator) < drawn
+            mask[torch.randint(group.size, (1,), generator=generator)] = True
+        else:
+            mask = torch.zeros(group.size, dtype=torch.bool)
+            mask[torch.randperm(group.size, generator=generator)[: max(1, int(share * group.size))]] = True
         keep[group.name] = mask
     return keep
 
@@ -191,52 +161,52 @@ def parameter_share(model: nn.Module, structure: Structure) -> float:
     return sum(n for name, n in sizes.items() if name in cut) / sum(sizes.values())
 
 
-def row(name: str, model: nn.Module, inputs: tuple[Any, ...], *, double: bool, keeps: int = 3) -> Row:
-    """Traces one network and checks it with random keeps, where asked in double precision too."""
+def cells(
+    name: str,
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    *,
+    double: bool,
+    shown: str = "",
+    trace_s: float = -1.0,
+) -> str:
+    """Traces one network and checks it with random keeps; returns its row.
+
+    Args:
+        name: of the network.
+        model: in eval mode.
+        inputs: what it is traced and compared on.
+        double: whether it is compared in double precision too.
+        shown: input shape that the row names, where it was traced on another one.
+        trace_s: processor seconds of that trace.
+    """
     start = time.process_time()
     structure = trace(model, inputs)
-    seconds = time.process_time() - start
-    error = largest_error(model, structure, inputs, keeps, 1e-5)
-    error_double = None
+    seconds = time.process_time() - start if trace_s < 0 else trace_s
+    error = f"{largest_error(model, structure, inputs, 1e-5):.0e}"
     if double:
         wide = tuple(x.double() for x in inputs)
-        error_double = largest_error(model.double(), structure, wide, keeps, 1e-12)
-    frozen = Counter(g.reason for g in structure.groups if g.reason is not None and g.reason not in PLAIN)
-    general = Counter({shortened(reason): 0 for reason in frozen})
-    for reason, count in frozen.items():
-        general[shortened(reason)] += count
-    first = next(t for t in flat(inputs))
-    return Row(
-        name=name,
-        shape="×".join(str(s) for s in first.shape),
-        trace_s=seconds,
-        prunable=len(structure.prunable),
-        groups=len(structure.groups),
-        parameter_share=parameter_share(model, structure),
-        macs_share=explain(structure).prunable_macs_share,
-        error=error,
-        error_double=error_double,
-        frozen=dict(general),
+        error += f", fp64 {largest_error(model.double(), structure, wide, 1e-12):.0e}"
+    frozen = Counter(
+        shortened(g.reason) for g in structure.groups if g.reason is not None and g.reason not in PLAIN
+    )
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in frozen.items()) or "–"
+    shape = shown or "×".join(map(str, tensors_in(inputs)[0].shape))
+    macs = explain(structure).prunable_macs_share
+    return (
+        f"| {name} | {shape} | {seconds:.1f} | {len(structure.prunable)}/{len(structure.groups)} | "
+        f"{parameter_share(model, structure):.1%} | {macs:.1%} | {error} | {reasons} |"
     )
 
 
 def largest_error(
-    model: nn.Module, structure: Structure, inputs: tuple[Any, ...], keeps: int, tolerance: float
+    model: nn.Module, structure: Structure, inputs: tuple[Any, ...], tolerance: float, keeps: int = 3
 ) -> float:
     """Returns the largest relative error of masked against compact over random keeps."""
     return max(
         verify(model, structure, random_keep(structure, seed), inputs, tolerance=tolerance, seed=seed)
         for seed in range(keeps)
     )
-
-
-def flat(value: Any) -> Iterator[Tensor]:
-    """Yields the tensors of nested inputs."""
-    if isinstance(value, Tensor):
-        yield value
-    else:
-        for item in value:
-            yield from flat(item)
 
 
 def shortened(reason: str) -> str:
@@ -248,150 +218,68 @@ def shortened(reason: str) -> str:
     return " ".join(words).replace(" :", ":").replace("|", "/")
 
 
-def text(rows: list[str], introduction: str = BY + COLUMNS) -> str:
-    """Returns the whole file."""
+EXPORTS_BY = """Written by `python -m tools.models_table --exports --out docs/exports.md`: random weights, a random half
+of the units of every prunable group (widths that suit no runtime, on purpose), the smallest input, float32.
+
+- *parameters*: of the dense network, and what is left.
+- *masked*: relative L2 of the compact network against the masked one; a fault here is one of the pruning.
+- *ONNX*: relative L2 of ONNX Runtime against PyTorch, the worst of batches 1, 2 and 5; at most 1e-5 is let through.
+- *top-1*: share of those inputs whose largest output is the same one.
+- *lone norms*: batch norms with no layer to fold into, which became a depthwise convolution of their own.
+- *seconds*: export and comparison on the machine that wrote the row.
+"""
+
+EXPORTS_HEADER = (
+    "| network | input | parameters | MB | nodes | lone norms | masked | ONNX | top-1 | seconds | fails |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def export_cells(name: str) -> str:
+    """Prunes a network to half of its units, exports it and compares; returns its row."""
+    import onnx
+
+    from halpiee.deploy.onnx import export_onnx
+
+    model, inputs = build(name), example_inputs(name)
+    structure = trace(model, inputs)
+    keep = random_keep(structure, 0, 0.5)
+    masked = verify(model, structure, keep, inputs, tolerance=1e-5)
+    dense = sum(p.numel() for p in model.parameters())
+    compact = shrink(model, structure, keep).eval()
+    del model
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        done = export_onnx(compact, inputs, Path(folder) / f"{name}.onnx")
+        seconds = time.perf_counter() - begun
+        nodes = len(onnx.load(done.path).graph.node)
+    kept = sum(p.numel() for p in compact.parameters())
     return (
-        "\n".join(["# Networks that halpiee traces, cuts and checks", "", introduction, HEADER, *rows]) + "\n"
+        f"| {name} | {'×'.join(map(str, inputs[0].shape))} | {dense / 1e6:.1f} M → {kept / 1e6:.1f} M | "
+        f"{done.size_bytes / 1e6:.1f} | {nodes} | {done.lone_norms or '–'} | {masked:.0e} | {done.rel_l2:.0e} | "
+        f"{done.top1_agreement:.0%} | {seconds:.0f} | – |"
     )
-
-
-MISSING = "| – | – | – |"
-"""What only the row of a network without figures holds."""
-
-
-@dataclass(frozen=True)
-class GrowingTable:
-    """A table with a row per network.
-
-    Attributes:
-        module: the script and its flags, as ``python -m`` takes them.
-        about: its description.
-        names: every network, in the order of the rows.
-        cells: network → its row.
-        text: rows in order → the whole file.
-        columns: columns of a row.
-        seconds: limit of one network.
-        memory_bytes: limit of one network's data; none where there is no need.
-    """
-
-    module: Sequence[str]
-    about: str
-    names: Sequence[str]
-    cells: Callable[[str], str]
-    text: Callable[[list[str]], str]
-    columns: int
-    seconds: float
-    memory_bytes: int | None = None
-
-    def line(self, name: str) -> str:
-        """Returns the row of one network, or its name with what is wrong."""
-        try:
-            return self.cells(name)
-        except (HalpieeError, RuntimeError, ValueError, AssertionError) as error:
-            return self.refused(name, " ".join(str(error).split())[:300])
-
-    def in_time(self, name: str) -> str:
-        """Returns the row of one network, worked out in this process within the limit of time."""
-
-        def late(signum: int, frame: object) -> None:
-            raise ValueError(f"takes more than {self.seconds:g} s")
-
-        before = signal.signal(signal.SIGALRM, late)
-        signal.alarm(int(self.seconds))
-        try:
-            return self.line(name)
-        finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, before)
-
-    def refused(self, name: str, reason: str) -> str:
-        """Returns the row of a network that gave no figures."""
-        return f"| {name} |{' – |' * (self.columns - 2)} {reason.replace('|', '/')} |"
-
-    def apart(self, name: str) -> str:
-        """Returns the row of one network, worked out in a process of its own within the limits."""
-
-        def limit() -> None:
-            if self.memory_bytes is not None:
-                resource.setrlimit(resource.RLIMIT_DATA, (self.memory_bytes, self.memory_bytes))
-
-        command = [sys.executable, "-m", *self.module, name]
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=self.seconds, preexec_fn=limit, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return self.refused(name, f"takes more than {self.seconds} s")
-        rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} |")]
-        if rows:
-            return rows[0]
-        last = (done.stderr.splitlines() or ["no message"])[-1]
-        within = "" if self.memory_bytes is None else f" (limit {self.memory_bytes >> 30} GiB)"
-        return self.refused(name, f"ended with code {done.returncode}{within}: {last[:200]}")
-
-    def main(self, arguments: Sequence[str] | None = None) -> int:
-        """Writes the table, or prints the rows of the networks named; returns the exit code."""
-        parser = argparse.ArgumentParser(
-            description=self.about, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("names", nargs="*", help="networks of the table; all of them where none is named")
-        parser.add_argument("--out", type=Path, help="file to write; the rows it has are kept")
-        parser.add_argument("--again", action="store_true", help="work out rows anew that the file has")
-        parser.add_argument("--here", action="store_true", help="in this process, at low priority")
-        given = parser.parse_args(arguments)
-        warnings.simplefilter("ignore")
-        chosen = given.names or list(self.names)
-        unknown = [name for name in chosen if name not in self.names]
-        if unknown:
-            parser.error(f"{', '.join(unknown)}: no network of this table; there are {', '.join(self.names)}")
-        rows = written(given.out) if given.out is not None else {}
-        work = self.apart if given.out is not None else self.line
-        if given.here:
-            os.nice(10)
-            work = self.in_time
-        for name in chosen:
-            if name in rows and not given.again:
-                continue
-            rows[name] = work(name)
-            print(rows[name], flush=True)
-            if given.out is not None:
-                known = written(given.out) | {name: rows[name]}
-                text = self.text([known[n] for n in self.names if n in known])
-                write(given.out, text, overwrite=True)
-        return 1 if any(MISSING in rows[name] for name in chosen) else 0
-
-
-def written(path: Path) -> dict[str, str]:
-    """Returns the rows that a table already has, by network."""
-    if not path.exists():
-        return {}
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    found = {line.split("|")[1].strip(): line for line in lines}
-    found.pop("network", None)
-    return found
 
 
 SIZES = (64, 96, 128)
 """Images that are tried, in pixels, before a network's own size."""
 
-SMALL = tuple(
-    [
-        "atto",
-        "femto",
-        "pico",
-        "nano",
-        "xxs",
-        "_xs",
-        "tiny",
-        "_t",
-        "mini",
-        "small",
-        "_s",
-        "050",
-        "18",
-        "b0",
-        "b1",
-    ]
+SMALL = (
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "xxs",
+    "_xs",
+    "tiny",
+    "_t",
+    "mini",
+    "small",
+    "_s",
+    "050",
+    "18",
+    "b0",
+    "b1",
 )
 """What names of small networks hold, the smallest first."""
 
@@ -433,12 +321,6 @@ def timm_build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     raise ValueError(f"{name} runs on no image of {channels} channels and {SIZES} or {own} pixels")
 
 
-def timm_cells(name: str) -> str:
-    """Returns the row of one network."""
-    model, inputs = timm_build(name)
-    return row(name, model, inputs, double=True).cells()
-
-
 YOLO = tuple(f"yolo{version}n{task}" for version in ("v8", "11", "26") for task in ("", "-seg", "-cls"))
 """The smallest networks of Ultralytics: three versions, three tasks."""
 
@@ -456,9 +338,12 @@ def yolo_cells(name: str) -> str:
     size = 224 if name.endswith("-cls") else 640
     start = time.process_time()
     trace(model, (torch.zeros(1, 3, size, size),))
-    seconds = time.process_time() - start
-    found = row(name, model, (torch.randn(1, 3, 64, 64),), double=False)
-    return replace(found, shape=f"1×3×{size}×{size}", trace_s=seconds).cells()
+    seconds, shown = time.process_time() - start, f"1×3×{size}×{size}"
+    return cells(name, model, (torch.randn(1, 3, 64, 64),), double=False, shown=shown, trace_s=seconds)
+
+
+MISSING = "| – | – | – |"
+"""What only the row of a network without figures holds."""
 
 
 @dataclass(frozen=True)
@@ -466,47 +351,151 @@ class Kind:
     """A table of this script.
 
     Attributes:
+        title: of its file.
         about: what its file says of it.
-        names: its networks.
+        names: its networks, in the order of the rows.
         cells: network → its row.
         seconds: limit of one network.
+        header: of the table.
+        counts: a line that counts what came out well, of all rows.
     """
 
+    title: str
     about: str
     names: Callable[[], Sequence[str]]
     cells: Callable[[str], str]
-    seconds: float
+    seconds: int
+    header: str = HEADER
+    counts: str = ""
 
+    def text(self, rows: list[str]) -> str:
+        """Returns the whole file."""
+        well = sum(MISSING not in line for line in rows)
+        counted = [f"{well} of {len(rows)} {self.counts}.", ""] if self.counts else []
+        return "\n".join([f"# {self.title}", "", self.about, *counted, self.header, *rows]) + "\n"
+
+    def refused(self, name: str, reason: str) -> str:
+        """Returns the row of a network that gave no figures."""
+        columns = self.header.partition("\n")[0].count("|") - 1
+        return f"| {name} |{' – |' * (columns - 2)} {reason.replace('|', '/')} |"
+
+    def line(self, name: str) -> str:
+        """Returns the row of one network, or its name with what is wrong."""
+        try:
+            return self.cells(name)
+        except (HalpieeError, RuntimeError, ValueError, AssertionError) as error:
+            return self.refused(name, " ".join(str(error).split())[:300])
+
+    def in_time(self, name: str) -> str:
+        """Returns the row of one network, worked out in this process within the limit of time."""
+
+        def late(signum: int, frame: object) -> None:
+            raise ValueError(f"takes more than {self.seconds} s")
+
+        before = signal.signal(signal.SIGALRM, late)
+        signal.alarm(self.seconds)
+        try:
+            return self.line(name)
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+
+    def apart(self, name: str, flags: Sequence[str]) -> str:
+        """Returns the row of one network, worked out in a process of its own within the limits."""
+
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+
+        command = [sys.executable, "-m", "tools.models_table", *flags, name]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=self.seconds, preexec_fn=limit, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return self.refused(name, f"takes more than {self.seconds} s")
+        rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {name} |")]
+        if rows:
+            return rows[0]
+        last = (done.stderr.splitlines() or ["no message"])[-1]
+        within = f"limit {MEMORY_LIMIT_BYTES >> 30} GiB"
+        return self.refused(name, f"ended with code {done.returncode} ({within}): {last[:200]}")
+
+
+TRACED = "Networks that halpiee traces, cuts and checks"
 
 KINDS = {
     "": Kind(
-        BY,
+        TRACED,
+        BY + COLUMNS,
         names,
-        lambda name: row(name, build(name), example_inputs(name), double=name in IN_DOUBLE).cells(),
+        lambda name: cells(name, build(name), example_inputs(name), double=name in IN_DOUBLE),
         300,
     ),
-    "--timm": Kind(TIMM_BY, timm_names, timm_cells, 600),
-    "--yolo": Kind(YOLO_BY, lambda: YOLO, yolo_cells, 600),
+    "exports": Kind(
+        "Pruned networks as ONNX files",
+        EXPORTS_BY,
+        lambda: list_models(module=models),
+        export_cells,
+        900,
+        EXPORTS_HEADER,
+        "networks export and verify",
+    ),
+    "timm": Kind(
+        TRACED, TIMM_BY + COLUMNS, timm_names, lambda name: cells(name, *timm_build(name), double=True), 600
+    ),
+    "yolo": Kind(TRACED, YOLO_BY + COLUMNS, lambda: YOLO, yolo_cells, 600),
 }
 """Flag → table."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Writes the table of torchvision's networks, or with a flag that of timm or Ultralytics; returns the exit code."""
-    flag = next((word for word in arguments if word in KINDS), "")
-    kind = KINDS[flag]
-    table = GrowingTable(
-        module=("tools.models_table", flag) if flag else ("tools.models_table",),
-        about=str(__doc__),
-        names=kind.names(),
-        cells=kind.cells,
-        text=lambda rows: text(rows, kind.about + COLUMNS),
-        columns=8,
-        seconds=kind.seconds,
-        memory_bytes=MEMORY_LIMIT_BYTES,
+def written(path: Path) -> dict[str, str]:
+    """Returns the rows that a table already has, by network."""
+    if not path.exists():
+        return {}
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    found = {line.split("|")[1].strip(): line for line in lines}
+    found.pop("network", None)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes a table, or prints the rows of the networks named; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    return table.main([word for word in arguments if word != flag])
+    parser.add_argument("names", nargs="*", help="networks of the table; all of them where none is named")
+    parser.add_argument("--out", type=Path, help="file to write; the rows it has are kept")
+    parser.add_argument("--again", action="store_true", help="work out rows anew that the file has")
+    parser.add_argument("--here", action="store_true", help="in this process, at low priority")
+    for flag in filter(None, KINDS):
+        parser.add_argument(
+            f"--{flag}", dest="kind", action="store_const", const=flag, help=f"the table of {flag}"
+        )
+    given = parser.parse_args(arguments)
+    warnings.simplefilter("ignore")
+    kind, flags = KINDS[given.kind or ""], [f"--{given.kind}"] if given.kind else []
+    listed = list(kind.names())
+    chosen = given.names or listed
+    unknown = [name for name in chosen if name not in listed]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: no network of this table; there are {', '.join(listed)}")
+    if given.here:
+        os.nice(10)
+    rows = written(given.out) if given.out is not None else {}
+    for name in chosen:
+        if name in rows and not given.again:
+            continue
+        if given.here:
+            rows[name] = kind.in_time(name)
+        else:
+            rows[name] = kind.line(name) if given.out is None else kind.apart(name, flags)
+        print(rows[name], flush=True)
+        if given.out is not None:
+            known = written(given.out) | {name: rows[name]}
+            text = kind.text([known[n] for n in listed if n in known])
+            write(given.out, text, overwrite=True)
+    return 1 if any(MISSING in rows[name] for name in chosen) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
