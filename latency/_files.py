@@ -93,15 +93,7 @@ def contents(folder: Path) -> list[str]:
 
 
 def remove_leftovers(folder: Path, *, of: str | None = None) -> list[str]:
-    """Removes the unfinished files of processes that died while they wrote.
-
-    Args:
-        folder: where to look.
-        of: only what was to become the file of this name.
-
-    Returns:
-        The names of what was removed.
-    """
+    """Removes the unfinished files of processes that died while writing, or only those of one name; returns them."""
     removed: list[str] = []
     beginning = "." if of is None else f".{_short(of)}."
     try:
@@ -129,9 +121,6 @@ class FolderLock:
 
     The lock is the system's own, on the folder itself: it leaves no file, and nothing is to be cleaned up after a
     process that was killed.
-
-    Args:
-        folder: the folder.
 
     Attributes:
         made: the folders that were made for it, the outermost first.

@@ -16,12 +16,7 @@ __all__ = ["exports"]
 
 
 def exports(package: str, file: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
-    """Returns ``__all__``, ``__getattr__`` and ``__dir__`` of a package.
-
-    Args:
-        package: its ``__name__``.
-        file: its ``__file__``.
-    """
+    """Returns ``__all__``, ``__getattr__`` and ``__dir__`` of a package, from its ``__name__`` and ``__file__``."""
     stub = Path(file).with_suffix(".pyi").read_text("utf-8")
     lines = re.findall(r"^from (\S+) import (\w+) as \2$", stub, re.MULTILINE)
     homes = {name: home for home, name in lines}

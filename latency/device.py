@@ -359,11 +359,6 @@ class TimingPolicy:
 
         Between two uses of a weight a network reads all its others: so many bytes the copies have together, at most
         twice the last cache's, beyond which nothing is left of the first. One rule for all runtimes.
-
-        Args:
-            op: the op at its widths.
-            network: all ops of its network as built; empty: one whose weights are larger than the cache.
-            cache_bytes: of the last cache.
         """
         beyond = 2 * cache_bytes
         distance = min(sum(map(weight_bytes, network)), beyond) if network else beyond

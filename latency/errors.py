@@ -127,15 +127,7 @@ class MismatchError(PromiseError):
 def unknown(
     name: object, choices: Iterable[str], otherwise: str = "", *, before: str = "", most: int = 1
 ) -> str:
-    """Returns what to say of a name that is none of the known ones.
-
-    Args:
-        name: that was asked.
-        choices: the known ones.
-        otherwise: what is said where none of them is close.
-        before: stands before what is said, if anything is.
-        most: names that are offered.
-    """
+    """Returns ``did you mean …`` for a name that is none of the choices, else ``otherwise``, both behind ``before``."""
     close = difflib.get_close_matches(str(name), list(choices), n=most)
     said = f"did you mean {' or '.join(map(repr, close))}?" if close else otherwise
     return before + said if said else ""

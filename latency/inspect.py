@@ -163,12 +163,7 @@ def _judged(table: Table, held: Sequence[Mapping[str, Any]]) -> list[tuple[Mappi
 
 
 def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
-    """Sums up a profile.
-
-    Args:
-        profile: the profile.
-        now: seconds since the epoch; by default the present.
-    """
+    """Sums up a profile as of ``now``, in seconds since the epoch."""
     tables: dict[str, Op] = {}
     held: dict[str, list[Mapping[str, Any]]] = {}
     swept: dict[str, list[Mapping[str, Any]]] = {}

@@ -34,14 +34,7 @@ def read_bytes(
     error: type[HalpieeError] = UsageError,
     most_bytes: int = MOST_BYTES,
 ) -> bytes:
-    """Returns the bytes of a file.
-
-    Args:
-        path: of the file; a pipe will do.
-        what: the file in words, such as ``the plan half.json``.
-        advice: what to do when it is no good, such as ``write it again with halpiee plan``.
-        error: class of the refusal.
-        most_bytes: that are read.
+    """Returns the bytes of a file or a pipe. ``what`` names it in the refusal, ``advice`` says what to do then.
 
     Raises:
         HalpieeError: of the class given: it cannot be read, or is larger.
@@ -78,14 +71,7 @@ def parsed(data: bytes, *, what: str, advice: str, error: type[HalpieeError] = U
 
 
 def sound(value: Any, kind: type[T], *, what: str, advice: str, error: type[HalpieeError] = UsageError) -> T:
-    """Returns a value converted to a type.
-
-    Args:
-        value: of plain dicts, lists, texts, numbers, booleans and None.
-        kind: what it is to be; msgspec reads its annotations.
-        what: where it comes from, in words.
-        advice: what to do when it does not fit.
-        error: class of the refusal.
+    """Returns a value of plain JSON types converted to ``kind``, whose annotations msgspec reads.
 
     Raises:
         HalpieeError: of the class given: it names the field, what was found and what was expected.

@@ -194,14 +194,7 @@ PRIOR = 4
 
 @dataclass(frozen=True)
 class Interval:
-    """A predicted latency with the range that holds the measured one in a share of cases.
-
-    Attributes:
-        us: the prediction, in µs.
-        low_us: lower end.
-        high_us: upper end.
-        share: of cases, such as 0.9.
-    """
+    """A predicted latency, and the range that holds the measured one in a share of cases."""
 
     us: float
     low_us: float

@@ -32,11 +32,6 @@ class Journal:
     A file that is there is resumed: its cells are read, a torn last line is cut off. Only one sweep may write a
     file at a time.
 
-    Args:
-        path: the file, or None.
-        environment: circumstances of what will be appended.
-        resume: whether a file that is there is continued; otherwise it is refused.
-
     Attributes:
         cells: the cells of the file, then those appended.
 
@@ -175,14 +170,7 @@ APART = 0.05
 
 @dataclass(frozen=True)
 class Conflict:
-    """One cell that was measured twice, with different results.
-
-    Attributes:
-        op: in words.
-        c_in: its input channels.
-        c_out: its output channels.
-        us: the times, in the order of the profiles.
-    """
+    """One cell that was measured several times with different results, ``us`` in the order of the profiles."""
 
     op: str
     c_in: int

@@ -30,28 +30,14 @@ def plain(name: str) -> str:
 
 
 def not_known(noun: str, name: str, known: Iterable[str], *, more: str = "") -> UsageError:
-    """Returns the error of a name that nothing has, with the closest name, or all others.
-
-    Args:
-        noun: what was asked for, such as ``criterion``.
-        name: as it was asked.
-        known: all names.
-        more: what else may be asked, to end the sentence with.
-    """
+    """Returns the error of a name that nothing has, with the closest name, or all others and ``more``."""
     known = sorted(known)
     said = unknown(plain(name), known, f"known are {', '.join(known)}{more}")
     return UsageError(f"the {noun} {name!r} was asked; {said}")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Name → part; a mapping that fills itself when it is read.
-
-    Args:
-        noun: what a part is called in messages.
-        group: entry points by which other packages add parts.
-        home: package whose files register parts when they are imported.
-        folders: whether each part of the home is a folder with the part's name (``_`` for ``-``).
-    """
+    """Name → part; a mapping that imports its home package, or one folder of it for each name, when it is read."""
 
     def __init__(self, noun: str, *, group: str, home: str, folders: bool = False) -> None:
         self.noun, self.group, self.home, self._folders = noun, group, home, folders
@@ -60,13 +46,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._searched = False
 
     def add(self, name: str, part: T, origin: object) -> None:
-        """Registers a part.
-
-        Args:
-            name: to look it up by, in lower case with ``-`` between words.
-            part: what is looked up.
-            origin: the class or function that was decorated. The same one may register again, as a notebook's cell
-                does that is run twice.
+        """Registers a part, its name in lower case with ``-``; the same origin may do so again, as a notebook does.
 
         Raises:
             UsageError: an odd name, or one that another part has.

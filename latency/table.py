@@ -158,11 +158,7 @@ class Table:
 
 
 class _Axis:
-    """For every width of one axis: the two measured widths around its edge, and its position between them.
-
-    Attributes:
-        nodes: u of the measured widths.
-    """
+    """For every width of one axis: the two measured widths around its edge, and its position between them."""
 
     def __init__(
         self,
@@ -284,15 +280,7 @@ def _shape(op: Op) -> str:
 
 
 def check_time(cell: Mapping[str, Any], what: str) -> None:
-    """Refuses a cell whose time is not a finite number of µs above 0.
-
-    Args:
-        cell: with its widths and ``us``.
-        what: the op, in words.
-
-    Raises:
-        ProfileError: the message has the op, the widths and the time.
-    """
+    """Refuses a cell whose time is not a finite number of µs above 0."""
     us = cell.get("us")
     if isinstance(us, bool) or not isinstance(us, numbers.Real) or not 0 < float(us) < math.inf:
         raise ProfileError(

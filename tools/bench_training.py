@@ -287,14 +287,7 @@ def makers(structure: Structure, cost: LatencyCost, n: int) -> dict[str, Maker]:
 def change_rows(
     options: argparse.Namespace, device: torch.device, image: Tensor, unit: float
 ) -> Iterator[dict[str, Any]]:
-    """Yields what the changes of every kind of method cost: a row for each kind.
-
-    Args:
-        options: the network, its profile and about how many changes of each kind.
-        device: where it is.
-        image: one input, with the batch axis.
-        unit: seconds of a dense step.
-    """
+    """Yields a row for every kind of change of the masks, as shares of a dense step of ``unit`` seconds."""
     n = options.changes
     model = build(options.model, num_classes=10, width=options.width).to(device)
     structure = trace(model, (image,))

@@ -44,11 +44,7 @@ ELSEWHERE = {
 
 
 def public_names(package: str) -> list[str]:
-    """Returns a package's public names: those of its stub, or its ``__all__``, or none.
-
-    Args:
-        package: dotted name.
-    """
+    """Returns a package's public names: those of its stub, or its ``__all__``, or none."""
     folder = ROOT / package.replace(".", "/")
     stub = folder / "__init__.pyi"
     if stub.is_file():
@@ -106,12 +102,7 @@ def decisions() -> str:
 
 
 def relocated(text: str, folder: str) -> str:
-    """Returns a document of the root as a page of the site: links into docs/ lose that folder, others become code.
-
-    Args:
-        text: the document.
-        folder: where in the repository it lies, with a slash at its end, or nothing.
-    """
+    """Returns a document as a page of the site: links into docs/ lose that folder, others become code."""
 
     def link(match: re.Match[str]) -> str:
         label, target = match[1], match[2]

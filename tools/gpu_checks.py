@@ -73,13 +73,7 @@ class Convolutions:
 def measured(
     given: Convolutions, *, builds: int = 2, widths: Sequence[int] = range(8, 257, 8)
 ) -> dict[str, Any]:
-    """Returns the three checks.
-
-    Args:
-        given: what is timed.
-        builds: processes that choose algorithms.
-        widths: of the staircase.
-    """
+    """Returns the three checks; ``builds`` processes choose algorithms, the staircase has these widths."""
     backend = given.backend()
     found = agreement([_built_apart(given) for _ in range(builds)])
     with pinned(1):

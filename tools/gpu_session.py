@@ -87,10 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
 class Session:
     """The parts, one after another, as a context manager: the process that carries them out ends with it.
 
-    Args:
-        place: where; an empty one is filled from the archive where there is one.
-        archive: what everything is packed into.
-        preloaded: modules that a process imports before its first part.
+    An empty place is filled from the archive where there is one.
     """
 
     def __init__(self, place: Place, archive: Path, preloaded: Sequence[str] = PRELOADED) -> None:
@@ -193,10 +190,7 @@ class _Worker:
     def do(self, part: Part, seconds: float, meanwhile: Callable[[], None]) -> tuple[str, str, bool]:
         """Carries out a part; returns how it ended, why, and whether the process can carry out another.
 
-        Args:
-            part: what to do.
-            seconds: after which it is told to end; ``GRACE`` later it is ended.
-            meanwhile: called again and again.
+        It is told to end after ``seconds`` and ended ``GRACE`` later; ``meanwhile`` is called again and again.
         """
         asked = {
             "name": part.name, "call": part.call, "arguments": dict(part.arguments), "out": str(self._place.out),

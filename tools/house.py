@@ -28,19 +28,14 @@ MANY = 8
 
 @dataclass(frozen=True)
 class Limit:
-    """A figure that must not grow.
-
-    Attributes:
-        at_most: what holds today; lower it when the figure falls.
-        aim: what the project wants.
-    """
+    """A figure that must not grow: at most what holds today, which is lowered when the figure falls."""
 
     at_most: int
     aim: int
 
 
 LIMITS = {
-    "lines": Limit(58_858, 35_000),
+    "lines": Limit(58_170, 35_000),
     "files": Limit(249, 160),
     "circles": Limit(0, 0),
     f"functions above {LONG} lines": Limit(0, 0),
@@ -51,14 +46,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Function:
-    """A function or method of the source.
-
-    Attributes:
-        where: file and line.
-        name: its name.
-        lines: from ``def`` to its last line.
-        parameters: how many it takes, without ``self`` and ``cls``.
-    """
+    """A function or method of the source; parameters do not count ``self`` and ``cls``."""
 
     where: str
     name: str

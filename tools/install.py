@@ -36,15 +36,7 @@ def lock_of(version: tuple[int, ...] = sys.version_info[:2]) -> Path:
 
 
 def install(lock: Path, run: Run = captured) -> int:
-    """Installs from a lock, or from the ranges where there is no lock or pip refuses it.
-
-    Args:
-        lock: file of ``name==version`` lines, read by pip as constraints.
-        run: runs a command and returns how it ended and what it printed.
-
-    Returns:
-        The exit code: 0 installed, 1 neither the lock nor the ranges can be.
-    """
+    """Installs from a lock, or from the ranges where there is none or pip refuses it; returns the exit code."""
     if not lock.is_file():
         why = "no such file"
     else:

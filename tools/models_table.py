@@ -172,13 +172,7 @@ def cells(
 ) -> str:
     """Traces one network and checks it with random keeps; returns its row.
 
-    Args:
-        name: of the network.
-        model: in eval mode.
-        inputs: what it is traced and compared on.
-        double: whether it is compared in double precision too.
-        shown: input shape that the row names, where it was traced on another one.
-        trace_s: processor seconds of that trace.
+    ``shown`` and ``trace_s`` are of a trace on another input.
     """
     start = time.process_time()
     structure = trace(model, inputs)

@@ -43,13 +43,7 @@ def recorded(parser: argparse.ArgumentParser) -> None:
 
 
 def append(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = HISTORY) -> None:
-    """Adds rows to a file of the history.
-
-    Args:
-        name: of the file, without its ending.
-        rows: column → number or text.
-        folder: where the file is.
-    """
+    """Adds rows (column → number or text) to a file of the history."""
     stamp = dict(zip(STAMP, (_commit(), cpu_facts()["model"], f"{datetime.date.today()}"), strict=True))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
@@ -59,13 +53,7 @@ def append(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = HISTO
 def newest(
     rows: Iterable[Mapping[str, Any]], key: Sequence[str], machine: str = ""
 ) -> list[Mapping[str, Any]]:
-    """Returns the last row of every key, in the order in which the keys came first.
-
-    Args:
-        rows: in the order in which they were written.
-        key: columns that name a row.
-        machine: only rows of machines whose name holds this.
-    """
+    """Returns the last row of every key, of machines whose name holds a text; keys in order of appearance."""
     found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     for row in rows:
         if machine in str(row.get("machine", row.get("device", ""))):

@@ -66,13 +66,7 @@ def command(asked: Compare) -> None:
 
 
 def show_rows(where: Path, as_json: bool, *, setting: str | None = None) -> None:
-    """Writes the page of a comparison and prints its tables.
-
-    Args:
-        where: folder of the comparison, or a file of its rows; the page goes beside them.
-        as_json: whether the answer is one JSON object.
-        setting: whose rows to print; by default all. The page has all.
-    """
+    """Writes the page of a comparison beside its rows, and prints its tables, or those of one setting."""
     from halpiee.compare.page import HEAD, lines, render_html, render_markdown, settings_in
     from halpiee.compare.rows import read_rows, standings
     from latency._files import write

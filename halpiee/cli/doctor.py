@@ -34,14 +34,7 @@ BUSY = 0.10
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the result.
-
-    Attributes:
-        what: what was checked.
-        state: ``ok``, ``note`` (works, but know this) or ``broken``.
-        found: what was found.
-        fix: what to type, or an empty string.
-    """
+    """One line of the result; states as in `latency.backends.Found`."""
 
     what: str
     state: Literal["ok", "note", "broken"]

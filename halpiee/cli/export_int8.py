@@ -23,17 +23,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Quantised:
-    """What is written, and from which images.
-
-    Attributes:
-        out: the file.
-        named: the network, as it was typed.
-        data: as typed after ``--data``; None: the run's own.
-        images: it is calibrated on.
-        seed: of the images that are drawn.
-        ends: ``dynamic_size``, ``input_names`` and ``output_names`` of ``export_onnx``.
-        as_json: whether the answer is JSON.
-    """
+    """The file that is written, and the data that it is calibrated on; ``ends`` as ``export_onnx`` takes them."""
 
     out: Path
     named: str

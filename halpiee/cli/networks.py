@@ -85,13 +85,7 @@ def check_run(folder: Path) -> None:
 
 
 def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32", trust: bool = False) -> Network:
-    """Returns the compact network of a finished run, or its dense one.
-
-    Args:
-        folder: of the run.
-        dense: whether the dense network is wanted.
-        precision: of the file that is made of it.
-        trust: whether a run from elsewhere may name functions for its network and its data.
+    """Returns the compact network of a finished run, or its dense one; ``precision`` is that of the file made of it.
 
     Raises:
         UsageError: the folder holds no finished run, or one from elsewhere that names code to run.

@@ -89,15 +89,10 @@ def verb(
     over: type | None = None,
     only: Sequence[str] | None = None,
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """Returns a decorator that makes a command of a function.
+    """Returns a decorator that makes a command of a function that takes an options class.
 
-    Args:
-        name: of the verb.
-        takes: the class of what the function is called with.
-        examples: command lines below the help.
-        over: a class of further options. None of them is needed, and those that were typed are the function's second
-            argument, by name.
-        only: those of them that there are; None: all.
+    Of a class ``over``, or ``only`` some of its options, none is needed; those that are typed are the function's second
+    argument, by name.
     """
 
     def command(function: Callable[..., None]) -> click.Command:
@@ -123,13 +118,7 @@ def verb(
 
 
 def parameters(options: Sequence[Option], *, needed: bool = True) -> list[click.Parameter]:
-    """Returns the parameters of a command for options.
-
-    Args:
-        options: those of recipes and Python alone are left out.
-        needed: whether those without a default must be typed, and the others have theirs; else what is not typed is
-            None.
-    """
+    """Returns the parameters of a command for options; unless ``needed``, what is not typed is None."""
     found: list[click.Parameter] = []
     for one in options:
         if one.help.argument:
@@ -148,12 +137,7 @@ def parameters(options: Sequence[Option], *, needed: bool = True) -> list[click.
 
 
 class Typed(click.Option):
-    """A field of an options class, as an option that is typed.
-
-    Args:
-        option: the field.
-        needed: as for ``parameters``.
-    """
+    """A field of an options class, as an option that is typed."""
 
     def __init__(self, option: Option, *, needed: bool = True) -> None:
         self.option = option
@@ -200,11 +184,7 @@ class _Verb(click.Command):
 
 
 class Ranged(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A number in a range.
-
-    Args:
-        hint: one of ``halpiee.ranges``, or a field's annotation that holds one.
-    """
+    """A number in a range of ``halpiee.ranges``, or of a field's annotation."""
 
     def __init__(self, hint: Any) -> None:
         found = annotated(hint)

@@ -21,11 +21,7 @@ def scores_of(
 ) -> tuple[dict[str, Tensor], str]:
     """Returns the scores of every prunable group, and says in words where they come from.
 
-    Args:
-        model: the network.
-        structure: its groups.
-        file: scores to read.
-        trained: whether the network's weights were given; untrained norms say nothing, all their scales are 1.
+    Untrained norms say nothing: all their scales are 1.
     """
     if file is not None:
         return read_scores(file, structure), f"read from {file}"

@@ -155,10 +155,7 @@ def check_precision(file: Path | None, precision: str) -> None:
 def open_all(texts: Sequence[str], against: str | None, **options: Any) -> tuple[list[Timed], str]:
     """Opens every network that was named; returns them, and the name that ratios are taken against.
 
-    Args:
-        texts: as typed: ``FILE``, ``RUN`` or ``MODEL``, each with or without ``@HOW``.
-        against: a name; ``dense`` is looked for beside the first run or file where none is named so.
-        **options: shape, width and classes of a MODEL; trust in engines, plans and runs.
+    ``dense`` is looked for beside the first run or file where none is named so.
 
     Raises:
         UsageError: no such file, run, model or name.

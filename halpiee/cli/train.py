@@ -127,12 +127,7 @@ def gather(
 ) -> Settings:
     """Returns the settings: the given options, over those of the run that is resumed.
 
-    Args:
-        given: option → value, as typed or from a recipe.
-        out: folder of the run.
-        resume: whether it is resumed.
-        read_of: those options that were not typed, with the file they are from.
-        trust: whether the folder's settings may name any function.
+    ``read_of`` names the file that options were read of which nobody typed.
 
     Raises:
         UsageError: options that are missing or do not go together; code to call that was not typed.

@@ -259,12 +259,6 @@ def layer_times(
 ) -> dict[str, dict[str, float]]:
     """Returns name → layer → median µs of its kernels in one inference; networks run in turns.
 
-    Args:
-        paths: ONNX files by name.
-        batch: images per inference.
-        threads: of the runtime.
-        runs: inferences of each that count.
-
     Layers are named by their module paths; what belongs to none by its op in brackets, summed.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -314,11 +308,7 @@ def _by_layer(events: Iterable[Any], names: _Names, runs: int) -> dict[str, floa
 
 
 class _Names:
-    """Finds the module behind a kernel's name: that of a node, or of the tensor that a fused chain ends in.
-
-    Args:
-        path: the ONNX file that the session was made from.
-    """
+    """Finds the module behind a kernel's name: that of a node, or of the tensor that a fused chain ends in."""
 
     def __init__(self, path: Path) -> None:
         import onnx

@@ -114,12 +114,7 @@ def export_int8(
 
 
 class _Reader:
-    """Gives the calibration its batches, and counts their images.
-
-    Attributes:
-        first: the first batch; None where there is none.
-        images: given so far.
-    """
+    """Gives the calibration its batches, and counts their images."""
 
     def __init__(self, names: tuple[str, ...], batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
         self._names, self._batches = names, self._arrays(batches)

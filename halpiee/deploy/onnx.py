@@ -268,17 +268,7 @@ def converted(
     dynamic_size: bool = False,
     ends: Ends | None = None,
 ) -> onnx.ModelProto:
-    """Returns a model as ONNX with a free batch dimension, in the precision asked.
-
-    Args:
-        model: any module; it is left alone.
-        example_inputs: tensors ``[N, …]`` that give shapes and dtypes.
-        precision: ``fp32``, ``fp16`` or ``bf16``, of weights and arithmetic.
-        fp32_io: whether a model of half precision takes and gives float32.
-        dynamic_batch: whether the batch is to be free; it is not where the model has one in it.
-        dynamic_size: whether height and width are to be free.
-        ends: names of inputs and outputs.
-    """
+    """Returns a model as ONNX in fp32, fp16 or bf16; ``fp32_io`` keeps its inputs and outputs float32."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
     inputs = filled(example_inputs, [_cast(x, dtype) for x in tensors_in(example_inputs)])
     same = all(p.dtype == dtype for p in model.parameters() if p.is_floating_point())
@@ -457,13 +447,7 @@ def metadata_of(
 
 
 def plan_metadata(plan: Plan, path: Path | Plan, *, precision: str = "fp32") -> dict[str, str]:
-    """Returns what a file made from a plan says of itself.
-
-    Args:
-        plan: the plan.
-        path: the file it came from, or the plan that would be written.
-        precision: of the file; a latency that was predicted for another one is left out.
-    """
+    """Returns what a file made from a plan says of itself; latencies of another precision are left out."""
     target = plan.target
     values = {"model": plan.model, "budget_us": plan.budget_us, "plan_sha256": plan_hash(path)}
     values |= {key: target.get(key) for key in ("device", "backend", "batch", "threads")}
@@ -485,13 +469,8 @@ def run_metadata(
 ) -> dict[str, str]:
     """Returns what a file of a run says of itself.
 
-    Args:
-        report: the run's report; values that it lacks are left out.
-        plan: the run's plan file.
-        run: digest of its settings.
-        side: ``pruned`` or ``dense``; the plan and its latencies belong to the pruned network only.
-        precision: of the file; latencies of another one are left out.
-        trained: whether the network has weights that were trained or given, not its initial ones.
+    The plan and its latencies belong to the pruned network (``side``), and latencies of another precision are left out;
+    ``trained`` says that the weights are not initial.
     """
     dtype = str(report.get("precision", "float32"))
     same = PRECISIONS.get(dtype, dtype) == precision

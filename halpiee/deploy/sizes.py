@@ -32,12 +32,7 @@ OTHERS: tuple[Callable[[int, int], tuple[int, int]], ...] = (
 
 
 def other_sizes(model: nn.Module, inputs: tuple[Any, ...], most: int = 2) -> list[tuple[Any, ...]]:
-    """Returns example inputs of other heights and widths on which a network runs.
-
-    Args:
-        model: in float32 and eval mode.
-        inputs: its example inputs; all ``[N, C, H, W]`` among them change by the same factor.
-        most: so many at most.
+    """Returns example inputs of other heights and widths on which a network runs, all images by one factor.
 
     Raises:
         UsageError: it runs on none, or there is no image among the inputs.

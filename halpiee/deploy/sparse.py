@@ -112,13 +112,7 @@ def follows(weight: Tensor | NDArray[Any], n: int = 2, m: int = 4, *, dim: int =
 
 
 def zeros_in(path: Path, *, n: int = 2, m: int = 4) -> Zeros:
-    """Returns what zeros the layers of an ONNX file hold, and how small it zips.
-
-    Args:
-        path: the file.
-        n: of the pattern that is looked for.
-        m: likewise.
-    """
+    """Returns what zeros the layers of an ONNX file hold, how many follow n:m, and how small the file zips."""
     import onnx
 
     model = onnx.load(str(path))

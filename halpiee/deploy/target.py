@@ -126,13 +126,7 @@ class Target:
         return _with_ops(structure, self.dtype, "nhwc" if self.channels_last else "nchw")
 
     def ready(self, model: nn.Module, example_inputs: tuple[Any, ...], *, forwards: int = 1) -> Runner:
-        """Returns a network in the form in which it is deployed here, for ``compare``.
-
-        Args:
-            model: the network; it stays as it is.
-            example_inputs: what it reads.
-            forwards: inferences in one run.
-        """
+        """Returns a network in the form in which it is deployed here, for ``compare``."""
         with restored():
             backend = self.opened()
             return backend.network(backend.deployed(model, example_inputs), example_inputs, forwards=forwards)
@@ -145,14 +139,7 @@ class Target:
         rounds: int,
         seconds: float = 60.0,
     ) -> Comparison:
-        """Times networks in turns; they are made ready before and freed afterwards.
-
-        Args:
-            networks: by name, what ``ready`` returned, or paths of files that the target runs.
-            example_inputs: what they read.
-            rounds: turns that count.
-            seconds: fewer, but nine, where they would take longer.
-        """
+        """Times what ``ready`` returned, or files, in turns; fewer rounds, but nine, beyond ``seconds``."""
         with restored():
             return compare(
                 networks,

@@ -50,13 +50,7 @@ Reference = Callable[[dict[str, Any]], list[Any]]
 
 @dataclass(frozen=True)
 class Batches:
-    """The batch sizes an engine takes; its kernels are tuned for ``usual``.
-
-    Attributes:
-        low: smallest.
-        usual: the one it is tuned for.
-        high: largest.
-    """
+    """The batch sizes an engine takes, from smallest to largest; its kernels are tuned for ``usual``."""
 
     low: int = 1
     usual: int = 1
@@ -301,16 +295,7 @@ def _refuse_beyond(error: float, tolerance: float | None, what: str, onnx: Path,
 def trtexec_line(
     onnx: Path, path: Path, *, batches: Batches, shape: Sequence[int], settings: Settings, name: str = "input"
 ) -> str:
-    """Returns the ``trtexec`` command that builds the same engine and times it alike in 10 and 11.
-
-    Args:
-        onnx: the file.
-        path: the engine.
-        batches: that it takes.
-        shape: of one input without the batch.
-        settings: of the build.
-        name: of the input.
-    """
+    """Returns the ``trtexec`` command that builds and times the same engine in 10 and 11; ``shape`` has no batch."""
     one = "x".join(map(str, shape))
     words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={path}", "--stronglyTyped"]
     for option, batch in (("min", batches.low), ("opt", batches.usual), ("max", batches.high)):

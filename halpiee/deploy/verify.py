@@ -78,13 +78,7 @@ def compare(
     trusted: Callable[[tuple[Tensor, ...]], Arrays],
     batches: Iterable[tuple[Tensor, ...]],
 ) -> Comparison:
-    """Runs both networks on every batch and returns how far they are apart.
-
-    Args:
-        checked: inputs → outputs of what is checked.
-        trusted: inputs → outputs of the reference.
-        batches: tuples of input tensors.
-    """
+    """Runs both networks on every batch and returns how far they are apart."""
     worst, largest, same, rows = 0.0, 0.0, 0, 0
     sizes = []
     trusted_rows: list[NDArray[Any]] = []
@@ -222,14 +216,7 @@ Run = Callable[["onnx.ModelProto"], Callable[[tuple[Any, ...]], Arrays]]
 
 @dataclass(frozen=True)
 class Proved:
-    """A graph, and how far it is from its network.
-
-    Attributes:
-        graph: as it will be written.
-        comparison: with PyTorch.
-        lone_norms: batch norms that became layers of their own.
-        batch: the only batch that it takes; None: any.
-    """
+    """A graph, and how far it is from its network."""
 
     graph: onnx.ModelProto
     comparison: Comparison
@@ -250,15 +237,8 @@ def proved(
 ) -> Proved:
     """Returns a network's graph with a comparison, which is within what is allowed if there is a graph with such.
 
-    Args:
-        build: makes the graph.
-        run: runs it.
-        trusted: the network, in float32.
-        inputs: its example inputs, in float32.
-        sizes: batch sizes to compare on; of a graph with a batch of its own, so many random batches of that.
-        allowed: largest relative L2 error.
-        seed: of the random inputs.
-        also: example inputs of other heights and widths, on which they are compared too.
+    ``build`` makes a graph, ``run`` runs it; they are compared on random batches of ``sizes`` (of a graph with a batch
+    of its own, as many of that), and on inputs of the other heights and widths in ``also``.
 
     Raises:
         UsageError: the network cannot be exported, or its graph cannot be run.

@@ -89,13 +89,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Found:
-    """What ``halpiee doctor`` says of a backend.
-
-    Attributes:
-        state: ``ok``, ``note`` (works, but know this) or ``broken``.
-        what: what was found.
-        fix: what to type, or an empty string.
-    """
+    """What ``halpiee doctor`` says of a backend: ``note`` means that it works with a limit; ``fix`` is what to type."""
 
     state: Literal["ok", "note", "broken"]
     what: str
@@ -303,12 +297,9 @@ class _Adopted(Backend):
 
 
 def way_of(reads: str, name: str | None, path: Path | None = None) -> tuple[str, Way] | None:
-    """Returns the backend and the way that run a kind of network.
+    """Returns the backend and the way named ``name`` (None: the usual) that run ``module`` or files of an ending.
 
-    Args:
-        reads: ``module`` or the ending of a file.
-        name: what stands behind the ``@``; None: the usual way.
-        path: of the file, where several runtimes read such files.
+    Several runtimes may read one ending; then ``path`` decides.
     """
     for known in BACKENDS.names():
         if path is not None and not BACKENDS[known].claims(path):

@@ -120,11 +120,7 @@ def number_of(device: int | str) -> int:
 
 
 def open_cuda(library: str = "auto", device: int = 0) -> Cuda:
-    """Returns a GPU.
-
-    Args:
-        library: ``cuda-python`` (has graphs), ``pycuda``, or ``auto``: the first of them that is installed.
-        device: number of the GPU.
+    """Returns a GPU by its number; ``auto``: through the first library that is installed. cuda-python has graphs.
 
     Raises:
         MissingError: neither library, or no such GPU.
@@ -190,15 +186,7 @@ def _driver() -> str | None:
 
 
 class _PyCuda:
-    """A GPU through PyCUDA.
-
-    Args:
-        device: number of the GPU.
-
-    Raises:
-        ImportError: PyCUDA or the driver is not installed.
-        MissingError: no such GPU.
-    """
+    """A GPU through PyCUDA."""
 
     name = "pycuda"
 
@@ -277,15 +265,7 @@ class _PyCuda:
 
 
 class _CudaPython:
-    """A GPU through the driver bindings of cuda-python.
-
-    Args:
-        device: number of the GPU.
-
-    Raises:
-        ImportError: the bindings or the driver are not installed.
-        MissingError: no such GPU.
-    """
+    """A GPU through the driver bindings of cuda-python."""
 
     name = "cuda-python"
 

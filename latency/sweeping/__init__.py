@@ -321,13 +321,9 @@ class LazySweep:
         return Profile(journal.environment, journal.cells)
 
     def measure(self, cells: Iterable[tuple[Op, int, int]]) -> int:
-        """Measures the edges above some cells, where they are not known yet.
+        """Measures the edges above cells (op, C_in, C_out) that are not known yet; returns how many.
 
-        Args:
-            cells: (op, C_in, C_out); cells of ops that have no table, and empty ones, are left out.
-
-        Returns:
-            How many were measured.
+        Ops without a table are left out.
         """
         measurer, _ = self._opened()
         tables = {spec.op.table_key(): spec for spec in self._wanted}

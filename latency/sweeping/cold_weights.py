@@ -92,13 +92,7 @@ class ColdWeights:
     def of(
         cls, ops: Iterable[Op], environment: Mapping[str, Any], policy: TimingPolicy | None = None
     ) -> ColdWeights | None:
-        """Returns which ops have cold weights; None where no op has large weights that are used rarely.
-
-        Args:
-            ops: ops as built, equal ones as often as they are there.
-            environment: of the device; ``cpu_caches`` states sizes such as ``32768K``.
-            policy: which weights are cold.
-        """
+        """Returns which ops have cold weights; None where no op has large weights that are used rarely."""
         listed, policy = list(ops), policy or policy_for("cpu")
         streamed = sum(map(weight_bytes, listed))
         sizes = sorted(_bytes(size) for size in environment.get("cpu_caches", {}).values())
@@ -142,12 +136,7 @@ EACH = Precision(n_min=5, n_max=40, seconds=0.05)
 
 @dataclass(frozen=True)
 class Rate:
-    """What a byte takes longer from memory than from the cache.
-
-    Attributes:
-        us: µs a byte.
-        half: half of its 95 % interval.
-    """
+    """µs that a byte takes longer from memory than from the cache, and half of its 95 % interval."""
 
     us: float
     half: float

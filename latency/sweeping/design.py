@@ -96,15 +96,7 @@ class Estimate:
         ops: int,
         refines: bool,
     ) -> Estimate:
-        """Estimates the time of some cells.
-
-        Args:
-            wanted: what the tables must cover.
-            designs: their cells.
-            memory: which weights are cold; None where none are.
-            ops: ops that were named.
-            refines: whether further cells may be measured.
-        """
+        """Estimates the time of some cells."""
         seconds = 5.0  # the anchor, and the steps
         for spec, cells in zip(wanted, designs, strict=True):
             for c_in, c_out in (*cells.sweep, *cells.holdout):
@@ -132,12 +124,7 @@ class Estimate:
 
 
 def specs(ops: Iterable[Op], fixed: Mapping[Op, tuple[bool, bool]] | None = None) -> list[Spec]:
-    """Returns the unique tables of some ops, in order of appearance.
-
-    Args:
-        ops: ops as built.
-        fixed: for some of them, whether C_in and C_out never change.
-    """
+    """Returns the unique tables of some ops, in order of appearance; ``fixed``: whose C_in and C_out never change."""
     fixed = fixed or {}
     found: dict[str, list[Op]] = {}
     for op in ops:
@@ -158,13 +145,7 @@ def specs(ops: Iterable[Op], fixed: Mapping[Op, tuple[bool, bool]] | None = None
 
 
 def edges(built: tuple[int, ...], step: int, unit: int = 1) -> list[int]:
-    """Returns all right edges up to the widest built width: multiples of the step, and the built widths.
-
-    Args:
-        built: widths at which networks were built.
-        step: the step found by probing.
-        unit: channels that go together, of a grouped op.
-    """
+    """Returns the built widths, and all multiples of step and unit (channels that go together) up to the widest."""
     whole = step if step % unit == 0 else step * unit // int(np.gcd(step, unit))
     return sorted({*range(whole, built[-1] + 1, whole), *built})
 
@@ -181,15 +162,7 @@ def sampled(
 
 
 def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 6) -> Design:
-    """Returns the cells of one table.
-
-    Args:
-        spec: what the table must cover.
-        found: steps of both axes, and their patterns.
-        holdout: cells to hold out at most; a twentieth of the candidates at most.
-        seed: of the hold-out's choice.
-        at_most: edges along a long axis.
-    """
+    """Returns the cells of one table: at most ``at_most`` edges of a long axis, a twentieth of all held out."""
     rng = np.random.default_rng([seed, *spec.op.table_key().encode()])
     steps = found.steps
     periods = [step * len(shape or (1,)) for step, shape in zip(steps, found.pattern, strict=True)]
@@ -223,22 +196,11 @@ def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 
 def refined(
     spec: Spec, found: Steps, profile: Profile, least_us: float, *, seed: int, wrong_share: float = 0.04
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Returns further cells for tables that held-out cells contradict: the rows and columns through the worst.
+    """Returns further cells, and cells to hold out, of a table that held-out cells contradict: whole rows and columns.
 
     A held-out cell that becomes part of the table can no longer judge it; for each another one is drawn. One that
     found no quiet moment shows how contended the machine was, not where the table lacks cells: beside other jobs such
     cells made a sweep of ResNet-50 a fifth longer and no better.
-
-    Args:
-        spec: what the table covers.
-        found: steps of both axes.
-        profile: what was measured so far.
-        least_us: errors below this time are not worth a row and a column; a cell of a line costs itself alone.
-        seed: of the hold-out's choice.
-        wrong_share: share by which a table may miss a held-out cell.
-
-    Returns:
-        Cells for the table, and cells to be held out.
     """
     held = [c for c in profile.cells if c.get("role") == "holdout" and _is_of({**c, "role": "sweep"}, spec)]
     if not held or not profile.has_table(spec.op):

@@ -62,16 +62,7 @@ class Job:
 
 
 class Schedule:
-    """Measures cells, one or a group at a time.
-
-    Args:
-        backend: builds ops.
-        anchor: tells which moments are quiet; without one all are.
-        memory: what of the network comes from memory.
-        rng: of the order.
-        store: called with a job, the timings of all its builds, and one build; stores the finished cell.
-        failed: told of an op that could not be built or run, and why; raises what is an error.
-    """
+    """Measures cells, one or a group at a time; ``store`` takes each, ``failed`` an op that cannot be built or run."""
 
     def __init__(
         self,
@@ -243,15 +234,7 @@ class _FirstFloorContended(Exception):  # noqa: N818 - nothing went wrong for go
 
 
 class Measurer:
-    """Measures cells that a journal does not hold yet.
-
-    Args:
-        backend: builds ops.
-        journal: where cells go; those it holds are not measured again.
-        memory: what of the network comes from memory; None where nothing does.
-        seed: of the order.
-        progress: called with (cells done, cells in all).
-    """
+    """Measures cells that a journal does not hold yet."""
 
     def __init__(
         self,

@@ -110,10 +110,6 @@ def found_step(us: Mapping[int, float], policy: TimingPolicy = DEFAULT) -> int:
     Widths inside a step that are slower than its edge save nothing and are left aside. A step g holds where the
     others show less than 40 % of the slope of a proportional saving, and the edge of the next smaller step, 64 − g/2,
     saves less than 65 % of it; from 8 on, less than 40 % at two of its edges.
-
-    Args:
-        us: time at each of ``widths_for_step()``.
-        policy: what counts as a step.
     """
     top = us[BASE]
     share = float(np.clip(2.0 * (top - us[BASE // 2]) / top, 0.0, 1.0))
@@ -141,11 +137,6 @@ def found_slow(
 
     A kernel for four channels at a time leaves the other widths to a slower one: on a CPU with AVX2 63 channels
     take 1.3 times as long as 64, and 7 times in a depthwise convolution.
-
-    Args:
-        us: time at each of ``widths_for_step()``.
-        step: as found.
-        policy: what counts as one.
     """
     inside = [w for w in us if BASE - step < w < BASE]
     for align in (1, 2, 4, 8, 16):
@@ -170,13 +161,7 @@ def widths_for_pattern(step: int) -> tuple[int, ...]:
 def found_pattern(
     us: Mapping[int, float], step: int, policy: TimingPolicy = DEFAULT
 ) -> tuple[float, ...] | None:
-    """Returns the shares of a period's cost at its edges: ``(1.0,)`` for equal steps, None for irregular ones.
-
-    Args:
-        us: time at each of ``widths_for_pattern(step)``.
-        step: as found.
-        policy: what counts as one.
-    """
+    """Returns the shares of a period's cost at its edges: ``(1.0,)`` for equal steps, None for irregular ones."""
     edges = np.array(widths_for_pattern(step))
     if not len(edges):
         return (1.0,)
@@ -213,19 +198,11 @@ def _mean_shape(times: FloatArray, length: int) -> tuple[float, ...]:
 def probe(
     ops: Sequence[Op], measure_us: Callable[[Op], float], policy: TimingPolicy = DEFAULT
 ) -> tuple[dict[tuple[object, ...], Steps], int]:
-    """Finds the steps of every kind of op, and the resolution of all.
+    """Finds the steps by ``kind_of`` every op, and the resolution of all.
 
     Convolutions are probed; where there are none, linear layers, then whatever there is. Ops that are not probed
     live in between: their widths are rounded up to the resolution, the largest step that was found, for a channel
     that saves next to nothing must not look like a choice.
-
-    Args:
-        ops: the ops of a sweep.
-        measure_us: measures one op.
-        policy: what counts as a step.
-
-    Returns:
-        Steps by ``kind_of``, and the resolution.
     """
     kinds: dict[tuple[object, ...], Op] = {}
     for op in sorted(ops, key=lambda op: (op.reads_image, -probe_op(op, 0, BASE).macs)):

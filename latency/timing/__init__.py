@@ -138,11 +138,7 @@ class Anchor:
         return middle <= self.policy.anchor_near * self._best_us and float(np.mean(steady)) > 0.5
 
     def slower(self, around: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns the slowdown against the reference; NaN under contention.
-
-        Args:
-            around: µs of the samples before and after some runs ``[runs, 2]``.
-        """
+        """Returns the slowdown against the reference, from µs around runs ``[runs, 2]``; NaN under contention."""
         lower, upper = around.min(axis=1), around.max(axis=1)
         quiet = (upper <= self.policy.anchor_agree * lower) & (
             upper <= self.policy.anchor_near * self._best_us

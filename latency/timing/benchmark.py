@@ -127,13 +127,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Ratio:
-    """One latency over another, round by round.
-
-    Attributes:
-        median: median of the rounds' ratios.
-        lo: lower end of its 95 % interval.
-        hi: upper end.
-    """
+    """Median of the rounds' ratios of two latencies, and its 95 % interval."""
 
     median: float
     lo: float

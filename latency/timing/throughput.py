@@ -28,13 +28,7 @@ ROUND_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Load:
-    """The calls of one network.
-
-    Attributes:
-        start: one call; on a GPU it may return before the answer is there.
-        finish: waits for the answers of this thread's calls.
-        in_thread: makes the calling thread one that may call.
-    """
+    """The calls of one network; ``finish`` waits for answers where ``start`` returns before they are there."""
 
     start: Callable[[], object]
     finish: Callable[[], object] = lambda: None
@@ -43,16 +37,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Images per second of one network.
-
-    Attributes:
-        median_fps: median over the rounds.
-        iqr_fps: distance of their quartiles.
-        n: rounds.
-        callers: threads that called at once.
-        ci_lo_fps: lower end of the median's 95 % interval.
-        ci_hi_fps: its upper end.
-    """
+    """Images per second of one network with so many callers at once: median over the rounds, quartiles, interval."""
 
     median_fps: float
     iqr_fps: float
@@ -63,12 +48,7 @@ class Throughput:
 
 
 class Throughputs(Mapping[str, Throughput]):
-    """Throughputs of one interleaved run, by name.
-
-    Args:
-        fps: images per second of every round, by name.
-        callers: threads that called at once.
-    """
+    """Throughputs of one interleaved run, by name."""
 
     def __init__(self, fps: Mapping[str, Sequence[float]], callers: int) -> None:
         self.fps = {name: np.asarray(values, dtype=np.float64) for name, values in fps.items()}
@@ -102,17 +82,7 @@ def measure_throughput(
     round_seconds: float = ROUND_SECONDS,
     now: Callable[[], float] = time.perf_counter,
 ) -> Throughputs:
-    """Measures networks alternately.
-
-    Args:
-        loads: by name; one that all callers call, or one for each of them.
-        batch: images per call.
-        callers: threads that call at once.
-        rounds: turns of each network.
-        seconds: fewer rounds, but nine, where they would take longer than this.
-        round_seconds: aimed length of a round.
-        now: the clock, in seconds.
-    """
+    """Measures networks alternately, one load for all callers or one each; at least nine rounds."""
     calls: dict[str, int] = {}
     each = {name: [load] * callers if isinstance(load, Load) else list(load) for name, load in loads.items()}
     for name, given in each.items():

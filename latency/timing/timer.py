@@ -104,17 +104,7 @@ def median_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[floa
 
 
 class Sampling:
-    """Runs of a call, or of two calls alternately, over one or several visits.
-
-    Args:
-        clock: what times a run.
-        anchor: runs between any two runs; without one every run counts as quiet.
-        precision: when to stop.
-        policy: which runs count.
-
-    Attributes:
-        reads: bytes of weights that a round reads, where it was said.
-    """
+    """Runs of a call, or of two calls alternately, over one or several visits; without an anchor every run is quiet."""
 
     def __init__(
         self,
@@ -139,13 +129,7 @@ class Sampling:
     def visit(
         self, run: Callable[[], object], minus: Callable[[], object] | None = None, *, warm_up: int = 2
     ) -> Timing:
-        """Runs until the precision is met, the runs of earlier visits included; returns what is known then.
-
-        Args:
-            run: what is timed.
-            minus: what is subtracted.
-            warm_up: runs before the first that counts.
-        """
+        """Runs until the precision is met, the runs of earlier visits included; returns what is known then."""
         self.begin(run, minus, warm_up=warm_up)
         interleave([self])
         return self.timing()
@@ -176,10 +160,9 @@ class Sampling:
         return bool(self._sides)
 
     def sample_round(self, shared: float = 0.0) -> bool:
-        """Runs each call once, between anchors; returns whether more runs are needed.
+        """Runs each call once, between anchors; returns whether more are needed.
 
-        Args:
-            shared: seconds that were spent on this round before, and count as its own.
+        ``shared``: seconds spent on the round before.
         """
         began = time.perf_counter()
         earlier = self.anchor.sample() if self.anchor else 1.0
@@ -253,10 +236,8 @@ class Sampling:
 def interleave(samplings: Sequence[Sampling], before: Callable[[int], object] | None = None) -> None:
     """Runs samplings alternately until each meets its precision or its time is over.
 
-    Args:
-        samplings: in the order of a round.
-        before: runs untimed before each round, told how many bytes of weights the round reads; its time is shared by
-            all that go on. Rounds count from when they get no faster.
+    ``before`` runs untimed before each round, told how many bytes of weights the round reads; its time is shared by all
+    that go on. Rounds count from when they get no faster.
     """
     going = list(samplings)
     if before is not None and going:
@@ -301,16 +282,7 @@ def time_call(
     precision: Precision | None = None,
     warm_up: int = 2,
 ) -> Timing:
-    """Times a call, or the difference of two calls that run alternately, in one visit.
-
-    Args:
-        run: what is timed.
-        clock: what times it.
-        minus: what is subtracted.
-        anchor: runs between any two runs; without one every run counts as quiet.
-        precision: when to stop.
-        warm_up: runs before the first that counts.
-    """
+    """Times a call, or the difference of two calls that run alternately, in one visit."""
     sampling = Sampling(clock=clock, anchor=anchor, precision=precision)
     return sampling.visit(run, minus, warm_up=warm_up)
 

@@ -88,12 +88,7 @@ def to_onnx(
 
 
 def exported(model: Any, example_inputs: Sequence[Any] | None, *, dtype: str = "float32") -> Any:
-    """Returns the ONNX model of a module; an ONNX model, its bytes or its path as it is.
-
-    Args:
-        model: the module.
-        example_inputs: what it reads.
-        dtype: ``float32``, ``float16`` or ``bfloat16``: of weights, inputs and outputs.
+    """Returns the ONNX model of a module with weights, inputs and outputs of ``dtype``; other models as they are.
 
     Raises:
         UsageError: a module without inputs, or one that PyTorch cannot export.

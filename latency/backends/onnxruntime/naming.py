@@ -25,13 +25,7 @@ INSIDE = ".inside"
 def checked_names(
     own: Sequence[str], asked: Sequence[str] | None, what: str, taken: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Returns the names of a side, each once.
-
-    Args:
-        own: the network's own, one per tensor.
-        asked: the caller's; None: the network's own.
-        what: ``input`` or ``output``, in messages.
-        taken: names of the other side. An own name that is among them gets ``_out``.
+    """Returns the names of a side, each once: those asked for, else the network's own, which make way for ``taken``.
 
     Raises:
         UsageError: names that are empty, twice there, taken, or another number than the network has tensors.
@@ -62,13 +56,7 @@ def checked_names(
 
 
 def name_ends(proto: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Gives the inputs and outputs of a model names, in place; what inside has such a name gets another.
-
-    Args:
-        proto: the model.
-        inputs: one name per input, in order.
-        outputs: one name per output, in order, none of them an input's.
-    """
+    """Gives the inputs and outputs of a model names, in place; what inside has such a name gets another."""
     from onnx import helper
 
     graph = proto.graph
@@ -87,12 +75,7 @@ def name_ends(proto: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[s
 
 
 def name_sizes(proto: onnx.ModelProto, names: Mapping[tuple[int, int], str]) -> None:
-    """Gives the free dimensions of a model names, in place.
-
-    Args:
-        proto: the model.
-        names: (number of an input, its dimension) → name.
-    """
+    """Gives the free dimensions of a model names, in place: (number of an input, its dimension) → name."""
     new: dict[str, str] = {}
     for (number, dim), name in names.items():
         found = proto.graph.input[number].type.tensor_type.shape.dim[dim]

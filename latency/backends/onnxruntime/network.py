@@ -33,15 +33,7 @@ __all__ = [
 
 
 class SessionRunner(Runner):
-    """A whole network in a session of ONNX Runtime.
-
-    Args:
-        model: a torch module, an ONNX model, its bytes or its path.
-        example_inputs: what it reads; an ONNX model without them reads random inputs.
-        provider: ``cpu``, ``cuda``, ``tensorrt`` or ``rtx``.
-        threads: of the runtime.
-        **how: see `latency.backends.NetworkOptions`.
-    """
+    """A whole network in a session of ONNX Runtime."""
 
     def __init__(
         self,
@@ -198,12 +190,8 @@ def session(
 ) -> ort.InferenceSession:
     """Returns a session with the constants that every measurement here shares.
 
-    Args:
-        model: a model or the path of one.
-        threads: intra-op threads; beyond one, all but the caller's are tied to a core each.
-        merge: whether equal nodes may be merged; not in a twin.
-        provider: ``cpu``, ``cuda``, ``tensorrt``, or ``rtx``, which is a plugin.
-        trace_to: prefix of the file that the runtime's own profiler writes.
+    Beyond one thread all but the caller's are tied to a core each; ``merge`` lets equal nodes merge, which a
+    differential graph must not; ``trace_to`` is the prefix of the runtime's own profile.
 
     Raises:
         UsageError: a model that cannot be read or run.
@@ -317,14 +305,7 @@ def feeds(
     seed: int = 0,
     sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """Returns random inputs for a session.
-
-    Args:
-        runtime: whose inputs are wanted.
-        batch: what free dimensions become.
-        seed: of the numbers.
-        sizes: shape of every input; by default the model's own.
-    """
+    """Returns random inputs for a session, free dimensions filled with the batch, or of the ``sizes`` given by name."""
     rng = np.random.default_rng(seed)
     found = {}
     for value in runtime.get_inputs():
@@ -346,12 +327,6 @@ def random_inputs(
     shape: Sequence[int] | Mapping[str, Sequence[int]] | None,
 ) -> dict[str, Any]:
     """Returns random inputs for a session, all open dimensions filled.
-
-    Args:
-        runtime: the session.
-        name: of the model in messages.
-        batch: images per inference; None: the model's own, else 1.
-        shape: (channels, height, width) where the model leaves them open; of several inputs, by name.
 
     Open dimensions have the sizes of the inputs that the file was exported with, where it says so.
 

@@ -31,9 +31,6 @@ POSITIVE = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax")
 def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a float32 model in int8 with made-up ranges: it takes the time of a calibrated one, and computes noise.
 
-    Args:
-        model: left as it is.
-
     Raises:
         MissingError: ONNX Runtime is there without its quantiser.
     """

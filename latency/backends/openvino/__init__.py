@@ -29,12 +29,6 @@ __all__ = ["OpenVINO"]
 class OpenVINO(Backend):
     """Ops and networks on OpenVINO's CPU plugin.
 
-    Args:
-        threads: of one inference.
-        device: ``auto`` or ``cpu``.
-        precision: ``fp32``.
-        channels_last: False; the runtime chooses layouts itself.
-
     Raises:
         UsageError: another device, precision or layout.
         MissingError: OpenVINO is not installed.
@@ -111,13 +105,7 @@ class OpenVINO(Backend):
     def request(
         self, proto: Any, arrays: Mapping[str, Any] | None, sizes: tuple[Any, Any] = (None, None)
     ) -> Any:
-        """Returns an inference that is ready to be run, its inputs filled.
-
-        Args:
-            proto: an ONNX model, or its path.
-            arrays: input's name → array; None: random numbers.
-            sizes: batch and (channels, height, width) where the model leaves them open.
-        """
+        """Returns an inference that is ready to run, on arrays or on random numbers of ``sizes`` (batch, shape)."""
         ov = _imported()
         source = str(proto) if isinstance(proto, str | Path) else proto.SerializeToString()
         try:

@@ -37,11 +37,7 @@ CAPABILITIES = (75, 80, 86, 89, 120, 121)
 
 
 def import_tensorrt() -> Any:
-    """Returns the ``tensorrt`` module.
-
-    Raises:
-        MissingError: it is not installed, or its libraries cannot be loaded.
-    """
+    """Returns the ``tensorrt`` module."""
     try:
         import tensorrt
     except (ImportError, OSError, RuntimeError) as error:
@@ -53,11 +49,7 @@ def import_tensorrt() -> Any:
 
 
 def import_rtx() -> Any:
-    """Returns the ``tensorrt_rtx`` module; building with it needs no GPU and no driver.
-
-    Raises:
-        MissingError: it is not installed, or its libraries cannot be loaded.
-    """
+    """Returns the ``tensorrt_rtx`` module; building with it needs no GPU and no driver."""
     try:
         import tensorrt_rtx
     except (ImportError, OSError, RuntimeError) as error:
@@ -133,11 +125,7 @@ class Settings:
 
 
 class TimingCache:
-    """TensorRT's times of kernels, in a file: a build that finds its kernels there takes seconds.
-
-    Args:
-        path: the file; None keeps it for this process only.
-    """
+    """TensorRT's times of kernels, in a file or for this process: a build that finds its own there takes seconds."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -170,13 +158,7 @@ class TimingCache:
 
 
 class Builder:
-    """Builds engines from networks or ONNX files.
-
-    Args:
-        settings: of every build.
-        cache: what is known of kernels' times.
-        trt: the library's module; by default TensorRT's.
-    """
+    """Builds engines from networks or ONNX files."""
 
     def __init__(
         self, settings: Settings | None = None, cache: TimingCache | None = None, trt: Any = None
@@ -219,11 +201,8 @@ class Builder:
     ) -> bytes:
         """Returns the serialised engine of a network.
 
-        Args:
-            network: what is built.
-            shapes: for inputs with open dimensions their smallest, usual and largest shape; kernels are tuned for the
-                usual one.
-            what: its name in messages.
+        ``shapes`` gives the smallest, usual and largest shape of inputs with open dimensions; kernels are tuned for the
+        usual one.
 
         Raises:
             OutOfMemoryError: the GPU's memory is full.
@@ -263,12 +242,6 @@ class Builder:
         **how: Unpack[NetworkOptions],
     ) -> bytes:
         """Returns the serialised engine of a module or ONNX model, at the shapes of the inputs.
-
-        Args:
-            model: a torch module, an ONNX model, its bytes or its path.
-            example_inputs: what it reads; they give the shapes.
-            dtype: of a module's weights.
-            **how: sizes where the inputs do not say them, and the name in messages.
 
         Raises:
             UsageError: a module without inputs, sizes that nobody says, or a file that TensorRT cannot read.

@@ -36,13 +36,7 @@ PADDED = 64
 
 @dataclass(frozen=True)
 class Engine:
-    """A loaded engine, and the objects that must live as long.
-
-    Attributes:
-        handle: TensorRT's engine.
-        runtime: what loaded it.
-        logger: of the runtime.
-    """
+    """A loaded engine, and the objects that must live as long."""
 
     handle: Any
     runtime: Any
@@ -59,15 +53,7 @@ def load_engine(trt: Any, plan: bytes, said: list[str] | None = None) -> Engine 
 
 @dataclass(frozen=True)
 class Binding:
-    """One input or output of an engine.
-
-    Attributes:
-        name: its name.
-        is_input: whether it goes in.
-        dtype: TensorRT's name of its type.
-        shape: its shape, open dimensions filled.
-        address: of its memory on the GPU.
-    """
+    """One input or output of an engine: TensorRT's name of its type, its shape without open dimensions, its address."""
 
     name: str
     is_input: bool
@@ -81,15 +67,7 @@ class Binding:
 
 
 class Execution:
-    """An execution context of an engine with memory for its inputs and outputs, ready to be enqueued.
-
-    Args:
-        trt: the ``tensorrt`` module.
-        engine: what runs.
-        cuda: where it runs.
-        shapes: of inputs with open dimensions.
-        shared: another execution of the same plan, whose memory is used as well.
-        context: of the engine; by default a plain one.
+    """An execution context of an engine with memory for its inputs and outputs, or with that of a ``shared`` one.
 
     Raises:
         UsageError: an input whose open dimensions nobody gave, or a shape that the engine does not take.
@@ -179,11 +157,7 @@ class Execution:
             raise RuntimeError("TensorRT refused to run the engine; build it again")
 
     def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
-        """Returns the outputs of one inference, in the engine's order.
-
-        Args:
-            inputs: an array for every input, of its shape; floating ones are cast to its type.
-        """
+        """Returns the outputs of one inference, in the engine's order; floating inputs are cast to its type."""
         for binding in self.bindings:
             if binding.is_input:
                 array = np.asarray(inputs[binding.name])
@@ -286,15 +260,7 @@ def plain_context(trt: Any, engine: Any) -> tuple[Any, Callable[[], None]]:
 class EngineRunner(Runner):
     """A whole network as an engine.
 
-    Args:
-        trt: the library's module.
-        plan: returns the engine's bytes; called when it is first entered.
-        cuda: opens the GPU; each runner has a stream of its own.
-        what: the engine in messages.
-        batch: of inputs whose first dimension is open; by default 1.
-        forwards: inferences in one run.
-        graphs: whether they are captured in a CUDA graph, where that is possible.
-        context: makes contexts.
+    ``plan`` returns its bytes when it is first entered; each runner opens a stream of its own.
     """
 
     runtime, precision, device = "tensorrt", "as built", "cuda"

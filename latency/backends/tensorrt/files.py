@@ -41,13 +41,7 @@ def sidecar(path: Path) -> Path:
 
 
 def write_engine(path: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
-    """Writes an engine and its facts, sealed; the engine last, so that it never stands alone.
-
-    Args:
-        path: of the engine.
-        plan: the engine.
-        facts: ``tensorrt``, ``device``, ``onnx_sha256`` … as JSON.
-    """
+    """Writes an engine and its facts, sealed; the engine last, so that it never stands alone."""
     stated = {**facts, "engine_sha256": hashlib.sha256(plan).hexdigest()}
     content = json.dumps({**stated, "seal": seal(stated)}, indent=1, sort_keys=True).encode()
     for target, data in ((sidecar(path), content), (path, plan)):
@@ -65,11 +59,7 @@ def facts_of(path: Path) -> dict[str, Any] | None:
 
 
 def read_engine(path: Path, *, trust: bool = False) -> bytes:
-    """Returns an engine's bytes.
-
-    Args:
-        path: of the engine.
-        trust: whether one may be read that this user's halpiee did not write.
+    """Returns an engine's bytes; ``trust`` reads one that this user's halpiee did not write.
 
     Raises:
         UsageError: it cannot be read, or it was not written by this user's halpiee.

@@ -43,16 +43,7 @@ GATED = {"silu": "sigmoid", "hardswish": "hardsigmoid"}
 
 
 class OpNetwork:
-    """Puts ops into a network, each with inputs, weights and an output of its own.
-
-    Args:
-        trt: the ``tensorrt`` module.
-        network: an empty, strongly typed one.
-        native: whether inputs and outputs may lie in any format; else plainly.
-
-    Attributes:
-        kept: the weights, which TensorRT does not copy before it builds.
-    """
+    """Puts ops into a strongly typed network; ``native`` lets inputs and outputs lie in any format, else plainly."""
 
     def __init__(self, trt: Any, network: Any, *, native: bool = True) -> None:
         self.trt, self.network, self.native = trt, network, native

@@ -61,12 +61,7 @@ class Detaching(TorchFunctionMode):
 
 
 def copy_of(value: T, memo: dict[int, Any] | None = None) -> T:
-    """Returns a deep copy of a model, an optimizer or anything that holds tensors.
-
-    Args:
-        value: what to copy.
-        memo: ``id`` → what stands for that object in the copy, as in ``copy.deepcopy``.
-    """
+    """Returns a deep copy of a model, an optimizer or anything that holds tensors; ``memo`` as in ``copy.deepcopy``."""
     with Detaching():
         return copy.deepcopy(value, memo)
 
@@ -179,13 +174,7 @@ def left_out(value: Any) -> tuple[str, ...]:
 
 
 def tensors_only(model: nn.Module, example_inputs: Sequence[Any], result: Any) -> None:
-    """Makes a module's forward take and return tensors only, in place.
-
-    Args:
-        model: the module.
-        example_inputs: its inputs; what is no tensor among them is what forward is called with from now on.
-        result: what it returned for them.
-    """
+    """Makes a module's forward take and return tensors only, in place; its other example inputs become constants."""
     plain = all(isinstance(x, Tensor) for x in example_inputs)
     if plain and not left_out(result) and _usual(result):
         return
@@ -277,10 +266,6 @@ DIMENSIONS: dict[tuple[type[nn.Module], type[nn.Module]], int] = {
 
 def folded(model: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Module:
     """Returns a copy in evaluation mode with the batch norms in the weights of the layers before them.
-
-    Args:
-        model: the network; it stays as it is, its mode too.
-        example_inputs: what its forward reads; one forward runs on them.
 
     Returns:
         A network that computes the same; where symbolic tracing cannot follow the forward, one that keeps its norms.

@@ -118,11 +118,7 @@ def clock_on(device: str, threads: int) -> Clock:
 
 
 class CudaClock:
-    """Time between two CUDA events around a call.
-
-    Args:
-        device: ``cuda`` or ``cuda:N``.
-    """
+    """Time between two CUDA events around a call."""
 
     kind = "wall"
 
@@ -169,18 +165,7 @@ def capture_refused(error: Exception) -> bool:
 
 
 class ModuleRunner(Runner):
-    """A whole module in evaluation mode. It is copied; the one that was passed keeps its device and mode.
-
-    Args:
-        module: any torch module.
-        example_inputs: what it reads.
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        threads: of the CPU.
-        precision: of weights, inputs and arithmetic.
-        channels_last: whether images lie in NHWC order.
-        mode: how it runs.
-        forwards: forwards in one run; the difference of two such runs is a forward without launch and graph entry.
-    """
+    """A whole module in evaluation mode. It is copied; the one that was passed keeps its device and mode."""
 
     def __init__(
         self,

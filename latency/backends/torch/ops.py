@@ -30,12 +30,7 @@ ACTIVATIONS = {
 
 
 def op_call(op: Op, tensor: Tensors, activation: Tensors) -> Callable[[], torch.Tensor]:
-    """Returns the op with its tail, on weights of its own.
-
-    Args:
-        op: the op.
-        tensor: makes weights: random numbers of a shape, where and as the op's are.
-        activation: makes or hands out what the op reads.
+    """Returns the op with its tail; ``tensor`` makes its weights, ``activation`` makes or hands out what it reads.
 
     Raises:
         UnsupportedOpError: a kind or tail that is not built here.
