@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from halpiee.cli.output import answer, say, wide_screen
 from halpiee.errors import OutputInUseError, UsageError
 from halpiee.options import described, option
 
-__all__ = ["command"]
+__all__ = ["command", "write_site"]
 
 
 MISSED = 4
@@ -97,7 +97,7 @@ def _one(asked: Report, report: dict[str, Any]) -> None:
     for name, text in (("report.html", render_html(report)), ("report.md", render_markdown(report))):
         write(run / name, text, overwrite=True)
     if asked.out is not None:
-        _site(asked.out, {next(iter(_named(asked.runs))): report})
+        write_site(asked.out, {next(iter(_named(asked.runs))): report})
     answer(report, asked.as_json, lambda: wide_screen().print(table(report)))
     say(f"{report['promise'].get('text', '')}; the page is {run / 'report.html'}")
 
@@ -107,12 +107,13 @@ def _several(asked: Report, reports: dict[str, dict[str, Any]]) -> None:
     from halpiee.report import runs_table
 
     if asked.out is not None:
-        _site(asked.out, reports)
+        write_site(asked.out, reports)
     found = {"runs": [{"name": name, **report} for name, report in reports.items()]}
     answer(found, asked.as_json, lambda: wide_screen().print(runs_table(reports)))
 
 
-def _site(out: Path, reports: dict[str, dict[str, Any]]) -> None:
+def write_site(out: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes a page for each run and one that compares them into a new folder, and says where."""
     from halpiee.report import render_site
     from latency._files import write
 

@@ -187,6 +187,15 @@ def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool, ran
 
     Of several ranks all train, and the first one says so.
     """
+    report = finished(settings, out, resume=resume, ranks=ranks)
+    if ranks.first:
+        show(report, out, as_json=as_json)
+    if not report["promise"]["met"]:
+        raise click.exceptions.Exit(MISSED)
+
+
+def finished(settings: Settings, out: Path, *, resume: bool = False, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Runs the settings in the folder to the end, and returns the report."""
     ranks.once(lambda: check_free(out, resume=resume))
     from halpiee.training.pipeline import execute
     from halpiee.training.preflight import open_run
@@ -199,20 +208,24 @@ def carry_out(settings: Settings, out: Path, *, resume: bool, as_json: bool, ran
         except WriteError as error:
             raise WriteError(f"{error}; {again}") from error
     ranks.leave()
+    return report
 
-    def show() -> None:
-        from halpiee.report import table
+
+def show(report: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    """Prints the report of a run, its promise, and where its page is."""
+
+    def tables() -> None:
+        from halpiee.report import runs_table, table
 
         wide_screen().print(table(report))
+        if beside := report.get("beside"):
+            wide_screen().print(runs_table({"this run": report, **beside}))
 
     promise = report["promise"]
-    if ranks.first:
-        answer(report, as_json, show)
-        say(f"{promise['text']}; the page is {out / 'report.html'}, the network {out / 'pruned.onnx'}")
+    answer(report, as_json, tables)
+    say(f"{promise['text']}; the page is {out / 'report.html'}, the network {out / 'pruned.onnx'}")
     if not promise["met"]:
-        if ranks.first:
-            say("halpiee: the promise is missed; a quieter machine, or another --budget, may help")
-        raise click.exceptions.Exit(MISSED)
+        say("halpiee: the promise is missed; a quieter machine, or another --budget, may help")
 
 
 def check_free(out: Path, *, resume: bool) -> None:
