@@ -40,6 +40,7 @@ from halpiee.structure.state import (
     Answers,
     Change,
     asks,
+    branches_by_mode,
     changes,
     finer,
     flips,
@@ -54,7 +55,7 @@ from halpiee.structure.surroundings import FOREIGN, Surroundings
 from halpiee.structure.watching import Dispatch, Path, StandIn, Watch, looked_on, plain_tensors, stand_in_for
 from latency.backends.torch.modules import copy_of
 
-__all__ = ["ForwardError", "NeedsValuesError", "constant_answers", "idle_answers", "record"]
+__all__ = ["ForwardError", "NeedsValuesError", "Subject", "python_answers", "record"]
 
 
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -77,37 +78,33 @@ class NeedsValuesError(Exception):
     """The forward cannot run on fake tensors."""
 
 
-def record(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    around: Surroundings,
-    positions: frozenset[str],
-    cut: Cut | None = None,
-    recorder: Recorder | None = None,
-    *,
-    real: bool = False,
-    training: bool = False,
-) -> Recorder:
-    """Runs a copy of the model, on fake tensors by default, cut if given a keep; returns the record.
+@dataclass(frozen=True)
+class Subject:
+    """What is traced: a model, its example inputs, and the state that it shares with its copies."""
 
-    Args:
-        model: the model.
-        example_inputs: its inputs.
-        around: what the model shares with its copies, which stays as it is.
-        positions: grouped layers and norms whose unit is a position across groups.
-        cut: what to leave out, or None.
-        recorder: what to record into; a new one where none is given.
-        real: whether to run on real tensors.
-        training: whether to run it once more with the branches that it takes in training. Where it cannot run so
-            on these inputs (a loss may want targets), only the evaluation counts.
+    model: nn.Module
+    inputs: tuple[Any, ...]
+    around: Surroundings
+    branches: bool  # whether the model's code branches on ``training``
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: tuple[Any, ...]) -> Subject:
+        """Notes the state that the model's code reaches outside its modules."""
+        return cls(model, inputs, Surroundings(model), branches_by_mode(model))
+
+
+def record(subject: Subject, recorder: Recorder, cut: Cut | None = None, *, training: bool) -> None:
+    """Runs a copy of the model, cut on paper where a cut is given, and records it.
+
+    With ``training`` it runs once more with the branches that it takes in training. Where it cannot run so on these
+    inputs (a loss may want targets), only the evaluation counts.
     """
-    recorder = Recorder({}, positions) if recorder is None else recorder
-    with around.kept():
-        copied = stand_in_for(model, example_inputs, cut, tensors="real" if real else "fake")
-        around.watch(copied.fake_mode)
+    real, model = recorder.real, subject.model
+    with subject.around.kept():
+        copied = stand_in_for(model, subject.inputs, cut, tensors="real" if real else "fake")
+        subject.around.watch(copied.fake_mode)
         recorder.modules.update(copied.model.named_modules())
         recorder.originals = {id(p): name for name, p in model.named_parameters()}
-        recorder.real = real
         if real and recorder.decisions is None:
             recorder.decisions = Decisions()
         for name, tensor in copied.tensors.items():
@@ -132,7 +129,6 @@ def record(
         if read.intersection(values):
             recorder.units.freeze(label, reason)
     unseen(recorder)
-    return recorder
 
 
 def unseen(recorder: Recorder) -> None:
@@ -231,56 +227,30 @@ class Heard:
     of_constants: bool = False  # whether no input, parameter or buffer has a part in what they read
 
 
-def idle_answers(
-    model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings, *, training: bool
-) -> Answers | None:
-    """Returns what a forward reads in Python, where it reads something and none of it feeds an output; else None.
+def python_answers(subject: Subject) -> Answers | None:
+    """Returns the values that a forward reads in Python, where another network may be given the same; else None.
 
-    Args:
-        model: the model.
-        example_inputs: its inputs.
-        around: what the model shares with its copies.
-        training: whether it runs once more with the branches that it takes in training.
+    They are the same for other inputs and widths where no input, parameter or buffer has a part in them, whatever they
+    feed: a detector makes its anchors of strides, numbers that it holds beside its buffers. Else other values are
+    tried, and none may change what an op that counts computes.
     """
     try:
-        read = heard(model, example_inputs, around, None, training=training, forwards=1, compare=False)
-        if not read.answers:
-            return None
-        expected = heard(model, example_inputs, around, None, training=training)
+        read = heard(subject, forwards=1, compare=False)
+        if not read.answers or read.of_constants:
+            return Answers(read.answers) if read.answers else None
+        expected = heard(subject)
     except Exception:  # the trace says what it is
         return None
 
     def same(change: Change) -> bool | None:
         """Whether nothing that counts changes; None where a check of the model's own ends the forward."""
         try:
-            most = 4 * expected.ran + 1000
-            found = heard(model, example_inputs, around, change, training=training, most=most)
+            found = heard(subject, change, most=4 * expected.ran + 1000)
         except Exception as error:
             return None if raised_on_purpose(error) else False
         return found.ops == expected.ops
 
     return Answers(read.answers) if steer_nothing(expected.answers, same) else None
-
-
-def constant_answers(
-    model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings, *, training: bool
-) -> Answers | None:
-    """Returns what a forward reads in Python, where no input, parameter or buffer has a part in it; else None.
-
-    A detector makes its anchors of strides, numbers that it holds beside its buffers. Such an answer is the same for
-    other inputs and for a smaller network, whatever it feeds.
-
-    Args:
-        model: the model.
-        example_inputs: its inputs.
-        around: what the model shares with its copies.
-        training: whether it runs once more with the branches that it takes in training.
-    """
-    try:
-        read = heard(model, example_inputs, around, None, training=training, forwards=1, compare=False)
-    except Exception:  # the trace says what it is
-        return None
-    return Answers(read.answers) if read.answers and read.of_constants else None
 
 
 def steer_nothing(answers: list[Answer], same: Callable[[Change], bool | None]) -> bool:
@@ -331,36 +301,30 @@ def raised_on_purpose(error: Exception) -> bool:
 
 
 def heard(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    around: Surroundings,
-    change: Change | None,
+    subject: Subject,
+    change: Change | None = None,
     *,
-    training: bool,
     forwards: int = 2,
     most: int | None = None,
     compare: bool = True,
 ) -> Heard:
-    """Runs a copy of a model on real tensors, quietly.
+    """Runs a copy of a model on real tensors, quietly, and notes the values that it reads in Python.
 
     Args:
-        model: the model.
-        example_inputs: its inputs.
-        around: what the model shares with its copies.
+        subject: the model.
         change: answers in place of what is read.
-        training: whether it runs once more with the branches that it takes in training.
         forwards: how often it runs: what one keeps on ``self`` may steer the next.
         most: ops after which it is endless.
         compare: whether its ops are to be compared with those of another forward, by sums over their outputs.
     """
     path = Path(Answers(change=change))
-    with around.kept(), quietly():
-        copied = stand_in_for(copy_of(model), example_inputs, tensors="real")
+    with subject.around.kept(), quietly():
+        copied = stand_in_for(copy_of(subject.model), subject.inputs, tensors="real")
         given = {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(copied.inputs), start=1)}
         listen = Listen(path, copied.tensors | given, most, compare=compare)
         with looked_on(copied, path, [], listen):
             results = [copied.model(*copied.inputs) for _ in range(forwards)]
-            if training:
+            if subject.branches:
                 results += run_as_trained(copied.model, copied.inputs)
         outputs = [listen.value(tensor) for tensor in tensors_of(results)]
     assert path.answers is not None

@@ -1,8 +1,8 @@
 """Traces a model: one forward on fake tensors, with a label beside every tensor, finds which channels belong together.
 
 The model is copied with fake parameters (no memory, no arithmetic, any device) and run once in eval mode, and once
-more as it trains where its code branches on the mode; below autograd, every op passes by and its rule (``rules``)
-does to the labels what the op does to the elements.
+more as it trains where its code branches on the mode. Below autograd every op is seen, and its rule (``rules``) does to
+the labels what the op does to the elements.
 
 A group may vanish where a parallel path stays. A branch whose inner channels are all gone is a constant: the bias of
 the layer that read them, carried through what follows. It may go where an addition or a concatenation joins it with
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -27,19 +27,18 @@ from torch.nn.parameter import UninitializedParameter
 from halpiee.errors import HalpieeError, StructureError
 from halpiee.structure.assemble import assemble, collapsed, rectangular
 from halpiee.structure.constants import ConstantError
-from halpiee.structure.forward import ForwardError, NeedsValuesError, constant_answers, idle_answers, record
+from halpiee.structure.forward import ForwardError, NeedsValuesError, Subject, python_answers, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Atoms
 from halpiee.structure.modules import heads_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import idle, needed, random_like
-from halpiee.structure.state import Answers, branches_by_mode
-from halpiee.structure.surroundings import Surroundings
+from halpiee.structure.state import Answers
 from halpiee.structure.verification.trial import Trial, TurnError
 from latency.backends.torch.modules import copy_of
 from latency.op import CONTRACTIONS
 
-__all__ = ["trace", "vanishable"]
+__all__ = ["recorded", "trace"]
 
 
 MAX_ROUNDS = 6
@@ -57,7 +56,7 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
         model: any module that runs on the example inputs.
         example_inputs: positional arguments of its forward; tensors may be nested. Only shapes, types and
             devices count.
-        vanish: whether whole branches may go: groups that a parallel path makes dispensable get
+        vanish: whether whole branches may be removed: groups that a parallel path makes dispensable get
             ``may_vanish``. It is off by default, because a network that loses blocks is another decision than
             one that gets narrower.
 
@@ -71,63 +70,70 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
             "write trace(model, (x,))"
         )
     refuse_foreign(model)
-    around = Surroundings(model)
+    subject = Subject.of(model, example_inputs)
     try:
-        structure = fake_or_real(model, example_inputs, around, vanish=vanish)
+        structure = fake_or_real(subject, vanish=vanish)
     except ForwardError as failure:
-        if not runs(model, example_inputs, around):
+        if not runs(subject):
             raise
-        raise ours(model, failure.where, failure.__cause__ or failure) from failure
+        raise own_fault(model, failure.where, failure.__cause__ or failure) from failure
     except HalpieeError:
         raise
     except Exception as error:
-        raise ours(model, "", error) from error
-    around.clear()
+        raise own_fault(model, "", error) from error
+    subject.around.clear()
     refuse_empty(model, structure)
     inputs = [list(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)]
     return replace(structure, details={**structure.details, "inputs": inputs})
 
 
-def fake_or_real(
-    model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings, *, vanish: bool
-) -> Structure:
+@dataclass(frozen=True)
+class Attempt:
+    """How to trace a model: on which tensors, and what earlier traces of it have shown."""
+
+    real: bool = False  # on real tensors
+    constants: bool = False  # what depends on no input, parameter or buffer is computed with its values
+    answers: Answers | None = None  # values that the forward reads in Python without effect on what counts
+    # grouped layers, norms and attention modules whose units are positions across groups
+    positions: frozenset[str] = frozenset()
+    turned: frozenset[int] = frozenset()  # reshapes that keep whole rows of the channels they spread
+    heads: bool = True  # attention modules that cannot lose heads are tried once more by positions
+
+
+def fake_or_real(subject: Subject, *, vanish: bool) -> Structure:
     """Traces on fake tensors; where the forward needs values, on real ones, and once more on others."""
-    try:
+
+    def faked(attempt: Attempt) -> Structure:
         with uncollected():
-            return with_constants(model, example_inputs, around, vanish=vanish)
+            return traced(subject, attempt, vanish=vanish)
+
+    try:
+        try:
+            return faked(Attempt(constants=True))
+        except ConstantError:  # the forward writes a tensor without values into a constant
+            return faked(Attempt())
     except NeedsValuesError:
         pass
     except ForwardError:  # tensors without values know less than real ones: of devices, of extensions
-        if not runs(model, example_inputs, around):
+        if not runs(subject):
             raise
-    training = branches_by_mode(model)
-    answers = constant_answers(model, example_inputs, around, training=training)
-    if answers is None:
-        answers = idle_answers(model, example_inputs, around, training=training)
+    answers = python_answers(subject)
     if answers is not None:
-        try:
-            with uncollected():
-                return traced(model, example_inputs, around, real=False, vanish=vanish, answers=answers)
-        except (NeedsValuesError, ForwardError):
-            pass
-    structure = traced(model, example_inputs, around, real=True, vanish=vanish, answers=answers)
+        with suppress(NeedsValuesError, ForwardError):
+            return faked(Attempt(answers=answers))
+    real = Attempt(real=True, answers=answers)
+    structure = traced(subject, real, vanish=vanish)
     structure = replace(structure, details={**structure.details, "real": True})
-    again = traced(
-        model,
-        random_like(example_inputs, torch.Generator().manual_seed(0)),
-        around,
-        real=True,
-        vanish=vanish,
-        answers=answers,
-    )
+    others = random_like(subject.inputs, torch.Generator().manual_seed(0))
+    again = traced(replace(subject, inputs=others), real, vanish=vanish)
     for one, other in zip_longest(structure.groups, again.groups):
         if one is None or other is None or bare(one) != bare(other):
             differing = one.name if one is not None and other is not None else "the number of groups"
             raise StructureError(
-                f"the forward of {type(model).__name__} takes another path for other inputs (two traces disagree "
-                f"on {differing}); trace the part of it that always runs alike, for example its backbone"
+                f"the forward of {type(subject.model).__name__} takes another path for other inputs (two traces "
+                f"disagree on {differing}); trace the part of it that always runs alike, for example its backbone"
             )
-    # how many objects a detector finds, smaller or not, decides what can be seen to follow: what stays in either stays
+    # what a trace can see depends on how many objects a detector finds: a group that is frozen in one stays frozen
     groups = (
         other
         if one.prunable and not other.prunable
@@ -137,29 +143,18 @@ def fake_or_real(
     return replace(structure, groups=tuple(groups))
 
 
-def with_constants(
-    model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings, *, vanish: bool
-) -> Structure:
-    """Traces on fake tensors, constants with their values unless the forward writes into them what has none."""
-    try:
-        attempt = replace(FIRST, constants=True)
-        return traced(model, example_inputs, around, real=False, vanish=vanish, attempt=attempt)
-    except ConstantError:
-        return traced(model, example_inputs, around, real=False, vanish=vanish)
-
-
-def runs(model: nn.Module, example_inputs: tuple[Any, ...], around: Surroundings) -> bool:
+def runs(subject: Subject) -> bool:
     """Returns whether a copy of the model runs on copies of the inputs, outside any trace."""
-    copied, inputs = copy_of(model).eval(), copy_of(example_inputs)
+    copied, inputs = copy_of(subject.model).eval(), copy_of(subject.inputs)
     try:
-        with around.kept(), torch.no_grad():
+        with subject.around.kept(), torch.no_grad():
             copied(*inputs)
     except Exception:  # whatever a forward raises
         return False
     return True
 
 
-def ours(model: nn.Module, where: str, error: BaseException) -> StructureError:
+def own_fault(model: nn.Module, where: str, error: BaseException) -> StructureError:
     """Returns the error that says that a model runs and its trace does not."""
     return StructureError(
         f"{type(model).__name__} was to be traced{f' and failed at {where}' if where else ''} "
@@ -169,7 +164,7 @@ def ours(model: nn.Module, where: str, error: BaseException) -> StructureError:
 
 
 def bare(group: ChannelGroup) -> ChannelGroup:
-    """Returns a group without what may hang on values: whether it stays, and why."""
+    """Returns a group without what may depend on values: whether it stays, and why."""
     return replace(
         group, prunable=False, reason=None, may_vanish=False, trainable=False, untrainable_reason=None
     )
@@ -187,93 +182,39 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """What earlier traces of a model have taught."""
-
-    # grouped layers, norms and attention modules whose units are positions across groups
-    positions: frozenset[str] = frozenset()
-    turned: frozenset[int] = frozenset()  # reshapes that keep whole rows of the channels they spread
-    heads: bool = True  # whether attention modules that cannot lose heads are tried once more by positions
-    constants: bool = False  # whether what hangs on no input, parameter or buffer is computed with its values
-
-
-FIRST = Attempt()
-
-
-def traced(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    around: Surroundings,
-    *,
-    real: bool,
-    vanish: bool,
-    answers: Answers | None = None,
-    attempt: Attempt = FIRST,
-) -> Structure:
-    """Traces on fake or on real tensors.
-
-    Args:
-        model: the model.
-        example_inputs: its inputs.
-        around: what the model shares with its copies.
-        real: whether on real tensors.
-        vanish: whether to look for branches that may go.
-        answers: what the forward reads of its tensors in Python, where it feeds no output.
-        attempt: what earlier traces have taught.
-    """
-
-    def once_more(attempt: Attempt) -> Structure:
-        return traced(
-            model, example_inputs, around, real=real, vanish=vanish, answers=answers, attempt=attempt
-        )
-
-    recorder = recorded(model, example_inputs, around, real=real, answers=answers, attempt=attempt)
-    positions, heads = recorder.positions, attempt.heads
+def traced(subject: Subject, attempt: Attempt, *, vanish: bool) -> Structure:
+    """Traces and verifies; traces again where verification shows that units lie otherwise."""
+    recorder = recorded(subject, attempt)
     structure = assemble(recorder)
-    held = frozen_heads(recorder)
+    before = frozen_heads(recorder) | recorder.positions
+
+    def newly_frozen() -> frozenset[str]:
+        return frozen_heads(recorder) - before if attempt.heads else frozenset()
+
     try:
-        structure = Trial(model, example_inputs, around, recorder, real).verified(
-            structure, lambda: heads and bool(frozen_heads(recorder) - held - positions)
-        )
+        trial = Trial(subject, recorder, attempt.real)
+        structure = trial.verified(structure, lambda: bool(newly_frozen()))
     except TurnError as turn:
-        return once_more(replace(attempt, positions=positions, turned=attempt.turned | turn.places))
-    whole = frozen_heads(recorder) - held - positions
-    if whole and heads:
-        return once_more(replace(attempt, positions=whole | positions, heads=False))
-    return with_vanishing(model, example_inputs, around, recorder, structure) if vanish else structure
+        attempt = replace(attempt, positions=recorder.positions, turned=attempt.turned | turn.places)
+        return traced(subject, attempt, vanish=vanish)
+    if whole := newly_frozen():
+        attempt = replace(attempt, positions=recorder.positions | whole, heads=False)
+        return traced(subject, attempt, vanish=vanish)
+    return with_vanishing(subject, recorder, structure) if vanish else structure
 
 
-def recorded(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    around: Surroundings,
-    *,
-    real: bool = False,
-    answers: Answers | None = None,
-    attempt: Attempt = FIRST,
-) -> Recorder:
+def recorded(subject: Subject, attempt: Attempt = Attempt()) -> Recorder:
     """Records a forward; again without ops that feed no output, and by positions where channels need it.
 
     The ops are those of the trace; whether the groups hold at other widths is for a trial to say.
-
-    Args:
-        model: the model.
-        example_inputs: its inputs.
-        around: what the model shares with its copies.
-        real: whether on real tensors.
-        answers: what the forward reads of its tensors in Python, where it feeds no output.
-        attempt: what earlier traces have taught.
     """
-    single = [path for path, module in model.named_modules() if (heads_of(module) or ("", 0))[1] == 1]
-    positions = attempt.positions | frozenset(single)
-    training, idle_ops = branches_by_mode(model), frozenset[int]()
+    single = [path for path, module in subject.model.named_modules() if (heads_of(module) or ("", 0))[1] == 1]
+    positions, idle_ops = attempt.positions | frozenset(single), frozenset[int]()
     for _ in range(MAX_ROUNDS):
         recorder = Recorder({}, positions, turned=attempt.turned)
-        recorder.idle_ops = idle_ops
-        recorder.constants = attempt.constants
-        recorder.answers = None if answers is None else answers.again()
-        record(model, example_inputs, around, positions, None, recorder, real=real, training=training)
+        recorder.idle_ops, recorder.constants, recorder.real = idle_ops, attempt.constants, attempt.real
+        recorder.answers = None if attempt.answers is None else attempt.answers.again()
+        record(subject, recorder, training=subject.branches)
         count = needed(recorder.events, recorder.given, {*recorder.outputs, *recorder.read_by_python})
         if feeding_nothing := idle(recorder.events, count):
             idle_ops |= feeding_nothing
@@ -302,41 +243,34 @@ def refuse_originals(recorder: Recorder, count: set[int]) -> None:
 def frozen_heads(recorder: Recorder) -> frozenset[str]:
     """Returns the attention modules that can lose no head."""
     reasons = recorder.units.reasons()
-    found = set()
-    for name, atoms in recorder.grouped.items():
-        if heads_of(recorder.modules.get(name)) and int(recorder.units.find(atoms[:1])[0]) in reasons:
-            found.add(name)
-    return frozenset(found)
+    return frozenset(
+        name
+        for name, atoms in recorder.grouped.items()
+        if heads_of(recorder.modules.get(name)) and int(recorder.units.find(atoms[:1])[0]) in reasons
+    )
 
 
-def with_vanishing(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    around: Surroundings,
-    recorder: Recorder,
-    structure: Structure,
-) -> Structure:
+def with_vanishing(subject: Subject, recorder: Recorder, structure: Structure) -> Structure:
     """Marks the groups that may vanish: a parallel path stays, and the forward runs without them."""
     roots = structure.details["roots"]
     candidates = [roots[g.start : g.start + g.size] for g in structure.prunable]
-    verdicts = dict(zip(structure.prunable, vanishable(recorder, candidates), strict=True))
-    # on real tensors: some ops, such as resizing, take none without channels, which fake ones do not tell
-    trial = Trial(model, example_inputs, around, recorder, real=True)
-    for tried in [
-        [g for g, legal in verdicts.items() if legal],
-        *([g] for g, legal in verdicts.items() if legal),
-    ]:
-        marked = tuple(replace(g, may_vanish=g in tried) for g in structure.groups)
-        without = replace(structure, groups=marked)
-        keep = {g.name: torch.zeros(g.size, dtype=torch.bool) for g in tried}
-        if trial.run(without, keep)[1] is not None:
-            verdicts.update(dict.fromkeys(tried, False) if len(tried) == 1 else {})
-            continue
-        if len(tried) != 1:
-            break
-    return replace(
-        structure, groups=tuple(replace(g, may_vanish=verdicts.get(g, False)) for g in structure.groups)
-    )
+    verdicts = vanishable(recorder, candidates)
+    legal = [g.name for g, may in zip(structure.prunable, verdicts, strict=True) if may]
+    # on real tensors: some ops, such as resizing, refuse tensors without channels, which fake ones do not show
+    trial = Trial(subject, recorder, real=True)
+
+    def marked(names: list[str]) -> Structure:
+        return replace(
+            structure, groups=tuple(replace(g, may_vanish=g.name in names) for g in structure.groups)
+        )
+
+    def runs_without(names: list[str]) -> bool:
+        keep = {name: torch.zeros(structure.by_name[name].size, dtype=torch.bool) for name in names}
+        return trial.run(marked(names), keep)[1] is None
+
+    if legal and not runs_without(legal):
+        legal = [name for name in legal if runs_without([name])]
+    return marked(legal)
 
 
 def refuse_empty(model: nn.Module, structure: Structure) -> None:

@@ -21,7 +21,7 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.selection.limits import resource
 from halpiee.structure import Structure, macs, trace
 from halpiee.structure.assemble import assemble
-from halpiee.structure.surroundings import Surroundings
+from halpiee.structure.forward import Subject
 from halpiee.structure.trace import recorded
 from latency.backends.torch.modules import copy_of
 
@@ -326,7 +326,7 @@ def uninitialised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def untried(model: nn.Module, x: Tensor) -> Structure:
     """The structure of a trace without its trials at other widths: they decide which groups stay, not which ops run."""
-    return assemble(recorded(model, (x,), Surroundings(model)))
+    return assemble(recorded(Subject.of(model, (x,))))
 
 
 @pytest.mark.slow

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble
 from halpiee.structure.constants import Constants
-from halpiee.structure.forward import record
+from halpiee.structure.forward import Subject, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Atoms, CheckedUnits, Finding
 from halpiee.structure.recorder import Decisions, Recorder
@@ -25,7 +25,6 @@ from halpiee.structure.records import Move, Step, parting, tensors_of, wired
 from halpiee.structure.rules.movement import FOLLOWING
 from halpiee.structure.shrink import Cut, cut_for
 from halpiee.structure.state import taken
-from halpiee.structure.surroundings import Surroundings
 from halpiee.structure.verification.probe import (
     ANOTHER_PATH,
     CHECKS,
@@ -37,7 +36,7 @@ from halpiee.structure.verification.probe import (
 )
 from halpiee.structure.watching import Path, Tensors, Watch, looked_on, stand_in_for
 
-__all__ = ["Trial", "TurnError", "Watched", "watched"]
+__all__ = ["Trial", "TurnError"]
 
 
 class TurnError(Exception):
@@ -73,9 +72,7 @@ def misfit_of(found: list[Finding], module: str, parted: str | None) -> Misfit |
 class Trial:
     """A model and its recorded trace, which smaller models are compared with."""
 
-    model: nn.Module  # the model
-    example_inputs: tuple[Any, ...]  # its inputs
-    around: Surroundings  # what the model shares with its copies
+    subject: Subject
     recorder: Recorder  # record of its forward; what does not follow the channels is frozen in it
     real: bool  # whether to run on real tensors
     # what to run it on without labels first. That a model follows its channels on the meta device is proof;
@@ -92,19 +89,10 @@ class Trial:
         small = Recorder({}, self.recorder.positions, CheckedUnits(cut.n_units, stay))
         small.idle_ops = self.recorder.idle_ops
         small.answers = None if self.recorder.answers is None else self.recorder.answers.again()
-        small.constants = self.recorder.constants and not self.real
+        small.real, small.constants = self.real, self.recorder.constants and not self.real
         small.decisions = Decisions(self.recorder.decisions) if self.real else None
         try:
-            record(
-                self.model,
-                self.example_inputs,
-                self.around,
-                small.positions,
-                cut,
-                small,
-                real=self.real,
-                training=self.recorder.training,
-            )
+            record(self.subject, small, cut, training=self.recorder.training)
         except StructureError as raised:
             error = raised.__cause__ if isinstance(raised.__cause__, Exception) else raised
             return small, error.with_traceback(None)  # whose frames hold the smaller model
@@ -161,8 +149,26 @@ class Trial:
         )
 
     def watched(self, cut: Cut, tensors: Tensors) -> Watched | None:
-        """Runs the model, cut on paper, without labels; returns what ran, or None where its forward fails."""
-        return watched(self.model, self.example_inputs, self.around, cut, self.recorder, tensors)
+        """Runs the model, cut on paper, without labels or values; returns None where its forward fails."""
+        whole, around = self.recorder, self.subject.around
+        answers = None if whole.answers is None else whole.answers.again()
+        path = Path(answers, Constants() if whole.constants else None)
+        made = list[tuple[Any, ...]]()
+        try:
+            with around.kept():
+                copied = stand_in_for(self.subject.model, self.subject.inputs, cut, tensors=tensors)
+                around.watch(copied.fake_mode)
+                given = {f"input#{n}": x for n, x in enumerate(tensors_of(copied.inputs), start=1)}
+                watch = Watch(path, copied.tensors | given, whole.idle_ops)
+                with looked_on(copied, path, made, watch):
+                    results = [copied.model(*copied.inputs)]
+                    if whole.training:
+                        taken(copied.model)
+                        results.append(copied.model(*copied.inputs))
+        except Exception:  # whatever it was, the full probe finds out
+            return None
+        shapes = [tuple(tensor.shape) for tensor in tensors_of(results)]
+        return Watched(wired(watch.events, watch.given), watch.moves, watch.numbers, made, shapes)
 
     def turned(self, misplaced: Misplaced) -> None:
         """Raises a TurnError where what moves channels otherwise is a reshape that has not been tried by rows."""
@@ -325,41 +331,3 @@ class Watched:
             and self.numbers == [scalars for _, scalars, _ in full.scalars]
             and self.shapes == full.output_shapes
         )
-
-
-def watched(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...],
-    around: Surroundings,
-    cut: Cut,
-    whole: Recorder,
-    tensors: Tensors,
-) -> Watched | None:
-    """Runs a model, cut on paper, without values; returns what ran, or None where its forward fails.
-
-    Args:
-        model: the model.
-        example_inputs: its inputs.
-        around: what the model shares with its copies, which stays as it is.
-        cut: what to leave out.
-        whole: record of the whole model, which says how it is run.
-        tensors: what to run it on.
-    """
-    answers = None if whole.answers is None else whole.answers.again()
-    path = Path(answers, Constants() if whole.constants else None)
-    made = list[tuple[Any, ...]]()
-    try:
-        with around.kept():
-            copied = stand_in_for(model, example_inputs, cut, tensors=tensors)
-            around.watch(copied.fake_mode)
-            given = {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(copied.inputs), start=1)}
-            watch = Watch(path, copied.tensors | given, whole.idle_ops)
-            with looked_on(copied, path, made, watch):
-                results = [copied.model(*copied.inputs)]
-                if whole.training:
-                    taken(copied.model)
-                    results.append(copied.model(*copied.inputs))
-    except Exception:  # whatever it was, the full probe finds out
-        return None
-    shapes = [tuple(tensor.shape) for tensor in tensors_of(results)]
-    return Watched(wired(watch.events, watch.given), watch.moves, watch.numbers, made, shapes)
