@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -21,43 +22,16 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Event
 from latency.op import CONTRACTIONS, Op
 
-__all__ = ["Alike", "Attribute", "Membership", "Norm", "assemble", "collapsed", "rectangular", "timed_ops"]
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """A number held by a module that follows its channels: ``kept positions · mul // div``."""
-
-    module: str  # path of the module
-    name: str  # the attribute
-    units: Atoms  # unit of each position that is counted
-    mul: int = 1  # factor
-    div: int = 1  # divisor
-    at: int | None = None  # index into the attribute where it is a tuple
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm over channels: its statistics must leave out removed ones.
-
-    Attributes:
-        module: path of the module.
-        units: unit of each channel.
-    """
-
-    module: str
-    units: Atoms
+__all__ = ["assemble", "collapsed", "rectangular"]
 
 
 def collapsed(recorder: Recorder) -> frozenset[str]:
     """Returns the grouped layers and norms whose groups all belong to one unit."""
     reasons = recorder.units.reasons()
-    found = set()
-    for name, atoms in recorder.grouped.items():
-        roots = np.unique(recorder.units.find(atoms))
-        if roots.size == 1 and int(roots[0]) not in reasons:
-            found.add(name)
-    return frozenset(found)
+    roots = {name: np.unique(recorder.units.find(atoms)) for name, atoms in recorder.grouped.items()}
+    return frozenset(
+        name for name, found in roots.items() if found.size == 1 and int(found[0]) not in reasons
+    )
 
 
 def assemble(recorder: Recorder) -> Structure:
@@ -100,7 +74,8 @@ def assemble(recorder: Recorder) -> Structure:
             (groups[int(found[i])].name, int((here == here[places[i]]).sum())) for i in order if found[i] >= 0
         )
 
-    ops = unpriced(recorder)
+    events = recorder.events[: recorder.evaluated]
+    unpriced = tuple((event.module, event.name.strip("_")) for event in events if event.unpriced)
     sources = {groups[group_of[r]].name: s for r, s in units.sources().items() if group_of[r] >= 0}
     return Structure(
         layers=tuple(Layer(c.name, c.kind, refs(c.ins), refs(c.outs)) for c in recorder.layers),
@@ -109,23 +84,17 @@ def assemble(recorder: Recorder) -> Structure:
         slots=tuple(slot(recorder, name, dim, numbered(roots)) for name, dim, roots in membership.slots),
         details={
             "attributes": tuple(
-                Attribute(module, name, numbered(atoms), mul, div, at)
-                for module, name, at, (atoms, mul, div) in (
-                    (*key, value)
-                    for key, value in {
-                        (module, name, at): (atoms, mul, div)
-                        for module, name, atoms, mul, div, at in recorder.attributes
-                    }.items()
-                )
+                replace(a, units=numbered(a.units))
+                for a in {(a.module, a.name, a.at): a for a in recorder.attributes}.values()
             ),
             "norms": tuple(
-                Norm(n.module, numbered(n.atoms))
-                for n in {(n.module, n.atoms.size): n for n in recorder.norms}.values()
+                replace(n, units=numbered(n.units))
+                for n in {(n.module, n.units.size): n for n in recorder.norms}.values()
             ),
             "sources": sources,
             "stored": recorder.stored,
-            "unpriced": ops,
-            "untimed": dict(Counter(name for _, name in ops)),
+            "unpriced": unpriced,
+            "untimed": dict(Counter(name for _, name in unpriced)),
             "unread": unread(recorder),
             "training_alone": training_alone(recorder),
             "roots": roots,
@@ -139,12 +108,6 @@ def assemble(recorder: Recorder) -> Structure:
     )
 
 
-def unpriced(recorder: Recorder) -> tuple[tuple[str, str], ...]:
-    """Returns the ops that take time and have no timed op, as (module path, op), in order."""
-    events = recorder.events[: recorder.evaluated]
-    return tuple((event.module, event.name.strip("_")) for event in events if event.unpriced)
-
-
 def unread(recorder: Recorder) -> tuple[str, ...]:
     """Returns the parameters that the forward does not read, for example of a head used in training only."""
     read = {value for event in recorder.events for value in event.reads} | set(recorder.outputs)
@@ -153,20 +116,15 @@ def unread(recorder: Recorder) -> tuple[str, ...]:
 
 def training_alone(recorder: Recorder) -> tuple[str, ...]:
     """Returns the modules that run in training and not in an evaluation, the outermost ones, in order."""
-    evaluated = {event.module for event in recorder.events[: recorder.evaluated]}
-    trained = {event.module: None for event in recorder.events[recorder.evaluated :]}
-    prefixes = {
-        name[:at] for name in evaluated for at in range(len(name) + 1) if name[at : at + 1] in ("", ".")
-    }
-    found: dict[str, None] = {}
-    for name in trained:
-        parts = name.split(".")
-        outer = next(
-            (o for n in range(1, len(parts) + 1) if (o := ".".join(parts[:n])) not in prefixes), None
-        )
-        if outer:
-            found[outer] = None
-    return tuple(found)
+
+    def paths(name: str) -> list[str]:
+        """A module's path behind those of the modules that hold it, the outermost first."""
+        return list(accumulate(name.split("."), "{}.{}".format))
+
+    evaluated = {path for event in recorder.events[: recorder.evaluated] for path in paths(event.module)}
+    trained = dict.fromkeys(event.module for event in recorder.events[recorder.evaluated :])
+    outer = (next((path for path in paths(name) if path not in evaluated), "") for name in trained)
+    return tuple(dict.fromkeys(filter(None, outer)))
 
 
 def slot(recorder: Recorder, name: str, dim: int, numbers: Atoms) -> Slot:
@@ -177,10 +135,9 @@ def slot(recorder: Recorder, name: str, dim: int, numbers: Atoms) -> Slot:
 
 def group(alike: Alike, name: str, start: int) -> ChannelGroup:
     """Builds the group of one footprint."""
-    reason = alike.reason
+    reason, untrainable = alike.reason, None
     if reason is None and alike.roots.size == 1:
         reason = "its channels hang together: a single unit"
-    untrainable = None
     if reason is not None:
         untrainable = "not prunable"
     elif alike.normed:
@@ -198,11 +155,11 @@ def group(alike: Alike, name: str, start: int) -> ChannelGroup:
 
 
 def rectangular(recorder: Recorder) -> None:
-    """Ties what reshapes have spread over several dimensions, so that it stays rectangular after removals.
+    """Ties channels that a reshape has spread over several dimensions, so that those left fill a rectangle.
 
     Position j of the last varying dimension is tied across the others; in a reshape of ``recorder.turned`` all of a
-    row is tied instead, so that whole rows go. With ``all_rows`` also where all of a row is one unit: which of its
-    channels lies where would depend on how many rows stay.
+    row is tied instead, so that whole rows are removed. With ``all_rows`` also where a row is one unit already: else
+    the place of its channels would depend on how many rows stay.
     """
     units = recorder.units
     for spread in recorder.spreads:
@@ -275,7 +232,7 @@ class Membership:
                     self.slots.append((name, dim, recorder.units.find(atoms)))
         self.normed = np.zeros(n, dtype=np.bool_)
         for norm in recorder.norms:
-            self.normed[recorder.units.find(norm.atoms)] = True
+            self.normed[recorder.units.find(norm.units)] = True
 
     def _counted(self, atoms: Atoms) -> tuple[Atoms, Atoms, Atoms]:
         """Returns the units on one side, where each comes first, and how often."""
@@ -349,52 +306,43 @@ def timed_ops(recorder: Recorder, refs: Callable[[Atoms], tuple[GroupRef, ...]])
     """Builds the timed ops of what was recorded.
 
     A batch norm, an activation or an addition joins the tail of the conv or linear layer before it when
-    nothing else reads what lies between; an addition joins the first of its operands that allows it, as in ONNX
-    Runtime. What joins no tail is an op of its own.
+    nothing else reads the tensor between them; an addition joins the first of its operands that allows it, as in ONNX
+    Runtime. An op that joins no tail is one of its own.
     """
     events = recorder.events[: recorder.evaluated]
-    readers: dict[int, list[int]] = {}
+    readers: dict[int, list[int]] = {value: [-1] for value in recorder.outputs}
     for number, event in enumerate(events):
         for value in event.reads:
             readers.setdefault(value, []).append(number)
-    for value in recorder.outputs:
-        readers.setdefault(value, []).append(-1)
-    tails: dict[int, list[str]] = {}
-    taken: dict[int, int] = {}
-    ends: dict[int, int] = {}
+    tails: dict[int, list[str]] = {}  # number of an op of its own → its tail
+    ends: dict[int, int] = {}  # value → the layer whose tail ends in it
     for number, event in enumerate(events):
-        if event.timing is not None and event.timing.kind in CONTRACTIONS:
+        if event.timing is None:
+            continue
+        kind = event.timing.kind
+        root = None if kind in CONTRACTIONS else follows(kind, event, readers, ends, tails)
+        if root is None:
             tails[number] = []
-            ends[event.writes[0]] = number
+            if kind in CONTRACTIONS:
+                ends[event.writes[0]] = number
             continue
-        root = follows(event, number, readers, ends, tails)
-        if root is not None and event.timing is not None:
-            tails[root].append(event.timing.kind)
-            taken[number] = root
-            for value in event.reads:
-                if ends.get(value) == root:
-                    del ends[value]
-            ends[event.writes[0]] = root
-    found = []
-    for number, event in enumerate(events):
-        if event.timing is None or number in taken:
-            continue
-        found.append(timed_op(event, tuple(tails.get(number, ())), refs))
-    return tuple(found)
+        tails[root].append(kind)
+        for value in event.reads:
+            if ends.get(value) == root:
+                del ends[value]
+        ends[event.writes[0]] = root
+    return tuple(timed_op(events[number], tuple(tail), refs) for number, tail in tails.items())
 
 
 def follows(
+    kind: str,
     event: Event,
-    number: int,
     readers: dict[int, list[int]],
     ends: dict[int, int],
     tails: dict[int, list[str]],
 ) -> int | None:
-    """Returns the layer whose tail an op joins, or None."""
-    if event.timing is None:
-        return None
-    kind = event.timing.kind
-    candidates = [ends[v] for v in event.reads if v in ends and readers[v] == [number]]
+    """Returns the layer whose tail an op of a kind joins, or None."""
+    candidates = [ends[v] for v in event.reads if v in ends and len(readers[v]) == 1]
     if kind == "batch_norm":
         candidates = [c for c in candidates if not tails[c]]
     elif kind == "add":
@@ -406,11 +354,7 @@ def follows(
     return candidates[0] if candidates else None
 
 
-def timed_op(
-    event: Event,
-    tail: tuple[str, ...],
-    refs: Callable[[Atoms], tuple[GroupRef, ...]],
-) -> TimedOp:
+def timed_op(event: Event, tail: tuple[str, ...], refs: Callable[[Atoms], tuple[GroupRef, ...]]) -> TimedOp:
     """Builds one timed op."""
     timing = event.timing
     assert timing is not None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from halpiee.structure.records import tensors_of
+from halpiee.structure.records import memory_of, tensors_of
 
 __all__ = ["ConstantError", "Constants"]
 
@@ -26,7 +26,7 @@ class Constants:
 
     def __init__(self) -> None:
         self._made: list[Tensor] = []
-        self._memories: set[int] = set()
+        self._memories: set[int | None] = set()
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
         """Returns the outcome of an op on constants alone, in a tuple; None for all others.
@@ -71,8 +71,3 @@ def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Te
     given = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
     into = {a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
     return tensors_of([value for name, value in given.items() if name in into])
-
-
-def memory_of(tensor: Tensor) -> int:
-    """Returns what tells the memory of a tensor from that of others."""
-    return int(tensor.untyped_storage()._cdata)

@@ -182,13 +182,9 @@ class Plan:
             StructureError: the selection's keep does not fit the structure.
         """
         alive = structure.keep_vector(selection.keep)
+        kept = {g: np.flatnonzero(alive[g.start : g.start + g.size]).tolist() for g in structure.prunable}
         return cls(
-            groups=tuple(
-                PlannedGroup(
-                    g.name, g.start, g.size, np.flatnonzero(alive[g.start : g.start + g.size]).tolist()
-                )
-                for g in structure.prunable
-            ),
+            groups=tuple(PlannedGroup(g.name, g.start, g.size, units) for g, units in kept.items()),
             n_units=structure.n_units,
             shapes={name: list(shape) for name, shape in structure.details["shapes"].items()},
             slots=slots_of(structure),
@@ -239,14 +235,10 @@ class Plan:
         for group in self.groups:
             alive[group.start : group.start + group.size] = False
             alive[group.start + np.asarray(group.kept, dtype=np.int64)] = True
-        kept = kept_in(
-            (
-                (name, int(dim), spelled(units))
-                for name, dims in self.slots.items()
-                for dim, units in dims.items()
-            ),
-            alive,
+        slots = (
+            (n, int(dim), spelled(units)) for n, dims in self.slots.items() for dim, units in dims.items()
         )
+        kept = kept_in(slots, alive)
         attributes = [
             (module, name, at, int(alive_of(alive, spelled(units)).sum()) * mul // div)
             for module, name, at, units, mul, div in self.attributes
@@ -259,7 +251,7 @@ class Plan:
                     "which holds none there; use the model that was traced, or write the plan again with halpiee plan"
                 )
         shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
-        compact = apply_kept(fresh_model, kept, attributes, shapes, None)
+        compact = apply_kept(fresh_model, kept, attributes, shapes)
         assert isinstance(compact, nn.Module)
         return compact
 
@@ -342,12 +334,8 @@ def contradiction(plan: Plan) -> str | None:
 
 def _outside(coded: Runs, n_units: int) -> bool:
     """Whether runs spell anything but −1 and units."""
-    return any(
-        count < 1
-        or min(first, first + step * (count - 1)) < -1
-        or max(first, first + step * (count - 1)) >= n_units
-        for first, step, count in coded
-    )
+    ends = [(count, first, first + step * (count - 1)) for first, step, count in coded]
+    return any(count < 1 or min(a, b) < -1 or max(a, b) >= n_units for count, a, b in ends)
 
 
 def known(selection: Selection, name: str) -> float | None:
@@ -394,12 +382,10 @@ def indented(record: dict[str, Any]) -> str:
     """Returns JSON with one line per item of the top-level lists and dicts: short, and good to compare."""
     lines = []
     for key, value in record.items():
-        if isinstance(value, dict) and value:
-            inner = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
-            lines.append(f"{json.dumps(key)}: {{\n{inner}\n }}")
-        elif isinstance(value, list | tuple) and value:
-            inner = ",\n".join(f"  {json.dumps(v)}" for v in value)
-            lines.append(f"{json.dumps(key)}: [\n{inner}\n ]")
-        else:
-            lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
+        text = json.dumps(value)
+        if value and isinstance(value, dict | list | tuple):
+            named = value.items() if isinstance(value, dict) else ((None, item) for item in value)
+            items = (("" if k is None else f"{json.dumps(k)}: ") + json.dumps(v) for k, v in named)
+            text = f"{text[0]}\n  " + ",\n  ".join(items) + f"\n {text[-1]}"
+        lines.append(f"{json.dumps(key)}: {text}")
     return "{\n " + ",\n ".join(lines) + "\n}\n"

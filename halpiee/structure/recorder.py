@@ -1,16 +1,17 @@
 """What one traced forward leaves behind: labels of every tensor, layer calls, the ops in order, and decisions.
 
 A forward on real tensors decides by values: which are above a limit, in which order, how many. A smaller network has
-other values, but what it would decide is another matter than what follows its channels. So it is given what the whole
-one decided, finds as many objects in the same places, and runs the same ops on the same sizes but for its channels.
+other values and would decide otherwise, which says nothing of its channels. So it repeats the decisions of the whole
+one, finds as many objects in the same places, and runs the same ops on the same sizes but for its channels.
 """
 
 from __future__ import annotations
 
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.structure.labels import Atoms, Label, Tag, Units, along, varying
-from halpiee.structure.records import Call, Event, LayerCall, Move, NormCall, Role, Side, Spread
+from halpiee.structure.records import (
+    Attribute,
+    Call,
+    Event,
+    LayerCall,
+    Move,
+    Norm,
+    Role,
+    Side,
+    Spread,
+    memory_of,
+)
 from halpiee.structure.state import Answers, Stored
 
 __all__ = ["Decisions", "Recorder"]
@@ -34,24 +46,14 @@ class Decision:
 
 
 class Decisions:
-    """The decisions of a forward, in order.
-
-    Args:
-        earlier: decisions to take again; None where they are taken here.
-    """
+    """The decisions of a forward, in order; those of an earlier one are repeated."""
 
     def __init__(self, earlier: Decisions | None = None) -> None:
         self._earlier = None if earlier is None else iter(earlier.taken)
         self.taken: list[Decision] = []
 
     def outcome(self, name: str, reads: list[Tensor], out: Any) -> Any:
-        """Returns what an op gives: as it did where it read tensors of the same shapes, where it decides.
-
-        Args:
-            name: name of the op.
-            reads: the tensors that it reads.
-            out: what it gave here.
-        """
+        """Returns ``out``, or, of an op that decides on tensors of the same shapes, what it returned earlier."""
         parts = list(out) if isinstance(out, list | tuple) else [out]
         if not any(t.is_floating_point() for t in reads) or not any(map(decides, parts)):
             return out
@@ -61,7 +63,7 @@ class Decisions:
             return out
         then = next(self._earlier, None)
         if then is None or then.name != name:
-            self._earlier = iter(())  # another path: what was decided on it is not known
+            self._earlier = iter(())  # another path, whose decisions are not known
             return out
         if then.shapes != shapes or any(part is read for part in parts for read in reads):
             return out
@@ -70,7 +72,7 @@ class Decisions:
 
 
 def decides(part: Any) -> bool:
-    """Returns whether a part of what an op gives is a decision."""
+    """Returns whether an output of an op is a decision."""
     if isinstance(part, Tensor):
         return not part.is_floating_point() and not part.is_complex()
     return isinstance(part, bool | int | float)
@@ -85,19 +87,9 @@ def copied(part: Any) -> Any:
 class Known:
     """What is known of one tensor."""
 
-    tensor: Callable[[], Tensor | None]  # gives the tensor, or None where it is gone
-    tag: Tag  # its labels
+    tensor: Callable[[], Tensor | None]  # returns the tensor, or None where it was freed
+    tag: Tag
     value: int  # its value number
-
-
-def itself(tensor: Tensor) -> Tensor:
-    """Returns the tensor."""
-    return tensor
-
-
-def memory_of(tensor: Tensor) -> int | None:
-    """Returns an identity of a tensor's memory; ``None`` where it has none of its own."""
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 
 class Recorder:
@@ -125,8 +117,8 @@ class Recorder:
         self.roles: dict[tuple[str, int], Role] = {}
         self.layers: list[LayerCall] = []
         self.idle: list[tuple[Atoms, str]] = []
-        self.norms: list[NormCall] = []
-        self.attributes: list[tuple[str, str, Atoms, int, int, int | None]] = []
+        self.norms: list[Norm] = []
+        self.attributes: list[Attribute] = []
         self.events: list[Event] = []
         self.spreads: list[Spread] = []
         self.moves: list[Move] = []
@@ -197,7 +189,7 @@ class Recorder:
         self.given[self._n_values - 1] = name
 
     def tag(self, tensor: Tensor) -> Tag:
-        """Returns what is known of a tensor, its labels at their present roots and compressed."""
+        """Returns what is known of a tensor."""
         known = self._known.get(id(tensor))
         return known.tag if known is not None and known.tensor() is tensor else Tag()
 
@@ -210,16 +202,16 @@ class Recorder:
         """Sets what is known of a tensor, which becomes a new value."""
         if tag.parameter:
             self.parameter_values.add(self._n_values)
-        # real tensors have memory, which a forward gives back as it goes
-        held = weakref.ref(tensor) if self.real else partial(itself, tensor)
-        self._known[id(tensor)] = Known(held, tag, self._n_values)
+        # a forward frees real tensors as it goes
+        reference = weakref.ref(tensor) if self.real else lambda: tensor
+        self._known[id(tensor)] = Known(reference, tag, self._n_values)
         memory = memory_of(tensor)
         if memory is not None:
             self._sharing.setdefault(memory, set()).add(id(tensor))
         self._n_values += 1
 
     def written(self, tensor: Tensor) -> None:
-        """Notes that something else than 0 was written into a tensor: views of the same memory see it too."""
+        """Notes that something else than 0 was written into a tensor, and so into all views of its memory."""
         memory = memory_of(tensor)
         for identity in self._sharing.get(memory, ()) if memory is not None else ():
             known = self._known[identity]
@@ -296,14 +288,13 @@ class Recorder:
     def serve(self, atoms: Atoms, side: Side, kind: str) -> None:
         """Records the role of the parameter dimensions that the given atoms index."""
         for first in np.unique(atoms[atoms != 0])[:1].tolist():
-            index = self._index(first)
-            _, name, dim = self._starts[index]
+            _, name, dim = self._start_of(first)
             self.roles.setdefault((name, dim), (side, kind))
 
     def within_kernel(self, atoms: Atoms) -> bool:
         """Returns whether atoms are positions within a kernel, not channels: of no first or second dimension."""
         known = atoms[atoms != 0]
-        return bool(known.size) and self._starts[self._index(int(known[0]))][2] > 1
+        return bool(known.size) and self._start_of(int(known[0]))[2] > 1
 
     def owner(self, tensor: Tensor, call: Call) -> str:
         """Returns the path of the module that holds a weight: by its parameter, else the running one."""
@@ -318,26 +309,20 @@ class Recorder:
         self._calls[owner] = self._calls.get(owner, 0) + 1
         return owner if self._calls[owner] == 1 else f"{owner}#{self._calls[owner]}"
 
-    def _index(self, atom: int) -> int:
-        low, high = 0, len(self._starts)
-        while low < high:
-            middle = (low + high) // 2
-            if self._starts[middle][0] <= atom:
-                low = middle + 1
-            else:
-                high = middle
-        return low - 1
+    def _start_of(self, atom: int) -> tuple[int, str, int]:
+        """Returns first atom, tensor name and dimension of the parameter dimension that an atom lies in."""
+        return self._starts[bisect_right(self._starts, atom, key=itemgetter(0)) - 1]
 
     def attribute(
         self, module: str, name: str, atoms: Atoms, mul: int = 1, div: int = 1, at: int | None = None
     ) -> None:
         """Records that a module's attribute (or its item ``at``) equals kept atoms · mul / div."""
         if atoms.any():
-            self.attributes.append((module, name, atoms, mul, div, at))
+            self.attributes.append(Attribute(module, name, atoms, mul, div, at))
 
     def unfollow(self, module: str, names: Collection[str]) -> bool:
         """Forgets that attributes of a module follow its channels; returns whether any did."""
-        left = [a for a in self.attributes if a[0] != module or a[1] not in names]
+        left = [a for a in self.attributes if a.module != module or a.name not in names]
         fewer = len(left) < len(self.attributes)
         self.attributes = left
         return fewer

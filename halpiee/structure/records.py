@@ -1,14 +1,13 @@
 """Records of one forward: calls, layers, timed ops, events and moves, and questions to a list of them.
 
-**Moves.** An op that moves elements must do the same to what is left of them. Every other op works position by
+**Moves.** An op that moves elements must move those that are left in the same way. Every other op works position by
 position, or reads channels in the order in which a weight holds them. So a smaller network is the larger one without
-some channels exactly when each of its moves, done to what is left, gives what is left of the larger one's:
-``move(cut(x)) = cut(move(x))``. This sees the order of channels within one unit, too, which no comparison of units
-can.
+some channels exactly when ``move(cut(x)) = cut(move(x))`` for each of its moves. This checks the order of channels
+within one unit, too, which no comparison of units can.
 
-**Needed ops.** What a forward reads to log it is no reason for its channels to stay. An op is left out of a trace
-where nothing that counts reads what it makes: no output, nothing that is written in place, no op that puts an
-activation and a parameter together (which runs in the cut network too, and has to fit).
+**Needed ops.** A tensor that a forward reads only to log it is no reason to freeze its channels. An op is left out of a
+trace where nothing that counts reads its outputs: no output of the network, no op that writes in place, no op that
+combines an activation with a parameter (which runs in the cut network too, and has to fit).
 
 **Steps.** Two forwards that run the same ops on the same tensors are one network at two widths. A comparison by name
 alone is not enough: a block that reads ``norm(x)`` in place of ``x`` at another width runs the same ops on the same
@@ -30,23 +29,26 @@ from torch import Tensor
 from halpiee.structure.labels import Atoms, Label, written_out
 
 __all__ = [
+    "Attribute",
     "Call",
     "Event",
     "LayerCall",
     "Move",
-    "NormCall",
+    "Norm",
     "Role",
     "Side",
     "Spread",
     "Step",
     "Timing",
     "idle",
+    "memory_of",
     "needed",
     "parting",
     "random_like",
     "stays_the_same",
     "tensors_of",
     "wired",
+    "with_tensors",
 ]
 
 
@@ -61,10 +63,8 @@ class Call:
     """One op as the dispatcher saw it.
 
     Attributes:
-        name: op name without namespace and overload, for example ``convolution``.
+        name: of the op, without namespace and overload, for example ``convolution``.
         func: the overload itself.
-        args: positional arguments.
-        kwargs: keyword arguments.
         out: what it returned.
         module: path of the innermost module that was running.
         api: name of the torch function that led to it.
@@ -109,20 +109,34 @@ def tensors_of(value: Any) -> list[Tensor]:
     return []
 
 
-def random_like(value: Any, generator: torch.Generator) -> Any:
-    """Returns the same nested inputs with floating tensors drawn from a normal distribution."""
+def memory_of(tensor: Tensor) -> int | None:
+    """Returns an identity of a tensor's memory; ``None`` where it has none of its own."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Returns nested dicts, lists and tuples with each tensor changed."""
     if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            return value
-        return torch.randn(value.shape, generator=generator).to(dtype=value.dtype, device=value.device)
+        return change(value)
     if isinstance(value, dict):
-        return {k: random_like(v, generator) for k, v in value.items()}
+        return {k: with_tensors(v, change) for k, v in value.items()}
     if isinstance(value, list):
-        return [random_like(v, generator) for v in value]
+        return [with_tensors(v, change) for v in value]
     if isinstance(value, tuple):
-        items = [random_like(v, generator) for v in value]
+        items = [with_tensors(v, change) for v in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value
+
+
+def random_like(value: Any, generator: torch.Generator) -> Any:
+    """Returns the same nested inputs with floating tensors drawn from a normal distribution."""
+
+    def drawn(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        return torch.randn(x.shape, generator=generator).to(dtype=x.dtype, device=x.device)
+
+    return with_tensors(value, drawn)
 
 
 @dataclass(frozen=True)
@@ -136,11 +150,23 @@ class LayerCall:
 
 
 @dataclass(frozen=True)
-class NormCall:
-    """One norm over channels whose statistics must leave removed channels out."""
+class Norm:
+    """One norm over channels, whose statistics must leave removed channels out."""
 
     module: str  # path of the norm module
-    atoms: Atoms  # atoms along its channel dimension
+    units: Atoms  # the atom, in a structure the unit, of each channel
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A number held by a module that follows its channels: ``kept positions · mul // div``."""
+
+    module: str  # path of the module
+    name: str
+    units: Atoms  # the atom, in a structure the unit, of each position that is counted
+    mul: int = 1
+    div: int = 1
+    at: int | None = None  # index into the attribute where it is a tuple
 
 
 @dataclass(frozen=True)
@@ -148,9 +174,9 @@ class Timing:
     """What a rule knows of the time its op takes.
 
     Attributes:
-        kind: kind of the timed op.
-        ins: atoms of the channels that go in.
-        outs: atoms of the channels that come out.
+        kind: of the timed op.
+        ins: atoms of its input channels.
+        outs: atoms of its output channels.
         fields: the other fields of the timed op.
         layer: name of the layer, where it is one.
     """
@@ -166,24 +192,24 @@ class Timing:
 class Event:
     """One op in execution order, timed or not."""
 
-    name: str  # name of the op
-    module: str  # path of the module
+    name: str
+    module: str
     reads: tuple[int, ...]  # value numbers it reads
     writes: tuple[int, ...]  # value numbers of its outputs
-    timing: Timing | None  # what is known of its time, or None
+    timing: Timing | None
     batch: int = 1  # first size of the network's first input
-    unpriced: bool = False  # whether it takes time of its own that no timed op stands for
+    unpriced: bool = False  # it takes time of its own that no timed op stands for
     number: int = 0  # how many ops ran before it
-    changed: bool = False  # whether its rule has united or frozen units
+    changed: bool = False  # its rule has united or frozen units
 
 
 @dataclass(frozen=True)
 class Spread:
     """A reshape that spreads channels over several dimensions: what is left has to stay rectangular."""
 
-    label: Label  # atoms after the reshape
+    label: Label  # after the reshape
     where: str  # the op and its module
-    all_rows: bool  # whether also rows of which all is one unit are tied
+    all_rows: bool  # rows that are one unit each are tied, too
     place: int  # number of the reshape among the moves
 
 
@@ -196,8 +222,8 @@ Shape = tuple[int, ...]
 class Move:
     """One op that moves elements, as it ran."""
 
-    name: str  # name of the op
-    module: str  # path of the module it ran in
+    name: str
+    module: str
     at: int  # number of ops before it
     axes: tuple[Label, ...]  # labels of its input
     before: Shape  # shape of its input
@@ -212,18 +238,15 @@ class Move:
         return f"{self.name} in {self.module}" if self.module else self.name
 
     def is_like(self, other: Move) -> bool:
-        """Returns whether both are the same step of a forward; which op does a reshape hangs on strides."""
+        """Returns whether both are the same step of a forward; strides decide which op does a reshape."""
         same_op = self.run is None is other.run or self.name == other.name
         return same_op and self.module == other.module
 
 
 def stays_the_same(full: Move, small: Move, alive: Sequence[Mask]) -> bool:
-    """Returns whether a move of the smaller network is the larger one's, on what is left.
+    """Returns whether a move of the smaller network does what the larger one's does to the elements that are left.
 
-    Args:
-        full: the move in the larger network.
-        small: the same move in the smaller one.
-        alive: which elements of each of the larger one's labels stay.
+    ``alive`` says which elements of each of the larger one's labels are left.
     """
     if full.run is None or small.run is None:
         kept = kept_along(full.after, [written_out(mask, full.before, full.after) for mask in alive])
@@ -251,13 +274,12 @@ def kept_along(shape: Sequence[int], masks: Sequence[Mask]) -> list[NDArray[np.i
     grid = np.ones([1] * len(shape), dtype=np.bool_)
     for mask in masks:
         grid = grid & mask
-    kept = []
-    for dim, size in enumerate(shape):
-        if grid.shape[dim] == 1:
-            kept.append(np.arange(size))
-        else:
-            others = tuple(d for d in range(grid.ndim) if d != dim)
-            kept.append(np.flatnonzero(grid.any(axis=others)))
+    kept = [
+        np.arange(size)
+        if grid.shape[dim] == 1
+        else np.flatnonzero(grid.any(axis=tuple(d for d in range(grid.ndim) if d != dim)))
+        for dim, size in enumerate(shape)
+    ]
     inside = [k if n != 1 else np.zeros(1, np.int64) for k, n in zip(kept, grid.shape, strict=True)]
     return kept if bool(grid[np.ix_(*inside)].all()) else None
 
@@ -277,12 +299,9 @@ def same_places(full: NDArray[np.int64], small: NDArray[np.int64], stays: Mask) 
 
 
 def needed(events: Sequence[Event], given: Mapping[int, str], outputs: Collection[int]) -> set[int]:
-    """Returns the places of the events of a forward that count.
+    """Returns the places of the events of a forward that count, given the value numbers that have to be computed.
 
-    Args:
-        events: the events.
-        given: value number → name, for parameters, buffers and inputs.
-        outputs: value numbers of what has to be computed.
+    ``given`` maps the value numbers of parameters, buffers and inputs to their names.
     """
     made_of_parameters = {value for value, name in given.items() if not name.startswith("input")}
     mixed = set()
@@ -303,7 +322,7 @@ def needed(events: Sequence[Event], given: Mapping[int, str], outputs: Collectio
 
 
 def idle(events: Sequence[Event], places: Collection[int]) -> frozenset[int]:
-    """Returns the numbers of the ops that do not count, and that have changed what is known of the units."""
+    """Returns the numbers of the ops that do not count and that have united or frozen units."""
     return frozenset(
         event.number for place, event in enumerate(events) if place not in places and event.changed
     )
@@ -320,20 +339,14 @@ COPIES = frozenset({"clone", "contiguous", "detach", "alias", "_to_copy"})
 class Step:
     """One op of a forward, with what it reads."""
 
-    name: str  # name of the op; all reshapes have one
-    module: str  # path of the module it ran in
-    # where each of its tensors comes from: the name of a parameter or input, or the number of a step and of
-    # its output; None for what was there before
+    name: str  # all reshapes have one
+    module: str
+    # source of each tensor: a parameter's or input's name, or a step's and its output's number; None: from before
     reads: tuple[Any, ...]
 
 
 def wired(events: Iterable[Event], given: Mapping[int, str]) -> list[Step]:
-    """Returns the ops of a forward in order, copies left out.
-
-    Args:
-        events: the ops.
-        given: value number → name, for parameters, buffers and inputs.
-    """
+    """Returns the ops of a forward in order, copies left out; ``given`` is as in ``needed``."""
     sources: dict[int, Any] = dict(given)
     steps: list[Step] = []
     for event in events:
@@ -348,7 +361,7 @@ def wired(events: Iterable[Event], given: Mapping[int, str]) -> list[Step]:
 
 
 def parting(one: list[Step], other: list[Step]) -> str | None:
-    """Returns the module in which two forwards part, or None where they are the same."""
+    """Returns the module in which two forwards first differ, or None where they are the same."""
     for a, b in zip(one, other, strict=False):
         if a != b:
             return a.module

@@ -2,7 +2,7 @@
 
 Only copies are made; the model, its gradients and its optimizer stay as they are. In the masked network the rows of
 removed units, their affine and the columns that read them are 0, and a norm over channels sees the kept ones only. Its
-output equals the compact one's exactly, in exact arithmetic. A ``Cut`` is a compact network on paper, for a trial.
+output equals the compact one's exactly, in exact arithmetic.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ __all__ = [
 Kept = dict[str, dict[int, Tensor]]
 """Tensor name → dimension → int64 indices of the positions that stay."""
 
+Number = tuple[str, str, int | None, int]
+"""A number that a module holds: module path, attribute, index into it or None, value."""
+
 
 def keep_first(structure: Structure, counts: Mapping[str, int]) -> dict[str, Tensor]:
     """Returns the keep of the first units of every group in ``counts``: the latency does not depend on which."""
@@ -74,21 +77,8 @@ def shrink(
         StructureError: the keep does not fit the structure, the model is not the traced one, or the optimizer
             has state that cannot be sliced.
     """
-    alive = structure.keep_vector(keep)
-    kept = kept_positions(structure, alive)
-    attributes = [
-        (a.module, a.name, a.at, int(alive_of(alive, a.units).sum()) * a.mul // a.div)
-        for a in structure.details["attributes"]
-    ]
-    cut: nn.Module | tuple[nn.Module, Optimizer] = apply_kept(
-        model,
-        kept,
-        attributes,
-        structure.details["shapes"],
-        optimizer,
-        structure.details["stored"],
-    )
-    return cut
+    cut, details = cut_for(structure, keep), structure.details
+    return apply_kept(model, cut.kept, cut.attributes, details["shapes"], optimizer, details["stored"])
 
 
 def alive_of(alive: NDArray[np.bool_], units: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -114,28 +104,17 @@ def kept_in(slots: Iterable[tuple[str, int, NDArray[np.int64]]], alive: NDArray[
 def apply_kept(
     model: nn.Module,
     kept: Kept,
-    attributes: list[tuple[str, str, int | None, int]],
+    attributes: Iterable[Number],
     shapes: Mapping[str, tuple[int, ...]],
-    optimizer: Optimizer | None,
+    optimizer: Optimizer | None = None,
     stored: Iterable[Stored] = (),
-) -> Any:
-    """Copies the model with its tensors sliced and its modules' numbers set.
-
-    Args:
-        model: the dense model.
-        kept: positions that stay.
-        attributes: module path, attribute, index into it or None, new value.
-        shapes: tensor name → shape of the traced model, to be checked.
-        optimizer: the optimizer to copy alike, or None.
-        stored: what the model's forwards leave on its modules, which the copy begins without.
-    """
+) -> nn.Module | tuple[nn.Module, Optimizer]:
+    """Copies a dense model, of these shapes, with its tensors sliced, its numbers set and nothing stored on modules."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     check_shapes(tensors, shapes)
     if optimizer is not None:
         check_state(optimizer, {id(t): name for name, t in tensors.items() if name in kept})
-    memo: dict[int, Any] = {}
-    for name, dims in kept.items():
-        memo[id(tensors[name])] = sliced(tensors[name], dims)
+    memo: dict[int, Any] = {id(tensors[name]): sliced(tensors[name], dims) for name, dims in kept.items()}
     state_memo = dict(memo)
     for parameter, state in optimizer.state.items() if optimizer is not None else ():
         dims = next((d for n, d in kept.items() if tensors[n] is parameter), {})
@@ -177,19 +156,15 @@ def sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
         data = tensor.detach()
         for dim, index in dims.items():
             data = data.index_select(dim, index.to(tensor.device))
-        data = data.clone(memory_format=torch.contiguous_format) if data is tensor.detach() else data
-        if (
-            data.dim() == 4
-            and tensor.is_contiguous(memory_format=torch.channels_last)
-            and not tensor.is_contiguous()
-        ):
-            data = data.contiguous(memory_format=torch.channels_last)
-        if isinstance(tensor, nn.Parameter):
-            result = nn.Parameter(data, requires_grad=tensor.requires_grad)
-            if tensor.grad is not None:
-                result.grad = sliced(tensor.grad, dims)
-            return result
-        return data
+        last = torch.channels_last
+        if data.dim() == 4 and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
+            data = data.contiguous(memory_format=last)
+        if not isinstance(tensor, nn.Parameter):
+            return data
+        result = nn.Parameter(data, requires_grad=tensor.requires_grad)
+        if tensor.grad is not None:
+            result.grad = sliced(tensor.grad, dims)
+        return result
 
 
 def holds_number(module: nn.Module, name: str, at: int | None) -> bool:
@@ -268,11 +243,8 @@ def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -
     with torch.no_grad():
         for slot in structure.slots:
             stays = alive_of(alive, slot.units)
-            if (
-                stays.all()
-                or slot.kind == "parameter"
-                or slot.tensor.endswith((".running_mean", ".running_var"))
-            ):
+            statistic = slot.tensor.endswith((".running_mean", ".running_var"))
+            if stays.all() or slot.kind == "parameter" or statistic:
                 continue
             index = torch.from_numpy(np.flatnonzero(~stays)).to(copies[slot.tensor].device)
             copies[slot.tensor].index_fill_(slot.dim, index, 0)
@@ -290,14 +262,14 @@ def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -
 
 @dataclass(frozen=True)
 class Cut:
-    """A smaller model on paper."""
+    """What a keep means for the tensors and the numbers of a model."""
 
     n_units: int  # number of units of the structure; unit u is atom u + 1
     alive: NDArray[np.bool_]  # which units stay
     # tensor name → dimension → unit of each position that stays, −1 for none
     units: dict[str, dict[int, Atoms]]
-    kept: dict[str, dict[int, Tensor]]  # tensor name → dimension → positions that stay
-    attributes: list[tuple[str, str, int | None, int]]  # module path, attribute, index or None, new value
+    kept: Kept
+    attributes: list[Number]
 
 
 def cut_for(structure: Structure, keep: Mapping[str, Tensor]) -> Cut:
@@ -306,8 +278,8 @@ def cut_for(structure: Structure, keep: Mapping[str, Tensor]) -> Cut:
     units: dict[str, dict[int, Atoms]] = {}
     for slot in structure.slots:
         units.setdefault(slot.tensor, {})[slot.dim] = slot.units[alive_of(alive, slot.units)]
-    attributes = [
+    numbers = [
         (a.module, a.name, a.at, int(alive_of(alive, a.units).sum()) * a.mul // a.div)
         for a in structure.details["attributes"]
     ]
-    return Cut(structure.n_units, alive, units, kept_positions(structure, alive), attributes)
+    return Cut(structure.n_units, alive, units, kept_positions(structure, alive), numbers)

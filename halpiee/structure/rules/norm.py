@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from halpiee.structure.labels import Label, Tag, varying
 from halpiee.structure.modules import heads_of
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.records import Call, NormCall, Timing
+from halpiee.structure.records import Call, Norm, Timing
 from halpiee.structure.rules.elementwise import shape_fields
 
 __all__ = ["batch_norm", "group_norm", "layer_norm", "reduction", "region", "softmax", "spatial"]
@@ -118,9 +118,9 @@ def layer_norm(recorder: Recorder, call: Call) -> Timing | None:
 def over_channels(recorder: Recorder, call: Call, atoms: np.ndarray) -> None:
     """Notes a norm over channels; a module that norms several tensors of one width has one width for them all."""
     for norm in recorder.norms:
-        if norm.module == call.module and norm.atoms.size == atoms.size:
-            recorder.units.unite(norm.atoms, atoms)
-    recorder.norms.append(NormCall(call.module, atoms))
+        if norm.module == call.module and norm.units.size == atoms.size:
+            recorder.units.unite(norm.units, atoms)
+    recorder.norms.append(Norm(call.module, atoms))
 
 
 def group_norm(recorder: Recorder, call: Call) -> None:

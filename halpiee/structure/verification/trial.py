@@ -244,7 +244,7 @@ class Trial:
         smaller model runs.
         """
         followed = self.recorder.attributes
-        names = sorted({a[1] for a in followed if a[0] == misfit.module and a[1] in FOLLOWING})
+        names = sorted({a.name for a in followed if a.module == misfit.module and a.name in FOLLOWING})
         for tried in [*([name] for name in names), *([names] if len(names) > 1 else [])]:
             self.recorder.unfollow(misfit.module, tried)
             left = self.misfit(assemble(self.recorder), keep)
