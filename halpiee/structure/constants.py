@@ -1,7 +1,7 @@
-"""Computes what hangs on no input, parameter or buffer with its values, in a forward whose other tensors have none.
+"""**Constants.** What depends on no input, parameter or buffer is computed with its values, on real tensors.
 
 A detector makes its anchors of strides, a tensor that it holds beside its buffers, and reads them in Python. Such a
-number is the same for other inputs and for a smaller network; so the ops that lead to it run on real tensors.
+number is the same for other inputs and for a smaller network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["ConstantError", "Constants"]
 
 
 class ConstantError(Exception):
-    """A forward writes into a constant what a trace has no values of, or into one that is not its own."""
+    """A forward writes a tensor without values into a constant, or writes into a constant that is not its own."""
 
 
 class Constants:
@@ -34,7 +34,7 @@ class Constants:
         Raises:
             ConstantError: the op writes into a constant whose values would be lost.
         """
-        if not kwargs and not (args and may_hold_constants(args[0])):
+        if not kwargs and not (args and (isinstance(args[0], list | tuple) or is_constant(args[0]))):
             return None
         # a function that counts as one op; a literal, whose value fake tensors know themselves
         if not isinstance(func, torch._ops.OpOverload) or func is torch.ops.aten.lift_fresh.default:
@@ -54,11 +54,6 @@ class Constants:
                 self._made.append(made)  # its memory is not given to another while the forward runs
                 self._memories.add(memory_of(made))
         return (out,)
-
-
-def may_hold_constants(value: Any) -> bool:
-    """Returns whether the first argument of an op leaves it open that all its tensors are constants."""
-    return isinstance(value, list | tuple) or is_constant(value)
 
 
 def is_constant(value: Any) -> bool:

@@ -1,11 +1,11 @@
 """Runs a copy of the model once and records it, with a label beside every tensor.
 
-The copy (``watching.py``) is fake unless the forward asks for values, and may be smaller than the model, cut on paper.
+The copy (``watching.py``) is fake unless the forward needs values, and may be a cut of the model.
 
-A forward that reads its tensors in Python (to log a number, to check a range) is first listened to on real tensors and
-then run again with other answers. Where every op that counts computes the same values of the same values, the answers
-steer nothing, and the trace takes them as given. A check of the model's own may end such a run; a number all of whose
-changes end so has told nothing, and in doubt it steers.
+A forward that reads its tensors in Python (to log a number, to check a range) is first run on real tensors, and the
+values that it reads are noted. Then it runs again with other values in their place. Where every op that counts still
+computes the same, the values steer nothing, and the trace returns the noted ones. A check of the model's own may end
+such a run; a number all of whose changes end so shows nothing, and in doubt it steers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from halpiee.structure.state import (
     taken,
     truths_in,
 )
-from halpiee.structure.surroundings import FOREIGN, Surroundings
+from halpiee.structure.surroundings import Surroundings, foreign
 from halpiee.structure.watching import Dispatch, Path, StandIn, Watch, looked_on, plain_tensors, stand_in_for
 from latency.backends.torch.modules import copy_of
 
@@ -63,15 +63,11 @@ NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, Unsup
 
 
 class ForwardError(StructureError):
-    """The forward of a copy fails: where the model itself runs, the fault is of the trace.
-
-    Attributes:
-        where: the op and the module that it failed in, as far as known.
-    """
+    """The forward of a copy fails: where the model itself runs, the fault is of the trace."""
 
     def __init__(self, message: str, where: str) -> None:
         super().__init__(message)
-        self.where = where
+        self.where = where  # the op and the module that it failed in, as far as known
 
 
 class NeedsValuesError(Exception):
@@ -132,10 +128,7 @@ def record(subject: Subject, recorder: Recorder, cut: Cut | None = None, *, trai
 
 
 def unseen(recorder: Recorder) -> None:
-    """Freezes what no layer reads of layers that nothing went through, as where a detector found no object.
-
-    A loop over objects may read it another time.
-    """
+    """Freezes the unread outputs of layers whose tensors are empty: a loop over a detector's objects may read them."""
     none = [np.zeros(0, dtype=np.int64)]
     read = recorder.units.find(np.concatenate(none + [layer.ins for layer in recorder.layers]))
     for outs, where in recorder.idle:
@@ -146,7 +139,7 @@ def unseen(recorder: Recorder) -> None:
 
 
 def ended(recorder: Recorder, outputs: list[Tensor], reason: str) -> None:
-    """Freezes what feeds an output."""
+    """Freezes the units that feed an output."""
     for tensor in outputs:
         recorder.freeze(tensor, reason)
         recorder.outputs.append(recorder.value(tensor))
@@ -154,7 +147,7 @@ def ended(recorder: Recorder, outputs: list[Tensor], reason: str) -> None:
 
 
 def trained(copied: StandIn, recorder: Recorder, *, must: bool) -> None:
-    """Runs the copy once more as it trains; what couples there is coupled, and nothing in it can go or is timed."""
+    """Runs the copy once more as it trains: couplings there count, its own layers are frozen, and nothing is timed."""
     taken(copied.model)
     evaluated = {layer.name for layer in recorder.layers}
     n_layers, scalars, made = len(recorder.layers), len(recorder.scalars), len(recorder.made)
@@ -209,11 +202,11 @@ def forward(copied: StandIn, recorder: Recorder) -> list[Tensor]:
 
 
 MOST_LINES = 16
-"""Lines that read something beyond which it is not tried one by one: it steers, in doubt."""
+"""Lines that read values in Python; where there are more, they are not tried one by one, and count as steering."""
 
 
 class EndlessError(Exception):
-    """A forward runs on and on."""
+    """A forward runs far more ops than the first one did."""
 
 
 @dataclass(frozen=True)
@@ -221,10 +214,9 @@ class Heard:
     """What a model's forwards have read and computed."""
 
     answers: list[Answer]  # what they read in Python
-    # the ops that count, with the numbers among their arguments and what tells their outputs from others
-    ops: list[Any]
+    ops: list[Any]  # those that count, with the numbers among their arguments and sums of their outputs
     ran: int  # how many ops have run
-    of_constants: bool = False  # whether no input, parameter or buffer has a part in what they read
+    of_constants: bool = False  # no input, parameter or buffer has a part in what they read
 
 
 def python_answers(subject: Subject) -> Answers | None:
@@ -254,12 +246,7 @@ def python_answers(subject: Subject) -> Answers | None:
 
 
 def steer_nothing(answers: list[Answer], same: Callable[[Change], bool | None]) -> bool:
-    """Returns whether other answers change nothing.
-
-    Args:
-        answers: what is read.
-        same: says of a change whether nothing changes, or None where that is not known.
-    """
+    """Returns whether other answers change nothing; ``same`` says so of one change, or None where it is not known."""
     lines = dict.fromkeys(answer.line for answer in answers)
     if len(lines) > MOST_LINES:
         return False
@@ -285,17 +272,13 @@ def steer_nothing(answers: list[Answer], same: Callable[[Change], bool | None]) 
 
 def raised_on_purpose(error: Exception) -> bool:
     """Returns whether a ``raise`` or an ``assert`` in code of the model's own has ended a forward."""
-    if isinstance(error, EndlessError):
-        return False
-    if isinstance(error, Warning):
-        return True
     trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
+    if isinstance(error, EndlessError | Warning) or trace is None:
+        return isinstance(error, Warning)
+    while trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None:
-        return False
     frame = trace.tb_frame
-    if str(frame.f_globals.get("__name__", "")).partition(".")[0] in FOREIGN:
+    if foreign(str(frame.f_globals.get("__name__", ""))):
         return False
     return dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
@@ -312,10 +295,10 @@ def heard(
 
     Args:
         subject: the model.
-        change: answers in place of what is read.
-        forwards: how often it runs: what one keeps on ``self`` may steer the next.
+        change: other values in place of those that it reads.
+        forwards: how often it runs: a tensor that one keeps on ``self`` may steer the next.
         most: ops after which it is endless.
-        compare: whether its ops are to be compared with those of another forward, by sums over their outputs.
+        compare: whether to note its ops, with sums over their outputs, for a comparison.
     """
     path = Path(Answers(change=change))
     with subject.around.kept(), quietly():
@@ -330,12 +313,12 @@ def heard(
     assert path.answers is not None
     counting = needed(listen.events, listen.given, outputs) if compare else set()
     ops = [listen.ops[place] for place in sorted(counting)]
-    constant = len(listen.asked) == len(path.answers.heard) and untouched(listen)
+    constant = len(listen.read) == len(path.answers.heard) and untouched(listen)
     return Heard(path.answers.heard, ops, listen.ran, constant)
 
 
 def run_as_trained(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
-    """Runs a copy as it trains; what fails so, as a loss without targets, is not traced either."""
+    """Runs a copy as it trains; a forward that fails so, as a loss without targets, is not traced either."""
     taken(model)
     try:
         return [model(*inputs)]
@@ -352,17 +335,16 @@ class Listen(Watch):  # type: ignore[no-untyped-call]
         self, path: Path, given: Mapping[str, Tensor], most: int | None, *, compare: bool = True
     ) -> None:
         super().__init__(path, given, frozenset())
-        self.most = most
-        self.compare = compare
+        self.most, self.compare = most, compare
         self.ops: list[Any] = []
-        self.asked: list[tuple[int, ...]] = []
+        self.read: list[tuple[int, ...]] = []  # tensors that Python reads values of
 
     def step(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the named op and records it."""
         if self.most is not None and self.ran > self.most:
             raise EndlessError
         if asks(func):
-            self.asked.append(tuple(self.value(tensor) for tensor in tensors_of([args, kwargs])))
+            self.read.append(tuple(self.value(tensor) for tensor in tensors_of([args, kwargs])))
         out = super().step(name, func, args, kwargs)
         if self.compare and (outs := tensors_of(out)):
             with plain_tensors():
@@ -371,7 +353,7 @@ class Listen(Watch):  # type: ignore[no-untyped-call]
 
 
 def untouched(listen: Listen) -> bool:
-    """Returns whether no input, parameter or buffer has a part in what a forward has read in Python."""
+    """Returns whether no input, parameter or buffer has a part in the values that a forward reads in Python."""
     of_given = set(listen.given)
     for event in listen.events:
         if of_given.isdisjoint(event.reads):
@@ -379,7 +361,7 @@ def untouched(listen: Listen) -> bool:
         if event.name.endswith("_") and event.reads[0] not in of_given:
             return False  # written into a constant, of which there may be views
         of_given.update(event.writes)
-    return all(of_given.isdisjoint(values) for values in listen.asked)
+    return all(of_given.isdisjoint(values) for values in listen.read)
 
 
 def plain(value: Any) -> Any:
@@ -403,7 +385,7 @@ def sum_of(tensor: Tensor) -> Any:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keeps what a forward prints, logs and warns of, and where it stops to be looked at, from the user."""
+    """Suppresses what a forward prints, logs and warns of, and makes its breakpoints fail."""
 
     def stop(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("a breakpoint")

@@ -1,15 +1,15 @@
 """What a forward does beside its ops: values it reads in Python, tensors it leaves on modules, branches on the mode.
 
 **Answers.** A forward may read a number of a tensor to log it, or a truth value to check it. Fake tensors have no such
-values. They are heard on real tensors and given again on fake ones, in order; ``forward.py`` tries whether they
+values. They are noted on real tensors and returned again on fake ones, in order; ``forward.py`` tries whether they
 matter.
 
-**Stored tensors.** A copy that is cut must not go on with caches of the full network. What the traced forward left on
-a module is put back to what was there before it; what modules keep for evaluation they make anew when they are
-switched to training and back.
+**Stored tensors.** A cut copy must not use caches of the full network. An attribute that the traced forward changed
+is put back to its value before it; a module makes tensors that it keeps for evaluation anew when it is switched to
+training and back.
 
 **Branches.** Where the forward branches on ``training``, training may run other layers than an evaluation. Auxiliary
-heads read channels that an evaluation sees elsewhere, so both are traced, and what is coupled in either is coupled.
+heads read channels that an evaluation uses elsewhere, so both are traced, and channels coupled in either are coupled.
 Norms and dropouts stay as in an evaluation meanwhile; they couple nothing otherwise.
 """
 
@@ -74,16 +74,10 @@ class Change:
 
 
 class Answers:
-    """The answers of a forward, in order.
-
-    Args:
-        given: answers to give where there are no values; none where they are heard here.
-        change: what to answer in place of what is found.
-    """
+    """The values that a forward reads in Python, in order: noted here, or given where tensors have no values."""
 
     def __init__(self, given: Sequence[Answer] = (), change: Change | None = None) -> None:
-        self.given = given
-        self.change = change
+        self.given, self.change = given, change
         self.heard: list[Answer] = []
 
     def again(self) -> Answers:
@@ -91,7 +85,7 @@ class Answers:
         return Answers(self.given)
 
     def ask(self, run: Callable[[], Any]) -> Any:
-        """Returns what is found, or the answer that is given where nothing can be found."""
+        """Returns the value that ``run`` reads, changed on request; the given one where it can read none."""
         place = len(self.heard)
         try:
             found = run()
@@ -119,7 +113,7 @@ def asks(func: Any) -> bool:
 def changes(answers: Sequence[Answer], line: str = "") -> Iterator[Change]:
     """Yields changed answers for all numbers at once, or for the numbers of one line.
 
-    More, none, no number; and for each two of them one order and the other.
+    Larger ones, zeros, NaN; and for each two of them one order and the other.
     """
     numbers = [n for n, answer in enumerate(answers) if not is_truth(answer.value)]
     if not numbers:
@@ -220,7 +214,7 @@ OWN = frozenset(vars(nn.Module()))
 
 
 class Held(Enum):
-    """The former value of an attribute that has no plain value."""
+    """The kind of an attribute's former value that is not plain."""
 
     NOTHING = "nothing"
     TENSOR = "tensor"
@@ -233,7 +227,7 @@ class Stored:
 
     module: str  # path of the module
     name: str  # the attribute; a tensor, or a dict or list with tensors
-    before: Any  # what it was: None, a plain value, nothing, the keys of a dict, the length of a list
+    before: Any  # its value before: None, a plain value, nothing, the keys of a dict, the length of a list
 
 
 def snapshot(model: nn.Module) -> dict[tuple[str, str], Any]:
@@ -280,12 +274,7 @@ def holds_tensors(value: Any) -> bool:
 
 
 def forgotten(model: nn.Module, stored: Iterable[Stored]) -> None:
-    """Takes what forwards have left behind out of a copy, in place, and renews what it keeps for evaluation.
-
-    Args:
-        model: the copy.
-        stored: what a forward of it leaves behind.
-    """
+    """Removes the tensors that forwards have stored on a copy, in place, and renews those it keeps for evaluation."""
     modules = dict(model.named_modules())
     for kept in stored:
         module = modules.get(kept.module)
@@ -301,11 +290,10 @@ def forgotten(model: nn.Module, stored: Iterable[Stored]) -> None:
             delattr(module, kept.name)
         else:
             setattr(module, kept.name, kept.before)
-    if not model.training and any(
-        name not in OWN and holds_tensors(value)
-        for module in modules.values()
-        for name, value in vars(module).items()
-    ):
+    kept_here = (
+        name not in OWN and holds_tensors(value) for m in modules.values() for name, value in vars(m).items()
+    )
+    if not model.training and any(kept_here):
         modes = [(module, module.training) for module in modules.values()]
         model.train()
         model.eval()
@@ -333,15 +321,11 @@ def branches_by_mode(model: nn.Module) -> bool:
 
 
 def branches(code: CodeType) -> bool:
-    """Returns whether a function does more with an attribute ``training`` than hand it on; inner ones included."""
+    """Returns whether a function, or an inner one, does more with an attribute ``training`` than hand it on."""
     if "training" in code.co_names:
         steps = pairwise(dis.get_instructions(code))
-        if any(
-            step.opname == "LOAD_ATTR"
-            and step.argval == "training"
-            and not after.opname.startswith(HANDED_ON)
-            for step, after in steps
-        ):
+        reads = (after for step, after in steps if (step.opname, step.argval) == ("LOAD_ATTR", "training"))
+        if not all(after.opname.startswith(HANDED_ON) for after in reads):
             return True
     return any(branches(constant) for constant in code.co_consts if isinstance(constant, CodeType))
 

@@ -1,7 +1,7 @@
 """The copy of a model that a trace runs, and the modes that record while it runs.
 
-The copy has no values unless asked, and is cut on paper where asked. The modes know where the forward is, which torch
-function it calls, and which op goes by.
+The copy is fake (without values) by default, and may be a cut of the model. The modes see where the forward is, which
+torch function it calls, and each op.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from halpiee.structure.constants import Constants
 from halpiee.structure.labels import CheckedUnits, Tag
 from halpiee.structure.modules import adapted, emptied
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.records import Call, Event, Move, tensors_of
+from halpiee.structure.records import Call, Event, Move, memory_of, tensors_of, with_tensors
 from halpiee.structure.rules import apply, is_movement, is_pointwise, name_of, takes_time
 from halpiee.structure.rules.elementwise import numbers_of
 from halpiee.structure.rules.movement import moves_of
@@ -33,21 +33,11 @@ from halpiee.structure.shrink import Cut, set_number, sliced
 from halpiee.structure.state import TAKEN, Answers, asks, forgotten
 from latency.backends.torch.modules import copy_of
 
-__all__ = [
-    "Api",
-    "Dispatch",
-    "Path",
-    "StandIn",
-    "Tensors",
-    "Watch",
-    "looked_on",
-    "plain_tensors",
-    "stand_in_for",
-]
+__all__ = ["Dispatch", "Path", "StandIn", "Tensors", "Watch", "looked_on", "plain_tensors", "stand_in_for"]
 
 
 ATTENTION = "scaled_dot_product_attention"
-"""The function that is one op here whatever torch makes of it, which hangs on the device and on widths."""
+"""The function that is one op here: which ops torch makes of it depends on the device and on widths."""
 
 
 BATCH_NORMS = (
@@ -57,13 +47,11 @@ BATCH_NORMS = (
 """Batch norms whose outputs are known without running them on tensors without values."""
 
 
-def normalised_on_paper(args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Returns what a batch norm by running statistics gives for a tensor without values, or None where it may fail.
+def normalised_on_paper(args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
+    """Returns the outputs of a batch norm by running statistics, without values, or None where it may fail.
 
-    torch works it out in a dozen ops of Python, a third of the time of a trace.
-
-    Args:
-        args: input ``[N, C, …]``, weight, bias, running mean and variance ``[C]``, then whether it trains, if given.
+    torch works them out in a dozen ops of Python, a third of the time of a trace. Arguments are the input
+    ``[N, C, …]``, weight, bias, running mean and variance ``[C]``, then whether it trains, if given.
     """
     x, *parameters = args[:5]
     trains = len(args) == 8 and args[5]
@@ -73,21 +61,9 @@ def normalised_on_paper(args: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor] 
         p is None or p.shape != x.shape[1:2] or p.device != x.device or p.dtype != x.dtype for p in parameters
     ):
         return None
-    return like(x, x.shape, x.stride()), like(x, (0,)), like(x, (0,))
-
-
-def like(x: Tensor, shape: Sequence[int], strides: Sequence[int] | None = None) -> Tensor:
-    """Returns a new tensor without values on the device and of the type of one that has none, either.
-
-    torch's own ``empty`` passes through every mode, for ten times the time.
-
-    Args:
-        x: a fake tensor, or one on the meta device.
-        shape: of the new one.
-        strides: of the new one; contiguous where there are none, or where they would leave gaps.
-    """
     mode = x.fake_mode if isinstance(x, FakeTensor) else None
-    return without_values(mode, shape, strides, x.dtype, x.device)
+    forms = (x.shape, x.stride()), ((0,), None), ((0,), None)
+    return tuple(without_values(mode, *form, x.dtype, x.device) for form in forms)
 
 
 def without_values(
@@ -97,7 +73,11 @@ def without_values(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Returns a new tensor without values: a fake one of a device, or without a mode one on the meta device."""
+    """Returns a new tensor without values: a fake one of a device, or without a mode one on the meta device.
+
+    It is contiguous without strides, or where they would leave gaps. torch's own ``empty`` passes through every mode,
+    for ten times the time.
+    """
     with no_dispatch():
         if strides is None or not dense(shape, strides):
             made = torch.empty(tuple(shape), dtype=dtype, device="meta")
@@ -117,29 +97,19 @@ def dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 
 class Path:
-    """Where in the model the forward is: the stack of module paths, and the torch function being called.
-
-    Attributes:
-        stack: paths of the modules that are running, the innermost last.
-        last: the innermost module that ran last.
-        api: name of the torch function being called.
-        inside: whether what runs is the inside of a function that is one op here.
-        taking: the method that is making an array or a text of a tensor, or has failed to.
-        answers: what the forward reads of its tensors in Python; None where it is not known.
-        constants: what computes constants with their values; None where all tensors have values, or none.
-    """
+    """Where in the model the forward is: the stack of module paths, and the torch function being called."""
 
     def __init__(self, answers: Answers | None = None, constants: Constants | None = None) -> None:
-        self.answers = answers
-        self.constants = constants
-        self.stack: list[str] = []
-        self.last = ""
-        self.api = ""
-        self.inside = False
-        self.taking = ""
+        self.answers = answers  # what the forward reads of its tensors in Python; None: not known
+        self.constants = constants  # computes constants with their values; None: all tensors have values, or none
+        self.stack: list[str] = []  # paths of the modules that are running, the innermost last
+        self.last = ""  # the innermost module that ran last
+        self.api = ""  # name of the torch function being called
+        self.inside = False  # the ops that run belong to a function that is one op here
+        self.taking = ""  # the method that is making an array or a text of a tensor, or has failed to
 
     def enter(self, name: str) -> Callable[[nn.Module, Any], None]:
-        """Returns the hook that notes that a module's forward begins."""
+        """Returns the hook that notes that the forward of a module begins."""
 
         def hook(module: nn.Module, inputs: Any) -> None:
             self.stack.append(name)
@@ -148,7 +118,7 @@ class Path:
         return hook
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs an op; one that makes a Python number of a tensor is answered where it cannot."""
+        """Runs an op; one that makes a Python number of a tensor without values gets the known answer."""
         if func in BATCH_NORMS and (known := normalised_on_paper(args)) is not None:
             return known
         if self.constants is not None and (found := self.constants.run(func, args, kwargs)) is not None:
@@ -158,7 +128,7 @@ class Path:
         return self.answers.ask(lambda: func(*args, **kwargs))
 
     def take(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Makes an array or a text of a tensor, or is answered where it cannot."""
+        """Makes an array or a text of a tensor; of one without values it is the known answer."""
         if self.answers is not None:
             self.inside = True
             return self.answers.ask(lambda: func(*args, **kwargs))
@@ -175,17 +145,12 @@ class Path:
 class Api(TorchFunctionMode):
     """Notes the name of the torch function that the model's code calls, and numbers made into tensors.
 
-    Args:
-        path: where the name goes.
-        made: where the numbers go.
-        looking: what is told of fused attention as of one op.
+    Fused attention is handed to ``looking`` as one op.
     """
 
     def __init__(self, path: Path, made: list[tuple[Any, ...]], looking: Dispatch | Watch) -> None:
         super().__init__()
-        self.path = path
-        self.made = made
-        self.looking = looking
+        self.path, self.made, self.looking = path, made, looking
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the function with its name noted."""
@@ -225,8 +190,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, recorder: Recorder, path: Path) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.recorder = recorder
-        self.path = path
+        self.recorder, self.path = recorder, path
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the op, then its rule."""
@@ -236,57 +200,56 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def step(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs the op of this name, then its rule."""
-        module = self.path.stack[-1] if self.path.stack else ""
+        recorder, module = self.recorder, self.path.stack[-1] if self.path.stack else ""
+        where = f"{name} in {module}" if module else name
         self.path.last = module
-        if isinstance(self.recorder.units, CheckedUnits):
-            self.recorder.units.where = f"{name} in {module}" if module else name
-        if self.recorder.real and name.endswith("_") and tensors_of(args):
-            self.refuse_writing(tensors_of(args)[0])
-        number, self.recorder.ran = self.recorder.ran, self.recorder.ran + 1
+        if isinstance(recorder.units, CheckedUnits):
+            recorder.units.where = where
+        tensors = tensors_of([args, kwargs])
+        if recorder.real and name.endswith("_") and tensors:
+            self.refuse_writing(tensors[0])
+        number, recorder.ran = recorder.ran, recorder.ran + 1
         try:
             out = self.path.run(func, args, kwargs)
         except Exception:
-            tags = [self.recorder.tag(t) for t in tensors_of([args, kwargs])]
-            self.recorder.failed = [axis for tag in tags if not tag.parameter for axis in tag.axes]
-            self.recorder.failed_at = f"{name} in {module}" if module else name
+            tags = [recorder.tag(t) for t in tensors]
+            recorder.failed = [axis for tag in tags if not tag.parameter for axis in tag.axes]
+            recorder.failed_at = where
             raise
         with plain_tensors():
-            tensors = tensors_of([args, kwargs])
             if self.path.answers is not None and asks(func):
                 return out
-            if number in self.recorder.idle_ops:
+            if number in recorder.idle_ops:
                 for tensor in tensors_of(out):
-                    self.recorder.set(tensor, Tag())
+                    recorder.set(tensor, Tag())
                 return out
-            if self.recorder.decisions is not None:
-                out = self.recorder.decisions.outcome(name, tensors, out)
-            reads = tuple(self.recorder.value(t) for t in tensors)
+            if recorder.decisions is not None:
+                out = recorder.decisions.outcome(name, tensors, out)
+            reads = tuple(recorder.value(t) for t in tensors)
             call = Call(name, func, args, kwargs, out, module, self.path.api, reads)
             for value, tensor in zip(reads, tensors, strict=True):
-                if id(tensor) in self.recorder.originals:
-                    self.recorder.foreign[value] = self.recorder.originals[id(tensor)]
-            changes = self.recorder.units.changes
-            unpriced = takes_time(self.recorder, call)
+                if id(tensor) in recorder.originals:
+                    recorder.foreign[value] = recorder.originals[id(tensor)]
+            changes, unpriced = recorder.units.changes, takes_time(recorder, call)
             try:
-                timing = apply(self.recorder, call)
+                timing = apply(recorder, call)
             except StructureError:
                 raise
-            except Exception as error:  # a fault of the rule: what the op touches stays, and says so
+            except Exception as error:  # a fault of the rule: the units that the op touches are frozen for it
                 timing = None
                 fault = f"{type(error).__name__}: {error}"
-                self.recorder.freeze_call(call, f"{call.where}, where halpiee's own rule fails ({fault})")
+                recorder.freeze_call(call, f"{call.where}, where halpiee's own rule fails ({fault})")
             outs = call.outputs
-            if outs and name.endswith("_") and not self.recorder.tag(outs[0]).zero:
-                self.recorder.written(outs[0])
-            if outs:
-                writes = tuple(self.recorder.value(t) for t in outs)
-                unpriced &= timing is None
-                changed = self.recorder.units.changes > changes
-                batch = self.recorder.batch
-                event = Event(name, module, reads, writes, timing, batch, unpriced, number, changed)
-                self.recorder.events.append(event)
-            else:
-                self.recorder.read_by_python.update(reads)
+            if not outs:
+                recorder.read_by_python.update(reads)
+                return out
+            if name.endswith("_") and not recorder.tag(outs[0]).zero:
+                recorder.written(outs[0])
+            writes = tuple(recorder.value(t) for t in outs)
+            unpriced &= timing is None
+            changed = recorder.units.changes > changes
+            event = Event(name, module, reads, writes, timing, recorder.batch, unpriced, number, changed)
+            recorder.events.append(event)
         return out
 
     def refuse_writing(self, target: Tensor) -> None:
@@ -300,24 +263,19 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the ops that run and what they read, the numbers of the pointwise ones, and what moves elements.
+    """Notes the ops that run, those that are idle left out: what they read, which move elements, pointwise numbers.
 
-    Args:
-        path: where the forward is.
-        given: parameters, buffers and inputs, by name.
-        idle: numbers of the ops that are left out.
+    ``given`` are parameters, buffers and inputs, by name.
     """
 
     def __init__(self, path: Path, given: Mapping[str, Tensor], idle: frozenset[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.path = path
+        self.path, self.idle_ops, self.ran = path, idle, 0
         self.moves: list[Move] = []
         self.events: list[Event] = []
-        self.numbers: list[tuple[Any, ...]] = []
+        self.numbers: list[tuple[Any, ...]] = []  # those among the arguments of each pointwise op
         self._known: dict[int, tuple[Tensor, int]] = {}
         self._n_values = 0
-        self.idle_ops = idle
-        self.ran = 0
         self.given = {self.written(tensor): name for name, tensor in given.items()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -374,22 +332,15 @@ class StandIn:
     """A copy of a model and of its inputs."""
 
     model: nn.Module  # the copy, in eval mode
-    # its parameters and buffers by name; one that has several names stands under the first
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # its parameters and buffers by name, the first of several
     inputs: tuple[Any, ...]  # copies of the inputs
-    fake_mode: FakeTensorMode | None  # the mode that its fake tensors belong to; None where they are others
+    fake_mode: FakeTensorMode | None  # of its fake tensors
 
 
 def stand_in_for(
     model: nn.Module, example_inputs: tuple[Any, ...], cut: Cut | None = None, *, tensors: Tensors = "fake"
 ) -> StandIn:
-    """Copies a model onto fake tensors, which hold no memory and do no arithmetic; on request onto real ones.
-
-    Args:
-        model: the model.
-        example_inputs: its inputs.
-        cut: what to leave out, or None.
-        tensors: what it runs on. Real parameters share the model's memory unless they are cut.
+    """Copies a model, or a cut of it. Real parameters share the model's memory unless they are cut.
 
     Raises:
         StructureError: the model cannot be copied.
@@ -419,13 +370,13 @@ def stand_in_for(
         set_number(modules[path], name, at, value)
     emptied(copied)
     forgotten(copied, ())
-    return StandIn(copied, named, like.nested(example_inputs), like.fake_mode)
+    return StandIn(copied, named, with_tensors(example_inputs, like.input), like.fake_mode)
 
 
 def empty_containers(model: nn.Module) -> dict[int, Any]:
-    """Returns what stands for the empty dicts and sets of a model's modules in a copy, by their ``id``.
+    """Returns new ones for the empty dicts and sets of a model's modules in a copy, by their ``id``.
 
-    A module has a dozen of them, mostly for hooks; to copy them one by one took three quarters of a copy's time.
+    A module has a dozen of them, mostly for hooks; copying them one by one took three quarters of a copy's time.
     """
     return {
         id(value): type(value)()
@@ -436,7 +387,7 @@ def empty_containers(model: nn.Module) -> dict[int, Any]:
 
 
 def as_parameter(data: Tensor) -> Tensor:
-    """Returns a tensor that was made for a copy as a parameter of it.
+    """Makes a tensor of a copy a parameter.
 
     A fake tensor becomes one by its mark; ``nn.Parameter`` would detach it first, through every mode.
     """
@@ -447,18 +398,13 @@ def as_parameter(data: Tensor) -> Tensor:
 
 
 class Like:
-    """Makes tensors like given ones, on the tensors that a copy runs on.
-
-    Args:
-        tensors: what a copy runs on.
-        given: parameters and buffers of the model; what shares memory among them shares it in the copy.
-    """
+    """Makes tensors of the kind that a copy runs on; parameters and buffers that share memory share it in the copy."""
 
     def __init__(self, tensors: Tensors, given: Sequence[Tensor]) -> None:
         self.real = tensors == "real"
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if tensors == "fake" else None
         once = {id(x): x for x in given}.values()
-        memories = Counter(x.untyped_storage()._cdata for x in once if plain_memory(x))
+        memories = Counter(memory_of(x) for x in once if plain_memory(x))
         self.shared = {memory for memory, count in memories.items() if count > 1}
 
     def tensor(self, tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
@@ -477,24 +423,15 @@ class Like:
             plain_memory(tensor)
             and dense(tensor.shape, tensor.stride())
             and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-            and tensor.untyped_storage()._cdata not in self.shared
+            and memory_of(tensor) not in self.shared
         )
 
-    def nested(self, value: Any) -> Any:
-        """Returns the nested value with fake tensors that share no memory."""
-        if isinstance(value, Tensor):
-            value = value.detach()
-            if self.real:
-                return value.clone()
-            return value.to("meta") if self.fake_mode is None else self.fake_mode.from_tensor(value)
-        if isinstance(value, dict):
-            return {k: self.nested(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [self.nested(v) for v in value]
-        if isinstance(value, tuple):
-            items = [self.nested(v) for v in value]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        return value
+    def input(self, tensor: Tensor) -> Tensor:
+        """Returns an input of the copy, which shares no memory with the model's."""
+        tensor = tensor.detach()
+        if self.real:
+            return tensor.clone()
+        return tensor.to("meta") if self.fake_mode is None else self.fake_mode.from_tensor(tensor)
 
 
 def plain_memory(tensor: Tensor) -> bool:
@@ -511,13 +448,9 @@ def plain_memory(tensor: Tensor) -> bool:
 def looked_on(
     stand_in: StandIn, path: Path, made: list[tuple[Any, ...]], looking: Dispatch | Watch
 ) -> Iterator[None]:
-    """While it lasts, forwards of the copy run under the eyes of a dispatch mode, each op as itself.
+    """Runs the forwards of the copy inside under a dispatch mode, without fused kernels; notes where they are.
 
-    Args:
-        stand_in: the copy.
-        path: is told where in the copy the forward is.
-        made: takes the numbers that become tensors.
-        looking: the mode.
+    ``made`` takes the numbers that become tensors.
     """
     handles = []
     for name, module in stand_in.model.named_modules():
