@@ -30,7 +30,6 @@ from torch._subclasses.fake_tensor import (
 )
 
 from halpiee.errors import StructureError
-from halpiee.structure.constants import ConstantError, Constants
 from halpiee.structure.labels import Tag
 from halpiee.structure.recorder import Decisions, Recorder
 from halpiee.structure.records import needed, tensors_of
@@ -39,6 +38,8 @@ from halpiee.structure.state import (
     Answer,
     Answers,
     Change,
+    ConstantError,
+    Constants,
     asks,
     branches_by_mode,
     changes,

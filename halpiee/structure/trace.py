@@ -26,14 +26,13 @@ from torch.nn.parameter import UninitializedParameter
 
 from halpiee.errors import HalpieeError, StructureError
 from halpiee.structure.assemble import assemble, collapsed, rectangular
-from halpiee.structure.constants import ConstantError
 from halpiee.structure.forward import ForwardError, NeedsValuesError, Subject, python_answers, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Atoms
 from halpiee.structure.modules import heads_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import idle, needed, random_like
-from halpiee.structure.state import Answers
+from halpiee.structure.state import Answers, ConstantError
 from halpiee.structure.verification.trial import Trial, TurnError
 from latency.backends.torch.modules import copy_of
 from latency.op import CONTRACTIONS

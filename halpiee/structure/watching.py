@@ -21,7 +21,6 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from halpiee.errors import StructureError
-from halpiee.structure.constants import Constants
 from halpiee.structure.labels import CheckedUnits, Tag
 from halpiee.structure.modules import adapted, emptied
 from halpiee.structure.recorder import Recorder
@@ -30,7 +29,7 @@ from halpiee.structure.rules import apply, is_movement, is_pointwise, name_of, t
 from halpiee.structure.rules.elementwise import numbers_of
 from halpiee.structure.rules.movement import moves_of
 from halpiee.structure.shrink import Cut, set_number, sliced
-from halpiee.structure.state import TAKEN, Answers, asks, forgotten
+from halpiee.structure.state import TAKEN, Answers, Constants, asks, forgotten
 from latency.backends.torch.modules import copy_of
 
 __all__ = ["Dispatch", "Path", "StandIn", "Tensors", "Watch", "looked_on", "plain_tensors", "stand_in_for"]
@@ -63,7 +62,7 @@ def normalised_on_paper(args: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
         return None
     mode = x.fake_mode if isinstance(x, FakeTensor) else None
     forms = (x.shape, x.stride()), ((0,), None), ((0,), None)
-    return tuple(without_values(mode, *form, x.dtype, x.device) for form in forms)
+    return tuple(without_values(mode, shape, strides, x.dtype, x.device) for shape, strides in forms)
 
 
 def without_values(
@@ -101,7 +100,9 @@ class Path:
 
     def __init__(self, answers: Answers | None = None, constants: Constants | None = None) -> None:
         self.answers = answers  # what the forward reads of its tensors in Python; None: not known
-        self.constants = constants  # computes constants with their values; None: all tensors have values, or none
+        self.constants = (
+            constants  # computes constants with their values; None: all tensors have values, or none
+        )
         self.stack: list[str] = []  # paths of the modules that are running, the innermost last
         self.last = ""  # the innermost module that ran last
         self.api = ""  # name of the torch function being called

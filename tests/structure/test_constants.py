@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.structure import forward, trace, verify
-from halpiee.structure.constants import ConstantError, Constants
+from halpiee.structure.state import ConstantError, Constants
 
 from .corners import Net
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble
-from halpiee.structure.constants import Constants
 from halpiee.structure.forward import Subject, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Atoms, CheckedUnits, Finding
@@ -24,7 +23,7 @@ from halpiee.structure.recorder import Decisions, Recorder
 from halpiee.structure.records import Move, Step, parting, tensors_of, wired
 from halpiee.structure.rules.movement import FOLLOWING
 from halpiee.structure.shrink import Cut, cut_for
-from halpiee.structure.state import taken
+from halpiee.structure.state import Constants, taken
 from halpiee.structure.verification.probe import (
     ANOTHER_PATH,
     CHECKS,
