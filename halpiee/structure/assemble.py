@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halpiee.structure.groups import ChannelGroup, GroupRef, Layer, Slot, Structure, TimedOp
-from halpiee.structure.labels import Atoms
+from halpiee.structure.labels import Atoms, no_atoms
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Event
+from halpiee.structure.rules.elementwise import ACTIVATIONS
 from latency.op import CONTRACTIONS, Op
 
 __all__ = ["assemble", "collapsed", "rectangular"]
@@ -51,7 +52,7 @@ def assemble(recorder: Recorder) -> Structure:
     groups: list[ChannelGroup] = []
     numbers = np.full(len(units), -1, dtype=np.int64)
     group_of = np.full(len(units), -1, dtype=np.int64)
-    roots = np.zeros(0, dtype=np.int64)
+    roots = no_atoms()
     taken: Counter[str] = Counter()
     for alike in membership.alike():
         base = inputs.get(int(alike.roots[0])) or recorder.layers[alike.layer].name
@@ -297,9 +298,6 @@ def mixed(values: Hashes) -> Hashes:
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return values ^ (values >> np.uint64(31))
-
-
-ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu")
 
 
 def timed_ops(recorder: Recorder, refs: Callable[[Atoms], tuple[GroupRef, ...]]) -> tuple[TimedOp, ...]:

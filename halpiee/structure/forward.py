@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from halpiee.errors import StructureError
-from halpiee.structure.labels import Tag
+from halpiee.structure.labels import Tag, together
 from halpiee.structure.recorder import Decisions, Recorder
 from halpiee.structure.records import needed, tensors_of
 from halpiee.structure.shrink import Cut
@@ -130,8 +130,7 @@ def record(subject: Subject, recorder: Recorder, cut: Cut | None = None, *, trai
 
 def unseen(recorder: Recorder) -> None:
     """Freezes the unread outputs of layers whose tensors are empty: a loop over a detector's objects may read them."""
-    none = [np.zeros(0, dtype=np.int64)]
-    read = recorder.units.find(np.concatenate(none + [layer.ins for layer in recorder.layers]))
+    read = recorder.units.find(together(layer.ins for layer in recorder.layers))
     for outs, where in recorder.idle:
         roots = recorder.units.find(outs)
         recorder.units.freeze(

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ __all__ = [
     "along",
     "compressed",
     "moved",
+    "no_atoms",
     "reshaped",
+    "together",
     "varying",
     "written_out",
 ]
@@ -41,6 +43,16 @@ HERE = os.path.dirname(__file__)
 
 Atoms = NDArray[np.int64]
 """Atom ids; 0 where a position belongs to nothing."""
+
+
+def no_atoms(size: int = 0) -> Atoms:
+    """Returns positions that belong to nothing."""
+    return np.zeros(size, dtype=np.int64)
+
+
+def together(parts: Iterable[Atoms]) -> Atoms:
+    """Returns the atoms of all parts, one behind the other."""
+    return np.concatenate([no_atoms(), *(part.reshape(-1) for part in parts)])
 
 
 def source_line() -> str:
@@ -59,11 +71,11 @@ def source_line() -> str:
 
 
 Finding = tuple[Atoms, str]
-"""Numbers of units that must stay, and why."""
+"""Numbers of units that must be frozen, and why."""
 
 
 class Units:
-    """A growing union-find over atoms 1, 2, … with smallest-member roots."""
+    """A growing union-find over atoms 1, 2, …; the root of a set is its smallest atom."""
 
     def __init__(self) -> None:
         self._parent: Atoms = np.zeros(1024, dtype=np.int64)
@@ -122,32 +134,29 @@ class Units:
 
     def frozen(self) -> set[int]:
         """Returns the roots of all frozen units."""
-        atoms = [np.zeros(0, dtype=np.int64), *(atoms for atoms, _, _ in self._frozen)]
-        return set(np.unique(self.find(np.concatenate(atoms))).tolist())
+        atoms = together(atoms for atoms, _, _ in self._frozen)
+        return set(np.unique(self.find(atoms)).tolist())
 
     def reasons(self) -> dict[int, str]:
         """Returns root → reason for every frozen unit."""
-        found: dict[int, str] = {}
-        for atoms, reason, _ in self._frozen:
-            for root in np.unique(self.find(atoms)).tolist():
-                found.setdefault(root, reason)
-        return found
+        return {root: reason for root, (reason, _) in self._first().items()}
 
     def sources(self) -> dict[int, str]:
         """Returns root → file and line of the forward, for every frozen unit where they are known."""
-        found: dict[int, str] = {}
-        for atoms, _, source in self._frozen:
+        return {root: source for root, (_, source) in self._first().items() if source}
+
+    def _first(self) -> dict[int, tuple[str, str]]:
+        found: dict[int, tuple[str, str]] = {}
+        for atoms, reason, source in self._frozen:
             for root in np.unique(self.find(atoms)).tolist():
-                found.setdefault(root, source)
-        return {root: source for root, source in found.items() if source}
+                found.setdefault(root, (reason, source))
+        return found
 
 
 class CheckedUnits(Units):
-    """A union-find that notes when two units of the structure are united of which one may go, and where.
+    """A union-find that notes where an op unites two units of the structure that are not both frozen.
 
-    Args:
-        n_units: units of the structure.
-        frozen: numbers of those that stay, from 0; an op may ask for them.
+    Atoms 1 … ``n_units`` are the units of the structure; ``frozen`` are numbers of units, from 0.
     """
 
     def __init__(self, n_units: int, frozen: Atoms) -> None:
@@ -162,13 +171,11 @@ class CheckedUnits(Units):
         a, b = np.broadcast_arrays(a, b)
         x, y = self.find(a.ravel()), self.find(b.ravel())
         wrong = (x != y) & (x != 0) & (y != 0) & (x <= self.n_units) & (y <= self.n_units)
-        wrong &= ~(self._is_frozen[x] & self._is_frozen[y])  # what stays on both sides fits whatever goes
+        wrong &= ~(self._is_frozen[x] & self._is_frozen[y])  # frozen on both sides: fits whatever is removed
         if wrong.any():
             self.met.append((np.unique(np.concatenate([x[wrong], y[wrong]])) - 1, self.where))
         super().unite(a, b)
 
-
-Scalar = TypeVar("Scalar", bound=np.generic)
 
 Label = NDArray[np.int64]
 """Atoms of a tensor's elements; size 1 along the dimensions where they do not vary."""
@@ -183,9 +190,9 @@ class Tag:
     zero: bool = False  # whether its elements are exactly 0 for a unit whose producers' rows and affine are 0
     source: str = ""  # name of the parameter or buffer it is made of, the first one of several
 
-    def with_axes(self, axes: Iterable[Label]) -> Tag:
+    def with_axes(self, axes: Iterable[Label | None]) -> Tag:
         """Returns the same tag with other labels, those that label nothing left out."""
-        return replace(self, axes=tuple(a for a in axes if a.any()))
+        return replace(self, axes=tuple(a for a in axes if a is not None and a.any()))
 
 
 def compressed(label: Label) -> Label:
@@ -204,14 +211,7 @@ def varying(label: Label) -> tuple[int, ...]:
 
 
 def moved(units: Units, label: Label, shape: tuple[int, ...], move: Callable[[Tensor], Tensor]) -> Label:
-    """Returns the label of a tensor whose elements ``move`` rearranges, at its present roots.
-
-    Args:
-        units: the union-find.
-        label: label of the tensor before.
-        shape: shape of the tensor before.
-        move: the op itself, run on the labels.
-    """
+    """Returns the label, at its roots, of a tensor whose elements ``move`` rearranges; before it has this shape."""
     full = torch.from_numpy(np.require(label, requirements=["C", "W"])).expand(shape)
     after = move(full)
     for dim in range(after.dim()):
@@ -225,11 +225,11 @@ def reshaped(label: Label, before: Sequence[int], after: Sequence[int]) -> Label
     return compressed(written_out(label, before, after))
 
 
-def written_out(label: NDArray[Scalar], before: Sequence[int], after: Sequence[int]) -> NDArray[Scalar]:
+def written_out(label: NDArray[Any], before: Sequence[int], after: Sequence[int]) -> NDArray[Any]:
     """Returns a label, or a mask over one, after a reshape, with all positions of the dimensions over which it varied.
 
-    Dimensions that the reshape leaves apart from each other stay apart, so that only those are written out
-    over which a label varies: O(size of these), not O(size of the tensor).
+    Only dimensions that the reshape mixes and over which the label varies are written out: O(their size), not O(size
+    of the tensor).
     """
     shape: list[int] = []
     now: list[int] = []
@@ -251,14 +251,9 @@ def written_out(label: NDArray[Scalar], before: Sequence[int], after: Sequence[i
 
 
 def along(units: Units, label: Label, dim: int, size: int, reason: str) -> Atoms:
-    """Returns the atoms along one dimension; what varies along the others is united: it stays rectangular.
+    """Returns the atoms along one dimension, of a size; atoms that vary along the others are united.
 
-    Args:
-        units: the union-find.
-        label: a compressed label.
-        dim: the dimension to read.
-        size: the tensor's size there.
-        reason: why units stay where only a part of a row belongs to one.
+    ``reason`` freezes units that only a part of a row belongs to.
     """
     rows = np.moveaxis(label, dim, 0).reshape(label.shape[dim], -1)
     if rows.shape[1] > 1:

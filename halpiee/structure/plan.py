@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from halpiee.errors import StructureError
 from halpiee.structure.groups import Structure
+from halpiee.structure.labels import together
 from halpiee.structure.shrink import alive_of, apply_kept, holds_number, kept_in
 from latency._files import write
 from latency.outside import parsed, read_bytes, sound
@@ -374,8 +375,7 @@ def runs(values: NDArray[np.int64]) -> Runs:
 
 def spelled(coded: Runs) -> NDArray[np.int64]:
     """Returns the array that runs spell."""
-    parts = [first + step * np.arange(count, dtype=np.int64) for first, step, count in coded]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    return together(first + step * np.arange(count, dtype=np.int64) for first, step, count in coded)
 
 
 def indented(record: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halpiee.structure.labels import Atoms, Label, Tag, Units, along, varying
+from halpiee.structure.labels import Atoms, Label, Tag, Units, along, no_atoms, varying
 from halpiee.structure.records import (
     Attribute,
     Call,
@@ -219,6 +219,11 @@ class Recorder:
             if other is not None and memory_of(other) == memory:
                 self._known[identity] = replace(known, tag=replace(known.tag, zero=False))
 
+    def result(self, call: Call, tag: Tag) -> None:
+        """Sets what is known of a call's first output; the others (statistics, say) belong to nothing."""
+        for index, out in enumerate(call.outputs):
+            self.set(out, Tag() if index else tag)
+
     def value(self, tensor: Tensor) -> int:
         """Returns the value number of a tensor."""
         known = self._known.get(id(tensor))
@@ -241,7 +246,7 @@ class Recorder:
         dim %= tensor.dim()
         label = self.label(tensor)
         if label is None:
-            return np.zeros(tensor.shape[dim], dtype=np.int64)
+            return no_atoms(tensor.shape[dim])
         return along(self.units, label, dim, tensor.shape[dim], f"partly constant channels at {call.where}")
 
     def peek(self, tensor: Tensor) -> tuple[int, Atoms]:
@@ -252,7 +257,7 @@ class Recorder:
             atom = 0 if label is None else int(label.reshape(-1)[0])
             return dim, np.full(tensor.shape[dim] if atom else 0, atom, dtype=np.int64)
         dims = varying(label)
-        return dims[0], label.reshape(-1) if len(dims) == 1 else np.zeros(0, dtype=np.int64)
+        return dims[0], label.reshape(-1) if len(dims) == 1 else no_atoms()
 
     def axis(self, tensor: Tensor, dim: int) -> Atoms:
         """Returns the atoms along a dimension of a tensor made of parameters; 0 where there are none."""
@@ -260,7 +265,7 @@ class Recorder:
         for axis in self.tag(tensor).axes:
             if varying(axis) == (dim,):
                 return axis.reshape(-1)
-        return np.zeros(tensor.shape[dim], dtype=np.int64)
+        return no_atoms(tensor.shape[dim])
 
     def freeze(self, tensor: Tensor, reason: str) -> None:
         """Freezes every unit that a tensor's elements belong to."""

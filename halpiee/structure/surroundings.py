@@ -2,7 +2,7 @@
 
 ``deepcopy`` copies what hangs on a model's modules. Functions and classes it shares, and with them the globals,
 closures, class attributes and ``lru_cache`` tables that a forward or a hook may write tensors into. A tensor without
-values left there is poison: the next forward of the user's own model reads it.
+values left there would be read by the next forward of the user's own model.
 """
 
 from __future__ import annotations
@@ -40,21 +40,17 @@ FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "functorch", "triton", "h
 """Packages whose functions keep no tensor of a forward."""
 
 MOST = 10_000
-"""Items of a container beyond which what they reach is not looked at."""
+"""Items of a container that are visited."""
 
 FIXED = (bool, type, FunctionType, MethodType, ModuleType)
-"""What a name that now stands for it is not given back for: a flag says what was registered, and cannot be again."""
+"""A name that now holds one of these is not restored: a flag may say that something was registered, for good."""
 
 ABSENT = object()
 
 
 @contextmanager
 def random_states(devices: list[int] | None = None) -> Iterator[None]:
-    """Gives back, at the end, the random states of torch, NumPy and Python.
-
-    Args:
-        devices: indices of the GPUs whose states count; by default all.
-    """
+    """Restores, at the end, the random states of torch (on GPUs of these indices; by default all), NumPy and Python."""
     python, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=devices):
@@ -65,11 +61,7 @@ def random_states(devices: list[int] | None = None) -> Iterator[None]:
 
 
 class Surroundings:
-    """The present state that a model's code reaches outside its modules.
-
-    Args:
-        model: the model.
-    """
+    """The present state that a model's code reaches outside its modules."""
 
     def __init__(self, model: nn.Module) -> None:
         self._seen: dict[int, Any] = {}
@@ -104,11 +96,7 @@ class Surroundings:
             self._modes.append(weakref.ref(mode))
 
     def clear(self) -> None:
-        """Drops the tensors without values that are left somewhere else.
-
-        Raises:
-            StructureError: they are kept where they cannot be dropped.
-        """
+        """Drops the tensors without values that are left anywhere; a StructureError names a place it cannot clear."""
         for _ in range(3):
             found = self._survivors()
             if not found:
@@ -132,7 +120,7 @@ class Surroundings:
         return [x for x in gc.get_objects() if type(x) is FakeTensor and id(x.fake_mode) in modes]
 
     def _visit(self, value: Any) -> None:
-        """Notes how a value is now, if a forward can change it, and looks at what it reaches."""
+        """Notes the state of a value that a forward can change, and queues the values that it reaches."""
         if id(value) in self._seen or isinstance(value, Tensor | str | bytes | int | float | np.ndarray):
             return
         self._seen[id(value)] = value
@@ -180,13 +168,8 @@ class Surroundings:
         self._queue += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         self._queue.append(vars(function))
         names = names_in(function.__code__)
-        places = [function.__globals__]
-        places += [
-            vars(m)
-            for m in map(function.__globals__.get, names)
-            if isinstance(m, ModuleType) and not foreign(m.__name__)
-        ]
-        for place in places:
+        read = [m for m in map(function.__globals__.get, names) if isinstance(m, ModuleType)]
+        for place in [function.__globals__, *(vars(m) for m in read if not foreign(m.__name__))]:
             for name in names:
                 was = place.get(name, ABSENT)
                 if was is not ABSENT:
@@ -229,7 +212,7 @@ class Surroundings:
 
     def _container(self, value: Any) -> None:
         if isinstance(value, dict):
-            # as a dict: a class of its own may make what it gives out, or take other arguments
+            # with dict's own methods: those of a subclass may make the values, or take other arguments
             kind: Any = OrderedDict if isinstance(value, OrderedDict) else dict
             table: Any = dict
             was: Any = {k: table.__getitem__(value, k) for k in kind.__iter__(value)}
@@ -260,7 +243,7 @@ class Surroundings:
         """A mapping that is no dict: its state is restored through its attributes, or item by item."""
         try:
             was = dict(value)
-        except Exception:  # a mapping of someone's own that cannot be listed
+        except Exception:  # a mapping of the user's that cannot be listed
             return
         self._queue += list(was.values())[:MOST]
 
@@ -279,11 +262,12 @@ class Surroundings:
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
             self._queue.append(attributes)
-        for name in {n for base in kind.__mro__ for n in slot_names(vars(base).get("__slots__", ()))}:
+        slots = (vars(base).get("__slots__", ()) for base in kind.__mro__)
+        for name in {n for names in slots for n in ((names,) if isinstance(names, str) else names)}:
             was = getattr(value, name, ABSENT)
             if was is not ABSENT and name not in ("__dict__", "__weakref__"):
                 self._queue.append(was)
-                self._undo.append(functools.partial(slotted, value, name, was))
+                self._undo.append(functools.partial(slot_restored, value, name, was))
 
 
 def foreign(module: str | None) -> bool:
@@ -291,26 +275,21 @@ def foreign(module: str | None) -> bool:
     return (module or "").partition(".")[0] in FOREIGN
 
 
-def slot_names(names: Any) -> list[str]:
-    """Returns the names of slots."""
-    return [names] if isinstance(names, str) else list(names)
-
-
-def slotted(value: Any, name: str, was: Any) -> None:
-    """Gives an attribute in a slot its earlier value back."""
+def slot_restored(value: Any, name: str, was: Any) -> None:
+    """Restores an attribute in a slot."""
     if getattr(value, name, ABSENT) is not was:
         setattr(value, name, was)
 
 
 @functools.cache
 def names_in(code: CodeType) -> frozenset[str]:
-    """Returns the names of globals and attributes in a function's code, that of inner functions included."""
+    """Returns the names of globals and attributes in a function's code and its inner functions'."""
     inner = (names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return frozenset(code.co_names).union(*inner)
 
 
 def rebound(place: dict[str, Any], name: str, was: Any) -> None:
-    """Gives a name in a module its earlier value back."""
+    """Restores a name in a module."""
     now = place.get(name, ABSENT)
     if now is was or isinstance(now, FIXED):
         return
@@ -321,7 +300,7 @@ def rebound(place: dict[str, Any], name: str, was: Any) -> None:
 
 
 def dropped(values: list[Any], depth: int = 4) -> None:
-    """Drops values, or what holds them, from the containers, classes and caches that hold them."""
+    """Drops values, or their holders, from the containers, classes and caches that hold them."""
     seen = {id(values)}
     for _ in range(depth):
         above = []
@@ -347,7 +326,7 @@ def forgets(holder: Any, values: set[int]) -> bool:
             kind = next((k for k in kinds if vars(k).get(key) is holder[key]), None)
             if kind is None:
                 del holder[key]
-            else:  # a class knows its attributes by heart
+            else:  # a class caches its attributes
                 delattr(kind, key)
     elif isinstance(holder, list):
         holder[:] = [x for x in holder if id(x) not in values]

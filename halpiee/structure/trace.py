@@ -4,9 +4,9 @@ The model is copied with fake parameters (no memory, no arithmetic, any device) 
 more as it trains where its code branches on the mode. Below autograd every op is seen, and its rule (``rules``) does to
 the labels what the op does to the elements.
 
-A group may vanish where a parallel path stays. A branch whose inner channels are all gone is a constant: the bias of
-the layer that read them, carried through what follows. It may go where an addition or a concatenation joins it with
-something that is still computed, so that no layer and no output is left with a constant alone. The modules stay, with
+A group may vanish where a parallel path stays. A branch without inner channels is a constant: the bias of the layer
+that read them, carried through the ops behind it. It may be removed where an addition or a concatenation joins it with
+a tensor that is still computed, so that no layer and no output is left with a constant alone. The modules stay, with
 tensors of size 0 and a forward that computes nothing.
 """
 
@@ -28,7 +28,7 @@ from halpiee.errors import HalpieeError, StructureError
 from halpiee.structure.assemble import assemble, collapsed, rectangular
 from halpiee.structure.forward import ForwardError, NeedsValuesError, Subject, python_answers, record
 from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.labels import Atoms
+from halpiee.structure.labels import Atoms, no_atoms
 from halpiee.structure.modules import heads_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import idle, needed, random_like
@@ -343,13 +343,13 @@ JOINS = ("add", "add_", "cat")
 
 
 def vanishable(recorder: Recorder, candidates: Sequence[Atoms]) -> list[bool]:
-    """Returns for each group of candidates (its roots) whether it may vanish, all those that may together.
+    """Returns for each group of candidates (its roots) whether it may vanish together with the others that may.
 
     Groups are taken in order; one that would leave a layer or an output with a constant alone, given those
-    already taken, is left out, and asked again when others are taken: the first group of a bottleneck may go with the
-    second. O(groups² · ops) at worst.
+    already taken, is left out, and tried again when others are taken: the first group of a bottleneck may vanish with
+    the second. O(groups² · ops) at worst.
     """
-    taken = np.zeros(0, dtype=np.int64)
+    taken = no_atoms()
     verdicts = [False] * len(candidates)
     while True:
         before = sum(verdicts)

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from halpiee.errors import StructureError, unknown
-from halpiee.structure.labels import Tag
+from halpiee.structure.labels import Tag, no_atoms
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, LayerCall, Timing
 from halpiee.structure.rules.contraction import attention, convolution, matrix_product
@@ -93,25 +92,21 @@ def rule_of(name: str) -> Rule | None:
 
 
 def apply(recorder: Recorder, call: Call) -> Timing | None:
-    """Applies the rule of the op to the labels, and notes a layer that nothing goes through."""
-    n_layers = len(recorder.layers)
-    timing = _applied(recorder, call)
+    """Applies the rule of the op to the labels, and notes a layer whose output is empty.
+
+    Pointwise ops share one rule; an op without any freezes its inputs.
+    """
+    rule, n_layers = rule_of(call.name), len(recorder.layers)
+    timing = None
+    if rule is not None:
+        timing = rule(recorder, call)
+    elif call.tensors and is_pointwise(call.name, call.func):
+        timing = pointwise(recorder, call)
+    elif call.tensors:
+        recorder.freeze_call(call)
     if len(recorder.layers) > n_layers and not all(out.numel() for out in call.outputs):
         recorder.idle.append((recorder.layers[-1].outs, call.where))
     return timing
-
-
-def _applied(recorder: Recorder, call: Call) -> Timing | None:
-    """Applies the rule; pointwise ops share one, unknown ops freeze their inputs."""
-    rule = rule_of(call.name)
-    if rule is not None:
-        return rule(recorder, call)
-    if not call.tensors:
-        return None
-    if is_pointwise(call.name, call.func):
-        return pointwise(recorder, call)
-    recorder.freeze_call(call)
-    return None
 
 
 def is_pointwise(name: str, func: Any) -> bool:
@@ -130,9 +125,8 @@ def is_movement(name: str) -> bool:
 def takes_time(recorder: Recorder, call: Call) -> bool:
     """Returns whether an op that has no timed op takes time.
 
-    Moving, copying, making, joining and reducing tensors, what works on each element alone, and what reads parameters
-    only or gives whole numbers are left out: they are cheap beside the layers, or done once. Everything else counts,
-    the ops without a rule above all.
+    Not counted, as cheap beside the layers or done once: ops that move, copy, make, join and reduce tensors, pointwise
+    ops, and ops that read parameters only or return whole numbers. All others count, those without a rule above all.
     """
     if all(recorder.tag(t).parameter for t in call.tensors):
         return False
@@ -145,7 +139,7 @@ def takes_time(recorder: Recorder, call: Call) -> bool:
 
 
 POINTWISE = frozenset(
-    {
+    [
         "hardtanh",
         "hardswish",
         "hardsigmoid",
@@ -154,7 +148,7 @@ POINTWISE = frozenset(
         "leaky_relu",
         "copy",
         "log_sigmoid_forward",
-    }
+    ]
 )
 """Pointwise ops that torch does not mark as such."""
 
@@ -162,17 +156,15 @@ POINTWISE = frozenset(
 def same(recorder: Recorder, call: Call) -> None:
     """A copy in another dtype, layout or memory: the labels stay."""
     source = call.tensors[0]
-    placed = (source.shape, source.stride(), source.storage_offset())
-    found = (call.out.shape, call.out.stride(), call.out.storage_offset())
+    placed, found = ((x.shape, x.stride(), x.storage_offset()) for x in (source, call.out))
     if placed[0] != found[0] or (call.name == "as_strided" and placed != found):
         recorder.freeze_call(call)
         return
-    for out in call.outputs[:1]:
-        recorder.set(out, recorder.tag(call.tensors[0]))
+    recorder.set(call.outputs[0], recorder.tag(source))
 
 
 def triangle(recorder: Recorder, call: Call) -> None:
-    """Elements above or below a diagonal become 0: which ones hangs on their place."""
+    """Elements above or below a diagonal become 0: their place decides which."""
     source = call.tensors[0]
     if any(size > 1 for axis in recorder.tag(source).axes for size in axis.shape[-2:]):
         recorder.freeze_call(call)
@@ -196,48 +188,18 @@ def embedding(recorder: Recorder, call: Call) -> None:
     """A table of vectors: its columns are what it produces."""
     table, indices = call.args[:2]
     recorder.freeze(indices, call.where)
-    atoms = recorder.axis(table, 1)
     if not recorder.tag(table).parameter:
         recorder.freeze_call(call)
         return
-    rows = recorder.axis(table, 0)
-    recorder.units.freeze(rows, "rows of an embedding")
-    owner = recorder.owner(table, call)
+    atoms, owner = recorder.axis(table, 1), recorder.owner(table, call)
+    recorder.units.freeze(recorder.axis(table, 0), "rows of an embedding")
     recorder.serve(atoms, "out", "embedding")
     if isinstance(recorder.modules.get(owner), nn.Embedding):
         recorder.attribute(owner, "embedding_dim", atoms)
-    recorder.layers.append(
-        LayerCall(recorder.call_name(owner), "embedding", np.zeros(0, dtype=np.int64), atoms)
-    )
-    shape = [1] * call.out.dim()
-    shape[-1] = atoms.size
-    recorder.set(call.out, Tag(zero=True).with_axes([atoms.reshape(shape)]))
+    recorder.layers.append(LayerCall(recorder.call_name(owner), "embedding", no_atoms(), atoms))
+    shape = (1,) * (call.out.dim() - 1)
+    recorder.set(call.out, Tag(zero=True).with_axes([atoms.reshape(*shape, atoms.size)]))
 
-
-def words(text: str) -> list[str]:
-    """Returns the op names in a text."""
-    return text.split()
-
-
-MOVEMENTS = words("""view _unsafe_view _reshape_alias reshape expand permute transpose t squeeze unsqueeze
-select slice narrow
-    split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle""")
-SAME = words("""clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided native_dropout
-    bernoulli""")
-REDUCTIONS = words(
-    """sum mean amax amin max min var std linalg_vector_norm logsumexp prod any all argmax argmin"""
-)
-MIXERS = words("""_softmax _log_softmax cumsum cumprod sort""")
-SPATIAL = words("""max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
-    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d
-    upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_bilinear2d_aa
-    _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
-    replication_pad2d replication_pad3d""")
-LIKE = words("""zeros_like ones_like full_like empty_like rand_like randn_like normal_ uniform_ bernoulli_""")
-NEW = words(
-    """new_zeros new_ones new_full new_empty new_empty_strided sym_size sym_numel _local_scalar_dense"""
-)
 
 FILLING = frozenset({"fill", "zero", "normal", "uniform", "bernoulli", "exponential"})
 """Ops without a rule that write a tensor anew."""
@@ -245,57 +207,44 @@ FILLING = frozenset({"fill", "zero", "normal", "uniform", "bernoulli", "exponent
 FREE: tuple[Rule, ...] = (movement, shuffle, same, like, nothing, triangle, pad, concat, glu, reduction)
 """Rules of ops that move, make and sum up tensors, and of a gate."""
 
-RULES: dict[str, Rule] = {
-    "convolution": convolution,
-    "_convolution": convolution,
-    **dict.fromkeys(
-        ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul", "mv", "addmv", "dot"), matrix_product
-    ),
-    **dict.fromkeys(
-        (
-            "native_batch_norm",
-            "_native_batch_norm_legit",
-            "_native_batch_norm_legit_no_training",
-            "cudnn_batch_norm",
-            "batch_norm",
-        ),
-        batch_norm,
-    ),
-    **dict.fromkeys(
-        (
-            "_scaled_dot_product_flash_attention_for_cpu",
-            "_scaled_dot_product_flash_attention",
-            "_scaled_dot_product_efficient_attention",
-            "_scaled_dot_product_cudnn_attention",
-            "_scaled_dot_product_attention_math",
-            "scaled_dot_product_attention",
-        ),
-        attention,
-    ),
-    "native_layer_norm": layer_norm,
-    "_fused_rms_norm": layer_norm,
-    "native_group_norm": group_norm,
-    "embedding": embedding,
-    "glu": glu,
-    **dict.fromkeys(("tril", "triu"), triangle),
-    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), shuffle),
-    "constant_pad_nd": pad,
-    **dict.fromkeys(("index_put", "_index_put_impl"), index_put),
-    **dict.fromkeys(
-        ("roi_align", "roi_pool", "_roi_align_forward", "grid_sampler_2d", "grid_sampler_3d"),
-        region,
-    ),
-    **dict.fromkeys(("cat", "stack"), concat),
-    **dict.fromkeys(("index", "index_select"), index),
-    **dict.fromkeys(MOVEMENTS, movement),
-    **dict.fromkeys(SAME, same),
-    **dict.fromkeys(REDUCTIONS, reduction),
-    **dict.fromkeys(MIXERS, softmax),
-    **dict.fromkeys(SPATIAL, spatial),
-    **dict.fromkeys(LIKE, like),
-    **dict.fromkeys(NEW, nothing),
+OPS: dict[Rule, str] = {
+    convolution: "convolution _convolution",
+    matrix_product: "mm addmm bmm baddbmm linear matmul mv addmv dot",
+    batch_norm: """native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm
+        batch_norm""",
+    attention: """scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
+        _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
+        _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math""",
+    layer_norm: "native_layer_norm _fused_rms_norm",
+    group_norm: "native_group_norm",
+    embedding: "embedding",
+    glu: "glu",
+    triangle: "tril triu",
+    shuffle: "channel_shuffle native_channel_shuffle",
+    pad: "constant_pad_nd",
+    index_put: "index_put _index_put_impl",
+    region: "roi_align roi_pool _roi_align_forward grid_sampler_2d grid_sampler_3d",
+    concat: "cat stack",
+    index: "index index_select",
+    movement: """view _unsafe_view _reshape_alias reshape expand permute transpose t squeeze unsqueeze select slice
+        narrow split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle""",
+    same: """clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided native_dropout
+        bernoulli""",
+    reduction: """sum mean amax amin max min var std linalg_vector_norm logsumexp prod any all argmax argmin""",
+    softmax: "_softmax _log_softmax cumsum cumprod sort",
+    spatial: """max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
+        _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d
+        upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d
+        upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_bilinear2d_aa
+        _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+        replication_pad2d replication_pad3d""",
+    like: "zeros_like ones_like full_like empty_like rand_like randn_like normal_ uniform_ bernoulli_",
+    nothing: "new_zeros new_ones new_full new_empty new_empty_strided sym_size sym_numel _local_scalar_dense",
 }
-"""Op name → rule. An op is added here, in one line, once its rule is known to be right."""
+"""Rule → the ops that it is known to be right for."""
+
+RULES: dict[str, Rule] = {name: rule for rule, names in OPS.items() for name in names.split()}
+"""Op name → rule."""
 
 KINDS: dict[str, Rule] = {
     "pointwise": pointwise,

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from halpiee.structure.labels import Atoms, Label, Tag, along, compressed
+from halpiee.structure.labels import Atoms, Label, Tag, along, compressed, no_atoms, together
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, LayerCall, Timing
+from halpiee.structure.rules.elementwise import dtype_of
 
 __all__ = ["attention", "convolution", "matrix_product"]
 
@@ -37,7 +38,7 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
         not_zero(recorder, call, weight)
     c_out = call.out.shape[1]
     passing = across(recorder, call, x, 1, weight)
-    ins = recorder.read(x, 1, call) if passing is None else np.zeros(x.shape[1], dtype=np.int64)
+    ins = recorder.read(x, 1, call) if passing is None else no_atoms(x.shape[1])
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     if computed is not None:
         outs = fixed(recorder, call, x, ins, c_out, computed)
@@ -53,12 +54,9 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
     else:
         outs = grouped(recorder, call, kind, owner, ins, weight, groups, c_out)
     outs = with_bias(recorder, call, bias, outs, kind)
-    label = outs.reshape(1, -1, *(1,) * (call.out.dim() - 2))
+    label = outs.reshape(1, -1, *(1,) * (call.out.dim() - 2)) if c_out > 1 else None
     zero = passing is None or (bias is None and recorder.tag(x).zero)
-    recorder.set(
-        call.out,
-        Tag(zero=zero).with_axes([passing] if passing is not None else [label] if c_out > 1 else []),
-    )
+    recorder.set(call.out, Tag(zero=zero).with_axes([label if passing is None else passing]))
     recorder.layers.append(LayerCall(name, kind, ins, outs))
     spatial = x.shape[2:]
     fields: dict[str, Any] = {
@@ -79,9 +77,9 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
 
 
 def across(recorder: Recorder, call: Call, x: Tensor, dim: int, weight: Tensor) -> Label | None:
-    """Returns the label of an input whose channels lie across what a layer contracts, else None.
+    """Returns the label of an input whose channels do not lie along the dimension that a layer contracts, else None.
 
-    Heads in the batch, or channels beside mixed tokens: the layer works on each alike, and stays whole.
+    Heads in the batch, or channels beside mixed tokens: the layer does the same to each, and its weight is frozen.
     """
     label = recorder.label(x)
     dim %= x.dim()
@@ -95,13 +93,13 @@ def across(recorder: Recorder, call: Call, x: Tensor, dim: int, weight: Tensor) 
             return None
     frozen = recorder.units.frozen()
     if all(root in frozen for root in np.unique(recorder.units.find(label)).tolist()):
-        return None  # two inputs in one batch: nothing in it can go, so the layer's own channels may
+        return None  # two inputs in one batch: these units are frozen, so the layer's own need not be
     recorder.freeze(weight, f"{call.where} on each channel or head alike")
     return label
 
 
 def fixed(recorder: Recorder, call: Call, x: Tensor, ins: Atoms, c_out: int, computed: str) -> Atoms:
-    """Returns the atoms of what a layer gives out whose weight is computed by an op without a rule: all of it stays."""
+    """Returns frozen output atoms of a layer whose weight is computed by an op without a rule; freezes its inputs."""
     reason = f"{call.where} with a weight that {computed} computes"
     recorder.units.freeze(ins, reason)
     recorder.freeze(x, reason)
@@ -123,14 +121,14 @@ def not_zero(recorder: Recorder, call: Call, weight: Tensor) -> None:
 
 
 def join(recorder: Recorder, call: Call, ins: Atoms, columns: Atoms) -> None:
-    """Unites what a layer reads with the columns of its weight; what only one side knows stays."""
+    """Unites the channels that a layer reads with the columns of its weight; unmatched ones are frozen."""
     recorder.units.unite(ins, columns)
     recorder.units.freeze(columns[ins == 0], f"{call.where} reads channels that belong to no layer")
     recorder.units.freeze(ins[columns == 0], f"{call.where} with a weight that does not shrink")
 
 
 def with_bias(recorder: Recorder, call: Call, bias: Tensor | None, outs: Atoms, kind: str) -> Atoms:
-    """Unites a bias with the rows; a layer of one channel gets a unit that stays."""
+    """Unites a bias with the rows; a layer of one channel gets a frozen unit."""
     if isinstance(bias, Tensor):
         axis = recorder.axis(bias, 0)
         if recorder.tag(bias).parameter:
@@ -140,11 +138,9 @@ def with_bias(recorder: Recorder, call: Call, bias: Tensor | None, outs: Atoms, 
             recorder.freeze(bias, call.where)
             recorder.units.freeze(outs, f"{call.where} with a computed bias")
     if not outs.all():
-        outs = outs.copy()
-        fresh = recorder.units.fresh(int((outs == 0).sum()))
-        recorder.units.freeze(
-            fresh, "a single channel" if outs.size == 1 else f"{call.where} with a computed weight"
-        )
+        outs, fresh = outs.copy(), recorder.units.fresh(int((outs == 0).sum()))
+        reason = "a single channel" if outs.size == 1 else f"{call.where} with a computed weight"
+        recorder.units.freeze(fresh, reason)
         outs[outs == 0] = fresh
     return outs
 
@@ -169,12 +165,11 @@ def grouped(
     inner = recorder.axis(weight, 1)  # c_in / groups of them, c_out / groups where transposed
     recorder.serve(rows, "in" if transposed and per_in > 1 else "out", kind)
     per_row = per_in if transposed else per_out
+    both = together([ins, rows])
     if not isinstance(module, CONVS):
-        units.freeze(ins, f"{call.where} with a literal number of groups")
-        units.freeze(rows, f"{call.where} with a literal number of groups")
+        units.freeze(both, f"{call.where} with a literal number of groups")
     if (ins == 0).any():
-        units.freeze(ins, f"{call.where} reads channels that belong to no layer")
-        units.freeze(rows, f"{call.where} reads channels that belong to no layer")
+        units.freeze(both, f"{call.where} reads channels that belong to no layer")
     if owner in recorder.positions and not transposed:
         by_group = ins.reshape(groups, per_in)
         units.unite(by_group[1:], by_group[:1])
@@ -252,7 +247,7 @@ def linear(
     owner = recorder.owner(weight, call)
     name = recorder.call_name(owner)
     passing = across(recorder, call, x, dims.x, weight)
-    ins = recorder.read(x, dims.x, call) if passing is None else np.zeros(x.shape[dims.x], dtype=np.int64)
+    ins = recorder.read(x, dims.x, call) if passing is None else no_atoms(x.shape[dims.x])
     columns, rows = recorder.axis(weight, dims.inner), recorder.axis(weight, dims.rows)
     if computed is None:
         not_zero(recorder, call, weight)
@@ -269,12 +264,11 @@ def linear(
     shape[dims.out] = outs.size
     label = outs.reshape(shape) if outs.size > 1 else None
     zero = passing is None or (bias is None and recorder.tag(x).zero)
-    label = label if passing is None else passing
-    recorder.set(call.out, Tag(zero=zero).with_axes([] if label is None else [label]))
+    recorder.set(call.out, Tag(zero=zero).with_axes([label if passing is None else passing]))
     recorder.layers.append(LayerCall(name, "linear", ins, outs))
     positions = call.out.numel() // max(1, outs.size)
     recorder.output_positions[name] = positions
-    fields = {"positions": positions, "dtype": str(x.dtype).removeprefix("torch.")}
+    fields = {"positions": positions, "dtype": dtype_of(x)}
     return Timing("linear", ins, outs, fields, layer=name)
 
 
@@ -293,7 +287,7 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
             contracted.append(None)
             continue
         if label.shape[inner] > 1:
-            # position j of every head, so that what is summed stays rectangular
+            # position j of every head, so that the summed channels stay rectangular
             reason = f"{call.where} over partly constant channels"
             contracted.append(along(units, label, inner, tensor.shape[inner], reason))
         else:
@@ -305,9 +299,7 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
             for tensor in (a, b):
                 recorder.freeze(tensor, f"{call.where} of channels that are not 0 when removed")
     else:
-        for side in contracted:
-            if side is not None:
-                units.freeze(side, f"{call.where} over channels")
+        units.freeze(together(side for side in contracted if side is not None), f"{call.where} over channels")
     zero = any(recorder.tag(tensor).zero for _, tensor, _ in passed)
     if len(passed) == 2:
         joined = batched_alike(recorder, passed[0][0], passed[1][0], call.where)
@@ -326,7 +318,7 @@ def two_activations(recorder: Recorder, call: Call, a: Tensor, b: Tensor, bias: 
 def batched_alike(recorder: Recorder, a: Label, b: Label, where: str) -> Label | None:
     """Returns the label of a product of two tensors whose channels lie along the batch (heads), or None.
 
-    What all heads share stays, and the heads may go.
+    An operand that all heads share is frozen; heads may be removed.
     """
     alone, other = (a, b) if a.shape[-2:] == (1, 1) and a.size > 1 else (b, a)
     if alone.shape[-2:] != (1, 1):
@@ -341,7 +333,7 @@ def batched_alike(recorder: Recorder, a: Label, b: Label, where: str) -> Label |
 
 
 def attention(recorder: Recorder, call: Call) -> Timing:
-    """Fused attention, and its time: from the labels of the queries where whole heads go, else of the values."""
+    """Fused attention; its timing counts whole heads where the queries' units are heads, else channels of values."""
     query, key, value = call.args[:3]
     couple_attention(recorder, call)
     heads = query.shape[-3] if query.dim() > 2 else 1
@@ -350,55 +342,49 @@ def attention(recorder: Recorder, call: Call) -> Timing:
         "batch": query.numel() // (heads * length * width),
         "h": length,
         "w": key.shape[-2],
-        "dtype": str(query.dtype).removeprefix("torch."),
+        "dtype": dtype_of(query),
     }
-    q, v = recorder.label(query), recorder.label(value)
+    q = recorder.label(query)
     if q is not None and q.size == heads > 1 and q.shape[-2:] == (1, 1):
         atoms, fields["groups"] = np.repeat(q.reshape(-1), width), heads
     else:
-        wide = v is not None and v.size == v.shape[-1] == width
-        atoms = (
-            np.tile(v.reshape(-1), heads)
-            if wide and v is not None
-            else np.zeros(heads * width, dtype=np.int64)
-        )
-        fields["kernel"] = (heads,)
+        atoms, fields["kernel"] = of_all_heads(recorder.label(value), width, heads), (heads,)
     return Timing("attention", atoms, atoms, fields)
 
 
-def product_timing(recorder: Recorder, a: Tensor, b: Tensor) -> Timing:
-    """Returns the time of a product ``[…, L, K] · […, K, S]``: channels are K of all heads, which lie along the batch.
+def of_all_heads(label: Label | None, width: int, heads: int) -> Atoms:
+    """Returns the atoms of all heads where position j of each is one unit; none where a label does not say so."""
+    if label is None or not label.size == label.shape[-1] == width:
+        return no_atoms(heads * width)
+    return np.tile(label.reshape(-1), heads)
 
-    Where the heads cannot go, K may: position j of all heads.
+
+def product_timing(recorder: Recorder, a: Tensor, b: Tensor) -> Timing:
+    """Returns the timing of a product ``[…, L, K] · […, K, S]``: channels are K of all heads, which lie in the batch.
+
+    Units are heads, or else position j of all heads.
     """
     length, inner = a.shape[-2:]
     rows = math.prod(a.shape[:-2])
-    fields: dict[str, Any] = {"h": length, "w": b.shape[-1], "dtype": str(a.dtype).removeprefix("torch.")}
-    label = next(
-        (x for x in map(recorder.label, (a, b)) if x is not None and x.size > 1 and x.shape[-2:] == (1, 1)),
-        None,
-    )
-    own = None if label is None else recorder.units.find(label).reshape(-1)
-    heads = 0 if own is None else np.unique(own).size
-    if own is not None and heads > 1 and rows % heads == 0 and (own.reshape(-1, heads) == own[:heads]).all():
+    fields: dict[str, Any] = {"h": length, "w": b.shape[-1], "dtype": dtype_of(a)}
+    labels = [
+        x for x in map(recorder.label, (a, b)) if x is not None and x.size > 1 and x.shape[-2:] == (1, 1)
+    ]
+    own = recorder.units.find(labels[0]).reshape(-1) if labels else no_atoms()
+    heads = np.unique(own).size
+    if heads > 1 and rows % heads == 0 and (own.reshape(-1, heads) == own[:heads]).all():
         atoms = np.repeat(own[:heads], inner)
         return Timing("product", atoms, atoms, fields | {"batch": rows // heads, "groups": heads})
-    shared = recorder.label(a)
-    wide = shared is not None and shared.size == shared.shape[-1] == inner
-    atoms = (
-        np.tile(shared.reshape(-1), rows)
-        if wide and shared is not None
-        else np.zeros(rows * inner, dtype=np.int64)
-    )
+    atoms = of_all_heads(recorder.label(a), inner, rows)
     return Timing("product", atoms, atoms, fields | {"kernel": (rows,)})
 
 
 def couple_attention(recorder: Recorder, call: Call) -> None:
     """Fused attention: queries and keys are tied where they are contracted, the values' channels pass through.
 
-    Its scale follows the width of a head unless it is given, so without one queries and keys stay whole. Whole
-    heads, which lie along the batch, may go: with the head of keys and values that they read (Ainslie et al. 2023), or
-    alone where all heads share one (Shazeer 2019), which then stays.
+    Its scale follows the width of a head unless it is given, so without one queries and keys are frozen. Whole heads,
+    which lie along the batch, may be removed: with the head of keys and values that they read (Ainslie et al. 2023), or
+    alone where all heads share one (Shazeer 2019), which is then frozen.
     """
     query, key, value = call.args[:3]
     units = recorder.units
@@ -432,10 +418,8 @@ def couple_attention(recorder: Recorder, call: Call) -> None:
             units.freeze(atoms, call.where)
     for tensor in call.tensors[3:]:
         recorder.freeze(tensor, call.where)
-    for index, out in enumerate(call.outputs):
-        own = index == 0 and v is not None and v.shape[-2] == 1
-        zero = recorder.tag(value).zero
-        recorder.set(out, Tag(zero=zero).with_axes([v]) if own and v is not None else Tag())
+    own = v is not None and v.shape[-2] == 1
+    recorder.result(call, Tag(zero=recorder.tag(value).zero).with_axes([v]) if own else Tag())
     if v is not None and v.shape[-2] > 1:
         units.freeze(v, call.where)
     elif v is not None and any(size > 1 for size in v.shape[:-2]):
@@ -443,12 +427,9 @@ def couple_attention(recorder: Recorder, call: Call) -> None:
 
 
 def of_each_head(label: Label | None, tensor: Tensor, query: Tensor) -> Label | None:
-    """Returns the label of keys or values as the queries' heads read them.
+    """Returns the label of keys or values ``[…, heads, L, width]`` as the heads of the queries read them.
 
-    Args:
-        label: label of ``tensor``.
-        tensor: keys or values ``[…, heads, L, width]``; as many heads as the queries, a divisor of it, or one.
-        query: queries ``[…, heads, L, width]``.
+    They have as many heads as the queries, a divisor of it, or one.
     """
     if label is None:
         return None
@@ -459,8 +440,8 @@ def of_each_head(label: Label | None, tensor: Tensor, query: Tensor) -> Label | 
 
 
 def headed(recorder: Recorder, call: Call, label: Label, *, zero: bool) -> None:
-    """Sets the labels of the outputs of fused attention whose heads may go; constant masks of each head stop that."""
-    recorder.set(call.outputs[0], Tag(zero=zero).with_axes([label]))
+    """Sets the labels of the outputs of fused attention by heads; a constant mask of each head freezes them."""
+    recorder.result(call, Tag(zero=zero).with_axes([label]))
     for mask in call.tensors[3:]:
         shape = (1,) * (label.ndim - mask.dim()) + tuple(mask.shape)
         wide = any(size > 1 and shape[d] > 1 for d, size in enumerate(label.shape))
@@ -474,5 +455,3 @@ def headed(recorder: Recorder, call: Call, label: Label, *, zero: bool) -> None:
                 recorder.units.freeze(axis, call.where)
         if wide:
             recorder.units.freeze(label, f"{call.where} with a mask of its own for each head")
-    for out in call.outputs[1:]:
-        recorder.set(out, Tag())

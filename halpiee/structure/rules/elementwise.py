@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from halpiee.structure.labels import Label, Tag, compressed, varying
+from halpiee.structure.labels import Label, Tag, compressed, no_atoms, together, varying
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, Timing
 
 __all__ = [
     "ACTIVATIONS",
     "concat",
+    "dtype_of",
     "glu",
     "index",
     "index_put",
@@ -33,14 +34,7 @@ __all__ = [
 ]
 
 
-ACTIVATIONS = {
-    "relu": "relu",
-    "silu": "silu",
-    "hardswish": "hardswish",
-    "sigmoid": "sigmoid",
-    "hardsigmoid": "hardsigmoid",
-    "gelu": "gelu",
-}
+ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu")
 """Pointwise ops that are timed as activations; ``hardtanh`` and ``clamp`` from 0 to 6 are ``relu6``."""
 
 
@@ -51,23 +45,22 @@ def pointwise(recorder: Recorder, call: Call) -> Timing | None:
     tags = [recorder.tag(t) for t in operands]
     zero = stays_zero(recorder, call, operands, tags)
     if all(t.parameter for t in tags):
-        axes = united_parameters(recorder, operands, tags, out.dim())
+        axes = united_parameters(recorder, tags, out.dim())
         source = next((t.source for t in tags if t.source), "")
         result = Tag(tuple(axes), parameter=True, zero=zero, source=source)
     else:
         label = united_activations(recorder, call, operands, tags, out.dim())
-        label = with_parameters(recorder, call, operands, tags, label, out.dim())
+        unite_parameters(recorder, call, tags, label, out.dim())
         source = next((t.source for t in tags if t.source), "") if label is None else ""
-        result = Tag(zero=zero, source=source).with_axes([] if label is None else [label])
+        result = Tag(zero=zero, source=source).with_axes([label])
         if label is not None:
             unmatched(recorder, call, operands, tags, label, out.dim())
     if out is operands[0] and not tags[0].axes and result.axes:
         recorder.units.freeze(result.axes[0], f"{call.where} writes into a constant tensor")
     for tensor in call.outputs:
         recorder.set(tensor, result)
-    numbers = numbers_of(call.args)
-    label_now = np.concatenate([np.zeros(0, dtype=np.int64), *(a.reshape(-1) for t in tags for a in t.axes)])
-    recorder.scalars.append((call.where, numbers, label_now))
+    touched = together(axis for tag in tags for axis in tag.axes)
+    recorder.scalars.append((call.where, numbers_of(call.args), touched))
     return timing(recorder, call, operands, out)
 
 
@@ -81,7 +74,12 @@ def aligned(label: Label, dims: int) -> Label:
     return label.reshape((1,) * (dims - label.ndim) + label.shape)
 
 
-def united_parameters(recorder: Recorder, operands: list[Tensor], tags: list[Tag], dims: int) -> list[Label]:
+def aligned_shape(tensor: Tensor, dims: int) -> tuple[int, ...]:
+    """Returns a tensor's shape with leading dimensions added, as broadcasting does."""
+    return (1,) * (dims - tensor.dim()) + tuple(tensor.shape)
+
+
+def united_parameters(recorder: Recorder, tags: list[Tag], dims: int) -> list[Label]:
     """Unites parameter dimensions that lie on each other."""
     found: dict[tuple[int, ...], Label] = {}
     for tag in tags:
@@ -127,26 +125,20 @@ def narrow_at(operands: list[Tensor], tags: list[Tag], single: Label, at: tuple[
     """Returns whether the operand whose label does not vary is broadcast along the dimensions ``at``."""
     for tensor, tag in zip(operands, tags, strict=True):
         if tag.axes and not tag.parameter and aligned(tag.axes[0], dims).size == 1:
-            shape = (1,) * (dims - tensor.dim()) + tuple(tensor.shape)
+            shape = aligned_shape(tensor, dims)
             if any(shape[d] > 1 for d in at):
                 return False
     return True
 
 
-def with_parameters(
-    recorder: Recorder, call: Call, operands: list[Tensor], tags: list[Tag], label: Label | None, dims: int
-) -> Label | None:
-    """Unites parameter dimensions with the channels they lie on; the others stay as they are."""
-    for tag in tags:
-        if not tag.parameter:
-            continue
-        for axis in (aligned(a, dims) for a in tag.axes):
-            if label is not None and varying(axis) == varying(label):
-                recorder.units.unite(label, axis)
-                recorder.serve(axis.reshape(-1), "norm", "parameter")
-            else:
-                recorder.units.freeze(axis, f"{call.where} beside channels")
-    return label
+def unite_parameters(recorder: Recorder, call: Call, tags: list[Tag], label: Label | None, dims: int) -> None:
+    """Unites parameter dimensions with the channels that they lie on, and freezes the others."""
+    for axis in (aligned(a, dims) for tag in tags if tag.parameter for a in tag.axes):
+        if label is not None and varying(axis) == varying(label):
+            recorder.units.unite(label, axis)
+            recorder.serve(axis.reshape(-1), "norm", "parameter")
+        else:
+            recorder.units.freeze(axis, f"{call.where} beside channels")
 
 
 def unmatched(
@@ -155,7 +147,7 @@ def unmatched(
     """Freezes the result where an operand is as wide as the channels and does not shrink with them."""
     at = varying(label)
     for tensor, tag in zip(operands, tags, strict=True):
-        shape = (1,) * (dims - tensor.dim()) + tuple(tensor.shape)
+        shape = aligned_shape(tensor, dims)
         covered = {d for axis in tag.axes for d in varying(aligned(axis, dims))}
         if tag.axes and not covered and not tag.parameter:
             continue  # one atom for the whole operand: united with all, or frozen and broadcast
@@ -163,7 +155,6 @@ def unmatched(
             recorder.units.freeze(label, f"{call.where} with a constant of the same width")
 
 
-MULTIPLICATIVE = frozenset({"mul"})
 ADDITIVE = frozenset({"add", "sub", "rsub"})
 
 
@@ -175,7 +166,7 @@ def stays_zero(recorder: Recorder, call: Call, operands: list[Tensor], tags: lis
             return False  # only the weight's own rows and columns become 0
     else:
         tags = [replace(t, zero=t.zero and not t.parameter) for t in tags]
-    if name in MULTIPLICATIVE:
+    if name == "mul":
         return any(t.zero for t in tags)
     if name in ADDITIVE and len(operands) == 2:
         return all(t.zero for t in tags)
@@ -204,7 +195,7 @@ def stays_zero(recorder: Recorder, call: Call, operands: list[Tensor], tags: lis
 def timing(recorder: Recorder, call: Call, operands: list[Tensor], out: Tensor) -> Timing | None:
     """Returns the timed op of an activation, an addition or a multiplication of feature maps."""
     name = call.name.rstrip("_")
-    kind = ACTIVATIONS.get(name)
+    kind = name if name in ACTIVATIONS else None
     if name in ("hardtanh", "clamp", "relu6") and tuple(call.args[1:3]) in ((0, 6), (0.0, 6.0), ()):
         kind = "relu6"
     if name in ("add", "mul") and len(operands) == 2 and not any(recorder.tag(t).parameter for t in operands):
@@ -225,12 +216,17 @@ def shape_fields(out: Tensor, dim: int) -> dict[str, object]:
         "batch": out.shape[0],
         "h": math.prod(places[:-1]) if len(places) > 1 else (places[0] if places else 1),
         "w": places[-1] if len(places) > 1 else 1,
-        "dtype": str(out.dtype).removeprefix("torch."),
+        "dtype": dtype_of(out),
     }
 
 
+def dtype_of(tensor: Tensor) -> str:
+    """Returns the name of a tensor's type, as timed ops have it."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def glu(recorder: Recorder, call: Call) -> None:
-    """Gated linear unit: a value and its gate go together."""
+    """Gated linear unit: a value and its gate are one unit."""
     source = call.args[0]
     dim = (call.args[1] if len(call.args) > 1 else -1) % source.dim()
     label = recorder.label(source)
@@ -257,7 +253,7 @@ def concat(recorder: Recorder, call: Call) -> Timing | None:
         for extra in tag.axes[1:]:
             recorder.units.freeze(extra, call.where)
         shape = list(source.shape)
-        label = recorder.units.find(tag.axes[0]) if tag.axes else np.zeros([1] * len(shape), dtype=np.int64)
+        label = recorder.units.find(tag.axes[0]) if tag.axes else no_atoms(1).reshape([1] * len(shape))
         if call.name == "stack":
             shape.insert(dim, 1)
             label = np.expand_dims(label, dim)
@@ -358,7 +354,7 @@ def index(recorder: Recorder, call: Call) -> None:
 
 
 def by_dimension(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Returns one index a dimension: a mask over several counts for each of them."""
+    """Returns one index a dimension: a mask over several dimensions stands for each of them."""
     masks = (torch.bool, torch.uint8)
     return [i for i in indices for _ in range(i.dim() if i is not None and i.dtype in masks else 1)]
 
@@ -380,18 +376,11 @@ def index_put(recorder: Recorder, call: Call) -> None:
         and not any(size > 1 for size in label.shape[: max(0, label.ndim - own_dims)])
         and (mine is None or not any(mine.shape[d] > 1 for d in at))
     )
-    if not plain or label is None:
+    if not plain or label is None or label.ndim > target.dim():
         recorder.freeze_call(call)
         return
-    lent = (
-        label.reshape((1,) * (target.dim() - label.ndim) + label.shape)
-        if label.ndim <= target.dim()
-        else None
-    )
-    if lent is None:
-        recorder.freeze_call(call)
-        return
+    label = aligned(label, target.dim())
     if mine is not None:
-        recorder.units.unite(mine, lent)
+        recorder.units.unite(mine, label)
     zero = recorder.tag(values).zero and recorder.tag(target).zero
-    recorder.set(out, Tag(zero=zero).with_axes([lent]))
+    recorder.set(out, Tag(zero=zero).with_axes([label]))

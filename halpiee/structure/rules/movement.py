@@ -15,6 +15,7 @@ from halpiee.structure.labels import (
     compressed,
     moved,
     reshaped,
+    together,
     varying,
     written_out,
 )
@@ -32,7 +33,7 @@ UNMOVED = SIZELESS | {"expand"}
 """Movements that do the same to whatever is left."""
 
 SINGLE = frozenset({"unbind", "select"})
-"""Cuts that take single positions: what they tie does not hang on which."""
+"""Cuts that take single positions: they tie the same atoms at each."""
 
 CUTS = SINGLE | frozenset({"slice", "split", "split_with_sizes", "narrow"})
 """Movements that take parts along one dimension."""
@@ -65,19 +66,9 @@ def movement(recorder: Recorder, call: Call) -> None:
             moved_label: Tensor = result[index] if many else result
             return moved_label
 
-        if call.name in RESHAPES or call.name == "roll":
-            labels = [recorder.units.find(a) for a in tag.axes]
+        labels = [recorder.units.find(a) for a in tag.axes] if call.name in (*RESHAPES, "roll") else []
         if call.name in RESHAPES:
-            axes = [reshaped(a, tuple(source.shape), tuple(out.shape)) for a in labels]
-        elif call.name == "roll" and all(in_place(call, a) for a in labels):
-            axes = labels
-        elif call.name == "roll" and any(np.unique(a).size < a.size for a in labels):
-            for label in labels:
-                recorder.units.freeze(label, f"{call.where} of channels that go together")
-            axes = labels
-        else:
-            axes = [moved(recorder.units, a, tuple(source.shape), move) for a in tag.axes]
-        if call.name in RESHAPES:
+            axes = [reshaped(a, source.shape, out.shape) for a in labels]
             axes = [
                 by_heads(recorder, call, axis, out.shape)
                 if len(varying(axis)) > len(varying(before))
@@ -86,9 +77,16 @@ def movement(recorder: Recorder, call: Call) -> None:
             ]
             for label in labels:
                 if not tag.parameter or len(varying(reshaped(label, source.shape, out.shape))) > 1:
-                    rows_of_units(recorder, call, label, tuple(source.shape), tuple(out.shape))
+                    rows_of_units(recorder, call, label, source.shape, out.shape)
             if not tag.parameter:
                 follow(recorder, call, out, axes)
+        elif call.name == "roll" and all(in_place(call, a) for a in labels):
+            axes = labels
+        elif call.name == "roll" and any(np.unique(a).size < a.size for a in labels):
+            recorder.units.freeze(together(labels), f"{call.where} of channels that go together")
+            axes = labels
+        else:
+            axes = [moved(recorder.units, a, tuple(source.shape), move) for a in tag.axes]
         recorder.set(out, tag.with_axes(axes))
         for axis, before in zip(axes, tag.axes, strict=True):
             if len(varying(axis)) > len(varying(before)) and not tag.parameter:
@@ -106,7 +104,7 @@ def moves_of(call: Call, at: int) -> list[Move]:
 
 
 def noted(call: Call, tag: Tag, at: int) -> Move:
-    """Returns the movement as it ran, so that it can be tried on what is left of its input."""
+    """Returns the movement as it ran, so that it can be run on the remaining elements of its input."""
     source = call.tensors[0]
     func, arguments, options = call.func, call.args[1:], call.kwargs
     after = tuple(call.outputs[0].shape) if call.outputs else ()
@@ -139,9 +137,9 @@ def squeezed(recorder: Recorder, call: Call, tag: Tag) -> None:
 
 
 def rows_of_units(
-    recorder: Recorder, call: Call, label: Label, before: tuple[int, ...], after: tuple[int, ...]
+    recorder: Recorder, call: Call, label: Label, before: torch.Size, after: torch.Size
 ) -> None:
-    """Notes a reshape that spreads channels of which several are one unit already: they stay rectangular too."""
+    """Notes a reshape that spreads channels of which several are one unit already: they must stay rectangular too."""
     module = recorder.modules.get(call.module)
     by_heads = set(held(module, HEADS | SHARED_HEADS).values()).intersection(after) or (
         after[-1:] and after[-1] in held(module, HEAD_WIDTH).values()
@@ -154,13 +152,13 @@ def rows_of_units(
 
 
 def in_place(call: Call, label: Label) -> bool:
-    """Returns whether a roll turns only dimensions along which the label does not vary."""
+    """Returns whether a roll moves only along dimensions where the label does not vary."""
     dims = call.args[2] if len(call.args) > 2 else call.kwargs.get("dims", ())
     return bool(dims) and all(label.shape[d] == 1 for d in dims)
 
 
 def by_heads(recorder: Recorder, call: Call, label: Label, shape: torch.Size) -> Label:
-    """Ties what an attention module spreads over heads: a unit is one head, in queries, keys and values.
+    """Ties the channels that an attention module spreads over heads: a unit is one head of queries, keys and values.
 
     In modules named in ``recorder.positions`` a unit is position j of every head.
     """
@@ -201,11 +199,11 @@ PART = frozenset({"c"})
 """Attributes in which modules hold the width of one of equal parts of their stream."""
 
 FOLLOWING = PART | {"hidden_dim", "embed_dim", "d_model", "dim", "width", "hidden_size", "num_features"}
-"""Attributes in which modules hold the width of their stream; that they follow it is tried, not believed."""
+"""Attributes in which modules hold the width of their stream; a trial verifies that they follow it."""
 
 
 def follow(recorder: Recorder, call: Call, out: Tensor, axes: list[Label]) -> None:
-    """Notes that an attribute follows the channels where a reshape gives their number as that attribute."""
+    """Notes that an attribute follows the channels where a reshape takes their number from it."""
     module = recorder.modules.get(call.module)
     sizes = [size for a in call.args[1:] for size in (a if isinstance(a, list | tuple) else [a])]
     for label in axes if module is not None else ():
@@ -245,7 +243,7 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
             elif isinstance(recorder.units, CheckedUnits) and call.name in EVEN:
                 pass  # compared with what the full network cuts
             elif not recorder.real and (rows := even(call, label, dim)) is not None:
-                # parts worked out from the width look like parts given in numbers: which they are is tried
+                # equal parts may be computed from the width or written as numbers: a trial tells
                 recorder.units.unite(rows[1:], rows[:1])
             elif len(varying(label)) > 1 and call.name in SINGLE:
                 rows = np.moveaxis(label, dim, 0)
@@ -257,16 +255,13 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
 
 
 def follow_part(recorder: Recorder, call: Call, part: Label) -> None:
-    """Notes that an attribute follows the channels of one of equal parts, which the module may cut by it elsewhere.
+    """Notes that an attribute follows the channels of one of equal parts.
 
     Ultralytics' blocks chunk their channels to train and split them by such a number to export.
     """
+    atoms = recorder.units.find(part.reshape(-1))
     for name, value in held(recorder.modules.get(call.module), PART).items():
-        if (
-            value == part.size
-            and len(varying(part)) == 1
-            and (atoms := recorder.units.find(part.reshape(-1))).all()
-        ):
+        if value == part.size and len(varying(part)) == 1 and atoms.all():
             recorder.attribute(call.module, name, atoms)
 
 
@@ -304,7 +299,7 @@ def bounds(call: Call, size: int) -> tuple[int, int, int]:
 
 
 def shuffle(recorder: Recorder, call: Call) -> None:
-    """Channel shuffle: a view as (groups, channels a group), which must stay rectangular, turned over."""
+    """Channel shuffle: a view as (groups, channels a group), which must stay rectangular, transposed."""
     source, groups = call.args[:2]
     label = recorder.label(source)
     if label is not None and label.shape[1] > 1:

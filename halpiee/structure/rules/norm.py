@@ -2,7 +2,7 @@
 
 A norm keeps the labels of its channels, and its affine and statistics join their units. Batch and instance norm work
 on each channel alone. A norm *over* channels (layer norm, and group norm with several channels a group) changes when
-channels go: the pruned network normalises over the kept ones.
+channels are removed: the pruned network normalises over the kept ones.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from halpiee.structure.labels import Label, Tag, varying
+from halpiee.structure.labels import Label, Tag, no_atoms, varying
 from halpiee.structure.modules import heads_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, Norm, Timing
-from halpiee.structure.rules.elementwise import shape_fields
+from halpiee.structure.rules.elementwise import dtype_of, shape_fields
 
 __all__ = ["batch_norm", "group_norm", "layer_norm", "reduction", "region", "softmax", "spatial"]
 
@@ -36,11 +36,7 @@ def batch_norm(recorder: Recorder, call: Call) -> Timing | None:
         # Instance norm runs as batch norm over [1, N·C]: the first C positions are the channels.
         recorder.attribute(call.module, "num_features", atoms[: module.num_features])
     label = recorder.label(source)
-    outs = call.outputs
-    zero = isinstance(call.args[1], Tensor)
-    recorder.set(outs[0], Tag(zero=zero).with_axes([] if label is None else [label]))
-    for statistic in outs[1:]:
-        recorder.set(statistic, Tag())
+    recorder.result(call, Tag(zero=isinstance(call.args[1], Tensor)).with_axes([label]))
     dim, ins = recorder.peek(source)
     return Timing("batch_norm", ins, ins, shape_fields(source, dim)) if ins.size else None
 
@@ -62,10 +58,8 @@ def of_weight(recorder: Recorder, call: Call) -> None:
     attached = [t for t in call.args[1:5] if isinstance(t, Tensor)]
     if rows:
         attach(recorder, call, rows[0].reshape(-1), attached, "batch_norm")
-    for tensor in call.outputs[1:]:
-        recorder.set(tensor, Tag())
     zero = tag.zero and shift is None
-    recorder.set(call.outputs[0], Tag(parameter=True, zero=zero, source=tag.source).with_axes(axes))
+    recorder.result(call, Tag(parameter=True, zero=zero, source=tag.source).with_axes(axes))
 
 
 def attach(recorder: Recorder, call: Call, atoms: np.ndarray, parameters: list[Tensor], kind: str) -> None:
@@ -82,7 +76,6 @@ def layer_norm(recorder: Recorder, call: Call) -> Timing | None:
     """Layer norm over the last dimensions; its statistics are those of the kept channels."""
     source, shape = call.args[:2]
     label = recorder.label(source)
-    outs = call.outputs
     first = source.dim() - len(shape)
     over = [d for d in range(first, source.dim()) if label is not None and label.shape[d] > 1]
     affine = [t for t in call.args[2:4] if isinstance(t, Tensor)]
@@ -95,28 +88,22 @@ def layer_norm(recorder: Recorder, call: Call) -> Timing | None:
         attach(recorder, call, atoms, affine, "layer_norm")
         shape_of = vars(module).get("normalized_shape") if module is not None else None
         if isinstance(shape_of, tuple | list) or type(shape_of) is int:
-            recorder.attribute(
-                call.module, "normalized_shape", atoms, at=None if type(shape_of) is int else 0
-            )
+            at = None if type(shape_of) is int else 0
+            recorder.attribute(call.module, "normalized_shape", atoms, at=at)
         over_channels(recorder, call, atoms)
     else:
         for parameter in affine:
             recorder.freeze(parameter, call.where)
-    recorder.set(outs[0], Tag(zero=len(affine) > 0).with_axes([] if label is None else [label]))
-    for statistic in outs[1:]:
-        recorder.set(statistic, Tag())
+    recorder.result(call, Tag(zero=len(affine) > 0).with_axes([label]))
     dim, ins = recorder.peek(source)
     if len(shape) > 1 or dim != source.dim() - 1 or not ins.size or not affine:
         return None
-    fields = {
-        "positions": source.numel() // shape[-1],
-        "dtype": str(source.dtype).removeprefix("torch."),
-    }
+    fields = {"positions": source.numel() // shape[-1], "dtype": dtype_of(source)}
     return Timing("layer_norm", ins, ins, fields)
 
 
 def over_channels(recorder: Recorder, call: Call, atoms: np.ndarray) -> None:
-    """Notes a norm over channels; a module that norms several tensors of one width has one width for them all."""
+    """Notes a norm over channels; a module that normalises several tensors of one width has one width for them all."""
     for norm in recorder.norms:
         if norm.module == call.module and norm.units.size == atoms.size:
             recorder.units.unite(norm.units, atoms)
@@ -129,13 +116,8 @@ def group_norm(recorder: Recorder, call: Call) -> None:
     atoms = recorder.read(source, 1, call)
     affine = [t for t in (weight, bias) if isinstance(t, Tensor)]
     attach(recorder, call, atoms, affine, "group_norm")
-    module = recorder.modules.get(call.module)
-    label = recorder.label(source)
-    outs = call.outputs
-    recorder.set(outs[0], Tag(zero=bool(affine)).with_axes([] if label is None else [label]))
-    for statistic in outs[1:]:
-        recorder.set(statistic, Tag())
-    if not isinstance(module, nn.GroupNorm):
+    recorder.result(call, Tag(zero=bool(affine)).with_axes([recorder.label(source)]))
+    if not isinstance(recorder.modules.get(call.module), nn.GroupNorm):
         recorder.units.freeze(atoms, f"{call.where} outside a GroupNorm module")
         return
     recorder.attribute(call.module, "num_channels", atoms)
@@ -202,7 +184,7 @@ def pooling(call: Call, source: Tensor, out: Tensor, n: int) -> tuple[str | None
 
 
 def region(recorder: Recorder, call: Call) -> None:
-    """Pooling of regions: each channel alone, at places that other tensors give."""
+    """Pooling of regions: each channel alone, at positions that other tensors hold."""
     source = call.args[0]
     for other in call.tensors[1:]:
         recorder.freeze(other, call.where)
@@ -214,30 +196,24 @@ def region(recorder: Recorder, call: Call) -> None:
         recorder.set(out, Tag(zero=recorder.tag(source).zero).with_axes([label]))
 
 
-EXACT_SUMS = frozenset({"sum"})
-"""Reductions whose value does not change when elements that are 0 go."""
-
-
 def reduction(recorder: Recorder, call: Call) -> Timing | None:
     """Reductions: over positions the channels stay; over channels only a sum of zeros may lose some."""
     source = call.tensors[0]
     tag = recorder.tag(source)
     dims = reduced_dims(call, source)
     keepdim = all(out.dim() == source.dim() for out in call.outputs[:1])
-    axes = []
-    frozen = []
+    axes, frozen = [], []
     summed = False
     for axis in tag.axes:
         label = recorder.units.find(axis)
-        if any(label.shape[d] > 1 for d in dims):
-            if root_mean_square(recorder, call, label, dims):
-                continue
-            if call.name in EXACT_SUMS and tag.zero and not tag.parameter:
-                summed = True
-            else:
-                frozen.append(label)
+        if all(label.shape[d] == 1 for d in dims):
+            axes.append(label if keepdim or not dims else label.squeeze(tuple(dims)))
+        elif root_mean_square(recorder, call, label, dims):
             continue
-        axes.append(label if keepdim else label.squeeze(tuple(dims)) if dims else label)
+        elif call.name == "sum" and tag.zero and not tag.parameter:
+            summed = True  # a sum does not change when elements that are 0 are removed
+        else:
+            frozen.append(label)
     zero = tag.zero and call.name in ("sum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm")
     for out in call.outputs:
         recorder.set(out, replace(tag, zero=zero).with_axes(axes))
@@ -259,7 +235,7 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
 def root_mean_square(recorder: Recorder, call: Call, label: Label, dims: list[int]) -> bool:
     """Returns whether a mean is that of the squares in an ``nn.RMSNorm`` over the channels, and notes the norm.
 
-    Where no kernel does it as a whole, the module is run as squares, mean, root and product.
+    torch runs the module so, as squares, mean, root and product, where it has no kernel for the whole.
     """
     module = recorder.modules.get(call.module)
     if type(module) is not nn.RMSNorm or call.name != "mean" or len(module.normalized_shape) != 1:
@@ -300,5 +276,5 @@ def softmax(recorder: Recorder, call: Call) -> Timing | None:
     heads = source.shape[1]
     label = recorder.label(source)
     alone = label is not None and label.size == label.shape[1] == heads
-    atoms = label.reshape(-1) if alone and label is not None else np.zeros(heads, dtype=np.int64)
+    atoms = label.reshape(-1) if alone and label is not None else no_atoms(heads)
     return Timing("softmax", atoms, atoms, shape_fields(source, 1))

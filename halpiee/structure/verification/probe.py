@@ -1,9 +1,9 @@
-"""Cuts a traced model on paper and compares: do the forward's own numbers follow the channels?
+"""Which units to freeze, from the record of a smaller copy: do the forward's own numbers follow the channels?
 
-A reshape, a slice or a divisor written as a number stays when channels go. So every prunable group loses some
-units, the smaller fake model runs again with the *original* units as labels, and whatever no longer fits is
-frozen: an op that fails, two different units that meet in one place, an op that moves what is left otherwise
-(``Move``), a scalar or an output shape that has changed.
+A reshape, a slice or a divisor written as a number stays the same when channels are removed. So every prunable group
+loses some units, and the smaller copy runs with the *original* units as labels. Units are frozen where an op fails,
+unites two different units, moves the remaining channels differently (``Move``), or has other scalars, and where an
+output has another shape.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.labels import Atoms, CheckedUnits, Finding
+from halpiee.structure.labels import Atoms, CheckedUnits, Finding, together
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Move, stays_the_same
 from halpiee.structure.shrink import Cut, alive_of
@@ -39,28 +39,27 @@ DOES_NOT_FOLLOW = "a size or an index there does not follow the channels"
 ANOTHER_PATH = "the forward takes another path at another width"
 
 CHECKS = "checks its widths"
-"""What a module does whose forward failed at no op that is watched."""
+"""Reason of a failure in a module at none of the ops that are recorded."""
 
 
 @dataclass(frozen=True)
 class Misplaced:
     """An op that moves the remaining channels differently than in the full network."""
 
-    place: int  # number of the op
-    units: Atoms  # the units whose channels it moves
-    reason: str  # what it does
+    place: int  # its number among the moves
+    units: Atoms  # those whose channels it moves
+    reason: str
 
 
 def irregular_keeps(structure: Structure) -> list[dict[str, Tensor]]:
     """Returns keeps that take an irregular share of the units out of the prunable groups.
 
-    Groups of one size lose different numbers in at least one of them: a forward that cuts one by the width of
-    another shows only then. A size has few widths, so that many groups of one small size need several keeps: how
-    many units a group loses in each are the digits of its number.
+    Groups of one size lose different numbers in at least one of the keeps: only then a forward fails that cuts one by
+    the width of another. A size has few widths, so that many groups of one small size need several keeps: the digits
+    of a group's number say how many units it loses in each.
 
-    The last keep leaves few units, the more the fewer the first one leaves: a forward that asks whether a width is
-    below a number, or below another width, shows there. At least two are left, as torch itself takes other paths
-    at a width of one.
+    The last keep leaves few units, the more the fewer the first one leaves, to find a forward that compares a width
+    with a number or with another width. At least two are left, as torch itself takes other paths at a width of one.
     """
     generator = torch.Generator().manual_seed(1)
     groups_of = Counter(group.size for group in structure.prunable)
@@ -83,7 +82,7 @@ def irregular_keeps(structure: Structure) -> list[dict[str, Tensor]]:
 
 
 def widths(size: int, *, first: bool) -> int:
-    """Returns how many widths a group takes: every one loses some in the first keep, at least 2 are left mostly."""
+    """Returns how many widths a group can have in a keep; every group loses some in the first one."""
     if first:
         return size - 3 - max(0, size // 3 - 2) if size > 3 else 1
     return max(2, size - 1)
@@ -95,7 +94,7 @@ def irregular(size: int, digit: int, generator: torch.Generator, *, first: bool)
     if not first:
         mask[torch.randperm(size, generator=generator)[:digit]] = False
     elif size > 3:
-        # whatever begins or ends at a place of its own shows at the ends; a width of 1 takes paths of its own
+        # the ends find cuts that begin or end at a fixed place; torch takes other paths at a width of 1
         mask[[0, -1]] = False
         others = 3 + torch.randperm(size - 4, generator=generator)
         mask[others[: max(0, size // 3 - 2) + digit]] = False
@@ -108,19 +107,17 @@ def differences(
     structure: Structure,
     full: Recorder,
     small: Recorder,
-    cut: Cut,
     error: Exception | None,
     misplaced: Misplaced | None,
 ) -> list[Finding]:
-    """Returns the units that must stay: where the smaller model failed, mixed units or differed.
+    """Returns the units that must stay: where the smaller model failed, united units or differed.
 
     Args:
-        structure: what was found so far.
+        structure: as found so far.
         full: record of the full model.
         small: record of the smaller one, with the structure's units as atoms.
-        cut: what the smaller model was cut to.
         error: what its forward raised, or None.
-        misplaced: the first op that moves the channels that are left otherwise, or None.
+        misplaced: the first op that moves the remaining channels differently, or None.
     """
     assert isinstance(small.units, CheckedUnits)
     if misplaced is not None and (error is None or small.failed_at != full.moves[misplaced.place].where):
@@ -138,12 +135,7 @@ def differences(
     if full.made != small.made:
         changed = [n for a, b in zip(full.made, small.made, strict=False) if a != b for n in a]
         named = [g for g in structure.prunable if g.size in changed] or list(structure.prunable)
-        return [
-            (
-                np.concatenate([unit_range(g) for g in named]),
-                "a number computed from the width becomes a tensor",
-            )
-        ]
+        return [(together(map(unit_range, named)), "a number computed from the width becomes a tensor")]
     if len(full.scalars) != len(small.scalars):
         return [(everything(structure), ANOTHER_PATH)]
     if full.output_shapes != small.output_shapes:
@@ -160,17 +152,10 @@ def moved_otherwise(
 ) -> Misplaced | None:
     """Returns the first op that moves the remaining channels differently than in the full network.
 
-    Args:
-        structure: what was found so far.
-        full: record of the full model.
-        moves: what moves elements in the smaller one, in order.
-        cut: what the smaller model was cut to.
-        reached: whether the smaller one came as far as an op of the full model, which it then should have had.
+    ``moves`` are those of the smaller network; ``reached`` says whether it came as far as a move of the full one.
     """
     numbers = np.full(len(full.units), -1, dtype=np.int64)
     numbers[structure.details["roots"]] = np.arange(structure.n_units)
-
-    nothing = np.zeros(0, dtype=np.int64)
     known: dict[int, tuple[Atoms, NDArray[np.bool_]]] = {}
 
     def units(label: Atoms) -> tuple[Atoms, NDArray[np.bool_]]:
@@ -189,32 +174,25 @@ def moved_otherwise(
             continue
         if not move.axes:
             return Misplaced(place, everything(structure), ANOTHER_PATH)
-        touched = np.unique(np.concatenate([nothing, *(units(axis)[0] for axis in move.axes)]))
-        if (
-            other is None
-            or not followed
-            or not stays_the_same(move, other, [units(axis)[1] for axis in move.axes])
-        ):
-            by_number = move.dim is not None
-            what = f"{move.where} with literal bounds" if by_number else f"{move.where}: {DOES_NOT_FOLLOW}"
-            return Misplaced(place, touched[touched >= 0], what)
+        touched = np.unique(together(units(axis)[0] for axis in move.axes))
+        left = [units(axis)[1] for axis in move.axes]
+        if other is None or not followed or not stays_the_same(move, other, left):
+            what = " with literal bounds" if move.dim is not None else f": {DOES_NOT_FOLLOW}"
+            return Misplaced(place, touched[touched >= 0], f"{move.where}{what}")
     return None
 
 
 def failure(structure: Structure, small: Recorder, error: Exception) -> list[Finding]:
-    """Returns the units at the op or in the module whose forward failed."""
+    """Returns the units at the op, or else in the module, whose forward failed."""
     reason = f"{small.failed_at or type(error).__name__} with sizes that do not follow the channels"
-    units = known(
-        small, np.concatenate([np.zeros(0, dtype=np.int64), *(a.reshape(-1) for a in small.failed)])
-    )
-    prunable = np.concatenate([np.zeros(0, dtype=np.int64), *(unit_range(g) for g in structure.prunable)])
-    units = np.intersect1d(units, prunable)
+    prunable = everything(structure)
+    units = np.intersect1d(known(small, together(small.failed)), prunable)
     if not units.size:
         inside = [s.units for s in structure.slots if (s.tensor + ".").startswith(small.last_module + ".")]
-        units = np.intersect1d(np.concatenate([np.zeros(0, dtype=np.int64), *inside]), prunable)
+        units = np.intersect1d(together(inside), prunable)
         across = [unit_range(g) for g in structure.prunable if crosses(g, small.last_module)]
-        if across:  # a module that checks widths checks those that come in; what is within may follow
-            units = np.concatenate(across)
+        if across:  # a module that checks widths checks those of its inputs; its inner ones may follow
+            units = together(across)
         reason = f"the forward of {small.last_module or 'the network'} {CHECKS}: {first_line(error)}"
     if not units.size:
         return [(prunable, f"the forward fails at other widths: {first_line(error)}")]
@@ -239,7 +217,7 @@ def unit_range(group: Any) -> Atoms:
 
 def everything(structure: Structure) -> Atoms:
     """Returns the unit numbers of all prunable groups."""
-    return np.concatenate([unit_range(g) for g in structure.prunable])
+    return together(unit_range(g) for g in structure.prunable)
 
 
 def known(small: Recorder, atoms: Atoms) -> Atoms:

@@ -1,7 +1,7 @@
 """Verifies a trace at other widths: shrinks the model on paper, traces it again, and freezes groups that disagree.
 
-A quick run comes first, without labels or values: a model that is cut on paper and runs through the same ops follows
-its channels. What differs is then looked for by a full trace.
+A quick run comes first, without labels or values: a cut model that runs the same ops on the same tensors follows its
+channels. Where it does not, a full trace finds the difference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from halpiee.errors import StructureError
 from halpiee.structure.assemble import assemble
 from halpiee.structure.forward import Subject, record
 from halpiee.structure.groups import ChannelGroup, Structure
-from halpiee.structure.labels import Atoms, CheckedUnits, Finding
+from halpiee.structure.labels import Atoms, CheckedUnits, Finding, together
 from halpiee.structure.recorder import Decisions, Recorder
 from halpiee.structure.records import Move, Step, parting, tensors_of, wired
 from halpiee.structure.rules.movement import FOLLOWING
@@ -39,30 +39,24 @@ __all__ = ["Trial", "TurnError"]
 
 
 class TurnError(Exception):
-    """A reshape does not fit the pruned channels; it may fit if units are whole rows.
-
-    Attributes:
-        places: the reshapes, by their numbers among the moves.
-    """
+    """A reshape does not fit the pruned channels; it may fit if units are whole rows."""
 
     def __init__(self, places: frozenset[int]) -> None:
         super().__init__(places)
-        self.places = places
+        self.places = places  # the reshapes, by their numbers among the moves
 
 
 @dataclass(frozen=True)
 class Misfit:
     """What does not follow the channels."""
 
-    # units that must stay, and why; none where nothing is known but that the forward parts
-    found: list[Finding]
-    module: str  # the module that it was found in
-    # the module in which the forward begins to run other ops or to read other tensors, or None
-    parted: str | None
+    found: list[Finding]  # none where the two forwards are only known to differ
+    module: str  # that it was found in
+    parted: str | None  # the module in which the forward begins to run other ops or to read other tensors
 
 
 def misfit_of(found: list[Finding], module: str, parted: str | None) -> Misfit | None:
-    """Returns the misfit; ``None`` where nothing was found. Diverging forwards have a place of their own."""
+    """Returns the misfit, or ``None``; that the forwards differ is said by ``parted`` alone."""
     found = [(units, reason) for units, reason in found if parted is None or reason != ANOTHER_PATH]
     return Misfit(found, module, parted) if found or parted is not None else None
 
@@ -74,17 +68,14 @@ class Trial:
     subject: Subject
     recorder: Recorder  # record of its forward; what does not follow the channels is frozen in it
     real: bool  # whether to run on real tensors
-    # what to run it on without labels first. That a model follows its channels on the meta device is proof;
-    # that it does not is none, as torch runs some ops otherwise there at every width, and from the first such
-    # case on it is not asked
+    # what to run it on without labels first. A model that follows its channels on the meta device follows them; one
+    # that does not may still do so on fake tensors, as torch runs some ops otherwise there: then meta is left out
     quick: list[Tensors] = field(default_factory=lambda: ["meta", "fake"])
 
     def run(self, structure: Structure, keep: Mapping[str, Tensor]) -> tuple[Recorder, Exception | None]:
         """Records the pruned model on fake tensors; returns the record and the error of its forward."""
         cut = cut_for(structure, keep)
-        stay = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(unit_range(g) for g in structure.groups if not g.prunable)]
-        )
+        stay = together(unit_range(g) for g in structure.groups if not g.prunable)
         small = Recorder({}, self.recorder.positions, CheckedUnits(cut.n_units, stay))
         small.idle_ops = self.recorder.idle_ops
         small.answers = None if self.recorder.answers is None else self.recorder.answers.again()
@@ -114,7 +105,7 @@ class Trial:
         for tensors in () if self.real else tuple(self.quick):
             quick = self.watched(cut, tensors)
             if quick is None and tensors == "meta":
-                break  # mostly because the forward fails at these widths, which takes a full trace to explain
+                break  # mostly because the forward fails at these widths, which a full trace explains
             if quick is None:
                 continue
             misplaced = moved_otherwise(structure, recorder, quick.moves, cut)
@@ -142,7 +133,7 @@ class Trial:
         if misplaced is not None:
             self.turned(misplaced)
             module = recorder.moves[misplaced.place].module
-        found = differences(structure, recorder, small, cut, error, misplaced)
+        found = differences(structure, recorder, small, error, misplaced)
         return misfit_of(
             found, module, parting(steps, wired(small.events, small.given)) if error is None else None
         )
@@ -170,17 +161,15 @@ class Trial:
         return Watched(wired(watch.events, watch.given), watch.moves, watch.numbers, made, shapes)
 
     def turned(self, misplaced: Misplaced) -> None:
-        """Raises a TurnError where what moves channels otherwise is a reshape that has not been tried by rows."""
+        """Raises a TurnError where the misplaced move is a reshape that has not been tried by rows."""
         recorder, place = self.recorder, misplaced.place
         if any(spread.place == place for spread in recorder.spreads) and place not in recorder.turned:
             raise TurnError(alike_spreads(recorder, place) - recorder.turned)
 
     def verified(self, structure: Structure, enough: Callable[[], bool]) -> Structure:
-        """Returns the structure; freezes everything that does not follow the channels.
+        """Returns the structure with every group frozen that does not follow the channels.
 
-        Args:
-            structure: what was found so far.
-            enough: whether what is frozen already calls for another trace, so that there is no need to go on.
+        ``enough`` says whether another trace is needed anyway, so that this one can end.
         """
         fitted = 0
         while fitted < len(keeps := irregular_keeps(structure)):
@@ -189,19 +178,15 @@ class Trial:
             if misfit is None:
                 fitted += 1
                 continue
-            fitted = 0  # what fitted beside a group that is cut need not fit beside one that stays
-            if misfit.parted is not None and self.recorder.unfollow(misfit.parted, FOLLOWING):
-                structure = assemble(self.recorder)
-                continue
-            if self.unfollowed(structure, keep, misfit):
+            fitted = 0  # a keep that fitted beside a group that is cut need not fit beside one that stays
+            parted = misfit.parted is not None and self.recorder.unfollow(misfit.parted, FOLLOWING)
+            if parted or self.unfollowed(structure, keep, misfit):
                 structure = assemble(self.recorder)
                 continue
             prunable = structure.prunable
             for units, reason in misfit.found:
-                # whole groups: the units that were removed on paper were not there to be found
-                touched = [
-                    g for g in structure.groups if np.isin(np.arange(g.start, g.start + g.size), units).any()
-                ]
+                # whole groups: the units that were removed on paper cannot be among those found
+                touched = [g for g in structure.groups if np.isin(unit_range(g), units).any()]
                 if CHECKS in reason:
                     touched = self.at_fault(structure, keep, misfit.module, touched)
                 for group in touched:
@@ -210,7 +195,7 @@ class Trial:
                     alike = f"as in {misfit.module}: {reason}" if CHECKS in reason else reason
                     self.recorder.units.freeze(roots_of(structure, group), alike)
             structure = assemble(self.recorder)
-            if structure.prunable == prunable:  # what was found lies in groups that stay anyway
+            if structure.prunable == prunable:  # the units that were found are frozen anyway
                 reason = misfit.found[0][1] if misfit.found else ANOTHER_PATH
                 for group in blamed(prunable, self.fails(structure, keep)):
                     self.recorder.units.freeze(roots_of(structure, group), reason)
@@ -222,13 +207,9 @@ class Trial:
     def at_fault(
         self, structure: Structure, keep: Mapping[str, Tensor], module: str, seen: list[ChannelGroup]
     ) -> list[ChannelGroup]:
-        """Returns the groups at fault where a forward failed at no op that is watched, such as a reshape.
+        """Returns the groups at fault where the forward of a module failed at no op that is recorded.
 
-        Args:
-            structure: what was found so far.
-            keep: what was cut.
-            module: whose forward failed.
-            seen: groups that come into it or leave it, which it may check.
+        ``seen`` are the groups on its inputs and outputs, which it may check.
         """
         fails = self.fails(structure, keep)
         tried = [g for g in structure.prunable if g.name in keep]
@@ -237,10 +218,9 @@ class Trial:
         return [*blamed(pool, fails)]
 
     def unfollowed(self, structure: Structure, keep: Mapping[str, Tensor], misfit: Misfit) -> bool:
-        """Forgets that attributes follow the channels where they only happen to equal them; returns whether any did.
+        """Forgets that attributes follow the channels where the misfit ends without them; returns whether any did.
 
-        A width of an image may equal the number of channels: that an attribute follows is believed as long as the
-        smaller model runs.
+        The width of an image, say, may happen to equal the number of channels.
         """
         followed = self.recorder.attributes
         names = sorted({a.name for a in followed if a.module == misfit.module and a.name in FOLLOWING})
@@ -255,7 +235,7 @@ class Trial:
     def fails(
         self, structure: Structure, keep: Mapping[str, Tensor]
     ) -> Callable[[Sequence[ChannelGroup]], bool]:
-        """Returns what says of some groups whether something does not fit where only they are cut."""
+        """Returns a function of some groups: whether there is a misfit where only they are cut."""
 
         def fails(groups: Sequence[ChannelGroup]) -> bool:
             part = {g.name: keep[g.name] for g in groups}
@@ -266,7 +246,7 @@ class Trial:
 
 
 def alike_spreads(recorder: Recorder, place: int) -> frozenset[int]:
-    """Returns the reshapes that spread channels as this one does in other modules of its class."""
+    """Returns the same reshape in all modules of its module's class."""
     ordinals: Counter[str] = Counter()
     kinds: dict[int, tuple[Any, ...]] = {}
     for at in sorted({spread.place for spread in recorder.spreads}):
@@ -279,7 +259,7 @@ def alike_spreads(recorder: Recorder, place: int) -> frozenset[int]:
 def blamed(
     groups: Sequence[ChannelGroup], fails: Callable[[Sequence[ChannelGroup]], bool]
 ) -> Sequence[ChannelGroup]:
-    """Returns a part of the groups without which the rest may go: O(log groups) trials."""
+    """Returns a part of the groups that is at fault: bisection, O(log groups) trials."""
     while len(groups) > 1:
         halves = groups[: len(groups) // 2], groups[len(groups) // 2 :]
         at_fault = next((half for half in halves if fails(half)), None)
@@ -298,16 +278,20 @@ def roots_of(structure: Structure, group: ChannelGroup) -> Atoms:
 def siblings(
     structure: Structure, recorder: Recorder, failed: str, touched: list[ChannelGroup]
 ) -> list[ChannelGroup]:
-    """Returns the prunable groups that play the same part in other modules of the class whose forward failed.
+    """Returns the prunable groups of the same names in other modules of the class whose forward failed.
 
-    They would fail next, one by one, each for the price of a trace; so they are frozen with the first.
+    They would fail next, one trace each; so they are frozen with the first.
     """
     kind = type(recorder.modules.get(failed))
     if not failed or kind.__module__.startswith("torch.nn"):
         return []
     parts = {g.name.removeprefix(failed) for g in touched if g.name.startswith(failed + ".")}
-    others = [path for path, module in recorder.modules.items() if type(module) is kind and path != failed]
-    others = [path for path in others if (path in recorder.positions) == (failed in recorder.positions)]
+    others = [
+        path
+        for path, module in recorder.modules.items()
+        if type(module) is kind and path != failed
+        if (path in recorder.positions) == (failed in recorder.positions)
+    ]
     names = {path + part for path in others for part in parts}
     return [g for g in structure.prunable if g.name in names]
 
