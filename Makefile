@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Spinning worker threads make torch many times slower on a shared machine; waiting passively costs nothing.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: lock compat demo test quick check house format bench bench-latency bench-solver bench-structure bench-methods models options exports results package coverage docs clean
+.PHONY: lock compat demo test quick check house format bench bench-training bench-latency bench-solver bench-structure bench-methods models options exports results package coverage docs clean
 
 $(VENV)/.installed: pyproject.toml tools/install.py $(wildcard requirements/lock-*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,7 +47,10 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed ## what masking costs a training step, and what shrinking saves
-	$(BIN)/python -m tools.bench_training --steps 80
+	$(BIN)/python -m tools.bench_training
+
+bench-training: $(VENV)/.installed ## a whole training by IEE to 30 % of the latency against a dense one, a step of each in turn
+	$(BIN)/python -m tools.bench_training --trainings
 
 bench-latency: $(VENV)/.installed ## predicted against measured on random shrunk networks; regret; repeatability
 	$(BIN)/python -m tools.bench_latency

@@ -58,6 +58,7 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, profile: Path) ->
         total_steps=STEPS,
         structure=structure,
         cost=halpiee.LatencyCost(structure, measured),
+        end=0.75,
         h=8,
         j=4,
         q=8,

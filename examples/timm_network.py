@@ -57,7 +57,7 @@ def main(
         "structure": structure,
         "cost": cost,
     }
-    cycle: dict[str, Any] = {"start": "pretrained", "h": 4, "j": 2, "q": 4}
+    cycle: dict[str, Any] = {"start": "pretrained", "end": 0.75, "h": 4, "j": 2, "q": 4}
 
     epochs, updates = 4, steps // 4
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)

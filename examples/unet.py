@@ -74,6 +74,7 @@ def main(out: Path) -> dict[str, float]:
         total_steps=STEPS,
         structure=structure,
         cost=cost,
+        end=0.75,
         h=6,
         j=3,
         q=6,

@@ -119,7 +119,12 @@ class Pruning:
             halpiee.LatencyCost(structure, measured),
         )
         steps = len(trainer.train_loader) * trainer.epochs // trainer.accumulate
-        lengths: dict[str, int] = {"h": max(1, steps // 8), "j": max(1, steps // 8), "q": max(1, steps // 8)}
+        lengths: dict[str, float] = {
+            "end": 0.75,
+            "h": max(1, steps // 8),
+            "j": max(1, steps // 8),
+            "q": max(1, steps // 8),
+        }
         if self.method == "halp":
             prunes = max(1, min(30, steps // 2))
             lengths = {"prunes": prunes, "interval": max(1, steps // 2 // prunes)}

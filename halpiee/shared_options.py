@@ -33,6 +33,12 @@ IEE = "IEE: prune, improve, explore, grow"
 SCHEDULE, SPEED = "Schedule, dense and pruned", "Speed of the training"
 """Headings."""
 
+EARLY, LATE = 0.1, 0.75
+"""Shares of a training after which IEE's updates have ended: for a latency (docs/decisions/0155), for a sparsity."""
+
+MOST_CYCLES, FEWEST_STEPS = 8, 5
+"""Cycles of IEE, and the steps of a phase below which there are fewer of them: scores of less are of few images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scaled:
@@ -124,7 +130,12 @@ class Switches:
         "Decay of the exploration budget: to 1 % of the budget or one step of the coarsest group, or as a cosine to 0.",
         IEE,
     )
-    end: ranges.Positive = option(0.75, "Share of the training after which updates have ended.", IEE)
+    end: ranges.Positive | None = option(
+        None,
+        "Share of the training after which updates have ended; channels are cut out then, and the rest trains compact.",
+        IEE,
+        unset=f"of iee {EARLY} for a latency; else {LATE}",
+    )
     explore_init: Literal["model", "zero"] | None = option(
         None,
         "Values that units start from which were never active: the network's initial ones, or zero.",
@@ -142,9 +153,7 @@ class Switches:
     )
     freeze: bool = option(True, "Freeze active units during exploration.", IEE)
     explore_norm: Literal["batch", "running"] = option(
-        "batch",
-        "Statistics that batch norms use during exploration: of the batch, or the running ones.",
-        IEE,
+        "batch", "Statistics that batch norms use during exploration: of the batch, or the running ones.", IEE
     )
     solver: Literal["joint", "cpsat", "linear"] | None = option(
         None, "Solver that selects the units of a latency.", GOAL, unset="joint; of halp linear"
@@ -247,7 +256,12 @@ class Scheduling:
 class Cycle(Switches):
     """How IEE exchanges units, its lengths beside its switches; see ``halpiee.IEE``."""
 
-    cycles: ranges.Epochs = option(8, "Prune-and-grow cycles, where --h, --j and --q are left out.", IEE)
+    cycles: ranges.Epochs | None = option(
+        None,
+        "Prune-and-grow cycles, where --h, --j and --q are left out.",
+        IEE,
+        unset=f"{MOST_CYCLES}, or as many as leave {FEWEST_STEPS} steps for each of these",
+    )
     h: ranges.Steps | None = option(None, "Steps before a prune.", IEE, unset="what --cycles leaves")
     j: ranges.StepsOrNone | None = option(
         None, "Steps between a prune and exploration.", IEE, unset="what --cycles leaves"
@@ -257,19 +271,31 @@ class Cycle(Switches):
     def __post_init__(self) -> None:
         ranges.check(self)
 
-    def steps(self, total_steps: int) -> tuple[int, int, int]:
-        """Returns (h, j, q); open ones share what ``cycles`` cycles leave within the first ``end`` of training.
+    def steps(self, total_steps: int, *, scored: bool = False) -> tuple[int, int, int]:
+        """Returns (h, j, q); open ones share what the cycles leave within the first ``end`` of training.
+
+        Args:
+            total_steps: of the whole training.
+            scored: whether h steps more come first, which score given weights.
 
         Raises:
             UsageError: not even one step each is left.
         """
+        end = LATE if self.end is None else self.end
         given = [n for n in (self.h, self.j, self.q) if n is not None]
-        room = int(self.end * total_steps) // max(self.cycles, 1) - sum(given)
-        share = room // max(3 - len(given), 1)
-        h, j, q = (share if n is None else n for n in (self.h, self.j, self.q))
+
+        def share(cycles: int) -> int:
+            room = int(end * total_steps) - cycles * sum(given) - scored * (self.h or 0)
+            return room // max(cycles * (3 - len(given)) + (scored and self.h is None), 1)
+
+        few = (n for n in range(MOST_CYCLES, 1, -1) if share(n) >= FEWEST_STEPS)
+        cycles = next(few, 1) if self.cycles is None else self.cycles
+        h, j, q = (share(cycles) if n is None else n for n in (self.h, self.j, self.q))
         if min(h, q) < 1 or j < 0:
+            what = "1 cycle was" if cycles == 1 else f"{cycles} cycles were"
             raise UsageError(
-                f"{self.cycles} cycles were asked of {total_steps} steps with updates ending at {self.end:.0%}; "
-                f"that leaves {room} steps for h, j and q: train more epochs, or ask for fewer --cycles"
+                f"{what} asked of {total_steps} steps with updates ending at {end:.0%}; that leaves "
+                f"{int(end * total_steps) // cycles} steps for h, j and q: train more epochs, end later (--end), or "
+                "ask for fewer --cycles"
             )
         return h, j, q

@@ -8,8 +8,9 @@ A change of the masks happens inside ``optimizer.step()``: reading scores, choos
 the solver. Its CPU time less that of the bare optimizer is therefore its price; forward and backward stay out of that
 measurement, so a small batch does.
 
-The last table is of ``halpiee train``'s own steps: masked under bf16 autocast with each step in four parts; and a whole
-training by IEE to 30 % of the latency, the steps of the compact network included, against as many dense steps.
+``--trainings`` (``make bench-training``) times ``halpiee train``'s own steps: masked under bf16 autocast with each step
+in four parts; a whole training by IEE to 30 % of the latency, solves and cut included, a step of it and a dense one in
+turn.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from halpiee.methods.iee import IEE
 from halpiee.methods.method import Method
 from halpiee.saliency import Taylor
 from halpiee.selection.cost import LatencyCost
-from halpiee.shared_options import Cycle
 from halpiee.sparsity import ERK, Channels, Global, Latency, Uniform
 from halpiee.structure.groups import Structure, macs
 from halpiee.structure.trace import trace
@@ -108,7 +108,8 @@ def asked(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--cut", default="wrn22_2", help="the network of the whole trainings")
     parser.add_argument("--cut-profile", type=Path, default=CUT_PROFILE, help="its latencies")
-    parser.add_argument("--steps", type=int, default=0, help="of the whole trainings (default: none)")
+    parser.add_argument("--trainings", action="store_true", help="only the steps of halpiee train")
+    parser.add_argument("--steps", type=int, default=100, help="of the whole trainings (default 100)")
     parser.add_argument(
         "--share", type=float, default=0.3, help="of the latency that they end at (default 0.3)"
     )
@@ -127,6 +128,17 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     torch.manual_seed(0)
     # The networks' own arithmetic must be alike: zeros cost what other numbers cost, but not denormals.
     torch.set_flush_denormal(True)
+    if options.trainings:
+        rows = [autocast_row(options, device), training_row(options, device)]
+        print(markdown(rows), flush=True)
+        if not options.no_record:
+            append("training-step", rows)
+        return {"training-step": rows}
+    return step_tables(options, device)
+
+
+def step_tables(options: argparse.Namespace, device: torch.device) -> dict[str, list[dict[str, Any]]]:
+    """Prints what masked steps cost, and what changes of the masks do, and returns the rows."""
     dense = build(options.model, num_classes=10, width=options.width).to(device)
     x = torch.randn(options.batch_size, 3, options.size, options.size).to(device)
     batch = (x, torch.randint(0, 10, (options.batch_size,)).to(device))
@@ -179,11 +191,6 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     print(f"\n{options.changes} changes of the masks of each kind; a dense step takes {1e3 * unit:.3g} ms\n")
     changes = list(change_rows(options, device, x[:1], unit))
     print(markdown(changes), flush=True)
-    if options.steps:
-        print("\nsteps and whole trainings of halpiee train\n")
-        trained = [autocast_row(options, device), training_row(options, device)]
-        print(markdown(trained), flush=True)
-        steps_of += trained
     if not options.no_record:
         append("training-step", steps_of)
         append("mask-change", changes)
@@ -227,13 +234,18 @@ def training_row(options: argparse.Namespace, device: torch.device) -> dict[str,
     structure = trace(model, (torch.randn(1, 3, options.size, options.size, device=device),))
     cost = LatencyCost(structure, Profile.load(options.cut_profile))
     optimizer, data = make_optimizer(model, s), random_data(options)
-    h, j, q = Cycle().steps(n)
+    h, j, q = s.cycle_steps(n)
     asked: dict[str, Any] = {"structure": structure, "cost": cost, "budget": Latency(fraction=options.share)}
     iee = IEE(model, optimizer, total_steps=n, h=h, j=j, q=q, **asked)
     batches = list(data.to(device).batches(0, options.batch_size))
     whole = Trainer(dense, make_optimizer(dense, s), data, s)
     pruned = Trainer(model, optimizer, data, s, method=iee)
-    seconds = [0.0, 0.0]
+    seconds, wall = [0.0, 0.0], [0.0, 0.0]
+
+    def timed(side: int, step: Callable[[], object]) -> None:
+        begun = time.perf_counter()
+        seconds[side] += seconds_of(step, device)
+        wall[side] += time.perf_counter() - begun
 
     def pruned_step() -> None:
         if iee.finished and pruned.stage == "masked":
@@ -241,10 +253,12 @@ def training_row(options: argparse.Namespace, device: torch.device) -> dict[str,
         pruned.train_step(*batches)
 
     for _ in range(n):
-        seconds[0] += seconds_of(lambda: whole.train_step(*batches), device)
-        seconds[1] += seconds_of(pruned_step, device)
-    label = f"whole training of {options.cut}, IEE to {options.share:.0%} of the latency, {n} steps"
-    return {"step": label, "of a dense step": f"{seconds[1] / seconds[0]:.3f}", "asked": "≤ 0.55"}
+        timed(0, lambda: whole.train_step(*batches))
+        timed(1, pruned_step)
+    share = sum(macs(structure, iee.alive.counts).values()) / sum(macs(structure).values())
+    label = f"whole training by IEE of {options.cut} to {options.share:.0%} of the latency, {share:.3f} of the MACs"
+    ratio = f"{seconds[1] / seconds[0]:.3f} (wall clock {wall[1] / wall[0]:.3f}; {n} steps)"
+    return {"step": label, "of a dense step": ratio, "asked": "≤ 0.55"}
 
 
 def row(label: str, ratios: Sequence[float], asked: str) -> dict[str, str]:

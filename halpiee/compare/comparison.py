@@ -79,7 +79,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "early-0.5": Contestant("the same, cut after half", {"method": "early", "cut_at": 0.5}),
     "early-cut": Contestant("the same without repair", {"method": "early", "repair": False}),
     "early-uniform": Contestant("the same to uniform widths", {"method": "early", "widths": "uniform"}),
-    "iee": Contestant("IEE from scratch, updates for three quarters", {"method": "iee"}),
+    "iee": Contestant("IEE from scratch, updates for three quarters", {"method": "iee", "end": 0.75}),
     "iee-short": Contestant("IEE from scratch, updates for a tenth", {"method": "iee", **SHORT}),
     "iee-pretrained": Contestant("IEE from the dense network", {"method": "iee", **SHORT}, pretrained=True),
     "halp-linear": Contestant(

@@ -156,29 +156,18 @@ class LoadedData(Data):
     def _options(self, workers: int) -> dict[str, Any]:
         more = {"prefetch_factor": self._loading.prefetch} if workers else {}
         generator = torch.Generator()  # else a loader draws from the global one
-        return {
-            "num_workers": workers,
-            "pin_memory": self._device.type == "cuda",
-            "generator": generator,
-            **more,
-        }
+        pinned = self._device.type == "cuda"
+        return {"num_workers": workers, "pin_memory": pinned, "generator": generator, **more}
 
     def _loader(self, batch_size: int, seed: int) -> tuple[_Keys, Any]:
         """Returns the loader of a batch size; its workers stay from epoch to epoch."""
         found = self._loaders.get((batch_size, seed))
         if found is None:
             keys = _Keys()
-            batches = _Batches(
-                self.train, self._change, self._fixed, batch_size, seed, self._rank, self._ranks
-            )
-            workers = self._workers
-            loader = DataLoader(
-                batches,
-                batch_size=None,
-                sampler=keys,
-                persistent_workers=workers > 0,
-                **self._options(workers),
-            )
+            place = self._rank, self._ranks
+            batches = _Batches(self.train, self._change, self._fixed, batch_size, seed, *place)
+            options = {**self._options(self._workers), "persistent_workers": self._workers > 0}
+            loader = DataLoader(batches, batch_size=None, sampler=keys, **options)
             self._loaders.clear()
             found = self._loaders[batch_size, seed] = (keys, loader)
         return found
@@ -282,13 +271,8 @@ class _Batches(Dataset[Batch]):
     def __init__(
         self, split: Split, change: Change, fixed: Change, batch_size: int, seed: int, rank: int, ranks: int
     ) -> None:
-        self._split, self._batch_size, self._seed, self._rank, self._ranks = (
-            split,
-            batch_size,
-            seed,
-            rank,
-            ranks,
-        )
+        self._split, self._batch_size, self._seed = split, batch_size, seed
+        self._rank, self._ranks = rank, ranks
         self._readers = {True: _Reader(split, change), False: _Reader(split, fixed)}
         self._order: tuple[int, Tensor] | None = None
 

@@ -8,7 +8,7 @@ the paper leaves open, and what is chosen here, stands in docs/methods.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from halpiee.errors import UsageError
@@ -19,8 +19,8 @@ from halpiee.methods.registry import method
 from halpiee.options import option
 from halpiee.saliency import Criterion, Magnitude, Taylor
 from halpiee.saliency.registry import criterion_of
-from halpiee.shared_options import Switches
-from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
+from halpiee.shared_options import EARLY, LATE, Switches
+from halpiee.sparsity.distribution import ERK, Budget, Global, Latency, Uniform
 from halpiee.sparsity.granularity import Channels, Weights
 from halpiee.sparsity.schedule import Cosine, Curve, Exponential
 
@@ -61,12 +61,13 @@ def recipe(o: Options, *, total_steps: int, omega: Curve, spread: Budget | None 
     if min(h, q) < 1 or j < 0:
         raise UsageError(f"h={h}, j={j}, q={q} were asked; h and q are at least 1 step and j at least 0")
     scored = o.start == "pretrained"
-    room = int(o.end * total_steps - h * scored)
+    end = LATE if o.end is None else o.end
+    room = int(end * total_steps - h * scored)
     cycles = room // (h + j + q)
     if cycles < 1:
         raise UsageError(
-            f"one cycle of h + j + q = {h + j + q} steps does not fit into the first {o.end:.0%} of {total_steps} "
-            f"steps; train longer, or choose h, j and q so that they add up to at most {room}"
+            f"one cycle of h + j + q = {h + j + q} steps does not fit into the first {end:.0%} of {total_steps} "
+            f"steps; train longer, end later (end=…), or choose h, j and q so that they add up to at most {room}"
         )
     phases: list[Phase] = [Train(h, collect=True), Start("scores")] if scored else [Start(o.init)]
     if not scored and o.init == "random":
@@ -103,12 +104,13 @@ class IEE(Method):
 
     def design(self, given: Setup, options: Options) -> Design:
         """Returns the cycles that fit, with Ω on its curve."""
-        o = options
+        budget, units = given.limit, given.units
+        end = options.end or (EARLY if isinstance(budget, Latency) else LATE)
+        o = replace(options, end=end)
         if not 0 < o.omega < 1:
             raise UsageError(
                 f"omega={o.omega} was asked; it is the share of the budget that is exchanged, in (0, 1)"
             )
-        budget, units = given.limit, given.units
         if units.zero_is_dead and (o.explore_init == "zero" or o.grow_values == "zero"):
             raise UsageError(
                 "channels were asked to start from zero: a zero channel has zero gradients and a zero score for ever; "
@@ -119,7 +121,7 @@ class IEE(Method):
         if not criterion.per_step:  # one that needs passes of its own says so now, not at the first prune
             criterion(units, dict(given.model.named_parameters()).get, lambda _: None)
         pool = bind(budget, units, given.cost, solver=o.solver or "joint", gap=o.gap)
-        cycles = max(1, int(o.end * given.total_steps) // max(o.h + o.j + o.q, 1))
+        cycles = max(1, int(end * given.total_steps) // max(o.h + o.j + o.q, 1))
         floor = min(o.omega, max(pool.floor, 0.01))
         curve: Curve = (
             Exponential(o.omega, floor, cycles) if o.decay == "exponential" else Cosine(o.omega, 0.0, cycles)

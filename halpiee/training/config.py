@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
@@ -21,7 +21,9 @@ from halpiee.methods.registry import METHODS, Entry
 from halpiee.options import described, fitted, option, options_of, parts_of
 from halpiee.ranges import parse_budget
 from halpiee.shared_options import (
+    EARLY,
     GOAL,
+    LATE,
     METHOD,
     NETWORK,
     RUNTIME,
@@ -143,6 +145,9 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
         if self.method == AUTO:
             found = "iee" if self.budget is None else "early" if self.weights else "scaled"
             object.__setattr__(self, "method", found)
+        if self.cycle.end is None:
+            end = EARLY if self.method == "iee" and self.budget is not None else LATE
+            object.__setattr__(self, "cycle", replace(self.cycle, end=end))
         self._check_goal()
         if self.cost_reference is not None:
             from halpiee.analysis.flops import CostReference  # numpy is not for --help
@@ -281,6 +286,10 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
         """How a sparsity is spread: as asked, else as the paper has it; filters, which have no ERK, over all layers."""
         own = "global" if self.masks.units == "filters" else METHODS[self.method].distribution
         return self.masks.distribution or own
+
+    def cycle_steps(self, total_steps: int) -> tuple[int, int, int]:
+        """Returns the steps (h, j, q) of IEE's cycle; given weights are scored for h steps before the first one."""
+        return self.cycle.steps(total_steps, scored=self.weights is not None and self.masks.init is None)
 
     @property
     def goal(self) -> str:

@@ -74,17 +74,10 @@ class Talk(Protocol):
 class Silent:
     """Says nothing: the first rank speaks for all."""
 
-    def stage(self, text: str) -> None:
+    def note(self, *told: Any) -> None:
         """Says nothing."""
 
-    def note(self, text: str) -> None:
-        """Says nothing."""
-
-    def training(self, label: str, step: int, total: int, entry: dict[str, Any] | None, pace: str) -> None:
-        """Says nothing."""
-
-    def sweeping(self, done: int, total: int) -> None:
-        """Says nothing."""
+    stage = training = sweeping = note
 
 
 @dataclass

@@ -227,6 +227,7 @@ class Trainer:
         history: one entry per epoch: epoch, step, loss, accuracy, seconds, and the facts.
         seconds: wall time spent training.
         waited: of these, seconds spent waiting for the next batch.
+        pace: images per second of late, and what takes the time: the loader or the device.
         stage: ``masked`` while the network has its dense shape, ``compact`` after it was shrunk.
         bad: steps that were left out, as their loss was not finite.
         best: the best epoch of the network as it is now, and its figure; ``None``: no epoch ended since it was cut, or
@@ -263,7 +264,7 @@ class Trainer:
         self.seconds = self.waited = 0.0
         self._begun = time.perf_counter()
         self.bad = 0
-        self._pace, self._last = "", (0, 0.0, 0.0)
+        self.pace, self._last = "", (0, 0.0, 0.0)
         self._row = torch.zeros((), dtype=torch.int64, device=self.device)
         self._bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self._losses = torch.zeros(
@@ -551,16 +552,9 @@ class Trainer:
     @property
     def _phase(self) -> str:
         """What the method does: ``dense``, ``masked``, ``explore`` or ``compact``."""
-        if self.method is None:
+        if self.stage == "compact" or self.method is None:
             return "compact" if self.stage == "compact" else "dense"
-        if self.stage == "compact":
-            return "compact"
         return "explore" if self.method.memory.everything and not self.method.finished else "masked"
-
-    @property
-    def pace(self) -> str:
-        """Images per second of late, and what takes the time: the loader or the device."""
-        return self._pace
 
     def _measure_pace(self) -> None:
         """Looks at the clock about once in two seconds."""
@@ -570,7 +564,7 @@ class Trainer:
             return
         images = (self.step - step) * self.settings.batch_size
         limit = "loader" if self.waited - waited > spent / 2 else "device"
-        self._pace = f"{images / spent:,.0f} images/s, limited by the {limit}"
+        self.pace = f"{images / spent:,.0f} images/s, limited by the {limit}"
         self._last = (self.step, self.seconds, self.waited)
 
     def _settle(self) -> None:

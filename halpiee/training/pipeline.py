@@ -66,7 +66,7 @@ def trained(run: Run) -> tuple[Dense | None, Training]:
     if isinstance(source, FunctionSource):  # of others the look at the files has told
         check_images(s, run.data.shape, run.data.n_classes)
     if s.method == "iee" and s.from_run is None:
-        s.cycle.steps(run.total_steps)
+        s.cycle_steps(run.total_steps)
     cost = priced(run) if s.budget is not None else None
     again = retrain_of(s, run.total_steps)
     dense = Dense(again) if s.baseline or s.weights or again is not None else None

@@ -46,45 +46,28 @@ SCHEMA = 1
 def events(reports: Iterable[Event]) -> list[dict[str, Any]]:
     """Returns the events of a latency budget as JSON values, in µs."""
     return [
-        {
-            "step": e.step,
-            "event": e.event,
-            "budget_us": e.budget,
-            "used_us": e.used,
-            "omega_us": e.omega,
-            "gap": e.gap,
-            "slack_us": e.slack,
-            "next_step_us": e.next_step,
-            "iou": e.iou,
-            "survival": e.survival,
-            "skipped": e.skipped,
-            "counts": e.counts,
-        }
+        _event(
+            e,
+            budget_us=e.budget,
+            used_us=e.used,
+            omega_us=e.omega,
+            gap=e.gap,
+            slack_us=e.slack,
+            next_step_us=e.next_step,
+        )
         for e in reports
     ]
 
 
 def plain_events(reports: Iterable[Event]) -> list[dict[str, Any]]:
     """Returns the events of a budget of units as JSON values; nothing in them is a latency."""
-    return [
-        {
-            "step": e.step,
-            "event": e.event,
-            "budget_us": None,
-            "used_us": None,
-            "omega_us": None,
-            "gap": None,
-            "slack_us": None,
-            "budget": e.budget,
-            "used": e.used,
-            "omega": e.omega,
-            "iou": e.iou,
-            "survival": e.survival,
-            "skipped": e.skipped,
-            "counts": e.counts,
-        }
-        for e in reports
-    ]
+    latencies = dict.fromkeys(("budget_us", "used_us", "omega_us", "gap", "slack_us", "next_step_us"))
+    return [_event(e, **latencies, budget=e.budget, used=e.used, omega=e.omega) for e in reports]
+
+
+def _event(e: Event, **own: float | None) -> dict[str, Any]:
+    rest = {"iou": e.iou, "survival": e.survival, "skipped": e.skipped, "counts": e.counts}
+    return {"step": e.step, "event": e.event, **own, **rest}
 
 
 def line_values(calibration: Calibration) -> dict[str, Any]:

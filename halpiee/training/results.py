@@ -86,11 +86,7 @@ def write_report(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str,
     trained = {"dense": run.has_dense, "pruned": True}
     for label in exported:
         facts = run_metadata(
-            report,
-            plan=run.folder / "plan.json",
-            run=run.settings.digest,
-            side=label,
-            trained=trained[label],
+            report, plan=run.folder / "plan.json", run=run.settings.digest, side=label, trained=trained[label]
         )
         stamp(run.folder / f"{label}.onnx", facts)
     write(run.folder / "report.html", render_html(report), overwrite=True)

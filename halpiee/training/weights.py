@@ -187,15 +187,8 @@ def _renamed(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[
 def _heads(model: nn.Module) -> set[str]:
     """Returns the modules that give the classes: the last layer with a weight, and what torchvision calls so."""
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    named = (
-        "classifier",
-        "cls_logits",
-        "cls_score",
-        "classification_head",
-        "low_classifier",
-        "high_classifier",
-    )
-    return {*layers[-1:], *(name for name in layers if any(part in named for part in name.split(".")))}
+    named = ("classifier", "cls_logits", "cls_score", "classification_head")
+    return {*layers[-1:], *(name for name in layers if any(word in name for word in named))}
 
 
 def _cached(given: str, model: str) -> Path | None:

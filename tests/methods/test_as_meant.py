@@ -169,6 +169,7 @@ def test_a_share_with_a_cost_is_one_of_the_latency(resnet: tuple[nn.Module, Stru
         budget=0.7,
         criterion="taylor",
         total_steps=40,
+        end=0.75,
         h=4,
         j=2,
         q=4,

@@ -17,7 +17,7 @@ from halpiee.errors import BudgetError, UsageError
 from halpiee.methods.allocator import LatencyPool, bind
 from halpiee.methods.iee import IEE
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity import Channels, Latency, Mask
+from halpiee.sparsity import Channels, Latency, Mask, Uniform
 from halpiee.structure.groups import Structure, TimedOp
 from latency.op import Op
 
@@ -96,6 +96,20 @@ def run(net: nn.Module, timed: Structure, batches: Batches, **extra: object) -> 
         torch.autograd.backward(cross_entropy(net(x), y))
         optimizer.step()
     return iee
+
+
+def test_updates_end_after_a_tenth_where_no_end_is_given(
+    timed: Structure, net: nn.Module, batches: Batches
+) -> None:
+    """100 steps leave 10 for one cycle of 3, 1 and 6; a density of channels has 75 for seven."""
+    iee = run(net, timed, batches[:12], total_steps=100, h=3, j=1, q=6, end=None)
+    assert [(e.step, e.event) for e in iee.reports] == [(0, "init"), (3, "prune"), (10, "grow")]
+    assert iee.finished
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    density = IEE(
+        net, optimizer, units=timed, criterion="taylor", budget=Uniform(0.5), total_steps=100, h=3, j=1, q=6
+    )
+    assert len(density.recipe) == 1 + 7 * 5
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -186,6 +200,7 @@ def test_shrinking_gives_the_same_pair_again_and_records_it(
         structure=structure,
         cost=LatencyCost(structure, Tables()),
         total_steps=20,
+        end=0.75,
         h=3,
         j=1,
         q=2,

@@ -84,7 +84,7 @@ def train(method: Method, net: nn.Module, steps: int) -> None:
 
 def made(name: str, net: nn.Module, structure: Structure, cost: LatencyCost, share: float) -> Any:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-    options: dict[str, Any] = {"h": 3, "j": 1, "q": 3, "start": "pretrained"} if name == "IEE" else {
+    options: dict[str, Any] = {"end": 0.75, "h": 3, "j": 1, "q": 3, "start": "pretrained"} if name == "IEE" else {
         "prunes": 4, "interval": 3, "solver": "joint",
     }  # fmt: skip
     kind = getattr(halpiee, name)
@@ -180,6 +180,7 @@ def test_a_training_starts_within_a_budget_that_only_fewer_blocks_meet() -> None
         total_steps=24,
         structure=structure,
         cost=cost,
+        end=0.75,
         h=3,
         j=1,
         q=3,

@@ -64,6 +64,7 @@ def test_iee_runs_to_its_end_and_within_the_budget(timed: Structure, net: TinyNe
         optimizer,
         budget=Latency(fraction=0.4),
         total_steps=20,
+        end=0.75,
         structure=timed,
         cost=LatencyCost(timed, Tables()),
         h=2,

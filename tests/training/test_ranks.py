@@ -113,7 +113,7 @@ def given(**more: Any) -> Settings:
         "batch_size": 12,
         "seed": 3,
     }
-    return Settings(**{**values, "baseline": False, "cycle": Cycle(cycles=2), "rounds": 3, **more})
+    return Settings(**{**values, "baseline": False, "cycle": Cycle(cycles=2, end=0.75), "rounds": 3, **more})
 
 
 CASES = ("iee", "rigl", "granet", "filter", "digits")
@@ -184,6 +184,7 @@ def typed(profile: Path, out: Path, *more: str) -> list[str]:
         "epochs": 2,
         "batch-size": 12,
         "cycles": 2,
+        "end": 0.75,
         "seed": 3,
         "method": "iee",
         "budget": 0.5,

@@ -40,11 +40,11 @@ def test_training_flops_follow_from_the_two_masks() -> None:
 
 
 def test_iee_formula_of_the_paper_comes_out() -> None:
-    # Equal thirds of H, J and Q in the first 3/4, active share p: paper (11 p + 1)/12, strict (2 p + 0.75)/3
+    # Equal thirds of H, J and Q in the first share e = 3/4, p active: paper p + (1 − p) e/9, strict p + (3 − 4 p) e/9
     p, log = 0.4, [(50, "train", {"g": 4}), (25, "explore", {"g": 4}), (25, "train", {"g": 4})]
     found = train_flops(log, lambda counts: counts.get("g", 10), 100)
-    assert found["paper"] == pytest.approx((11 * p + 1) / 12)
-    assert found["strict"] == pytest.approx((2 * p + 0.75) / 3)
+    assert found["paper"] == pytest.approx(p + (1 - p) * 0.75 / 9)
+    assert found["strict"] == pytest.approx(p + (3 - 4 * p) * 0.75 / 9)
 
 
 @pytest.mark.parametrize("bend", [None, ((300.0, 310.0), (500.0, 600.0))])

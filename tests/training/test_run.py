@@ -21,6 +21,7 @@ from halpiee.shared_options import Cycle
 from halpiee.training import pipeline, price, stage
 from halpiee.training.config import Settings
 from halpiee.training.job import Run
+from halpiee.training.loop import Trainer
 from halpiee.training.masks import Masks
 from halpiee.training.preflight import open_run
 from halpiee.zoo import build
@@ -69,7 +70,7 @@ def settings(profile: Path, **other: Any) -> Settings:
         "batch_size": 12,
         "profile": str(profile),
         "rounds": 3,
-        "cycle": Cycle(cycles=3),
+        "cycle": Cycle(cycles=3, end=0.75),
         **other,
     }
     return Settings(**values)
@@ -332,6 +333,39 @@ def test_the_small_dense_network_of_a_latency_is_the_widest_uniform_one(
     assert cost(a, b) <= 0.5 * cost(8, 12)
     assert report["predicted_us"] == pytest.approx(cost(a, b) / cost(8, 12) * report["dense_us"], rel=1e-6)
     assert report["events"] == []
+
+
+def test_a_latency_is_met_after_a_tenth_and_all_the_rest_trains_compact(
+    tmp_path: Path, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 steps, updates end after 6: one cycle of 2, 2 and 2. Step 7 is the first of the compact network."""
+    step, sizes = Trainer.train_step, list[tuple[str, int, int, int]]()
+
+    def noted(trainer: Trainer, *parts: tuple[Any, Any]) -> torch.Tensor:
+        loss = step(trainer, *parts)
+        held = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+        assert {id(p) for p in held} == {id(p) for p in trainer.model.parameters()}
+        average = 0 if trainer.average is None else len(trainer.average.module.get_parameter("conv2.weight"))
+        conv2 = trainer.model.get_parameter("conv2.weight")
+        sizes.append(
+            (trainer.stage, trainer.model.get_parameter("conv1.weight").shape[0], len(conv2), average)
+        )
+        return loss
+
+    monkeypatch.setattr(Trainer, "train_step", noted)
+    asked = settings(profile, epochs=2, batch_size=4, cycle=Cycle(), ema=0.9, baseline=False)
+    assert asked.cycle.end == 0.1
+    report = execute(asked, tmp_path / "run")
+    assert [(e["step"], e["event"]) for e in report["events"]] == [
+        (0, "init"),
+        (2, "prune"),
+        (6, "grow"),
+        (6, "shrink"),
+    ]
+    a, b = (report["widths"][name] for name in ("conv1", "conv2"))
+    assert a * b < 8 * 12
+    last = ("masked", 8, 12, 12)  # its average is of the final mask, and begins anew with the cut
+    assert sizes == [("masked", 8, 12, 0)] * 5 + [last] + [("compact", a, b, b)] * 54
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from halpiee.errors import UsageError
@@ -47,9 +49,44 @@ def test_open_cycle_lengths_share_what_the_cycles_leave() -> None:
     assert Cycle(h=20).steps(440) == (20, 10, 10)
 
 
+@pytest.mark.parametrize(
+    ("steps", "scored", "expected"),
+    [
+        (1564, False, (6, 6, 6)),  # 156 steps, 8 cycles of 19
+        (440, False, (7, 7, 7)),  # 44 steps: three cycles leave 4 steps a phase, two leave 7
+        (440, True, (6, 6, 6)),  # and two times three phases after a first one of h
+        (220, False, (7, 7, 7)),
+        (220, True, (5, 5, 5)),
+        (30, False, (1, 1, 1)),
+    ],
+)
+def test_a_short_training_has_fewer_cycles_of_more_steps(
+    steps: int, scored: bool, expected: tuple[int, int, int]
+) -> None:
+    assert Cycle(end=0.1).steps(steps, scored=scored) == expected
+
+
 def test_too_many_cycles_are_refused() -> None:
-    with pytest.raises(UsageError, match="8 cycles were asked of 20 steps"):
-        Cycle().steps(20)
+    with pytest.raises(
+        UsageError, match=r"8 cycles were asked of 20 steps .* ending at 75%; .* leaves 1 steps"
+    ):
+        Cycle(cycles=8).steps(20)
+    with pytest.raises(UsageError, match=r"1 cycle was asked of 20 steps .* end later \(--end\)"):
+        Cycle(end=0.1).steps(20)
+
+
+@pytest.mark.parametrize(
+    ("asked", "end"),
+    [
+        ({"budget": "0.5", "method": "iee"}, 0.1),
+        ({"budget": "0.5", "method": "iee", "cycle": Cycle(end=0.5)}, 0.5),
+        ({"budget": "0.5", "method": "halp", "weights": "dense.safetensors"}, 0.75),
+        ({"masks": Masks(sparsity=0.9), "method": "iee"}, 0.75),
+        ({"masks": Masks(sparsity=0.9, units="filters"), "method": "iee"}, 0.75),
+    ],
+)
+def test_updates_end_early_where_channels_go_for_a_latency(asked: dict[str, Any], end: float) -> None:
+    assert Settings(model="resnet20", data="digits", **asked).cycle.end == end
 
 
 def test_the_digest_names_the_settings() -> None:
