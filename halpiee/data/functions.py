@@ -255,7 +255,8 @@ class LoaderData(Data):
             ys.append(y)
             if sum(map(len, xs)) >= wanted:
                 break
-        return torch.cat(xs)[:wanted], torch.cat(ys)[:wanted]
+        y = [one for many in ys for one in many] if isinstance(ys[0], list) else torch.cat(ys)
+        return torch.cat(xs)[:wanted], y[:wanted]
 
 
 def _are_tensors(split: Any) -> bool:

@@ -90,7 +90,7 @@ class Active:
         self.ledger = Ledger()
         self.alive = Mask.full(units.sizes)
         self.step = self.phase = self.phase_steps = 0
-        self.scores = Collector(units, self._parameters, seed)
+        self.scores = Collector(units, self._parameters, seed, design.loss_fn)
         self.last_drop: tuple[Mask, dict[str, Tensor], Mask] | None = None
         self.last_grow: tuple[Mask, dict[str, Tensor]] | None = None
         self._flat: dict[str, str] = {}

@@ -38,6 +38,7 @@ from halpiee.saliency.score import pairs_of, scores_of
 from halpiee.selection.choose import scaled, uniform, widest
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
+from halpiee.shared_options import LATE
 from halpiee.sparsity.distribution import Budget, Latency
 from halpiee.sparsity.granularity import Channels, Units
 from halpiee.sparsity.mask import chosen_names
@@ -46,16 +47,7 @@ from halpiee.structure.groups import Structure, parameters
 from halpiee.structure.groups import macs as macs_of
 from halpiee.structure.shrink import keep_first, shrink
 
-__all__ = [
-    "HALP",
-    "early",
-    "narrowed",
-    "recipe",
-    "repair",
-    "scaled_dense",
-    "small_dense",
-    "uniform_counts",
-]
+__all__ = ["HALP", "early", "narrowed", "recipe", "repair", "scaled_dense", "small_dense", "uniform_counts"]
 
 
 def recipe(*, dense: float, prunes: int, interval: int) -> Recipe:
@@ -136,7 +128,7 @@ class HALP(Method):
         """Returns the prunes of a run: ``rounds`` of them, which end where IEE's cycles end."""
         o = asked.options
         prunes = o.get("rounds", Options.prunes)
-        room = int(asked.cycle.get("end", 0.75) * asked.total_steps) // prunes
+        room = int((asked.cycle.get("end") or LATE) * asked.total_steps) // prunes
         interval = o.get("interval") or max(1, min(Options.interval, room))
         given = {"criterion": o["criterion"]} if "criterion" in o else {}
         if o.get("value") == "measured":
@@ -158,7 +150,8 @@ def _measured(given: Setup) -> dict[str, FloatArray]:
             "batches=[(inputs, targets), …] and structure=halpiee.trace(…)"
         )
     batches, structure = list(pairs_of(given.batches)), given.units.structure
-    scores = scores_of(given.model, batches, criterion_of("taylor"), units=structure)
+    taylor = criterion_of("taylor")
+    scores = scores_of(given.model, batches, taylor, units=structure, loss_fn=given.loss_fn)
     images = torch.cat([x for x, _ in batches])
     return measured_values(given.model, structure, scores, images, protect=frozenset(given.units.left_out))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
@@ -18,7 +19,7 @@ from halpiee.methods.attach import bare, rebind, rewrapped
 from halpiee.methods.phases import Design, Recipe
 from halpiee.methods.registry import NoOptions, options_of
 from halpiee.methods.sparse import Sparse
-from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.criterion import Criterion, LossFn
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import Budget, Latency, as_budget
 from halpiee.sparsity.filters import Filters
@@ -53,7 +54,8 @@ class Setup:
     structure: Structure | None = None
     cost: LatencyCost | None = None
     asked_units: UnitsLike | None = None
-    batches: Iterable[tuple[Tensor, Tensor]] | None = None
+    batches: Iterable[tuple[Tensor, Any]] | None = None
+    loss_fn: LossFn = cross_entropy
     protect: Collection[str] = ()
     seed: int = 0
 
@@ -97,7 +99,8 @@ class Setup:
         """Returns a design; units and pool default to those of the setup."""
         units = self.units if units is None else units
         pool = bind(self.limit, units, self.cost) if pool is None else pool
-        return Design(units=units, pool=pool, recipe=recipe, criterion=criterion, explore_init=explore_init)
+        parts: dict[str, Any] = {"explore_init": explore_init, "loss_fn": self.loss_fn}
+        return Design(units=units, pool=pool, recipe=recipe, criterion=criterion, **parts)
 
 
 SHARED = {f.name.removeprefix("asked_"): f.name for f in fields(Setup) if f.default is not MISSING}
@@ -148,6 +151,7 @@ class Method(Sparse):
         cost: latency model, or the path of a profile for the structure; needed for a latency.
         units: what is removed; by default the structure's channels for a latency, else weights.
         batches: (inputs, targets), for methods that score over batches.
+        loss_fn: (outputs, targets) → scalar, what those take gradients of.
         protect: names of groups, weights or convolutions to leave whole.
         seed: of every random choice.
         options: the method's own; see its ``Options``.

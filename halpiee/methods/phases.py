@@ -24,10 +24,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import Pool
-from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.criterion import Criterion, LossFn
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
@@ -193,6 +194,7 @@ class Design:
         recipe: phases, in order.
         criterion: scores units wherever a phase names no other criterion.
         explore_init: never-active units start from the ``model``'s initialisation, or from ``zero``.
+        loss_fn: what scores over batches take gradients of.
     """
 
     units: Units
@@ -200,6 +202,7 @@ class Design:
     recipe: Recipe
     criterion: Criterion
     explore_init: str = "model"
+    loss_fn: LossFn = cross_entropy
 
 
 def at_density(budget: Budget, density: float) -> Budget:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from halpiee.errors import HalpieeError, PromiseError, UsageError
 from halpiee.methods.state import fresh_state
-from halpiee.saliency.criterion import Criterion, Look
+from halpiee.saliency.criterion import Criterion, Look, LossFn
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
@@ -92,13 +92,16 @@ class Collector:
         units: what is scored.
         parameters: name → parameter of the model.
         seed: of random scores.
+        loss_fn: what scores over batches take gradients of.
 
     Attributes:
         tally: scores of the phase's steps.
     """
 
-    def __init__(self, units: Units, parameters: Mapping[str, nn.Parameter], seed: int) -> None:
-        self.units, self._parameters, self.seed = units, parameters, seed
+    def __init__(
+        self, units: Units, parameters: Mapping[str, nn.Parameter], seed: int, loss_fn: LossFn
+    ) -> None:
+        self.units, self._parameters, self.seed, self._loss_fn = units, parameters, seed, loss_fn
         self.tally = Tally()
 
     @torch.no_grad()
@@ -148,7 +151,7 @@ class Collector:
         """
         from halpiee.saliency.score import pairs_of, scores_of
 
-        found = scores_of(model, pairs_of(batches), criterion, units=self.units)
+        found = scores_of(model, pairs_of(batches), criterion, units=self.units, loss_fn=self._loss_fn)
         self.tally.leave_out(found.skipped)
         return {n: found.get(n, torch.zeros(size)) for n, size in self.units.sizes.items()}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,10 @@ __all__ = [
 Look = Callable[[str], Tensor | None]
 """Tensor name → the parameter's value (or its gradient), ``None`` where there is none."""
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Any]]
 """(inputs, targets)."""
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
+LossFn = Callable[[Any, Any], Tensor]
 """(outputs, targets) → scalar."""
 
 Gradients = dict[str, Tensor | None]
@@ -122,13 +122,16 @@ def hessian_gradients(
         model: the network.
         batches: inputs and targets.
         loss_fn: loss L; H and g are those of ``L(logits / temperature)``.
-        temperature: T.
+        temperature: T; of several answers all are divided, so that no part of the loss outweighs another by it.
         pooled: g is the mean over all batches (each batch is run twice), not that of the batch.
     """
     parameters = _trained(model)
 
     def gradients(inputs: Tensor, targets: Tensor, *, graph: bool) -> list[Tensor | None]:
-        loss = differentiable(loss_fn(model(inputs) / temperature, targets))
+        answers = model(inputs)
+        one = isinstance(answers, Tensor)
+        cooled = answers / temperature if one else tuple(answer / temperature for answer in answers)
+        loss = differentiable(loss_fn(cooled, targets))
         return list(
             torch.autograd.grad(loss, list(parameters.values()), create_graph=graph, allow_unused=True)
         )

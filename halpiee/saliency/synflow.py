@@ -17,6 +17,7 @@ from halpiee.errors import UsageError
 from halpiee.saliency.criterion import Batches, Look, LossFn, Passes
 from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units, example_input
+from latency.backends.torch.modules import tensors_given
 
 __all__ = ["SynFlow"]
 
@@ -53,7 +54,8 @@ class SynFlow:
             model.eval()
             with torch.enable_grad():
                 ones = torch.ones(shape, device=device, dtype=dtype)
-                out = functional_call(model, {**parameters, **buffers}, (ones,)).sum()
+                answers = tensors_given(functional_call(model, {**parameters, **buffers}, (ones,)))
+                out = torch.stack([answer.sum() for answer in answers]).sum()
                 found = torch.autograd.grad(out, list(parameters.values()), allow_unused=True)
         finally:
             for module, training in modes.items():

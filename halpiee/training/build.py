@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
 from halpiee.methods.method import Asked, Method
 from halpiee.methods.registry import METHODS
 from halpiee.methods.rewind import draw_normal
+from halpiee.saliency.criterion import LossFn
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, Uniform
 from halpiee.sparsity.filters import Filters
@@ -56,12 +58,14 @@ class Material:
         examples: gives (inputs, targets) to score on.
         n_classes: of the data, to draw the network again.
         shape: of one image, for the order in which layers run.
+        loss: of a batch, what scores over examples take gradients of.
     """
 
     structure: Callable[[], Structure]
     examples: Callable[[], Sequence[tuple[Any, Any]]]
     n_classes: int
     shape: Sequence[int] | None = None
+    loss: LossFn = cross_entropy
 
 
 def method_of(
@@ -86,7 +90,7 @@ def method_of(
     entry = METHODS[s.method].load()
     assert isinstance(entry.make, type)
     assert issubclass(entry.make, Method)
-    given: dict[str, Any] = {"total_steps": total_steps, "seed": s.seed}
+    given: dict[str, Any] = {"total_steps": total_steps, "seed": s.seed, "loss_fn": material.loss}
     if limit is not None:
         cost, budget_us = limit
         given |= {
@@ -106,7 +110,7 @@ def method_of(
     asked = Asked(
         options={**entry.preset, **_typed(s, material.n_classes)},
         cycle=asdict(s.cycle),
-        steps=lambda: s.cycle.steps(total_steps),
+        steps=lambda: s.cycle_steps(total_steps),
         model=model,
         seed=s.seed,
         total_steps=total_steps,

@@ -34,14 +34,7 @@ from halpiee.training.weights import read_weights
 from halpiee.zoo import resolve
 from latency._files import FolderLock, contents, remove_leftovers
 
-__all__ = [
-    "check_cells",
-    "check_folder",
-    "check_images",
-    "check_ranks",
-    "check_settings",
-    "open_run",
-]
+__all__ = ["check_cells", "check_folder", "check_images", "check_ranks", "check_settings", "open_run"]
 
 
 LEAST = 5
@@ -169,11 +162,10 @@ def check_settings(settings: Settings) -> None:
     resolve(s.model)
     task = task_named(s.task)
     summary = task.source(s.data, s.size).check(bad=s.loading.bad_images)
-    _check_scores(s, task.kind)
     if summary.shape is not None and summary.n_classes is not None:
         check_images(s, summary.shape, summary.n_classes)
     if summary.n_train is not None and s.method == "iee" and s.from_run is None:
-        s.cycle.steps(max(1, summary.n_train // s.batch_size) * s.epochs)
+        s.cycle_steps(max(1, summary.n_train // s.batch_size) * s.epochs)
     if s.masks.asked:
         _check_masks(s, summary)
     Target(s.backend)
@@ -211,32 +203,6 @@ def check_settings(settings: Settings) -> None:
         whole_groups(trace(network(s, summary.n_classes), (torch.zeros(1, *summary.shape),)), s, listing)
     if s.profile is not None:
         _check_profile(Path(s.profile), s, summary)
-
-
-OF_CLASSES = ("snip", "grasp", "loss", "synflow")
-"""Criteria, or how their names begin, that take their gradients from examples before a training step was done."""
-
-
-def _check_scores(settings: Settings, kind: str) -> None:
-    """Refuses scores of examples for other targets than classes: they are of the cross-entropy of one class an image.
-
-    Scores of training steps are of the task's own loss.
-    """
-    s = settings
-    if kind == "class" or s.from_run is not None:
-        return
-    entry = METHODS[s.method]
-    options = entry.load().options
-    own = "" if options is None else getattr(options(), "criterion", None)
-    name = s.masks.criterion or (own if isinstance(own, str) else "")
-    begins = (*OF_CLASSES, "taylor") if entry.kind in ("once", "rewind") else OF_CLASSES
-    if name.removeprefix("inverted-").startswith(begins) and (
-        entry.kind in ("once", "rewind") or s.method == "filter"
-    ):
-        raise UsageError(
-            f"--method {s.method} scores by {name} with the cross-entropy of one class an image, and --task {s.task} "
-            "has none; give --criterion magnitude, or a method that scores in training steps: rigl, granet, iee"
-        )
 
 
 def check_images(settings: Settings, shape: tuple[int, ...], classes: int) -> None:

@@ -29,7 +29,18 @@ from halpiee.training.record import line_values, read_result, read_seconds, read
 from halpiee.training.schedule import make_optimizer
 from latency.timing.benchmark import Comparison
 
-__all__ = ["Stage", "Training", "begun", "choose_threads", "close", "cut", "do", "leave", "material"]
+__all__ = [
+    "Stage",
+    "Training",
+    "begun",
+    "choose_threads",
+    "close",
+    "cut",
+    "do",
+    "examples",
+    "leave",
+    "material",
+]
 
 
 BEST = "{}-best.safetensors"
@@ -148,10 +159,18 @@ def material(run: Run) -> Material:
     """Returns what a method is built from beside the settings."""
     return Material(
         structure=lambda: run.structure,
-        examples=lambda: run.data.few(10, seed=run.settings.seed),
+        examples=lambda: examples(run),
         n_classes=run.data.n_classes,
+        loss=run.task.loss,
         shape=run.data.shape,
     )
+
+
+def examples(run: Run) -> Sequence[tuple[Any, Any]]:
+    """Returns batches to score on, ten images of each class; of other targets than classes as large as in training."""
+    s = run.settings
+    at_once = 256 if run.task.kind == "class" else s.batch_size // s.accumulate
+    return run.data.few(10, seed=s.seed, batch_size=at_once)
 
 
 def begun(

@@ -23,7 +23,7 @@ from halpiee.training.config import Settings
 from halpiee.training.job import Run, save_plan
 from halpiee.training.record import read_log
 from halpiee.training.schedule import make_optimizer
-from halpiee.training.stage import Training, begun, cut, material
+from halpiee.training.stage import Training, begun, cut, examples, material
 
 __all__ = ["Masked", "Rewound", "retrain_of"]
 
@@ -141,7 +141,8 @@ class Rewound(Masked):
         how = Pruning(
             budget=budget_of(s),
             criterion=named(m.criterion or "magnitude", s.seed),
-            batches=run.data.few(10, seed=s.seed),
+            batches=examples(run),
+            loss_fn=run.task.loss,
             rounds=m.rounds or 1,
             shuffle=m.ablation == "shuffle",
             units=units,

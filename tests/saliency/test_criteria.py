@@ -193,6 +193,36 @@ def test_synflow_is_the_sum_of_path_products_through_each_weight() -> None:
     torch.testing.assert_close(dict(halpiee.score(net, [], "synflow", units="weights")), expected)
 
 
+class Two(nn.Module):
+    """Two answers: 3x and −2x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+        with torch.no_grad():
+            self.a.weight.fill_(3.0)
+            self.b.weight.fill_(-2.0)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(x)
+
+
+def test_networks_of_several_answers_are_scored_by_a_loss_of_all_of_them() -> None:
+    """L = ½ (a/T − 1)² + ½ (b/T)² of a = wx, x = 2: g = (wx/T − y) x/T, H = (x/T)², and a flow of |w|."""
+
+    def loss(answers: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        return 0.5 * (answers[0] - targets).square().sum() + 0.5 * answers[1].square().sum()
+
+    batches = [(torch.tensor([[2.0]]), torch.tensor([[1.0]]))]
+    for temperature in (1.0, 4.0):
+        found = halpiee.score(Two(), batches, GraSP(temperature), units="weights", loss_fn=loss)
+        share = 2 / temperature
+        assert float(found["a.weight"]) == pytest.approx(3 * (3 * share - 1) * share**3)
+        assert float(found["b.weight"]) == pytest.approx(-2 * -2 * share * share**3)
+    flows = halpiee.score(Two(), batches, "synflow", units="weights")
+    assert {name: float(flow) for name, flow in flows.items()} == {"a.weight": 3.0, "b.weight": 2.0}
+
+
 def test_synflow_uses_running_statistics_of_the_absolute_network_and_leaves_the_model(net: Small) -> None:
     before = copy.deepcopy(net.state_dict())
     found = halpiee.score(net.train(), batches(1), "synflow", units="weights")
