@@ -14,7 +14,6 @@ import os
 import re
 import weakref
 from pathlib import Path
-from types import TracebackType
 
 from latency.errors import OutputInUseError, WriteError
 
@@ -23,7 +22,7 @@ try:
 except ImportError:  # Windows: nothing is locked there, and what a killed process left stays
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FolderLock", "check_place", "contents", "remove_leftovers", "write"]
+__all__ = ["FolderLock", "check_place", "contents", "lock", "remove_leftovers", "write"]
 
 _LEFT = re.compile(r"\..+\.\d+\.\d+\.part", re.DOTALL)
 """Names of files that are being written, or were when their writer died."""
@@ -108,7 +107,7 @@ def remove_leftovers(folder: Path, *, of: str | None = None) -> list[str]:
         with contextlib.suppress(OSError):  # another process cleans up too
             descriptor = os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW)
             try:
-                if _lock(descriptor):
+                if lock(descriptor):
                     os.unlink(folder / name)
                     removed.append(name)
             finally:
@@ -154,9 +153,7 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _locked(self) -> int:
@@ -190,7 +187,7 @@ class FolderLock:
         return descriptor
 
     def _claim(self, descriptor: int) -> None:
-        if _lock(descriptor) is False:
+        if lock(descriptor) is False:
             raise OutputInUseError(
                 f"{self.folder} was asked for, and another process is writing it; wait for it to end, or name another "
                 "folder"
@@ -249,7 +246,7 @@ def _begin(path: Path, mode: int) -> tuple[Path, int]:
         part = path.with_name(f".{_short(path.name)}.{os.getpid()}.{next(_numbers)}.part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         # Whoever cleans up may have come in between.
-        if _lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
+        if lock(descriptor) is not False and os.fstat(descriptor).st_nlink:
             return part, descriptor
         os.close(descriptor)
         part.unlink(missing_ok=True)
@@ -275,7 +272,7 @@ def _short(name: str) -> str:
     return name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
 
 
-def _lock(descriptor: int) -> bool | None:
+def lock(descriptor: int) -> bool | None:
     """Locks an open file or folder; returns whether that worked, or None where nothing can be locked."""
     if fcntl is None:
         return None

@@ -87,15 +87,6 @@ class Calibration:
             return near_us + (far_us - near_us) * (sum_us - near) / (far - near)
         return self.a_us + self.b * sum_us
 
-    def invert(self, us: float) -> float:
-        """Returns the sum of ops at which a network takes ``us``."""
-        if self.bend is not None and us > self.bend[0][1]:
-            (near, near_us), (far, far_us) = self.bend
-            if us > far_us:
-                return far + (us - far_us) / self.b
-            return near + (far - near) * (us - near_us) / (far_us - near_us)
-        return (us - self.a_us) / self.b
-
     def scaled(self, factor: float) -> Calibration:
         """Returns the line with every latency multiplied by a factor."""
         bend = self.bend and (

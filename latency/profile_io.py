@@ -14,10 +14,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from latency._files import write
+from latency._files import lock, write
 from latency.device import differences, environment_id
 from latency.errors import OutputInUseError, ProfileError, UsageError
 from latency.op import Op, in_words
@@ -60,7 +59,10 @@ class Journal:
                 f"a profile was to be written to {path}, which cannot be opened: {error.strerror}; name another file"
             ) from None
         try:
-            self._lock()
+            if lock(self._fd) is False:
+                raise OutputInUseError(
+                    f"{path} is being written by another sweep; wait for it, or name another file"
+                )
             self._begin()
         except BaseException:
             self.close()
@@ -107,9 +109,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _begin(self) -> None:
@@ -149,19 +149,6 @@ class Journal:
                 f"a cell was to be written to {self.path} and could not: {error.strerror}; free some space and "
                 "start the same command again, it resumes"
             ) from error
-
-    def _lock(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # not on Windows: two sweeps on one file are not distinguished there
-            return
-        assert self._fd is not None
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OutputInUseError(
-                f"{self.path} is being written by another sweep; wait for it, or name another file"
-            ) from None
 
 
 APART = 0.05

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency.errors import ProfileError
-from latency.op import Op
+from latency.op import Op, in_words
 
 __all__ = ["Table", "check_time", "gordon", "normalised_width"]
 
@@ -63,21 +63,21 @@ class Table:
         used = [c for c in cells if c.get("role", "sweep") in USED]
         if not used:
             raise ProfileError(
-                f"a table was asked for {_shape(op)}; no cell of it was measured; profile this model on this "
+                f"a table was asked for {in_words(op)}; no cell of it was measured; profile this model on this "
                 "device: halpiee profile MODEL"
             )
         for cell in used:
-            check_time(cell, _shape(op))
+            check_time(cell, in_words(op))
         self.diagonal = op.diagonal
         self._ratio = op.c_out / op.c_in
         ins = np.array([c["c_in"] for c in used], dtype=np.int64)
         outs = ins if self.diagonal else np.array([c["c_out"] for c in used], dtype=np.int64)
         us = np.array([c["us"] for c in used], dtype=np.float64)
         self._ins, row = np.unique(ins, return_inverse=True)
-        self._outs, column = (np.ones(1, np.int64), 0 * row) if self.diagonal else _unique(outs)
+        self._outs, column = np.unique(np.ones_like(ins) if self.diagonal else outs, return_inverse=True)
         if len(self._ins) * len(self._outs) > MOST_CELLS:
             raise ProfileError(
-                f"a table was asked for {_shape(op)} of {len(self._ins)} by {len(self._outs)} widths; it holds up to "
+                f"a table was asked for {in_words(op)} of {len(self._ins)} by {len(self._outs)} widths; it holds up to "
                 f"{MOST_CELLS:,} cells: measure fewer widths"
             )
         grid = np.full((len(self._ins), len(self._outs)), np.nan)
@@ -139,7 +139,7 @@ class Table:
             apart = (np.abs(outs - ins * self._ratio) > 0.5) & (ins > 0) & (outs > 0)
             if np.any(apart):
                 raise ProfileError(
-                    f"a latency was asked for {_shape(self.op)} with C_out beside {self._ratio:g}·C_in; both "
+                    f"a latency was asked for {in_words(self.op)} with C_out beside {self._ratio:g}·C_in; both "
                     "sides of this op are the same channels; ask along the diagonal"
                 )
             pairs = [("C_in", ins, int(self._ins[-1]))]
@@ -151,7 +151,7 @@ class Table:
             if widths.size and (int(widths.max()) > widest or int(widths.min()) < 0):
                 wrong = int(widths.max()) if int(widths.max()) > widest else int(widths.min())
                 raise ProfileError(
-                    f"a latency was asked for {_shape(self.op)} at {name} = {wrong}; the profile holds "
+                    f"a latency was asked for {in_words(self.op)} at {name} = {wrong}; the profile holds "
                     f"0 … {widest}; profile the model at that width: halpiee profile MODEL"
                 )
         return ins, outs
@@ -258,25 +258,6 @@ def _scattered(grid: FloatArray, ins: FloatArray, outs: FloatArray) -> FloatArra
 def _common_step(widths: IntArray) -> int:
     """Returns the step that regular widths tell: their greatest common divisor, the widest one aside."""
     return int(np.gcd.reduce(widths[:-1] if len(widths) > 2 else widths)) if len(widths) > 1 else 1
-
-
-def _unique(values: IntArray) -> tuple[IntArray, IntArray]:
-    found, inverse = np.unique(values, return_inverse=True)
-    return found, inverse
-
-
-def _shape(op: Op) -> str:
-    """Returns an op in a few words, for messages."""
-    kernel = "×".join(map(str, op.kernel))
-    kind = "depthwise conv" if op.depthwise else op.kind
-    parts: Sequence[str] = [
-        kind,
-        kernel,
-        f"at {'×'.join(map(str, op.spatial if len(op.kernel) == 3 else (op.h, op.w)))}",
-        f"batch {op.batch}",
-    ]
-    tail = f" + {' + '.join(op.tail)}" if op.tail else ""
-    return " ".join(p for p in parts if p) + tail
 
 
 def check_time(cell: Mapping[str, Any], what: str) -> None:

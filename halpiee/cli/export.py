@@ -302,7 +302,7 @@ def _network(asked: Export) -> Network:
 def _export_engine(asked: Export) -> None:
     """Writes the engine of an ONNX file, or of a network whose ONNX file is written beside it."""
     from halpiee.deploy.tensorrt import Batches, Proof, build_engine, build_portable, trtexec_line
-    from latency.backends.tensorrt.builder import Settings, capabilities_of, import_rtx
+    from latency.backends.tensorrt.builder import Settings, capabilities_of, import_tensorrt
 
     source, out = asked.source, asked.out
     batches = Batches.of(asked.batch or BATCH)
@@ -328,7 +328,7 @@ def _export_engine(asked: Export) -> None:
     portable = asked.format == "tensorrt-rtx"
     capabilities = capabilities_of(asked.compute_capability or "") if portable else ()
     if portable:
-        import_rtx()
+        import_tensorrt("tensorrt_rtx")
     else:
         _look_for_a_gpu()
     network = None if given else _network(asked)

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from halpiee.deploy.onnx import ExportReport, export_onnx, write_metadata
+from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, write_metadata
+from halpiee.deploy.verify import relative_l2
 from halpiee.errors import UsageError
 from latency._files import check_place, write
-from latency.backends.onnxruntime.quantised import SETTINGS, quiet
+from latency.backends.onnxruntime import QUANTISER, quiet, session
 
 __all__ = ["FileNetwork", "Int8Report", "export_int8"]
 
@@ -95,7 +95,7 @@ def export_int8(
                     quant_format=QuantFormat.QDQ,
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
-                    **SETTINGS,
+                    **QUANTISER,
                 )
         except Exception as error:  # the quantiser raises what its passes raise
             raise UsageError(
@@ -138,30 +138,18 @@ class _Reader:
 
 
 class FileNetwork(nn.Module):
-    """An ONNX file on this CPU as a module of tensors, to be judged on a test set like any network.
+    """An ONNX file on this CPU as a module of tensors, to be judged on a test set like any network."""
 
-    Args:
-        path: the file.
-        threads: of the runtime.
-    """
-
-    def __init__(self, path: str | Path, threads: int = 1) -> None:
+    def __init__(self, path: str | Path) -> None:
         super().__init__()
-        from latency.backends.onnxruntime import session
-
-        self._session = session(path, threads=threads)
-        self._names = [value.name for value in self._session.get_inputs()]
+        self._run = onnx_outputs(Path(path))
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Returns the outputs: a tensor, or a tuple where there are several."""
-        arrays = {name: x.detach().cpu().numpy() for name, x in zip(self._names, inputs, strict=True)}
-        found = tuple(torch.from_numpy(np.asarray(x)) for x in self._session.run(None, arrays))
+        found = tuple(torch.from_numpy(x) for x in self._run(inputs))
         return found[0] if len(found) == 1 else found
 
 
 def _apart(path: Path, reference: Path, feed: Mapping[str, Any]) -> float:
-    from halpiee.deploy.verify import relative_l2
-    from latency.backends.onnxruntime import session
-
     a, b = (session(one).run(None, dict(feed)) for one in (path, reference))
     return relative_l2(a, b)

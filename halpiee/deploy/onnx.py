@@ -28,7 +28,7 @@ from halpiee.structure.plan import Plan
 from halpiee.structure.records import random_like
 from halpiee.structure.surroundings import Surroundings, random_states
 from latency._files import check_place, write
-from latency.backends.onnxruntime import fixed_batch, to_onnx
+from latency.backends.onnxruntime import fixed_batch, session, to_onnx
 from latency.backends.onnxruntime.model import read_metadata
 from latency.backends.onnxruntime.naming import checked_names
 from latency.backends.torch.modules import constants, copy_of, filled, left_out, tensors_given, tensors_in
@@ -298,21 +298,13 @@ def stamp(path: str | Path, metadata: Mapping[str, Any]) -> None:
     write(path, model.SerializeToString(), overwrite=True)
 
 
-def onnx_outputs(
-    model: onnx.ModelProto | Path, *, threads: int = 1
-) -> Callable[[tuple[Tensor, ...]], list[NDArray[Any]]]:
+def onnx_outputs(model: onnx.ModelProto | Path) -> Callable[[tuple[Tensor, ...]], list[NDArray[Any]]]:
     """Returns what runs a model through ONNX Runtime on this CPU: input tensors → output arrays."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    names = [i.name for i in session.get_inputs()]
+    runtime = session(model)
+    names = [i.name for i in runtime.get_inputs()]
 
     def run(inputs: tuple[Tensor, ...]) -> list[NDArray[Any]]:
-        arrays = session.run(None, {n: x.detach().cpu().numpy() for n, x in zip(names, inputs, strict=True)})
+        arrays = runtime.run(None, {n: x.detach().cpu().numpy() for n, x in zip(names, inputs, strict=True)})
         return [a.astype(np.float32) if a.dtype == np.float16 else a for a in arrays]
 
     return run

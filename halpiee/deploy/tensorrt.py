@@ -25,7 +25,6 @@ from latency.backends.tensorrt.builder import (
     Builder,
     Settings,
     TimingCache,
-    import_rtx,
     import_tensorrt,
 )
 from latency.backends.tensorrt.engine import EngineRunner, load_engine
@@ -193,7 +192,7 @@ def build_portable(
         UsageError: the library cannot read the file.
         UnsupportedOpError: it cannot build the network for these GPUs.
     """
-    trt, precision = import_rtx(), _precision(onnx, settings)
+    trt, precision = import_tensorrt("tensorrt_rtx"), _precision(onnx, settings)
     _refuse_foreign(path)
     settings = replace(settings, capabilities=tuple(capabilities))
     builder = Builder(settings, trt=trt)
@@ -244,7 +243,7 @@ def prove_engine(
             "with --onnx"
         )
     plan, kind = read_engine(path, trust=trust), str(facts.get("library", "tensorrt"))
-    trt = import_rtx() if kind == "tensorrt-rtx" else import_tensorrt()
+    trt = import_tensorrt("tensorrt_rtx" if kind == "tensorrt-rtx" else "tensorrt")
     cuda = open_cuda(library)
     device = cuda.facts()
     check_library(path, trt, device)

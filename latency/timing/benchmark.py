@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,7 +134,7 @@ class Ratio:
     hi: float
 
 
-class Comparison(Mapping[str, Measurement]):
+class Comparison(dict[str, Measurement]):
     """Measurements of one interleaved run, by name.
 
     Args:
@@ -167,26 +167,17 @@ class Comparison(Mapping[str, Measurement]):
             for name, us in self.runs_us.items()
         }
         self._stated = {n: us / clocks[n] if self.quiet else us for n, us in self.runs_us.items()}
-        self._found = {
-            name: Measurement.of(us, self._stated[name][self._counts[name]], clock, contention.get(name))
+        super().__init__(
+            (name, Measurement.of(us, self._stated[name][self._counts[name]], clock, contention.get(name)))
             for name, us in self.runs_us.items()
-        }
-
-    def __getitem__(self, name: str) -> Measurement:
-        return self._found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
+        )
 
     def ratio(self, over: str, under: str) -> Ratio:
         """Returns the latency of ``over`` divided by that of ``under``: how much faster ``under`` is."""
         both = self._counts[over] & self._counts[under]
         if self.quiet and both.sum() >= ENOUGH:
             return Ratio(*median_interval(self._stated[over][both] / self._stated[under][both]))
-        a, b = self._found[over], self._found[under]
+        a, b = self[over], self[under]
         widths = [(m.ci_hi_us - m.ci_lo_us) / (2.0 * m.median_us) for m in (a, b)]
         middle, half = a.median_us / b.median_us, math.hypot(*widths)
         parts = self._parts(over, under)

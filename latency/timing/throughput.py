@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -47,25 +47,16 @@ class Throughput:
     ci_hi_fps: float
 
 
-class Throughputs(Mapping[str, Throughput]):
+class Throughputs(dict[str, Throughput]):
     """Throughputs of one interleaved run, by name."""
 
     def __init__(self, fps: Mapping[str, Sequence[float]], callers: int) -> None:
         self.fps = {name: np.asarray(values, dtype=np.float64) for name, values in fps.items()}
-        self._found = {}
+        super().__init__()
         for name, values in self.fps.items():
             q1, q3 = np.percentile(values, [25, 75])
             median, lo, hi = median_interval(values)
-            self._found[name] = Throughput(median, float(q3 - q1), len(values), callers, lo, hi)
-
-    def __getitem__(self, name: str) -> Throughput:
-        return self._found[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
-
-    def __len__(self) -> int:
-        return len(self._found)
+            self[name] = Throughput(median, float(q3 - q1), len(values), callers, lo, hi)
 
     def ratio(self, over: str, under: str) -> Ratio:
         """Returns how many times the images per second of ``over`` those of ``under`` are."""

@@ -255,7 +255,7 @@ def test_what_was_made_for_a_folder_and_is_empty_is_taken_back(tmp_path: Path) -
 def test_a_folder_that_was_removed_while_it_was_waited_for_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, really = tmp_path / "run", _files._lock
+    folder, really = tmp_path / "run", _files.lock
     removed: list[Path] = []
 
     def lock(descriptor: int) -> bool | None:
@@ -264,7 +264,7 @@ def test_a_folder_that_was_removed_while_it_was_waited_for_is_made_again(
             removed.append(folder)
         return really(descriptor)
 
-    monkeypatch.setattr(_files, "_lock", lock)
+    monkeypatch.setattr(_files, "lock", lock)
     with FolderLock(folder):
         assert folder.is_dir()
         with pytest.raises(OutputInUseError):

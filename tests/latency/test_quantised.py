@@ -14,9 +14,9 @@ from torch import nn
 import latency
 from latency.backends import load
 from latency.backends.onnxruntime import OnnxRuntime
+from latency.backends.onnxruntime import quantised
 from latency.backends.onnxruntime.model import to_onnx, weight_precision
 from latency.backends.onnxruntime.ops import differential_graph
-from latency.backends.onnxruntime.quantised import quantised
 from latency.errors import UsageError
 from latency.op import Op, weight_bytes
 

@@ -88,7 +88,7 @@ def test_a_module_is_measured_as_it_is_and_keeps_its_mode() -> None:
 PROFILED = """
 import torch
 from torch import profiler
-from latency.backends.torch import _kernels
+from latency.backends.torch import Torch
 
 class Graph:
     def replay(self):
@@ -97,7 +97,7 @@ class Graph:
 profile, here = profiler.profile, [profiler.ProfilerActivity.CPU]  # a profile of what every machine has
 profiler.profile = lambda activities, **settings: profile(activities=here, **settings)
 torch.cuda.synchronize = lambda: None
-assert _kernels(Graph()) is None
+assert Torch(device="cpu").kernels(Graph()) is None
 """
 
 

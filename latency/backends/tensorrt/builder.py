@@ -7,6 +7,7 @@ are named, never numbered: their numbers moved between the majors. Every call he
 
 from __future__ import annotations
 
+import importlib
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,6 @@ __all__ = [
     "Settings",
     "TimingCache",
     "capabilities_of",
-    "import_rtx",
     "import_tensorrt",
     "new_logger",
     "typed_flags",
@@ -36,28 +36,26 @@ CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """What TensorRT for RTX builds for; 90 and 100 are datacenter GPUs, which TensorRT serves."""
 
 
-def import_tensorrt() -> Any:
-    """Returns the ``tensorrt`` module."""
-    try:
-        import tensorrt
-    except (ImportError, OSError, RuntimeError) as error:
-        raise MissingError(
-            f"TensorRT was asked for, and it cannot be imported ({error}); install it with `pip install tensorrt` on a "
-            "machine with an NVIDIA GPU, or use ONNX Runtime"
-        ) from error
-    return tensorrt
+INSTALL = {
+    "tensorrt": ("TensorRT", "`pip install tensorrt` on a machine with an NVIDIA GPU, or use ONNX Runtime"),
+    "tensorrt_rtx": ("TensorRT for RTX", "`pip install 'halpiee[rtx]'`"),
+}
+"""Module → its name in messages, and how it is installed."""
 
 
-def import_rtx() -> Any:
-    """Returns the ``tensorrt_rtx`` module; building with it needs no GPU and no driver."""
+def import_tensorrt(module: str = "tensorrt") -> Any:
+    """Returns the module ``tensorrt``, or ``tensorrt_rtx``, which builds without a GPU and a driver.
+
+    Raises:
+        MissingError: it is not installed, or its libraries cannot be loaded.
+    """
     try:
-        import tensorrt_rtx
+        return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:
+        name, fix = INSTALL[module]
         raise MissingError(
-            f"TensorRT for RTX was asked for, and it cannot be imported ({error}); install it with "
-            "`pip install 'halpiee[rtx]'`"
+            f"{name} was asked for, and it cannot be imported ({error}); install it with {fix}"
         ) from error
-    return tensorrt_rtx
 
 
 def capabilities_of(text: str) -> tuple[int, ...]:

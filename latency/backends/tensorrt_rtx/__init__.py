@@ -17,7 +17,7 @@ from typing import Any
 from latency._files import write
 from latency.backends import Found, Way, backend
 from latency.backends.tensorrt import TensorRT
-from latency.backends.tensorrt.builder import CAPABILITIES, import_rtx
+from latency.backends.tensorrt.builder import CAPABILITIES, import_tensorrt
 from latency.backends.tensorrt.files import ENGINE_FILES
 from latency.errors import HalpieeError, MissingError
 
@@ -37,7 +37,7 @@ class TensorRTRTX(TensorRT):
     @classmethod
     def import_library(cls) -> Any:
         """Returns the module ``tensorrt_rtx``."""
-        return import_rtx()
+        return import_tensorrt("tensorrt_rtx")
 
     @classmethod
     def context(cls, trt: Any, engine: Any, path: Path | None = None) -> tuple[Any, Callable[[], None]]:
@@ -76,7 +76,7 @@ class TensorRTRTX(TensorRT):
         if importlib.util.find_spec("tensorrt_rtx") is None:
             return [("tensorrt_rtx", Found("note", "not installed", "pip install 'halpiee[rtx]'"))]
         try:
-            version = str(import_rtx().__version__)
+            version = str(import_tensorrt("tensorrt_rtx").__version__)
         except MissingError as error:
             return [("tensorrt_rtx", Found("broken", str(error).splitlines()[0]))]
         text = f"{version}; builds for {', '.join(map(str, CAPABILITIES))} without a GPU"

@@ -26,7 +26,6 @@ from latency.backends.torch.network import (
     set_arithmetic,
     shared_graphs,
 )
-from latency.backends.torch.ops import op_call
 from latency.device import PRECISIONS, clocks, environment, limits, precision_of
 from latency.errors import UnsupportedOpError, UsageError
 from latency.op import Op
@@ -157,6 +156,8 @@ class Torch(Backend):
             )
         with torch.inference_mode():
             if self.device == "cpu":
+                from latency.backends.torch.ops import op_call
+
                 call = op_call(op, self.tensor, self.tensor)
 
                 def run() -> object:
@@ -243,6 +244,8 @@ class Torch(Backend):
         """Captures many copies of an op in one graph and one of them in another."""
         import torch
 
+        from latency.backends.torch.ops import op_call
+
         policy = self.policy
         with torch.cuda.device(self.device):
             shared = _Shared(self.tensor)
@@ -313,7 +316,21 @@ class Torch(Backend):
 
     def kernels(self, graph: Any) -> str | None:
         """Returns the names of the GPU kernels of one replay: what the library chose."""
-        return _kernels(graph)
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        try:
+            with (
+                warnings.catch_warnings()
+            ):  # the profiler of some versions warns of how it is used, each time
+                warnings.simplefilter("ignore")
+                with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
+                    graph.replay()
+                    torch.cuda.synchronize()
+        except RuntimeError:
+            return None
+        names = [e.name[:60] for e in seen.events() if str(getattr(e, "device_type", "")).endswith("CUDA")]
+        return " + ".join(names) or None
 
 
 class _Shared:
@@ -332,20 +349,3 @@ class _Shared:
     def rewind(self) -> None:
         """Begins again with the first."""
         self._next = 0
-
-
-def _kernels(graph: Any) -> str | None:
-    """Returns the names of the GPU kernels of one replay: what the library chose."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    try:
-        with warnings.catch_warnings():  # the profiler of some versions warns of how it is used, each time
-            warnings.simplefilter("ignore")
-            with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as seen:
-                graph.replay()
-                torch.cuda.synchronize()
-    except RuntimeError:
-        return None
-    names = [e.name[:60] for e in seen.events() if str(getattr(e, "device_type", "")).endswith("CUDA")]
-    return " + ".join(names) or None

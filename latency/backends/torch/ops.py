@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch.nn import functional as f
 
 from latency.errors import UnsupportedOpError
 from latency.op import Op, filled, heads_of, operand_shapes, output_size
 
-if TYPE_CHECKING:
-    import torch
-
-    Tensors: TypeAlias = Callable[..., torch.Tensor]
-    """Random numbers of a shape, where and as the op's are."""
-
-    Call: TypeAlias = Callable[[], torch.Tensor]
-
 __all__ = ["BUILDERS", "KINDS", "op_call"]
 
-ACTIVATIONS = {
-    "relu": "relu",
-    "relu6": "relu6",
-    "silu": "silu",
-    "hardswish": "hardswish",
-    "sigmoid": "sigmoid",
-    "hardsigmoid": "hardsigmoid",
-    "gelu": "gelu",
-}
+Tensors = Callable[..., torch.Tensor]
+"""Random numbers of a shape, where and as the op's are."""
+
+Call = Callable[[], torch.Tensor]
+
+ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu")
+"""Kinds that are functions of that name."""
 
 
-def op_call(op: Op, tensor: Tensors, activation: Tensors) -> Callable[[], torch.Tensor]:
+def op_call(op: Op, tensor: Tensors, activation: Tensors) -> Call:
     """Returns the op with its tail; ``tensor`` makes its weights, ``activation`` makes or hands out what it reads.
 
     Raises:
         UnsupportedOpError: a kind or tail that is not built here.
     """
-    from torch.nn import functional as f
-
     if op.kind not in BUILDERS or (op.spec.window and len(op.kernel) not in (1, 2, 3)):
         raise UnsupportedOpError(
             f"an op {op.kind!r} was asked for; PyTorch ops here are {', '.join(BUILDERS)}; leave it out of the sweep"
@@ -51,7 +41,7 @@ def op_call(op: Op, tensor: Tensors, activation: Tensors) -> Callable[[], torch.
             other = activation(*shape)
             steps.append(lambda y, other=other: y.add_(other))  # type: ignore[misc]
         elif part in ACTIVATIONS:
-            steps.append(getattr(f, ACTIVATIONS[part]))
+            steps.append(getattr(f, part))
         else:
             raise UnsupportedOpError(f"a tail {part!r} was asked for; leave the op out of the sweep")
 
@@ -65,22 +55,16 @@ def op_call(op: Op, tensor: Tensors, activation: Tensors) -> Callable[[], torch.
 
 
 def _linear(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    from torch.nn import functional as f
-
     x, weight, bias = activation(*_rows(op), op.c_in), tensor(op.c_out, op.c_in), tensor(op.c_out)
     return lambda: f.linear(x, weight, bias)
 
 
 def _layer_norm(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    from torch.nn import functional as f
-
     x, weight, bias = activation(*_rows(op), op.c_in), tensor(op.c_in), tensor(op.c_in)
     return lambda: f.layer_norm(x, (op.c_in,), weight, bias)
 
 
 def _attention(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    from torch.nn import functional as f
-
     del tensor
     heads = heads_of(op)
     q, k, v = (
@@ -102,8 +86,6 @@ def _softmax(op: Op, tensor: Tensors, activation: Tensors) -> Call:
 
 
 def _conv(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    import torch
-
     x, n, transposed = _map(op, activation), len(op.kernel), op.kind == "conv_transpose"
     stride, padding, dilation = (
         filled(values, n, usual) for values, usual in ((op.stride, 1), (op.padding, 0), (op.dilation, 1))
@@ -116,8 +98,6 @@ def _conv(op: Op, tensor: Tensors, activation: Tensors) -> Call:
 
 
 def _pool(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    from torch.nn import functional as f
-
     del tensor
     x, n = _map(op, activation), len(op.kernel)
     pool, stride, padding = getattr(f, f"{op.kind}{n}d"), filled(op.stride, n, 1), filled(op.padding, n, 0)
@@ -132,8 +112,6 @@ def _global_avg_pool(op: Op, tensor: Tensors, activation: Tensors) -> Call:
 
 
 def _combined(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    import torch
-
     del tensor
     x, y = _map(op, activation), _map(op, activation)
     combine = torch.add if op.kind == "add" else torch.mul
@@ -141,8 +119,6 @@ def _combined(op: Op, tensor: Tensors, activation: Tensors) -> Call:
 
 
 def _concat(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    import torch
-
     del tensor
     first = max(1, op.c_in // 2)
     parts = [activation(op.batch, c, *op.spatial) for c in (first, op.c_in - first) if c]
@@ -150,8 +126,6 @@ def _concat(op: Op, tensor: Tensors, activation: Tensors) -> Call:
 
 
 def _batch_norm(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    from torch.nn import functional as f
-
     x = _map(op, activation)
     mean, weight, bias = tensor(op.c_in), tensor(op.c_in), tensor(op.c_in)
     var = tensor(op.c_in).abs() + 0.5
@@ -159,18 +133,14 @@ def _batch_norm(op: Op, tensor: Tensors, activation: Tensors) -> Call:
 
 
 def _upsample(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    from torch.nn import functional as f
-
     del tensor
     x, factors = _map(op, activation), [float(s) for s in (op.stride or (2,) * len(op.spatial))]
     return lambda: f.interpolate(x, scale_factor=factors)
 
 
 def _activation(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    from torch.nn import functional as f
-
     del tensor
-    x, apply = _map(op, activation), getattr(f, ACTIVATIONS[op.kind])
+    x, apply = _map(op, activation), getattr(f, op.kind)
     return lambda: apply(x)
 
 
