@@ -15,9 +15,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 from latency.backends import Backend, adopted
 from latency.device import TimingPolicy, pinned
@@ -35,16 +34,15 @@ from latency.timing.timer import Precision
 __all__ = ["PROBES", "Estimate", "LazySweep", "SweepOptions", "probed", "sweep"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """How tables are measured.
+class SweepOptions(TypedDict, total=False):
+    """How tables are measured; all are optional.
 
     Attributes:
-        threads: threads of the runtime.
+        threads: threads of the runtime; by default 1.
         progress: called with (cells done, cells in all), or True for a bar on stderr.
-        seed: of order and hold-out.
+        seed: of order and hold-out; by default 0.
         fixed: for some ops, whether C_in and C_out never change.
-        holdout: held-out cells per table at most.
+        holdout: held-out cells per table at most; by default 6.
         precision: of one cell.
         settings: more arguments of the backend.
         every: measure the whole grid at multiples of this many channels, without probing: what HALP's tables are, and
@@ -52,23 +50,37 @@ class SweepOptions:
         policy: the figures by which the backend times; by default those of its kind of device.
     """
 
-    threads: int = 1
-    progress: Progress | bool | None = None
-    seed: int = 0
-    fixed: Mapping[Op, tuple[bool, bool]] | None = None
-    holdout: int = 6
-    precision: Precision | None = None
-    settings: Mapping[str, Any] | None = None
-    every: int | None = None
-    policy: TimingPolicy | None = None
+    threads: int
+    progress: Progress | bool | None
+    seed: int
+    fixed: Mapping[Op, tuple[bool, bool]] | None
+    holdout: int
+    precision: Precision | None
+    settings: Mapping[str, Any] | None
+    every: int | None
+    policy: TimingPolicy | None
 
-    def opened(self, backend: str | Backend, ops: Sequence[Op]) -> Backend:
-        """Returns the backend, told which ops are to be measured."""
-        runtime = adopted(backend, threads=self.threads, settings=self.settings)
-        if self.policy is not None:
-            runtime.policy = self.policy
-        runtime.expects(ops)
-        return runtime
+
+DEFAULTS: SweepOptions = {
+    "threads": 1, "progress": None, "seed": 0, "fixed": None, "holdout": 6, "precision": None, "settings": None,
+    "every": None, "policy": None,
+}  # fmt: skip
+
+
+def _chosen(how: SweepOptions) -> SweepOptions:
+    """Returns all options; those that were not given have their defaults."""
+    if strange := how.keys() - DEFAULTS.keys():
+        raise TypeError(f"a sweep takes no {', '.join(strange)}; its options are {', '.join(DEFAULTS)}")
+    return {**DEFAULTS, **how}
+
+
+def _opened(backend: str | Backend, ops: Sequence[Op], chosen: SweepOptions) -> Backend:
+    """Returns the backend, told which ops are to be measured."""
+    runtime = adopted(backend, threads=chosen["threads"], settings=chosen["settings"])
+    if chosen["policy"] is not None:
+        runtime.policy = chosen["policy"]
+    runtime.expects(ops)
+    return runtime
 
 
 @overload
@@ -79,8 +91,7 @@ def sweep(
     path: str | Path | None = ...,
     resume: bool = ...,
     dry_run: Literal[False] = ...,
-    options: SweepOptions | None = ...,
-    **more: Any,
+    **how: Unpack[SweepOptions],
 ) -> Profile: ...
 
 
@@ -89,11 +100,8 @@ def sweep(
     ops: Iterable[Op],
     *,
     backend: str | Backend = ...,
-    path: str | Path | None = ...,
-    resume: bool = ...,
     dry_run: Literal[True],
-    options: SweepOptions | None = ...,
-    **more: Any,
+    **how: Unpack[SweepOptions],
 ) -> Estimate: ...
 
 
@@ -104,8 +112,7 @@ def sweep(
     path: str | Path | None = None,
     resume: bool = True,
     dry_run: bool = False,
-    options: SweepOptions | None = None,
-    **more: Any,
+    **how: Unpack[SweepOptions],
 ) -> Profile | Estimate:
     """Measures every table that some ops need, over all widths up to those they are built at.
 
@@ -115,8 +122,7 @@ def sweep(
         path: the profile's file; a killed sweep is resumed from it.
         resume: whether a file that is there is continued.
         dry_run: return what would be done, measure nothing.
-        options: how they are measured.
-        **more: options by name, such as ``threads=4``; see `SweepOptions`.
+        **how: such as ``threads=4``; see `SweepOptions`.
 
     Returns:
         The profile, or the estimate of a dry run. Ops that the backend cannot build, or that do not
@@ -129,18 +135,17 @@ def sweep(
     Warns:
         HoldoutWarning: one held-out cell in twenty is off by more than 5 %.
     """
-    chosen = replace(options or SweepOptions(), **more)
+    chosen = _chosen(how)
     listed = list(ops)
-    wanted = specs(listed, chosen.fixed)
-    runtime = chosen.opened(backend, listed)
+    wanted = specs(listed, chosen["fixed"])
+    runtime = _opened(backend, listed, chosen)
     memory = cold_weights_of(runtime, listed, runtime.environment())
     if dry_run:
-        return Estimate.of(
-            wanted, _planned(wanted, chosen), memory, ops=len(listed), refines=chosen.every is None
-        )
+        designs = _planned(wanted, chosen)
+        return Estimate.of(wanted, designs, memory, ops=len(listed), refines=chosen["every"] is None)
     journal = Journal(None if path is None else Path(path), runtime.environment(), resume=resume)
-    with journal, _progress(chosen.progress) as progress, pinned(chosen.threads):
-        measurer = Measurer(runtime, journal, memory=memory, seed=chosen.seed, progress=progress)
+    with journal, _progress(chosen["progress"]) as progress, pinned(chosen["threads"]):
+        measurer = Measurer(runtime, journal, memory=memory, seed=chosen["seed"], progress=progress)
         measurer.from_the_start(lambda: _sweep(measurer, wanted, chosen))
     profile = Profile(journal.environment, journal.cells)
     warning = inspect(profile).holdout_warning
@@ -164,9 +169,9 @@ MATTERS = 0.00003
 
 def _sweep(measurer: Measurer, wanted: list[Spec], chosen: SweepOptions) -> None:
     """Probes, measures, refines; or measures whole grids."""
-    holdout, seed, precision = chosen.holdout, chosen.seed, chosen.precision or Precision()
-    if chosen.every is not None:
-        _whole(measurer, wanted, Steps((chosen.every, chosen.every)), precision)
+    holdout, seed, precision = chosen["holdout"], chosen["seed"], chosen["precision"] or Precision()
+    if chosen["every"] is not None:
+        _whole(measurer, wanted, Steps((chosen["every"], chosen["every"])), precision)
         return
     buildable = [spec for spec in wanted if measurer.builds(spec.op)]
     measurer.expect(sum(len(d.sweep) + len(d.holdout) for d in _planned(buildable, chosen)))
@@ -230,9 +235,9 @@ def _widest_us(profile: Profile, op: Op) -> float:
 
 def _planned(wanted: list[Spec], chosen: SweepOptions) -> list[Design]:
     """Returns the designs of a dry run: whole grids, or those of steps of eight, which most CPUs have."""
-    if chosen.every is None:
-        return [design(s, Steps((8, 8)), holdout=chosen.holdout, seed=chosen.seed) for s in wanted]
-    grids = [crossings(spec, Steps((chosen.every, chosen.every))) for spec in wanted]
+    if chosen["every"] is None:
+        return [design(s, Steps((8, 8)), holdout=chosen["holdout"], seed=chosen["seed"]) for s in wanted]
+    grids = [crossings(spec, Steps((chosen["every"], chosen["every"]))) for spec in wanted]
     return [Design(tuple(cells), (), len(cells)) for cells in grids]
 
 
@@ -259,13 +264,11 @@ class LazySweep:
         ops: ops as built; equal ones are one table.
         backend: a name, or a backend itself.
         path: the profile's file; one that is there is continued.
-        resume: whether a file that is there is continued.
-        options: how they are measured, without ``every``.
-        **more: options by name; see `SweepOptions`.
+        **how: as of `sweep`, without ``every``.
 
     Raises:
         ProfileError: the file belongs to another environment.
-        OutputInUseError: the file is there and not to be resumed, or another sweep writes it.
+        OutputInUseError: another sweep writes the file.
     """
 
     def __init__(
@@ -274,33 +277,29 @@ class LazySweep:
         *,
         backend: str | Backend = "onnxruntime",
         path: str | Path | None = None,
-        resume: bool = True,
-        options: SweepOptions | None = None,
-        **more: Any,
+        **how: Unpack[SweepOptions],
     ) -> None:
-        self._options = replace(options or SweepOptions(), **more)
+        self._chosen = _chosen(how)
         self._listed = list(ops)
-        self._wanted = specs(self._listed, self._options.fixed)
-        self._backend = self._options.opened(backend, self._listed)
-        self._path, self._resume = path, resume
-        self._precision = self._options.precision or Precision()
+        self._wanted = specs(self._listed, self._chosen["fixed"])
+        self._backend = _opened(backend, self._listed, self._chosen)
+        self._path = None if path is None else Path(path)
+        self._precision = self._chosen["precision"] or Precision()
         self._steps: dict[str, Steps] = {}
         self._journal: Journal | None = None
         self._measurer: Measurer | None = None
 
     def __enter__(self) -> LazySweep:
-        path = None if self._path is None else Path(self._path)
-        self._journal = Journal(path, self._backend.environment(), resume=self._resume)
+        self._journal, progress = Journal(self._path, self._backend.environment()), self._chosen["progress"]
         try:
-            with pinned(self._options.threads):
-                self._measurer = Measurer(
+            with pinned(self._chosen["threads"]):
+                self._measurer = measurer = Measurer(
                     self._backend,
                     self._journal,
                     memory=cold_weights_of(self._backend, self._listed, self._journal.environment),
-                    seed=self._options.seed,
-                    progress=self._options.progress if callable(self._options.progress) else None,
+                    seed=self._chosen["seed"],
+                    progress=progress if callable(progress) else None,
                 )
-                measurer = self._measurer
                 measurer.from_the_start(lambda: self._begin(measurer))
         except BaseException:
             self._journal.close()
@@ -334,7 +333,7 @@ class LazySweep:
                 wanted[found] = (found, "sweep", self._steps[name])
         if not wanted:
             return 0
-        with pinned(self._options.threads):
+        with pinned(self._chosen["threads"]):
             measurer.expect(len(wanted))
             return len(measurer.measure(list(wanted.values()), self._precision))
 

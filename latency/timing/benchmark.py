@@ -16,9 +16,9 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,30 +241,29 @@ def measure(
         UsageError: a backend or a model of another kind.
         MissingError: a device that is not there.
     """
-    options = CompareOptions(rounds=rounds, seconds=seconds, batch=batch)
+    how: CompareOptions = {"rounds": rounds, "seconds": seconds, "batch": batch}
     where: dict[str, Any] = {"backend": backend, "device": device, "threads": threads}
-    return compare({"model": model}, example_inputs=example_inputs, **where, options=options)["model"]
+    return compare({"model": model}, example_inputs=example_inputs, **where, **how)["model"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions:
-    """How networks are measured alternately.
+class CompareOptions(TypedDict, total=False):
+    """How networks are measured alternately; all are optional.
 
     Attributes:
-        rounds: runs of each that count, eight to a turn.
-        seconds: fewer rounds, but nine, where they would take longer than this.
+        rounds: runs of each that count, eight to a turn; by default 30.
+        seconds: fewer rounds, but nine, where they would take longer than this; by default 60.
         batch: images per call where there are no example inputs; by default the model's own, else 1.
         clock: what times a run; by default as the backend or the runner does.
         warm_up: runs of each before the first that counts; by default until three in a row agree.
         policy: which runs count; by default that of the backend's device.
     """
 
-    rounds: int = 30
-    seconds: float = 60.0
-    batch: int | None = None
-    clock: Clock | None = None
-    warm_up: int | None = None
-    policy: TimingPolicy | None = None
+    rounds: int
+    seconds: float
+    batch: int | None
+    clock: Clock | None
+    warm_up: int | None
+    policy: TimingPolicy | None
 
 
 def compare(
@@ -274,8 +273,7 @@ def compare(
     backend: str | Backend = "onnxruntime",
     device: str = "auto",
     threads: int = 1,
-    options: CompareOptions | None = None,
-    **more: Any,
+    **how: Unpack[CompareOptions],
 ) -> Comparison:
     """Measures networks alternately.
 
@@ -285,17 +283,18 @@ def compare(
         backend: the runtime: a name, or a backend itself.
         device: as in ``measure``.
         threads: threads of the runtime.
-        options: how they are measured.
-        **more: options by name, such as ``rounds=100``; see `CompareOptions`.
+        **how: such as ``rounds=100``; see `CompareOptions`.
 
     Raises:
         UsageError: a backend or a model of another kind.
         MissingError: a device that is not there.
     """
-    chosen = replace(options or CompareOptions(), **more)
+    if strange := how.keys() - CompareOptions.__annotations__.keys():
+        raise TypeError(f"compare takes no {', '.join(strange)}; see latency.timing.benchmark.CompareOptions")
     runtime = adopted(backend, threads=threads, settings={} if device == "auto" else {"device": device})
-    own = chosen.clock is None
-    clocks: dict[str, Clock] = dict.fromkeys(models, chosen.clock or runtime.clock())
+    clock = how.get("clock")
+    own = clock is None
+    clocks: dict[str, Clock] = dict.fromkeys(models, clock or runtime.clock())
     with ExitStack() as opened:
         calls: dict[str, Callable[[], object]] = {}
         for name, model in models.items():
@@ -304,22 +303,22 @@ def compare(
                 continue
             runner = model
             if not isinstance(runner, Runner):
-                runner = runtime.network(model, example_inputs, batch=chosen.batch)
+                runner = runtime.network(model, example_inputs, batch=how.get("batch"))
             if not runner.is_ready:
                 opened.enter_context(runner)
             # a clock of the device waits for it by itself
             calls[name] = runner.start if own else runner.run
             clocks[name] = (runner.clock() if own else None) or clocks[name]
         on_cpu = all(clock.kind == "cpu" for clock in clocks.values())
-        policy = chosen.policy or runtime.policy
+        policy = how.get("policy") or runtime.policy
         anchor = Anchor(checksum(), runtime.clock(), policy) if own and on_cpu else None
         if threads > 1:
             for call in calls.values():  # worker threads inherit the cores of the thread that starts them
                 call()
         opened.enter_context(pinned(threads))
         for name, call in calls.items():
-            _warm(call, clocks[name], chosen.warm_up)
-        return _interleaved(calls, clocks, chosen.rounds, chosen.seconds, anchor, policy)
+            _warm(call, clocks[name], how.get("warm_up"))
+        return _interleaved(calls, clocks, how.get("rounds", 30), how.get("seconds", 60.0), anchor, policy)
 
 
 def _warm(call: Callable[[], object], clock: Clock, runs: int | None) -> None:

@@ -13,8 +13,7 @@ from torch import nn
 
 import latency
 from latency.backends import load
-from latency.backends.onnxruntime import OnnxRuntime
-from latency.backends.onnxruntime import quantised
+from latency.backends.onnxruntime import OnnxRuntime, quantised
 from latency.backends.onnxruntime.model import to_onnx, weight_precision
 from latency.backends.onnxruntime.ops import differential_graph
 from latency.errors import UsageError
