@@ -180,7 +180,7 @@ def _two_slopes(given: Sequence[tuple[float, float]]) -> Calibration | None:
 
 
 PRIOR = 4
-"""Networks that the held-out cells count as, beside those that were measured whole."""
+"""Networks that the held-out cells count as, beside those that were measured whole; without such cells, none."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Interval:
         return self.low_us <= us <= self.high_us
 
 
-def interval(line: Calibration | None, sum_us: float, *, cells: float, share: float = 0.9) -> Interval:
+def interval(line: Calibration | None, sum_us: float, *, cells: float | None, share: float = 0.9) -> Interval:
     """Returns the prediction interval of a network.
 
     ``us · (1 ± t · s · √(1 + h))``: s² pools the relative residuals r of the n networks that the line was fitted to
@@ -209,21 +209,29 @@ def interval(line: Calibration | None, sum_us: float, *, cells: float, share: fl
     Args:
         line: the calibration; None: the sum itself, whose overhead per call is then in no interval.
         sum_us: sum of the network's ops.
-        cells: relative standard deviation of the sum that follows from the errors of held-out cells.
+        cells: relative standard deviation of the sum that follows from the errors of held-out cells; None: none was
+            held out, and the networks alone tell (ν₀ = 0).
         share: of cases that it is to hold.
 
     Raises:
-        UsageError: a share that is not between 0 and 1, or a spread that is not finite.
+        UsageError: a share that is not between 0 and 1, a spread that is not finite, or nothing that tells: neither
+            cells nor more networks than the line has free numbers.
     """
-    if not 0 < share < 1 or not 0 <= cells < np.inf:
+    if not 0 < share < 1 or not 0 <= (cells or 0.0) < np.inf:
         raise UsageError(
             f"an interval of {share:g} with cells off by {cells:g} was asked; give a share between 0 and 1, such as "
             "0.9, and a spread of 0 or more"
         )
     us = sum_us if line is None else line.apply(sum_us)
     residuals, free, leverage = ([], 0, 0.0) if line is None else _told(line, sum_us)
-    freedom = PRIOR + max(0, len(residuals) - free)
-    variance = (PRIOR * cells**2 + float(np.sum(np.square(residuals)))) / freedom
+    prior = 0 if cells is None else PRIOR
+    freedom = prior + max(0, len(residuals) - free)
+    if not freedom:
+        raise UsageError(
+            "an interval was asked of a line that was fitted to no more networks than it has free numbers, without "
+            "held-out cells; measure more networks whole"
+        )
+    variance = (prior * (cells or 0.0) ** 2 + float(np.sum(np.square(residuals)))) / freedom
     half = student(share, freedom) * float(np.sqrt(variance * (1.0 + leverage))) * us
     return Interval(us, max(0.0, us - half), us + half, share)
 

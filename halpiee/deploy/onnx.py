@@ -395,6 +395,9 @@ def _refuse_mismatch(path: Path, precision: str, result: Comparison, allowed: fl
 KEPT = ("model", "method", "budget", "backend", "batch", "threads", "budget_us", "dense_us")
 """Keys of a run's report that go into the file as they are."""
 
+PREDICTED = ("predicted_us", "predicted_low_us", "predicted_high_us")
+"""Keys of a prediction, in a report and in a file: the latency, and the range that holds 90 % of measurements."""
+
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int8": "int8"}
 """What a profile's dtype is called in a file."""
 
@@ -476,7 +479,7 @@ def run_metadata(
     if side == "pruned":
         values["plan_sha256"] = plan_hash(plan) if plan.is_file() else None
     if side == "pruned" and same:
-        values |= {key: report.get(key) for key in ("predicted_us", "measured_us")}
+        values |= {key: report.get(key) for key in (*PREDICTED, "measured_us")}
     elif same:
         values["measured_us"] = report.get("dense_us")
     if not trained:

@@ -197,6 +197,8 @@ def runs_table(reports: Mapping[str, Mapping[str, Any]]) -> Table:
 HEADS = (
     "Method",
     "Budget",
+    "Predicted, ms",
+    "90 % of measurements, ms",
     "Dense, ms",
     "Pruned, ms",
     "Speed-up, ×",
@@ -214,12 +216,15 @@ def line_of_run(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
         value = number(report, key)
         return DASH if value is None else f"{value * scale:.{decimals}f}"
 
+    within = [get(f"predicted_{end}_us", 1e-3, 3) for end in ("low", "high")]
     return {
         "name": name,
         "met": _mapping(report, "promise").get("met"),
         "cells": [
             str(report.get("method") or DASH),
             str(report.get("budget") or DASH),
+            get("predicted_us", 1e-3, 3),
+            DASH if DASH in within else " to ".join(within),
             get("dense_us", 1e-3, 3),
             get("measured_us", 1e-3, 3),
             get("speedup", 1, 2),
@@ -355,17 +360,20 @@ def _tiles(report: Mapping[str, Any], compared: Mapping[str, Any]) -> list[tuple
 
 
 def _budget(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the bars of dense, predicted and measured latency, and where the budget crosses them, in per cent."""
+    """Returns the bars of three latencies, the range of the predicted one, and where the budget is, in per cent."""
     rows = [
         ("Dense, measured", number(report, "dense_us"), number(report, "dense_iqr_us"), "dense"),
         ("Pruned, predicted", number(report, "predicted_us"), None, "predicted"),
         ("Pruned, measured", number(report, "measured_us"), number(report, "measured_iqr_us"), "pruned"),
     ]
     budget = number(report, "budget_us")
-    largest = max([us for _, us, _, _ in rows if us is not None] + ([budget] if budget else []), default=0.0)
+    ends = [number(report, f"predicted_{end}_us") for end in ("low", "high")]
+    largest = max((us for us in [us for _, us, _, _ in rows] + [budget, *ends] if us), default=0.0)
     if largest <= 0:
         return None
+    low, high = (None if us is None else max(0.0, 100 * us / largest) for us in ends)
     return {
+        "range": None if low is None or high is None else (low, max(0.0, high - low)),
         "bars": [(name, css, 100 * (us or 0.0) / largest, latency(us, iqr)) for name, us, iqr, css in rows],
         "line": None if budget is None else 100 * budget / largest,
         "text": latency(budget),

@@ -24,6 +24,7 @@ __all__ = [
     "latency",
     "number",
     "percent",
+    "predicted",
     "read_report",
     "seconds",
     "title",
@@ -142,7 +143,7 @@ def comparison(report: Mapping[str, Any]) -> list[Row]:
     unit = unit_of(dense_us, get("measured_us"), budget_us)
     rows = [
         Row("Latency, budget", DASH, latency(budget_us, None, unit), _ratio(budget_us, dense_us)),
-        Row("Latency, predicted", DASH, latency(predicted_us, None, unit), _ratio(predicted_us, dense_us)),
+        Row("Latency, predicted", DASH, predicted(report, unit), _ratio(predicted_us, dense_us)),
         Row(
             "Latency, measured",
             _with_spread(dense_us, get("dense_iqr_us"), unit),
@@ -228,6 +229,13 @@ def _with_spread(value_us: float | None, spread_us: float | None, unit: str) -> 
     scale = 1e3 if unit == "ms" else 1.0
     decimals = len(text.partition(".")[2])
     return f"{text} {unit} (IQR {spread_us / scale:.{decimals}f})"
+
+
+def predicted(report: Mapping[str, Any], unit: str) -> str:
+    """Returns the predicted latency with the range that holds nine of ten measurements, where the run knows one."""
+    values = (number(report, f"predicted_{which}us") for which in ("", "low_", "high_"))
+    us, low, high = (latency(value, None, unit).removesuffix(f" {unit}") for value in values)
+    return us if us == DASH else f"{us} {unit}" + ("" if DASH in (low, high) else f" (90%: {low} to {high})")
 
 
 def _interval(report: Mapping[str, Any]) -> str:

@@ -383,9 +383,11 @@ class LatencyCost(Cost):
         errors = self._held_out
         if not errors and (self.calibration is None or len(self.calibration.points) < 3):
             return None
-        off = math.sqrt(sum(e * e for e in errors) / len(errors)) if errors else 0.0
         total = sum(ops)
-        spread = off * math.sqrt(sum(us * us for us in ops)) / total if total else 0.0
+        spread = None
+        if errors:
+            off = math.sqrt(sum(e * e for e in errors) / len(errors))
+            spread = off * math.sqrt(sum(us * us for us in ops)) / total if total else 0.0
         return interval(self.calibration, total, cells=spread, share=share)
 
     @cached_property

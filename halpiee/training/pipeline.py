@@ -177,7 +177,7 @@ class Narrow(Training):
             return {
                 **found,
                 "sparsity": None,
-                "predicted_us": cost.total_us(counts),
+                **record.predicted(cost, counts),
                 "dense_us": cost.dense_us,
                 "next_step_us": cost.next_step(counts, cost.candidates),
             }

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from halpiee.analysis.flops import CostReference, FlopsMeter
 from halpiee.methods.phases import Event
+from halpiee.selection.cost import LatencyCost
 from halpiee.training.config import Settings
 from latency.outside import read_json, sound
 from latency.predict import Calibration
@@ -28,6 +29,7 @@ __all__ = [
     "line_of",
     "line_values",
     "plain_events",
+    "predicted",
     "promise",
     "promise_of_units",
     "read_calibration",
@@ -68,6 +70,13 @@ def plain_events(reports: Iterable[Event]) -> list[dict[str, Any]]:
 def _event(e: Event, **own: float | None) -> dict[str, Any]:
     rest = {"iou": e.iou, "survival": e.survival, "skipped": e.skipped, "counts": e.counts}
     return {"step": e.step, "event": e.event, **own, **rest}
+
+
+def predicted(cost: LatencyCost, counts: Mapping[str, int]) -> dict[str, float]:
+    """Returns a network's predicted latency, and where the tables tell, the range that holds 90 % of measurements."""
+    within = cost.interval(counts)
+    ends = {} if within is None else {"predicted_low_us": within.low_us, "predicted_high_us": within.high_us}
+    return {"predicted_us": cost.total_us(counts), **ends}
 
 
 def line_values(calibration: Calibration) -> dict[str, Any]:
@@ -191,6 +200,8 @@ class Result(TypedDict, total=False):
     history: Required[list[dict[str, Any]]]
     dense_us: Number | None
     predicted_us: Number | None
+    predicted_low_us: Number
+    predicted_high_us: Number
     next_step_us: Number | None
     sparsity: dict[str, Any] | None
     effective_macs: Natural | None

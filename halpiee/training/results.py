@@ -15,7 +15,7 @@ from typing import Any
 
 import latency
 from halpiee.deploy.calibrate import layer_times, side_by_side
-from halpiee.deploy.onnx import ExportReport, export_onnx, run_metadata, stamp
+from halpiee.deploy.onnx import PREDICTED, ExportReport, export_onnx, run_metadata, stamp
 from halpiee.deploy.sparse import zeros_in
 from halpiee.errors import BudgetError, HalpieeError
 from halpiee.methods.registry import METHODS
@@ -141,7 +141,7 @@ def _latencies(run: Run, found: Comparison, pruned: Mapping[str, Any]) -> dict[s
         next_step_us = (math.nan if pruned["next_step_us"] is None else pruned["next_step_us"]) * drift
         predicted = {
             "budget_us": budget_us,
-            "predicted_us": pruned["predicted_us"] * drift,
+            **{key: pruned[key] * drift for key in PREDICTED if key in pruned},
             "next_step_us": next_step_us,
             "clock_drift": drift,
         }

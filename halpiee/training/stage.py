@@ -25,7 +25,7 @@ from halpiee.training.checkpoint import load_state, save_json
 from halpiee.training.job import Run
 from halpiee.training.loop import Outlet, Trainer, evaluate, pick_threads
 from halpiee.training.ranks import Ranks
-from halpiee.training.record import line_values, read_result, read_seconds, read_threads
+from halpiee.training.record import line_values, predicted, read_result, read_seconds, read_threads
 from halpiee.training.schedule import make_optimizer
 from latency.timing.benchmark import Comparison
 
@@ -336,7 +336,7 @@ def close(run: Run, model: nn.Module, cost: LatencyCost, candidate: Candidate) -
         )
     return {
         "closed_loop": [asdict(turn) for turn in turns],
-        "predicted_us": cost.total_us(candidate.counts),
+        **predicted(cost, candidate.counts),
         "calibration": line_values(fitted) if fitted else None,
         "dense_us": cost.dense_us,
         "budget_us": budget_us,

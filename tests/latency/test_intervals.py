@@ -66,6 +66,23 @@ def test_nine_of_ten_drawn_networks_lie_within() -> None:
     assert 0.85 <= np.mean(held) <= 0.95
 
 
+@pytest.mark.parametrize("n", [4, 8])
+def test_nine_of_ten_drawn_networks_lie_within_where_no_cell_was_held_out(n: int) -> None:
+    """Whatever the spread is, the residuals alone tell it: tables of few cells are measured whole."""
+    generator, held = np.random.default_rng(1), []
+    for spread in (0.001, 0.03) * 150:
+        x = generator.uniform(30, 90, n + 10)
+        y = (5 + 1.1 * x) * (1 + spread * generator.standard_normal(n + 10))
+        line = fit(list(zip(x[:n], y[:n], strict=True)), anchor=(100.0, 115.0))
+        held += [interval(line, a, cells=None).holds(b) for a, b in zip(x[n:], y[n:], strict=True)]
+    assert 0.87 <= np.mean(held) <= 0.93
+
+
+def test_a_line_through_as_many_networks_as_it_has_free_numbers_tells_no_range() -> None:
+    with pytest.raises(UsageError, match="measure more networks whole"):
+        interval(fit([(50.0, 60.0)], anchor=(100.0, 110.0)), 70.0, cells=None)
+
+
 @pytest.mark.parametrize(("share", "cells"), [(0.0, 0.1), (1.0, 0.1), (0.9, -1.0), (0.9, float("nan"))])
 def test_nonsense_is_refused(share: float, cells: float) -> None:
     with pytest.raises(UsageError, match="give a share between 0 and 1"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from halpiee.report import render_html, render_markdown, render_site, runs_table, table
+from halpiee.report import render_card, render_html, render_markdown, render_site, runs_table, table
 
 VOID = {"meta", "br"}
 HOSTILE = "<script>alert(1)</script>\"'&|`"
@@ -178,8 +178,10 @@ def test_a_site_lists_every_run_with_one_unit_a_column(report: dict[str, Any]) -
         "resnet20 on cifar10",
     ]
     first = index.words.index("one")
-    cells = [word for word in index.words[first:] if word.strip()][:10]
-    assert cells == ["one", "iee", "0.5", "0.520", "0.263", "1.98", "99.00", "98.50", "10.2", "kept"]
+    cells = [word for word in index.words[first:] if word.strip()][:12]
+    assert cells == [
+        *["one", "iee", "0.5", "0.258", "–", "0.520", "0.263", "1.98", "99.00", "98.50", "10.2", "kept"]
+    ]
     assert "index.html" in Page(pages["one.html"]).links
     assert "Other runs: 98.5% at 263 µs" in Page(pages["one.html"]).text  # two, on the same data
     assert "Other runs" not in Page(pages["three.html"]).text
@@ -221,11 +223,13 @@ def test_runs_stand_in_one_table_with_one_unit_a_column(report: dict[str, Any]) 
     from rich.console import Console
 
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(runs_table({"one": report, "two[x]": report | {"measured_us": None}}))
+    ends = {"predicted_low_us": 250.2, "predicted_high_us": 266.4}
+    console.print(runs_table({"one": report | ends, "two[x]": report | {"measured_us": None}}))
     head, first, second = console.export_text().splitlines()
     assert head.split()[0] == "Run"
-    assert first.split() == ["one", "iee", "0.5", "0.520", "0.263", "1.98", "99.00", "98.50", "10.2", "kept"]
-    assert second.split() == ["two[x]", "iee", "0.5", "0.520", "–", "1.98", "99.00", "98.50", "10.2", "kept"]
+    rest = ["1.98", "99.00", "98.50", "10.2", "kept"]
+    assert first.split() == [*["one", "iee", "0.5", "0.258", "0.250", "to", "0.266", "0.520", "0.263"], *rest]
+    assert second.split() == [*["two[x]", "iee", "0.5", "0.258", "–", "0.520", "–"], *rest]
 
 
 def test_no_name_is_cut(report: dict[str, Any]) -> None:
@@ -254,6 +258,25 @@ def test_only_a_plain_file_name_becomes_a_link(report: dict[str, Any], name: str
     page = Page(render_html(report))
     assert page.links == ["plan.json"]
     assert name in page.words
+
+
+def test_the_range_of_a_prediction_is_drawn_on_its_bar_and_told_in_every_table(
+    report: dict[str, Any],
+) -> None:
+    assert 'class="range" style=' not in render_html(report)
+    report |= {"predicted_low_us": 247.0, "predicted_high_us": 273.0}
+    html = render_html(report)
+    # the longest bar is the dense network's 520 µs: 247 of it is 47.5 %, and 273 − 247 is 5 %
+    assert html.count('class="range" style="left:47.50%;width:5.00%"') == 1
+    for text in (Page(html).text, render_markdown(report), render_card(report, load="runs/x")):
+        assert "258 µs (90%: 247 to 273)" in text
+
+
+def test_a_range_beyond_the_dense_latency_stays_on_the_page(report: dict[str, Any]) -> None:
+    report |= {"predicted_low_us": 0.0, "predicted_high_us": 1040.0}
+    html = render_html(report)
+    assert 'class="range" style="left:0.00%;width:100.00%"' in html
+    assert 'class="fill dense" style="width:50.00%"' in html
 
 
 def test_the_budget_line_stands_at_its_share_of_the_dense_latency(report: dict[str, Any]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
-from halpiee.training.record import effective_macs, line_of, line_values, promise, train_flops
-from latency.predict import Calibration
+from halpiee.training.record import effective_macs, line_of, line_values, predicted, promise, train_flops
+from latency.predict import Calibration, Interval
 
 
 def test_a_latency_over_103_percent_of_the_budget_breaks_the_promise() -> None:
@@ -29,6 +30,14 @@ def test_leaving_more_than_a_step_unused_breaks_it_too() -> None:
 
 def test_a_network_with_everything_active_has_nothing_left_to_use() -> None:
     assert promise(50.0, 100.0, math.nan)["met"]
+
+
+def test_a_prediction_carries_the_range_that_its_cost_knows() -> None:
+    cost = SimpleNamespace(total_us=lambda counts: 10.0 * counts["g"], interval=lambda _: None)
+    assert predicted(cost, {"g": 3}) == {"predicted_us": 30.0}  # type: ignore[arg-type]
+    cost.interval = lambda counts: Interval(30.0, 9.0 * counts["g"], 11.0 * counts["g"], 0.9)
+    known = {"predicted_us": 30.0, "predicted_low_us": 27.0, "predicted_high_us": 33.0}
+    assert predicted(cost, {"g": 3}) == known  # type: ignore[arg-type]
 
 
 def test_training_flops_follow_from_the_two_masks() -> None:

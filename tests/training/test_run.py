@@ -164,7 +164,8 @@ def test_a_run_ends_in_a_network_within_its_budget_whose_files_agree(whole: Whol
 def worked_out(report: dict[str, Any]) -> dict[str, Any]:
     """Returns what of a report no clock has a part in."""
     measured = (
-        "measured_us measured_iqr_us dense_us dense_iqr_us predicted_us budget_us next_step_us clock_drift contention "
+        "measured_us measured_iqr_us dense_us dense_iqr_us predicted_us predicted_low_us predicted_high_us budget_us "
+        "next_step_us clock_drift contention "
         "speedup speedup_ci fps_dense fps_pruned layers promise seconds seconds_by_stage seconds_training settings"
     )
     clocked = ("seconds", "images_per_s", "waiting")
