@@ -52,7 +52,7 @@ bench: $(VENV)/.installed ## what masking costs a training step, and what shrink
 bench-training: $(VENV)/.installed ## a whole training by IEE to 30 % of the latency against a dense one, a step of each in turn
 	$(BIN)/python -m tools.bench_training --trainings
 
-bench-latency: $(VENV)/.installed ## predicted against measured on random shrunk networks; regret; repeatability
+bench-latency: $(VENV)/.installed ## predicted against measured on random shrunk networks; regret; intervals
 	$(BIN)/python -m tools.bench_latency
 	$(BIN)/python -m tools.bench_latency --regret runs/bench-latency
 	$(BIN)/python -m tools.bench_latency --model resnet20 --size 32 --networks 100 --rounds 10 --no-record

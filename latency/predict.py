@@ -87,14 +87,6 @@ class Calibration:
             return near_us + (far_us - near_us) * (sum_us - near) / (far - near)
         return self.a_us + self.b * sum_us
 
-    def scaled(self, factor: float) -> Calibration:
-        """Returns the line with every latency multiplied by a factor."""
-        bend = self.bend and (
-            (self.bend[0][0], self.bend[0][1] * factor),
-            (self.bend[1][0], self.bend[1][1] * factor),
-        )
-        return Calibration(self.a_us * factor, self.b * factor, self.points, bend)
-
     @property
     def residuals(self) -> tuple[float, ...]:
         """Prediction over measurement, minus one, at every point."""

@@ -16,7 +16,6 @@ their slope is what the ops' slopes add up to.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -100,9 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--channels-last", action="store_true", help="NHWC activations, of torch")
     parser.add_argument("--layers", action="store_true", help="with --model and --profile: table by table")
-    parser.add_argument(
-        "--regret", type=Path, metavar="FOLDER", help="what few cells cost, and repeatability"
-    )
+    parser.add_argument("--regret", type=Path, metavar="FOLDER", help="what few cells cost")
     parser.add_argument("--pair", type=Path, nargs=2, help="how far two profiles of one network are apart")
     recorded(parser)
     options = parser.parse_args(arguments)
@@ -261,7 +258,7 @@ SEEDS = 5
 
 
 def regret(name: str, size: int, batch: int, folder: Path | None) -> str:
-    """Returns what an ordinary profile loses against every crossing of the edges, and how well two sweeps agree.
+    """Returns what an ordinary profile loses against every crossing of the edges.
 
     *Regret* is value lost by solving on few cells: the network chosen on an ordinary profile is priced on one of every
     crossing of the edges; lost is the share of value that the best network of that true latency would have kept more.
@@ -270,7 +267,7 @@ def regret(name: str, size: int, batch: int, folder: Path | None) -> str:
         name: MODEL string.
         size: of the images.
         batch: images per inference.
-        folder: keeps the profiles; what was measured is not measured again, and two more sweeps are compared.
+        folder: keeps the profiles; what was measured is not measured again.
     """
     torch.manual_seed(0)
     model = build(name).eval()
@@ -283,24 +280,10 @@ def regret(name: str, size: int, batch: int, folder: Path | None) -> str:
     whole = latency.sweep(ops, fixed=fixed, path=paths["whole"], every=every, progress=True)
     found = regrets(LatencyCost(structure, cheap), LatencyCost(structure, whole))
     counts = [sum(c.get("role", "sweep") == "sweep" for c in profile.cells) for profile in (cheap, whole)]
-    lines = [
+    return (
         f"{label}: {counts[0]} cells for {counts[1]}; regret over {len(found)} plans: median {np.median(found):.2%}, "
         f"worst {max(found):.2%}"
-    ]
-    if folder is not None:
-        lines.append(f"{label}: {repeatability(name, size, batch, folder)}")
-    return "\n".join(lines)
-
-
-def repeatability(model: str, size: int, batch: int, folder: Path) -> str:
-    """Sweeps twice in processes of their own and says how far the cells are apart."""
-    paths = [folder / f"{model}-{size}-b{batch}-repeat{i}.jsonl" for i in range(2)]
-    for path in paths:
-        arguments = [model, "--size", str(size), "--batch", str(batch), "--out", str(path)]
-        subprocess.run(
-            [sys.executable, "-m", "halpiee", "profile", *arguments], check=True, capture_output=True
-        )
-    return differing(paths)
+    )
 
 
 def differing(paths: Sequence[Path]) -> str:

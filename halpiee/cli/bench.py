@@ -63,10 +63,7 @@ class Bench(Built, Threaded, Answered):
     trust_plan: bool = option(False, "Let plans name a package.module:function to call, of any arguments.")
     trust_run: bool = option(False, "Let settings.json of runs from elsewhere name such functions.")
     batch: str | None = option(
-        None,
-        "Images per inference: 1, or several: 1,8,32.",
-        RUNTIME,
-        unset="1, or all that a file takes",
+        None, "Images per inference: 1, or several: 1,8,32.", RUNTIME, unset="1, or all that a file takes"
     )
     precision: Literal["fp32", "fp16", "bf16"] | None = option(
         None, "Precision of modules; a file must have it.", RUNTIME, unset="fp32, files as they are"
@@ -171,12 +168,7 @@ def _timed(asked: Bench, field: list[Timed], base: str, images: int) -> tuple[li
 
 
 def _latencies(
-    runners: dict[str, Runner],
-    field: list[Timed],
-    base: str,
-    batch: int,
-    asked: Bench,
-    warm_up: int | None,
+    runners: dict[str, Runner], field: list[Timed], base: str, batch: int, asked: Bench, warm_up: int | None
 ) -> tuple[list[dict[str, Any]], str]:
     from latency.timing import WallClock
     from latency.timing.benchmark import compare

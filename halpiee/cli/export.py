@@ -8,30 +8,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import ranges
+from halpiee.cli.export_int8 import ONNX, Quantising, export_quantised
 from halpiee.cli.inputs import INPUTS, parse_inputs
-from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
+from halpiee.cli.options import SIZES, Built, input_size, verb
 from halpiee.cli.output import answer, say
 from halpiee.errors import OutputInUseError, UsageError
 from halpiee.options import described, option
-from halpiee.shared_options import NETWORK, Seeded
+from halpiee.shared_options import NETWORK
 from latency._files import check_place
 
 if TYPE_CHECKING:
     from halpiee.cli.networks import Network
     from halpiee.deploy.onnx import ExportReport
-    from halpiee.deploy.tensorrt import EngineReport
+    from halpiee.deploy.tensorrt import Batches, EngineReport
 
 __all__ = ["command"]
 
-ONNX, ENGINE = "ONNX files", "TensorRT engines"
-"""Headings."""
+ENGINE = "TensorRT engines"
+"""Heading of options."""
 
 BATCH, LEVEL = "1", 3
 """What an engine is built for where --batch and --builder-level, which no other file has, are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Built, Seeded, Answered):
+class Export(Built, Quantising):
     """The network that is written, and how."""
 
     source: str | None = option(
@@ -46,7 +47,9 @@ class Export(Built, Seeded, Answered):
     )
     dense: bool = option(False, "A run's dense network instead of the pruned one.", NETWORK)
     plan: Path | None = option(None, "Plan to apply to the network.", NETWORK)
-    weights: Path | None = option(None, "Safetensors; with --plan of the dense or the compact one.", NETWORK)
+    weights: Path | None = option(
+        None, "Safetensors or a state dict (.pth); with --plan of the dense or the compact one.", NETWORK
+    )
     size: str | None = option(
         None, f"Image size of a MODEL or plan: {SIZES}.", NETWORK, unset="the plan's; of a MODEL 224"
     )
@@ -56,18 +59,6 @@ class Export(Built, Seeded, Answered):
     )
     trust_run: bool = option(False, "Let settings.json of a run from elsewhere name such functions.", NETWORK)
     half_io: bool = option(False, "An fp16 file also takes and gives fp16.", ONNX, unset="float32")
-    int8: bool = option(
-        False,
-        "Quantise the file to int8, calibrated on images of --data; its accuracy is shown beside fp32.",
-        ONNX,
-    )
-    data: str | None = option(
-        None,
-        "Images that int8 is calibrated and judged on: as for `halpiee train`.",
-        ONNX,
-        unset="the run's own",
-    )
-    images: ranges.Images = option(256, "Training images that int8 is calibrated on.", ONNX)
     measure: bool = option(False, "Time the file here, on one thread, and write the time into it.", ONNX)
     dynamic_size: bool = option(False, "Let the file take images of any height and width.", ONNX)
     input_names: str | None = option(
@@ -132,13 +123,9 @@ def command(asked: Export) -> None:
         return
     check_place(asked.out)
     if asked.int8:
-        from halpiee.cli.export_int8 import Quantised, export_quantised
-
-        named = str(asked.source or asked.plan)
-        quantised = Quantised(
-            asked.out, named, asked.data, asked.images, asked.seed, asked.ends, asked.as_json
+        export_quantised(
+            asked, asked.out, _network(asked), named=str(asked.source or asked.plan), ends=asked.ends
         )
-        export_quantised(quantised, _network(asked))
         return
     network = _network(asked)
     from halpiee.deploy.onnx import export_onnx
@@ -222,14 +209,8 @@ def _measured_us(file: Path, batch: int) -> float:
     from halpiee.deploy.onnx import stamp
 
     found = latency.measure(file)
-    device = str(latency.environment()["device"])
-    measured = {
-        "measured_us": f"{found.median_us:.6g}",
-        "batch": str(batch),
-        "threads": "1",
-        "device": device,
-    }
-    stamp(file, measured)
+    facts = {"measured_us": f"{found.median_us:.6g}", "batch": str(batch), "threads": "1"}
+    stamp(file, facts | {"device": str(latency.environment()["device"])})
     return found.median_us
 
 
@@ -301,7 +282,14 @@ def _network(asked: Export) -> Network:
 
 def _export_engine(asked: Export) -> None:
     """Writes the engine of an ONNX file, or of a network whose ONNX file is written beside it."""
-    from halpiee.deploy.tensorrt import Batches, Proof, build_engine, build_portable, trtexec_line
+    from halpiee.deploy.tensorrt import (
+        Batches,
+        Proof,
+        build_engine,
+        build_portable,
+        open_shapes,
+        trtexec_line,
+    )
     from latency.backends.tensorrt.builder import Settings, capabilities_of, import_tensorrt
 
     source, out = asked.source, asked.out
@@ -315,8 +303,8 @@ def _export_engine(asked: Export) -> None:
             f"--out {out} is the name of an ONNX file; name the engine, such as {out.stem}.engine"
         )
     if asked.dry_run:
-        name, shape = _input_of(given) if given else _first_input(_network(asked))
-        line = trtexec_line(onnx, out, batches=batches, shape=shape, settings=settings, name=name)
+        shapes = open_shapes(given, batches) if given else _shapes(_network(asked), batches)
+        line = trtexec_line(onnx, out, shapes=shapes, settings=settings)
         answer({"onnx": str(onnx), "engine": str(out), "trtexec": line}, asked.as_json, lambda: say(line))
         return
     check_place(out, overwrite=True)
@@ -398,14 +386,9 @@ def _write_onnx(
     return lambda inputs: outputs(trusted, tuple(torch.from_numpy(x) for x in inputs.values()))
 
 
-def _first_input(network: Network) -> tuple[str, tuple[int, ...]]:
-    from latency.backends.torch.modules import input_names
+def _shapes(network: Network, batches: Batches) -> dict[str, list[tuple[int, ...]]]:
+    """Returns smallest, usual and largest shape of every input that has a batch."""
+    from latency.backends.torch.modules import input_names, tensors_in
 
-    return input_names(network.model, network.example)[0], tuple(network.example[0].shape[1:])
-
-
-def _input_of(onnx: Path) -> tuple[str, tuple[int, ...]]:
-    from latency.backends.onnxruntime.model import check_file
-
-    value = check_file(onnx).graph.input[0]
-    return value.name, tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
+    named = zip(input_names(network.model, network.example), tensors_in(network.example), strict=True)
+    return {name: batches.of_one(value.shape[1:]) for name, value in named if value.ndim}

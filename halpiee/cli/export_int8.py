@@ -3,45 +3,68 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halpiee import ranges
+from halpiee.cli.options import Answered
 from halpiee.cli.output import answer, say
 from halpiee.errors import UsageError
+from halpiee.options import option
+from halpiee.shared_options import Seeded
 
 if TYPE_CHECKING:
     from halpiee.cli.networks import Network
     from halpiee.data.data import Data
     from halpiee.tasks import Task
 
-__all__ = ["Quantised", "export_quantised"]
+__all__ = ["ONNX", "Quantising", "export_quantised"]
+
+ONNX = "ONNX files"
+"""Heading of options."""
 
 BATCH = 32
 """Images of a calibration batch."""
 
 
-@dataclass(frozen=True)
-class Quantised:
-    """The file that is written, and the data that it is calibrated on; ``ends`` as ``export_onnx`` takes them."""
+@dataclass(frozen=True, kw_only=True)
+class Quantising(Seeded, Answered):
+    """What an int8 file is calibrated and judged on."""
 
-    out: Path
-    named: str
-    data: str | None
-    images: int
-    seed: int
-    ends: dict[str, Any]
-    as_json: bool
+    int8: bool = option(
+        False,
+        "Quantise the file to int8, calibrated on images of --data; its accuracy is shown beside fp32.",
+        ONNX,
+    )
+    data: str | None = option(
+        None,
+        "Images that int8 is calibrated and judged on: as for `halpiee train`.",
+        ONNX,
+        unset="the run's own",
+    )
+    images: ranges.Images = option(256, "Training images that int8 is calibrated on.", ONNX)
 
 
-def export_quantised(asked: Quantised, network: Network) -> None:
-    """Writes the file and answers: figures on the test set, and latencies, of int8 and fp32."""
+def export_quantised(
+    asked: Quantising, out: Path, network: Network, *, named: str, ends: Mapping[str, Any]
+) -> None:
+    """Writes the file and answers: figures on the test set, and latencies, of int8 and fp32.
+
+    Args:
+        asked: the options.
+        out: the file.
+        network: what is written.
+        named: it, as it was typed.
+        ends: ``dynamic_size``, ``input_names`` and ``output_names`` of ``export_onnx``.
+    """
     import latency
     from halpiee.deploy.int8 import FileNetwork, export_int8
     from halpiee.deploy.onnx import stamp
     from halpiee.training.loop import judged
 
-    data, task = _data(asked, network)
+    data, task = _data(asked, network, named)
     if tuple(network.example[0].shape[1:]) != tuple(data.shape):
         raise UsageError(
             f"--int8 was asked of a network of {tuple(network.example[0].shape[1:])}, and the images of "
@@ -52,22 +75,22 @@ def export_quantised(asked: Quantised, network: Network) -> None:
         done = export_int8(
             network.model,
             network.example,
-            asked.out,
+            out,
             _images(data, asked.images, asked.seed),
             beside=beside,
             metadata=network.metadata,
             seed=asked.seed,
-            **asked.ends,
+            **ends,
         )
         figures = {}
-        for name, path in (("fp32", beside), ("int8", asked.out)):
+        for name, path in (("fp32", beside), ("int8", out)):
             figures[name] = judged(FileNetwork(path), data, task, batch_size=done.fp32.fixed_batch or 64)
-        timed = latency.compare({"fp32": beside, "int8": asked.out}, rounds=30)
+        timed = latency.compare({"fp32": beside, "int8": out}, rounds=30)
     us = {name: timed[name].median_us for name in ("fp32", "int8")}
     speed_up = timed.ratio("fp32", "int8")
     batch = done.fp32.fixed_batch or 1
     stamp(
-        asked.out,
+        out,
         {
             task.figure: figures["int8"][task.figure],
             f"{task.figure}_fp32": figures["fp32"][task.figure],
@@ -89,12 +112,12 @@ def export_quantised(asked: Quantised, network: Network) -> None:
         "speedup_ci": [speed_up.lo, speed_up.hi],
         "notes": [*network.notes, *done.fp32.notes],
     }
-    answer(result, asked.as_json, lambda: _show(asked, task, result))
+    answer(result, asked.as_json, lambda: _show(out, task, result))
 
 
-def _show(asked: Quantised, task: Task, result: dict[str, Any]) -> None:
+def _show(out: Path, task: Task, result: dict[str, Any]) -> None:
     say(
-        f"{asked.out}: {result['size_bytes'] / 1e6:.1f} MB, int8, calibrated on {result['images']} images; relative L2 "
+        f"{out}: {result['size_bytes'] / 1e6:.1f} MB, int8, calibrated on {result['images']} images; relative L2 "
         f"to fp32 {result['rel_l2']:.1e}"
     )
     for name in ("fp32", "int8"):
@@ -108,9 +131,9 @@ def _show(asked: Quantised, task: Task, result: dict[str, Any]) -> None:
         say(note)
 
 
-def _data(asked: Quantised, network: Network) -> tuple[Data, Task]:
+def _data(asked: Quantising, network: Network, named: str) -> tuple[Data, Task]:
     """Returns the data and the task: of the run, or as typed."""
-    from halpiee.tasks import named
+    from halpiee.tasks import named as task_named
     from halpiee.training.job import Run
 
     if network.run is not None:
@@ -120,12 +143,12 @@ def _data(asked: Quantised, network: Network) -> tuple[Data, Task]:
         return run.data, run.task
     if asked.data is None:
         raise UsageError(
-            f"--int8 was asked of {asked.named}, which has no data of its own; add --data, a folder of "
+            f"--int8 was asked of {named}, which has no data of its own; add --data, a folder of "
             "images, cifar10 or digits"
         )
     from halpiee.data.opening import open_data
 
-    task = named("classification")
+    task = task_named("classification")
     height, width = network.example[0].shape[2:]
     if height != width:
         raise UsageError(

@@ -26,17 +26,11 @@ MOST = 2**26
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a network.
+    """One input of a network."""
 
-    Attributes:
-        name: of forward's argument; empty where a plan tells the shape alone.
-        shape: without the batch.
-        dtype: its element type, as PyTorch names it.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
+    name: str  # of forward's argument; empty where a plan tells the shape alone
+    shape: tuple[int, ...]  # without the batch
+    dtype: str = "float32"  # its element type, as PyTorch names it
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))

@@ -32,27 +32,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Network:
-    """A network with example inputs.
+    """A network with example inputs."""
 
-    Attributes:
-        model: in evaluation mode.
-        example: inputs of batch 1.
-        metadata: what a file of it says of itself.
-        notes: what the user should know of it.
-        unclaimed: the note among them that says why the latency of its plan is not claimed of it.
-        masked_error: relative L2 of compact against masked, where that was compared.
-        untrained: whether it has its initial weights: its times hold, its outputs mean nothing.
-        run: the run that it is of, with its data and its task.
-    """
-
-    model: nn.Module
-    example: tuple[Any, ...]
-    metadata: dict[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    model: nn.Module  # in evaluation mode
+    example: tuple[Any, ...]  # inputs of batch 1
+    metadata: dict[str, str] = field(default_factory=dict)  # what a file of it says of itself
+    notes: tuple[str, ...] = ()  # what the user should know of it
+    # the note among them that says why the latency of its plan is not claimed of it
     unclaimed: str | None = None
-    masked_error: float | None = None
-    untrained: bool = False
-    run: Run | None = None
+    masked_error: float | None = None  # relative L2 of compact against masked, where that was compared
+    untrained: bool = False  # whether it has its initial weights: its times hold, its outputs mean nothing
+    run: Run | None = None  # the run that it is of, with its data and its task
 
 
 INITIAL = {"weights": "initial"}
@@ -139,9 +129,9 @@ def from_model(
     given = {key: value for key, value in arguments.items() if value is not None}
     model = _built(name, given, seed)
     if weights is not None:
-        from halpiee.training.checkpoint import load_weights
+        from halpiee.training.weights import read_weights
 
-        _fit(model, load_weights(weights), f"--weights {weights} does not fit {name}")
+        _fit(model, read_weights(str(weights), name), f"--weights {weights} does not fit {name}")
     notes = () if weights is not None else ("no --weights: the network has its initial weights",)
     untrained = weights is None
     metadata = {"model": name} | (INITIAL if untrained else {})
@@ -241,7 +231,7 @@ def from_plan(
     from halpiee.structure.plan import Plan
     from halpiee.structure.trace import trace
     from halpiee.structure.verification import verify
-    from halpiee.training.checkpoint import load_weights
+    from halpiee.training.weights import read_weights
     from halpiee.zoo.registry import check_arguments, check_named, names_code
     from latency.backends.torch.modules import tensors_in
 
@@ -266,7 +256,7 @@ def from_plan(
     ) is not None:
         unclaimed = _elsewhere(path, plan.inputs, shape)
     notes: tuple[str, ...] = () if unclaimed is None else (unclaimed,)
-    loaded = None if weights is None else load_weights(weights)
+    loaded = None if weights is None else read_weights(str(weights), name)
     sizes = {key: tuple(value.shape) for key, value in dense.state_dict().items()}
     if loaded is not None and {key: tuple(value.shape) for key, value in loaded.items()} != sizes:
         compact = _left(path, plan, dense, example)

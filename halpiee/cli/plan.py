@@ -67,7 +67,9 @@ class Plan(Imaged, Protecting, Limiting, Threaded, Seeded, Answered):
     between: tuple[str, ...] = option(
         (), "Units of one group: GROUP=16..48; may be given several times.", GOAL
     )
-    weights: Path | None = option(None, "Score channels by the magnitude of these weights.", SCORES)
+    weights: Path | None = option(
+        None, "Score channels by the magnitude of these weights (safetensors, .pth).", SCORES
+    )
     scores: Path | None = option(
         None, "Scores of your own: safetensors or JSON, group → one number per unit.", SCORES
     )
@@ -94,29 +96,17 @@ class Plan(Imaged, Protecting, Limiting, Threaded, Seeded, Answered):
 
 @dataclass(frozen=True)
 class Problem:
-    """A network to be planned.
+    """A network to be planned."""
 
-    Attributes:
-        asked: the options.
-        network: the network, traced as it is trained.
-        structure: of the network, as the profile's target runs it.
-        images: per inference.
-        measured: the profile; None: nothing has been measured yet.
-        scores: of every prunable group.
-        said_of_scores: what they are, in words.
-        first: groups of the first layer that stay whole.
-        whole: groups that --protect and --only leave whole.
-    """
-
-    asked: Plan
-    network: Traced
-    structure: Structure
-    images: int
-    measured: latency.Profile | None
-    scores: dict[str, Tensor]
-    said_of_scores: str
-    first: tuple[str, ...]
-    whole: frozenset[str]
+    asked: Plan  # the options
+    network: Traced  # the network, traced as it is trained
+    structure: Structure  # of the network, as the profile's target runs it
+    images: int  # per inference
+    measured: latency.Profile | None  # the profile; None: nothing has been measured yet
+    scores: dict[str, Tensor]  # of every prunable group
+    said_of_scores: str  # what they are, in words
+    first: tuple[str, ...]  # groups of the first layer that stay whole
+    whole: frozenset[str]  # groups that --protect and --only leave whole
 
     @property
     def protect(self) -> set[str]:
@@ -345,12 +335,7 @@ def _save(problem: Problem, cost: LatencyCost, selection: Selection, measured: l
 
 
 def outcome(
-    structure: Structure,
-    cost: LatencyCost,
-    selection: Selection,
-    *,
-    model: str,
-    scores: dict[str, Tensor],
+    structure: Structure, cost: LatencyCost, selection: Selection, *, model: str, scores: dict[str, Tensor]
 ) -> dict[str, Any]:
     """Returns the figures of a plan as JSON values: times in µs, widths by layer, what each limit allows.
 

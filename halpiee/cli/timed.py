@@ -22,27 +22,17 @@ __all__ = ["Timed", "open_all"]
 
 @dataclass(frozen=True)
 class Timed:
-    """One network to be timed.
+    """One network to be timed."""
 
-    Attributes:
-        name: in the table.
-        backend: the runtime that it runs on.
-        way: how it runs there, such as a provider of ONNX Runtime.
-        file: an ONNX file or an engine, or
-        network: a module.
-        shape: (channels, height, width), or inputs by name, where the file leaves them open.
-        metadata: what the file says of itself.
-        trust: whether an engine of unknown origin is loaded.
-    """
-
-    name: str
-    backend: str
-    way: Way
-    file: Path | None = None
-    network: Network | None = None
+    name: str  # in the table
+    backend: str  # the runtime that it runs on
+    way: Way  # how it runs there, such as a provider of ONNX Runtime
+    file: Path | None = None  # an ONNX file or an engine, or
+    network: Network | None = None  # a module
+    # (channels, height, width), or inputs by name, where the file leaves them open
     shape: Shape | None = None
-    metadata: dict[str, str] | None = None
-    trust: bool = False
+    metadata: dict[str, str] | None = None  # what the file says of itself
+    trust: bool = False  # whether an engine of unknown origin is loaded
 
     def runner(self, *, batch: int, threads: int, precision: Precision | None, device: str) -> Runner:
         """Returns the runner, a context manager, with the circumstances of its runtime.

@@ -25,6 +25,9 @@ import torch
 from torch import nn
 
 from halpiee.deploy.target import Target
+from halpiee.errors import UsageError
+from halpiee.methods.allocator import LatencyPool
+from halpiee.methods.method import Method
 from halpiee.selection.cost import Also, LatencyCost
 from halpiee.structure.shrink import keep_first, shrink
 from latency.backends.onnxruntime import feeds, session
@@ -32,10 +35,12 @@ from latency.predict import Calibration, fit
 
 __all__ = [
     "Candidate",
+    "Chosen",
     "Round",
     "calibrate",
     "close_loop",
     "layer_times",
+    "meet",
     "random_counts",
     "side_by_side",
 ]
@@ -204,6 +209,81 @@ def close_loop(
     best = max(range(len(seen)), key=lambda i: (kept[i], *_merit(seen[i])))
     candidate.go_back(best)
     return costs[best], seen
+
+
+class Chosen:
+    """What a method has chosen, as the closed loop sees it.
+
+    Args:
+        method: of a latency; it has chosen at least once.
+    """
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+        self._turns = [(method.alive, method.reports[-1])]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Units per group."""
+        return self._method.alive.counts
+
+    @property
+    def keep(self) -> dict[str, torch.Tensor]:
+        """Which units stay."""
+        return self._method.keep
+
+    @property
+    def next_step_us(self) -> float:
+        """Smallest extra cost of any next allowed size."""
+        return self._method.reports[-1].next_step
+
+    def solve_again(self, cost: LatencyCost) -> None:
+        """Lets the method choose again under a corrected cost."""
+        assert isinstance(self._method.pool, LatencyPool)
+        self._method.choose_again(self._method.pool.with_cost(cost))
+        self._turns.append((self._method.alive, self._method.reports[-1]))
+
+    def go_back(self, turn: int) -> None:
+        """Takes the selection of an earlier turn (from 0) again."""
+        self._method.adopt(*self._turns[turn])
+
+
+def meet(
+    method: Method, example_inputs: tuple[Any, ...], *, target: Target | None = None, rounds: int = 20
+) -> list[Round]:
+    """Measures what a method has chosen, and lets it choose again until it meets its latency.
+
+    It is ``close_loop`` for a loop of your own. Call it when the method has finished, right before its ``shrink``.
+
+    Args:
+        method: of a latency.
+        example_inputs: at the profile's batch size.
+        target: what was profiled, such as ``Target(threads=2)``; by default ONNX Runtime with one thread.
+        rounds: interleaved rounds of each measurement.
+
+    Returns:
+        Every turn; the method holds the selection of the best one.
+
+    Raises:
+        UsageError: its budget is no latency, or it has not finished.
+    """
+    if not isinstance(method.pool, LatencyPool) or not method.finished:
+        raise UsageError(
+            f"{type(method).__name__} was to meet a latency, and "
+            + ("has not finished" if isinstance(method.pool, LatencyPool) else "its budget is none")
+            + "; give it budget=halpiee.Latency(…), and call meet(…) once its `finished` is true, before shrink()"
+        )
+    pool = method.pool
+    _, turns = close_loop(
+        method.model,
+        pool.cost,
+        example_inputs,
+        Chosen(method),
+        budget_us=pool.budget_us,
+        target=target,
+        rounds=rounds,
+    )
+    return turns
 
 
 class _Beside:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ __all__ = [
     "Proof",
     "build_engine",
     "build_portable",
+    "open_shapes",
     "prove_engine",
     "trtexec_line",
 ]
@@ -60,6 +61,10 @@ class Batches:
             raise UsageError(
                 f"batches {self.low}:{self.usual}:{self.high} were asked for; give smallest:usual:largest as 1:8:32"
             )
+
+    def of_one(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """Returns smallest, usual and largest shape of an input whose shape without the batch is given."""
+        return [(batch, *shape) for batch in (self.low, self.usual, self.high)]
 
     @classmethod
     def of(cls, text: str) -> Batches:
@@ -152,7 +157,7 @@ def build_engine(
     device = cuda.facts()
     facts = _facts("tensorrt", trt, onnx, precision, batches, settings)
     facts |= {"device": device["device"], "capability": device["capability"]}
-    shapes = _shapes(onnx, batches)
+    shapes = open_shapes(onnx, batches)
     why = _misfit(path, facts)
     plan = None
     if why is None:
@@ -196,7 +201,9 @@ def build_portable(
     _refuse_foreign(path)
     settings = replace(settings, capabilities=tuple(capabilities))
     builder = Builder(settings, trt=trt)
-    plan = builder.build(builder.parsed(onnx), shapes=_shapes(onnx, batches), what=f"the engine of {onnx}")
+    plan = builder.build(
+        builder.parsed(onnx), shapes=open_shapes(onnx, batches), what=f"the engine of {onnx}"
+    )
     facts = _facts("tensorrt-rtx", trt, onnx, precision, batches, settings)
     facts |= {"capabilities": list(capabilities), "onnx": onnx.name, "proved": None}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -292,13 +299,16 @@ def _refuse_beyond(error: float, tolerance: float | None, what: str, onnx: Path,
 
 
 def trtexec_line(
-    onnx: Path, path: Path, *, batches: Batches, shape: Sequence[int], settings: Settings, name: str = "input"
+    onnx: Path, path: Path, *, shapes: Mapping[str, Sequence[Sequence[int]]], settings: Settings
 ) -> str:
-    """Returns the ``trtexec`` command that builds and times the same engine in 10 and 11; ``shape`` has no batch."""
-    one = "x".join(map(str, shape))
+    """Returns the ``trtexec`` command that builds and times the same engine in 10 and 11.
+
+    ``shapes`` are the smallest, usual and largest of every input with an open batch, by name.
+    """
     words = ["trtexec", f"--onnx={onnx}", f"--saveEngine={path}", "--stronglyTyped"]
-    for option, batch in (("min", batches.low), ("opt", batches.usual), ("max", batches.high)):
-        words.append(f"--{option}Shapes={name}:{batch}x{one}")
+    for place, option in enumerate(("min", "opt", "max") if shapes else ()):
+        named = (f"{name}:{'x'.join(map(str, of[place]))}" for name, of in shapes.items())
+        words.append(f"--{option}Shapes={','.join(named)}")
     words += [f"--builderOptimizationLevel={settings.level}", f"--avgTiming={settings.timing_iterations}"]
     words += ["--maxAuxStreams=0", f"--timingCacheFile={path}.timing"]
     words += [] if settings.tf32 else ["--noTF32"]
@@ -329,7 +339,7 @@ def _precision(onnx: Path, settings: Settings) -> str:
     return "tf32" if found == "fp32" and settings.tf32 else found
 
 
-def _shapes(onnx: Path, batches: Batches) -> dict[str, list[tuple[int, ...]]]:
+def open_shapes(onnx: Path, batches: Batches) -> dict[str, list[tuple[int, ...]]]:
     """Returns smallest, usual and largest shape of every input with an open batch."""
     proto, found = check_file(onnx), {}
     constants = {tensor.name for tensor in proto.graph.initializer}
@@ -343,7 +353,7 @@ def _shapes(onnx: Path, batches: Batches) -> dict[str, list[tuple[int, ...]]]:
                 f"{onnx} leaves more than the batch of its input {value.name} open; export it at one size, with --size"
             )
         if dims and not dims[0].HasField("dim_value"):
-            found[value.name] = [(b, *rest) for b in (batches.low, batches.usual, batches.high)]
+            found[value.name] = batches.of_one(rest)
         elif dims and not batches.low == batches.usual == batches.high == dims[0].dim_value:
             raise UsageError(
                 f"{onnx} takes batch {dims[0].dim_value} only; use --batch {dims[0].dim_value}, or leave its batch free"

@@ -118,8 +118,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
             title=title(report),
             promise=_promise(report),
             rows=comparison(report),
-            widths=[one for one in layers if one.has_channels],
-            times=[one for one in layers if one.has_times],
+            widths=[one for one in layers if one.channels],
+            times=[one for one in layers if one.time],
             frozen=[one for one in layers if one.frozen],
             points=points,
             events=events,
@@ -237,52 +237,25 @@ def line_of_run(name: str, report: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar before and after, in per cent of the longest bar.
+    """A bar before and after, in per cent of the longest bar."""
 
-    Attributes:
-        before: of the dense network.
-        after: of the pruned one.
-        text: both values.
-    """
-
-    before: float
-    after: float
-    text: str
+    before: float  # of the dense network
+    after: float  # of the pruned one
+    text: str  # both values
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as the page draws it.
+    """A layer as the page draws it."""
 
-    Attributes:
-        name: its name.
-        channels: output channels, or the share of its weights that a mask keeps; None: neither is known.
-        time: None: it was not timed alone.
-        frozen: why channels of it cannot go, or an empty string.
-        before: output channels of the dense network, as text.
-        after: of the pruned one.
-        before_us: time in the dense network, as text with its unit.
-        after_us: in the pruned one.
-    """
-
-    name: str
-    channels: Bar | None
-    time: Bar | None
-    frozen: str
-    before: str
-    after: str
-    before_us: str
-    after_us: str
-
-    @property
-    def has_channels(self) -> bool:
-        """Whether its channels are known."""
-        return self.channels is not None
-
-    @property
-    def has_times(self) -> bool:
-        """Whether it was timed."""
-        return self.time is not None
+    name: str  # its name
+    channels: Bar | None  # output channels, or the share of weights that a mask keeps; None: neither is known
+    time: Bar | None  # None: it was not timed alone
+    frozen: str  # why channels of it cannot go, or an empty string
+    before: str  # output channels of the dense network, as text
+    after: str  # of the pruned one
+    before_us: str  # time in the dense network, as text with its unit
+    after_us: str  # in the pruned one
 
 
 def _layers(report: Mapping[str, Any]) -> Iterator[Layer]:

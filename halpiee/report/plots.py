@@ -69,24 +69,18 @@ EVENTS = (("init", "square"), ("prune", "down"), ("grow", "up"), ("shrink", "squ
 
 @dataclass(frozen=True)
 class Series:
-    """One set of points.
+    """One set of points."""
 
-    Attributes:
-        name: for the legend and the table of values.
-        points: (x, y) in order of x.
-        colour: one of ``COLOURS``.
-        kind: joined by lines, by steps that hold a value until the next point, a rule across the chart at the first
-            point's y, or not joined.
-        marker: drawn at every point; empty: none.
-        dashed: whether the line is dashed.
-    """
-
-    name: str
-    points: Sequence[tuple[float, float]]
-    colour: str
+    name: str  # for the legend and the table of values
+    points: Sequence[tuple[float, float]]  # (x, y) in order of x
+    colour: str  # one of ``COLOURS``
+    # joined by lines, by steps that hold a value until the next point, a rule across the chart at the first point's
+    # y, or not joined
     kind: Literal["line", "step", "rule", "points"] = "line"
-    marker: Literal["dot", "up", "down", "square", "dash", "diamond", ""] = ""
-    dashed: bool = False
+    marker: Literal["dot", "up", "down", "square", "dash", "diamond", ""] = (
+        ""  # drawn at every point; empty: none
+    )
+    dashed: bool = False  # whether the line is dashed
 
 
 @dataclass(frozen=True)

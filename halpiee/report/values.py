@@ -38,19 +38,12 @@ LARGEST = 1e18
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison.
+    """One line of the comparison."""
 
-    Attributes:
-        label: what is compared.
-        dense: its value for the dense network.
-        pruned: for the pruned one.
-        ratio: pruned over dense, or the difference in percentage points.
-    """
-
-    label: str
-    dense: str = DASH
-    pruned: str = DASH
-    ratio: str = DASH
+    label: str  # what is compared
+    dense: str = DASH  # its value for the dense network
+    pruned: str = DASH  # for the pruned one
+    ratio: str = DASH  # pruned over dense, or the difference in percentage points
 
 
 def number(report: Mapping[str, Any], *path: str | int) -> float | None:

@@ -122,14 +122,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def fill(model: nn.Module, path: Path) -> None:
-    """Gives a model the weights of a safetensors file.
+def fill(model: nn.Module, path: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Gives a model the weights of a safetensors file, or those that were read from it.
 
     Raises:
         UsageError: there is no such file, or its weights are of another network.
     """
     try:
-        model.load_state_dict(load_weights(path))
+        model.load_state_dict(load_weights(path) if weights is None else weights)
     except RuntimeError as error:
         said = " ".join(str(error).partition("\n")[2].split())
         raise UsageError(

@@ -12,6 +12,7 @@ from halpiee.structure.plan import Plan
 from halpiee.tasks.registry import REGISTRY, named
 from halpiee.training.checkpoint import FILE, fill, load_weights, read_settings, read_values
 from halpiee.training.config import Settings
+from halpiee.training.weights import read_weights
 from halpiee.zoo.registry import build, check_arguments, check_named
 
 __all__ = ["load"]
@@ -35,8 +36,8 @@ def load(
         path: folder of a run, or a plan's file.
         model: the dense network, built by you, where the file names none or is not to be asked. It stays as it is; a
             plan takes its weights from it. Detectors and segmenters come back in the form that is exported.
-        weights: safetensors of the dense network, or of the compact one; of a plan only. A plan without a model and
-            without weights gives a network with random ones.
+        weights: of the dense network, or of the compact one: safetensors, or a state dict of ``torch.save``; of a plan
+            only. A plan without a model and without weights gives a network with random ones.
         trust: whether the file may name code to import and call, for its network. A run that this user began here is
             trusted.
 
@@ -61,13 +62,13 @@ def load(
             check_named(plan.model, where=f"{where} names the network", instead=instead)
             check_arguments(plan.model, plan.arguments, where=where, instead=instead)
         model = build(plan.model, **plan.arguments)
-    loaded = None if weights is None else load_weights(Path(weights))
+    loaded = None if weights is None else read_weights(str(weights), plan.model or "", option="weights")
     if loaded is not None and weights is not None and _shapes(loaded) == _shapes(model.state_dict()):
         model.load_state_dict(loaded)
         loaded = None
     compact = plan.apply(model).eval()
     if loaded is not None and weights is not None:
-        fill(compact, Path(weights))
+        fill(compact, Path(weights), loaded)
     return compact
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from halpiee.methods.allocator import LatencyPool
+from halpiee.deploy.calibrate import Chosen
 from halpiee.methods.channels import narrowed
 from halpiee.methods.method import Method
 from halpiee.reconstruction.repair import RepairedLayer
@@ -91,7 +91,7 @@ class Budgeted(_Cut):
         """Trains until the method has chosen; what trains on is the compact network."""
         if self.trainer.stage == "masked":
             self.trainer.run(until=lambda _: self.method.finished)
-            closed = close(run, self.method.model, self._cost, _Chosen(self.method))
+            closed = close(run, self.method.model, self._cost, Chosen(self.method))
             cut(run, self.trainer, self.method)
             last = self.method.reports[-1]
             found = {"next_step_us": last.next_step, "gap": last.gap, "keep": dict(self.method.alive)}
@@ -106,34 +106,6 @@ class Budgeted(_Cut):
     def facts(self, run: Run) -> dict[str, Any]:
         """Returns counts, latencies, the method's events and training FLOPs."""
         return {**super().facts(run), "events": record.events(self.method.reports)}
-
-
-class _Chosen:
-    """The method's selection as the closed loop sees it."""
-
-    def __init__(self, method: Method) -> None:
-        self._method = method
-        self._turns = [(method.alive, method.reports[-1])]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return self._method.alive.counts
-
-    @property
-    def keep(self) -> dict[str, Tensor]:
-        return self._method.keep
-
-    @property
-    def next_step_us(self) -> float:
-        return self._method.reports[-1].next_step
-
-    def solve_again(self, cost: LatencyCost) -> None:
-        assert isinstance(self._method.pool, LatencyPool)
-        self._method.choose_again(self._method.pool.with_cost(cost))
-        self._turns.append((self._method.alive, self._method.reports[-1]))
-
-    def go_back(self, turn: int) -> None:
-        self._method.adopt(*self._turns[turn])
 
 
 class Repaired(Training):

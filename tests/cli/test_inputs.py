@@ -101,5 +101,14 @@ def test_a_file_of_any_size_is_timed_at_the_sizes_that_are_typed(tmp_path: Path)
     assert "--size 1x2x3 was asked" in refused("bench", out, "--input", "rgb=1x2x3")
 
 
+def test_the_trtexec_line_of_a_network_and_of_its_file_names_both_inputs(tmp_path: Path) -> None:
+    out, how = tmp_path / "net.onnx", ("--format", "tensorrt", "--batch", "1:4:9", "--dry-run")
+    told("export", "twofold:net", *BOTH, "--out", out)
+    for source in (("twofold:net", *BOTH), (out,)):
+        line = told("export", *source, *how, "--out", tmp_path / "net.engine")["trtexec"]
+        assert "--optShapes=image:4x3x16x16,depth:4x1x16x16 " in line
+        assert "--maxShapes=image:9x3x16x16,depth:9x1x16x16 " in line
+
+
 def test_integers_are_inputs_too() -> None:
     assert told("explain", "twofold:tokens", "--input", "ids=5:int64")["layers"]

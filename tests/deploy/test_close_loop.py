@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import halpiee
-from halpiee.deploy.calibrate import close_loop
+from halpiee.deploy.calibrate import close_loop, meet
 from halpiee.deploy.target import Target
+from halpiee.errors import UsageError
+from halpiee.methods.method import Method
 from halpiee.selection.choose import choose
 from halpiee.selection.cost import Also, LatencyCost
 from halpiee.structure.plan import Selection
@@ -144,3 +146,47 @@ def test_a_limit_that_is_not_timed_here_holds_as_predicted() -> None:
     assert len(turns) == 1  # below the budget, as the other limit holds it back
     assert found.also[0].measured is None
     assert other.total(chosen.counts) <= 0.4 * other.dense * (1 + 1e-9)
+
+
+def trained(make: Any, steps: int = 12) -> Method:
+    """A method after some steps of a small training in a loop of one's own."""
+    torch.manual_seed(0)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method: Method = make(model, optimizer)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(torch.randn(8, 3, 4, 4)), torch.randint(4, (8,))).backward()
+        optimizer.step()
+    return method
+
+
+def to_latency(model: nn.Module, optimizer: torch.optim.Optimizer) -> halpiee.IEE:
+    structure = halpiee.trace(model, EXAMPLE)
+    cost = LatencyCost(structure, cast(Any, Product(1.0)))
+    limit: dict[str, Any] = {"budget": "60%", "structure": structure, "cost": cost}
+    return halpiee.IEE(model, optimizer, total_steps=12, h=3, j=1, q=2, **limit)
+
+
+EXAMPLE = (torch.zeros(1, 3, 4, 4),)
+
+
+def test_a_method_in_a_loop_of_ones_own_meets_its_latency_as_it_is_measured() -> None:
+    iee = trained(to_latency)
+    # a call takes 300 µs beside its ops: 60 % of the sums is 65 % of the dense network's whole latency
+    clock = Clock(lambda m: 300.0 + products(m))
+    dense = clock.us(net())
+    assert (
+        clock.us(halpiee.shrink(iee.model, halpiee.trace(iee.model, EXAMPLE), iee.keep)) > 1.02 * 0.6 * dense
+    )
+    turns = meet(iee, EXAMPLE, target=cast(Target, clock), rounds=3)
+    assert len(turns) > 1
+    compact, _ = iee.shrink()
+    assert 0.57 * dense <= clock.us(compact) <= 1.02 * 0.6 * dense
+
+
+def test_only_a_finished_method_of_a_latency_is_measured() -> None:
+    with pytest.raises(UsageError, match="IEE was to meet a latency, and has not finished"):
+        meet(trained(to_latency, steps=2), EXAMPLE)
+    with pytest.raises(UsageError, match="RigL was to meet a latency, and its budget is none"):
+        meet(trained(lambda m, o: halpiee.RigL(m, o, budget=0.5, total_steps=12, interval=2)), EXAMPLE)

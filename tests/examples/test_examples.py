@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from halpiee.tasks.registry import REGISTRY as TASKS
 from latency.backends import BACKENDS
 from latency.backends.onnxruntime.ops import BUILDERS
 from latency.op import OPS
+from latency.timing.benchmark import Comparison
 
 from ..latency.fakes import FakeBackend, staircase
 
@@ -109,14 +111,44 @@ def test_the_own_loop_interrupted_twice_ends_where_the_uninterrupted_one_does(tm
     assert loop.accuracy(whole) > 0.6
 
 
+class Counting:
+    """Stands for a target on which a network takes 1 µs a weight and 2,000 µs a call."""
+
+    threads = 2
+
+    def ready(self, model: torch.nn.Module, example: Any) -> float:
+        return 2000.0 + sum(p.numel() for p in model.parameters())
+
+    def compare(self, networks: dict[str, float], example: Any, *, rounds: int) -> Comparison:
+        return Comparison({name: [us] * 30 for name, us in networks.items()}, "cpu", {})
+
+
 @pytest.mark.slow  # trains a small network, exports and times it
 @pytest.mark.usefixtures("imagined_device")
-def test_the_unet_is_cut_exactly_and_still_removes_noise(tmp_path: Path) -> None:
-    found = example("unet").main(tmp_path)
-    assert found["predicted_share"] <= found["budget_share"]
+def test_the_unet_interrupted_twice_is_the_one_that_was_not_and_meets_half_its_latency(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import halpiee
+
+    shown = example("unet")
+    clock = Counting()
+    monkeypatch.setattr(shown, "ON", clock)
+    parts = tmp_path / "parts"
+    for at in (15, 50):  # within a cycle, and after the cut
+        assert shown.main(parts, stop_at=at) == {"stopped at": at}
+    found = shown.main(parts)
     assert found["masked_vs_compact"] < 1e-5
     assert found["onnx_rel_l2"] < 1e-5
-    assert found["error_after"] < found["error_before"] / 2
+    assert found["error_pruned"] < found["error_noisy"] / 2
+
+    (tmp_path / "whole").mkdir()
+    whole, _ = shown.train(parts / "dense.pt", tmp_path / "whole")
+    # what was saved loads into what the plan leaves of a fresh network, with two calls
+    again = halpiee.load(parts / "plan.json", model=shown.UNet(), weights=parts / "pruned.pt")
+    assert whole.state_dict().keys() == again.state_dict().keys()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+    assert 0.4 < clock.ready(whole, None) / clock.ready(shown.UNet(), None) <= 0.51
 
 
 @pytest.mark.slow  # trains a small network, exports and times it

@@ -50,7 +50,6 @@ def test_enough_networks_have_their_own_line_which_bends_to_the_dense_one() -> N
     # half way from 300 to 500: half way from 310 to 600; beyond 500 as steep as below 300
     told = {150.0: 160.0, 300.0: 310.0, 400.0: 455.0, 500.0: 600.0, 600.0: 700.0}
     assert {x: found.apply(x) for x in told} == pytest.approx(told)
-    assert [found.scaled(2.0).apply(x) for x in told] == pytest.approx([2.0 * us for us in told.values()])
     assert found.worst < 1e-9
 
 
@@ -85,9 +84,8 @@ def test_residuals_are_relative() -> None:
     assert line.worst == pytest.approx(0.25)
 
 
-def test_scaling_multiplies_every_latency() -> None:
-    line = Calibration(10.0, 1.5)
-    assert (line.apply(100.0), line.scaled(2.0).apply(100.0)) == (160.0, 320.0)
+def test_a_line_adds_what_a_call_takes_to_its_share_of_the_sum() -> None:
+    assert Calibration(10.0, 1.5).apply(100.0) == 160.0
 
 
 def test_the_identity_changes_nothing() -> None:

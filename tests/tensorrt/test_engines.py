@@ -120,8 +120,7 @@ def test_the_trtexec_line_says_the_same() -> None:
     line = trtexec_line(
         Path("a.onnx"),
         Path("a.engine"),
-        batches=Batches(1, 8, 32),
-        shape=(3, 4, 5),
+        shapes={"input": Batches(1, 8, 32).of_one((3, 4, 5))},
         settings=Settings(level=4),
     )
     assert line == (
@@ -130,6 +129,19 @@ def test_the_trtexec_line_says_the_same() -> None:
         "--maxAuxStreams=0 --timingCacheFile=a.engine.timing --noTF32 --useCudaGraph --noDataTransfers --useSpinWait "
         "--separateProfileRun"
     )
+
+
+def test_the_trtexec_line_names_every_input_with_an_open_batch_and_no_other() -> None:
+    shapes = {"image": [(1, 3, 8, 8), (4, 3, 8, 8), (9, 3, 8, 8)], "ids": [(1, 7), (4, 7), (9, 7)]}
+    words = trtexec_line(Path("a.onnx"), Path("a.engine"), shapes=shapes, settings=Settings()).split()
+    found = [word for word in words if "Shapes=" in word]
+    assert found == [
+        "--minShapes=image:1x3x8x8,ids:1x7",
+        "--optShapes=image:4x3x8x8,ids:4x7",
+        "--maxShapes=image:9x3x8x8,ids:9x7",
+    ]
+    fixed = trtexec_line(Path("a.onnx"), Path("a.engine"), shapes={}, settings=Settings())
+    assert "Shapes" not in fixed
 
 
 @pytest.mark.parametrize("text", ["0", "4:2:8", "a", "1:2"])

@@ -97,14 +97,18 @@ def test_a_plan_takes_the_weights_of_the_model_that_is_given(tmp_path: Path) -> 
     assert torch.equal(outputs(halpiee.load(tmp_path / "half.json", model=model)), outputs(compact.eval()))
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
 @pytest.mark.parametrize("dense", [True, False])
-def test_a_plan_takes_weights_of_the_dense_network_or_of_the_compact_one(tmp_path: Path, dense: bool) -> None:
+def test_a_plan_takes_weights_of_the_dense_network_or_of_the_compact_one(
+    tmp_path: Path, dense: bool, ending: str
+) -> None:
     torch.manual_seed(0)
     model = build("resnet8", num_classes=7).eval()
     plan, compact = half(model)
     plan.save(tmp_path / "half.json")
-    save_file((model if dense else compact).state_dict(), tmp_path / "weights.safetensors")
-    loaded = halpiee.load(tmp_path / "half.json", weights=tmp_path / "weights.safetensors")
+    save = save_file if ending == "safetensors" else torch.save
+    save((model if dense else compact).state_dict(), tmp_path / f"weights.{ending}")
+    loaded = halpiee.load(tmp_path / "half.json", weights=tmp_path / f"weights.{ending}")
     assert torch.equal(outputs(loaded), outputs(compact.eval()))
 
 
