@@ -189,8 +189,7 @@ def row(
     }
 
 
-DRAWS = 100
-"""Choices of the networks that a line is fitted to: one choice tells little of how often intervals hold."""
+DRAWS = 100  # choices of the networks that are fitted: one tells little of how often intervals hold
 
 
 def coverage(

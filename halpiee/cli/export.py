@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-ENGINE = "TensorRT engines"
-"""Heading of options."""
+ENGINE = "TensorRT engines"  # heading of options
 
 BATCH, LEVEL = "1", 3
 """What an engine is built for where --batch and --builder-level, which no other file has, are left out."""

@@ -52,12 +52,7 @@ def export_quantised(
 ) -> None:
     """Writes the file and answers: figures on the test set, and latencies, of int8 and fp32.
 
-    Args:
-        asked: the options.
-        out: the file.
-        network: what is written.
-        named: it, as it was typed.
-        ends: ``dynamic_size``, ``input_names`` and ``output_names`` of ``export_onnx``.
+    ``named`` is the network as it was typed, ``ends`` is as ``export_onnx`` takes it.
     """
     import latency
     from halpiee.deploy.int8 import FileNetwork, export_int8

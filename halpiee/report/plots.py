@@ -74,13 +74,10 @@ class Series:
     name: str  # for the legend and the table of values
     points: Sequence[tuple[float, float]]  # (x, y) in order of x
     colour: str  # one of ``COLOURS``
-    # joined by lines, by steps that hold a value until the next point, a rule across the chart at the first point's
-    # y, or not joined
+    # joined by lines, by steps that hold a value until the next, a rule at the first point's y, or not joined
     kind: Literal["line", "step", "rule", "points"] = "line"
-    marker: Literal["dot", "up", "down", "square", "dash", "diamond", ""] = (
-        ""  # drawn at every point; empty: none
-    )
-    dashed: bool = False  # whether the line is dashed
+    marker: Literal["dot", "up", "down", "square", "dash", "diamond", ""] = ""  # at every point; empty: none
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
