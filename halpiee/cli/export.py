@@ -281,14 +281,7 @@ def _network(asked: Export) -> Network:
 
 def _export_engine(asked: Export) -> None:
     """Writes the engine of an ONNX file, or of a network whose ONNX file is written beside it."""
-    from halpiee.deploy.tensorrt import (
-        Batches,
-        Proof,
-        build_engine,
-        build_portable,
-        open_shapes,
-        trtexec_line,
-    )
+    from halpiee.deploy.tensorrt import Batches, Proof, build_engine, build_portable, trtexec_line
     from latency.backends.tensorrt.builder import Settings, capabilities_of, import_tensorrt
 
     source, out = asked.source, asked.out
@@ -302,7 +295,7 @@ def _export_engine(asked: Export) -> None:
             f"--out {out} is the name of an ONNX file; name the engine, such as {out.stem}.engine"
         )
     if asked.dry_run:
-        shapes = open_shapes(given, batches) if given else _shapes(_network(asked), batches)
+        shapes = batches.of_file(given) if given else _shapes(_network(asked), batches)
         line = trtexec_line(onnx, out, shapes=shapes, settings=settings)
         answer({"onnx": str(onnx), "engine": str(out), "trtexec": line}, asked.as_json, lambda: say(line))
         return

@@ -37,7 +37,6 @@ __all__ = [
     "Proof",
     "build_engine",
     "build_portable",
-    "open_shapes",
     "prove_engine",
     "trtexec_line",
 ]
@@ -65,6 +64,26 @@ class Batches:
     def of_one(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """Returns smallest, usual and largest shape of an input whose shape without the batch is given."""
         return [(batch, *shape) for batch in (self.low, self.usual, self.high)]
+
+    def of_file(self, onnx: Path) -> dict[str, list[tuple[int, ...]]]:
+        """Returns smallest, usual and largest shape of every input with an open batch."""
+        proto, found = check_file(onnx), {}
+        constants = {tensor.name for tensor in proto.graph.initializer}
+        for value in proto.graph.input:
+            if value.name in constants:
+                continue
+            dims = value.type.tensor_type.shape.dim
+            rest = [d.dim_value for d in dims[1:]]
+            if any(not d.HasField("dim_value") for d in dims[1:]):
+                raise UsageError(
+                    f"{onnx} leaves more than the batch of {value.name} open; export it at one size, with --size"
+                )
+            if dims and not dims[0].HasField("dim_value"):
+                found[value.name] = self.of_one(rest)
+            elif dims and not self.low == self.usual == self.high == dims[0].dim_value:
+                n = dims[0].dim_value
+                raise UsageError(f"{onnx} takes batch {n} only; use --batch {n}, or leave its batch free")
+        return found
 
     @classmethod
     def of(cls, text: str) -> Batches:
@@ -157,7 +176,7 @@ def build_engine(
     device = cuda.facts()
     facts = _facts("tensorrt", trt, onnx, precision, batches, settings)
     facts |= {"device": device["device"], "capability": device["capability"]}
-    shapes = open_shapes(onnx, batches)
+    shapes = batches.of_file(onnx)
     why = _misfit(path, facts)
     plan = None
     if why is None:
@@ -201,9 +220,7 @@ def build_portable(
     _refuse_foreign(path)
     settings = replace(settings, capabilities=tuple(capabilities))
     builder = Builder(settings, trt=trt)
-    plan = builder.build(
-        builder.parsed(onnx), shapes=open_shapes(onnx, batches), what=f"the engine of {onnx}"
-    )
+    plan = builder.build(builder.parsed(onnx), shapes=batches.of_file(onnx), what=f"the engine of {onnx}")
     facts = _facts("tensorrt-rtx", trt, onnx, precision, batches, settings)
     facts |= {"capabilities": list(capabilities), "onnx": onnx.name, "proved": None}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -337,28 +354,6 @@ def _misfit(path: Path, facts: dict[str, Any]) -> str | None:
 def _precision(onnx: Path, settings: Settings) -> str:
     found = weight_precision(check_file(onnx))
     return "tf32" if found == "fp32" and settings.tf32 else found
-
-
-def open_shapes(onnx: Path, batches: Batches) -> dict[str, list[tuple[int, ...]]]:
-    """Returns smallest, usual and largest shape of every input with an open batch."""
-    proto, found = check_file(onnx), {}
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    for value in proto.graph.input:
-        if value.name in constants:
-            continue
-        dims = value.type.tensor_type.shape.dim
-        rest = [d.dim_value for d in dims[1:]]
-        if any(not d.HasField("dim_value") for d in dims[1:]):
-            raise UsageError(
-                f"{onnx} leaves more than the batch of its input {value.name} open; export it at one size, with --size"
-            )
-        if dims and not dims[0].HasField("dim_value"):
-            found[value.name] = batches.of_one(rest)
-        elif dims and not batches.low == batches.usual == batches.high == dims[0].dim_value:
-            raise UsageError(
-                f"{onnx} takes batch {dims[0].dim_value} only; use --batch {dims[0].dim_value}, or leave its batch free"
-            )
-    return found
 
 
 def _error(trt: Any, plan: bytes, cuda: Cuda, onnx: Path, sizes: Sequence[int], proof: Proof) -> float:
