@@ -132,7 +132,10 @@ def test_the_trtexec_line_says_the_same() -> None:
 
 
 def test_the_trtexec_line_names_every_input_with_an_open_batch_and_no_other() -> None:
-    shapes = {"image": [(1, 3, 8, 8), (4, 3, 8, 8), (9, 3, 8, 8)], "ids": [(1, 7), (4, 7), (9, 7)]}
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "image": [(1, 3, 8, 8), (4, 3, 8, 8), (9, 3, 8, 8)],
+        "ids": [(1, 7), (4, 7), (9, 7)],
+    }
     words = trtexec_line(Path("a.onnx"), Path("a.engine"), shapes=shapes, settings=Settings()).split()
     found = [word for word in words if "Shapes=" in word]
     assert found == [
