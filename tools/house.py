@@ -35,11 +35,11 @@ class Limit:
 
 
 LIMITS = {
-    "lines": Limit(57_530, 35_000),
-    "files": Limit(247, 160),
+    "lines": Limit(57_499, 35_000),
+    "files": Limit(246, 160),
     "circles": Limit(0, 0),
     f"functions above {LONG} lines": Limit(0, 0),
-    f"functions with more than {MANY} parameters": Limit(2, 0),
+    f"functions with more than {MANY} parameters": Limit(1, 0),
 }
 """The figures with a limit."""
 

@@ -195,7 +195,7 @@ def close_loop(
         if cost.also and budget_us - predicted > step:  # another limit holds the network back
             lower = 0.0
         cost = cost.limited(*beside.measured(cost, candidate.keep, counts))
-        kept.append(all(_within(one) for one in cost.also))
+        kept.append(all(one.measured is None or one.measured <= 1.02 * one.most for one in cost.also))
         seen.append(Round(len(seen) + 1, predicted, measured, lower, upper, measured / predicted))
         costs.append(cost)
         points.append((cost.raw(counts), measured))
@@ -311,10 +311,6 @@ class _Beside:
             most = one.most if one.share is None else one.share * dense_us
             found.append(replace(one, cost=one.cost.with_calibration(line), most=most, measured=us))
         return found
-
-
-def _within(one: Also) -> bool:
-    return one.measured is None or one.measured <= 1.02 * one.most
 
 
 def _merit(turn: Round) -> tuple[bool, float]:

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -21,8 +21,18 @@ from torch import Tensor, nn
 
 from halpiee import __version__
 from halpiee.deploy.folding import fold_batch_norm, fold_constants
-from halpiee.deploy.sizes import image_size, other_sizes, written_shapes
-from halpiee.deploy.verify import ROUNDING, Comparison, Proved, outputs, proved, reference, relative_l2
+from halpiee.deploy.verify import (
+    ROUNDING,
+    Comparison,
+    Proved,
+    image_size,
+    other_sizes,
+    outputs,
+    proved,
+    reference,
+    relative_l2,
+    written_shapes,
+)
 from halpiee.errors import MismatchError, UsageError
 from halpiee.structure.plan import Plan
 from halpiee.structure.records import random_like
@@ -103,6 +113,27 @@ class ExportReport:
     sizes: tuple[tuple[int, int], ...] = ()
 
 
+class FileOptions(TypedDict, total=False):
+    """What a file takes and gives, and how it is compared with its network; all are optional.
+
+    Attributes:
+        fp32_io: whether an fp16 file takes and gives float32; by default it does.
+        tolerance: largest relative L2 error; by default 1e-5 for fp32, 1e-2 for fp16.
+        batches: batch sizes to compare on; by default 1, 2 and 5.
+        dynamic_size: whether the file takes images ``[N, C, H, W]`` of any height and width; it is compared on the
+            examples' and on two others.
+        input_names: names of the inputs, in order, instead of the arguments'.
+        output_names: names of the outputs, in order, instead of the keys.
+    """
+
+    fp32_io: bool
+    tolerance: float | None
+    batches: Sequence[int]
+    dynamic_size: bool
+    input_names: Sequence[str] | None
+    output_names: Sequence[str] | None
+
+
 def export_onnx(
     model: nn.Module,
     example_inputs: tuple[Any, ...],
@@ -110,14 +141,9 @@ def export_onnx(
     *,
     metadata: Mapping[str, str] | None = None,
     precision: Precision = "fp32",
-    fp32_io: bool = True,
-    tolerance: float | None = None,
-    batches: Sequence[int] = (1, 2, 5),
-    dynamic_size: bool = False,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    **how: Unpack[FileOptions],
 ) -> ExportReport:
     """Exports a model with a free batch dimension; the file gets its name once it is shown to equal PyTorch.
 
@@ -131,15 +157,9 @@ def export_onnx(
         path: the file to write; folders above it are made.
         metadata: names and values for the file's metadata; ``halpiee_version`` is added.
         precision: ``fp32``, or ``fp16`` for half-precision weights and arithmetic.
-        fp32_io: whether an fp16 file takes and gives float32.
-        tolerance: largest relative L2 error; by default 1e-5 for fp32, 1e-2 for fp16.
-        batches: batch sizes to compare on.
-        dynamic_size: whether the file takes images ``[N, C, H, W]`` of any height and width; it is compared on the
-            examples' and on two others.
-        input_names: names of the inputs, in order, instead of the arguments'.
-        output_names: names of the outputs, in order, instead of the keys.
         seed: of the random inputs.
         overwrite: whether an existing file may be replaced.
+        **how: see `FileOptions`.
 
     Raises:
         OutputInUseError: the file exists.
@@ -147,6 +167,14 @@ def export_onnx(
         UsageError: the model's outputs are no tensors, it is too large for one file, it takes one size only where any
             was asked, or names that do not fit.
     """
+    if strange := how.keys() - FileOptions.__annotations__.keys():
+        raise TypeError(f"export_onnx takes no {', '.join(strange)}; see halpiee.deploy.onnx.FileOptions")
+    fp32_io, dynamic_size, tolerance = (
+        how.get("fp32_io", True),
+        how.get("dynamic_size", False),
+        how.get("tolerance"),
+    )
+    names: dict[str, Any] = {side: how.get(side) or None for side in ("input_names", "output_names")}
     path = Path(path)
     check_place(path, overwrite=overwrite)
     allowed = TOLERANCE[precision] if tolerance is None else tolerance
@@ -158,27 +186,20 @@ def export_onnx(
     said = {"halpiee_version": __version__, **(metadata or {}), "precision": precision}
     said |= {key: text for key, text in stated.items() if text}
     also = other_sizes(trusted, inputs) if dynamic_size else []
-    ends = Ends(tuple(input_names) if input_names else None, tuple(output_names) if output_names else None)
-    said["input_shapes"] = written_shapes(_named_inputs(model, example_inputs, ends), tensors)
+    taken = checked_names(names_of_inputs(model, example_inputs), names["input_names"], "input")
+    said["input_shapes"] = written_shapes(taken, tensors)
     dtype = torch.float16 if precision == "fp16" and not fp32_io else torch.float32
 
     def build(network: nn.Module, free: bool) -> tuple[onnx.ModelProto, int]:
-        proto = converted(
-            network,
-            inputs,
-            precision=precision,
-            fp32_io=fp32_io,
-            dynamic_batch=free,
-            dynamic_size=dynamic_size,
-            ends=ends,
-        )
+        sizes = {"dynamic_batch": free, "dynamic_size": dynamic_size}
+        proto = converted(network, inputs, precision=precision, fp32_io=fp32_io, **sizes, **names)
         return proto, _finish(proto, path, said)
 
     def run(proto: onnx.ModelProto) -> Callable[[tuple[Any, ...]], list[NDArray[Any]]]:
         call = onnx_outputs(proto)
         return lambda x: call(tuple(_cast(t, dtype) for t in tensors_in(x)))
 
-    done = proved(build, run, trusted, inputs, batches, allowed, seed, also=also)
+    done = proved(build, run, trusted, inputs, how.get("batches", (1, 2, 5)), allowed, seed, also=also)
     _refuse_mismatch(path, precision, done.comparison, allowed)
     write(path, done.graph.SerializeToString(), overwrite=overwrite)
     sizes = tuple(image_size(x) for x in (inputs, *also)) if dynamic_size else ()
@@ -210,18 +231,6 @@ def _report(
         outputs=tuple(value.name for value in done.graph.graph.output),
         sizes=sizes,
     )
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Names of the inputs and outputs of a file; None: the network's own."""
-
-    inputs: tuple[str, ...] | None = None
-    outputs: tuple[str, ...] | None = None
-
-
-def _named_inputs(model: nn.Module, example_inputs: tuple[Any, ...], ends: Ends) -> tuple[str, ...]:
-    return checked_names(names_of_inputs(model, example_inputs), ends.inputs, "input")
 
 
 def _finish(proto: onnx.ModelProto, path: Path, said: Mapping[str, str]) -> int:
@@ -264,27 +273,18 @@ def converted(
     *,
     precision: str = "fp32",
     fp32_io: bool = True,
-    dynamic_batch: bool = True,
-    dynamic_size: bool = False,
-    ends: Ends | None = None,
+    **how: Any,
 ) -> onnx.ModelProto:
-    """Returns a model as ONNX in fp32, fp16 or bf16; ``fp32_io`` keeps its inputs and outputs float32."""
+    """Returns a model as ONNX in fp32, fp16 or bf16; ``fp32_io`` keeps its inputs and outputs float32.
+
+    Free sizes and names are keywords of ``to_onnx``.
+    """
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
     inputs = filled(example_inputs, [_cast(x, dtype) for x in tensors_in(example_inputs)])
     same = all(p.dtype == dtype for p in model.parameters() if p.is_floating_point())
     placed = model if precision == "fp32" and same else copy_of(model).to(dtype)
-    ends = ends or Ends()
-    proto = to_onnx(
-        placed,
-        inputs,
-        dynamic_batch=dynamic_batch,
-        dynamic_size=dynamic_size,
-        input_names=ends.inputs,
-        output_names=ends.outputs,
-    )
-    if precision == "fp32":
-        return proto
-    if fp32_io:
+    proto = to_onnx(placed, inputs, **how)
+    if precision != "fp32" and fp32_io:
         _take_float32(proto)
     return proto
 

@@ -38,9 +38,7 @@ class Zeros:
     Attributes:
         share: share of zeros among the weights of conv and linear layers.
         layers: number of those layers.
-        patterned: how many of them keep at most n of m along the dimension they sum over.
-        n: of the pattern.
-        m: of the pattern.
+        patterned: how many of them keep at most two of four along the dimension they sum over.
         size_bytes: of the file.
         zipped_bytes: of the file when deflated, as a download or a package holds it.
     """
@@ -48,8 +46,6 @@ class Zeros:
     share: float
     layers: int
     patterned: int
-    n: int
-    m: int
     size_bytes: int
     zipped_bytes: int
 
@@ -61,7 +57,7 @@ class Zeros:
         speed = "no speed on ONNX Runtime or PyTorch, whose kernels multiply by zeros too"
         if self.patterned:
             speed += (
-                f"; {self.patterned} of {self.layers} layers are {self.n}:{self.m}, which a TensorRT engine built with "
+                f"; {self.patterned} of {self.layers} layers are 2:4, which a TensorRT engine built with "
                 "sparse weights may use (Ampere or newer)"
             )
         return (
@@ -111,8 +107,8 @@ def follows(weight: Tensor | NDArray[Any], n: int = 2, m: int = 4, *, dim: int =
     return bool(((runs != 0).sum(axis=1) <= n).all())
 
 
-def zeros_in(path: Path, *, n: int = 2, m: int = 4) -> Zeros:
-    """Returns what zeros the layers of an ONNX file hold, how many follow n:m, and how small the file zips."""
+def zeros_in(path: Path) -> Zeros:
+    """Returns what zeros the layers of an ONNX file hold, how many follow 2:4, and how small the file zips."""
     import onnx
 
     model = onnx.load(str(path))
@@ -121,9 +117,9 @@ def zeros_in(path: Path, *, n: int = 2, m: int = 4) -> Zeros:
         layers += 1
         total += array.size
         zero += int((array == 0).sum())
-        patterned += follows(array, n, m, dim=dim)
+        patterned += follows(array, dim=dim)
     content = path.read_bytes()
-    return Zeros(zero / max(total, 1), layers, patterned, n, m, len(content), len(zlib.compress(content, 6)))
+    return Zeros(zero / max(total, 1), layers, patterned, len(content), len(zlib.compress(content, 6)))
 
 
 def semi_structured(model: nn.Module, *, device: str = "cuda") -> tuple[nn.Module, dict[str, str]]:

@@ -147,8 +147,6 @@ def build_engine(
     *,
     batches: Batches | None = None,
     settings: Settings | None = None,
-    timing_cache: Path | None = None,
-    library: str = "auto",
     proof: Proof | None = None,
 ) -> EngineReport:
     """Builds the engine of an ONNX file, or keeps the one that is there and fits.
@@ -158,8 +156,6 @@ def build_engine(
         path: the engine; what it belongs to is written to ``path`` + ``.json``.
         batches: that it takes, where the file leaves the first dimension open.
         settings: of the build.
-        timing_cache: file that keeps what builds learnt; by default ``path`` + ``.timing``.
-        library: ``cuda-python``, ``pycuda`` or ``auto``.
         proof: how its outputs are compared.
 
     Raises:
@@ -172,7 +168,7 @@ def build_engine(
     precision = _precision(onnx, settings)
     trt = import_tensorrt()
     _refuse_foreign(path)
-    cuda = open_cuda(library)
+    cuda = open_cuda()
     device = cuda.facts()
     facts = _facts("tensorrt", trt, onnx, precision, batches, settings)
     facts |= {"device": device["device"], "capability": device["capability"]}
@@ -183,7 +179,7 @@ def build_engine(
         plan = read_engine(path)
         why = None if load_engine(trt, plan) is not None else "TensorRT could not load it"
     if why is not None:
-        cache = TimingCache(timing_cache or path.with_name(f"{path.name}.timing"))
+        cache = TimingCache(path.with_name(f"{path.name}.timing"))
         builder = Builder(settings, cache)
         plan = builder.build(builder.parsed(onnx), shapes=shapes, what=f"the engine of {onnx}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,8 +231,6 @@ def prove_engine(
     onnx: Path | None = None,
     *,
     trust: bool = False,
-    tolerance: float | None = None,
-    library: str = "auto",
     seed: int = 0,
 ) -> EngineReport:
     """Runs an engine on this GPU beside its ONNX file, and writes down that it computes the same.
@@ -245,8 +239,6 @@ def prove_engine(
         path: the engine, with the file beside it that says what it belongs to.
         onnx: the file that it was built from; by default the one of that name beside it.
         trust: whether an engine is loaded that was built on another machine: engines are executable.
-        tolerance: largest relative L2 error; by default by the precision.
-        library: ``cuda-python``, ``pycuda`` or ``auto``.
         seed: of the random inputs.
 
     Raises:
@@ -268,13 +260,13 @@ def prove_engine(
         )
     plan, kind = read_engine(path, trust=trust), str(facts.get("library", "tensorrt"))
     trt = import_tensorrt("tensorrt_rtx" if kind == "tensorrt-rtx" else "tensorrt")
-    cuda = open_cuda(library)
+    cuda = open_cuda()
     device = cuda.facts()
     check_library(path, trt, device)
     sizes = tuple(sorted({int(size) for size in facts["batches"].values()}))
     precision = str(facts["precision"])
     error = _error(trt, plan, cuda, onnx, sizes, Proof(seed=seed))
-    _refuse_beyond(error, tolerance, f"{path}", onnx, precision)
+    _refuse_beyond(error, None, f"{path}", onnx, precision)
     stated = {key: value for key, value in facts.items() if key not in ("seal", "engine_sha256")}
     stated["proved"] = {**device, "rel_l2": error, "tensorrt": str(trt.__version__)}
     write_engine(path, plan, stated)

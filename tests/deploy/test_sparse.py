@@ -137,13 +137,13 @@ def test_the_zipped_size_is_that_of_the_deflated_file(sparse: Any, tmp_path: Pat
 
 
 def test_what_zeros_bring_is_said_plainly() -> None:
-    many = Zeros(0.9, 10, 0, 2, 4, 4_000_000, 900_000)
+    many = Zeros(0.9, 10, 0, 4_000_000, 900_000)
     assert many.text == (
         "90.0% of the weights are zero: no speed on ONNX Runtime or PyTorch, whose kernels multiply by zeros too; "
         "zipped the file takes 0.90 of 4.00 MB"
     )
-    assert "8 of 10 layers are 2:4, which a TensorRT engine" in Zeros(0.5, 10, 8, 2, 4, 1, 1).text
-    assert Zeros(0.0, 10, 0, 2, 4, 1, 1).text == "no zeros to speak of"
+    assert "8 of 10 layers are 2:4, which a TensorRT engine" in Zeros(0.5, 10, 8, 1, 1).text
+    assert Zeros(0.0, 10, 0, 1, 1).text == "no zeros to speak of"
 
 
 @pytest.mark.parametrize(
