@@ -133,7 +133,7 @@ class Slot:
 
 
 AT_THE_ENDS = ("a network input", "feeds the network's output")
-"""Why groups stay in every network."""
+"""Reasons that every network has."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Structure:
     details: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
-        """Returns a table: one row per layer with its channels, multiply-accumulates and what its outputs can lose."""
+        """Returns a table: one row per layer with its channels, multiply-accumulates and prunable output groups."""
         return "\n".join(table_of(self))
 
     @property
@@ -179,10 +179,8 @@ class Structure:
         if self.prunable or not self.layers:
             return None
         counted = Counter(g.reason or "" for g in self.groups if g.reason not in AT_THE_ENDS)
-        found = (
-            "; ".join(f"{reason} ({n})" for reason, n in counted.most_common(3)) or "it has one layer alone"
-        )
-        return f"none of the {len(self.layers)} layers can lose channels: {found}"
+        found = "; ".join(f"{reason} ({n})" for reason, n in counted.most_common(3))
+        return f"none of the {len(self.layers)} layers can lose channels: {found or 'it has one layer alone'}"
 
     def channels(self, refs: tuple[GroupRef, ...], counts: Mapping[str, int]) -> int:
         """Returns how many channels a layer's side has; a group missing from ``counts`` counts whole."""
@@ -228,16 +226,10 @@ class Structure:
                 raise StructureError(
                     f"keep names the group {name!r}, which this structure does not have{hint}"
                 )
-            if (
-                not isinstance(mask, torch.Tensor)
-                or mask.dtype != torch.bool
-                or tuple(mask.shape) != (group.size,)
-            ):
-                found = (
-                    f"{mask.dtype} of shape {tuple(mask.shape)}"
-                    if isinstance(mask, torch.Tensor)
-                    else type(mask).__name__
-                )
+            found = type(mask).__name__
+            if isinstance(mask, torch.Tensor):
+                found = f"{mask.dtype} of shape {tuple(mask.shape)}"
+            if found != f"torch.bool of shape ({group.size},)":
                 raise StructureError(
                     f"keep[{name!r}] must be a bool tensor of shape ({group.size},), found {found}; "
                     f"build it with torch.ones({group.size}, dtype=torch.bool)"
@@ -302,8 +294,7 @@ def parameters(structure: Structure, counts: Mapping[str, int] | None = None) ->
 
     Args:
         structure: the network.
-        counts: group name → units that stay; a missing group is whole. Which units does not matter: within a
-            group they are alike.
+        counts: group name → units that stay, whichever of the group; a missing group is whole.
     """
     counts = counts or {}
     alive = np.zeros(structure.n_units, dtype=np.int64)
@@ -328,10 +319,7 @@ def table_of(structure: Structure) -> list[str]:
         said = dict.fromkeys(f"group {g.name}" if g.prunable else f"stay: {g.reason}" for g in groups)
         rows.append([layer.name, layer.kind, *sizes, count, "; ".join(said)])
     wide = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [
-        f"{row[0]:<{wide[0]}}  {row[1]:<{wide[1]}}  {row[2]:>{wide[2]}}  {row[3]:>{wide[3]}}  "
-        f"{row[4]:>{wide[4]}}  {row[5]}".rstrip()
-        for row in rows
-    ]
+    aligned = ([f"{cell:{'<<>>>'[i]}{wide[i]}}" for i, cell in enumerate(row[:5])] for row in rows)
+    lines = ["  ".join([*cells, row[5]]).rstrip() for cells, row in zip(aligned, rows, strict=True)]
     can = f"{len(structure.prunable)} of {len(structure.groups)} groups can lose units"
     return [*lines, f"{len(structure.layers)} layers, {sum(per_layer.values()):,} MACs for one input; {can}"]

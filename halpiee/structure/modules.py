@@ -1,14 +1,14 @@
 """Forwards that replace a module's own: attention with fewer heads, layers without channels, masked norms.
 
-**Heads.** ``nn.MultiheadAttention`` and the windowed attention of torchvision work a head's width out from the width
-of their input, so their own forward can only be narrower as a whole. Here the width of a head is what its rows are,
-``rows / (3 · heads)``, and stays when heads go, the softmax scale with it (Vaswani et al. 2017, section 3.2.2). A
-model is traced with these forwards, and a shrunk module gets one where its own no longer fits.
+**Heads.** ``nn.MultiheadAttention`` and the windowed attention of torchvision compute a head's width from the width
+of their input, so their own forward can only be narrower as a whole. Here the width of a head is ``rows / (3 · heads)``
+of the projection; it stays when heads are removed, and so does the softmax scale (Vaswani et al. 2017, section 3.2.2).
+A model is traced with these forwards, and a shrunk module gets one where its own no longer fits.
 
 **No channels.** A convolution without channels returns its bias, a norm without channels its input.
 
 **Masked norms.** While a module of a masked model runs, its norms over channels see the kept channels only. The module
-keeps its class, attributes, parameters and signature. Two hooks around its forward put a function mode into place that
+keeps its class, attributes, parameters and signature. Two hooks around its forward enter and leave a function mode that
 computes each norm over the kept channels, wherever in the forward it is called. Hooks also keep
 ``nn.TransformerEncoderLayer`` off its fused kernel, which does not call its norms.
 """
@@ -117,12 +117,7 @@ class Heads(nn.MultiheadAttention):
 
 
 def adapted(model: nn.Module, *, always: bool = False) -> None:
-    """Gives attention modules the forward in which heads may be fewer, in place.
-
-    Args:
-        model: a copy of a model, cut or not.
-        always: whether also where the module's own forward fits.
-    """
+    """Gives attention modules, by default those whose own does not fit, the forward in which heads may be fewer."""
     for module, rows, columns in attentions(model):
         if isinstance(module, nn.MultiheadAttention):
             module.embed_dim = columns
@@ -141,8 +136,8 @@ def adapted(model: nn.Module, *, always: bool = False) -> None:
 def unnested(model: nn.Module) -> None:
     """Keeps encoders off nested tensors, in place, where a layer in them cannot take the fused kernel for those.
 
-    ``nn.TransformerEncoder`` asks its first layer once, when it is built, and makes a nested tensor of what a padding
-    mask leaves. A layer whose attention has lost heads, or whose norms are hooked, calls its modules, which take none.
+    ``nn.TransformerEncoder`` decides when it is built to make nested tensors of padded inputs. A layer whose attention
+    has lost heads, or whose norms are hooked, calls its modules, which take none.
     """
     for encoder in model.modules():
         if isinstance(encoder, nn.TransformerEncoder) and any(
@@ -153,7 +148,7 @@ def unnested(model: nn.Module) -> None:
 
 
 def attentions(model: nn.Module) -> Iterator[tuple[nn.Module, int, int]]:
-    """Yields the attention modules that can lose heads, with rows and columns of their joint projection."""
+    """Yields the attention modules that can lose heads, with rows and columns of their joint projection's weight."""
     torchvision = [m for n, m in sys.modules.items() if n in WINDOWED]
     for module in model.modules():
         kind = type(module)
@@ -173,7 +168,7 @@ WINDOWED = {
     "torchvision.models.video.swin_transformer": ("ShiftedWindowAttention3d",),
     "torchvision.models.maxvit": ("RelativePositionalMultiHeadAttention",),
 }
-"""Module → its attention classes whose forward works a head's width out from the input."""
+"""Module → its attention classes whose forward computes a head's width from the input's."""
 
 
 def heads_of(module: nn.Module | None) -> tuple[str, int] | None:
@@ -208,31 +203,28 @@ def emptied(model: nn.Module) -> None:
         if isinstance(module, CONVS) and 0 in (module.in_channels, module.out_channels):
             module.__class__ = CONSTANT[next(c for c in CONVS if isinstance(module, c))]
         elif isinstance(module, nn.modules.batchnorm._NormBase) and module.num_features == 0:
-            module.__class__ = BatchNormOfNothing
+            module.__class__ = EMPTY[nn.BatchNorm2d]
         elif isinstance(module, nn.LayerNorm) and 0 in module.normalized_shape:
-            module.__class__ = LayerNormOfNothing
+            module.__class__ = EMPTY[nn.LayerNorm]
         elif isinstance(module, nn.GroupNorm) and module.num_channels == 0:
-            module.__class__ = GroupNormOfNothing
+            module.__class__ = EMPTY[nn.GroupNorm]
+
+
+def with_forward(of: type, kind: type[nn.Module], prefix: str) -> Any:
+    """Returns a subclass of a layer with the forward of a class, under a name of this module, for pickle."""
+    name = f"{prefix}{kind.__name__}"
+    return globals().setdefault(name, type(name, (of, kind), {"__module__": __name__, "__doc__": of.__doc__}))
 
 
 class Nothing:
-    """The forward of a norm without channels: there is nothing to normalise."""
+    """A norm without channels: there is nothing to normalise."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the input, which has no elements."""
         return x
 
 
-class BatchNormOfNothing(Nothing, nn.BatchNorm2d):
-    """A batch or instance norm without channels."""
-
-
-class LayerNormOfNothing(Nothing, nn.LayerNorm):
-    """A layer norm without channels."""
-
-
-class GroupNormOfNothing(Nothing, nn.GroupNorm):
-    """A group norm without channels."""
+EMPTY = {kind: with_forward(Nothing, kind, "Empty") for kind in (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)}
 
 
 def constant_output(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -245,7 +237,7 @@ def constant_output(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tenso
 
 
 class ConstantConv:
-    """The forward of a convolution without input or without output channels."""
+    """A convolution without input or output channels."""
 
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -267,7 +259,7 @@ class ConstantConv:
 
 
 class ConstantConvTranspose:
-    """The forward of a transposed convolution without input or without output channels."""
+    """A transposed convolution without input or output channels."""
 
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -289,39 +281,11 @@ class ConstantConvTranspose:
         return constant_output(self, x, output_size[-len(sizes) :] if output_size else sizes)
 
 
-class ConstantConv1d(ConstantConv, nn.Conv1d):
-    """A 1d convolution without input or output channels."""
-
-
-class ConstantConv2d(ConstantConv, nn.Conv2d):
-    """A 2d convolution without input or output channels."""
-
-
-class ConstantConv3d(ConstantConv, nn.Conv3d):
-    """A 3d convolution without input or output channels."""
-
-
-class ConstantConvTranspose1d(ConstantConvTranspose, nn.ConvTranspose1d):
-    """A transposed 1d convolution without input or output channels."""
-
-
-class ConstantConvTranspose2d(ConstantConvTranspose, nn.ConvTranspose2d):
-    """A transposed 2d convolution without input or output channels."""
-
-
-class ConstantConvTranspose3d(ConstantConvTranspose, nn.ConvTranspose3d):
-    """A transposed 3d convolution without input or output channels."""
-
-
-CONSTANT: dict[type[nn.Module], type[nn.Module]] = {
-    nn.ConvTranspose1d: ConstantConvTranspose1d,
-    nn.ConvTranspose2d: ConstantConvTranspose2d,
-    nn.ConvTranspose3d: ConstantConvTranspose3d,
-    nn.Conv1d: ConstantConv1d,
-    nn.Conv2d: ConstantConv2d,
-    nn.Conv3d: ConstantConv3d,
+CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONSTANT = {
+    kind: with_forward(ConstantConvTranspose if i < 3 else ConstantConv, kind, "Constant")
+    for i, kind in enumerate(CONVS)
 }
-CONVS = tuple(CONSTANT)
 
 
 LAYER = ("input", "normalized_shape", "weight", "bias", "eps")
@@ -346,24 +310,16 @@ IN_A_GRAPH: dict[Any, Any] = {
     F.rms_norm: torch.ops.aten.rms_norm.default,
     F.group_norm: torch.ops.aten.group_norm.default,
 }
-"""What a compiled graph calls instead: a backend that runs the graph as Python, with the mode of the outermost module
-still in place, would have its norms computed over the kept channels a second time."""
+"""The op for a compiled graph: run as Python under the mode, the graph would restrict the function's norm twice."""
 
 
 class KeptChannels(TorchFunctionMode):
-    """Computes norms over the kept channels; the other channels come out as 0.
-
-    Args:
-        kept: number of channels of a norm → int64 indices of those that it sees.
-
-    Attributes:
-        inside: how many of the modules in the hooked one are running; their norms are their own.
-    """
+    """Computes norms over the kept channels; the other channels come out as 0."""
 
     def __init__(self, kept: dict[int, Tensor]) -> None:
         super().__init__()
-        self.kept = kept
-        self.inside = 0
+        self.kept = kept  # number of channels of a norm → int64 indices of those that it sees
+        self.inside = 0  # how many inner modules of the hooked one are running; their norms are not changed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the function; a norm over that many channels sees the kept ones."""
@@ -424,9 +380,7 @@ class KeptChannels(TorchFunctionMode):
 def watch_norms(module: nn.Module, kept: dict[int, Tensor]) -> None:
     """Hooks a module so that its own norms over channels, not its children's, see the kept channels only.
 
-    Args:
-        module: whose forward calls the norms.
-        kept: number of channels of a norm → int64 indices of those that stay.
+    ``kept`` maps the number of channels of a norm to int64 indices of those that stay.
     """
     mode = KeptChannels(kept)
     for inner in module.modules():

@@ -29,7 +29,7 @@ def test_groups_list_what_is_cut_together() -> None:
     groups = {g.name: g for g in explain(trace(nets.Residual(), (torch.zeros(nets.IMAGE),))).groups}
     assert set(groups["stem"].members) == {"stem.out", "conv1.in", "conv2.out", "head.in"}
     assert groups["stem"].unlock is None
-    assert groups["head"].unlock == "nothing: the outputs are what is asked for"
+    assert groups["head"].unlock == "nothing: the outputs are needed as they are"
 
 
 def test_a_frozen_group_names_its_source_line_and_what_would_unlock_it() -> None:

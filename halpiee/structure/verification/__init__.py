@@ -1,13 +1,13 @@
 """Proves that a cut is exact: compares compact and masked network on inputs and weights that reveal a fault.
 
-Two runs from one seed draw alike as long as they ask for the same shapes. Where a network draws noise for channels of
-which the other has fewer, each draw is made once, without the dimensions in which the two differ, and spread over
-them.
+Two runs from one seed draw the same noise as long as they draw the same shapes. Where a network draws noise for
+channels of which the other has fewer, each draw is made once, without the dimensions in which the two differ, and
+expanded along them.
 
-Where the outputs hang on no input, equal outputs would prove nothing. A head that begins at zero (torchvision's ViT),
-a branch whose last norm does (``zero_init_residual``) or is scaled by 1e-6 (LayerScale) lets nothing through: two
-networks that differ before it have equal outputs. Such weights are drawn anew, on both sides alike, and the proof is
-made of those.
+Equal outputs prove nothing where the outputs depend on no input. A head that begins at zero (torchvision's ViT), a
+branch whose last norm does (``zero_init_residual``) or is scaled by 1e-6 (LayerScale) lets nothing through: two
+networks that differ before it have equal outputs. Such weights are drawn anew, on both sides alike, and the networks
+are compared once more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from halpiee.errors import MismatchError
 from halpiee.structure.groups import Structure
-from halpiee.structure.records import random_like, tensors_of
+from halpiee.structure.records import random_like, tensors_of, with_tensors
 from halpiee.structure.shrink import kept_positions, masked, shrink, sliced
 from halpiee.structure.surroundings import random_states
 from latency.backends.torch.modules import copy_of
@@ -38,11 +38,7 @@ ROUNDING = 1e-6
 
 
 def relative_l2(a: Sequence[NDArray[Any]], b: Sequence[NDArray[Any]]) -> float:
-    """Returns ‖a − b‖₂ / ‖b‖₂ over all arrays together, summed in float64; 0/0 is 0.
-
-    Args:
-        a: what is checked.
-        b: the reference, array by array of the same shapes.
+    """Returns ‖a − b‖₂ / ‖b‖₂ over all arrays together, summed in float64; 0/0 is 0, b is the reference.
 
     Raises:
         MismatchError: the numbers of arrays or their shapes differ.
@@ -87,28 +83,27 @@ def verify(
 ) -> float:
     """Runs the masked and the compact model on random inputs and refuses a difference.
 
-    Beside the comparison of an exported file with PyTorch it tells faults apart: this one is of the pruning.
+    A difference here is a fault of the pruning; one between an exported file and PyTorch is a fault of the export.
 
     Args:
         model: the traced model; it stays as it is.
         structure: its structure.
         keep: what stays.
-        example_inputs: inputs whose shapes and types the random ones take; integers are used as they are. Both
-            models run where they lie.
-        compact: what was made of the model, if not ``shrink`` is to be asked for it; it stays as it is.
+        example_inputs: inputs whose shapes, types and device the random ones have; integers are used as they are.
+        compact: the pruned model, by default that of ``shrink``; it stays as it is.
         sizes: batch sizes to try, of tensors ``[N, …]``; none: the example's own.
         tolerance: largest relative error allowed.
         seed: seed of the random inputs, and of the noise that the models draw.
 
     Returns:
         The relative error ‖masked − compact‖₂ / ‖compact‖₂ over all outputs, of the worst batch. Where the
-        forward picks by values (the post-processing of a detector), a last bit may decide, so the layers before
-        it are compared instead: those of which no output channel is prunable. Where weights hide the network
+        forward selects by values (the post-processing of a detector), rounding may decide, so the outputs of the
+        layers before it are compared instead: those without a prunable output channel. Where weights hide the network
         (``silent``), both are compared once more with others in their place.
 
     Raises:
-        MismatchError: the two differ by more than the tolerance, or their outputs are the same for every input
-            whatever the weights, so that they cannot be told apart.
+        MismatchError: the two differ by more than the tolerance, or their outputs are the same for every input and
+            all weights, so that equal outputs prove nothing.
     """
     examples = [resized(example_inputs, size) for size in sizes] or [example_inputs]
     heads = head_names(structure) if structure.details["real"] else []
@@ -121,9 +116,8 @@ def verify(
         model, structure, keep, example_inputs, pair
     )
     hiding = silent(model)
-    every = [name for name, _ in model.named_parameters()]
-    tried = [hiding] if hiding else []
-    for names in [*tried, *([every] if blind else [])]:
+    every = [name for name, _ in model.named_parameters()] if blind else []
+    for names in filter(None, (hiding, every)):
         other = copy_of(model)
         values = redraw(other, names, seed)
         if given:
@@ -152,7 +146,7 @@ def moved_by_the_cut(
     example_inputs: tuple[Any, ...],
     pair: Pair,
 ) -> bool:
-    """Returns whether the outputs hang on the weights that are cut, though on no input (a class token read alone)."""
+    """Returns whether the outputs depend on the weights that are cut, though on no input (a class token read alone)."""
     kept = kept_positions(structure, structure.keep_vector(keep))
     other = copy_of(model)
     redraw(other, [*kept], pair.seed)
@@ -195,7 +189,7 @@ class Pair:
         """Returns whether other inputs give other outputs; integer inputs are permuted."""
         self.placed(example)
         generator = torch.Generator().manual_seed(self.seed + 1)
-        one, other = random_like(example, generator), turned(random_like(example, generator))
+        one, other = random_like(example, generator), with_tensors(random_like(example, generator), rolled)
         found = drawn_alike(
             lambda: outputs(self.full, one, self.heads),
             lambda: outputs(self.full, other, self.heads),
@@ -204,7 +198,7 @@ class Pair:
         return not relative_error(*found) <= ROUNDING
 
     def placed(self, example: tuple[Any, ...]) -> Pair:
-        """Returns the pair, in eval mode and where the example lies."""
+        """Returns the pair, in eval mode and on the example's device."""
         places = [x.device for x in tensors_of(example)]
         for model in (self.full.eval(), self.compact.eval()):
             if places:
@@ -212,30 +206,15 @@ class Pair:
         return self
 
 
-def turned(value: Any) -> Any:
-    """Returns the same nested inputs with the elements of integer tensors one place on."""
-    if isinstance(value, Tensor):
-        return (
-            value if value.is_floating_point() or not value.dim() else value.flatten().roll(1).view_as(value)
-        )
-    if isinstance(value, dict):
-        return {k: turned(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [turned(v) for v in value]
-    if isinstance(value, tuple):
-        items = [turned(v) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value
+def rolled(x: Tensor) -> Tensor:
+    """Returns a tensor of integers with its elements moved on by one place, any other as it is."""
+    return x if x.is_floating_point() or not x.dim() else x.flatten().roll(1).view_as(x)
 
 
 def taken_over(
     compact: nn.Module, values: Mapping[str, Tensor], structure: Structure, keep: Mapping[str, Tensor]
 ) -> None:
-    """Puts what is left of a model's parameters into its compact one, in place.
-
-    Raises:
-        MismatchError: the compact model has them under other names.
-    """
+    """Copies the kept parts of a model's parameters into its compact one; a MismatchError where it names others."""
     kept = kept_positions(structure, structure.keep_vector(keep))
     own = dict(compact.named_parameters())
     for name, value in values.items():
@@ -291,7 +270,7 @@ def outputs(model: nn.Module, inputs: tuple[Any, ...], heads: list[str]) -> Any:
     ]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        # the fused kernel of an encoder writes 0 at padded places, where its modules write what they compute
+        # the fused kernel of an encoder writes 0 at padded positions, its modules do not
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad():
             result = model(*inputs)
@@ -307,21 +286,18 @@ LIKE = frozenset({"rand_like", "randn_like", "randint_like", "bernoulli"})
 
 
 class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the shapes that are drawn, or draws what two networks share.
+    """Notes the shapes of random draws, or draws in the shapes that two networks share, and expands.
 
-    Args:
-        seed: of the first draw.
-        shared: for every draw its shape without what the networks do not share, or None where they draw alike.
+    ``shared`` holds for every draw its shape with 1 where the two networks differ, or None where they draw alike.
     """
 
     def __init__(self, seed: int, shared: list[tuple[int, ...] | None] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seed = seed
-        self.shared = shared
+        self.seed, self.shared = seed, shared
         self.shapes: list[tuple[int, ...]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the op; one that draws gives what was shared."""
+        """Runs the op; one that draws returns the shared values."""
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
@@ -348,13 +324,7 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def drawn_alike(one: Callable[[], Any], other: Callable[[], Any], *, seed: int) -> tuple[Any, Any]:
-    """Runs two networks from one random state of torch, NumPy and Python, which is given back.
-
-    Args:
-        one: runs the first and returns its outputs.
-        other: runs the second.
-        seed: of the state.
-    """
+    """Returns the outputs of two networks, run from one random state of torch, NumPy and Python; it is restored."""
     with random_states():
         noted = [Draws(seed), Draws(seed)]
         found = run(one, noted[0]), run(other, noted[1])
@@ -396,13 +366,7 @@ def silent(model: nn.Module) -> list[str]:
 def redraw(model: nn.Module, names: Collection[str], seed: int) -> dict[str, Tensor]:
     """Draws parameters anew, in place: 0.5 … 1.5 for a scale, normal of the size √(1 / inputs) for a weight.
 
-    Args:
-        model: the model.
-        names: names of the parameters.
-        seed: of the values.
-
-    Returns:
-        Name → new value.
+    Returns name → new value.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
