@@ -1,16 +1,16 @@
-"""The verb: which units to keep so that the network meets a latency and loses as little score as possible.
+"""Which units to keep so that the network meets a latency and loses as little score as possible.
 
 ``choose`` keeps all of ``must``, adds only from ``may``, the best-scoring units of a group first, and never
-passes the budget; prune and grow are the same call on complementary sets. ``select`` is ``choose`` with
+exceeds the budget; prune and grow are the same call on complementary sets. ``select`` is ``choose`` with
 everything free. The number of units per group comes from ``solve_grid``, over the candidate widths of the
 cost. ``uniform`` gives every group the same share of its units instead, as large as the budget allows, and ``scaled``
-removes whole blocks along with them.
+removes whole blocks, too.
 
-``select_lazily`` starts from few measurements: solve, measure the cells the answer rests on, solve again, until
-nothing new is asked. The first answer comes from the corners of every table. Each round measures the cells of the
+``select_lazily`` starts from few measurements: it solves, measures the cells of the selection, and solves again, until
+all are measured. The first selection rests on the corners of every table. Each round measures the cells of the
 network it chose; when all of these are known, the cells one candidate narrower and wider, group by group; when those
-are known too, the answer no longer changes. Wrong prices elsewhere can hide a better network: the *regret*, measured in
-``docs/results.md``.
+are known too, the selection no longer changes. Wrong prices elsewhere can hide a better network: the *regret*, measured
+in ``docs/results.md``.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ def select(
     return choose(scores, cost, _in_unit(budget_us, cost), **searching)
 
 
-def _in_unit(asked: object, cost: Cost) -> float:
+def _in_unit(given: object, cost: Cost) -> float:
     """Returns a budget in the unit of a cost."""
     from halpiee.sparsity.distribution import Latency, as_budget
 
-    if isinstance(asked, numbers.Real) and not isinstance(asked, bool):
-        return float(asked)
-    budget = as_budget(asked, latency=True)
+    if isinstance(given, numbers.Real) and not isinstance(given, bool):
+        return float(given)
+    budget = as_budget(given, latency=True)
     if not isinstance(budget, Latency):
         raise UsageError(
             f"a selection within {budget} was asked; give a latency in µs, such as 800 or '50%'; densities are for "
@@ -129,33 +129,24 @@ def choose(
     if not offers.free:
         limits += [(one.cost, one.most) for one in cost.also]
         none = np.zeros(0, dtype=np.int64)
-        found = offers.selection(limits, none, value=0.0, upper_bound=0.0, path="whole")
-        for (limited, most), used in zip(limits, found.used, strict=True):
+        whole = offers.selection(limits, none, value=0.0, upper_bound=0.0, path="whole")
+        for (limited, most), used in zip(limits, whole.used, strict=True):
             if used > most + 1e-9 * abs(most):
                 raise _too_small(limited, most, used)
-        return found
+        return whole
     if cost.also:
         return solve_within(offers, [Also("the budget", cost, budget), *cost.also], **searching)
     start = None
     if searching.get("solver") == "linear":
         start = [0 if bool(one.must.any()) else len(one.counts) - 1 for one in offers.free.values()]
     try:
-        solution = solve_grid(
-            offers.values,
-            offers.terms,
-            cost.to_raw(budget),
-            widths=offers.counts,
-            start=start,
-            **searching,
+        found = solve_grid(
+            offers.values, offers.terms, cost.to_raw(budget), widths=offers.counts, start=start, **searching
         )
     except BudgetError as error:
         raise _too_small(cost, budget, cost.from_raw(error.minimum)) from None
     return offers.selection(
-        limits,
-        solution.choice,
-        value=solution.value,
-        upper_bound=solution.upper_bound,
-        path=solution.path,
+        limits, found.choice, value=found.value, upper_bound=found.upper_bound, path=found.path
     )
 
 
@@ -193,7 +184,7 @@ def select_lazily(
         calibration: of the cost.
         gap: relative gap to prove, for the prices known at the time.
         protect: groups that stay whole.
-        offer: what of a cost's candidate widths is offered: ``lambda cost: cost.restricted(…)``.
+        offer: restricts the candidate widths of a cost: ``lambda cost: cost.restricted(…)``.
 
     Raises:
         BudgetError: a budget below the narrowest network.
@@ -201,9 +192,8 @@ def select_lazily(
     for _ in range(ROUNDS):
         cost = offer(LatencyCost(structure, tables.profile, calibration))
         selection = choose(scores, cost, _in_unit(budget, cost), gap=gap, protect=protect)
-        if not tables.measure(_cells(structure, selection.counts)) and not tables.measure(
-            _neighbours(structure, cost, selection.counts)
-        ):
+        counts = selection.counts
+        if not tables.measure(_cells(structure, counts)) and not tables.measure(_neighbours(cost, counts)):
             break
     return selection, cost
 
@@ -213,44 +203,33 @@ def _cells(structure: Structure, counts: Mapping[str, int]) -> list[tuple[Op, in
     return [(timed.op, *structure.sides(timed, counts)) for timed in structure.ops]
 
 
-def _neighbours(
-    structure: Structure, cost: LatencyCost, counts: Mapping[str, int]
-) -> list[tuple[Op, int, int]]:
+def _neighbours(cost: LatencyCost, counts: Mapping[str, int]) -> list[tuple[Op, int, int]]:
     """Returns the cells of the networks that differ by one candidate width of one group."""
     found: dict[tuple[Op, int, int], None] = {}
     for name, options in cost.candidates.items():
         at = bisect_left(options, counts[name])
         for other in options[max(0, at - 1) : at + 2]:
-            for cell in _cells(structure, {**counts, name: other}):
-                found[cell] = None
+            found.update(dict.fromkeys(_cells(cost.structure, {**counts, name: other})))
     return list(found)
 
 
-def uniform(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict[str, int]:
+def uniform(
+    cost: Cost, budget: float, *, protect: Collection[str] = (), gone: Collection[str] = ()
+) -> dict[str, int]:
     """Returns the counts of the widest uniform network within a budget; see ``widest``.
 
     Args:
         cost: the latency model; its candidates above 0 are the widths.
         budget: the most of it, in its unit.
         protect: groups that stay whole.
+        gone: groups that are removed.
 
     Raises:
         BudgetError: a budget below the narrowest uniform network; ``.minimum`` holds its latency.
     """
-    return _uniform(cost, budget, protect, ())
-
-
-def _uniform(cost: Cost, budget: float, protect: Collection[str], gone: Collection[str]) -> dict[str, int]:
-    """Returns the counts of the widest uniform network without some groups."""
     sizes = {g.name: g.size for g in cost.structure.prunable}
-    options = {
-        name: [size]
-        if name in protect
-        else [0]
-        if name in gone
-        else [k for k in cost.candidates[name] if k > 0]
-        for name, size in sizes.items()
-    }
+    options = {name: [k for k in cost.candidates[name] if k > 0] for name in sizes}
+    options |= {name: [0] for name in gone} | {name: [sizes[name]] for name in protect if name in sizes}
 
     def measure(counts: Mapping[str, int]) -> float:
         return cost.total(counts) if all(one.holds(counts) for one in cost.also) else math.inf
@@ -298,7 +277,8 @@ def scaled(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict[
     for gone in range(max(map(len, streams), default=1)):
         removed = [block for stream in streams for block in stream[1:][::-1][:gone]]
         try:
-            counts = _uniform(cost, budget, protect, {name for block in removed for name in block})
+            gone_groups = {name for block in removed for name in block}
+            counts = uniform(cost, budget, protect=protect, gone=gone_groups)
         except BudgetError as error:
             lowest = min(lowest, error.minimum)
             continue

@@ -1,4 +1,4 @@
-"""What does the network take, as a function of the units every group keeps? In µs, mJ, MACs, parameters or bytes.
+"""What does the network cost, as a function of the units that every group keeps? µs, mJ, MACs, parameters or bytes.
 
 ``R(k) = f(Σ_ops T_op(C_in(k), C_out(k)))``: the tables price both sides of every op, so the cost of one group depends
 on its neighbours; the width of a side is the sum of the counts of its groups. A latency is measured, and ``f`` is the
@@ -116,15 +116,11 @@ class Cost:
 
     def next_step(self, counts: Mapping[str, int], options: Mapping[str, Sequence[int] | IntArray]) -> float:
         """Returns the smallest cost added by any group's next wider option; NaN where nothing can grow."""
-        extra, step = math.nan, self._steps(counts)
-        for name, allowed in options.items():
-            wider = [int(k) for k in allowed if k > counts[name]]
-            if wider:
-                one = step(name, min(wider))
-                extra = one if math.isnan(extra) else min(extra, one)
-        return extra
+        step = self._steps(counts)
+        wider = {name: [int(k) for k in allowed if k > counts[name]] for name, allowed in options.items()}
+        return min((step(name, min(widths)) for name, widths in wider.items() if widths), default=math.nan)
 
-    sum_us, step_us, next_step_us = raw, step, next_step  # what scripts call them where the unit is µs
+    sum_us, step_us, next_step_us = raw, step, next_step  # names for scripts whose unit is µs
 
     def restricted(
         self,
@@ -172,16 +168,13 @@ class Cost:
     def interpolated(self, counts: Mapping[str, int]) -> tuple[str, ...]:
         """Returns the layers whose cell at these counts was not measured itself."""
         full = self._full(counts)
-        names = []
-        for op in self._ops:
-            c_in, c_out = op.ins.channels(full), op.outs.channels(full)
-            if (
-                c_in > 0
-                and c_out > 0
-                and not bool(np.all(op.cells.table.measured(np.array([c_in]), np.array([c_out]))))
-            ):
-                names.append(op.name)
-        return tuple(names)
+        sides = ((op, op.ins.channels(full), op.outs.channels(full)) for op in self._ops)
+        return tuple(
+            op.name
+            for op, c_in, c_out in sides
+            if c_in > 0 and c_out > 0
+            if not op.cells.table.measured(np.array([c_in]), np.array([c_out])).all()
+        )
 
     @cached_property
     def candidates(self) -> dict[str, tuple[int, ...]]:
@@ -229,22 +222,18 @@ class Cost:
             if ins.side is None and outs.side is None:
                 constant += op.cells.at(int(ins.channels[0]), int(outs.channels[0]))
                 continue
+            c_in, c_out = ins.channels[ins.possible], outs.channels[outs.possible]
             if ins.side == outs.side:
                 # Both widths are the same count: a cost of the output side alone.
                 table = np.zeros((1, len(outs.channels)))
-                table[0, outs.possible] = op.cells.pairs(
-                    ins.channels[ins.possible], outs.channels[outs.possible]
-                )
+                table[0, outs.possible] = op.cells.pairs(c_in, c_out)
                 key: tuple[Side, Side] = (None, outs.side)
             else:
                 table = np.zeros((len(ins.channels), len(outs.channels)))
-                table[np.ix_(ins.possible, outs.possible)] = op.cells.grid(
-                    ins.channels[ins.possible], outs.channels[outs.possible]
-                )
+                table[np.ix_(ins.possible, outs.possible)] = op.cells.grid(c_in, c_out)
                 key = (ins.side, outs.side)
             terms[key] = terms[key] + table if key in terms else table
-        varying = [(ins_, outs_, table) for (ins_, outs_), table in terms.items()]
-        return [*varying, (None, None, np.array([[constant]]))]
+        return [*((*key, table) for key, table in terms.items()), (None, None, np.array([[constant]]))]
 
     def _full(self, counts: Mapping[str, int]) -> dict[str, int]:
         full = dict(self._sizes)
@@ -298,17 +287,12 @@ class Cost:
 
 
 class LatencyCost(Cost):
-    """Predicted latency of a network in µs.
+    """Predicted latency of a network in µs; attributes as of ``Cost``.
 
     Args:
         structure: ops and groups of the network.
         profile: tables of the device, or the path of the profile's file.
-        calibration: the latency of a network from the sum of its ops, which never falls; without one the sum stands.
-
-    Attributes:
-        covered: ops that are priced, as ``layer (kind)``.
-        not_covered: ops that take time and that the cost leaves out, as ``layer (kind)``: those without a table, and
-            those of kinds that no profile has.
+        calibration: the latency of a network from the sum of its ops, which never falls; without one the sum itself.
 
     Raises:
         ProfileError: a conv or linear op without a table, or a file that is no profile.
@@ -345,8 +329,8 @@ class LatencyCost(Cost):
     def to_raw(self, limit: float) -> float:
         """Returns the largest sum of ops whose calibrated latency is within a limit; below 0 where none is.
 
-        Found by bisection on the calibration itself, to the last bit: no formula of an inverse rounds otherwise. The
-        solvers pass a budget by rounding, ``TOLERANCE`` of it; the latency of what they allow passes the limit by as
+        Found by bisection on the calibration itself, to the last bit, so that no inverse rounds differently. The
+        solvers may exceed a budget by rounding, ``TOLERANCE`` of it, and the latency then exceeds the limit by as
         little.
         """
         if self.calibration is None or math.isnan(limit):
@@ -373,8 +357,8 @@ class LatencyCost(Cost):
     def interval(self, counts: Mapping[str, int], share: float = 0.9) -> Interval | None:
         """Returns the range that holds the measured latency in a share of cases; see ``latency.predict.interval``.
 
-        The errors of cells that the sweep held out are taken to be independent: those of a network of many ops average
-        out. None where nothing tells: neither held-out cells nor networks measured whole.
+        The errors of cells that the sweep held out are assumed independent: those of a network of many ops average
+        out. None without held-out cells and without three networks measured whole.
         """
         from latency.predict import interval
 

@@ -2,8 +2,8 @@
 
 One boolean per option (and per state of a sum of widths); a factor's cost is an integer variable that each
 option of its smaller side bounds from below: ``x[g, k] ⇒ c ≥ Σ_l T[k, l] · x[h, l]``. Costs are scaled to
-integers and rounded down, values rounded up, so that the solver's bound holds for the real numbers; what
-rounding lets through is checked on the real costs and repaired. The Lagrangian answer is its hint, and the
+integers and rounded down, values rounded up, so that the solver's bound holds for the real numbers; a choice that
+exceeds the budget after rounding is repaired on the real costs. The Lagrangian answer is its hint, and the
 better of the two bounds is reported: alone CP-SAT does not prove a ResNet-50 within 30 s.
 """
 
@@ -12,19 +12,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from halpiee.errors import MissingError
-from halpiee.selection.grid import FloatArray, Grid, GridSolution, IntArray, relative_gap
+from halpiee.selection.grid import TOLERANCE, Grid, GridSolution, IntArray, Search, relative_gap
 from halpiee.selection.lagrangian import solve_joint
 from halpiee.selection.local_search import fill, repair
 
 __all__ = ["DEFAULT_TIME_LIMIT_S", "search", "solve_cpsat"]
 
 DEFAULT_TIME_LIMIT_S = 30.0
-"""Seconds of search where no limit was asked: CP-SAT gives its best answer and bound then."""
+"""Seconds of search without a limit; then CP-SAT returns its best answer and bound."""
 
 RANGE = 2.0**30
 """Integers that a sum of costs or values is spread over.
@@ -34,64 +35,41 @@ CP-SAT 9.15 cuts off optimal choices when coefficients get larger: at 2^36 in 26
 """
 
 
-def solve_cpsat(
-    grid: Grid,
-    budget: float,
-    start: IntArray | None = None,
-    *,
-    gap: float = 1e-3,
-    time_limit_s: float | None = None,
-    seed: int = 0,
-) -> GridSolution:
+def solve_cpsat(grid: Grid, budget: float, how: Search, start: IntArray | None = None) -> GridSolution:
     """Solves one budget: the joint answer first, then CP-SAT where its gap is still open.
 
     Raises:
         BudgetError: a budget below the cheapest choice.
         MissingError: OR-Tools is not installed.
     """
-    limit_s = DEFAULT_TIME_LIMIT_S if time_limit_s is None else time_limit_s
-    joint = solve_joint(grid, budget, start, gap=max(gap, 1e-4), time_limit_s=limit_s / 2)
-    if joint.gap <= gap:
+    half_s = (DEFAULT_TIME_LIMIT_S if how.time_limit_s is None else how.time_limit_s) / 2
+    joint = solve_joint(grid, budget, replace(how, gap=max(how.gap, 1e-4), time_limit_s=half_s), start)
+    if joint.gap <= how.gap:
         return joint
     choice, upper_bound = search(
-        grid.values,
         [(grid, budget)],
+        replace(how, time_limit_s=half_s),
         hint=joint.choice,
         upper_bound=joint.upper_bound,
-        gap=gap,
-        time_limit_s=limit_s / 2,
-        seed=seed,
     )
-    best, room = joint.choice, budget + 5e-10 * abs(budget)
-    within = None if choice is None else repair(grid, choice, room)
+    best, room = joint.choice, budget + TOLERANCE * abs(budget)
+    within = None if choice is None else repair([grid], choice, [room])
     if within is not None:
-        best = max(best, fill(grid, within, room), key=grid.value)
+        best = max(best, fill([grid], within, [room]), key=grid.value)
     value = grid.value(best)
     upper_bound = max(min(joint.upper_bound, upper_bound), value)
-    path = "cpsat" if relative_gap(value, upper_bound) <= gap else "cpsat+time"
+    path = "cpsat" if relative_gap(value, upper_bound) <= how.gap else "cpsat+time"
     return grid.solution(best, upper_bound, budget, path)
 
 
 def search(
-    values: Sequence[FloatArray],
     limits: Sequence[tuple[Grid, float]],
+    how: Search,
     *,
     hint: IntArray | None = None,
     upper_bound: float = math.inf,
-    gap: float = 1e-3,
-    time_limit_s: float = DEFAULT_TIME_LIMIT_S,
-    seed: int = 0,
 ) -> tuple[IntArray | None, float]:
-    """Maximises the value under any number of limits on sums of costs.
-
-    Args:
-        values: per group float ``[n_g]``.
-        limits: grids over the same groups, each with its budget.
-        hint: a choice to start from.
-        upper_bound: a bound already known.
-        gap: relative gap at which to stop.
-        time_limit_s: seconds of search.
-        seed: of the search.
+    """Maximises the value of grids over the same groups, each within its budget, from a hint and a known bound.
 
     Returns:
         A choice or ``None``, and a bound on the value of every choice: −∞ where it is proved that there is none.
@@ -105,7 +83,7 @@ def search(
         raise MissingError(
             "solver='cpsat' was asked; OR-Tools is not installed; pip install ortools, or use solver='joint'"
         ) from None
-    model = cp_model.CpModel()
+    model, values = cp_model.CpModel(), limits[0][0].values
     options = [[model.new_bool_var(f"x{g}_{k}") for k in range(len(v))] for g, v in enumerate(values)]
     for group in options:
         model.add_exactly_one(group)
@@ -127,26 +105,27 @@ def search(
             for k, x in enumerate(group):
                 model.add_hint(x, k == int(hint[g]))
     solver = cp_model.CpSolver()
-    solver.parameters.max_time_in_seconds = time_limit_s
-    solver.parameters.relative_gap_limit = gap
-    solver.parameters.random_seed = seed
+    solver.parameters.max_time_in_seconds = (
+        DEFAULT_TIME_LIMIT_S if how.time_limit_s is None else how.time_limit_s
+    )
+    solver.parameters.relative_gap_limit = how.gap
+    solver.parameters.random_seed = how.seed
     solver.parameters.num_workers = min(8, os.cpu_count() or 1)
     status = solver.solve(model)
     if status == cp_model.INFEASIBLE:
         return None, -math.inf
-    bound = least + solver.best_objective_bound / scale if scale else least
-    bound = min(upper_bound, bound) if status in (cp_model.OPTIMAL, cp_model.FEASIBLE) else upper_bound
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return None, bound
+        return None, upper_bound
+    bound = least + solver.best_objective_bound / scale if scale else least
     choice = [next(k for k, x in enumerate(group) if solver.boolean_value(x)) for group in options]
-    return np.array(choice, dtype=np.int64), bound
+    return np.array(choice, dtype=np.int64), min(upper_bound, bound)
 
 
 def _limit(model: Any, options: list[list[Any]], grid: Grid, budget: float, n: int) -> None:
     """Adds one limit: scaled costs of all factors together within the budget."""
     lowest = [float(f.table.min()) for f in grid.factors]
     spread = sum(float(f.table.max()) - low for f, low in zip(grid.factors, lowest, strict=True))
-    room = budget + 5e-10 * abs(budget) - grid.constant - sum(lowest)
+    room = budget + TOLERANCE * abs(budget) - grid.constant - sum(lowest)
     if spread <= 0 or room >= spread:
         if room < 0:
             model.add_bool_or([])

@@ -22,7 +22,7 @@ import numpy as np
 
 from halpiee.selection.grid import Adder, FloatArray, Grid
 
-__all__ = ["Elimination", "Step", "adder_first", "order", "pull", "push"]
+__all__ = ["Elimination", "Step"]
 
 
 SLICE = 1 << 16
@@ -35,8 +35,8 @@ class Elimination:
     Args:
         domains: number of states per variable.
         scopes: variables of every factor, ascending.
-        adders: how sums are made.
-        limit: cells that a joined table may have.
+        adders: how sums are made; a sum can be used once its left summand is made.
+        limit: cells that a joined table may have where that can be helped.
 
     Attributes:
         steps: in the order they are taken; the message of step i is table ``n_factors + i``.
@@ -54,7 +54,10 @@ class Elimination:
         self.domains = list(domains)
         self.factor_scopes = [tuple(s) for s in scopes]
         self.n_factors = len(scopes)
-        self.steps, self.exact = order(self.domains, self.factor_scopes, adders, limit)
+        planner = _Planner(self.domains, self.factor_scopes, adders, limit)
+        while planner.alive or planner.pending:
+            planner.eliminate_next()
+        self.steps, self.exact = planner.steps, planner.exact
 
     @classmethod
     def of(cls, grid: Grid, *, limit: float = 4e6) -> Elimination:
@@ -64,14 +67,9 @@ class Elimination:
         return cls(grid.domains, scopes, grid.adders, limit=limit)
 
     def run(self, tables: Sequence[FloatArray]) -> tuple[float, list[FloatArray]]:
-        """Eliminates everything.
+        """Returns the maximum (an upper bound where the plan is not exact) and all tables: the factors', the messages.
 
-        Args:
-            tables: one per factor, axes in the order of its scope.
-
-        Returns:
-            The maximum (an upper bound where the plan is not exact), and all tables: the factors', then the
-            messages.
+        ``tables`` are one per factor, axes in the order of its scope.
         """
         store, total = list(tables), 0.0
         for step in self.steps:
@@ -106,10 +104,8 @@ class Elimination:
             if step.again:
                 again.append(row)
                 continue
-            for other in again:
-                row = row + other
+            states[step.gone[0]] = int(np.argmax(sum(again, row)))
             again = []
-            states[step.gone[0]] = int(np.argmax(row))
         return states
 
     def _maximum(self, step: Step, store: Sequence[FloatArray]) -> FloatArray:
@@ -169,7 +165,7 @@ class Elimination:
         return found
 
     def pull(self, step: Step, message: FloatArray) -> FloatArray:
-        """Returns a table over a step's message over its scope; −∞ where a sum is not its summands'."""
+        """Returns a table over a step's message over its scope; −∞ where a sum is not that of its summands."""
         if step.adder is None:
             return np.expand_dims(message, step.scope.index(step.gone[0]))
         return pull(step.adder, step.scope, step.message, self.domains, message)
@@ -206,23 +202,6 @@ class Step:
     adder: Adder | None  # the sum that is made here, or ``None``
     message: tuple[int, ...]  # axes of what is passed on, ascending
     again: bool = False  # whether this is a further mini-bucket of the variable eliminated by the step before
-
-
-def order(
-    domains: Sequence[int], scopes: Sequence[tuple[int, ...]], adders: Sequence[Adder], limit: float
-) -> tuple[list[Step], bool]:
-    """Returns the steps of an elimination and whether it is exact.
-
-    Args:
-        domains: number of states per variable.
-        scopes: variables of every factor, ascending.
-        adders: how sums are made; a sum can be used once its left summand is made.
-        limit: cells that a joined table may have where that can be helped.
-    """
-    planner = _Planner(domains, scopes, adders, limit)
-    while planner.alive or planner.pending:
-        planner.eliminate_next()
-    return planner.steps, planner.exact
 
 
 class _Planner:
@@ -305,7 +284,7 @@ class _Planner:
     def _eliminate(
         self, bucket: list[int], gone: tuple[int, ...], adder: Adder | None, *, again: bool
     ) -> None:
-        """Adds the step of one bucket; without an adder one step per variable, the last message being passed on."""
+        """Adds the step of one bucket; without an adder one step per variable, which reads the message before."""
         scope = {v for i in bucket for v in self.scope_of[i]}
         for i in bucket:
             for v in self.scope_of[i]:
@@ -355,21 +334,16 @@ def adder_first(adder: Adder, scope: Sequence[int], table: FloatArray) -> FloatA
 def push(
     adder: Adder, scope: Sequence[int], message: Sequence[int], domains: Sequence[int], table: FloatArray
 ) -> FloatArray:
-    """Returns the maximum over the summands that are not in ``message``, over the axes of ``message``.
+    """Returns a joined table's maximum over the summands that are not in ``message``, over the axes of ``message``.
 
-    Args:
-        adder: the sum to make.
-        scope: axes of ``table``, ascending; holds the summands.
-        message: axes of the result, ascending; holds the sum.
-        domains: states per variable.
-        table: joined table.
+    ``scope`` are the axes of the table, which hold the summands; those of the message hold the sum.
     """
     table = adder_first(adder, scope, table)
     n_left, n_group = table.shape[:2]
     rest = [v for v in scope if v not in (adder.left, adder.group)]
     at = np.arange(n_left)
     if adder.out in rest:
-        # Some table reads both the sum and a summand: keep the cells where the sum is what its summands make.
+        # A table reads both the sum and a summand: keep the cells where the sum equals that of its summands.
         table = np.moveaxis(table, 2 + rest.index(adder.out), 2)
         table = table[at[:, None], np.arange(n_group)[None], at[:, None] + adder.steps[None]]
         rest.remove(adder.out)
@@ -394,7 +368,7 @@ def pull(
 ) -> FloatArray:
     """Returns a table over ``message`` as one over ``scope``, read at ``out = left + steps[group]``.
 
-    Where ``scope`` holds the sum itself, cells in which it is not what its summands make are −∞.
+    Where ``scope`` holds the sum itself, cells in which it is not the sum of its summands are −∞.
     """
     rest = [v for v in scope if v not in (adder.left, adder.group, adder.out)]
     keeps_left, keeps_group = adder.left in message, adder.group in message

@@ -2,9 +2,9 @@
 
 ``Dual`` gives the best choice at a multiplier λ and its bound. ``Frontier`` runs the same elimination, but a message
 holds, per state, the (cost, value) pairs of the choices behind it that no other one beats on both. A pair is dropped
-when even its best completion, by the dual's max-marginals at λ, is worth no more than what is already known: near the
-optimum of the dual almost every pair is. Where more than ``cap`` pairs remain, the least promising ones go, and the
-best bound among those that went stays in the answer: the result is always certified, and exact when nothing went.
+when even its best completion, by the dual's max-marginals at λ, is worth no more than the best known choice: near the
+optimum of the dual almost every pair is. Where more than ``cap`` pairs remain, those of the lowest bounds are dropped,
+and the best of these bounds enters the result: it is always certified, and exact when none was dropped.
 
 The slow reference is the enumeration of all choices.
 """
@@ -24,11 +24,7 @@ __all__ = ["Dual", "Frontier", "close_gap"]
 
 
 class Dual:
-    """The inner problem of a grid, planned once.
-
-    Args:
-        grid: the problem.
-        limit: cells that a table of the elimination may have.
+    """The inner problem of a grid, planned once; ``limit`` bounds the cells of a table of the elimination.
 
     Attributes:
         known: ``(value, cost, choice)`` of every choice that was best at some multiplier, where that is
@@ -38,14 +34,13 @@ class Dual:
     def __init__(self, grid: Grid, *, limit: float = 4e6) -> None:
         self.grid = grid
         self.plan = Elimination.of(grid, limit=limit)
-        own = [np.zeros(n) for n in grid.domains[: grid.n_groups]]
+        self.own = [np.zeros(n) for n in grid.domains[: grid.n_groups]]
         self.wide = []
         for factor in grid.factors:
             if len(factor.scope) == 1 and factor.scope[0] < grid.n_groups:
-                own[factor.scope[0]] = factor.table
+                self.own[factor.scope[0]] = factor.table
             else:
                 self.wide.append(factor.table)
-        self.own = own
         self.known: list[tuple[float, float, IntArray]] = []
         self._answers: dict[tuple[float, float], tuple[float, IntArray]] = {}
 
@@ -88,18 +83,11 @@ class _Points:
     cost: FloatArray  # float ``[n]``
     value: FloatArray  # float ``[n]``
     gone: IntArray  # int64 ``[n, m]``, states of the variables eliminated by this step
-    # per message that was read, ``(its step, int64 [n] which of its points)``
-    back: tuple[tuple[int, IntArray], ...]
+    back: tuple[tuple[int, IntArray], ...]  # per message that was read, (its step, [n] which of its points)
 
 
 class Frontier:
-    """One exact elimination at a fixed multiplier.
-
-    Args:
-        dual: the planned inner problem; its plan must be exact.
-        multiplier: λ, best the minimiser of the dual.
-        room: the largest total cost.
-    """
+    """One elimination at a fixed multiplier λ, best the minimiser of the dual, whose plan must be exact."""
 
     def __init__(self, dual: Dual, multiplier: float, room: float) -> None:
         self.dual, self.grid, self.multiplier, self.room = dual, dual.grid, multiplier, room
@@ -110,15 +98,9 @@ class Frontier:
         self.costs: list[FloatArray] = [*dual.own, *dual.wide]
 
     def reach(self, threshold: float, *, cap: int, until: float = math.inf) -> tuple[IntArray | None, float]:
-        """Looks for choices of more value than ``threshold``.
+        """Returns the best choice of more value than ``threshold``, if any, and a bound on all within the budget.
 
-        Args:
-            threshold: choices whose bound is not above it are not looked at.
-            cap: pairs a message may hold.
-            until: ``time.monotonic()`` at which to give up.
-
-        Returns:
-            The best choice found, if any, and a bound on every choice within the budget.
+        A message holds at most ``cap`` pairs; ``until`` is the ``time.monotonic()`` at which to give up.
         """
         self._threshold, self._cap, self._lost = threshold, cap, threshold
         points: list[_Points] = []
@@ -142,9 +124,9 @@ class Frontier:
         plan = self.plan
         bound = plan.join(step, self.store) + plan.pull(step, self.outside[i]) + self.offset
         flat = np.flatnonzero(bound.ravel() > self._threshold)
-        states = (
-            np.stack(np.unravel_index(flat, bound.shape), axis=1) if bound.ndim else np.zeros((1, 0), int)
-        )
+        states = np.zeros((1, 0), int)
+        if bound.ndim:
+            states = np.stack(np.unravel_index(flat, bound.shape), axis=1)
         axis = {v: a for a, v in enumerate(step.scope)}
         rows = _Rows(np.arange(len(flat)), bound.ravel()[flat], np.zeros(len(flat)), np.zeros(len(flat)), [])
         children = []
@@ -168,16 +150,11 @@ class Frontier:
             columns[step.adder.out] = left + step.adder.steps[columns[step.adder.group]]
         key = self._key(step.message, [columns[v] for v in step.message], len(rows.state))
         keep = self._thin(key, rows)
-        gone = (
-            np.stack([columns[v] for v in step.gone], axis=1) if step.gone else np.zeros((len(key), 0), int)
-        )
-        return _Points(
-            key[keep],
-            rows.cost[keep],
-            rows.value[keep],
-            gone[keep],
-            tuple((j, at[keep]) for j, at in rows.back),
-        )
+        gone = np.zeros((len(key), 0), int)
+        if step.gone:
+            gone = np.stack([columns[v] for v in step.gone], axis=1)
+        back = tuple((j, at[keep]) for j, at in rows.back)
+        return _Points(key[keep], rows.cost[keep], rows.value[keep], gone[keep], back)
 
     def _join(
         self, rows: _Rows, child: _Points, key_of_state: IntArray, message: FloatArray, index: int
@@ -190,9 +167,10 @@ class Frontier:
         ends = np.cumsum(counts)
         pieces: list[_Rows] = []
         begin = 0
-        while begin < len(counts):
+        while begin < len(counts) or not pieces:
             before = int(ends[begin - 1]) if begin else 0
             end = max(begin + 1, int(np.searchsorted(ends, before + CHUNK, side="right")))
+            end = min(end, len(counts))
             n = counts[begin:end]
             which = np.repeat(np.arange(begin, end), n)
             at = np.arange(len(which)) - np.repeat(np.cumsum(n) - n, n) + np.repeat(first[begin:end], n)
@@ -208,14 +186,6 @@ class Frontier:
             )
             pieces.append(piece.take(self._thin(piece.state, piece)))
             begin = end
-        if not pieces:
-            return _Rows(
-                rows.state[:0],
-                rows.bound[:0],
-                rows.cost[:0],
-                rows.value[:0],
-                [*((j, back[:0]) for j, back in rows.back), (index, np.zeros(0, dtype=np.int64))],
-            )
         joined = _Rows.concatenate(pieces)
         return joined.take(self._thin(joined.state, joined)) if len(pieces) > 1 else joined
 
@@ -306,7 +276,7 @@ def close_gap(
     frontier = Frontier(dual, multiplier, room)
     best: IntArray | None = None
     for cap in (2_000, 20_000, 200_000):
-        # The smallest bound that meets the gap asked; rounding of the bounds stays below 1e-12 of them.
+        # The smallest bound that meets the gap; rounding of the bounds stays below 1e-12 of them.
         threshold = value + max(gap / (1 + gap) * abs(value), 1e-12 * abs(upper_bound))
         if upper_bound <= threshold or time.monotonic() > until:
             break

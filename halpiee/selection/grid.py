@@ -12,10 +12,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from halpiee.errors import UsageError
 
 __all__ = [
     "TOLERANCE",
@@ -25,6 +27,7 @@ __all__ = [
     "Grid",
     "GridSolution",
     "IntArray",
+    "Search",
     "Searching",
     "Side",
     "Solver",
@@ -60,6 +63,26 @@ class Searching(TypedDict, total=False):
     seed: int
 
 
+@dataclass(frozen=True)
+class Search:
+    """How to search, checked; see ``Searching``."""
+
+    solver: Solver = "joint"
+    gap: float = 1e-3
+    time_limit_s: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.solver not in get_args(Solver):
+            raise UsageError(f"solver={self.solver!r} was asked; choose 'joint', 'linear' or 'cpsat'")
+        if not self.gap >= 0:
+            raise UsageError(f"gap={self.gap!r} was asked; give a number of at least 0, such as 1e-3")
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise UsageError(
+                f"time_limit_s={self.time_limit_s!r} was asked; give seconds above 0, or None for no limit"
+            )
+
+
 def relative_gap(value: float, upper_bound: float) -> float:
     """Returns how far from optimal ``value`` can be at most: (upper bound − value) / |upper bound|."""
     return (upper_bound - value) / max(abs(upper_bound), 1e-12)
@@ -75,12 +98,12 @@ class GridSolution:
         value: ``Σ values[g][choice[g]]``.
         upper_bound: no choice within the budget has a higher value. For ``linear`` it bounds the linearised
             problem, the one that solver solves.
-        budget: what was asked.
+        budget: the largest cost allowed.
         path: how it was solved: ``whole`` (the best options all fit), ``dual`` (Lagrangian bound and repair),
             ``frontier`` (Pareto elimination), ``mini-bucket`` (the coupling is too wide for exact
             elimination: the bound is relaxed), ``cpsat``, ``linear``; ``+time`` is appended when the time
             limit cut it short.
-        own_cost: what the solver itself believes ``choice`` costs; differs from ``cost`` only for ``linear``.
+        own_cost: cost of ``choice`` in the solver's own terms; differs from ``cost`` only for ``linear``.
     """
 
     choice: IntArray
@@ -167,10 +190,7 @@ class Grid:
 
     def groups_of(self, factor: Factor) -> list[int]:
         """Returns the groups a factor depends on, directly or through a sum."""
-        groups: set[int] = set()
-        for v in factor.scope:
-            groups.update(self.members.get(v, (v,)))
-        return sorted(groups)
+        return sorted({g for v in factor.scope for g in self.members.get(v, (v,))})
 
     def states(self, choice: IntArray) -> list[int]:
         """Returns the state of every variable, groups and sums."""
@@ -188,13 +208,10 @@ class Grid:
         """Returns the value of a choice."""
         return float(sum(value[k] for value, k in zip(self.values, choice, strict=True)))
 
-    def solution(
-        self, choice: IntArray, upper_bound: float, budget: float, path: str, *, own_cost: float | None = None
-    ) -> GridSolution:
-        """Returns a choice with its cost, value and proof; ``own_cost`` is its cost if not given."""
-        cost, value = self.cost(choice), self.value(choice)
-        own = cost if own_cost is None else own_cost
-        return GridSolution(choice, cost, value, upper_bound, budget, path, own)
+    def solution(self, choice: IntArray, upper_bound: float, budget: float, path: str) -> GridSolution:
+        """Returns a choice with its cost, value and proof."""
+        cost = self.cost(choice)
+        return GridSolution(choice, cost, self.value(choice), upper_bound, budget, path, own_cost=cost)
 
     def row(self, states: Sequence[int], g: int) -> FloatArray:
         """Returns float ``[n_g]``: the cost of all factors that touch a group, for each of its options."""
@@ -252,7 +269,7 @@ def normalise(values: list[FloatArray], terms: list[Term], widths: list[IntArray
 
 
 class _Sums:
-    """Makes one variable per distinct sum of groups, longer sums on top of the longest one they contain."""
+    """Makes one variable per distinct sum of groups; a longer sum extends the longest one that it contains."""
 
     def __init__(self, domains: list[int], widths: list[IntArray] | None) -> None:
         self.domains = list(domains)

@@ -31,7 +31,16 @@ import numpy as np
 
 from halpiee.errors import BudgetError
 from halpiee.selection.frontier import Dual, close_gap
-from halpiee.selection.grid import TOLERANCE, Factor, Grid, GridSolution, IntArray, Side, relative_gap
+from halpiee.selection.grid import (
+    TOLERANCE,
+    Factor,
+    Grid,
+    GridSolution,
+    IntArray,
+    Search,
+    Side,
+    relative_gap,
+)
 from halpiee.selection.local_search import descend, fill, repair
 
 __all__ = ["linearise", "solve_dual", "solve_joint", "solve_linear"]
@@ -40,47 +49,46 @@ __all__ = ["linearise", "solve_dual", "solve_joint", "solve_linear"]
 def solve_dual(
     grid: Grid,
     budget: float,
+    search: Search,
     start: IntArray | None = None,
     *,
-    gap: float = 1e-3,
-    time_limit_s: float | None = None,
     limit: float = 4e6,
     dual: Dual | None = None,
 ) -> GridSolution:
-    """Minimises the dual bound and repairs; goes on to the frontier where the gap asked is not met.
+    """Minimises the dual bound and repairs; goes on to the frontier where the gap is not met.
 
     Args:
         grid: the problem.
         budget: the largest total cost.
+        search: gap and time limit.
         start: a choice that may be within the budget already.
-        gap: relative gap to prove.
-        time_limit_s: after this the best choice so far is returned.
         limit: cells that a table of the elimination may have.
-        dual: of this grid, with what earlier budgets found.
+        dual: of this grid, with the choices that earlier budgets found.
 
     Raises:
         BudgetError: a budget below the cheapest choice.
     """
-    until = math.inf if time_limit_s is None else time.monotonic() + time_limit_s
+    gap = search.gap
+    until = math.inf if search.time_limit_s is None else time.monotonic() + search.time_limit_s
     room = budget + TOLERANCE * abs(budget)
     top = np.array([int(np.argmax(v)) for v in grid.values], dtype=np.int64)
     if grid.cost(top) <= room:
-        return grid.solution(fill(grid, top, room), grid.value(top), budget, "whole")
+        return grid.solution(fill([grid], top, [room]), grid.value(top), budget, "whole")
     dual = dual or Dual(grid, limit=limit)
     cheap = _cheapest(dual, budget, room, start)
     inside, outside, upper, multiplier = _minimise(dual, room, cheap, top, gap=gap, until=until)
     choices = [inside] if start is None or grid.cost(start) > room else [inside, start]
-    repaired = repair(grid, outside, room)
+    repaired = repair([grid], outside, [room])
     if repaired is not None:
         choices.append(repaired)
-    best = max((fill(grid, choice, room) for choice in choices), key=grid.value)
+    best = max((fill([grid], choice, [room]) for choice in choices), key=grid.value)
     upper = max(upper, grid.value(best))
     path = "dual" if dual.plan.exact else "mini-bucket"
     if relative_gap(grid.value(best), upper) > gap and dual.plan.exact and time.monotonic() <= until:
         path = "frontier"
         closer, upper = close_gap(grid, dual, multiplier, room, grid.value(best), upper, gap=gap, until=until)
         if closer is not None:
-            best = fill(grid, closer, room)
+            best = fill([grid], closer, [room])
             upper = max(upper, grid.value(best))
     if time.monotonic() > until and relative_gap(grid.value(best), upper) > gap:
         path += "+time"
@@ -91,8 +99,7 @@ def _cheapest(dual: Dual, budget: float, room: float, start: IntArray | None) ->
     """Returns a choice within the budget: the cheapest one, or ``start`` where the cheapest is not known exactly."""
     _, cheap = dual.best(1.0, 0.0)
     if not dual.plan.exact:
-        # The least cost is only bounded: search from the relaxed answer, the narrowest widths and random
-        # ones.
+        # The least cost is only bounded: search from the relaxed answer, the narrowest widths and random ones.
         rng = np.random.default_rng(0)
         sizes = [len(v) for v in dual.grid.values]
         starts = [cheap, np.zeros_like(cheap), *(rng.integers(sizes) for _ in range(8))]
@@ -143,37 +150,23 @@ WIDE = 6.4e7
 """Cells of a joined table where narrower mini-buckets leave the gap open: 0.5 GB."""
 
 
-def solve_joint(
-    grid: Grid,
-    budget: float,
-    start: IntArray | None = None,
-    *,
-    gap: float = 1e-3,
-    time_limit_s: float | None = None,
-) -> GridSolution:
-    """Solves a normalised grid: dual bound and repair, then the frontier where the gap is not met yet."""
+def solve_joint(grid: Grid, budget: float, search: Search, start: IntArray | None = None) -> GridSolution:
+    """Solves a normalised grid by its dual, once more with wider mini-buckets where they leave the gap open."""
     begin = time.monotonic()
-    found = solve_dual(grid, budget, start, gap=gap, time_limit_s=time_limit_s)
-    left_s = None if time_limit_s is None else time_limit_s - (time.monotonic() - begin)
-    if found.path == "mini-bucket" and found.gap > gap and (left_s is None or left_s > 0):
-        wider = solve_dual(grid, budget, found.choice, gap=gap, time_limit_s=left_s, limit=WIDE)
+    found = solve_dual(grid, budget, search, start)
+    left_s = None if search.time_limit_s is None else search.time_limit_s - (time.monotonic() - begin)
+    if found.path == "mini-bucket" and found.gap > search.gap and (left_s is None or left_s > 0):
+        wider = solve_dual(grid, budget, replace(search, time_limit_s=left_s), found.choice, limit=WIDE)
         found = replace(wider, upper_bound=min(wider.upper_bound, found.upper_bound))
     return found
 
 
-def solve_linear(
-    grid: Grid,
-    budget: float,
-    start: IntArray | None = None,
-    *,
-    gap: float = 1e-3,
-    time_limit_s: float | None = None,
-) -> GridSolution:
+def solve_linear(grid: Grid, budget: float, search: Search, start: IntArray | None = None) -> GridSolution:
     """Solves the knapsack of the costs linearised around ``start`` (default: all dense).
 
     Returns:
-        A choice whose linearised cost is within the budget; ``cost`` and ``meets_budget`` speak of the true
-        one, ``value`` and ``upper_bound`` of the linearised problem.
+        A choice whose linearised cost is within the budget; ``cost`` and ``meets_budget`` are those of the true
+        cost, ``value`` and ``upper_bound`` those of the linearised problem.
 
     Raises:
         BudgetError: a budget below the cheapest linearised choice.
@@ -181,9 +174,9 @@ def solve_linear(
     if start is None:
         start = np.array([len(v) - 1 for v in grid.values], dtype=np.int64)
     own = linearise(grid, start)
-    found = solve_dual(own, budget, gap=gap, time_limit_s=time_limit_s)
+    found = solve_dual(own, budget, search)
     path = "linear+time" if found.path.endswith("+time") else "linear"
-    return grid.solution(found.choice, found.upper_bound, budget, path, own_cost=found.cost)
+    return replace(found, path=path, cost=grid.cost(found.choice), own_cost=found.cost)
 
 
 def linearise(grid: Grid, start: IntArray) -> Grid:

@@ -11,37 +11,40 @@ into limits beside a latency. Units: MACs of one input, parameters of conv and l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from halpiee.errors import ProfileError, UsageError
-from halpiee.selection.cost import Cost
-from halpiee.selection.grid import TOLERANCE, FloatArray, IntArray
+from halpiee.errors import BudgetError, ProfileError, UsageError
+from halpiee.selection import cpsat
+from halpiee.selection.cost import Also, Cost
+from halpiee.selection.cpsat import DEFAULT_TIME_LIMIT_S
+from halpiee.selection.frontier import Dual
+from halpiee.selection.grid import (
+    TOLERANCE,
+    FloatArray,
+    Grid,
+    IntArray,
+    Search,
+    Searching,
+    Term,
+    normalise,
+    relative_gap,
+)
+from halpiee.selection.lagrangian import solve_dual
+from halpiee.selection.local_search import fill, repair
+from halpiee.selection.options import Offers, offer
 from halpiee.structure.groups import Structure
+from halpiee.structure.plan import Selection
+from latency.op import CONTRACTIONS, Op
 
 if TYPE_CHECKING:
     from latency.profiles import Profile
-
-import time
-from collections.abc import Collection
-from typing import Literal, Unpack
-
-from numpy.typing import NDArray
-
-from halpiee.errors import BudgetError
-from halpiee.selection.cost import Also
-from halpiee.selection.cpsat import DEFAULT_TIME_LIMIT_S, search
-from halpiee.selection.frontier import Dual
-from halpiee.selection.grid import Grid, Searching, Term, normalise, relative_gap
-from halpiee.selection.lagrangian import solve_dual
-from halpiee.selection.local_search import fill_within, repair_within
-from halpiee.selection.options import Offers, offer
-from halpiee.selection.solve import check_searching
-from halpiee.structure.plan import Selection
-from latency.op import CONTRACTIONS, Op
 
 __all__ = [
     "Quantity",
@@ -107,8 +110,8 @@ def solve_within(offers: Offers, limits: Sequence[Also], **searching: Unpack[Sea
         UsageError: the solver ``linear``, which knows one limit.
         BudgetError: limits that no network keeps; ``.minimum`` where one alone is too small.
     """
-    solver, gap, time_limit_s, seed = check_searching(**searching)
-    if solver == "linear":
+    search = Search(**searching)
+    if search.solver == "linear":
         raise UsageError(
             f"solver='linear' was asked under {len(limits)} limits, and it knows one; choose 'joint' or 'cpsat'"
         )
@@ -120,7 +123,7 @@ def solve_within(offers: Offers, limits: Sequence[Also], **searching: Unpack[Sea
         grid = normalise(offers.values, [Term(*term) for term in terms], offers.counts)
         grids.append((grid, one.cost.to_raw(float(one.most))))
     try:
-        choice, upper_bound, path = solve_limits(grids, gap=gap, time_limit_s=time_limit_s, seed=seed)
+        choice, upper_bound, path = solve_limits(grids, search)
     except _LimitError as error:
         one = limits[error.number]
         least = one.cost.from_raw(error.minimum)
@@ -134,14 +137,8 @@ def solve_within(offers: Offers, limits: Sequence[Also], **searching: Unpack[Sea
     return offers.selection(pairs, choice, value=value, upper_bound=upper_bound, path=path)
 
 
-def solve_limits(
-    limits: Sequence[tuple[Grid, float]],
-    *,
-    gap: float = 1e-3,
-    time_limit_s: float | None = None,
-    seed: int = 0,
-) -> tuple[IntArray, float, str]:
-    """Solves grids over the same groups and values, each within its budget; arguments as above.
+def solve_limits(limits: Sequence[tuple[Grid, float]], search: Search) -> tuple[IntArray, float, str]:
+    """Solves grids over the same groups and values, each within its budget.
 
     Returns:
         The choice, a bound on the value of every choice within all limits, and how it was found.
@@ -150,30 +147,24 @@ def solve_limits(
         _LimitError: one limit that no choice keeps.
         BudgetError: limits that no choice keeps together; ``.minimum`` is NaN.
     """
-    until = time.monotonic() + (DEFAULT_TIME_LIMIT_S if time_limit_s is None else time_limit_s)
+    gap, limit_s = search.gap, search.time_limit_s
+    until = time.monotonic() + (DEFAULT_TIME_LIMIT_S if limit_s is None else limit_s)
     grids = [grid for grid, _ in limits]
     rooms = [budget + TOLERANCE * abs(budget) for _, budget in limits]
     best, upper_bound = _surrogate(grids, rooms, gap=gap, until=until)
     value = -math.inf if best is None else grids[0].value(best)
     if best is not None and relative_gap(value, upper_bound) <= gap:
         return best, max(upper_bound, value), "surrogate"
-    chosen, least_bound = search(
-        grids[0].values,
-        limits,
-        hint=best,
-        upper_bound=upper_bound,
-        gap=gap,
-        time_limit_s=max(1.0, until - time.monotonic()),
-        seed=seed,
-    )
+    left = replace(search, time_limit_s=max(1.0, until - time.monotonic()))
+    chosen, least_bound = cpsat.search(limits, left, hint=best, upper_bound=upper_bound)
     path = "surrogate"
-    within = None if chosen is None else repair_within(grids, chosen, rooms)
+    within = None if chosen is None else repair(grids, chosen, rooms)
     if within is not None:
-        within = fill_within(grids, within, rooms)
+        within = fill(grids, within, rooms)
         if grids[0].value(within) > value:
             best, value, path = within, grids[0].value(within), "cpsat"
     if best is None:
-        none = math.isinf(least_bound) and least_bound < 0
+        none = least_bound == -math.inf
         reason = "no choice keeps them all" if none else "none was found in the time allowed"
         raise _incompatible(len(limits), reason)
     upper_bound = max(value, least_bound)
@@ -189,7 +180,7 @@ def _incompatible(n: int, reason: str) -> BudgetError:
 def _surrogate(
     grids: Sequence[Grid], rooms: Sequence[float], *, gap: float, until: float
 ) -> tuple[IntArray | None, float]:
-    """Returns the best choice within all limits that some mix leads to, and the least bound of all mixes."""
+    """Returns the best choice within all limits that a mix of limits leads to, and the least bound of all mixes."""
     spread = np.array([sum(float(np.ptp(f.table)) for f in grid.factors) or 1.0 for grid in grids])
     mix = np.ones(len(grids)) / len(grids)
     best, value, upper_bound = None, -math.inf, math.inf
@@ -197,15 +188,15 @@ def _surrogate(
         # First every limit by itself, then mixes of all.
         mixed, room = (grids[turn], rooms[turn]) if turn < 0 else _mix(grids, rooms, mix / spread)
         try:
-            found = solve_dual(mixed, room, gap=max(gap, 1e-4))
+            found = solve_dual(mixed, room, Search(gap=max(gap, 1e-4)))
         except BudgetError as error:
             if turn < 0:
                 raise _LimitError(turn % len(grids), rooms[turn], error.minimum) from None
             raise _incompatible(len(grids), "no choice keeps them all") from error
         upper_bound = min(upper_bound, found.upper_bound)
-        within = repair_within(grids, found.choice, rooms)
+        within = repair(grids, found.choice, rooms)
         if within is not None:
-            within = fill_within(grids, within, rooms)
+            within = fill(grids, within, rooms)
             if grids[0].value(within) > value:
                 best, value = within, grids[0].value(within)
         if (best is not None and relative_gap(value, upper_bound) <= gap) or time.monotonic() > until:
@@ -260,7 +251,7 @@ def pareto(
             if cost.also:
                 points.append(solve_within(offers, [Also("the budget", *limit), *cost.also], gap=gap))
                 continue
-            found = solve_dual(grid, cost.to_raw(float(budget)), gap=gap, dual=dual)
+            found = solve_dual(grid, cost.to_raw(float(budget)), Search(gap=gap), dual=dual)
         except BudgetError:
             continue
         value, bound = found.value, found.upper_bound
@@ -297,49 +288,47 @@ def peak_bytes(structure: Structure, counts: Mapping[str, int] | None = None) ->
         structure: ops and groups of the network.
         counts: group name → units that stay; a missing group is whole.
     """
-    sizes = [0.0]
-    for timed in structure.ops:
-        sides = structure.sides(timed, counts or {})
-        formula = _Formula(timed.op, "peak_bytes", 0.0, structure.batch)
-        sizes.append(float(formula.lookup(*(np.array(n) for n in sides))))
-    return max(sizes)
+    formulas = _Formulas("peak_bytes", 0.0, structure.batch)
+    sides = ((timed.op, *structure.sides(timed, counts or {})) for timed in structure.ops)
+    return max(
+        (float(formulas.table(op).lookup(np.array(i), np.array(o))) for op, i, o in sides), default=0.0
+    )
 
 
+@dataclass(frozen=True)
 class _Formulas:
     """Tables by formula."""
 
-    def __init__(self, quantity: Quantity, above: float, batch: int) -> None:
-        self.quantity: Quantity = quantity
-        self.above, self.batch = above, batch
+    quantity: Quantity
+    above: float
+    batch: int  # inputs in the batch that was traced
 
     def table(self, op: Op) -> _Formula:
-        return _Formula(op, self.quantity, self.above, self.batch)
+        return _Formula(self, op)
 
 
+@dataclass(frozen=True)
 class _Formula:
     """One op's quantity as a function of its channels."""
 
-    def __init__(self, op: Op, quantity: Quantity, above: float, batch: int) -> None:
-        self.op, self.quantity, self.above, self.batch = op, quantity, above, batch
-        self.contraction = op.kind in CONTRACTIONS
-        self.out_positions = math.prod(_output_size(op))
-        self.in_positions = op.d * op.h * op.w
+    of: _Formulas
+    op: Op
 
     def lookup(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
         """Returns the quantity; the arguments broadcast."""
+        op, quantity = self.op, self.of.quantity
+        ins, outs = op.d * op.h * op.w, math.prod(_output_size(op))  # positions
         c_in, c_out = np.broadcast_arrays(np.asarray(c_in), np.asarray(c_out))
-        if self.quantity == "peak_bytes":
-            elements = c_in * self.in_positions + c_out * self.out_positions
-            size = BYTES[self.op.dtype] * self.op.batch * elements
-            return np.asarray(np.maximum(0.0, size - self.above))
-        if not self.contraction:
+        if quantity == "peak_bytes":
+            size = BYTES[op.dtype] * op.batch * (c_in * ins + c_out * outs)
+            return np.asarray(np.maximum(0.0, size - self.of.above))
+        if op.kind not in CONTRACTIONS:
             return np.zeros(c_in.shape)
-        per_output = c_in if self.op.groups == 1 else self.op.c_in // self.op.groups
-        weights = c_out * per_output * math.prod(self.op.kernel)
-        if self.quantity == "params":
+        weights = c_out * (c_in if op.groups == 1 else op.c_in // op.groups) * math.prod(op.kernel)
+        if quantity == "params":
             return np.asarray(weights, dtype=np.float64)
-        positions = self.in_positions if self.op.kind == "conv_transpose" else self.out_positions
-        return np.asarray(weights * (positions * self.op.batch) // self.batch, dtype=np.float64)
+        positions = ins if op.kind == "conv_transpose" else outs
+        return np.asarray(weights * (positions * op.batch) // self.of.batch, dtype=np.float64)
 
     def measured(self, c_in: IntArray, c_out: IntArray) -> NDArray[np.bool_]:
         """Returns True everywhere: formulas interpolate nothing."""

@@ -12,25 +12,20 @@ import numpy as np
 
 from halpiee.selection.grid import Grid, IntArray
 
-__all__ = ["descend", "fill", "fill_within", "repair", "repair_within"]
+__all__ = ["descend", "fill", "repair"]
 
 
 class _Moves:
-    """All single changes of a choice, the options of all groups one after the other.
-
-    Attributes:
-        gain: float ``[options]``, value gained by changing to that option.
-        extra: float ``[options]``, cost added.
-        wider: bool ``[options]``, whether it is wider than the present one.
-    """
+    """All single changes of a choice, the options of all groups one after the other."""
 
     def __init__(self, grid: Grid, choice: IntArray) -> None:
         self.grid = grid
         self.choice = np.array(choice, dtype=np.int64)
         self.group = np.repeat(np.arange(grid.n_groups), [len(v) for v in grid.values])
         self.first = np.concatenate([[0], np.cumsum([len(v) for v in grid.values])])
-        self.gain, self.extra = np.empty(len(self.group)), np.empty(len(self.group))
-        self.wider = np.zeros(len(self.group), dtype=np.bool_)
+        self.gain = np.empty(len(self.group))  # value gained by changing to that option
+        self.extra = np.empty(len(self.group))  # cost added
+        self.wider = np.zeros(len(self.group), dtype=np.bool_)  # than the present option
         self.cost = grid.cost(self.choice)
         self._price(range(grid.n_groups))
 
@@ -52,21 +47,11 @@ class _Moves:
             self.wider[here] = np.arange(len(value)) > k
 
 
-def fill(grid: Grid, choice: IntArray, room: float) -> IntArray:
-    """Returns a choice in which no group has a better, or a wider and no worse, option that still fits.
+def fill(grids: Sequence[Grid], choice: IntArray, rooms: Sequence[float]) -> IntArray:
+    """Returns a choice in which no group has a better, or a wider and no worse, option within all ``rooms``.
 
-    Takes the change of most value per cost that fits, until there is none.
+    Takes the change of most value per cost that fits, until there is none; costs are shares of their limits.
     """
-    return fill_within([grid], choice, [room])
-
-
-def repair(grid: Grid, choice: IntArray, room: float) -> IntArray | None:
-    """Returns a choice within ``room``, reached by giving up the least value per cost, or ``None``."""
-    return repair_within([grid], choice, [room])
-
-
-def fill_within(grids: Sequence[Grid], choice: IntArray, rooms: Sequence[float]) -> IntArray:
-    """Returns ``fill`` under several limits: costs are taken as shares of their limits."""
     limits = [_Moves(grid, choice) for grid in grids]
     scales = [abs(room) or 1.0 for room in rooms]
     while True:
@@ -86,8 +71,8 @@ def fill_within(grids: Sequence[Grid], choice: IntArray, rooms: Sequence[float])
             moves.take(best)
 
 
-def repair_within(grids: Sequence[Grid], choice: IntArray, rooms: Sequence[float]) -> IntArray | None:
-    """Returns ``repair`` under several limits: what exceeds them is taken as shares of them."""
+def repair(grids: Sequence[Grid], choice: IntArray, rooms: Sequence[float]) -> IntArray | None:
+    """Returns a choice within all ``rooms``, reached by giving up the least value per cost, or ``None``."""
     limits = [_Moves(grid, choice) for grid in grids]
     scales = [abs(room) or 1.0 for room in rooms]
     while True:

@@ -1,7 +1,7 @@
-"""What may be chosen: per group the units in order of preference, the widths allowed, and what they are worth.
+"""The widths that may be chosen: per group the units in order of preference, the widths allowed, and their values.
 
-Scores and masks are checked here, and turned into the values and terms of a grid problem. Which sides of ops never
-change width, and which groups the papers' recipes leave whole, is answered here too.
+Scores and masks are checked here, and turned into the values and terms of a grid problem. Here, too: which sides of
+ops never change width, and which groups the papers' recipes leave whole.
 """
 
 from __future__ import annotations
@@ -25,18 +25,7 @@ from latency.op import CONTRACTIONS
 if TYPE_CHECKING:
     from latency.op import Op
 
-__all__ = [
-    "RECIPES",
-    "Chained",
-    "Offer",
-    "Offers",
-    "blocks",
-    "chains",
-    "first_group",
-    "fixed_sides",
-    "offer",
-    "protected",
-]
+__all__ = ["Offer", "Offers", "blocks", "fixed_sides", "offer", "protected"]
 
 
 @dataclass(frozen=True)
@@ -118,21 +107,19 @@ def offer(
 ) -> Offers:
     """Returns the widths that may be chosen; the arguments are those of ``choose``.
 
-    Groups of one block vanish together or not at all (``blocks``): what one of them alone would leave computes a
-    constant. Removing the block costs all scores of its groups, or what ``values`` say their widths of 0 are worth.
+    Groups of one block vanish together or not at all (``blocks``): without one of them the others compute a constant.
+    Removing the block costs all scores of its groups, or the ``values`` of their widths of 0.
 
     Raises:
         UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left
             empty.
     """
     must, may = must or {}, may or {}
-    for given, what in (
-        (scores, "scores"),
-        (must, "must"),
-        (may, "may"),
-        (dict.fromkeys(protect), "protect"),
-    ):
-        _check_names(given, cost, what)
+    for what, given in {"scores": scores, "must": must, "may": may, "protect": protect}.items():
+        for name in given:
+            if name not in cost.structure.by_name:
+                hint = unknown(name, cost.structure.by_name, before="; ")
+                raise UsageError(f"{what} names the group {name!r}, which the structure does not have{hint}")
     free: dict[str, Offer] = {}
     whole: dict[str, Tensor] = {}
     for group in cost.structure.prunable:
@@ -206,13 +193,11 @@ def blocks(structure: Structure) -> list[tuple[str, ...]]:
 
 
 def _whole_blocks(
-    free: Mapping[str, Offer],
-    fixed: Mapping[str, int],
-    chained: Sequence[Chained],
+    free: Mapping[str, Offer], fixed: Mapping[str, int], chained: Sequence[Chained]
 ) -> dict[str, Offer]:
     """Returns the offers without the widths of 0 that a fixed neighbour forbids."""
     found = dict(free)
-    for _ in chained:  # one that has lost its 0 takes that of the next
+    for _ in chained:  # a group without its 0 forbids that of the next
         for pair in chained:
             for name, other in ((pair.first, pair.second), (pair.second, pair.first)):
                 one = found.get(name)
@@ -241,12 +226,7 @@ def _barriers(
 
 
 def _offer(
-    name: str,
-    score: Tensor,
-    must: Tensor,
-    may: Tensor,
-    candidates: tuple[int, ...],
-    curve: FloatArray | None = None,
+    name: str, score: Tensor, must: Tensor, may: Tensor, candidates: tuple[int, ...], curve: FloatArray | None
 ) -> Offer:
     units = may.nonzero().flatten()
     order = units[torch.argsort(score[units], descending=True, stable=True)]
@@ -270,13 +250,6 @@ def _offer(
             f"{curve.shape}"
         )
     return Offer(must, order, widths, curve[widths] - curve[base])
-
-
-def _check_names(given: Mapping[str, object], cost: Cost, what: str) -> None:
-    for name in given:
-        if name not in cost.structure.by_name:
-            hint = unknown(name, cost.structure.by_name, before="; ")
-            raise UsageError(f"{what} names the group {name!r}, which the structure does not have{hint}")
 
 
 def _mask(given: Mapping[str, Tensor], name: str, size: int, *, default: bool, what: str) -> Tensor:
@@ -331,37 +304,24 @@ def first_group(structure: Structure) -> str | None:
     """Returns the group that the first layer alone produces, or ``None``.
 
     HALP and IEE never prune the first convolution of ResNet-50 and MobileNet-V1: it is cheap, and everything reads
-    it. Where the stem writes into a residual stream with other layers, protecting it would pin the whole stream, so
-    there is nothing to protect.
+    it. Where the stem writes into a residual stream with other layers, protecting it would freeze the whole stream, so
+    there is nothing to protect. A depthwise layer, which writes the group that it reads, produces none.
     """
-    if not structure.layers:
-        return None
-    first = structure.layers[0]
-    for name, _ in first.out_groups:
+    for name, _ in structure.layers[0].out_groups if structure.layers else ():
         producers = {
-            layer.name for layer in structure.layers if any(name == other for other, _ in layer.out_groups)
+            layer.name
+            for layer in structure.layers
+            if any(name == other for other, _ in layer.out_groups)
+            if not layer.in_groups or layer.in_groups != layer.out_groups
         }
-        own = {layer for layer in producers if not _passes_through(structure, layer)}
-        if structure.by_name[name].prunable and own == {first.name}:
+        if structure.by_name[name].prunable and producers == {structure.layers[0].name}:
             return name
     return None
 
 
 def protected(structure: Structure, model: str, *, asked: bool | None = None) -> tuple[str, ...]:
-    """Returns the groups that stay whole: the first one where it is asked for, or is the recipe of a network.
-
-    Args:
-        structure: of the network.
-        model: its MODEL string.
-        asked: whether the first group is protected; ``None``: as the recipes have it.
-    """
+    """Returns the groups to protect: the first one where ``asked``; where that is ``None``, if MODEL has a recipe."""
     if not (model in RECIPES if asked is None else asked):
         return ()
     name = first_group(structure)
     return () if name is None else (name,)
-
-
-def _passes_through(structure: Structure, name: str) -> bool:
-    """Returns whether a layer only hands its channels on: a depthwise one writes the group that it reads."""
-    layer = next(layer for layer in structure.layers if layer.name == name)
-    return bool(layer.in_groups) and layer.in_groups == layer.out_groups

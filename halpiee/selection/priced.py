@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +18,15 @@ from latency.op import CONTRACTIONS
 if TYPE_CHECKING:
     from latency.op import Op
 
-__all__ = ["Cells", "LatencyTable", "OpSide", "Priced", "TableSource", "price", "table_of"]
+__all__ = ["Axis", "LatencyTable", "OpSide", "Priced", "TableSource", "axis_of", "price"]
 
 
-@dataclass
-class Axis:
+class Axis(NamedTuple):
     """One side of a term: the solver's side, the channels of every entry, and which entries can occur."""
 
     side: Side
     channels: IntArray
-    possible: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    possible: IntArray
 
 
 def axis_of(
@@ -75,9 +74,9 @@ class Priced:
 
 
 def price(structure: Structure, tables: TableSource) -> tuple[tuple[Priced, ...], tuple[str, ...]]:
-    """Returns the ops that have a table, and as ``layer (kind)`` what takes time and has none.
+    """Returns the ops that have a table, and as ``layer (kind)`` those that take time and have none.
 
-    The latter are timed ops whose table is not there, and ops of a kind that no profile has entries for.
+    The latter are timed ops without a table, and ops of a kind that no profile has entries for.
 
     Raises:
         ProfileError: a conv or linear op without a table.
@@ -126,8 +125,8 @@ def _label(timed: TimedOp) -> str:
     return f"{timed.layer} (groups {ins} → {outs})"
 
 
-MOST_ANSWERS = 64
-"""Grids that one table remembers: a training asks for the same few again and again."""
+MOST_GRIDS = 64
+"""Grids that one table keeps: a training looks up the same few again and again."""
 
 
 class LatencyTable(Protocol):
@@ -151,21 +150,18 @@ class TableSource(Protocol):
 
 
 class Cells:
-    """The cells of one table that were asked for, kept so that later questions are array indexing.
+    """The cells of one table that were looked up, kept so that later look-ups are array indexing.
 
-    Args:
-        table: where they come from.
-        label: which layer asks, and which groups set its width; for refusals.
+    ``label`` names the layer, and the groups that set its width, in errors.
     """
 
     def __init__(self, table: LatencyTable, label: str = "an op") -> None:
-        self.table = table
-        self.label = label
+        self.table, self.label = table, label
         self._c_in = np.zeros(0, dtype=np.int64)
         self._c_out = np.zeros(0, dtype=np.int64)
         self._grid: FloatArray = np.zeros((0, 0))
         self._single: dict[tuple[int, int], float] = {}
-        self._answers: dict[tuple[bytes, bytes], FloatArray] = {}
+        self._grids: dict[tuple[bytes, bytes], FloatArray] = {}
 
     def at(self, c_in: int, c_out: int) -> float:
         """Returns µs of one cell; 0 where a side has vanished."""
@@ -193,12 +189,12 @@ class Cells:
 
     def grid(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
         """Returns µs ``[len(c_in), len(c_out)]``."""
-        question = (c_in.tobytes(), c_out.tobytes())
-        if question not in self._answers:
-            if len(self._answers) >= MOST_ANSWERS:
-                self._answers.clear()
-            self._answers[question] = self._grid_of(c_in, c_out)
-        return self._answers[question]
+        key = (c_in.tobytes(), c_out.tobytes())
+        if key not in self._grids:
+            if len(self._grids) >= MOST_GRIDS:
+                self._grids.clear()
+            self._grids[key] = self._grid_of(c_in, c_out)
+        return self._grids[key]
 
     def _grid_of(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
         rows, columns = np.union1d(self._c_in, c_in), np.union1d(self._c_out, c_out)
@@ -212,8 +208,9 @@ class Cells:
             if len(new_rows):
                 grid[new_rows] = self.pairs(rows[new_rows, None], columns[None])
             if len(new_columns) and len(old_rows):
-                new = self.pairs(rows[old_rows, None], columns[None, new_columns])
-                grid[np.ix_(old_rows, new_columns)] = new
+                grid[np.ix_(old_rows, new_columns)] = self.pairs(
+                    rows[old_rows, None], columns[None, new_columns]
+                )
             self._c_in, self._c_out, self._grid = rows, columns, grid
         return self._grid[np.ix_(np.searchsorted(rows, c_in), np.searchsorted(columns, c_out))]
 

@@ -3,8 +3,8 @@
 ``maximise  Σ_g V_g(k_g)   subject to   Σ_t C_t(in_t, out_t) ≤ budget``
 
 where a side of a cost term is fixed, the option of one group, or the sum of the widths of several. Costs are
-in whatever unit the budget is in. What comes in is checked here, and every refusal names the place; the solvers work
-on the normal form (``grid.py``).
+in the unit of the budget. Arguments are checked here, and every error names the place; the solvers work on the normal
+form (``grid.py``).
 """
 
 from __future__ import annotations
@@ -22,23 +22,15 @@ from halpiee.selection.grid import (
     FloatArray,
     GridSolution,
     IntArray,
+    Search,
     Searching,
     Side,
-    Solver,
     Term,
     normalise,
 )
 from halpiee.selection.lagrangian import solve_joint, solve_linear
 
-__all__ = [
-    "GridSolution",
-    "check_budget",
-    "check_start",
-    "check_term",
-    "check_values",
-    "check_widths",
-    "solve_grid",
-]
+__all__ = ["GridSolution", "solve_grid"]
 
 
 def solve_grid(
@@ -50,7 +42,7 @@ def solve_grid(
     start: Sequence[int] | NDArray[np.integer] | None = None,
     **searching: Unpack[Searching],
 ) -> GridSolution:
-    """Chooses one option per group: the most value that the budget allows, with a bound on what was missed.
+    """Chooses one option per group: the most value within the budget, with an upper bound.
 
     Args:
         values: per group a float array ``[n_g]``; options in ascending width, the last one is dense.
@@ -72,33 +64,17 @@ def solve_grid(
         UsageError: an empty problem, wrong shapes, values or costs that are not finite.
         BudgetError: a budget below the cheapest choice; ``.minimum`` holds its cost.
     """
-    solver, gap, time_limit_s, seed = check_searching(**searching)
+    search = Search(**searching)
     checked_values = check_values(values)
     checked_widths = check_widths(widths, checked_values)
     checked_terms = [check_term(i, t, checked_values, checked_widths) for i, t in enumerate(terms)]
     number = check_budget(budget)
     first = check_start(start, checked_values)
     grid = normalise(checked_values, checked_terms, checked_widths)
-    if solver == "linear":
-        return solve_linear(grid, number, first, gap=gap, time_limit_s=time_limit_s)
-    if solver == "cpsat":
-        return solve_cpsat(grid, number, first, gap=gap, time_limit_s=time_limit_s, seed=seed)
-    return solve_joint(grid, number, first, gap=gap, time_limit_s=time_limit_s)
+    return SOLVERS[search.solver](grid, number, search, first)
 
 
-def check_searching(
-    *, solver: Solver = "joint", gap: float = 1e-3, time_limit_s: float | None = None, seed: int = 0
-) -> tuple[Solver, float, float | None, int]:
-    """Returns how to search, with the defaults of what was not given."""
-    if solver not in ("joint", "linear", "cpsat"):
-        raise UsageError(f"solver={solver!r} was asked; choose 'joint', 'linear' or 'cpsat'")
-    if not gap >= 0:
-        raise UsageError(f"gap={gap!r} was asked; give a number of at least 0, such as 1e-3")
-    if time_limit_s is not None and not time_limit_s > 0:
-        raise UsageError(
-            f"time_limit_s={time_limit_s!r} was asked; give seconds above 0, or None for no limit"
-        )
-    return solver, gap, time_limit_s, seed
+SOLVERS = {"joint": solve_joint, "linear": solve_linear, "cpsat": solve_cpsat}
 
 
 def check_values(values: Sequence[ArrayLike]) -> list[FloatArray]:

@@ -7,7 +7,7 @@ import pytest
 
 from halpiee.errors import BudgetError
 from halpiee.selection.cpsat import search
-from halpiee.selection.grid import Grid, Term, normalise
+from halpiee.selection.grid import Grid, Search, Term, normalise
 from halpiee.selection.solve import solve_grid
 
 from .problems import SHAPES, Problem, random_problem
@@ -23,7 +23,7 @@ def test_the_search_alone_finds_the_optimum(shape: str) -> None:
     for _ in range(8):
         problem = random_problem(rng, shape)
         best, _ = problem.enumerate()
-        choice, bound = search(problem.values, [(grid_of(problem), problem.budget)], gap=0.0)
+        choice, bound = search([(grid_of(problem), problem.budget)], Search(gap=0.0))
         assert choice is not None
         assert problem.value(choice) == pytest.approx(best, abs=1e-7)
         assert best - 1e-9 <= bound <= best + 1e-6
@@ -31,7 +31,7 @@ def test_the_search_alone_finds_the_optimum(shape: str) -> None:
 
 def test_the_search_proves_that_a_budget_is_too_small() -> None:
     problem = random_problem(np.random.default_rng(22), "chain")
-    found = search(problem.values, [(grid_of(problem), problem.enumerate()[1] - 0.1)])
+    found = search([(grid_of(problem), problem.enumerate()[1] - 0.1)], Search())
     assert found == (None, -np.inf)
 
 

@@ -15,7 +15,7 @@ import torch
 from halpiee.errors import BudgetError, ProfileError, UsageError
 from halpiee.selection.choose import choose
 from halpiee.selection.cost import Also, LatencyCost
-from halpiee.selection.grid import Grid, Term, normalise
+from halpiee.selection.grid import Grid, Search, Term, normalise
 from halpiee.selection.limits import energy, pareto, peak_bytes, resource, select_within, solve_limits
 from latency.profiles import Profile
 
@@ -44,7 +44,7 @@ def test_two_limits_are_kept_and_solved_exactly(shape: str) -> None:
             if first.cost(c) <= first.budget and second.cost(c) <= second.budget
         )
         limits = [(as_grid(first), first.budget), (as_grid(second), second.budget)]
-        choice, upper_bound, _ = solve_limits(limits, gap=0.0)
+        choice, upper_bound, _ = solve_limits(limits, Search(gap=0.0))
         assert first.cost(choice) <= first.budget + 1e-9
         assert second.cost(choice) <= second.budget + 1e-9
         assert first.value(choice) == pytest.approx(best, abs=1e-7)
@@ -57,10 +57,10 @@ def test_limits_that_no_choice_keeps_together_are_refused() -> None:
     one = normalise(values, [Term(None, 0, np.array([[1.0, 5.0]]))], None)
     other = normalise(values, [Term(None, 0, np.array([[5.0, 1.0]]))], None)
     with pytest.raises(BudgetError, match="2 limits were asked at once; each can be kept alone") as error:
-        solve_limits([(one, 2.0), (other, 2.0)])
+        solve_limits([(one, 2.0), (other, 2.0)], Search())
     assert math.isnan(error.value.minimum)
     with pytest.raises(BudgetError) as error:
-        solve_limits([(one, 0.5), (other, 2.0)])
+        solve_limits([(one, 0.5), (other, 2.0)], Search())
     assert error.value.minimum == 1.0
 
 

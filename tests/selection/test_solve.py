@@ -201,22 +201,22 @@ def test_a_coupling_graph_too_wide_for_elimination_still_gets_a_valid_bound() ->
     value = np.asarray(sum(v[axes[g]] for g, v in enumerate(values)))
     budget = float(np.quantile(cost, 0.3))
     best = float(value[cost <= budget].max())
-    from halpiee.selection.grid import Term, normalise
+    from halpiee.selection.grid import Search, Term, normalise
     from halpiee.selection.lagrangian import solve_dual
 
     grid = normalise(values, [Term(*t) for t in terms], None)
-    narrow = solve_dual(grid, budget, limit=300)
+    narrow = solve_dual(grid, budget, Search(), limit=300)
     assert narrow.path == "mini-bucket"
     assert narrow.cost <= budget
     assert narrow.value <= best <= narrow.upper_bound
-    wide = solve_dual(grid, budget, gap=0.0)
+    wide = solve_dual(grid, budget, Search(gap=0.0))
     assert wide.path == "frontier"
     assert wide.value == pytest.approx(best)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mini_buckets_of_any_shape_give_valid_bounds(shape: str) -> None:
-    from halpiee.selection.grid import Term, normalise
+    from halpiee.selection.grid import Search, Term, normalise
     from halpiee.selection.lagrangian import solve_dual
 
     rng = np.random.default_rng([12, SHAPES.index(shape)])
@@ -226,7 +226,7 @@ def test_mini_buckets_of_any_shape_give_valid_bounds(shape: str) -> None:
         best, _ = problem.enumerate()
         grid = normalise(problem.values, [Term(*t) for t in problem.terms], problem.widths)
         try:
-            found = solve_dual(grid, problem.budget, limit=6)
+            found = solve_dual(grid, problem.budget, Search(), limit=6)
         except BudgetError:
             continue  # the relaxed search for the cheapest choice is not exact either
         split += found.path == "mini-bucket"
