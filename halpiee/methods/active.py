@@ -34,7 +34,7 @@ from halpiee.methods.scores import Collector, check_ranks, share
 from halpiee.methods.state import Guard, Memory
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.magnitude import Given
-from halpiee.saliency.score import tell, undecided
+from halpiee.saliency.score import undecided, warn_of_ties
 from halpiee.sparsity.distribution import NM
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.plan import Selection
@@ -299,7 +299,7 @@ class Active:
     def _warn(self) -> None:
         """Gives the warnings of the changes that are done."""
         while self._untold:
-            tell(*self._untold.pop(0))
+            warn_of_ties(*self._untold.pop(0))
 
     # -- applying ---------------------------------------------------------------------------------------------
 

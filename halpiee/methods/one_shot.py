@@ -28,7 +28,7 @@ from halpiee.methods.registry import method
 from halpiee.options import option
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
 from halpiee.saliency.registry import criterion_of
-from halpiee.saliency.score import NO_GRADIENT, pairs_of, scores_of, tell, undecided, units_of
+from halpiee.saliency.score import NO_GRADIENT, pairs_of, scores_of, undecided, units_of, warn_of_ties
 from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity.distribution import ERK, NM, Budget, Global, PerLayer, Uniform, as_budget
 from halpiee.sparsity.granularity import Units
@@ -109,7 +109,7 @@ def prune_once(
     for _ in range(rounds - 1):
         with _masked(model, how.units, alive):
             alive = next(masks)
-    tell(alive.flat, criterion_of(criterion, seed))
+    warn_of_ties(alive.flat, criterion_of(criterion, seed))
     return alive
 
 

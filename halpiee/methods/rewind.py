@@ -30,7 +30,7 @@ from halpiee.methods.registry import method
 from halpiee.methods.state import Guard
 from halpiee.options import option
 from halpiee.saliency.registry import criterion_of
-from halpiee.saliency.score import tell, units_of
+from halpiee.saliency.score import units_of, warn_of_ties
 from halpiee.sparsity.distribution import Budget, as_budget
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
@@ -200,7 +200,7 @@ def rewind(
     alive = Mask({})
     for alive in rewinding(model, how, rewound):
         train(model, alive, retrain.first, total_steps, lambda step: None)
-    tell(alive.flat, criterion_of(how.criterion, how.seed))
+    warn_of_ties(alive.flat, criterion_of(how.criterion, how.seed))
     return alive
 
 

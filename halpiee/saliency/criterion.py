@@ -1,7 +1,7 @@
 """The interface of a criterion, a score per unit from the weights and gradients of one step, and its passes.
 
 A pass over a model yields loss gradients, Hessian-gradient products or nothing: a generator with one item per batch.
-It leaves parameters and their ``.grad`` alone; batch norm statistics are the caller's to put back.
+It leaves parameters and their ``.grad`` alone; the caller restores batch norm statistics.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "Pass",
     "Passes",
     "Probing",
+    "elementwise",
     "hessian_gradients",
     "loss_gradients",
     "norm_mode",
@@ -46,7 +47,17 @@ Gradients = dict[str, Tensor | None]
 """Parameter name → its gradient, or what a criterion takes in its place."""
 
 Passes = Generator[Gradients | None, None, None]
-"""Gradients to score by, once or once a batch; ``None``: a batch that was not finite. Closing it tidies up."""
+"""Gradients to score by, once or once a batch; ``None``: a batch that was not finite. Closing it restores the model."""
+
+
+def elementwise(of: Callable[..., Tensor], *looks: Look) -> Look:
+    """Returns tensor name → ``of`` the values that the looks return for it; ``None`` where one returns none."""
+
+    def element(name: str) -> Tensor | None:
+        found = [look(name) for look in looks]
+        return None if any(x is None for x in found) else of(*(x.detach() for x in found if x is not None))
+
+    return element
 
 
 class Criterion(Protocol):
@@ -58,7 +69,7 @@ class Criterion(Protocol):
         ...
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → float score of the unit's shape."""
+        """Returns unit name → float score of the unit's shape; units that nothing is known of are missing."""
         ...
 
 
@@ -116,32 +127,24 @@ def loss_gradients(model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passe
 def hessian_gradients(
     model: nn.Module, batches: Batches, loss_fn: LossFn, *, temperature: float = 1.0, pooled: bool = False
 ) -> Passes:
-    """Yields H·g, by double backward of ``Σ stop(g)·g``.
+    """Yields H·g of ``L(logits / temperature)``, by double backward of ``Σ stop(g)·g``.
 
-    Args:
-        model: the network.
-        batches: inputs and targets.
-        loss_fn: loss L; H and g are those of ``L(logits / temperature)``.
-        temperature: T; of several answers all are divided, so that no part of the loss outweighs another by it.
-        pooled: g is the mean over all batches (each batch is run twice), not that of the batch.
+    Of several answers all are divided, so that no part of the loss outweighs another by it. ``pooled``: g is the mean
+    over all batches (each batch is run twice), not that of the batch.
     """
     parameters = _trained(model)
 
-    def gradients(inputs: Tensor, targets: Tensor, *, graph: bool) -> list[Tensor | None]:
+    def gradients(inputs: Tensor, targets: Tensor, *, graph: bool) -> list[Tensor]:
         answers = model(inputs)
         one = isinstance(answers, Tensor)
         cooled = answers / temperature if one else tuple(answer / temperature for answer in answers)
-        loss = differentiable(loss_fn(cooled, targets))
-        return list(
-            torch.autograd.grad(loss, list(parameters.values()), create_graph=graph, allow_unused=True)
-        )
+        return _gradients(differentiable(loss_fn(cooled, targets)), parameters, graph=graph)
 
-    batches = list(batches) if pooled else batches
     mean: list[Tensor] | None = None
     if pooled:
         finite: list[tuple[Tensor, Tensor]] = []
         for inputs, targets in batches:
-            found = _dense(gradients(inputs, targets, graph=False), parameters)
+            found = gradients(inputs, targets, graph=False)
             if all(bool(torch.isfinite(g).all()) for g in found):
                 finite.append((inputs, targets))
                 mean = found if mean is None else [m + g for m, g in zip(mean, found, strict=True)]
@@ -150,19 +153,14 @@ def hessian_gradients(
         batches = finite
         mean = [m / len(finite) for m in mean] if mean is not None else None
     for inputs, targets in batches:
-        found = _dense(gradients(inputs, targets, graph=True), parameters)
-        still = [g.detach() for g in found] if mean is None else mean
-        dot = torch.stack([(s * g).sum() for s, g in zip(still, found, strict=True)]).sum()
-        second = torch.autograd.grad(dot, list(parameters.values()), allow_unused=True)
-        yield dict(zip(parameters, _dense(second, parameters), strict=True))
+        found = gradients(inputs, targets, graph=True)
+        fixed = [g.detach() for g in found] if mean is None else mean
+        dot = torch.stack([(s * g).sum() for s, g in zip(fixed, found, strict=True)]).sum()
+        yield dict(zip(parameters, _gradients(dot, parameters), strict=True))
 
 
 def differentiable(loss: Tensor) -> Tensor:
-    """Returns the loss, which a gradient can be taken of.
-
-    Raises:
-        UsageError: it depends on no parameter.
-    """
+    """Returns the loss, or raises a UsageError where it depends on no parameter."""
     if not loss.requires_grad:
         raise UsageError(
             "the gradient of the loss was needed to score by, and the loss depends on no parameter: the forward or the "
@@ -175,8 +173,8 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _dense(
-    found: list[Tensor | None] | tuple[Tensor | None, ...], like: dict[str, nn.Parameter]
-) -> list[Tensor]:
-    """Returns the gradients with zeros where a parameter has none."""
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, like.values(), strict=True)]
+def _gradients(of: Tensor, parameters: dict[str, nn.Parameter], *, graph: bool = False) -> list[Tensor]:
+    """Returns the gradients of a scalar, zeros where it does not depend on a parameter."""
+    places = list(parameters.values())
+    found = torch.autograd.grad(of, places, create_graph=graph, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, places, strict=True)]

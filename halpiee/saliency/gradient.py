@@ -20,7 +20,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from halpiee.saliency.criterion import Batches, Look, LossFn, NormMode, Passes, loss_gradients, norm_mode
+from halpiee.saliency.criterion import (
+    Batches,
+    Look,
+    LossFn,
+    NormMode,
+    Passes,
+    elementwise,
+    loss_gradients,
+    norm_mode,
+)
 from halpiee.saliency.magnitude import Norm
 from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units
@@ -36,13 +45,8 @@ class Gradient:
     per_step: bool = True
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape; units without any gradient are missing."""
-
-        def size(name: str) -> Tensor | None:
-            g = gradient(name)
-            return None if g is None else g.detach().abs()
-
-        return units.reduce(size)
+        """Returns unit name → score."""
+        return units.reduce(elementwise(torch.abs, gradient))
 
 
 @criterion("taylor", paper="Molchanov et al. 2019, arXiv 1906.10771")
@@ -53,12 +57,8 @@ class Taylor:
     per_step: bool = True
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape; units without any gradient are missing."""
-
-        def product(name: str) -> Tensor | None:
-            w, g = value(name), gradient(name)
-            return None if w is None or g is None else w.detach() * g
-
+        """Returns unit name → score."""
+        product = elementwise(torch.mul, value, gradient)
         gate = getattr(units, "gate", units.reduce)
         return {name: total.abs() for name, total in exact_sums(gate, product).items()}
 
@@ -84,7 +84,7 @@ class SNIP:
             yield from loss_gradients(model, batches, loss_fn)
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape; units without any gradient are missing."""
+        """Returns unit name → score."""
         return Taylor()(units, value, gradient)
 
 
@@ -106,16 +106,11 @@ class LossPreservation:
     per_step: bool = True
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape; units without any gradient are missing."""
-
-        def product(name: str) -> Tensor | None:
-            w, g = value(name), gradient(name)
-            if w is None or g is None:
-                return None
-            if not self.elementwise:
-                return w.detach() * g
-            return (w.detach().pow(2 if self.magnitude else 1) * g).abs()
-
+        """Returns unit name → score."""
+        product = elementwise(torch.mul, value, gradient)
+        if self.elementwise:
+            power = 2 if self.magnitude else 1
+            product = elementwise(lambda w, g: (w.pow(power) * g).abs(), value, gradient)
         total = exact_sums(units.reduce, product)
         found = dict(total) if self.signed else {name: t.abs() for name, t in total.items()}
         if self.magnitude and not self.elementwise:
@@ -132,22 +127,10 @@ share of one unit of n independent products falls below r with a probability of 
 passes by chance with less than one in a thousand.
 """
 
-Element = Callable[[str], Tensor | None]
 
-
-def exact_sums(reduce: Callable[[Element], dict[str, Tensor]], product: Element) -> dict[str, Tensor]:
-    """Returns the signed sums of a product; exactly zero in a group where all of them cancel out.
-
-    Args:
-        reduce: of the units: element-wise quantity → unit name → sums.
-        product: tensor name → element-wise product, ``None`` where there is none.
-    """
-
-    def size(name: str) -> Tensor | None:
-        found = product(name)
-        return None if found is None else found.abs()
-
-    sizes = reduce(size)
+def exact_sums(reduce: Callable[[Look], dict[str, Tensor]], product: Look) -> dict[str, Tensor]:
+    """Returns the sums over units of an element-wise product; exactly zero in a group where all of them cancel out."""
+    sizes = reduce(elementwise(torch.abs, product))
     return {
         name: torch.where((total.abs() <= REST * sizes[name]).all(), total * 0, total)
         for name, total in reduce(product).items()

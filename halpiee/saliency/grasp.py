@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
-from halpiee.saliency.criterion import Batches, Look, LossFn, NormMode, Passes, hessian_gradients, norm_mode
+from halpiee.saliency.criterion import (
+    Batches,
+    Look,
+    LossFn,
+    NormMode,
+    Passes,
+    elementwise,
+    hessian_gradients,
+    norm_mode,
+)
 from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units
 
@@ -67,17 +76,8 @@ class GraSP:
             )
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape.
-
-        Raises:
-            UsageError: asked without batches.
-        """
-
-        def product(name: str) -> Tensor | None:
-            w, hg = value(name), gradient(name)
-            return None if w is None or hg is None else w.detach() * hg
-
-        found = units.reduce(product)
+        """Returns unit name → score."""
+        found = units.reduce(elementwise(torch.mul, value, gradient))
         if not found:
             raise UsageError(
                 "GraSP was asked for without batches: its Hessian-gradient product cannot be read off a training "
@@ -88,9 +88,9 @@ class GraSP:
 
 @contextmanager
 def _linear_redrawn(model: nn.Module, seed: int | None) -> Iterator[None]:
-    """Inside, the weights of linear layers are others; afterwards they are what they were, bit for bit."""
+    """Inside, the weights of linear layers are redrawn; afterwards they are restored, bit for bit."""
     layers = [m for m in model.modules() if isinstance(m, nn.Linear)] if seed is not None else []
-    held = [layer.weight.detach().clone() for layer in layers]
+    before = [layer.weight.detach().clone() for layer in layers]
     generator = torch.Generator().manual_seed(seed or 0)
     try:
         with torch.no_grad():
@@ -101,5 +101,5 @@ def _linear_redrawn(model: nn.Module, seed: int | None) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for layer, value in zip(layers, held, strict=True):
+            for layer, value in zip(layers, before, strict=True):
                 layer.weight.copy_(value)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halpiee.errors import UsageError
-from halpiee.saliency.criterion import Look
+from halpiee.saliency.criterion import Look, elementwise
 from halpiee.saliency.registry import criterion
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Units
@@ -26,13 +26,8 @@ class Magnitude:
     per_step: bool = False
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape."""
-
-        def size(name: str) -> Tensor | None:
-            w = value(name)
-            return None if w is None else w.detach().abs()
-
-        return units.reduce(size)
+        """Returns unit name → score."""
+        return units.reduce(elementwise(torch.abs, value))
 
 
 @criterion("l1", paper="Li et al. 2017, arXiv 1608.08710", options={"p": 1})
@@ -51,12 +46,8 @@ class Norm:
     per_step: bool = False
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape."""
-
-        def power(name: str) -> Tensor | None:
-            w = value(name)
-            return None if w is None else w.detach().abs().pow(self.p)
-
+        """Returns unit name → score."""
+        power = elementwise(lambda w: w.abs().pow(self.p), value)
         return {name: total.pow(1 / self.p) for name, total in units.reduce(power).items()}
 
 
@@ -69,7 +60,7 @@ class Random:
     per_step: bool = False
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape."""
+        """Returns unit name → score."""
         generator = torch.Generator().manual_seed(self.seed)
         return {name: torch.rand(size, generator=generator) for name, size in units.sizes.items()}
 
@@ -82,11 +73,7 @@ class Given:
     per_step = False
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → float32 score of the unit's shape.
-
-        Raises:
-            UsageError: no scores of a unit, or of another shape.
-        """
+        """Returns unit name → score."""
         for name, size in units.sizes.items():
             if name not in self.scores or tuple(self.scores[name].shape) != size:
                 found = tuple(self.scores[name].shape) if name in self.scores else "none"
@@ -117,11 +104,7 @@ class ScaleChange:
         return self.before is None
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns filter name → score ``[C_out]``.
-
-        Raises:
-            UsageError: units that are not filters, or a filter without a batch norm.
-        """
+        """Returns unit name → score."""
         if not isinstance(units, Filters):
             raise UsageError(
                 f"|σ·Δσ| was asked of {type(units).__name__}; it lives on the batch norm behind a filter: "
@@ -132,13 +115,8 @@ class ScaleChange:
                 f"|σ·Δσ| was asked of {bare[0]!r} (and {len(bare) - 1} more), which no batch norm follows; "
                 "pin those convolutions, or use loss or l1"
             )
-        before = self.before
-
-        def change(name: str) -> Tensor | None:
-            if before is None:
-                return gradient(name)
-            now = value(name)
-            return None if now is None or name not in before else now.detach() - before[name].to(now.device)
-
+        change = gradient
+        if self.before is not None:
+            change = elementwise(lambda now, then: now - then.to(now.device), value, self.before.get)
         scale, delta = units.scales(value), units.scales(change)
         return {path: (scale[path] * d).abs() for path, d in delta.items()}

@@ -7,7 +7,7 @@
     class Fisher: ...
 
 The fields of the class are its options. A class may register under several names, each with other values of its fields.
-Criteria made of criteria stand here too: inverse, absolute value, product, one in a mode of the batch norms.
+Here, too, are criteria made of criteria: inverse, absolute value, product, one in a mode of the batch norms.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class _Criteria(Mapping[str, Callable[[int], Criterion]]):
 class _Changed:
     """Scores of one criterion, each changed by itself: the passes are the criterion's own."""
 
-    of: Criterion  # the criterion
+    of: Criterion
 
     @property
     def per_step(self) -> bool:
@@ -168,7 +168,7 @@ class Inverted(_Changed):
     """``−c``: keeps what the criterion would remove first (the ablation of Frankle et al. 2021)."""
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape."""
+        """Returns unit name → score."""
         return {name: -score for name, score in self.of(units, value, gradient).items()}
 
 
@@ -176,13 +176,13 @@ class Absolute(_Changed):
     """``|c|``: of GraSP, "magnitude GraSP"."""
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape."""
+        """Returns unit name → score."""
         return {name: score.abs() for name, score in self.of(units, value, gradient).items()}
 
 
 @dataclass(frozen=True)
 class InMode(_Changed):
-    """``c`` over batches, with batch norms in a mode whatever the model's: by running or by batch statistics.
+    """``c`` over batches, with batch norms in a mode of their own: by running or by batch statistics.
 
     Attributes:
         of: the criterion.
@@ -197,7 +197,7 @@ class InMode(_Changed):
             yield from pass_of(self.of)(model, batches, loss_fn)
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape."""
+        """Returns unit name → score."""
         return self.of(units, value, gradient)
 
 

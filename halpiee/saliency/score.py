@@ -1,6 +1,6 @@
-"""Scores of a model's units over some batches, outside any training; groups whose units score alike.
+"""Scores of a model's units over some batches, outside any training; warnings of groups whose scores are all equal.
 
-A group whose units all have the same score, or none, can only be ranked by index. It is reported by name.
+A group whose units all have the same score, or none, can only be ranked by index.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Channels, Units, Weights
 from halpiee.structure.groups import Structure
 
-__all__ = ["CRITERIA", "NO_GRADIENT", "Scores", "flat", "score", "tell", "undecided", "units_of"]
+__all__ = ["CRITERIA", "NO_GRADIENT", "Scores", "flat", "score", "undecided", "units_of", "warn_of_ties"]
 
 
 class Scores(dict[str, Tensor]):
@@ -30,8 +30,7 @@ class Scores(dict[str, Tensor]):
     Attributes:
         batches: how many were averaged; 1 where the criterion reads no data.
         skipped: how many were left out because a score was not finite.
-        flat: unit name → why its scores do not tell its units apart; they are all equal, or zero for want of a
-            gradient.
+        flat: unit name → why its scores do not rank its units: they are all equal, or zero without a gradient.
     """
 
     def __init__(self) -> None:
@@ -52,10 +51,9 @@ def score(
     """Returns the importance of every unit.
 
     Gradients are taken per batch; coupled layers are summed before the absolute value, batches are averaged after
-    it. A batch with a score that is not finite is left out whole and counted in ``.skipped``. The model is left as
-    it was: parameters, gradients, buffers, mode and what is frozen. Frozen parameters (``requires_grad=False``) are
-    scored like others: their gradient is taken all the same. Groups whose units the scores do not tell apart stand
-    in ``.flat`` and are warned of.
+    it. A batch with a score that is not finite is left out whole and counted in ``.skipped``. The model is not changed:
+    not its parameters, gradients, buffers, modes or frozen parameters. These (``requires_grad=False``) are scored like
+    others, by their gradient. Groups whose scores do not rank their units are listed in ``.flat``, with a warning.
 
     Args:
         model: the network, in the mode its batch norms are to run in; snip, grasp and synflow set their own.
@@ -71,11 +69,11 @@ def score(
         StructureError: a weight that is computed from other tensors.
 
     Warns:
-        ScoreWarning: scores that do not tell the units of a group apart.
+        ScoreWarning: scores that do not rank the units of a group.
     """
     criterion = criterion_of(criterion, seed)
     result = scores_of(model, batches, criterion, units=units, loss_fn=loss_fn)
-    tell(result.flat, criterion)
+    warn_of_ties(result.flat, criterion)
     return result
 
 
@@ -91,7 +89,7 @@ def scores_of(
     chosen = units_of(model, units)
     parameters = dict(model.named_parameters())
     result = Scores()
-    # The passes are generators: closing one gives back what it has changed for a while.
+    # The passes are generators: closing one restores the model.
     with (
         torch.enable_grad(),
         _buffers_kept(model),
@@ -127,11 +125,7 @@ def scores_of(
 
 
 def pairs_of(batches: object) -> Batches:
-    """Returns the batches that were given: many, or one pair of tensors.
-
-    Raises:
-        UsageError: something else than (inputs, targets).
-    """
+    """Returns batches, given many, or one pair of tensors; a UsageError refuses others."""
     if isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(t, Tensor) for t in batches):
         return [batches]
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor | str):
@@ -191,11 +185,7 @@ SAME = 1e-6
 
 
 def flat(score: Tensor) -> str | None:
-    """Returns why all units score alike; ``None`` where they differ, or where there are fewer than two.
-
-    Args:
-        score: float, any shape.
-    """
+    """Returns why all units have the same score; ``None`` where they differ, or where there are fewer than two."""
     if score.numel() < 2:
         return None
     low, high = torch.aminmax(score.detach().float())
@@ -208,34 +198,22 @@ def flat(score: Tensor) -> str | None:
 def undecided(
     scores: Mapping[str, Tensor], may: Mapping[str, Tensor], chosen: Mapping[str, Tensor]
 ) -> dict[str, str]:
-    """Returns the groups of which a choice took some units and left others that have the same score.
+    """Returns the groups of which a choice took some of the possible units and left others of the same score.
 
-    Args:
-        scores: group → scores of its units.
-        may: group → bool, the units that could be chosen.
-        chosen: group → bool, the units that were.
-
-    Returns:
-        Group → why its scores do not tell its units apart.
+    Returns group → why its scores do not rank its units.
     """
     found = {}
     for name, score in scores.items():
-        open_, taken = may[name].cpu(), chosen[name].cpu()
-        if bool((open_ & taken).any()) and bool((open_ & ~taken).any()):
-            why = flat(score.cpu()[open_])
+        possible, taken = may[name].cpu(), chosen[name].cpu()
+        if bool((possible & taken).any()) and bool((possible & ~taken).any()):
+            why = flat(score.cpu()[possible])
             if why is not None:
                 found[name] = why
     return found
 
 
-def tell(found: Mapping[str, str], criterion: object, *, stacklevel: int = 3) -> None:
-    """Warns once of groups whose units all score alike.
-
-    Args:
-        found: group → why.
-        criterion: whose score it is.
-        stacklevel: of the warning; 3 is the caller of the function that calls this.
-    """
+def warn_of_ties(found: Mapping[str, str], criterion: object, *, stacklevel: int = 3) -> None:
+    """Warns once of groups (with the reason) whose units all have the same score."""
     if not found:
         return
     kinds: dict[str, list[str]] = {}
@@ -246,14 +224,14 @@ def tell(found: Mapping[str, str], criterion: object, *, stacklevel: int = 3) ->
         why = whys.pop() if len(whys) == 1 else "all scores within each of them are the same"
         shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         warnings.warn(
-            f"{_spoken(criterion)} does not tell the units of {shown} apart: {why}, so they are ranked by index; "
+            f"{_shown(criterion)} does not tell the units of {shown} apart: {why}, so they are ranked by index; "
             f"{ADVICE.get(kind, 'choose another criterion')}, or leave them whole with protect=…",
             ScoreWarning,
             stacklevel=stacklevel,
         )
 
 
-def _spoken(criterion: object) -> str:
+def _shown(criterion: object) -> str:
     inner = getattr(criterion, "of", None)
     name = type(criterion).__name__
-    return name if inner is None else f"{name} {_spoken(inner)}"
+    return name if inner is None else f"{name} {_shown(inner)}"

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from halpiee.errors import UsageError
-from halpiee.saliency.criterion import Batches, Look, LossFn, Passes
+from halpiee.saliency.criterion import Batches, Look, LossFn, Passes, elementwise
 from halpiee.saliency.registry import criterion
-from halpiee.sparsity.granularity import Units, example_input
+from halpiee.sparsity.granularity import Units, evaluated, example_input
 from latency.backends.torch.modules import tensors_given
 
 __all__ = ["SynFlow"]
@@ -46,34 +46,19 @@ class SynFlow:
             shape = (1, *self.shape)
         else:
             shape = tuple(example_input(model).shape) if first is None else (1, *first[0].shape[1:])
-        # Running means are taken absolute too: after training a negative one would let the flow fall below zero.
+        # Running means are taken absolute, too: after training a negative one could make the flow negative.
         buffers = {n: b.abs().to(dtype) if b.is_floating_point() else b for n, b in model.named_buffers()}
         parameters = {n: p.detach().abs().to(dtype).requires_grad_() for n, p in model.named_parameters()}
-        modes = {module: module.training for module in model.modules()}
-        try:
-            model.eval()
-            with torch.enable_grad():
-                ones = torch.ones(shape, device=device, dtype=dtype)
-                answers = tensors_given(functional_call(model, {**parameters, **buffers}, (ones,)))
-                out = torch.stack([answer.sum() for answer in answers]).sum()
-                found = torch.autograd.grad(out, list(parameters.values()), allow_unused=True)
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with evaluated(model), torch.enable_grad():
+            ones = torch.ones(shape, device=device, dtype=dtype)
+            answers = tensors_given(functional_call(model, {**parameters, **buffers}, (ones,)))
+            out = torch.stack([answer.sum() for answer in answers]).sum()
+            found = torch.autograd.grad(out, list(parameters.values()), allow_unused=True)
         yield dict(zip(parameters, found, strict=True))
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
-        """Returns unit name → score of the unit's shape.
-
-        Raises:
-            UsageError: asked of a training step.
-        """
-
-        def flow(name: str) -> Tensor | None:
-            w, g = value(name), gradient(name)
-            return None if w is None or g is None else w.detach().abs().to(g.dtype) * g
-
-        found = units.reduce(flow)
+        """Returns unit name → score."""
+        found = units.reduce(elementwise(lambda w, g: w.abs().to(g.dtype) * g, value, gradient))
         if not found:
             raise UsageError(
                 "SynFlow was asked for at a training step: its gradients are those of another network; "
