@@ -216,33 +216,31 @@ class NM:
 Budget = Latency | Uniform | ERK | PerLayer | Global | NM
 
 
-def as_budget(asked: object, *, latency: bool) -> Budget:
-    """Returns the budget that a user means.
+def as_budget(given: object, *, latency: bool) -> Budget:
+    """Returns a budget, given itself, a share (``0.5``, ``"50%"``), or a time (``"12.5ms"``).
 
-    Args:
-        asked: a budget; a share as a number or text (``0.5``, ``"50%"``); or a time as text (``"12.5ms"``).
-        latency: whether a share is one of the dense latency; else it is the density over all layers together.
+    A share is one of the dense latency with ``latency``, else the density over all layers together.
 
     Raises:
         UsageError: none of these.
     """
-    if isinstance(asked, Latency | Uniform | ERK | PerLayer | Global | NM):
-        return asked
+    if isinstance(given, Latency | Uniform | ERK | PerLayer | Global | NM):
+        return given
     forms = (
         "give a share such as 0.5 or '50%', a time such as '12.5ms', or one of Latency(us=…), Latency(fraction=…), "
         "Global(density), Uniform(density), ERK(density), PerLayer({layer: density}), NM(n, m)"
     )
-    if isinstance(asked, str):
-        us, share = parse_budget(asked)
+    if isinstance(given, str):
+        us, share = parse_budget(given)
         if us is not None:
             return Latency(us=us)
         assert share is not None
-    elif not _is_number(asked):
-        raise UsageError(f"a budget of {asked!r} was asked; {forms}")
+    elif not _is_number(given):
+        raise UsageError(f"a budget of {given!r} was asked; {forms}")
     else:
-        share = float(asked)  # type: ignore[arg-type]
+        share = float(given)  # type: ignore[arg-type]
     if not 0 < share <= 1:
-        raise UsageError(f"a budget of {asked!r} was asked, which is no share above 0 and up to 1; {forms}")
+        raise UsageError(f"a budget of {given!r} was asked, which is no share above 0 and up to 1; {forms}")
     return Latency(fraction=share) if latency else Global(share)
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import StructureError
+from halpiee.sparsity.granularity import evaluated, order_of_use
 from halpiee.sparsity.granularity import example_input as _example_input
-from halpiee.sparsity.granularity import order_of_use
 from halpiee.sparsity.mask import chosen_names, computed_weight
 from halpiee.structure.groups import Structure
 
@@ -30,20 +30,20 @@ NORMS = nn.modules.batchnorm._BatchNorm
 class Filters:
     """Every output filter of every convolution is a unit, named by its convolution's module path.
 
-    Scores live on the convolution's weight, those of a gate on the whole filter (``gate``) on the norm behind it.
-    A weight that several convolutions share is one set of filters, under the first path; biases and norms of the
-    others go with it. A norm belongs to a filter when its input *is* the convolution's output,
-    seen on one forward pass; a norm behind a sum stays as it is. A depthwise filter is no unit: it goes, with its
-    norm, when all filters that write its channel are gone.
+    Scores are those of the convolution's weight, and of a gate on the whole filter (``gate``) those of the norm behind
+    it. A weight that several convolutions share is one set of filters, under the first path; biases and norms of the
+    others belong to it. A norm belongs to a filter when its input *is* the convolution's output, as one forward pass
+    shows; a norm behind a sum is not changed. A depthwise filter is no unit: it is removed, with its norm, when all
+    filters that write its channel are.
 
     Args:
         model: the network.
         example_input: one input of the network; by default a usual shape that its first layer accepts.
         structure: of the model; traced where there are depthwise convolutions and none is given.
         pinned: paths of convolutions that stay whole (residual networks protect the first).
-        norm_follows: whether γ, β and the statistics go with the filter, and depthwise filters behind it, which makes
-            its removal exact. With ``False`` only the filter is zeroed: γ and β keep its gradient alive, so that it
-            can be grown again.
+        norm_follows: whether γ, β and the statistics are removed with the filter, and depthwise filters behind it,
+            which makes its removal exact. With ``False`` only the filter is zeroed: γ and β keep its gradient from
+            vanishing, so that it can be grown again.
 
     Attributes:
         norms: convolution → path of the batch norm behind it, where there is one.
@@ -66,12 +66,12 @@ class Filters:
         self._model, self._example_input = model, example_input
         first: dict[int, str] = {}
         kernels = {path: m._parameters.get("weight") for path, m in convs.items()}
-        self._twins = {
+        self._first_of = {  # path → the first path of the same weight
             path: first.setdefault(id(m if kernels[path] is None else kernels[path]), path)
             for path, m in convs.items()
         }
-        whole = {self._twins[path] for path in pinned}
-        pinned = frozenset(path for path, own in self._twins.items() if own in whole)
+        whole = {self._first_of[path] for path in pinned}
+        pinned = frozenset(path for path, own in self._first_of.items() if own in whole)
         names = {id(p): name for name, p in model.named_parameters()}
         self._kernels = {path: names[id(kernel)] for path, kernel in kernels.items() if kernel is not None}
         self._depthwise = {
@@ -80,14 +80,12 @@ class Filters:
         self.sizes: dict[str, tuple[int, ...]] = {
             path: (m.weight.shape[0],)
             for path, m in convs.items()
-            if path not in pinned and path not in self._depthwise and self._twins[path] == path
+            if path not in pinned and path not in self._depthwise and self._first_of[path] == path
         }
-        self.left_out: dict[str, str] = {
-            **dict.fromkeys(
-                sorted(self._depthwise), "depthwise: goes with the filters that write its channels"
-            ),
-            **dict.fromkeys(sorted(pinned), "pinned by the caller"),
-        }
+        depthwise = dict.fromkeys(
+            sorted(self._depthwise), "depthwise: goes with the filters that write its channels"
+        )
+        self.left_out: dict[str, str] = depthwise | dict.fromkeys(sorted(pinned), "pinned by the caller")
         if not self.sizes:
             raise StructureError(
                 "asked for the filters of a model, found no convolution that may be pruned; "
@@ -105,13 +103,13 @@ class Filters:
             self._writers = self._writers_of(structure, self._depthwise - pinned)
         self._members: dict[str, list[str]] = {}
         for path in (*self.sizes, *self._writers):
-            held = [self._kernels[path]]
-            for twin in (p for p, own in self._twins.items() if own == path):
-                held.append(_join(twin, "bias"))
-                if norm_follows and twin in self.norms:
-                    norm = self.norms[twin]
-                    held += [_join(norm, n) for n in ("weight", "bias", "running_mean", "running_var")]
-            self._members[path] = [name for name in held if name in named]
+            members = [self._kernels[path]]
+            for same in (p for p, own in self._first_of.items() if own == path):
+                members.append(_join(same, "bias"))
+                if norm_follows and same in self.norms:
+                    leaves = ("weight", "bias", "running_mean", "running_var")
+                    members += [_join(self.norms[same], leaf) for leaf in leaves]
+            self._members[path] = [name for name in members if name in named]
         self._shapes = {name: tuple(named[name].shape) for names in self._members.values() for name in names}
         self.tensors = frozenset(self._shapes)
 
@@ -140,7 +138,7 @@ class Filters:
 
     def owner(self, path: str) -> str:
         """Returns the path under which a convolution's filters are named: the first that holds its weight."""
-        return self._twins.get(path, path)
+        return self._first_of.get(path, path)
 
     def gate(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
         """Returns the signed sum over γ and β of the batch norm behind each filter, which a gate would multiply.
@@ -153,7 +151,7 @@ class Filters:
         leaves = ("weight", "bias") if self.zero_is_dead else ("weight",)
         gates: dict[str, Tensor] = {}
         for path, norm in self.norms.items():
-            own = self._twins[path]
+            own = self._first_of[path]
             for value in (element(_join(norm, leaf)) for leaf in leaves):
                 if value is not None and own in self.sizes:
                     gates[own] = value.detach() + gates.get(own, torch.zeros_like(value))
@@ -190,10 +188,8 @@ class Filters:
                 if slot.side == "out" and slot.dim == 0 and slot.tensor.endswith("weight")
                 if np.isin(slot.units, units).any()
             }
-            found[path] = (
-                {p: u for p, u in others.items() if p not in self._depthwise},
-                torch.from_numpy(units),
-            )
+            writers = {p: u for p, u in others.items() if p not in self._depthwise}
+            found[path] = writers, torch.from_numpy(units)
         return found
 
     def _written(self, path: str, alive: Mapping[str, Tensor]) -> Tensor:
@@ -211,20 +207,20 @@ class Filters:
         keeps at least one channel. The removal is exact where a zero stays a zero up to the next convolution, as
         behind ReLU; elsewhere the shrunk network is the one without those channels.
         """
-        held = np.zeros(structure.n_units, dtype=bool)
+        kept = np.zeros(structure.n_units, dtype=bool)
         made = np.zeros(structure.n_units, dtype=bool)
         for slot in structure.slots:
             path = slot.tensor.removesuffix("weight").removesuffix("bias").removesuffix(".")
-            path = self._twins.get(path, path)
+            path = self._first_of.get(path, path)
             if slot.side != "out" or path in self._depthwise:
                 continue
             made[slot.units] = True
             keep = alive[path].cpu().numpy() if path in alive else np.ones(len(slot.units), dtype=bool)
-            held[slot.units[keep]] = True
+            kept[slot.units[keep]] = True
         keeps = {}
         for group in structure.prunable:
             units = slice(group.start, group.start + group.size)
-            keep = held[units] | ~made[units]
+            keep = kept[units] | ~made[units]
             if not keep.any():
                 keep[0] = True
             if not keep.all():
@@ -260,14 +256,10 @@ def _norms_behind(model: nn.Module, convs: Mapping[str, nn.Module], x: Tensor | 
 
     handles = [m.register_forward_hook(after_conv(path)) for path, m in convs.items()]
     handles += [m.register_forward_pre_hook(before_norm(path)) for path, m in norms.items()]
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluated(model):
             model(x)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return behind

@@ -1,8 +1,8 @@
-"""What lives or dies together: single weights, filters, or channels coupled through the network.
+"""Units, removed as a whole: single weights, or channels coupled through the network; filters are in ``filters``.
 
-All give the same view to a method: named units with sizes, the element mask of every tensor that a choice of
+All have the same interface for a method: named units with sizes, the element mask of every tensor that a choice of
 units implies, and the reduction of an element-wise quantity to units. Layers are named in the order in which a forward
-first uses them, which takes an input: ``example_input`` finds one for a network that came without.
+first uses them, which needs an input: ``example_input`` finds one.
 """
 
 from __future__ import annotations
@@ -139,10 +139,10 @@ class Weights:
 class Channels:
     """Coupled channels: a weight element is active when its output unit and its input unit both are.
 
-    Scores live on the affine parameters of the norms that a unit passes through, summed over all coupled layers. A
-    unit without any, or none that the quantity exists for (frozen ones have no gradient), is scored on the weights
-    and biases of the layers that produce it, as HALP does. Other parameters on channels (slopes of a PReLU, learned
-    positions, LayerScale, plain scales) carry no score: they go with the unit.
+    A unit's score is that of the affine parameters of the norms that it passes through, summed over all coupled layers.
+    Without any, or where the quantity does not exist for them (frozen ones have no gradient), it is that of the weights
+    and biases of the layers that produce the unit, as in HALP. Other parameters on channels (slopes of a PReLU, learned
+    positions, LayerScale, plain scales) have no score: they are removed with the unit.
 
     Args:
         model: the network the structure was traced from.
@@ -241,12 +241,12 @@ class Channels:
             masks[name] = mask
         return masks
 
-    def _there(self, name: str, dim: int, index: Tensor, device: torch.device) -> Tensor:
-        """Returns an index on a device, where that of the last call still lies: an upload at each step would wait."""
-        held = self._indices.get((name, dim, device))
-        if held is None or not torch.equal(held[0], index):
-            held = self._indices[name, dim, device] = (index, index.to(device))
-        return held[1]
+    def _on(self, name: str, dim: int, index: Tensor, device: torch.device) -> Tensor:
+        """Returns an index on a device, uploaded once: an upload at each step would wait for the device."""
+        uploaded = self._indices.get((name, dim, device))
+        if uploaded is None or not torch.equal(uploaded[0], index):
+            uploaded = self._indices[name, dim, device] = (index, index.to(device))
+        return uploaded[1]
 
     def reduce(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
         """Returns the signed sum over coupled layers, one number per unit; groups without any are missing."""
@@ -265,7 +265,7 @@ class Channels:
                     per_position = per_position.sum(dim=[d for d in range(per_position.dim()) if d != dim])
                 if total is None:
                     total = per_position.new_zeros(self.structure.n_units + 1)
-                total.index_add_(0, self._there(name, dim, index, total.device), per_position)
+                total.index_add_(0, self._on(name, dim, index, total.device), per_position)
                 found[units] = True
         if total is None:
             return {}
@@ -312,10 +312,7 @@ def example_input(model: nn.Module) -> Tensor:
     """Returns ones of a shape that the model accepts, batch 1, found from the widths of its layers.
 
     Which layer runs first is not known before a forward, so the input width of every layer is tried, in the order
-    in which the model holds them.
-
-    Args:
-        model: the network; it is run in eval mode and left as it was.
+    in which the model holds them. The model runs in eval mode.
 
     Raises:
         UsageError: none of the usual shapes runs; the caller has to give one.
@@ -344,14 +341,9 @@ def example_input(model: nn.Module) -> Tensor:
 
 
 def order_of_use(model: nn.Module, names: Collection[str], example: Tensor | None = None) -> tuple[str, ...]:
-    """Returns parameter names in the order in which a forward first uses them.
+    """Returns parameter names in the order in which a forward, run once in eval mode, first uses them.
 
-    A parameter that the forward does not use follows the one that stands before it in the model.
-
-    Args:
-        model: the network; it is run once in eval mode and left as it was.
-        names: of its parameters.
-        example: an input; by default a usual one that the model accepts.
+    A parameter that the forward does not use follows the one before it in the model.
 
     Raises:
         UsageError: no input was given and the model runs on none of the usual ones.
@@ -378,7 +370,7 @@ def order_of_use(model: nn.Module, names: Collection[str], example: Tensor | Non
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode and records no gradients; its modes are given back."""
+    """Inside, the model is in eval mode and records no gradients; its modes are restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,7 +1,6 @@
 """Which units are active: one bool tensor per group or layer; overlap and digest of masks.
 
-The names that a user gives of layers and groups are checked here, and here is why the weight of a layer cannot be
-masked.
+Here, too: the check of names that a user gives, and the message for a weight that cannot be masked.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from halpiee.errors import UsageError, unknown
+from halpiee.structure.modules import computing_hook
 
 __all__ = ["Mask", "chosen_names", "computed_weight"]
 
 
 class Spelled(Protocol):
-    """What says which elements of which tensors a mask of units means: ``halpiee.sparsity.Units``."""
+    """Maps a mask of units to masks of tensors, as ``halpiee.sparsity.Units`` do."""
 
     def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns tensor name → BoolTensor of the tensor's shape: which elements are active."""
@@ -35,7 +35,7 @@ class Mask(Mapping[str, Tensor]):
     Attributes:
         units: name → BoolTensor of the group's or weight's shape, on the CPU.
         skipped: batches that were left out of the scores it was chosen by, as those were not finite.
-        flat: name → why the scores it was chosen by do not tell the units apart that it separates.
+        flat: name → why the scores it was chosen by do not rank the units that it separates.
     """
 
     units: dict[str, Tensor]
@@ -108,10 +108,8 @@ class Mask(Mapping[str, Tensor]):
         Raises:
             UsageError: a name or shape that the model does not have; nothing was written.
         """
-        tensors = {
-            **dict(model.named_parameters(remove_duplicate=False)),
-            **dict(model.named_buffers(remove_duplicate=False)),
-        }
+        tensors = dict[str, Tensor](model.named_parameters(remove_duplicate=False))
+        tensors |= model.named_buffers(remove_duplicate=False)
         masks = self.units if units is None else units.masks(self)
         for name, mask in masks.items():
             if name not in tensors or tensors[name].shape != mask.shape:
@@ -144,12 +142,7 @@ def _computed(model: nn.Module, name: str) -> str | None:
 
 
 def chosen_names(given: Collection[str], known: Collection[str], kind: str) -> frozenset[str]:
-    """Returns the names that a user gives, a single one included, after checking each.
-
-    Args:
-        given: names, or one name.
-        known: the names that exist.
-        kind: what they name: ``group``, ``weight`` …
+    """Returns the names of a ``kind`` (group, weight) that a user gives, or the one name.
 
     Raises:
         UsageError: a name that does not exist; the message has the closest one.
@@ -164,26 +157,14 @@ def chosen_names(given: Collection[str], known: Collection[str], kind: str) -> f
     return names
 
 
-UNDONE_BY = {
-    "WeightNorm": "torch.nn.utils.remove_weight_norm(module)",
-    "SpectralNorm": "torch.nn.utils.remove_spectral_norm(module)",
-}
-"""Class of a hook that computes a weight → the call that leaves a plain parameter behind."""
-
-
 def computed_weight(path: str, module: nn.Module) -> str:
     """Returns the message that a layer's weight is computed from other tensors, and how to make it a parameter."""
     name = f"{path}.weight" if path else "weight"
+    how, undo = computing_hook(module) or ("no parameter", "")
     if parametrize.is_parametrized(module, "weight"):
         how = type(module.parametrizations["weight"][0]).__name__.lstrip("_")  # type: ignore[index]
-        undo = "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
-    else:
-        hooks = [type(h) for h in module._forward_pre_hooks.values()]
-        hook = next((h for h in hooks if h.__module__.startswith("torch.nn.utils")), None)
-        how = hook.__name__ if hook is not None else "no parameter"
-        pruned = hook is not None and hook.__module__ == "torch.nn.utils.prune"
-        undo = "torch.nn.utils.prune.remove(module, 'weight')" if pruned else UNDONE_BY.get(how, "")
-    first = f"call {undo} first" if undo else "make it an nn.Parameter"
+        undo = "torch.nn.utils.parametrize.remove_parametrizations"
+    first = f"call {undo}(module, 'weight') first" if undo else "make it an nn.Parameter"
     return (
         f"{name!r} was to be masked, and it is computed from other tensors before each forward ({how}); "
         f"{first}, or leave it whole: protect={{{name!r}}} of a method, "

@@ -31,6 +31,7 @@ __all__ = [
     "Heads",
     "KeptChannels",
     "adapted",
+    "computing_hook",
     "emptied",
     "heads_of",
     "held",
@@ -145,6 +146,22 @@ def unnested(model: nn.Module) -> None:
             for module in encoder.layers.modules()
         ):
             encoder.use_nested_tensor = False
+
+
+COMPUTED_BY_HOOK = {
+    "WeightNorm": "torch.nn.utils.remove_weight_norm",
+    "SpectralNorm": "torch.nn.utils.remove_spectral_norm",
+    "torch.nn.utils.prune": "torch.nn.utils.prune.remove",
+}
+"""Class or module of a hook that computes a module's weight → the function that removes it."""
+
+
+def computing_hook(module: nn.Module) -> tuple[str, str] | None:
+    """Returns the class of the hook that computes a module's weight, and the function that removes it, or None."""
+    for kind in map(type, module._forward_pre_hooks.values()):
+        if undo := COMPUTED_BY_HOOK.get(kind.__name__) or COMPUTED_BY_HOOK.get(kind.__module__):
+            return kind.__name__, undo
+    return None
 
 
 def attentions(model: nn.Module) -> Iterator[tuple[nn.Module, int, int]]:

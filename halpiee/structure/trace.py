@@ -29,7 +29,7 @@ from halpiee.structure.assemble import assemble, collapsed, rectangular
 from halpiee.structure.forward import ForwardError, NeedsValuesError, Subject, python_answers, record
 from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Atoms, no_atoms
-from halpiee.structure.modules import heads_of
+from halpiee.structure.modules import computing_hook, heads_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import idle, needed, random_like
 from halpiee.structure.state import Answers, ConstantError
@@ -311,13 +311,11 @@ def refuse_foreign(model: nn.Module) -> None:
                 f"the module {where!r} is compiled to TorchScript, whose forward cannot be watched; "
                 "trace the module it was made from"
             )
-        for hook in module._forward_pre_hooks.values():
-            undo = COMPUTED_BY_HOOK.get(type(hook).__name__) or COMPUTED_BY_HOOK.get(type(hook).__module__)
-            if undo is not None:
-                raise StructureError(
-                    f"the module {where!r} computes its weight from other tensors before each forward "
-                    f"({type(hook).__name__}); call {undo} first"
-                )
+        if (hook := computing_hook(module)) is not None:
+            raise StructureError(
+                f"the module {where!r} computes its weight from other tensors before each forward "
+                f"({hook[0]}); call {hook[1]} first"
+            )
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if isinstance(parameter, UninitializedParameter):
                 raise StructureError(
@@ -329,14 +327,6 @@ def refuse_foreign(model: nn.Module) -> None:
                     f"the parameter {parameter_name!r} of {where!r} is a {type(parameter.data).__name__}, not a "
                     "plain tensor (quantised or distributed); trace the model before it is converted"
                 )
-
-
-COMPUTED_BY_HOOK = {
-    "WeightNorm": "torch.nn.utils.remove_weight_norm",
-    "SpectralNorm": "torch.nn.utils.remove_spectral_norm",
-    "torch.nn.utils.prune": "torch.nn.utils.prune.remove",
-}
-"""Class or module of a hook that computes a module's weight → what ends it."""
 
 
 JOINS = ("add", "add_", "cat")
