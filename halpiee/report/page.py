@@ -198,7 +198,7 @@ HEADS = (
     "Method",
     "Budget",
     "Predicted, ms",
-    "90 % of measurements, ms",
+    "90 % interval, ms",
     "Dense, ms",
     "Pruned, ms",
     "Speed-up, ×",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,6 +64,8 @@ _STAND_IN = {name: f"#0{i:x}00{i:02x}" for i, name in enumerate(COLOURS, 1)}
 
 MARKERS = {"dot": "o", "up": "^", "down": "v", "square": "s", "dash": "_", "diamond": "D"}
 
+Marker = Literal["dot", "up", "down", "square", "dash", "diamond", ""]
+
 SIDES = (("dense", "Dense"), ("pruned", "Pruned"))
 EVENTS = (("init", "square"), ("prune", "down"), ("grow", "up"), ("shrink", "square"))
 
@@ -76,8 +79,9 @@ class Series:
     colour: str  # one of ``COLOURS``
     # joined by lines, by steps that hold a value until the next, a rule at the first point's y, or not joined
     kind: Literal["line", "step", "rule", "points"] = "line"
-    marker: Literal["dot", "up", "down", "square", "dash", "diamond", ""] = ""  # at every point; empty: none
+    marker: Marker = ""  # at every point; empty: none
     dashed: bool = False
+    labels: Sequence[str] = ()  # names of the points, beside them
 
 
 @dataclass(frozen=True)
@@ -122,9 +126,12 @@ def chart(
         [_key(f"mark {s.marker or 'rule'}", s.colour, s.name) for s in series]
         + [_key("swatch", band.colour, band.name) for band in bands]
     )
-    values = "".join(
-        f"<li>{escape(f'{s.name}: {form(y)} at {x_form(x)}')}</li>" for s in series for x, y in s.points
-    )
+    named = [
+        (", ".join(filter(None, (s.name, label))), p)
+        for s in series
+        for p, label in zip_longest(s.points, s.labels)
+    ]
+    values = "".join(f"<li>{escape(f'{name}: {form(y)} at {x_form(x)}')}</li>" for name, (x, y) in named)
     label = escape(f"{y_label} over {x_label}", quote=True)
     return (
         f'<figure><figcaption><span class="y">{escape(y_label)}</span>{keys}</figcaption>'
@@ -176,6 +183,8 @@ def _svg(
         if s.kind == "points":
             look["linestyle"] = "none"
         axes.plot(xs, ys, drawstyle="steps-post" if s.kind == "step" else "default", zorder=3, **look)
+        for point, label in zip(s.points, s.labels, strict=False):
+            axes.annotate(label, point, (6, -3), textcoords="offset points", color=soft)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: x_form(x)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: form(y)))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole_x, steps=[1, 2, 5, 10]))
@@ -247,35 +256,27 @@ def tradeoff_chart(reports: Mapping[str, Mapping[str, Any]], this: str | None = 
         reports: name of a run → its report. Runs of other networks or data belong into a chart of their own.
         this: the run whose page this is; None: all are alike.
     """
-    dense: dict[tuple[float, float], None] = {}
-    uniform: list[tuple[float, float]] = []
-    others: list[tuple[float, float]] = []
-    own: list[tuple[float, float]] = []
+    found: dict[str, dict[tuple[float, float], str]] = {"dense": {}, "uniform": {}, "others": {}, "own": {}}
     for name, report in reports.items():
-        before = _points([report], "dense_us", "accuracy_dense")
+        kind = "uniform" if report.get("method") == "small-dense" else "others"
+        found["dense"] |= dict.fromkeys(_points([report], "dense_us", "accuracy_dense"), "")
         after = _points([report], "measured_us", "accuracy_pruned")
-        dense |= dict.fromkeys(before)
-        if name == this:
-            own = after
-        elif report.get("method") == "small-dense":
-            uniform += after
-        else:
-            others += after
+        found["own" if name == this else kind] |= dict.fromkeys(after, "" if name == this else name)
+    others = ("Pruned", "pruned") if this is None else ("Other runs", "other")
+
+    def shown(kind: str, name: str, colour: str, marker: Marker) -> Series:
+        points = sorted(found[kind])
+        return Series(name, points, colour, "points", marker, labels=[found[kind][point] for point in points])
+
     return chart(
         [
-            Series("Dense", sorted(dense), "dense", "points", "dot"),
-            Series("Uniform widths", sorted(uniform), "uniform", "points", "diamond"),
-            Series(
-                "Pruned" if this is None else "Other runs",
-                sorted(others),
-                "pruned" if this is None else "other",
-                "points",
-                "square",
-            ),
-            Series("This run", own, "pruned", "points", "square"),
+            shown("dense", "Dense", "dense", "dot"),
+            shown("uniform", "Uniform widths", "uniform", "diamond"),
+            shown("others", *others, "square"),
+            shown("own", "This run", "pruned", "square"),
         ],
         x_label="measured latency",
-        y_label="Top-1 accuracy",
+        y_label=figure(next(iter(reports.values()), {})),
         form=lambda y: f"{100 * y:.4g}%",
         x_form=latency,
     )

@@ -95,11 +95,11 @@ def test_all_plots_are_there(report: dict[str, Any]) -> None:
     charts = [value for name, value in page.attributes if name == "aria-label"]
     assert charts == [
         "Top-1 accuracy over measured latency",
+        "Share of the scores kept over share of the dense latency",
         "Top-1 accuracy over training step",
         "Training loss over training step",
         "Predicted latency over training step",
         "Latency of the candidate over round",
-        "Share of the scores kept over share of the dense latency",
     ]
     for section in (
         "Latency",
@@ -162,7 +162,11 @@ def test_other_runs_stand_beside_this_one_and_uniform_widths_are_told_apart(repo
     uniform = report | {"method": "small-dense", "measured_us": 259.0, "accuracy_pruned": 0.97}
     halp = report | {"method": "halp", "measured_us": 255.0, "accuracy_pruned": 0.98}
     text = Page(render_html(report, others={"a": uniform, "b": halp})).text
-    for one in ("Uniform widths: 97% at 259 µs", "Other runs: 98% at 255 µs", "This run: 98.5% at 263 µs"):
+    for one in (
+        "Uniform widths, a: 97% at 259 µs",
+        "Other runs, b: 98% at 255 µs",
+        "This run: 98.5% at 263 µs",
+    ):
         assert one in text
     assert text.count("Dense: 99% at 520 µs") == 1  # the same measurement of all three
 
@@ -183,7 +187,7 @@ def test_a_site_lists_every_run_with_one_unit_a_column(report: dict[str, Any]) -
         *["one", "iee", "0.5", "0.258", "–", "0.520", "0.263", "1.98", "99.00", "98.50", "10.2", "kept"]
     ]
     assert "index.html" in Page(pages["one.html"]).links
-    assert "Other runs: 98.5% at 263 µs" in Page(pages["one.html"]).text  # two, on the same data
+    assert "Other runs, two: 98.5% at 263 µs" in Page(pages["one.html"]).text  # two, on the same data
     assert "Other runs" not in Page(pages["three.html"]).text
 
 

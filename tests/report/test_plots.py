@@ -103,3 +103,13 @@ def test_charts_of_one_page_share_no_names_and_a_chart_is_always_the_same() -> N
     other = chart([Series("b", [(0, 0)], "dense", marker="dot")], x_label="x", y_label="y")
     assert one[0] == one[1]
     assert not set(re.findall(r' id="([^"]+)"', one[0])) & set(re.findall(r' id="([^"]+)"', other))
+
+
+def test_a_point_with_a_name_has_it_beside_it_and_in_the_values() -> None:
+    html = chart(
+        [Series("Runs", [(1.0, 2.0), (3.0, 4.0)], "pruned", "points", labels=["one", ""])],
+        x_label="x",
+        y_label="y",
+    )
+    assert len(re.findall(r">\s*one\s*</text>", html)) == 1
+    assert "<li>Runs, one: 2 at 1</li><li>Runs: 4 at 3</li>" in html
