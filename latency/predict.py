@@ -1,12 +1,10 @@
 """From a sum of ops to a network's own latency: ``e2e = a + b·Σ``, in µs.
 
-A sum of layers is not a network: what a call costs once is in no layer (a), and layers run beside each other a
-little slower or faster than alone (b). Both are fitted on a few networks that were measured whole.
+A sum of layers is not a network: what a call costs once is in no layer (a), and layers run beside each other a little
+slower or faster than alone (b). Both are fitted on a few networks that were measured whole.
 
-The dense network need not lie on the line of its shrunk ones: its weights may not fit in a cache that holds theirs,
-or be driven out while it runs by others who share that cache. A MobileNet-V1 of 8.4 ms was 5 % above the line of
-shrunk ones of 1 to 6 ms, of which twenty lay within 2.4 %. So where enough of them were measured the line is theirs,
-and bends to the dense network beyond the largest.
+The dense network may lie off the line of its shrunk ones, where its weights do not fit in a cache that holds theirs. So
+where enough shrunk networks were measured the line is theirs, and bends to the dense network beyond the largest (0059).
 """
 
 from __future__ import annotations

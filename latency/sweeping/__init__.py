@@ -1,13 +1,11 @@
 """Measure the tables of some ops: few cells, in random order, each on the disk before the next.
 
-Steps are probed first (`latency.sweeping.steps`), then the cells that tell the tables (`latency.sweeping.design`) are
-measured in one shuffled order over all tables (`latency.sweeping.schedule`), so that drift of the machine does not
-become a slope of a table. Where the held-out cells of a table show it wrong by more than a few per cent, it gets
-further rows and columns.
+Steps are probed first (`latency.sweeping.steps`). Then the cells that determine the tables (`latency.sweeping.design`)
+are measured in one shuffled order over all tables (`latency.sweeping.schedule`), so that drift of the machine does not
+become a slope of a table. A table that its held-out cells contradict gets further rows and columns (0068).
 
-A full sweep prices every network; a plan needs a few. So ``LazySweep`` starts with the steps and the corners of every
-table; whoever plans with it asks for the cells of its answer, plans again, and stops when nothing new is asked for.
-It leaves an ordinary profile: a sweep may fill it later, and a killed one resumes.
+A full sweep prices every network; a plan needs a few. ``LazySweep`` starts with the steps and the corners of every
+table; a plan asks for the cells of its answer until nothing new is asked for. Its profile may be filled later (0069).
 """
 
 from __future__ import annotations

@@ -1,21 +1,18 @@
-"""Where are an op's weights when it runs? In a network, where the other layers' weights have evicted them.
+"""Where are an op's weights when it runs? In a network the other layers' weights have evicted them (0054).
 
-Activations were just written and lie in a cache. Weights were last read one inference ago, and all other weights of the
-network have been read since. An op that is timed over and over finds its own weights in the cache. Where it uses each
-weight often, that makes no difference. A convolution on 4×4 positions uses each 16 times, and takes longer in a network
-than such a timing says.
+An op that is timed over and over finds its weights in the cache. In a network all other weights were read since their
+last use. That makes no difference where an op uses each weight often, but a convolution on 4×4 positions uses each 16
+times.
 
-So ops with large weights are timed in rounds (`latency.timing.timer.interleave`). Between two rounds as many bytes are
-read as the network has weights, at most as many as the last cache holds: the ops of the round read their own weights,
-and the missing bytes are read before it. Where the last cache is far larger than the network, weights come from there,
-and only the cache before it is emptied. An op's activations are made anew in each run by the op that feeds it
-(`latency.backends.onnxruntime.ops`). Ops with small weights stay warm: emptying the caches evicts the call's own code
-as well, and differences of a few µs are lost.
+So ops with large, seldom used weights are timed in rounds (`latency.timing.timer.interleave`), and before each round as
+many bytes are read as the network has weights, at most as many as the last cache holds (0056, 0057). Where the last
+cache is far larger than the network, only the cache before it is emptied (0058). Activations are made anew in each run
+by the op before (`latency.backends.onnxruntime.ops`). Ops with small weights stay warm: emptying the caches evicts the
+call's own code as well, and differences of a few µs are lost.
 
-A linear layer of one image uses each weight so seldom that reading the weights takes all its time: 22 µs per MiB from
-the cache, 30 to 70 from memory, by where the weights happen to lie. Builds of it differ by a quarter for as long as
-they live; the mean of six is uncertain by a tenth, while two builds with warm weights agree within 2 %. So its cells
-are timed with warm weights, and one rate per table, from many builds, says what a byte takes longer from memory.
+A linear layer of one image does nothing but read its weights: 22 µs per MiB from the cache, 30 to 70 from memory.
+Builds of it differ by a quarter for as long as they live, so its cells are timed warm, and one rate per table, from
+many builds, says what a byte takes longer from memory (0055).
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
 """Which cell is measured when, and in how many builds? In random order, each stored before the next.
 
-One order over all tables, so that drift of the machine does not become a slope of a table. Cells that are contended
-wait for a quiet moment and are measured again, the most uncertain first; after three visits, or where that takes too
-much time, a cell's result is final, and its method says that it is contended.
+One order over all tables, so that drift of the machine does not become a slope of a table. Contended cells wait for a
+quiet moment and are measured again, the most uncertain first; after three visits, or where that takes too long, a
+cell's result is final, and its method says that it is contended (0065).
 
-Where an op uses its weights seldom, they are read from memory, as in a network (`latency.sweeping.cold_weights`), and
-cells are timed in turns.
-
-Where a backend asks for several builds of a cell, two that agree are averaged; otherwise more are made (decision 0050).
+Cells with cold weights are timed in turns (`latency.sweeping.cold_weights`). Where a backend asks for several builds of
+a cell, two that agree are averaged; otherwise more are made (0050).
 """
 
 from __future__ import annotations

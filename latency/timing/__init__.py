@@ -1,12 +1,11 @@
 """How long did a call take, and did other work slow it? Clocks, and the anchor that measures contention.
 
-One thread is timed by its own CPU time, several threads by the wall clock. CPU time is not immune to who shares the
-core: work on the core's other hyperthread slows it by 25 % and more, in bursts of 0.1 … 100 ms. So a short call that
-never changes, the *anchor*, runs between any two timed runs, and a run counts as quiet when the anchors on both sides
-agree and are near the anchor's floor. Near, not at it: on some processors a core is slower by 3 % or 10 % for seconds,
-because of its clock and of what hyperthreads share, and a run takes as much longer as the anchor does. So times are
-stated at one speed, that of the anchor's *reference*: a run's time is divided by the ratio of the anchors around it to
-the reference.
+One thread is timed by its own CPU time, several threads by the wall clock. CPU time too depends on who shares the core:
+work on its other hyperthread slows it by 25 % and more, in bursts of 0.1 … 100 ms. So a short call that never changes,
+the *anchor*, runs between any two timed runs, and a run is quiet when the anchors on both sides agree and are near the
+anchor's floor (0063). Near, not at it: a core may be slower by 3 % or 10 % for seconds, and a run takes as much longer
+as the anchor does. So times are stated at one speed: a run's time is divided by the ratio of the anchors around it to
+the anchor's *reference*.
 """
 
 from __future__ import annotations

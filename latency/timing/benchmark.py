@@ -1,13 +1,12 @@
 """How long does a whole network take, and how much faster is one than another? In µs, end to end.
 
 Two networks are compared in turns within one run, A B A B …, because the machine's speed drifts by more than they
-differ. In a turn a network runs until its data is back in the caches, then eight times that count. The ratio is the
-median of the rounds' ratios with its distribution-free 95 % interval.
+differ. In its turn a network runs until its data is back in the caches, then eight times that count (0066). The ratio
+is the median of the rounds' ratios with its distribution-free 95 % interval.
 
-A short anchor runs before and after every run (`latency.timing`): where every network finds enough runs
-uncontended by who shares the core, only those count, stated at the clock that the processor mostly had; else, for
-every network, its fastest twentieth. (Long runs are hit more often than short ones. On a machine with other work,
-ratios of plain medians were off by 10 %, these by 2 %.)
+An anchor runs before and after every run (`latency.timing`). Where every network finds enough uncontended runs, only
+those count, stated at one speed; else, for every network, its fastest twentieth. (Beside other work, ratios of plain
+medians were off by 10 %, these by 2 %.)
 """
 
 from __future__ import annotations

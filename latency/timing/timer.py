@@ -1,14 +1,12 @@
 """How long does one call take, in µs, on a machine that does other things as well?
 
-Single runs are timed, never batches: a run shorter than a slice of the scheduler is mostly clean. One thread is timed
-by its own CPU time, which preemption does not change; several threads by the wall clock.
+Single runs are timed, never batches: a run shorter than a slice of the scheduler is mostly clean. An anchor tells which
+runs were uncontended (`latency.timing`). The result is their median with its distribution-free 95 % interval. Calls
+longer than the quiet moments have no such runs: then it is the median of the fastest twentieth, which counts as
+uncontended where three of these runs agree.
 
-An anchor tells which runs were uncontended (`latency.timing`). The result is the median of these runs with its
-distribution-free 95 % interval (order statistics). Calls longer than the quiet moments have no such runs: then it is
-the median of the fastest twentieth, which counts as uncontended where three of these runs agree.
-
-The place of a build's memory changes its time for as long as the build lives, and more runs of one build never show
-that. So several builds of an op have one time, ``joined``.
+The place of a build's memory changes its time for as long as the build lives. So several builds of an op have one time,
+``joined`` (0050).
 """
 
 from __future__ import annotations

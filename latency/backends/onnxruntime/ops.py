@@ -1,18 +1,16 @@
 """The graph around one op, so that ONNX Runtime treats it as it would inside a network.
 
-A lone op pays what it does not pay in a network: the change of layout on both sides, the call, its outputs. A
-*differential graph* cancels that: the time of the graph with some copies of the op, whose results have a reader each,
-minus the time of the graph with one copy and as many readers, is that of the other copies alone. The op's inputs come
-from cheap producers, so that they already lie in the runtime's own layout. Every tensor that an op reads has a second
-reader, so that the runtime cannot fuse the op into its producer. A reader takes one position and no more: what it would
-read besides could be in a cache on one side and not on the other.
+A lone op pays what it does not pay in a network: changes of layout, the call, its outputs. A *differential graph*
+cancels that: the time of the graph with some copies of the op, minus that of the graph with one copy and as many
+readers, is the time of the other copies. The op's inputs come from cheap producers, so that they lie in the runtime's
+own layout. Every tensor that the op reads has a second reader, so that the runtime cannot fuse the op into its
+producer. A reader takes one position only: more could be in a cache on one side and not on the other.
 
-The runtime orders nodes differently from session to session where a graph has several results. So there is one result,
-made of what is read of all of them. Each is read once before any is read again, so that each copy writes a tensor of
-its own, as a layer of a network does, and not the one that the copy before it left in the cache. An op that adds its
-result to another tensor does so in place where it is the last reader of that tensor, as in a network; otherwise it
-copies the tensor first, which takes as long as the op. So everything else that reads the tensor runs before the op's
-inputs are made.
+The graph has one result, made of all that is read, because the runtime orders nodes differently from session to session
+where there are several. Each result is read once before any is read again, so that each copy writes a tensor of its
+own, as a layer does. An op adds its result to another tensor in place where it is that tensor's last reader; otherwise
+it copies the tensor, which takes as long as the op. So everything else that reads the tensor runs before the op's
+inputs are made (0051).
 """
 
 from __future__ import annotations

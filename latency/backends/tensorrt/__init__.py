@@ -1,12 +1,11 @@
 """Ops as TensorRT engines: an op with its tail is one engine, fused as TensorRT fuses it in a network.
 
-A call is a series of K inferences and the call it is compared with one of them; the slope between them is the op,
-without launch and graph entry. cuda-python captures both in CUDA graphs; PyCUDA has none, so there the slope of a
-short op is that of its launches, and the cell's method says ``enqueue slope``. The series goes round several engines
-of the same plan, each with weights of its own, because in a network weights are cold while activations are warm.
+An op is timed as the slope between K inferences and one, without launch and graph entry. cuda-python captures both in
+CUDA graphs; PyCUDA has none, so there a short op's slope is that of its launches, and the cell's method says ``enqueue
+slope``. The inferences go round several engines of one plan, each with weights of its own, because in a network weights
+are cold while activations are warm.
 
-With ``branches`` many ops become one build, and the times are those of TensorRT's profiler: quicker to build, and the
-profiler's times include what it costs itself.
+With ``branches`` many ops become one build, timed by TensorRT's profiler: quicker, and with what the profiler costs.
 """
 
 from __future__ import annotations

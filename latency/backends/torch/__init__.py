@@ -1,9 +1,8 @@
 """Ops and networks on PyTorch: on a GPU (cuDNN, CUDA graphs) or on the CPU.
 
-On a GPU the call of an op is a graph of K copies, and the call that it is compared with a graph of one; the slope
-between them is the op inside a graph, without launch and graph entry. All copies read the same inputs, which are warm,
-as activations are in a network. Their weights rotate through as many bytes as the network's weights have (see
-``TimingPolicy.weight_copies``). On the CPU a call is the op alone.
+On a GPU an op is timed as the slope between a graph of K copies and a graph of one, without launch and graph entry. All
+copies read the same inputs, which are warm, as activations are in a network; their weights rotate through as many bytes
+as the network has (``TimingPolicy.weight_copies``). On the CPU a call is the op alone.
 """
 
 from __future__ import annotations

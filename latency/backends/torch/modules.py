@@ -1,16 +1,15 @@
 """What becomes of a PyTorch module before it is run or exported: copies, folded norms, tensors in and out.
 
-A model that stores an activation (``self.features = x``, a hook that collects outputs) holds a tensor with a history
-of gradients, which ``copy.deepcopy`` refuses. In ``copy_of`` its values are there without the history.
+``copy.deepcopy`` refuses a tensor with a history of gradients, such as an activation that a model stores; ``copy_of``
+takes its values.
 
-An exported graph takes tensors and gives tensors. Numbers, texts, flags and None among a module's inputs are constants
-of the graph; None and numbers among its outputs have no place in it and are left out.
+An exported graph takes and gives tensors. Numbers, texts, flags and None among a module's inputs are constants of the
+graph; None and numbers among its outputs are left out.
 
 Networks are deployed with their batch norms folded. torch.fx follows the forward; a batch norm that reads nothing but
-the output of one convolution or linear layer goes into that layer's weights, ``w' = w·γ/√(σ² + ε)``,
-``b' = (b − μ)·γ/√(σ² + ε) + β``; every other one stays as it is. ``torch.fx.experimental.optimization`` has a function
-for this, whose module warns when it is imported on torch 2.11, and which folds a layer once for every norm that reads
-it.
+the output of one convolution or linear layer goes into its weights, ``w' = w·γ/√(σ² + ε)``, ``b' = (b − μ)·γ/√(σ² + ε)
++ β``. ``torch.fx.experimental.optimization`` folds too, but warns when it is imported on torch 2.11, and folds a layer
+once for every norm that reads it.
 """
 
 from __future__ import annotations
