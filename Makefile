@@ -73,7 +73,7 @@ models: $(VENV)/.installed ## every torchvision network: what is prunable, and t
 	$(BIN)/python -m tools.models_table --out docs/models.md
 
 options: $(VENV)/.installed ## docs/options.md: the options of every verb, from the fields that they are read of
-	$(BIN)/python -m tools.options_page
+	$(BIN)/python -m tools.docs_pages
 
 results: $(VENV)/.installed ## the tables of docs/results.md, from benchmarks/history
 	$(BIN)/python -m tools.results

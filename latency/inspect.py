@@ -136,62 +136,54 @@ class Inspection:
 
 def held_out(profile: Profile) -> tuple[float, ...]:
     """Returns the relative errors, with their sign, of the tables at the cells that were held out of them."""
-    tables: dict[str, Op] = {}
-    held: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in profile.cells:
-        op, role = Op.from_key(cell), cell.get("role", "sweep")
-        if role == "sweep":
-            tables.setdefault(op.table_key(), op)
-        elif role == "holdout":
-            held.setdefault(op.table_key(), []).append(cell)
+    swept, holdouts = _by_table(profile, "sweep"), _by_table(profile, "holdout")
     return tuple(
         error
-        for key, op in tables.items()
-        if key in held
-        for _, error in _judged(profile.table(op), held[key])
+        for key, cells in swept.items()
+        if key in holdouts
+        for _, error in _judged(profile.table(Op.from_key(cells[0])), holdouts[key])
     )
 
 
-def _judged(table: Table, held: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float]]:
+def _by_table(profile: Profile, role: str) -> dict[str, list[Mapping[str, Any]]]:
+    """Returns the cells of a role, by the names of their tables, in order of appearance."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in profile.cells:
+        if cell.get("role", "sweep") == role:
+            found.setdefault(Op.from_key(cell).table_key(), []).append(cell)
+    return found
+
+
+def _judged(table: Table, holdouts: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], float]]:
     """Returns the held-out cells that judge a table, each with its relative error.
 
     Of a sweep that goes on the table may be narrower yet; what was measured for it later on no longer judges it.
     """
-    within = [c for c in held if c["c_in"] <= table.op.c_in and c["c_out"] <= table.op.c_out]
+    within = [c for c in holdouts if c["c_in"] <= table.op.c_in and c["c_out"] <= table.op.c_out]
     judges = [c for c in within if not bool(table.measured(c["c_in"], c["c_out"]))]
     return [(c, float(table.lookup(c["c_in"], c["c_out"])) / c["us"] - 1.0) for c in judges]
 
 
 def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
     """Sums up a profile as of ``now``, in seconds since the epoch."""
-    tables: dict[str, Op] = {}
-    held: dict[str, list[Mapping[str, Any]]] = {}
-    swept: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in profile.cells:
-        op = Op.from_key(cell)
-        role = cell.get("role", "sweep")
-        if role == "sweep":
-            tables.setdefault(op.table_key(), op)
-            swept.setdefault(op.table_key(), []).append(cell)
-        elif role == "holdout":
-            held.setdefault(op.table_key(), []).append(cell)
+    swept, holdouts = _by_table(profile, "sweep"), _by_table(profile, "holdout")
     errors: list[float] = []
     weights: list[float] = []
     ops = []
-    for key, op in tables.items():
-        table = profile.table(op)
-        judged = _judged(table, held.get(key, []))
+    for key, cells in swept.items():
+        table = profile.table(Op.from_key(cells[0]))
+        judged = _judged(table, holdouts.get(key, []))
         mine = [abs(error) for _, error in judged]
         errors += mine
         weights += [float(c["us"]) for c, _ in judged]
         widest = table.op
-        contended = sum("disturbed" in str(c.get("method", "")) for c in swept[key]) / len(swept[key])
+        contended = sum("disturbed" in str(c.get("method", "")) for c in cells) / len(cells)
         ops.append(
             OpCoverage(
                 op=in_words(widest),
                 c_in=widest.c_in,
                 c_out=widest.c_out,
-                cells=len(swept[key]),
+                cells=len(cells),
                 edges=_edges(widest, table.steps),
                 steps=table.steps,
                 dense_us=float(table.lookup(widest.c_in, widest.c_out)),
@@ -281,22 +273,13 @@ def draw(profile: Profile, path: str | Path, *, tables: int | None = None) -> in
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found: dict[str, Op] = {}
-    for cell in profile.cells:
-        if cell.get("role", "sweep") == "sweep":
-            found.setdefault(Op.from_key(cell).table_key(), Op.from_key(cell))
-    words = {key: op.op for key, op in zip(found, inspect(profile).ops, strict=True)}
-
-    def dense_us(key: str) -> float:
-        table = profile.table(found[key])
-        return float(table.lookup(table.op.c_in, table.op.c_out))
-
-    chosen = sorted(found, key=dense_us, reverse=True)[:tables]
+    found = [profile.table(Op.from_key(cells[0])) for cells in _by_table(profile, "sweep").values()]
+    chosen = sorted(found, key=lambda t: float(t.lookup(t.op.c_in, t.op.c_out)), reverse=True)[:tables]
     figure, axes = pyplot.subplots(len(chosen), 3, figsize=(11, 2.7 * len(chosen) + 0.5), squeeze=False)
     figure.set_layout_engine("constrained", h_pad=0.14)  # the title of a row keeps away from the row above
     _legend(figure)
-    for row, key in zip(axes, chosen, strict=True):
-        _row(row, profile, found[key], words[key])
+    for row, table in zip(axes, chosen, strict=True):
+        _row(row, table)
     kind, content = Path(path).suffix[1:], io.BytesIO()
     figure.savefig(content, format=kind, dpi=100, metadata={"Date": None} if kind == "svg" else None)
     write(path, content.getvalue())
@@ -313,13 +296,12 @@ def _legend(figure: Any) -> None:
     figure.legend(handles=marks, loc="outside upper left", ncols=3, fontsize=8, frameon=False)
 
 
-def _row(axes: Any, profile: Profile, op: Op, title: str) -> None:
+def _row(axes: Any, table: Table) -> None:
     from matplotlib.colors import LogNorm
 
-    table = profile.table(op)
     wide = table.op
     ins, outs = np.arange(1, wide.c_in + 1), np.arange(1, wide.c_out + 1)
-    axes[0].set_title(title.replace("batch_norm", "bn"), loc="left", fontsize=9, color=INK)
+    axes[0].set_title(in_words(wide).replace("batch_norm", "bn"), loc="left", fontsize=9, color=INK)
     if table.diagonal:
         step = wide.c_in // wide.groups if wide.groups > 1 and not wide.depthwise else 1
         both = np.arange(step, wide.c_in + 1, step)

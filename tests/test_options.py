@@ -21,8 +21,8 @@ from halpiee.options import described, fitted, nested, option, options_of
 from halpiee.shared_options import Cycle, Switches
 from halpiee.training.config import Settings
 from halpiee.training.masks import Masks
+from tools.docs_pages import options_page
 from tools.house import functions
-from tools.options_page import page
 
 ROOT = Path(__file__).parent.parent
 VERBS = sorted(program.commands)
@@ -166,7 +166,7 @@ def test_the_hash_of_a_run_does_not_hang_on_the_order_of_its_settings() -> None:
 
 
 def test_the_page_of_options_is_current() -> None:
-    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == page(), "make options"
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == options_page(), "make options"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_the_page_of_options_is_current() -> None:
     ],
 )
 def test_the_page_says_of_an_option_what_a_reader_needs(line: str) -> None:
-    assert f"\n{line}\n" in page()
+    assert f"\n{line}\n" in options_page()
 
 
 def test_no_verb_is_long_or_takes_many_arguments() -> None:

@@ -1,7 +1,7 @@
 """Pages of the site that are made from what is elsewhere: the API, the recipes, the decisions, the root's documents.
 
 A hook of mkdocs (mkdocs.yml). Names come from each package's ``__all__``, read without
-importing it: ``make docs`` needs no torch.
+importing it: ``make docs`` needs no torch. ``python -m tools.docs_pages`` (``make options``) writes docs/options.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["on_config", "on_files", "on_page_markdown", "public_names"]
+__all__ = ["on_config", "on_files", "on_page_markdown", "options_page", "public_names"]
 
 ROOT = Path(__file__).parent.parent
 
@@ -165,3 +165,54 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Appends the list of decisions to their first page."""
     return f"{markdown}\n{decisions()}\n" if page.file.src_uri == "decisions/index.md" else markdown
+
+
+HEAD = """# Options of every verb
+
+Made by `make options` from the fields that the program reads: do not edit. `halpiee VERB --help` says the same with
+examples. An option of `train` is written in a recipe without its dashes: `batch-size: 128`.
+"""
+
+
+def options_page() -> str:
+    """Returns docs/options.md, made from the fields that the program reads its options of."""
+    from halpiee.cli.app import program
+    from halpiee.cli.options import Typed
+    from halpiee.training.config import OPTIONS
+
+    lines = [HEAD]
+    for verb, command in sorted(program.commands.items()):
+        about = (command.help or "").strip().splitlines()[0]
+        lines += [
+            f"## {verb}",
+            "",
+            about,
+            "",
+            "| option | takes | default | what it is |",
+            "|---|---|---|---|",
+        ]
+        options = [parameter.option for parameter in command.params if isinstance(parameter, Typed)]
+        for heading in dict.fromkeys(sorted((o.help.heading for o in options), key=lambda h: h == "Options")):
+            lines += [_option_row(option) for option in options if option.help.heading == heading]
+        lines.append("")
+    hidden = [option for option in OPTIONS.values() if option.help.text and not option.help.on_command_line]
+    lines += [
+        "## Recipes and Python only",
+        "",
+        "| option | takes | default | what it is |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *(_option_row(option) for option in hidden)]) + "\n"
+
+
+def _option_row(option: Any) -> str:
+    """Returns the line of an option."""
+    default = "needed" if option.required else option.shown_default
+    both = bool in option.kinds and option.default is not False
+    typed = f"`{option.typed}`" + f", `--no-{option.typed.removeprefix('--')}`" * both
+    cells = (typed, option.takes, default, option.help.text)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "options.md").write_text(options_page(), encoding="utf-8")

@@ -30,6 +30,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from latency import Op, sweep
+from latency.backends import BACKENDS
+from latency.backends.tensorrt import TensorRT
+from latency.device import PRECISIONS
 from latency.errors import HalpieeError, UsageError
 from latency.timing.timer import Precision
 
@@ -81,10 +84,9 @@ def measure(given: argparse.Namespace) -> int:
     """Measures the ops that the arguments name."""
     if given.out is None and not given.dry_run:
         raise UsageError("no --out was given; name the profile file, or add --dry-run to measure nothing")
-    if given.backend == "onnxruntime" and (given.precision != "fp32" or given.channels_last):
-        raise UsageError(
-            "ONNX Runtime is measured in fp32 and NCHW; leave --precision and --channels-last out"
-        )
+    names = ("device", "precision", "channels_last")
+    settings: dict[str, Any] = {name: getattr(given, name) for name in names}
+    BACKENDS[given.backend].check(**settings)
     built = (given.size, given.width, given.classes)
     if given.ops is not None and any(value is not None for value in built):
         raise UsageError(
@@ -100,10 +102,6 @@ def measure(given: argparse.Namespace) -> int:
         raise UsageError(
             "--group-size is a number of channels for --protocol halp; leave it out, or give 1 or more"
         )
-    if given.backend == "tensorrt" and (given.channels_last or given.device == "cpu"):
-        raise UsageError(
-            "TensorRT runs on a GPU and chooses layouts itself; leave --channels-last and --device out"
-        )
     if given.backend != "tensorrt" and (given.builder_level is not None or given.branches or given.library):
         raise UsageError("--builder-level, --branches and --library are of TensorRT; add --backend tensorrt")
     if halp:
@@ -111,30 +109,20 @@ def measure(given: argparse.Namespace) -> int:
     ops = traced(given) if given.model else read(given.ops)
     if given.batch:
         ops = [replace(op, batch=given.batch) for op in ops]
-    dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(given.precision, "float32")
     layout = "nhwc" if given.channels_last else "nchw"
-    ops = [replace(op, dtype=dtype, layout=layout) for op in ops]
+    ops = [replace(op, dtype=PRECISIONS[given.precision], layout=layout) for op in ops]
     if given.shard is not None:
         ops = sharded(ops, given.shard)
-    settings: dict[str, Any] = {}
     if given.backend == "tensorrt":
-        settings = {"precision": given.precision, "library": given.library or "auto"}
-        settings |= {"level": given.builder_level} if given.builder_level is not None else {}
-        settings |= {"branches": given.branches} if given.branches else {}
-        settings |= {"timing_cache": given.out.with_name(f"{given.out.name}.timing")} if given.out else {}
-    if given.backend == "torch":
-        settings = {
-            "device": given.device,
-            "precision": given.precision,
-            "channels_last": given.channels_last,
-        }
+        own = {"level": given.builder_level, "branches": given.branches, "library": given.library}
+        settings |= {name: value for name, value in own.items() if value is not None}
+        settings |= TensorRT.kept_beside(given.out) if given.out else {}
     every = (given.group_size or 8) if halp else None
     repeats = Precision(relative=0.0, absolute_us=0.0, n_min=100, n_max=100) if halp else None
     if given.dry_run:
-        # TensorRT is not needed to count cells.
-        backend = "onnxruntime" if given.backend == "tensorrt" else given.backend
-        told = {} if given.backend == "tensorrt" else settings
-        print(sweep(ops, backend=backend, threads=given.threads, settings=told, every=every, dry_run=True))
+        if given.backend == "tensorrt":  # which is not needed to count cells
+            given.backend, settings = "onnxruntime", {}
+        print(sweep(ops, backend=given.backend, settings=settings, every=every, dry_run=True))
         return 0
     profile = sweep(
         ops,
@@ -220,7 +208,7 @@ def until(minutes: float | None) -> Any:
     begun = time.monotonic()
     said = 0.0
 
-    def told(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal said
         spent = time.monotonic() - begun
         if spent - said > 5 or done >= total:
@@ -231,7 +219,7 @@ def until(minutes: float | None) -> Any:
             print(file=sys.stderr)
             raise KeyboardInterrupt
 
-    return told
+    return report
 
 
 if __name__ == "__main__":
