@@ -35,8 +35,8 @@ class Limit:
 
 
 LIMITS = {
-    "lines": Limit(57_090, 35_000),
-    "files": Limit(246, 160),
+    "lines": Limit(56_963, 35_000),
+    "files": Limit(245, 160),
     "circles": Limit(0, 0),
     f"functions above {LONG} lines": Limit(0, 0),
     f"functions with more than {MANY} parameters": Limit(1, 0),
@@ -121,10 +121,6 @@ def circles(edges: Mapping[str, set[str]]) -> list[tuple[str, ...]]:
     return sorted(found)
 
 
-def _module(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Prints or checks the figures and returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -135,7 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     trees = {path: ast.parse(text) for path, text in texts.items()}
     lengths = [len(text.splitlines()) for text in texts.values()]
     every = [function for path, tree in trees.items() for function in functions(path, tree)]
-    rings = circles(imports({_module(path): tree for path, tree in trees.items()}))
+    dotted = {".".join(p.relative_to(ROOT).with_suffix("").parts): tree for p, tree in trees.items()}
+    rings = circles(imports({name.removesuffix(".__init__"): tree for name, tree in dotted.items()}))
     long = sorted((f for f in every if f.lines > LONG), key=lambda f: -f.lines)
     wide = sorted((f for f in every if f.parameters > MANY), key=lambda f: -f.parameters)
     figures = {

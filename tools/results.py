@@ -75,7 +75,7 @@ def page(text: str, *, folder: Path = HISTORY) -> str:
 
     def table(found: re.Match[str]) -> str:
         indent, name, words = found.groups()
-        options = _options(words)
+        options = {k: quoted or plain for k, quoted, plain in re.findall(r'(\w+)=(?:"([^"]*)"|(\S+))', words)}
         lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = newest(map(json.loads, lines), options.get("key", "").split(","), options.get("machine", ""))
         columns = options["columns"].split(",") if "columns" in options else ()
@@ -103,10 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(new != old)
     write(PAGE, new, overwrite=True)
     return 0
-
-
-def _options(words: str) -> dict[str, str]:
-    return {name: quoted or plain for name, quoted, plain in re.findall(r'(\w+)=(?:"([^"]*)"|(\S+))', words)}
 
 
 def _cell(value: object) -> str:

@@ -67,11 +67,8 @@ def command(asked: Answered) -> None:
 
 def examine() -> list[Finding]:
     """Returns every finding, the basics first."""
-    return [*_python(), *_packages(), *_backends(), *_threads(), _contention()]
-
-
-def _python() -> list[Finding]:
-    return [Finding("Python", "ok", platform.python_version())]
+    python = Finding("Python", "ok", platform.python_version())
+    return [python, *_packages(), *_backends(), *_threads(), _contention()]
 
 
 def _packages() -> list[Finding]:

@@ -193,10 +193,10 @@ def core_hours(cells: Sequence[Any]) -> float | None:
 def _print(entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         hours = entry["core_hours"]
-        told = "time unknown" if hours is None else f"about {hours:,.0f} core hours"
+        time = "time unknown" if hours is None else f"about {hours:,.0f} core hours"
         click.echo(f"{click.style(entry['name'], bold=True)}  {entry['about']}")
         click.echo(f"    {entry['source']}")
-        click.echo(f"    {entry['cells']} trainings with {entry['seeds']} seeds, {told} at the paper's scale")
+        click.echo(f"    {entry['cells']} trainings with {entry['seeds']} seeds, {time} at the paper's scale")
 
 
 def _commands(study: Any, asked: Asked) -> list[str]:
@@ -217,7 +217,9 @@ def _commands(study: Any, asked: Asked) -> list[str]:
         }
         words = [str(options.get("model", "MODEL"))]
         for key, value in options.items():
-            if key == "model" or value in (None, ()) or not _can_be_typed(key):
+            if key == "model" or value in (None, ()):
+                continue
+            if key != "out" and not OPTIONS[key].help.on_command_line:  # of files and Python alone
                 continue
             name = key.replace("_", "-")
             if isinstance(value, bool):
@@ -230,11 +232,6 @@ def _commands(study: Any, asked: Asked) -> list[str]:
                 words.append(f"--{name} {shlex.quote(str(value))}")
         found.append(f"halpiee train {' '.join(words)}")
     return found
-
-
-def _can_be_typed(option: str) -> bool:
-    """Whether an option is one of the command line, not of files and Python alone."""
-    return option == "out" or OPTIONS[option].help.on_command_line
 
 
 def _again(asked: Asked) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def export_int8(
         write_metadata(proto, said)
         onnx.checker.check_model(proto, full_check=True)
         write(path, proto.SerializeToString())
-        rel = _apart(path, float_path, reader.first)
+        rel = relative_l2(*(session(one).run(None, reader.first) for one in (path, float_path)))
     return Int8Report(path, path.stat().st_size, reader.images, done, rel)
 
 
@@ -120,7 +121,7 @@ class _Reader:
         self._names, self._batches = names, self._arrays(batches)
         self.images = 0
         self.first = next(self._batches, None)
-        self._again = self.first
+        self._left = chain([] if self.first is None else [self.first], self._batches)
 
     def _arrays(self, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> Iterator[dict[str, Any]]:
         for batch in batches:
@@ -131,10 +132,7 @@ class _Reader:
 
     def get_next(self) -> dict[str, Any] | None:
         """Returns the next batch, by the names of the inputs."""
-        if self._again is not None:
-            again, self._again = self._again, None
-            return again
-        return next(self._batches, None)
+        return next(self._left, None)
 
 
 class FileNetwork(nn.Module):
@@ -148,8 +146,3 @@ class FileNetwork(nn.Module):
         """Returns the outputs: a tensor, or a tuple where there are several."""
         found = tuple(torch.from_numpy(x) for x in self._run(inputs))
         return found[0] if len(found) == 1 else found
-
-
-def _apart(path: Path, reference: Path, feed: Mapping[str, Any]) -> float:
-    a, b = (session(one).run(None, dict(feed)) for one in (path, reference))
-    return relative_l2(a, b)

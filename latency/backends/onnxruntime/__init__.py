@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -121,12 +122,15 @@ class OnnxRuntime(Backend):
         Raises:
             UnsupportedOpError: an op, precision or layout that is not built here.
         """
-        most = self.policy.copies(op)
-        many, one = (
-            _call(session(_graph(op, copies, most), threads=self.threads, merge=False))
-            for copies in (most, 1)
-        )
-        return Built(run=many, minus=one, copies=most - 1, method="twin")
+        most, calls = self.policy.copies(op), []
+        for copies in (most, 1):
+            if op.dtype == "int8":
+                graph = quantised(differential_graph(replace(op, dtype="float32"), copies, most))
+            else:
+                graph = differential_graph(op, copies, most)
+            runtime = session(graph, threads=self.threads, merge=False)
+            calls.append(partial(runtime.run, None, feeds(runtime)))
+        return Built(run=calls[0], minus=calls[1], copies=most - 1, method="twin")
 
     def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
         """Returns the ONNX model of a module; in int8 with made-up ranges, which the time does not hang on."""
@@ -156,18 +160,6 @@ class OnnxRuntime(Backend):
 
 PRECISIONS = ("fp32", "int8")
 """Arithmetic that ops and networks are timed in."""
-
-
-def _graph(op: Op, copies: int, readers: int) -> Any:
-    """Returns the graph of some copies of an op, in its precision."""
-    if op.dtype != "int8":
-        return differential_graph(op, copies, readers)
-    return quantised(differential_graph(replace(op, dtype="float32"), copies, readers))
-
-
-def _call(runtime: Any) -> Callable[[], object]:
-    inputs = feeds(runtime)
-    return lambda: runtime.run(None, inputs)
 
 
 QUANTISER: Mapping[str, Any] = {"per_channel": True, "reduce_range": False}

@@ -106,9 +106,10 @@ class SessionRunner(Runner):
     def _inputs(self, given: Sequence[Any] | None) -> dict[str, Any]:
         """Returns the arrays that are fed: those given, in order, or random ones."""
         if given is None:
-            return random_inputs(self._session, self._name or _named(self._model), *self._sizes)
+            own = str(self._model) if isinstance(self._model, str | Path) else "the model"
+            return random_inputs(self._session, self._name or own, *self._sizes)
         names = [value.name for value in self._session.get_inputs()]
-        arrays = [_array(x) for x in _leaves(given)]
+        arrays = [x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x) for x in _leaves(given)]
         if len(arrays) != len(names):
             raise UsageError(
                 f"{len(arrays)} example inputs were passed; the model reads {len(names)} ({', '.join(names)}); pass as "
@@ -145,10 +146,6 @@ class SessionRunner(Runner):
         )
 
 
-def _named(model: Any) -> str:
-    return str(model) if isinstance(model, str | Path) else "the model"
-
-
 def _leaves(given: Sequence[Any]) -> list[Any]:
     """Returns the tensors and arrays among inputs, in order, those in lists and dicts included."""
     found: list[Any] = []
@@ -174,10 +171,6 @@ def _check_precision(module: Any, example_inputs: Sequence[Any]) -> None:
             f"the latency of {type(module).__name__} in bfloat16 was asked of ONNX Runtime, which has no such kernels "
             "on the CPU; measure model.float() with inputs of float32, or with backend='torch'"
         )
-
-
-def _array(x: Any) -> Any:
-    return x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
 
 
 def session(

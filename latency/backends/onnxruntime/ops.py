@@ -70,11 +70,6 @@ def differential_graph(op: Op, copies: int, readers: int = 2) -> onnx.ModelProto
     return graph.model()
 
 
-def _adds(op: Op) -> bool:
-    """Returns whether an op adds its result to another tensor; a linear layer adds it to itself."""
-    return "add" in op.tail and op.kind != "linear"
-
-
 class Graph:
     """Nodes, constants and graph inputs as they are added."""
 
@@ -91,7 +86,7 @@ class Graph:
     def inputs(self, copies: int) -> list[str]:
         """Adds what the op reads: one tensor, two for an addition, product or concat; plus a residual per copy."""
         op = self.made
-        if _adds(op):
+        if "add" in op.tail and op.kind != "linear":  # a linear layer adds its result to itself
             self.residuals = [self.producer(f"r{copy}", op.c_out, output_size(op)) for copy in range(copies)]
             self.first([self.touch(name, output_size(op), f"{name}.seen") for name in self.residuals])
         if op.spec.rows:

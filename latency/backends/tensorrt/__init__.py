@@ -82,7 +82,7 @@ class TensorRT(Backend):
         self.facts = self.cuda.facts()
         self._network: list[Op] = []
         self._built: list[Execution] = []
-        self._together: dict[Op, _Branch] = {}
+        self._together: dict[Op, Callable[[], float]] = {}
 
     @cached_property
     def builder(self) -> Builder:
@@ -176,7 +176,7 @@ class TensorRT(Backend):
             except (UnsupportedOpError, OutOfMemoryError):
                 continue  # one of them; each is built, and its fault named, by itself
             rows = _Rows(runner, len(part))
-            self._together |= {op: _Branch(rows, k) for k, op in enumerate(part)}
+            self._together |= {op: partial(rows.next, k) for k, op in enumerate(part)}
 
     def build(self, op: Op) -> Built:
         """Builds an op.
@@ -330,16 +330,6 @@ class _Rows:
             for waiting, us in zip(self._waiting, sums, strict=True):
                 waiting.append(us)
         return self._waiting[branch].popleft()
-
-
-class _Branch:
-    """A call that returns the time of one branch."""
-
-    def __init__(self, rows: _Rows, branch: int) -> None:
-        self._rows, self._branch = rows, branch
-
-    def __call__(self) -> float:
-        return self._rows.next(self._branch)
 
 
 def _branch_of(layer: str) -> int | None:

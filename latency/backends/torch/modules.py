@@ -287,7 +287,7 @@ def folded(model: nn.Module, example_inputs: tuple[Any, ...]) -> nn.Module:
     calls = Counter(id(modules[str(n.target)]) for n in traced.graph.nodes if n.op == "call_module")
     for node in traced.graph.nodes:
         pair = _pair(node, modules)
-        if pair is None or any(calls[id(m)] > 1 or _has_hooks(m) for m in pair):
+        if pair is None or any(calls[id(m)] > 1 or m._forward_hooks or m._forward_pre_hooks for m in pair):
             continue
         layer, norm = pair
         before = node.args[0]
@@ -315,7 +315,3 @@ def _pair(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[Any, Any] | Non
     if (type(layer), type(norm)) not in DIMENSIONS or not getattr(norm, "track_running_stats", False):
         return None
     return layer, norm
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
