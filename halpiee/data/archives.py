@@ -56,7 +56,7 @@ class ParquetSource(ImageSource):
                 with _open_parquet(file) as table:
                     _, label = _columns(file, table.schema_arrow)
                     names = names or _class_names(table.schema_arrow, label)
-                    column = _numbers(file, _read(file, table, label))
+                    column = _numbers(file, table, label)
                 if not np.issubdtype(column.dtype, np.integer):
                     raise DataError(
                         f"{file}: its labels are {column.dtype}; they must be whole numbers, none missing"
@@ -184,21 +184,14 @@ def _open_parquet(path: Path) -> Any:
         raise DataError(f"{path} is not a readable Parquet file ({error}); fetch it again") from error
 
 
-def _read(path: Path, table: Any, column: str) -> Any:
-    """Returns one column."""
+def _numbers(path: Path, table: Any, name: str) -> NDArray[Any]:
+    """Returns one column as an array."""
     import pyarrow as pa
 
     try:
-        rows = table.read(columns=[column])
+        column = table.read(columns=[name]).column(name)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged ({error}); fetch it again") from error
-    return rows.column(column)
-
-
-def _numbers(path: Path, column: Any) -> NDArray[Any]:
-    """Returns a column as an array."""
-    import pyarrow as pa
-
     try:
         found: NDArray[Any] = column.to_numpy()
     except (pa.ArrowException, ValueError, TypeError) as error:

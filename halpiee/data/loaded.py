@@ -131,9 +131,12 @@ class LoadedData(Data):
         if batch_size < 1:
             raise UsageError(f"batch size {batch_size} was asked; it must be at least 1")
         index = torch.arange(self._rank, len(self.test), self._ranks)
-        reader = _Reader(self.test, self._fixed)
-        parts = _Parts(reader, torch.split(index, batch_size))
-        for batch in DataLoader(parts, batch_size=None, **self._options(min(self._workers, len(parts)))):
+        parts: Any = torch.split(index, batch_size)
+        options = {
+            **self._options(min(self._workers, len(parts))),
+            "collate_fn": _Reader(self.test, self._fixed),
+        }
+        for batch in DataLoader(parts, batch_size=None, **options):
             if len(batch[0]) or batch[2]:
                 x, y = self._arrived(batch)
                 if len(x):
@@ -141,7 +144,7 @@ class LoadedData(Data):
 
     def at(self, index: Tensor) -> tuple[Any, Any]:
         """Returns training examples by their numbers, not changed at random."""
-        return self._arrived(_Reader(self.train, self._fixed)(index.tolist()))
+        return self._arrived(_Reader(self.train, self._fixed)(index))
 
     # -- helpers
 
@@ -154,10 +157,9 @@ class LoadedData(Data):
         return min(8, max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))))
 
     def _options(self, workers: int) -> dict[str, Any]:
-        more = {"prefetch_factor": self._loading.prefetch} if workers else {}
-        generator = torch.Generator()  # else a loader draws from the global one
-        pinned = self._device.type == "cuda"
-        return {"num_workers": workers, "pin_memory": pinned, "generator": generator, **more}
+        more: dict[str, Any] = {"prefetch_factor": self._loading.prefetch} if workers else {}
+        more |= {"generator": torch.Generator()}  # else a loader draws from the global one
+        return {"num_workers": workers, "pin_memory": self._device.type == "cuda", **more}
 
     def _loader(self, batch_size: int, seed: int) -> tuple[_Keys, Any]:
         """Returns the loader of a batch size; its workers stay from epoch to epoch."""
@@ -198,7 +200,7 @@ class LoadedData(Data):
         total = squares = torch.zeros(self._shape[0], dtype=torch.float64)
         n = 0
         for part in torch.split(index, 32):
-            x, _, bad = _Reader(self.train, self._fixed)(part.tolist())
+            x, _, bad = _Reader(self.train, self._fixed)(part)
             if x is None or not len(x):
                 continue
             pixels = x.double().div(255.0 if x.dtype == torch.uint8 else 1.0).transpose(0, 1).flatten(1)
@@ -238,9 +240,9 @@ class _Reader:
     def __init__(self, split: Split, change: Change) -> None:
         self._split, self._change = split, change
 
-    def __call__(self, indices: Iterable[int]) -> Batch:
+    def __call__(self, indices: Tensor) -> Batch:
         found, bad = [], []
-        for index in indices:
+        for index in indices.tolist():
             try:
                 found.append(self.one(index))
             except DataError as error:
@@ -250,19 +252,6 @@ class _Reader:
     def one(self, index: int) -> tuple[Tensor, Any]:
         """Returns one example."""
         return changed(self._change, *self._split.read(index))
-
-
-class _Parts(Dataset[Batch]):
-    """Batches of given examples."""
-
-    def __init__(self, reader: _Reader, parts: tuple[Tensor, ...]) -> None:
-        self._reader, self._parts = reader, parts
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def __getitem__(self, number: int) -> Batch:
-        return self._reader(self._parts[number].tolist())
 
 
 class _Batches(Dataset[Batch]):

@@ -84,7 +84,8 @@ class ExportReport:
         size_bytes: its size.
         precision: precision of the weights.
         rel_l2: ‖a − b‖₂ / ‖b‖₂ of ONNX Runtime's outputs against float32 PyTorch, the worst batch. Where the
-            weights let nothing through (a head that begins at zero), of the same network with others in their place.
+            weights let nothing through (a head that begins at zero), or float32 does not determine what they give
+            (a note says so), of the same network with others in their place.
         max_abs_error: largest difference of one output.
         top1_agreement: share of inputs for which the largest output is the same one.
         batch_sizes: batch sizes that were compared.
@@ -226,7 +227,7 @@ def _report(
         opset=next(o.version for o in done.graph.opset_import if o.domain in ("", "ai.onnx")),
         lone_norms=done.lone_norms,
         fixed_batch=done.batch,
-        notes=tuple(_notes(path, done.batch, stated)),
+        notes=tuple(_notes(path, done, stated)),
         inputs=tuple(value.name for value in done.graph.graph.input),
         outputs=tuple(value.name for value in done.graph.graph.output),
         sizes=sizes,
@@ -254,12 +255,18 @@ def _finish(proto: onnx.ModelProto, path: Path, said: Mapping[str, str]) -> int:
     return lone
 
 
-def _notes(path: Path, batch: int | None, stated: Mapping[str, str]) -> Iterator[str]:
+def _notes(path: Path, done: Proved, stated: Mapping[str, str]) -> Iterator[str]:
     """Yields what the user of a file should know of its inputs and outputs."""
-    if batch is not None:
+    if done.comparison.rounding is not None:
         yield (
-            f"{path} takes batches of {batch} only: the network has the batch of its example inputs in it (anchors or "
-            "a state made for it); export it once for each batch that is needed, or make them from the input"
+            f"float32 does not determine what {path} gives: on random inputs PyTorch itself is a relative "
+            f"{done.comparison.rounding:.2g} from float64, so the graph was proved with other weights; norms that "
+            "still hold statistics of their first steps are often why: train longer"
+        )
+    if done.batch is not None:
+        yield (
+            f"{path} takes batches of {done.batch} only: the network has the batch of its example inputs in it "
+            "(anchors, a state); export it once for each batch that is needed, or make them from the input"
         )
     if stated["constants"]:
         yield f"{path} is made for these inputs, which are no tensors: {stated['constants']}"

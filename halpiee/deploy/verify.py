@@ -12,7 +12,7 @@ more for the batch of its example inputs, and compared on that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,9 @@ Arrays = list[NDArray[Any]]
 ROUNDING = 1e-6
 """Relative L2 difference below which outputs are the same: of the size of float32's rounding."""
 
+OWN = 10
+"""How much more than its own rounding in float32 the file of a network may differ that float32 does not determine."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -64,6 +67,8 @@ class Comparison:
         batch_sizes: sizes of the batches, in order.
         tells: whether the reference gives other outputs for other inputs; where it does not (a head whose weights
             are all zero), equal outputs prove nothing.
+        rounding: the error of the reference in float32 against float64, where that alone is more than is allowed: the
+            rest is then of the same network with other weights.
     """
 
     rel_l2: float
@@ -71,6 +76,7 @@ class Comparison:
     top1_agreement: float
     batch_sizes: tuple[int, ...]
     tells: bool = True
+    rounding: float | None = None
 
     def within(self, tolerance: float) -> bool:
         """Whether the relative error is at most the tolerance; a NaN is not."""
@@ -256,9 +262,11 @@ def proved(
             batch = fixed_batch(graph)
             taken = tuple(sizes) if batch is None else (batch,) * len(sizes)
             pair = _Pair(build, run, inputs, taken, free, seed, tuple(also))
-            comparison = pair.compared(graph, trusted)
+            comparison = pair.compared(run(graph), trusted)
             if not comparison.tells and comparison.within(allowed):
                 comparison = pair.told_apart(graph, trusted)
+            elif not comparison.within(allowed):
+                comparison = pair.rounded(comparison, trusted, allowed)
         except (
             Exception
         ) as error:  # the exporter, the runtime and the network at other batches raise what they raise
@@ -294,16 +302,17 @@ class _Pair:
     seed: int
     also: tuple[tuple[Any, ...], ...] = ()
 
-    def compared(self, graph: onnx.ModelProto, network: nn.Module, *, wider: bool = False) -> Comparison:
-        """Returns how far they are apart on random batches."""
+    def compared(
+        self, checked: Callable[[tuple[Any, ...]], Arrays], network: nn.Module, *, wider: bool = False
+    ) -> Comparison:
+        """Returns how far what runs something is from the network, on random batches."""
         tensors = tensors_in(self.inputs)
         batched = [is_batched(x, batch_of(tensors)) for x in tensors]
         how: dict[str, Any] = {"seed": self.seed, "batched": batched, "wider": wider}
-        checked, trusted = self.run(graph), lambda x: outputs(network, x)
+        trusted = lambda x: outputs(network, x)  # noqa: E731
         found = compare(checked, trusted, random_batches(self.inputs, self.sizes, **how))
-        for (
-            inputs
-        ) in self.also:  # outputs of other sizes do not say whether those of one size hang on the input
+        # outputs of other sizes do not say whether those of one size hang on the input
+        for inputs in self.also:
             one = compare(checked, trusted, random_batches(inputs, self.sizes[:2], **how))
             worse = not one.within(found.rel_l2)
             found = replace(
@@ -320,17 +329,14 @@ class _Pair:
             MismatchError: the outputs are the same for every input, whatever the weights.
         """
         try:
-            result = self.compared(graph, trusted, wider=True)
+            result = self.compared(self.run(graph), trusted, wider=True)
         except Exception:  # integers that the network does not take
             pass
         else:
             if result.tells:
                 return result
         for names in (silent(trusted), [name for name, _ in trusted.named_parameters()]):
-            other = copy_of(trusted)
-            redraw(other, names, self.seed)
-            settle(other, self.inputs)
-            result = self.compared(self.build(other, self.free)[0], other)
+            result = self._redrawn(trusted, names)
             if result.tells:
                 return result
         raise MismatchError(
@@ -338,6 +344,33 @@ class _Pair:
             "weights too, so that equal outputs of the file would prove nothing; export a network whose outputs hang "
             "on its inputs"
         )
+
+    def rounded(self, found: Comparison, trusted: nn.Module, allowed: float) -> Comparison:
+        """Returns the comparison with other weights where rounding alone is more than is allowed; else what was found.
+
+        What runs such a network in float32 rounds elsewhere than PyTorch, and its outputs say nothing of the graph.
+        """
+        double = copy_of(trusted).double()
+
+        def precise(inputs: tuple[Any, ...]) -> Arrays:
+            cast = [x.double() if x.is_floating_point() else x for x in tensors_in(inputs)]
+            return outputs(double, filled(inputs, cast))
+
+        try:
+            own = self.compared(precise, trusted).rel_l2
+        except Exception:  # a network that takes no float64
+            return found
+        if own <= allowed or not found.within(OWN * own):
+            return found
+        result = self._redrawn(trusted, [name for name, _ in trusted.named_parameters()])
+        return replace(result, rounding=own) if result.tells and result.within(allowed) else found
+
+    def _redrawn(self, trusted: nn.Module, names: Collection[str]) -> Comparison:
+        """Returns how far a network with some parameters drawn anew is from its graph."""
+        other = copy_of(trusted)
+        redraw(other, names, self.seed)
+        settle(other, self.inputs)
+        return self.compared(self.run(self.build(other, self.free)[0]), other)
 
 
 def written_shapes(names: Sequence[str], tensors: Sequence[Tensor]) -> str:

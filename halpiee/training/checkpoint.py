@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -139,10 +140,10 @@ def fill(model: nn.Module, path: Path, weights: Mapping[str, Tensor] | None = No
 
 
 def save_json(path: Path, value: Any) -> None:
-    """Saves JSON with NaN written as null."""
+    """Saves JSON with numbers that are not finite written as null."""
 
     def clean(item: Any) -> Any:
-        if isinstance(item, float) and item != item:
+        if isinstance(item, float) and not math.isfinite(item):
             return None
         if isinstance(item, Mapping):
             return {key: clean(entry) for key, entry in item.items()}

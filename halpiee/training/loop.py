@@ -398,9 +398,8 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self._remember()
-        self._engine.gradient_accumulation_steps = (
-            self.settings.accumulate
-        )  # another trainer may have set its own
+        # another trainer may have set its own
+        self._engine.gradient_accumulation_steps = self.settings.accumulate
         loss = torch.zeros((), device=self.device)
         for x, y in parts:
             with self._engine.accumulate(self._objective):
@@ -614,8 +613,7 @@ class Trainer:
 
 def random_state(device: torch.device) -> list[Tensor]:
     """Returns where the random numbers of this process stand: those of the CPU, then those of the device."""
-    found = [torch.get_rng_state()]
-    return [*found, torch.cuda.get_rng_state(device)] if device.type == "cuda" else found
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def set_random_state(state: Sequence[Tensor], device: torch.device) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,16 +29,8 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=7)
 """How long a rank waits for another one, which may be measuring; one that died is noticed at once."""
 
-LOST = (
-    "gloo",
-    "connection closed",
-    "connection reset",
-    "nccl",
-    "broken pipe",
-    "timed out waiting",
-    "tcpstore",
-)
-"""What errors of torch.distributed say, in lower case, of a process that is gone."""
+LOST = re.compile("gloo|connection closed|connection reset|nccl|broken pipe|timed out waiting|tcpstore", re.I)
+"""What errors of torch.distributed say of a process that is gone."""
 
 
 class PeerError(HalpieeError):
@@ -151,7 +144,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            if self.count == 1 or not any(word in str(error).lower() for word in LOST):
+            if self.count == 1 or not LOST.search(str(error)):
                 raise
             said = " ".join(str(error).split())[:160]
             raise MissingError(

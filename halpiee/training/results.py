@@ -187,15 +187,17 @@ def _sizes(run: Run, pruned: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trained(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what training came to: accuracies, FLOPs, histories, events."""
+    """Returns what training came to: accuracies, FLOPs, histories, events; of an image's training three passes."""
+    ratio = pruned["train_flops_ratio"]
+    macs = 3.0 * run.macs({}) * run.total_steps * run.settings.batch_size
     return {
         "accuracy_dense": dense["accuracy"] if dense else None,
         "accuracy_pruned": pruned["accuracy"],
         "top5_dense": dense["top5"] if dense else None,
         "top5_pruned": pruned["top5"],
-        "train_flops_ratio": pruned["train_flops_ratio"],
-        "train_macs": _train_macs(run, pruned["train_flops_ratio"]),
-        "train_cost": record.train_cost(run.settings, pruned["train_flops_ratio"]),
+        "train_flops_ratio": ratio,
+        "train_macs": {"dense": macs, **{accounting: share * macs for accounting, share in ratio.items()}},
+        "train_cost": record.train_cost(run.settings, ratio),
         "seconds_training": {"dense": dense["seconds"] if dense else None, "pruned": pruned["seconds"]},
         "gap": pruned.get("gap"),
         "events": pruned["events"],
@@ -219,12 +221,6 @@ def _files(run: Run) -> dict[str, str]:
         "markdown": "report.md",
         "numbers": "report.json",
     }
-
-
-def _train_macs(run: Run, ratio: Mapping[str, float]) -> dict[str, float]:
-    """Returns the multiply-accumulates of the training, all images of it: three passes each."""
-    dense = 3.0 * run.macs({}) * run.total_steps * run.settings.batch_size
-    return {"dense": dense, **{accounting: share * dense for accounting, share in ratio.items()}}
 
 
 def _kept(s: Settings, found: Mapping[str, Any], ratio: float) -> dict[str, Any]:
@@ -322,7 +318,10 @@ def curve(run: Run) -> dict[str, Any]:
         units = Channels(model, run.structure, trainable_only=False)
         scores = Magnitude()(units, dict(model.named_parameters()).get, lambda _: None)
         points = pareto(scores, cost, [share * cost.dense_us for share in SHARES])
-        same = _uniform(cost)
+        same = []  # where no uniform network fits into a budget, there is no point
+        for share in SHARES:
+            with suppress(BudgetError):
+                same.append(uniform(cost, share * cost.dense_us))
         plan = Plan.load(run.folder / "plan.json")
     except HalpieeError as error:
         return {"skipped": str(error)}
@@ -348,15 +347,6 @@ def curve(run: Run) -> dict[str, Any]:
         ],
         "run": {"share": cost.total_us(plan.counts) / cost.dense_us, "kept": kept / total},
     }
-
-
-def _uniform(cost: LatencyCost) -> list[dict[str, int]]:
-    """Returns the counts of the widest uniform network of each budget along the curve that one fits into."""
-    found = []
-    for share in SHARES:
-        with suppress(BudgetError):
-            found.append(uniform(cost, share * cost.dense_us))
-    return found
 
 
 def frozen(structure: Structure) -> dict[str, list[str]]:

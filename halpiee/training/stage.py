@@ -168,9 +168,8 @@ def material(run: Run) -> Material:
 
 def examples(run: Run) -> Sequence[tuple[Any, Any]]:
     """Returns batches to score on, ten images of each class; of other targets than classes as large as in training."""
-    s = run.settings
-    at_once = 256 if run.task.kind == "class" else s.batch_size // s.accumulate
-    return run.data.few(10, seed=s.seed, batch_size=at_once)
+    s, single = run.settings, run.task.kind == "class"
+    return run.data.few(10, seed=s.seed, batch_size=256 if single else s.batch_size // s.accumulate)
 
 
 def begun(

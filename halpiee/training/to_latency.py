@@ -266,7 +266,7 @@ def _telling(run: Run, facts: dict[str, Any]) -> Callable[[RepairedLayer], None]
     """Returns a function that adds each layer to the report and notes every layer that keeps its weights."""
 
     def tell(layer: RepairedLayer) -> None:
-        facts["repaired"].append(_values(layer))
+        facts["repaired"].append(asdict(layer))
         if layer.skipped is not None:
             run.talk.note(f"{layer.name} keeps its cut weights: {layer.skipped}")
 
@@ -290,11 +290,3 @@ def _images(run: Run) -> tuple[Tensor, Tensor, Any]:
     order = torch.randperm(run.data.n_train, generator=torch.Generator().manual_seed(run.settings.seed))
     solved, scored = order[:n], order[n : 3 * n]
     return (run.data.at(solved)[0], *run.data.at(scored if len(scored) else solved))
-
-
-def _values(layer: RepairedLayer) -> dict[str, Any]:
-    """Returns the outcome of a layer as JSON values: no ridge if the cut weights were best, no errors if skipped."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in asdict(layer).items()
-    }

@@ -1,5 +1,6 @@
 """The relative L2 error and the comparisons built on it."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from halpiee.deploy import onnx
+from halpiee.deploy.onnx import export_onnx
 from halpiee.deploy.verify import compare, outputs, random_batches, reference, relative_l2
 from halpiee.errors import MismatchError, UsageError
 
@@ -135,6 +138,39 @@ def test_a_network_whose_activations_vanish_is_exported_all_the_same(tmp_path: P
     with torch.no_grad():
         torch.testing.assert_close(net(x[:1]), net(x[1:]), rtol=1e-6, atol=1e-6)  # the same for every input
     assert export_onnx(net, (x[:1],), tmp_path / "net.onnx").rel_l2 < 1e-5
+
+
+def undetermined() -> nn.Module:
+    """Differences of rows that differ in their sixth digit: float32 leaves one or two of them."""
+    torch.manual_seed(0)
+    a, norm, b = nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 4, bias=False)
+    scales = torch.rand(4) + 0.5
+    with torch.no_grad():
+        a.weight[1::2] = a.weight[::2] + 1e-6 * torch.randn(4, 16)
+        b.weight.copy_(torch.eye(4).repeat_interleave(2, 1) * torch.tensor([1.0, -1.0]).repeat(4))
+        norm.get_buffer("running_var").copy_(scales.repeat_interleave(2))
+    return nn.Sequential(a, norm, b).eval()
+
+
+def test_a_network_that_float32_does_not_determine_is_proved_with_other_weights(tmp_path: Path) -> None:
+    net, x = undetermined(), torch.randn(4, 16)
+    with torch.no_grad():
+        single, double = net(x), copy.deepcopy(net).double()(x.double())
+    own = float((single - double).norm() / double.norm())
+    assert own > 1e-3
+    report = export_onnx(net, (x[:1],), tmp_path / "net.onnx")
+    assert report.rel_l2 <= 1e-5
+    assert any("float32 does not determine" in note for note in report.notes)
+
+
+def test_a_wrong_file_of_such_a_network_is_refused_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a thousandth, less than its own rounding."""
+    right = onnx.onnx_outputs
+    monkeypatch.setattr(onnx, "onnx_outputs", lambda proto: lambda x: [1.001 * y for y in right(proto)(x)])
+    with pytest.raises(MismatchError, match="differs from PyTorch"):
+        export_onnx(undetermined(), (torch.randn(1, 16),), tmp_path / "net.onnx")
 
 
 def test_settled_norms_have_the_statistics_of_their_inputs_and_modes_are_kept() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from halpiee.data.loaded import LoadedData
 from halpiee.data.opening import open_data
@@ -186,6 +187,17 @@ def test_the_mean_precision_is_one_for_the_right_boxes_and_less_for_shifted_ones
     assert figures(2) == {"map": pytest.approx(0.4), "map50": pytest.approx(1)}
 
 
+def same_boxes(one: dict[str, Tensor], other: dict[str, Tensor], side: int) -> bool:
+    """Whether every box of both has one of its label in the other, 1e-4 of the image and of the score away."""
+
+    def told(found: dict[str, Tensor]) -> Tensor:
+        return torch.cat([found["boxes"] / side, found["scores"][:, None]], 1)
+
+    apart = (told(one)[:, None] - told(other)[None]).abs().amax(2)
+    apart[one["labels"][:, None] != other["labels"][None]] = 1.0
+    return bool((apart.amin(1) <= 1e-4).all() and (apart.amin(0) <= 1e-4).all())
+
+
 @pytest.mark.slow
 def test_ssdlite_is_trained_pruned_to_60_percent_and_exported_with_equal_boxes(tmp_path: Path) -> None:
     data = opened(voc(tmp_path / "voc", train=160, test=40, side=96), size=96, augment="flip")
@@ -202,6 +214,5 @@ def test_ssdlite_is_trained_pruned_to_60_percent_and_exported_with_equal_boxes(t
     assert found.share <= 0.6
     for own, exported in zip(task.predictions(found.answers), task.predictions(found.exported), strict=True):
         assert len(own["boxes"]) > 0
-        torch.testing.assert_close(exported["boxes"], own["boxes"], rtol=1e-4, atol=1e-4 * 96)
-        torch.testing.assert_close(exported["scores"], own["scores"], rtol=1e-4, atol=1e-4)
+        assert same_boxes(exported, own, 96)
     assert 0 <= found.figures["map"] <= 1

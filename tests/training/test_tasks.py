@@ -14,17 +14,24 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import latency
 from halpiee.data.loaded import LoadedData
 from halpiee.data.options import Loading
+from halpiee.deploy.calibrate import Round
+from halpiee.deploy.onnx import export_onnx
 from halpiee.errors import DataError, ScoreWarning, UsageError
+from halpiee.selection.cost import LatencyCost
+from halpiee.selection.options import fixed_sides
 from halpiee.training import stage
 from halpiee.training.build import initial, method_of
 from halpiee.training.checkpoint import load_weights, read_settings
 from halpiee.training.config import Settings
 from halpiee.training.masks import Masks
+from halpiee.training.pipeline import pruning_of
 from halpiee.training.preflight import open_run
 from halpiee.training.schedule import make_optimizer
 from tests.data.folders import class_folder
+from tests.latency.fakes import FakeBackend, staircase
 from tools.synthetic_data import pairs, voc
 
 from .talk import Quiet, one_thread, trained
@@ -253,3 +260,40 @@ def test_a_trained_network_is_rewound_under_the_mask_of_its_tasks_loss(tmp_path:
     least = min(float(by_hand[name][mask].min()) for name, mask in kept.items())
     most = max(float(by_hand[name][~mask].max()) for name, mask in kept.items())
     assert most <= least * (1 + 1e-3)
+
+
+def met(model: Any, cost: LatencyCost, *more: Any, budget_us: float, **how: Any) -> Any:
+    """A closed loop that measures what was predicted."""
+    return cost, [Round(1, budget_us, budget_us, 0.0, budget_us, 1.0)]
+
+
+NETWORKS = {
+    "detection": ("ssdlite320_mobilenet_v3_large", voc, {"map", "map50"}),
+    "segmentation": ("lraspp_mobilenet_v3_large", pairs, {"miou", "pixels"}),
+}
+
+
+@pytest.mark.slow  # traces, trains and exports a MobileNet-V3
+@pytest.mark.parametrize("task", NETWORKS)
+def test_torchvisions_networks_of_twelve_steps_are_cut_to_60_percent_and_exported(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores of the cut are those of the task's own loss. SSDlite's norms still hold 69 % of their first statistics."""
+    model, layout, figures = NETWORKS[task]
+    monkeypatch.setattr(stage, "close_loop", met)
+    folder = layout(tmp_path / "data", train=12, test=4, side=64)
+    asked = settings(
+        **{"task": task, "model": model, "data": str(folder), "size": 64, "budget": "0.6", "method": "early"},
+        **{"masks": Masks(cut_at=0.5), "epochs": 4, "lr": 0.01, "clip": 10.0, "images": 12},
+    )
+    run = open_run(asked, tmp_path / "run", Quiet())
+    ops = [timed.op for timed in run.structure.ops]
+    profile = latency.sweep(ops, backend=FakeBackend(staircase(8)), fixed=fixed_sides(run.structure))
+    cost = LatencyCost(run.structure, profile)
+    training = pruning_of(run, cost)
+    stage.do(training, run)
+    result = training.result(run)
+    assert cost.total_us(result["counts"]) <= 0.6 * cost.dense_us
+    assert figures <= result["history"][-1].keys()
+    # what they answer to images is compared where float32 determines it: tests/tasks
+    assert export_onnx(run.compact(), run.example, tmp_path / "net.onnx").rel_l2 <= 1e-5
