@@ -70,7 +70,8 @@ def command(asked: Start, given: dict[str, Any]) -> None:
     With --sparsity instead of --budget, train to a share of weights or filters, by any of `halpiee methods`.
 
     MODEL is a zoo, torchvision or timm name, or package.module:function. Interrupted, the run is saved and
-    continues with --resume; on a CPU it ends bit-equal to one that was never interrupted.
+    continues with --resume; on a CPU it ends bit-equal to one that was never interrupted. Diverged, it goes on with
+    --resume and a lower --lr or --clip, and its report says so.
     """
     read_of: dict[str, str] = {}
     if asked.recipe is not None:

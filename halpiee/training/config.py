@@ -137,6 +137,8 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
         RUNTIME,
         on_command_line=False,
     )
+    lowered: tuple[str, ...] = ()
+    """What was lowered on --resume, in sentences: the run is then no longer the one that was typed."""
     rounds: Annotated[int, Meta(ge=3, le=10**5)] = 30
     """Interleaved rounds of the closing measurement; the option of this name is that of ``masks``."""
 

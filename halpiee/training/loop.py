@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -455,11 +456,17 @@ class Trainer:
         self.bad += bad
         self._bad.zero_()
         if row >= MOST_BAD:
-            kept = self.outlet.checkpoint is not None and self.outlet.checkpoint.is_file()
+            saved = self.outlet.checkpoint
+            where = shlex.quote(str(saved.parent)) if saved else ""
+            again = f"`halpiee train --resume --out {where} --lr {self.settings.lr / 10:g}` goes on from it"
             raise PromiseError(
                 f"the loss was not finite in {row} steps in a row, up to step {self.step}, and none of them was taken; "
                 f"lower --lr (now {self.settings.lr:g}), lengthen --warmup, or limit gradients with --clip 1"
-                + (f"; the last good checkpoint, {self.outlet.checkpoint}, is kept" if kept else "")
+                + (
+                    f"; the last good checkpoint, {saved}, is kept: {again}"
+                    if saved and saved.is_file()
+                    else ""
+                )
             )
 
     def _average(self) -> AveragedModel:

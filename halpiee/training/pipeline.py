@@ -62,6 +62,9 @@ def _finished(run: Run) -> dict[str, Any] | None:
 def trained(run: Run) -> tuple[Dense | None, Training]:
     """Does every stage before the report, and returns those that left the dense network, if any, and the pruned one."""
     s = run.settings
+    for text in s.lowered:
+        run.data_notes[text] = None
+        run.talk.note(text)
     source = task_named(s.task).source(s.data, s.size)
     if isinstance(source, FunctionSource):  # of others the look at the files has told
         check_images(s, run.data.shape, run.data.n_classes)

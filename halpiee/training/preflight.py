@@ -24,7 +24,7 @@ from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
 from halpiee.tasks import named as task_named
 from halpiee.training.build import Material, budget_of, initial, method_of, network, units_of
-from halpiee.training.checkpoint import FILE, read_values, save_settings, settings_of
+from halpiee.training.checkpoint import FILE, read_values, save_json, save_settings, settings_of
 from halpiee.training.config import Settings
 from halpiee.training.job import PROFILE, Run, Silent, Talk, holds_cells
 from halpiee.training.metrics import Metrics
@@ -66,7 +66,7 @@ def open_run(
     check_ranks(settings, ranks)
     lock = FolderLock(folder) if ranks.first else None
     try:
-        ranks.once(lambda: _check_place(settings, folder, resume=resume))
+        settings = ranks.once(lambda: check_folder(settings, folder, resume=resume))
         try:
             check_settings(settings)  # every rank: building a method asks the others
         except HalpieeError as error:
@@ -86,18 +86,16 @@ def open_run(
     return Run(settings, folder, talk if ranks.first else Silent(), begun_here, made, ranks)
 
 
-def _check_place(settings: Settings, folder: Path, *, resume: bool) -> None:
-    """Removes what a dead process left half written, and refuses a folder of something else."""
-    remove_leftovers(folder)
-    check_folder(settings, folder, resume=resume)
-
-
 def _begin(settings: Settings, folder: Path) -> bool:
-    """Writes the settings, unless they are there; returns whether they were not."""
-    begun_here = not (folder / FILE).is_file()
-    if begun_here:
+    """Writes the settings, unless they are there as they are; returns whether there were none."""
+    if not (folder / FILE).is_file():
         save_settings(folder, settings)
-    return begun_here
+        return True
+    stored = read_values(folder)
+    lowered = {name: getattr(settings, name) for name in (*LOWERED, "lowered")}
+    if settings.lowered != tuple(stored.get("lowered", ())):
+        save_json(folder / FILE, {**stored, **lowered})  # under the seal that it has
+    return False
 
 
 def check_ranks(settings: Settings, ranks: Ranks) -> None:
@@ -120,13 +118,18 @@ def check_ranks(settings: Settings, ranks: Ranks) -> None:
         ranks.check_same({**facts, "profile": "" if measured is None else measured.hexdigest()})
 
 
-def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
-    """Refuses a folder that holds something else than this very run.
+LOWERED = ("lr", "clip")
+"""What --resume takes another value of, a lower one: what a training that diverged needs."""
+
+
+def check_folder(settings: Settings, folder: Path, *, resume: bool) -> Settings:
+    """Returns the settings that the run goes on with; refuses a folder that holds something else than this very run.
 
     Raises:
         OutputInUseError: the folder holds something, and ``resume`` was not asked.
         UsageError: ``resume`` was asked of no run, or of one with other settings.
     """
+    remove_leftovers(folder)
     stored = folder / FILE
     if stored.is_file():
         if not resume:
@@ -134,19 +137,27 @@ def check_folder(settings: Settings, folder: Path, *, resume: bool) -> None:
                 f"--out {folder} already holds a run; add --resume to continue it, or choose another folder"
             )
         before = settings_of(folder, read_values(folder))
-        if before.digest != settings.digest:
-            was, now = before.as_dict(), settings.as_dict()
-            changed = [f"{k}: {was[k]!r} then, {now[k]!r} now" for k in now if was.get(k) != now[k]]
+        was, now = before.as_dict(), settings.as_dict()
+        changed = [k for k in now if k != "lowered" and was.get(k) != now[k]]
+        lower = all(k in LOWERED and 0 < now[k] < (was[k] or math.inf) for k in changed)
+        if changed and (not lower or (folder / "report.json").is_file()):
+            told = "; ".join(f"{k}: {was[k]!r} then, {now[k]!r} now" for k in changed)
             raise UsageError(
-                f"--resume of {folder} was asked with other settings ({'; '.join(changed)}); "
-                "resume with the same ones, or choose another folder"
+                f"--resume of {folder} was asked with other settings ({told}); resume with the same ones (a lower --lr "
+                "or --clip is taken until the run is finished), or choose another folder"
             )
-    elif resume:
+        said = [
+            f"resumed with --{k} {now[k]:g} where it was {was[k]:g}: not the training that was typed"
+            for k in changed
+        ]
+        return replace(settings, lowered=(*before.lowered, *said))
+    if resume:
         raise UsageError(f"--resume was asked, but {folder} holds no run; leave --resume out to start one")
-    elif folder.is_dir() and set(contents(folder)) - ({PROFILE} if holds_cells(folder / PROFILE) else set()):
+    if folder.is_dir() and set(contents(folder)) - ({PROFILE} if holds_cells(folder / PROFILE) else set()):
         raise OutputInUseError(
             f"--out {folder} is not empty; choose a folder that is empty or does not exist yet"
         )
+    return settings
 
 
 def check_settings(settings: Settings) -> None:

@@ -184,14 +184,7 @@ def begun(
 ) -> Trainer:
     """Returns the trainer of a network; where its state was saved, it goes on there: masked, or cut already.
 
-    Args:
-        run: whose folder the state goes to.
-        model: as it begins.
-        optimizer: of the model.
-        label: of the training, and of its files.
-        method: attached to it; ``None``: a dense training.
-        first: step of the schedule that it begins with.
-        lead: steps before the schedule begins anew.
+    It begins with step ``first`` of the schedule, which begins anew after ``lead`` steps; ``label`` names its files.
     """
     given = label == "dense" and run.settings.weights is not None
     if not given:

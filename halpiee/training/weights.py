@@ -26,15 +26,10 @@ INSIDE = ("state_dict", "model_state_dict", "model", "model_ema", "ema", "net", 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A state dict for a network.
+    """A state dict for a network."""
 
-    Attributes:
-        state: every name of the network that the weights have, with a tensor of its shape.
-        notes: sentences on what was changed or left out.
-    """
-
-    state: dict[str, Tensor]
-    notes: tuple[str, ...] = ()
+    state: dict[str, Tensor]  # every name of the network that the weights have, with a tensor of its shape
+    notes: tuple[str, ...] = ()  # on what was changed or left out
 
     def into(self, model: nn.Module) -> None:
         """Gives a network these weights; a head that was left out stays as it was drawn."""
@@ -44,11 +39,8 @@ class Fitted:
 def read_weights(given: str, model: str, *, option: str = "--weights") -> dict[str, Tensor]:
     """Returns the tensors that an option names; nothing in a file is executed, and nothing is downloaded.
 
-    Args:
-        given: a file (safetensors, or a state dict that ``torch.save`` wrote), or the name of weights of torchvision
-            (``IMAGENET1K_V1``) or timm (``a1_in1k``; its usual ones: ``timm:pretrained``) that a cache here has.
-        model: the MODEL string, whose weights a name means.
-        option: that asked for them, for messages.
+    ``given`` is a file (safetensors, or a state dict that ``torch.save`` wrote), or the name of weights of torchvision
+    (``IMAGENET1K_V1``) or timm (``a1_in1k``; its usual ones: ``timm:pretrained``) for MODEL that a cache here has.
 
     Raises:
         UsageError: there is no such file or name, or it holds no weights.
@@ -84,14 +76,9 @@ def read_weights(given: str, model: str, *, option: str = "--weights") -> dict[s
 def fit_weights(
     model: nn.Module, given: str, network: str, *, reset_head: bool = False, option: str = "--weights"
 ) -> tuple[str, ...]:
-    """Gives a network the weights that an option names, and returns sentences on what was changed or left out.
+    """Gives a network the weights that an option names (``read_weights``), and returns what was changed or left out.
 
-    Args:
-        model: the network.
-        given: a file or a name, as for `read_weights`.
-        network: the MODEL string.
-        reset_head: whether a head of another number of classes is left as it was drawn.
-        option: that asked for them, for messages.
+    With ``reset_head`` a head of another number of classes is left as it was drawn; ``network`` is the MODEL string.
 
     Raises:
         UsageError: there are no such weights, or they are those of another network.
@@ -108,14 +95,7 @@ def fit_weights(
 def fitted_to(
     model: nn.Module, given: Mapping[str, Tensor], *, name: str, network: str, reset_head: bool = False
 ) -> Fitted:
-    """Returns what of given weights fits a network, by name.
-
-    Args:
-        model: the network.
-        given: the weights.
-        name: what they were asked for as, for messages.
-        network: the MODEL string, likewise.
-        reset_head: whether a head of another number of classes is left as it was drawn.
+    """Returns what of given weights fits a network, by name; see ``fit_weights``.
 
     Raises:
         UsageError: names or shapes do not fit.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,21 +16,22 @@ import pytest
 import torch
 
 import latency
+from halpiee.cli.train import gather
 from halpiee.deploy import target
 from halpiee.deploy.calibrate import Round
-from halpiee.errors import BudgetError, OutputInUseError, ProfileError, UsageError
+from halpiee.errors import BudgetError, OutputInUseError, ProfileError, PromiseError, UsageError
 from halpiee.shared_options import Cycle
 from halpiee.training import pipeline, price, stage
 from halpiee.training.config import Settings
 from halpiee.training.job import Run
-from halpiee.training.loop import Trainer
+from halpiee.training.loop import Objective, Trainer
 from halpiee.training.masks import Masks
 from halpiee.training.preflight import open_run
 from halpiee.zoo import build
 from latency.predict import Calibration
 from latency.timing.benchmark import Comparison
 
-from .talk import Quiet, one_thread
+from .talk import Quiet, one_thread, trained
 
 KEYS = (
     "dense_us budget_us predicted_us measured_us next_step_us accuracy_dense accuracy_pruned top5_dense top5_pruned "
@@ -301,6 +304,44 @@ def test_other_settings_never_resume_nor_overwrite(tmp_path: Path, profile: Path
 
 
 @pytest.mark.slow
+def test_a_training_that_diverged_goes_on_with_the_lower_rate_that_its_message_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of a rate above 0.05 give NaN after the first epoch, of ten steps."""
+    forward, done, folder = Objective.forward, list[None](), tmp_path / "a run"
+
+    def diverging(objective: Objective, x: torch.Tensor, y: Any) -> torch.Tensor:
+        done.append(None)
+        loss = forward(objective, x, y)
+        return loss * math.nan if objective._settings.lr > 0.05 and len(done) > 10 else loss
+
+    monkeypatch.setattr(Objective, "forward", diverging)
+    asked = Settings(
+        model="toy:net", data="toy:data", method="rigl", masks=Masks(sparsity=0.5), baseline=False,
+        epochs=3, batch_size=12, lr=0.1, warmup=0.0, schedule="constant",
+    )  # fmt: skip
+    with pytest.raises(PromiseError) as stopped:
+        trained(open_run(asked, folder, Quiet()))
+    [typed] = re.findall("`(halpiee train .*?)`", str(stopped.value))
+    words = shlex.split(typed)
+    assert words == ["halpiee", "train", "--resume", "--out", str(folder), "--lr", "0.01"]
+
+    for other in ({"lr": 0.2}, {"lr": 0.01, "seed": 1}):
+        with pytest.raises(UsageError, match=r"other settings .* \(a lower --lr or --clip is taken"):
+            open_run(gather(other, folder, True), folder, Quiet(), resume=True)
+    talk = Quiet(("pruned", 25))
+    run = open_run(gather({"lr": float(words[-1])}, folder, True), folder, talk, resume=True)
+    said = "resumed with --lr 0.01 where it was 0.1: not the training that was typed"
+    assert run.settings.lowered == (said,)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.trained(run)
+    assert said in talk.notes
+    again = open_run(gather({}, folder, True), folder, Quiet(), resume=True)
+    assert again.settings == run.settings
+    found = trained(again)
+    assert [(e["epoch"], e["lr"]) for e in found["history"]] == [(1, 0.1), (2, 0.01), (3, 0.01)]
+
+
 def test_halp_prunes_given_weights_down_to_the_budget_and_never_brings_a_channel_back(
     tmp_path: Path, profile: Path
 ) -> None:
