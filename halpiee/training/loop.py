@@ -254,6 +254,7 @@ class Trainer:
         self.data = data if ranks.count == 1 else data.sharded(ranks.rank, ranks.count)
         self.device = next(model.parameters()).device
         self._engine = engine(settings, self.device)
+        self._kept = dict(vars(self._engine.state))
         self._teacher: nn.Module | None = None
         self.per_epoch = data.steps_per_epoch(settings.batch_size)
         self.schedule_steps = self.per_epoch * settings.epochs
@@ -277,6 +278,7 @@ class Trainer:
 
     def _take(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Wraps the network and its optimizer anew."""
+        self._own()
         self.model, self.optimizer = laid_out(model, self.settings), optimizer
         self._objective = self._engine.prepare_model(
             Objective(self.model, self.settings, self.task, self._teacher)
@@ -285,6 +287,13 @@ class Trainer:
         self.average, self.best = None, None
         self._buffers = list(self.model.buffers())
         self._before = [buffer.clone() for buffer in self._buffers]
+
+    def _own(self) -> None:
+        """Makes this training's what all engines of a process share: another one may have made it its own."""
+        shared = vars(self._engine.state)
+        shared.clear()
+        shared.update(self._kept)
+        self._engine.gradient_accumulation_steps = self.settings.accumulate
 
     @property
     def total_steps(self) -> int:
@@ -399,8 +408,7 @@ class Trainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self._remember()
-        # another trainer may have set its own
-        self._engine.gradient_accumulation_steps = self.settings.accumulate
+        self._own()
         loss = torch.zeros((), device=self.device)
         for x, y in parts:
             with self._engine.accumulate(self._objective):

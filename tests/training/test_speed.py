@@ -181,6 +181,32 @@ def test_two_trainings_in_turns_keep_their_own_numbers_of_parts() -> None:
     )
 
 
+@pytest.mark.usefixtures("half")
+def test_trainings_in_turns_keep_their_precision_when_they_are_cut() -> None:
+    precisions = {"fp16": torch.float16, "fp32": torch.float32}
+    trainings = [rigl(precision=precision) for precision in precisions]
+    seen: list[torch.dtype] = []
+    for one in trainings:
+        one.train_step(next(one.data.batches(0, 4, seed=0)))
+        one.replace(one.model, one.optimizer)
+        layer = next(m for m in one.model.modules() if isinstance(m, nn.Conv2d))
+        layer.register_forward_hook(lambda module, given, answer: seen.append(answer.dtype))
+    for one in trainings:
+        one.train_step(next(one.data.batches(0, 4, seed=0)))
+    assert seen == list(precisions.values())
+
+
+@pytest.mark.usefixtures("half")
+def test_a_training_in_fp16_unscales_what_it_clips_beside_one_in_fp32() -> None:
+    """Whether to unscale is asked of the shared precision: by another one, scaled gradients would be clipped."""
+    alone = rigl(precision="fp16", clip=0.1)
+    alone.train_step(next(alone.data.batches(0, 4, seed=0)))
+    beside, _ = rigl(precision="fp16", clip=0.1), rigl()
+    beside.train_step(next(beside.data.batches(0, 4, seed=0)))
+    for name, value in alone.model.state_dict().items():
+        assert torch.equal(beside.model.state_dict()[name], value), name
+
+
 @pytest.mark.slow  # inductor compiles two networks
 def test_inductors_code_trains_the_same_network(tmp_path: Path) -> None:
     given = settings("filter", rounds=2, criterion="l1")
