@@ -199,9 +199,9 @@ def inspect(profile: Profile, *, now: float | None = None) -> Inspection:
         if c.get("role", "sweep") == "sweep" and "ci_hi" in c and c["us"] > 0
     ]
     # The wall clock cannot tell it; older profiles of several threads or of a GPU say 0 for that.
-    untold = int(profile.environment.get("threads", 1)) > 1 or "cuda" in profile.environment
+    unmeasured = int(profile.environment.get("threads", 1)) > 1 or "cuda" in profile.environment
     contention = [
-        float(c["contention"]) for c in profile.cells if c.get("contention") is not None and not untold
+        float(c["contention"]) for c in profile.cells if c.get("contention") is not None and not unmeasured
     ]
     kernel = [float(c["reference_us"]) for c in profile.cells if "reference_us" in c]
     times = [float(c["time"]) for c in profile.cells if isinstance(c.get("time"), int | float)]

@@ -213,7 +213,7 @@ def interval(line: Calibration | None, sum_us: float, *, cells: float | None, sh
             "0.9, and a spread of 0 or more"
         )
     us = sum_us if line is None else line.apply(sum_us)
-    residuals, free, leverage = ([], 0, 0.0) if line is None else _told(line, sum_us)
+    residuals, free, leverage = ([], 0, 0.0) if line is None else _fitted(line, sum_us)
     prior = 0 if cells is None else PRIOR
     freedom = prior + max(0, len(residuals) - free)
     if not freedom:
@@ -226,7 +226,7 @@ def interval(line: Calibration | None, sum_us: float, *, cells: float | None, sh
     return Interval(us, max(0.0, us - half), us + half, share)
 
 
-def _told(line: Calibration, sum_us: float) -> tuple[list[float], int, float]:
+def _fitted(line: Calibration, sum_us: float) -> tuple[list[float], int, float]:
     """Returns the residuals that a line was fitted to, its free numbers, and the leverage of another network.
 
     A line that ends in the dense network, its last point, has no residual there. One that bends to it is free in two

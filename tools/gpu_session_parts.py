@@ -73,7 +73,7 @@ class Part:
     Attributes:
         name: of its files.
         call: ``module:function``, which takes the place, what says a finding, and the arguments.
-        seconds: it is told to end after so long.
+        seconds: it is report to end after so long.
         least: it is not begun with fewer seconds left.
         needs: names of parts without whose end this one is not begun.
         arguments: of the function.
@@ -321,7 +321,7 @@ def profile(
         settings = {"precision": precision}
     begun, said = time.monotonic(), 0.0
 
-    def told(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         nonlocal said
         if time.monotonic() - said > 5:
             said = time.monotonic()
@@ -329,7 +329,7 @@ def profile(
 
     found = latency.sweep(
         [timed.op for timed in structure.ops],
-        backend=backend, settings=settings, fixed=fixed_sides(structure), progress=told,
+        backend=backend, settings=settings, fixed=fixed_sides(structure), progress=report,
         path=file_of(place, network, precision if backend == "torch" else f"{backend}-{precision}", batch),
     )  # fmt: skip
     left = found.environment.get("not_measured", [])

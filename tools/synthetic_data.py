@@ -34,10 +34,10 @@ __all__ = ["NAMES", "coco", "main", "make", "pairs", "photograph", "scene", "voc
 BATCH = 64
 
 
-def photograph(seed: int, label: int, *, least: int = 224, most: int = 500) -> Image.Image:
+def photograph(seed: int, label: int) -> Image.Image:
     """Returns an image with detail at every scale, in a colour that hangs on its class."""
     rng = np.random.default_rng(seed)
-    w, h = (int(side) for side in rng.integers(least, most + 1, 2))
+    w, h = (int(side) for side in rng.integers(224, 501, 2))
     total = np.zeros((h, w, 3), dtype=np.float32)
     for cells in (4, 16, 64):
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))

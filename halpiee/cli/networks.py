@@ -314,7 +314,7 @@ def _check_planned(path: Path, plan: Plan, name: str) -> None:
         return
     try:
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        check_shapes(tensors, {key: tuple(held) for key, held in plan.shapes.items()})
+        check_shapes(tensors, {key: tuple(shape) for key, shape in plan.shapes.items()})
     except StructureError as error:
         raise StructureError(
             f"the plan {path} is not of the {name} that it names: {error}; write it again with halpiee plan"

@@ -76,11 +76,11 @@ def command(asked: Profile) -> None:
     if out is None or asked.dry_run:
         estimate = latency.sweep(ops, dry_run=True, **how)
 
-        def tell() -> None:
+        def show() -> None:
             for line in (str(estimate), *gaps(without, ())):
                 say(line)
 
-        answer({**vars(estimate), "untimed": without}, asked.as_json, tell)
+        answer({**vars(estimate), "untimed": without}, asked.as_json, show)
         return
     talk = ScreenTalk()
     talk.stage(f"Profile {asked.model}")

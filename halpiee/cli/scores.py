@@ -31,22 +31,22 @@ def scores_of(
 
         found = read_off(model, [], Magnitude(), units=structure)
         if len(found.flat) < sum(score.numel() > 1 for score in found.values()):
-            told = "magnitude of the weights given"
+            source = "magnitude of the weights given"
             if found.flat:
                 names = list(found.flat)
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                told += (
+                source += (
                     f", which does not tell the units of {', '.join(names[:3])}{more} apart: they go by index"
                 )
-            return dict(found), told
-    untold = (
+            return dict(found), source
+    why = (
         "the scales of their norms are all equal"
         if trained
         else "give --weights or --scores to say which matter"
     )
     return filter_norms(
         model, structure
-    ), f"L2 norms of the {'given' if trained else 'untrained'} filters; {untold}"
+    ), f"L2 norms of the {'given' if trained else 'untrained'} filters; {why}"
 
 
 def filter_norms(model: nn.Module, structure: Structure) -> dict[str, Tensor]:

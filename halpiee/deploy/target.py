@@ -69,9 +69,11 @@ class Target:
         """
         facts = profile.environment
         backend = str(facts.get("backend", "onnxruntime"))
-        told = BACKENDS[backend].settings_of(facts, _layout(profile))
-        own = {name: told.pop(name) for name in ("device", "precision", "channels_last") if name in told}
-        return cls(backend, threads=int(facts.get("threads", 1)), options=told, **own)
+        options = BACKENDS[backend].settings_of(facts, _layout(profile))
+        own = {
+            name: options.pop(name) for name in ("device", "precision", "channels_last") if name in options
+        }
+        return cls(backend, threads=int(facts.get("threads", 1)), options=options, **own)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -197,14 +197,14 @@ def _sweep(measurer: Measurer, wanted: list[Spec], chosen: SweepOptions) -> None
         for spec, step in sorted(
             zip(buildable, steps, strict=True), key=lambda pair: -widest_us[pair[0].op]
         ):  # those that count the most first
-            swept, held = refined(
+            swept, held_out = refined(
                 spec, step, profile, MATTERS * sum(widest_us.values()), seed=seed, wrong_share=wrong_share
             )
             if cells + len(swept) > most:
                 continue
             cells += len(swept)
             more += [(spec.op.with_channels(i, o), "sweep", step) for i, o in swept]
-            more += [(spec.op.with_channels(i, o), "holdout", step) for i, o in held]
+            more += [(spec.op.with_channels(i, o), "holdout", step) for i, o in held_out]
         if not more:
             break
         measurer.expect(len(more))

@@ -93,15 +93,15 @@ class ColdWeights:
         listed, policy = list(ops), policy or policy_for("cpu")
         streamed = sum(map(weight_bytes, listed))
         sizes = sorted(_bytes(size) for size in environment.get("cpu_caches", {}).values())
-        held = (sizes[-1] if sizes else 0) or policy.cache_bytes
+        last_bytes = (sizes[-1] if sizes else 0) or policy.cache_bytes
         widest: dict[str, Op] = {}
         for op in sorted(listed, key=weight_bytes):
             if weight_bytes(op) > policy.large_bytes and policy.used_seldom(op):
                 widest[op.table_key()] = op
         if not widest:
             return None
-        fits = len(sizes) > 1 and streamed * policy.cache_holds <= held
-        distance = min(streamed, policy.cache_emptied * sizes[-2]) if fits else min(streamed, held)
+        fits = len(sizes) > 1 and streamed * policy.cache_holds <= last_bytes
+        distance = min(streamed, policy.cache_emptied * sizes[-2]) if fits else min(streamed, last_bytes)
         numbers = np.ones(distance // 8, dtype=np.int64)
         # at the speed of the memory; a sum of floats takes three times as long
         return cls(widest, distance, lambda size: np.maximum.reduce(numbers[: size // 8], initial=1), policy)

@@ -25,8 +25,11 @@ __all__ = ["Design", "Estimate", "Spec", "crossings", "design", "edge_above", "e
 DENSE_AXIS = 4
 """Axes with at most so many edges are measured at all of them."""
 
+LONG_AXIS = 6
+"""Ends of periods that are measured along a longer axis."""
+
 IRREGULAR_AXIS = 16
-"""The same where steps are irregular."""
+"""Axes with at most so many edges are measured at all of them where steps are irregular."""
 
 WHOLE_GRID = 16
 """Grids with at most so many cells are measured whole."""
@@ -150,47 +153,37 @@ def edges(built: tuple[int, ...], step: int, unit: int = 1) -> list[int]:
     return sorted({*range(whole, built[-1] + 1, whole), *built})
 
 
-def sampled(
-    all_edges: list[int], period: int, keep: tuple[int, ...], at_most: int, irregular: bool
-) -> list[int]:
+def sampled(all_edges: list[int], period: int, keep: tuple[int, ...], irregular: bool) -> list[int]:
     """Returns some of the edges: all of a short axis; else the first, and ends of periods with growing distance."""
     if len(all_edges) <= (IRREGULAR_AXIS if irregular else DENSE_AXIS):
         return all_edges
     ends = [e for e in all_edges if e % period == 0] or all_edges
-    index = np.unique(np.round(np.geomspace(1, len(ends), min(at_most, len(ends)))).astype(int)) - 1
+    index = np.unique(np.round(np.geomspace(1, len(ends), min(LONG_AXIS, len(ends)))).astype(int)) - 1
     return sorted({all_edges[0], *(ends[i] for i in index), *keep})
 
 
-def design(spec: Spec, found: Steps, *, holdout: int, seed: int, at_most: int = 6) -> Design:
-    """Returns the cells of one table: at most ``at_most`` edges of a long axis, a twentieth of all held out."""
+def design(spec: Spec, found: Steps, *, holdout: int, seed: int) -> Design:
+    """Returns the cells of one table, at most a twentieth of them held out."""
     rng = np.random.default_rng([seed, *spec.op.table_key().encode()])
-    steps = found.steps
-    periods = [step * len(shape or (1,)) for step, shape in zip(steps, found.pattern, strict=True)]
+    periods = [step * len(shape or (1,)) for step, shape in zip(found.steps, found.pattern, strict=True)]
+    every = crossings(spec, found)
+    ins, outs = (sorted({pair[axis] for pair in every}) for axis in (0, 1))
     if spec.op.diagonal:
-        ratio = spec.op.c_out / spec.op.c_in
-        line = _line(spec, found)
-        used = sampled(line, max(periods), spec.ins, at_most, found.irregular[0])
-        rest = [c for c in line if c not in used]
-        held = [int(c) for c in rng.permutation(rest)[: min(holdout, len(line) // 10)]]
-        pairs = [(c, round(c * ratio)) for c in used]
-        return Design(tuple(pairs), tuple((c, round(c * ratio)) for c in held), len(line))
-    ins = _inputs(spec, steps[0])
-    outs = list(spec.outs) if spec.fixed_out else edges(spec.outs, steps[1])
-    rows = sampled(ins, periods[0], spec.ins, at_most, found.irregular[0])
-    columns = sampled(outs, periods[1], spec.outs, at_most, found.irregular[1])
-    built = {(i, o) for i in spec.ins for o in spec.outs} if len(spec.ins) * len(spec.outs) <= 16 else set()
-    if len(rows) * len(columns) <= WHOLE_GRID:
-        used_cells = {(i, o) for i in rows for o in columns}
+        rows = sampled(ins, max(periods), spec.ins, found.irregular[0])
+        used, share = {(i, o) for i, o in every if i in rows}, 10
     else:
-        full_rows, full_columns = _three(rows), _three(columns)
-        used_cells = {(i, o) for i in full_rows for o in columns} | {
-            (i, o) for i in rows for o in full_columns
-        }
-        used_cells |= built
-    rest_cells = sorted({(i, o) for i in ins for o in outs} - used_cells)
-    count = min(holdout, (len(ins) * len(outs)) // 20, len(rest_cells))
-    held_cells = [rest_cells[k] for k in rng.permutation(len(rest_cells))[:count]]
-    return Design(tuple(sorted(used_cells)), tuple(held_cells), len(ins) * len(outs))
+        rows = sampled(ins, periods[0], spec.ins, found.irregular[0])
+        columns = sampled(outs, periods[1], spec.outs, found.irregular[1])
+        used, share = {(i, o) for i in rows for o in columns}, 20
+        if len(used) > WHOLE_GRID:
+            full_rows, full_columns = _three(rows), _three(columns)
+            used = {(i, o) for i, o in used if i in full_rows or o in full_columns}
+            if len(spec.ins) * len(spec.outs) <= WHOLE_GRID:
+                used |= {(i, o) for i in spec.ins for o in spec.outs}
+    rest = sorted(set(every) - used)
+    count = min(holdout, len(every) // share, len(rest))
+    held_out = tuple(rest[k] for k in rng.permutation(len(rest))[:count])
+    return Design(tuple(sorted(used)), held_out, len(every))
 
 
 def refined(
@@ -202,13 +195,13 @@ def refined(
     found no quiet moment shows how contended the machine was, not where the table lacks cells: beside other jobs such
     cells made a sweep of ResNet-50 a fifth longer and no better.
     """
-    held = [c for c in profile.cells if c.get("role") == "holdout" and _is_of({**c, "role": "sweep"}, spec)]
-    if not held or not profile.has_table(spec.op):
+    holdouts = [c for c in profile.cells if _is_of(c, spec, "holdout")]
+    if not holdouts or not profile.has_table(spec.op):
         return [], []
     table = profile.table(spec.op)
     line = spec.op.diagonal or spec.fixed_in or spec.fixed_out
     wrong = []
-    for cell in held:
+    for cell in holdouts:
         if bool(table.measured(cell["c_in"], cell["c_out"])) or "disturbed" in str(cell.get("method", "")):
             continue
         error = abs(float(table.lookup(cell["c_in"], cell["c_out"])) - cell["us"])
@@ -224,7 +217,7 @@ def refined(
         for i, o in wrong:
             more |= {(i, b) for b in columns} | {(a, o) for a in rows}
     more -= measured
-    taken = measured | more | {(c["c_in"], c["c_out"]) for c in held}
+    taken = measured | more | {(c["c_in"], c["c_out"]) for c in holdouts}
     rest = sorted(set(crossings(spec, found)) - taken)
     rng = np.random.default_rng([seed, len(measured), *spec.op.table_key().encode()])
     return sorted(more), [rest[k] for k in rng.permutation(len(rest))[: len(wrong)]]
@@ -274,8 +267,8 @@ def _line(spec: Spec, found: Steps) -> list[int]:
     return [c for c in line if c > 1 or not spec.op.depthwise] or line
 
 
-def _is_of(cell: Mapping[str, Any], spec: Spec) -> bool:
-    return cell.get("role", "sweep") == "sweep" and Op.from_key(cell).table_key() == spec.op.table_key()
+def _is_of(cell: Mapping[str, Any], spec: Spec, role: str = "sweep") -> bool:
+    return cell.get("role", "sweep") == role and Op.from_key(cell).table_key() == spec.op.table_key()
 
 
 def _three(values: list[int]) -> list[int]:

@@ -167,10 +167,10 @@ class Schedule:
         """Times cells alternately, and empties the caches before each run."""
         ready: list[tuple[Job, Built]] = []
         for job in jobs:
-            held = len(job.samplings)
-            contended = [number for number in range(held) if not job.samplings[number].timing().quiet]
+            made = len(job.samplings)
+            contended = [number for number in range(made) if not job.samplings[number].timing().quiet]
             try:
-                numbers = contended or range(held, held + self._least_builds)
+                numbers = contended or range(made, made + self._least_builds)
                 builts = [self._begun(job, number, precision) for number in numbers]
             except Exception as error:
                 self._failed(job.op, error)

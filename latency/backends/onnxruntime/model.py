@@ -44,7 +44,6 @@ def to_onnx(
     *,
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
-    opset: int = OPSET,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
 ) -> onnx.ModelProto:
@@ -63,7 +62,6 @@ def to_onnx(
             made for it once), the graph has that of the examples, as ``fixed_batch`` says.
         dynamic_size: whether height and width of all inputs ``[N, C, H, W]`` are free, and named ``height`` and
             ``width``; of inputs of another size than the first one's ``height_1`` ….
-        opset: version of the operator set.
         input_names: names of the inputs, in order; by default the arguments'.
         output_names: names of the outputs, in order; by default their keys.
 
@@ -73,7 +71,7 @@ def to_onnx(
 
     def converted(free: bool) -> onnx.ModelProto:
         names = (input_names, output_names)
-        return _converted(model, example_inputs, free, dynamic_size, opset, names)
+        return _converted(model, example_inputs, free, dynamic_size, names)
 
     if not dynamic_batch:
         return converted(False)
@@ -126,7 +124,6 @@ def _converted(
     example_inputs: Sequence[Any],
     dynamic_batch: bool,
     dynamic_size: bool,
-    opset: int,
     names: tuple[Sequence[str] | None, Sequence[str] | None],
 ) -> onnx.ModelProto:
     """Returns a model as ONNX, with a free batch or with that of the examples.
@@ -145,13 +142,13 @@ def _converted(
         # torch.export takes a batch of one for a constant where code asks for memory layouts (ConvNeXt).
         inputs = tuple(torch.cat([x, x]) if free else x for x, free in zip(inputs, batched, strict=True))
     trained = values.copy_of(model).cpu().eval()
-    told = values.input_names(model, example_inputs)
+    own = values.input_names(model, example_inputs)
     free, shapes = _free(inputs, batched, dynamic_size)
     with _quiet(), torch.no_grad():
         try:
             given = values.filled(example_inputs, inputs)
             result = trained(*given)
-            taken = checked_names(told, names[0], "input")
+            taken = checked_names(own, names[0], "input")
             ends = taken, checked_names(values.output_names(result), names[1], "output", taken)
             values.tensors_only(trained, given, result)
             program = torch.onnx.export(
@@ -160,7 +157,7 @@ def _converted(
                 dynamo=True,
                 external_data=False,
                 verbose=False,
-                opset_version=opset,
+                opset_version=OPSET,
                 input_names=[f"halpiee_in_{i}" for i in range(len(ends[0]))],
                 output_names=[f"halpiee_out_{i}" for i in range(len(ends[1]))],
                 dynamic_shapes=shapes if free else None,

@@ -138,13 +138,13 @@ class TimingCache:
             self.refused = True
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
-    def take(self, config: Any, *, every_seconds: float = 10.0) -> None:
+    def take(self, config: Any) -> None:
         """Takes over what the build added, and writes the file at most every ten seconds."""
         cache = config.get_timing_cache()
         if cache is None:
             return
         self._content = bytes(cache.serialize())
-        if time.monotonic() - self._saved >= every_seconds:
+        if time.monotonic() - self._saved >= 10.0:
             self.save()
 
     def save(self) -> None:
