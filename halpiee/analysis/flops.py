@@ -12,10 +12,9 @@ step costs f(F) + f(F) + f(U); every method is a choice of the two::
     SR-STE               F = active in forward, all in both backward passes (arXiv 2102.04010)
     IEE                  active; while exploring F = all, U = the inactive
 
-IEE's paper charges an explore step dense + 2 · active. Activation gradients pass through all weights, and
-what is trained is the inactive part, so strictly it is dense + dense + (dense − active): ``accounting`` says
-which. Ratios are the same in MACs and in FLOPs; totals name their convention, as the papers use
-both (1 MAC = 2 FLOPs).
+IEE's paper charges an explore step dense + 2 · active. Activation gradients pass through all weights, and the inactive
+part is trained, so strictly it is dense + dense + (dense − active): ``accounting`` says which. Ratios are the same in
+MACs and in FLOPs; totals name their convention, as the papers use both (1 MAC = 2 FLOPs).
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ __all__ = [
     "Density",
     "FlopsMeter",
     "Method",
-    "falling",
     "forward_cost",
     "forward_share",
     "train_flops",
@@ -127,7 +125,7 @@ def train_flops(
 
 @dataclass(frozen=True)
 class CostReference:
-    """What the cost of a training is stated in: dense trainings of so many epochs; pretraining is charged.
+    """The unit of the cost of a training: dense trainings of ``epochs`` epochs; pretraining is charged.
 
     The table of the IEE paper states everything in 90 dense epochs. With p the forward's share and E its epochs, a
     method on a pretrained network costs ``1 + p·E/90`` there, one from scratch (or whose search is not charged)
@@ -150,11 +148,7 @@ class CostReference:
 
     @classmethod
     def parse(cls, text: str, pretraining: float = 0.0) -> CostReference:
-        """Returns the reference that ``epochs=90`` names.
-
-        Raises:
-            UsageError: the text is no such thing.
-        """
+        """Returns the reference of a text ``epochs=90``; a UsageError refuses others."""
         key, equals, value = text.partition("=")
         try:
             epochs = float(value)
@@ -174,14 +168,6 @@ class CostReference:
             epochs: that it takes.
         """
         return (ratio * epochs + self.pretraining) / self.epochs
-
-
-def falling(start: float, end: float, steps: int) -> Callable[[int], float]:
-    """Returns a density that falls in a line from one share to another over some steps, and stays.
-
-    So the IEE paper charges GraNet: the mean of both ends while it prunes. A cubic, as it is, falls faster.
-    """
-    return lambda step: end + (start - end) * max(0.0, 1 - (step + 0.5) / steps)
 
 
 def forward_share(macs: Mapping[str, int], density: Constant) -> float:
@@ -222,7 +208,7 @@ def forward_cost(macs: Mapping[str, int], density: Constant, *, convention: Conv
 
 @dataclass
 class FlopsMeter:
-    """Adds up what a training costs, phase by phase, by both accountings.
+    """Adds up the cost of a training, phase by phase, by both accountings.
 
     Attributes:
         paper_macs: MACs so far, as the papers charge them.

@@ -1,4 +1,4 @@
-"""The masks of one training, packed, and what they say: overlap, survival, exploration, densities, distance, FLOPs.
+"""The masks of one training, packed, and quantities of them: overlap, survival, exploration, distance, FLOPs.
 
 A method never computes metrics: a history listens to it and keeps (step, event, masks), eight units a byte. Overlap and
 survival are those of the IEE paper (Fig. 5): intersection over union of consecutive masks, and the share of grown units
@@ -43,17 +43,14 @@ class Followed(Protocol):
     @property
     def ledger(self) -> object:
         """Has ``listeners``, called with (event, mask)."""
-        ...
 
     @property
     def alive(self) -> Mask:
         """The active units."""
-        ...
 
     @property
     def step(self) -> int:
         """Optimizer steps done."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +165,7 @@ def survival_rates(history: History, *, regrown: bool = True) -> list[tuple[int,
 
     Args:
         history: of one training.
-        regrown: whether units that the prune right before had removed count as grown.
+        regrown: whether units that the prune before had removed count as grown.
     """
     found: list[tuple[int, float]] = []
     entries = history.entries
@@ -230,8 +227,4 @@ def flops_over_time(history: History, macs: Mapping[str, int]) -> list[tuple[int
 
 def _active(history: History, step: int) -> Mask:
     """Returns the units that were active once ``step`` optimizer steps were done."""
-    index = 0
-    for i, entry in enumerate(history.entries):
-        if entry.step <= step:
-            index = i
-    return history.mask(index)
+    return history.mask(max((i for i, entry in enumerate(history.entries) if entry.step <= step), default=0))

@@ -1,11 +1,11 @@
 """Measures of one network at one time: neuron collapse, correlations of scores, pruning plasticity.
 
 Neuron collapse (Frankle et al. 2021, Sec. 5) is the share of convolution channels that have lost all incoming weights:
-a mask from an initialisation that removes whole neurons behaves as one of another architecture. It takes no training,
-and tells score functions apart: on ResNet-20 at 73.8 % sparsity SynFlow empties 31 % of the channels, the same mask
-shuffled within each layer 1 %, SNIP 5 %, GraSP 1 %, magnitude none. Correlations say how measures of filters go
-together: |σ·Δσ| with loss preservation, θᵀHg with θᵀg (arXiv 2009.11839). Pruning plasticity is how much of what a
-prune costs comes back when training goes on (GraNet, arXiv 2106.10404, Sec. 3).
+a mask from an initialisation that removes whole neurons behaves as one of another architecture. It needs no training,
+and differs between score functions: on ResNet-20 at 73.8 % sparsity SynFlow empties 31 % of the channels, the same mask
+shuffled within each layer 1 %, SNIP 5 %, GraSP 1 %, magnitude none. Correlations compare measures of filters: |σ·Δσ|
+with loss preservation, θᵀHg with θᵀg (arXiv 2009.11839). Pruning plasticity is the share of the accuracy lost by a
+prune that further training recovers (GraNet, arXiv 2106.10404, Sec. 3).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import LayerPools
+from halpiee.saliency.criterion import elementwise
 from halpiee.sparsity.distribution import Global, Uniform
 from halpiee.sparsity.granularity import Units, Weights
 from halpiee.sparsity.mask import Mask
@@ -77,15 +78,9 @@ def neuron_collapse(masks: Mapping[str, Tensor], *, threshold: float = 1.0) -> f
 
 
 def correlation(first: Tensor, second: Tensor, *, kind: Literal["pearson", "spearman"] = "pearson") -> float:
-    """Returns the correlation of two measures of the same units.
+    """Returns the correlation −1 … 1 of two measures ``[n]`` of the same units, or of their ranks (ties share theirs).
 
-    Args:
-        first: ``[n]``.
-        second: ``[n]``.
-        kind: of the values, or of their ranks (ties share theirs).
-
-    Returns:
-        −1 … 1; NaN where one of them does not vary.
+    It is NaN where one of them does not vary.
 
     Raises:
         UsageError: of different length, or fewer than two units.
@@ -97,9 +92,7 @@ def correlation(first: Tensor, second: Tensor, *, kind: Literal["pearson", "spea
         )
     if kind == "spearman":
         a, b = ranks(a), ranks(b)
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(a.norm() * b.norm())
-    return float(a @ b) / norm if norm > 0 else float("nan")
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
 
 def correlations(
@@ -131,10 +124,8 @@ def correlations(
 def ranks(values: Tensor) -> Tensor:
     """Returns the rank of each value, the mean one for equal values."""
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    mean = ends - (counts.double() - 1) / 2
-    found: Tensor = mean[inverse]
-    return found
+    mean: Tensor = counts.cumsum(0).double() - (counts.double() - 1) / 2
+    return mean[inverse]
 
 
 @dataclass(frozen=True)
@@ -169,10 +160,10 @@ def pruning_plasticity(
     units: Units | None = None,
     within: Literal["layer", "global"] = "layer",
 ) -> Plasticity:
-    """Prunes a copy of a network once, trains it on, and returns what that did.
+    """Prunes a copy of a network once, trains it on, and returns its accuracy at each time.
 
     Args:
-        model: as it was at time t; left as it is.
+        model: as it was at time t; it is not changed.
         rate: share of the units that are not zero that is removed, the smallest ones.
         train: trains the copy for k epochs at the constant rate; gets unit name → which may be other than zero, and
             has to keep the others at zero (``halpiee.methods.rewind.held`` does).
@@ -195,14 +186,13 @@ def pruning_plasticity(
     parameters = {name: p.detach() for name, p in copied.named_parameters()}
     size = _sums(units, parameters)
     alive = Mask({name: s > 0 for name, s in size.items()})
-    if within == "global":
-        pool = LayerPools(units, Global(1.0))
-        left = sum(alive.counts.values()) - int(rate * sum(alive.counts.values()))
-        counts = _global_counts(pool, size, alive, left)
-    else:
-        counts = {name: max(1, k - int(rate * k)) for name, k in alive.counts.items()}
-    pools = LayerPools(units, Uniform(1.0))
     nothing = Mask.full(units.sizes, False)
+    counts = {name: max(1, k - int(rate * k)) for name, k in alive.counts.items()}
+    if within == "global":
+        pool, total = LayerPools(units, Global(1.0)), sum(alive.counts.values())
+        level = (total - int(rate * total)) / pool.total
+        counts = Mask.of(pool.choose(size, must=nothing, may=alive, level=level).keep).counts
+    pools = LayerPools(units, Uniform(1.0))
     kept = Mask.of(pools.choose_counts(size, must=nothing, may=alive, counts=counts).keep)
     chosen = kept
     if gradients is not None:
@@ -222,17 +212,5 @@ def pruning_plasticity(
 
 
 def _sums(units: Units, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the sum of the sizes of each unit's elements, on the CPU."""
-
-    def size(name: str) -> Tensor | None:
-        found = tensors.get(name)
-        return None if found is None else found.detach().abs()
-
-    return {name: total.cpu() for name, total in units.reduce(size).items()}
-
-
-def _global_counts(pool: LayerPools, size: Mapping[str, Tensor], alive: Mask, left: int) -> dict[str, int]:
-    """Returns how many units of each layer stay when the largest of all layers do."""
-    nothing = Mask.full(pool.units.sizes, False)
-    level = left / pool.total
-    return Mask.of(pool.choose(size, must=nothing, may=alive, level=level).keep).counts
+    """Returns the sum of the absolute values of each unit's elements, on the CPU."""
+    return {name: total.cpu() for name, total in units.reduce(elementwise(torch.abs, tensors.get)).items()}

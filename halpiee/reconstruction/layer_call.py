@@ -3,7 +3,7 @@
 ``y[p] = x_p · W`` at every position p: ``x_p`` is the patch of the input that the position sees.
 
 Samples of two networks must be of the same image and position. Images may lie in any dimension, several entries each
-(windows of an image), side by side or interleaved (attention flattens sequence and image into one). The layout is told
+(windows of an image), side by side or interleaved (attention flattens sequence and image into one). The layout follows
 from the layer's inputs for one image, another, and both.
 """
 
@@ -22,22 +22,11 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["LayerCall", "Layout", "call_of", "layouts_of", "plain_attention", "sampled"]
 
 
-CONVS = {
-    functional.conv1d: 1,
-    functional.conv2d: 2,
-    functional.conv3d: 3,
-    torch.conv1d: 1,
-    torch.conv2d: 2,
-    torch.conv3d: 3,
-}
-TRANSPOSED = {
-    functional.conv_transpose1d: 1,
-    functional.conv_transpose2d: 2,
-    functional.conv_transpose3d: 3,
-    torch.conv_transpose1d: 1,
-    torch.conv_transpose2d: 2,
-    torch.conv_transpose3d: 3,
-}
+CONVS, TRANSPOSED = (
+    {getattr(home, f"{name}{dims}d"): dims for home in (functional, torch) for dims in (1, 2, 3)}
+    for name in ("conv", "conv_transpose")
+)
+"""Function → spatial dimensions."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +41,10 @@ class LayerCall:
     groups: int = 1  # of channels
 
     def patches(self, x: Tensor, weight: Tensor, out: tuple[int, ...], positions: Tensor) -> Tensor:
-        """Returns ``[groups, rows, unknowns]``: what the outputs at some positions are computed from.
+        """Returns ``[groups, rows, unknowns]``: the inputs of the outputs at some positions.
 
         Args:
-            x: the input, ``[N, C, …]``, or ``[N, …, C]`` of a linear layer.
+            x: ``[N, C, …]``, or ``[N, …, C]`` of a linear layer.
             weight: of the layer, for its kernel.
             out: spatial size of the output.
             positions: flat indices into it.
@@ -129,25 +118,16 @@ def call_of(
     dims = CONVS.get(func) or TRANSPOSED.get(func)
     if dims is None:
         return None
+    kind, place = ("conv", 5) if func in CONVS else ("conv_transpose", 7)
     x, weight, bias = given(0, "input", None), given(1, "weight", None), given(2, "bias", None)
     stride, padding = _each(given(3, "stride", 1), dims), given(4, "padding", 0)
-    if func in CONVS:
-        dilation = _each(given(5, "dilation", 1), dims)
-        if isinstance(padding, str):
-            spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-            if padding == "same" and any(s % 2 for s in spans):
-                return None  # PyTorch pads one side more
-            padding = [s // 2 for s in spans] if padding == "same" else 0
-        call = LayerCall("conv", dims, stride, _each(padding, dims), dilation, given(6, "groups", 1))
-    else:
-        call = LayerCall(
-            "conv_transpose",
-            dims,
-            stride,
-            _each(padding, dims),
-            _each(given(7, "dilation", 1), dims),
-            given(6, "groups", 1),
-        )
+    dilation = _each(given(place, "dilation", 1), dims)
+    if isinstance(padding, str):
+        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        if padding == "same" and any(s % 2 for s in spans):
+            return None  # PyTorch pads one side more
+        padding = [s // 2 for s in spans] if padding == "same" else 0
+    call = LayerCall(kind, dims, stride, _each(padding, dims), dilation, given(6, "groups", 1))
     return call, x, weight, bias
 
 
@@ -160,17 +140,17 @@ def _each(value: Any, dims: int) -> tuple[int, ...]:
 def plain_attention() -> Iterator[None]:
     """Inside, attention calls its linear layers one by one, where a function mode sees them.
 
-    ``multi_head_attention_forward`` hands itself to a mode as one call; told that there is none, it runs its body.
+    ``multi_head_attention_forward`` is one call for a mode unless ``has_torch_function`` finds none.
     """
     names: Any = functional
-    before, asks = torch.backends.mha.get_fastpath_enabled(), names.has_torch_function
+    before, original = torch.backends.mha.get_fastpath_enabled(), names.has_torch_function
     torch.backends.mha.set_fastpath_enabled(False)
     names.has_torch_function = lambda tensors: False
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-        names.has_torch_function = asks
+        names.has_torch_function = original
 
 
 @dataclass(frozen=True)
@@ -196,20 +176,20 @@ def layouts_of(
     inputs: tuple[Tensor, ...],
     kept: Mapping[str, Mapping[int, Tensor]],
 ) -> dict[str, Layout]:
-    """Returns how every layer is sampled, told from its inputs for one image, for another, and for both."""
-    looks = []
+    """Returns how every layer is sampled, from its inputs for one image, for another, and for both."""
+    passes = []
     for first, last in ((0, 1), (1, 2), (0, 2)):
         with _Calls(names) as calls:
             model(*(x[first:last] for x in inputs))
-        looks.append(calls.seen)
-    return {name: _planned([look.get(name, []) for look in looks], kept.get(name, {})) for name in looks[2]}
+        passes.append(calls.seen)
+    return {name: _planned([seen.get(name, []) for seen in passes], kept.get(name, {})) for name in passes[2]}
 
 
-def _planned(looks: list[list[tuple[LayerCall, Tensor]]], kept: Mapping[int, Tensor]) -> Layout:
-    if any(len(look) != 1 for look in looks):
+def _planned(passes: list[list[tuple[LayerCall, Tensor]]], kept: Mapping[int, Tensor]) -> Layout:
+    if any(len(calls) != 1 for calls in passes):
         return Layout(skipped="it is called more than once")
-    call = looks[0][0][0]
-    found = _layout(*(look[0][1] for look in looks), dims=1 if call.kind != "linear" else None)
+    call = passes[0][0][0]
+    found = _layout(*(calls[0][1] for calls in passes), dims=1 if call.kind != "linear" else None)
     if found is None:
         return Layout(skipped="no dimension of its input holds the images one after another")
     if call.kind != "conv_transpose":

@@ -1,17 +1,16 @@
-"""Solves the layers of a cut network again from unlabelled images, and so wins accuracy back without training.
+"""Solves the layers of a cut network again from unlabelled images, which recovers accuracy without training.
 
-The kept channels of every convolution and linear layer should say what they said in the dense network. Layer by layer,
-in the order of the forward, the weights of the compact network become the ridge solution
+The kept channels of every convolution and linear layer should equal those of the dense network. Layer by layer, in the
+order of the forward, the weights of the compact network become the ridge solution
 
     W = argmin Σ_p ‖x_p W − y_p‖² + λ·(‖W − W₀‖²),
 
-where ``x_p`` is what the *compact* network feeds the layer at position p (its earlier layers solved already), ``y_p``
-what the layer gives in the *dense* network, and W₀ the weights that the cut left. The last unknown is a constant, on
-which λ does not act; λ is the one with the smallest error on held-out images. Batch norms take the statistics of what
-now reaches them. Every layer is solved when the pass through the compact network calls it, and goes on with its new
-weights. Least squares per layer after pruning:
-He et al., "Channel Pruning for Accelerating Very Deep Neural Networks" (2017), Eq. 5; here for every kind of layer,
-towards the cut weights, with residuals made up for, and through the whole network in one pass.
+where ``x_p`` is the layer's input at position p in the *compact* network (its earlier layers solved already), ``y_p``
+its output in the *dense* network, and W₀ the weights that the cut left. The last unknown is a constant, on which λ does
+not act; λ is the one with the smallest error on held-out images. Batch norms take the statistics of their new inputs.
+Every layer is solved when the pass through the compact network calls it, and runs with its new weights. Least squares
+per layer after pruning: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks" (2017), Eq. 5; here for
+every kind of layer, towards the cut weights, with corrected residuals, and through the whole network in one pass.
 """
 
 from __future__ import annotations
@@ -37,13 +36,9 @@ __all__ = ["RepairedLayer", "Settings", "Solver", "Sums", "repair", "ridge_solut
 
 
 class Sums:
-    """What a least-squares problem is solved from: ``S = Σ x xᵀ``, ``R = Σ x yᵀ``, ``Σ y²``, in double precision.
+    """The sums of least-squares problems, one a group: ``S = Σ x xᵀ``, ``R = Σ x yᵀ``, ``Σ y²``, in double precision.
 
-    Args:
-        groups: independent problems.
-        width: unknowns, the constant last.
-        outs: outputs of a group.
-        device: of the tensors.
+    ``width`` counts the unknowns of a problem, the constant last; ``outs`` its outputs.
     """
 
     def __init__(self, groups: int, width: int, outs: int, device: torch.device) -> None:
@@ -104,7 +99,7 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class RepairedLayer:
-    """What solving one layer again gave.
+    """The outcome of solving one layer again.
 
     Attributes:
         name: of the weight.
@@ -143,16 +138,10 @@ class Settings:
 
 
 class Solver(TorchFunctionMode):
-    """Solves every layer when it is called, and goes on with its new weights.
+    """Solves every layer of a compact network when it is called, and runs it with its new weights.
 
-    Args:
-        compact: the network whose layers are solved.
-        sampler: what the dense network gave.
-        layouts: where the images lie in the compact network's inputs.
-        residuals: what is added behind its layers.
-        images: how many pass through it.
-        settings: how layers are solved.
-        report: told of each layer.
+    ``sampler`` holds the outputs of the dense network, ``layouts`` where the images lie in the inputs of the compact
+    one's layers, ``residuals`` the tensors that are added behind these; ``report`` is called with each solved layer.
     """
 
     def __init__(
@@ -171,7 +160,7 @@ class Solver(TorchFunctionMode):
         self._ridges, self._norms, self._report = settings.ridges, settings.norms, report
         self._residuals = residuals
         self._wanted = {r.made for r in residuals.values()}
-        self._held: dict[int, Tensor] = {}
+        self._noted: dict[int, Tensor] = {}
         self._number = 0
         self._buffers = {id(b) for b in compact.buffers()}
         self._fixed = {id(r.norm[0]) for r in residuals.values() if r.norm is not None}
@@ -190,12 +179,12 @@ class Solver(TorchFunctionMode):
             self.done.add(name)
         out = func(*args, **kwargs)
         if self._number in self._wanted:
-            self._held[self._number] = out
+            self._noted[self._number] = out
         self._number += 1
         return out
 
     def _estimate(self, x: Tensor, mean: Tensor | None, var: Tensor | None, *_: Any, **__: Any) -> None:
-        """Gives a batch norm the statistics of all that reaches it."""
+        """Gives a batch norm the statistics of its input."""
         if mean is None or var is None or id(mean) not in self._buffers or id(var) in self._fixed:
             return
         dims = [d for d in range(x.dim()) if d != 1]
@@ -231,22 +220,16 @@ class Solver(TorchFunctionMode):
     def _sums(self, name: str, call: LayerCall, x: Tensor, weight: Tensor) -> tuple[Sums, Sums]:
         """Returns the sums of the images to solve from, and of those that judge."""
         y = self._sampler.targets(name)
-        correction = self._sampler.correction(name)
-        if correction is not None and (made := self._residuals[name].made) in self._held:
-            should, factor, _ = correction
-            now = sampled(
-                self._held.pop(made),
-                call,
-                self._layouts[name],
-                self._images,
-                self._sampler.positions[name][0],
-            )
-            y = y + factor * (should - now)
         positions, size = self._sampler.positions[name]
+        correction = self._sampler.correction(name)
+        if correction is not None and (made := self._residuals[name].made) in self._noted:
+            dense, factor = correction
+            present = sampled(self._noted.pop(made), call, self._layouts[name], self._images, positions)
+            y = y + factor * (dense - present)
         groups, unknowns, outs = call.flat(weight).shape
         n, places = len(x), len(positions)
         first = n - max(1, round(HELD_OUT * n))
-        halves = (Sums(groups, unknowns + 1, outs, x.device), Sums(groups, unknowns + 1, outs, x.device))
+        halves = Sums(groups, unknowns + 1, outs, x.device), Sums(groups, unknowns + 1, outs, x.device)
         step = max(1, CHUNK // places)
         for half, (lo, hi) in zip(halves, ((0, first), (first, n)), strict=True):
             for at in range(lo, hi, step):
@@ -276,14 +259,14 @@ def repair(
     Memory holds the compact network's activations of all images at once, and sampled outputs of the dense network.
 
     Args:
-        model: the dense network, with trained weights; left as it is.
+        model: the dense network, with trained weights; it is not changed.
         structure: of the model.
         keep: group name → BoolTensor ``[size]``; as for ``shrink``.
         batches: inputs, or (inputs, labels) of which the labels are not read; from the training images, without
             augmentation.
         settings: how layers are solved; by default ``Settings()``.
         compact: weights to start from, as ``shrink`` gave them, maybe trained since; by default the cut's.
-        report: told of each layer.
+        report: called with each layer.
 
     Raises:
         UsageError: no images, or less than five.

@@ -1,9 +1,8 @@
 """A trained network cut to a latency without training: cut a little, solve its layers again, score again, cut more.
 
-Round k of n may take ``D · (Ψ/D)^(k/n)`` of the dense latency D. What the scores of a later round see is the repaired
-network, whose units say other things than they did; only what is alive can be kept. The last selection is what a
-closed loop measures and corrects; its layers are solved when that has ended. Without labels scores take the dense
-network's own answers for the truth.
+The budget of round k of n is ``D · (Ψ/D)^(k/n)``, with the dense latency D. A later round scores the repaired network,
+and can keep only units that are active in it. A closed loop measures and corrects the last selection; its layers are
+solved when the loop has ended. Without labels, scores take the dense network's own classes for the labels.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class InRounds:
 
     Attributes:
         rounds: n.
-        criterion: whose scores choose, a criterion or its name.
+        criterion: of the scores, or its name.
         protect: groups that stay whole.
         widths: those that keep the most score, or those of the widest uniform network that fits.
         seed: of random scores and of the positions that repair samples.
@@ -62,18 +61,18 @@ class InRounds:
 
 
 class Rounds:
-    """A selection in rounds, as a closed loop takes it: measured, solved again under another cost, taken back.
+    """A selection in rounds, for a closed loop, which measures it, solves it again under another cost, or goes back.
 
     Args:
-        model: the dense network with trained weights, in evaluation mode; left as it is.
+        model: the dense network with trained weights, in evaluation mode; it is not changed.
         cost: calibrated, of the model's structure.
         budget_us: Ψ on the scale of ``cost.dense_us``.
         images: ``[N, …]`` of the training data, without augmentation, where the model lies: layers are solved from
             these; no labels.
-        scored: others, to take scores on: those that layers were fitted to tell too little of them.
-        labels: of these, a tensor or a list, one of each; by default the classes that the dense network names.
-        how: in how many rounds, by whose scores.
-        note: told of each round.
+        scored: others, to score on: layers are fitted to ``images``.
+        labels: of these, a tensor or a list, one of each; by default the classes that the dense network predicts.
+        how: number of rounds, criterion and widths.
+        note: called with a line on each round.
 
     Raises:
         BudgetError: no network is that fast.
@@ -108,12 +107,12 @@ class Rounds:
             self._keep = chosen.keep
             self._scores = self._scored(compact, trace(compact, (images[:1],)))
             note(f"round {k} of {rounds}: {chosen.latency_us:.0f} µs")
-        self._turns = [self._choose(cost, budget_us)]
+        self._selections = [self._choose(cost, budget_us)]
 
     @property
     def selection(self) -> Selection:
-        """What stays."""
-        return self._turns[-1]
+        """The present selection."""
+        return self._selections[-1]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -132,14 +131,14 @@ class Rounds:
 
     def solve_again(self, cost: LatencyCost) -> None:
         """Replaces the selection under a corrected cost."""
-        self._turns.append(self._choose(cost, self._budget_us))
+        self._selections.append(self._choose(cost, self._budget_us))
 
     def go_back(self, turn: int) -> None:
-        """Takes the selection of a turn again, counted from 0."""
-        self._turns.append(self._turns[turn])
+        """Restores the selection after so many calls of ``solve_again``."""
+        self._selections.append(self._selections[turn])
 
     def repaired(self, report: Callable[[RepairedLayer], None] = lambda layer: None) -> nn.Module:
-        """Returns the compact network of the selection, its layers solved again; tells of each layer."""
+        """Returns the compact network of the selection, its layers solved again; ``report`` is called with each."""
         return self._repaired(self.keep, report)
 
     def _repaired(
@@ -159,9 +158,9 @@ class Rounds:
             return paired(images, torch.cat([self._model(x).argmax(1) for x in torch.split(images, BATCH)]))
 
     def _scored(self, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
-        """Returns scores in the dense network's numbering, zero where nothing is alive.
+        """Returns scores in the dense network's numbering, 0 for inactive units.
 
-        A group that the compact network's trace does not show as it is keeps the scores it had.
+        A group that the compact network's trace shows with another size keeps its scores.
         """
         how = self._how
         found = score(model, self._answers, how.criterion, units=structure, seed=how.seed, loss_fn=how.loss)
@@ -182,7 +181,7 @@ class Rounds:
         return scores
 
     def _choose(self, cost: LatencyCost, capacity_us: float) -> Selection:
-        # A layer that is gone has no weights to solve: groups keep a unit.
+        # A removed layer has no weights to solve: groups keep a unit.
         cost = cost.restricted(vanish=False)
         if self._how.widths == "uniform":
             return uniform_selection(self._scores, cost, capacity_us, protect=self._how.protect)
@@ -201,7 +200,7 @@ def uniform_selection(
 ) -> Selection:
     """Returns the best-scoring units of the widest uniform network within a latency.
 
-    Nothing bounds what other widths would be worth: its gap is not a number.
+    The value of other widths has no bound: the gap is not a number.
 
     Raises:
         BudgetError: not the narrowest uniform network is that fast.

@@ -1,7 +1,7 @@
-"""Samples what the dense network says: the outputs of every layer at sampled positions, kept channels only.
+"""Samples the dense network: the outputs of every layer at sampled positions, kept channels only.
 
-A residual that lost something can be made up for by the layer beside it. In ``norm(conv(x)) + s`` the compact network
-has another ``s``. A convolution that is solved for ``y + (s − s') · σ/γ`` gives the dense sum.
+The layer beside a residual can correct the error of the residual. In ``norm(conv(x)) + s`` the compact network has
+another ``s'``. A convolution that is solved for ``y + (s − s') · σ/γ`` yields the dense sum.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ MOST = 100.0
 
 @dataclass(frozen=True)
 class Residual:
-    """What is added to a layer's output, behind its batch norm where it has one."""
+    """A tensor that is added to a layer's output, behind its batch norm where it has one."""
 
-    made: int  # number of the function call that gives it; before that of the layer
-    # running variance, weight and ε of the batch norm between, or ``None``
-    norm: tuple[Tensor, Tensor | None, float] | None
+    made: int  # number of the function call that returns it, before that of the layer
+    norm: tuple[Tensor, Tensor | None, float] | None  # running variance, weight and ε of the norm between
 
     def factor(self, rows: Tensor | None) -> Tensor | float:
-        """Returns what one more in the sum is in the layer's output: σ/γ of each kept channel."""
+        """Returns the change of the layer's output that changes the sum by 1: σ/γ of each kept channel."""
         if self.norm is None:
             return 1.0
         var, weight, eps = self.norm
@@ -86,9 +85,8 @@ class _Scan(TorchFunctionMode):
 def residuals_of(
     model: nn.Module, names: Mapping[int, str], inputs: tuple[Tensor, ...]
 ) -> dict[str, Residual]:
-    """Returns, by weight, what is added behind a layer and is there when the layer is called."""
-    one = tuple(x[:1] for x in inputs)
-    scan = _Scan(names)
+    """Returns, by weight, the tensor that is added behind a layer and exists when the layer is called."""
+    one, scan = tuple(x[:1] for x in inputs), _Scan(names)
     with scan:
         model(*one)
     return scan.found
@@ -119,7 +117,7 @@ class Sampler(TorchFunctionMode):
         self._generator = torch.Generator().manual_seed(seed)
         self._parts: dict[str, list[Tensor]] = {}
         self._other: dict[str, list[Tensor]] = {}
-        self._held: dict[int, Tensor] = {}
+        self._noted: dict[int, Tensor] = {}
         self._number = 0
         self.count = 0  # images of this pass
         self.positions: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
@@ -134,23 +132,22 @@ class Sampler(TorchFunctionMode):
         """Returns ``[rows, C_out]`` of all images, and forgets them."""
         return torch.cat(self._parts.pop(name))
 
-    def correction(self, name: str) -> tuple[Tensor, Tensor | float, Tensor | None] | None:
-        """Returns what is added behind a layer, ``[rows, C_out]`` of all images, its factor, and the rows that stay."""
+    def correction(self, name: str) -> tuple[Tensor, Tensor | float] | None:
+        """Returns the residual behind a layer, ``[rows, C_out]`` of all images, and its factor."""
         if name not in self._other:
             return None
-        rows = self._plans[name].rows
-        return torch.cat(self._other.pop(name)), self._residuals[name].factor(rows), rows
+        return torch.cat(self._other.pop(name)), self._residuals[name].factor(self._plans[name].rows)
 
     def start(self, count: int) -> None:
-        """Begins a pass of so many images."""
+        """Begins a pass of ``count`` images."""
         self.count, self._number = count, 0
-        self._held.clear()
+        self._noted.clear()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if self._number in self._wanted:
-            self._held[self._number] = out
+            self._noted[self._number] = out
         self._number += 1
         found = call_of(func, args, kwargs)
         if found is None or id(found[2]) not in self._names:
@@ -176,8 +173,8 @@ class Sampler(TorchFunctionMode):
             part = part[:, plan.rows.to(part.device)]
         self._parts.setdefault(name, []).append(part.float())
         residual = self._residuals.get(name)
-        if residual is not None and residual.made in self._held:
-            other = sampled(self._held[residual.made], call, plan, self.count, self.positions[name][0])
+        if residual is not None and residual.made in self._noted:
+            other = sampled(self._noted[residual.made], call, plan, self.count, self.positions[name][0])
             if plan.rows is not None:
                 other = other[:, plan.rows.to(other.device)]
             self._other.setdefault(name, []).append(other)

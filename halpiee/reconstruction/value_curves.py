@@ -1,10 +1,10 @@
-"""What is a width worth, measured? The loss of a few forward passes per group, instead of sums of scores.
+"""The measured value of a width: the loss of a few forward passes per group, instead of sums of scores.
 
-A sum of scores takes every unit for independent of the others. Here each group is cut alone to a few widths, its best
-units kept and all other groups whole; batch norms take the statistics of what reaches them; and
-``loss(k) = mean over images of KL(dense ‖ cut)`` is what the width costs. Between the widths, the value ``−loss`` is
-interpolated along its least concave majorant, so that noise of few images makes no width attractive that its neighbours
-are not. No labels are read. O(groups · widths) forward passes over the images.
+A sum of scores assumes that units are independent. Here each group is cut alone to a few widths, its best units kept
+and all other groups whole; batch norms take the statistics of their new inputs; and
+``loss(k) = mean over images of KL(dense ‖ cut)`` is the cost of the width. Between the widths, the value ``−loss`` is
+interpolated along its least concave majorant, so that noise of few images makes no width better than its neighbours.
+No labels are read. O(groups · widths) forward passes over the images.
 
 The solver maximises the sum over groups, exactly, whatever the curves are (``halpiee.selection.choose.choose``).
 """
@@ -41,13 +41,13 @@ def measured_values(
     shares: Sequence[float] = SHARES,
     protect: Collection[str] = (),
 ) -> dict[str, FloatArray]:
-    """Returns group → float ``[size + 1]``: what keeping its best 0, 1, … units is worth, in nats of lost answers.
+    """Returns group → float ``[size + 1]``: value of keeping its best 0, 1, … units, minus the KL divergence in nats.
 
-    The values of a group end in 0, the whole group's, and fall towards narrow widths. The width of 0 is that of a block
-    which is removed whole, shared by its groups; where a group may not vanish it is where the curve leads to.
+    The values of a group end in 0, the whole group's, and fall towards narrow widths. That of width 0 is a share of the
+    loss of removing its block; where a group may not vanish it is extrapolated.
 
     Args:
-        model: with trained weights; left as it is.
+        model: with trained weights; it is not changed.
         structure: of the model.
         scores: Tensor ``[size]`` per group, which order its units; groups without scores are left out.
         images: ``[N, …]``, where the model lies.
@@ -83,13 +83,9 @@ def measured_values(
 
 
 def concave(points: Mapping[int, float], size: int) -> FloatArray:
-    """Returns the least concave majorant of some points at 0 … size, its first piece led on to 0.
+    """Returns the least concave majorant of points (width → value) at 0 … size, its first piece extended to 0.
 
-    No point counts for more than the whole group: noise may leave a narrow network better than it.
-
-    Args:
-        points: width → value, ``size`` among the widths.
-        size: of the group.
+    No point counts for more than the whole group, although noise may measure it so.
     """
     hull: list[tuple[int, float]] = []
     for k, value in sorted((k, min(value, points[size])) for k, value in points.items()):
@@ -136,7 +132,7 @@ def _loss(
 
 
 def _renormed(model: nn.Module, images: Tensor) -> None:
-    """Gives every batch norm the statistics of what reaches it: the mean over batches."""
+    """Gives every batch norm the statistics of its input: the mean over batches."""
     norms = [
         m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
     ]

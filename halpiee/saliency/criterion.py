@@ -66,11 +66,9 @@ class Criterion(Protocol):
     @property
     def per_step(self) -> bool:
         """Whether it is scored on every step and averaged over a phase; otherwise it is read once at its end."""
-        ...
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
         """Returns unit name → float score of the unit's shape; units that nothing is known of are missing."""
-        ...
 
 
 @runtime_checkable
@@ -79,7 +77,6 @@ class Probing(Criterion, Protocol):
 
     def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
         """Yields the gradients to score by, once or once a batch; ``None``: a batch that was not finite."""
-        ...
 
 
 NormMode = Literal["train", "eval", "given"]

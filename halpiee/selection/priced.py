@@ -134,11 +134,9 @@ class LatencyTable(Protocol):
 
     def lookup(self, c_in: IntArray, c_out: IntArray) -> FloatArray:
         """Returns µs; the arguments broadcast."""
-        ...
 
     def measured(self, c_in: IntArray, c_out: IntArray) -> NDArray[np.bool_]:
         """Returns whether the cell itself was measured; the arguments broadcast."""
-        ...
 
 
 class TableSource(Protocol):
@@ -146,7 +144,6 @@ class TableSource(Protocol):
 
     def table(self, op: Op) -> LatencyTable | None:
         """Returns the table of an op; ``None`` or a ProfileError where there is none."""
-        ...
 
 
 class Cells:

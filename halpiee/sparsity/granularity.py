@@ -32,33 +32,27 @@ class Units(Protocol):
     @property
     def sizes(self) -> Mapping[str, tuple[int, ...]]:
         """Name → shape of its scores and masks."""
-        ...
 
     @property
     def left_out(self) -> Mapping[str, str]:
         """Name → reason, for what could be pruned in principle but not by masks during training."""
-        ...
 
     @property
     def tensors(self) -> frozenset[str]:
         """Parameters and buffers whose elements belong to units."""
-        ...
 
     @property
     def zero_is_dead(self) -> bool:
         """Whether a unit whose values are zero has zero gradients for ever, and could never be grown."""
-        ...
 
     def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns tensor name → BoolTensor of the tensor's shape: which elements are active."""
-        ...
 
     def reduce(self, element: Callable[[str], Tensor | None]) -> dict[str, Tensor]:
         """Returns unit name → the signed sum of ``element(tensor name)`` over each unit's scoring elements.
 
         Units whose scoring elements are all ``None`` are missing.
         """
-        ...
 
 
 class Weights:

@@ -25,7 +25,6 @@ class Spelled(Protocol):
 
     def masks(self, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns tensor name → BoolTensor of the tensor's shape: which elements are active."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ class Curve(Protocol):
 
     def __call__(self, step: float) -> float:
         """Returns the value at ``step``."""
-        ...
 
 
 @dataclass(frozen=True)
