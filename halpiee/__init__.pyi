@@ -40,7 +40,7 @@ from halpiee.saliency.registry import criterion as criterion
 from halpiee.saliency.score import score as score
 from halpiee.selection.choose import select as select
 from halpiee.selection.cost import LatencyCost as LatencyCost
-from halpiee.selection.solve import GridSolution as GridSolution
+from halpiee.selection.grid import GridSolution as GridSolution
 from halpiee.selection.solve import solve_grid as solve_grid
 from halpiee.sparsity.distribution import ERK as ERK
 from halpiee.sparsity.distribution import NM as NM

@@ -29,17 +29,6 @@ from numpy.typing import NDArray
 
 from halpiee.errors import UsageError, unknown
 
-__all__ = [
-    "Accounting",
-    "CostReference",
-    "Density",
-    "FlopsMeter",
-    "Method",
-    "forward_cost",
-    "forward_share",
-    "train_flops",
-]
-
 Accounting = Literal["paper", "strict"]
 Convention = Literal["macs", "flops"]
 Method = Literal["dense", "static", "set", "rigl", "snfs", "gmp", "granet", "sr-ste", "dcil", "iee"]

@@ -24,18 +24,6 @@ from halpiee.errors import UsageError
 from halpiee.sparsity.mask import Mask
 from latency._files import write
 
-__all__ = [
-    "Entry",
-    "History",
-    "densities",
-    "distance",
-    "distances",
-    "exploration",
-    "flops_over_time",
-    "overlaps",
-    "survival_rates",
-]
-
 
 class Followed(Protocol):
     """What a history reads of a method."""

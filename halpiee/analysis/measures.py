@@ -26,16 +26,6 @@ from halpiee.sparsity.granularity import Units, Weights
 from halpiee.sparsity.mask import Mask
 from latency.backends.torch.modules import copy_of
 
-__all__ = [
-    "Plasticity",
-    "collapsed_channels",
-    "correlation",
-    "correlations",
-    "neuron_collapse",
-    "pruning_plasticity",
-    "ranks",
-]
-
 
 def collapsed_channels(masks: Mapping[str, Tensor], *, threshold: float = 1.0) -> dict[str, Tensor]:
     """Returns convolution → BoolTensor ``[C_out]``: which output channels have lost their incoming weights.

@@ -19,9 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["LayerCall", "Layout", "call_of", "layouts_of", "plain_attention", "sampled"]
-
-
 CONVS, TRANSPOSED = (
     {getattr(home, f"{name}{dims}d"): dims for home in (functional, torch) for dims in (1, 2, 3)}
     for name in ("conv", "conv_transpose")

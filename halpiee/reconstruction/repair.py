@@ -32,8 +32,6 @@ from halpiee.reconstruction.samples import Residual, Sampler, residuals_of
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import kept_positions, shrink
 
-__all__ = ["RepairedLayer", "Settings", "Solver", "Sums", "repair", "ridge_solution", "with_mean"]
-
 
 class Sums:
     """The sums of least-squares problems, one a group: ``S = Σ x xᵀ``, ``R = Σ x yᵀ``, ``Σ y²``, in double precision.

@@ -27,8 +27,6 @@ from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Selection
 from halpiee.structure.trace import trace
 
-__all__ = ["BATCH", "InRounds", "Rounds", "uniform_selection"]
-
 ROUNDS = 4
 """Rounds by default: docs/decisions/0075-rounds-of-repair.md."""
 

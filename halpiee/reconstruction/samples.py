@@ -18,9 +18,6 @@ from torch.overrides import TorchFunctionMode
 
 from halpiee.reconstruction.layer_call import Layout, call_of, sampled
 
-__all__ = ["Residual", "Sampler", "residuals_of"]
-
-
 MOST = 100.0
 """A residual is corrected through a batch norm by at most this factor: behind a tiny γ nothing can be corrected."""
 

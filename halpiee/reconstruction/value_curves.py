@@ -24,8 +24,6 @@ from halpiee.selection.options import blocks
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 
-__all__ = ["concave", "measured_values"]
-
 SHARES = (0.1, 0.25, 0.5, 0.75)
 """Widths that are measured, as shares of a group's units."""
 

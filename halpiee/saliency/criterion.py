@@ -16,24 +16,6 @@ from torch import Tensor, nn
 from halpiee.errors import UsageError
 from halpiee.sparsity.granularity import Units
 
-__all__ = [
-    "Batches",
-    "Criterion",
-    "Gradients",
-    "Look",
-    "LossFn",
-    "NormMode",
-    "Pass",
-    "Passes",
-    "Probing",
-    "elementwise",
-    "hessian_gradients",
-    "loss_gradients",
-    "norm_mode",
-    "pass_of",
-]
-
-
 Look = Callable[[str], Tensor | None]
 """Tensor name → the parameter's value (or its gradient), ``None`` where there is none."""
 

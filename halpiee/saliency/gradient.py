@@ -34,8 +34,6 @@ from halpiee.saliency.magnitude import Norm
 from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["REST", "SNIP", "Gradient", "LossPreservation", "Taylor", "exact_sums"]
-
 
 @criterion("gradient", paper="Evci et al. 2020, arXiv 1911.11134")
 @dataclass(frozen=True)

@@ -29,8 +29,6 @@ from halpiee.saliency.criterion import (
 from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["GraSP"]
-
 
 @criterion("grasp", paper="Wang et al. 2020, arXiv 2002.07376")
 @criterion("grasp-magnitude", paper="Frankle et al. 2021, arXiv 2009.08576", options={"magnitude": True})

@@ -15,8 +15,6 @@ from halpiee.saliency.registry import criterion
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["Given", "Magnitude", "Norm", "Random", "ScaleChange"]
-
 
 @criterion("magnitude", paper="Li et al. 2017, arXiv 1608.08710")
 @dataclass(frozen=True)

@@ -34,19 +34,6 @@ from halpiee.saliency.criterion import (
 from halpiee.sparsity.granularity import Units
 from latency.registry import Registry, not_known, plain
 
-__all__ = [
-    "CRITERIA",
-    "Absolute",
-    "Entry",
-    "InMode",
-    "Inverted",
-    "Product",
-    "criterion",
-    "criterion_of",
-    "named",
-]
-
-
 C = TypeVar("C", bound=Callable[..., Any])
 
 INVERTED = "inverted-"

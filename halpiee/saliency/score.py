@@ -16,12 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from halpiee.errors import ScoreWarning, UsageError
 from halpiee.saliency.criterion import Batches, Criterion, LossFn, pass_of
-from halpiee.saliency.registry import CRITERIA, criterion_of
+from halpiee.saliency.registry import criterion_of
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Channels, Units, Weights
 from halpiee.structure.groups import Structure
-
-__all__ = ["CRITERIA", "NO_GRADIENT", "Scores", "flat", "score", "undecided", "units_of", "warn_of_ties"]
 
 
 class Scores(dict[str, Tensor]):

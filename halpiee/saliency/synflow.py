@@ -19,8 +19,6 @@ from halpiee.saliency.registry import criterion
 from halpiee.sparsity.granularity import Units, evaluated, example_input
 from latency.backends.torch.modules import tensors_given
 
-__all__ = ["SynFlow"]
-
 
 @criterion("synflow", paper="Tanaka et al. 2020, arXiv 2006.05467")
 @dataclass(frozen=True)

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 
 from halpiee.errors import UsageError, unknown
 
-__all__ = ["restrict", "thin"]
-
-
 STEP = 1e-6
 """A narrower width is a candidate when it is cheaper than every wider one by more than this share."""
 

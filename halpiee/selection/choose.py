@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from latency.predict import Calibration
     from latency.sweeping import LazySweep
 
-__all__ = ["Selection", "choose", "scaled", "select", "select_lazily", "uniform", "widest"]
-
 
 def select(
     scores: Mapping[str, Tensor],

@@ -29,8 +29,6 @@ from halpiee.structure.groups import Structure
 if TYPE_CHECKING:
     from latency.predict import Calibration, Interval
 
-__all__ = ["Also", "Cost", "LatencyCost"]
-
 
 @dataclass(frozen=True)
 class Also:

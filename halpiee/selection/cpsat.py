@@ -22,8 +22,6 @@ from halpiee.selection.grid import TOLERANCE, Grid, GridSolution, IntArray, Sear
 from halpiee.selection.lagrangian import solve_joint
 from halpiee.selection.local_search import fill, repair
 
-__all__ = ["DEFAULT_TIME_LIMIT_S", "search", "solve_cpsat"]
-
 DEFAULT_TIME_LIMIT_S = 30.0
 """Seconds of search without a limit; then CP-SAT returns its best answer and bound."""
 

@@ -22,9 +22,6 @@ import numpy as np
 
 from halpiee.selection.grid import Adder, FloatArray, Grid
 
-__all__ = ["Elimination", "Step"]
-
-
 SLICE = 1 << 16
 """Cells that are joined at a time: half a megabyte, within a second-level cache."""
 

@@ -20,8 +20,6 @@ import numpy as np
 from halpiee.selection.elimination import Elimination, Step
 from halpiee.selection.grid import FloatArray, Grid, IntArray
 
-__all__ = ["Dual", "Frontier", "close_gap"]
-
 
 class Dual:
     """The inner problem of a grid, planned once; ``limit`` bounds the cells of a table of the elimination.

@@ -19,24 +19,6 @@ from numpy.typing import NDArray
 
 from halpiee.errors import UsageError
 
-__all__ = [
-    "TOLERANCE",
-    "Adder",
-    "Factor",
-    "FloatArray",
-    "Grid",
-    "GridSolution",
-    "IntArray",
-    "Search",
-    "Searching",
-    "Side",
-    "Solver",
-    "Term",
-    "normalise",
-    "relative_gap",
-]
-
-
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Side = int | tuple[int, ...] | None

@@ -43,8 +43,6 @@ from halpiee.selection.grid import (
 )
 from halpiee.selection.local_search import descend, fill, repair
 
-__all__ = ["linearise", "solve_dual", "solve_joint", "solve_linear"]
-
 
 def solve_dual(
     grid: Grid,

@@ -46,18 +46,6 @@ from latency.op import CONTRACTIONS, Op
 if TYPE_CHECKING:
     from latency.profiles import Profile
 
-__all__ = [
-    "Quantity",
-    "energy",
-    "pareto",
-    "peak_bytes",
-    "resource",
-    "select_within",
-    "solve_limits",
-    "solve_within",
-]
-
-
 ROUNDS = 12
 """Mixes that are tried; each is one joint solve."""
 

@@ -12,8 +12,6 @@ import numpy as np
 
 from halpiee.selection.grid import Grid, IntArray
 
-__all__ = ["descend", "fill", "repair"]
-
 
 class _Moves:
     """All single changes of a choice, the options of all groups one after the other."""

@@ -25,8 +25,6 @@ from latency.op import CONTRACTIONS
 if TYPE_CHECKING:
     from latency.op import Op
 
-__all__ = ["Offer", "Offers", "blocks", "fixed_sides", "offer", "protected"]
-
 
 @dataclass(frozen=True)
 class Offer:

@@ -18,8 +18,6 @@ from latency.op import CONTRACTIONS
 if TYPE_CHECKING:
     from latency.op import Op
 
-__all__ = ["Axis", "LatencyTable", "OpSide", "Priced", "TableSource", "axis_of", "price"]
-
 
 class Axis(NamedTuple):
     """One side of a term: the solver's side, the channels of every entry, and which entries can occur."""

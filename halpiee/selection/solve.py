@@ -30,8 +30,6 @@ from halpiee.selection.grid import (
 )
 from halpiee.selection.lagrangian import solve_joint, solve_linear
 
-__all__ = ["GridSolution", "solve_grid"]
-
 
 def solve_grid(
     values: Sequence[ArrayLike],

@@ -15,8 +15,6 @@ from typing import Literal
 from halpiee.errors import UsageError, unknown
 from halpiee.ranges import parse_budget
 
-__all__ = ["ERK", "NM", "Budget", "Global", "Latency", "PerLayer", "Pinned", "Uniform", "as_budget", "erk"]
-
 Pinned = Literal["outside", "inside"]
 """Whether layers of a density of their own are outside of the total, or inside of it and the others pay."""
 

@@ -21,8 +21,6 @@ from halpiee.sparsity.granularity import example_input as _example_input
 from halpiee.sparsity.mask import chosen_names, computed_weight
 from halpiee.structure.groups import Structure
 
-__all__ = ["Filters"]
-
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = nn.modules.batchnorm._BatchNorm
 

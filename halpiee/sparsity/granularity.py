@@ -22,8 +22,6 @@ from halpiee.errors import StructureError, UsageError
 from halpiee.sparsity.mask import chosen_names, computed_weight
 from halpiee.structure.groups import Slot, Structure
 
-__all__ = ["Channels", "Units", "Weights", "evaluated", "example_input", "order_of_use"]
-
 
 @runtime_checkable
 class Units(Protocol):

@@ -17,8 +17,6 @@ from torch.nn.utils import parametrize
 from halpiee.errors import UsageError, unknown
 from halpiee.structure.modules import computing_hook
 
-__all__ = ["Mask", "chosen_names", "computed_weight"]
-
 
 class Spelled(Protocol):
     """Maps a mask of units to masks of tensors, as ``halpiee.sparsity.Units`` do."""

@@ -11,8 +11,6 @@ from typing import Protocol
 
 from halpiee.errors import UsageError
 
-__all__ = ["Constant", "Cosine", "Cubic", "Curve", "Exponential"]
-
 
 class Curve(Protocol):
     """A number for every step."""

@@ -23,8 +23,6 @@ from halpiee.structure.records import Event
 from halpiee.structure.rules.elementwise import ACTIVATIONS
 from latency.op import CONTRACTIONS, Op
 
-__all__ = ["assemble", "collapsed", "rectangular"]
-
 
 def collapsed(recorder: Recorder) -> frozenset[str]:
     """Returns the grouped layers and norms whose groups all belong to one unit."""

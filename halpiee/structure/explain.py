@@ -7,8 +7,6 @@ from typing import Any
 
 from halpiee.structure.groups import Structure, macs
 
-__all__ = ["ExplainedGroup", "ExplainedLayer", "Explanation", "explain"]
-
 UNLOCK = (
     ("a network input", "nothing: the inputs are given"),
     ("feeds the network's output", "nothing: the outputs are needed as they are"),

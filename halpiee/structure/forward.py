@@ -56,9 +56,6 @@ from halpiee.structure.surroundings import Surroundings, foreign
 from halpiee.structure.watching import Dispatch, Path, StandIn, Watch, looked_on, plain_tensors, stand_in_for
 from latency.backends.torch.modules import copy_of
 
-__all__ = ["ForwardError", "NeedsValuesError", "Subject", "python_answers", "record"]
-
-
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 """What fake tensors raise where the forward asks for a number that only real ones have."""
 

@@ -26,19 +26,6 @@ from latency.op import CONTRACTIONS, Op
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "ChannelGroup",
-    "GroupRef",
-    "Layer",
-    "Slot",
-    "Structure",
-    "TimedOp",
-    "macs",
-    "parameters",
-    "widths",
-]
-
-
 GroupRef = tuple[str, int]
 """A group's name and how many channels of a layer's side each of its units stands for."""
 

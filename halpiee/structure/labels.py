@@ -22,23 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = [
-    "Atoms",
-    "CheckedUnits",
-    "Finding",
-    "Tag",
-    "Units",
-    "along",
-    "compressed",
-    "moved",
-    "no_atoms",
-    "reshaped",
-    "together",
-    "varying",
-    "written_out",
-]
-
-
 HERE = os.path.dirname(__file__)
 
 Atoms = NDArray[np.int64]

@@ -24,21 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = [
-    "HEADS",
-    "HEAD_WIDTH",
-    "SHARED_HEADS",
-    "Heads",
-    "KeptChannels",
-    "adapted",
-    "computing_hook",
-    "emptied",
-    "heads_of",
-    "held",
-    "unnested",
-    "watch_norms",
-]
-
 
 class Heads(nn.MultiheadAttention):
     """Multi-head attention whose heads together are not as wide as its input."""

@@ -27,8 +27,6 @@ from halpiee.structure.shrink import alive_of, apply_kept, holds_number, kept_in
 from latency._files import write
 from latency.outside import parsed, read_bytes, sound
 
-__all__ = ["SCHEMA", "Plan", "Selection"]
-
 SCHEMA = 1
 """Version of the file's layout."""
 

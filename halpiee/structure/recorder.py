@@ -33,8 +33,6 @@ from halpiee.structure.records import (
 )
 from halpiee.structure.state import Answers, Stored
 
-__all__ = ["Decisions", "Recorder"]
-
 
 @dataclass(frozen=True)
 class Decision:

@@ -28,30 +28,6 @@ from torch import Tensor
 
 from halpiee.structure.labels import Atoms, Label, written_out
 
-__all__ = [
-    "Attribute",
-    "Call",
-    "Event",
-    "LayerCall",
-    "Move",
-    "Norm",
-    "Role",
-    "Side",
-    "Spread",
-    "Step",
-    "Timing",
-    "idle",
-    "memory_of",
-    "needed",
-    "parting",
-    "random_like",
-    "stays_the_same",
-    "tensors_of",
-    "wired",
-    "with_tensors",
-]
-
-
 Side = Literal["out", "in", "norm"]
 
 Role = tuple[Side, str]

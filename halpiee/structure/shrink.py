@@ -24,20 +24,6 @@ from halpiee.structure.modules import adapted, emptied, unnested, watch_norms
 from halpiee.structure.state import Stored, forgotten
 from latency.backends.torch.modules import copy_of
 
-__all__ = [
-    "Cut",
-    "alive_of",
-    "apply_kept",
-    "check_shapes",
-    "cut_for",
-    "holds_number",
-    "keep_first",
-    "kept_in",
-    "masked",
-    "shrink",
-]
-
-
 Kept = dict[str, dict[int, Tensor]]
 """Tensor name → dimension → int64 indices of the positions that stay."""
 

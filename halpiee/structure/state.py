@@ -35,29 +35,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from halpiee.structure.labels import source_line
 from halpiee.structure.records import memory_of, tensors_of
 
-__all__ = [
-    "TAKEN",
-    "Answer",
-    "Answers",
-    "Change",
-    "ConstantError",
-    "Constants",
-    "Stored",
-    "asks",
-    "branches_by_mode",
-    "changes",
-    "finer",
-    "flips",
-    "forgotten",
-    "has_truths",
-    "is_truth",
-    "left_behind",
-    "snapshot",
-    "taken",
-    "truths_in",
-]
-
-
 TAKEN = frozenset({"numpy", "__array__", "tolist", "__format__"})
 """Methods of tensors that make arrays, lists and texts of their values without an op."""
 

@@ -34,8 +34,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from halpiee.errors import StructureError
 
-__all__ = ["Surroundings", "random_states"]
-
 FOREIGN = sys.stdlib_module_names | {"torch", "numpy", "functorch", "triton", "halpiee"}
 """Packages whose functions keep no tensor of a forward."""
 

@@ -37,9 +37,6 @@ from halpiee.structure.verification.trial import Trial, TurnError
 from latency.backends.torch.modules import copy_of
 from latency.op import CONTRACTIONS
 
-__all__ = ["recorded", "trace"]
-
-
 MAX_ROUNDS = 6
 """Traces of one model: without ops that feed nothing, and by positions where a layer's groups hang together."""
 

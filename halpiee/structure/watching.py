@@ -32,9 +32,6 @@ from halpiee.structure.shrink import Cut, set_number, sliced
 from halpiee.structure.state import TAKEN, Answers, Constants, asks, forgotten
 from latency.backends.torch.modules import copy_of
 
-__all__ = ["Dispatch", "Path", "StandIn", "Tensors", "Watch", "looked_on", "plain_tensors", "stand_in_for"]
-
-
 ATTENTION = "scaled_dot_product_attention"
 """The function that is one op here: which ops torch makes of it depends on the device and on widths."""
 

@@ -17,8 +17,6 @@ from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
-__all__ = ["NARROW"]
-
 
 def in_windows(x: Tensor, window: Sequence[int]) -> Tensor:
     """Maps ``[N, *sizes, C]`` to ``[N · windows, places of a window, C]``."""

@@ -29,19 +29,6 @@ from halpiee.structure.rules.norm import (
     spatial,
 )
 
-__all__ = [
-    "RULES",
-    "Kind",
-    "Rule",
-    "add_rule",
-    "apply",
-    "is_movement",
-    "is_pointwise",
-    "name_of",
-    "takes_time",
-]
-
-
 Rule = Callable[[Recorder, Call], Timing | None]
 
 

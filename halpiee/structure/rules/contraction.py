@@ -13,9 +13,6 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, LayerCall, Timing
 from halpiee.structure.rules.elementwise import dtype_of
 
-__all__ = ["attention", "convolution", "matrix_product"]
-
-
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 

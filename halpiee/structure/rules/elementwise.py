@@ -20,20 +20,6 @@ from halpiee.structure.labels import Label, Tag, compressed, no_atoms, together,
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, Timing
 
-__all__ = [
-    "ACTIVATIONS",
-    "concat",
-    "dtype_of",
-    "glu",
-    "index",
-    "index_put",
-    "numbers_of",
-    "pad",
-    "pointwise",
-    "shape_fields",
-]
-
-
 ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu")
 """Pointwise ops that are timed as activations; ``hardtanh`` and ``clamp`` from 0 to 6 are ``relu6``."""
 

@@ -23,9 +23,6 @@ from halpiee.structure.modules import HEAD_WIDTH, HEADS, SHARED_HEADS, held
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import RESHAPES, Call, Move, Spread, tensors_of
 
-__all__ = ["FOLLOWING", "movement", "moves_of", "shuffle"]
-
-
 SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip"})
 """Movements without sizes or positions of their own."""
 

@@ -19,8 +19,6 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, Norm, Timing
 from halpiee.structure.rules.elementwise import dtype_of, shape_fields
 
-__all__ = ["batch_norm", "group_norm", "layer_norm", "reduction", "region", "softmax", "spatial"]
-
 
 def batch_norm(recorder: Recorder, call: Call) -> Timing | None:
     """Batch norm (and instance norm, which runs as one): per channel along dimension 1."""

@@ -30,9 +30,6 @@ from halpiee.structure.shrink import kept_positions, masked, shrink, sliced
 from halpiee.structure.surroundings import random_states
 from latency.backends.torch.modules import copy_of
 
-__all__ = ["drawn_alike", "redraw", "relative_error", "relative_l2", "silent", "verify"]
-
-
 ROUNDING = 1e-6
 """Relative L2 difference below which the outputs of two inputs are the same: of the size of float32's rounding."""
 

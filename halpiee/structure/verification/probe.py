@@ -24,16 +24,6 @@ from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Move, stays_the_same
 from halpiee.structure.shrink import Cut, alive_of
 
-__all__ = [
-    "ANOTHER_PATH",
-    "Misplaced",
-    "differences",
-    "irregular_keeps",
-    "moved_otherwise",
-    "unit_range",
-]
-
-
 DOES_NOT_FOLLOW = "a size or an index there does not follow the channels"
 
 ANOTHER_PATH = "the forward takes another path at another width"

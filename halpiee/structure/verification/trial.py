@@ -35,8 +35,6 @@ from halpiee.structure.verification.probe import (
 )
 from halpiee.structure.watching import Path, Tensors, Watch, looked_on, stand_in_for
 
-__all__ = ["Trial", "TurnError"]
-
 
 class TurnError(Exception):
     """A reshape does not fit the pruned channels; it may fit if units are whole rows."""
