@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,17 +39,15 @@ from latency.device import cpu_facts
 
 __all__ = ["Cell", "Ground", "carry_out", "cells", "settings_of"]
 
+SHARED = (
+    "data", "width", "size", "device", "backend", "profile", "batch", "threads", "epochs", "batch_size", "weight_decay",
+)  # fmt: skip
+"""Options of ``halpiee train`` that a comparison has under the same name."""
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One training to do.
-
-    Attributes:
-        comparison: that it belongs to.
-        contestant: by name.
-        budget: share of the dense latency; 1 for the dense network.
-        seed: of the training.
-    """
+    """One training of a comparison; ``budget`` is a share of the dense latency, 1 for the dense network."""
 
     comparison: Comparison
     contestant: str
@@ -79,12 +77,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Ground:
-    """What all cells share.
-
-    Attributes:
-        run: that measured them.
-        cost: calibrated.
-    """
+    """The run that measured profile and calibration for all cells, and the calibrated cost."""
 
     run: Run
     cost: LatencyCost
@@ -134,25 +127,12 @@ def cells(comparison: Comparison) -> Iterator[Cell]:
 def settings_of(cell: Cell, out: Path) -> Settings:
     """Returns the settings of a cell's run, without what the ground gives.
 
-    Args:
-        cell: to do.
-        out: folder of the comparison, where the dense network's weights will be.
+    ``out`` is the folder of the comparison, where the dense network's weights will be.
     """
     c, who = cell.comparison, cell.who
-    given: dict[str, Any] = {
+    given: dict[str, Any] = {name: getattr(c, name) for name in SHARED} | {
         "model": c.network,
-        "data": c.data,
-        "width": c.width,
-        "size": c.size,
-        "device": c.device,
-        "backend": c.backend,
-        "profile": c.profile,
-        "batch": c.batch,
-        "threads": c.threads,
-        "epochs": c.epochs,
-        "batch_size": c.batch_size,
         "lr": c.tuning_lr if who.pretrained else c.lr,
-        "weight_decay": c.weight_decay,
         "precision": "bf16" if c.bf16 else "fp32",
         "channels_last": c.bf16,
         "budget": f"{cell.budget:g}",
@@ -167,16 +147,16 @@ def settings_of(cell: Cell, out: Path) -> Settings:
 
 
 def carry_out(cell: Cell, ground: Ground, out: Path, talk: Talk) -> Row | None:
-    """Trains, exports and times a cell, adds its row, and returns it.
+    """Trains, exports and times a cell unless its row is there, and returns the row.
 
     Args:
         cell: to do.
         ground: of its comparison.
         out: folder of the comparison.
-        talk: told what happens.
+        talk: says what happens.
 
     Returns:
-        The row, also where it was there already; ``None`` where another process holds the cell.
+        The row; ``None`` where another process does the cell.
     """
     sheet = sheet_of(out)
 
@@ -224,9 +204,8 @@ def _outside(cell: Cell, ground: Ground, out: Path, talk: Talk) -> tuple[dict[st
 
 
 def _as_row(cell: Cell, report: dict[str, Any], settings: Settings, start: Row | None) -> Row:
-    """Returns the row of a finished run."""
-    pretrained = cell.who.pretrained and start is not None
-    own: Callable[[str], float] = lambda key: float(report["seconds_training"][key] or 0.0)  # noqa: E731
+    """Returns the row of a finished run; ``start`` is that of the dense network it began with."""
+    before = start if cell.who.pretrained else None
     return Row(
         key=cell.name,
         contestant=cell.contestant,
@@ -242,10 +221,10 @@ def _as_row(cell: Cell, report: dict[str, Any], settings: Settings, start: Row |
         macs=report["macs_pruned"],
         dense_macs=report["macs_dense"],
         params=report["params_pruned"],
-        seconds=own("pruned"),
+        seconds=float(report["seconds_training"]["pruned"] or 0.0),
         train_macs=report["train_macs"]["strict"],
-        start_seconds=(start.seconds or 0.0) if pretrained and start else 0.0,
-        start_macs=(start.train_macs or 0.0) if pretrained and start else 0.0,
+        start_seconds=(before and before.seconds) or 0.0,
+        start_macs=(before and before.train_macs) or 0.0,
         counts=report.get("widths") or {},
         commit=commit(),
         machine=machine(settings),

@@ -186,11 +186,7 @@ class Comparison:
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], *, where: str) -> Comparison:
-        """Returns the comparison of values as YAML has them.
-
-        Args:
-            values: field → value.
-            where: what they were read from, for messages.
+        """Returns the comparison of values as YAML has them; ``where`` they were read from is for messages.
 
         Raises:
             UsageError: a field that is not known or lacks, or a value of another type or range.
@@ -203,7 +199,7 @@ class Comparison:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Returns the comparison that a YAML file asks for.
+    """Returns the comparison that a YAML file describes.
 
     Raises:
         UsageError: there is no such file, it is no YAML, or it asks for what there is not; the message names the file.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from halpiee.compare.comparison import DENSE
-from halpiee.compare.rows import Difference, Row, Standing, difference, standings
+from halpiee.compare.rows import Row, Standing, difference, standings
 from halpiee.report.page import templates
 from halpiee.report.plots import Series, chart
 from halpiee.report.values import DASH
@@ -14,7 +14,7 @@ from halpiee.report.values import DASH
 __all__ = ["REFERENCE", "lines", "render_html", "render_markdown", "settings_in"]
 
 REFERENCE = "uniform"
-"""Whom all others are compared with."""
+"""The contestant that all others are compared with."""
 
 COLOURS = ("pruned", "limit", "predicted", "grow", "prune", "init", "target", "other")
 
@@ -40,22 +40,19 @@ def settings_in(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def lines(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Returns the cells of a table of one setting, under ``HEAD``: a line a contestant and budget."""
-    found: list[tuple[str, ...]] = []
-    for s in standings(rows):
-        gain = None if s.contestant == REFERENCE else difference(rows, s.contestant, REFERENCE, s.budget)
-        found.append(
-            (
-                s.contestant,
-                f"{s.budget:g}",
-                ", ".join(map(str, s.seeds)),
-                _with_half(100 * s.accuracy, 100 * s.half),
-                _gain(gain),
-                f"{s.share:.3f}",
-                _spent(s),
-                DASH if math.isnan(s.train_macs) else f"{s.train_macs / 1e9:,.0f}",
-            )
+    return [
+        (
+            s.contestant,
+            f"{s.budget:g}",
+            ", ".join(map(str, s.seeds)),
+            f"{100 * s.accuracy:.1f}{_half(s.half)}",
+            DASH if s.contestant == REFERENCE else _gain(rows, s),
+            f"{s.share:.3f}",
+            _spent(s),
+            DASH if math.isnan(s.train_macs) else f"{s.train_macs / 1e9:,.0f}",
         )
-    return found
+        for s in standings(rows)
+    ]
 
 
 def render_markdown(rows: Sequence[Row]) -> str:
@@ -72,13 +69,8 @@ def render_markdown(rows: Sequence[Row]) -> str:
 def render_html(rows: Sequence[Row]) -> str:
     """Returns the page: no network, no scripts."""
     settings = [
-        {
-            "title": _title(setting, these),
-            "origin": _origin(these),
-            "chart": _chart(these),
-            "lines": lines(these),
-        }
-        for setting, these in settings_in(rows).items()
+        {"title": _title(name, of), "origin": _origin(of), "chart": _chart(of), "lines": lines(of)}
+        for name, of in settings_in(rows).items()
     ]
     return templates().get_template("comparison.html").render(settings=settings, head=HEAD)
 
@@ -106,23 +98,26 @@ def _title(setting: str, rows: Sequence[Row]) -> str:
 
 def _origin(rows: Sequence[Row]) -> str:
     """Returns where rows are from: machine, dates, commits, versions."""
-    machines = ", ".join(sorted({row.machine for row in rows if row.machine})) or DASH
+    machines, commits = _listed(row.machine for row in rows), _listed(row.commit for row in rows)
+    torch = _listed(row.versions.get("torch", "") for row in rows)
     dates = sorted({row.date for row in rows if row.date})
-    commits = ", ".join(sorted({row.commit for row in rows if row.commit})) or DASH
-    torch = ", ".join(sorted({row.versions["torch"] for row in rows if "torch" in row.versions})) or DASH
     when = " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else DASH
     return f"{len(rows)} trainings; machine {machines}; {when}; commits {commits}; torch {torch}."
 
 
-def _with_half(value: float, half: float) -> str:
-    return f"{value:.1f}" if math.isnan(half) else f"{value:.1f} ± {half:.1f}"
+def _listed(texts: Iterable[str]) -> str:
+    return ", ".join(sorted({*texts} - {""})) or DASH
 
 
-def _gain(found: Difference | None) -> str:
+def _half(half: float) -> str:
+    return "" if math.isnan(half) else f" ± {100 * half:.1f}"
+
+
+def _gain(rows: Sequence[Row], s: Standing) -> str:
+    found = difference(rows, s.contestant, REFERENCE, s.budget)
     if found is None:
         return DASH
-    half = "" if math.isnan(found.half) else f" ± {100 * found.half:.1f}"
-    return f"{100 * found.accuracy:+.1f}{half} ({found.wins} of {found.pairs})"
+    return f"{100 * found.accuracy:+.1f}{_half(found.half)} ({found.wins} of {found.pairs})"
 
 
 def _spent(s: Standing) -> str:

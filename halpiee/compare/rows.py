@@ -17,32 +17,23 @@ __all__ = ["Difference", "Row", "Standing", "difference", "read_rows", "sheet_of
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """What one cell has given.
+    """The results of one cell.
 
     Attributes:
-        key: of the cell: contestant, budget, seed and setting.
-        contestant: by name.
-        budget: share of the dense latency that was asked.
-        seed: of the training.
+        key: contestant, budget, seed and setting of the cell.
+        budget: share of the dense latency that was asked for.
         accuracy: top-1 on the test images, a share of 1.
-        latency_us: measured, on the scale of ``dense_us``.
-        dense_us: of the dense network, timed in turns with it.
-        setting: hash of what all its contestants share; rows of others are not mixed with these.
+        latency_us: measured, on the scale of ``dense_us``, which is timed in turns with it.
+        setting: hash of what all its contestants share; rows of other settings are not mixed with these.
         title: the setting in words.
-        network: as it was asked.
-        epochs: that it trained.
-        macs: of one image.
-        dense_macs: of one image, in the dense network.
-        params: of the network.
-        seconds: of training, its own.
-        train_macs: multiply-accumulates of its own training.
-        start_seconds: of training the dense network that it starts from.
-        start_macs: likewise.
+        macs, dense_macs: multiply-accumulates of one image.
+        seconds, train_macs: of its own training.
+        start_seconds, start_macs: of training the dense network that it starts from.
         counts: units per group.
         commit: of the code.
         machine: processor or accelerator.
         date: ISO 8601.
-        versions: of what it ran on.
+        versions: of the packages that it ran on.
     """
 
     key: str
@@ -76,11 +67,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sheet_of(place: Path) -> Sheet[Row]:
-    """Returns the rows of a comparison.
-
-    Args:
-        place: its folder, or the file of its rows.
-    """
+    """Returns the rows of a comparison, whose folder or file of rows is given."""
     return Sheet(place, Row, lambda row: row.key, "a comparison")
 
 
@@ -100,20 +87,17 @@ def read_rows(place: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class Standing:
-    """What the seeds of one contestant at one budget say together.
+    """The means of one contestant at one budget over seeds; NaN where a row lacks the figure.
 
     Attributes:
-        contestant: by name.
-        budget: share that was asked; of the dense network 1.
-        seeds: of its rows.
-        accuracy: mean top-1, a share of 1.
+        budget: share that was asked for; of the dense network 1.
+        accuracy: top-1, a share of 1.
         half: half-width of its 95 % interval.
-        share: mean measured latency over that of the dense network.
-        seconds: mean training time, its own; NaN where a row has none.
-        start_seconds: mean training time of what it starts from.
-        train_macs: mean multiply-accumulates of training, the start's among them; NaN where a row has none.
-        macs: mean of one image.
-        epochs: mean that it trained.
+        share: measured latency over that of the dense network.
+        seconds: time of its own training.
+        start_seconds: time of training the network that it starts from.
+        train_macs: multiply-accumulates of training, the start's among them.
+        macs: multiply-accumulates of one image.
     """
 
     contestant: str
@@ -134,9 +118,6 @@ class Difference:
     """A contestant against another at the same budget, by pairs of the same seed.
 
     Attributes:
-        contestant: by name.
-        against: likewise.
-        budget: share that was asked of both.
         accuracy: mean difference of top-1, a share of 1.
         half: half-width of its 95 % interval; NaN for a single pair.
         wins: pairs that the contestant wins.
@@ -144,9 +125,6 @@ class Difference:
         share: mean of the ratios of their measured latencies.
     """
 
-    contestant: str
-    against: str
-    budget: float
     accuracy: float
     half: float
     wins: int
@@ -188,14 +166,7 @@ def standings(rows: Iterable[Row]) -> list[Standing]:
 
 
 def difference(rows: Sequence[Row], contestant: str, against: str, budget: float) -> Difference | None:
-    """Returns how two contestants differ at a budget; ``None`` where they share no seed.
-
-    Args:
-        rows: of one setting.
-        contestant: whose gain it is.
-        against: whom it is compared with.
-        budget: of both.
-    """
+    """Returns the gain of a contestant over another one at a budget; ``None`` where they share no seed."""
     one, other = (
         {r.seed: r for r in rows if r.contestant == name and r.budget == budget}
         for name in (contestant, against)
@@ -206,9 +177,6 @@ def difference(rows: Sequence[Row], contestant: str, against: str, budget: float
     gains = [one[s].accuracy - other[s].accuracy for s in seeds]
     gain = Mean.of(gains)
     return Difference(
-        contestant=contestant,
-        against=against,
-        budget=budget,
         accuracy=gain.mean,
         half=gain.half,
         wins=sum(gain > 0 for gain in gains),

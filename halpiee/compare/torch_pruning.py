@@ -40,7 +40,7 @@ def pruned_and_tuned(run: Run, weights: Path, settings: Settings, folder: Path, 
     """Prunes the dense network of ``weights`` to a share of its latency, trains it on, exports and times it.
 
     Returns:
-        What of a run's report a row is made of; latencies are shares of the dense one.
+        The part of a run's report that a row needs; latencies are shares of the dense one.
 
     Raises:
         MissingError: the library is not installed.
@@ -72,7 +72,6 @@ def pruned_and_tuned(run: Run, weights: Path, settings: Settings, folder: Path, 
     top1, _ = evaluate(model, data)
     model = model.cpu().eval()
     export_onnx(model, run.example, folder / "pruned.onnx", overwrite=True)
-    whole = run.macs({})
     mine = sum(macs(trace(model, run.example), {}).values())
     steps = trainer.total_steps * settings.batch_size
     return {
@@ -80,7 +79,7 @@ def pruned_and_tuned(run: Run, weights: Path, settings: Settings, folder: Path, 
         "dense_us": 1.0,
         "speedup": 1.0 / share(model),
         "macs_pruned": mine,
-        "macs_dense": whole,
+        "macs_dense": run.macs({}),
         "params_pruned": sum(p.numel() for p in model.parameters()),
         "seconds_training": {"pruned": trainer.seconds},
         "train_macs": {"strict": 3.0 * mine * steps},

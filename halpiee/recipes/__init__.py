@@ -39,21 +39,16 @@ class _Once(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Returns a mapping whose names all differ."""
         seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value[:80]!r} stands twice", key.start_mark
-                )
-            seen.add(getattr(key, "value", None) if isinstance(key, yaml.ScalarNode) else None)
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                said = f"{key.value[:80]!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+            seen.add(key.value)
         return dict(super().construct_mapping(node, deep))
 
 
 def options_in(text: str, *, what: str) -> Any:
-    """Returns the value of a YAML text.
-
-    Args:
-        text: of the file.
-        what: the file in words.
+    """Returns the value of a YAML text; ``what`` names the file in messages.
 
     Raises:
         UsageError: it is no YAML, has tags of Python objects, or is nested or multiplied out of all bounds.
@@ -123,7 +118,7 @@ def _check(text: str, what: str) -> None:
             )
 
 
-class Told(TypedDict, total=False):
+class About(TypedDict, total=False):
     """What a recipe says of itself."""
 
     about: str
@@ -131,7 +126,7 @@ class Told(TypedDict, total=False):
     open: str | list[str]
 
 
-ABOUT = ("about", "source", "open")
+ABOUT = tuple(About.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -185,13 +180,7 @@ def read(recipe: str | Path) -> Recipe:
                 f"--recipe {name} holds {key[:80]!r}, which is no option of `halpiee train`; {hint}"
             )
         typed |= fitted(OPTIONS[option].owner, {option: value}, where=what)
-    told = {key: found[key] for key in ABOUT if found.get(key) is not None}
-    sound(told, Told, what=what, advice="write text, and of `open` a list of texts")
-    notes = found.get("open") or ()
-    return Recipe(
-        name,
-        typed,
-        about=told.get("about", ""),
-        source=told.get("source", ""),
-        open=(notes,) if isinstance(notes, str) else tuple(notes),
-    )
+    about = {key: found[key] for key in ABOUT if found.get(key) is not None}
+    sound(about, About, what=what, advice="write text, and of `open` a list of texts")
+    notes = about.pop("open", ())
+    return Recipe(name, typed, **about, open=(notes,) if isinstance(notes, str) else tuple(notes))

@@ -41,34 +41,28 @@ def show(study: Study, rows: Sequence[Row], folder: Path, command: str) -> list[
     """
     figures = draw(study, rows, folder)
     files = [folder / name for name in ("table.md", "table.csv", "index.html")]
-    told = study.file
-    notes = "".join(f"- {note}\n" for note in told.open)
-    heading = f"# {told.about}\n\n{told.source}\n\n"
-    shown = f"\n![{told.about}]({figures[0].name})\n\n`{command}`\n"
+    file = study.file
+    notes = "".join(f"- {note}\n" for note in file.open)
+    heading = f"# {file.about}\n\n{file.source}\n\n"
+    shown = f"\n![{file.about}]({figures[0].name})\n\n`{command}`\n"
     different = f"\nDifferent here:\n\n{notes}" if notes else ""
     write(files[0], f"{heading}{table_markdown(study, rows)}{shown}{different}", overwrite=True)
     write(files[1], table_csv(study, rows), overwrite=True)
-    write(files[2], _page(study, rows, figures[0], command), overwrite=True)
-    return [*files, *figures]
-
-
-def _page(study: Study, rows: Sequence[Row], figure: Path, command: str) -> str:
-    svg = figure.read_text(encoding="utf-8")
+    svg = figures[0].read_text(encoding="utf-8")
     head, *body = table_rows(study, rows)
-    return (
-        templates()
-        .get_template("study.html")
-        .render(
-            file=study.file,
-            head=head,
-            body=body,
-            rows=rows,
-            figure=svg[svg.index("<svg") :],
-            seeds=len({row.seed for row in rows}),
-            hours=sum(row.seconds for row in rows) / 3600,
-            command=command,
-        )
+    page = templates().get_template("study.html")
+    html = page.render(
+        file=file,
+        head=head,
+        body=body,
+        rows=rows,
+        figure=svg[svg.index("<svg") :],
+        seeds=len({row.seed for row in rows}),
+        hours=sum(row.seconds for row in rows) / 3600,
+        command=command,
     )
+    write(files[2], html, overwrite=True)
+    return [*files, *figures]
 
 
 COLOURS = ("#3060c0", "#d06020", "#2a8c4a", "#a03080", "#8a6d1a", "#1a8c9c", "#c03040", "#606060", "#7050c0")
@@ -106,7 +100,8 @@ def figure(study: Study, rows: Sequence[Row]) -> Any:
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes, panel in zip(grid, panels, strict=False):
-        _panel(axes, study, _of(rows, f.panels, panel), dict(zip(f.panels, panel, strict=True)))
+        own = dict(zip(f.panels, panel, strict=True))
+        _panel(axes, study, _with_labels(rows, f.panels, panel), own)
         axes.set_title(label_text(f.panels, panel), fontsize=10)
         axes.set_xlabel(f.xlabel or (f.x or ""))
         axes.grid(alpha=0.3)
@@ -121,7 +116,7 @@ def figure(study: Study, rows: Sequence[Row]) -> Any:
     return drawn
 
 
-def _of(rows: Sequence[Row], axes: Sequence[str], labels: Sequence[str]) -> list[Row]:
+def _with_labels(rows: Sequence[Row], axes: Sequence[str], labels: Sequence[str]) -> list[Row]:
     return [row for row in rows if all(row.labels[a] == label for a, label in zip(axes, labels, strict=True))]
 
 
@@ -132,7 +127,7 @@ def _panel(axes: Any, study: Study, rows: Sequence[Row], panel: Mapping[str, str
     heights: list[float] = []
     for number, labels in enumerate(of_axes(study, f.series)):
         label = label_text(f.series, labels)
-        points = _points(study, _of(rows, f.series, labels))
+        points = _points(study, _with_labels(rows, f.series, labels))
         if f.kind in ("layers", "bars") or f.xscale == "labels":
             names = names or [str(x) for x in points]
             xs: list[float] = [names.index(str(x)) for x in points if str(x) in names]
@@ -150,10 +145,8 @@ def _panel(axes: Any, study: Study, rows: Sequence[Row], panel: Mapping[str, str
         else:
             small = 3 if len(xs) <= 40 else 0
             axes.plot(xs, ys, color=colour, marker=marker, ms=small, lw=1.3, label=label)
-            low = [y - s for y, s in zip(ys, spread, strict=True)]
-            axes.fill_between(
-                xs, low, [y + s for y, s in zip(ys, spread, strict=True)], color=colour, alpha=0.15, lw=0
-            )
+            low, high = ([y + sign * s for y, s in zip(ys, spread, strict=True)] for sign in (-1, 1))
+            axes.fill_between(xs, low, high, color=colour, alpha=0.15, lw=0)
         _printed(axes, study, {**panel, **dict(zip(f.series, labels, strict=True))}, names, colour)
     if f.xscale == "log":
         axes.set_xscale("log")
@@ -174,12 +167,12 @@ def _points(study: Study, rows: Sequence[Row]) -> dict[Any, Mean]:
     """Returns x → mean of one line."""
     f = study.file.figure
     if f.kind in ("curves", "layers"):
-        found = curves(rows, f.y, []).get((), {})
-        return dict(sorted(found.items())) if f.kind == "curves" else found
+        by_x = curves(rows, f.y, []).get((), {})
+        return dict(sorted(by_x.items())) if f.kind == "curves" else by_x
     if f.x in study.file.grid:
-        held = means(rows, f.y, [f.x])
+        found = means(rows, f.y, [f.x])
         number = str if f.kind == "bars" or f.xscale == "labels" else _number
-        return {number(label): held[label,] for label in study.axes[f.x] if (label,) in held}
+        return {number(label): found[label,] for label in study.axes[f.x] if (label,) in found}
     # x is a quantity: one point for each cell of the grid, seeds together
     axes = list(study.file.grid)
     xs, ys = means(rows, f.x or "", axes), means(rows, f.y, axes)
@@ -206,12 +199,5 @@ def _printed(axes: Any, study: Study, own: Mapping[str, str], names: Sequence[st
         if isinstance(printed, int | float) and isinstance(x, int | float):
             points.append((x, factor * printed))
     if points:
-        line = "none" if f.kind == "bars" else ":"
-        axes.plot(
-            *zip(*points, strict=True),
-            color="black" if names else colour,
-            ls=line,
-            marker="o",
-            mfc="none",
-            ms=6,
-        )
+        line, shade = "none" if f.kind == "bars" else ":", "black" if names else colour
+        axes.plot(*zip(*points, strict=True), color=shade, ls=line, marker="o", mfc="none", ms=6)

@@ -34,7 +34,7 @@ __all__ = [
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """What one cell left.
+    """The results of one cell.
 
     Attributes:
         study: its name.
@@ -68,9 +68,9 @@ def means(rows: Sequence[Row], value: str, axes: Sequence[str]) -> dict[tuple[st
     """Returns labels of some axes → mean of a value over the seeds and all other axes."""
     groups: dict[tuple[str, ...], list[float]] = {}
     for row in rows:
-        held = row.values.get(value)
-        if isinstance(held, int | float):
-            groups.setdefault(tuple(row.labels[a] for a in axes), []).append(float(held))
+        number = row.values.get(value)
+        if isinstance(number, int | float):
+            groups.setdefault(tuple(row.labels[a] for a in axes), []).append(float(number))
     return {labels: Mean.of(found) for labels, found in groups.items()}
 
 
@@ -78,23 +78,20 @@ def curves(rows: Sequence[Row], value: str, axes: Sequence[str]) -> dict[tuple[s
     """Returns labels → x, or layer → mean of what a list or mapping holds there, over the seeds."""
     groups: dict[tuple[str, ...], dict[Any, list[float]]] = {}
     for row in rows:
-        held = row.values.get(value)
-        if isinstance(held, list):
-            pairs = [(float(x), float(y)) for x, y in held if y is not None]
-        elif isinstance(held, dict):
-            pairs = [(name, float(y)) for name, y in held.items() if y is not None]
-        else:
-            continue
-        into = groups.setdefault(tuple(row.labels[a] for a in axes), {})
-        for x, y in pairs:
-            into.setdefault(x, []).append(y)
+        points = row.values.get(value)
+        if isinstance(points, list | dict):
+            pairs = points.items() if isinstance(points, dict) else ((float(x), y) for x, y in points)
+            into = groups.setdefault(tuple(row.labels[a] for a in axes), {})
+            for x, y in pairs:
+                if y is not None:
+                    into.setdefault(x, []).append(float(y))
     return {labels: {x: Mean.of(ys) for x, ys in found.items()} for labels, found in groups.items()}
 
 
 def of_axes(study: Study, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Returns the labels of some axes, each with each, in their order; one empty tuple where there is no axis."""
-    held = study.axes
-    return list(itertools.product(*(held[name] for name in names)))
+    labels = study.axes
+    return list(itertools.product(*(labels[name] for name in names)))
 
 
 def label_text(axes: Sequence[str], labels: Sequence[str]) -> str:
@@ -115,7 +112,7 @@ def table_rows(study: Study, rows: Sequence[Row]) -> list[list[str]]:
         return _listed(study, rows, lists[0])
     axes = [*t.rows, *t.columns]
     columns = of_axes(study, t.columns)
-    held = {value: means(rows, value, axes) for value in scalar}
+    by_value = {value: means(rows, value, axes) for value in scalar}
     head = [", ".join(t.rows)]
     for value in scalar:
         head += [f"{value.replace('_', ' ')} {label_text(t.columns, labels)}".strip() for labels in columns]
@@ -125,31 +122,26 @@ def table_rows(study: Study, rows: Sequence[Row]) -> list[list[str]]:
         for value in scalar:
             for column in columns:
                 key = (*labels, *column)
-                mean = held[value].get(key)
+                mean = by_value[value].get(key)
                 text = "–" if mean is None else mean.text(percent=t.percent, digits=t.digits)
                 printed = paper_value(study, dict(zip(axes, key, strict=True)), value)
-                line.append(text if printed is None else f"{text} ({_shown(study, printed)})")
+                if isinstance(printed, int | float):
+                    printed = f"{printed * (100 if t.percent else 1):.{t.digits}f}"
+                line.append(text if printed is None else f"{text} ({printed})")
         found.append(line)
     return found
-
-
-def _shown(study: Study, printed: object) -> str:
-    if not isinstance(printed, int | float):
-        return str(printed)
-    t = study.file.table
-    return f"{printed * (100 if t.percent else 1):.{t.digits}f}"
 
 
 def _listed(study: Study, rows: Sequence[Row], value: str) -> list[list[str]]:
     """Returns a table of a list or of layers: one column for each x; where there are many, one row."""
     t = study.file.table
     axes = [*t.rows, *t.columns]
-    held = curves(rows, value, axes)
-    xs = list(dict.fromkeys(x for by_x in held.values() for x in by_x))
+    found = curves(rows, value, axes)
+    xs = list(dict.fromkeys(x for by_x in found.values() for x in by_x))
     head = [", ".join(axes), *(f"{x:g}" if isinstance(x, float) else str(x) for x in xs)]
     body = []
     for labels in of_axes(study, axes):
-        by_x = held.get(labels, {})
+        by_x = found.get(labels, {})
         texts = [by_x[x].text(percent=t.percent, digits=t.digits) if x in by_x else "–" for x in xs]
         body.append([label_text(axes, labels), *texts])
     return [head, *body] if len(xs) <= 12 else [list(line) for line in zip(head, *body, strict=True)]
@@ -158,8 +150,8 @@ def _listed(study: Study, rows: Sequence[Row], value: str) -> list[list[str]]:
 def paper_value(study: Study, labels: Mapping[str, str], value: str) -> object | None:
     """Returns what the paper prints for some labels, if it does."""
     for printed in study.file.paper:
-        told = {key: str(label) for key, label in printed.items() if key in study.file.grid}
-        if value in printed and all(told.get(axis) == label for axis, label in labels.items()):
+        own = {key: str(label) for key, label in printed.items() if key in study.file.grid}
+        if value in printed and all(own.get(axis) == label for axis, label in labels.items()):
             found: object = printed[value]
             return found
     return None
@@ -180,13 +172,10 @@ def table_csv(study: Study, rows: Sequence[Row]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*axes, "quantity", "x", "mean", "std", "ci95", "n"])
     for value in study.file.values:
-        for labels, mean in means(rows, value, axes).items():
-            writer.writerow([*labels, value, "", *_numbers(mean)])
-        for labels, by_x in curves(rows, value, axes).items():
+        numbers: dict[tuple[str, ...], dict[Any, Mean]] = curves(rows, value, axes)
+        numbers |= {labels: {"": mean} for labels, mean in means(rows, value, axes).items()}
+        for labels, by_x in numbers.items():
             for x, mean in by_x.items():
-                writer.writerow([*labels, value, x, *_numbers(mean)])
+                shown = ("" if math.isnan(v) else f"{v:.6g}" for v in (mean.mean, mean.std, mean.half))
+                writer.writerow([*labels, value, x, *shown, mean.n])
     return out.getvalue()
-
-
-def _numbers(mean: Mean) -> list[Any]:
-    return ["" if math.isnan(v) else f"{v:.6g}" for v in (mean.mean, mean.std, mean.half)] + [mean.n]

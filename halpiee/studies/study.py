@@ -23,7 +23,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -82,12 +83,7 @@ class Figure(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         x: axis of ``lines`` and ``bars``, or a quantity.
         series: axes whose labels are the lines.
         panels: axes whose labels are the panels, one beside another.
-        xlabel: as the paper has it, like the other labels, limits and scales.
-        ylabel: likewise.
-        xlim: likewise.
-        ylim: likewise.
-        xscale: likewise;
-            ``labels``: as far apart as they stand in the grid.
+        xlabel, ylabel, xlim, ylim, xscale: as the paper has them; ``labels``: equally far apart, in the grid's order.
         percent: whether y is a share, shown in per cent.
     """
 
@@ -185,10 +181,9 @@ class Study:
     @property
     def version(self) -> str:
         """A hash of everything that decides what a cell does; rows with different hashes are never mixed."""
-        told = msgspec.to_builtins(self.file)
-        for shown in ("about", "source", "open", "table", "figure", "paper"):
-            told.pop(shown, None)
-        text = json.dumps([told, self.scale, dict(self.over)], sort_keys=True, default=str)
+        shown = ("about", "source", "open", "table", "figure", "paper")
+        decides = {key: value for key, value in msgspec.to_builtins(self.file).items() if key not in shown}
+        text = json.dumps([decides, self.scale, dict(self.over)], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
@@ -211,27 +206,23 @@ class Study:
         for seed in range(seeds):
             for chosen in itertools.product(*(self._steps(axis) for axis in self.file.grid)):
                 found.append(self._cell(dict(zip(self.file.grid, chosen, strict=True)), seed))
-        names = {cell.name for cell in found}
-        missing = next(
-            (cell.after for cell in found if cell.after is not None and cell.after not in names), None
-        )
-        if missing is not None:
+        names = {None, *(cell.name for cell in found)}
+        if missing := next((cell.after for cell in found if cell.after not in names), None):
             raise UsageError(f"the study {self.name} has a cell after {missing}, which is not in its grid")
         return sorted(found, key=lambda cell: cell.after is not None)
 
     def _steps(self, axis: str) -> list[tuple[str, dict[str, Any]]]:
         """Returns the labels of an axis with the options of each."""
-        held = self.file.grid[axis]
+        values = self.file.grid[axis]
         chosen = self.file.smallest.grid.get(axis) if self.scale == SMALLEST else None
-        if isinstance(held, dict):
-            kept = list(held) if chosen is None else [str(label) for label in chosen]
-            strange = next((label for label in kept if label not in held), None)
-            if strange is not None:
+        if isinstance(values, dict):
+            labels = list(values) if chosen is None else [str(label) for label in chosen]
+            if (odd := next((label for label in labels if label not in values), None)) is not None:
                 raise UsageError(
-                    f"the study {self.name} has no {axis} {strange!r}; {unknown(strange, held, 'see its grid')}"
+                    f"the study {self.name} has no {axis} {odd!r}; {unknown(odd, values, 'see its grid')}"
                 )
-            return [(label, dict(held[label])) for label in kept]
-        return [(f"{value}", {axis: value}) for value in (held if chosen is None else chosen)]
+            return [(label, dict(values[label])) for label in labels]
+        return [(f"{value}", {axis: value}) for value in (values if chosen is None else chosen)]
 
     def _cell(self, chosen: Mapping[str, tuple[str, dict[str, Any]]], seed: int) -> Cell:
         labels = {axis: label for axis, (label, _) in chosen.items()}
@@ -291,22 +282,15 @@ def shortened(options: Mapping[str, Any], knobs: dict[str, Any], scale: float) -
 
 
 def scale_of(text: str) -> float | Literal["smallest"]:
-    """Returns the scale that a text names.
-
-    Raises:
-        UsageError: neither a share nor ``smallest``.
-    """
+    """Returns the scale that a text names; refuses what is neither a share nor ``smallest``."""
     if text == SMALLEST:
         return "smallest"
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise UsageError(
-            f"--scale {text[:40]} was asked; give a share of the paper's epochs above 0 and up to 1, or `smallest`"
-        )
-    return share
+    with suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise UsageError(
+        f"--scale {text[:40]} was asked; give a share of the paper's epochs above 0 and up to 1, or `smallest`"
+    )
 
 
 @cache
@@ -349,30 +333,25 @@ def _check(file: File, what: str) -> None:
             f"{what} has the probe {file.probe!r}; {unknown(file.probe, PROBES, _listed(PROBES))}"
         )
     quantities = {*QUANTITIES, *PROBES[file.probe].values}
-    shown: list[tuple[str, Sequence[str | None], set[str]]] = [
-        ("quantity", file.values, quantities),
-        ("quantity", [*file.table.values, file.figure.y], set(file.values)),
-        (
-            "axis",
-            [*file.table.rows, *file.table.columns, *file.figure.series, *file.figure.panels],
-            set(file.grid),
-        ),
-        ("axis", [key for row in file.paper for key in row if key not in file.values], set(file.grid)),
-        ("axis", list(file.smallest.grid), set(file.grid)),
-    ]
-    for kind, asked, known in shown:
-        for name in asked:
-            if name is not None and name not in known:
-                raise UsageError(f"{what} has no {kind} {name!r}; {unknown(name, known, _listed(known))}")
     f, t = file.figure, file.table
+    printed = [key for row in file.paper for key in row if key not in file.values]
+    shown: list[tuple[str, Sequence[str], set[str]]] = [
+        ("quantity", file.values, quantities),
+        ("quantity", [*t.values, f.y], set(file.values)),
+        ("axis", [*t.rows, *t.columns, *f.series, *f.panels, *printed, *file.smallest.grid], set(file.grid)),
+    ]
+    for kind, names, known in shown:
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{what} has no {kind} {name!r}; {unknown(name, known, _listed(known))}")
     by_cell = f.x is not None and f.x not in file.grid  # one point for each cell
-    for where, held in (("table", {*t.rows, *t.columns}), ("figure", {*f.series, *f.panels, f.x})):
-        if (lost := set(file.grid) - held) and not (where == "figure" and by_cell):
+    for where, axes in (("table", {*t.rows, *t.columns}), ("figure", {*f.series, *f.panels, f.x})):
+        if (lost := set(file.grid) - axes) and not (where == "figure" and by_cell):
             raise UsageError(
                 f"{what} has an axis {min(lost)!r} that its {where} does not show, so that means would run over it; "
                 f"name it under {where}"
             )
 
 
-def _listed(known: Iterator[str] | Mapping[str, Any] | set[str]) -> str:
+def _listed(known: Mapping[str, Any] | set[str]) -> str:
     return f"known are {', '.join(sorted(known))}"

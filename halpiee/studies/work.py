@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from halpiee.studies.rows import Row
 from halpiee.studies.study import Cell, Study
 from halpiee.studies.trajectory import Place
 from halpiee.training.config import Settings
-from halpiee.training.job import Run, Silent, Talk
+from halpiee.training.job import Silent, Talk
 from halpiee.training.pipeline import execute, trained
 from halpiee.training.preflight import open_run
 from latency.device import cpu_facts
@@ -35,18 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["check_data", "check_rows", "settings_of", "work"]
 
 
-@dataclass
-class _Loaded:
-    """Data sets that are decoded once for all cells."""
-
-    found: dict[tuple[str, int | None], TensorData] = field(default_factory=dict)
-
-    def of(self, s: Settings, device: torch.device) -> TensorData:
-        """Returns the data of some settings, on the device."""
-        key = (s.data, s.size)
-        if key not in self.found:
-            self.found[key] = load(s.data, size=s.size).to(device)
-        return self.found[key]
+Decoded = Callable[[str, int | None, torch.device], "TensorData"]
+"""(source, size, device) → data that are decoded once for all cells."""
 
 
 def work(study: Study, sheet: Sheet[Row], *, seeds: int, talk: Talk, only: str | None = None) -> list[Row]:
@@ -58,7 +47,7 @@ def work(study: Study, sheet: Sheet[Row], *, seeds: int, talk: Talk, only: str |
         study: with ``data`` among its options.
         sheet: of the study's folder.
         seeds: each cell is trained with the seeds 0 … seeds − 1.
-        talk: told what is done.
+        talk: says what is done.
         only: name of one cell; the others are left.
 
     Raises:
@@ -71,14 +60,18 @@ def work(study: Study, sheet: Sheet[Row], *, seeds: int, talk: Talk, only: str |
             raise UsageError(
                 f"--cell {only[:80]} was asked, and the study has no such cell; --plan lists them"
             )
-    version, loaded = study.version, _Loaded()
+    version = study.version
     check_rows(sheet, study.name, version)
+    decoded = cache(lambda data, size, device: load(data, size=size).to(device))
 
     def made(cell: Cell) -> Row:
-        talk.note(f"cell {len({row.cell for row in sheet.rows()}) + 1} of {len(cells)}: {_told(cell)}")
+        labels = "".join(f"{axis} {label}, " for axis, label in cell.labels.items())
+        number = len({row.cell for row in sheet.rows()}) + 1
+        talk.note(f"cell {number} of {len(cells)}: {labels}seed {cell.seed}")
         begun = time.perf_counter()
-        with _calm():
-            values = _values(study, cell, sheet.folder, loaded)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ScoreWarning)  # at a study's sparsities ties are what is studied
+            values = _values(study, cell, sheet.folder, decoded)
         return Row(
             study=study.name,
             version=version,
@@ -147,40 +140,21 @@ def check_data(study: Study, data: str, size: int | None) -> None:
         )
 
 
-def _values(study: Study, cell: Cell, folder: Path, loaded: _Loaded) -> dict[str, Any]:
+def _values(study: Study, cell: Cell, folder: Path, decoded: Decoded) -> dict[str, Any]:
     """Does one cell and returns its quantities."""
-    s = settings_of(study, cell, folder)
-    wanted = study.file.values
+    s, wanted = settings_of(study, cell, folder), study.file.values
     probe = PROBES[study.file.probe]
-    device = torch.device(
-        "cuda" if s.device == "auto" and torch.cuda.is_available() else s.device.replace("auto", "cpu")
-    )
     if probe.measure is not None:
-        place = Place(s, loaded.of(s, device), device, folder / "shared")
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(s.device.replace("auto", auto))
+        place = Place(s, decoded(s.data, s.size, device), device, folder / "shared")
         found = probe.measure(place, probe.knobs(**cell.knobs))
         return {name: found[name] for name in wanted}
-    place_of = folder / "runs" / cell.name
-    run = open_run(s, place_of, Silent(), resume=(place_of / "settings.json").is_file())
-    vars(run)["data"] = loaded.of(s, run.device)
-    return _read(run, wanted)
-
-
-def _read(run: Run, wanted: tuple[str, ...]) -> dict[str, Any]:
+    own = folder / "runs" / cell.name
+    run = open_run(s, own, Silent(), resume=(own / "settings.json").is_file())
+    vars(run)["data"] = decoded(s.data, s.size, run.device)
     report = execute(run) if MEASURED & set(wanted) else None
     with run.owned():
         dense, pruned = trained(run)
     finished = Finished(run, None if dense is None else dense.result(run), pruned.result(run), report)
     return {name: QUANTITIES[name](finished) for name in wanted}
-
-
-@contextmanager
-def _calm() -> Iterator[None]:
-    """Leaves out warnings of flat scores: at the sparsities of a study ties are what is studied."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ScoreWarning)
-        yield
-
-
-def _told(cell: Cell) -> str:
-    words: Mapping[str, str] = cell.labels
-    return ", ".join(f"{axis} {label}" for axis, label in words.items()) + f", seed {cell.seed}"

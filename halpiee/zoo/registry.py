@@ -18,9 +18,7 @@ from typing import Any
 from torch import nn
 
 from halpiee.errors import HalpieeError, UsageError, unknown
-from halpiee.zoo import chains, resnet
-from halpiee.zoo.chains import mobilenet_v1, mobilenet_v1_cifar
-from halpiee.zoo.resnet import wrn22_2
+from halpiee.zoo.networks import ZOO
 
 __all__ = ["build", "check_arguments", "check_named", "names", "names_code", "resolve"]
 
@@ -82,28 +80,6 @@ def _plain(value: Any) -> bool:
     if value is None or isinstance(value, bool):
         return True
     return isinstance(value, int | float) and -MOST <= value <= MOST  # NaN is not
-
-
-ZOO: dict[str, Callable[..., nn.Module]] = {
-    "mobilenet_v1": mobilenet_v1,
-    "mobilenet_v1_cifar": mobilenet_v1_cifar,
-    "resnet18_modified": resnet.resnet18_modified,
-    "resnet20": resnet.resnet20,
-    "resnet50_cifar": resnet.resnet50_cifar,
-    "resnet56": resnet.resnet56,
-    "resnet8": resnet.resnet8,
-    "vgg11_bn": chains.vgg11_bn,
-    "vgg13_bn": chains.vgg13_bn,
-    "vgg16_bn": chains.vgg16_bn,
-    "vgg19_bn": chains.vgg19_bn,
-    "vgg2_16_bn": chains.vgg2_16_bn,
-    "wrn14_10": resnet.wrn14_10,
-    "wrn14_8": resnet.wrn14_8,
-    "wrn20_8": resnet.wrn20_8,
-    "wrn22_2": wrn22_2,
-    "wrn32_2": resnet.wrn32_2,
-}
-"""The project's own networks; they come before torchvision's of the same name."""
 
 
 def names(*, everything: bool = False) -> tuple[str, ...]:

@@ -17,8 +17,7 @@ from halpiee.deploy.folding import fold_batch_norm, fold_constants
 from halpiee.deploy.onnx import export_onnx, onnx_outputs
 from halpiee.errors import MismatchError
 from halpiee.structure import shrink, trace
-from halpiee.zoo.blocks import BasicBlock
-from halpiee.zoo.resnet import ResNet
+from halpiee.zoo.networks import BasicBlock, ResNet
 
 
 class Residual(nn.Module):
