@@ -182,7 +182,7 @@ def forward_share(macs: Mapping[str, int], density: Constant) -> float:
 
 
 def forward_cost(macs: Mapping[str, int], density: Constant, *, convention: Convention) -> float:
-    """Returns what one forward of a sparse network costs: in MACs, or in FLOPs at two a MAC.
+    """Returns the cost of one forward of a sparse network: in MACs, or in FLOPs at two a MAC.
 
     Args:
         macs: layer → multiply-accumulates of its dense forward.
@@ -244,7 +244,7 @@ class FlopsMeter:
         )
 
     def total(self, accounting: Accounting, convention: Convention) -> float:
-        """Returns what was added, per image if the MACs were: in MACs, or in FLOPs at two a MAC."""
+        """Returns the total, per image if the MACs were: in MACs, or in FLOPs at two a MAC."""
         return (self.paper_macs if accounting == "paper" else self.strict_macs) * _factor(convention)
 
     def ratio(self, dense_macs: float, dense_steps: int) -> dict[str, float]:

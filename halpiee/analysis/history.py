@@ -26,7 +26,7 @@ from latency._files import write
 
 
 class Followed(Protocol):
-    """What a history reads of a method."""
+    """The attributes of a method that a history reads."""
 
     @property
     def ledger(self) -> object:
@@ -147,7 +147,7 @@ def overlaps(history: History, event: str = "grow") -> list[tuple[int, float]]:
 
 
 def survival_rates(history: History, *, regrown: bool = True) -> list[tuple[int, float]]:
-    """Returns (step of a grow, share of what it grew that the next prune or drop leaves).
+    """Returns (step of a grow, share of the grown units that the next prune or drop keeps).
 
     A grow that nothing was pruned after, or that grew nothing, is left out.
 

@@ -120,7 +120,7 @@ def ranks(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Plasticity:
-    """What pruning at one time cost, and how much of it came back.
+    """The accuracy before and after a prune, and after further training.
 
     Attributes:
         before: accuracy before pruning.

@@ -174,7 +174,7 @@ class Rounds:
                 continue
             scores[g.name] = torch.zeros(g.size, dtype=mine.dtype)
             scores[g.name][alive] = mine
-            if g.name in curves:  # the whole group is what is alive of it
+            if g.name in curves:  # the compact network's group are the active units
                 self._values[g.name] = np.pad(curves[g.name], (0, g.size - len(mine)), mode="edge")
         return scores
 

@@ -26,7 +26,7 @@ LossFn = Callable[[Any, Any], Tensor]
 """(outputs, targets) → scalar."""
 
 Gradients = dict[str, Tensor | None]
-"""Parameter name → its gradient, or what a criterion takes in its place."""
+"""Parameter name → its gradient, or its substitute of a criterion."""
 
 Passes = Generator[Gradients | None, None, None]
 """Gradients to score by, once or once a batch; ``None``: a batch that was not finite. Closing it restores the model."""

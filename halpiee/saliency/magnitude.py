@@ -85,7 +85,7 @@ class Given:
 @criterion("scale-change", paper="Lubana & Dick 2021, arXiv 2009.11839", units=("filters",))
 @dataclass(frozen=True)
 class ScaleChange:
-    """``|σ·Δσ|`` on the scale σ of the batch norm behind a filter (Lubana & Dick 2021, Fig. 2); stands for ``|θᵀg|``.
+    """``|σ·Δσ|`` on the scale σ of the batch norm behind a filter (Lubana & Dick 2021, Fig. 2), in place of ``|θᵀg|``.
 
     Δσ is the change of σ since an earlier state, which is read once. Without an earlier state it is the gradient of σ
     at every step: the same, at a step of plain SGD, up to the learning rate.

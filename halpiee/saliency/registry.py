@@ -105,7 +105,7 @@ def criterion(
 
 
 def named(name: str, seed: int = 0) -> Criterion:
-    """Returns the criterion of a name; ``_`` may stand for ``-``, and ``inverted-NAME`` keeps what NAME removes.
+    """Returns the criterion of a name; ``_`` may replace ``-``, and ``inverted-NAME`` keeps those that NAME removes.
 
     Raises:
         UsageError: no such criterion; the message has the closest name and all others.
@@ -152,7 +152,7 @@ class _Changed:
 
 
 class Inverted(_Changed):
-    """``−c``: keeps what the criterion would remove first (the ablation of Frankle et al. 2021)."""
+    """``−c``: keeps the units that the criterion would remove first (the ablation of Frankle et al. 2021)."""
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
         """Returns unit name → score."""
@@ -225,7 +225,7 @@ class Product:
 
 
 CRITERIA: Mapping[str, Callable[[int], Criterion]] = _Criteria()
-"""Name → criterion for a seed. Each but ``random`` also stands as ``inverted-NAME``."""
+"""Name → criterion for a seed; each but ``random`` also as ``inverted-NAME``."""
 
 
 def criterion_of(given: object, seed: int = 0) -> Criterion:
@@ -251,7 +251,7 @@ def _not_invertible() -> list[str]:
 
 
 def _without_default(kind: type) -> set[str]:
-    """Returns the arguments that a class cannot be made without."""
+    """Returns the arguments of a class without a default."""
     parameters = inspect.signature(kind).parameters.values()
     stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in stars}

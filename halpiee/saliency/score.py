@@ -176,7 +176,7 @@ NO_GRADIENT = "no gradient reaches them"
 ALL_ZERO = "all their scores are 0"
 
 ADVICE = {NO_GRADIENT: "take them out of torch.no_grad() or detach(), choose another criterion"}
-"""Why → what else helps than another criterion."""
+"""Reason → advice beside another criterion."""
 
 SAME = 1e-6
 """Scores that differ by less than this share of the largest are the same: the precision of 32 bits."""

@@ -268,7 +268,7 @@ class Cost:
         return total
 
     def _steps(self, counts: Mapping[str, int]) -> Callable[[str, int], float]:
-        """Returns what changing one group of ``counts`` adds, of a name and a count."""
+        """Returns a function of a group and a count: the cost added by changing that group of ``counts``."""
         full = self._full(counts)
         before = self.raw(full)
 

@@ -197,7 +197,7 @@ class Step:
     # largest table comes last
     parts: tuple[tuple[int, tuple[int, ...]], ...]
     adder: Adder | None  # the sum that is made here, or ``None``
-    message: tuple[int, ...]  # axes of what is passed on, ascending
+    message: tuple[int, ...]  # axes of its message, ascending
     again: bool = False  # whether this is a further mini-bucket of the variable eliminated by the step before
 
 

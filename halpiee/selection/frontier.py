@@ -157,7 +157,7 @@ class Frontier:
     def _join(
         self, rows: _Rows, child: _Points, key_of_state: IntArray, message: FloatArray, index: int
     ) -> _Rows:
-        """Returns every row with every point of the message at its state that is still worth it."""
+        """Returns every row with every point of the message at its state whose bound is above the threshold."""
         key = key_of_state[rows.state]
         first, last = np.searchsorted(child.key, key), np.searchsorted(child.key, key, side="right")
         counts = last - first

@@ -25,7 +25,7 @@ Side = int | tuple[int, ...] | None
 Solver = Literal["joint", "linear", "cpsat"]
 
 TOLERANCE = 5e-10
-"""Relative excess over the budget that counts as rounding: half of what the contract allows."""
+"""Relative excess over the budget that counts as rounding: half of the contract's."""
 
 
 class Searching(TypedDict, total=False):

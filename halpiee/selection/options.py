@@ -47,7 +47,7 @@ class Offers:
     """A choice of widths as a grid problem on raw sums of ops."""
 
     free: dict[str, Offer]  # groups whose width is chosen, in the order of the grid
-    whole: dict[str, Tensor]  # groups that are not chosen, with what they keep
+    whole: dict[str, Tensor]  # groups that are not chosen, with the units they keep
     # for ``solve_grid``, with the budget ``cost.to_raw(limit)``; what no choice changes is a term with two
     # fixed sides
     terms: list[tuple[Side, Side, FloatArray]]
@@ -148,7 +148,7 @@ class Chained:
     serves: bool  # whether all that reads ``first`` writes ``second``: without that nothing needs ``first``
 
     def forbidden(self, first: IntArray, second: IntArray) -> NDArray[np.bool_]:
-        """Returns where one of the two is gone and what is left of the other serves nothing."""
+        """Returns where one of the two is removed and the other then computes or serves nothing."""
         lost = (first[:, None] == 0) & (second[None] > 0) & self.feeds
         return np.asarray(lost | ((first[:, None] > 0) & (second[None] == 0) & self.serves))
 

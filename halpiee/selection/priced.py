@@ -1,4 +1,4 @@
-"""The ops of a network with their tables: what each costs at the channels of its two sides, and as terms of a grid."""
+"""The ops of a network with their tables: the cost of each at the channels of its two sides, and as terms of a grid."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ class Filters:
         return found
 
     def _written(self, path: str, alive: Mapping[str, Tensor]) -> Tensor:
-        """Returns BoolTensor ``[channels]``: which channels of a depthwise convolution anything still writes to."""
+        """Returns BoolTensor ``[channels]``: which channels of a depthwise convolution any kept filter writes to."""
         writers, own = self._writers[path]
         if not writers:
             return torch.ones(len(own), dtype=torch.bool)

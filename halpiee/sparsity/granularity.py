@@ -25,7 +25,7 @@ from halpiee.structure.groups import Slot, Structure
 
 @runtime_checkable
 class Units(Protocol):
-    """What a method removes and brings back."""
+    """The units that a method removes and grows again."""
 
     @property
     def sizes(self) -> Mapping[str, tuple[int, ...]]:
@@ -54,7 +54,7 @@ class Units(Protocol):
 
 
 class Weights:
-    """Every weight of every conv and linear layer is a unit; biases and norms are left alone.
+    """Every weight of every conv and linear layer is a unit; biases and norms are not.
 
     A parameter that several layers share is one entry, under the name that ``model.named_parameters()`` gives it.
 
@@ -212,7 +212,7 @@ class Channels:
         return [name for name in self.sizes if bool(lost[self.structure.by_name[name].start])]
 
     def vector(self, alive: Mapping[str, Tensor]) -> Tensor:
-        """Returns BoolTensor ``[n_units]`` over the whole structure; what is not named is active."""
+        """Returns BoolTensor ``[n_units]`` over the whole structure; units of other groups are active."""
         vector = torch.ones(self.structure.n_units, dtype=torch.bool)
         for name, mask in alive.items():
             group = self.structure.by_name[name]

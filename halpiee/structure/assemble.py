@@ -34,7 +34,7 @@ def collapsed(recorder: Recorder) -> frozenset[str]:
 
 
 def assemble(recorder: Recorder) -> Structure:
-    """Builds the structure from what one forward left behind.
+    """Builds the structure from the record of a forward.
 
     Units get consecutive numbers, group by group; groups are ordered by the first layer that produces (else
     reads) them, so names and numbers are the same in every process.
@@ -156,7 +156,7 @@ def group(alike: Alike, name: str, start: int) -> ChannelGroup:
 def rectangular(recorder: Recorder) -> None:
     """Ties channels that a reshape has spread over several dimensions, so that those left fill a rectangle.
 
-    Position j of the last varying dimension is tied across the others; in a reshape of ``recorder.turned`` all of a
+    Position j of the last varying dimension is tied across the others; in a reshape of ``recorder.by_rows`` all of a
     row is tied instead, so that whole rows are removed. With ``all_rows`` also where a row is one unit already: else
     the place of its channels would depend on how many rows stay.
     """
@@ -172,7 +172,7 @@ def rectangular(recorder: Recorder) -> None:
         if (label == 0).any():
             units.freeze(label, f"{spread.where} spreads constant channels")
         rows = np.moveaxis(label, varied[-1], 0).reshape(label.shape[varied[-1]], -1)
-        if spread.place in recorder.turned:
+        if spread.place in recorder.by_rows:
             rows = rows.T
         units.unite(rows[:, 1:], rows[:, :1])
 
@@ -299,7 +299,7 @@ def mixed(values: Hashes) -> Hashes:
 
 
 def timed_ops(recorder: Recorder, refs: Callable[[Atoms], tuple[GroupRef, ...]]) -> tuple[TimedOp, ...]:
-    """Builds the timed ops of what was recorded.
+    """Builds the timed ops of a record.
 
     A batch norm, an activation or an addition joins the tail of the conv or linear layer before it when
     nothing else reads the tensor between them; an addition joins the first of its operands that allows it, as in ONNX

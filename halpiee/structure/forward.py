@@ -40,24 +40,32 @@ from halpiee.structure.state import (
     Change,
     ConstantError,
     Constants,
-    asks,
     branches_by_mode,
     changes,
     finer,
     flips,
     has_truths,
     is_truth,
-    left_behind,
+    reads_values,
     snapshot,
-    taken,
+    stored_by,
+    take_training_branches,
     truths_in,
 )
 from halpiee.structure.surroundings import Surroundings, foreign
-from halpiee.structure.watching import Dispatch, Path, StandIn, Watch, looked_on, plain_tensors, stand_in_for
+from halpiee.structure.watching import (
+    Dispatch,
+    Path,
+    TracedCopy,
+    Watch,
+    copied_for_trace,
+    plain_tensors,
+    recorded_run,
+)
 from latency.backends.torch.modules import copy_of
 
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
-"""What fake tensors raise where the forward asks for a number that only real ones have."""
+"""What fake tensors raise where the forward reads_values for a number that only real ones have."""
 
 
 class ForwardError(StructureError):
@@ -95,7 +103,7 @@ def record(subject: Subject, recorder: Recorder, cut: Cut | None = None, *, trai
     """
     real, model = recorder.real, subject.model
     with subject.around.kept():
-        copied = stand_in_for(model, subject.inputs, cut, tensors="real" if real else "fake")
+        copied = copied_for_trace(model, subject.inputs, cut, tensors="real" if real else "fake")
         subject.around.watch(copied.fake_mode)
         recorder.modules.update(copied.model.named_modules())
         recorder.originals = {id(p): name for name, p in model.named_parameters()}
@@ -114,7 +122,7 @@ def record(subject: Subject, recorder: Recorder, cut: Cut | None = None, *, trai
             recorder.given[recorder.value(tensor)] = f"input#{index + 1}"
         before = snapshot(copied.model)
         ended(recorder, forward(copied, recorder), "feeds the network's output")
-        recorder.stored = left_behind(copied.model, before)
+        recorder.stored = stored_by(copied.model, before)
         recorder.evaluation_ended()
         if training:
             trained(copied, recorder, must=cut is not None)
@@ -143,9 +151,9 @@ def ended(recorder: Recorder, outputs: list[Tensor], reason: str) -> None:
         recorder.output_shapes.append(tuple(tensor.shape))
 
 
-def trained(copied: StandIn, recorder: Recorder, *, must: bool) -> None:
+def trained(copied: TracedCopy, recorder: Recorder, *, must: bool) -> None:
     """Runs the copy once more as it trains: couplings there count, its own layers are frozen, and nothing is timed."""
-    taken(copied.model)
+    take_training_branches(copied.model)
     evaluated = {layer.name for layer in recorder.layers}
     n_layers, scalars, made = len(recorder.layers), len(recorder.scalars), len(recorder.made)
     positions = dict(recorder.output_positions)
@@ -168,12 +176,12 @@ def trained(copied: StandIn, recorder: Recorder, *, must: bool) -> None:
     recorder.output_positions |= positions
 
 
-def forward(copied: StandIn, recorder: Recorder) -> list[Tensor]:
+def forward(copied: TracedCopy, recorder: Recorder) -> list[Tensor]:
     """Runs the copy under the recording modes and returns its output tensors."""
     path = Path(recorder.answers, Constants() if recorder.constants else None)
     model = copied.model
     try:
-        with looked_on(copied, path, recorder.made, Dispatch(recorder, path)):
+        with recorded_run(copied, path, recorder.made, Dispatch(recorder, path)):
             result = model(*copied.inputs)
     except (StructureError, ConstantError):
         raise
@@ -207,8 +215,8 @@ class EndlessError(Exception):
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What a model's forwards have read and computed."""
+class Observed:
+    """The values that a model's forwards read, and the ops that they ran."""
 
     answers: list[Answer]  # what they read in Python
     ops: list[Any]  # those that count, with the numbers among their arguments and sums of their outputs
@@ -224,17 +232,17 @@ def python_answers(subject: Subject) -> Answers | None:
     tried, and none may change what an op that counts computes.
     """
     try:
-        read = heard(subject, forwards=1, compare=False)
+        read = observed(subject, forwards=1, compare=False)
         if not read.answers or read.of_constants:
             return Answers(read.answers) if read.answers else None
-        expected = heard(subject)
+        expected = observed(subject)
     except Exception:  # the trace says what it is
         return None
 
     def same(change: Change) -> bool | None:
         """Whether nothing that counts changes; None where a check of the model's own ends the forward."""
         try:
-            found = heard(subject, change, most=4 * expected.ran + 1000)
+            found = observed(subject, change, most=4 * expected.ran + 1000)
         except Exception as error:
             return None if raised_on_purpose(error) else False
         return found.ops == expected.ops
@@ -280,14 +288,14 @@ def raised_on_purpose(error: Exception) -> bool:
     return dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 
 
-def heard(
+def observed(
     subject: Subject,
     change: Change | None = None,
     *,
     forwards: int = 2,
     most: int | None = None,
     compare: bool = True,
-) -> Heard:
+) -> Observed:
     """Runs a copy of a model on real tensors, quietly, and notes the values that it reads in Python.
 
     Args:
@@ -299,10 +307,10 @@ def heard(
     """
     path = Path(Answers(change=change))
     with subject.around.kept(), quietly():
-        copied = stand_in_for(copy_of(subject.model), subject.inputs, tensors="real")
+        copied = copied_for_trace(copy_of(subject.model), subject.inputs, tensors="real")
         given = {f"input#{n}": tensor for n, tensor in enumerate(tensors_of(copied.inputs), start=1)}
         listen = Listen(path, copied.tensors | given, most, compare=compare)
-        with looked_on(copied, path, [], listen):
+        with recorded_run(copied, path, [], listen):
             results = [copied.model(*copied.inputs) for _ in range(forwards)]
             if subject.branches:
                 results += run_as_trained(copied.model, copied.inputs)
@@ -310,13 +318,13 @@ def heard(
     assert path.answers is not None
     counting = needed(listen.events, listen.given, outputs) if compare else set()
     ops = [listen.ops[place] for place in sorted(counting)]
-    constant = len(listen.read) == len(path.answers.heard) and untouched(listen)
-    return Heard(path.answers.heard, ops, listen.ran, constant)
+    constant = len(listen.read) == len(path.answers.noted) and untouched(listen)
+    return Observed(path.answers.noted, ops, listen.ran, constant)
 
 
 def run_as_trained(model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
     """Runs a copy as it trains; a forward that fails so, as a loss without targets, is not traced either."""
-    taken(model)
+    take_training_branches(model)
     try:
         return [model(*inputs)]
     except EndlessError:
@@ -340,7 +348,7 @@ class Listen(Watch):  # type: ignore[no-untyped-call]
         """Runs the named op and records it."""
         if self.most is not None and self.ran > self.most:
             raise EndlessError
-        if asks(func):
+        if reads_values(func):
             self.read.append(tuple(self.value(tensor) for tensor in tensors_of([args, kwargs])))
         out = super().step(name, func, args, kwargs)
         if self.compare and (outs := tensors_of(out)):

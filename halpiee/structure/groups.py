@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GroupRef = tuple[str, int]
-"""A group's name and how many channels of a layer's side each of its units stands for."""
+"""A group's name, and how many channels of a layer's side each of its units has."""
 
 
 @dataclass(frozen=True)

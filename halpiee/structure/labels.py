@@ -166,15 +166,15 @@ Label = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Tag:
-    """What the tracer knows of one tensor."""
+    """The labels of one tensor, and where its values come from."""
 
     axes: tuple[Label, ...] = ()  # its labels; at most one for an activation
-    parameter: bool = False  # whether it is made of parameters and buffers alone
-    zero: bool = False  # whether its elements are exactly 0 for a unit whose producers' rows and affine are 0
-    source: str = ""  # name of the parameter or buffer it is made of, the first one of several
+    parameter: bool = False  # computed from parameters and buffers alone
+    zero: bool = False  # exactly 0 for a unit whose producers' rows and affine are 0
+    source: str = ""  # name of the first parameter or buffer that it is computed from
 
     def with_axes(self, axes: Iterable[Label | None]) -> Tag:
-        """Returns the same tag with other labels, those that label nothing left out."""
+        """Returns the same tag with other labels; empty ones are dropped."""
         return replace(self, axes=tuple(a for a in axes if a is not None and a.any()))
 
 

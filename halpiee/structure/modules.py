@@ -84,7 +84,7 @@ class Heads(nn.MultiheadAttention):
     def mask(
         self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor, k: Tensor, is_causal: bool
     ) -> Tensor | None:
-        """Returns what is added to the scores ``[N or 1, heads or 1, L, S]``, or None."""
+        """Returns the bias of the scores ``[N or 1, heads or 1, L, S]``, or None."""
         found: Tensor | None = None
         if is_causal and attn_mask is None:
             attn_mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
@@ -175,10 +175,10 @@ WINDOWED = {
 
 def heads_of(module: nn.Module | None) -> tuple[str, int] | None:
     """Returns the attribute in which an attention module holds its number of heads, and that number."""
-    return next(iter(held(module, HEADS).items()), None)
+    return next(iter(attributes_of(module, HEADS).items()), None)
 
 
-def held(module: nn.Module | None, names: Collection[str]) -> dict[str, int]:
+def attributes_of(module: nn.Module | None, names: Collection[str]) -> dict[str, int]:
     """Returns a module's numeric attributes of the given names."""
     return {
         name: value
@@ -200,7 +200,7 @@ HEAD_WIDTH = frozenset({"head_dim", "dim_head", "attention_head_size", "d_head",
 
 
 def emptied(model: nn.Module) -> None:
-    """Gives every layer and norm of the model that has no channels left a forward for that, in place."""
+    """Gives every layer and norm without channels a forward for that, in place."""
     for module in model.modules():
         if isinstance(module, CONVS) and 0 in (module.in_channels, module.out_channels):
             module.__class__ = CONSTANT[next(c for c in CONVS if isinstance(module, c))]
@@ -371,11 +371,11 @@ class KeptChannels(TorchFunctionMode):
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def pause(self, module: nn.Module, args: Any) -> None:
-        """Leaves norms alone, before the forward of a module in the hooked one."""
+        """Pauses before the forward of an inner module."""
         self.inside += 1
 
     def resume(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Goes on, after the forward of a module in the hooked one, or where it fails."""
+        """Resumes after the forward of an inner module, or where it fails."""
         self.inside -= 1
 
 

@@ -31,7 +31,7 @@ SCHEMA = 1
 """Version of the file's layout."""
 
 MOST_UNITS = 2**26
-"""Units and positions that a plan may speak of; the widest layer of the networks at hand has 2**16."""
+"""Most units and positions of a plan; the widest layer of the known networks has 2**16."""
 
 Count = Annotated[int, Meta(ge=0, le=MOST_UNITS)]
 Name = Annotated[str, Meta(max_length=1024)]
@@ -55,7 +55,7 @@ Number = tuple[
 
 @dataclass(frozen=True)
 class Selection:
-    """Which units of which groups or layers stay, what they cost, and how far from optimal that can be at most.
+    """Which units of which groups or layers are kept, their cost, and a certified gap to the optimum.
 
     Attributes:
         keep: group or layer → BoolTensor of its shape; a solved selection names every prunable group.
@@ -86,12 +86,12 @@ class Selection:
 
     @property
     def slack(self) -> float:
-        """What is left of the first limit; NaN without one."""
+        """The unused part of the first limit; NaN without one."""
         return self.budgets[0] - self.used[0] if self.budgets and self.used else math.nan
 
     @property
     def latency_us(self) -> float:
-        """What is used of the first limit, in its unit: µs of a latency; NaN where nothing was priced."""
+        """The used part of the first limit, in its unit: µs of a latency; NaN where nothing was priced."""
         return self.used[0] if self.used else math.nan
 
     @property
@@ -122,7 +122,7 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units of which model stay, and what was predicted for them.
+    """Which units of which model are kept, and the predicted latency.
 
     Attributes:
         groups: the prunable groups, with the units that stay.
@@ -222,7 +222,7 @@ class Plan:
         return found
 
     def apply(self, fresh_model: nn.Module) -> nn.Module:
-        """Returns the pruned copy of a dense model; the model stays as it is.
+        """Returns the pruned copy of a dense model, which is not changed.
 
         Args:
             fresh_model: a model of the traced one's shapes, with any weights.
@@ -298,7 +298,7 @@ class Plan:
 
 
 def contradiction(plan: Plan) -> str | None:
-    """Returns why the parts of a plan do not go together, or None: what cutting would stumble over."""
+    """Returns why the parts of a plan contradict each other, so that cutting would fail, or None."""
     end = 0
     for group in sorted(plan.groups, key=lambda g: g.start):
         last = -1

@@ -39,7 +39,7 @@ class Decision:
     """One op that makes truth values, whole numbers or Python numbers of other values."""
 
     name: str  # name of the op
-    shapes: tuple[torch.Size, ...]  # shapes of what it reads
+    shapes: tuple[torch.Size, ...]  # shapes of its inputs
     outcome: list[Any]  # its outputs
 
 
@@ -83,7 +83,7 @@ def copied(part: Any) -> Any:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of one tensor."""
+    """A tensor with its tag and value number."""
 
     tensor: Callable[[], Tensor | None]  # returns the tensor, or None where it was freed
     tag: Tag
@@ -97,7 +97,7 @@ class Recorder:
         modules: path → module of the traced copy.
         positions: grouped layers and norms (by name) whose unit is a position across groups, not one group.
         units: the union-find; a new one where none is given.
-        turned: reshapes (by their number among the moves) that spread channels and keep whole rows of them.
+        by_rows: reshapes (by their number among the moves) that spread channels and keep whole rows of them.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class Recorder:
         modules: dict[str, nn.Module],
         positions: frozenset[str],
         units: Units | None = None,
-        turned: frozenset[int] = frozenset(),
+        by_rows: frozenset[int] = frozenset(),
     ) -> None:
         self.modules = modules
         self.positions = positions
         self.units = Units() if units is None else units
-        self.turned = turned
+        self.by_rows = by_rows
         self.parameters: dict[str, tuple[Atoms, ...]] = {}
         self.roles: dict[tuple[str, int], Role] = {}
         self.layers: list[LayerCall] = []
@@ -159,13 +159,13 @@ class Recorder:
         self._calls: dict[str, int] = {}
 
     def evaluation_ended(self) -> None:
-        """Notes that what follows runs in training."""
+        """Notes that the next ops run in training."""
         self.evaluated = len(self.events)
         self.evaluated_moves = len(self.moves)
         self._calls.clear()
 
     def add_parameter(self, name: str, tensor: Tensor, given: Mapping[int, Atoms] | None = None) -> None:
-        """Gives every position of every dimension of a parameter an atom: its own, or the given one."""
+        """Assigns an atom to every position of every dimension of a parameter: a fresh or the given one."""
         atoms = []
         axes = []
         for dim, size in enumerate(tensor.shape):
@@ -187,7 +187,7 @@ class Recorder:
         self.given[self._n_values - 1] = name
 
     def tag(self, tensor: Tensor) -> Tag:
-        """Returns what is known of a tensor."""
+        """Returns the tag of a tensor; an empty one of a tensor that was not recorded."""
         known = self._known.get(id(tensor))
         return known.tag if known is not None and known.tensor() is tensor else Tag()
 
@@ -197,7 +197,7 @@ class Recorder:
         return self.units.find(axes[0]) if axes else None
 
     def set(self, tensor: Tensor, tag: Tag) -> None:
-        """Sets what is known of a tensor, which becomes a new value."""
+        """Sets the tag of a tensor, which becomes a new value."""
         if tag.parameter:
             self.parameter_values.add(self._n_values)
         # a forward frees real tensors as it goes
@@ -218,7 +218,7 @@ class Recorder:
                 self._known[identity] = replace(known, tag=replace(known.tag, zero=False))
 
     def result(self, call: Call, tag: Tag) -> None:
-        """Sets what is known of a call's first output; the others (statistics, say) belong to nothing."""
+        """Sets the tag of a call's first output; the others (statistics, say) belong to nothing."""
         for index, out in enumerate(call.outputs):
             self.set(out, Tag() if index else tag)
 
@@ -271,7 +271,7 @@ class Recorder:
             self.units.freeze(axis, reason)
 
     def freeze_call(self, call: Call, reason: str | None = None) -> None:
-        """Freezes what a call reads; its outputs belong to nothing, but what is computed from a parameter is known."""
+        """Freezes the inputs of a call; its outputs belong to nothing, but keep a parameter's name."""
         tags = [self.tag(tensor) for tensor in call.tensors]
         for tensor in call.tensors:
             self.freeze(tensor, reason or call.where)
@@ -284,7 +284,7 @@ class Recorder:
             self.set(tensor, Tag(source=source))
 
     def computed_by(self, weight: Tensor) -> str | None:
-        """Returns what computes a weight from a parameter by an op that no rule follows, or None."""
+        """Returns the op without a rule that computes a weight from a parameter, or None."""
         tag = self.tag(weight)
         return None if tag.parameter else self.computed.get(tag.source)
 

@@ -147,7 +147,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Timing:
-    """What a rule knows of the time its op takes.
+    """The timed op of a call, as its rule describes it.
 
     Attributes:
         kind: of the timed op.
@@ -181,7 +181,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Spread:
-    """A reshape that spreads channels over several dimensions: what is left has to stay rectangular."""
+    """A reshape that spreads channels over several dimensions: those left must fill a rectangle."""
 
     label: Label  # after the reshape
     where: str  # the op and its module
@@ -204,7 +204,7 @@ class Move:
     axes: tuple[Label, ...]  # labels of its input
     before: Shape  # shape of its input
     after: Shape  # shape of its first output
-    # the op itself, from a tensor of the input's shape to its outputs; None for a reshape, whose shape tells
+    # the op itself, from a tensor of the input's shape to its outputs; None for a reshape, whose shape suffices
     run: Callable[[Tensor], list[Tensor]] | None
     dim: int | None = None  # the dimension that it cuts, where that is all it does, or None
 
@@ -244,7 +244,7 @@ def stays_the_same(full: Move, small: Move, alive: Sequence[Mask]) -> bool:
 
 
 def kept_along(shape: Sequence[int], masks: Sequence[Mask]) -> list[NDArray[np.int64]] | None:
-    """Returns the positions that stay along each dimension, or None where what stays is no rectangle."""
+    """Returns the positions that stay along each dimension, or None where they fill no rectangle."""
     if all(bool(mask.all()) for mask in masks):
         return [np.arange(size) for size in shape]
     grid = np.ones([1] * len(shape), dtype=np.bool_)
@@ -269,7 +269,7 @@ def narrow(ids: Tensor) -> NDArray[np.int64]:
 
 
 def same_places(full: NDArray[np.int64], small: NDArray[np.int64], stays: Mask) -> bool:
-    """Returns whether what stays of the one is the other, in the same order."""
+    """Returns whether the elements that stay of the first are the second, in the same order."""
     kept = kept_along(full.shape, [stays[full]])
     return kept is not None and np.array_equal(full[np.ix_(*kept)], small)
 
@@ -313,7 +313,7 @@ COPIES = frozenset({"clone", "contiguous", "detach", "alias", "_to_copy"})
 
 @dataclass(frozen=True)
 class Step:
-    """One op of a forward, with what it reads."""
+    """One op of a forward, with the sources of its inputs."""
 
     name: str  # all reshapes have one
     module: str

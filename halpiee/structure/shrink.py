@@ -21,7 +21,7 @@ from halpiee.errors import StructureError
 from halpiee.structure.groups import Structure
 from halpiee.structure.labels import Atoms
 from halpiee.structure.modules import adapted, emptied, unnested, watch_norms
-from halpiee.structure.state import Stored, forgotten
+from halpiee.structure.state import Stored, restore
 from latency.backends.torch.modules import copy_of
 
 Kept = dict[str, dict[int, Tensor]]
@@ -114,7 +114,7 @@ def apply_kept(
             set_number(modules[path], name, at, value)
     emptied(compact)
     adapted(compact)
-    forgotten(compact, stored)
+    restore(compact, stored)
     if optimizer is None:
         return compact
     return compact, copied_optimizer(optimizer, model, compact, state_memo)
@@ -154,7 +154,7 @@ def sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
 
 
 def holds_number(module: nn.Module, name: str, at: int | None) -> bool:
-    """Whether a module holds a whole number under a name, or at an index of what it holds there."""
+    """Whether an attribute of a module, or its item at an index, is a whole number."""
     found = getattr(module, name, None)
     if at is not None:
         if not isinstance(found, tuple | list) or at >= len(found):
@@ -242,13 +242,13 @@ def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -
     for path, channels in kept.items():
         watch_norms(full.get_submodule(path), channels)
     unnested(full)
-    forgotten(full, structure.details["stored"])
+    restore(full, structure.details["stored"])
     return full
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What a keep means for the tensors and the numbers of a model."""
+    """A keep, as positions of tensors and as numbers of modules."""
 
     n_units: int  # number of units of the structure; unit u is atom u + 1
     alive: NDArray[np.bool_]  # which units stay

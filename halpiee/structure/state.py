@@ -63,7 +63,7 @@ class Answers:
 
     def __init__(self, given: Sequence[Answer] = (), change: Change | None = None) -> None:
         self.given, self.change = given, change
-        self.heard: list[Answer] = []
+        self.noted: list[Answer] = []
 
     def again(self) -> Answers:
         """Returns the answers for another forward, from the first one on."""
@@ -71,23 +71,23 @@ class Answers:
 
     def ask(self, run: Callable[[], Any]) -> Any:
         """Returns the value that ``run`` reads, changed on request; the given one where it can read none."""
-        place = len(self.heard)
+        place = len(self.noted)
         try:
             found = run()
-        except (RuntimeError, TypeError):  # what fake tensors raise
+        except (RuntimeError, TypeError):  # errors of fake tensors
             if place >= len(self.given):
                 raise
             found = self.given[place].value
             found = found.copy() if isinstance(found, np.ndarray) else found
         line = source_line()
         kept = found.copy() if isinstance(found, np.ndarray) else found
-        self.heard.append(Answer(kept, line))
+        self.noted.append(Answer(kept, line))
         if self.change is not None and self.change.line in ("", line):
             return self.change.other(place, kept)
         return found
 
 
-def asks(func: Any) -> bool:
+def reads_values(func: Any) -> bool:
     """Returns whether an op makes Python numbers of the values of tensors."""
     schema = getattr(func, "_schema", None)
     if schema is None or torch.Tag.data_dependent_output not in func.tags:
@@ -157,7 +157,7 @@ def truths_in(value: Any) -> set[bool]:
 
 
 def flipped(value: Any) -> Any:
-    """Returns the opposite of the truth values in a value, and the rest as it is."""
+    """Returns a value with its truth values negated."""
     if isinstance(value, np.ndarray):
         return ~value if value.dtype.kind == "b" else value
     if isinstance(value, list):
@@ -216,17 +216,17 @@ class Stored:
 
 
 def snapshot(model: nn.Module) -> dict[tuple[str, str], Any]:
-    """Returns what the attributes of a model's modules hold: (path, name) → plain value, keys, length or kind."""
+    """Returns the state of the attributes of a model's modules: (path, name) → plain value, keys, length or kind."""
     return {
-        (path, name): noted(value)
+        (path, name): kind_of(value)
         for path, module in model.named_modules()
         for name, value in vars(module).items()
         if name not in OWN
     }
 
 
-def noted(value: Any) -> Any:
-    """Returns a plain value itself, the keys of a dict, the length of a list, else what kind of value it is."""
+def kind_of(value: Any) -> Any:
+    """Returns a plain value itself, the keys of a dict, the length of a list, else the kind of value."""
     if isinstance(value, Tensor):
         return Held.TENSOR
     if isinstance(value, dict):
@@ -236,7 +236,7 @@ def noted(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else Held.OTHER
 
 
-def left_behind(model: nn.Module, before: dict[tuple[str, str], Any]) -> tuple[Stored, ...]:
+def stored_by(model: nn.Module, before: dict[tuple[str, str], Any]) -> tuple[Stored, ...]:
     """Returns the attributes that hold tensors after a forward but not before."""
     found = []
     for path, module in model.named_modules():
@@ -244,7 +244,7 @@ def left_behind(model: nn.Module, before: dict[tuple[str, str], Any]) -> tuple[S
             was = before.get((path, name), Held.NOTHING)
             if name in OWN or (isinstance(was, Held) and was is not Held.NOTHING) or not holds_tensors(value):
                 continue
-            if noted(value) is Held.TENSOR or noted(value) != was:
+            if kind_of(value) is Held.TENSOR or kind_of(value) != was:
                 found.append(Stored(path, name, was))
     return tuple(found)
 
@@ -258,7 +258,7 @@ def holds_tensors(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
-def forgotten(model: nn.Module, stored: Iterable[Stored]) -> None:
+def restore(model: nn.Module, stored: Iterable[Stored]) -> None:
     """Removes the tensors that forwards have stored on a copy, in place, and renews those it keeps for evaluation."""
     modules = dict(model.named_modules())
     for kept in stored:
@@ -290,7 +290,7 @@ LIBRARIES = ("torch.", "torchvision.ops.")
 """Packages whose modules ask for the mode to drop or to normalise alone."""
 
 HANDED_ON = ("LOAD_", "KW_NAMES", "PRECALL", "CALL", "PUSH_NULL")
-"""What follows ``self.training`` in the code of ``dropout(x, self.p, self.training)``: no branch."""
+"""Instructions behind ``self.training`` in ``dropout(x, self.p, self.training)``, which is no branch."""
 
 
 def branches_by_mode(model: nn.Module) -> bool:
@@ -315,7 +315,7 @@ def branches(code: CodeType) -> bool:
     return any(branches(constant) for constant in code.co_consts if isinstance(constant, CodeType))
 
 
-def taken(model: nn.Module) -> None:
+def take_training_branches(model: nn.Module) -> None:
     """Makes a model in evaluation take the branches of training, in place; norms and dropouts stay as they are."""
     for module in model.modules():
         if not f"{type(module).__module__}.".startswith(LIBRARIES):

@@ -33,12 +33,12 @@ from halpiee.structure.modules import computing_hook, heads_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import idle, needed, random_like
 from halpiee.structure.state import Answers, ConstantError
-from halpiee.structure.verification.trial import Trial, TurnError
+from halpiee.structure.verification.trial import RowsError, Trial
 from latency.backends.torch.modules import copy_of
 from latency.op import CONTRACTIONS
 
 MAX_ROUNDS = 6
-"""Traces of one model: without ops that feed nothing, and by positions where a layer's groups hang together."""
+"""Most traces of one model: without ops that feed nothing, and by positions where a layer's groups are one unit."""
 
 
 def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = False) -> Structure:
@@ -92,7 +92,7 @@ class Attempt:
     answers: Answers | None = None  # values that the forward reads in Python without effect on what counts
     # grouped layers, norms and attention modules whose units are positions across groups
     positions: frozenset[str] = frozenset()
-    turned: frozenset[int] = frozenset()  # reshapes that keep whole rows of the channels they spread
+    by_rows: frozenset[int] = frozenset()  # reshapes that keep whole rows of the channels they spread
     heads: bool = True  # attention modules that cannot lose heads are tried once more by positions
 
 
@@ -160,7 +160,7 @@ def own_fault(model: nn.Module, where: str, error: BaseException) -> StructureEr
 
 
 def bare(group: ChannelGroup) -> ChannelGroup:
-    """Returns a group without what may depend on values: whether it stays, and why."""
+    """Returns a group without the fields that may depend on values: whether it is frozen, and why."""
     return replace(
         group, prunable=False, reason=None, may_vanish=False, trainable=False, untrainable_reason=None
     )
@@ -190,8 +190,8 @@ def traced(subject: Subject, attempt: Attempt, *, vanish: bool) -> Structure:
     try:
         trial = Trial(subject, recorder, attempt.real)
         structure = trial.verified(structure, lambda: bool(newly_frozen()))
-    except TurnError as turn:
-        attempt = replace(attempt, positions=recorder.positions, turned=attempt.turned | turn.places)
+    except RowsError as turn:
+        attempt = replace(attempt, positions=recorder.positions, by_rows=attempt.by_rows | turn.places)
         return traced(subject, attempt, vanish=vanish)
     if whole := newly_frozen():
         attempt = replace(attempt, positions=recorder.positions | whole, heads=False)
@@ -207,7 +207,7 @@ def recorded(subject: Subject, attempt: Attempt = Attempt()) -> Recorder:
     single = [path for path, module in subject.model.named_modules() if (heads_of(module) or ("", 0))[1] == 1]
     positions, idle_ops = attempt.positions | frozenset(single), frozenset[int]()
     for _ in range(MAX_ROUNDS):
-        recorder = Recorder({}, positions, turned=attempt.turned)
+        recorder = Recorder({}, positions, by_rows=attempt.by_rows)
         recorder.idle_ops, recorder.constants, recorder.real = idle_ops, attempt.constants, attempt.real
         recorder.answers = None if attempt.answers is None else attempt.answers.again()
         record(subject, recorder, training=subject.branches)
@@ -370,7 +370,7 @@ def still_computes(recorder: Recorder, roots: Atoms) -> bool:
         if not dead:
             continue
         if len(dead) == len(reads):
-            # what is summed over no channels is 0 everywhere
+            # a sum over no channels is 0
             ended = any(v in constant for v in dead) or not recorder.summed.isdisjoint(event.writes)
             (constant if ended else void).update(event.writes)
         elif any(v in constant for v in dead) and event.name not in JOINS:

@@ -29,7 +29,7 @@ from halpiee.structure.rules import apply, is_movement, is_pointwise, name_of, t
 from halpiee.structure.rules.elementwise import numbers_of
 from halpiee.structure.rules.movement import moves_of
 from halpiee.structure.shrink import Cut, set_number, sliced
-from halpiee.structure.state import TAKEN, Answers, Constants, asks, forgotten
+from halpiee.structure.state import TAKEN, Answers, Constants, reads_values, restore
 from latency.backends.torch.modules import copy_of
 
 ATTENTION = "scaled_dot_product_attention"
@@ -96,7 +96,7 @@ class Path:
     """Where in the model the forward is: the stack of module paths, and the torch function being called."""
 
     def __init__(self, answers: Answers | None = None, constants: Constants | None = None) -> None:
-        self.answers = answers  # what the forward reads of its tensors in Python; None: not known
+        self.answers = answers  # the values that the forward reads in Python; None: not known
         self.constants = (
             constants  # computes constants with their values; None: all tensors have values, or none
         )
@@ -121,7 +121,7 @@ class Path:
             return known
         if self.constants is not None and (found := self.constants.run(func, args, kwargs)) is not None:
             return found[0]
-        if self.answers is None or not asks(func):
+        if self.answers is None or not reads_values(func):
             return func(*args, **kwargs)
         return self.answers.ask(lambda: func(*args, **kwargs))
 
@@ -161,7 +161,7 @@ class Api(TorchFunctionMode):
                 found = self.path.take(func, args, kwargs or {})
                 read = self.path.answers is None and self.path.api != "__format__"
                 if read and isinstance(self.looking, Dispatch):
-                    with plain_tensors():  # where it goes from there is not seen
+                    with plain_tensors():  # its further use is not recorded
                         self.looking.recorder.freeze(args[0], f"{self.path.api}() in Python")
                 return found
             whole = attention_of(args, kwargs or {}) if self.path.api == ATTENTION else None
@@ -215,7 +215,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             recorder.failed_at = where
             raise
         with plain_tensors():
-            if self.path.answers is not None and asks(func):
+            if self.path.answers is not None and reads_values(func):
                 return out
             if number in recorder.idle_ops:
                 for tensor in tensors_of(out):
@@ -261,7 +261,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the ops that run, those that are idle left out: what they read, which move elements, pointwise numbers.
+    """Notes the ops that run but the idle ones: their inputs, moves, and the numbers of pointwise ops.
 
     ``given`` are parameters, buffers and inputs, by name.
     """
@@ -326,7 +326,7 @@ but with some other ops, of recurrent layers or where a number is written into a
 
 
 @dataclass(frozen=True)
-class StandIn:
+class TracedCopy:
     """A copy of a model and of its inputs."""
 
     model: nn.Module  # the copy, in eval mode
@@ -335,9 +335,9 @@ class StandIn:
     fake_mode: FakeTensorMode | None  # of its fake tensors
 
 
-def stand_in_for(
+def copied_for_trace(
     model: nn.Module, example_inputs: tuple[Any, ...], cut: Cut | None = None, *, tensors: Tensors = "fake"
-) -> StandIn:
+) -> TracedCopy:
     """Copies a model, or a cut of it. Real parameters share the model's memory unless they are cut.
 
     Raises:
@@ -367,8 +367,8 @@ def stand_in_for(
     for path, name, at, value in cut.attributes if cut is not None else ():
         set_number(modules[path], name, at, value)
     emptied(copied)
-    forgotten(copied, ())
-    return StandIn(copied, named, with_tensors(example_inputs, like.input), like.fake_mode)
+    restore(copied, ())
+    return TracedCopy(copied, named, with_tensors(example_inputs, like.input), like.fake_mode)
 
 
 def empty_containers(model: nn.Module) -> dict[int, Any]:
@@ -443,8 +443,8 @@ def plain_memory(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def looked_on(
-    stand_in: StandIn, path: Path, made: list[tuple[Any, ...]], looking: Dispatch | Watch
+def recorded_run(
+    stand_in: TracedCopy, path: Path, made: list[tuple[Any, ...]], looking: Dispatch | Watch
 ) -> Iterator[None]:
     """Runs the forwards of the copy inside under a dispatch mode, without fused kernels; notes where they are.
 

@@ -36,7 +36,7 @@ def from_windows(x: Tensor, window: Sequence[int], sizes: Sequence[int]) -> Tens
 
 
 def apart(sizes: Sequence[int], window: Sequence[int], shift: Sequence[int], like: Tensor) -> Tensor:
-    """Returns what is added to scores ``[windows, 1, places, places]``: −100 between shifted neighbours."""
+    """Returns the bias of scores ``[windows, 1, places, places]``: −100 between shifted neighbours."""
     regions = like.new_zeros(1, *sizes, 1)
     for axis, (size, w, s) in enumerate(zip(sizes, window, shift, strict=True)):
         region = torch.zeros(size, device=like.device, dtype=like.dtype)
@@ -52,7 +52,7 @@ def apart(sizes: Sequence[int], window: Sequence[int], shift: Sequence[int], lik
 
 
 class Windowed(nn.Module):
-    """Attention within shifted windows; what is shared by the three kinds of Swin."""
+    """Attention within shifted windows; the shared part of the three kinds of Swin."""
 
     num_heads: int
     attention_dropout: float
@@ -169,4 +169,4 @@ NARROW: dict[str, type[nn.Module]] = {
     "ShiftedWindowAttention3d": VideoWindows,
     "RelativePositionalMultiHeadAttention": GridHeads,
 }
-"""Name of a class → what stands for it."""
+"""Name of a class → its replacement."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halpiee.structure import Plan, explain, masked, relative_error, shrink, trace, verify
-from halpiee.structure.state import branches_by_mode, taken
+from halpiee.structure.state import branches_by_mode, take_training_branches
 
 from . import nets
 
@@ -77,8 +77,8 @@ def in_both(structure: Any, model: nn.Module, x: Tensor) -> None:
         keep = nets.random_keep(structure, seed)
         assert verify(model, structure, keep, (x,), tolerance=1e-12, seed=seed) <= 1e-12
         full, compact = masked(model, structure, keep), shrink(model, structure, keep)
-        taken(full)
-        taken(compact)
+        take_training_branches(full)
+        take_training_branches(compact)
         with torch.no_grad():
             expected = list(compact(x))
             assert relative_error(list(full(x)), expected) <= 1e-12
@@ -156,8 +156,8 @@ def test_networks_with_auxiliary_heads_train_after_the_cut(name: str, size: int)
     assert explain(structure).unread == ()
     keep = nets.random_keep(structure, 1)
     full, compact = masked(model, structure, keep), shrink(model, structure, keep)
-    taken(full)
-    taken(compact)
+    take_training_branches(full)
+    take_training_branches(compact)
     with torch.no_grad():
         assert relative_error(list(full(x)), list(compact(x))) <= 1e-5
     sum(tensor.sum() for tensor in compact.train()(x)).backward()

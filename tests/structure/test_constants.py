@@ -52,7 +52,7 @@ def test_a_constant_read_in_python_needs_no_forward_on_real_tensors(
     def never(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("the model ran on real tensors")
 
-    monkeypatch.setattr(forward, "heard", never)
+    monkeypatch.setattr(forward, "observed", never)
     model = net(factor)
     structure = trace(model, X)
     assert {g.name for g in structure.prunable} == {"a", "b"}

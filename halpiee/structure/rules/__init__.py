@@ -172,7 +172,7 @@ def nothing(recorder: Recorder, call: Call) -> None:
 
 
 def embedding(recorder: Recorder, call: Call) -> None:
-    """A table of vectors: its columns are what it produces."""
+    """A table of vectors: its columns are its output channels."""
     table, indices = call.args[:2]
     recorder.freeze(indices, call.where)
     if not recorder.tag(table).parameter:

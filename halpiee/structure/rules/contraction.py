@@ -190,7 +190,7 @@ def grouped(
 
 
 def matrix_product(recorder: Recorder, call: Call) -> Timing | None:
-    """A product with a weight is a linear layer; one of two activations ties what it contracts."""
+    """A product with a weight is a linear layer; one of two activations ties the contracted channels."""
     bias, a, b, scaled = operands(call)
     if a.dim() < 2 or b.dim() < 2 or scaled:
         recorder.freeze_call(call)
@@ -232,7 +232,7 @@ class Dims(NamedTuple):
 
     x: int  # of the input that is contracted
     inner: int  # of the weight that is contracted with it
-    rows: int  # of the weight that gives the output channels
+    rows: int  # of the weight, for the output channels
     out: int  # of the output that holds them
 
 
@@ -386,18 +386,18 @@ def couple_attention(recorder: Recorder, call: Call) -> None:
     query, key, value = call.args[:3]
     units = recorder.units
     q = recorder.label(query)
-    k, v = (of_each_head(recorder.label(tensor), tensor, query) for tensor in (key, value))
+    k, v = (by_query_heads(recorder.label(tensor), tensor, query) for tensor in (key, value))
     if q is not None and q.shape[-2:] == (1, 1) and q.size > 1:
         shared = [label for label in (k, v) if label is None or all(size == 1 for size in label.shape[:-2])]
         if len(shared) == 2:
             for tensor in (key, value):
                 recorder.freeze(tensor, f"{call.where}, whose heads share their keys and values")
-            headed(recorder, call, q, zero=False)
+            set_by_heads(recorder, call, q, zero=False)
             return
         if k is not None and v is not None and q.shape == k.shape == v.shape:
             units.unite(q, k)
             units.unite(q, v)
-            headed(recorder, call, compressed(units.find(q)), zero=recorder.tag(value).zero)
+            set_by_heads(recorder, call, compressed(units.find(q)), zero=recorder.tag(value).zero)
             return
     sides = []
     for tensor, label in ((query, q), (key, k)):
@@ -423,7 +423,7 @@ def couple_attention(recorder: Recorder, call: Call) -> None:
         recorder.batched.append((v, v.ndim - 2, f"{call.where} with queries as wide"))
 
 
-def of_each_head(label: Label | None, tensor: Tensor, query: Tensor) -> Label | None:
+def by_query_heads(label: Label | None, tensor: Tensor, query: Tensor) -> Label | None:
     """Returns the label of keys or values ``[…, heads, L, width]`` as the heads of the queries read them.
 
     They have as many heads as the queries, a divisor of it, or one.
@@ -436,7 +436,7 @@ def of_each_head(label: Label | None, tensor: Tensor, query: Tensor) -> Label | 
     return label
 
 
-def headed(recorder: Recorder, call: Call, label: Label, *, zero: bool) -> None:
+def set_by_heads(recorder: Recorder, call: Call, label: Label, *, zero: bool) -> None:
     """Sets the labels of the outputs of fused attention by heads; a constant mask of each head freezes them."""
     recorder.result(call, Tag(zero=zero).with_axes([label]))
     for mask in call.tensors[3:]:
@@ -445,7 +445,7 @@ def headed(recorder: Recorder, call: Call, label: Label, *, zero: bool) -> None:
         for axis in recorder.tag(mask).axes:
             own = axis.reshape((1,) * (label.ndim - axis.ndim) + axis.shape)
             if wide and recorder.tag(mask).parameter and own.shape == label.shape:
-                recorder.units.unite(label, own)  # a learned bias of each head goes with it
+                recorder.units.unite(label, own)  # a learned bias of each head is part of its unit
                 recorder.serve(axis.reshape(-1), "norm", "parameter")
                 wide = False
             else:

@@ -193,7 +193,7 @@ def timing(recorder: Recorder, call: Call, operands: list[Tensor], out: Tensor) 
 
 
 def shape_fields(out: Tensor, dim: int) -> dict[str, object]:
-    """Returns the fields of a timed op from the shape of what it works on, its channels along ``dim``.
+    """Returns the fields of a timed op from the shape of its output, whose channels lie along ``dim``.
 
     Of three or more dimensions of positions all but the last are one: such an op reads every position alike.
     """

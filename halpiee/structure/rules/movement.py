@@ -19,7 +19,7 @@ from halpiee.structure.labels import (
     varying,
     written_out,
 )
-from halpiee.structure.modules import HEAD_WIDTH, HEADS, SHARED_HEADS, held
+from halpiee.structure.modules import HEAD_WIDTH, HEADS, SHARED_HEADS, attributes_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import RESHAPES, Call, Move, Spread, tensors_of
 
@@ -27,7 +27,7 @@ SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip
 """Movements without sizes or positions of their own."""
 
 UNMOVED = SIZELESS | {"expand"}
-"""Movements that do the same to whatever is left."""
+"""Movements that do the same whichever channels are left."""
 
 SINGLE = frozenset({"unbind", "select"})
 """Cuts that take single positions: they tie the same atoms at each."""
@@ -49,7 +49,7 @@ def movement(recorder: Recorder, call: Call) -> None:
     if call.name == "squeeze":
         squeezed(recorder, call, tag)
     if call.name not in UNMOVED:
-        recorder.moves.append(noted(call, tag, len(recorder.events)))
+        recorder.moves.append(move_of(call, tag, len(recorder.events)))
     if call.name in CUTS:
         tag = cut(recorder, call, tag)
     outs = call.outputs
@@ -97,10 +97,10 @@ def alone(call: Call) -> bool:
 
 def moves_of(call: Call, at: int) -> list[Move]:
     """Returns the movement that a call is, without labels, or nothing."""
-    return [noted(call, Tag(), at)] if call.name not in UNMOVED and alone(call) else []
+    return [move_of(call, Tag(), at)] if call.name not in UNMOVED and alone(call) else []
 
 
-def noted(call: Call, tag: Tag, at: int) -> Move:
+def move_of(call: Call, tag: Tag, at: int) -> Move:
     """Returns the movement as it ran, so that it can be run on the remaining elements of its input."""
     source = call.tensors[0]
     func, arguments, options = call.func, call.args[1:], call.kwargs
@@ -138,8 +138,8 @@ def rows_of_units(
 ) -> None:
     """Notes a reshape that spreads channels of which several are one unit already: they must stay rectangular too."""
     module = recorder.modules.get(call.module)
-    by_heads = set(held(module, HEADS | SHARED_HEADS).values()).intersection(after) or (
-        after[-1:] and after[-1] in held(module, HEAD_WIDTH).values()
+    by_heads = set(attributes_of(module, HEADS | SHARED_HEADS).values()).intersection(after) or (
+        after[-1:] and after[-1] in attributes_of(module, HEAD_WIDTH).values()
     )
     if len(varying(label)) != 1 or np.unique(label).size == label.size or by_heads:
         return
@@ -160,7 +160,7 @@ def by_heads(recorder: Recorder, call: Call, label: Label, shape: torch.Size) ->
     In modules named in ``recorder.positions`` a unit is position j of every head.
     """
     module = recorder.modules.get(call.module)
-    counts, widths = held(module, HEADS | SHARED_HEADS), held(module, HEAD_WIDTH)
+    counts, widths = attributes_of(module, HEADS | SHARED_HEADS), attributes_of(module, HEAD_WIDTH)
     dimensions = call.module in recorder.positions
     last = len(shape) - 1
     if dimensions:
@@ -181,7 +181,7 @@ def by_heads(recorder: Recorder, call: Call, label: Label, shape: torch.Size) ->
             if count == heads:
                 recorder.attribute(call.module, name, atoms)
         recorder.grouped[call.module] = atoms
-    for other, value in held(module, HEADS_TOGETHER | HEAD_WIDTH).items():
+    for other, value in attributes_of(module, HEADS_TOGETHER | HEAD_WIDTH).items():
         if value == heads * shape[-1] and other in HEADS_TOGETHER:
             recorder.attribute(call.module, other, atoms, mul=heads if dimensions else shape[-1])
         elif dimensions and value == shape[-1] and other in HEAD_WIDTH:
@@ -240,7 +240,7 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
             elif isinstance(recorder.units, CheckedUnits) and call.name in EVEN:
                 pass  # compared with what the full network cuts
             elif not recorder.real and (rows := even(call, label, dim)) is not None:
-                # equal parts may be computed from the width or written as numbers: a trial tells
+                # equal parts may be computed from the width or written as numbers: a trial decides
                 recorder.units.unite(rows[1:], rows[:1])
             elif len(varying(label)) > 1 and call.name in SINGLE:
                 rows = np.moveaxis(label, dim, 0)
@@ -257,7 +257,7 @@ def follow_part(recorder: Recorder, call: Call, part: Label) -> None:
     Ultralytics' blocks chunk their channels to train and split them by such a number to export.
     """
     atoms = recorder.units.find(part.reshape(-1))
-    for name, value in held(recorder.modules.get(call.module), PART).items():
+    for name, value in attributes_of(recorder.modules.get(call.module), PART).items():
         if value == part.size and len(varying(part)) == 1 and atoms.all():
             recorder.attribute(call.module, name, atoms)
 

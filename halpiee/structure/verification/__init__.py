@@ -109,7 +109,7 @@ def verify(
     pair = Pair(masked(model, structure, keep), compact, heads, seed)
     error = pair.error(examples)
     refuse(error, tolerance, keep)
-    blind = not pair.tells(example_inputs) and not moved_by_the_cut(
+    blind = not pair.distinguishes(example_inputs) and not moved_by_the_cut(
         model, structure, keep, example_inputs, pair
     )
     hiding = silent(model)
@@ -118,14 +118,14 @@ def verify(
         other = copy_of(model)
         values = redraw(other, names, seed)
         if given:
-            taken_over(compact, values, structure, keep)
+            copy_into(compact, values, structure, keep)
         else:
             compact = shrink(other, structure, keep)
         pair = Pair(masked(other, structure, keep), compact, heads, seed)
         again = pair.error(examples)
         refuse(again, tolerance, keep)
         error = max(error, again)
-        if not blind or pair.tells(example_inputs):
+        if not blind or pair.distinguishes(example_inputs):
             return error
     if blind:
         raise MismatchError(
@@ -163,7 +163,7 @@ class Pair:
     full: nn.Module  # the masked model
     compact: nn.Module  # the compact one
     heads: list[str]  # modules whose outputs are compared; none: the models' own
-    seed: int  # of the inputs and of what the models draw
+    seed: int  # of the inputs and of the models' noise
 
     def error(self, examples: Sequence[tuple[Any, ...]]) -> float:
         """Returns the largest relative error on random inputs of the same shapes."""
@@ -182,8 +182,8 @@ class Pair:
             worst = max(worst, found) if found == found else found
         return worst
 
-    def tells(self, example: tuple[Any, ...]) -> bool:
-        """Returns whether other inputs give other outputs; integer inputs are permuted."""
+    def distinguishes(self, example: tuple[Any, ...]) -> bool:
+        """Returns whether the outputs depend on the inputs; integer inputs are permuted."""
         self.placed(example)
         generator = torch.Generator().manual_seed(self.seed + 1)
         one, other = random_like(example, generator), with_tensors(random_like(example, generator), rolled)
@@ -208,7 +208,7 @@ def rolled(x: Tensor) -> Tensor:
     return x if x.is_floating_point() or not x.dim() else x.flatten().roll(1).view_as(x)
 
 
-def taken_over(
+def copy_into(
     compact: nn.Module, values: Mapping[str, Tensor], structure: Structure, keep: Mapping[str, Tensor]
 ) -> None:
     """Copies the kept parts of a model's parameters into its compact one; a MismatchError where it names others."""

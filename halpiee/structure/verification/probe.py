@@ -133,7 +133,7 @@ def differences(
     return []
 
 
-def moved_otherwise(
+def moved_differently(
     structure: Structure,
     full: Recorder,
     moves: Sequence[Move],

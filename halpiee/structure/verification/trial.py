@@ -23,20 +23,20 @@ from halpiee.structure.recorder import Decisions, Recorder
 from halpiee.structure.records import Move, Step, parting, tensors_of, wired
 from halpiee.structure.rules.movement import FOLLOWING
 from halpiee.structure.shrink import Cut, cut_for
-from halpiee.structure.state import Constants, taken
+from halpiee.structure.state import Constants, take_training_branches
 from halpiee.structure.verification.probe import (
     ANOTHER_PATH,
     CHECKS,
     Misplaced,
     differences,
     irregular_keeps,
-    moved_otherwise,
+    moved_differently,
     unit_range,
 )
-from halpiee.structure.watching import Path, Tensors, Watch, looked_on, stand_in_for
+from halpiee.structure.watching import Path, Tensors, Watch, copied_for_trace, recorded_run
 
 
-class TurnError(Exception):
+class RowsError(Exception):
     """A reshape does not fit the pruned channels; it may fit if units are whole rows."""
 
     def __init__(self, places: frozenset[int]) -> None:
@@ -46,7 +46,7 @@ class TurnError(Exception):
 
 @dataclass(frozen=True)
 class Misfit:
-    """What does not follow the channels."""
+    """A difference that shows which units do not follow the channels."""
 
     found: list[Finding]  # none where the two forwards are only known to differ
     module: str  # that it was found in
@@ -64,7 +64,7 @@ class Trial:
     """A model and its recorded trace, which smaller models are compared with."""
 
     subject: Subject
-    recorder: Recorder  # record of its forward; what does not follow the channels is frozen in it
+    recorder: Recorder  # record of its forward; groups that do not follow the channels are frozen in it
     real: bool  # whether to run on real tensors
     # what to run it on without labels first. A model that follows its channels on the meta device follows them; one
     # that does not may still do so on fake tensors, as torch runs some ops otherwise there: then meta is left out
@@ -89,10 +89,10 @@ class Trial:
         return small, None
 
     def misfit(self, structure: Structure, keep: Mapping[str, Tensor]) -> Misfit | None:
-        """Returns what does not fit in the pruned model; ``None`` where everything does.
+        """Returns the first difference of the pruned model from the full one, or ``None``.
 
         Raises:
-            TurnError: a reshape does not fit that has not been tried by rows.
+            RowsError: a reshape does not fit that has not been tried by rows.
         """
         recorder = self.recorder
         cut = cut_for(structure, keep)
@@ -106,20 +106,20 @@ class Trial:
                 break  # mostly because the forward fails at these widths, which a full trace explains
             if quick is None:
                 continue
-            misplaced = moved_otherwise(structure, recorder, quick.moves, cut)
+            misplaced = moved_differently(structure, recorder, quick.moves, cut)
             if misplaced is None and quick.is_that_of(recorder, steps):
                 if tensors != self.quick[0]:
                     self.quick.remove(self.quick[0])
                 return None
             if misplaced is not None and tensors == "fake":
-                self.turned(misplaced)
+                self.retry_by_rows(misplaced)
                 found = [(misplaced.units, misplaced.reason)]
                 return misfit_of(found, recorder.moves[misplaced.place].module, parting(steps, quick.steps))
         small, error = self.run(structure, keep)
         if error is None and quick is None and self.quick[:1] == ["meta"] and not self.real:
             self.quick.remove("meta")  # which failed for a reason of its own
             return self.misfit(structure, keep)
-        misplaced = moved_otherwise(
+        misplaced = moved_differently(
             structure,
             recorder,
             small.moves,
@@ -129,7 +129,7 @@ class Trial:
         )
         module = small.last_module
         if misplaced is not None:
-            self.turned(misplaced)
+            self.retry_by_rows(misplaced)
             module = recorder.moves[misplaced.place].module
         found = differences(structure, recorder, small, error, misplaced)
         return misfit_of(
@@ -144,25 +144,25 @@ class Trial:
         made = list[tuple[Any, ...]]()
         try:
             with around.kept():
-                copied = stand_in_for(self.subject.model, self.subject.inputs, cut, tensors=tensors)
+                copied = copied_for_trace(self.subject.model, self.subject.inputs, cut, tensors=tensors)
                 around.watch(copied.fake_mode)
                 given = {f"input#{n}": x for n, x in enumerate(tensors_of(copied.inputs), start=1)}
                 watch = Watch(path, copied.tensors | given, whole.idle_ops)
-                with looked_on(copied, path, made, watch):
+                with recorded_run(copied, path, made, watch):
                     results = [copied.model(*copied.inputs)]
                     if whole.training:
-                        taken(copied.model)
+                        take_training_branches(copied.model)
                         results.append(copied.model(*copied.inputs))
         except Exception:  # whatever it was, the full probe finds out
             return None
         shapes = [tuple(tensor.shape) for tensor in tensors_of(results)]
         return Watched(wired(watch.events, watch.given), watch.moves, watch.numbers, made, shapes)
 
-    def turned(self, misplaced: Misplaced) -> None:
-        """Raises a TurnError where the misplaced move is a reshape that has not been tried by rows."""
+    def retry_by_rows(self, misplaced: Misplaced) -> None:
+        """Raises a RowsError where the misplaced move is a reshape that has not been tried by rows."""
         recorder, place = self.recorder, misplaced.place
-        if any(spread.place == place for spread in recorder.spreads) and place not in recorder.turned:
-            raise TurnError(alike_spreads(recorder, place) - recorder.turned)
+        if any(spread.place == place for spread in recorder.spreads) and place not in recorder.by_rows:
+            raise RowsError(same_spreads(recorder, place) - recorder.by_rows)
 
     def verified(self, structure: Structure, enough: Callable[[], bool]) -> Structure:
         """Returns the structure with every group frozen that does not follow the channels.
@@ -195,7 +195,7 @@ class Trial:
             structure = assemble(self.recorder)
             if structure.prunable == prunable:  # the units that were found are frozen anyway
                 reason = misfit.found[0][1] if misfit.found else ANOTHER_PATH
-                for group in blamed(prunable, self.fails(structure, keep)):
+                for group in bisected(prunable, self.fails(structure, keep)):
                     self.recorder.units.freeze(roots_of(structure, group), reason)
                 structure = assemble(self.recorder)
             if enough():
@@ -213,7 +213,7 @@ class Trial:
         tried = [g for g in structure.prunable if g.name in keep]
         inside = [g for g in tried if any((layer + ".").startswith(module + ".") for layer, _ in g.members)]
         pool = next((groups for groups in (seen, inside) if groups and fails(groups)), tried)
-        return [*blamed(pool, fails)]
+        return [*bisected(pool, fails)]
 
     def unfollowed(self, structure: Structure, keep: Mapping[str, Tensor], misfit: Misfit) -> bool:
         """Forgets that attributes follow the channels where the misfit ends without them; returns whether any did.
@@ -243,7 +243,7 @@ class Trial:
         return fails
 
 
-def alike_spreads(recorder: Recorder, place: int) -> frozenset[int]:
+def same_spreads(recorder: Recorder, place: int) -> frozenset[int]:
     """Returns the same reshape in all modules of its module's class."""
     ordinals: Counter[str] = Counter()
     kinds: dict[int, tuple[Any, ...]] = {}
@@ -254,7 +254,7 @@ def alike_spreads(recorder: Recorder, place: int) -> frozenset[int]:
     return frozenset(at for at, kind in kinds.items() if kind == kinds[place])
 
 
-def blamed(
+def bisected(
     groups: Sequence[ChannelGroup], fails: Callable[[Sequence[ChannelGroup]], bool]
 ) -> Sequence[ChannelGroup]:
     """Returns a part of the groups that is at fault: bisection, O(log groups) trials."""
@@ -296,10 +296,10 @@ def siblings(
 
 @dataclass(frozen=True)
 class Watched:
-    """What ran of a model."""
+    """The record of a quick run."""
 
-    steps: list[Step]  # its ops, and what they read
-    moves: list[Move]  # what moved elements
+    steps: list[Step]  # its ops, and their inputs
+    moves: list[Move]  # its ops that move elements
     numbers: list[tuple[Any, ...]]  # the numbers of the pointwise ops
     made: list[tuple[Any, ...]]  # numbers that became tensors
     shapes: list[tuple[int, ...]]  # shapes of the outputs
