@@ -44,10 +44,7 @@ if TYPE_CHECKING:
 
 
 def select(
-    scores: Mapping[str, Tensor],
-    cost: Cost,
-    budget_us: float | str | Latency,
-    **searching: Unpack[Searching],
+    scores: Mapping[str, Tensor], cost: Cost, budget_us: float | str | Latency, **searching: Unpack[Searching]
 ) -> Selection:
     """Selects the units of a network that meet a latency with the most score.
 

@@ -45,10 +45,7 @@ def solve_cpsat(grid: Grid, budget: float, how: Search, start: IntArray | None =
     if joint.gap <= how.gap:
         return joint
     choice, upper_bound = search(
-        [(grid, budget)],
-        replace(how, time_limit_s=half_s),
-        hint=joint.choice,
-        upper_bound=joint.upper_bound,
+        [(grid, budget)], replace(how, time_limit_s=half_s), hint=joint.choice, upper_bound=joint.upper_bound
     )
     best, room = joint.choice, budget + TOLERANCE * abs(budget)
     within = None if choice is None else repair([grid], choice, [room])

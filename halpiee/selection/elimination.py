@@ -205,11 +205,7 @@ class _Planner:
     """The state of the planning: which variables are left, and which tables mention them."""
 
     def __init__(
-        self,
-        domains: Sequence[int],
-        scopes: Sequence[tuple[int, ...]],
-        adders: Sequence[Adder],
-        limit: float,
+        self, domains: Sequence[int], scopes: Sequence[tuple[int, ...]], adders: Sequence[Adder], limit: float
     ) -> None:
         self.domains, self.limit = domains, limit
         self.steps: list[Step] = []

@@ -31,16 +31,7 @@ import numpy as np
 
 from halpiee.errors import BudgetError
 from halpiee.selection.frontier import Dual, close_gap
-from halpiee.selection.grid import (
-    TOLERANCE,
-    Factor,
-    Grid,
-    GridSolution,
-    IntArray,
-    Search,
-    Side,
-    relative_gap,
-)
+from halpiee.selection.grid import TOLERANCE, Factor, Grid, GridSolution, IntArray, Search, Side, relative_gap
 from halpiee.selection.local_search import descend, fill, repair
 
 

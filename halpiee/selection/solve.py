@@ -122,10 +122,7 @@ def check_widths(widths: Sequence[ArrayLike] | None, values: list[FloatArray]) -
 
 
 def check_term(
-    index: int,
-    term: tuple[Side, Side, ArrayLike],
-    values: list[FloatArray],
-    widths: list[IntArray] | None,
+    index: int, term: tuple[Side, Side, ArrayLike], values: list[FloatArray], widths: list[IntArray] | None
 ) -> Term:
     """Returns a term whose axes fit its sides."""
     try:

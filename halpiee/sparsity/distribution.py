@@ -38,11 +38,7 @@ class Latency:
     fraction: float | None = None
 
     def __init__(
-        self,
-        *number: object,
-        us: float | None = None,
-        ms: float | None = None,
-        fraction: float | None = None,
+        self, *number: object, us: float | None = None, ms: float | None = None, fraction: float | None = None
     ) -> None:
         forms = "Latency(us=…), Latency(ms=…) or Latency(fraction=…)"
         if number:

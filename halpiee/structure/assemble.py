@@ -331,11 +331,7 @@ def timed_ops(recorder: Recorder, refs: Callable[[Atoms], tuple[GroupRef, ...]])
 
 
 def follows(
-    kind: str,
-    event: Event,
-    readers: dict[int, list[int]],
-    ends: dict[int, int],
-    tails: dict[int, list[str]],
+    kind: str, event: Event, readers: dict[int, list[int]], ends: dict[int, int], tails: dict[int, list[str]]
 ) -> int | None:
     """Returns the layer whose tail an op of a kind joins, or None."""
     candidates = [ends[v] for v in event.reads if v in ends and len(readers[v]) == 1]

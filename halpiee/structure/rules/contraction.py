@@ -143,14 +143,7 @@ def with_bias(recorder: Recorder, call: Call, bias: Tensor | None, outs: Atoms, 
 
 
 def grouped(
-    recorder: Recorder,
-    call: Call,
-    kind: str,
-    owner: str,
-    ins: Atoms,
-    weight: Tensor,
-    groups: int,
-    c_out: int,
+    recorder: Recorder, call: Call, kind: str, owner: str, ins: Atoms, weight: Tensor, groups: int, c_out: int
 ) -> Atoms:
     """Returns the output atoms of a grouped convolution, tied to its input's."""
     units = recorder.units
