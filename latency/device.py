@@ -72,10 +72,7 @@ FLAGS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16"
 
 
 def environment(
-    backend: str = "onnxruntime",
-    threads: int = 1,
-    dtype: str = "float32",
-    **settings: Any,
+    backend: str = "onnxruntime", threads: int = 1, dtype: str = "float32", **settings: Any
 ) -> dict[str, Any]:
     """Returns the circumstances of a measurement made here and now.
 

@@ -59,10 +59,7 @@ class Asked(Answered):
     size: ranges.Side | None = option(None, "Pixels of a side to bring the images to.", unset="as they are")
     device: str = option("auto", "Device of the trainings: auto, cpu, cuda or cuda:1.")
     settings: tuple[str, ...] = option(
-        (),
-        "An option of `halpiee train` for all cells; may be repeated.",
-        typed="--set",
-        metavar="KEY=VALUE",
+        (), "An option of `halpiee train` for all cells; may be repeated.", typed="--set", metavar="KEY=VALUE"
     )
     cell: str | None = option(None, "Do this one cell (--plan names them).")
     plan: bool = option(False, "Print the command of each cell, and train nothing.")

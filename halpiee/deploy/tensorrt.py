@@ -21,12 +21,7 @@ from halpiee.deploy.verify import relative_l2
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 from latency.backends.cuda import Cuda, open_cuda
 from latency.backends.onnxruntime.model import check_file, weight_precision
-from latency.backends.tensorrt.builder import (
-    Builder,
-    Settings,
-    TimingCache,
-    import_tensorrt,
-)
+from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
 from latency.backends.tensorrt.engine import EngineRunner, load_engine
 from latency.backends.tensorrt.files import check_library, facts_of, read_engine, write_engine
 
@@ -226,13 +221,7 @@ def build_portable(
     return EngineReport(path, len(plan), True, "new", None, facts["tensorrt"], device, sizes, facts)
 
 
-def prove_engine(
-    path: Path,
-    onnx: Path | None = None,
-    *,
-    trust: bool = False,
-    seed: int = 0,
-) -> EngineReport:
+def prove_engine(path: Path, onnx: Path | None = None, *, trust: bool = False, seed: int = 0) -> EngineReport:
     """Runs an engine on this GPU beside its ONNX file, and writes down that it computes the same.
 
     Args:

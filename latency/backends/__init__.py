@@ -163,10 +163,7 @@ class Backend(ABC):
         return model
 
     def network(
-        self,
-        model: Any,
-        example_inputs: Sequence[Any] | None = None,
-        **how: Unpack[NetworkOptions],
+        self, model: Any, example_inputs: Sequence[Any] | None = None, **how: Unpack[NetworkOptions]
     ) -> Runner:
         """Returns a whole network to be entered and timed.
 

@@ -95,11 +95,7 @@ def sweep(
 
 @overload
 def sweep(
-    ops: Iterable[Op],
-    *,
-    backend: str | Backend = ...,
-    dry_run: Literal[True],
-    **how: Unpack[SweepOptions],
+    ops: Iterable[Op], *, backend: str | Backend = ..., dry_run: Literal[True], **how: Unpack[SweepOptions]
 ) -> Estimate: ...
 
 

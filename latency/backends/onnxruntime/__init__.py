@@ -138,10 +138,7 @@ class OnnxRuntime(Backend):
         return quantised(made) if self.precision == "int8" else made
 
     def network(
-        self,
-        model: Any,
-        example_inputs: Sequence[Any] | None = None,
-        **how: Unpack[NetworkOptions],
+        self, model: Any, example_inputs: Sequence[Any] | None = None, **how: Unpack[NetworkOptions]
     ) -> Runner:
         """Returns a module, which is exported, an ONNX model or the path of one, to be entered and timed."""
         if self.precision == "int8" and is_module(model) and example_inputs is not None:

@@ -24,12 +24,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-__all__ = [
-    "SessionRunner",
-    "feeds",
-    "random_inputs",
-    "session",
-]
+__all__ = ["SessionRunner", "feeds", "random_inputs", "session"]
 
 
 class SessionRunner(Runner):
@@ -314,10 +309,7 @@ def feeds(
 
 
 def random_inputs(
-    runtime: Any,
-    name: str,
-    batch: int | None,
-    shape: Sequence[int] | Mapping[str, Sequence[int]] | None,
+    runtime: Any, name: str, batch: int | None, shape: Sequence[int] | Mapping[str, Sequence[int]] | None
 ) -> dict[str, Any]:
     """Returns random inputs for a session, all open dimensions filled.
 

@@ -22,13 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency.errors import UnsupportedOpError
-from latency.op import (
-    Op,
-    filled,
-    heads_of,
-    operand_shapes,
-    output_size,
-)
+from latency.op import Op, filled, heads_of, operand_shapes, output_size
 
 if TYPE_CHECKING:
     import onnx

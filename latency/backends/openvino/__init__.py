@@ -87,10 +87,7 @@ class OpenVINO(Backend):
         return to_onnx(model, example_inputs)
 
     def network(
-        self,
-        model: Any,
-        example_inputs: Sequence[Any] | None = None,
-        **how: Unpack[NetworkOptions],
+        self, model: Any, example_inputs: Sequence[Any] | None = None, **how: Unpack[NetworkOptions]
     ) -> Runner:
         """Returns a module, which is exported, an ONNX model or the path of one, to be entered and timed."""
         return _Network(self, model, example_inputs, **how)
@@ -139,11 +136,7 @@ class _Network(Runner):
     in_caller = False
 
     def __init__(
-        self,
-        own: OpenVINO,
-        model: Any,
-        examples: Sequence[Any] | None,
-        **how: Unpack[NetworkOptions],
+        self, own: OpenVINO, model: Any, examples: Sequence[Any] | None, **how: Unpack[NetworkOptions]
     ) -> None:
         self._own, self._model, self._examples = own, model, examples
         self._sizes, self._forwards = (how.get("batch"), how.get("shape")), how.get("forwards", 1)

@@ -55,6 +55,9 @@ class TensorRT(Backend):
     graphs = True
     """Whether a network's inferences are captured in a CUDA graph, where that is possible."""
 
+    module, extra, remark = "tensorrt", "tensorrt", ""
+    """The library, the extra that installs it, and what doctor says of it beside its version."""
+
     ways = (Way("engine", ENGINE_FILES, usual=True), Way("trt", (".onnx",)))
     files = (".onnx", *ENGINE_FILES)
     device_kind = "cuda"
@@ -76,7 +79,7 @@ class TensorRT(Backend):
         self.threads, self.precision, self.branches = threads, precision, branches
         self._settings = Settings(level=level, tf32=precision == "tf32")
         self._timing_cache = None if timing_cache is None else Path(timing_cache)
-        self.trt = self.import_library()
+        self.trt = import_tensorrt(self.module)
         self._opened = (library, number_of(device))
         self.cuda: Cuda = open_cuda(*self._opened)
         self.facts = self.cuda.facts()
@@ -109,15 +112,7 @@ class TensorRT(Backend):
         """Returns precision and builder level that a profile was measured with."""
         del layout
         level = re.fullmatch(r"level (\d)", str(environment.get("optimization", "")))
-        return {
-            "precision": precision_of(environment),
-            **({"level": int(level[1])} if level else {}),
-        }
-
-    @classmethod
-    def import_library(cls) -> Any:
-        """Returns the library's module."""
-        return import_tensorrt()
+        return {"precision": precision_of(environment), **({"level": int(level[1])} if level else {})}
 
     @classmethod
     def context(cls, trt: Any, engine: Any, path: Path | None = None) -> tuple[Any, Callable[[], None]]:
@@ -209,10 +204,7 @@ class TensorRT(Backend):
         return exported(model, example_inputs, dtype=PRECISIONS[self.precision])
 
     def network(
-        self,
-        model: Any,
-        example_inputs: Sequence[Any] | None = None,
-        **how: Unpack[NetworkOptions],
+        self, model: Any, example_inputs: Sequence[Any] | None = None, **how: Unpack[NetworkOptions]
     ) -> EngineRunner:
         """Returns an engine file, or a module or ONNX model that is built when it is entered."""
         dtype = PRECISIONS[self.precision]
@@ -248,13 +240,13 @@ class TensorRT(Backend):
 
     @classmethod
     def found(cls) -> list[tuple[str, Found]]:
-        """Returns whether TensorRT is installed and can be loaded."""
-        if importlib.util.find_spec("tensorrt") is None:
-            return [("tensorrt", Found("note", "not installed", "pip install 'halpiee[tensorrt]'"))]
+        """Returns whether the library is installed and can be loaded."""
+        if importlib.util.find_spec(cls.module) is None:
+            return [(cls.module, Found("note", "not installed", f"pip install 'halpiee[{cls.extra}]'"))]
         try:
-            return [("tensorrt", Found("ok", str(import_tensorrt().__version__)))]
+            return [(cls.module, Found("ok", f"{import_tensorrt(cls.module).__version__}{cls.remark}"))]
         except MissingError as error:
-            return [("tensorrt", Found("broken", str(error).splitlines()[0]))]
+            return [(cls.module, Found("broken", str(error).splitlines()[0]))]
 
     def _runner(self, ops: Sequence[Op], native: bool = True) -> Execution:
         """Builds ops as branches of one engine and loads it."""

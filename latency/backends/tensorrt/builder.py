@@ -232,12 +232,7 @@ class Builder:
         return bytes(plan)
 
     def engine_of(
-        self,
-        model: Any,
-        example_inputs: Sequence[Any] | None,
-        *,
-        dtype: str,
-        **how: Unpack[NetworkOptions],
+        self, model: Any, example_inputs: Sequence[Any] | None, *, dtype: str, **how: Unpack[NetworkOptions]
     ) -> bytes:
         """Returns the serialised engine of a module or ONNX model, at the shapes of the inputs.
 

@@ -8,18 +8,17 @@ the engine (``net.engine.kernels``); on the target the library's own strategy ca
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from latency._files import write
-from latency.backends import Found, Way, backend
+from latency.backends import Way, backend
 from latency.backends.tensorrt import TensorRT
-from latency.backends.tensorrt.builder import CAPABILITIES, import_tensorrt
+from latency.backends.tensorrt.builder import CAPABILITIES
 from latency.backends.tensorrt.files import ENGINE_FILES
-from latency.errors import HalpieeError, MissingError
+from latency.errors import HalpieeError
 
 __all__ = ["TensorRTRTX"]
 
@@ -32,12 +31,9 @@ class TensorRTRTX(TensorRT):
         MissingError: the library, a CUDA library or a GPU is not there.
     """
 
+    module, extra = "tensorrt_rtx", "rtx"
+    remark = f"; builds for {', '.join(map(str, CAPABILITIES))} without a GPU"
     ways = (Way("engine", ENGINE_FILES, usual=True), Way("rtx", (".onnx",)))
-
-    @classmethod
-    def import_library(cls) -> Any:
-        """Returns the module ``tensorrt_rtx``."""
-        return import_tensorrt("tensorrt_rtx")
 
     @classmethod
     def context(cls, trt: Any, engine: Any, path: Path | None = None) -> tuple[Any, Callable[[], None]]:
@@ -69,15 +65,3 @@ class TensorRTRTX(TensorRT):
         """Returns nothing: no tactics are timed."""
         del path
         return {}
-
-    @classmethod
-    def found(cls) -> list[tuple[str, Found]]:
-        """Returns whether the library is installed and can be loaded."""
-        if importlib.util.find_spec("tensorrt_rtx") is None:
-            return [("tensorrt_rtx", Found("note", "not installed", "pip install 'halpiee[rtx]'"))]
-        try:
-            version = str(import_tensorrt("tensorrt_rtx").__version__)
-        except MissingError as error:
-            return [("tensorrt_rtx", Found("broken", str(error).splitlines()[0]))]
-        text = f"{version}; builds for {', '.join(map(str, CAPABILITIES))} without a GPU"
-        return [("tensorrt_rtx", Found("ok", text))]

@@ -195,10 +195,7 @@ class Torch(Backend):
         return folded(model, tuple(example_inputs))
 
     def network(
-        self,
-        model: Any,
-        example_inputs: Sequence[Any] | None = None,
-        **how: Unpack[NetworkOptions],
+        self, model: Any, example_inputs: Sequence[Any] | None = None, **how: Unpack[NetworkOptions]
     ) -> Runner:
         """Returns a module to be entered and timed."""
         return ModuleRunner(
