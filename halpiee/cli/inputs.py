@@ -51,11 +51,7 @@ Shape = tuple[int, ...] | tuple[Input, ...]
 
 
 def parse_inputs(texts: Sequence[str]) -> tuple[Input, ...]:
-    """Returns the inputs that ``--input`` names.
-
-    Raises:
-        UsageError: a text that spells none, or a name that is there twice.
-    """
+    """Returns the inputs that ``--input`` names."""
     found: list[Input] = []
     for text in texts:
         match = re.fullmatch(r"([A-Za-z_]\w*)=(\d{1,9}(?:x\d{1,9})*)(?::(\w+))?", text.strip())

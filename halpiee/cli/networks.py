@@ -55,11 +55,7 @@ def is_run(text: str) -> bool:
 
 
 def check_run(folder: Path) -> None:
-    """Refuses a folder that holds no finished run.
-
-    Raises:
-        UsageError: it holds none, or one that was interrupted.
-    """
+    """Refuses a folder that holds no run, or one that was interrupted."""
     if not is_run(str(folder)):
         below = sorted(path.parent for path in folder.glob("*/settings.json"))
         raise UsageError(
@@ -75,11 +71,7 @@ def check_run(folder: Path) -> None:
 
 
 def from_run(folder: Path, *, dense: bool = False, precision: str = "fp32", trust: bool = False) -> Network:
-    """Returns the compact network of a finished run, or its dense one; ``precision`` is that of the file made of it.
-
-    Raises:
-        UsageError: the folder holds no finished run, or one from elsewhere that names code to run.
-    """
+    """Returns the compact network of a finished run, or its dense one; ``precision`` is that of the file made of it."""
     check_run(folder)
     from halpiee.cli.output import ScreenTalk
     from halpiee.deploy.onnx import run_metadata
@@ -120,11 +112,7 @@ def from_model(
     weights: Path | None = None,
     seed: int = 0,
 ) -> Network:
-    """Returns the network of a MODEL string, that takes an image of a shape or inputs by name.
-
-    Raises:
-        UsageError: no such network, or weights that do not fit it.
-    """
+    """Returns the network of a MODEL string, that takes an image of a shape or inputs by name."""
     arguments = {"width": width, "num_classes": classes}
     given = {key: value for key, value in arguments.items() if value is not None}
     model = _built(name, given, seed)
@@ -157,12 +145,7 @@ def traced(
     weights: Path | None = None,
     seed: int = 0,
 ) -> Traced:
-    """Builds and traces a MODEL string at a batch of images of ``shape`` (channels, height, width), or of its inputs.
-
-    Raises:
-        UsageError: no such network, or weights that do not fit it.
-        StructureError: it does not run on one image of that shape.
-    """
+    """Builds and traces a MODEL string at a batch of images of ``shape`` (channels, height, width), or of inputs."""
     from halpiee.errors import StructureError
     from halpiee.structure.trace import trace
 
@@ -298,11 +281,7 @@ def _taken(model: nn.Module, example: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _check_planned(path: Path, plan: Plan, name: str) -> None:
-    """Compares a plan with its network before any memory is taken for the weights.
-
-    Raises:
-        StructureError: the network has other tensors than the plan was made for.
-    """
+    """Refuses a plan of other tensors than its network has, before any memory is taken for the weights."""
     import torch
 
     from halpiee.structure.shrink import check_shapes
@@ -322,11 +301,7 @@ def _check_planned(path: Path, plan: Plan, name: str) -> None:
 
 
 def _left(path: Path, plan: Plan, dense: nn.Module, example: tuple[Any, ...]) -> nn.Module:
-    """Applies a plan to its network, and checks that the result runs.
-
-    Raises:
-        StructureError: it does not run.
-    """
+    """Applies a plan to its network; refuses it where the result does not run."""
     import torch
 
     compact = plan.apply(dense).eval()

@@ -193,11 +193,7 @@ class Ranged(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         self.name = "integer" if self.kind is int else "float"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Returns the number that a text spells.
-
-        Raises:
-            UsageError: it spells none, or one beyond the range; the message names the option and the range.
-        """
+        """Returns the number that a text spells; refuses one beyond the range, naming the option and the range."""
         number: float | None = None
         text = str(value).strip()
         if re.fullmatch(
@@ -225,11 +221,7 @@ class _Listed(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[Any, ...]:
-        """Returns the numbers.
-
-        Raises:
-            UsageError: one of them is none.
-        """
+        """Returns the numbers."""
         if not isinstance(value, str):
             return tuple(value)
         name, parts = self.option.name, [part for part in value.split(",") if part]
@@ -248,11 +240,7 @@ def _type(option: Option) -> click.ParamType[Any] | type:
 
 
 def input_size(text: str) -> tuple[int, ...]:
-    """Returns (channels, height, width) of ``224``, ``192x256`` (height × width) or ``1x28x28``.
-
-    Raises:
-        click.BadParameter: the text is none of these.
-    """
+    """Returns (channels, height, width) of ``224``, ``192x256`` (height × width) or ``1x28x28``."""
     try:
         numbers = tuple(int(n) for n in text.lower().split("x"))
     except ValueError:
@@ -269,13 +257,7 @@ def input_size(text: str) -> tuple[int, ...]:
 
 
 def check_picture(path: Path) -> None:
-    """Refuses a file that exists or is no picture, before anything is computed.
-
-    Raises:
-        click.BadParameter: another ending than .svg or .png.
-        OutputInUseError: the file exists.
-        WriteError: it cannot be written.
-    """
+    """Refuses a file that exists or is no picture, before anything is computed."""
     if path.suffix not in (".svg", ".png"):
         raise click.BadParameter(f"--plot {path} is no picture; end the name in .svg or .png")
     check_place(path)

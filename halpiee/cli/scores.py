@@ -71,12 +71,7 @@ def filter_norms(model: nn.Module, structure: Structure) -> dict[str, Tensor]:
 
 
 def read_scores(file: Path, structure: Structure) -> dict[str, Tensor]:
-    """Reads scores: safetensors or JSON, group name → one score per unit.
-
-    Raises:
-        UsageError: no such file, not one of the two, a group that the network does not have or that has no scores, or
-            another number of units.
-    """
+    """Reads scores: safetensors or JSON, group name → one score per unit, of every group."""
     import torch
 
     if not file.is_file():

@@ -35,12 +35,7 @@ class Timed:
     trust: bool = False  # whether an engine of unknown origin is loaded
 
     def runner(self, *, batch: int, threads: int, precision: Precision | None, device: str) -> Runner:
-        """Returns the runner, a context manager, with the circumstances of its runtime.
-
-        Raises:
-            UsageError: the network cannot run so.
-            MissingError: the runtime or its device is not there.
-        """
+        """Returns the runner, a context manager, with the circumstances of its runtime."""
         from latency.backends import BACKENDS, load
 
         settings = dict(self.way.settings)
@@ -146,9 +141,6 @@ def open_all(texts: Sequence[str], against: str | None, **options: Any) -> tuple
     """Opens every network that was named; returns them, and the name that ratios are taken against.
 
     ``dense`` is looked for beside the first run or file where none is named so.
-
-    Raises:
-        UsageError: no such file, run, model or name.
     """
     short = [_short(text) for text in texts]
     names = [text if short.count(name) > 1 else name for text, name in zip(texts, short, strict=True)]

@@ -129,9 +129,6 @@ def gather(
     """Returns the settings: the given options, over those of the run that is resumed.
 
     ``read_of`` names the file that options were read of which nobody typed.
-
-    Raises:
-        UsageError: options that are missing or do not go together; code to call that was not typed.
     """
     from halpiee.training.checkpoint import check_names, read_values
     from halpiee.zoo.registry import check_named
@@ -170,11 +167,7 @@ OWN = ("model", "data", "width", "size", "task", "loading", "batch", "threads", 
 
 
 def own_options(source: Path, given: Mapping[str, Any], *, trust: bool) -> dict[str, Any]:
-    """Returns the options of a finished run with which its pruned network is trained on; no dense one is.
-
-    Raises:
-        UsageError: it is no run, or names code that was not typed here.
-    """
+    """Returns the options of a finished run with which its pruned network is trained on; no dense one is."""
     from halpiee.training.checkpoint import check_names, read_values
 
     values = read_values(source)
@@ -230,11 +223,7 @@ def show(report: dict[str, Any], out: Path, *, as_json: bool) -> None:
 
 
 def check_free(out: Path, *, resume: bool) -> None:
-    """Refuses a folder that holds something before torch is loaded; what a refused run has left is taken.
-
-    Raises:
-        OutputInUseError: the folder holds something.
-    """
+    """Refuses a folder that holds something before torch is loaded; what a refused run has left is taken."""
     if not resume and out.exists() and (not out.is_dir() or set(contents(out)) - {"profile.jsonl"}):
         raise OutputInUseError(
             f"--out {out} already holds something; add --resume to continue a run there, or choose another folder"

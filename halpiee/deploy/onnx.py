@@ -235,11 +235,7 @@ def _report(
 
 
 def _finish(proto: onnx.ModelProto, path: Path, said: Mapping[str, str]) -> int:
-    """Folds, writes the metadata and checks, in place; returns the number of lone batch norms.
-
-    Raises:
-        UsageError: it is too large for one file.
-    """
+    """Folds, writes the metadata and checks, in place; returns the number of lone batch norms."""
     import onnx
 
     fold_constants(proto)

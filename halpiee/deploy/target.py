@@ -62,11 +62,7 @@ class Target:
 
     @classmethod
     def of_profile(cls, profile: latency.Profile) -> Target:
-        """Returns what a profile was measured on.
-
-        Raises:
-            UsageError: by a backend that times no whole networks.
-        """
+        """Returns what a profile was measured on."""
         facts = profile.environment
         backend = str(facts.get("backend", "onnxruntime"))
         options = BACKENDS[backend].settings_of(facts, _layout(profile))

@@ -180,11 +180,7 @@ def reference(model: nn.Module) -> nn.Module:
 
 
 def outputs(model: nn.Module, inputs: tuple[Any, ...]) -> Arrays:
-    """Returns every output tensor of a model as an array, in order.
-
-    Raises:
-        UsageError: the model returns something that holds other things than tensors, None and numbers.
-    """
+    """Returns every output tensor of a model as an array, in order."""
     with torch.no_grad():
         found = [x.detach() for x in tensors_given(model(*inputs))]
     return [(x.float() if x.is_floating_point() else x).numpy() for x in found]
@@ -323,11 +319,7 @@ class _Pair:
         return found
 
     def told_apart(self, graph: onnx.ModelProto, trusted: nn.Module) -> Comparison:
-        """Compares them where outputs differ: for other integers, or with weights that let something through.
-
-        Raises:
-            MismatchError: the outputs are the same for every input, whatever the weights.
-        """
+        """Compares them where outputs differ: for other integers, or with weights that let something through."""
         try:
             result = self.compared(self.run(graph), trusted, wider=True)
         except Exception:  # integers that the network does not take

@@ -181,11 +181,7 @@ class Backend(ABC):
 
     @classmethod
     def check(cls, **settings: Any) -> None:
-        """Refuses settings that never go together; touches no device.
-
-        Raises:
-            UsageError: it does not take one of them.
-        """
+        """Refuses settings that never go together; touches no device."""
         taken = inspect.signature(cls).parameters
         for name, value in settings.items():
             if name not in taken:

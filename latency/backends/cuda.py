@@ -106,11 +106,7 @@ class EventClock:
 
 
 def number_of(device: int | str) -> int:
-    """Returns the number of the GPU that ``auto``, ``cuda``, ``cuda:N`` or a number means.
-
-    Raises:
-        UsageError: none of these.
-    """
+    """Returns the number of the GPU that ``auto``, ``cuda``, ``cuda:N`` or a number means."""
     kind, _, number = str(device).partition(":")
     if str(device).isdecimal():
         return int(device)
@@ -287,12 +283,7 @@ class _CudaPython:
         self.stream = int(self._stream)
 
     def _do(self, answer: tuple[Any, ...]) -> Any:
-        """Returns what a call of the driver gave.
-
-        Raises:
-            OutOfMemoryError: the memory is full.
-            RuntimeError: any other error of the driver.
-        """
+        """Returns what a call of the driver gave, or raises its error."""
         code, *values = answer
         if code == self._driver.CUresult.CUDA_SUCCESS:
             return values[0] if values else None

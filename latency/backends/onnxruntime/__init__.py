@@ -117,11 +117,7 @@ class OnnxRuntime(Backend):
         return (self.policy.copies(op) + 1) * weight_bytes(op)
 
     def build(self, op: Op) -> Built:
-        """Builds an op as two graphs, of some copies and of one; see `TimingPolicy.copies`.
-
-        Raises:
-            UnsupportedOpError: an op, precision or layout that is not built here.
-        """
+        """Builds an op as two graphs, of some copies and of one; see `TimingPolicy.copies`."""
         most, calls = self.policy.copies(op), []
         for copies in (most, 1):
             if op.dtype == "int8":

@@ -126,11 +126,7 @@ def _converted(
     dynamic_size: bool,
     names: tuple[Sequence[str] | None, Sequence[str] | None],
 ) -> onnx.ModelProto:
-    """Returns a model as ONNX, with a free batch or with that of the examples.
-
-    Raises:
-        UsageError: PyTorch cannot export it.
-    """
+    """Returns a model as ONNX, with a free batch or with that of the examples."""
     import torch
 
     from latency.backends.torch import modules as values

@@ -48,11 +48,7 @@ class SessionRunner(Runner):
         self._call: Callable[[], object] = lambda: None
 
     def ready(self) -> None:
-        """Makes the session and runs it once.
-
-        Raises:
-            UsageError: a module without inputs, something else than a network, or inputs that it does not take.
-        """
+        """Makes the session and runs it once."""
         model, given, module = self._model, self._examples, None
         if is_module(model):
             _check_precision(model, given or ())
@@ -155,11 +151,7 @@ def _leaves(given: Sequence[Any]) -> list[Any]:
 
 
 def _check_precision(module: Any, example_inputs: Sequence[Any]) -> None:
-    """Refuses what ONNX Runtime has no kernels for on the CPU.
-
-    Raises:
-        UsageError: a module or inputs of bfloat16.
-    """
+    """Refuses bfloat16, for which ONNX Runtime has no kernels on the CPU."""
     values = [*module.parameters(), *example_inputs]
     if any(str(getattr(x, "dtype", "")) == "torch.bfloat16" for x in values):
         raise UsageError(
@@ -251,11 +243,7 @@ PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
 
 
 def _plugged(options: ort.SessionOptions) -> list[str]:
-    """Puts the provider of TensorRT for RTX on the first GPU that it finds; returns its name.
-
-    Raises:
-        MissingError: the package is not installed, its library cannot be loaded, or it finds no GPU.
-    """
+    """Puts the provider of TensorRT for RTX on the first GPU that it finds; returns its name."""
     import onnxruntime as ort
 
     asked = "ONNX Runtime on TensorRT for RTX was asked for, and"

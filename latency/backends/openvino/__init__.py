@@ -27,12 +27,7 @@ __all__ = ["OpenVINO"]
 
 @backend("openvino")
 class OpenVINO(Backend):
-    """Ops and networks on OpenVINO's CPU plugin.
-
-    Raises:
-        UsageError: another device, precision or layout.
-        MissingError: OpenVINO is not installed.
-    """
+    """Ops and networks on OpenVINO's CPU plugin."""
 
     builds = 3
     ways = (Way("openvino", (".onnx", "module")),)
@@ -73,11 +68,7 @@ class OpenVINO(Backend):
         return (self.policy.copies(op) + 1) * weight_bytes(op)
 
     def build(self, op: Op) -> Built:
-        """Builds an op as two graphs, of some copies and of one.
-
-        Raises:
-            UnsupportedOpError: an op, precision or layout that is not built here.
-        """
+        """Builds an op as two graphs, of some copies and of one."""
         most = self.policy.copies(op)
         many, one = (self.request(differential_graph(op, copies, most), None).infer for copies in (most, 1))
         return Built(run=many, minus=one, copies=most - 1, method="twin")

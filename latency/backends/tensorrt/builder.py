@@ -59,11 +59,7 @@ def import_tensorrt(module: str = "tensorrt") -> Any:
 
 
 def capabilities_of(text: str) -> tuple[int, ...]:
-    """Returns the compute capabilities of ``86,89``.
-
-    Raises:
-        UsageError: none, or one that TensorRT for RTX does not build for.
-    """
+    """Returns the compute capabilities of ``86,89``."""
     found = [part.strip().replace(".", "") for part in text.split(",")]
     for part in found:
         if not part.isdecimal() or int(part) not in CAPABILITIES:
@@ -175,11 +171,7 @@ class Builder:
         return self._builder.create_network(typed_flags(self.trt))
 
     def parsed(self, path: Path) -> Any:
-        """Returns the network of an ONNX file.
-
-        Raises:
-            UsageError: TensorRT cannot read it; the first things it complains of are named.
-        """
+        """Returns the network of an ONNX file."""
         network = self.network()
         parser = self.trt.OnnxParser(network, self.logger)
         if not parser.parse_from_file(str(path)):

@@ -141,11 +141,7 @@ class Execution:
                 self.cuda.write(binding.address, random_numbers(rng, count, binding.dtype))
 
     def enqueue(self) -> None:
-        """Starts one inference.
-
-        Raises:
-            RuntimeError: TensorRT refuses.
-        """
+        """Starts one inference."""
         if not self.context.execute_async_v3(self.cuda.stream):
             raise RuntimeError("TensorRT refused to run the engine; build it again")
 
@@ -278,12 +274,7 @@ class EngineRunner(Runner):
         self.is_graph = False
 
     def ready(self) -> None:
-        """Builds or reads the engine, loads it, fills its inputs, and captures the inferences where there are graphs.
-
-        Raises:
-            UsageError: an engine of another version or GPU, of unknown origin, or that does not take the batch.
-            OutOfMemoryError: the GPU's memory is full.
-        """
+        """Builds or reads the engine, loads it, fills its inputs, and captures its inferences if possible."""
         self.cuda = self._open()
         if self._bytes is None:
             self._bytes = self._plan()

@@ -82,11 +82,7 @@ def read_engine(path: Path, *, trust: bool = False) -> bytes:
 
 
 def check_library(path: Path, trt: Any, device: Mapping[str, Any]) -> None:
-    """Refuses an engine whose facts name another library or other GPUs.
-
-    Raises:
-        UsageError: it is.
-    """
+    """Refuses an engine whose facts name another library or other GPUs."""
     facts = facts_of(path) or {}
     own = "tensorrt-rtx" if hasattr(trt, "IRuntimeCache") else "tensorrt"
     if facts.get("library", own) != own:

@@ -52,11 +52,7 @@ class OpNetwork:
         self._prefix = ""
 
     def add(self, op: Op, prefix: str = "") -> None:
-        """Adds an op with its tail; the names of its layers begin with ``prefix``.
-
-        Raises:
-            UnsupportedOpError: a kind, tail or precision that is not built here.
-        """
+        """Adds an op with its tail; the names of its layers begin with ``prefix``."""
         if op.kind not in BUILDERS:
             raise UnsupportedOpError(
                 f"an op {op.kind!r} was asked for; TensorRT ops here are {', '.join(BUILDERS)}; leave it out of the "

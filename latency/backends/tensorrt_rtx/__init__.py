@@ -25,11 +25,7 @@ __all__ = ["TensorRTRTX"]
 
 @backend("tensorrt-rtx")
 class TensorRTRTX(TensorRT):
-    """Ops and networks on TensorRT for RTX; arguments as TensorRT's, without a timing cache.
-
-    Raises:
-        MissingError: the library, a CUDA library or a GPU is not there.
-    """
+    """Ops and networks on TensorRT for RTX; arguments as TensorRT's, without a timing cache."""
 
     module, extra = "tensorrt_rtx", "rtx"
     remark = f"; builds for {', '.join(map(str, CAPABILITIES))} without a GPU"

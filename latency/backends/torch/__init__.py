@@ -141,11 +141,7 @@ class Torch(Backend):
         self._network = list(ops)
 
     def build(self, op: Op) -> Built:
-        """Builds an op: as two graphs on a GPU, alone on the CPU.
-
-        Raises:
-            UnsupportedOpError: a kind that is not built here, or a dtype other than the backend's.
-        """
+        """Builds an op: as two graphs on a GPU, alone on the CPU."""
         import torch
 
         if op.dtype != str(self.dtype).removeprefix("torch."):
@@ -288,11 +284,7 @@ class Torch(Backend):
         torch.cuda.synchronize()
 
     def recorded(self, calls: Sequence[Callable[[], object]]) -> Any:
-        """Returns the graph of some calls.
-
-        Raises:
-            UnsupportedOpError: the capture is refused.
-        """
+        """Returns the graph of some calls."""
         import torch
 
         stream, pool, _ = shared_graphs(self.device)

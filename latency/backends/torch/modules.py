@@ -82,11 +82,7 @@ def tensors_in(example_inputs: Sequence[Any]) -> tuple[Tensor, ...]:
 
 
 def constants(example_inputs: Sequence[Any]) -> tuple[str, ...]:
-    """Returns what among inputs is no tensor, as texts such as ``input 1 = True``: it is part of the graph.
-
-    Raises:
-        UsageError: an input is of a kind that no graph can hold.
-    """
+    """Returns what among inputs is no tensor, as texts such as ``input 1 = True``: it is part of the graph."""
     found = _leaves(tuple(example_inputs), "input")
     return tuple(f"{name} = {value!r}" for name, value in found if not isinstance(value, Tensor))
 

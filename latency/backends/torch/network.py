@@ -192,12 +192,7 @@ class ModuleRunner(Runner):
         self._start: Callable[[], object] = lambda: None
 
     def ready(self) -> None:
-        """Places a copy, compiles or captures it, and runs it once.
-
-        Raises:
-            MissingError: no compiler for ``torch.compile``.
-            UsageError: the module cannot take the inputs, or cannot be compiled.
-        """
+        """Places a copy, compiles or captures it, and runs it once."""
         import torch
 
         compiled = self._mode == "compile"

@@ -22,11 +22,7 @@ ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "
 
 
 def op_call(op: Op, tensor: Tensors, activation: Tensors) -> Call:
-    """Returns the op with its tail; ``tensor`` makes its weights, ``activation`` makes or hands out what it reads.
-
-    Raises:
-        UnsupportedOpError: a kind or tail that is not built here.
-    """
+    """Returns the op with its tail; ``tensor`` makes its weights, ``activation`` makes or hands out what it reads."""
     if op.kind not in BUILDERS or (op.spec.window and len(op.kernel) not in (1, 2, 3)):
         raise UnsupportedOpError(
             f"an op {op.kind!r} was asked for; PyTorch ops here are {', '.join(BUILDERS)}; leave it out of the sweep"
