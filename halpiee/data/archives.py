@@ -1,9 +1,13 @@
-"""Images that lie in larger files: Parquet in the Hugging Face layout, and WebDataset's tars."""
+"""Images in larger files: Parquet in the Hugging Face layout, WebDataset's tars, and Hugging Face data sets.
+
+The last are a folder that ``save_to_disk`` wrote, or ``hf:NAME``, read by the package of the extra ``datasets``.
+"""
 
 from __future__ import annotations
 
 import json
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halpiee.data.data import MOST_CLASSES
-from halpiee.data.folders import TEST_NAMES
+from halpiee.data.folders import TEST_NAMES, listed_classes
 from halpiee.data.images import IMAGE_SUFFIXES
 from halpiee.data.source import ImageSource, Splits
-from halpiee.data.split import ParquetSplit, TarSplit
-from halpiee.errors import DataError
+from halpiee.data.split import HubSplit, ParquetSplit, TarSplit
+from halpiee.errors import DataError, MissingError
 
-__all__ = ["ParquetSource", "TarSource"]
+__all__ = ["HubSource", "ParquetSource", "TarSource"]
 
 
 @dataclass(frozen=True)
@@ -33,52 +37,34 @@ class ParquetSource(ImageSource):
     size: int | None = None
 
     def splits(self) -> Splits:
-        """Reads the labels; images are read when they are asked for."""
-        names, labels = self._labels()
-        made = []
-        for files, split in zip(self._splits(), labels, strict=True):
-            columns, groups = [], []
-            for file in files:
-                with _open_parquet(file) as table:
-                    columns.append((file, _columns(file, table.schema_arrow)[0]))
-                    meta = table.metadata
-                    groups.append([meta.row_group(g).num_rows for g in range(table.num_row_groups)])
-            made.append(ParquetSplit(columns, groups, split))
-        return Splits(str(self.path), made[0], made[1], names)
-
-    def _labels(self) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
-        """Returns the class names (numbers where the files name none) and the labels of both splits."""
+        """Reads the labels; images are read when they are asked for. Classes without names have numbers."""
         names: tuple[str, ...] | None = None
-        splits: list[NDArray[np.int64]] = []
-        for split, files in zip(("train", "test"), self._splits(), strict=True):
-            parts: list[NDArray[np.int64]] = []
+        made: list[ParquetSplit] = []
+        for split, files in zip(("train", "test"), _named(self.path, "parquet", "Parquet"), strict=True):
+            columns, groups, parts = [], [], []
             for file in files:
                 with _open_parquet(file) as table:
-                    _, label = _columns(file, table.schema_arrow)
+                    image, label = _columns(file, table.schema_arrow)
                     names = names or _class_names(table.schema_arrow, label)
-                    column = _numbers(file, table, label)
-                if not np.issubdtype(column.dtype, np.integer):
-                    raise DataError(
-                        f"{file}: its labels are {column.dtype}; they must be whole numbers, none missing"
-                    )
-                known = len(names) if names else (int(splits[0].max()) + 1 if splits else MOST_CLASSES)
-                wrong = np.flatnonzero((column < 0) | (column >= known))
+                    labels = _labels(file, table, label)
+                    columns.append((file, image))
+                    groups.append([table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)])
+                known = len(names) if names else (int(made[0].labels.max()) + 1 if made else MOST_CLASSES)
+                wrong = np.flatnonzero((labels < 0) | (labels >= known))
                 if len(wrong):
                     raise DataError(
-                        f"row {wrong[0]} of {file} has the label {column[wrong[0]]}; "
+                        f"row {wrong[0]} of {file} has the label {labels[wrong[0]]}; "
                         f"labels must be 0 to {known - 1}: take out or relabel such rows"
                     )
-                parts.append(np.asarray(column, dtype=np.int64))
-            splits.append(np.concatenate(parts))
-            if not len(splits[-1]):
+                parts.append(labels)
+            if not sum(map(len, parts)):
                 raise DataError(
                     f"--data {str(self.path)!r}: its {split} files hold no rows; "
                     "give a folder with at least one image in each split"
                 )
-        return names or tuple(str(i) for i in range(int(splits[0].max()) + 1)), splits
-
-    def _splits(self) -> tuple[list[Path], list[Path]]:
-        return _named(self.path, "parquet", "Parquet")
+            made.append(ParquetSplit(columns, groups, np.concatenate(parts)))
+        numbers = (str(i) for i in range(int(made[0].labels.max()) + 1))
+        return Splits(str(self.path), made[0], made[1], names or tuple(numbers))
 
 
 @dataclass(frozen=True)
@@ -95,10 +81,8 @@ class TarSource(ImageSource):
     def splits(self) -> Splits:
         """Reads the headers of all members, and the labels."""
         made = [_indexed(files, self.path) for files in _named(self.path, "tar", "tar")]
-        known = int(made[0].labels.max()) + 1
-        listed = self.path / "classes.txt"
-        names = tuple(listed.read_text("utf-8").split("\n")) if listed.is_file() else ()
-        names = tuple(name.strip() for name in names if name.strip()) or tuple(str(i) for i in range(known))
+        numbers = (str(i) for i in range(int(made[0].labels.max()) + 1))
+        names = listed_classes(self.path) or tuple(numbers)
         for split in made:
             if len(wrong := np.flatnonzero(split.labels >= len(names))):
                 raise DataError(
@@ -184,21 +168,21 @@ def _open_parquet(path: Path) -> Any:
         raise DataError(f"{path} is not a readable Parquet file ({error}); fetch it again") from error
 
 
-def _numbers(path: Path, table: Any, name: str) -> NDArray[Any]:
-    """Returns one column as an array."""
+def _labels(path: Path, table: Any, name: str) -> NDArray[np.int64]:
+    """Returns a column of whole numbers."""
     import pyarrow as pa
 
     try:
         column = table.read(columns=[name]).column(name)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged ({error}); fetch it again") from error
-    try:
-        found: NDArray[Any] = column.to_numpy()
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise DataError(
-            f"{path}: its labels are {column.type}; they must be whole numbers, none missing"
-        ) from error
-    return found
+    kind = str(column.type)
+    with suppress(pa.ArrowException, ValueError, TypeError):
+        found = column.to_numpy()
+        kind = str(found.dtype)
+        if np.issubdtype(found.dtype, np.integer):
+            return np.asarray(found, dtype=np.int64)
+    raise DataError(f"{path}: its labels are {kind}; they must be whole numbers, none missing")
 
 
 def _columns(path: Path, schema: Any) -> tuple[str, str]:
@@ -222,3 +206,63 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
         return tuple(str(name) for name in features[label]["names"])
     except (KeyError, TypeError, ValueError):
         return None
+
+
+@dataclass(frozen=True)
+class HubSource(ImageSource):
+    """``hf:NAME``, ``hf:NAME@CONFIGURATION`` or a folder; rows are mapped into memory and decoded when asked for."""
+
+    name: str
+    size: int | None = None
+
+    def splits(self) -> Splits:
+        """Opens the data set; class names are those of its features."""
+        found = self._opened()
+        test = next((name for name in TEST_NAMES if name in found), None)
+        if "train" not in found or test is None:
+            raise DataError(
+                f"--data {self.name} has the splits {', '.join(found)}; it needs train and test (or validation): save "
+                "it with splits of these names"
+            )
+        features = found["train"].features
+        kinds = {name: type(feature).__name__ for name, feature in features.items()}
+        image = next((name for name, kind in kinds.items() if kind == "Image"), None)
+        label = next((name for name, kind in kinds.items() if kind == "ClassLabel"), None)
+        if label is None and "label" in kinds:
+            label = "label"
+        if image is None or label is None:
+            raise DataError(
+                f"--data {self.name} has the columns {', '.join(kinds)}; it needs one of type Image and one of type "
+                "ClassLabel: cast them"
+            )
+        made = []
+        for split in ("train", test):
+            labels = np.asarray(found[split].with_format("numpy")[label][:])
+            if labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+                raise DataError(
+                    f"--data {self.name}: its column {label} holds {labels.dtype}; labels are whole numbers from 0"
+                )
+            made.append(HubSplit(found[split], self.name, image, labels.astype(np.int64)))
+        names = getattr(features[label], "names", None)
+        classes = tuple(names) if names else tuple(str(i) for i in range(int(made[0].labels.max()) + 1))
+        return Splits(self.name, made[0], made[1], classes)
+
+    def _opened(self) -> Any:
+        try:
+            import datasets
+        except ModuleNotFoundError as error:
+            raise MissingError(
+                f"--data {self.name} is read by the package datasets, which is not installed; type pip install "
+                "'halpiee[datasets]'"
+            ) from error
+        name, _, configuration = self.name.removeprefix("hf:").partition("@")
+        try:
+            if not self.name.startswith("hf:"):
+                return datasets.load_from_disk(str(Path(self.name)))
+            return datasets.load_dataset(name, configuration or None)
+        except Exception as error:  # of files, of the network, of the hub
+            said = " ".join(str(error).split())[:300]
+            raise DataError(
+                f"--data {self.name} cannot be opened ({type(error).__name__}: {said}); check the name, or fetch it "
+                "first and give its folder"
+            ) from error

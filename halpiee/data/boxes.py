@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from halpiee.data.folders import TEST_NAMES
 from halpiee.data.images import open_image, read_bytes
@@ -175,21 +174,13 @@ class BoxSource(ImageSource):
 
 
 class BoxSplit(Split):
-    """Images with boxes.
-
-    Args:
-        root: folder of all files.
-        examples: image files and their boxes.
-        number: of each class.
-    """
+    """Images with boxes, files below one folder; ``number`` is that of each class."""
 
     def __init__(self, root: Path, examples: Boxed, number: dict[str, int]) -> None:
         self._images = Files(root, [path for path, _ in examples])
         self._starts = np.cumsum([0, *(len(boxes) for _, boxes in examples)])
         flat = [box for _, boxes in examples for box in boxes]
-        self._boxes: NDArray[np.float32] = np.array([box[1:] for box in flat], dtype=np.float32).reshape(
-            -1, 4
-        )
+        self._boxes = np.array([box[1:] for box in flat], dtype=np.float32).reshape(-1, 4)
         self._labels = np.array([number[box[0]] for box in flat], dtype=np.int64)
 
     def __len__(self) -> int:

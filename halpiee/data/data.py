@@ -21,14 +21,9 @@ MOST_CLASSES = 10**6
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of a source without decoding it.
+    """What is known of a source without decoding it; ``None`` where only loading tells.
 
-    Attributes:
-        name: the source as asked for.
-        n_train: training images; ``None`` where only loading tells.
-        n_test: test images; likewise.
-        n_classes: classes; likewise.
-        shape: (channels, height, width) of the images as they will be loaded; likewise.
+    ``shape`` is (channels, height, width) of the images as they will be loaded.
     """
 
     name: str
@@ -45,12 +40,20 @@ class Data(ABC):
     ``batches(..., start=k)`` is the tail of ``batches(...)``.
 
     Attributes:
-        name: the source as asked for.
+        name: the source, as ``--data`` names it.
         classes: one name per label.
+        mean: float32, per channel of 0–1, of the images that ``normalised`` takes.
+        std: likewise.
+        rank: of this process among those that train together.
+        ranks: the number of these.
     """
 
     name: str
     classes: tuple[str, ...]
+    mean: Tensor | None
+    std: Tensor | None
+    rank: int = 0
+    ranks: int = 1
 
     @property
     def n_classes(self) -> int:
@@ -68,9 +71,9 @@ class Data(ABC):
         """(channels, height, width) of one image."""
 
     @property
-    @abstractmethod
     def labels(self) -> Tensor | None:
         """The class of every training example, int64 ``[N]``; None: they have no single one, or only reading tells."""
+        return None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -78,10 +81,21 @@ class Data(ABC):
         return ()
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Returns the number of training batches of an epoch; a last incomplete one is left out."""
-        if batch_size < 1:
-            raise UsageError(f"batch size {batch_size} was asked; it must be at least 1")
-        return max(1, self.n_train // batch_size)
+        """Returns the full training batches of an epoch, each of ``batch_size`` examples in every process.
+
+        Raises:
+            UsageError: a batch of no image.
+        """
+        check_batch(batch_size)
+        return max(1, self.n_train // (batch_size * self.ranks))
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """Returns float32 images with (x − mean) / std per channel, as one multiply and one add."""
+        assert self.mean is not None
+        assert self.std is not None
+        scale = 1.0 / (self.std * (255.0 if x.dtype == torch.uint8 else 1.0))
+        offset = -self.mean / self.std
+        return x.to(torch.float32, copy=True).mul_(scale.view(-1, 1, 1)).add_(offset.view(-1, 1, 1))
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Data:
@@ -121,13 +135,7 @@ class Data(ABC):
         """Returns training examples by their numbers, normalised and not changed at random."""
 
     def few(self, a_class: int, *, seed: int = 0, batch_size: int = 256) -> Examples:
-        """Returns examples to score on: so many of each class, drawn by the seed; of all, where classes are unknown.
-
-        Args:
-            a_class: examples per class.
-            seed: of the draw.
-            batch_size: examples per batch; a batch is read when it is asked for.
-        """
+        """Returns examples to score on, drawn by the seed: ``a_class`` of each class, where classes are known."""
         order = torch.randperm(self.n_train, generator=torch.Generator().manual_seed(seed_of(seed, -1)))
         labels = self.labels
         if labels is None:
@@ -139,12 +147,7 @@ class Data(ABC):
 
 
 class Examples(Sequence[tuple[Any, Any]]):
-    """Batches of some training examples, each read when it is asked for.
-
-    Args:
-        data: they are of.
-        parts: the numbers of the examples in each batch.
-    """
+    """Batches of some training examples, each read when it is asked for; ``parts`` are the numbers of the examples."""
 
     def __init__(self, data: Data, parts: Sequence[Tensor]) -> None:
         self._data, self._parts = data, parts
@@ -160,6 +163,12 @@ class Examples(Sequence[tuple[Any, Any]]):
         if isinstance(number, slice):
             return Examples(self._data, self._parts[number])
         return self._data.at(self._parts[number])
+
+
+def check_batch(batch_size: int) -> None:
+    """Refuses a batch of no image."""
+    if batch_size < 1:
+        raise UsageError(f"batch size {batch_size} was asked; it must be at least 1")
 
 
 def seed_of(*numbers: int) -> int:

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from halpiee.data.data import Data, Summary, class_numbers, seed_of
+from halpiee.data.data import Data, Summary, check_batch, class_numbers, seed_of
 from halpiee.data.images import resized, shift_for
 from halpiee.data.source import Source, Splits
 from halpiee.data.split import DatasetSplit
@@ -71,13 +72,10 @@ class FunctionSource(Source):
                 f"--data {self.name}: the function returned {type(result).__name__}; "
                 "it must return (train, test), each (images, labels) or a dataset of (image, label)"
             )
-        names = getattr(result[0], "classes", None)
-        if names is None:
-            names = getattr(getattr(result[0], "dataset", None), "classes", None)
-        try:
-            classes = tuple(str(n) for n in names) if names is not None and len(names) else ()
-        except TypeError:
-            classes = ()
+        classes: tuple[str, ...] = ()
+        with suppress(TypeError, AttributeError):
+            names = getattr(result[0], "classes", None)
+            classes = tuple(map(str, result[0].dataset.classes if names is None else names))
         if all(isinstance(split, DataLoader) for split in result):
             return LoaderData(self.name, result[0], result[1], classes)
         if all(_are_tensors(split) for split in result):
@@ -202,11 +200,6 @@ class LoaderData(Data):
         """(channels, height, width) of one image."""
         return self._shape
 
-    @property
-    def labels(self) -> Tensor | None:
-        """None: only reading tells."""
-        return None
-
     def to(self, device: torch.device | str) -> LoaderData:
         """Puts the batches on a device."""
         self._device = torch.device(device)
@@ -223,7 +216,7 @@ class LoaderData(Data):
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the number of batches that the training loader has."""
-        super().steps_per_epoch(batch_size)
+        check_batch(batch_size)
         return self._steps
 
     def batches(

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from halpiee.data.data import Data, seed_of
+from halpiee.data.data import Data, check_batch, seed_of
 from halpiee.data.options import Loading
+from halpiee.data.source import Splits
 from halpiee.data.split import Split
 from halpiee.data.transforms import Change, Mix, changed
-from halpiee.errors import DataError, UsageError
+from halpiee.errors import DataError
 
 __all__ = ["IMAGENET", "LoadedData"]
 
@@ -32,34 +33,29 @@ TRIES = 20
 
 Batch = tuple[Any, Any, list[str]]
 """Images, targets, and what was unreadable."""
+Key = tuple[int, int, bool]
+"""Of a batch: epoch, step, and whether its images are changed at random."""
 
 
 class LoadedData(Data):
-    """A training and a test set that stay where they lie.
+    """A training and a test set that stay in their files.
 
     Args:
-        name: the source as asked for.
-        train: training examples.
-        test: test examples.
-        classes: one name per class.
+        splits: the examples.
         shape: of one image, as it comes out of ``change``.
         change: of training examples, at random.
-        fixed: of examples that are judged or scored on.
+        fixed: of test examples, and of those that are scored on.
         loading: how they are read.
         mix: of whole batches.
-        mean: per channel; None: of a sample of the training images.
-        std: likewise.
-
-    Attributes:
-        notes: what was unreadable so far.
+        statistics: mean and deviation per channel; None: of a sample of the training images.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
-        name: str,
-        train: Split,
-        test: Split,
-        classes: tuple[str, ...],
+        splits: Splits,
         shape: tuple[int, int, int],
         *,
         change: Change,
@@ -68,10 +64,11 @@ class LoadedData(Data):
         mix: Mix | None = None,
         statistics: tuple[Iterable[float], Iterable[float]] | None = IMAGENET,
     ) -> None:
-        self.name, self.train, self.test, self.classes, self._shape = name, train, test, classes, shape
+        self.name, self.classes, self._shape = splits.name, splits.classes, shape
+        self.train, self.test = splits.train, splits.test
         self._change, self._fixed, self._loading, self.mix = change, fixed, loading, mix
-        self._device, self._rank, self._ranks = torch.device("cpu"), 0, 1
-        self._loaders: dict[tuple[int, int], tuple[_Keys, Any]] = {}
+        self._device = torch.device("cpu")
+        self._loaders: dict[tuple[int, int], tuple[list[Key], Any]] = {}
         self._bad: dict[str, None] = {}
         mean, std = self._measured() if statistics is None else (torch.tensor(tuple(s)) for s in statistics)
         self.mean, self.std = mean.view(-1, 1, 1), std.view(-1, 1, 1)
@@ -106,12 +103,8 @@ class LoadedData(Data):
     def sharded(self, rank: int, ranks: int) -> LoadedData:
         """Returns the part of each batch that one of several processes trains on."""
         other = self._copy()
-        other._rank, other._ranks = rank, ranks
+        other.rank, other.ranks = rank, ranks
         return other
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Returns the number of training batches of an epoch, each of ``batch_size`` images in every process."""
-        return super().steps_per_epoch(batch_size * self._ranks)
 
     def batches(
         self, epoch: int, batch_size: int, *, seed: int = 0, augment: bool = True, start: int = 0
@@ -119,24 +112,20 @@ class LoadedData(Data):
         """Yields the training batches of one epoch; see ``Data.batches``. Skipped ones are not read."""
         steps = self.steps_per_epoch(batch_size)
         keys, loader = self._loader(batch_size, seed)
-        keys.now = [(epoch, step, augment) for step in range(start, steps)]
+        keys[:] = [(epoch, step, augment) for step in range(start, steps)]
         for step, batch in enumerate(loader, start):
             x, y = self._arrived(batch)
             if augment and self.mix is not None:
-                x, y = self.mix(x, y, seed_of(seed, epoch, step, self._rank, 1))
+                x, y = self.mix(x, y, seed_of(seed, epoch, step, self.rank, 1))
             yield x, y
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Any, Any]]:
         """Yields the test examples of this process in order, normalised."""
-        if batch_size < 1:
-            raise UsageError(f"batch size {batch_size} was asked; it must be at least 1")
-        index = torch.arange(self._rank, len(self.test), self._ranks)
-        parts: Any = torch.split(index, batch_size)
-        options = {
-            **self._options(min(self._workers, len(parts))),
-            "collate_fn": _Reader(self.test, self._fixed),
-        }
-        for batch in DataLoader(parts, batch_size=None, **options):
+        check_batch(batch_size)
+        parts: Any = torch.split(torch.arange(self.rank, len(self.test), self.ranks), batch_size)
+        options = self._options(min(self._workers, len(parts)))
+        reader: Any = _Reader(self.test, self._fixed)
+        for batch in DataLoader(parts, batch_size=None, collate_fn=reader, **options):
             if len(batch[0]) or batch[2]:
                 x, y = self._arrived(batch)
                 if len(x):
@@ -146,28 +135,28 @@ class LoadedData(Data):
         """Returns training examples by their numbers, not changed at random."""
         return self._arrived(_Reader(self.train, self._fixed)(index))
 
-    # -- helpers
-
     @property
     def _workers(self) -> int:
-        given = self._loading.workers
-        if given is not None:
-            return given
+        if self._loading.workers is not None:
+            return self._loading.workers
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(8, max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))))
 
     def _options(self, workers: int) -> dict[str, Any]:
-        more: dict[str, Any] = {"prefetch_factor": self._loading.prefetch} if workers else {}
-        more |= {"generator": torch.Generator()}  # else a loader draws from the global one
-        return {"num_workers": workers, "pin_memory": self._device.type == "cuda", **more}
+        return {
+            "num_workers": workers,
+            "prefetch_factor": self._loading.prefetch if workers else None,
+            "pin_memory": self._device.type == "cuda",
+            "generator": torch.Generator(),  # else a loader draws from the global one
+        }
 
-    def _loader(self, batch_size: int, seed: int) -> tuple[_Keys, Any]:
-        """Returns the loader of a batch size; its workers stay from epoch to epoch."""
+    def _loader(self, batch_size: int, seed: int) -> tuple[list[Key], Any]:
+        """Returns the keys of the batches to load next, and the loader, whose workers stay from epoch to epoch."""
         found = self._loaders.get((batch_size, seed))
         if found is None:
-            keys = _Keys()
-            place = self._rank, self._ranks
-            batches = _Batches(self.train, self._change, self._fixed, batch_size, seed, *place)
+            keys: list[Key] = []
+            readers = {True: _Reader(self.train, self._change), False: _Reader(self.train, self._fixed)}
+            batches = _Batches(self.train, readers, batch_size, seed, self.rank, self.ranks)
             options = {**self._options(self._workers), "persistent_workers": self._workers > 0}
             loader = DataLoader(batches, batch_size=None, sampler=keys, **options)
             self._loaders.clear()
@@ -187,11 +176,6 @@ class LoadedData(Data):
                 f"({shown}{more}); mend them, or allow more"
             )
         return self.normalised(_moved(x, self._device)), _moved(y, self._device)
-
-    def normalised(self, x: Tensor) -> Tensor:
-        """Returns float32 images with (x − mean) / std per channel."""
-        scale = 1.0 / (self.std * (255.0 if x.dtype == torch.uint8 else 1.0))
-        return x.to(torch.float32, copy=True).mul_(scale).sub_(self.mean / self.std)
 
     def _measured(self) -> tuple[Tensor, Tensor]:
         """Returns mean and deviation of a sample of the training images."""
@@ -221,21 +205,8 @@ class LoadedData(Data):
         return other
 
 
-class _Keys:
-    """What the loader is asked for next: the batches that are left of an epoch."""
-
-    def __init__(self) -> None:
-        self.now: list[tuple[int, int, bool]] = []
-
-    def __iter__(self) -> Iterator[tuple[int, int, bool]]:
-        return iter(self.now)
-
-    def __len__(self) -> int:
-        return len(self.now)
-
-
 class _Reader:
-    """Reads examples and makes one batch of them; what is unreadable is left out and told."""
+    """Reads examples and makes one batch of them; what is unreadable is left out and named."""
 
     def __init__(self, split: Split, change: Change) -> None:
         self._split, self._change = split, change
@@ -255,17 +226,16 @@ class _Reader:
 
 
 class _Batches(Dataset[Batch]):
-    """Training batches by (epoch, step, whether to change them); runs in the workers."""
+    """Training batches by their keys; runs in the workers."""
 
     def __init__(
-        self, split: Split, change: Change, fixed: Change, batch_size: int, seed: int, rank: int, ranks: int
+        self, split: Split, readers: Mapping[bool, _Reader], batch_size: int, seed: int, rank: int, ranks: int
     ) -> None:
-        self._split, self._batch_size, self._seed = split, batch_size, seed
+        self._split, self._readers, self._batch_size, self._seed = split, readers, batch_size, seed
         self._rank, self._ranks = rank, ranks
-        self._readers = {True: _Reader(split, change), False: _Reader(split, fixed)}
         self._order: tuple[int, Tensor] | None = None
 
-    def __getitem__(self, key: tuple[int, int, bool]) -> Batch:
+    def __getitem__(self, key: Key) -> Batch:
         epoch, step, augment = key
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(seed_of(self._seed, epoch))

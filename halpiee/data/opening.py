@@ -24,7 +24,6 @@ __all__ = ["SMALL_BYTES", "open_data"]
 
 SMALL_BYTES = 2 * 10**9
 """Decoded images that stay on the device of the training; CIFAR takes 0.2 GB, TinyImageNet 1.4 GB."""
-MIXES = ("mixup", "cutmix")
 
 
 def open_data(source: Source, loading: Loading | None = None, *, kind: str = "class") -> Data:
@@ -59,7 +58,7 @@ def open_data(source: Source, loading: Loading | None = None, *, kind: str = "cl
 
 def _one_by_one(loading: Loading) -> bool:
     """Whether images have to be changed one at a time."""
-    return loading.keep == "files" or bool({"crop", "jitter", "randaugment"} & set(loading.asked or ()))
+    return loading.keep == "files" or bool({"crop", "jitter", "randaugment"} & set(loading.changes or ()))
 
 
 def _stays(summary: Summary, loading: Loading) -> bool:
@@ -81,10 +80,11 @@ def _stays(summary: Summary, loading: Loading) -> bool:
 
 def _in_memory(data: TensorData, loading: Loading) -> TensorData:
     """Returns tensors with the random changes and the normalisation that were asked for."""
-    asked = loading.asked
-    if asked is not None:
-        shift = shift_for(data.shape[-1]) if "shift" in asked else 0
-        data = replace(data, augmentation=Augmentation("flip" in asked, shift), mix=_mix(asked, data))
+    changes = loading.changes
+    if changes is not None:
+        shift = shift_for(data.shape[-1]) if "shift" in changes else 0
+        mix = _mix(changes, data.n_classes)
+        data = replace(data, augmentation=Augmentation("flip" in changes, shift), mix=mix)
     if loading.normalise == "imagenet":
         mean, std = (torch.tensor(values) for values in IMAGENET)
         data = replace(data, mean=mean, std=std)
@@ -94,24 +94,19 @@ def _in_memory(data: TensorData, loading: Loading) -> TensorData:
 def _of_tensors(data: TensorData, loading: Loading) -> LoadedData:
     """Returns tensors whose images are changed one at a time by workers."""
     train, test = TensorSplit(data.train_x, data.train_y), TensorSplit(data.test_x, data.test_y)
-    given = loading.normalise or "data"
     assert data.mean is not None
     assert data.std is not None
-    statistics = (data.mean.tolist(), data.std.tolist()) if given == "data" else IMAGENET
     own = ("flip",) * data.augmentation.flip + ("shift",) * bool(data.augmentation.shift)
-    asked = loading.asked if loading.asked is not None else own
+    changes = own if loading.changes is None else loading.changes
     size = data.shape[1:]
     return LoadedData(
-        data.name,
-        train,
-        test,
-        data.classes,
+        Splits(data.name, train, test, data.classes),
         data.shape,
-        change=random(asked, size, shift_for(size[-1]), resize=False),
+        change=random(changes, size, shift_for(size[-1]), resize=False),
         fixed=fixed(None),
         loading=loading,
-        mix=_mix(asked, data),
-        statistics=statistics,
+        mix=_mix(changes, data.n_classes),
+        statistics=IMAGENET if loading.normalise == "imagenet" else (data.mean.tolist(), data.std.tolist()),
     )
 
 
@@ -119,21 +114,17 @@ def _from_files(
     splits: Splits, loading: Loading, shape: tuple[int, int, int], size: int | None
 ) -> LoadedData:
     """Returns examples that stay in their files."""
-    usual = {"class": ("flip", "crop"), "mask": ("flip", "crop"), "boxes": ("flip",)}[splits.kind]
-    asked = loading.asked if loading.asked is not None else usual
-    data = LoadedData(
-        splits.name,
-        splits.train,
-        splits.test,
-        splits.classes,
+    kind, usual = splits.kind, ("flip",) if splits.kind == "boxes" else ("flip", "crop")
+    changes = usual if loading.changes is None else loading.changes
+    return LoadedData(
+        splits,
         shape,
-        change=random(asked, shape[1:], shift_for(shape[-1]), kind=splits.kind, resize=size is not None),
-        fixed=fixed(size, splits.kind),
+        change=random(changes, shape[1:], shift_for(shape[-1]), kind=kind, resize=size is not None),
+        fixed=fixed(size, kind),
         loading=loading,
+        mix=_mix(changes, len(splits.classes)) if kind == "class" else None,
         statistics=None if loading.normalise == "data" else IMAGENET,
     )
-    data.mix = _mix(asked, data) if splits.kind == "class" else None
-    return data
 
 
 def _of_datasets(source: FunctionSource, splits: Splits, loading: Loading, kind: str) -> Data:
@@ -151,7 +142,7 @@ def _of_datasets(source: FunctionSource, splits: Splits, loading: Loading, kind:
         return source.whole(splits)
     if kind == "class" and same and size_bytes <= SMALL_BYTES and not _one_by_one(loading):
         return _in_memory(source.whole(splits), loading)
-    if loading.asked is None and kind == "class":
+    if loading.changes is None and kind == "class":
         loading = replace(loading, augment="none")
     classes = splits.classes
     if not classes:
@@ -168,6 +159,6 @@ def _tensor(image: object) -> torch.Tensor:
     return image if isinstance(image, torch.Tensor) else functional.pil_to_tensor(image)
 
 
-def _mix(asked: Sequence[str], data: Data) -> Mix | None:
-    names = [name for name in asked if name in MIXES]
-    return Mix(names, data.n_classes) if names else None
+def _mix(changes: Sequence[str], n_classes: int) -> Mix | None:
+    names = [name for name in changes if name in ("mixup", "cutmix")]
+    return Mix(names, n_classes) if names else None

@@ -39,7 +39,7 @@ class Loading:
         None, "Processes that read and change images.", DATA, unset="a process for each core, at most 8"
     )
     prefetch: Annotated[int, Meta(ge=1, le=64)] = option(
-        2, "Batches that each of them is ahead.", DATA, on_command_line=False
+        2, "Batches that each worker loads ahead.", DATA, on_command_line=False
     )
     bad_images: ranges.StepsOrNone = option(
         10, "Unreadable images that are named and left out; one more ends the training.", DATA
@@ -53,21 +53,21 @@ class Loading:
 
     def __post_init__(self) -> None:
         ranges.check(self)
-        for name in self.asked or ():
+        for name in self.changes or ():
             if name not in AUGMENTATIONS:
                 hint = unknown(name, AUGMENTATIONS, f"known are {', '.join(AUGMENTATIONS)}")
                 raise UsageError(
                     f"--augment {str(self.augment)[:80]} was asked, and {name[:40]!r} is none; {hint}"
                 )
-        if self.asked is not None and "none" in self.asked and len(self.asked) > 1:
+        if self.changes is not None and "none" in self.changes and len(self.changes) > 1:
             raise UsageError(f"--augment {self.augment} was asked; none stands alone")
-        if self.keep == "memory" and set(self.asked or ()) - {"flip", "shift", "mixup", "cutmix", "none"}:
+        if self.keep == "memory" and set(self.changes or ()) - {"flip", "shift", "mixup", "cutmix", "none"}:
             raise UsageError(
                 f"--augment {self.augment} and --keep memory were asked; in memory there are flip, shift, mixup and "
                 "cutmix: leave --keep out, or ask for those"
             )
 
     @property
-    def asked(self) -> tuple[str, ...] | None:
-        """The random changes that were asked for; None: nothing was asked."""
+    def changes(self) -> tuple[str, ...] | None:
+        """The random changes that ``augment`` lists; None: the default ones."""
         return None if self.augment is None else tuple(re.split(r"\s*,\s*", self.augment.strip()))

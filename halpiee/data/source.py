@@ -25,15 +25,7 @@ __all__ = ["ImageSource", "Source", "Splits", "one_size"]
 
 @dataclass(frozen=True)
 class Splits:
-    """The examples of a source.
-
-    Attributes:
-        name: the source as asked for.
-        train: training examples.
-        test: test examples.
-        classes: one name per class.
-        kind: of the targets: ``class``, ``mask`` or ``boxes``.
-    """
+    """The examples of a source, one name per class, and the kind of the targets: ``class``, ``mask`` or ``boxes``."""
 
     name: str
     train: Split
@@ -50,10 +42,7 @@ class Source(ABC):
 
     @abstractmethod
     def check(self, *, bad: int = 0) -> Summary:
-        """Looks whether loading would work, without decoding everything.
-
-        Args:
-            bad: images of a sample that may be unreadable.
+        """Checks that loading would work, without decoding everything; ``bad`` images of a sample may be unreadable.
 
         Raises:
             DataError: it would not.
@@ -65,10 +54,7 @@ class Source(ABC):
 
     @abstractmethod
     def load(self, *, bad: int = 0) -> TensorData:
-        """Decodes everything.
-
-        Args:
-            bad: images that may be unreadable and are left out.
+        """Decodes everything; ``bad`` images may be unreadable and are left out.
 
         Raises:
             DataError: more of them are, or the images differ in size.
@@ -92,9 +78,8 @@ class ImageSource(Source):
                 try:
                     image = split.read(index)[0]
                     whole = found.kind != "class" and self.size is not None
-                    shapes.append(
-                        pixels(image.resize((self.size,) * 2) if whole else cut(image, self.size)).shape
-                    )
+                    image = image.resize((self.size,) * 2) if whole else cut(image, self.size)
+                    shapes.append(pixels(image).shape)
                 except DataError as error:
                     unread.append(error)
         if len(unread) > bad or not shapes:
@@ -138,13 +123,12 @@ def _decoded(split: ImageSplit, size: int | None, name: str) -> tuple[Tensor, ND
     else:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found = list(pool.map(one, range(len(split))))
-    kept = np.array([i for i, image in enumerate(found) if not isinstance(image, str)], dtype=np.int64)
-    images = [image for image in found if not isinstance(image, str)]
+    images = {i: image for i, image in enumerate(found) if not isinstance(image, str)}
     unread = [image for image in found if isinstance(image, str)]
     if not images:
         raise DataError(unread[0])
-    one_size([image.shape for image in images], name)
-    return torch.from_numpy(np.stack(images)), kept, unread
+    one_size([image.shape for image in images.values()], name)
+    return torch.from_numpy(np.stack(list(images.values()))), np.array(list(images), dtype=np.int64), unread
 
 
 def one_size(shapes: Sequence[tuple[Any, ...]], name: str) -> tuple[int, int, int]:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from halpiee.data.archives import ParquetSource, TarSource
+from halpiee.data.archives import HubSource, ParquetSource, TarSource
 from halpiee.data.data import Summary
 from halpiee.data.folders import FolderSource
 from halpiee.data.functions import FunctionSource
-from halpiee.data.hub import HubSource
 from halpiee.data.images import resized, shift_for
 from halpiee.data.source import Source
 from halpiee.data.tensors import Augmentation, TensorData

@@ -232,24 +232,15 @@ def read_group(path: Path, column: str, group: int) -> list[Any]:
 
 
 class DatasetSplit(Split):
-    """A map-style dataset of (image, target) pairs: torchvision's, Hugging Face's, or one's own.
+    """A map-style dataset of (image, target) pairs: torchvision's, or one's own.
 
     Args:
         dataset: has ``len`` and gives an example for an index.
         name: the source, for messages.
-        keys: of image and target, where an example is a mapping.
-        labels: as of ``Split``.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        name: str,
-        *,
-        keys: tuple[str, str] | None = None,
-        labels: NDArray[np.int64] | None = None,
-    ) -> None:
-        self._dataset, self._name, self._keys, self.labels = dataset, name, keys, labels
+    def __init__(self, dataset: Any, name: str) -> None:
+        self._dataset, self._name = dataset, name
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -263,8 +254,7 @@ class DatasetSplit(Split):
     def read(self, index: int) -> tuple[Any, Any]:
         """Returns the pair."""
         try:
-            item = self._dataset[index]
-            image, target = item if self._keys is None else (item[key] for key in self._keys)
+            image, target = self._dataset[index]
         except Exception as error:  # whatever a dataset does while it is read
             said = " ".join(str(error).split())[:300]
             raise DataError(
@@ -277,12 +267,7 @@ class DatasetSplit(Split):
 
 
 class TensorSplit(Split):
-    """Images that lie in memory, to be changed one by one.
-
-    Args:
-        x: ``[N, C, H, W]``.
-        y: ``[N]``, or ``[N, classes]``.
-    """
+    """Images ``[N, C, H, W]`` in memory, to be changed one by one, and their targets ``[N]`` or ``[N, classes]``."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self._x, self._y = x, y

@@ -1,9 +1,7 @@
-"""[halpiee/data/tensors.py] Labelled images in memory, and the batches a training run draws from them.
+"""Labelled images in memory, and the batches a training run draws from them.
 
-Everything is decoded once into uint8 tensors ``[N, 3, H, W]``; a batch is an index, a shift, a flip and an
-affine map. All of an epoch's random numbers come from one generator seeded with (seed, epoch) and are drawn
-before its first batch, so an interrupted epoch continues bit for bit: ``batches(..., start=k)`` is the tail
-of ``batches(...)``. Where images come from is ``sources.py``.
+Everything is decoded once into uint8 tensors ``[N, 3, H, W]``; a batch is an index, a shift, a flip and an affine map.
+All of an epoch's random numbers come from one generator seeded with (seed, epoch) and are drawn before its first batch.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from halpiee.data.data import Data, seed_of
-from halpiee.errors import DataError, UsageError
+from halpiee.data.data import Data, check_batch, seed_of
+from halpiee.errors import DataError
 
 __all__ = ["Augmentation", "TensorData", "shift_and_flip"]
 
@@ -40,21 +38,13 @@ class Augmentation:
 class TensorData(Data):
     """A training and a test set in memory.
 
-    Attributes:
-        name: the source as asked for.
-        train_x: ``[N, C, H, W]``, uint8 (0–255) or float32.
-        train_y: int64 ``[N]``; float32 ``[N, classes]``: shares of the classes, or 0 and 1 for each.
-        test_x: like ``train_x``, same C, H, W.
-        test_y: like ``train_y``.
-        classes: one name per label.
+    Attributes: those of ``Data``, and
+        train_x, test_x: ``[N, C, H, W]``, uint8 (0–255) or float32, of one C, H, W.
+        train_y, test_y: int64 ``[N]``; float32 ``[N, classes]``: shares of the classes, or 0 and 1 for each.
         augmentation: what ``batches`` does to training images.
-        mean: float32 ``[C]``, mean of the training images per channel (uint8 images read as 0–1); computed
-            when left out.
-        std: float32 ``[C]``, their standard deviation; likewise.
+        mean: float32 ``[C]``, of the training images where it is left out, as ``std``.
         mix: changes a whole batch, by a seed.
-        left_out: sentences on images that could not be read.
-        rank: of this process among those that train together.
-        ranks: how many these are.
+        left_out: a sentence on every image that could not be read.
 
     Raises:
         DataError: a split is empty, shapes or lengths do not fit, or a label is out of range.
@@ -108,7 +98,7 @@ class TensorData(Data):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence on every image that was left out."""
+        """See ``left_out``."""
         return self.left_out
 
     @property
@@ -119,10 +109,6 @@ class TensorData(Data):
     def sharded(self, rank: int, ranks: int) -> TensorData:
         """Returns the part of each batch that one of several processes trains on; see ``Data.sharded``."""
         return replace(self, rank=rank, ranks=ranks)
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Returns the number of training batches of an epoch, each of ``batch_size`` images in every process."""
-        return super().steps_per_epoch(batch_size * self.ranks)
 
     def batches(
         self, epoch: int, batch_size: int, *, seed: int = 0, augment: bool = True, start: int = 0
@@ -152,8 +138,7 @@ class TensorData(Data):
 
     def test_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields all test images of this process in order, normalised, with their labels."""
-        if batch_size < 1:
-            raise UsageError(f"batch size {batch_size} was asked; it must be at least 1")
+        check_batch(batch_size)
         x, y = (t[self.rank :: self.ranks] for t in (self.test_x, self.test_y))
         for some, their in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True):
             yield self.normalised(some), their
@@ -162,14 +147,6 @@ class TensorData(Data):
         """Returns training images by their numbers, normalised, and their labels."""
         index = index.to(self.train_x.device)
         return self.normalised(self.train_x[index]), self.train_y[index]
-
-    def normalised(self, x: Tensor) -> Tensor:
-        """Returns float32 images with (x − mean) / std per channel, as one multiply and one add."""
-        assert self.mean is not None
-        assert self.std is not None
-        scale = 1.0 / (self.std * (255.0 if x.dtype == torch.uint8 else 1.0))
-        offset = -self.mean / self.std
-        return x.to(torch.float32, copy=True).mul_(scale.view(-1, 1, 1)).add_(offset.view(-1, 1, 1))
 
 
 def shift_and_flip(x: Tensor, shifts: Tensor, flip: Tensor | None, padding: str) -> Tensor:
@@ -245,15 +222,13 @@ def _check_split(name: str, split: str, x: Tensor, y: Tensor, n_classes: int) ->
             f"data {name!r}: {split} image {at} holds a value that is NaN or infinite, which no training survives; "
             "mend or take out such images"
         )
-    if shares:
-        if not bool(((y >= 0) & (y <= 1)).all()):
-            raise DataError(
-                f"data {name!r}: {split} labels are shares of classes, and some lie outside of 0 to 1"
-            )
-        return
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= n_classes:
-        at = int((y < 0).nonzero()[0]) if low < 0 else int((y >= n_classes).nonzero()[0])
+    outside = (y < 0) | (y > 1 if shares else y >= n_classes) | y.isnan()
+    if shares and bool(outside.any()):
+        raise DataError(
+            f"data {name!r}: {split} labels are shares of classes, and some lie outside of 0 to 1"
+        )
+    if bool(outside.any()):
+        at = int(outside.nonzero()[0])
         raise DataError(
             f"data {name!r}: {split} image {at} has the label {int(y[at])}, "
             f"but the {n_classes} classes are 0 to {n_classes - 1}; take out or relabel such images"

@@ -24,7 +24,7 @@ Change = Any
 
 
 def fixed(size: int | None, kind: str = "class") -> Change:
-    """Returns what every test image goes through.
+    """Returns the transform of test images.
 
     Args:
         size: pixels of a side; None: images stay as large as they are.
@@ -39,34 +39,34 @@ def fixed(size: int | None, kind: str = "class") -> Change:
 
 
 def random(
-    asked: Collection[str], size: tuple[int, int], shift: int, *, kind: str = "class", resize: bool = True
+    changes: Collection[str], size: tuple[int, int], shift: int, *, kind: str = "class", resize: bool = True
 ) -> Change:
-    """Returns what every training image goes through.
+    """Returns the random transform of training images.
 
     Args:
-        asked: of ``flip``, ``shift``, ``crop``, ``jitter``, ``randaugment``.
+        changes: of ``flip``, ``shift``, ``crop``, ``jitter``, ``randaugment``.
         size: (height, width) of what comes out.
         shift: largest shift in pixels.
         kind: as for ``fixed``.
         resize: whether images that are not cropped have to be brought to the size.
     """
     steps: list[Any] = []
-    if "jitter" in asked:
+    if "jitter" in changes:
         steps.append(v2.ColorJitter(COLOURS, COLOURS, COLOURS))
-    if "crop" in asked and kind == "boxes":
+    if "crop" in changes and kind == "boxes":
         steps.append(v2.RandomIoUCrop())
-    elif "crop" in asked:
+    elif "crop" in changes:
         scale = (0.08, 1.0) if kind == "class" else (0.25, 1.0)
         steps.append(v2.RandomResizedCrop(size, scale=scale, antialias=True))
     elif kind == "class" and resize:
         steps += [v2.Resize(min(size)), v2.CenterCrop(size)]
-    if kind == "boxes" or (kind == "mask" and "crop" not in asked):
+    if kind == "boxes" or (kind == "mask" and "crop" not in changes):
         steps.append(v2.Resize(size))
-    if "flip" in asked:
+    if "flip" in changes:
         steps.append(v2.RandomHorizontalFlip())
-    if "shift" in asked:
+    if "shift" in changes:
         steps.append(v2.RandomCrop(size, padding=shift))
-    if "randaugment" in asked:
+    if "randaugment" in changes:
         steps.append(v2.RandAugment())
     if kind == "boxes":
         steps += [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()]
@@ -88,18 +88,11 @@ def _plain(value: Any) -> Any:
 
 
 class Mix:
-    """Mixup and CutMix of a batch on the device; where both are asked for, each batch draws one of them.
+    """``mixup`` or ``cutmix`` of a batch, on its device; where both are named, each batch draws one of them."""
 
-    Args:
-        asked: names of both or one.
-        n_classes: of the data; hard targets become soft ones.
-    """
-
-    def __init__(self, asked: Sequence[str], n_classes: int) -> None:
+    def __init__(self, names: Sequence[str], n_classes: int) -> None:
         kinds: dict[str, Any] = {"mixup": (v2.MixUp, MIXUP), "cutmix": (v2.CutMix, CUTMIX)}
-        self._kinds = [
-            kind(alpha=alpha, num_classes=n_classes) for kind, alpha in (kinds[name] for name in asked)
-        ]
+        self._kinds = [kinds[name][0](alpha=kinds[name][1], num_classes=n_classes) for name in names]
 
     def __call__(self, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Returns mixed images and soft targets ``[B, classes]``, the same for the same seed."""

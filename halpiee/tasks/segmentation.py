@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from halpiee.data.pairs import VOID, PairSource
+from halpiee.data.folders import VOID, PairSource
 from halpiee.data.source import Source
 from halpiee.data.sources import find
 from halpiee.tasks.registry import task
