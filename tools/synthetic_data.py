@@ -56,7 +56,7 @@ def make(
         images: for training.
         classes: folders ``n00000000`` and so on.
         test: images of ``val``; None: a tenth of the training images, at least one a class.
-        distinct: training images that are drawn, a multiple of ``classes``; the others are links to these. None: all.
+        distinct: images of each split that are drawn, a multiple of ``classes``; the others are links to these.
     """
     for split, first, n in (("train", 0, images), ("val", images, test or max(classes, images // 10))):
         for i in range(n):
@@ -65,7 +65,7 @@ def make(
             if path.is_file():
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            if split == "train" and distinct is not None and i >= distinct:
+            if distinct is not None and i >= distinct:
                 os.link(path.with_name(f"{split}_{i % distinct:08}.JPEG"), path)
             else:
                 photograph(first + i, label).save(path, quality=90)
@@ -204,10 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=160, help="pixels of a side of a scene")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--test", type=int, help="images of val (default: a tenth)")
     parser.add_argument("--distinct", type=int, help="images that are drawn (default: all)")
-    parser.add_argument(
-        "--memory", action="store_true", help="read an epoch, and print the memory that it took"
-    )
+    parser.add_argument("--memory", action="store_true", help="read an epoch, and print its memory")
     parser.add_argument("--time", type=int, metavar="IMAGES", help="images of each loader and turn")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
@@ -221,15 +220,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{seen:,} images read, at most {most:.0f} MB")
         return 0
     if asked.time is None:
-        make(asked.folder, images=asked.images, classes=asked.classes, distinct=asked.distinct)
+        make(
+            asked.folder, images=asked.images, classes=asked.classes, test=asked.test, distinct=asked.distinct
+        )
         return 0
     ratios = []
     for turn in range(asked.turns):
         own, other = (rate(loader(asked.folder, asked.workers), asked.time) for loader in (ours, theirs))
         ratios.append(own / other)
-        print(
-            f"turn {turn + 1}: halpiee {own:.0f} images/s, torchvision {other:.0f}, ratio {own / other:.2f}"
-        )
+        print(f"turn {turn + 1}: {own:.0f} images/s, torchvision {other:.0f}, ratio {own / other:.2f}")
     print(f"median ratio {statistics.median(ratios):.2f}")
     return 0
 
