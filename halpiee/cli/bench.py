@@ -89,30 +89,30 @@ class Bench(Built, Threaded, Answered):
         "halpiee bench resnet50 half.json --device cuda --protocol halp",
     ),
 )
-def command(asked: Bench) -> None:
+def command(given: Bench) -> None:
     """Time networks side by side: latency with its spread, FPS, and the ratio with its interval.
 
     FILE is an ONNX file, a TensorRT engine, the folder of a run (its compact network), a plan (what it leaves, with
     initial weights), or a MODEL. `FILE@HOW` says how it runs:
     an ONNX file @cpu, @cuda, @tensorrt or @ort-rtx, the others @eager (the default), @compile or @onnx.
     """
-    asked = _checked(asked)
-    shape = parse_inputs(asked.inputs) or (None if asked.size is None else input_size(asked.size))
-    trust = {"engine": asked.trust_engine, "plan": asked.trust_plan, "run": asked.trust_run}
-    field, base = open_all(asked.files, asked.against, shape=shape, **asked.arguments, trust=trust)
+    given = _checked(given)
+    shape = parse_inputs(given.inputs) or (None if given.size is None else input_size(given.size))
+    trust = {"engine": given.trust_engine, "plan": given.trust_plan, "run": given.trust_run}
+    field, base = open_all(given.files, given.against, shape=shape, **given.arguments, trust=trust)
     notes = [note for c in field for note in c.notes]
-    batches, said = _sizes(asked, field)
+    batches, said = _sizes(given, field)
     notes += said
     rows: list[dict[str, Any]] = []
     clock = "wall"
     for images in batches:
-        found, clock = _timed(asked, field, base, images)
+        found, clock = _timed(given, field, base, images)
         rows += found
     for warning in [*notes, *(w for row in rows for w in row.pop("warnings", ()))]:
         say(warning)
     environments = {row["name"]: row.pop("environment") for row in rows}
     result = {
-        **{key: getattr(asked, key) for key in ("mode", "protocol", "threads", "rounds")},
+        **{key: getattr(given, key) for key in ("mode", "protocol", "threads", "rounds")},
         "against": base,
         "batch": batches[0],
         "batches": batches,
@@ -121,54 +121,54 @@ def command(asked: Bench) -> None:
         "environments": environments,
         "files": rows,
         "notes": notes,
-        **({"callers": asked.callers} if asked.mode == "throughput" else {}),
+        **({"callers": given.callers} if given.mode == "throughput" else {}),
     }
-    if asked.csv is not None:
-        _write_csv(asked.csv, result)
-    answer(result, asked.as_json, lambda: show(result))
+    if given.csv is not None:
+        _write_csv(given.csv, result)
+    answer(result, given.as_json, lambda: show(result))
 
 
-def _checked(asked: Bench) -> Bench:
+def _checked(given: Bench) -> Bench:
     """Returns the options with the settings of their protocol; refuses options that do not go together."""
-    if asked.protocol is not None:
-        if asked.mode != "latency":
+    if given.protocol is not None:
+        if given.mode != "latency":
             raise UsageError(
-                f"--protocol {asked.protocol} was asked with --mode {asked.mode}; it is one of latency, leave --mode "
+                f"--protocol {given.protocol} was asked with --mode {given.mode}; it is one of latency, leave --mode "
                 "out"
             )
-        asked = replace(asked, **PROTOCOLS[asked.protocol])
-    if asked.batch is not None:
-        _batches(asked.batch)
-    if asked.callers > 1 and asked.mode == "latency":
+        given = replace(given, **PROTOCOLS[given.protocol])
+    if given.batch is not None:
+        _batches(given.batch)
+    if given.callers > 1 and given.mode == "latency":
         raise UsageError(
-            f"--callers {asked.callers} was asked of a latency; add --mode throughput, or leave --callers out"
+            f"--callers {given.callers} was asked of a latency; add --mode throughput, or leave --callers out"
         )
-    if asked.csv is not None:
-        check_place(asked.csv)
-    return asked
+    if given.csv is not None:
+        check_place(given.csv)
+    return given
 
 
-def _sizes(asked: Bench, field: list[Timed]) -> tuple[list[int], list[str]]:
+def _sizes(given: Bench, field: list[Timed]) -> tuple[list[int], list[str]]:
     """Returns the batch sizes, and notes on them."""
-    if asked.batch is not None:
-        return _batches(asked.batch), []
+    if given.batch is not None:
+        return _batches(given.batch), []
     own = {c.fixed_batch for c in field if c.fixed_batch is not None}
     batches = sorted(own)[:1] or [1]
     return batches, [f"--batch {batches[0]}: a file that is named takes no other"] if own else []
 
 
-def _timed(asked: Bench, field: list[Timed], base: str, images: int) -> tuple[list[dict[str, Any]], str]:
+def _timed(given: Bench, field: list[Timed], base: str, images: int) -> tuple[list[dict[str, Any]], str]:
     """Times every network at one batch size; returns a row for each, and the clock."""
-    how: dict[str, Any] = {"threads": asked.threads, "precision": asked.precision, "device": asked.device}
+    how: dict[str, Any] = {"threads": given.threads, "precision": given.precision, "device": given.device}
     with ExitStack() as opened:
         runners = {c.name: opened.enter_context(c.runner(batch=images, **how)) for c in field}
-        if asked.mode == "throughput":
-            return _throughputs(runners, opened, base, images, asked), "wall"
-        return _latencies(runners, field, base, images, asked, WARM_UP.get(asked.protocol or ""))
+        if given.mode == "throughput":
+            return _throughputs(runners, opened, base, images, given), "wall"
+        return _latencies(runners, field, base, images, given, WARM_UP.get(given.protocol or ""))
 
 
 def _latencies(
-    runners: dict[str, Runner], field: list[Timed], base: str, batch: int, asked: Bench, warm_up: int | None
+    runners: dict[str, Runner], field: list[Timed], base: str, batch: int, given: Bench, warm_up: int | None
 ) -> tuple[list[dict[str, Any]], str]:
     from latency.timing import WallClock
     from latency.timing.benchmark import compare
@@ -176,9 +176,9 @@ def _latencies(
     on_cpu = all(r.device == "cpu" and r.in_caller for r in runners.values())
     found = compare(
         {name: runner.run for name, runner in runners.items()},
-        rounds=asked.rounds,
-        seconds=asked.seconds,
-        threads=asked.threads,
+        rounds=given.rounds,
+        seconds=given.seconds,
+        threads=given.threads,
         clock=None if on_cpu else WallClock(),
         warm_up=warm_up,
     )
@@ -192,8 +192,8 @@ def _latencies(
                 **asdict(one),
                 "fps": fps,
                 "metadata": entry.metadata or {},
-                "predicted_us": entry.predicted_us(batch, asked.threads),
-                "predicted_interval_us": entry.predicted_interval_us(batch, asked.threads),
+                "predicted_us": entry.predicted_us(batch, given.threads),
+                "predicted_interval_us": entry.predicted_interval_us(batch, given.threads),
                 **_versus(found.ratio(base, name), name == base),
                 "warnings": [f"{name}, batch {batch}: {text}" for text in one.warnings],
             }
@@ -202,20 +202,20 @@ def _latencies(
 
 
 def _throughputs(
-    runners: dict[str, Runner], opened: ExitStack, base: str, batch: int, asked: Bench
+    runners: dict[str, Runner], opened: ExitStack, base: str, batch: int, given: Bench
 ) -> list[dict[str, Any]]:
     from latency.timing.throughput import Load, measure_throughput
 
     each = {
-        name: [runner, *(opened.enter_context(runner.again()) for _ in range(asked.callers - 1))]
+        name: [runner, *(opened.enter_context(runner.again()) for _ in range(given.callers - 1))]
         for name, runner in runners.items()
     }
     found = measure_throughput(
         {name: [Load(r.start, r.finish, r.in_thread) for r in rs] for name, rs in each.items()},
         batch=batch,
-        callers=asked.callers,
-        rounds=asked.rounds,
-        seconds=asked.seconds,
+        callers=given.callers,
+        rounds=given.rounds,
+        seconds=given.seconds,
     )
     return [
         {

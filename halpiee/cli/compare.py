@@ -34,7 +34,7 @@ class Compare(Answered):
         "halpiee report runs/compare",
     ),
 )
-def command(asked: Compare) -> None:
+def command(given: Compare) -> None:
     """Train the contestants of FILE to each budget with each seed, export and time them, and compare.
 
     Contestants: dense, uniform, uniform-twice, uniform-flops, early and its variants, iee, iee-short, iee-pretrained,
@@ -43,26 +43,26 @@ def command(asked: Compare) -> None:
     """
     from halpiee.compare.comparison import read_comparison
 
-    comparison = read_comparison(asked.file)
-    strange = [name for name in asked.only if name not in comparison.contestants]
+    comparison = read_comparison(given.file)
+    strange = [name for name in given.only if name not in comparison.contestants]
     if strange:
         raise UsageError(
-            f"--only {strange[0]} was asked, and {asked.file} names {', '.join(comparison.contestants)}; give one of "
+            f"--only {strange[0]} was asked, and {given.file} names {', '.join(comparison.contestants)}; give one of "
             "them, or add it to the file"
         )
     from halpiee.compare.cells import Ground, carry_out, cells
 
-    out = asked.out
+    out = given.out
     talk = ScreenTalk()
-    typed = shlex.join(["halpiee", "compare", str(asked.file), "--out", str(out)])
+    typed = shlex.join(["halpiee", "compare", str(given.file), "--out", str(out)])
     again = f"finished cells are kept; `{typed}` goes on"
     out.mkdir(parents=True, exist_ok=True)
     with kept_in(out / "ground", again):
         ground = Ground.of(comparison, out, talk)
         for cell in cells(comparison):
-            if not asked.only or cell.contestant in asked.only:
+            if not given.only or cell.contestant in given.only:
                 carry_out(cell, ground, out, talk)
-    show_rows(out, asked.as_json, setting=comparison.setting)
+    show_rows(out, given.as_json, setting=comparison.setting)
 
 
 def show_rows(where: Path, as_json: bool, *, setting: str | None = None) -> None:

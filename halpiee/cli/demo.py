@@ -27,7 +27,7 @@ class Demo(Seeded, Answered):
 
 
 @verb("demo", Demo, examples=("halpiee demo", "halpiee demo --out runs/first --json"))
-def command(asked: Demo) -> None:
+def command(given: Demo) -> None:
     """Profile, train dense and to half the latency, shrink, export, measure: three to six minutes on two cores.
 
     Beside them a uniformly narrower network of the same latency trains as long: what one would do without pruning.
@@ -40,19 +40,19 @@ def command(asked: Demo) -> None:
         width=2,
         data="digits",
         size=16,
-        budget=asked.budget,
+        budget=given.budget,
         method="iee",
         epochs=10,
         batch_size=64,
-        seed=asked.seed,
+        seed=given.seed,
     )
     from halpiee.training.job import PROFILE
 
-    out = asked.out or free_folder(Path("runs/demo"))
+    out = given.out or free_folder(Path("runs/demo"))
     report = finished(settings, out)
     uniform = replace(settings, method="small-dense", profile=str(out / PROFILE), baseline=False)
     beside = {"uniform": finished(uniform, out / "uniform")}
-    show(report | {"beside": beside}, out, as_json=asked.as_json)
+    show(report | {"beside": beside}, out, as_json=given.as_json)
     write_site(out / "site", {"pruned": report} | beside)
     if not report["promise"]["met"]:
         raise click.exceptions.Exit(MISSED)

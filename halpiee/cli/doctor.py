@@ -43,7 +43,7 @@ class Finding:
 
 
 @verb("doctor", Answered, examples=("halpiee doctor", "halpiee doctor --json"))
-def command(asked: Answered) -> None:
+def command(given: Answered) -> None:
     """Look at versions, backends, threads and contention; say what to fix and how."""
     findings = examine()
     broken = any(f.state == "broken" for f in findings)
@@ -60,7 +60,7 @@ def command(asked: Answered) -> None:
             table.add_row(Text(f.state, style=colour[f.state]), f.what, f.found, f.fix)
         screen().print(table)
 
-    answer({"healthy": not broken, "findings": [asdict(f) for f in findings]}, asked.as_json, show)
+    answer({"healthy": not broken, "findings": [asdict(f) for f in findings]}, given.as_json, show)
     if broken:
         raise click.exceptions.Exit(3)
 

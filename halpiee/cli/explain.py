@@ -41,44 +41,44 @@ class Explain(Imaged, Batched, Answered):
         "halpiee explain resnet50 --batch 32 --ops resnet50.ops.jsonl",
     ),
 )
-def command(asked: Explain) -> None:
+def command(given: Explain) -> None:
     """Say for each layer of MODEL whether channels can be removed or which op prevents it; list the groups."""
-    shape = asked.shape
-    if asked.ops is not None:
-        check_place(asked.ops)
+    shape = given.shape
+    if given.ops is not None:
+        check_place(given.ops)
     from halpiee.selection.options import first_group, protected
     from halpiee.structure.explain import explain
 
-    structure = _structure(asked, shape)
+    structure = _structure(given, shape)
     found = explain(structure)
-    first, kept = first_group(structure), protected(structure, asked.model)
-    if asked.ops is not None:
+    first, kept = first_group(structure), protected(structure, given.model)
+    if given.ops is not None:
         unique = {json.dumps(timed.op.key(), sort_keys=True): None for timed in structure.ops}
-        write(asked.ops, "".join(f"{line}\n" for line in unique))
-        say(f"{len(unique)} ops in {asked.ops}")
+        write(given.ops, "".join(f"{line}\n" for line in unique))
+        say(f"{len(unique)} ops in {given.ops}")
 
     def show() -> None:
         console = screen()
-        _show_layers(console, found, asked.model)
+        _show_layers(console, found, given.model)
         _show_groups(console, found)
-        _show_notes(console, found, spelled(shape) if asked.inputs else asked.size)
+        _show_notes(console, found, spelled(shape) if given.inputs else given.size)
         if structure.nothing_prunable is not None:
             console.print(structure.nothing_prunable)
         console.print(f"first group: {_shielding(first, bool(kept))}")
 
-    answer({**found.as_dict(), "first_group": first, "protected": list(kept)}, asked.as_json, show)
+    answer({**found.as_dict(), "first_group": first, "protected": list(kept)}, given.as_json, show)
 
 
-def _structure(asked: Explain, shape: Shape) -> Structure:
+def _structure(given: Explain, shape: Shape) -> Structure:
     from halpiee.cli.networks import traced
 
     try:
-        return traced(asked.model, asked.batch, shape, **asked.arguments).structure
+        return traced(given.model, given.batch, shape, **given.arguments).structure
     except StructureError as error:
         if "positional argument" not in str(error):
             raise
         raise StructureError(
-            f"{asked.model} takes other inputs than {spelled(shape)} "
+            f"{given.model} takes other inputs than {spelled(shape)} "
             f"({str(error).split(': ')[-1].split(';')[0]}); name each of them: --input NAME=SHAPE --input …"
         ) from error
 

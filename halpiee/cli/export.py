@@ -108,97 +108,97 @@ class Export(Built, Quantising):
         "halpiee export runs/demo --format hub --out hub/demo",
     ),
 )
-def command(asked: Export) -> None:
+def command(given: Export) -> None:
     """Write a network as ONNX, or as a TensorRT engine, and prove that it computes what PyTorch computes.
 
     SOURCE is the folder of a run or a MODEL, for an engine also an ONNX file; with --plan it may be left out.
     """
-    _check(asked)
-    if asked.format == "hub":
-        _export_hub(asked)
+    _check(given)
+    if given.format == "hub":
+        _export_hub(given)
         return
-    if asked.format != "onnx":
-        _export_engine(asked)
+    if given.format != "onnx":
+        _export_engine(given)
         return
-    check_place(asked.out)
-    if asked.int8:
+    check_place(given.out)
+    if given.int8:
         export_quantised(
-            asked, asked.out, _network(asked), named=str(asked.source or asked.plan), ends=asked.ends
+            given, given.out, _network(given), named=str(given.source or given.plan), ends=given.ends
         )
         return
-    network = _network(asked)
+    network = _network(given)
     from halpiee.deploy.onnx import export_onnx
 
     done = export_onnx(
         network.model,
         network.example,
-        asked.out,
+        given.out,
         metadata=network.metadata,
-        precision="fp16" if asked.precision == "fp16" else "fp32",
-        fp32_io=not asked.half_io,
-        **asked.ends,
-        seed=asked.seed,
+        precision="fp16" if given.precision == "fp16" else "fp32",
+        fp32_io=not given.half_io,
+        **given.ends,
+        seed=given.seed,
     )
     notes = [*network.notes, *done.notes]
     result: dict[str, Any] = {**asdict(done), "masked_rel_l2": network.masked_error, "notes": notes}
-    if asked.measure:
-        result["measured_us"] = _measured_us(asked.out, done.fixed_batch or 1)
-    answer(result, asked.as_json, lambda: _show(asked, network, done, result.get("measured_us")))
+    if given.measure:
+        result["measured_us"] = _measured_us(given.out, done.fixed_batch or 1)
+    answer(result, given.as_json, lambda: _show(given, network, done, result.get("measured_us")))
 
 
-def _export_hub(asked: Export) -> None:
+def _export_hub(given: Export) -> None:
     """Writes a run as a folder for the Hugging Face hub."""
     from halpiee.hub import push
 
-    if asked.source is None:
+    if given.source is None:
         raise UsageError("--format hub was asked without a run; name the folder of one before --format")
-    folder = push(asked.source, asked.out)
+    folder = push(given.source, given.out)
     files = sorted(path.name for path in folder.iterdir())
     text = f"{folder}: {', '.join(files)}; `huggingface-cli upload OWNER/NAME {folder}` uploads it"
-    answer({"out": str(folder), "files": files}, asked.as_json, lambda: say(text))
+    answer({"out": str(folder), "files": files}, given.as_json, lambda: say(text))
 
 
-def _check(asked: Export) -> None:
+def _check(given: Export) -> None:
     """Refuses options of the other kind of file."""
-    if asked.data is not None and not asked.int8:
+    if given.data is not None and not given.int8:
         raise UsageError(
             "--data was asked of an export that reads no images; add --int8, or leave --data out"
         )
-    if asked.int8 and (asked.format != "onnx" or asked.precision != "fp32" or asked.half_io):
+    if given.int8 and (given.format != "onnx" or given.precision != "fp32" or given.half_io):
         raise UsageError(
             "--int8 was asked together with another --format or --precision; leave that out: it writes an ONNX file of "
             "int8 weights and activations"
         )
-    portable = asked.format == "tensorrt-rtx"
-    if portable and asked.compute_capability is None:
+    portable = given.format == "tensorrt-rtx"
+    if portable and given.compute_capability is None:
         raise UsageError(
             "--format tensorrt-rtx was asked without GPUs to build for; add --compute-capability, such as 86,89"
         )
-    if not portable and asked.compute_capability is not None:
+    if not portable and given.compute_capability is not None:
         raise UsageError(
-            f"--compute-capability was asked of --format {asked.format}; add --format tensorrt-rtx, or leave it out: "
+            f"--compute-capability was asked of --format {given.format}; add --format tensorrt-rtx, or leave it out: "
             "TensorRT builds for the GPU that is there"
         )
-    if portable and asked.dry_run:
+    if portable and given.dry_run:
         raise UsageError("--dry-run says a trtexec line, which is TensorRT's; leave it out")
-    if asked.format != "onnx":
-        if any(asked.ends.values()):
+    if given.format != "onnx":
+        if any(given.ends.values()):
             raise UsageError(
                 "--dynamic-size, --input-names and --output-names are for ONNX files; leave them out, or export an "
                 "ONNX file with them and build the engine of that"
             )
-        if asked.half_io or asked.measure:
+        if given.half_io or given.measure:
             raise UsageError(
                 "--half-io and --measure are for ONNX files; leave them out; `halpiee bench` times engines"
             )
         return
-    of_engines = asked.batch or asked.builder_level is not None or asked.sparse or asked.dry_run
-    if asked.precision in ("tf32", "bf16") or of_engines:
+    of_engines = given.batch or given.builder_level is not None or given.sparse or given.dry_run
+    if given.precision in ("tf32", "bf16") or of_engines:
         raise UsageError(
             "--batch, --builder-level, --sparse, --dry-run and the precisions tf32 and bf16 are of engines; add "
             "--format tensorrt, or leave them out"
         )
-    if asked.half_io and asked.precision != "fp16":
+    if given.half_io and given.precision != "fp16":
         raise UsageError("--half-io was asked of an fp32 file; add --precision fp16, or leave it out")
 
 
@@ -213,10 +213,10 @@ def _measured_us(file: Path, batch: int) -> float:
     return found.median_us
 
 
-def _show(asked: Export, network: Network, done: ExportReport, measured_us: float | None) -> None:
+def _show(given: Export, network: Network, done: ExportReport, measured_us: float | None) -> None:
     pruned = "" if network.masked_error is None else f"compact equals masked to {network.masked_error:.1e}, "
     say(
-        f"{asked.out}: {done.size_bytes / 1e6:.1f} MB, {asked.precision}, opset {done.opset}; {pruned}"
+        f"{given.out}: {done.size_bytes / 1e6:.1f} MB, {given.precision}, opset {done.opset}; {pruned}"
         f"relative L2 to PyTorch {done.rel_l2:.1e}, top-1 agrees on {done.top1_agreement:.1%}"
         + ("" if measured_us is None else f"; {measured_us:.0f} µs on one thread")
     )
@@ -229,33 +229,33 @@ def _show(asked: Export, network: Network, done: ExportReport, measured_us: floa
         say(note)
 
 
-def _network(asked: Export) -> Network:
+def _network(given: Export) -> Network:
     """Opens the network that was named; refuses options that do not go together."""
     from halpiee.cli.networks import USUAL, check_run, from_model, from_plan, from_run, is_run
 
-    source, plan, dense = asked.source, asked.plan, asked.dense
-    shape = parse_inputs(asked.inputs) or (None if asked.size is None else input_size(asked.size))
+    source, plan, dense = given.source, given.plan, given.dense
+    shape = parse_inputs(given.inputs) or (None if given.size is None else input_size(given.size))
     if plan is not None:
         if dense or (source is not None and is_run(source)):
             raise UsageError(
                 "--plan was asked of a run, which has its own; leave --plan out, or name a MODEL"
             )
-        if asked.width is not None or asked.classes is not None:
+        if given.width is not None or given.classes is not None:
             raise UsageError("--width and --classes are in the plan; leave them out beside --plan")
         return from_plan(
             plan,
             shape,
             model=source,
-            weights=asked.weights,
-            precision="int8" if asked.int8 else asked.precision,
-            seed=asked.seed,
-            trust=asked.trust_plan,
+            weights=given.weights,
+            precision="int8" if given.int8 else given.precision,
+            seed=given.seed,
+            trust=given.trust_plan,
         )
     if source is None:
         raise UsageError("nothing to export was named; give the folder of a run, a MODEL, or --plan FILE")
     if Path(source).is_dir():
         check_run(Path(source))
-        own = {"weights": asked.weights, "size": asked.size, "input": asked.inputs or None, **asked.arguments}
+        own = {"weights": given.weights, "size": given.size, "input": given.inputs or None, **given.arguments}
         for name, value in own.items():
             if value is not None:
                 raise UsageError(
@@ -266,8 +266,8 @@ def _network(asked: Export) -> Network:
                 f"--dense was asked of {source}, which trained no dense network (--no-baseline) and holds the pruned "
                 "one only; leave --dense out, or train it again with --baseline in another --out"
             )
-        precision = "int8" if asked.int8 else asked.precision
-        return from_run(Path(source), dense=dense, precision=precision, trust=asked.trust_run)
+        precision = "int8" if given.int8 else given.precision
+        return from_run(Path(source), dense=dense, precision=precision, trust=given.trust_run)
     if "/" in source and ":" not in source and not source.startswith(("torchvision/", "timm/")):
         raise UsageError(
             f"{source} was to be exported, and there is no such folder; name the folder of a run, or a MODEL"
@@ -276,51 +276,51 @@ def _network(asked: Export) -> Network:
         raise UsageError(
             f"--dense was asked of {source}, and only a run has a dense network beside; leave it out"
         )
-    return from_model(source, shape or USUAL, weights=asked.weights, seed=asked.seed, **asked.arguments)
+    return from_model(source, shape or USUAL, weights=given.weights, seed=given.seed, **given.arguments)
 
 
-def _export_engine(asked: Export) -> None:
+def _export_engine(given: Export) -> None:
     """Writes the engine of an ONNX file, or of a network whose ONNX file is written beside it."""
     from halpiee.deploy.tensorrt import Batches, Proof, build_engine, build_portable, trtexec_line
     from latency.backends.tensorrt.builder import Settings, capabilities_of, import_tensorrt
 
-    source, out = asked.source, asked.out
-    batches = Batches.of(asked.batch or BATCH)
-    level = LEVEL if asked.builder_level is None else asked.builder_level
-    settings = Settings(level=level, tf32=asked.precision == "tf32", sparse=asked.sparse)
-    given = Path(source) if source is not None and source.endswith(".onnx") else None
-    onnx = given or out.with_suffix(".onnx")
+    source, out = given.source, given.out
+    batches = Batches.of(given.batch or BATCH)
+    level = LEVEL if given.builder_level is None else given.builder_level
+    settings = Settings(level=level, tf32=given.precision == "tf32", sparse=given.sparse)
+    file = Path(source) if source is not None and source.endswith(".onnx") else None
+    onnx = file or out.with_suffix(".onnx")
     if onnx == out:
         raise UsageError(
             f"--out {out} is the name of an ONNX file; name the engine, such as {out.stem}.engine"
         )
-    if asked.dry_run:
-        shapes = batches.of_file(given) if given else _shapes(_network(asked), batches)
+    if given.dry_run:
+        shapes = batches.of_file(file) if file else _shapes(_network(given), batches)
         line = trtexec_line(onnx, out, shapes=shapes, settings=settings)
-        answer({"onnx": str(onnx), "engine": str(out), "trtexec": line}, asked.as_json, lambda: say(line))
+        answer({"onnx": str(onnx), "engine": str(out), "trtexec": line}, given.as_json, lambda: say(line))
         return
     check_place(out, overwrite=True)
-    if given is None and onnx.exists():
+    if file is None and onnx.exists():
         raise OutputInUseError(
-            f"{onnx}, which would go beside {out}, exists; take it (`halpiee export {onnx} --format {asked.format} "
+            f"{onnx}, which would go beside {out}, exists; take it (`halpiee export {onnx} --format {given.format} "
             f"--out {out}`), or choose another --out"
         )
-    portable = asked.format == "tensorrt-rtx"
-    capabilities = capabilities_of(asked.compute_capability or "") if portable else ()
+    portable = given.format == "tensorrt-rtx"
+    capabilities = capabilities_of(given.compute_capability or "") if portable else ()
     if portable:
         import_tensorrt("tensorrt_rtx")
     else:
         _look_for_a_gpu()
-    network = None if given else _network(asked)
+    network = None if file else _network(given)
     notes = [] if network is None else [*network.notes]
-    reference = None if network is None else _write_onnx(network, onnx, asked.precision, asked.seed, notes)
+    reference = None if network is None else _write_onnx(network, onnx, given.precision, given.seed, notes)
     if portable:
         done = build_portable(onnx, out, capabilities, batches=batches, settings=settings)
     else:
-        proof = Proof(reference=reference, seed=asked.seed)
+        proof = Proof(reference=reference, seed=given.seed)
         done = build_engine(onnx, out, batches=batches, settings=settings, proof=proof)
     result = {**asdict(done), "onnx": str(onnx), "notes": notes}
-    answer(result, asked.as_json, lambda: _show_engine(out, onnx, done, notes))
+    answer(result, given.as_json, lambda: _show_engine(out, onnx, done, notes))
 
 
 def _show_engine(out: Path, onnx: Path, done: EngineReport, notes: list[str]) -> None:

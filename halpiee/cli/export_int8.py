@@ -48,7 +48,7 @@ class Quantising(Seeded, Answered):
 
 
 def export_quantised(
-    asked: Quantising, out: Path, network: Network, *, named: str, ends: Mapping[str, Any]
+    given: Quantising, out: Path, network: Network, *, named: str, ends: Mapping[str, Any]
 ) -> None:
     """Writes the file and answers: figures on the test set, and latencies, of int8 and fp32.
 
@@ -59,7 +59,7 @@ def export_quantised(
     from halpiee.deploy.onnx import stamp
     from halpiee.training.loop import judged
 
-    data, task = _data(asked, network, named)
+    data, task = _data(given, network, named)
     if tuple(network.example[0].shape[1:]) != tuple(data.shape):
         raise UsageError(
             f"--int8 was asked of a network of {tuple(network.example[0].shape[1:])}, and the images of "
@@ -71,10 +71,10 @@ def export_quantised(
             network.model,
             network.example,
             out,
-            _images(data, asked.images, asked.seed),
+            _images(data, given.images, given.seed),
             beside=beside,
             metadata=network.metadata,
-            seed=asked.seed,
+            seed=given.seed,
             **ends,
         )
         figures = {}
@@ -107,7 +107,7 @@ def export_quantised(
         "speedup_ci": [speed_up.lo, speed_up.hi],
         "notes": [*network.notes, *done.fp32.notes],
     }
-    answer(result, asked.as_json, lambda: _show(out, task, result))
+    answer(result, given.as_json, lambda: _show(out, task, result))
 
 
 def _show(out: Path, task: Task, result: dict[str, Any]) -> None:
@@ -126,17 +126,17 @@ def _show(out: Path, task: Task, result: dict[str, Any]) -> None:
         say(note)
 
 
-def _data(asked: Quantising, network: Network, named: str) -> tuple[Data, Task]:
+def _data(given: Quantising, network: Network, named: str) -> tuple[Data, Task]:
     """Returns the data and the task: of the run, or as typed."""
     from halpiee.tasks import named as task_named
     from halpiee.training.job import Run
 
     if network.run is not None:
         run = network.run
-        if asked.data is not None:
-            run = Run(replace(run.settings, data=asked.data), run.folder, run.talk)
+        if given.data is not None:
+            run = Run(replace(run.settings, data=given.data), run.folder, run.talk)
         return run.data, run.task
-    if asked.data is None:
+    if given.data is None:
         raise UsageError(
             f"--int8 was asked of {named}, which has no data of its own; add --data, a folder of "
             "images, cifar10 or digits"
@@ -149,7 +149,7 @@ def _data(asked: Quantising, network: Network, named: str) -> tuple[Data, Task]:
         raise UsageError(
             f"--int8 was asked of images of {height}×{width}; data are read as squares: give one --size"
         )
-    data = open_data(task.source(asked.data, int(height)), kind=task.kind)
+    data = open_data(task.source(given.data, int(height)), kind=task.kind)
     task.prepare(data, network.model)
     return data, task
 

@@ -41,30 +41,30 @@ class Inspect(Answered):
         "halpiee inspect resnet20.jsonl --export cells.csv",
     ),
 )
-def command(asked: Inspect) -> None:
+def command(given: Inspect) -> None:
     """Show PROFILE's coverage, spread, contention, age and environment, and warn where it should not be trusted."""
     import latency
     from latency.inspect import inspect
 
-    if asked.plot is not None:
-        check_picture(asked.plot)
-    if asked.export is not None:
-        check_place(asked.export)
-    loaded = latency.Profile.load(asked.profile)
-    if asked.export is not None:
+    if given.plot is not None:
+        check_picture(given.plot)
+    if given.export is not None:
+        check_place(given.export)
+    loaded = latency.Profile.load(given.profile)
+    if given.export is not None:
         from latency.profile_io import export
 
-        export(loaded, asked.export)
-    if asked.plot is not None and loaded.cells:
+        export(loaded, given.export)
+    if given.plot is not None and loaded.cells:
         from latency.inspect import draw
 
-        draw(loaded, asked.plot, tables=asked.tables)
+        draw(loaded, given.plot, tables=given.tables)
     found = inspect(loaded)
     warnings = list(found.warnings)
     if not loaded.cells:
         warnings.append(
-            f"{asked.profile} holds no cells: its sweep was cut short; the `halpiee profile MODEL … --out "
-            f"{asked.profile}` that began it continues it"
+            f"{given.profile} holds no cells: its sweep was cut short; the `halpiee profile MODEL … --out "
+            f"{given.profile}` that began it continues it"
         )
 
     def show() -> None:
@@ -72,11 +72,11 @@ def command(asked: Inspect) -> None:
             screen().print(warnings[-1])
             return
         _show(found, warnings)
-        for written in (asked.plot, asked.export):
+        for written in (given.plot, given.export):
             if written is not None:
                 screen().print(f"written: {written}")
 
-    answer({**found.as_dict(), "warnings": warnings}, asked.as_json, show)
+    answer({**found.as_dict(), "warnings": warnings}, given.as_json, show)
 
 
 def _show(found: Inspection, warnings: Sequence[str]) -> None:
@@ -120,16 +120,16 @@ class Pack(Answered):
 
 
 @verb("pack", Pack, examples=("halpiee pack resnet20.jsonl --out resnet20-packed.jsonl",))
-def pack(asked: Pack) -> None:
+def pack(given: Pack) -> None:
     """Write PROFILE sorted and without superseded lines, so that two versions compare line by line."""
     import latency
 
-    loaded = latency.Profile.load(asked.profile)
-    loaded.save(asked.out)
+    loaded = latency.Profile.load(given.profile)
+    loaded.save(given.out)
     answer(
-        {"out": str(asked.out), "cells": len(loaded.cells)},
-        asked.as_json,
-        lambda: click.echo(f"{len(loaded.cells)} cells in {asked.out}"),
+        {"out": str(given.out), "cells": len(loaded.cells)},
+        given.as_json,
+        lambda: click.echo(f"{len(loaded.cells)} cells in {given.out}"),
     )
 
 
@@ -142,26 +142,26 @@ class Merge(Answered):
 
 
 @verb("merge", Merge, examples=("halpiee merge gpu0.jsonl gpu1.jsonl --out resnet50.jsonl",))
-def merge(asked: Merge) -> None:
+def merge(given: Merge) -> None:
     """Join PROFILES of one device: the newest of two measurements counts; differences beyond 5 % are listed."""
     import latency
     from latency.profile_io import conflicts
 
-    loaded = [latency.Profile.load(path) for path in asked.profiles]
+    loaded = [latency.Profile.load(path) for path in given.profiles]
     joined = loaded[0].merge(*loaded[1:])
     apart = conflicts(loaded)
-    joined.save(asked.out)
+    joined.save(given.out)
 
     def show() -> None:
-        click.echo(f"{len(joined.cells)} cells of {len(loaded)} profiles in {asked.out}")
+        click.echo(f"{len(joined.cells)} cells of {len(loaded)} profiles in {given.out}")
         for one in apart[:10]:
             click.echo(f"  {one}")
         if len(apart) > 10:
             click.echo(f"  and {len(apart) - 10} more")
 
     answer(
-        {"out": str(asked.out), "cells": len(joined.cells), "conflicts": [vars(one) for one in apart]},
-        asked.as_json,
+        {"out": str(given.out), "cells": len(joined.cells), "conflicts": [vars(one) for one in apart]},
+        given.as_json,
         show,
     )
 

@@ -28,13 +28,13 @@ class Listing(Answered):
 
 
 @verb("methods", Listing, examples=("halpiee methods", "halpiee methods --recipes", "halpiee methods --json"))
-def command(asked: Listing) -> None:
+def command(given: Listing) -> None:
     """List the methods of `halpiee train --method`, or the recipes of `halpiee train --recipe`."""
-    if asked.recipes:
+    if given.recipes:
         found = [read(name) for name in names()]
         answer(
             {"recipes": [asdict(r) for r in found]},
-            asked.as_json,
+            given.as_json,
             lambda: _list({r.name: _lines(r) for r in found}),
         )
         return
@@ -48,7 +48,7 @@ def command(asked: Listing) -> None:
         ]
         for m in entries
     }
-    answer({"methods": [m.as_dict() for m in entries]}, asked.as_json, lambda: _list(listed))
+    answer({"methods": [m.as_dict() for m in entries]}, given.as_json, lambda: _list(listed))
 
 
 def _lines(recipe: Recipe) -> list[str]:

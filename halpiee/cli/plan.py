@@ -98,7 +98,7 @@ class Plan(Imaged, Protecting, Limiting, Threaded, Seeded, Answered):
 class Problem:
     """A network to be planned."""
 
-    asked: Plan  # the options
+    given: Plan  # the options
     network: Traced  # the network, traced as it is trained
     structure: Structure  # of the network, as the profile's target runs it
     images: int  # per inference
@@ -115,7 +115,7 @@ class Problem:
 
     def offered(self, cost: LatencyCost) -> LatencyCost:
         """Returns a cost with the widths that may be chosen."""
-        return offered(cost, self.asked, most=self.asked.most, between=parse_between(self.asked.between))
+        return offered(cost, self.given, most=self.given.most, between=parse_between(self.given.between))
 
     def at_batch(self, n: int) -> Structure:
         """Returns the structure at another batch."""
@@ -127,32 +127,32 @@ class Problem:
         return trace(self.network.model, at_batch(self.network.example, n))
 
 
-def check(asked: Plan) -> Path:
+def check(given: Plan) -> Path:
     """Refuses what is wrong with the options alone, before anything is loaded; returns the profile's file."""
-    if asked.profile is None:
-        measuring = asked.measuring(batch=asked.batch or 1, threads=asked.threads)
+    if given.profile is None:
+        measuring = given.measuring(batch=given.batch or 1, threads=given.threads)
         raise UsageError(
-            f"a plan of {asked.model} was asked for without --profile; measure one with {measuring} --out FILE, or "
+            f"a plan of {given.model} was asked for without --profile; measure one with {measuring} --out FILE, or "
             "give --lazy and the --profile FILE that what is measured shall go to"
         )
-    _ = asked.shape
-    parse_budget(asked.budget)
-    others = [parse_also(text) for text in asked.also]
-    parse_between(asked.between)
-    if asked.out is not None:
-        check_place(asked.out)
-    if asked.plot is not None:
-        check_picture(asked.plot)
-    if others and asked.solver == "linear":
+    _ = given.shape
+    parse_budget(given.budget)
+    others = [parse_also(text) for text in given.also]
+    parse_between(given.between)
+    if given.out is not None:
+        check_place(given.out)
+    if given.plot is not None:
+        check_picture(given.plot)
+    if others and given.solver == "linear":
         raise UsageError(
             "--also was asked with --solver linear, which knows one limit only; leave one of the two out"
         )
-    if asked.weights is not None and asked.scores is not None:
+    if given.weights is not None and given.scores is not None:
         raise UsageError("--weights and --scores were both asked for; one of them says which channels matter")
-    return asked.profile
+    return given.profile
 
 
-def opened(asked: Plan, file: Path) -> Problem:
+def opened(given: Plan, file: Path) -> Problem:
     """Returns the network with its groups, scores and profile.
 
     Raises:
@@ -165,28 +165,28 @@ def opened(asked: Plan, file: Path) -> Problem:
     from halpiee.selection.options import protected
     from halpiee.structure.trace import trace
 
-    measured = latency.Profile.load(file) if file.exists() or not asked.lazy else None
-    images = asked.batch
+    measured = latency.Profile.load(file) if file.exists() or not given.lazy else None
+    images = given.batch
     if images is None:
-        measuring = asked.measuring(batch=1, threads=asked.threads)
+        measuring = given.measuring(batch=1, threads=given.threads)
         images = 1 if measured is None else batch_of(measured, file, measuring)
     network = traced(
-        asked.model, images, asked.shape, **asked.arguments, weights=asked.weights, seed=asked.seed
+        given.model, images, given.shape, **given.arguments, weights=given.weights, seed=given.seed
     )
-    structure = trace(network.model, network.example, vanish=True) if asked.vanish else network.structure
-    check_prunable(asked.model, structure)
+    structure = trace(network.model, network.example, vanish=True) if given.vanish else network.structure
+    check_prunable(given.model, structure)
     if measured is not None:
         structure = in_terms_of(measured, structure)
-    listing = advice.command("explain", asked.model, shape=asked.shape, **asked.arguments)
-    check_groups("--between", parse_between(asked.between), structure, listing)
-    if measured is not None and not asked.lazy:
+    listing = advice.command("explain", given.model, shape=given.shape, **given.arguments)
+    check_groups("--between", parse_between(given.between), structure, listing)
+    if measured is not None and not given.lazy:
         threads = int(measured.environment.get("threads", 1))
         ops = [timed.op for timed in structure.ops]
-        advice.check_covers(measured, file, ops, asked.measuring(batch=images, threads=threads))
-    scores, said = scores_of(network.model, structure, asked.scores, trained=asked.weights is not None)
-    first = protected(structure, asked.model, asked=asked.protect_first)
-    whole = whole_groups(structure, asked, listing)
-    return Problem(asked, network, structure, images, measured, scores, said, tuple(first), whole)
+        advice.check_covers(measured, file, ops, given.measuring(batch=images, threads=threads))
+    scores, said = scores_of(network.model, structure, given.scores, trained=given.weights is not None)
+    first = protected(structure, given.model, asked=given.protect_first)
+    whole = whole_groups(structure, given, listing)
+    return Problem(given, network, structure, images, measured, scores, said, tuple(first), whole)
 
 
 TARGET = ("device", "backend", "dtype", "threads")
@@ -204,19 +204,19 @@ TARGET = ("device", "backend", "dtype", "threads")
         "halpiee plan resnet20 --size 32 --profile resnet20.jsonl --budget 800us --also macs=0.4 --min-width 0.25",
     ),
 )
-def command(asked: Plan) -> None:
+def command(given: Plan) -> None:
     """Choose MODEL's widths for a latency: predicted time, MACs, and how far from optimal at most."""
-    profile = check(asked)
+    profile = check(given)
     from halpiee.selection.cost import LatencyCost
 
-    problem = opened(asked, profile)
+    problem = opened(given, profile)
     measured = problem.measured
-    if asked.lazy or measured is None:
+    if given.lazy or measured is None:
         measured = _measured(problem, profile)
     cost = _limited(problem, problem.offered(LatencyCost(problem.structure, measured)), measured)
-    us, share = parse_budget(asked.budget)
+    us, share = parse_budget(given.budget)
     selection = _selected(problem, cost, us if us is not None else (share or 1.0) * cost.dense_us)
-    result = outcome(problem.structure, cost, selection, model=asked.model, scores=problem.scores)
+    result = outcome(problem.structure, cost, selection, model=given.model, scores=problem.scores)
     result |= {
         "batch": problem.images,
         "scores": problem.said_of_scores,
@@ -224,14 +224,14 @@ def command(asked: Plan) -> None:
         "untimed": problem.structure.details["untimed"],
         "int8": in_int8(cost),
     }
-    notes = notes_on(result, selection, asked, first=problem.first)
-    if asked.swept:
+    notes = notes_on(result, selection, given, first=problem.first)
+    if given.swept:
         result["curve"] = _curve(problem, cost, selection)
-    if asked.out is not None:
+    if given.out is not None:
         _save(problem, cost, selection, measured)
-    written = {"plan": asked.out, "curve": asked.plot}
+    written = {"plan": given.out, "curve": given.plot}
     result["notes"] = notes + [f"{what} in {path}" for what, path in written.items() if path is not None]
-    answer(result, asked.as_json, lambda: show(result))
+    answer(result, given.as_json, lambda: show(result))
 
 
 def _measured(problem: Problem, file: Path) -> latency.Profile:
@@ -240,11 +240,11 @@ def _measured(problem: Problem, file: Path) -> latency.Profile:
     from halpiee.selection.options import fixed_sides
     from latency.sweeping import LazySweep
 
-    asked, structure = problem.asked, problem.structure
+    given, structure = problem.given, problem.structure
     tables = LazySweep(
         [timed.op for timed in structure.ops],
         path=file,
-        threads=asked.threads,
+        threads=given.threads,
         progress=ScreenTalk().sweeping,
         fixed=fixed_sides(structure),
     )
@@ -253,8 +253,8 @@ def _measured(problem: Problem, file: Path) -> latency.Profile:
             problem.scores,
             structure,
             tables,
-            asked.budget,
-            gap=asked.gap,
+            given.budget,
+            gap=given.gap,
             protect=problem.protect,
             offer=problem.offered,
         )
@@ -264,7 +264,7 @@ def _measured(problem: Problem, file: Path) -> latency.Profile:
 def _limited(problem: Problem, cost: LatencyCost, measured: latency.Profile) -> LatencyCost:
     """Returns the cost under the limits beside the latency."""
     structure = problem.structure
-    also = limits_of(problem.asked.also, Network(structure, problem.at_batch, measured))
+    also = limits_of(problem.given.also, Network(structure, problem.at_batch, measured))
     check_also(
         also, structure, {n: (max if n in problem.protect else min)(k) for n, k in cost.candidates.items()}
     )
@@ -274,16 +274,16 @@ def _limited(problem: Problem, cost: LatencyCost, measured: latency.Profile) -> 
 def _selected(problem: Problem, cost: LatencyCost, budget_us: float) -> Selection:
     from halpiee.selection.choose import choose
 
-    asked = problem.asked
+    given = problem.given
     return choose(
         problem.scores,
         cost,
         budget_us,
         protect=problem.protect,
-        solver=asked.solver,
-        gap=asked.gap,
-        time_limit_s=asked.time_limit,
-        seed=asked.seed,
+        solver=given.solver,
+        gap=given.gap,
+        time_limit_s=given.time_limit,
+        seed=given.seed,
     )
 
 
@@ -295,20 +295,20 @@ def _curve(problem: Problem, cost: LatencyCost, selection: Selection) -> list[di
     """Returns {budget_us, latency_us, value, gap} of each share in ``SWEEP``; draws them where --plot asks for it."""
     from halpiee.selection.limits import pareto
 
-    asked, protect = problem.asked, problem.protect
+    given, protect = problem.given, problem.protect
     points = pareto(problem.scores, cost, [share * cost.dense_us for share in SWEEP], protect=protect)
     kept_whole = sum(float(problem.scores[name].double().sum()) for name in protect if name in problem.scores)
-    if asked.plot is not None:
+    if given.plot is not None:
         from halpiee.report.plots import draw_curve
 
         draw_curve(
-            asked.plot,
+            given.plot,
             points,
             problem.scores,
             cost,
             protect=protect,
             chosen=(selection.latency_us, selection.counts),
-            title=f"{asked.model}, batch {problem.images}",
+            title=f"{given.model}, batch {problem.images}",
         )
     return [
         {"budget_us": p.budget_us, "latency_us": p.latency_us, "value": p.value + kept_whole, "gap": p.gap}
@@ -320,15 +320,15 @@ def _save(problem: Problem, cost: LatencyCost, selection: Selection, measured: l
     """Writes the plan to ``--out``."""
     from halpiee.structure.plan import Plan as Saved
 
-    asked, out = problem.asked, problem.asked.out
+    given, out = problem.given, problem.given.out
     assert out is not None
     within = cost.interval(selection.counts)
     bounds = {} if within is None else {"low_us": within.low_us, "high_us": within.high_us}
-    arguments = {"width": asked.width, "num_classes": asked.classes}
+    arguments = {"width": given.width, "num_classes": given.classes}
     Saved.from_selection(
         problem.structure,
         selection,
-        model=asked.model,
+        model=given.model,
         arguments={name: value for name, value in arguments.items() if value is not None},
         target={key: measured.environment.get(key) for key in TARGET} | {"batch": problem.images} | bounds,
     ).save(out)
@@ -380,29 +380,29 @@ def outcome(
     }
 
 
-def notes_on(result: dict[str, Any], selection: Selection, asked: Plan, *, first: Sequence[str]) -> list[str]:
+def notes_on(result: dict[str, Any], selection: Selection, given: Plan, *, first: Sequence[str]) -> list[str]:
     """Returns the notes on a plan.
 
     Args:
         result: its figures.
         selection: what was chosen.
-        asked: the options.
+        given: the options.
         first: the first group, where it is protected.
     """
     notes = [f"scores: {result['scores']}"]
-    if result.get("int8") and asked.multiple_of == 1:
+    if result.get("int8") and given.multiple_of == 1:
         notes.append(
             f"int8: widths are multiples of {INT8_MULTIPLE}, those between are slower; --multiple-of says otherwise"
         )
     if result["untimed"]:
-        notes.append(_without(result["untimed"], asked.budget, parse_budget(asked.budget)[1] is not None))
+        notes.append(_without(result["untimed"], given.budget, parse_budget(given.budget)[1] is not None))
     if first:
         notes.append(f"first group {first[0]} stays whole; --no-protect-first frees it")
-    elif asked.protect_first:
+    elif given.protect_first:
         notes.append("nothing to protect: the first layer shares its channels with later ones")
-    if selection.gap > asked.gap and asked.solver != "linear":
+    if selection.gap > given.gap and given.solver != "linear":
         notes.append(
-            f"{asked.gap:.2%} from optimal was asked and {selection.gap:.2%} is proved"
+            f"{given.gap:.2%} from optimal was asked and {selection.gap:.2%} is proved"
             + ("; the time limit cut the search short" if selection.path.endswith("+time") else "")
         )
     if selection.latency_us > selection.budget_us * (1 + 1e-9):

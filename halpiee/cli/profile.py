@@ -51,48 +51,48 @@ class Profile(Imaged, Batched, Threaded, Seeded, Answered):
         "halpiee profile resnet50 --backend torch --device cuda --precision fp16 --channels-last --out h200.jsonl",
     ),
 )
-def command(asked: Profile) -> None:
+def command(given: Profile) -> None:
     """Measure how long MODEL's ops take on this device at every useful width."""
-    shape, out = asked.shape, asked.out
-    if out is None and not asked.dry_run:
+    shape, out = given.shape, given.out
+    if out is None and not given.dry_run:
         raise click.UsageError("--out is missing; name the profile file, or add --dry-run to measure nothing")
     import latency
     from halpiee.cli.networks import traced
     from halpiee.deploy.target import Target
     from halpiee.selection.options import fixed_sides
 
-    target = Target(asked.backend, asked.device, asked.precision, asked.channels_last)
+    target = Target(given.backend, given.device, given.precision, given.channels_last)
     if out is not None:
         target = target.keeping(out)
-    structure = target.of(traced(asked.model, asked.batch, shape, **asked.arguments).structure)
+    structure = target.of(traced(given.model, given.batch, shape, **given.arguments).structure)
     how: dict[str, Any] = {
-        "backend": asked.backend,
+        "backend": given.backend,
         "settings": target.settings,
-        "threads": asked.threads,
-        "seed": asked.seed,
+        "threads": given.threads,
+        "seed": given.seed,
         "fixed": fixed_sides(structure),
     }
     ops, without = [timed.op for timed in structure.ops], structure.details["untimed"]
-    if out is None or asked.dry_run:
+    if out is None or given.dry_run:
         estimate = latency.sweep(ops, dry_run=True, **how)
 
         def show() -> None:
             for line in (str(estimate), *gaps(without, ())):
                 say(line)
 
-        answer({**vars(estimate), "untimed": without}, asked.as_json, show)
+        answer({**vars(estimate), "untimed": without}, given.as_json, show)
         return
     talk = ScreenTalk()
-    talk.stage(f"Profile {asked.model}")
+    talk.stage(f"Profile {given.model}")
     going = f"what was measured is in {out}; the same command continues it"
     with warnings.catch_warnings(), kept_in(out, going):
         warnings.simplefilter("ignore", HoldoutWarning)  # said below, with the other notes
         profile = latency.sweep(ops, path=out, progress=talk.sweeping, **how)
-    _answer(asked, out, shape, profile, without)
+    _answer(given, out, shape, profile, without)
 
 
 def _answer(
-    asked: Profile, out: Path, shape: Shape, profile: latency.Profile, without: dict[str, int]
+    given: Profile, out: Path, shape: Shape, profile: latency.Profile, without: dict[str, int]
 ) -> None:
     """Prints what was measured, what was not, and the next command."""
     from latency.inspect import inspect
@@ -117,10 +117,10 @@ def _answer(
             say(line)
         for warning in found.warnings:
             say(f"note: {warning}")
-        built = {"shape": shape, "batch": asked.batch, **asked.arguments}
-        say(f"next: {advice.command('plan', asked.model, **built, profile=out, budget='0.5')}")
+        built = {"shape": shape, "batch": given.batch, **given.arguments}
+        say(f"next: {advice.command('plan', given.model, **built, profile=out, budget='0.5')}")
 
-    answer(result, asked.as_json, show)
+    answer(result, given.as_json, show)
 
 
 def gaps(without: dict[str, int], refused: Sequence[str]) -> list[str]:

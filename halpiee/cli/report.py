@@ -45,7 +45,7 @@ class Report(Answered):
         "halpiee report runs/compare",
     ),
 )
-def command(asked: Report) -> None:
+def command(given: Report) -> None:
     """Print RUN's table and write its report.html and report.md again; print one table that compares several runs.
 
     With --out, write a site: a page for each run and an index.html that compares them. Of a comparison (`halpiee
@@ -55,23 +55,23 @@ def command(asked: Report) -> None:
     from halpiee.cli.networks import check_run
     from halpiee.report import read_report
 
-    first = asked.runs[0]
-    if len(asked.runs) == 1 and (first.suffix == ".jsonl" or (first / "rows.jsonl").is_file()):
+    first = given.runs[0]
+    if len(given.runs) == 1 and (first.suffix == ".jsonl" or (first / "rows.jsonl").is_file()):
         from halpiee.cli.compare import show_rows
 
-        return show_rows(first, asked.as_json)
-    for run in asked.runs:
+        return show_rows(first, given.as_json)
+    for run in given.runs:
         if not (run / "report.json").is_file():
             check_run(run)
-    if asked.layers and len(asked.runs) > 1:
-        raise UsageError(f"--layers was asked of {len(asked.runs)} runs; it times the layers of one RUN")
-    if asked.out is not None and asked.out.exists():
-        raise OutputInUseError(f"--out {asked.out} exists already; name a new folder for the site")
-    reports = {name: read_report(run) for name, run in _named(asked.runs).items()}
+    if given.layers and len(given.runs) > 1:
+        raise UsageError(f"--layers was asked of {len(given.runs)} runs; it times the layers of one RUN")
+    if given.out is not None and given.out.exists():
+        raise OutputInUseError(f"--out {given.out} exists already; name a new folder for the site")
+    reports = {name: read_report(run) for name, run in _named(given.runs).items()}
     if len(reports) == 1:
-        _one(asked, next(iter(reports.values())))
+        _one(given, next(iter(reports.values())))
     else:
-        _several(asked, reports)
+        _several(given, reports)
     if any(report["promise"].get("met") is False for report in reports.values()):
         raise click.exceptions.Exit(MISSED)
 
@@ -86,30 +86,30 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
     return found
 
 
-def _one(asked: Report, report: dict[str, Any]) -> None:
+def _one(given: Report, report: dict[str, Any]) -> None:
     """Writes the page of one run again, and prints its table."""
     from halpiee.report import render_html, render_markdown, table
     from latency._files import write
 
-    run = asked.runs[0]
-    if asked.layers:
-        report |= _measured_again(run, asked.trust_run)
+    run = given.runs[0]
+    if given.layers:
+        report |= _measured_again(run, given.trust_run)
     for name, text in (("report.html", render_html(report)), ("report.md", render_markdown(report))):
         write(run / name, text, overwrite=True)
-    if asked.out is not None:
-        write_site(asked.out, {next(iter(_named(asked.runs))): report})
-    answer(report, asked.as_json, lambda: wide_screen().print(table(report)))
+    if given.out is not None:
+        write_site(given.out, {next(iter(_named(given.runs))): report})
+    answer(report, given.as_json, lambda: wide_screen().print(table(report)))
     say(f"{report['promise'].get('text', '')}; the page is {run / 'report.html'}")
 
 
-def _several(asked: Report, reports: dict[str, dict[str, Any]]) -> None:
+def _several(given: Report, reports: dict[str, dict[str, Any]]) -> None:
     """Prints a table of several runs, and writes their site."""
     from halpiee.report import runs_table
 
-    if asked.out is not None:
-        write_site(asked.out, reports)
+    if given.out is not None:
+        write_site(given.out, reports)
     found = {"runs": [{"name": name, **report} for name, report in reports.items()]}
-    answer(found, asked.as_json, lambda: wide_screen().print(runs_table(reports)))
+    answer(found, given.as_json, lambda: wide_screen().print(runs_table(reports)))
 
 
 def write_site(out: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:

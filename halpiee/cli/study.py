@@ -44,7 +44,7 @@ MACS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked(Answered):
+class Studied(Answered):
     """Which study, on what, and where it goes."""
 
     study: tuple[str, ...] = option(
@@ -68,7 +68,7 @@ class Asked(Answered):
 
 @verb(
     "study",
-    Asked,
+    Studied,
     examples=(
         "halpiee study --list",
         "halpiee study at-init-ladder --data path/to/cifar10 --seeds 3 --out studies/ladder",
@@ -77,7 +77,7 @@ class Asked(Answered):
         "halpiee study my_study.yaml --data path/to/images --seeds 5 --out studies/mine",
     ),
 )
-def command(asked: Asked) -> None:
+def command(given: Studied) -> None:
     """Repeat a paper's experiment: a grid of trainings over seeds, to a table, a figure and a page.
 
     Every training is one row of DIR/rows.jsonl. Interrupted or killed, the same command goes on; several processes
@@ -85,49 +85,49 @@ def command(asked: Asked) -> None:
     """
     from halpiee.studies.study import names, read, scale_of
 
-    if asked.listed:
-        found = [_entry(read(name), asked.seeds) for name in names()]
-        answer({"studies": found}, asked.as_json, lambda: _print(found))
+    if given.listed:
+        found = [_entry(read(name), given.seeds) for name in names()]
+        answer({"studies": found}, given.as_json, lambda: _print(found))
         return
-    if len(asked.study) != 1:
+    if len(given.study) != 1:
         raise UsageError("`halpiee study` takes the name of one study, or a YAML file; --list shows them")
-    given = {"device": asked.device, "data": asked.data, "size": asked.size}
-    over = {**_typed(asked.settings), **{key: value for key, value in given.items() if value is not None}}
-    study = read(asked.study[0], scale=scale_of(asked.scale), over=over)
-    if asked.plan:
-        lines = _commands(study, asked)
-        answer({"commands": lines}, asked.as_json, lambda: click.echo("\n".join(lines)))
+    named = {"device": given.device, "data": given.data, "size": given.size}
+    over = {**_typed(given.settings), **{key: value for key, value in named.items() if value is not None}}
+    study = read(given.study[0], scale=scale_of(given.scale), over=over)
+    if given.plan:
+        lines = _commands(study, given)
+        answer({"commands": lines}, given.as_json, lambda: click.echo("\n".join(lines)))
         return
-    missing = [name for name, value in (("--data", asked.data), ("--out", asked.out)) if value is None]
+    missing = [name for name, value in (("--data", given.data), ("--out", given.out)) if value is None]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing; see `halpiee study --help` for examples")
-    _carry_out(study, asked)
+    _carry_out(study, given)
 
 
-def _carry_out(study: Any, asked: Asked) -> None:
+def _carry_out(study: Any, given: Studied) -> None:
     """Does the cells, and shows what they come to."""
     from halpiee.studies.page import show
     from halpiee.studies.rows import sheet_of
     from halpiee.studies.work import check_data, work
 
-    out, again = asked.out or Path("."), _again(asked)
-    check_data(study, asked.data or "", asked.size)
+    out, again = given.out or Path("."), _again(given)
+    check_data(study, given.data or "", given.size)
     try:
-        rows = work(study, sheet_of(out), seeds=asked.seeds, talk=ScreenTalk(), only=asked.cell)
+        rows = work(study, sheet_of(out), seeds=given.seeds, talk=ScreenTalk(), only=given.cell)
     except KeyboardInterrupt as stop:
         raise Interrupted(f"what is done is kept; `{again}` continues it") from stop
-    if asked.cell is not None:
+    if given.cell is not None:
         answer(
-            {"cell": asked.cell, "values": rows[0].values},
-            asked.as_json,
-            lambda: say(f"{asked.cell} is done"),
+            {"cell": given.cell, "values": rows[0].values},
+            given.as_json,
+            lambda: say(f"{given.cell} is done"),
         )
         return
     files = show(study, rows, out, again)
     table = (out / "table.md").read_text(encoding="utf-8")
     answer(
         {"study": study.name, "rows": len(rows), "files": [str(path) for path in files]},
-        asked.as_json,
+        given.as_json,
         lambda: click.echo(table),
     )
     say(f"the page is {out / 'index.html'}")
@@ -196,13 +196,13 @@ def _print(entries: list[dict[str, Any]]) -> None:
         click.echo(f"    {entry['cells']} trainings with {entry['seeds']} seeds, {time} at the paper's scale")
 
 
-def _commands(study: Any, asked: Asked) -> list[str]:
+def _commands(study: Any, given: Studied) -> list[str]:
     """Returns the command of each cell: of `halpiee train`, or of this verb where a cell is another probe."""
-    out = asked.out or Path("DIR")
+    out = given.out or Path("DIR")
     found = []
-    for cell in study.cells(asked.seeds):
+    for cell in study.cells(given.seeds):
         if study.file.probe != "train":
-            found.append(f"{_again(asked)} --cell {cell.name}")
+            found.append(f"{_again(given)} --cell {cell.name}")
             continue
         run = out / "runs" / (cell.after or "")
         options: Mapping[str, Any] = {
@@ -231,12 +231,12 @@ def _commands(study: Any, asked: Asked) -> list[str]:
     return found
 
 
-def _again(asked: Asked) -> str:
+def _again(given: Studied) -> str:
     """Returns the command that continues this one."""
-    words = ["halpiee", "study", asked.study[0], "--data", asked.data or "DATA", "--seeds", str(asked.seeds)]
-    words += ["--scale", asked.scale, "--out", str(asked.out or "DIR")]
-    words += ["--size", str(asked.size)] if asked.size is not None else []
-    words += ["--device", asked.device] if asked.device != "auto" else []
-    for setting in asked.settings:
+    words = ["halpiee", "study", given.study[0], "--data", given.data or "DATA", "--seeds", str(given.seeds)]
+    words += ["--scale", given.scale, "--out", str(given.out or "DIR")]
+    words += ["--size", str(given.size)] if given.size is not None else []
+    words += ["--device", given.device] if given.device != "auto" else []
+    for setting in given.settings:
         words += ["--set", setting]
     return shlex.join(words)

@@ -64,7 +64,7 @@ class Start(Placed):
         "halpiee train --resume --out runs/cifar",
     ),
 )
-def command(asked: Start, given: dict[str, Any]) -> None:
+def command(given: Start, typed: dict[str, Any]) -> None:
     """Train MODEL to a latency: profile, dense baseline, a network within the budget, export, measure.
 
     With --sparsity instead of --budget, train to a share of weights or filters, by any of `halpiee methods`.
@@ -74,19 +74,19 @@ def command(asked: Start, given: dict[str, Any]) -> None:
     --resume and a lower --lr or --clip, and its report says so.
     """
     read_of: dict[str, str] = {}
-    if asked.recipe is not None:
+    if given.recipe is not None:
         from halpiee.recipes import read
 
-        options = dict(read(asked.recipe).options)
-        if GOALS & set(given):
+        options = dict(read(given.recipe).options)
+        if GOALS & set(typed):
             # what a latency leaves whole goes with the recipe's latency
-            gone = GOALS if "budget" in given else GOALS | {"protect_first"}
+            gone = GOALS if "budget" in typed else GOALS | {"protect_first"}
             options = {key: value for key, value in options.items() if key not in gone}
-        read_of = {key: f"--recipe {asked.recipe}" for key in options.keys() - given.keys()}
-        given = {**options, **given}
-    ranks = joined(str(given.get("device", "auto")))
-    settings = gather(given, asked.out, asked.resume, read_of=read_of, trust=asked.trust_run)
-    carry_out(settings, asked.out, resume=asked.resume, as_json=asked.as_json, ranks=ranks)
+        read_of = {key: f"--recipe {given.recipe}" for key in options.keys() - typed.keys()}
+        typed = {**options, **typed}
+    ranks = joined(str(typed.get("device", "auto")))
+    settings = gather(typed, given.out, given.resume, read_of=read_of, trust=given.trust_run)
+    carry_out(settings, given.out, resume=given.resume, as_json=given.as_json, ranks=ranks)
 
 
 TAKEN = (
@@ -108,18 +108,18 @@ TAKEN = (
         "--profile resnet50.jsonl --budget 12.5ms --out runs/resnet50",
     ),
 )
-def prune(asked: Placed, given: dict[str, Any]) -> None:
+def prune(given: Placed, typed: dict[str, Any]) -> None:
     """Cut trained MODEL to a latency and solve its layers again from unlabelled images: minutes, no training.
 
     Whole channels go where the latency is; each layer that stays is then fitted to what the trained network says
     (ridge regression). The folder is a run: `halpiee export`, `bench` and `report` take it.
     """
-    settings = gather({**given, "method": "repair"}, asked.out, asked.resume)
-    carry_out(settings, asked.out, resume=asked.resume, as_json=asked.as_json)
+    settings = gather({**typed, "method": "repair"}, given.out, given.resume)
+    carry_out(settings, given.out, resume=given.resume, as_json=given.as_json)
 
 
 def gather(
-    given: dict[str, Any],
+    typed: dict[str, Any],
     out: Path,
     resume: bool,
     *,
@@ -137,16 +137,16 @@ def gather(
     stored = out / "settings.json"
     for key, where in (read_of or {}).items():
         if key in ("model", "data"):
-            check_named(given[key], where=f"{where} names the {key}", instead=f"type {OPTION[key]} as well")
+            check_named(typed[key], where=f"{where} names the {key}", instead=f"type {OPTION[key]} as well")
     if resume and stored.is_file():
         values = read_values(out)
         if not trust:
-            check_names(out, values, instead="type the name again, or --trust-run", typed=given)
+            check_names(out, values, instead="type the name again, or --trust-run", typed=typed)
     elif resume:
         raise UsageError(f"--resume was asked, but {out} holds no run; leave --resume out to start one")
-    if not resume and given.get("from_run") is not None:
-        values = own_options(Path(given["from_run"]), given, trust=trust)
-    values = nested(Settings, given, values)
+    if not resume and typed.get("from_run") is not None:
+        values = own_options(Path(typed["from_run"]), typed, trust=trust)
+    values = nested(Settings, typed, values)
     masks = values["masks"]
     limited = (
         masks.get("sparsity") is not None
@@ -166,13 +166,13 @@ OWN = ("model", "data", "width", "size", "task", "loading", "batch", "threads", 
 """Options that a run that is trained on brings along; what is typed comes first."""
 
 
-def own_options(source: Path, given: Mapping[str, Any], *, trust: bool) -> dict[str, Any]:
+def own_options(source: Path, typed: Mapping[str, Any], *, trust: bool) -> dict[str, Any]:
     """Returns the options of a finished run with which its pruned network is trained on; no dense one is."""
     from halpiee.training.checkpoint import check_names, read_values
 
     values = read_values(source)
     if not trust:
-        check_names(source, values, instead="type the name again, or --trust-run", typed=given)
+        check_names(source, values, instead="type the name again, or --trust-run", typed=typed)
     return {**{key: values[key] for key in OWN if key in values}, "baseline": False}
 
 

@@ -36,13 +36,13 @@ class Verify(Seeded, Answered):
         "halpiee verify small.engine --onnx small.onnx --json",
     ),
 )
-def command(asked: Verify) -> None:
+def command(given: Verify) -> None:
     """Run an engine on this GPU, compare it with its ONNX file in ONNX Runtime, and write that beside it."""
     from halpiee.deploy.tensorrt import prove_engine
 
-    done = prove_engine(asked.file, asked.onnx, trust=asked.trust_engine, seed=asked.seed)
+    done = prove_engine(given.file, given.onnx, trust=given.trust_engine, seed=given.seed)
     text = (
-        f"{asked.file}: relative L2 to the ONNX file {done.rel_l2:.1e} at batches "
+        f"{given.file}: relative L2 to the ONNX file {done.rel_l2:.1e} at batches "
         f"{', '.join(map(str, done.batches))}, on {done.device} with version {done.tensorrt}"
     )
-    answer(asdict(done), asked.as_json, lambda: say(text))
+    answer(asdict(done), given.as_json, lambda: say(text))
