@@ -91,7 +91,13 @@ def test_the_schedule_is_given_in_shares(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_option_of_the_settings_can_be_typed() -> None:
     typed = {p.name for p in train.command.params}
-    left = {"model", "calibration_nets", "rounds", "prefetch"}  # an argument; of the timing; of the loader
+    left = {
+        "model",
+        "calibration_nets",
+        "rounds",
+        "prefetch",
+        "lowered",
+    }  # an argument; of timing, loader, --resume
     assert set(OPTIONS) - typed == left - {"model", "rounds"}
 
 
