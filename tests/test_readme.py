@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -64,10 +66,12 @@ def test_the_first_screen_loads_a_run_and_applies_a_plan(
     assert isinstance(compact, torch.nn.Module)
     save_weights(run / "pruned.safetensors", compact.state_dict())
     save_settings(run, Settings(model="resnet20", data="cifar10", budget="0.5", width=0.25))
-    (run / "report.json").write_text('{"promise": {"met": true, "text": ""}}')
-    [block] = blocks("halpiee.load(")
-    space: dict[str, Any] = {"dense": dense}
+    numbers = {"resize": [32], "size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3, "classes": ["a", "b"]}
+    (run / "report.json").write_text(json.dumps({"promise": {"text": ""}, "preprocess": numbers}))
+    [block] = blocks("half.json")
+    space: dict[str, Any] = {"dense": dense, "image": Image.new("L", (50, 40), 255)}
     exec(compile(block, str(README), "exec"), space)
+    assert torch.equal(space["x"], torch.full((1, 3, 32, 32), 2.0))  # (255/255 − 0.5) / 0.25
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(space["model"](x), compact(x))
     assert torch.equal(space["small"].eval()(x), compact(x))
@@ -135,6 +139,25 @@ def test_the_lines_on_checkpoints_go_on_bit_equal_and_cut_the_network_of_an_earl
     assert sum(p.numel() for p in second["model"].parameters()) < sum(
         p.numel() for p in first["model"].parameters()
     )
+
+
+def test_the_lines_on_the_compact_network_restore_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    import halpiee
+
+    monkeypatch.chdir(tmp_path)
+    save, load = blocks("small.json")
+    space = checkpointed()
+    space |= {"halpiee": halpiee, "fresh": checkpointed()["model"]}
+    space["structure"] = halpiee.trace(space["fresh"], (torch.randn(1, 3, 8, 8),))
+    stepped(space, range(24))
+    space["model"], _ = space["iee"].shrink()
+    exec(save, space)
+    x, trained = torch.randn(3, 3, 8, 8), space["model"].eval()
+    exec(load, space)
+    assert space["model"] is not trained
+    assert torch.equal(space["model"](x), trained(x))
 
 
 @pytest.mark.slow  # profiles a small network on this machine

@@ -2,7 +2,6 @@
 
     python -m tools.bench_latency --backend torch --device cuda --precision fp16 --channels-last --model resnet50 \\
         --batch 256 --profile resnet50-fp16-b256.jsonl
-    python -m tools.bench_latency --layers --model resnet50 --size 224 --batch 1 --profile resnet50.jsonl
     python -m tools.bench_latency --regret runs/bench-latency        # a sweep of few cells against one of all
     python -m tools.bench_latency --pair A.jsonl B.jsonl             # how far two sweeps are apart
 
@@ -17,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ import torch
 from torch import nn
 
 import latency
-from halpiee.deploy.calibrate import layer_times, random_counts
+from halpiee.deploy.calibrate import random_counts
 from halpiee.deploy.target import Target
 from halpiee.selection.choose import select
 from halpiee.selection.cost import LatencyCost
@@ -37,10 +34,8 @@ from halpiee.selection.options import fixed_sides
 from halpiee.structure.shrink import keep_first, shrink
 from halpiee.structure.trace import trace
 from halpiee.zoo import build
-from latency.backends.onnxruntime import to_onnx
 from latency.errors import BudgetError, ProfileError, UsageError
 from latency.inspect import inspect
-from latency.op import in_words
 from latency.profiles import cell_key
 from tools.results import append, markdown, recorded
 
@@ -98,7 +93,6 @@ def main(arguments: list[str] | None = None) -> None:
         "--precision", default="fp32", choices=["fp32", "tf32", "fp16", "bf16"], help="of torch"
     )
     parser.add_argument("--channels-last", action="store_true", help="NHWC activations, of torch")
-    parser.add_argument("--layers", action="store_true", help="with --model and --profile: table by table")
     parser.add_argument("--regret", type=Path, metavar="FOLDER", help="what few cells cost")
     parser.add_argument("--pair", type=Path, nargs=2, help="how far two profiles of one network are apart")
     recorded(parser)
@@ -106,12 +100,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.pair:
         print(differing(options.pair))
         return
-    if options.layers or options.regret:
+    if options.regret:
         name, size, batch = (options.model or ["resnet20"])[0], options.size or 32, options.batch or 8
-        if options.layers:
-            layer_ratios(options.profile, name, size, batch)
-        else:
-            print(regret(name, size, batch, options.regret))
+        print(regret(name, size, batch, options.regret))
         return
     try:
         target = Slopes(options.backend, options.device, options.precision, options.channels_last)
@@ -170,13 +161,9 @@ def row(
         print(f"no held-out error: {error}", file=sys.stderr)
         held = float("nan")
     wide = f" ×{extra['width']:g}" if extra else ""
-    kind = (
-        ""
-        if target.backend == "onnxruntime"
-        else f" {target.precision}{' nhwc' if target.channels_last else ''}"
-    )
+    own = "" if target.backend == "onnxruntime" else f" {target.precision}" + " nhwc" * target.channels_last
     return {
-        "network": f"{name}{wide}, {size}×{size}, batch {batch}{kind}",
+        "network": f"{name}{wide}, {size}×{size}, batch {batch}{own}",
         "cells": len(profile.cells),
         "sweep s": round(seconds),
         "Σ / dense": round(cost.raw({}) / dense, 3),
@@ -189,15 +176,12 @@ def row(
     }
 
 
-DRAWS = 100  # choices of the networks that are fitted: one tells little of how often intervals hold
-
-
 def coverage(
     cost: LatencyCost, drawn: Sequence[Mapping[str, int]], points: list[tuple[float, float]], dense_us: float
 ) -> list[float]:
     """Returns the share of the other networks within their 90 % interval, for each choice of those that are fitted."""
     found, rng = [], np.random.default_rng(0)
-    for _ in range(DRAWS):
+    for _ in range(100):  # one choice tells little of how often intervals hold
         order = rng.permutation(len(points))
         fitted = [points[i] for i in order[:FITTED]]
         one = cost.with_calibration(latency.fit(fitted, anchor=(cost.raw({}), dense_us)))
@@ -205,49 +189,6 @@ def coverage(
         held = [w.holds(us) for w, us in within if w is not None]
         found += [float(np.mean(held))] if held else []
     return found
-
-
-OWN_US = 3.0
-"""Of each kernel's time, the profiler's: what it says of one that reads a single number."""
-
-
-def layer_ratios(path: Path, name: str, size: int, batch: int, n: int = 5) -> None:
-    """Prints a line per table: what the runtime's profiler says of its kernels, and what the table says.
-
-    Kernels are those of the dense network and of ``n`` random shrunk ones: a sum may be right by errors that cancel.
-    The profiler counts whole µs of the wall clock, some 3 of them its own at each kernel, which are taken off.
-    """
-    torch.manual_seed(0)
-    model = build(name).eval()
-    example = (torch.randn(batch, 3, size, size),)
-    structure = trace(model, example)
-    profile = latency.Profile.load(path)
-    drawn = random_counts(LatencyCost(structure, profile), n, seed=3)
-    nets = {"dense": model} | {
-        str(i): shrink(model, structure, keep_first(structure, counts)) for i, counts in enumerate(drawn)
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {one: Path(folder) / f"{one}.onnx" for one in nets}
-        for one, net in nets.items():
-            paths[one].write_bytes(to_onnx(net, example).SerializeToString())
-        found = layer_times(paths, batch=batch)
-    by_table: dict[str, dict[bool, tuple[float, float]]] = defaultdict(dict)
-    for one, net in nets.items():
-        built = {timed.layer: timed.op for timed in trace(net, example).ops}
-        for timed in structure.ops:
-            if timed.layer not in found[one] or timed.layer not in built:
-                continue
-            op = built[timed.layer]
-            kernel, table = by_table[in_words(timed.op)].get(one == "dense", (0.0, 0.0))
-            us = float(profile.table(timed.op).lookup(op.c_in, op.c_out))
-            by_table[in_words(timed.op)][one == "dense"] = (
-                kernel + found[one][timed.layer] - OWN_US,
-                table + us,
-            )
-    print(f"{'':58} dense: kernels   table  ratio  cut: kernels   table  ratio")
-    for words, sides in by_table.items():
-        columns = [sides.get(dense, (0.0, 0.0)) for dense in (True, False)]
-        print(f"{words:58}" + "".join(f" {k:14.0f} {t:7.0f} {k / t if t else 0:6.3f}" for k, t in columns))
 
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

@@ -80,6 +80,19 @@ class Data(ABC):
         """What a user should know of the data by now, such as images that were left out."""
         return ()
 
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """The fields of ``images.Preprocess`` as JSON values; only the classes of data that normalise themselves."""
+        side = list(self.shape[1:])
+        known = {
+            "resize": side[:1] if side[0] == side[-1] else None,
+            "size": side,
+            "classes": list(self.classes),
+        }
+        if getattr(self, "mean", None) is None:
+            return {"classes": known["classes"]}
+        return known | {name: getattr(self, name).flatten().tolist() for name in ("mean", "std")}
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Returns the full training batches of an epoch, each of ``batch_size`` examples in every process.
 

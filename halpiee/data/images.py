@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,9 +19,35 @@ from halpiee.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["cut", "image_files", "open_image", "pixels", "read_bytes", "resized", "shift_for"]
+__all__ = ["Preprocess", "cut", "image_files", "open_image", "pixels", "read_bytes", "resized", "shift_for"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a network is given: ``halpiee.load(RUN).preprocess(image)`` prepares an image as test images were."""
+
+    # pixels of the shorter side, or (height, width); None: images stay as large as they are
+    resize: list[int] | None
+    size: list[int]  # (height, width) of what is then cut out of the centre
+    mean: list[float]  # per channel of 0–1, or of the numbers themselves where data are no uint8
+    std: list[float]  # likewise
+    classes: list[str]  # one name per answer
+
+    def __call__(self, image: Any) -> Tensor:
+        """Returns ``[1, C, H, W]`` of a PIL image of any mode, or of a tensor ``[C, H, W]``."""
+        from torchvision.transforms import v2
+
+        if not isinstance(image, Tensor):
+            image = image.convert("RGB" if len(self.mean) == 3 else "L")
+            if self.resize == [min(self.size)]:  # as data that are kept in memory
+                image = cut(image, self.resize[0])
+        if self.resize is not None:
+            image = v2.CenterCrop(self.size)(v2.Resize(self.resize)(image))
+        x: Tensor = v2.functional.to_image(image).as_subclass(Tensor)
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return ((x.float() / (255.0 if x.dtype == torch.uint8 else 1.0) - mean) / std).unsqueeze(0)
 
 
 def image_files(folder: Path) -> Iterator[Path]:

@@ -93,6 +93,12 @@ class LoadedData(Data):
         """A sentence on every example that was left out so far."""
         return tuple(self._bad)
 
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """What a network of these data is given; ``resize`` is that of the images that are judged."""
+        steps = (getattr(step, "size", None) for step in self._fixed.transforms)
+        return super().preprocess | {"resize": next((list(size) for size in steps if size is not None), None)}
+
     def to(self, device: torch.device | str) -> LoadedData:
         """Returns the same data; its batches are put on a device."""
         other = self._copy()

@@ -9,6 +9,7 @@ budget and device, and how fast it was.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -473,6 +474,7 @@ def run_metadata(
     dtype = str(report.get("precision", "float32"))
     same = PRECISIONS.get(dtype, dtype) == precision
     values: dict[str, Any] = {key: report.get(key) for key in KEPT}
+    values["preprocess"] = json.dumps(report["preprocess"]) if report.get("preprocess") else None
     environment = report.get("environment") or {}
     values |= {"device": environment.get("device"), "network": side, "run": run}
     if not same:

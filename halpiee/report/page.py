@@ -56,6 +56,7 @@ def render_html(
                 "loop": plots.loop_chart(report),
             },
             facts=facts(report),
+            preprocess=_flat(_mapping(report, "preprocess")),
             stages=_stages(report),
             files=_flat(_mapping(report, "files")),
             linked=home is None,

@@ -144,7 +144,7 @@ def comparison(report: Mapping[str, Any]) -> list[Row]:
             _ratio(get("measured_us"), dense_us),
         ),
         Row("Speed-up, side by side", DASH, _interval(report), DASH),
-        Row("Images per second", *_pair(get("fps_dense"), get("fps_pruned"), _rate)),
+        Row("Images per second", *_pair(get("fps_dense"), get("fps_pruned"), "{:,.0f}".format)),
         Row("MACs per image", *_pair(get("macs_dense"), get("macs_pruned"), count)),
         Row("Parameters", *_pair(get("params_dense"), get("params_pruned"), count)),
         Row(figure(report), *_shares(get("accuracy_dense"), get("accuracy_pruned"))),
@@ -243,7 +243,8 @@ def _interval(report: Mapping[str, Any]) -> str:
 
 
 def _pair(dense: float | None, pruned: float | None, form: Any) -> tuple[str, str, str]:
-    return form(dense), form(pruned), _ratio(pruned, dense)
+    shown = (DASH if value is None else form(value) for value in (dense, pruned))
+    return *shown, _ratio(pruned, dense)  # type: ignore[return-value]
 
 
 def _shares(dense: float | None, pruned: float | None) -> tuple[str, str, str]:
@@ -259,10 +260,6 @@ def _ratio(pruned: float | None, dense: float | None) -> str:
 
 def _times(ratio: float | None) -> str:
     return DASH if ratio is None else f"{ratio:.2f}×"
-
-
-def _rate(value: float | None) -> str:
-    return DASH if value is None else f"{value:,.0f}"
 
 
 class Promise(TypedDict, total=False):
@@ -288,6 +285,16 @@ class History(TypedDict, total=False):
     pruned: list[dict[str, Any]] | None
 
 
+class Prepared(TypedDict, total=False):
+    """What images were brought to; all of it, or the classes alone."""
+
+    resize: list[int] | None
+    size: list[int]
+    mean: list[float]
+    std: list[float]
+    classes: list[str]
+
+
 class Report(TypedDict, total=False):
     """What is read of a report by more than its number."""
 
@@ -304,6 +311,7 @@ class Report(TypedDict, total=False):
     seconds_by_stage: dict[str, Any] | None
     files: dict[str, Any] | None
     environment: dict[str, Any] | None
+    preprocess: Prepared | None
 
 
 def read_report(folder: Path) -> dict[str, Any]:

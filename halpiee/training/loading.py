@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from halpiee.data.images import Preprocess
 from halpiee.errors import UsageError
+from halpiee.report.values import read_report
 from halpiee.structure.plan import Plan
 from halpiee.tasks.registry import REGISTRY, named
 from halpiee.training.checkpoint import FILE, fill, load_weights, read_settings, read_values
@@ -29,6 +31,8 @@ def load(
     trust: bool = False,
 ) -> nn.Module:
     """Returns the compact network of a finished run, or what a plan leaves of its network, in evaluation mode.
+
+    Of a run, ``preprocess`` of the network brings an image to what it was trained on, and has the names of the classes.
 
     Files are data: one that names a function of some module is refused, unless it is trusted or you give the network.
 
@@ -92,6 +96,10 @@ def _of_run(folder: Path, model: nn.Module | None, trust: bool) -> nn.Module:
         model = model if known is None else known().network(model)
     compact = model if plan is None else plan.apply(model)
     fill(compact, folder / WEIGHTS)
+    told = (read_report(folder).get("preprocess") if (folder / "report.json").is_file() else None) or {}
+    names = ("resize", "size", "mean", "std", "classes")
+    if set(names) <= told.keys():
+        compact.preprocess = Preprocess(**{name: told[name] for name in names})  # type: ignore[assignment]
     return compact.eval()
 
 

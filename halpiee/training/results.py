@@ -76,6 +76,7 @@ def write_report(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str,
         "frozen": frozen(run.structure),
         "densities": densities(run.folder),
         "zeros": {label: asdict(zeros_in(done.path)) for label, done in exported.items()},
+        "preprocess": run.data.preprocess,
         "notes": notes,
         "files": _files(run),
     }

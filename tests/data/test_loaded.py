@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from halpiee.data.data import Data
+from halpiee.data.images import Preprocess
 from halpiee.data.loaded import LoadedData
 from halpiee.data.opening import open_data
 from halpiee.data.options import Loading
@@ -45,6 +49,28 @@ def test_test_images_come_in_order_of_their_files(tmp_path: Path) -> None:
     batches = list(data.test_batches(2))
     assert [v for x, _ in batches for v in values(x, data)] == [0, 2, 4, 1, 3]
     assert [y.tolist() for _, y in batches] == [[0, 0], [0, 1], [1]]
+
+
+@pytest.mark.parametrize("keep", ["memory", "files"])
+@pytest.mark.parametrize("normalise", ["data", "imagenet"])
+def test_what_a_network_is_given_can_be_made_of_any_image_alone(
+    tmp_path: Path, keep: str, normalise: str
+) -> None:
+    source = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i, (mode, size) in enumerate(
+            (("RGB", (21, 40)), ("L", (50, 33)), ("RGBA", (16, 16)), ("P", (17, 90)))
+        ):
+            place = tmp_path / split / f"class{i % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = source.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).convert(mode).save(place / f"{i}.png")
+    loading = Loading(keep=keep, workers=0, normalise=normalise)  # type: ignore[arg-type]
+    data = open_data(find(str(tmp_path), 16), loading)
+    prepare = Preprocess(**json.loads(json.dumps(data.preprocess)))
+    assert prepare.classes == ["class0", "class1"]
+    made = torch.cat([prepare(Image.open(file)) for file in sorted((tmp_path / "val").rglob("*.png"))])
+    torch.testing.assert_close(made, torch.cat([x for x, _ in data.test_batches(2)]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

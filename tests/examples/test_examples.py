@@ -7,12 +7,14 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+import halpiee
 import latency
 from halpiee.methods.registry import METHODS
 from halpiee.saliency.registry import REGISTRY as CRITERIA
@@ -66,8 +68,6 @@ def test_every_example_stands_in_the_list_and_is_run_here() -> None:
 
 
 def test_the_new_criterion_is_the_square_of_taylors_gate_on_one_batch() -> None:
-    import halpiee
-
     shown = example("new_criterion")
     torch.manual_seed(1)
     model = torch.nn.Sequential(
@@ -128,8 +128,6 @@ class Counting:
 def test_the_unet_interrupted_twice_is_the_one_that_was_not_and_meets_half_its_latency(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import halpiee
-
     shown = example("unet")
     clock = Counting()
     monkeypatch.setattr(shown, "ON", clock)
@@ -159,6 +157,50 @@ def test_a_timm_network_is_fine_tuned_under_its_budget(tmp_path: Path) -> None:
     assert found["predicted_share"] <= 0.6
     assert found["onnx_rel_l2"] < 1e-5
     assert (tmp_path / "test_resnet.onnx").exists()
+
+
+@pytest.mark.slow  # trains a small network twice, exports and times it
+def test_photos_as_they_come_train_a_timm_network_that_is_loaded_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm", reason="the example is of a network of timm's")
+    from halpiee.cli.app import program
+    from halpiee.training import price, stage
+
+    shown, sweep = example("photos"), latency.sweep
+
+    def imagined(ops: Any, **how: Any) -> latency.Profile:
+        return sweep(ops, backend=FakeBackend(staircase(8)), path=how["path"], fixed=how["fixed"])
+
+    def here(words: list[str], **how: Any) -> SimpleNamespace:
+        done = CliRunner().invoke(program, words[3:])
+        said.append(done.stderr + str(done.exception or ""))
+        return SimpleNamespace(returncode=done.exit_code)
+
+    said: list[str] = []
+    monkeypatch.setattr(latency, "sweep", imagined)
+    monkeypatch.setattr(price, "calibrate", lambda *_, **__: latency.Calibration())
+    monkeypatch.setattr(stage, "close_loop", lambda model, cost, example, candidate, **_: (cost, []))
+    monkeypatch.setattr(shown, "subprocess", SimpleNamespace(run=here))
+
+    photos = shown.make_photos(tmp_path / "photos")
+    (photos / "train" / "unsorted").mkdir()
+    with pytest.raises(SystemExit):
+        shown.main(tmp_path / "refused", photos=photos)
+    assert "train/ has no image of the class 'unsorted'" in said.pop()
+    (photos / "train" / "unsorted").rmdir()
+
+    answers = shown.main(tmp_path, photos=photos)
+    assert answers == {"cat": "cat", "dog": "dog", "owl": "owl"}
+    assert all(
+        name in said[0] for name in ("torn.png", "empty.jpg", "'module.'", "the head fc is drawn anew")
+    )
+    assert {"half.onnx", "int8.onnx"} <= {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 5
+    tuned, first = halpiee.load(tmp_path / "tuned"), halpiee.load(tmp_path / "elsewhere")
+    assert {k: v.shape for k, v in tuned.state_dict().items()} == {
+        k: v.shape for k, v in first.state_dict().items()
+    }
 
 
 def test_the_new_method_keeps_the_same_ratio_in_every_round() -> None:
@@ -216,8 +258,6 @@ def test_a_yolo_cut_in_ultralytics_training_is_the_one_that_ultralytics_loads(
     name: str, method: str, tmp_path: Path
 ) -> None:
     ultralytics = pytest.importorskip("ultralytics", reason="needs pip install 'halpiee[yolo]'")
-    import halpiee
-
     shown = example("yolo")
     found = shown.main(name, tmp_path, method=method)
     assert found["cut_at"] < 12, "16 images in batches of 8, six times"
