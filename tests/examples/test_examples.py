@@ -203,6 +203,35 @@ def test_photos_as_they_come_train_a_timm_network_that_is_loaded_elsewhere(
     }
 
 
+def test_a_criterion_and_a_schedule_of_ones_own_decide_what_is_exchanged() -> None:
+    shown = example("methods_compared")
+    model = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False), torch.nn.Linear(1, 2, bias=False))
+    for layer, row in zip(model, ([[3.0, -4.0]], [[6.0], [8.0]]), strict=True):
+        layer.weight.data = torch.tensor(row)
+    scores = halpiee.score(model, [], "relative", units="weights")
+    torch.testing.assert_close(scores["0.weight"], torch.tensor([[0.6, 0.8]]))  # over ‖(3, 4)‖ = 5
+    torch.testing.assert_close(scores["1.weight"], torch.tensor([[0.6], [0.8]]))  # over ‖(6, 8)‖ = 10
+
+    _, explored, method = shown.train(shown.CONTESTANTS["mine"], seed=0)
+    weights = 16 * 9 + 32 * 16 * 9 + 4 * 128
+    active = round(0.1 * weights)
+    drops = [event for event in method.reports if event.event == "prune"]
+    assert [event.step for event in drops] == list(range(10, 120, 10))
+    # half of the active weights in a straight line to none at step 120
+    gone = [active - event.used for event in drops]
+    assert gone == pytest.approx([0.5 * (1 - step / 120) * active for step in range(10, 120, 10)], abs=1)
+    assert {event.used for event in method.reports if event.event == "grow"} == {active}
+    assert 0.1 < explored < 1
+
+
+@pytest.mark.slow  # trains five small networks
+def test_methods_are_compared_at_one_density_and_one_length() -> None:
+    shown = example("methods_compared")
+    found = shown.main(seeds=1)
+    assert found.keys() == shown.CONTESTANTS.keys()
+    assert all(accuracy > 0.6 for [accuracy] in found.values())
+
+
 def test_the_new_method_keeps_the_same_ratio_in_every_round() -> None:
     shown = example("new_method")
     # of 640 weights: 640 · 0.1^(1/4) = 359.9, 640 · 0.1^(2/4) = 202.4, 640 · 0.1^(3/4) = 113.8, 64
