@@ -273,17 +273,8 @@ def meet(
             + ("has not finished" if isinstance(method.pool, LatencyPool) else "its budget is none")
             + "; give it budget=halpiee.Latency(…), and call meet(…) once its `finished` is true, before shrink()"
         )
-    pool = method.pool
-    _, turns = close_loop(
-        method.model,
-        pool.cost,
-        example_inputs,
-        Chosen(method),
-        budget_us=pool.budget_us,
-        target=target,
-        rounds=rounds,
-    )
-    return turns
+    given = (method.model, method.pool.cost, example_inputs, Chosen(method))
+    return close_loop(*given, budget_us=method.pool.budget_us, target=target, rounds=rounds)[1]
 
 
 class _Beside:
