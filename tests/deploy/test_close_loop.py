@@ -166,7 +166,7 @@ def to_latency(model: nn.Module, optimizer: torch.optim.Optimizer) -> halpiee.IE
     structure = halpiee.trace(model, EXAMPLE)
     cost = LatencyCost(structure, cast(Any, Product(1.0)))
     limit: dict[str, Any] = {"budget": "60%", "structure": structure, "cost": cost}
-    return halpiee.IEE(model, optimizer, total_steps=12, h=3, j=1, q=2, **limit)
+    return halpiee.IEE(model, optimizer, total_steps=12, end=0.75, h=3, j=1, q=2, **limit)
 
 
 EXAMPLE = (torch.zeros(1, 3, 4, 4),)
