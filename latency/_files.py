@@ -28,7 +28,7 @@ _LEFT = re.compile(r"\..+\.\d+\.\d+\.part", re.DOTALL)
 """Names of files that are being written, or were when their writer died."""
 
 LOCK = ".lock"
-"""Stands in a folder only where the file system cannot lock folders themselves, as NFS cannot."""
+"""A lock file, used only where the file system cannot lock folders, as on NFS."""
 
 _numbers = itertools.count()
 
@@ -142,7 +142,7 @@ class FolderLock:
         self._release = weakref.finalize(self, os.close, descriptor)
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Releases the folder."""
         self._release()
 
     def undo(self) -> None:
@@ -194,7 +194,7 @@ class FolderLock:
             )
 
     def _is(self, descriptor: int) -> bool:
-        """Whether the folder of this name is still the one that was opened."""
+        """Returns whether the path still names the folder that was opened."""
         try:
             return os.path.samestat(os.fstat(descriptor), os.stat(self.folder))
         except FileNotFoundError:
@@ -268,7 +268,7 @@ def _name(part: Path, path: Path, overwrite: bool) -> None:
 
 
 def _short(name: str) -> str:
-    """Returns as much of a name as leaves room for what is written around it: names end at 255 bytes."""
+    """Returns a name cut to 200 bytes: file systems take 255, and a part's name is longer."""
     return name.encode(errors="surrogateescape")[:200].decode(errors="ignore")
 
 

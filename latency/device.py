@@ -62,7 +62,7 @@ IDENTITY = (
     "protocol",
     "optimization",
 )
-"""Fields that must agree before two measurements may be mixed or compared; the others are told, not compared."""
+"""Fields that must agree before two measurements may be mixed or compared; the other fields are only stated."""
 
 PRECISIONS = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Precision as a user names it → type of weights and activations, as a profile states it."""

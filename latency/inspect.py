@@ -24,10 +24,10 @@ __all__ = ["Inspection", "OpCoverage", "draw", "held_out", "inspect"]
 
 
 STEADY = 0.03
-"""By how much a kernel that never changes may differ within a profile of a GPU."""
+"""Largest share by which an unchanging kernel may vary within a profile of a GPU."""
 
 ALLOWED = 0.05
-"""Error of the held-out cells, the 95th percentile, up to which a profile is relied on."""
+"""Largest 95th percentile of the held-out cells' errors at which a profile is trusted."""
 
 
 @dataclass(frozen=True)

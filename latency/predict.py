@@ -170,7 +170,7 @@ def _two_slopes(given: Sequence[tuple[float, float]]) -> Calibration | None:
 
 
 PRIOR = 4
-"""Networks that the held-out cells count as, beside those that were measured whole; without such cells, none."""
+"""The held-out cells weigh as much as this many networks measured whole; without such cells, none."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class Journal:
             self._write(header_line(self.environment))
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -64,7 +64,7 @@ MOST_BYTES = 256 * 2**20
 """Largest profile that is read; a cell takes about 440 bytes, and the largest of ``profiles/`` 0.3 MB."""
 
 ENVIRONMENT = "environment"
-"""A line of fields that were known after the first one was written, and a part of that."""
+"""Key of the environment in the first line, and in later lines that add fields to it."""
 
 
 class Profile:
@@ -191,7 +191,7 @@ class Profile:
 
 
 def _in_one_state(cells: list[dict[str, Any]], policy: TimingPolicy) -> list[dict[str, Any]]:
-    """Returns the cells without those of warm weights, more than a few, whose table has some of cold ones."""
+    """Drops cells of many warm weights from tables that were measured with cold weights as well."""
     if len({c.get("cache", WARM) for c in cells}) < 2:
         return cells
     ops = [Op.from_key(c) for c in cells]
@@ -314,7 +314,7 @@ Text = Annotated[str, Meta(max_length=4096)]
 Id = Annotated[str, Meta(pattern=r"\A[ -~]{0,64}\Z")]
 Number = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Us = Annotated[float, Meta(gt=0, le=1e12)]
-"""A time in µs: longer than nothing, shorter than twelve days."""
+"""A time in µs: above 0, below twelve days."""
 
 Slow = tuple[Annotated[int, Meta(ge=1, le=2**16)], Annotated[float, Meta(gt=0, le=1e6)]]
 Pattern = Annotated[list[Annotated[float, Meta(gt=0, le=1)]], Meta(min_length=1, max_length=256)]

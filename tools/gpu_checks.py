@@ -55,7 +55,7 @@ class Convolutions:
     size: int | None = None
 
     def ops(self) -> list[Op]:
-        """Returns them."""
+        """Returns the ops."""
         return [
             Op(
                 kind="conv", c_in=c_in, c_out=c_out, h=self.size or size, w=self.size or size, batch=self.batch,
@@ -66,7 +66,7 @@ class Convolutions:
         ]  # fmt: skip
 
     def backend(self) -> Torch:
-        """Returns what times them."""
+        """Returns the backend that times them."""
         return Torch(device=self.device, precision=self.precision, channels_last=True)  # type: ignore[arg-type]
 
 

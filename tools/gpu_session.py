@@ -50,7 +50,7 @@ PACKED_EVERY = 20.0
 """Seconds between two archives while a part runs."""
 
 MOST_BYTES = 15 << 20
-"""Of one archive; what is lent takes 16 MiB back per file."""
+"""Of one archive; a lent machine returns at most 16 MiB per file."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -300,7 +300,7 @@ def _called(asked: Mapping[str, Any], place: Place, line: Callable[[str], object
 
 @contextlib.contextmanager
 def watched(path: Path, hertz: float = 5.0) -> Iterator[None]:
-    """Inside, the clock of the GPU and what throttles it go into a file, by NVML; nothing where that is not there."""
+    """Writes the GPU's clock and what throttles it into a file while it is open; nothing without NVML."""
     if not clocks():
         yield
         return

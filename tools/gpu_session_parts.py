@@ -431,7 +431,7 @@ def resume(place: Place, say: Say) -> None:
 
 
 def stopped_at(stop: int) -> Any:
-    """Returns what a run talks to, which stops it at a step as a user does."""
+    """Returns what a run reports to; it interrupts the run at a step, as a user does."""
     from halpiee.training.job import Silent
 
     class Stopping(Silent):

@@ -35,7 +35,7 @@ BATCH = 64
 
 
 def photograph(seed: int, label: int) -> Image.Image:
-    """Returns an image with detail at every scale, in a colour that hangs on its class."""
+    """Returns an image with detail at every scale, in the colour of its class."""
     rng = np.random.default_rng(seed)
     w, h = (int(side) for side in rng.integers(224, 501, 2))
     total = np.zeros((h, w, 3), dtype=np.float32)

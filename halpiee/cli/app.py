@@ -77,7 +77,7 @@ ENVIRONMENT = (
     errno.ENAMETOOLONG,
     errno.ELOOP,
 )
-"""Refusals of the system that are no fault of this program's."""
+"""Errors of the system that are not this program's fault."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

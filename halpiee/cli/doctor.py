@@ -29,7 +29,7 @@ LEAST = {
 """Oldest versions that the tests have run with (pyproject.toml)."""
 
 BUSY = 0.10
-"""Share of wall time that is not ours above which timings need care (measured: spread grows past it)."""
+"""Share of wall time taken by others above which timings spread more (measured)."""
 
 
 @dataclass(frozen=True)

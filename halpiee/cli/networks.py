@@ -158,7 +158,7 @@ def traced(
         if not end or "positional argument" in said:
             raise
         raise StructureError(
-            f"{model} was to take {_asked(shape)}: {said}; give the size that it takes with --size, or each input with "
+            f"{model} was to take {_typed(shape)}: {said}; give the size that it takes with --size, or each input with "
             "--input NAME=SHAPE"
         ) from error
     return Traced(network, example, structure)
@@ -173,7 +173,7 @@ def at_batch(example: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
     )
 
 
-def _asked(shape: Shape) -> str:
+def _typed(shape: Shape) -> str:
     """Returns what was typed of a network's inputs, in words."""
     if all(isinstance(n, int) for n in shape):
         return f"images of --size {'x'.join(map(str, shape))}"

@@ -21,7 +21,7 @@ __all__ = ["command"]
 
 
 MACS_PER_S = 2e10
-"""Of one core of a 2020s server in a training step of a CIFAR network; a GPU does a hundred times as many."""
+"""Multiply-accumulates a second of one core in training a CIFAR network; a GPU does a hundred times as many."""
 
 IMAGES = {32: 50_000, 64: 100_000, 224: 1_281_167}
 """Training images of CIFAR, TinyImageNet and ImageNet, by pixels of a side."""

@@ -48,7 +48,7 @@ __all__ = [
 B = TypeVar("B", bound="type[Backend]")
 
 MODULE = "module"
-"""What a way reads that reads PyTorch modules; all else it reads are endings of files."""
+"""In ``Way.reads``: PyTorch modules; the other entries are endings of files."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Backend(ABC):
         return weight_bytes(op)
 
     def state(self) -> dict[str, Any]:
-        """Returns how the device is while a cell is measured: its clock, a kernel that never changes."""
+        """Returns fields of a cell that describe the device while it is measured, such as its clock."""
         return {}
 
     def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
@@ -192,19 +192,19 @@ class Backend(ABC):
 
     @classmethod
     def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:
-        """Returns the settings, without threads, that a profile's environment and its cells' layout tell of."""
+        """Returns the settings, except threads, by which a profile of this environment and layout was measured."""
         del environment, layout
         return {}
 
     @classmethod
     def where_it_trains(cls, device: str) -> bool:
-        """Returns whether networks that train on a device of PyTorch are timed on it, where no other one is named."""
+        """Returns whether networks are timed on the device that they are trained on, unless another is named."""
         del device
         return False
 
     @classmethod
     def kept_beside(cls, path: Path) -> dict[str, Any]:
-        """Returns settings by which builds keep what they learn in a file beside a profile; none where they do not."""
+        """Returns settings that make builds store what they learn beside a profile; none if they learn nothing."""
         del path
         return {}
 
@@ -223,7 +223,7 @@ class Backend(ABC):
 BACKENDS: Registry[type[Backend]] = Registry(
     "backend", group="latency.backends", home="latency.backends", folders=True
 )
-"""Name → class; a class is imported when its name is asked."""
+"""Name → class; a class is imported when its name is looked up."""
 
 
 def backend(name: str) -> Callable[[B], B]:
@@ -262,11 +262,11 @@ def adopted(given: str | Backend, *, threads: int = 1, settings: Mapping[str, An
 
 
 OPTIONAL = ("name", "threads", "builds", "evicts", "anchor", "expects", "prepare", "reads", "network")
-"""Members that an object of another class may have."""
+"""Members that an adopted object may have beside those that it must have."""
 
 
 class _Adopted(Backend):
-    """An object with the members ``environment``, ``clock`` and ``build``, and the defaults for all others."""
+    """Wraps an object with ``environment``, ``clock`` and ``build``; other members have their defaults."""
 
     def __init__(self, own: Any) -> None:
         self._own = own

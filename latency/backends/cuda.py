@@ -42,7 +42,7 @@ class OutOfMemoryError(MissingError):
 
 
 class Cuda(Protocol):
-    """One GPU, and a stream on it that is not the default one."""
+    """One GPU with a stream of its own, not the default one."""
 
     name: str
     stream: int
@@ -138,7 +138,7 @@ def open_cuda(library: str = "auto", device: int = 0) -> Cuda:
 
 
 def gpu_facts() -> dict[str, Any]:
-    """Returns what the first GPU is, by whichever library opens it; ``device: a GPU`` where none does."""
+    """Returns facts of the first GPU through whichever library opens it; ``device: a GPU`` where none does."""
     try:
         return {**open_cuda().facts(), **limits()}
     except HalpieeError:

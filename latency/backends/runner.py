@@ -86,7 +86,7 @@ class Runner(ABC):
         """Waits for the answers of what this thread has started."""
 
     def free(self) -> None:  # noqa: B027 - most runtimes free what nobody holds
-        """Gives memory back, also where ``ready`` did not come to its end."""
+        """Gives memory back, also after ``ready`` has failed."""
 
     def run(self) -> object:
         """Runs one inference, the answer included."""

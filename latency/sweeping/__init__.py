@@ -362,7 +362,7 @@ class LazySweep:
 
 
 PROBES = Precision(relative=0.01, absolute_us=0.05, n_min=15)
-"""What steps are told from must be sharper than a cell: one per cent decides."""
+"""Precision of probes, sharper than of cells: one per cent decides whether there is a step."""
 
 
 def probed(measurer: Measurer, buildable: list[Spec]) -> tuple[list[Steps], int]:

@@ -37,7 +37,7 @@ __all__ = [
 
 
 FEWEST = 3
-"""Quiet runs that tell a time, or half of `Precision.n_min`: as many are taken of the fastest where none is quiet."""
+"""Fewest quiet runs that make a time, or half of `Precision.n_min`; as many of the fastest where none is quiet."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ class OnnxRuntime(Backend):
     """
 
     builds = 3
-    """Of one cell at least: a session's buffers lie where they happen to."""
+    """Builds of one cell at least: where a session's buffers lie changes its time."""
 
     ways = (
         Way("cpu", (".onnx",), usual=True),
@@ -74,7 +74,7 @@ class OnnxRuntime(Backend):
         self.check(device=device, precision=precision, channels_last=channels_last)
         self.threads, self.provider, self.precision = threads, provider, precision
         self.evicts = threads == 1
-        """Whether weights are to be read from memory; one thread can empty no other core's caches."""
+        """Whether caches are emptied before cold weights are timed; one thread cannot empty other cores' caches."""
 
     @classmethod
     def check(cls, **settings: Any) -> None:
@@ -129,7 +129,7 @@ class OnnxRuntime(Backend):
         return Built(run=calls[0], minus=calls[1], copies=most - 1, method="twin")
 
     def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
-        """Returns the ONNX model of a module; in int8 with made-up ranges, which the time does not hang on."""
+        """Returns the ONNX model of a module; in int8 with made-up ranges, which do not change its time."""
         made = to_onnx(model, example_inputs)
         return quantised(made) if self.precision == "int8" else made
 
@@ -159,7 +159,7 @@ QUANTISER: Mapping[str, Any] = {"per_channel": True, "reduce_range": False}
 """Arguments of the quantiser, for files and for what is timed alike."""
 
 POSITIVE = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "Softmax")
-"""Ops whose results are never negative: theirs begin at zero, so that the quantiser leaves the op out."""
+"""Ops whose results are never negative: their ranges begin at zero, so that the quantiser drops the op."""
 
 
 def quantised(model: onnx.ModelProto) -> onnx.ModelProto:

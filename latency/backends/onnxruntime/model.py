@@ -201,7 +201,7 @@ def _free(
 
 
 def _root_of(error: BaseException) -> str:
-    """Returns the first line of what an error came from: its own is the same for every failed export."""
+    """Returns the message of an error's first cause; the last error reads alike for every failed export."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["checked_names", "name_ends", "name_sizes"]
 
 INSIDE = ".inside"
-"""What is put behind the name of a value or weight inside a graph that an input or output takes."""
+"""Suffix of a value or weight inside a graph whose name an input or output takes."""
 
 
 def checked_names(
@@ -93,7 +93,7 @@ def name_sizes(proto: onnx.ModelProto, names: Mapping[tuple[int, int], str]) -> 
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
-    """Yields a graph and all in it."""
+    """Yields a graph and all its subgraphs."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

@@ -79,7 +79,7 @@ class SessionRunner(Runner):
         return answer
 
     def free(self) -> None:
-        """Lets the session go."""
+        """Frees the session."""
         self._session, self._call = None, lambda: None
 
     def again(self) -> Runner:
@@ -239,7 +239,7 @@ def _providers(name: str) -> list[str]:
 
 
 PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
-"""NVIDIA's package with the provider of TensorRT for RTX, a library that ONNX Runtime loads when it is told to."""
+"""NVIDIA's package with the provider of TensorRT for RTX, a library that ONNX Runtime loads on request."""
 
 
 def _plugged(options: ort.SessionOptions) -> list[str]:

@@ -64,7 +64,7 @@ class OpenVINO(Backend):
         return checksum()
 
     def reads(self, op: Op) -> int:
-        """Returns the bytes of weights that a turn of a build of an op reads: those of all its copies, and of one."""
+        """Returns the bytes of weights that a timed run of a build reads: those of all its copies, and of one."""
         return (self.policy.copies(op) + 1) * weight_bytes(op)
 
     def build(self, op: Op) -> Built:
@@ -156,7 +156,7 @@ class _Network(Runner):
         return answer
 
     def free(self) -> None:
-        """Lets the compiled model go."""
+        """Frees the compiled model."""
         self._request = None
 
     def again(self) -> Runner:

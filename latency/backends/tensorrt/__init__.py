@@ -293,7 +293,7 @@ class TensorRT(Backend):
         )
 
     def _tactic(self, first: Execution) -> str:
-        """Returns the layers that TensorRT made of the op, and the sum of its profiler's times: to check with."""
+        """Returns the layers that TensorRT made of the op, and the sum of its profiler's times as a check."""
         runner = self._loaded(first)
         us = sum(runner.layers_us().values())
         return f"{' + '.join(runner.layers())} (profiler {us:.1f} µs)"

@@ -135,7 +135,7 @@ class TimingCache:
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def take(self, config: Any) -> None:
-        """Takes over what the build added, and writes the file at most every ten seconds."""
+        """Stores what the build added, and writes the file at most every ten seconds."""
         cache = config.get_timing_cache()
         if cache is None:
             return
@@ -311,7 +311,7 @@ NOISE = (
 
 
 def _cause(said: Sequence[str]) -> str:
-    """Returns the first line that a library logged that is not of a driver that is not there."""
+    """Returns the first logged line that is not about a missing driver."""
     lines = [line for line in said if line]
     telling = [line for line in lines if not any(word in line.lower() for word in NOISE)]
     return (telling or lines or ["no reason given"])[0]

@@ -176,7 +176,7 @@ class Execution:
         return {name: float(np.median(us)) for name, us in rows.items()}
 
     def layers(self) -> list[str]:
-        """Returns the names of the layers the engine came to have, as its inspector tells them."""
+        """Returns the names of the engine's layers, by its inspector."""
         inspector = self.engine.create_engine_inspector()
         text = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
         try:
@@ -237,7 +237,7 @@ def _times(shape: Sequence[int]) -> str:
 
 
 Context = Callable[[Any, Any], tuple[Any, Callable[[], None]]]
-"""Of the library's module and an engine: makes its context, and what to do once it has run."""
+"""(module, engine) → its execution context, and a call to make once it has run."""
 
 
 def plain_context(trt: Any, engine: Any) -> tuple[Any, Callable[[], None]]:

@@ -167,7 +167,7 @@ class Torch(Backend):
         return int(self.device.partition(":")[2] or 0)
 
     def state(self) -> dict[str, Any]:
-        """Returns µs of a product of matrices that never changes, the clock and what throttles it; of a GPU."""
+        """Returns, of a GPU, its clock, what throttles it, and µs of a product of matrices that never changes."""
         if self.device == "cpu":
             return {}
         clock, graph = self.clock(), self._reference
@@ -322,7 +322,7 @@ class Torch(Backend):
 
 
 class _Shared:
-    """Makes the inputs of an op's first copy, and gives the same tensors, in order, to the others."""
+    """Makes the inputs of an op's first copy, and hands the same tensors to the other copies."""
 
     def __init__(self, tensor: Callable[..., torch.Tensor]) -> None:
         self._tensor, self._made, self._next = tensor, list[Any](), 0

@@ -72,7 +72,7 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 
 def set_arithmetic(precision: Precision) -> None:
-    """Makes everything that runs on the GPU from here on run as ops are profiled.
+    """Sets the arithmetic of PyTorch on the GPU to that by which ops are profiled.
 
     TF32 only where it was asked for (PyTorch's own default uses it in float32 convolutions), and cuDNN's choice of
     algorithm by trying. Written is ``fp32_precision`` of every kind of op: the older ``allow_tf32`` raises where
@@ -227,7 +227,7 @@ class ModuleRunner(Runner):
             torch.cuda.synchronize(self._place)
 
     def free(self) -> None:
-        """Lets the copy and its graph go."""
+        """Frees the copy and its graph."""
         self._start = lambda: None
 
     def again(self) -> Runner:
