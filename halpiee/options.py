@@ -21,14 +21,24 @@ import msgspec
 from halpiee.errors import UsageError, unknown
 from halpiee.ranges import annotated, words
 
-__all__ = ["Help", "Option", "described", "fitted", "nested", "option", "options_of", "parts_of"]
+__all__ = [
+    "Help",
+    "Option",
+    "described",
+    "fitted",
+    "nested",
+    "option",
+    "options_of",
+    "own_options",
+    "parts_of",
+]
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Help:
-    """What a user reads of an option, in the field's metadata.
+    """The help of an option, in the field's metadata.
 
     Attributes:
         text: one sentence.
@@ -56,12 +66,10 @@ class Option:
     """A field, as an option.
 
     Attributes:
-        name: of the field.
         owner: the dataclass that it is a field of.
         part: the part of the settings that ``owner`` is; None: the settings themselves.
         hint: its type, with the range.
         default: its value where nothing is given; ``MISSING``: one must be.
-        help: what a user reads.
     """
 
     name: str
@@ -121,7 +129,7 @@ def options_of(kind: type) -> Mapping[str, Option]:
     A name that stands in two places means the part's: rounds are rounds of pruning, not of the settings.
     """
     found: dict[str, Option] = {}
-    for option in _own(kind):
+    for option in own_options(kind):
         part = _part(option.hint)
         if part is None:
             found.setdefault(option.name, option)
@@ -133,7 +141,7 @@ def options_of(kind: type) -> Mapping[str, Option]:
 
 def parts_of(kind: type) -> Mapping[str, type]:
     """Returns the parts of a dataclass by the names of their fields."""
-    found = {option.name: _part(option.hint) for option in _own(kind)}
+    found = {option.name: _part(option.hint) for option in own_options(kind)}
     return {name: part for name, part in found.items() if part is not None}
 
 
@@ -151,7 +159,7 @@ def fitted(kind: type, values: Mapping[str, Any], *, where: str = "settings") ->
     Raises:
         UsageError: a name that is no field, with the nearest that is one; a value of another type.
     """
-    hints = {option.name: option.hint for option in _own(kind)}
+    hints = {option.name: option.hint for option in own_options(kind)}
     found = {}
     for name, value in values.items():
         if name not in hints:
@@ -216,8 +224,8 @@ def described(text: str, heading: str = "Options", **more: Any) -> dict[str, Hel
 
 
 @cache
-def _own(kind: Any) -> tuple[Option, ...]:
-    """Returns the fields of a dataclass, those it declares itself before inherited ones; parts as they are."""
+def own_options(kind: Any) -> tuple[Option, ...]:
+    """Returns the fields of a dataclass, those it declares itself before inherited ones; parts are not opened."""
     hints = get_type_hints(kind, include_extras=True)
     known = {field.name: field for field in fields(kind)}
     order = dict.fromkeys(name for owner in kind.__mro__ for name in vars(owner).get("__annotations__", ()))

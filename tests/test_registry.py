@@ -23,7 +23,8 @@ import latency
 from halpiee.cli import methods
 from halpiee.errors import UsageError
 from halpiee.methods import registry as method_registry
-from halpiee.methods.registry import METHODS, help_of
+from halpiee.methods.registry import METHODS
+from halpiee.options import own_options
 from halpiee.saliency.registry import REGISTRY as CRITERIA
 from halpiee.training.build import Material, method_of
 from halpiee.training.config import Settings
@@ -223,7 +224,8 @@ def test_a_method_of_another_module_trains_and_is_listed(outside: Path) -> None:
     listed = {m["name"]: m for m in json.loads(shown.output)["methods"]}["outside-late"]
     assert (listed["summary"], listed["reference"]) == ("prunes by magnitude, late", "nobody 2026")
     assert (listed["sparsity"], listed["distribution"], listed["latency"]) == ("weights", "global", False)
-    assert help_of(METHODS["outside-late"].options) == {"at": "steps before the one prune"}
+    (option,) = own_options(METHODS["outside-late"].options)
+    assert (option.name, option.help.text) == ("at", "steps before the one prune")
 
 
 def test_a_method_of_an_installed_package_trains_a_run(
@@ -279,7 +281,7 @@ def test_an_option_that_is_none_or_of_another_type_is_refused(options: dict[str,
 def test_every_option_of_every_method_has_a_help_and_stands_in_the_signature() -> None:
     for name in METHODS:
         entry = METHODS[name].load()
-        helped = help_of(entry.options)
+        helped = {option.name: option.help.text for option in own_options(entry.options)}
         assert all(helped.values()), (name, helped)
         if isinstance(entry.make, type):
             assert set(helped) <= set(inspect.signature(entry.make).parameters), name

@@ -7,7 +7,7 @@ more are ablations of what a change has chosen: shuffle the units, redraw their 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,9 +30,9 @@ from halpiee.methods.phases import (
     Start,
     Train,
 )
-from halpiee.methods.scores import Collector, check_ranks, share
+from halpiee.methods.scores import Collector, Tally, check_ranks, share
 from halpiee.methods.state import Guard, Memory
-from halpiee.saliency.criterion import Criterion
+from halpiee.saliency.criterion import Batches, Criterion
 from halpiee.saliency.magnitude import Given
 from halpiee.saliency.score import undecided, warn_of_ties
 from halpiee.sparsity.distribution import NM
@@ -43,9 +43,7 @@ __all__ = ["Active"]
 
 
 class Active:
-    """The active units of a model, and the progress of its recipe.
-
-    Args: see ``Sparse``.
+    """The active units of a model, and the progress of its recipe; for the arguments see ``Sparse``.
 
     Attributes:
         given: the model as it was given, in its wrappers.
@@ -54,21 +52,15 @@ class Active:
         step: optimizer steps done.
         phase: index of the present phase.
         phase_steps: steps of it that are done.
-        memory: what the model holds, and the last values of inactive units.
-        scores: where scores come from.
-        ledger: what happened.
+        memory: the last values of inactive units.
+        scores: reads scores.
+        ledger: records events and steps.
         last_drop: active units before the last drop, its scores, active units after it.
         last_grow: active units before the last grow, its scores.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        design: Design,
-        *,
-        batches: Iterable[tuple[Tensor, Tensor]] | None = None,
-        seed: int = 0,
+        self, model: nn.Module, optimizer: Optimizer, design: Design, batches: Batches | None, seed: int
     ) -> None:
         self.given = model
         self.model, self.optimizer = bare(model), optimizer
@@ -94,8 +86,8 @@ class Active:
         self.last_drop: tuple[Mask, dict[str, Tensor], Mask] | None = None
         self.last_grow: tuple[Mask, dict[str, Tensor]] | None = None
         self._flat: dict[str, str] = {}
-        self._told: set[str] = set()
-        self._untold: list[tuple[dict[str, str], Criterion | str]] = []
+        self._warned: set[str] = set()
+        self._warnings: list[tuple[dict[str, str], Criterion | str]] = []
         self._masks = units.masks(self.alive)
         masked = {name: p for name, p in self._parameters.items() if name in units.tensors}
         self.memory = Memory(masked, self._masks)
@@ -160,7 +152,7 @@ class Active:
         else:
             scores = self.read(None if phase.by == "scores" else "random", "start")
             choice = pool.choose(scores, must=nothing, may=~nothing, level=1.0)
-            self.tell(None if phase.by == "scores" else "random", scores, ~nothing, choice.keep)
+            self._note_ties(None if phase.by == "scores" else "random", scores, ~nothing, choice.keep)
         self.apply(choice, "init", 0.0)
         if self.explore_init == "zero":
             self.memory.forget_inactive()
@@ -185,7 +177,7 @@ class Active:
         if least is not None and choice.used[0] < least.total:
             chosen = Mask.of(choice.keep)
             choice = least.choose(scores, must=chosen, may=may & ~chosen, level=1.0)
-        self.tell(phase.by, scores, may, choice.keep)
+        self._note_ties(phase.by, scores, may, choice.keep)
         self.apply(choice, phase.event, 0.0, budget=pool.total)
         self.last_drop = (before, scores, self.alive)
 
@@ -202,7 +194,7 @@ class Active:
         else:
             choice = self.pool.choose(scores, must=nothing, may=before, level=1 - phase.omega)
             event = "prune"
-        self.tell(phase.by, scores, before, choice.keep)
+        self._note_ties(phase.by, scores, before, choice.keep)
         self.apply(choice, event, phase.omega, later=isinstance(self.next_phase, Grow))
         self.last_drop = (before, scores, self.alive)
 
@@ -225,7 +217,7 @@ class Active:
             if phase.within == "shared":
                 counts = share(kept.counts, counts, scores, self.last_drop[0])
             choice = self._layers().choose_counts(scores, must=kept, may=~kept, counts=counts)
-        self.tell(criterion, scores, ~kept, choice.keep)
+        self._note_ties(criterion, scores, ~kept, choice.keep)
         self.last_grow = (kept, scores)
         self.apply(choice, "grow", phase.omega, zero=phase.values == "zero")
 
@@ -255,51 +247,40 @@ class Active:
         return self.pool
 
     def read(self, by: Criterion | str | None, purpose: str, *, full: bool = False) -> dict[str, Tensor]:
-        """Returns scores by a criterion (``None`` or ``score``: the method's), or random ones.
+        """Returns scores by a criterion (``None`` or ``score``: the method's), or random ones for a purpose.
 
-        Args:
-            by: whose.
-            purpose: what random scores are for.
-            full: whether inactive units are read by their last values.
+        With ``full``, inactive units are read by their last values.
         """
         if by == "random":
             return self.scores.random(purpose)
         criterion = self.criterion if by is None or isinstance(by, str) else by
-        look: Callable[[str], Tensor | None] | None = None
-        if full:
-            look = lambda name: self.memory.value(name) if name in self.units.tensors else None  # noqa: E731
-        return self.scores.read(criterion, look)
+        # of parameters that are not masked the memory has no value
+        return self.scores.read(criterion, self.memory.value if full else None)
 
-    def tell(
+    def _note_ties(
         self,
         by: Criterion | str | None,
         scores: Mapping[str, Tensor],
         may: Mask,
         chosen: Mapping[str, Tensor],
     ) -> None:
-        """Notes groups that were cut although all their scores are equal; each is warned of once.
+        """Notes groups of which some units of ``may`` were ``chosen`` although all their scores are equal.
 
-        The warning comes when the change is done: as an error it stops a training of which nothing is half done.
-
-        Args:
-            by: whose scores; ``None``: the method's criterion.
-            scores: of all units.
-            may: the units that could be chosen.
-            chosen: the units that were.
+        The warning comes once, when the change is done: as an error it then stops a training that is not half changed.
         """
         criterion = self.criterion if by is None or by == "score" else by
         if by == "random" or isinstance(criterion, Given):
             return
         self._flat = undecided(scores, may, chosen)
-        new = {n: why for n, why in self._flat.items() if n not in self._told}
-        self._told |= new.keys()
+        new = {n: why for n, why in self._flat.items() if n not in self._warned}
+        self._warned |= new.keys()
         if new:
-            self._untold.append((new, criterion))
+            self._warnings.append((new, criterion))
 
     def _warn(self) -> None:
         """Gives the warnings of the changes that are done."""
-        while self._untold:
-            warn_of_ties(*self._untold.pop(0))
+        while self._warnings:
+            warn_of_ties(*self._warnings.pop(0))
 
     # -- applying ---------------------------------------------------------------------------------------------
 
@@ -327,16 +308,15 @@ class Active:
             event: its name in the reports.
             omega: share that is exchanged.
             budget: of the pool that chose; by default the method's.
-            zero: units that were not active start from zero.
-            later: leaves the model as it is until the next change, which is then one with this.
+            zero: whether units that were not active start from zero.
+            later: whether the model stays as it is until the next change, which is then one with this.
         """
         alive = Mask.of(choice.keep)
         check_ranks(alive, self.step)
         if not later:
-            masks = self.units.masks(alive)
+            self._masks = self.units.masks(alive)
             self._forget()
-            self.memory.switch(masks, zero=zero)
-            self._masks = masks
+            self.memory.switch(self._masks, zero=zero)
             self._forget()
         self.alive = alive
         flat, self._flat = tuple(self._flat), {}
@@ -357,13 +337,8 @@ class Active:
 
     def forget_all(self) -> None:
         """Clears the optimizer's state of every parameter."""
-        self._guard.forget_state(
-            {
-                n: torch.ones_like(p, dtype=torch.bool)
-                for n, p in self._parameters.items()
-                if n in self._tensors
-            }
-        )
+        own = self._parameters.keys() & self._tensors.keys()
+        self._guard.forget_state({n: torch.ones_like(self._tensors[n], dtype=torch.bool) for n in own})
 
     def _forget(self) -> None:
         if self.finished or not self._dense_state:
@@ -381,7 +356,7 @@ class Active:
             "forward_all": self.memory.everything,
             "alive": dict(self.alive),
             "memory": self.memory.state(),
-            "scores": self.scores.state(),
+            "scores": self.scores.tally.state(),
             "last_drop": None if dropped is None else [dict(dropped[0]), dropped[1], dict(dropped[2])],
             "last_grow": None if grown is None else [dict(grown[0]), grown[1]],
             **self.ledger.state(),
@@ -392,20 +367,18 @@ class Active:
         self._check_units(state)
         self.step, self.phase, self.phase_steps = state["step"], state["phase"], state["phase_steps"]
         self.memory.load(state["memory"])
-        self.scores.load(state["scores"])
-        dropped, grown = state["last_drop"], state["last_grow"]
-        self.last_drop = (
-            None if dropped is None else (Mask(dict(dropped[0])), dict(dropped[1]), Mask(dict(dropped[2])))
-        )
-        self.last_grow = None if grown is None else (Mask(dict(grown[0])), dict(grown[1]))
+        self.scores.tally = Tally(**state["scores"])
+        self.last_drop = self.last_grow = None
+        if state["last_drop"] is not None:
+            before, scores, after = map(dict, state["last_drop"])
+            self.last_drop = Mask(before), scores, Mask(after)
+        if state["last_grow"] is not None:
+            kept, scores = map(dict, state["last_grow"])
+            self.last_grow = Mask(kept), scores
         self.ledger.load(state)
 
     def _check_units(self, state: Mapping[str, Any]) -> None:
-        """Refuses a saved state of other units.
-
-        Raises:
-            UsageError: names or sizes differ.
-        """
+        """Refuses a saved state of units with other names or sizes."""
         expected = {name: tuple(size) for name, size in self.units.sizes.items()}
         found = {name: tuple(mask.shape) for name, mask in state["alive"].items()}
         if expected != found:

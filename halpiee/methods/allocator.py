@@ -87,17 +87,11 @@ class LatencyPool:
         narrowest = {name: cost.candidates[name][0] for name in sizes}
         self._smallest = [one.cost.total(narrowest) for one in cost.also]
 
-    def with_cost(self, cost: LatencyCost) -> LatencyPool:
-        """Returns the same budget under a corrected latency model."""
+    def with_cost(self, cost: LatencyCost, *, jointly: bool = False) -> LatencyPool:
+        """Returns the same budget under another latency model; ``jointly`` prices both sides of every layer."""
+        solver: Solver = "joint" if jointly and self._solver == "linear" else self._solver
         return LatencyPool(
-            self.units, cost, self.budget_us, solver=self._solver, gap=self._gap, values=self._values
-        )
-
-    def jointly(self) -> LatencyPool:
-        """Returns the same budget solved with both sides of every layer priced."""
-        solver: Solver = "joint" if self._solver == "linear" else self._solver
-        return LatencyPool(
-            self.units, self.cost, self.budget_us, solver=solver, gap=self._gap, values=self._values
+            self.units, cost, self.budget_us, solver=solver, gap=self._gap, values=self._values
         )
 
     @property
@@ -112,11 +106,10 @@ class LatencyPool:
         if start is None:
             return 0.01
         base = self.cost.total_us(start)
-        steps = []
-        for name in self.units.sizes:
-            wider = [k for k in self.cost.candidates[name] if k > start[name]]
-            if wider:
-                steps.append(self.cost.total_us({**start, name: wider[0]}) - base)
+        wider = {
+            n: next((k for k in self.cost.candidates[n] if k > start[n]), None) for n in self.units.sizes
+        }
+        steps = (self.cost.total_us({**start, n: k}) - base for n, k in wider.items() if k is not None)
         return max([0.01, *(step / self.budget_us for step in steps)])
 
     def used(self, alive: Mask) -> float:
@@ -238,42 +231,26 @@ def smallest_us(cost: LatencyCost, names: Iterable[str], budget_us: float, *, by
 
 
 class LayerPools:
-    """Pools of equally priced units: one a layer (Uniform, ERK, PerLayer), one for all (Global), one a run (N:M).
-
-    Args:
-        units: what is chosen from.
-        budget: how much is kept where.
-    """
+    """Pools of equally priced units: one a layer (Uniform, ERK, PerLayer), one for all (Global), one a run (N:M)."""
 
     def __init__(self, units: Units, budget: Uniform | ERK | PerLayer | Global | NM) -> None:
         self.units, self.budget = units, budget
         sizes = {name: math.prod(shape) for name, shape in units.sizes.items()}
+        density: Mapping[str, float] = {}
         if isinstance(budget, NM):
             density = dict.fromkeys(sizes, budget.n / budget.m)
-            for name, shape in units.sizes.items():
-                if len(shape) < 2:
-                    raise UsageError(
-                        f"{budget.n}:{budget.m} was asked of {name!r}, whose units are whole filters or channels; "
-                        "N:M is made of single weights: use units of weights, or Uniform"
-                    )
-                if shape[1] % budget.m:
-                    raise UsageError(
-                        f"{budget.n}:{budget.m} was asked of {name!r}, whose {shape[1]} input channels do not divide "
-                        f"by {budget.m}; leave it out with pinned={{{name!r}}}"
-                    )
-        elif isinstance(budget, Global):
-            density = {}
-        else:
+            _check_runs(units, budget)
+        elif not isinstance(budget, Global):
             ordered = units.sizes
             if isinstance(budget, Uniform) and (budget.first is not None or budget.last is not None):
                 order = getattr(units, "order", tuple(ordered))  # of the forward, not of the modules
                 ordered = {name: units.sizes[name] for name in order}
             density = budget.densities(ordered)
-        self._counts = {name: max(1, round(density[name] * sizes[name])) for name in density}
-        self._total = sum(self._counts.values())
+        self._counts = {name: max(1, round(share * sizes[name])) for name, share in density.items()}
         n_units = sum(sizes.values())
-        if isinstance(budget, Global):
-            self._total = round(budget.density * n_units)
+        self._total = (
+            round(budget.density * n_units) if isinstance(budget, Global) else sum(self._counts.values())
+        )
         if isinstance(budget, Global | Uniform | ERK) and round(budget.density * n_units) < len(sizes):
             least = len(sizes) / n_units
             raise BudgetError(
@@ -307,75 +284,81 @@ class LayerPools:
         if isinstance(self.budget, Global):
             alive = self._choose_global(scores, must, may, round(level * self._total))
         else:
-            alive = Mask(
-                {
-                    name: self._choose_layer(scores[name], must[name], may[name], name, level)
-                    for name in self.units.sizes
-                }
-            )
+            counts = {name: max(1, round(level * k)) for name, k in self._counts.items()}
+            alive = self._choose_layers(scores, must, may, counts)
         return self._exact(alive, level * self._total)
 
     def choose_counts(
         self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, counts: Mapping[str, int]
     ) -> Selection:
         """Returns the top-k of every layer, with k given for each; runs of N:M stay within their N."""
-        alive = Mask(
-            {name: self._top(scores[name], must[name], may[name], counts[name]) for name in self.units.sizes}
-        )
-        return self._exact(alive, self._total)
+        return self._exact(self._choose_layers(scores, must, may, counts), self._total)
 
     def _exact(self, alive: Mask, capacity: float) -> Selection:
         """Returns units as a selection: top-k is exact, and one more unit is the next step."""
         next_step = 1.0 if alive.density < 1 else math.nan
         return Selection(alive, (self.used(alive),), (capacity,), gap=0.0, next_step=next_step)
 
-    def _choose_layer(self, score: Tensor, must: Tensor, may: Tensor, name: str, level: float) -> Tensor:
-        return self._top(score, must, may, max(1, round(level * self._counts[name])))
-
-    def _top(self, score: Tensor, must: Tensor, may: Tensor, count: int) -> Tensor:
-        if isinstance(self.budget, NM):
-            may = _within_runs(score, must, may, self.budget.n, self.budget.m)
-        return must | _best(score.flatten(), may.flatten(), count - int(must.sum())).reshape(must.shape)
+    def _choose_layers(
+        self, scores: Mapping[str, Tensor], must: Mask, may: Mask, counts: Mapping[str, int]
+    ) -> Mask:
+        alive = {}
+        for name in self.units.sizes:
+            free = may[name]
+            if isinstance(self.budget, NM):
+                free = _within_runs(scores[name], must[name], free, self.budget.n, self.budget.m)
+            alive[name] = must[name] | _best(scores[name], free, counts[name] - int(must[name].sum()))
+        return Mask(alive)
 
     def _choose_global(self, scores: Mapping[str, Tensor], must: Mask, may: Mask, count: int) -> Mask:
-        names = list(self.units.sizes)
+        """Returns the best units of all layers, one of each at least."""
         first = {
-            name: must[name]
-            if bool(must[name].any())
-            else _best(scores[name].flatten(), may[name].flatten(), 1).reshape(must[name].shape)
-            for name in names
+            name: must[name] if bool(must[name].any()) else _best(scores[name], may[name], 1)
+            for name in self.units.sizes
         }
-        have = sum(int(mask.sum()) for mask in first.values())
-        rest = torch.cat([(may[name] & ~first[name]).flatten() for name in names])
-        flat = torch.cat([scores[name].flatten() for name in names])
-        added = _best(flat, rest, count - have)
-        alive, at = {}, 0
-        for name in names:
-            n = first[name].numel()
-            alive[name] = first[name] | added[at : at + n].reshape(first[name].shape)
-            at += n
-        return Mask(alive)
+        kept = sum(int(mask.sum()) for mask in first.values())
+        rest = torch.cat([(may[name] & ~mask).flatten() for name, mask in first.items()])
+        added = _best(torch.cat([scores[name].flatten() for name in first]), rest, count - kept)
+        parts = torch.split(added, [mask.numel() for mask in first.values()])
+        return Mask(
+            {n: mask | part.reshape(mask.shape) for (n, mask), part in zip(first.items(), parts, strict=True)}
+        )
 
 
 def _best(score: Tensor, may: Tensor, count: int) -> Tensor:
-    """Returns a mask of the ``count`` best of ``may``; ties go to the lower index.
+    """Returns a mask of the ``count`` best of ``may``, of its shape; ties go to the lower index.
 
     O(n): the count-th largest is selected, not sorted for (15 million weights: 0.1 s instead of 2.6 s).
     """
-    chosen = torch.zeros_like(may)
-    candidates = may.nonzero().flatten()
+    chosen = torch.zeros_like(may).flatten()
+    candidates = may.flatten().nonzero().flatten()
     if count >= len(candidates):
         return may.clone()
     if count <= 0:
-        return chosen
-    values = score[candidates].detach()
+        return chosen.reshape(may.shape)
+    values = score.flatten()[candidates].detach()
     values = values if values.dtype in (torch.float32, torch.float64) else values.float()
     threshold = float(np.partition(values.numpy(), len(values) - count)[len(values) - count])
     best = values > threshold
     ties = (values == threshold).nonzero().flatten()
     best[ties[: count - int(best.sum())]] = True
     chosen[candidates] = best
-    return chosen
+    return chosen.reshape(may.shape)
+
+
+def _check_runs(units: Units, budget: NM) -> None:
+    """Refuses units that do not lie in runs of M input weights."""
+    for name, shape in units.sizes.items():
+        if len(shape) < 2:
+            raise UsageError(
+                f"{budget.n}:{budget.m} was asked of {name!r}, whose units are whole filters or channels; "
+                "N:M is made of single weights: use units of weights, or Uniform"
+            )
+        if shape[1] % budget.m:
+            raise UsageError(
+                f"{budget.n}:{budget.m} was asked of {name!r}, whose {shape[1]} input channels do not divide "
+                f"by {budget.m}; leave it out with pinned={{{name!r}}}"
+            )
 
 
 def _within_runs(score: Tensor, must: Tensor, may: Tensor, n: int, m: int) -> Tensor:
@@ -406,16 +389,16 @@ def bind(
         UsageError: a latency without a cost, or without channels to remove.
         BudgetError: a budget below what the smallest network needs.
     """
-    if isinstance(budget, Latency):
-        if cost is None or not isinstance(units, Channels):
-            if cost is None:
-                raise UsageError(
-                    "a latency budget was given without a cost; pass cost=halpiee.LatencyCost(structure, profile)"
-                )
-            raise UsageError(
-                f"a latency budget was given for {type(units).__name__.lower()}, which have no latency of their own; "
-                "use channels (units=structure), or a density such as halpiee.Global(0.5)"
-            )
-        us = budget.us if budget.us is not None else (budget.fraction or 1.0) * cost.dense_us
-        return LatencyPool(units, cost, us, solver=solver, gap=gap, values=values)
-    return LayerPools(units, budget)
+    if not isinstance(budget, Latency):
+        return LayerPools(units, budget)
+    if cost is None:
+        raise UsageError(
+            "a latency budget was given without a cost; pass cost=halpiee.LatencyCost(structure, profile)"
+        )
+    if not isinstance(units, Channels):
+        raise UsageError(
+            f"a latency budget was given for {type(units).__name__.lower()}, which have no latency of their own; "
+            "use channels (units=structure), or a density such as halpiee.Global(0.5)"
+        )
+    us = budget.us if budget.us is not None else (budget.fraction or 1.0) * cost.dense_us
+    return LatencyPool(units, cost, us, solver=solver, gap=gap, values=values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 from torch import Tensor, nn
@@ -61,12 +61,8 @@ def rewrapped(wrapped: nn.Module, inner: nn.Module) -> nn.Module:
             )
     elif isinstance(wrapped, DataParallel):
         inner = rewrapped(wrapped.module, inner)
-        result = DataParallel(
-            inner,
-            wrapped.device_ids or None,
-            getattr(wrapped, "output_device", None),
-            getattr(wrapped, "dim", 0),
-        )
+        output, dim = getattr(wrapped, "output_device", None), getattr(wrapped, "dim", 0)
+        result = DataParallel(inner, wrapped.device_ids or None, output, dim)
     else:
         return inner
     result.training = wrapped.training
@@ -81,7 +77,7 @@ def settings_of(ddp: DistributedDataParallel) -> dict[str, Any]:
     """
     if getattr(ddp, "_delay_all_reduce_params", None):
         raise UsageError(
-            "a DistributedDataParallel with delay_all_reduce_named_params was to be built anew around the compact "
+            "a DistributedDataParallel with delay_all_reduce_named_params cannot be built again around the compact "
             "model, whose parameters are others; give the method the bare module and wrap what shrink() returns"
         )
     taken = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -122,8 +118,7 @@ def check_optimizer(optimizer: object) -> TypeGuard[Optimizer]:
             f"{len(optimizer)} optimizers were given ({kinds}), and a method follows the steps of one; build one with "
             "a parameter group for each setting, or attach to one and leave the layers of the others whole: protect=…"
         )
-    held = vars(optimizer) if hasattr(optimizer, "__dict__") else {}
-    for name, inner in held.items():
+    for name, inner in getattr(optimizer, "__dict__", {}).items():
         if isinstance(inner, Optimizer) and inner is not optimizer:
             outer, within = type(optimizer).__name__, type(inner).__name__
             if rewrites(outer):
@@ -145,7 +140,7 @@ def check_optimizer(optimizer: object) -> TypeGuard[Optimizer]:
 
 
 WRITERS = ("lookahead", "swa", "averag", "ema", "schedulefree")
-"""What names of wrappers say that set the weights to an average after the step of the optimizer in them."""
+"""Words in the names of wrappers that set the weights to an average after the step of the optimizer in them."""
 
 
 def rewrites(name: str) -> bool:
@@ -156,19 +151,14 @@ def rewrites(name: str) -> bool:
 
 
 def check_holds(optimizer: Optimizer, units: Units, parameters: Mapping[str, Tensor]) -> None:
-    """Refuses an optimizer over a part of the masked parameters: the rest could not be frozen.
-
-    Args:
-        optimizer: attached to.
-        units: what is masked.
-        parameters: name → parameter of the model.
+    """Refuses an optimizer that lacks one of the model's masked parameters: it could not be frozen.
 
     Raises:
-        UsageError: a masked parameter is not the optimizer's; the message names the units to protect.
+        UsageError: names the units to protect.
     """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    own = {id(p) for group in optimizer.param_groups for p in group["params"]}
     masked = [n for n in parameters if n in units.tensors]
-    missing = [n for n in masked if id(parameters[n]) not in held]
+    missing = [n for n in masked if id(parameters[n]) not in own]
     if missing:
         owners = getattr(units, "owners", lambda _: ())(missing)
         leave = f", or leave them whole: protect={few(owners)}" if owners else ""
@@ -179,23 +169,14 @@ def check_holds(optimizer: Optimizer, units: Units, parameters: Mapping[str, Ten
         )
 
 
-def few(names: object) -> str:
+def few(names: Iterable[object]) -> str:
     """Returns names as a set to type, up to eight of them."""
-    listed = sorted(str(n) for n in names)  # type: ignore[attr-defined]
-    more = ", …" if len(listed) > 8 else ""
-    return "{" + ", ".join(map(repr, listed[:8])) + more + "}"
+    listed = sorted(map(str, names))
+    return "{" + ", ".join(map(repr, listed[:8])) + (", …" if len(listed) > 8 else "") + "}"
 
 
 def rebind(scheduler: Any, old: Optimizer, new: Optimizer) -> Any:
-    """Points ``scheduler`` and the schedulers inside it at the optimizer ``new``.
-
-    Args:
-        scheduler: a ``torch.optim.lr_scheduler`` built on ``old``.
-        old: the optimizer it was built on.
-        new: its replacement, with the same parameter groups in the same order.
-
-    Returns:
-        The same scheduler.
+    """Points a scheduler built on ``old``, and those inside it, at ``new``, with as many groups; returns it.
 
     Raises:
         UsageError: the scheduler was built on another optimizer.

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from halpiee.errors import BudgetError, UsageError
 from halpiee.methods.allocator import LatencyPool, Pool, bind
 from halpiee.methods.method import Asked, Method, Setup
-from halpiee.methods.phases import Design, Phase, Recipe, Resize, Train, at_density
+from halpiee.methods.phases import Design, Recipe, Resize, Train, at_density
 from halpiee.methods.registry import method
 from halpiee.options import option
 from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
@@ -51,18 +51,9 @@ __all__ = ["HALP", "early", "narrowed", "recipe", "repair", "scaled_dense", "sma
 
 
 def recipe(*, dense: float, prunes: int, interval: int) -> Recipe:
-    """Returns HALP as phases.
-
-    Args:
-        dense: the dense network's cost over Ψ.
-        prunes: K, how many prune steps.
-        interval: training steps before each.
-    """
-    phases: list[Phase] = []
-    for k in range(1, prunes + 1):
-        level = 1.0 if k == prunes else Exponential(dense, 1.0, prunes)(k)
-        phases += [Train(interval, collect=True), Resize(level=level)]
-    return tuple(phases)
+    """Returns HALP as phases: ``prunes`` from ``dense``, the dense cost over Ψ, to 1, ``interval`` steps each."""
+    levels = [*(Exponential(dense, 1.0, prunes)(k) for k in range(1, prunes)), 1.0]
+    return tuple(phase for level in levels for phase in (Train(interval, collect=True), Resize(level=level)))
 
 
 @dataclass(frozen=True)
@@ -139,11 +130,7 @@ class HALP(Method):
 
 
 def _measured(given: Setup) -> dict[str, FloatArray]:
-    """Returns what widths are worth, measured on the batches.
-
-    Raises:
-        UsageError: no batches, or no channels of a structure.
-    """
+    """Returns the value of every width, measured on the batches; refuses a setup without batches or channels."""
     if given.batches is None or not isinstance(given.units, Channels):
         raise UsageError(
             "value='measured' was asked, which runs the network on images and cuts channels; pass "
@@ -184,10 +171,7 @@ def small_dense(
     cost: LatencyCost | None = None,
     protect: Collection[str] = (),
 ) -> nn.Module:
-    """Returns the widest uniformly narrower network within one of three limits.
-
-    Every group's width is rounded on its own: to the candidate widths of ``cost`` for a latency, else to whole units.
-    The largest common ratio that fits is taken, then single steps while one fits (``selection.choose.widest``).
+    """Returns the widest uniformly narrower network within one of three limits; see ``uniform_counts``.
 
     Its weights are the first units of the given ones, scaled by √(old fan-in / new fan-in): what an initialisation of
     variance 1/fan-in would have given the narrow network.
@@ -205,10 +189,8 @@ def small_dense(
         UsageError: not exactly one limit.
         BudgetError: not even one unit a group fits; ``.minimum`` is what that takes.
     """
-    counts = uniform_counts(
-        structure, params=params, macs=macs, latency_us=latency_us, cost=cost, protect=protect
-    )
-    return narrowed(model, structure, counts)
+    limits: dict[str, Any] = {"params": params, "macs": macs, "latency_us": latency_us}
+    return narrowed(model, structure, uniform_counts(structure, **limits, cost=cost, protect=protect))
 
 
 @method(
@@ -229,17 +211,11 @@ def scaled_dense(
 ) -> nn.Module:
     """Returns the network within a latency whose depth and width are scaled down alike.
 
-    Counts are those of ``selection.choose.scaled``, weights are made as in ``small_dense``.
-
-    Args:
-        model: the network; left as it is.
-        structure: of the model, traced with ``vanish=True``.
-        latency_us: by ``cost``.
-        cost: latency model of the structure.
-        protect: groups to leave whole.
+    Counts are those of ``selection.choose.scaled``, weights are made as in ``small_dense``, whose arguments these are.
+    The structure is traced with ``vanish=True``; the model is left as it is.
 
     Raises:
-        BudgetError: not the smallest of these networks fits; ``.minimum`` is what that takes.
+        BudgetError: not even the smallest of these networks fits; ``.minimum`` is what that takes.
     """
     return narrowed(model, structure, scaled(cost, latency_us, protect=protect))
 
@@ -265,13 +241,18 @@ def uniform_counts(
     cost: LatencyCost | None = None,
     protect: Collection[str] = (),
 ) -> dict[str, int]:
-    """Returns the units of every group of the widest uniform network that fits; see ``small_dense``."""
-    if sum(limit is not None for limit in (params, macs, latency_us)) != 1:
+    """Returns the units of every group of the widest uniform network that fits; see ``small_dense``.
+
+    Every group's width is rounded on its own: to the candidate widths of ``cost`` for a latency, else to whole units.
+    The largest common ratio that fits is taken, then single steps while one fits (``selection.choose.widest``).
+    """
+    limits = {"params": params, "macs": macs, "latency_us": latency_us}
+    if len(given := {name: limit for name, limit in limits.items() if limit is not None}) != 1:
         raise UsageError(
             "a small dense network was asked; give exactly one of params=…, macs=… and latency_us=…"
         )
-    for name, limit in (("params", params), ("macs", macs), ("latency_us", latency_us)):
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, numbers.Real)):
+    for name, limit in given.items():
+        if isinstance(limit, bool) or not isinstance(limit, numbers.Real):
             raise UsageError(f"a small dense network of {name}={limit!r} was asked; give a number")
     protect = chosen_names(protect, structure.by_name, "group")
     if latency_us is not None:
@@ -339,7 +320,7 @@ def early(
         keep: group name → BoolTensor ``[size]``; as ``halpiee.select`` chooses.
         batches: inputs of the training images, as for ``halpiee.repair``; no labels.
         settings: how layers are solved.
-        report: told of each layer.
+        report: called with each layer.
     """
     compact, slim = shrink(model, structure, keep, optimizer)
     solved = repair(model, structure, keep, batches, settings=settings, report=report)

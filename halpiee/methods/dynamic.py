@@ -83,20 +83,15 @@ class Static(Method):
                 "a static mask is either given or drawn; give exactly one of budget=… and mask=…"
             )
         if mask is not None:
-            _check_types(mask)
+            if odd := [n for n, k in mask.items() if not isinstance(k, Tensor) or k.dtype != torch.bool]:
+                raise UsageError(
+                    f"a mask was given whose {odd[0]!r} is no bool tensor; give halpiee.sparsity.Mask, or bool tensors"
+                )
             shares = {name: int(kept.sum()) / kept.numel() for name, kept in mask.items()}
             given = replace(given, budget=PerLayer(shares))
             _check_mask(mask, given.units)
         phases = beginning(given.limit, options.init, mask)
         return given.design((*phases, *((Shuffle(given.seed),) if options.shuffle else ())), Magnitude())
-
-
-def _check_types(mask: Mask) -> None:
-    """Refuses what is no mask."""
-    if odd := [n for n, kept in mask.items() if not isinstance(kept, Tensor) or kept.dtype != torch.bool]:
-        raise UsageError(
-            f"a mask was given whose {odd[0]!r} is no bool tensor; give halpiee.sparsity.Mask, or bool tensors"
-        )
 
 
 def _check_mask(mask: Mask, units: Units) -> None:
@@ -168,7 +163,8 @@ class RigL(Method):
         """Yields the phases after the start; refuses where no update fits, or too many gradients are averaged."""
         if not 1 <= o.average <= o.interval:
             raise UsageError(
-                f"gradients of {o.average} steps were to be averaged every {o.interval}; give 1 to {o.interval}"
+                f"an average over the gradients of {o.average} steps every {o.interval} was asked; "
+                f"give 1 to {o.interval}"
             )
         fraction = Cosine(o.fraction, o.floor, o.end * total_steps)
         update: Literal["alive", "all"] = "all" if self.dense_momentum else "alive"

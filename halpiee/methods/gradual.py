@@ -18,6 +18,8 @@ that takes β > 0: a zeroed filter comes out of its norm as β, and the gradient
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,7 +37,7 @@ from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.gradient import Gradient
 from halpiee.saliency.magnitude import Magnitude
 from halpiee.saliency.registry import InMode, criterion_of, named
-from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
+from halpiee.sparsity.distribution import ERK, Budget, Global
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.schedule import Cosine, Cubic
 from halpiee.structure.groups import Structure
@@ -48,11 +50,11 @@ class Regrowth:
     """GraNet's neuroregeneration: each layer drops the share r of its active weights and grows as many.
 
     Attributes:
-        start: r at the first step.
-        end: what half a cosine over the whole training lets it fall to.
-        until: whether it goes on to the ``end`` of the training (as the text and the released code have it), or
-            only while it is ``pruning`` (as Algorithm 1 has it).
-        by: what is grown.
+        start: r at the first step; it falls along half a cosine over the whole training.
+        end: r at the last step.
+        until: to the ``end`` of the training, as the text and the released code have it, or only while ``pruning``, as
+            Algorithm 1 has it.
+        by: the criterion that grows.
     """
 
     start: float = 0.5
@@ -63,7 +65,7 @@ class Regrowth:
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp:
-    """When a gradual pruning resizes, and how dense it begins.
+    """The steps at which a gradual pruning resizes, and the density it begins with.
 
     Attributes:
         total_steps: optimizer steps of the whole training.
@@ -104,44 +106,37 @@ def gradual(
 
     Args:
         budget: the last one; its density is approached along the cubic.
-        ramp: when.
+        ramp: the steps of the resizes.
         masks_only: whether what was removed may return with its last values.
         regrowth: neuroregeneration after every resize, if any.
 
     Raises:
         UsageError: no resize fits, or a budget without a density.
     """
-    total_steps, interval, initial, density = (
-        ramp.total_steps,
-        ramp.interval,
-        ramp.initial,
-        density_of(budget),
-    )
+    total_steps, interval, density = ramp.total_steps, ramp.interval, density_of(budget)
     t0, n = ramp.grid
-    curve = Cubic(1 - initial, 1 - density, t0, t0 + n * interval)
-    regrow_end = total_steps if regrowth and regrowth.until == "end" else t0 + n * interval + 1
-    fraction = None if regrowth is None else Cosine(regrowth.start, regrowth.end, total_steps)
+    end = t0 + n * interval
+    curve = Cubic(1 - ramp.initial, 1 - density, t0, end)
+    among: Literal["alive", "all"] = "all" if masks_only else "alive"
+    last = max(end, total_steps - 1) if regrowth and regrowth.until == "end" else end
     phases: list[Phase] = []
     at = 0
-    step = t0 if t0 > 0 else interval
-    while step <= t0 + n * interval or (regrowth is not None and step < regrow_end):
-        regrow = regrowth is not None and step < min(regrow_end, total_steps)
-        if regrowth is not None and regrow:
-            phases += [Train(step - at - 1), Train(1, collect=True, criterion=regrowth.by, gradient="all")]
+    for step in range(t0 if t0 > 0 else interval, last + 1, interval):
+        regrow = regrowth if step < total_steps else None
+        if regrow:
+            phases += [Train(step - at - 1), Train(1, collect=True, criterion=regrow.by, gradient="all")]
         else:
             phases.append(Train(step - at))
         at = step
-        if t0 < step <= t0 + n * interval or (step == t0 and initial < 1):
-            target = density if step == t0 + n * interval else 1 - curve(step)
-            among: Literal["alive", "all"] = "all" if masks_only else "alive"
+        if t0 < step <= end or (step == t0 and ramp.initial < 1):
+            target = density if step == end else 1 - curve(step)
             phases.append(Resize(budget=at_density(budget, target), among=among))
-        if fraction is not None and regrowth is not None and regrow:
-            share = fraction(step)
+        if regrow:
+            share = Cosine(regrow.start, regrow.end, total_steps)(step)
             phases += [
                 Drop(share, by=Magnitude(), within="layer", rounding="ceil"),
-                Grow(share, by=regrowth.by, within="layer", values="zero"),
+                Grow(share, by=regrow.by, within="layer", values="zero"),
             ]
-        step += interval
     return tuple(phases)
 
 
@@ -278,15 +273,11 @@ def recipe(
             f"{rounds} rounds every {interval} steps with a regrowth of {regrow} were asked; "
             "rounds and steps are at least 1, regrowth a share from 0 up to 1"
         )
-    at_density(budget, 1.0)
-    assert isinstance(budget, Uniform | ERK | Global)
+    last = density_of(budget)
     phases: list[Phase] = []
     for k in range(1, rounds + 1):
-        density = budget.density if k == rounds else 1 - k * (1 - budget.density) / rounds
-        phases += [
-            Train(interval, collect=not batches),
-            Resize(budget=at_density(budget, density), batches=batches),
-        ]
+        resized = budget if k == rounds else at_density(budget, 1 - k * (1 - last) / rounds)
+        phases += [Train(interval, collect=not batches), Resize(budget=resized, batches=batches)]
         if regrow:
             phases += [
                 Train(1, collect=True, criterion=Gradient(), gradient="all"),
@@ -342,7 +333,7 @@ class FilterPruning(Method):
             )
         if o.regrow and units.zero_is_dead:
             raise UsageError(
-                "filters were to be regrown whose norm goes with them: its zero leaves no gradient to grow by; "
+                "regrowth was asked of filters whose norm goes with them: its zero leaves no gradient to grow by; "
                 "use Filters(…, norm_follows=False)"
             )
         total, extra = given.total_steps, int(bool(o.regrow))
@@ -379,29 +370,22 @@ class FilterPruning(Method):
             self.refuse_foreign()
             self.finish()
             assert isinstance(self.units, Filters)
-            tensors = {**self._parameters, **dict(self.model.named_buffers())}
             for path, norm in self.units.norms.items():
                 own = self.units.owner(path)
-                if own in self.alive:
-                    for name in ("weight", "bias"):
-                        tensor = tensors.get(f"{norm}.{name}")
-                        if tensor is not None:
-                            tensor.masked_fill_(~self.alive[own].to(tensor.device), 0.0)
+                for name in ("weight", "bias"):
+                    tensor = self._parameters.get(f"{norm}.{name}")
+                    if own in self.alive and tensor is not None:
+                        tensor.masked_fill_(~self.alive[own].to(tensor.device), 0.0)
         return super().shrink()
 
 
 def first_conv(model: nn.Module) -> frozenset[str]:
     """Returns the path of the first convolution."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            return frozenset({path})
-    return frozenset()
+    convs = (path for path, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd))
+    return frozenset(itertools.islice(convs, 1))
 
 
 def any_residual(structure: Structure) -> bool:
     """Whether several convolutions write to one group: residual networks protect the first (Lubana & Dick 2021)."""
-    writers: dict[str, int] = {}
-    for layer in structure.layers:
-        for name, _ in layer.out_groups:
-            writers[name] = writers.get(name, 0) + 1
-    return any(n > 1 for n in writers.values())
+    writers = Counter(name for layer in structure.layers for name, _ in layer.out_groups)
+    return max(writers.values(), default=0) > 1

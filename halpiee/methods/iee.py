@@ -1,9 +1,9 @@
-"""IEE: prune, improve, explore, grow, within a budget that is never left but while exploring.
+"""IEE: prune, improve, explore, grow, within a budget that only exploration exceeds.
 
 "Advancing Weight and Channel Sparsification with Enhanced Saliency", Algorithm 1: train the active parameters Θ_K
 for H steps and score them; prune Ω; train Θ_K for J steps; bring back all inactive parameters Θ_P with their most
 recently used values, train them for Q steps with Θ_K frozen, and score them by the same criterion; grow Ω. What
-the paper leaves open, and what is chosen here, stands in docs/methods.md.
+the paper leaves open, and what is chosen here, is in docs/methods.md.
 """
 
 from __future__ import annotations
@@ -46,13 +46,10 @@ class Options(Switches):
 
 
 def recipe(o: Options, *, total_steps: int, omega: Curve, spread: Budget | None = None) -> Recipe:
-    """Returns IEE as phases.
+    """Returns IEE as phases; ``start="pretrained"`` first trains the dense network for ``h`` steps, and solves once.
 
-    Args:
-        o: the options; ``start="pretrained"`` first trains the dense network for ``h`` steps, and solves once.
-        total_steps: optimizer steps of the whole training.
-        omega: cycle index → share of Ψ that is exchanged.
-        spread: how the first random units are spread over layers, where the budget leaves that open.
+    ``omega`` maps the number of a cycle to the share of Ψ that it exchanges; ``spread`` says how the first random units
+    are spread over layers, where the budget leaves that open.
 
     Raises:
         UsageError: less than one cycle fits.
@@ -69,9 +66,8 @@ def recipe(o: Options, *, total_steps: int, omega: Curve, spread: Budget | None 
             f"one cycle of h + j + q = {h + j + q} steps does not fit into the first {end:.0%} of {total_steps} "
             f"steps; train longer, end later (end=…), or choose h, j and q so that they add up to at most {room}"
         )
-    phases: list[Phase] = [Train(h, collect=True), Start("scores")] if scored else [Start(o.init)]
-    if not scored and o.init == "random":
-        phases = [Start("random", spread)]
+    first = Start("random", spread) if o.init == "random" else Start(o.init)
+    phases: list[Phase] = [Train(h, collect=True), Start("scores")] if scored else [first]
     for cycle in range(cycles):
         share = omega(cycle)
         phases += [

@@ -38,12 +38,10 @@ UnitsLike = Units | Structure | Literal["weights", "filters"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What every method is given; see ``Method``, whose arguments the fields with a default are.
+    """The arguments of every method; see ``Method``, whose arguments the fields with a default are.
 
-    Attributes:
-        name: of the method's class, for messages.
-        model: without wrappers.
-        asked_units: ``units`` as they were given; ``.units`` are bound to the model.
+    ``name`` is that of the method's class, for messages; the model is without wrappers; ``asked_units`` are the
+    ``units`` as they were given, ``.units`` those that are bound to the model.
     """
 
     name: str
@@ -185,20 +183,13 @@ class Method(Sparse):
         units, batches = design.units, given.batches
         self._structure = units.structure if isinstance(units, Channels) else given.structure
         self._compact: tuple[nn.Module, Optimizer] | None = None
-        super().__init__(
-            model,
-            optimizer,
-            design,
-            batches=self.no_batches if batches is None else batches,
-            seed=given.seed,
-        )
+        batches = self.no_batches if batches is None else batches
+        super().__init__(model, optimizer, design, batches, given.seed)
 
     def design(self, given: Setup, options: Any) -> Design:
-        """Returns the units, the pool, the recipe and the criterion; what a method is.
+        """Returns the units, the pool, the recipe and the criterion: this is what makes a method.
 
-        Args:
-            given: what it is attached with; ``given.design(recipe, criterion)`` fills in units and pool.
-            options: of the class's ``Options``.
+        ``given.design(recipe, criterion)`` fills in units and pool; ``options`` are of the class's ``Options``.
         """
         raise NotImplementedError
 
@@ -308,28 +299,16 @@ def default_units(
 ) -> Units:
     """Returns the units that are given, or channels for a latency, weights for everything else.
 
-    Args:
-        model: the network, without wrappers.
-        budget: what is limited.
-        structure: of the model; needed for a latency.
-        protect: groups, weights or convolutions to leave whole.
-        given: units, a structure for its channels, ``weights`` or ``filters``; ``None``: by the budget.
-
     Raises:
         UsageError: a latency without a structure, or names to protect beside units that are made already.
     """
     if given is None:
         given = "weights"
         if isinstance(budget, Latency):
-            if structure is None:
-                raise UsageError(
-                    "a latency budget was given without a structure; pass structure=halpiee.trace(model, inputs)"
-                )
             if not isinstance(structure, Structure):
-                raise UsageError(
-                    f"a structure of type {type(structure).__name__} was given; pass "
-                    "structure=halpiee.trace(model, inputs)"
-                )
+                kind = type(structure).__name__
+                said = f"a structure of type {kind}" if structure else "a latency budget without a structure"
+                raise UsageError(f"{said} was given; pass structure=halpiee.trace(model, inputs)")
             given = structure
     if isinstance(given, Structure):
         return Channels(model, given, protect=protect)

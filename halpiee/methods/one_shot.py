@@ -23,7 +23,17 @@ from halpiee.errors import UsageError
 from halpiee.methods.allocator import Pool, bind
 from halpiee.methods.attach import bare
 from halpiee.methods.method import Asked, Method, Setup
-from halpiee.methods.phases import Design, Phase, Recipe, Redraw, Resize, Shuffle, Train, at_density
+from halpiee.methods.phases import (
+    Design,
+    Phase,
+    Recipe,
+    Redraw,
+    Resize,
+    Shuffle,
+    Train,
+    at_density,
+    density_of,
+)
 from halpiee.methods.registry import method
 from halpiee.options import option
 from halpiee.saliency.criterion import Batches, Criterion, LossFn
@@ -40,16 +50,15 @@ __all__ = ["SNIP", "AtInit", "GraSP", "Pruning", "SynFlow", "in_rounds", "prune_
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """How a network is pruned without training between rounds.
+    """The settings of a pruning without training between rounds.
 
     Attributes:
         budget: how much stays where; a number, or ``"50%"``, is the density over all layers together, and with a
             ``cost`` the share of the dense latency.
-        criterion: how units are ranked, a criterion or its name, such as ``synflow`` or ``inverted-snip``.
+        criterion: ranks units; a criterion or its name, such as ``synflow`` or ``inverted-snip``.
         batches: (inputs, targets), for criteria that need data; synflow reads the shape of the first, if any.
         rounds: n; synflow wants 100.
         shuffle: whether the last mask is shuffled within each layer, an ablation.
-        units: what is removed.
         loss_fn: (outputs, targets) → scalar, for criteria that need data.
         cost: latency model, for a latency budget.
         seed: of random scores and of shuffling.
@@ -80,17 +89,11 @@ def prune_once(
 
     A mask of weights names parameters. One of channels is what ``halpiee.shrink`` takes; one of other units is
     applied with them: ``mask.apply(model, units)``. Batches whose scores were not finite are left out and counted in
-    ``mask.skipped``. Groups that it cuts into though the scores do not tell their units apart stand in ``mask.flat``
-    and are warned of. A parameter of several names is pruned once, under its first.
+    ``mask.skipped``. ``mask.flat`` names the groups whose units have equal scores and were cut by index; a warning
+    names them, too. A parameter of several names is pruned once, under its first.
 
-    Args:
-        model: the network; every conv and linear weight is prunable, the first and the last included.
-        criterion: see ``Pruning``, like the others.
-        budget: how much stays where.
-        batches: (inputs, targets), for criteria that need data.
-        rounds: n.
-        seed: of random scores.
-        pruning: the other fields of ``Pruning``: ``units``, ``loss_fn``, ``cost``.
+    Every conv and linear weight is prunable, the first and the last included. All arguments but the model are fields of
+    ``Pruning``, as are ``units``, ``loss_fn`` and ``cost``.
 
     Raises:
         UsageError: no rounds, an N:M budget in rounds, no finite batch.
@@ -171,31 +174,23 @@ def stages(
 def _masked(model: nn.Module, units: Units, alive: Mask) -> Iterator[None]:
     """Inside, what is pruned is zero; afterwards every value is what it was, bit for bit."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    held = {name: tensors[name].detach().clone() for name in units.tensors}
+    before = {name: tensors[name].detach().clone() for name in units.tensors}
     try:
         alive.apply(model, units)
         yield
     finally:
         with torch.no_grad():
-            for name, value in held.items():
+            for name, value in before.items():
                 tensors[name].copy_(value)
 
 
-def recipe(
-    budget: Budget,
-    *,
-    rounds: int = 1,
-    at: int = 0,
-    spacing: Literal["exponential", "linear"] = "exponential",
-    ablations: tuple[Phase, ...] = (),
-) -> Recipe:
+def recipe(budget: Budget, *, rounds: int = 1, at: int = 0, ablations: tuple[Phase, ...] = ()) -> Recipe:
     """Returns one-shot pruning as phases.
 
     Args:
         budget: what is left.
-        rounds: N; every round scores the survivors again. More than one needs a budget with a density.
+        rounds: N, at densities ρ^(k/N); every round scores the survivors again. More than one needs a density.
         at: training steps before the first.
-        spacing: densities ρ^(k/N), or 1 − k·(1 − ρ)/N.
         ablations: what is done with the mask right after.
 
     Raises:
@@ -203,18 +198,10 @@ def recipe(
     """
     if rounds < 1 or at < 0:
         raise UsageError(f"{rounds} rounds after {at} steps were asked; give at least 1 round and 0 steps")
-    phases: list[Phase] = [Train(at)] if at else []
-    for k in range(1, rounds + 1):
-        this = budget
-        if k < rounds:
-            at_density(budget, 1.0)
-            assert isinstance(budget, Uniform | ERK | Global)
-            rho = budget.density
-            this = at_density(
-                budget, rho ** (k / rounds) if spacing == "exponential" else 1 - k * (1 - rho) / rounds
-            )
-        phases.append(Resize(budget=this, batches=True, event="prune" if at else "init"))
-    return (*phases, *ablations)
+    event: Literal["init", "prune"] = "prune" if at else "init"
+    passed = [at_density(budget, density_of(budget) ** (k / rounds)) for k in range(1, rounds)]
+    resizes = [Resize(budget=this, batches=True, event=event) for this in (*passed, budget)]
+    return (*((Train(at),) if at else ()), *resizes, *ablations)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ A recipe is a tuple of phases. ``Train`` lasts its steps; all others happen betw
 
 A ``Drop`` right before a ``Grow`` is one exchange with it: a unit that is dropped and grown again has never left.
 
-``Design`` is what a method decides on, with its recipe; ``Ledger`` records what came of it: events, and steps under
+``Design`` holds the decisions of a method, its recipe among them; ``Ledger`` records its events, and its steps under
 their masks.
 """
 
@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import Pool
 from halpiee.saliency.criterion import Criterion, LossFn
-from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform
+from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
@@ -158,11 +158,7 @@ class Grow:
 
 @dataclass(frozen=True)
 class Shuffle:
-    """As many units of every layer at other places: an ablation of arXiv 2009.08576.
-
-    Attributes:
-        seed: of the places.
-    """
+    """As many units of every layer at other places, drawn by ``seed``: an ablation of arXiv 2009.08576."""
 
     seed: int = 0
 
@@ -171,9 +167,7 @@ class Shuffle:
 class Redraw:
     """Another sample of the initialisation under the same mask: an ablation of arXiv 2009.08576.
 
-    Attributes:
-        draw: (model, seed) → anything; draws the weights in place.
-        seed: of the sample.
+    ``draw(model, seed)`` draws the weights in place.
     """
 
     draw: Callable[[nn.Module, int], object]
@@ -186,7 +180,7 @@ Recipe = tuple[Phase, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What a method decides on, and ``Sparse`` carries out.
+    """The decisions of a method, which ``Sparse`` carries out.
 
     Attributes:
         units: what is removed and brought back.
@@ -206,43 +200,27 @@ class Design:
 
 
 def at_density(budget: Budget, density: float) -> Budget:
-    """Returns the same budget at another density: what a gradual method passes through.
-
-    Raises:
-        UsageError: a budget without a density.
-    """
-    if isinstance(budget, Uniform | ERK | Global):
-        return replace(budget, density=density)
-    kind = type(budget).__name__
-    if isinstance(budget, PerLayer | NM | Latency):
-        raise UsageError(
-            f"{kind} was given to a method that passes through densities; give Global, Uniform or ERK"
-        )
-    raise UsageError(f"{kind} is no budget; give Global, Uniform or ERK")
+    """Returns the same budget at another density; refuses a budget without one, as ``density_of`` does."""
+    density_of(budget)
+    assert isinstance(budget, Uniform | ERK | Global)
+    return replace(budget, density=density)
 
 
 def density_of(budget: Budget) -> float:
-    """Returns the density of a budget that has one.
+    """Returns the density of a budget.
 
     Raises:
         UsageError: a budget without a density.
     """
-    at_density(budget, 1.0)
-    assert isinstance(budget, Uniform | ERK | Global)
+    if not isinstance(budget, Uniform | ERK | Global):
+        raise UsageError(
+            f"{type(budget).__name__} was given to a method that passes through densities; give Global, Uniform or ERK"
+        )
     return budget.density
 
 
-def update_steps(
-    total_steps: int, interval: int, end: float, *, first: int | None = None, inclusive: bool = False
-) -> range:
+def update_steps(total_steps: int, interval: int, end: float) -> range:
     """Returns the steps after which masks are updated: every ``interval``, before ``end · total_steps``.
-
-    Args:
-        total_steps: of the training.
-        interval: ΔT.
-        end: share of the training after which no update comes.
-        first: the first of them; by default ΔT.
-        inclusive: whether one may fall on the end itself.
 
     Raises:
         UsageError: none fits.
@@ -252,16 +230,13 @@ def update_steps(
             f"updates every {interval} steps in the first {end} of {total_steps} steps were asked; "
             "the interval is at least 1 and the end a share above 0 and up to 1"
         )
-    last = round(end * total_steps, 6)
-    steps = range(first or interval, int(last) + 1, interval)
-    if steps and steps[-1] >= last and not inclusive:
-        steps = steps[:-1]
-    if not steps:
+    last = math.ceil(round(end * total_steps, 6))
+    if interval >= last:
         raise UsageError(
             f"updates every {interval} steps in the first {end:.0%} of {total_steps} steps were asked, and none fits; "
-            f"train longer, or ask for an interval below {max(1, int(last))}"
+            f"train longer, or ask for an interval below {max(1, int(round(end * total_steps, 6)))}"
         )
-    return steps
+    return range(interval, last, interval)
 
 
 @dataclass(frozen=True)
@@ -318,12 +293,7 @@ class Ledger:
         self._grown: Mask | None = None
 
     def event(self, alive: Mask, **values: Any) -> Event:
-        """Records that ``alive`` are the active units from now on.
-
-        Args:
-            alive: the active units.
-            values: the other fields of the event but ``iou`` and ``counts``.
-        """
+        """Records that ``alive`` are the active units from now on; ``values`` are the event's other fields."""
         kind = values["event"]
         previous = self._after.get(kind)
         overlap = previous.iou(alive) if previous is not None else math.nan
@@ -366,5 +336,4 @@ class Ledger:
         if masks:
             self._after = {kind: Mask(dict(mask)) for kind, mask in state["masks_after"].items()}
             last, grown = state.get("last"), state.get("grown")
-            self._last = None if last is None else Mask(dict(last))
-            self._grown = None if grown is None else Mask(dict(grown))
+            self._last, self._grown = (None if m is None else Mask(dict(m)) for m in (last, grown))

@@ -19,18 +19,17 @@ from __future__ import annotations
 
 import ast
 import inspect
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar
 
 from halpiee.errors import UsageError
+from halpiee.options import Option, own_options
 from latency.registry import Registry, not_known
 
-__all__ = ["METHODS", "Entry", "NoOptions", "help_of", "method", "options_of"]
+__all__ = ["METHODS", "Entry", "NoOptions", "method", "options_of"]
 
 M = TypeVar("M", bound=Callable[..., Any])
 
@@ -160,19 +159,10 @@ def method(
 ) -> Callable[[M], M]:
     """Registers a method: a subclass of ``halpiee.methods.method.Method``.
 
-    Args:
-        name: in lower case, words joined by ``-``.
-        paper: where it is from.
-        units: see ``Entry``, like ``budgets`` and ``kind``.
-        budgets: what limits it.
-        kind: when it prunes.
-        options: a frozen dataclass whose fields are the class's keyword arguments (see ``halpiee.options``), or an
-            instance of one, whose values are the defaults under this name.
-        pretrained: whether it needs a trained network.
-        summary: in one line; by default the first line of the docstring.
-
-    Returns:
-        A decorator that returns what it is given.
+    ``name`` is in lower case, words joined by ``-``; for ``paper``, ``units``, ``budgets``, ``kind`` and ``pretrained``
+    see ``Entry``. ``options`` is a frozen dataclass whose fields are the class's keyword arguments (see
+    ``halpiee.options``), or an instance of one, whose values are the defaults under this name. The ``summary`` is by
+    default the first line of the docstring.
 
     Raises:
         UsageError: a name that another method has, or options that are no frozen dataclass with defaults.
@@ -205,40 +195,22 @@ def method(
 
 
 def options_of(owner: str, kind: type, given: Mapping[str, Any]) -> Any:
-    """Returns the options of a method; what is ``None`` has its default.
-
-    Args:
-        owner: whose they are, for messages.
-        kind: the dataclass.
-        given: by name.
+    """Returns the options of the method ``owner``, a dataclass; what is ``None`` has its default.
 
     Raises:
         UsageError: a name that is no option, or a value of another type or choice.
     """
-    hints = _hints(kind)
-    values = {}
+    known = {option.name: option for option in own_options(kind)}
     for name, value in given.items():
-        if name not in hints:
-            known = list(hints) or ["none"]
-            raise not_known(f"option of {owner}", name, known)
+        if name not in known:
+            raise not_known(f"option of {owner}", name, list(known) or ["none"])
         if value is not None:
-            _check_value(owner, name, hints[name], value)
-            values[name] = value
-    return kind(**values)
-
-
-def help_of(kind: type) -> dict[str, str]:
-    """Returns the help of every option."""
-    return {f.name: f.metadata["help"].text if "help" in f.metadata else "" for f in fields(kind)}
+            _check_value(owner, known[name], value)
+    return kind(**{name: value for name, value in given.items() if value is not None})
 
 
 def declared(source: str, module: str) -> Iterator[Entry]:
-    """Yields what a file registers, read from its source.
-
-    Args:
-        source: of the file.
-        module: its name.
-    """
+    """Yields what a file registers, read from its source."""
     body = ast.parse(source).body
     homes = {n.name: i.module for i in body if isinstance(i, ast.ImportFrom) for n in i.names}
     for node in body:
@@ -303,40 +275,24 @@ def _defaults(options: type) -> dict[str, Any]:
     return {f.name: getattr(options(), f.name) for f in fields(options)}
 
 
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    found = get_type_hints(kind)
-    return {f.name: found[f.name] for f in fields(kind)}
+WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def _check_value(owner: str, name: str, hint: Any, value: Any) -> None:
-    """Refuses a value that none of the types takes which an option names; types of other kinds take anything."""
-    kinds = list(_kinds(hint))
-    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-    plain = [kind for kind in kinds if kind in (int, float, bool, str)]
-    if len(plain) + sum(get_origin(kind) is Literal for kind in kinds) < len(kinds) - (type(None) in kinds):
+def _check_value(owner: str, option: Option, value: Any) -> None:
+    """Refuses a value that none of an option's plain types takes; an option with other types takes anything."""
+    kinds = option.kinds - {Literal, type(None)}
+    if kinds - WORDS.keys():
         return
     number = hasattr(value, "__index__") and not isinstance(value, bool)
     fits = (
-        (isinstance(value, str | int) and value in choices)
-        or (bool in plain and isinstance(value, bool))
-        or (str in plain and isinstance(value, str))
-        or (int in plain and number)
-        or (float in plain and (number or isinstance(value, float)))
+        (isinstance(value, str | int) and value in option.choices)
+        or any(kind in kinds and isinstance(value, kind) for kind in (bool, str))
+        or (int in kinds and number)
+        or (float in kinds and (number or isinstance(value, float)))
     )
     if not fits:
-        words = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-        wanted = " or ".join([*map(repr, choices), *(words[kind] for kind in plain)])
-        raise UsageError(f"{owner} was asked for {name}={value!r}; it takes {wanted}")
-
-
-def _kinds(hint: Any) -> Iterator[Any]:
-    """Yields the types that a hint allows."""
-    if get_origin(hint) in (typing.Union, type(int | None)):
-        for part in get_args(hint):
-            yield from _kinds(part)
-    else:
-        yield hint
+        wanted = [*map(repr, option.choices), *(words for kind, words in WORDS.items() if kind in kinds)]
+        raise UsageError(f"{owner} was asked for {option.name}={value!r}; it takes {' or '.join(wanted)}")
 
 
 def _signature(kind: type, options: type) -> inspect.Signature:

@@ -36,8 +36,6 @@ from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
 __all__ = [
-    "LEARNING_RATE_REWINDING",
-    "LOTTERY_TICKET",
     "REINIT",
     "Pruning",
     "Retrain",
@@ -45,7 +43,6 @@ __all__ = [
     "draw_again",
     "draw_normal",
     "held",
-    "lottery_ticket_rewinding",
     "rewind",
     "rewinding",
 ]
@@ -67,11 +64,11 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Retrain:
-    """From where the pruned network is trained.
+    """The weights that the pruned network is trained from, and the part of the schedule.
 
     Attributes:
-        weights: those of a step of the dense training, the ``final`` ones, or a ``fresh`` sample of the
-            initialisation.
+        weights: those of a step of the dense training (0: the lottery ticket; 1000 to 6255: the steps of
+            arXiv 1912.05671), the ``final`` ones, or a ``fresh`` sample of the initialisation.
         schedule: from the ``start``, or from the ``step`` whose weights are taken.
     """
 
@@ -97,13 +94,7 @@ class Retrain:
 
 LEARNING_RATE_REWINDING = Retrain("final")
 """Also magnitude pruning after training, as arXiv 2009.08576 retrains it."""
-LOTTERY_TICKET = Retrain(0, "step")
 REINIT = Retrain("fresh")
-
-
-def lottery_ticket_rewinding(step: int) -> Retrain:
-    """Returns the weights of ``step`` and the schedule from there; the paper's steps are 1000 to 6255."""
-    return Retrain(step, "step")
 
 
 @dataclass(frozen=True)
@@ -175,10 +166,8 @@ def rewind(
         raise UsageError(
             f"weights of step {step} were asked of a training of {total_steps} steps; give a step up to that"
         )
-    for _ in stages(
-        as_budget(budget, latency=how.cost is not None), units_of(model, how.units), how.cost, how.rounds
-    ):
-        pass  # refused before the dense training, not after it
+    limit = as_budget(budget, latency=how.cost is not None)
+    list(stages(limit, units_of(model, how.units), how.cost, how.rounds))  # refused before the dense training
     kept: dict[int, dict[str, Tensor]] = {}
 
     def done(n: int) -> None:
@@ -207,10 +196,7 @@ def rewind(
 def rewinding(model: nn.Module, how: Pruning, rewound: Callable[[nn.Module], object]) -> Iterator[Mask]:
     """Yields the mask of each round, with the model pruned and rewound: train it before asking for the next.
 
-    Args:
-        model: trained; changed in place.
-        how: it is pruned.
-        rewound: writes the weights that are trained again into the model; the final ones stay where it does nothing.
+    ``rewound`` writes the weights that are trained again into the model; where it does nothing, the final ones stay.
 
     Raises:
         UsageError: see ``Pruning``.
@@ -227,13 +213,9 @@ def rewinding(model: nn.Module, how: Pruning, rewound: Callable[[nn.Module], obj
 def held(
     model: nn.Module, optimizer: Optimizer, mask: Mask | None, units: Units | None = None
 ) -> Iterator[None]:
-    """Context in which optimizer steps leave pruned weights at zero, with momentum and weight decay.
+    """Context in which steps of the model's optimizer leave pruned weights at zero, with momentum and weight decay.
 
-    Args:
-        model: with the mask applied.
-        optimizer: over its parameters.
-        mask: what is active; ``None``: everything.
-        units: what the mask's names mean; ``None``: they are parameters.
+    The mask (``None``: everything is active) is already applied; its names are those of ``units``, else of parameters.
     """
     if mask is None:
         yield
@@ -242,11 +224,7 @@ def held(
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     guard = Guard({name: tensors[name] for name in masks}, optimizer)
     guard.hold(masks)
-
-    def restore(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        guard.restore()
-
-    handle = optimizer.register_step_post_hook(restore)
+    handle = optimizer.register_step_post_hook(lambda optimizer, args, kwargs: guard.restore())
     try:
         yield
     finally:

@@ -28,10 +28,7 @@ class Tally:
     Args:
         total: unit name → sum of scores so far.
         steps: steps added so far.
-        skipped: steps left out so far.
-
-    Attributes:
-        total: unit name → sum of scores.
+        skipped: steps left out so far, as a score was not finite.
     """
 
     def __init__(self, total: Mapping[str, Tensor] | None = None, steps: int = 0, skipped: int = 0) -> None:
@@ -47,8 +44,8 @@ class Tally:
             return
         sound = torch.stack([torch.isfinite(score).all() for score in scores.values()]).all()
         for name, score in scores.items():
-            taken, held = torch.where(sound, score, torch.zeros_like(score)), self.total.get(name)
-            self.total[name] = taken if held is None else held.to(score.device) + taken
+            taken, before = torch.where(sound, score, torch.zeros_like(score)), self.total.get(name)
+            self.total[name] = taken if before is None else before.to(score.device) + taken
         self._sound = sound.long() if self._sound is None else self._sound + sound
         self._tried += 1
 
@@ -86,17 +83,7 @@ class Tally:
 
 
 class Collector:
-    """Scores of units, by criteria.
-
-    Args:
-        units: what is scored.
-        parameters: name → parameter of the model.
-        seed: of random scores.
-        loss_fn: what scores over batches take gradients of.
-
-    Attributes:
-        tally: scores of the phase's steps.
-    """
+    """Scores of units by criteria; ``tally`` holds those of the phase's steps."""
 
     def __init__(
         self, units: Units, parameters: Mapping[str, nn.Parameter], seed: int, loss_fn: LossFn
@@ -165,23 +152,12 @@ class Collector:
         generator = self.generator(purpose)
         return {n: torch.rand(size, generator=generator) for n, size in self.units.sizes.items()}
 
-    def state(self) -> dict[str, Any]:
-        """Returns plain values and tensors."""
-        return self.tally.state()
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Takes over saved sums."""
-        self.tally = Tally(dict(state["total"]), state["steps"], state["skipped"])
-
 
 class Momentum:
     """``|m|`` of SGD's momentum buffer; ``|m| / (√v + 1e-8)`` of Adam's two moments. Read once.
 
-    Args:
-        optimizer: whose momentum is read.
-
     Raises:
-        UsageError: the optimizer keeps none.
+        UsageError: the optimizer keeps no momentum.
     """
 
     per_step = False
@@ -217,11 +193,10 @@ def check_ranks(alive: Mask, step: int) -> None:
     Raises:
         PromiseError: the masks differ.
     """
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not _several_ranks():
         return
-    digests: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(digests, alive.digest())
+    digests: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(digests, alive.digest())
     if len(set(digests)) > 1:
         raise PromiseError(
             f"at step {step} the ranks chose different units ({len(set(digests))} different masks of "
@@ -235,35 +210,34 @@ def solved_once(work: Callable[[], T]) -> T:
     Raises:
         HalpieeError: the first rank's, on every rank.
     """
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not _several_ranks():
         return work()
     answer: list[Any] = [None, None]
-    if dist.get_rank() == 0:
+    if torch.distributed.get_rank() == 0:
         try:
             answer[0] = work()
         except HalpieeError as error:
             answer[1] = error
-    dist.broadcast_object_list(answer, src=0)
+    torch.distributed.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         raise answer[1]
     found: T = answer[0]
     return found
 
 
+def _several_ranks() -> bool:
+    dist = torch.distributed
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def share(
     kept: Mapping[str, int], before: Mapping[str, int], scores: Mapping[str, Tensor], active: Mask
 ) -> dict[str, int]:
-    """Returns active units per layer when what all layers lost is shared by the mean score of their active units.
+    """Returns units per layer: those kept after a drop, and what all layers lost, shared by the layers' mean scores.
 
-    Shares are rounded to the largest remainders, so that the total is exact; what does not fit into a layer goes to
-    the others in the same proportion (SNFS, arXiv 1907.04840, Sec. 3).
-
-    Args:
-        kept: active units after the drop.
-        before: active units before it.
-        scores: of all units.
-        active: the active units before the drop.
+    ``before`` counts the units before the drop; the mean is over the ``active`` ones of that moment. Shares are rounded
+    to the largest remainders, so that the total is exact; what does not fit into a layer goes to the others in the same
+    proportion (SNFS, arXiv 1907.04840, Sec. 3).
     """
     room = {n: active[n].numel() - k for n, k in kept.items()}
     weight = {n: float(scores[n][active[n]].double().mean()) for n in kept}
@@ -272,15 +246,14 @@ def share(
     grown = dict.fromkeys(kept, 0)
     left = sum(before.values()) - sum(kept.values())
     while left > 0:
-        open_ = [n for n in kept if grown[n] < room[n] and weight[n] > 0] or [
-            n for n in kept if grown[n] < room[n]
-        ]
+        spare = [n for n in kept if grown[n] < room[n]]
+        open_ = [n for n in spare if weight[n] > 0] or spare
         total = sum(weight[n] for n in open_)
         wanted = {n: left * (weight[n] / total if total > 0 else 1 / len(open_)) for n in open_}
         order = sorted(open_, key=lambda n: math.floor(wanted[n]) - wanted[n])
-        spare = left - sum(math.floor(w) for w in wanted.values())
+        rest = left - sum(math.floor(w) for w in wanted.values())
         for i, n in enumerate(order):
-            more = min(math.floor(wanted[n]) + (i < spare), room[n] - grown[n])
+            more = min(math.floor(wanted[n]) + (i < rest), room[n] - grown[n])
             grown[n] += more
             left -= more
     return {n: k + grown[n] for n, k in kept.items()}

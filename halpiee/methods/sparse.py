@@ -22,8 +22,10 @@ from halpiee.errors import HalpieeError, PromiseError, UsageError
 from halpiee.methods.active import Active
 from halpiee.methods.allocator import LatencyPool, Pool
 from halpiee.methods.attach import bare, check_holds, check_optimizer, few
-from halpiee.methods.phases import Design, Drop, Event, Grow, Phase, Train
+from halpiee.methods.phases import Design, Drop, Event, Grow, Train
+from halpiee.methods.scores import Tally
 from halpiee.methods.state import RunningNorms
+from halpiee.saliency.criterion import Batches
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.plan import Selection
 
@@ -43,13 +45,6 @@ class Sparse(Active):
         batches: (inputs, targets) for phases that score over batches.
         seed: of every random choice.
 
-    Attributes:
-        given: the model as it was given, in its wrappers.
-        model: the model without them.
-        alive: the active units.
-        step: optimizer steps done.
-        watch: steps between two looks at whether all weights are finite; every change of the units looks, too.
-
     Raises:
         UsageError: an optimizer that does not take the steps of all masked parameters, or units that get no gradient
             to be scored by; model and optimizer are left as they were.
@@ -60,17 +55,11 @@ class Sparse(Active):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        design: Design,
-        *,
-        batches: Iterable[tuple[Tensor, Tensor]] | None = None,
-        seed: int = 0,
+        self, model: nn.Module, optimizer: Optimizer, design: Design, batches: Batches | None, seed: int
     ) -> None:
         check_optimizer(optimizer)
         check_holds(optimizer, design.units, dict(bare(model).named_parameters()))
-        super().__init__(model, optimizer, design, batches=batches, seed=seed)
+        super().__init__(model, optimizer, design, batches, seed)
         self._check_gradients()
         self._fused_skip, self.watch = False, WATCH
         self._norms = RunningNorms()
@@ -98,7 +87,8 @@ class Sparse(Active):
         self._check_finite()
         if self.finished:
             return
-        opened = isinstance(self._last_open(), Drop)
+        done = reversed(self.recipe[: self.phase])
+        opened = isinstance(next((p for p in done if not isinstance(p, Train)), None), Drop)
         exploring = self.memory.everything and (self.scores.tally.steps > 0 or not self.criterion.per_step)
         self.phase = len(self.recipe)
         self.phase_steps = 0
@@ -135,20 +125,14 @@ class Sparse(Active):
         self.go_on(Mask(dict(state["alive"])), everything=state["forward_all"])
 
     def foreign(self) -> list[str]:
-        """Returns the parameters in which values that this method holds still are others than it left there.
-
-        Weights of another moment have been loaded: the best checkpoint, an average over steps.
-        """
+        """Returns the parameters whose frozen values have changed: weights of another moment have been loaded."""
         return [name for name in self._guard.moved() if name in self._parameters]
 
     def load_mask(self, state: Mapping[str, Any]) -> None:
         """Makes the units that were active in a saved state final, for weights of that moment.
 
-        Load the model's values first; updates end. The model then holds what it did inside ``evaluating()`` when the
-        state was taken.
-
-        Args:
-            state: what ``state_dict`` gave when the weights were saved.
+        Load the model's values first; updates end. The model then holds what it did inside ``evaluating()`` when
+        ``state_dict`` gave the state.
 
         Raises:
             UsageError: a state of other units, or weights with values in units that it does not name.
@@ -170,26 +154,15 @@ class Sparse(Active):
         self.memory.expect(masks, everything=True)
         self._enter(Train(0))
         used = self.pool.used(alive)
-        last = self.reports[-1]
-        slack = self.pool.total - used
-        self.reports.append(
-            replace(
-                last,
-                event="load",
-                used=used,
-                slack=slack,
-                gap=math.nan,
-                next_step=math.nan,
-                counts=alive.counts,
-            )
-        )
+        last = replace(self.reports[-1], event="load", used=used, slack=self.pool.total - used)
+        self.reports.append(replace(last, gap=math.nan, next_step=math.nan, counts=alive.counts))
 
     def go_on(self, alive: Mask, *, everything: bool) -> None:
         """Continues with the given active units after the model's values were loaded; freezes everything else."""
         self.alive = alive
         self._masks = self.units.masks(alive)
         self.memory.expect(self._masks, everything=everything)
-        self._hold(self._train())
+        self._freeze(self._train())
         if everything and self._train().norm == "running":
             self._norms.on(self.model, self._masks)
 
@@ -198,17 +171,17 @@ class Sparse(Active):
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
         if closure is None:
-            self._look()
+            self._read_scores()
             return None
 
-        def looked() -> Any:
+        def reading() -> Any:
             result = closure()
-            self._look()
+            self._read_scores()
             return result
 
-        return args[:1], {**kwargs, "closure": looked}
+        return args[:1], {**kwargs, "closure": reading}
 
-    def _look(self) -> None:
+    def _read_scores(self) -> None:
         """Reads scores from this step's gradients, before the optimizer uses them."""
         found_inf = getattr(self.optimizer, "found_inf", None)
         self._fused_skip = found_inf is not None and bool(found_inf)
@@ -255,33 +228,26 @@ class Sparse(Active):
             self.phase += 1
         self._enter(self._train())
         over = 1 + 1e-9  # only a solver whose prices are not the true ones ends above Ψ
-        if (
-            self.finished
-            and isinstance(self.pool, LatencyPool)
-            and self.reports[-1].used > over * self.pool.total
-        ):
+        timed = self.finished and isinstance(self.pool, LatencyPool)
+        if timed and self.reports[-1].used > over * self.pool.total:
             self.choose_again(self.pool)
         self._warn()
 
     def _enter(self, phase: Train) -> None:
         if phase.collect:
-            self.scores.tally = type(self.scores.tally)()
+            self.scores.tally = Tally()
         if phase.forward == "all":
             self.memory.show_all()
         else:
             self.memory.show_active()
         self._forget()
-        self._hold(phase)
+        self._freeze(phase)
         self._norms.off()
         if phase.norm == "running" and phase.forward == "all":
             self._norms.on(self.model, self._masks)
 
     def _check_finite(self) -> None:
-        """Stops a training whose weights or statistics are not finite, before it chooses units by them.
-
-        Raises:
-            PromiseError: one of them is not.
-        """
+        """Stops a training whose weights or statistics are not finite, before it chooses units by them."""
         values = {name: t.detach() for name, t in self._tensors.items() if t.is_floating_point()}
         if not all_finite(values.values()):
             name = next(name for name, value in values.items() if not all_finite([value]))
@@ -316,12 +282,12 @@ class Sparse(Active):
         Scores are those of the cycle; units without one are only used to fill what is left. A latency is solved
         jointly, whatever solved it in training: what training ends with must meet it.
         """
-        self.pool = pool = pool.jointly() if isinstance(pool, LatencyPool) else pool
+        self.pool = pool = pool.with_cost(pool.cost, jointly=True) if isinstance(pool, LatencyPool) else pool
         if self.last_grow is None:
             nothing = Mask.full(self.units.sizes, False)
             scores = self.last_drop[1] if self.last_drop is not None else self.scores.random("start")
             choice = pool.choose(scores, must=nothing, may=~nothing, level=1.0)
-            return self._settle(choice, "init" if self.last_drop is None else "prune")
+            return self._adopt(choice, "init" if self.last_drop is None else "prune")
         kept, grow_scores = self.last_grow
         if pool.used(kept) > pool.total and self.last_drop is not None:
             before, drop_scores, _ = self.last_drop
@@ -330,33 +296,27 @@ class Sparse(Active):
             known = self.last_grow[0]
             grow_scores = {n: torch.where(known[n] & ~kept[n], 0.0, s) for n, s in grow_scores.items()}
         choice = pool.choose(grow_scores, must=kept, may=~kept, level=1.0)
-        return self._settle(choice, "grow")
+        return self._adopt(choice, "grow")
 
     def adopt(self, alive: Mask, event: Event) -> Event:
         """Makes the units that were active after an earlier event active again, with their last values."""
         used = (event.used,)
         choice = Selection(alive, used, (event.used + event.slack,), gap=event.gap, next_step=event.next_step)
-        return self._settle(choice, event.event)
+        return self._adopt(choice, event.event)
 
-    def _settle(self, choice: Selection, event: str) -> Event:
+    def _adopt(self, choice: Selection, event: str) -> Event:
         report = self.apply(choice, event, self.omega)
-        self._hold(self._train())
+        self._freeze(self._train())
         return report
 
-    def _last_open(self) -> Phase | None:
-        done = self.recipe[: self.phase]
-        return next((p for p in reversed(done) if not isinstance(p, Train)), None)
-
-    def _hold(self, phase: Train) -> None:
-        """Tells the guard what may not move in this phase."""
-        if phase.update == "alive":
-            self._guard.hold(dict(self._masks))
-        elif phase.update == "dead":
-            self._guard.hold({n: ~self._masks[n] if n in self._masks else None for n in self._tensors})
-        elif phase.forward == "alive":
-            self._guard.hold(dict(self._masks), values_only=True)
-        else:
-            self._guard.hold({})
+    def _freeze(self, phase: Train) -> None:
+        """Freezes what may not move in this phase."""
+        free: Mapping[str, Tensor | None] = self._masks
+        if phase.update == "dead":
+            free = {n: ~self._masks[n] if n in self._masks else None for n in self._tensors}
+        elif phase.update == "all" and phase.forward == "all":
+            free = {}
+        self._guard.hold(free, values_only=phase.update == "all")
 
 
 def all_finite(values: Iterable[Tensor]) -> bool:

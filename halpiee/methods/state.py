@@ -13,7 +13,6 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +29,9 @@ class Memory:
 
     Args:
         parameters: name → parameter, changed in place.
-        masks: name → bool of the parameter's shape: which elements are active.
+        masks: name → bool of the parameter's shape: which elements are active. They move to the parameters' devices.
 
     Attributes:
-        masks: as they are now, on the parameters' devices.
         everything: whether the model holds all elements now, not the active ones only.
     """
 
@@ -111,16 +109,14 @@ class Memory:
         if not self.everything:
             yield
             return
-        held = {name: p.detach().clone() for name, p in self._parameters.items()}
-        with torch.no_grad():
-            for name, p in self._parameters.items():
-                p.data.masked_fill_(~self.masks[name], 0.0)
+        before = {name: p.detach().clone() for name, p in self._parameters.items()}
+        for name, p in self._parameters.items():
+            p.data.masked_fill_(~self.masks[name], 0.0)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, value in held.items():
-                    self._parameters[name].copy_(value)
+            for name, value in before.items():
+                self._parameters[name].data.copy_(value)
 
     def state(self) -> dict[str, Tensor]:
         """Returns the last values."""
@@ -182,12 +178,7 @@ def fresh_state(optimizer: Optimizer) -> dict[str, float]:
 
 
 class Guard:
-    """Remembers and restores everything outside an update mask.
-
-    Args:
-        tensors: name → parameter or buffer of the model.
-        optimizer: whose state of a parameter's shape is held still with it.
-    """
+    """Remembers and restores everything outside an update mask: parameters and buffers by name, and optimizer state."""
 
     def __init__(self, tensors: Mapping[str, Tensor], optimizer: Optimizer) -> None:
         self._tensors = dict(tensors)
@@ -226,19 +217,19 @@ class Guard:
             if self._values_only:
                 continue
             for key, value in shaped_state(self._optimizer, tensor):
-                held = self._state.get((name, key))
-                if held is None:  # state that the first step has just made
-                    held = torch.full_like(value, self._fresh.get(key, 0.0))
-                    self._state[name, key] = held
-                _put_back(value, held, free)
+                kept = self._state.get((name, key))
+                if kept is None:  # state that the first step has just made
+                    kept = self._state[name, key] = torch.full_like(value, self._fresh.get(key, 0.0))
+                _put_back(value, kept, free)
 
     @torch.no_grad()
     def moved(self) -> list[str]:
         """Returns the names of the tensors in which a frozen element differs from its stored value."""
         found = []
         for name, free in self._free.items():
-            now, held = self._tensors[name].detach(), self._values[name]
-            other = (now != held.to(now.device)) & ~(now.isnan() & held.to(now.device).isnan())
+            now = self._tensors[name].detach()
+            before = self._values[name].to(now.device)
+            other = (now != before) & ~(now.isnan() & before.isnan())
             if bool((other if free is None else other & ~free.to(now.device)).any()):
                 found.append(name)
         return found
@@ -251,12 +242,12 @@ class Guard:
                 value.masked_fill_(mask.to(value.device), self._fresh.get(key, 0.0))
 
 
-def _put_back(tensor: Tensor, held: Tensor, free: Any) -> None:
+def _put_back(tensor: Tensor, kept: Tensor, free: Tensor | None) -> None:
     data = tensor.detach()
     if free is None:
-        data.copy_(held)
+        data.copy_(kept)
     else:
-        torch.where(free, data, held, out=data)
+        torch.where(free, data, kept, out=data)
 
 
 class RunningNorms:
@@ -270,12 +261,7 @@ class RunningNorms:
         self._handles: list[RemovableHandle] = []
 
     def on(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-        """Begins, with the statistics as they are now.
-
-        Args:
-            model: whose batch norms are meant.
-            masks: tensor name → active elements; a batch norm without a mask is active whole.
-        """
+        """Begins, with the statistics as they are now; a batch norm without a mask of its elements is active whole."""
         for path, module in model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                 mask = masks.get(f"{path}.running_mean")

@@ -87,7 +87,7 @@ def test_a_latency_budget_stops_before_the_prune_that_follows() -> None:
     cost = halpiee.LatencyCost(structure, next(Path("profiles").glob("*/resnet20-32-b1.jsonl")))
     optimizer = sgd(net)
     iee = halpiee.IEE(
-        net, optimizer, budget=0.7, total_steps=40, structure=structure, cost=cost, h=4, j=2, q=4
+        net, optimizer, budget=0.7, total_steps=40, end=0.75, structure=structure, cost=cost, h=4, j=2, q=4
     )
 
     def run() -> None:

@@ -14,13 +14,11 @@ from halpiee.errors import UsageError
 from halpiee.methods.one_shot import prune_once
 from halpiee.methods.rewind import (
     LEARNING_RATE_REWINDING,
-    LOTTERY_TICKET,
     REINIT,
     Retrain,
     draw_again,
     draw_normal,
     held,
-    lottery_ticket_rewinding,
     rewind,
 )
 from halpiee.sparsity import Mask
@@ -79,7 +77,7 @@ def test_learning_rate_rewinding_keeps_the_final_weights_and_trains_the_whole_sc
 
 
 def test_lottery_ticket_rewinding_takes_the_weights_of_a_step_and_the_schedule_from_there() -> None:
-    model, train, _ = run(lottery_ticket_rewinding(2))
+    model, train, _ = run(Retrain(2, "step"))
     # after two steps at rate 1: START + 2·DRIFT = [2, −3, 2, 2.5]
     assert train.calls[1] == ([0.0, -3.0, 0.0, 2.5], KEPT, 2, 4)
     assert model.layer.weight[0].tolist() == [0.0, -4.0, 0.0, 3.5]
@@ -91,7 +89,7 @@ def test_the_schedule_may_start_again_from_rewound_weights() -> None:
 
 
 def test_the_lottery_ticket_starts_from_the_initialisation() -> None:
-    _, train, _ = run(LOTTERY_TICKET)
+    _, train, _ = run(Retrain(0, "step"))
     assert train.calls[1] == ([0.0, -1.0, 0.0, 0.5], KEPT, 0, 4)
 
 
@@ -105,14 +103,14 @@ def test_reinit_draws_other_weights_under_the_same_mask() -> None:
 
 def test_shuffling_keeps_the_count_at_other_places() -> None:
     masks = {
-        tuple(run(LOTTERY_TICKET, shuffle=True, seed=s)[2]["layer.weight"][0].tolist()) for s in range(20)
+        tuple(run(Retrain(0, "step"), shuffle=True, seed=s)[2]["layer.weight"][0].tolist()) for s in range(20)
     }
     assert len(masks) > 1
     assert {sum(mask) for mask in masks} == {2}
 
 
 def test_rounds_prune_and_train_in_turn_among_the_survivors() -> None:
-    _, train, _ = run(lottery_ticket_rewinding(2), rounds=2)
+    _, train, _ = run(Retrain(2, "step"), rounds=2)
     # round 1 keeps ρ^(1/2)·4 = 2.8 → 3 of |1, 4, 2, 3.5|: weight 0 goes; round 2 ranks |4, 2, 3.5| and drops weight 2
     assert [kept for _, kept, _, _ in train.calls] == [None, [False, True, True, True], KEPT]
     assert train.calls[1][0] == [0.0, -3.0, 2.0, 2.5]
@@ -131,9 +129,9 @@ def test_a_step_that_training_never_reports_is_refused() -> None:
         pass
 
     with pytest.raises(UsageError, match=r"train did not call done\(2\)"):
-        rewind(Line(), silent, total_steps=4, budget=0.5, retrain=lottery_ticket_rewinding(2))
+        rewind(Line(), silent, total_steps=4, budget=0.5, retrain=Retrain(2, "step"))
     with pytest.raises(UsageError, match="weights of step 9 were asked of a training of 4 steps"):
-        run(lottery_ticket_rewinding(9))
+        run(Retrain(9, "step"))
 
 
 def test_a_schedule_needs_a_numbered_step_to_go_on_from() -> None:
@@ -240,7 +238,7 @@ def test_a_real_training_ends_at_the_density_and_repeats_bit_by_bit() -> None:
     def run() -> tuple[nn.Module, Mask]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-        retrain = lottery_ticket_rewinding(3)
+        retrain = Retrain(3, "step")
         return model, rewind(model, train, total_steps=8, budget=0.25, retrain=retrain, rounds=3)
 
     model, mask = run()
