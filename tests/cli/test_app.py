@@ -257,5 +257,5 @@ def test_cycles_that_do_not_fit_are_refused_before_anything_is_written(tmp_path:
         str(out),
     )
     assert shown.returncode == 2
-    assert "8 cycles were asked of 2 steps" in shown.stderr
+    assert "1 cycle was asked of 2 steps" in shown.stderr
     assert not out.exists()

@@ -55,7 +55,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 def settings(**other: Any) -> Settings:
     return Settings(
         model="toy:net", data="toy:data", budget="0.6", method="iee", epochs=4, batch_size=12, rounds=9,
-        baseline=False, cycle=Cycle(cycles=3), **other,
+        baseline=False, cycle=Cycle(cycles=3, end=0.75), **other,
     )  # fmt: skip
 
 
