@@ -87,7 +87,7 @@ def assemble(recorder: Recorder) -> Structure:
                 for a in {(a.module, a.name, a.at): a for a in recorder.attributes}.values()
             ),
             "norms": tuple(
-                replace(n, units=numbered(n.units))
+                replace(n, units=numbered(n.units), others=frozenset(recorder.other_norms.get(n.module, ())))
                 for n in {(n.module, n.units.size): n for n in recorder.norms}.values()
             ),
             "sources": sources,

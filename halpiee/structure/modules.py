@@ -318,9 +318,11 @@ IN_A_GRAPH: dict[Any, Any] = {
 class KeptChannels(TorchFunctionMode):
     """Computes norms over the kept channels; the other channels come out as 0."""
 
-    def __init__(self, kept: dict[int, Tensor]) -> None:
+    def __init__(self, kept: dict[int, Tensor], others: Collection[int]) -> None:
         super().__init__()
         self.kept = kept  # number of channels of a norm → int64 indices of those that it sees
+        self.others = others  # numbers, in the order of the forward, of norms that see all channels
+        self.number = 0  # how many norms the hooked module has called since its forward began
         self.inside = 0  # how many inner modules of the hooked one are running; their norms are not changed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -330,7 +332,8 @@ class KeptChannels(TorchFunctionMode):
             return func(*args, **kwargs)
         function, names = NORMS[func]
         given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
-        kept = None if self.inside else self.seen(given)
+        kept = None if self.inside or self.number in self.others else self.seen(given)
+        self.number += 0 if self.inside else 1
         if torch.compiler.is_compiling():
             function = IN_A_GRAPH[function]
             if kept is None:
@@ -364,6 +367,7 @@ class KeptChannels(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Begins, before the forward of a module."""
+        self.number = 0
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -379,12 +383,12 @@ class KeptChannels(TorchFunctionMode):
         self.inside -= 1
 
 
-def watch_norms(module: nn.Module, kept: dict[int, Tensor]) -> None:
+def watch_norms(module: nn.Module, kept: dict[int, Tensor], others: Collection[int]) -> None:
     """Hooks a module so that its own norms over channels, not its children's, see the kept channels only.
 
     ``kept`` maps the number of channels of a norm to int64 indices of those that stay.
     """
-    mode = KeptChannels(kept)
+    mode = KeptChannels(kept, others)
     for inner in module.modules():
         inner.register_forward_pre_hook(mode.enter if inner is module else mode.pause)
         inner.register_forward_hook(mode.leave if inner is module else mode.resume, always_call=True)

@@ -116,6 +116,9 @@ class Recorder:
         self.layers: list[LayerCall] = []
         self.idle: list[tuple[Atoms, str]] = []
         self.norms: list[Norm] = []
+        self.other_norms: dict[
+            str, set[int]
+        ] = {}  # numbers of those of each module that are none over channels
         self.attributes: list[Attribute] = []
         self.events: list[Event] = []
         self.spreads: list[Spread] = []
@@ -132,8 +135,7 @@ class Recorder:
         self.outputs: list[int] = []
         self.parameter_values: set[int] = set()
         self.batch = 1
-        self.evaluated = 0
-        self.evaluated_moves = 0
+        self.evaluated = self.evaluated_moves = 0
         self.training = False
         self.scalars: list[tuple[str, tuple[Any, ...], Atoms]] = []
         self.made: list[tuple[Any, ...]] = []
@@ -319,7 +321,20 @@ class Recorder:
     def attribute(
         self, module: str, name: str, atoms: Atoms, mul: int = 1, div: int = 1, at: int | None = None
     ) -> None:
-        """Records that a module's attribute (or its item ``at``) equals kept atoms · mul / div."""
+        """Records that a module's attribute (or its item ``at``) equals kept atoms · mul / div.
+
+        What one number counts in several tensors goes together.
+        """
+        for a in self.attributes:
+            if (a.module, a.name, a.units.size, a.mul, a.div, a.at) == (
+                module,
+                name,
+                atoms.size,
+                mul,
+                div,
+                at,
+            ):
+                self.units.unite(a.units, atoms)
         if atoms.any():
             self.attributes.append(Attribute(module, name, atoms, mul, div, at))
 

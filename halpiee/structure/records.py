@@ -131,6 +131,9 @@ class Norm:
 
     module: str  # path of the norm module
     units: Atoms  # the atom, in a structure the unit, of each channel
+    others: frozenset[int] = (
+        frozenset()
+    )  # numbers of the module's norms, in order, that are none over channels
 
 
 @dataclass(frozen=True)

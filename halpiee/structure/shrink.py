@@ -240,7 +240,8 @@ def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -
         if not stays.all():
             kept.setdefault(norm.module, {})[stays.size] = torch.from_numpy(np.flatnonzero(stays))
     for path, channels in kept.items():
-        watch_norms(full.get_submodule(path), channels)
+        others = next(norm.others for norm in structure.details["norms"] if norm.module == path)
+        watch_norms(full.get_submodule(path), channels, others)
     unnested(full)
     restore(full, structure.details["stored"])
     return full

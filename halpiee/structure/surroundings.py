@@ -1,12 +1,13 @@
 """Restores what a copy of a model shares with the model, and a trace must not change: caches, random states.
 
 ``deepcopy`` copies what hangs on a model's modules. Functions and classes it shares, and with them the globals,
-closures, class attributes and ``lru_cache`` tables that a forward or a hook may write tensors into. A tensor without
-values left there would be read by the next forward of the user's own model.
+closures, class attributes, context variables and ``lru_cache`` tables that a forward or a hook may write tensors into.
+A tensor without values left there would be read by the next forward of the user's own model.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
 import random
@@ -16,6 +17,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from types import (
     BuiltinMethodType,
     CodeType,
@@ -58,6 +60,17 @@ def random_states(devices: list[int] | None = None) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
+@contextmanager
+def own_context() -> Iterator[None]:
+    """Gives back, at the end, what context variables hold; only by leaving its context does one become unset again."""
+    context = ctypes.py_object(copy_context())
+    ctypes.pythonapi.PyContext_Enter(context)
+    try:
+        yield
+    finally:
+        ctypes.pythonapi.PyContext_Exit(context)
+
+
 class Surroundings:
     """The present state that a model's code reaches outside its modules."""
 
@@ -80,7 +93,7 @@ class Surroundings:
         for table in self._tables:
             table.cache_clear()
         try:
-            with random_states(self._devices):
+            with random_states(self._devices), own_context():
                 yield
         finally:
             for table in self._tables:
@@ -133,6 +146,8 @@ class Surroundings:
             self._queue.append(value.__self__)
         elif isinstance(value, functools.partial):
             self._queue += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, ContextVar):
+            self._queue.append(value.get(None))
         elif isinstance(value, staticmethod | classmethod):
             self._queue.append(value.__func__)
         elif isinstance(value, property):

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from halpiee.errors import StructureError
 from halpiee.structure.labels import CheckedUnits, Tag
-from halpiee.structure.modules import adapted, emptied
+from halpiee.structure.modules import NORMS, adapted, emptied
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, Event, Move, memory_of, tensors_of, with_tensors
 from halpiee.structure.rules import apply, is_movement, is_pointwise, name_of, takes_time
@@ -101,6 +101,7 @@ class Path:
             constants  # computes constants with their values; None: all tensors have values, or none
         )
         self.stack: list[str] = []  # paths of the modules that are running, the innermost last
+        self.norms: list[int] = []  # how many norms each of them has called so far
         self.last = ""  # the innermost module that ran last
         self.api = ""  # name of the torch function being called
         self.inside = False  # the ops that run belong to a function that is one op here
@@ -111,6 +112,7 @@ class Path:
 
         def hook(module: nn.Module, inputs: Any) -> None:
             self.stack.append(name)
+            self.norms.append(0)
             self.last = name
 
         return hook
@@ -138,6 +140,7 @@ class Path:
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """Notes that a module's forward has ended."""
         self.stack.pop()
+        self.norms.pop()
 
 
 class Api(TorchFunctionMode):
@@ -164,6 +167,8 @@ class Api(TorchFunctionMode):
                     with plain_tensors():  # its further use is not recorded
                         self.looking.recorder.freeze(args[0], f"{self.path.api}() in Python")
                 return found
+            if func in NORMS and self.path.norms:
+                return self.norm(lambda: func(*args, **(kwargs or {})))
             whole = attention_of(args, kwargs or {}) if self.path.api == ATTENTION else None
             if whole is None:
                 return func(*args, **(kwargs or {}))
@@ -171,6 +176,18 @@ class Api(TorchFunctionMode):
             return self.looking.step(ATTENTION, func, *whole)
         finally:
             self.path.api, self.path.inside = before, within
+
+    def norm(self, run: Callable[[], Any]) -> Any:
+        """Runs a norm, and notes which one of its module it is where it is none over channels."""
+        module, number = self.path.stack[-1], self.path.norms[-1]
+        self.path.norms[-1] += 1
+        if not isinstance(self.looking, Dispatch):
+            return run()
+        recorder = self.looking.recorder
+        before, found = len(recorder.norms), run()
+        if len(recorder.norms) == before:
+            recorder.other_norms.setdefault(module, set()).add(number)
+        return found
 
 
 def attention_of(

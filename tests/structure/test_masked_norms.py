@@ -73,6 +73,18 @@ class Own(nn.Module):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, 1e-6)
 
 
+class OwnRootMeanSquare(nn.Module):
+    """A norm by function that holds its width under a name of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.d = width
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (self.d,), self.weight, 1e-6) * (x.shape[0] > 0)
+
+
 class OfImages(nn.LayerNorm):
     """A norm that puts channels last and back."""
 
@@ -104,6 +116,12 @@ def over_places(m: Net, x: Tensor) -> Any:
     """A norm by function over channels, then one over as many places."""
     x = F.layer_norm(m.a(x), (m.a.out_features,))
     return m.b(m.n(x.transpose(1, 2)).transpose(1, 2))
+
+
+def over_channels_and_places(m: Net, x: Tensor) -> Any:
+    """Two norms of one forward: over the channels, then over as many places."""
+    x = F.layer_norm(m.a(x), (m.a.out_features,))
+    return m.b(F.layer_norm(x.transpose(1, 2), (x.shape[1],)).transpose(1, 2) + x)
 
 
 CASES: dict[str, tuple[Callable[[], Net], tuple[int, ...], dict[str, int]]] = {
@@ -153,6 +171,28 @@ CASES: dict[str, tuple[Callable[[], Net], tuple[int, ...], dict[str, int]]] = {
         lambda: between(nn.LayerNorm(12), over_places),
         (2, 12, 8),
         {"a": 12},
+    ),
+    "norms over channels and over as many places": (
+        lambda: between(nn.Identity(), over_channels_and_places),
+        (2, 12, 8),
+        {"a": 12},
+    ),
+    "a root mean square by function": (
+        lambda: between(OwnRootMeanSquare(12), lambda m, x: m.b(F.gelu(m.n(m.a(x))))),
+        TOKENS,
+        {"a": 12},
+    ),
+    "two streams through one group norm without parameters": (
+        lambda: Net(
+            lambda m, x: m.b(m.n(m.a(x))) + m.d(m.n(m.c(x))),
+            a=nn.Conv2d(3, 8, 1),
+            n=nn.GroupNorm(4, 8, affine=False),
+            b=nn.Conv2d(8, 4, 1),
+            c=nn.Conv2d(3, 8, 1),
+            d=nn.Conv2d(8, 4, 1),
+        ),
+        IMAGE,
+        {"a": 4},
     ),
     "two streams through one norm without parameters": (
         lambda: between(

@@ -57,6 +57,19 @@ def test_a_head_that_begins_at_zero_with_a_bias_hides_no_wrong_cut() -> None:
     refuses_a_wrong_cut(model)
 
 
+def test_integers_that_have_an_order_are_not_turned() -> None:
+    """The first offset of an embedding bag is 0; torch refuses others."""
+    model = Net(
+        lambda m, tokens, offsets: m.b(m.a(m.table(tokens, offsets)).relu()),
+        table=nn.EmbeddingBag(10, 6),
+        a=nn.Linear(6, 8),
+        b=nn.Linear(8, 3),
+    ).eval()
+    inputs = (torch.arange(7) % 10, torch.tensor([0, 3]))
+    structure = trace(model, inputs)
+    assert verify(model, structure, KEEP, inputs) < 1e-5
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-6])
 def test_a_branch_scaled_by_next_to_nothing_hides_no_wrong_cut(scale: float) -> None:
     def forward(m: Any, x: Tensor) -> Any:

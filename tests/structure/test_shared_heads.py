@@ -154,6 +154,47 @@ def test_where_a_number_says_how_often_one_is_repeated_only_the_attention_stays(
     assert verify(model, structure, keep, (x,), tolerance=1e-12) <= 1e-12
 
 
+def test_a_width_of_heads_that_stays_blames_the_attention_alone() -> None:
+    """Queries view by a number that keys and values do not have, and the width of a head scales the scores."""
+
+    class Inline(Net):
+        """Everything in one forward, as in short implementations of Llama."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        n, t, _ = (x := m.a(x)).shape
+        y = m.n(x)
+        q = m.q(y).view(n, t, m.n_head, m.head_dim)
+        k, v = (part(y).view(n, t, m.n_kv, m.head_dim) for part in (m.k, m.v))
+        k, v = (
+            part[:, :, :, None]
+            .expand(n, t, m.n_kv, m.n_head // m.n_kv, m.head_dim)
+            .reshape(n, t, m.n_head, m.head_dim)
+            for part in (k, v)
+        )
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        y = (q @ k.transpose(2, 3) / m.head_dim**0.5).softmax(-1) @ v
+        x = x + m.o(y.transpose(1, 2).contiguous().view(n, t, -1))
+        return m.b(x + m.down(F.silu(m.gate(x)) * m.up(x)))
+
+    layers = {"q": (16, 16), "k": (16, 8), "v": (16, 8), "o": (16, 16), "gate": (16, 20), "up": (16, 20)}
+    model: Any = Inline(
+        forward,
+        a=nn.Linear(5, 16),
+        n=nn.RMSNorm(16),
+        down=nn.Linear(20, 16),
+        b=nn.Linear(16, 3),
+        **{name: nn.Linear(*sizes, bias=False) for name, sizes in layers.items()},
+    )
+    model.n_head, model.n_kv, model.head_dim = 4, 2, 4
+    model = nets.randomise(model).double().eval()
+    x = torch.randn(2, 7, 5, dtype=torch.float64)
+    structure = trace(model, (x,))
+    assert {g.name for g in structure.prunable} == {"a", "gate"}
+    assert structure.by_name["q"].reason == "div: a number computed from the width"
+    keep = {"a": torch.arange(16) % 3 > 0, "gate": torch.arange(20) < 7}
+    assert verify(model, structure, keep, (x,), tolerance=1e-12) <= 1e-12
+
+
 def test_a_learned_bias_of_each_head_goes_with_its_head() -> None:
     class Biased(Grouped):
         def __init__(self, learned: bool) -> None:

@@ -21,7 +21,7 @@ from halpiee.structure.labels import (
 )
 from halpiee.structure.modules import HEAD_WIDTH, HEADS, SHARED_HEADS, attributes_of
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.records import RESHAPES, Call, Move, Spread, tensors_of
+from halpiee.structure.records import RESHAPES, Attribute, Call, Move, Spread, tensors_of
 
 SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip"})
 """Movements without sizes or positions of their own."""
@@ -195,7 +195,8 @@ HEADS_TOGETHER = frozenset({"output_dim", "all_head_size", "attn_dim", "inner_di
 PART = frozenset({"c"})
 """Attributes in which modules hold the width of one of equal parts of their stream."""
 
-FOLLOWING = PART | {"hidden_dim", "embed_dim", "d_model", "dim", "width", "hidden_size", "num_features"}
+FOLLOWING = PART | {"channels", "d", "d_model", "dim", "embed_dim", "features", "hidden_dim", "hidden_size"}
+FOLLOWING |= {"n_embd", "num_features", "width"}
 """Attributes in which modules hold the width of their stream; a trial verifies that they follow it."""
 
 
@@ -207,11 +208,14 @@ def follow(recorder: Recorder, call: Call, out: Tensor, axes: list[Label]) -> No
         places = varying(label)
         if len(places) != 1 or sizes[places[0] : places[0] + 1] != [out.shape[places[0]]]:
             continue
-        for name, value in vars(module).items():
-            if type(value) is int and name in FOLLOWING and value == out.shape[places[0]]:
-                atoms = recorder.units.find(label.reshape(-1))
-                if atoms.all():
-                    recorder.attribute(call.module, name, atoms)
+        follow_width(recorder, call, recorder.units.find(label.reshape(-1)), FOLLOWING)
+
+
+def follow_width(recorder: Recorder, call: Call, atoms: Label, names: frozenset[str]) -> None:
+    """Notes that attributes of such names follow the channels whose number they hold; a trial says if they do."""
+    for name, value in attributes_of(recorder.modules.get(call.module), names).items():
+        if value == atoms.size and atoms.all():
+            recorder.attributes.append(Attribute(call.module, name, atoms))
 
 
 def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
@@ -236,7 +240,8 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
                 shape = (*label.shape[:dim], n_parts, size // n_parts, *label.shape[dim + 1 :])
                 rows = np.moveaxis(label.reshape(shape), dim, 0)
                 recorder.units.unite(rows[1:], rows[:1])
-                follow_part(recorder, call, rows[0])
+                if len(varying(rows[0])) == 1:  # Ultralytics' blocks split by such a number when they export
+                    follow_width(recorder, call, recorder.units.find(rows[0].reshape(-1)), PART)
             elif isinstance(recorder.units, CheckedUnits) and call.name in EVEN:
                 pass  # compared with what the full network cuts
             elif not recorder.real and (rows := even(call, label, dim)) is not None:
@@ -249,17 +254,6 @@ def cut(recorder: Recorder, call: Call, tag: Tag) -> Tag:
                 recorder.units.freeze(label, f"{call.where} with literal bounds")
         axes.append(label)
     return replace(tag, axes=tuple(axes))
-
-
-def follow_part(recorder: Recorder, call: Call, part: Label) -> None:
-    """Notes that an attribute follows the channels of one of equal parts.
-
-    Ultralytics' blocks chunk their channels to train and split them by such a number to export.
-    """
-    atoms = recorder.units.find(part.reshape(-1))
-    for name, value in attributes_of(recorder.modules.get(call.module), PART).items():
-        if value == part.size and len(varying(part)) == 1 and atoms.all():
-            recorder.attribute(call.module, name, atoms)
 
 
 def dim_of(call: Call) -> int:

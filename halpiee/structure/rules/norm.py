@@ -18,6 +18,7 @@ from halpiee.structure.modules import heads_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, Norm, Timing
 from halpiee.structure.rules.elementwise import dtype_of, shape_fields
+from halpiee.structure.rules.movement import FOLLOWING, follow_width
 
 
 def batch_norm(recorder: Recorder, call: Call) -> Timing | None:
@@ -105,6 +106,7 @@ def over_channels(recorder: Recorder, call: Call, atoms: np.ndarray) -> None:
     for norm in recorder.norms:
         if norm.module == call.module and norm.units.size == atoms.size:
             recorder.units.unite(norm.units, atoms)
+    follow_width(recorder, call, atoms, FOLLOWING)
     recorder.norms.append(Norm(call.module, atoms))
 
 
@@ -115,10 +117,12 @@ def group_norm(recorder: Recorder, call: Call) -> None:
     affine = [t for t in (weight, bias) if isinstance(t, Tensor)]
     attach(recorder, call, atoms, affine, "group_norm")
     recorder.result(call, Tag(zero=bool(affine)).with_axes([recorder.label(source)]))
-    if not isinstance(recorder.modules.get(call.module), nn.GroupNorm):
+    module = recorder.modules.get(call.module)
+    if not isinstance(module, nn.GroupNorm):
         recorder.units.freeze(atoms, f"{call.where} outside a GroupNorm module")
         return
-    recorder.attribute(call.module, "num_channels", atoms)
+    if module.num_channels == channels:
+        recorder.attribute(call.module, "num_channels", atoms)
     rows = atoms.reshape(groups, channels // groups)
     if call.module in recorder.positions or groups == 1:
         recorder.units.unite(rows[1:], rows[:1])
@@ -126,7 +130,7 @@ def group_norm(recorder: Recorder, call: Call) -> None:
     else:
         recorder.units.unite(rows[:, 1:], rows[:, :1])
         recorder.grouped[call.module] = atoms
-        recorder.attribute(call.module, "num_groups", atoms, div=channels // groups)
+        recorder.attribute(call.module, "num_groups", rows[:, 0])
 
 
 def spatial(recorder: Recorder, call: Call) -> Timing | None:
@@ -231,18 +235,19 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
 
 
 def root_mean_square(recorder: Recorder, call: Call, label: Label, dims: list[int]) -> bool:
-    """Returns whether a mean is that of the squares in an ``nn.RMSNorm`` over the channels, and notes the norm.
+    """Returns whether a mean is that of the squares in an RMS norm over the channels, and notes the norm.
 
-    torch runs the module so, as squares, mean, root and product, where it has no kernel for the whole.
+    torch runs its function so, as squares, mean, root and product, where it has no kernel for the whole.
     """
     module = recorder.modules.get(call.module)
-    if type(module) is not nn.RMSNorm or call.name != "mean" or len(module.normalized_shape) != 1:
+    if call.api != "rms_norm" or call.name != "mean":
         return False
     last = label.ndim - 1
     if dims != [last] or varying(label) != (last,) or not label.all():
         return False
     atoms = label.reshape(-1)
-    recorder.attribute(call.module, "normalized_shape", atoms, at=0)
+    if isinstance(vars(module).get("normalized_shape") if module is not None else None, tuple | list):
+        recorder.attribute(call.module, "normalized_shape", atoms, at=0)
     over_channels(recorder, call, atoms)
     return True
 

@@ -28,6 +28,8 @@ DOES_NOT_FOLLOW = "a size or an index there does not follow the channels"
 
 ANOTHER_PATH = "the forward takes another path at another width"
 
+FAILS = "the forward fails at other widths"
+
 CHECKS = "checks its widths"
 """Reason of a failure in a module at none of the ops that are recorded."""
 
@@ -185,7 +187,7 @@ def failure(structure: Structure, small: Recorder, error: Exception) -> list[Fin
             units = together(across)
         reason = f"the forward of {small.last_module or 'the network'} {CHECKS}: {first_line(error)}"
     if not units.size:
-        return [(prunable, f"the forward fails at other widths: {first_line(error)}")]
+        return [(prunable, f"{FAILS}: {first_line(error)}")]
     return [(units, reason)]
 
 

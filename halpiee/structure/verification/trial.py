@@ -27,6 +27,7 @@ from halpiee.structure.state import Constants, take_training_branches
 from halpiee.structure.verification.probe import (
     ANOTHER_PATH,
     CHECKS,
+    FAILS,
     Misplaced,
     differences,
     irregular_keeps,
@@ -185,7 +186,7 @@ class Trial:
             for units, reason in misfit.found:
                 # whole groups: the units that were removed on paper cannot be among those found
                 touched = [g for g in structure.groups if np.isin(unit_range(g), units).any()]
-                if CHECKS in reason:
+                if CHECKS in reason or FAILS in reason:
                     touched = self.at_fault(structure, keep, misfit.module, touched)
                 for group in touched:
                     self.recorder.units.freeze(roots_of(structure, group), reason)
