@@ -194,8 +194,7 @@ class Channels:
         self.tensors = frozenset(self._slots)
         parameters = dict(model.named_parameters())
         learned = [s for s in structure.slots if s.tensor in parameters]
-        modules = dict(model.named_modules())
-        self._norms = [_place(s) for s in learned if _is_affine(s, modules.get(s.module))]
+        self._norms = [_place(s) for s in learned if s.side == "norm" and s.kind in AFFINE]
         self._produced = [_place(s) for s in learned if s.side == "out"]
 
     @property
@@ -278,11 +277,6 @@ AFFINE = frozenset({"batch_norm", "layer_norm", "group_norm"})
 
 def _place(slot: Slot) -> _Place:
     return slot.tensor, slot.dim, torch.from_numpy(slot.units)
-
-
-def _is_affine(slot: Slot, module: nn.Module | None) -> bool:
-    """Returns whether a slot is γ or β of a norm, also where the norm runs as single products and sums."""
-    return slot.side == "norm" and (slot.kind in AFFINE or isinstance(module, nn.RMSNorm))
 
 
 def weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -122,7 +122,7 @@ def unite_parameters(recorder: Recorder, call: Call, tags: list[Tag], label: Lab
     for axis in (aligned(a, dims) for tag in tags if tag.parameter for a in tag.axes):
         if label is not None and varying(axis) == varying(label):
             recorder.units.unite(label, axis)
-            recorder.serve(axis.reshape(-1), "norm", "parameter")
+            recorder.serve(axis.reshape(-1), "norm", "layer_norm" if call.api == "rms_norm" else "parameter")
         else:
             recorder.units.freeze(axis, f"{call.where} beside channels")
 
