@@ -22,19 +22,12 @@ Value = float | list[tuple[float, float]] | dict[str, float]
 
 @dataclass(frozen=True)
 class Finished:
-    """A training that has ended.
+    """A training that has ended."""
 
-    Attributes:
-        run: its folder and settings.
-        dense: results of the dense network; None: there is none.
-        pruned: results of the pruned one.
-        report: of the whole run, with its latency; None: it was not measured.
-    """
-
-    run: Run
-    dense: Mapping[str, Any] | None
-    pruned: Mapping[str, Any]
-    report: Mapping[str, Any] | None = None
+    run: Run  # its folder and settings
+    dense: Mapping[str, Any] | None  # results of the dense network; None: there is none
+    pruned: Mapping[str, Any]  # results of the pruned one
+    report: Mapping[str, Any] | None = None  # of the whole run, with its latency; None: it was not measured
 
     @property
     def accuracy_dense(self) -> float:

@@ -137,21 +137,13 @@ class File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of a study.
+    """One training of a study."""
 
-    Attributes:
-        labels: axis → label.
-        seed: of the training.
-        options: of ``halpiee train``, by name.
-        knobs: of the probe, by name.
-        after: name of the cell whose run it begins with; None: it begins with nothing.
-    """
-
-    labels: Mapping[str, str]
-    seed: int
-    options: Mapping[str, Any]
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    after: str | None = None
+    labels: Mapping[str, str]  # axis → label
+    seed: int  # of the training
+    options: Mapping[str, Any]  # of ``halpiee train``, by name
+    knobs: Mapping[str, Any] = field(default_factory=dict)  # of the probe, by name
+    after: str | None = None  # name of the cell whose run it begins with; None: it begins with nothing
 
     @property
     def name(self) -> str:
@@ -164,19 +156,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A study at a scale.
+    """A study at a scale."""
 
-    Attributes:
-        name: of its file, or its path.
-        file: what it holds.
-        scale: share of the paper's epochs, or ``smallest``.
-        over: options that were typed over those of the file.
-    """
-
-    name: str
-    file: File
-    scale: float | Literal["smallest"] = 1.0
-    over: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # of its file, or its path
+    file: File  # what it holds
+    scale: float | Literal["smallest"] = 1.0  # share of the paper's epochs, or ``smallest``
+    over: Mapping[str, Any] = field(default_factory=dict)  # options that were typed over those of the file
 
     @property
     def version(self) -> str:

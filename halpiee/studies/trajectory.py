@@ -44,19 +44,12 @@ WAIT_S = 0.5
 
 @dataclass(frozen=True)
 class Place:
-    """Where a probe works.
+    """Where a probe works."""
 
-    Attributes:
-        settings: of the training.
-        data: on the device.
-        device: of the training.
-        shared: folder of the states that several cells need.
-    """
-
-    settings: Settings
-    data: TensorData
-    device: torch.device
-    shared: Path
+    settings: Settings  # of the training
+    data: TensorData  # on the device
+    device: torch.device  # of the training
+    shared: Path  # folder of the states that several cells need
 
 
 def total_steps(place: Place) -> int:
@@ -137,19 +130,12 @@ def _trainer(place: Place, pretrained: float) -> Trainer:
 
 @dataclass
 class Branch:
-    """A network at a step of a training, and its optimizer.
+    """A network at a step of a training, and its optimizer."""
 
-    Attributes:
-        place: settings and data.
-        step: optimizer steps done.
-        model: with the weights of that step.
-        optimizer: with its state of that step.
-    """
-
-    place: Place
-    step: int
-    model: nn.Module
-    optimizer: Optimizer
+    place: Place  # settings and data
+    step: int  # optimizer steps done
+    model: nn.Module  # with the weights of that step
+    optimizer: Optimizer  # with its state of that step
     kept: dict[str, Any] = field(default_factory=dict)
 
     @classmethod

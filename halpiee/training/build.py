@@ -51,21 +51,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Material:
-    """What a method is built from beside the settings: the network's structure and the data.
+    """What a method is built from beside the settings: the network's structure and the data."""
 
-    Attributes:
-        structure: gives that of the network.
-        examples: gives (inputs, targets) to score on.
-        n_classes: of the data, to draw the network again.
-        shape: of one image, for the order in which layers run.
-        loss: of a batch, what scores over examples take gradients of.
-    """
-
-    structure: Callable[[], Structure]
-    examples: Callable[[], Sequence[tuple[Any, Any]]]
-    n_classes: int
-    shape: Sequence[int] | None = None
-    loss: LossFn = cross_entropy
+    structure: Callable[[], Structure]  # gives that of the network
+    examples: Callable[[], Sequence[tuple[Any, Any]]]  # gives (inputs, targets) to score on
+    n_classes: int  # of the data, to draw the network again
+    shape: Sequence[int] | None = None  # of one image, for the order in which layers run
+    loss: LossFn = cross_entropy  # of a batch, what scores over examples take gradients of
 
 
 def method_of(

@@ -82,23 +82,14 @@ class Silent:
 
 @dataclass
 class Run:
-    """One run and its folder.
+    """One run and its folder."""
 
-    Attributes:
-        settings: what to do.
-        folder: where everything goes.
-        talk: told what happens.
-        begun_here: whether this opening made the run, which until then was not there.
-        made: the folders that it made for it.
-        ranks: the processes that train; the first one owns the folder.
-    """
-
-    settings: Settings
-    folder: Path
-    talk: Talk
-    begun_here: bool = False
-    made: tuple[Path, ...] = ()
-    ranks: Ranks = ALONE
+    settings: Settings  # what to do
+    folder: Path  # where everything goes
+    talk: Talk  # told what happens
+    begun_here: bool = False  # whether this opening made the run, which until then was not there
+    made: tuple[Path, ...] = ()  # the folders that it made for it
+    ranks: Ranks = ALONE  # the processes that train; the first one owns the folder
     data_notes: dict[str, None] = field(default_factory=dict)
     """What was said of the data so far, by all ranks."""
 

@@ -48,17 +48,11 @@ class PeerError(HalpieeError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which of how many processes this one is.
+    """Which of how many processes this one is."""
 
-    Attributes:
-        rank: of this process.
-        count: of all.
-        group: of gloo, for what is no tensor of the training; ``None``: there is one process.
-    """
-
-    rank: int = 0
-    count: int = 1
-    group: Any = None
+    rank: int = 0  # of this process
+    count: int = 1  # of all
+    group: Any = None  # of gloo, for what is no tensor of the training; ``None``: there is one process
     _busy: list[bool] = field(default_factory=list, repr=False, compare=False)
 
     @property

@@ -98,6 +98,34 @@ def test_what_is_no_norms_affine_leaves_the_score_to_the_weights_that_produce(ki
     torch.testing.assert_close(found(model, "magnitude"), size)
 
 
+def test_an_rms_norm_by_function_is_scored_as_the_module_is() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.nn.functional.rms_norm(x, x.shape[-1:], self.gain)
+
+    class Last(nn.Module):
+        """Puts channels last for a norm, and back."""
+
+        def __init__(self, norm: nn.Module) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return found
+
+    own, module = Own(), nn.RMSNorm(6)
+    for gain in (own.gain, module.weight):
+        nn.init.uniform_(gain, 0.5, 1.5, generator=torch.Generator().manual_seed(2))
+    one, other = net_of(Last(own)), net_of(Last(module))
+    torch.testing.assert_close(found(one), taylor_on(one, ("after.norm.gain",)))
+    torch.testing.assert_close(found(one), found(other))
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(6), nn.GroupNorm(3, 6), nn.InstanceNorm2d(6, affine=True)])
 def test_the_affine_pair_of_a_norm_carries_the_score_and_a_slope_beside_it_does_not(norm: nn.Module) -> None:
     torch.manual_seed(1)
