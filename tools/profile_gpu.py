@@ -3,16 +3,16 @@
 Where halpiee is installed, ``--model`` names a network and its ops are traced here. On a machine with nothing but
 torch, take the ops from a file that ``halpiee explain MODEL --ops FILE`` wrote elsewhere:
 
-    python tools/profile_gpu.py --ops resnet50.ops.json --precision fp16 --batch 32 --out h100-fp16-b32.jsonl
+    python tools/profile_gpu.py --ops resnet50.ops.jsonl --precision fp16 --batch 32 --out h100-fp16-b32.jsonl
 
-    python tools/profile_gpu.py --ops resnet50.ops.json --backend tensorrt --precision fp16 --out h100-trt.jsonl
+    python tools/profile_gpu.py --ops resnet50.ops.jsonl --backend tensorrt --precision fp16 --out h100-trt.jsonl
 
 ``--protocol halp`` measures what the papers' tables hold: fp32, NCHW, batch 256, cuDNN's own choice of algorithm, 100
 repeats, every (C_in, C_out) at the group size. Several GPUs share one sweep when each process takes a shard and writes
 a file of its own, which ``halpiee merge`` joins:
 
-    CUDA_VISIBLE_DEVICES=0 python tools/profile_gpu.py --ops resnet50.ops.json --shard 1/2 --out part1.jsonl
-    CUDA_VISIBLE_DEVICES=1 python tools/profile_gpu.py --ops resnet50.ops.json --shard 2/2 --out part2.jsonl
+    CUDA_VISIBLE_DEVICES=0 python tools/profile_gpu.py --ops resnet50.ops.jsonl --shard 1/2 --out part1.jsonl
+    CUDA_VISIBLE_DEVICES=1 python tools/profile_gpu.py --ops resnet50.ops.jsonl --shard 2/2 --out part2.jsonl
 
 A run that was stopped, by hand or by ``--budget-minutes``, goes on when the same command is given again.
 """

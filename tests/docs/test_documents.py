@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from halpiee.methods.registry import METHODS
 from tools.docs_pages import ELSEWHERE, PACKAGES, api_page, public_names, recipes_page, relocated
 
 ROOT = Path(__file__).parent.parent.parent
@@ -101,6 +103,53 @@ def test_every_package_stands_in_the_architecture() -> None:
         if f"`halpiee/{package.parent.name}/`" not in text
     ]
     assert sorted(missing) == ["recipes", "zoo"]
+
+
+def test_the_lines_of_the_architecture_are_the_layers_of_the_import_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (layers,) = (contract["layers"] for contract in contracts if contract.get("containers") == ["halpiee"])
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    lines = text.split("```")[1].partition("─")[0].strip().splitlines()
+    drawn = [step for line in lines for step in line.split("   ")[0].split(" / ")]
+    assert ["__main__", *(step.replace(" · ", " | ") for step in drawn)] == layers
+
+
+@pytest.mark.parametrize("page", [page for page in DOCUMENTS if page.name != "CHANGELOG.md"], ids=names)
+def test_every_source_file_that_a_document_names_is_there(page: Path) -> None:
+    text = re.sub(
+        r"`[^`]+` (?:and `[^`]+` were two such scripts|of commit)", "", page.read_text(encoding="utf-8")
+    )
+    for path in re.findall(r"`((?:halpiee|latency|tests|tools|examples)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_methods_page_names_the_file_of_every_method_of_its_table() -> None:
+    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    table = text[text.index("| method | recipe") :].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    seen = 0
+    for words, *_, where in rows:
+        for name in re.split(r", | pruning", words.lower()):
+            if name in METHODS:
+                assert METHODS[name].module == f"halpiee.methods.{where.split('`')[1].removesuffix('.py')}", (
+                    name
+                )
+                seen += 1
+    assert seen >= 15
+
+
+def test_the_reasons_of_frozen_groups_stand_in_the_files_that_the_page_names() -> None:
+    text = (DOCS / "structure.md").read_text(encoding="utf-8")
+    table = text[text.index("| reason | decided in") :].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    assert len(rows) == 7
+    for reasons, places in rows:
+        files = [ROOT / "halpiee" / "structure" / place for place in re.findall(r"`([\w/]+\.py)`", places)]
+        code = "".join(file.read_text(encoding="utf-8") for file in files)
+        for reason in re.findall(r"`([^`]+)`", reasons):
+            assert reason in code, reason
 
 
 def test_the_page_of_a_package_has_every_public_name_once() -> None:

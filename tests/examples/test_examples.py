@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
+import os
+import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -319,3 +323,74 @@ def test_a_pruned_yolo_trains_on_at_its_widths(tmp_path: Path) -> None:
     after = ultralytics.YOLO(tmp_path / "second" / "weights" / "last.pt").model.state_dict()
     assert {k: v.shape for k, v in after.items()} == shapes
     assert any(not torch.equal(v, before[k]) for k, v in after.items())
+
+
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The example's package as pip would leave it: its module and its entry points on the path, which is returned."""
+    home = EXAMPLES / "own_package"
+    project = tomllib.loads((home / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    told = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1\n")
+    groups = (
+        f"[{group}]\n" + "".join(f"{name} = {module}\n" for name, module in points.items())
+        for group, points in project["entry-points"].items()
+    )
+    (told / "entry_points.txt").write_text("\n".join(groups))
+    for path in (tmp_path, home):
+        monkeypatch.syspath_prepend(str(path))
+    yield os.pathsep.join([str(EXAMPLES.parent), str(home), str(tmp_path)])
+    sys.modules.pop("own_pruning", None)
+
+
+@pytest.mark.usefixtures("own_package")
+def test_the_criterion_of_the_own_package_is_found_by_name_and_prefers_no_large_filters() -> None:
+    import halpiee
+
+    assert "own_pruning" not in sys.modules
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 1, bias=False), torch.nn.Conv2d(3, 2, 1, bias=False))
+    model[0].weight.data = torch.tensor([2.5, -1.75, 1.0]).reshape(3, 1, 1, 1)
+    model[1].weight.data = torch.tensor([[3.0, -3.0, 0.0], [1.0, 1.0, 1.0]]).reshape(2, 3, 1, 1)
+    scores = halpiee.score(model, [], "mean-magnitude", units="filters")
+    assert [found.flatten().tolist() for found in scores.values()] == [[2.5, 1.75, 1.0], [2.0, 1.0]]
+    kept = halpiee.prune_once(model, "mean-magnitude", halpiee.Global(0.6), units="filters")
+    # by Σ|w| both filters of the second layer, 6 and 3, would come before the 1.75
+    assert [mask.flatten().tolist() for mask in kept.values()] == [[True, True, False], [True, False]]
+
+
+@pytest.mark.usefixtures("own_package")
+def test_the_backend_of_the_own_package_tells_every_op_and_network_by_its_formula() -> None:
+    from own_pruning import network  # type: ignore[import-not-found]
+
+    import halpiee
+
+    model, example = network(), (torch.zeros(1, 3, 8, 8),)
+    ops = [timed.op for timed in halpiee.trace(model, example).ops]
+    profile = latency.sweep(ops, backend="formula", holdout=0)
+    # 27,648 and 294,912 multiplications, 2,048 numbers to average, 128 weights of 4 bytes to read; half a µs each
+    expected = [0.5 + 2.7648, 0.5 + 29.4912, 0.5 + 0.2048, 0.5 + 0.0512]
+    found = [float(profile.table(op).lookup(op.c_in, op.c_out)) for op in ops]
+    assert found == pytest.approx(expected, abs=1e-3)
+    measured = latency.measure(model, example_inputs=example, backend="formula", rounds=9)
+    assert measured.median_us == pytest.approx(34.512, abs=1e-3)
+
+
+@pytest.mark.slow  # ten seconds: whole trainings, exports and proofs
+def test_the_parts_of_the_own_package_are_those_of_a_run(own_package: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = (
+        "train own_pruning:network --data own_pruning:data --backend formula --method early --epochs 2 --json"
+    )
+    asked = [*command.split(), "--criterion", "mean-magnitude", "--budget", "0.5", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "halpiee", *asked],
+        env={**os.environ, "PYTHONPATH": own_package},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["settings"]["masks"]["criterion"] == "mean-magnitude"
+    assert report["dense_us"] == pytest.approx(34.512, abs=1e-3)
+    assert report["measured_us"] <= 1.03 * 0.5 * report["dense_us"]
