@@ -46,17 +46,11 @@ def execute(run: Run) -> dict[str, Any]:
         WriteError: the disk is full; what was saved before is kept.
     """
     with run.owned(), run.ranks.heard():
-        finished = run.ranks.once(lambda: _finished(run))
-        if finished is not None:
+        if run.ranks.once(lambda: (run.folder / Report.file).is_file()):
             run.talk.note(f"{run.folder} is finished; showing its report")
-            return finished
-        do(Report(*trained(run)), run)
+        else:
+            do(Report(*trained(run)), run)
         return run.ranks.once(lambda: read_report(run.folder))
-
-
-def _finished(run: Run) -> dict[str, Any] | None:
-    """Returns the report of a run that is done."""
-    return read_report(run.folder) if (run.folder / Report.file).is_file() else None
 
 
 def trained(run: Run) -> tuple[Dense | None, Training]:
@@ -93,12 +87,7 @@ def priced(run: Run) -> LatencyCost:
 
 
 def pruning_of(run: Run, cost: LatencyCost | None) -> Training:
-    """Returns the stage that makes the pruned network, by the kind of the method.
-
-    Args:
-        run: of the settings that name the method.
-        cost: the latency model of a run to a latency; ``None``: it is to a sparsity.
-    """
+    """Returns the stage that makes the pruned network, by the kind of the method; without a cost, to a sparsity."""
     if run.settings.from_run is not None:
         return Tuned(Path(run.settings.from_run))
     kind = METHODS[run.settings.method].kind
@@ -126,7 +115,7 @@ class Dense(Training):
     def __init__(self, again: Retrain | None = None) -> None:
         self._step = again.weights if again is not None and isinstance(again.weights, int) else 0
 
-    def title(self, run: Run) -> str:
+    def headline(self, run: Run) -> str:
         """Returns whether it is trained."""
         return "Given weights" if run.settings.weights else "Train dense"
 
@@ -147,11 +136,7 @@ class Dense(Training):
 
 
 class Narrow(Training):
-    """Trains the small dense network from the start, at equal parameters or within the latency.
-
-    Args:
-        cost: the latency model, for a latency.
-    """
+    """Trains the small dense network from the start, at equal parameters or, with a cost, within the latency."""
 
     def __init__(self, cost: LatencyCost | None) -> None:
         self._cost = cost
@@ -197,11 +182,7 @@ class Narrow(Training):
 
 
 class Tuned(Training):
-    """Trains the pruned network of a finished run on: compact, or under its mask.
-
-    Args:
-        source: folder of that run.
-    """
+    """Trains the pruned network of a finished run, in the folder ``source``, on: compact, or under its mask."""
 
     method: Method | None = None
 
@@ -258,20 +239,15 @@ class Report(Stage):
         pruned: that of the pruned network.
     """
 
-    name = "export"
+    name, title = "export", "Export and measure"
     file = "report.json"
 
     def __init__(self, dense: Training | None, pruned: Training) -> None:
         self._dense, self._pruned = dense, pruned
 
-    def title(self, run: Run) -> str:
-        """Returns what is done."""
-        return "Export and measure"
-
     def run(self, run: Run) -> None:
         """Writes everything."""
-        run.ranks.once(lambda: self._write(run))
-
-    def _write(self, run: Run) -> None:
-        dense = None if self._dense is None else self._dense.result(run)
-        write_report(run, dense, self._pruned.result(run))
+        dense = self._dense
+        run.ranks.once(
+            lambda: write_report(run, None if dense is None else dense.result(run), self._pruned.result(run))
+        )

@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,12 +49,7 @@ def open_run(
 
     What a process that died left half written in the folder is removed.
 
-    Args:
-        settings: what to do.
-        folder: of the run.
-        talk: told what happens.
-        resume: whether the run is there already.
-        ranks: the processes that train; the first one checks.
+    ``resume`` says that the run is there already; of several ``ranks`` the first one checks.
 
     Raises:
         UsageError: unknown model, bad budget, a profile of another device, settings that differ on resume, ranks that
@@ -217,12 +213,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def check_images(settings: Settings, shape: tuple[int, ...], classes: int) -> None:
-    """Refuses a network that does not take the images of the data, or that does not tell their classes apart.
-
-    Args:
-        settings: of the run.
-        shape: (channels, height, width) of the images.
-        classes: of the data.
+    """Refuses a network that does not take images of a shape [C, H, W], or has outputs for other classes.
 
     Raises:
         DataError: what the network was given, and what it said or returned.
@@ -266,20 +257,10 @@ def check_cells(
 
 def _measuring(target: Target, settings: Settings, shape: tuple[int, ...], classes: int | None) -> str:
     """Returns the command that profiles a network on a target, as far as it hangs on these."""
-    return command(
-        "profile",
-        settings.model,
-        shape=shape,
-        width=settings.width,
-        classes=classes,
-        batch=settings.batch,
-        threads=settings.threads,
-        backend=target.backend if target.backend != Target().backend else None,
-        **{
-            name.replace("_", "-"): target.settings.get(name)
-            for name in ("device", "precision", "channels_last")
-        },
-    )
+    more: dict[str, Any] = {"backend": target.backend if target.backend != Target().backend else None}
+    more |= {n.replace("_", "-"): target.settings.get(n) for n in ("device", "precision", "channels_last")}
+    size: dict[str, Any] = {"shape": shape, "width": settings.width, "classes": classes}
+    return command("profile", settings.model, **size, batch=settings.batch, threads=settings.threads, **more)
 
 
 def _check_masks(settings: Settings, summary: Summary) -> None:
@@ -301,8 +282,7 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
             f"--{option} {last} was asked of a training of {total} steps; give a step up to that, or train longer"
         )
     if METHODS[s.method].kind == "rewind":
-        for _ in stages(budget_of(s), units, None, s.masks.rounds or 1):
-            pass
+        list(stages(budget_of(s), units, None, s.masks.rounds or 1))
         return
     if METHODS[s.method].kind == "once":
         own = getattr(METHODS[s.method].load().options(), "rounds", 1)

@@ -37,18 +37,10 @@ Measure = Callable[[Mapping[str, Tensor]], tuple[float, float]]
 
 
 class Profiled(Stage):
-    """Measures the ops of the network, or reads the profile that was given.
+    """Measures the ops of the network, or reads the profile that was given; ``profile`` is the result."""
 
-    Attributes:
-        profile: the result.
-    """
-
-    name = "profile"
+    name, title = "profile", "Profile"
     profile: latency.Profile
-
-    def title(self, run: Run) -> str:
-        """Returns what is done."""
-        return "Profile"
 
     def run(self, run: Run) -> None:
         """Measures the cells that are not in the folder yet."""
@@ -73,28 +65,20 @@ class Profiled(Stage):
                 fixed=fixed_sides(structure),
                 progress=run.talk.sweeping,
             )
-        doubt = inspect(profile).holdout_warning
-        if doubt is not None:
-            run.talk.note(doubt)
+        warning = inspect(profile).holdout_warning
+        if warning is not None:
+            run.talk.note(warning)
         return profile
 
 
 class Calibrated(Stage):
-    """Fits the sum of the ops to whole networks, measured dense and shrunk at random.
+    """Fits the sum of the ops by a cost to whole networks, measured dense and shrunk at random."""
 
-    Args:
-        cost: before it is calibrated.
-    """
-
-    name = "calibrate"
+    name, title = "calibrate", "Calibrate"
     file = "calibration.json"
 
     def __init__(self, cost: LatencyCost) -> None:
         self._cost = cost
-
-    def title(self, run: Run) -> str:
-        """Returns what is done."""
-        return "Calibrate"
 
     def run(self, run: Run) -> None:
         """Measures the networks and writes the line."""
@@ -129,8 +113,8 @@ class Calibrated(Stage):
 def limited(run: Run, cost: LatencyCost, profile: latency.Profile) -> LatencyCost:
     """Returns the cost with the widths that may be chosen, under the limits beside the latency.
 
-    Limits on other profiles are timed in the closed loop where this machine is what they were measured on; where it is
-    not, that is said, and they hold as predicted.
+    Limits on other profiles are timed in the closed loop on a machine like the one that they were measured on;
+    elsewhere a note says so, and they hold as predicted.
     """
     s = run.settings
     cost = offered(cost, s)
@@ -182,9 +166,7 @@ def check_reachable(run: Run, cost: LatencyCost) -> None:
         run.talk.note(f"first group {run.first[0]} stays whole; --no-protect-first frees it")
     budget_us = run.budget_us(cost)
     try:
-        if (
-            METHODS[run.settings.method].kind == "cut"
-        ):  # cuts all that can be cut, also what masks cannot train
+        if METHODS[run.settings.method].kind == "cut":  # also cuts what masks cannot train
             free = [name for name in cost.candidates if name not in run.protected]
             smallest_us(cost, free, budget_us, by="a cut")
         else:

@@ -29,18 +29,7 @@ from halpiee.training.record import line_values, predicted, read_result, read_se
 from halpiee.training.schedule import make_optimizer
 from latency.timing.benchmark import Comparison
 
-__all__ = [
-    "Stage",
-    "Training",
-    "begun",
-    "choose_threads",
-    "close",
-    "cut",
-    "do",
-    "examples",
-    "leave",
-    "material",
-]
+__all__ = ["Stage", "Training", "begun", "close", "cut", "do", "examples", "leave", "material"]
 
 
 BEST = "{}-best.safetensors"
@@ -52,15 +41,17 @@ class Stage:
 
     Attributes:
         name: under which its seconds are kept.
-        file: of the run's folder, that says that it is done; empty: it is done every time.
+        title: the line that announces it.
+        file: of the run's folder; it is written when the stage is done. Empty: the stage is done every time.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     file: ClassVar[str] = ""
 
-    def title(self, run: Run) -> str:
+    def headline(self, run: Run) -> str:
         """Returns the line that announces the stage."""
-        raise NotImplementedError
+        return self.title
 
     def done(self, run: Run) -> bool:
         """Whether nothing is left to do."""
@@ -78,7 +69,7 @@ class Stage:
 
 def do(stage: Stage, run: Run) -> None:
     """Does a stage that is still to do; its wall time adds up over interruptions."""
-    run.talk.stage(stage.title(run))
+    run.talk.stage(stage.headline(run))
     if run.ranks.once(lambda: stage.done(run)):
         return
     begun = time.perf_counter()
@@ -105,8 +96,8 @@ class Training(Stage):
     file = "pruned.json"
     trainer: Trainer
 
-    def title(self, run: Run) -> str:
-        """Returns what is trained to."""
+    def headline(self, run: Run) -> str:
+        """Returns the goal of the training."""
         return "Train to the budget" if run.settings.budget is not None else f"Train: {run.settings.goal}"
 
     def run(self, run: Run) -> None:
@@ -201,7 +192,7 @@ def begun(
             checkpoint=run.folder / f"{label}.state",
             best=run.folder / BEST.format(label) if label in ("dense", "pruned") else None,
             facts=lambda: _facts(run, trainer),
-            report=lambda step, total, entry: _told(run, trainer, label, entry),
+            report=lambda step, total, entry: _report(run, trainer, label, entry),
         ),
     )
     trainer.lead, trainer.step = lead, first
@@ -211,7 +202,8 @@ def begun(
     if given:
         return trainer
     torch.manual_seed(run.settings.seed + run.ranks.rank)
-    state = run.ranks.once(lambda: _saved(run, label))
+    saved = run.folder / f"{label}.state"
+    state = run.ranks.once(lambda: load_state(saved) if saved.is_file() else None)
     if state is None:
         return trainer
     ranks = len(state["random"])
@@ -228,7 +220,7 @@ def begun(
     return trainer
 
 
-def _told(run: Run, trainer: Trainer, label: str, entry: dict[str, Any] | None) -> None:
+def _report(run: Run, trainer: Trainer, label: str, entry: dict[str, Any] | None) -> None:
     """Says how far a training is, and writes the figures of an epoch."""
     if entry is not None:
         run.tell_of_data()
@@ -236,14 +228,6 @@ def _told(run: Run, trainer: Trainer, label: str, entry: dict[str, Any] | None) 
             run.metrics.write(label, trainer.history)
         entry = {**entry, "figure": run.task.title}
     run.talk.training(label, trainer.step, trainer.total_steps, entry, trainer.pace)
-
-
-def _saved(run: Run, label: str) -> dict[str, Any] | None:
-    """Returns the state that a training was saved with; ``None`` where there is none."""
-    saved = run.folder / f"{label}.state"
-    if not saved.is_file():
-        return None
-    return load_state(saved)
 
 
 def choose_threads(run: Run) -> None:
@@ -311,15 +295,11 @@ def close(run: Run, model: nn.Module, cost: LatencyCost, candidate: Candidate) -
         What the results say of it: its rounds, the latencies that are predicted and allowed, the first calibration.
     """
     run.talk.note("measuring the candidate beside the dense network")
-    budget_us, fitted = run.budget_us(cost), cost.calibration
+    budget_us, fitted, rounds = run.budget_us(cost), cost.calibration, run.settings.rounds
+    # of several ranks, the first one times
+    target = run.target if run.ranks.count == 1 else cast(Target, _FirstRank(run.target, run.ranks))
     cost, turns = close_loop(
-        model,
-        cost,
-        run.example,
-        candidate,
-        budget_us=budget_us,
-        target=_clock(run),
-        rounds=run.settings.rounds,
+        model, cost, run.example, candidate, budget_us=budget_us, target=target, rounds=rounds
     )
     for turn in turns:
         run.talk.note(
@@ -334,11 +314,6 @@ def close(run: Run, model: nn.Module, cost: LatencyCost, candidate: Candidate) -
         "budget_us": budget_us,
         "limits": used_of(cost.also, run.structure, candidate.counts),
     }
-
-
-def _clock(run: Run) -> Target:
-    """Returns what networks are timed on: of several ranks, the first one's."""
-    return run.target if run.ranks.count == 1 else cast(Target, _FirstRank(run.target, run.ranks))
 
 
 class _FirstRank:

@@ -39,11 +39,7 @@ BETTER = (
 
 
 class _Cut(Training):
-    """A training whose network is cut to the latency on the way; the trainer's ``extra`` says what was kept.
-
-    Args:
-        cost: the calibrated latency model.
-    """
+    """A training whose network is cut to a latency, by a calibrated cost; the trainer's ``extra`` has what was kept."""
 
     def __init__(self, cost: LatencyCost) -> None:
         self._cost = cost
@@ -109,16 +105,12 @@ class Budgeted(_Cut):
 
 
 class Repaired(Training):
-    """Meets a latency without training: cut, measure, solve every layer again from unlabelled images.
-
-    Args:
-        cost: the calibrated latency model.
-    """
+    """Meets a latency without training: cut, measure, solve every layer again from unlabelled images."""
 
     def __init__(self, cost: LatencyCost) -> None:
         self._cost = cost
 
-    def title(self, run: Run) -> str:
+    def headline(self, run: Run) -> str:
         """Returns what is done instead of training."""
         return "Cut and repair"
 
@@ -126,7 +118,7 @@ class Repaired(Training):
         """Cuts the given network, measures, cuts again until it meets the budget, and repairs."""
         self._begun = time.perf_counter()
         self._cut, self._facts = chosen(run, run.dense(), self._cost)
-        self._compact = self._cut.repaired(_telling(run, self._facts))
+        self._compact = self._cut.repaired(_reporting(run, self._facts))
 
     def finish(self, run: Run) -> None:
         """Writes plan, weights and results."""
@@ -169,7 +161,7 @@ class Early(_Cut):
         cut, facts = chosen(run, model, self._cost, labelled=True)
         compact, slim = shrink(model, run.structure, cut.keep, trainer.optimizer)
         if run.settings.masks.repair:
-            compact.load_state_dict(cut.repaired(_telling(run, facts)).state_dict())
+            compact.load_state_dict(cut.repaired(_reporting(run, facts)).state_dict())
         trainer.replace(compact, slim)
         figure, _ = evaluate(compact, run.data, run.task)
         run.talk.note(
@@ -234,19 +226,23 @@ class _Scaled:
 def chosen(
     run: Run, model: nn.Module, cost: LatencyCost, *, labelled: bool = False
 ) -> tuple[Rounds, dict[str, Any]]:
-    """Chooses what stays within the budget, measures it, and proves the cut.
+    """Chooses what stays of a whole network within the run's budget, measures it, and proves the cut.
 
-    Args:
-        run: whose budget and images it is.
-        model: the whole network.
-        cost: calibrated.
-        labelled: whether scores take the labels of the images, or the classes that the network itself names; those
-            of a task without such classes always take the labels.
+    Scores take the labels of the images where ``labelled`` or where the task has no classes that a network names;
+    else the classes that the network itself names.
 
     Returns:
         The cut, its layers not solved yet, and what a report says of it.
     """
-    images, scored, labels = _images(run)
+    s, n = run.settings, run.settings.images
+    order = torch.randperm(run.data.n_train, generator=torch.Generator().manual_seed(s.seed))
+    others = (
+        order[n : 3 * n] if len(order) > n else order
+    )  # to score on; where there are no others, the same images
+    images, (scored, labels) = run.data.at(order[:n])[0], run.data.at(others)
+    rounds = s.masks.rounds or (None if s.method == "repair" else ROUNDS)
+    given: dict[str, Any] = {"rounds": rounds, "criterion": s.masks.criterion, "value": s.masks.value}
+    known = {key: value for key, value in given.items() if value is not None}
     cut = Rounds(
         model.to(run.device),
         cost,
@@ -254,7 +250,7 @@ def chosen(
         images=images,
         scored=scored,
         labels=labels if labelled or not run.task.names_classes else None,
-        how=_how(run),
+        how=InRounds(**known, protect=run.protected, widths=s.masks.widths, seed=s.seed, loss=run.task.loss),
         note=run.talk.note,
     )
     closed = close(run, model, cost, cut)
@@ -262,31 +258,12 @@ def chosen(
     return cut, {"repaired": [], **closed, "next_step_us": cut.next_step_us, "gap": cut.selection.gap}
 
 
-def _telling(run: Run, facts: dict[str, Any]) -> Callable[[RepairedLayer], None]:
+def _reporting(run: Run, facts: dict[str, Any]) -> Callable[[RepairedLayer], None]:
     """Returns a function that adds each layer to the report and notes every layer that keeps its weights."""
 
-    def tell(layer: RepairedLayer) -> None:
+    def report(layer: RepairedLayer) -> None:
         facts["repaired"].append(asdict(layer))
         if layer.skipped is not None:
             run.talk.note(f"{layer.name} keeps its cut weights: {layer.skipped}")
 
-    return tell
-
-
-def _how(run: Run) -> InRounds:
-    s = run.settings
-    rounds = s.masks.rounds or (None if s.method == "repair" else ROUNDS)
-    given: dict[str, Any] = {"rounds": rounds, "criterion": s.masks.criterion, "value": s.masks.value}
-    known = {key: value for key, value in given.items() if value is not None}
-    return InRounds(**known, protect=run.protected, widths=s.masks.widths, seed=s.seed, loss=run.task.loss)
-
-
-def _images(run: Run) -> tuple[Tensor, Tensor, Any]:
-    """Returns training images to solve from, twice as many others to score on, and the labels of these.
-
-    Where there are no others, the same ones serve for both.
-    """
-    n = run.settings.images
-    order = torch.randperm(run.data.n_train, generator=torch.Generator().manual_seed(run.settings.seed))
-    solved, scored = order[:n], order[n : 3 * n]
-    return (run.data.at(solved)[0], *run.data.at(scored if len(scored) else solved))
+    return report
