@@ -105,13 +105,19 @@ def changes(answers: Sequence[Answer], line: str = "") -> Iterator[Change]:
         return
     for by in (lambda x: x * 1.618 + 1.577, lambda x: 0.0 if x else 1.0, lambda x: float("nan")):
         yield Change(lambda place, value, by=by: other(value, by), line)  # type: ignore[misc]
-    for bit in range(max(1, max(numbers).bit_length())):
+    for half in halves(max(1, max(numbers).bit_length())):
+
+        def far(place: int, value: Any, half: Callable[[int], bool] = half) -> Any:
+            return other(value, lambda x: 1e6 if half(place) else -1e6)
+
+        yield Change(far, line)
+
+
+def halves(bits: int) -> Iterator[Callable[[int], bool]]:
+    """Yields sets of places: for each two places one that holds the first alone, and one that holds the second."""
+    for bit in range(bits):
         for odd in (0, 1):
-
-            def far(place: int, value: Any, bit: int = bit, odd: int = odd) -> Any:
-                return other(value, lambda x: 1e6 if place >> bit & 1 == odd else -1e6)
-
-            yield Change(far, line)
+            yield lambda place, bit=bit, odd=odd: place >> bit & 1 == odd  # type: ignore[misc]
 
 
 def finer(line: str) -> Iterator[Change]:
@@ -124,45 +130,46 @@ def flips(answers: Sequence[Answer], line: str) -> Iterator[Change]:
     """Yields the opposite of the truth values of a line: of all, and of a part."""
     yield Change(lambda place, value: flipped(value), line)
     places = [n for n, answer in enumerate(answers) if answer.line == line and has_truths(answer.value)]
-    for bit in range(max(places).bit_length()) if len(places) > 1 else ():
-        for odd in (0, 1):
+    for half in halves(max(places).bit_length()) if len(places) > 1 else ():
 
-            def part(place: int, value: Any, bit: int = bit, odd: int = odd) -> Any:
-                return flipped(value) if place >> bit & 1 == odd else value
+        def part(place: int, value: Any, half: Callable[[int], bool] = half) -> Any:
+            return flipped(value) if half(place) else value
 
-            yield Change(part, line)
+        yield Change(part, line)
+
+
+def of_truth(leaf: Any) -> bool:
+    """Returns whether a number or an array is one of truth values."""
+    return isinstance(leaf, bool) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind == "b")
+
+
+def leaves(value: Any) -> list[Any]:
+    """Returns the items of nested lists."""
+    return [leaf for v in value for leaf in leaves(v)] if isinstance(value, list) else [value]
 
 
 def is_truth(value: Any) -> bool:
     """Returns whether a value is truth values alone."""
-    if isinstance(value, np.ndarray):
-        return bool(value.dtype.kind == "b")
-    if isinstance(value, list):
-        return all(map(is_truth, value))
-    return isinstance(value, bool)
-
-
-def has_truths(value: Any) -> bool:
-    """Returns whether there are truth values in a value."""
-    return is_truth(value) or (isinstance(value, list) and any(map(has_truths, value)))
+    return all(map(of_truth, leaves(value)))
 
 
 def truths_in(value: Any) -> set[bool]:
-    """Returns which truth values there are in a value."""
-    if isinstance(value, np.ndarray):
-        return set(value.reshape(-1).tolist()) if value.dtype.kind == "b" else set()
-    if isinstance(value, list):
-        return set().union(*map(truths_in, value))
-    return {value} if isinstance(value, bool) else set()
+    """Returns the truth values in a value."""
+    return {truth for leaf in leaves(value) if of_truth(leaf) for truth in np.ravel(leaf).tolist()}
+
+
+def has_truths(value: Any) -> bool:
+    """Returns whether a value has truth values, or nothing else."""
+    return is_truth(value) or any(map(of_truth, leaves(value)))
 
 
 def flipped(value: Any) -> Any:
     """Returns a value with its truth values negated."""
-    if isinstance(value, np.ndarray):
-        return ~value if value.dtype.kind == "b" else value
     if isinstance(value, list):
         return [flipped(v) for v in value]
-    return not value if isinstance(value, bool) else value
+    if isinstance(value, np.ndarray):
+        return ~value if of_truth(value) else value
+    return not value if of_truth(value) else value
 
 
 def other(value: Any, by: Callable[[float], float]) -> Any:

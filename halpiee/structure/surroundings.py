@@ -45,6 +45,17 @@ MOST = 10_000
 FIXED = (bool, type, FunctionType, MethodType, ModuleType)
 """A name that now holds one of these is not restored: a flag may say that something was registered, for good."""
 
+LINKS: dict[Any, tuple[str, ...]] = {
+    functools._lru_cache_wrapper: ("__wrapped__",),
+    MethodType: ("__func__", "__self__"),
+    BuiltinMethodType: ("__self__",),
+    functools.partial: ("func", "args", "keywords"),
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    property: ("fget", "fset"),
+}
+"""Kind of callable → the attributes that lead on from it."""
+
 ABSENT = object()
 
 
@@ -76,7 +87,7 @@ class Surroundings:
 
     def __init__(self, model: nn.Module) -> None:
         self._seen: dict[int, Any] = {}
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
         self._bound: set[tuple[int, str]] = set()
         self._tables: list[Any] = []
         self._modes: list[weakref.ref[FakeTensorMode]] = []
@@ -137,35 +148,23 @@ class Surroundings:
         self._seen[id(value)] = value
         if isinstance(value, functools._lru_cache_wrapper):
             self._tables.append(value)
-            self._queue.append(value.__wrapped__)
+        if isinstance(value, tuple(LINKS)):
+            names = next(names for kind, names in LINKS.items() if isinstance(value, kind))
+            self._queue += [getattr(value, name) for name in names]
         elif isinstance(value, FunctionType):
             self._function(value)
-        elif isinstance(value, MethodType):
-            self._queue += [value.__func__, value.__self__]
-        elif isinstance(value, BuiltinMethodType):
-            self._queue.append(value.__self__)
-        elif isinstance(value, functools.partial):
-            self._queue += [value.func, *value.args, *value.keywords.values()]
         elif isinstance(value, ContextVar):
             self._queue.append(value.get(None))
-        elif isinstance(value, staticmethod | classmethod):
-            self._queue.append(value.__func__)
-        elif isinstance(value, property):
-            self._queue += [value.fget, value.fset]
         elif isinstance(value, type):
             self._class(value)
         elif isinstance(value, random.Random):
-            state = value.getstate()
-            self._undo.append(lambda: value.setstate(state))
+            self._undo.append(functools.partial(value.setstate, value.getstate()))
         elif isinstance(value, np.random.Generator):
-            drawn = value.bit_generator.state
-            self._undo.append(lambda: setattr(value.bit_generator, "state", drawn))
-        elif isinstance(value, np.random.RandomState):
-            legacy = value.get_state()
-            self._undo.append(lambda: value.set_state(legacy))
-        elif isinstance(value, torch.Generator):
-            seeded = value.get_state()
-            self._undo.append(lambda: (value.set_state(seeded), None)[1])
+            bits = value.bit_generator
+            self._undo.append(functools.partial(setattr, bits, "state", bits.state))
+        elif isinstance(value, np.random.RandomState | torch.Generator):
+            state: Any = value.get_state()
+            self._undo.append(functools.partial(value.set_state, state))
         elif isinstance(value, MutableMapping | list | set | deque):
             self._container(value)
         elif isinstance(value, tuple | frozenset):

@@ -28,33 +28,8 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
         recorder.freeze_call(call)
         return None
     kind = "conv_transpose" if transposed else "conv"
-    owner = recorder.owner(weight, call)
-    name = recorder.call_name(owner)
-    module = recorder.modules.get(owner)
-    if computed is None:
-        not_zero(recorder, call, weight)
-    c_out = call.out.shape[1]
-    passing = across(recorder, call, x, 1, weight)
-    ins = recorder.read(x, 1, call) if passing is None else no_atoms(x.shape[1])
-    in_dim, out_dim = (0, 1) if transposed else (1, 0)
-    if computed is not None:
-        outs = fixed(recorder, call, x, ins, c_out, computed)
-    elif groups == 1:
-        columns, rows = recorder.axis(weight, in_dim), recorder.axis(weight, out_dim)
-        join(recorder, call, ins, columns)
-        outs = rows
-        recorder.serve(columns, "in", kind)
-        recorder.serve(rows, "out", kind)
-        if isinstance(module, CONVS):
-            recorder.attribute(owner, "in_channels", columns)
-            recorder.attribute(owner, "out_channels", rows)
-    else:
-        outs = grouped(recorder, call, kind, owner, ins, weight, groups, c_out)
-    outs = with_bias(recorder, call, bias, outs, kind)
-    label = outs.reshape(1, -1, *(1,) * (call.out.dim() - 2)) if c_out > 1 else None
-    zero = passing is None or (bias is None and recorder.tag(x).zero)
-    recorder.set(call.out, Tag(zero=zero).with_axes([label if passing is None else passing]))
-    recorder.layers.append(LayerCall(name, kind, ins, outs))
+    dims = Dims(1, *((0, 1) if transposed else (1, 0)), 1)
+    name, ins, outs = layer(recorder, call, kind, (x, weight, bias), dims, groups)
     spatial = x.shape[2:]
     fields: dict[str, Any] = {
         "batch": x.shape[0],
@@ -66,11 +41,62 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
         "padding": wide(padding, len(spatial)),
         "dilation": wide(dilation, len(spatial)),
         "groups": groups,
-        "dtype": str(x.dtype).removeprefix("torch."),
+        "dtype": dtype_of(x),
     }
     positions = x if transposed else call.out
     recorder.output_positions[name] = positions.shape[0] * math.prod(positions.shape[2:])
     return Timing(kind, ins, outs, fields, layer=name)
+
+
+class Dims(NamedTuple):
+    """Dimensions of a layer."""
+
+    x: int  # of the input that is contracted
+    inner: int  # of the weight that is contracted with it
+    rows: int  # of the weight, for the output channels
+    out: int  # of the output that holds them
+
+
+def layer(
+    recorder: Recorder,
+    call: Call,
+    kind: str,
+    operands: tuple[Tensor, Tensor, Tensor | None],
+    dims: Dims,
+    groups: int = 1,
+) -> tuple[str, Atoms, Atoms]:
+    """Records a layer of an input, a weight and a bias; returns its name, input atoms and output atoms."""
+    x, weight, bias = operands
+    computed, owner = recorder.computed_by(weight), recorder.owner(weight, call)
+    name, module = recorder.call_name(owner), recorder.modules.get(owner)
+    if computed is None and not recorder.tag(weight).zero:
+        recorder.freeze(weight, f"{call.where} with a weight that is a sum of parameters")
+    passing = across(recorder, call, x, dims.x, weight)
+    ins = recorder.read(x, dims.x, call) if passing is None else no_atoms(x.shape[dims.x])
+    c_out = call.out.shape[dims.out]
+    if computed is not None:  # by an op without a rule
+        outs, reason = recorder.units.fresh(c_out), f"{call.where} with a weight that {computed} computes"
+        recorder.units.freeze(together([ins, outs]), reason)
+        recorder.freeze(x, reason)
+    elif groups > 1:
+        outs = grouped(recorder, call, kind, ins, weight, groups, c_out)
+    else:
+        columns, outs = recorder.axis(weight, dims.inner), recorder.axis(weight, dims.rows)
+        join(recorder, call, ins, columns)
+        recorder.serve(columns, "in", kind)
+        recorder.serve(outs, "out", kind)
+        if isinstance(module, nn.Linear if kind == "linear" else CONVS):
+            width = "features" if kind == "linear" else "channels"
+            recorder.attribute(owner, f"in_{width}", columns)
+            recorder.attribute(owner, f"out_{width}", outs)
+    outs = with_bias(recorder, call, bias, outs, kind)
+    shape = [1] * call.out.dim()
+    shape[dims.out] = c_out
+    label = passing if passing is not None else outs.reshape(shape) if c_out > 1 else None
+    zero = passing is None or (bias is None and recorder.tag(x).zero)
+    recorder.set(call.out, Tag(zero=zero).with_axes([label]))
+    recorder.layers.append(LayerCall(name, kind, ins, outs))
+    return name, ins, outs
 
 
 def across(recorder: Recorder, call: Call, x: Tensor, dim: int, weight: Tensor) -> Label | None:
@@ -95,26 +121,10 @@ def across(recorder: Recorder, call: Call, x: Tensor, dim: int, weight: Tensor) 
     return label
 
 
-def fixed(recorder: Recorder, call: Call, x: Tensor, ins: Atoms, c_out: int, computed: str) -> Atoms:
-    """Returns frozen output atoms of a layer whose weight is computed by an op without a rule; freezes its inputs."""
-    reason = f"{call.where} with a weight that {computed} computes"
-    recorder.units.freeze(ins, reason)
-    recorder.freeze(x, reason)
-    outs = recorder.units.fresh(c_out)
-    recorder.units.freeze(outs, reason)
-    return outs
-
-
 def wide(values: Any, n: int) -> tuple[int, ...]:
     """Returns one number per spatial dimension."""
     numbers: tuple[int, ...] = tuple(values)
     return numbers * n if len(numbers) == 1 else numbers
-
-
-def not_zero(recorder: Recorder, call: Call, weight: Tensor) -> None:
-    """Freezes the channels of a computed weight that is not 0 where its parameter is."""
-    if not recorder.tag(weight).zero:
-        recorder.freeze(weight, f"{call.where} with a weight that is a sum of parameters")
 
 
 def join(recorder: Recorder, call: Call, ins: Atoms, columns: Atoms) -> None:
@@ -143,12 +153,11 @@ def with_bias(recorder: Recorder, call: Call, bias: Tensor | None, outs: Atoms, 
 
 
 def grouped(
-    recorder: Recorder, call: Call, kind: str, owner: str, ins: Atoms, weight: Tensor, groups: int, c_out: int
+    recorder: Recorder, call: Call, kind: str, ins: Atoms, weight: Tensor, groups: int, c_out: int
 ) -> Atoms:
     """Returns the output atoms of a grouped convolution, tied to its input's."""
-    units = recorder.units
+    units, owner, c_in = recorder.units, recorder.owner(weight, call), ins.size
     module = recorder.modules.get(owner)
-    c_in = ins.size
     per_in, per_out = c_in // groups, c_out // groups
     transposed = kind == "conv_transpose"
     rows = recorder.axis(weight, 0)  # c_out of them, c_in where transposed
@@ -161,12 +170,10 @@ def grouped(
     if (ins == 0).any():
         units.freeze(both, f"{call.where} reads channels that belong to no layer")
     if owner in recorder.positions and not transposed:
-        by_group = ins.reshape(groups, per_in)
-        units.unite(by_group[1:], by_group[:1])
-        units.unite(by_group[0], inner)
+        for by_group in (ins.reshape(groups, per_in), rows.reshape(groups, per_out)):
+            units.unite(by_group[1:], by_group[:1])
+        units.unite(ins[:per_in], inner)
         recorder.serve(inner, "in", kind)
-        out_rows = rows.reshape(groups, per_out)
-        units.unite(out_rows[1:], out_rows[:1])
         recorder.attribute(owner, "in_channels", ins)
         recorder.attribute(owner, "out_channels", rows)
         return rows
@@ -220,42 +227,11 @@ def operands(call: Call) -> tuple[Tensor | None, Tensor, Tensor, bool]:
     return None, args[0], args[1], False
 
 
-class Dims(NamedTuple):
-    """Dimensions of a linear layer."""
-
-    x: int  # of the input that is contracted
-    inner: int  # of the weight that is contracted with it
-    rows: int  # of the weight, for the output channels
-    out: int  # of the output that holds them
-
-
 def linear(
     recorder: Recorder, call: Call, x: Tensor, weight: Tensor, bias: Tensor | None, dims: Dims
 ) -> Timing:
     """A linear layer: contracts one dimension of x with one of the weight."""
-    computed = recorder.computed_by(weight)
-    owner = recorder.owner(weight, call)
-    name = recorder.call_name(owner)
-    passing = across(recorder, call, x, dims.x, weight)
-    ins = recorder.read(x, dims.x, call) if passing is None else no_atoms(x.shape[dims.x])
-    columns, rows = recorder.axis(weight, dims.inner), recorder.axis(weight, dims.rows)
-    if computed is None:
-        not_zero(recorder, call, weight)
-        join(recorder, call, ins, columns)
-    else:
-        rows = fixed(recorder, call, x, ins, call.out.shape[dims.out], computed)
-    recorder.serve(columns, "in", "linear")
-    recorder.serve(rows, "out", "linear")
-    if isinstance(recorder.modules.get(owner), nn.Linear):
-        recorder.attribute(owner, "in_features", columns)
-        recorder.attribute(owner, "out_features", rows)
-    outs = with_bias(recorder, call, bias, rows, "linear")
-    shape = [1] * call.out.dim()
-    shape[dims.out] = outs.size
-    label = outs.reshape(shape) if outs.size > 1 else None
-    zero = passing is None or (bias is None and recorder.tag(x).zero)
-    recorder.set(call.out, Tag(zero=zero).with_axes([label if passing is None else passing]))
-    recorder.layers.append(LayerCall(name, "linear", ins, outs))
+    name, ins, outs = layer(recorder, call, "linear", (x, weight, bias), dims)
     positions = call.out.numel() // max(1, outs.size)
     recorder.output_positions[name] = positions
     fields = {"positions": positions, "dtype": dtype_of(x)}
