@@ -97,42 +97,26 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class RepairedLayer:
-    """The outcome of solving one layer again.
+    """The outcome of solving one layer again."""
 
-    Attributes:
-        name: of the weight.
-        before: ‖cut − dense‖₂ / ‖dense‖₂ of its outputs on held-out images, means taken out.
-        after: the same with the new weights.
-        ridge: λ that was chosen, as a share of the mean of the diagonal of Σ x xᵀ.
-        skipped: why the weights stayed, or ``None``.
-    """
-
-    name: str
-    before: float = math.nan
-    after: float = math.nan
-    ridge: float = math.nan
-    skipped: str | None = None
+    name: str  # of the weight
+    before: float = math.nan  # ‖cut − dense‖₂ / ‖dense‖₂ of its outputs on held-out images, means taken out
+    after: float = math.nan  # the same with the new weights
+    ridge: float = math.nan  # λ that was chosen, as a share of the mean of the diagonal of Σ x xᵀ
+    skipped: str | None = None  # why the weights stayed, or ``None``
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How layers are solved.
+    """How layers are solved."""
 
-    Attributes:
-        images: how many images to use at most.
-        norms: whether batch norms are estimated again.
-        residuals: whether a layer whose output is added to an earlier tensor also makes up for what that has lost.
-        only: weights to solve; ``None``: all.
-        ridges: λ to choose from, as shares of the mean of the diagonal of Σ x xᵀ.
-        seed: of the positions that are sampled.
-    """
-
-    images: int = 512
-    norms: bool = True
+    images: int = 512  # how many images to use at most
+    norms: bool = True  # whether batch norms are estimated again
+    # whether a layer whose output is added to an earlier tensor also makes up for what that has lost
     residuals: bool = True
-    only: Collection[str] | None = None
-    ridges: tuple[float, ...] = RIDGES
-    seed: int = 0
+    only: Collection[str] | None = None  # weights to solve; ``None``: all
+    ridges: tuple[float, ...] = RIDGES  # λ to choose from, as shares of the mean of the diagonal of Σ x xᵀ
+    seed: int = 0  # of the positions that are sampled
 
 
 class Solver(TorchFunctionMode):

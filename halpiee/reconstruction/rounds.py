@@ -36,26 +36,18 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class InRounds:
-    """How a network is cut.
+    """How a network is cut."""
 
-    Attributes:
-        rounds: n.
-        criterion: of the scores, or its name.
-        protect: groups that stay whole.
-        widths: those that keep the most score, or those of the widest uniform network that fits.
-        seed: of random scores and of the positions that repair samples.
-        value: what a width is worth: the sum of its units' scores, or ``measured`` by forward passes over the images
-            (``value_curves``), anew in every round.
-        loss: (outputs, targets) → scalar, whose gradients scores are taken of.
-    """
-
-    rounds: int = ROUNDS
-    criterion: Criterion | str = "taylor"
-    protect: Collection[str] = ()
+    rounds: int = ROUNDS  # n
+    criterion: Criterion | str = "taylor"  # of the scores, or its name
+    protect: Collection[str] = ()  # groups that stay whole
+    # those that keep the most score, or those of the widest uniform network that fits
     widths: Literal["scores", "uniform"] = "scores"
-    seed: int = 0
+    seed: int = 0  # of random scores and of the positions that repair samples
+    # what a width is worth: the sum of its units' scores, or ``measured`` by forward passes over the images
+    # (``value_curves``), anew in every round
     value: Literal["scores", "measured"] = "scores"
-    loss: LossFn = cross_entropy
+    loss: LossFn = cross_entropy  # (outputs, targets) → scalar, whose gradients scores are taken of
 
 
 class Rounds:

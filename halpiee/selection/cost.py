@@ -32,23 +32,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Also:
-    """A limit beside the budget.
+    """A limit beside the budget."""
 
-    Attributes:
-        name: what it is called in messages: ``macs``, ``profile=gpu.jsonl``.
-        cost: what is limited.
-        most: the most of it, in its unit.
-        share: of the dense network, where ``most`` was asked as one.
-        measure: times the dense network and what a keep leaves of it side by side, on the target of the cost: (dense
-            µs, pruned µs); ``None``: it is not timed here.
-        measured: what the network that was chosen took when it was measured; ``None``: it was not.
-    """
-
-    name: str
-    cost: Cost
-    most: float
-    share: float | None = None
+    name: str  # what it is called in messages: ``macs``, ``profile=gpu.jsonl``
+    cost: Cost  # what is limited
+    most: float  # the most of it, in its unit
+    share: float | None = None  # of the dense network, where ``most`` was asked as one
+    # times the dense network and what a keep leaves of it side by side, on the target of the cost: (dense µs,
+    # pruned µs); ``None``: it is not timed here
     measure: Callable[[Mapping[str, Tensor]], tuple[float, float]] | None = None
+    # what the network that was chosen took when it was measured; ``None``: it was not
     measured: float | None = None
 
     def holds(self, counts: Mapping[str, int]) -> bool:

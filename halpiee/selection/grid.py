@@ -29,20 +29,14 @@ TOLERANCE = 5e-10
 
 
 class Searching(TypedDict, total=False):
-    """How the verbs of this package search: their last keyword arguments.
+    """How the verbs of this package search: their last keyword arguments."""
 
-    Attributes:
-        solver: ``joint`` (dual bound, exact elimination, frontier; the default), ``cpsat`` (OR-Tools, hinted by
-            ``joint``) or ``linear`` (HALP's own formulation, which keeps *its own* cost within the budget).
-        gap: relative gap to prove before stopping, 1e-3 by default.
-        time_limit_s: seconds, after which the best answer so far is returned with its gap.
-        seed: of whatever is random (CP-SAT's search).
-    """
-
+    # ``joint`` (dual bound, exact elimination, frontier; the default), ``cpsat`` (OR-Tools, hinted by
+    # ``joint``) or ``linear`` (HALP's own formulation, which keeps *its own* cost within the budget)
     solver: Solver
-    gap: float
-    time_limit_s: float | None
-    seed: int
+    gap: float  # relative gap to prove before stopping, 1e-3 by default
+    time_limit_s: float | None  # seconds, after which the best answer so far is returned with its gap
+    seed: int  # of whatever is random (CP-SAT's search)
 
 
 @dataclass(frozen=True)
