@@ -66,7 +66,9 @@ def solve_grid(
     checked_values = check_values(values)
     checked_widths = check_widths(widths, checked_values)
     checked_terms = [check_term(i, t, checked_values, checked_widths) for i, t in enumerate(terms)]
-    number = check_budget(budget)
+    if math.isnan(number := float(budget)):
+        raise UsageError("the budget is NaN; give a number in the unit of the costs")
+    number = min(max(number, -1e300), 1e300)
     first = check_start(start, checked_values)
     grid = normalise(checked_values, checked_terms, checked_widths)
     return SOLVERS[search.solver](grid, number, search, first)
@@ -166,8 +168,7 @@ def check_term(
 def _check_side(index: int, side: Side, n_groups: int) -> Side:
     if side is None:
         return None
-    members = side if isinstance(side, tuple) else (side,)
-    for g in members:
+    for g in side if isinstance(side, tuple) else (side,):
         if isinstance(g, bool) or not isinstance(g, (int, np.integer)) or not 0 <= g < n_groups:
             raise UsageError(
                 f"terms[{index}] names the group {g!r}; groups are numbered 0 … {n_groups - 1}, "
@@ -178,14 +179,6 @@ def _check_side(index: int, side: Side, n_groups: int) -> Side:
             raise UsageError(f"terms[{index}] has an empty tuple as a side; write None for a fixed side")
         return tuple(int(g) for g in side)
     return int(side)
-
-
-def check_budget(budget: float) -> float:
-    """Returns the budget as a finite number; an infinite one becomes ±1e300."""
-    number = float(budget)
-    if math.isnan(number):
-        raise UsageError("the budget is NaN; give a number in the unit of the costs")
-    return min(max(number, -1e300), 1e300)
 
 
 def check_start(

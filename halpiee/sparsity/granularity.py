@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from halpiee.errors import StructureError, UsageError
 from halpiee.sparsity.mask import chosen_names, computed_weight
-from halpiee.structure.groups import Slot, Structure
+from halpiee.structure.groups import Structure
 
 
 @runtime_checkable
@@ -85,9 +85,9 @@ class Weights:
             alias = f"{path}.weight" if path else "weight"
             pinned_here = alias in whole or path in whole
             parameter = module._parameters.get("weight")
+            if parameter is None and not pinned_here:
+                raise StructureError(computed_weight(path, module))
             if parameter is None:
-                if not pinned_here:
-                    raise StructureError(computed_weight(path, module))
                 continue
             if isinstance(parameter, UninitializedParameter):
                 raise StructureError(f"the weight {alias!r} has no shape yet; run the model once first")
@@ -159,7 +159,7 @@ class Channels:
     ) -> None:
         self.structure = structure
         protect = chosen_names(protect, structure.by_name, "group")
-        shapes = {name: tuple(t.shape) for name, t in _tensors(model).items()}
+        shapes = {name: tuple(t.shape) for name, t in (*model.named_parameters(), *model.named_buffers())}
         self.sizes: dict[str, tuple[int, ...]] = {}
         self.left_out: dict[str, str] = {}
         for group in structure.prunable:
@@ -194,8 +194,13 @@ class Channels:
         self.tensors = frozenset(self._slots)
         parameters = dict(model.named_parameters())
         learned = [s for s in structure.slots if s.tensor in parameters]
-        self._norms = [_place(s) for s in learned if s.side == "norm" and s.kind in AFFINE]
-        self._produced = [_place(s) for s in learned if s.side == "out"]
+        self._norms, self._produced = (
+            [(s.tensor, s.dim, torch.from_numpy(s.units)) for s in slots]
+            for slots in (
+                [s for s in learned if s.side == "norm" and s.kind in AFFINE],
+                [s for s in learned if s.side == "out"],
+            )
+        )
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -268,15 +273,8 @@ class Channels:
         }
 
 
-_Place = tuple[str, int, Tensor]
-"""Tensor, dimension, global unit index of each position along it."""
-
 AFFINE = frozenset({"batch_norm", "layer_norm", "group_norm"})
 """Kinds of slots that are the affine parameters of a norm; all others that lie on channels are not."""
-
-
-def _place(slot: Slot) -> _Place:
-    return slot.tensor, slot.dim, torch.from_numpy(slot.units)
 
 
 def weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -284,10 +282,6 @@ def weighted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             yield path, module
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 SIDES = (32, 64, 224, 28, 16, 8, 1)

@@ -130,17 +130,12 @@ def record(subject: Subject, recorder: Recorder, cut: Cut | None = None, *, trai
     for values, label, reason in recorder.unread:
         if read.intersection(values):
             recorder.units.freeze(label, reason)
-    unseen(recorder)
-
-
-def unseen(recorder: Recorder) -> None:
-    """Freezes the unread outputs of layers whose tensors are empty: a loop over a detector's objects may read them."""
-    read = recorder.units.find(together(layer.ins for layer in recorder.layers))
+    # a loop over a detector's objects may read the output of a layer that was empty and unread here
+    inputs = recorder.units.find(together(layer.ins for layer in recorder.layers))
     for outs, where in recorder.idle:
         roots = recorder.units.find(outs)
-        recorder.units.freeze(
-            roots[~np.isin(roots, read)], f"{where} of no element: what reads it was not seen"
-        )
+        reason = f"{where} of no element: what reads it was not seen"
+        recorder.units.freeze(roots[~np.isin(roots, inputs)], reason)
 
 
 def ended(recorder: Recorder, outputs: list[Tensor], reason: str) -> None:

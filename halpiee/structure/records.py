@@ -242,7 +242,8 @@ def stays_the_same(full: Move, small: Move, alive: Sequence[Mask]) -> bool:
     moved = full.run(torch.from_numpy(ids).expand(full.before))
     moved_left = small.run(torch.from_numpy(left).expand(small.before))
     return len(moved) == len(moved_left) and all(
-        same_places(narrow(a), narrow(b), stays) for a, b in zip(moved, moved_left, strict=True)
+        (kept := kept_along(ids.shape, [stays[ids]])) is not None and np.array_equal(ids[np.ix_(*kept)], left)
+        for ids, left in ((narrow(a), narrow(b)) for a, b in zip(moved, moved_left, strict=True))
     )
 
 
@@ -269,12 +270,6 @@ def narrow(ids: Tensor) -> NDArray[np.int64]:
         if ids.stride(dim) == 0 and ids.size(dim) > 1:
             ids = ids.narrow(dim, 0, 1)
     return ids.numpy()
-
-
-def same_places(full: NDArray[np.int64], small: NDArray[np.int64], stays: Mask) -> bool:
-    """Returns whether the elements that stay of the first are the second, in the same order."""
-    kept = kept_along(full.shape, [stays[full]])
-    return kept is not None and np.array_equal(full[np.ix_(*kept)], small)
 
 
 def needed(events: Sequence[Event], given: Mapping[int, str], outputs: Collection[int]) -> set[int]:

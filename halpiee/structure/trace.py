@@ -293,37 +293,36 @@ def refuse_foreign(model: nn.Module) -> None:
             f"trace takes a torch.nn.Module, found {type(model).__name__}; build the network first"
         )
     for name, module in model.named_modules():
-        where = name or type(module).__name__
-        if hasattr(module, "parametrizations"):
-            raise StructureError(
-                f"the module {where!r} is parametrised, its weight is computed from other tensors; "
-                "call torch.nn.utils.parametrize.remove_parametrizations first"
+        if (fault := foreign_part(module)) is not None:
+            part, why = fault
+            raise StructureError(f"the {part} {name or type(module).__name__!r} {why}")
+
+
+def foreign_part(module: nn.Module) -> tuple[str, str] | None:
+    """Returns the part of a module that cannot be traced, and why; None where all of it can."""
+    if hasattr(module, "parametrizations"):
+        return "module", (
+            "is parametrised, its weight is computed from other tensors; "
+            "call torch.nn.utils.parametrize.remove_parametrizations first"
+        )
+    if "quantized" in type(module).__module__:
+        return "module", "is quantised; prune the float model, then quantise it"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "module", (
+            "is compiled to TorchScript, whose forward cannot be watched; trace the module it was made from"
+        )
+    if (hook := computing_hook(module)) is not None:
+        how = f"computes its weight from other tensors before each forward ({hook[0]})"
+        return "module", f"{how}; call {hook[1]} first"
+    for name, parameter in module.named_parameters(recurse=False):
+        if isinstance(parameter, UninitializedParameter):
+            return f"parameter {name!r} of", "has no shape yet; run the model once first"
+        if type(parameter) not in (nn.Parameter, nn.Buffer) or type(parameter.data) is not torch.Tensor:
+            return f"parameter {name!r} of", (
+                f"is a {type(parameter.data).__name__}, not a plain tensor (quantised or distributed); trace the model "
+                "before it is converted"
             )
-        if "quantized" in type(module).__module__:
-            raise StructureError(
-                f"the module {where!r} is quantised; prune the float model, then quantise it"
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise StructureError(
-                f"the module {where!r} is compiled to TorchScript, whose forward cannot be watched; "
-                "trace the module it was made from"
-            )
-        if (hook := computing_hook(module)) is not None:
-            raise StructureError(
-                f"the module {where!r} computes its weight from other tensors before each forward "
-                f"({hook[0]}); call {hook[1]} first"
-            )
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            if isinstance(parameter, UninitializedParameter):
-                raise StructureError(
-                    f"the parameter {parameter_name!r} of {where!r} has no shape yet; "
-                    "run the model once first"
-                )
-            if type(parameter) not in (nn.Parameter, nn.Buffer) or type(parameter.data) is not torch.Tensor:
-                raise StructureError(
-                    f"the parameter {parameter_name!r} of {where!r} is a {type(parameter.data).__name__}, not a "
-                    "plain tensor (quantised or distributed); trace the model before it is converted"
-                )
+    return None
 
 
 JOINS = ("add", "add_", "cat")

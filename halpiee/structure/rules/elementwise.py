@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,30 +24,40 @@ ACTIVATIONS = ("relu", "relu6", "silu", "hardswish", "sigmoid", "hardsigmoid", "
 """Pointwise ops that are timed as activations; ``hardtanh`` and ``clamp`` from 0 to 6 are ``relu6``."""
 
 
+class Operand(NamedTuple):
+    """An operand, its shape and labels with leading dimensions added, as broadcasting does."""
+
+    tag: Tag
+    shape: tuple[int, ...]
+    axes: list[Label]
+
+
 def pointwise(recorder: Recorder, call: Call) -> Timing | None:
     """Unites the labels of all operands position by position, after broadcasting."""
-    operands = call.tensors
-    out = call.outputs[0]
-    tags = [recorder.tag(t) for t in operands]
-    zero = stays_zero(recorder, call, operands, tags)
-    if all(t.parameter for t in tags):
-        axes = united_parameters(recorder, tags, out.dim())
-        source = next((t.source for t in tags if t.source), "")
-        result = Tag(tuple(axes), parameter=True, zero=zero, source=source)
+    out, dims = call.outputs[0], call.outputs[0].dim()
+    tags = [recorder.tag(t) for t in call.tensors]
+    operands = [
+        Operand(tag, (1,) * (dims - t.dim()) + tuple(t.shape), [aligned(a, dims) for a in tag.axes])
+        for t, tag in zip(call.tensors, tags, strict=True)
+    ]
+    zero = stays_zero(recorder, call, call.tensors, tags)
+    source = next((tag.source for tag in tags if tag.source), "")
+    if all(tag.parameter for tag in tags):
+        found: dict[tuple[int, ...], Label] = {}
+        for axis in (axis for operand in operands for axis in operand.axes):
+            recorder.units.unite(found.setdefault(varying(axis), axis), axis)
+        result = Tag(tuple(found.values()), parameter=True, zero=zero, source=source)
     else:
-        label = united_activations(recorder, call, operands, tags, out.dim())
-        unite_parameters(recorder, call, tags, label, out.dim())
-        source = next((t.source for t in tags if t.source), "") if label is None else ""
-        result = Tag(zero=zero, source=source).with_axes([label])
-        if label is not None:
-            unmatched(recorder, call, operands, tags, label, out.dim())
-    if out is operands[0] and not tags[0].axes and result.axes:
+        label = united_activations(recorder, call, operands)
+        result = Tag(zero=zero, source=source if label is None else "").with_axes([label])
+        unite_others(recorder, call, operands, label)
+    if out is call.tensors[0] and not tags[0].axes and result.axes:
         recorder.units.freeze(result.axes[0], f"{call.where} writes into a constant tensor")
     for tensor in call.outputs:
         recorder.set(tensor, result)
     touched = together(axis for tag in tags for axis in tag.axes)
     recorder.scalars.append((call.where, numbers_of(call.args), touched))
-    return timing(recorder, call, operands, out)
+    return timing(recorder, call, call.tensors, out)
 
 
 def numbers_of(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -60,31 +70,12 @@ def aligned(label: Label, dims: int) -> Label:
     return label.reshape((1,) * (dims - label.ndim) + label.shape)
 
 
-def aligned_shape(tensor: Tensor, dims: int) -> tuple[int, ...]:
-    """Returns a tensor's shape with leading dimensions added, as broadcasting does."""
-    return (1,) * (dims - tensor.dim()) + tuple(tensor.shape)
-
-
-def united_parameters(recorder: Recorder, tags: list[Tag], dims: int) -> list[Label]:
-    """Unites parameter dimensions that lie on each other."""
-    found: dict[tuple[int, ...], Label] = {}
-    for tag in tags:
-        for axis in (aligned(a, dims) for a in tag.axes):
-            first = found.setdefault(varying(axis), axis)
-            recorder.units.unite(first, axis)
-    return list(found.values())
-
-
-def united_activations(
-    recorder: Recorder, call: Call, operands: list[Tensor], tags: list[Tag], dims: int
-) -> Label | None:
+def united_activations(recorder: Recorder, call: Call, operands: list[Operand]) -> Label | None:
     """Unites the labels of the operands that are activations."""
+    activations = [o for o in operands if o.axes and not o.tag.parameter]
     label: Label | None = None
     frozen: set[int] | None = None
-    for tag in tags:
-        if tag.parameter or not tag.axes:
-            continue
-        other = aligned(recorder.units.find(tag.axes[0]), dims)
+    for other in (recorder.units.find(o.axes[0]) for o in activations):
         if label is None:
             label = other
             continue
@@ -92,11 +83,10 @@ def united_activations(
         mine, its = varying(label), varying(other)
         if mine != its and not (mine and its):
             single, wide = (other, label) if mine else (label, other)
-            if frozen is None:
-                frozen = recorder.units.frozen()
-            if int(single.reshape(-1)[0]) in frozen and narrow_at(
-                operands, tags, single, varying(wide), dims
-            ):
+            frozen = recorder.units.frozen() if frozen is None else frozen
+            at = varying(wide)
+            broadcast = not any(o.axes[0].size == 1 and any(o.shape[d] > 1 for d in at) for o in activations)
+            if int(single.reshape(-1)[0]) in frozen and broadcast:
                 label = wide
                 continue
         elif mine != its:
@@ -107,37 +97,19 @@ def united_activations(
     return label
 
 
-def narrow_at(operands: list[Tensor], tags: list[Tag], single: Label, at: tuple[int, ...], dims: int) -> bool:
-    """Returns whether the operand whose label does not vary is broadcast along the dimensions ``at``."""
-    for tensor, tag in zip(operands, tags, strict=True):
-        if tag.axes and not tag.parameter and aligned(tag.axes[0], dims).size == 1:
-            shape = aligned_shape(tensor, dims)
-            if any(shape[d] > 1 for d in at):
-                return False
-    return True
-
-
-def unite_parameters(recorder: Recorder, call: Call, tags: list[Tag], label: Label | None, dims: int) -> None:
-    """Unites parameter dimensions with the channels that they lie on, and freezes the others."""
-    for axis in (aligned(a, dims) for tag in tags if tag.parameter for a in tag.axes):
+def unite_others(recorder: Recorder, call: Call, operands: list[Operand], label: Label | None) -> None:
+    """Unites parameters with the channels that they lie on; freezes others, and channels beside constants as wide."""
+    for axis in (axis for operand in operands if operand.tag.parameter for axis in operand.axes):
         if label is not None and varying(axis) == varying(label):
             recorder.units.unite(label, axis)
             recorder.serve(axis.reshape(-1), "norm", "layer_norm" if call.api == "rms_norm" else "parameter")
         else:
             recorder.units.freeze(axis, f"{call.where} beside channels")
-
-
-def unmatched(
-    recorder: Recorder, call: Call, operands: list[Tensor], tags: list[Tag], label: Label, dims: int
-) -> None:
-    """Freezes the result where an operand is as wide as the channels and does not shrink with them."""
-    at = varying(label)
-    for tensor, tag in zip(operands, tags, strict=True):
-        shape = aligned_shape(tensor, dims)
-        covered = {d for axis in tag.axes for d in varying(aligned(axis, dims))}
-        if tag.axes and not covered and not tag.parameter:
+    for tag, shape, axes in operands if label is not None else ():
+        covered = {d for axis in axes for d in varying(axis)}
+        if axes and not covered and not tag.parameter:
             continue  # one atom for the whole operand: united with all, or frozen and broadcast
-        if any(shape[d] > 1 and d not in covered for d in at):
+        if label is not None and any(shape[d] > 1 and d not in covered for d in varying(label)):
             recorder.units.freeze(label, f"{call.where} with a constant of the same width")
 
 
@@ -161,9 +133,7 @@ def stays_zero(recorder: Recorder, call: Call, operands: list[Tensor], tags: lis
             recorder.freeze(operands[1], f"{call.where} by channels that may be 0")
         return tags[0].zero
     if len(operands) == 1 and call.args and operands[0] is call.args[0] and tags[0].zero:
-        functional = call.func
-        if call.name.endswith("_"):
-            functional = getattr(torch.ops.aten, name, None)
+        functional = getattr(torch.ops.aten, name, None) if call.name.endswith("_") else call.func
         if functional is None:
             return False
         with _disable_current_modes():
@@ -198,12 +168,8 @@ def shape_fields(out: Tensor, dim: int) -> dict[str, object]:
     Of three or more dimensions of positions all but the last are one: such an op reads every position alike.
     """
     places = [size for d, size in enumerate(out.shape) if d not in (0, dim)]
-    return {
-        "batch": out.shape[0],
-        "h": math.prod(places[:-1]) if len(places) > 1 else (places[0] if places else 1),
-        "w": places[-1] if len(places) > 1 else 1,
-        "dtype": dtype_of(out),
-    }
+    *h, w = places if len(places) > 1 else [*places, 1]
+    return {"batch": out.shape[0], "h": math.prod(h), "w": w, "dtype": dtype_of(out)}
 
 
 def dtype_of(tensor: Tensor) -> str:
@@ -252,21 +218,16 @@ def concat(recorder: Recorder, call: Call) -> Timing | None:
     wide = any(d != dim and size > 1 for p in parts for d, size in enumerate(p.shape))
     labelled = [bool(part.any()) for part in parts]
     for index, part in enumerate(parts):
-        if any(labelled) and not labelled[index]:
-            # Constants beside channels keep their place.
+        if any(labelled) and not labelled[index]:  # constants beside channels keep their place
             parts[index] = np.broadcast_to(recorder.units.fresh(1).reshape([1] * part.ndim), part.shape)
-            recorder.units.freeze(parts[index], f"constant channels at {call.where}")
-            if wide:
-                for other in parts:
-                    recorder.units.freeze(other, f"constant channels at {call.where}")
-    if wide and not any(
-        p.shape[dim] > 1 and t.axes and dim in varying(t.axes[0]) for p, t in zip(parts, tags, strict=False)
-    ):
-        for part in parts[1:]:  # behind one another along positions: the channels are the same ones
-            if [s for d, s in enumerate(part.shape) if d != dim] == [
-                s for d, s in enumerate(parts[0].shape) if d != dim
-            ]:
-                recorder.units.unite(part.take([0], axis=dim), parts[0].take([0], axis=dim))
+            for other in parts if wide else [parts[index]]:
+                recorder.units.freeze(other, f"constant channels at {call.where}")
+    pairs = zip(parts, tags, strict=False)
+    if wide and not any(p.shape[dim] > 1 and t.axes and dim in varying(t.axes[0]) for p, t in pairs):
+        firsts = [part.take([0], axis=dim) for part in parts]
+        for first in firsts[1:]:  # behind one another along positions: the channels are the same ones
+            if first.shape == firsts[0].shape:
+                recorder.units.unite(first, firsts[0])
         parts = [recorder.units.find(np.ascontiguousarray(p)) for p in parts]
     target = [max(p.shape[d] for p in parts) for d in range(out.dim())]
     full = []
@@ -274,14 +235,11 @@ def concat(recorder: Recorder, call: Call) -> Timing | None:
         target[dim] = part.shape[dim]
         full.append(np.broadcast_to(part, target))
     label = compressed(np.concatenate(full, axis=dim))
-    zero = all(t.zero for t in tags)
-    recorder.set(out, Tag(zero=zero).with_axes([label]))
-    if call.name == "cat" and dim == 1 and out.dim() > 2:
-        dim_out, outs = recorder.peek(out)
-        return (
-            Timing("concat", outs, outs, shape_fields(out, dim_out)) if outs.size and dim_out == dim else None
-        )
-    return None
+    recorder.set(out, Tag(zero=all(t.zero for t in tags)).with_axes([label]))
+    at, outs = recorder.peek(out)
+    if call.name != "cat" or not at == dim == 1 or out.dim() < 3 or not outs.size:
+        return None
+    return Timing("concat", outs, outs, shape_fields(out, dim))
 
 
 def pad(recorder: Recorder, call: Call) -> None:
@@ -324,18 +282,15 @@ def index(recorder: Recorder, call: Call) -> None:
     for picked in (i for i in indices if i is not None):
         recorder.freeze(picked, call.where)
     axes = []
-    dropped = [d for d in range(source.dim()) if d in at]
-    n_new = call.out.dim() - (source.dim() - len(dropped))
-    together = at == list(range(at[0], at[-1] + 1))
+    n_new = call.out.dim() - (source.dim() - len(at))
+    place = at[0] if at == list(range(at[0], at[-1] + 1)) else 0  # of the new dimensions
     for axis in tag.axes:
         label = recorder.units.find(axis)
         if any(label.shape[d] > 1 for d in at):
             recorder.units.freeze(label, call.where)
             continue
-        rest = label.squeeze(tuple(dropped))
-        axes.append(
-            rest.reshape(rest.shape[: (p := at[0] if together else 0)] + (1,) * n_new + rest.shape[p:])
-        )
+        rest = label.squeeze(tuple(at))
+        axes.append(rest.reshape(rest.shape[:place] + (1,) * n_new + rest.shape[place:]))
     recorder.set(call.out, tag.with_axes(axes))
 
 
@@ -348,25 +303,24 @@ def by_dimension(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
 def index_put(recorder: Recorder, call: Call) -> None:
     """Writing at indexed positions: the target takes the channels of the written values."""
     target, indices, values = call.args[0], by_dimension(call.args[1]), call.args[2]
-    out = call.outputs[0]
     for picked in (i for i in indices if isinstance(i, Tensor)):
         recorder.freeze(picked, call.where)
     label, mine = recorder.label(values), recorder.label(target)
     at = [d for d, i in enumerate(indices) if i is not None]
     own_dims = target.dim() - len(at)
-    plain = (
-        label is not None
-        and not recorder.tag(target).parameter
-        and not recorder.tag(values).parameter
-        and at == list(range(len(at)))
-        and not any(size > 1 for size in label.shape[: max(0, label.ndim - own_dims)])
-        and (mine is None or not any(mine.shape[d] > 1 for d in at))
-    )
-    if not plain or label is None or label.ndim > target.dim():
+    if (
+        label is None
+        or label.ndim > target.dim()
+        or recorder.tag(target).parameter
+        or recorder.tag(values).parameter
+        or at != list(range(len(at)))
+        or any(size > 1 for size in label.shape[: max(0, label.ndim - own_dims)])
+        or (mine is not None and any(mine.shape[d] > 1 for d in at))
+    ):
         recorder.freeze_call(call)
         return
     label = aligned(label, target.dim())
     if mine is not None:
         recorder.units.unite(mine, label)
     zero = recorder.tag(values).zero and recorder.tag(target).zero
-    recorder.set(out, Tag(zero=zero).with_axes([label]))
+    recorder.set(call.outputs[0], Tag(zero=zero).with_axes([label]))

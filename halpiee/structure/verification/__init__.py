@@ -104,7 +104,10 @@ def verify(
             all weights, so that equal outputs prove nothing.
     """
     examples = [resized(example_inputs, size) for size in sizes] or [example_inputs]
-    heads = head_names(structure) if structure.details["real"] else []
+    heads = []  # layers whose output channels are all kept, compared where the forward selects by values
+    if structure.details["real"]:
+        groups = {layer.name: layer.out_groups for layer in structure.layers if "#" not in layer.name}
+        heads = [n for n, refs in groups.items() if not any(structure.by_name[g].prunable for g, _ in refs)]
     given = compact is not None
     compact = shrink(model, structure, keep) if compact is None else copy_of(compact)
     pair = Pair(masked(model, structure, keep), compact, heads, seed)
@@ -249,15 +252,6 @@ def resized(example_inputs: tuple[Any, ...], size: int) -> tuple[Any, ...]:
         x[torch.arange(size, device=x.device) % len(x)] if isinstance(x, Tensor) and x.dim() else x
         for x in example_inputs
     )
-
-
-def head_names(structure: Structure) -> list[str]:
-    """Returns the modules of the layers whose output channels all stay."""
-    return [
-        layer.name
-        for layer in structure.layers
-        if not any(structure.by_name[name].prunable for name, _ in layer.out_groups) and "#" not in layer.name
-    ]
 
 
 def outputs(model: nn.Module, inputs: tuple[Any, ...], heads: list[str]) -> Any:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halpiee.structure.groups import ChannelGroup, Structure
+from halpiee.structure.groups import Structure
 from halpiee.structure.labels import Atoms, CheckedUnits, Finding, together
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Move, stays_the_same
@@ -182,19 +182,18 @@ def failure(structure: Structure, small: Recorder, error: Exception) -> list[Fin
     if not units.size:
         inside = [s.units for s in structure.slots if (s.tensor + ".").startswith(small.last_module + ".")]
         units = np.intersect1d(together(inside), prunable)
-        across = [unit_range(g) for g in structure.prunable if crosses(g, small.last_module)]
+        prefix = small.last_module + "."
+        across = [  # groups on layers inside and outside of the module
+            unit_range(g)
+            for g in structure.prunable
+            if len({(layer + ".").startswith(prefix) for layer, _ in g.members}) == 2
+        ]
         if across:  # a module that checks widths checks those of its inputs; its inner ones may follow
             units = together(across)
         reason = f"the forward of {small.last_module or 'the network'} {CHECKS}: {first_line(error)}"
     if not units.size:
         return [(prunable, f"{FAILS}: {first_line(error)}")]
     return [(units, reason)]
-
-
-def crosses(group: ChannelGroup, module: str) -> bool:
-    """Returns whether a group is on layers inside and outside of a module."""
-    inside = {(layer + ".").startswith(module + ".") for layer, _ in group.members}
-    return len(inside) == 2
 
 
 def first_line(error: Exception) -> str:
