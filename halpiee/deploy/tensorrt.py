@@ -20,7 +20,7 @@ from halpiee import __version__
 from halpiee.deploy.verify import relative_l2
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
 from latency.backends.cuda import Cuda, open_cuda
-from latency.backends.onnxruntime.model import check_file, weight_precision
+from latency.backends.onnxruntime.model import ModelInputs, check_file, weight_precision
 from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
 from latency.backends.tensorrt.engine import EngineRunner, load_engine
 from latency.backends.tensorrt.files import check_library, facts_of, read_engine, write_engine
@@ -342,22 +342,16 @@ def _error(trt: Any, plan: bytes, cuda: Cuda, onnx: Path, sizes: Sequence[int], 
     from latency.backends.onnxruntime.network import feeds, session
 
     runtime = None if proof.reference else session(onnx)
-    values = check_file(onnx).graph.input
-    worst = 0.0
+    given, worst = ModelInputs(check_file(onnx)), 0.0
     for size in sizes:
         with EngineRunner(trt, lambda: plan, lambda: cuda, batch=size, graphs=False) as runner:
+            inputs = feeds(given, batch=size, seed=proof.seed)
             if runtime is not None:
-                inputs = feeds(runtime, batch=size, seed=proof.seed)
                 names = [output.name for output in runtime.get_outputs()]
                 expected = dict(zip(names, runtime.run(None, inputs), strict=True))
                 trusted = [expected[b.name] for b in runner.execution.bindings if not b.is_input]
             else:
                 assert proof.reference is not None
-                rng = np.random.default_rng(proof.seed)
-                shapes = {
-                    v.name: [size, *(d.dim_value for d in v.type.tensor_type.shape.dim[1:])] for v in values
-                }
-                inputs = {k: rng.standard_normal(v).astype(np.float32) for k, v in shapes.items()}
                 trusted = proof.reference(inputs)
             error = relative_l2(runner.infer(inputs), [np.asarray(x) for x in trusted])
         worst = max(worst, error) if error == error else float("nan")

@@ -181,11 +181,11 @@ def test_a_size_that_is_made_constant_by_code_is_refused(tmp_path: Path) -> None
 
 def test_a_file_of_a_free_size_is_timed_at_the_size_of_its_example(tmp_path: Path) -> None:
     import latency
-    from latency.backends.onnxruntime.network import random_inputs, session
+    from latency.backends.onnxruntime.network import network_inputs, session
 
     example = drawn(1, 3, 16, 16), drawn(1, 1, 16, 16)
     report = export_onnx(Depth(), example, tmp_path / "depth.onnx", dynamic_size=True)
     runtime = session(report.path)
-    found = random_inputs(runtime, "depth", 2, None)
+    found = network_inputs(runtime, None, "depth", 2, None)
     assert {name: x.shape for name, x in found.items()} == {"image": (2, 3, 16, 16), "depth": (2, 1, 16, 16)}
     assert latency.measure(report.path, rounds=9, seconds=2).median_us > 0

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "ModelInputs",
     "as_proto",
     "check_file",
     "exported",
@@ -297,6 +299,30 @@ def check_file(path: str | Path) -> onnx.ModelProto:
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Returns the metadata of an ONNX file; raises what `check_file` does."""
     return {entry.key: entry.value for entry in check_file(path).metadata_props}
+
+
+class ModelInputs:
+    """The inputs and the metadata of an ONNX model, with the methods that a session of ONNX Runtime has."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        from onnx import TensorProto
+
+        weights = {tensor.name for tensor in proto.graph.initializer}
+        self._inputs, self._metadata = [], {entry.key: entry.value for entry in proto.metadata_props}
+        for value in proto.graph.input:
+            dims = value.type.tensor_type.shape.dim
+            shape = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
+            kind = f"tensor({TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()})"
+            if value.name not in weights:
+                self._inputs.append(SimpleNamespace(name=value.name, shape=shape, type=kind))
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        """Returns the inputs: name, shape (names of open dimensions as texts) and type such as ``tensor(float)``."""
+        return self._inputs
+
+    def get_modelmeta(self) -> SimpleNamespace:
+        """Returns the metadata under ``custom_metadata_map``."""
+        return SimpleNamespace(custom_metadata_map=self._metadata)
 
 
 def external_files(model: onnx.ModelProto) -> Iterator[tuple[str, str, int]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-__all__ = ["SessionRunner", "feeds", "random_inputs", "session"]
+__all__ = ["SessionRunner", "feeds", "input_sizes", "network_inputs", "session"]
 
 
 class SessionRunner(Runner):
@@ -59,7 +59,8 @@ class SessionRunner(Runner):
             )
         self.precision = weight_precision(as_proto(model))
         self._session = session(model, **self._session_options)
-        inputs = self._inputs(given)
+        name = self._name or (str(model) if isinstance(model, str | Path) else "the model")
+        inputs = network_inputs(self._session, given, name, *self._sizes)
         try:
             self._session.run(None, inputs)
         except Exception as error:  # its exceptions share no base class
@@ -93,20 +94,6 @@ class SessionRunner(Runner):
     def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Returns the outputs in the model's order."""
         return list(self._session.run(None, dict(inputs)))
-
-    def _inputs(self, given: Sequence[Any] | None) -> dict[str, Any]:
-        """Returns the arrays that are fed: those given, in order, or random ones."""
-        if given is None:
-            own = str(self._model) if isinstance(self._model, str | Path) else "the model"
-            return random_inputs(self._session, self._name or own, *self._sizes)
-        names = [value.name for value in self._session.get_inputs()]
-        arrays = [x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x) for x in _leaves(given)]
-        if len(arrays) != len(names):
-            raise UsageError(
-                f"{len(arrays)} example inputs were passed; the model reads {len(names)} ({', '.join(names)}); pass as "
-                "many"
-            )
-        return dict(zip(names, arrays, strict=True))
 
     def _bound(self, inputs: dict[str, Any]) -> Callable[[], object]:
         runtime = self._session
@@ -275,7 +262,7 @@ def _plugged(options: ort.SessionOptions) -> list[str]:
 
 
 def feeds(
-    runtime: ort.InferenceSession,
+    runtime: Any,
     *,
     batch: int = 1,
     seed: int = 0,
@@ -296,10 +283,25 @@ def feeds(
     return found
 
 
-def random_inputs(
-    runtime: Any, name: str, batch: int | None, shape: Sequence[int] | Mapping[str, Sequence[int]] | None
+def network_inputs(
+    runtime: Any, given: Sequence[Any] | None, name: str, batch: int | None, shape: Any
 ) -> dict[str, Any]:
-    """Returns random inputs for a session, all open dimensions filled.
+    """Returns the arrays that a session, or `ModelInputs`, is fed: those given, in order, or random ones."""
+    if given is None:
+        return feeds(runtime, sizes=input_sizes(runtime, name, batch, shape))
+    names = [value.name for value in runtime.get_inputs()]
+    arrays = [x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x) for x in _leaves(given)]
+    if len(arrays) != len(names):
+        raise UsageError(
+            f"{len(arrays)} example inputs were passed; the model reads {len(names)} ({', '.join(names)}); pass as many"
+        )
+    return dict(zip(names, arrays, strict=True))
+
+
+def input_sizes(
+    runtime: Any, name: str, batch: int | None, shape: Sequence[int] | Mapping[str, Sequence[int]] | None
+) -> dict[str, list[Any]]:
+    """Returns the shapes of the inputs of a session, or of `ModelInputs`, all open dimensions filled.
 
     Open dimensions have the sizes of the inputs that the file was exported with, where it says so.
 
@@ -319,8 +321,10 @@ def random_inputs(
     for value in runtime.get_inputs():
         dims = list(value.shape)
         own = dims[0] if dims and isinstance(dims[0], int) else None
-        if not dims or (sizes and own is not None):  # a scalar, or a table beside what has the batch
-            sizes |= {value.name: dims} if dims else {}
+        if not dims or (
+            any(sizes.values()) and own is not None
+        ):  # a scalar, or a table beside what has the batch
+            sizes[value.name] = [d if isinstance(d, int) else batch for d in dims]
             continue
         if batch is None:
             batch = own or 1
@@ -354,7 +358,7 @@ def random_inputs(
                 "give them with --size, such as --size 3x224x224"
             )
         sizes[value.name] = full
-    return feeds(runtime, batch=batch or 1, sizes=sizes)
+    return sizes
 
 
 def written_shapes(runtime: Any) -> dict[str, list[int]]:

@@ -15,7 +15,8 @@ from typing import Any, Unpack
 import numpy as np
 
 from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend
-from latency.backends.onnxruntime.model import check_file, exported, to_onnx, weight_precision
+from latency.backends.onnxruntime.model import ModelInputs, as_proto, exported, to_onnx, weight_precision
+from latency.backends.onnxruntime.network import feeds, network_inputs
 from latency.backends.onnxruntime.ops import differential_graph
 from latency.device import environment
 from latency.errors import MissingError, UsageError
@@ -70,7 +71,8 @@ class OpenVINO(Backend):
     def build(self, op: Op) -> Built:
         """Builds an op as two graphs, of some copies and of one."""
         most = self.policy.copies(op)
-        many, one = (self.request(differential_graph(op, copies, most), None).infer for copies in (most, 1))
+        graphs = [differential_graph(op, copies, most) for copies in (most, 1)]
+        many, one = (self.request(graph, feeds(ModelInputs(graph))).infer for graph in graphs)
         return Built(run=many, minus=one, copies=most - 1, method="twin")
 
     def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
@@ -90,16 +92,12 @@ class OpenVINO(Backend):
             return [("openvino", Found("note", "not installed", "pip install 'halpiee[openvino]'"))]
         return [("openvino", Found("ok", importlib.metadata.version("openvino")))]
 
-    def request(
-        self, proto: Any, arrays: Mapping[str, Any] | None, sizes: tuple[Any, Any] = (None, None)
-    ) -> Any:
-        """Returns an inference that is ready to run, on arrays or on random numbers of ``sizes`` (batch, shape)."""
+    def request(self, proto: Any, arrays: Mapping[str, Any]) -> Any:
+        """Returns an inference of an ONNX model, or of the path of one, that is ready to run on arrays by name."""
         ov = _imported()
         source = str(proto) if isinstance(proto, str | Path) else proto.SerializeToString()
         try:
             model = self._core.read_model(source)
-            if arrays is None:
-                arrays = _random(model, *sizes)
             model.reshape({name: list(array.shape) for name, array in arrays.items()})
             how = {
                 "INFERENCE_NUM_THREADS": self.threads,
@@ -137,17 +135,11 @@ class _Network(Runner):
         """Exports a module, compiles, and runs once."""
         given = self._examples
         model = exported(self._model, given)
-        proto = check_file(model) if isinstance(model, str | Path) else model
+        proto = as_proto(model)
         self.precision = weight_precision(proto)
-        arrays = None
-        if given is not None:
-            names = [value.name for value in proto.graph.input]
-            tensors = [x for x in given if hasattr(x, "shape")]
-            arrays = {
-                name: x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
-                for name, x in zip(names, tensors, strict=True)
-            }
-        self._request = self._own.request(model, arrays, self._sizes)
+        name = str(model) if isinstance(model, str | Path) else "the model"
+        arrays = network_inputs(ModelInputs(proto), given, name, *self._sizes)
+        self._request = self._own.request(model, arrays)
 
     def start(self) -> object:
         """Runs the inferences."""
@@ -166,23 +158,6 @@ class _Network(Runner):
     def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
         """Returns the outputs in the model's order."""
         return list(self._request.infer(dict(inputs)).values())
-
-
-def _random(model: Any, batch: int | None, shape: Sequence[int] | None) -> dict[str, Any]:
-    """Returns random inputs, open dimensions filled: the first by the batch, others by the shape."""
-    rng, found = np.random.default_rng(0), {}
-    for value in model.inputs:
-        dims: list[Any] = [d.get_length() if d.is_static else None for d in value.partial_shape]
-        if dims and dims[0] is None:
-            dims[0] = batch or 1
-        if shape is not None and len(dims) == len(shape) + 1:
-            dims[1:] = shape
-        if None in dims:
-            raise UsageError(
-                f"the model leaves {value.any_name} open; give its size with --size, such as 3x224x224"
-            )
-        found[value.any_name] = rng.standard_normal(dims).astype(np.float32)
-    return found
 
 
 def _imported() -> Any:

@@ -269,29 +269,18 @@ def _shapes(
     path: Path, example_inputs: Sequence[Any], sizes: tuple[int | None, Sequence[int] | None]
 ) -> dict[str, list[tuple[int, ...]]]:
     """Returns for each input with open dimensions its shape, three times: an engine for one size."""
-    from latency.backends.onnxruntime.model import check_file
+    from latency.backends.onnxruntime.model import ModelInputs, check_file
+    from latency.backends.onnxruntime.network import input_sizes
 
-    graph = check_file(path).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    values = [v for v in graph.input if v.name not in constants]
+    inputs = ModelInputs(check_file(path))
+    values = inputs.get_inputs()
     tensors = [x for x in example_inputs if hasattr(x, "shape")]
-    found = {}
-    for i, value in enumerate(values):
-        dims = value.type.tensor_type.shape.dim
-        if all(d.HasField("dim_value") for d in dims):
-            continue
-        if i < len(tensors):
-            shape = tuple(int(d) for d in tensors[i].shape)
-        else:
-            batch, rest = sizes
-            own = [int(d.dim_value) for d in dims]
-            shape = (batch or 1, *(rest if rest is not None and len(rest) == len(own) - 1 else own[1:]))
-        if 0 in shape:
-            raise UsageError(
-                f"{path.name} leaves more than the batch of its input {value.name} open; give it with --size"
-            )
-        found[value.name] = [shape] * 3
-    return found
+    if len(tensors) < len(values):
+        shapes = input_sizes(inputs, path.name, *sizes)
+    else:
+        shapes = {value.name: x.shape for value, x in zip(values, tensors, strict=False)}
+    free = [value.name for value in values if not all(isinstance(d, int) for d in value.shape)]
+    return {name: [tuple(map(int, shapes[name]))] * 3 for name in free}
 
 
 def typed_flags(trt: Any) -> int:
