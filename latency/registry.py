@@ -2,8 +2,8 @@
 
 A part is one file or folder: a decorator in it registers the part. The files of a home package are imported when a name
 is looked up for the first time; a home of folders names its parts by its folders, and imports one when it is asked.
-A package of somebody else names its parts as entry points of a group (``latency.backends``, ``halpiee.criteria``,
-``halpiee.methods``), each under the name that its decorator registers; an entry point is loaded when its name is asked.
+Other packages name theirs as entry points of a group (``latency.backends``, ``halpiee.criteria`` …), each under the
+name that its decorator registers; an entry point is loaded when its name is asked.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __init__(self, noun: str, *, group: str, home: str, folders: bool = False) -> None:
         self.noun, self.group, self.home, self._folders = noun, group, home, folders
+        self.elsewhere = f"; one of your own comes as an entry point of {group!r}"
         self._parts: dict[str, T] = {}
         self._origins: dict[str, str] = {}
         self._searched = False
@@ -81,7 +82,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._parts:
             point = self._points().get(name)
             if point is None:
-                raise not_known(self.noun, name, self.names())
+                raise not_known(self.noun, name, self.names(), more=self.elsewhere)
             self._load(name, point)
         return self._parts[name]
 

@@ -27,7 +27,7 @@ from halpiee.methods.registry import METHODS
 from halpiee.options import own_options
 from halpiee.saliency.registry import REGISTRY as CRITERIA
 from halpiee.training.build import Material, method_of
-from halpiee.training.config import Settings
+from halpiee.training.config import ONLY, Settings
 from halpiee.training.masks import Masks
 from latency.backends import BACKENDS, way_of
 from latency.registry import Registry
@@ -98,6 +98,8 @@ def test_a_criterion_of_an_installed_package_is_found_through_its_entry_point(
     assert CRITERIA["outside-square"].paper == "nobody 2026"
     with pytest.raises(UsageError, match="did you mean 'outside-square'"):
         halpiee.score(model, [], "outside-sqare", units="weights")
+    with pytest.raises(UsageError, match=r"one of your own comes as an entry point of 'halpiee\.criteria'"):
+        halpiee.score(model, [], "xyz", units="weights")
 
 
 def test_a_function_is_a_criterion_too(outside: Path) -> None:
@@ -233,14 +235,26 @@ def test_a_method_of_an_installed_package_trains_a_run(
 ) -> None:
     (outside / "outside_package.py").write_text(METHOD)
     offer(monkeypatch, "halpiee.methods", outside_late="outside_package:Late")
-    s = Settings(model="m", data="d", method="outside-late", masks=Masks(sparsity=0.75, at=3, criterion="l1"))
+    s = Settings(model="m", data="d", method="outside-late", masks=Masks(sparsity=0.75, at=3))
     assert s.goal == "75% of weights removed, global"
     model = nn.Linear(4, 2, bias=False)
     make = method_of(s, model, 4, Material(lambda: 1 / 0, list, 2))  # type: ignore[arg-type, return-value]
     made = make(model, torch.optim.SGD(model.parameters(), lr=0.1))
     assert (made.options.at, made.pool.total, type(made).__name__) == (3, 2, "Late")
+    with pytest.raises(
+        UsageError, match="--criterion l1 was given to --method outside-late; its paper has its own"
+    ):
+        Settings(model="m", data="d", method="outside-late", masks=Masks(sparsity=0.75, criterion="l1"))
     with pytest.raises(UsageError, match="the method 'outside-latr' was asked; did you mean 'outside-late'"):
         Settings(model="m", data="d", method="outside-latr", masks=Masks(sparsity=0.75))
+
+
+def test_every_method_with_an_option_takes_it_on_the_command_line() -> None:
+    for option, (takers, _) in ONLY.items():
+        assert set(takers.split()) <= set(METHODS), option
+        assert {n for n in METHODS if hasattr(METHODS[n].load().options, option)} <= set(takers.split()), (
+            option
+        )
 
 
 def test_what_is_read_from_the_source_is_what_the_modules_register() -> None:

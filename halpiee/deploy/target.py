@@ -55,8 +55,8 @@ class Target:
         if kind.network is Backend.network:
             able = [name for name in BACKENDS if BACKENDS[name].network is not Backend.network]
             raise UsageError(
-                f"networks were to be timed on {self.backend}; whole networks are timed on {' or '.join(able)}: "
-                "profile on one of them"
+                f"networks were to be timed on {self.backend}, which has no `network`; whole networks are timed on "
+                f"{' or '.join(able)}: profile on one of them"
             )
         kind.check(**self.settings)
 

@@ -94,7 +94,7 @@ class Ramp:
         if interval < 1 or n < 1 or not 0 <= first < last <= 1:
             raise UsageError(
                 f"resizes every {interval} steps between {first:.0%} and {last:.0%} of {total} steps were asked, "
-                "and none fits; train longer, or choose a shorter interval"
+                "and none fits; train longer, or give a shorter interval= (--interval)"
             )
         return t0, n
 

@@ -234,7 +234,7 @@ def update_steps(total_steps: int, interval: int, end: float) -> range:
     if interval >= last:
         raise UsageError(
             f"updates every {interval} steps in the first {end:.0%} of {total_steps} steps were asked, and none fits; "
-            f"train longer, or ask for an interval below {max(1, int(round(end * total_steps, 6)))}"
+            f"train longer, or give an interval= (--interval) below {max(1, int(round(end * total_steps, 6)))}"
         )
     return range(interval, last, interval)
 

@@ -113,7 +113,7 @@ def named(name: str, seed: int = 0) -> Criterion:
     known = plain(name)
     of = known.removeprefix(INVERTED)
     if of not in REGISTRY or (of != known and not REGISTRY[of].invertible):
-        more = f", and inverted-… of each but {' and '.join(_not_invertible())}"
+        more = f", and inverted-… of each but {' and '.join(_not_invertible())}{REGISTRY.elsewhere}"
         raise not_known("criterion", name, REGISTRY.names(), more=more)
     made = REGISTRY[of].make(seed)
     return made if of == known else Inverted(made)

@@ -43,6 +43,21 @@ __all__ = ["OPTIONS", "Settings"]
 RUN = "Run"
 """A heading."""
 
+ONCE = "snip grasp synflow magnitude random"
+SCORED = f"iee halp gmp filter repair early lrr ltr lth {ONCE}"
+ONLY = {
+    "criterion": (SCORED, f"its paper has its own; one is taken by {SCORED.replace(' ', ', ')}"),
+    "regrow": ("filter", "only filter exchanges filters"),
+    "initial": ("granet", "only granet starts from a sparsity"),
+    "regrow_until": ("granet", "only granet regrows while it prunes"),
+    "at": (ONCE, "it is of one-shot pruning: snip, grasp, synflow, magnitude or random"),
+    "value": ("halp repair early", "widths are measured by halp, repair and early"),
+    "widths": ("repair early", "it is of the cuts: repair and early"),
+    "rewind": ("ltr", "only ltr takes weights of a step (lth is step 0, lrr the last one)"),
+    "cut_at": ("early", "only early trains a whole network and cuts it once"),
+    "repair": ("early", "only early solves layers again by choice"),
+}
+"""Option → methods that take it, as those of other packages do that have one of its name; what the others say."""
 
 AUTO = "auto"
 """The method that is found best for what is given: docs/decisions/0121-defaults-that-won.md."""
@@ -224,7 +239,6 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
         """Refuses an option that the method would silently leave out."""
         m, kind, name = self.masks, method.kind, self.method
         given = f"was given to --method {name}"
-        early = "only early trains a whole network and cuts it once"
         _refuse(
             (
                 m.mask is not None and name != "static",
@@ -236,34 +250,21 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
                 f"--units {m.units} {given}, which removes {', '.join(method.units)}; filters are of iee and filter",
             ),
             (
-                m.value != "scores" and kind != "cut" and name != "halp",
-                f"--value {m.value} {given}; widths are measured by halp, repair and early",
-            ),
-            (
-                m.rewind is not None and name != "ltr",
-                f"--rewind {m.rewind} {given}; only ltr takes weights of a step (lth is step 0, lrr the last one)",
-            ),
-            (
                 kind == "rewind" and self.weights is not None and name != "lrr",
                 f"--method {name} rewinds to a step of a dense training that it watches, and --weights "
                 f"{self.weights} are already trained; leave --weights out, or use --method lrr",
-            ),
-            (
-                m.at > 0 and kind != "once",
-                f"--at {m.at} {given}; it is of one-shot pruning: snip, grasp, synflow, magnitude or random",
             ),
             (
                 m.ablation in ("shuffle", "reinit") and kind not in ("once", "rewind") and m.mask is None,
                 f"--ablation {m.ablation} {given}, which has no one mask to train; train its final one anew: "
                 f"--method static --mask RUN --ablation {m.ablation}",
             ),
-            (
-                m.widths != "scores" and kind != "cut",
-                f"--widths {m.widths} {given}; it is of the cuts: repair and early",
-            ),
-            (m.cut_at is not None and name != "early", f"--cut-at {m.cut_at} {given}; {early}"),
-            (not m.repair and name != "early", f"--no-repair {given}; {early}"),
         )
+        for key, (takers, why) in ONLY.items():
+            taken = name in takers.split() or hasattr(method.options, key)
+            if not taken and (value := getattr(m, key)) != getattr(Masks, key):
+                typed = "no-repair" if key == "repair" else f"{key.replace('_', '-')} {value}"
+                raise UsageError(f"--{typed} {given}; {why}")
         self.check_schedule()
         _refuse(
             (
@@ -342,8 +343,7 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
     @property
     def digest(self) -> str:
         """The run's name: a hash of all settings."""
-        text = json.dumps(self.as_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _refuse(*rules: tuple[bool, str]) -> None:

@@ -116,18 +116,17 @@ def build(name: str, **kwargs: Any) -> nn.Module:
             f"the model {name!r} was asked for, and to build it needs {', '.join(lacking)}; name a function that needs "
             "no arguments and returns the network"
         )
+    asked = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
     try:
         model = builder(**kwargs)
     except TypeError as error:
-        asked = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         raise UsageError(
             f"the model {name!r} was asked for with ({asked}), and its builder answered: {error}; "
-            "leave out the arguments that it does not take"
+            "let it take them, or leave out the arguments that it does not take"
         ) from error
     except HalpieeError:
         raise
     except Exception as error:
-        asked = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
         said = " ".join(str(error).split())[:300]
         raise UsageError(
             f"the model {name!r} was asked for with ({asked}), and building it ended in {type(error).__name__}"

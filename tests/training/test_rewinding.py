@@ -232,6 +232,14 @@ def test_given_weights_are_the_trained_ones_of_learning_rate_rewinding(tmp_path:
     [
         ("lrr", {"rewind": 5}, "--rewind 5 was given to --method lrr; only ltr takes weights of a step"),
         ("rigl", {"ablation": "shuffle"}, "--method static --mask RUN --ablation shuffle"),
+        ("rigl", {"criterion": "l1"}, "--criterion l1 was given to --method rigl; its paper has its own"),
+        ("rigl", {"regrow": 0.3}, "--regrow 0.3 was given to --method rigl; only filter exchanges filters"),
+        (
+            "gmp",
+            {"initial": 0.2},
+            "--initial 0.2 was given to --method gmp; only granet starts from a sparsity",
+        ),
+        ("gmp", {"regrow_until": "pruning"}, "--regrow-until pruning was given to --method gmp; only granet"),
         ("rigl", {"at": 5}, "--at 5 was given to --method rigl; it is of one-shot pruning"),
         (
             "rigl",
