@@ -31,7 +31,7 @@ from halpiee.methods.phases import Design, Recipe, Resize, Train, at_density
 from halpiee.methods.registry import method
 from halpiee.options import option
 from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
-from halpiee.reconstruction.value_curves import measured_values
+from halpiee.reconstruction.rounds import measured_values
 from halpiee.saliency.criterion import Criterion
 from halpiee.saliency.registry import criterion_of
 from halpiee.saliency.score import pairs_of, scores_of

@@ -1,12 +1,10 @@
 """Scores of units: one short function per criterion."""
 
 from halpiee.saliency.criterion import Criterion, Look, Probing
-from halpiee.saliency.gradient import SNIP, Gradient, LossPreservation, Taylor
-from halpiee.saliency.grasp import GraSP
+from halpiee.saliency.gradient import SNIP, Gradient, GraSP, LossPreservation, SynFlow, Taylor
 from halpiee.saliency.magnitude import Magnitude, Norm, Random, ScaleChange
 from halpiee.saliency.registry import CRITERIA, Absolute, InMode, Inverted, Product, named
 from halpiee.saliency.score import Scores, score
-from halpiee.saliency.synflow import SynFlow
 
 __all__ = [
     "CRITERIA",

@@ -1,25 +1,40 @@
-"""First-order scores: what the loss changes by when a unit is removed.
+"""Criteria of gradients: first-order scores, Hessian-gradient products (GraSP), synaptic flow.
 
-Taylor: ``|w·g|`` of a weight (Molchanov et al. 2017); of coupled channels ``|Σ_l (γ_l·g_γl + β_l·g_βl)|``, summed over
-the coupled layers before the absolute value (Molchanov et al. 2019, Eq. 8; HALP, Sec. 3); of filters the same on the
-norm behind each; of units without a norm ``|Σ w·g|`` over the weights and biases that produce them. SNIP (Lee et al.
-2019, Eq. 4) is the same number at initialisation. Loss preservation (Lubana & Dick 2021, Eqs. 3, 8): ``|θᵀg|`` of a
-filter, and ``‖θ‖·|θᵀg|``. Gradient: ``|g|`` of a weight (the growth score of RigL, Evci et al. 2020), ``Σ|g|`` over a
-filter: the regrowth score of structured GraNet (Liu et al. 2021), on a filter that is zeroed while γ and β stay.
+**First order**: the change of the loss when a unit is removed. Taylor: ``|w·g|`` of a weight (Molchanov et al. 2017);
+of coupled channels ``|Σ_l (γ_l·g_γl + β_l·g_βl)|``, summed over the coupled layers before the absolute value (Molchanov
+et al. 2019, Eq. 8; HALP, Sec. 3); of filters the same on the norm behind each; of units without a norm ``|Σ w·g|`` over
+the weights and biases that produce them. SNIP (Lee et al. 2019, Eq. 4) is the same number at initialisation. Loss
+preservation (Lubana & Dick 2021, Eqs. 3, 8): ``|θᵀg|`` of a filter, and ``‖θ‖·|θᵀg|``. Gradient: ``|g|`` of a weight (
+the growth score of RigL, Evci et al. 2020), ``Σ|g|`` over a filter: the regrowth score of structured GraNet (Liu et al.
+2021), on a filter that is zeroed while γ and β stay.
 
 A batch norm in training mode undoes any scale of the layer before it, so ``Σ w·g`` over the weights of each of that
 layer's units is zero, up to rounding and the norm's ε. A ranking by such remainders is chance. They become exact zeros,
 which ``halpiee.score`` reports. Score in ``InMode(…, "eval")`` to avoid them.
+
+**GraSP**: ``w·(H g)``, the change of gradient flow when a weight is kept (Wang et al. 2020, Eq. 8, sign turned).
+Removing weights with the highest ``−w·(H g)`` keeps the gradient norm; so the lowest ``w·(H g)`` are removed first. Its
+absolute value is "magnitude GraSP" (Frankle et al. 2021). On filters ``θᵀHg`` (Lubana & Dick 2021) is the sum over a
+filter. H and g are those of the loss on ``logits / T``; T = 200 in the released code, 1 is the plain product. Batch
+norms are in training mode for pruning at initialisation.
+
+**SynFlow**: ``(∂R/∂|w|)·|w|`` with R the sum of the outputs of the network of absolute values, for an input of ones
+(Tanaka et al. 2020, Eqs. 1 and 2). No data; batch norms by their running statistics; 64-bit by default, as products
+over the depth overflow 32 bits in networks from ResNet-44 on. Pruned to the target in one round it empties layers, so
+it needs many rounds at densities ρ^(k/n): ``halpiee.prune_once(..., rounds=100)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from halpiee.errors import UsageError
 from halpiee.saliency.criterion import (
     Batches,
     Look,
@@ -27,12 +42,14 @@ from halpiee.saliency.criterion import (
     NormMode,
     Passes,
     elementwise,
+    hessian_gradients,
     loss_gradients,
     norm_mode,
 )
 from halpiee.saliency.magnitude import Norm
 from halpiee.saliency.registry import criterion
-from halpiee.sparsity.granularity import Units
+from halpiee.sparsity.granularity import Units, evaluated, example_input
+from latency.backends.torch.modules import tensors_given
 
 
 @criterion("gradient", paper="Evci et al. 2020, arXiv 1911.11134")
@@ -133,3 +150,121 @@ def exact_sums(reduce: Callable[[Look], dict[str, Tensor]], product: Look) -> di
         name: torch.where((total.abs() <= REST * sizes[name]).all(), total * 0, total)
         for name, total in reduce(product).items()
     }
+
+
+@criterion("grasp", paper="Wang et al. 2020, arXiv 2002.07376")
+@criterion("grasp-magnitude", paper="Frankle et al. 2021, arXiv 2009.08576", options={"magnitude": True})
+@criterion("grasp-plain", paper="Wang et al. 2020, arXiv 2002.07376", options={"temperature": 1.0})
+@dataclass(frozen=True)
+class GraSP:
+    """``Σ w·(H g)`` over a unit's scoring elements; needs batches, and cannot be read off a training step.
+
+    Attributes:
+        temperature: T.
+        magnitude: its absolute value: magnitude GraSP.
+        norms: mode of the batch norms while scoring.
+        pooled: g is the mean over all batches, not that of each.
+        halves: each batch is split in two, as the released code does.
+        redraw_linear: a seed to draw linear weights from Xavier's normal with while scoring, as the released code
+            does; ``None`` scores the weights as they are.
+    """
+
+    temperature: float = 200.0
+    magnitude: bool = False
+    norms: NormMode = "train"
+    pooled: bool = False
+    halves: bool = False
+    redraw_linear: int | None = None
+    per_step: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UsageError(f"a temperature of {self.temperature} was asked of GraSP; give a positive one")
+
+    @classmethod
+    def released(cls, seed: int = 0) -> GraSP:
+        """Returns the conventions of the authors' code: T = 200, halves, g over both, Xavier for linear layers."""
+        return cls(pooled=True, halves=True, redraw_linear=seed)
+
+    def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+        """Yields H·g of each batch (or half)."""
+        if self.halves:
+            batches = (half for x, y in batches for half in zip(x.chunk(2), y.chunk(2), strict=True))
+        with norm_mode(model, self.norms), _linear_redrawn(model, self.redraw_linear):
+            yield from hessian_gradients(
+                model, batches, loss_fn, temperature=self.temperature, pooled=self.pooled
+            )
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score."""
+        found = units.reduce(elementwise(torch.mul, value, gradient))
+        if not found:
+            raise UsageError(
+                "GraSP was asked for without batches: its Hessian-gradient product cannot be read off a training "
+                "step; score over batches, or use taylor or magnitude"
+            )
+        return {name: total.abs() if self.magnitude else total for name, total in found.items()}
+
+
+@contextmanager
+def _linear_redrawn(model: nn.Module, seed: int | None) -> Iterator[None]:
+    """Inside, the weights of linear layers are redrawn; afterwards they are restored, bit for bit."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)] if seed is not None else []
+    before = [layer.weight.detach().clone() for layer in layers]
+    generator = torch.Generator().manual_seed(seed or 0)
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                std = (2 / (layer.in_features + layer.out_features)) ** 0.5
+                drawn = torch.randn(layer.weight.shape, generator=generator) * std
+                layer.weight.copy_(drawn)
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, value in zip(layers, before, strict=True):
+                layer.weight.copy_(value)
+
+
+@criterion("synflow", paper="Tanaka et al. 2020, arXiv 2006.05467")
+@dataclass(frozen=True)
+class SynFlow:
+    """The synaptic flow through a unit's scoring elements; always 0 or more.
+
+    Attributes:
+        shape: of one input, without the batch; by default that of the first batch, and where there is none a usual
+            one that the model accepts.
+        double: whether it is computed in 64 bits.
+    """
+
+    shape: tuple[int, ...] | None = None
+    double: bool = True
+    per_step: bool = False
+
+    def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+        """Yields ∂R/∂|w|, once; the model's tensors are never written to."""
+        device = next(model.parameters()).device
+        dtype = torch.float64 if self.double else torch.float32
+        first = next(iter(batches), None) if self.shape is None else None
+        if self.shape is not None:
+            shape = (1, *self.shape)
+        else:
+            shape = tuple(example_input(model).shape) if first is None else (1, *first[0].shape[1:])
+        # Running means are taken absolute, too: after training a negative one could make the flow negative.
+        buffers = {n: b.abs().to(dtype) if b.is_floating_point() else b for n, b in model.named_buffers()}
+        parameters = {n: p.detach().abs().to(dtype).requires_grad_() for n, p in model.named_parameters()}
+        with evaluated(model), torch.enable_grad():
+            ones = torch.ones(shape, device=device, dtype=dtype)
+            answers = tensors_given(functional_call(model, {**parameters, **buffers}, (ones,)))
+            out = torch.stack([answer.sum() for answer in answers]).sum()
+            found = torch.autograd.grad(out, list(parameters.values()), allow_unused=True)
+        yield dict(zip(parameters, found, strict=True))
+
+    def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
+        """Returns unit name → score."""
+        found = units.reduce(elementwise(lambda w, g: w.abs().to(g.dtype) * g, value, gradient))
+        if not found:
+            raise UsageError(
+                "SynFlow was asked for at a training step: its gradients are those of another network; "
+                "score with it over batches (none are needed), or use magnitude or taylor"
+            )
+        return found

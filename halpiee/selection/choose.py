@@ -175,7 +175,7 @@ def select_lazily(
         scores: every prunable group: Tensor ``[size]``.
         structure: of the network whose ops the tables were opened with.
         tables: an open lazy sweep.
-        budget: the largest latency: a number in µs, text (``"50%"``, ``"12.5ms"``), or ``Latency``.
+        budget: as for ``select``.
         calibration: of the cost.
         gap: relative gap to prove, for the prices known at the time.
         protect: groups that stay whole.
@@ -213,11 +213,7 @@ def uniform(
 ) -> dict[str, int]:
     """Returns the counts of the widest uniform network within a budget; see ``widest``.
 
-    Args:
-        cost: the latency model; its candidates above 0 are the widths.
-        budget: the most of it, in its unit.
-        protect: groups that stay whole.
-        gone: groups that are removed.
+    Widths are the candidates of the cost above 0; protected groups stay whole, those in ``gone`` are removed.
 
     Raises:
         BudgetError: a budget below the narrowest uniform network; ``.minimum`` holds its latency.
@@ -230,23 +226,26 @@ def uniform(
         return cost.total(counts) if all(one.holds(counts) for one in cost.also) else math.inf
 
     counts = widest(sizes, options, measure, budget)
-    if counts is None:
-        narrowest = {name: allowed[0] for name, allowed in options.items()}
-        least = cost.total(narrowest)
-        for one in cost.also:
-            if not one.holds(narrowest):
-                used = one.cost.total(narrowest)
-                raise BudgetError(
-                    f"{one.name}: at most {one.most:.6g} {one.cost.unit} were asked of a uniform network; the "
-                    f"narrowest one takes {used:.6g}; ask for at least that",
-                    minimum=used,
-                )
-        raise BudgetError(
-            f"a uniform network of {budget:.1f} {cost.unit} was asked; the narrowest one takes {least:.1f} "
-            f"{cost.unit}; ask for at least {least:.1f} {cost.unit}",
-            minimum=least,
-        )
-    return counts
+    if counts is not None:
+        return counts
+    narrowest = {name: allowed[0] for name, allowed in options.items()}
+    for one in cost.also:
+        if not one.holds(narrowest):
+            used = one.cost.total(narrowest)
+            raise BudgetError(
+                f"{one.name}: at most {one.most:.6g} {one.cost.unit} were asked of a uniform network; the "
+                f"narrowest one takes {used:.6g}; ask for at least that",
+                minimum=used,
+            )
+    raise _no_network("uniform network", "narrowest", cost, budget, cost.total(narrowest))
+
+
+def _no_network(what: str, least: str, cost: Cost, budget: float, minimum: float) -> BudgetError:
+    return BudgetError(
+        f"a {what} of {budget:.1f} {cost.unit} was asked; the {least} one takes {minimum:.1f} {cost.unit}; "
+        f"ask for at least {minimum:.1f} {cost.unit}",
+        minimum=minimum,
+    )
 
 
 def scaled(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict[str, int]:
@@ -255,12 +254,7 @@ def scaled(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict[
     The blocks that may be removed whole are counted per residual stream; d of each stream's blocks go, the last first,
     the first block stays. For each d the widest uniform network is taken; of these the one whose share of blocks is
     nearest to its mean share of units, in their logarithms (compound scaling: Tan & Le 2019, arXiv 1905.11946). Without
-    such blocks it is ``uniform``.
-
-    Args:
-        cost: the latency model, of a structure that was traced with ``vanish=True``.
-        budget: the most of it, in its unit.
-        protect: groups that stay whole.
+    such blocks, as in a structure that was traced without ``vanish=True``, it is ``uniform``.
 
     Raises:
         BudgetError: a budget below the narrowest of these networks; ``.minimum`` holds what that takes.
@@ -283,11 +277,7 @@ def scaled(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict[
         if best is None or off < best[0]:
             best = off, counts
     if best is None:
-        raise BudgetError(
-            f"a network of {budget:.1f} {cost.unit} was asked; the smallest one takes {lowest:.1f} {cost.unit}; ask "
-            f"for at least {lowest:.1f} {cost.unit}",
-            minimum=lowest,
-        )
+        raise _no_network("network", "smallest", cost, budget, lowest)
     return best[1]
 
 
@@ -326,10 +316,10 @@ def widest(
     Args:
         sizes: group name → units of the whole network.
         options: group name → ascending widths above 0.
-        measure: the size of a network, in the unit of ``limit``.
+        measure: the size of a network.
         limit: the largest size.
-        rising: whether the size never falls as a group grows; then the ratio is found by bisection. Else every
-            ratio at which a count changes is tried, from the widest down.
+        rising: whether the size never falls as a group grows: then the ratio is found by bisection, else by a search of
+            all ratios at which a count changes, from the widest down.
     """
     steps = {
         name: [Fraction(a + b, 2 * sizes[name]) for a, b in pairwise(allowed)]

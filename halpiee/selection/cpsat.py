@@ -19,8 +19,7 @@ import numpy as np
 
 from halpiee.errors import MissingError
 from halpiee.selection.grid import TOLERANCE, Grid, GridSolution, IntArray, Search, relative_gap
-from halpiee.selection.lagrangian import solve_joint
-from halpiee.selection.local_search import fill, repair
+from halpiee.selection.lagrangian import fill, repair, solve_joint
 
 DEFAULT_TIME_LIMIT_S = 30.0
 """Seconds of search without a limit; then CP-SAT returns its best answer and bound."""

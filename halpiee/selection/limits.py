@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Unpack
 
@@ -36,8 +37,7 @@ from halpiee.selection.grid import (
     normalise,
     relative_gap,
 )
-from halpiee.selection.lagrangian import solve_dual
-from halpiee.selection.local_search import fill, repair
+from halpiee.selection.lagrangian import fill, repair, solve_dual
 from halpiee.selection.options import Offers, offer
 from halpiee.structure.groups import Structure
 from halpiee.structure.plan import Selection
@@ -70,14 +70,14 @@ def select_within(
     names: Sequence[str] | None = None,
     **searching: Unpack[Searching],
 ) -> Selection:
-    """Selects units under several costs at once, over the candidate widths of the first.
+    """Selects units under several costs at once, over the candidate widths of the first; as ``choose`` otherwise.
 
     Args:
         scores: Tensor ``[size]`` per group; a group without scores stays whole.
         limits: costs of one network, traced at any batch, each with the largest total in its own unit.
         protect: groups that stay whole.
-        names: what each limit is called when it is too small; ``limit 0``, ``limit 1`` … if not given.
-        **searching: ``gap``, ``time_limit_s`` (30 s if not given), ``seed``: see ``halpiee.solve_grid``.
+        names: of the limits, in messages; by default ``limit 0``, ``limit 1`` …
+        **searching: see ``Searching``; ``time_limit_s`` is 30 s by default.
 
     Raises:
         UsageError: no limits, or costs of different networks.
@@ -217,35 +217,22 @@ def pareto(
     gap: float = 1e-3,
     protect: Collection[str] = (),
 ) -> list[Selection]:
-    """Solves many budgets of one network.
+    """Returns one selection per budget, in the order given, without those below the narrowest network.
 
-    Args:
-        scores: Tensor ``[size]`` per group; a group without scores stays whole.
-        cost: the latency model.
-        budgets: of the cost, in its unit; those below the narrowest network are left out of the answer.
-        gap: relative gap to prove at every point.
-        protect: groups that stay whole.
-
-    Returns:
-        One selection per reachable budget, in the order given.
+    Budgets are in the unit of the cost; the other arguments are those of ``choose``.
     """
     offers = offer(scores, cost, protect=protect)
     grid = normalise(offers.values, [Term(*term) for term in offers.terms], offers.counts)
     dual = Dual(grid)
     points = []
-    for budget in budgets:
-        limit = (cost, float(budget))
-        try:
+    for most in map(float, budgets):
+        with suppress(BudgetError):
             if cost.also:
-                points.append(solve_within(offers, [Also("the budget", *limit), *cost.also], gap=gap))
+                points.append(solve_within(offers, [Also("the budget", cost, most), *cost.also], gap=gap))
                 continue
-            found = solve_dual(grid, cost.to_raw(float(budget)), Search(gap=gap), dual=dual)
-        except BudgetError:
-            continue
-        value, bound = found.value, found.upper_bound
-        points.append(
-            offers.selection([limit], found.choice, value=value, upper_bound=bound, path=found.path)
-        )
+            found = solve_dual(grid, cost.to_raw(most), Search(gap=gap), dual=dual)
+            bound = {"value": found.value, "upper_bound": found.upper_bound}
+            points.append(offers.selection([(cost, most)], found.choice, path=found.path, **bound))
     return points
 
 
@@ -259,23 +246,15 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 def resource(structure: Structure, quantity: Quantity, *, above: float = 0.0) -> Cost:
     """Returns the cost of a quantity that is counted, not measured.
 
-    Args:
-        structure: ops and groups of the network.
-        quantity: ``macs`` and ``params`` of conv and linear layers, or ``peak_bytes``: how far the input and
-            output of each op together exceed ``above``, added over ops. Limit it to 0 to keep every op within
-            ``above``; what a skip connection holds meanwhile is not counted.
-        above: bytes, for ``peak_bytes``.
+    Quantities are ``macs`` and ``params`` of conv and linear layers, and ``peak_bytes``: how far the input and output
+    of each op together exceed ``above`` bytes, added over ops. Limit it to 0 to keep every op within ``above``;
+    tensors of a skip connection beside the op are not counted.
     """
     return Cost(structure, _Formulas(quantity, above, structure.batch), unit=UNITS[quantity])
 
 
 def peak_bytes(structure: Structure, counts: Mapping[str, int] | None = None) -> float:
-    """Returns how much the input and output of the largest op hold together.
-
-    Args:
-        structure: ops and groups of the network.
-        counts: group name → units that stay; a missing group is whole.
-    """
+    """Returns the bytes of the input and output of the largest op; a group missing from ``counts`` is whole."""
     formulas = _Formulas("peak_bytes", 0.0, structure.batch)
     sides = ((timed.op, *structure.sides(timed, counts or {})) for timed in structure.ops)
     return max(

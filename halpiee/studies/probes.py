@@ -147,8 +147,7 @@ def gradient_flow(place: Place, knobs: FlowKnobs) -> Values:
     """
     from halpiee.analysis.history import distance
     from halpiee.analysis.measures import correlations
-    from halpiee.saliency.gradient import LossPreservation
-    from halpiee.saliency.grasp import GraSP
+    from halpiee.saliency.gradient import GraSP, LossPreservation
     from halpiee.saliency.magnitude import ScaleChange
     from halpiee.saliency.registry import InMode
     from halpiee.saliency.score import scores_of

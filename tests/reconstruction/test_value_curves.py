@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import halpiee
 from halpiee.errors import UsageError
-from halpiee.reconstruction.value_curves import concave, measured_values
+from halpiee.reconstruction.rounds import concave, measured_values
 from halpiee.selection.choose import choose
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import blocks
