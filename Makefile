@@ -59,7 +59,6 @@ bench-latency: $(VENV)/.installed ## predicted against measured on random shrunk
 
 bench-solver: $(VENV)/.installed ## exact selection: time and certified gap per network, and linear against joint
 	$(BIN)/python -m tools.bench_solver --profile profiles/intel-xeon-avx512-ort-1t/resnet50-224-b1.jsonl profiles/intel-xeon-avx512-ort-1t/mobilenet_v1-224-b1.jsonl profiles/intel-xeon-avx512-ort-1t/mobilenet_v2-224-b1.jsonl
-	$(BIN)/python -m tools.bench_solver --small 5000
 
 bench-structure: $(VENV)/.installed ## seconds of a trace and of a shrink
 	$(BIN)/python -m tools.bench_structure

@@ -32,71 +32,41 @@ ALLOWED = 0.05
 
 @dataclass(frozen=True)
 class OpCoverage:
-    """One table.
+    """One table."""
 
-    Attributes:
-        op: the op in words.
-        c_in: widest C_in.
-        c_out: widest C_out.
-        cells: measured cells the table is made of.
-        edges: cells at the crossings of all edges, for which the table answers.
-        steps: steps of both axes.
-        dense_us: time at the widest.
-        holdout: held-out cells.
-        holdout_median: median of their errors, relative, without sign; NaN without any.
-        holdout_worst: the largest of these errors.
-        contended: share of the cells that found no quiet moment.
-    """
-
-    op: str
-    c_in: int
-    c_out: int
-    cells: int
-    edges: int
-    steps: tuple[int, int]
-    dense_us: float
-    holdout: int
-    holdout_median: float
-    holdout_worst: float
-    contended: float
+    op: str  # in words
+    c_in: int  # widest C_in
+    c_out: int  # widest C_out
+    cells: int  # measured cells the table is made of
+    edges: int  # cells at the crossings of all edges, for which the table answers
+    steps: tuple[int, int]  # steps of both axes
+    dense_us: float  # time at the widest
+    holdout: int  # held-out cells
+    holdout_median: float  # median of their errors, relative, without sign; NaN without any
+    holdout_worst: float  # the largest of these errors
+    contended: float  # share of the cells that found no quiet moment
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A whole profile.
+    """A whole profile."""
 
-    Attributes:
-        environment: circumstances of the measurements.
-        roles: number of cells by role.
-        ops: its tables.
-        spread_median: median half-width of the cells' 95 % intervals, relative.
-        spread_p95: 95th percentile of these.
-        contention_median: median share of the time that went to others; NaN where it was not measured.
-        contention_worst: the largest.
-        holdout_median: median error of all held-out cells, relative, weighted by nothing.
-        holdout_p95: 95th percentile of these errors, each weighted by the time of its cell.
-        holdout_p95_cells: the same, every cell counting alike, however short.
-        oldest_days: age of the oldest cell.
-        newest_days: age of the newest cell.
-        clock_spread: of a GPU's kernel that never changes, how much slower its slowest twentieth was than its fastest;
-            NaN where none was timed.
-        throttled: what throttled the GPU's clock: ``power``, ``heat``, ``hardware``.
-    """
-
-    environment: dict[str, Any]
-    roles: dict[str, int]
-    ops: tuple[OpCoverage, ...]
-    spread_median: float
-    spread_p95: float
-    contention_median: float
-    contention_worst: float
-    holdout_median: float
-    holdout_p95: float
-    holdout_p95_cells: float
-    oldest_days: float
-    newest_days: float
+    environment: dict[str, Any]  # circumstances of the measurements
+    roles: dict[str, int]  # number of cells by role
+    ops: tuple[OpCoverage, ...]  # its tables
+    spread_median: float  # median half-width of the cells' 95 % intervals, relative
+    spread_p95: float  # 95th percentile of these
+    contention_median: float  # median share of the time that went to others; NaN where it was not measured
+    contention_worst: float  # the largest
+    holdout_median: float  # median error of all held-out cells, relative, weighted by nothing
+    holdout_p95: float  # 95th percentile of these errors, each weighted by the time of its cell
+    holdout_p95_cells: float  # the same, every cell counting alike, however short
+    oldest_days: float  # age of the oldest cell
+    newest_days: float  # age of the newest cell
+    # of a GPU's kernel that never changes, how much slower its slowest twentieth was than its fastest; NaN where none
+    # was timed
     clock_spread: float = float("nan")
-    throttled: tuple[str, ...] = ()
+    throttled: tuple[str, ...] = ()  # what throttled the GPU's clock: `power`, `heat`, `hardware`
 
     def as_dict(self) -> dict[str, Any]:
         """Returns it as plain data."""

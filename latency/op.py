@@ -37,19 +37,13 @@ IMAGE_CHANNELS = 4
 
 @dataclass(frozen=True)
 class OpSpec:
-    """What a kind of op is: one row of ``OPS``, and one builder in each backend that times it.
+    """What a kind of op is: one row of ``OPS``, and one builder in each backend that times it."""
 
-    Attributes:
-        contracts: whether its two sides are different channels; of all others c_out follows from c_in.
-        rows: whether channels come last, as those of a linear layer do.
-        window: whether it has a kernel, a stride and a padding.
-        inputs: tensors of its input's shape that it reads.
-    """
-
+    # whether its two sides are different channels; of all others c_out follows from c_in
     contracts: bool = False
-    rows: bool = False
-    window: bool = False
-    inputs: int = 1
+    rows: bool = False  # whether channels come last, as those of a linear layer do
+    window: bool = False  # whether it has a kernel, a stride and a padding
+    inputs: int = 1  # tensors of its input's shape that it reads
 
 
 OPS: dict[str, OpSpec] = {

@@ -4,7 +4,6 @@
     python -m tools.bench_solver --profile resnet50-224-b1.jsonl     … and that network on measured tables
     python -m tools.bench_solver resnet50 --no-staircases --profile …  that alone
     python -m tools.bench_solver --retained 0.7 0.5 0.3 --profile …    joint against linear at equal true latency
-    python -m tools.bench_solver --small 5000               random small problems against enumeration
 
 A measured profile is named after its network, image size and batch: ``resnet50-224-b1.jsonl``. Random staircases
 are seeded: steps of ``--quantum`` channels on both sides and ±5 % from cell to cell, so that neither width nor cost
@@ -16,7 +15,6 @@ things only the latter says what a solve takes. The whole selection is timed: sc
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
@@ -35,7 +33,6 @@ from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import Term, normalise
 from halpiee.selection.lagrangian import linearise
-from halpiee.selection.solve import solve_grid
 from halpiee.structure.groups import Structure
 from latency.op import Op
 from tools.results import append, markdown, recorded
@@ -84,12 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=[],
         help="only compare joint and linear, at these budgets",
     )
-    parser.add_argument("--small", type=int, default=0, help="random small problems to check by enumeration")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     recorded(parser)
     args = parser.parse_args(argv)
     problems = [problem for path in args.profile for problem in measured(path, args.networks)]
-    if args.staircases and not args.retained and not (args.small and not args.networks and not args.profile):
+    if args.staircases and not args.retained:
         problems += [staircase(name, args) for name in args.networks or NETWORKS]
     if args.retained:
         rows = [bench_retained(problem, args, share) for problem in problems for share in args.retained]
@@ -108,12 +104,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         report(
             "linear against a plain Python program of the same knapsack, budget 0.5",
             linear,
-            as_json=args.json,
-        )
-    if args.small:
-        report(
-            "random small problems against enumeration",
-            [bench_small(args.small, args.seed)],
             as_json=args.json,
         )
 
@@ -288,58 +278,6 @@ def plain_knapsack(
                     new[w] = candidate
         best = new
     return max(best)
-
-
-def bench_small(count: int, seed: int) -> dict[str, Any]:
-    """Solves random small problems and checks each one by enumeration."""
-    rng = np.random.default_rng(seed)
-    wrong, over, below, exact, seconds = 0, 0, 0, 0, 0.0
-    for _ in range(count):
-        n = [int(rng.integers(2, 6)) for _ in range(int(rng.integers(2, 6)))]
-        values = [np.cumsum(rng.random(k)) if rng.random() < 0.5 else rng.random(k) for k in n]
-        terms: list[tuple[Any, Any, Any]] = []
-        for g in range(len(n)):
-            before = int(rng.integers(g)) if g else None
-            table = np.cumsum(rng.random((n[before] if before is not None else 1, n[g])), axis=1)
-            terms.append((before, g, table + 0.3 * rng.random(table.shape)))
-            if rng.random() < 0.3:
-                terms.append((g, g, rng.random((n[g], n[g]))))  # depthwise: only the diagonal counts
-        widths = [np.cumsum(rng.integers(1, 4, size=k)) for k in n]
-        if rng.random() < 0.4:
-            read = tuple(int(g) for g in rng.choice(len(n), size=2, replace=False))
-            wide = 1 + sum(int(widths[g][-1]) for g in read)
-            terms.append((read, None, np.cumsum(rng.random((wide, 1)), axis=0)))  # a concat that a head reads
-
-        def entry(side: Any, choice: tuple[int, ...], widths: list[Any] = widths) -> int:
-            if isinstance(side, tuple):
-                return sum(int(widths[g][choice[g]]) for g in side)
-            return 0 if side is None else choice[side]
-
-        costs = {
-            choice: sum(float(t[entry(i, choice), entry(o, choice)]) for i, o, t in terms)
-            for choice in itertools.product(*(range(k) for k in n))
-        }
-        budget = float(np.quantile(list(costs.values()), rng.random()))
-        best = max(
-            sum(v[k] for v, k in zip(values, choice, strict=True))
-            for choice, cost in costs.items()
-            if cost <= budget
-        )
-        begin = time.perf_counter()
-        found = solve_grid(values, terms, budget, widths=widths, gap=0.0)
-        seconds += time.perf_counter() - begin
-        over += found.cost > budget * (1 + 1e-9)
-        below += found.upper_bound < best - 1e-9
-        exact += found.gap <= 1e-9
-        wrong += found.gap <= 1e-9 and abs(found.value - best) > 1e-9
-    return {
-        "problems": count,
-        "ms each": 1e3 * seconds / count,
-        "gap ≤ 1e-9": exact,
-        "of these not the optimum": wrong,
-        "over budget": over,
-        "bound below the optimum": below,
-    }
 
 
 def trace(name: str, *, side: int | None = None, batch: int = 1) -> Structure:

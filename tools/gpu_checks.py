@@ -40,19 +40,12 @@ REPEATED = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Convolutions:
-    """The convolutions that are timed, NHWC.
+    """The convolutions that are timed, NHWC."""
 
-    Attributes:
-        device: ``cuda`` or ``cpu``.
-        precision: of the arithmetic.
-        batch: images per call.
-        size: of every image, for a quick trial.
-    """
-
-    device: str
-    precision: str
-    batch: int = 1
-    size: int | None = None
+    device: str  # `cuda` or `cpu`
+    precision: str  # of the arithmetic
+    batch: int = 1  # images per call
+    size: int | None = None  # of every image, for a quick trial
 
     def ops(self) -> list[Op]:
         """Returns the ops."""

@@ -51,40 +51,24 @@ SHIPPED = (("resnet50", 224), ("mobilenet_v1", 224), ("resnet20", 32))
 
 @dataclass(frozen=True)
 class Place:
-    """Where and with what a part works.
+    """Where and with what a part works."""
 
-    Attributes:
-        out: folder of everything.
-        device: ``cuda`` or ``cpu``.
-        trial: whether networks are little and rounds few.
-        data: CIFAR-10, or what ``halpiee train --data`` takes; None: nothing is trained.
-    """
-
-    out: Path
-    device: str = "cuda"
-    trial: bool = False
-    data: str | None = None
+    out: Path  # folder of everything
+    device: str = "cuda"  # `cuda` or `cpu`
+    trial: bool = False  # whether networks are little and rounds few
+    data: str | None = None  # CIFAR-10, or what `halpiee train --data` takes; None: nothing is trained
 
 
 @dataclass(frozen=True)
 class Part:
-    """One question.
+    """One question."""
 
-    Attributes:
-        name: of its files.
-        call: ``module:function``, which takes the place, what says a finding, and the arguments.
-        seconds: it is report to end after so long.
-        least: it is not begun with fewer seconds left.
-        needs: names of parts without whose end this one is not begun.
-        arguments: of the function.
-    """
-
-    name: str
-    call: str
-    seconds: float
-    least: float = 10.0
-    needs: tuple[str, ...] = ()
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # of its files
+    call: str  # `module:function`, which takes the place, what says a finding, and the arguments
+    seconds: float  # it is told to end after so long
+    least: float = 10.0  # it is not begun with fewer seconds left
+    needs: tuple[str, ...] = ()  # names of parts without whose end this one is not begun
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the function
 
 
 def parts(place: Place) -> list[Part]:

@@ -342,25 +342,15 @@ MISSING = "| – | – | – |"
 
 @dataclass(frozen=True)
 class Kind:
-    """A table of this script.
+    """A table of this script."""
 
-    Attributes:
-        title: of its file.
-        about: what its file says of it.
-        names: its networks, in the order of the rows.
-        cells: network → its row.
-        seconds: limit of one network.
-        header: of the table.
-        counts: a line that counts what came out well, of all rows.
-    """
-
-    title: str
-    about: str
-    names: Callable[[], Sequence[str]]
-    cells: Callable[[str], str]
-    seconds: int
-    header: str = HEADER
-    counts: str = ""
+    title: str  # of its file
+    about: str  # what its file says of it
+    names: Callable[[], Sequence[str]]  # its networks, in the order of the rows
+    cells: Callable[[str], str]  # network → its row
+    seconds: int  # limit of one network
+    header: str = HEADER  # of the table
+    counts: str = ""  # a line that counts what came out well, of all rows
 
     def text(self, rows: list[str]) -> str:
         """Returns the whole file."""

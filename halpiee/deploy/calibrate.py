@@ -48,23 +48,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Round:
-    """One turn of the closed loop, in µs on the scale of the calibration's dense latency.
+    """One turn of the closed loop, in µs on the scale of the calibration's dense latency."""
 
-    Attributes:
-        round: from 1.
-        predicted_us: the selection's latency before it was measured.
-        measured_us: its latency beside the dense network's.
-        lower_us: the budget minus one step of the selection.
-        upper_us: 1.02 times the budget.
-        factor: measured over predicted.
-    """
-
-    round: int
-    predicted_us: float
-    measured_us: float
-    lower_us: float
-    upper_us: float
-    factor: float
+    round: int  # from 1
+    predicted_us: float  # the selection's latency before it was measured
+    measured_us: float  # its latency beside the dense network's
+    lower_us: float  # the budget minus one step of the selection
+    upper_us: float  # 1.02 times the budget
+    factor: float  # measured over predicted
 
 
 def random_counts(cost: LatencyCost, n: int, seed: int) -> list[dict[str, int]]:
@@ -304,10 +295,10 @@ class _Beside:
         return found
 
 
-def _merit(turn: Round) -> tuple[bool, float]:
+def _merit(tried: Round) -> tuple[bool, float]:
     """Ranks candidates: within the limit before over it, then the closest to it."""
-    within = turn.measured_us <= turn.upper_us
-    return within, turn.measured_us if within else -turn.measured_us
+    within = tried.measured_us <= tried.upper_us
+    return within, tried.measured_us if within else -tried.measured_us
 
 
 RUNS = 30

@@ -33,21 +33,13 @@ LINEAR_DTYPES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Zeros:
-    """Zeros in the weights of a file's layers.
+    """Zeros in the weights of a file's layers."""
 
-    Attributes:
-        share: share of zeros among the weights of conv and linear layers.
-        layers: number of those layers.
-        patterned: how many of them keep at most two of four along the dimension they sum over.
-        size_bytes: of the file.
-        zipped_bytes: of the file when deflated, as a download or a package holds it.
-    """
-
-    share: float
-    layers: int
-    patterned: int
-    size_bytes: int
-    zipped_bytes: int
+    share: float  # share of zeros among the weights of conv and linear layers
+    layers: int  # number of those layers
+    patterned: int  # how many of them keep at most two of four along the dimension they sum over
+    size_bytes: int  # of the file
+    zipped_bytes: int  # of the file when deflated, as a download or a package holds it
 
     @property
     def text(self) -> str:

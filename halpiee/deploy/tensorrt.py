@@ -96,17 +96,12 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """How an engine's outputs are compared.
+    """How an engine's outputs are compared."""
 
-    Attributes:
-        tolerance: largest relative L2 error; by default by the precision.
-        reference: what computes the outputs to compare with; by default ONNX Runtime on the same file.
-        seed: of the random inputs.
-    """
-
-    tolerance: float | None = None
+    tolerance: float | None = None  # largest relative L2 error; by default by the precision
+    # what computes the outputs to compare with; by default ONNX Runtime on the same file
     reference: Reference | None = None
-    seed: int = 0
+    seed: int = 0  # of the random inputs
 
 
 @dataclass(frozen=True)

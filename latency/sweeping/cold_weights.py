@@ -36,19 +36,12 @@ __all__ = ["ColdWeights", "Rate", "cold_weights_of", "round_bytes", "warm_and_co
 
 @dataclass(frozen=True)
 class ColdWeights:
-    """Which ops are timed with cold weights, and how far apart two uses of a weight are.
+    """Which ops are timed with cold weights, and how far apart two uses of a weight are."""
 
-    Attributes:
-        widest: the widest op of each table whose weights do, by its name (`Op.table_key`).
-        distance: bytes that are read from one use of a weight to the next.
-        read: ``read(n)`` touches n bytes, to evict the caches.
-        policy: which weights are cold.
-    """
-
-    widest: Mapping[str, Op]
-    distance: int
-    read: Callable[[int], object]
-    policy: TimingPolicy = field(default_factory=lambda: policy_for("cpu"))
+    widest: Mapping[str, Op]  # the widest op of each table whose weights do, by its name (`Op.table_key`)
+    distance: int  # bytes that are read from one use of a weight to the next
+    read: Callable[[int], object]  # `read(n)` touches n bytes, to evict the caches
+    policy: TimingPolicy = field(default_factory=lambda: policy_for("cpu"))  # which weights are cold
 
     def evict(self, reads: int) -> object:
         """Reads memory to evict the cache, less the ``reads`` bytes that the timed run reads itself."""

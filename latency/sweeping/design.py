@@ -37,36 +37,22 @@ WHOLE_GRID = 16
 
 @dataclass(frozen=True)
 class Spec:
-    """What a table must cover.
+    """What a table must cover."""
 
-    Attributes:
-        op: the op at its widest.
-        ins: widths of C_in at which networks were built.
-        outs: likewise of C_out.
-        fixed_in: whether C_in takes no other width.
-        fixed_out: whether C_out takes no other width.
-    """
-
-    op: Op
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-    fixed_in: bool = False
-    fixed_out: bool = False
+    op: Op  # the op at its widest
+    ins: tuple[int, ...]  # widths of C_in at which networks were built
+    outs: tuple[int, ...]  # likewise of C_out
+    fixed_in: bool = False  # whether C_in takes no other width
+    fixed_out: bool = False  # whether C_out takes no other width
 
 
 @dataclass(frozen=True)
 class Design:
-    """The cells of one table, as widths (C_in, C_out).
+    """The cells of one table, as widths (C_in, C_out)."""
 
-    Attributes:
-        sweep: cells that the table is made of.
-        holdout: cells that only judge it.
-        candidates: number of cells at the crossings of all edges.
-    """
-
-    sweep: tuple[tuple[int, int], ...]
-    holdout: tuple[tuple[int, int], ...]
-    candidates: int
+    sweep: tuple[tuple[int, int], ...]  # cells that the table is made of
+    holdout: tuple[tuple[int, int], ...]  # cells that only judge it
+    candidates: int  # number of cells at the crossings of all edges
 
 
 @dataclass(frozen=True)

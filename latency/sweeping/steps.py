@@ -36,19 +36,15 @@ inside it then cost up to 40 % too much. One run that was too fast hides a step.
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps of the two axes of one kind of op, and the patterns in which they repeat.
+    """Steps of the two axes of one kind of op, and the patterns in which they repeat."""
 
-    Attributes:
-        steps: widths whose multiples are the edges, for C_in and C_out.
-        pattern: for each axis None (equal steps) or the shares of a period's cost at its edges, up to 1.
-        irregular: for each axis whether steps are neither equal nor know a period: edges tell nothing of others.
-        slow: for each axis None, or ``(align, factor)``: widths inside a step that are no multiple of ``align`` take
-            ``factor`` times as long as its edge.
-    """
-
-    steps: tuple[int, int]
+    steps: tuple[int, int]  # widths whose multiples are the edges, for C_in and C_out
+    # for each axis None (equal steps) or the shares of a period's cost at its edges, up to 1
     pattern: tuple[tuple[float, ...] | None, tuple[float, ...] | None] = (None, None)
+    # for each axis whether steps are neither equal nor periodic: edges tell nothing of others
     irregular: tuple[bool, bool] = (False, False)
+    # for each axis None, or `(align, factor)`: widths inside a step that are no multiple of `align` take `factor` times
+    # as long as its edge
     slow: tuple[tuple[int, float] | None, tuple[int, float] | None] = (None, None)
 
     def fields(self) -> dict[str, Any]:

@@ -70,24 +70,17 @@ def share_lost(clock: Clock, timed_us: float, wall_us: float) -> float | None:
 
 @dataclass
 class Anchor:
-    """A short call that never changes: its time over its floor measures contention.
-
-    Attributes:
-        run: the call.
-        clock: what times it.
-        policy: when samples are quiet.
-        floor_us: its uncontended time: the 2nd percentile of its last samples.
-        reference_us: its time at the speed that times are stated at: the median of its first uncontended samples,
-            where nobody says another.
-        runs: number of samples so far.
-    """
+    """A short call that never changes: its time over its floor measures contention."""
 
     run: Callable[[], object]
-    clock: Clock
-    policy: TimingPolicy = field(default_factory=lambda: policy_for("cpu"))
+    clock: Clock  # what times it
+    policy: TimingPolicy = field(default_factory=lambda: policy_for("cpu"))  # when samples are quiet
+    # its uncontended time: the 2nd percentile of its last samples
     floor_us: float = field(default=math.inf, init=False)
+    # its time at the speed that times are stated at: the median of its first uncontended samples, where nobody says
+    # another
     reference_us: float = field(default=math.nan, init=False)
-    runs: int = field(default=0, init=False)
+    runs: int = field(default=0, init=False)  # number of samples so far
     _recent: NDArray[np.float64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -42,44 +42,26 @@ FEWEST = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """When a measurement is good enough.
+    """When a measurement is good enough."""
 
-    Attributes:
-        relative: half-width of the 95 % interval, as a share of the value.
-        absolute_us: or this half-width, whichever is wider.
-        n_min: at least so many runs.
-        n_max: at most so many.
-        seconds: at most so long; ``n_min`` runs are made in any case.
-    """
-
-    relative: float = 0.02
-    absolute_us: float = 0.1
-    n_min: int = 9
-    n_max: int = 600
-    seconds: float = 0.2
+    relative: float = 0.02  # half-width of the 95 % interval, as a share of the value
+    absolute_us: float = 0.1  # or this half-width, whichever is wider
+    n_min: int = 9  # at least so many runs
+    n_max: int = 600  # at most so many
+    seconds: float = 0.2  # at most so long; `n_min` runs are made in any case
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """One measured time.
+    """One measured time."""
 
-    Attributes:
-        us: the median.
-        ci_lo: lower end of its 95 % interval.
-        ci_hi: upper end.
-        n: runs that count.
-        contention: share of the wall time in which the thread did not run; ``None`` where it was not measured.
-        quiet: whether the runs were uncontended; otherwise they are the fastest twentieth of all.
-        slowdown: median of the anchor over its floor while this was measured.
-    """
-
-    us: float
-    ci_lo: float
-    ci_hi: float
-    n: int
-    contention: float | None
-    quiet: bool = True
-    slowdown: float = 1.0
+    us: float  # the median
+    ci_lo: float  # lower end of its 95 % interval
+    ci_hi: float  # upper end
+    n: int  # runs that count
+    contention: float | None  # share of the wall time in which the thread did not run; None: not measured
+    quiet: bool = True  # whether the runs were uncontended; otherwise they are the fastest twentieth of all
+    slowdown: float = 1.0  # median of the anchor over its floor while this was measured
 
 
 def median_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float, float]:

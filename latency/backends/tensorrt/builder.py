@@ -95,23 +95,16 @@ def new_logger(trt: Any, errors: list[str] | None = None) -> tuple[Any, list[str
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How engines are built.
+    """How engines are built."""
 
-    Attributes:
-        level: builder optimisation level, 0 … 5.
-        tf32: whether float32 convolutions may use TF32.
-        sparse: whether 2:4 sparse kernels may be used, where weights have that pattern.
-        timing_iterations: timings of each tactic that are averaged; TensorRT's own 1 picks by noise.
-        workspace_bytes: scratch memory; None: all there is.
-        capabilities: of the GPUs it is built for, such as 86; empty: the GPU that is there.
-    """
-
-    level: int = 3
-    tf32: bool = False
-    sparse: bool = False
-    timing_iterations: int = 8
-    workspace_bytes: int | None = None
-    capabilities: tuple[int, ...] = ()
+    level: int = 3  # builder optimisation level, 0 … 5
+    tf32: bool = False  # whether float32 convolutions may use TF32
+    sparse: bool = False  # whether 2:4 sparse kernels may be used, where weights have that pattern
+    timing_iterations: int = 8  # timings of each tactic that are averaged; TensorRT's own 1 picks by noise
+    workspace_bytes: int | None = None  # scratch memory; None: all there is
+    capabilities: tuple[
+        int, ...
+    ] = ()  # of the GPUs it is built for, such as 86; empty: the GPU that is there
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 5:
