@@ -28,15 +28,8 @@ def command(
 ) -> str:
     """Returns a command line with every option of the network and its runtime that is not the default.
 
-    Args:
-        verb: of the program.
-        model: a MODEL string.
-        shape: (channels, height, width) of the images, or inputs that spell themselves as they are typed.
-        width: width multiplier; ``None``: the network's own.
-        classes: classes; ``None``: the network's own.
-        batch: images per inference.
-        threads: of the runtime.
-        **more: further options, at the end.
+    ``shape`` is (channels, height, width) of the images, or inputs that spell themselves as they are typed; ``more``
+    are further options, at the end.
     """
     named = not isinstance(shape[0], int)
     square = not named and shape[0] == 3 and shape[1] == shape[2]
@@ -73,16 +66,11 @@ def held(profile: latency.Profile) -> str:
 def check_covers(
     profile: latency.Profile, path: str | Path, ops: Sequence[latency.Op], measuring: str
 ) -> None:
-    """Refuses a profile that cannot price a conv or linear layer of a network.
-
-    Args:
-        profile: the profile.
-        path: its file.
-        ops: of the network, as built.
-        measuring: the command, but for --out, that measures this network.
+    """Refuses a profile that cannot price a conv or linear layer of a network, whose ops as built are given.
 
     Raises:
-        ProfileError: what it holds, how many layers it lacks, and that command.
+        ProfileError: what it holds, how many layers it lacks, and ``measuring``, the command but for --out that
+            measures this network.
     """
     from latency.op import CONTRACTIONS, in_words
 

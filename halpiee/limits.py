@@ -24,21 +24,9 @@ if TYPE_CHECKING:
     from halpiee.structure.groups import Structure
 
 __all__ = [
-    "Further",
-    "Network",
-    "above_bytes",
-    "batch_of",
-    "check_also",
-    "check_groups",
-    "check_memory",
-    "check_prunable",
-    "limits_of",
-    "offered",
-    "parse_also",
-    "parse_between",
-    "used_of",
-    "whole_groups",
-]
+    "Further", "Network", "batch_of", "check_also", "check_groups", "check_prunable", "limits_of", "offered",
+    "parse_also", "parse_between", "used_of", "whole_groups",
+]  # fmt: skip
 
 
 C = TypeVar("C", bound="Cost")
@@ -101,15 +89,15 @@ def parse_also(text: str) -> Further:
     return found
 
 
-def _number(asked: Further) -> tuple[float, str]:
+def _number(further: Further) -> tuple[float, str]:
     """Returns (number, unit) of a counted quantity; the unit is ``%`` or empty for a share or a plain number."""
-    units = {"memory": BYTES, "energy": {"": 1.0, "mj": 1.0}}.get(asked.what, {"": 1.0})
-    text = asked.most
+    units = {"memory": BYTES, "energy": {"": 1.0, "mj": 1.0}}.get(further.what, {"": 1.0})
+    text = further.most
     match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmg]b|mj|%)?", text, re.IGNORECASE)
     if not match or not 0 < float(match[1]) < 1e300 or (match[2] or "").lower() not in (*units, "%"):
-        more = {"memory": " with kB, MB or GB", "energy": " with mJ"}.get(asked.what, "")
+        more = {"memory": " with kB, MB or GB", "energy": " with mJ"}.get(further.what, "")
         raise UsageError(
-            f"the limit {asked.what}={text[:80]} was asked; give a share up to 1, a percentage or a number{more}"
+            f"the limit {further.what}={text[:80]} was asked; give a share up to 1, a percentage or a number{more}"
         )
     return float(match[1]), (match[2] or "").lower()
 
@@ -132,12 +120,7 @@ def parse_between(texts: tuple[str, ...]) -> dict[str, tuple[int, int]]:
 
 
 def batch_of(profile: latency.Profile, path: Path, measuring: str = "halpiee profile MODEL …") -> int:
-    """Returns the images per inference that a profile was measured at.
-
-    Args:
-        profile: the profile.
-        path: its file.
-        measuring: the command, but for --out, that measures one.
+    """Returns the images per inference of a profile; ``measuring`` is the command, but for --out, that measures one.
 
     Raises:
         UsageError: it holds no cell, or several batches.
@@ -157,17 +140,15 @@ def batch_of(profile: latency.Profile, path: Path, measuring: str = "halpiee pro
 
 @dataclass(frozen=True)
 class Network:
-    """The network that limits are read for.
-
-    Attributes:
-        structure: as planned.
-        at_batch: the same network traced at another batch, for a profile of one.
-        profile: of the latency, whose cells may hold energies; ``None``: it is still to be measured.
-    """
+    """The network that limits are read for."""
 
     structure: Structure
-    at_batch: Callable[[int], Structure]
-    profile: latency.Profile | None = None
+    at_batch: Callable[
+        [int], Structure
+    ]  # the same network traced at another batch, for a profile of that batch
+    profile: latency.Profile | None = (
+        None  # of the latency, whose cells may hold energies; None: not measured yet
+    )
 
 
 def limits_of(texts: Iterable[str], network: Network) -> tuple[Also, ...]:
@@ -180,34 +161,34 @@ def limits_of(texts: Iterable[str], network: Network) -> tuple[Also, ...]:
     return tuple(_limit(parse_also(text), network) for text in texts)
 
 
-def _limit(asked: Further, network: Network) -> Also:
+def _limit(further: Further, network: Network) -> Also:
     import latency
     from halpiee.deploy.target import in_terms_of
     from halpiee.selection.cost import Also, LatencyCost
     from halpiee.selection.limits import energy, peak_bytes, resource
 
     structure, profile = network.structure, network.profile
-    if asked.file is not None:
-        profile = latency.Profile.load(asked.file)
-        structure = in_terms_of(profile, network.at_batch(batch_of(profile, asked.file)))
-    if asked.what == "profile":
+    if further.file is not None:
+        profile = latency.Profile.load(further.file)
+        structure = in_terms_of(profile, network.at_batch(batch_of(profile, further.file)))
+    if further.what == "profile":
         assert profile is not None
         cost = LatencyCost(structure, profile)
-        us, fraction = parse_budget(asked.most)
+        us, fraction = parse_budget(further.most)
         most = us if us is not None else (fraction or 1.0) * cost.dense_us
-        return Also(asked.name, cost, most, share=fraction)
-    number, unit = _number(asked)
+        return Also(further.name, cost, most, share=fraction)
+    number, unit = _number(further)
     share = number / 100 if unit == "%" else number if number <= 1 and unit == "" else None
-    if asked.what == "memory":
+    if further.what == "memory":
         most = share * peak_bytes(structure) if share is not None else number * BYTES[unit]
         return Also("memory", resource(structure, "peak_bytes", above=most), 0.0)
-    if asked.what == "energy":
+    if further.what == "energy":
         if profile is None:
             raise UsageError("a limit on energy was asked before anything is measured; give energy=FILE:0.6")
         counted = energy(structure, profile)
     else:
-        counted = resource(structure, "macs" if asked.what == "macs" else "params")
-    return Also(asked.name, counted, share * counted.dense if share is not None else number, share=share)
+        counted = resource(structure, "macs" if further.what == "macs" else "params")
+    return Also(further.name, counted, share * counted.dense if share is not None else number, share=share)
 
 
 INT8_MULTIPLE = 16
@@ -223,32 +204,22 @@ def in_int8(cost: Cost) -> bool:
     return bool(getattr(cost.profile, "environment", {}).get("dtype") == "int8")
 
 
-def offered(cost: C, asked: Limiting, **more: Any) -> C:
-    """Returns a cost with the widths that may be chosen.
+def offered(cost: C, options: Limiting, **more: Any) -> C:
+    """Returns a cost with the widths that the options allow; ``more`` goes to ``Cost.restricted``.
 
-    Args:
-        cost: the latency, of a structure traced with ``vanish`` where blocks may be removed.
-        asked: the options.
-        **more: further arguments of ``Cost.restricted``.
+    The structure of the cost is traced with ``vanish`` where blocks may be removed.
     """
-    multiple = asked.multiple_of
-    if multiple == 1 and in_int8(cost):
-        multiple = INT8_MULTIPLE
-    return cost.restricted(multiple=multiple, least=asked.min_width, vanish=asked.vanish, **more)
+    multiple = INT8_MULTIPLE if options.multiple_of == 1 and in_int8(cost) else options.multiple_of
+    return cost.restricted(multiple=multiple, least=options.min_width, vanish=options.vanish, **more)
 
 
 def whole_groups(
-    structure: Structure, asked: Limiting, listing: str = "halpiee explain MODEL"
+    structure: Structure, options: Limiting, listing: str = "halpiee explain MODEL"
 ) -> frozenset[str]:
-    """Returns the groups that ``--protect`` and ``--only`` leave whole.
+    """Returns the groups that ``--protect`` and ``--only`` leave whole; the command ``listing`` lists all.
 
     A pattern matches a layer by its name or by the name of a module around it. A group is protected where any layer
     that writes it matches; ``only`` frees it where all of them do. A group's own name matches that group.
-
-    Args:
-        structure: of the network.
-        asked: the options.
-        listing: the command that lists the groups.
 
     Raises:
         UsageError: a pattern that matches nothing that can be pruned, or nothing that is left to cut.
@@ -258,9 +229,9 @@ def whole_groups(
         for name, _ in layer.out_groups:
             if name in writers:
                 writers[name].add(layer.name)
-    for option, patterns in (("--protect", asked.protect), ("--only", asked.only)):
+    known = {*writers, *(layer for layers in writers.values() for layer in layers)}
+    for option, patterns in (("--protect", options.protect), ("--only", options.only)):
         for pattern in patterns:
-            known = {*writers, *(layer for layers in writers.values() for layer in layers)}
             if not any(_matches(pattern, name) for name in known):
                 there = [layer.name for layer in structure.layers if _matches(pattern, layer.name)]
                 why = "writes channels that can be pruned" if there else "is called that"
@@ -270,14 +241,14 @@ def whole_groups(
                 )
     whole = set()
     for group, layers in writers.items():
-        if any(p == group or any(_matches(p, layer) for layer in layers) for p in asked.protect):
+        if any(p == group or any(_matches(p, layer) for layer in layers) for p in options.protect):
             whole.add(group)
-        if asked.only and group not in asked.only:
-            free = bool(layers) and all(any(_matches(p, layer) for p in asked.only) for layer in layers)
+        if options.only and group not in options.only:
+            free = bool(layers) and all(any(_matches(p, layer) for p in options.only) for layer in layers)
             if not free:
                 whole.add(group)
     if writers and len(whole) == len(writers):
-        given = " and ".join(o for o in asked.narrowed if o in ("--protect", "--only"))
+        given = " and ".join(o for o in options.narrowed if o in ("--protect", "--only"))
         raise UsageError(
             f"{given} leave all {len(writers)} groups whole, so nothing can be cut; `{listing}` lists which layers "
             "write them"
@@ -290,16 +261,10 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def check_groups(option: str, names: Iterable[str], structure: Structure, listing: str) -> None:
-    """Refuses groups that the network does not have, or that cannot be pruned.
-
-    Args:
-        option: that named them.
-        names: the groups.
-        structure: of the network.
-        listing: the command that lists them.
+    """Refuses groups named by an option that the network does not have, or that cannot be pruned.
 
     Raises:
-        UsageError: the closest names, and that command.
+        UsageError: the closest names, and ``listing``, the command that lists all.
     """
     known = [group.name for group in structure.prunable]
     for name in names:
@@ -324,24 +289,7 @@ def check_prunable(model: str, structure: Structure) -> None:
         )
 
 
-def check_memory(structure: Structure, narrowest: Mapping[str, int], most_bytes: float) -> None:
-    """Refuses a limit on memory below what the narrowest network allowed needs.
-
-    Raises:
-        BudgetError: ``.minimum`` in bytes.
-    """
-    from halpiee.selection.limits import peak_bytes
-
-    least = peak_bytes(structure, narrowest)
-    if least > most_bytes:
-        raise BudgetError(
-            f"--also memory: at most {most_bytes:,.0f} bytes were asked; the largest op of the narrowest network "
-            f"allowed holds {least:,.0f}; ask for at least {least / 1e3:.1f}kB, or for a smaller image or batch",
-            minimum=least,
-        )
-
-
-def above_bytes(cost: Cost) -> float:
+def _most_bytes(cost: Cost) -> float:
     """Returns the most bytes that a limit on memory allows one op; NaN of any other cost."""
     return float(getattr(cost.profile, "above", math.nan))
 
@@ -352,9 +300,16 @@ def check_also(also: Iterable[Also], structure: Structure, narrowest: Mapping[st
     Raises:
         BudgetError: ``.minimum`` in bytes.
     """
+    from halpiee.selection.limits import peak_bytes
+
     for one in also:
-        if one.name == "memory":
-            check_memory(structure, narrowest, above_bytes(one.cost))
+        if one.name == "memory" and (least := peak_bytes(structure, narrowest)) > _most_bytes(one.cost):
+            raise BudgetError(
+                f"--also memory: at most {_most_bytes(one.cost):,.0f} bytes were asked; the largest op of the "
+                f"narrowest network allowed holds {least:,.0f}; ask for at least {least / 1e3:.1f}kB, or for a smaller "
+                "image or batch",
+                minimum=least,
+            )
 
 
 def used_of(also: Iterable[Also], structure: Structure, counts: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -363,8 +318,10 @@ def used_of(also: Iterable[Also], structure: Structure, counts: Mapping[str, int
 
     found = []
     for one in also:
-        memory = one.name == "memory"  # limited is what exceeds it, op by op; said is the largest op
-        used = peak_bytes(structure, counts) if memory else one.cost.total(counts)
-        most = above_bytes(one.cost) if memory else one.most
+        used, most = one.cost.total(counts), one.most
+        if (
+            one.name == "memory"
+        ):  # its cost counts the bytes above the limit, op by op; shown is the largest op
+            used, most = peak_bytes(structure, counts), _most_bytes(one.cost)
         found.append({"limit": one.name, "used": used, "most": most, "measured": one.measured})
     return found

@@ -39,18 +39,15 @@ T_975 = (
 
 
 class Cell(Protocol):
-    """One training to do.
-
-    Attributes:
-        name: of the cell, in its row and in the folder.
-        after: name of the cell that must be done before; ``None``: none must.
-    """
+    """One training to do."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """Of the cell, in its row and in the folder."""
 
     @property
-    def after(self) -> str | None: ...  # noqa: D102
+    def after(self) -> str | None:
+        """Name of the cell that must be done before; ``None``: none must."""
 
 
 R = TypeVar("R", bound=msgspec.Struct)

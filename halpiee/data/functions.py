@@ -168,11 +168,8 @@ class FunctionSource(Source):
 class LoaderData(Data):
     """Loaders of one's own: their batches as they come, already normalised.
 
-    Args:
-        name: the source as asked for.
-        train: its batch size counts, not that of the settings.
-        test: gives each test example once.
-        classes: names; empty: numbers as many as the labels of the first test batches tell.
+    The batch size is that of ``train``; ``test`` gives each test example once. Without ``classes`` the labels of the
+    test batches tell their number.
     """
 
     def __init__(

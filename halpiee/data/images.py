@@ -73,10 +73,7 @@ def read_bytes(path: Path) -> bytes:
 def open_image(blob: bytes, where: str, *, mode: str = "RGB") -> Image.Image:
     """Returns a decoded image: grey, palette, CMYK and 16-bit ones become ``RGB``; transparency is dropped.
 
-    Args:
-        blob: the file's bytes.
-        where: it lies, for the error.
-        mode: ``RGB``; or ``L``, which keeps the numbers of a mask as they are, palette or not.
+    ``where`` it lies is for the error. Mode ``L`` keeps the numbers of a mask as they are, palette or not.
 
     Raises:
         DataError: it is damaged or no image.

@@ -40,14 +40,9 @@ Key = tuple[int, int, bool]
 class LoadedData(Data):
     """A training and a test set that stay in their files.
 
-    Args:
-        splits: the examples.
-        shape: of one image, as it comes out of ``change``.
-        change: of training examples, at random.
-        fixed: of test examples, and of those that are scored on.
-        loading: how they are read.
-        mix: of whole batches.
-        statistics: mean and deviation per channel; None: of a sample of the training images.
+    ``shape`` is that of one image, as it comes out of ``change``, the random transform of training examples; ``fixed``
+    is that of test examples and of those that are scored on; ``mix`` changes whole batches. Without ``statistics`` mean
+    and deviation per channel are those of a sample of the training images.
     """
 
     mean: Tensor

@@ -29,10 +29,7 @@ SMALL_BYTES = 2 * 10**9
 def open_data(source: Source, loading: Loading | None = None, *, kind: str = "class") -> Data:
     """Returns data that are ready to be trained on.
 
-    Args:
-        source: as ``find``, or a task, returns it.
-        loading: how it is read; None: by default.
-        kind: of the targets, where the source does not say it: ``class``, ``mask`` or ``boxes``.
+    ``kind`` is that of the targets, where the source does not say it: ``class``, ``mask`` or ``boxes``.
 
     Raises:
         DataError: it is missing, empty, unreadable, corrupted (which file), or does not fit together.

@@ -86,10 +86,6 @@ def load(source: str, *, size: int | None = None) -> TensorData:
 def check(source: str, *, size: int | None = None) -> Summary:
     """Looks whether a source can be loaded, in a second or two: files are there, a few of them decode.
 
-    Args:
-        source: as for ``load``.
-        size: as for ``load``.
-
     Raises:
         DataError: as ``load``, as far as a look at the file lists and a few images can tell.
     """

@@ -32,8 +32,7 @@ __all__ = [
 class Split(ABC):
     """Examples by index.
 
-    Attributes:
-        labels: int64 ``[N]``, the class of every image; None: the task has no single one, or only reading tells.
+    ``labels`` are int64 ``[N]``, the class of every image; None: the task has no single one, or only reading tells.
     """
 
     labels: NDArray[np.int64] | None = None
@@ -121,10 +120,7 @@ class FileSplit(ImageSplit):
 class TarSplit(ImageSplit):
     """Members of uncompressed tar files, found by their offset: any order costs the same, and no file is unpacked.
 
-    Args:
-        tars: the files.
-        members: int64 ``[N, 3]``: file, offset in bytes, size in bytes.
-        labels: int64 ``[N]``.
+    ``members`` are int64 ``[N, 3]``: file, offset in bytes, size in bytes; ``labels`` int64 ``[N]``.
     """
 
     def __init__(self, tars: Sequence[Path], members: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
@@ -150,10 +146,7 @@ class TarSplit(ImageSplit):
 class ParquetSplit(ImageSplit):
     """Rows of Parquet files, which are read a row group at a time; the last groups stay in memory.
 
-    Args:
-        files: and the column of images in each.
-        groups: rows in each row group of each file.
-        labels: int64 ``[N]``.
+    ``files`` come with the column of their images, ``groups`` are the rows in each row group of each file.
     """
 
     KEPT = 4
@@ -232,12 +225,7 @@ def read_group(path: Path, column: str, group: int) -> list[Any]:
 
 
 class DatasetSplit(Split):
-    """A map-style dataset of (image, target) pairs: torchvision's, or one's own.
-
-    Args:
-        dataset: has ``len`` and gives an example for an index.
-        name: the source, for messages.
-    """
+    """A map-style dataset of (image, target) pairs: torchvision's, or one's own."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self._dataset, self._name = dataset, name
@@ -282,14 +270,7 @@ class TensorSplit(Split):
 
 
 class HubSplit(ImageSplit):
-    """Rows of a Hugging Face data set.
-
-    Args:
-        dataset: its split.
-        name: the source, for messages.
-        column: of the images.
-        labels: int64 ``[N]``.
-    """
+    """Rows of a Hugging Face data set."""
 
     def __init__(self, dataset: Any, name: str, column: str, labels: NDArray[np.int64]) -> None:
         import datasets

@@ -26,10 +26,8 @@ Change = Any
 def fixed(size: int | None, kind: str = "class") -> Change:
     """Returns the transform of test images.
 
-    Args:
-        size: pixels of a side; None: images stay as large as they are.
-        kind: of the target: ``class``, ``mask`` or ``boxes``. Images with the last two are brought to the size whole,
-            so that every pixel and box is judged.
+    Images without a ``size`` stay as large as they are; those with masks or boxes are brought to it whole, so that
+    every pixel and box is judged.
     """
     if size is None:
         return v2.Compose([v2.ToImage()])

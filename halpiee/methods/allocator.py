@@ -61,13 +61,8 @@ class Pool(Protocol):
 class LatencyPool:
     """One pool for the whole network: predicted latency, both sides of every layer priced.
 
-    Args:
-        units: channels of the structure that ``cost`` was built from.
-        cost: the latency model.
-        budget_us: Ψ.
-        solver: ``joint``, ``cpsat`` or ``linear`` (HALP's own formulation).
-        gap: relative gap to certify.
-        values: what each width of a group is worth, instead of sums of scores; see ``selection.choose.choose``.
+    The units are channels of the structure that ``cost`` was built from; ``solver`` ``linear`` is HALP's own
+    formulation; ``gap`` is the relative gap to certify; for ``values`` see ``selection.choose.choose``.
     """
 
     def __init__(

@@ -38,9 +38,7 @@ def rewrapped(wrapped: nn.Module, inner: nn.Module) -> nn.Module:
 
     DDP sends rank 0's parameters and buffers to all ranks when it is built, so every rank must call this.
 
-    Args:
-        wrapped: a model in its wrappers; it stays as it is.
-        inner: what takes the place of the innermost module.
+    The wrapped model stays as it is.
 
     Raises:
         UsageError: a DDP whose gradients are reduced late by parameters' names.

@@ -176,14 +176,8 @@ def small_dense(
     Its weights are the first units of the given ones, scaled by √(old fan-in / new fan-in): what an initialisation of
     variance 1/fan-in would have given the narrow network.
 
-    Args:
-        model: the network; left as it is.
-        structure: of the model.
-        params: share of its parameters.
-        macs: share of its multiply-accumulates.
-        latency_us: latency by ``cost``.
-        cost: latency model.
-        protect: groups to leave whole.
+    The share of the parameters, the share of the multiply-accumulates, or the latency by ``cost`` is limited; the
+    groups to ``protect`` stay whole. The model is left as it is.
 
     Raises:
         UsageError: not exactly one limit.

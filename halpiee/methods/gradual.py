@@ -258,12 +258,9 @@ def recipe(
 ) -> Recipe:
     """Returns filter pruning as phases.
 
-    Args:
-        budget: what is left after the last round.
-        rounds: n.
-        interval: training steps before each round.
-        regrow: share of every layer's filters that each round then exchanges.
-        batches: whether scores are taken over the method's batches, not over the steps before the round.
+    The budget is what is left after the last of ``rounds``, ``interval`` training steps before each; a round then
+    exchanges the share ``regrow`` of every layer's filters. With ``batches`` scores are taken over the method's
+    batches, not over the steps before the round.
 
     Raises:
         UsageError: no round, a share outside [0, 1), or a budget without a density.

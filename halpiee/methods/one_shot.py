@@ -187,11 +187,8 @@ def _masked(model: nn.Module, units: Units, alive: Mask) -> Iterator[None]:
 def recipe(budget: Budget, *, rounds: int = 1, at: int = 0, ablations: tuple[Phase, ...] = ()) -> Recipe:
     """Returns one-shot pruning as phases.
 
-    Args:
-        budget: what is left.
-        rounds: N, at densities ρ^(k/N); every round scores the survivors again. More than one needs a density.
-        at: training steps before the first.
-        ablations: what is done with the mask right after.
+    Round k of N prunes to ρ^(k/N) and scores the survivors again, after ``at`` training steps; the ``ablations``
+    follow.
 
     Raises:
         UsageError: no round, or rounds of a budget without a density.

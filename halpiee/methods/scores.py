@@ -109,9 +109,7 @@ class Collector:
     ) -> dict[str, Tensor]:
         """Returns the phase's mean scores, or reads them now; units without one score zero.
 
-        Args:
-            criterion: per step, or read once.
-            value: tensor name → value to read; by default the parameters as they are.
+        ``value`` reads a tensor by name; by default the parameters as they are.
 
         Raises:
             PromiseError: a score that is read now is not finite.

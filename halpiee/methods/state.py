@@ -138,8 +138,7 @@ def shaped_state(optimizer: Optimizer, parameter: Tensor) -> Iterator[tuple[str,
 def fresh_state(optimizer: Optimizer) -> dict[str, float]:
     """Returns the value each state tensor of this optimizer starts from, found on a throw-away parameter.
 
-    Args:
-        optimizer: its class and defaults are tried out on one 2×3 parameter with zero gradients; it is not touched.
+    Its class and defaults are tried out on one 2×3 parameter with zero gradients; the optimizer is not touched.
 
     Returns:
         State key → initial value, for state of the parameter's shape; scalars are left out.
@@ -286,10 +285,7 @@ class RunningNorms:
 def running_norm(mean: Tensor, variance: Tensor | None, active: Tensor) -> Callable[..., Tensor | None]:
     """Returns a forward hook of a batch norm: active channels come out normalised by the statistics given here.
 
-    Args:
-        mean: float ``[C]``; copied, since a forward in train mode moves it.
-        variance: float ``[C]``; likewise.
-        active: bool ``[C]``.
+    All are of shape ``[C]``; the statistics are copied, since a forward in train mode moves them.
     """
     held_mean = mean.detach().clone()
     held_variance = torch.ones_like(held_mean) if variance is None else variance.detach().clone()

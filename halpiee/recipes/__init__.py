@@ -83,12 +83,7 @@ def names_in(package: str) -> tuple[str, ...]:
 def find(given: str | Path, package: str, *, what: str, kind: str, listing: str) -> Any:
     """Returns the value of the user's YAML file, or of a package's file of that name.
 
-    Args:
-        given: a path, or a name.
-        package: whose files have names.
-        what: the file in words.
-        kind: what the package has: ``recipe``.
-        listing: the command that lists the names.
+    ``what`` names the file and ``kind`` what the package has, in words; the command ``listing`` lists the names.
 
     Raises:
         UsageError: there is no such file or name, or it is no YAML.

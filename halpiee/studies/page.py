@@ -33,11 +33,7 @@ __all__ = ["draw", "figure", "show"]
 def show(study: Study, rows: Sequence[Row], folder: Path, command: str) -> list[Path]:
     """Writes table, figure and page, and returns the files.
 
-    Args:
-        study: what was done.
-        rows: of all cells.
-        folder: of the study.
-        command: that repeats it.
+    The ``command`` repeats the study.
     """
     figures = draw(study, rows, folder)
     files = [folder / name for name in ("table.md", "table.csv", "index.html")]

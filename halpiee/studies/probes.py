@@ -34,10 +34,8 @@ class Knobs:
 class Probe:
     """What a cell does instead of a run.
 
-    Attributes:
-        knobs: its own options.
-        values: the quantities that it gives.
-        measure: (place, knobs) → quantities; None: the cell is a run of ``halpiee train``.
+    ``knobs`` are its options, ``values`` its quantities; ``measure(place, knobs)`` returns these. Without it the cell
+    is a run of ``halpiee train``.
     """
 
     knobs: type = Knobs

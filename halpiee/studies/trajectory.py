@@ -84,10 +84,7 @@ def batches_of(data: TensorData, images: int, batch_size: int) -> list[tuple[Ten
 def states(place: Place, pretrained: float, steps: Sequence[int]) -> dict[int, Path]:
     """Trains the network, dense or of a uniform sparsity, and returns the files of its states at some steps.
 
-    Args:
-        place: settings, data and folder.
-        pretrained: sparsity from the start on; 0: dense.
-        steps: optimizer steps done.
+    ``pretrained`` is the sparsity from the start on, 0 for dense; ``steps`` are optimizer steps done.
     """
     text = json.dumps([place.settings.as_dict(), pretrained], sort_keys=True, default=str)
     folder = place.shared / hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -197,12 +194,8 @@ class Branch:
     ) -> None:
         """Trains a pruned copy for some steps; what the mask leaves out stays zero, its momentum is gone.
 
-        Args:
-            model: pruned.
-            mask: what may be other than zero.
-            of: what its names are: weights or filters.
-            steps: how many.
-            rate: step of the training → learning rate.
+        The mask, whose names are weights or filters (``of``), says what may be other than zero; ``rate`` maps a step of
+        the training to its learning rate.
         """
         s, data = self.place.settings, self.place.data
         optimizer = make_optimizer(model, s)

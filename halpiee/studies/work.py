@@ -43,12 +43,7 @@ def work(study: Study, sheet: Sheet[Row], *, seeds: int, talk: Talk, only: str |
 
     Cells that other processes have claimed are waited for; where such a process dies, they are done here.
 
-    Args:
-        study: with ``data`` among its options.
-        sheet: of the study's folder.
-        seeds: each cell is trained with the seeds 0 … seeds − 1.
-        talk: says what is done.
-        only: name of one cell; the others are left.
+    Each cell is trained with the seeds 0 … ``seeds`` − 1; ``only`` names one cell, and the others are left.
 
     Raises:
         UsageError: an option, a cell or data that do not fit, or rows of another study.
@@ -106,10 +101,7 @@ def check_rows(sheet: Sheet[Row], study: str, version: str) -> None:
 def settings_of(study: Study, cell: Cell, folder: Path) -> Settings:
     """Returns the settings of a cell's training.
 
-    Args:
-        study: of the cell.
-        cell: whose.
-        folder: of the study; ``{run}`` in an option is the run that the cell comes after.
+    ``{run}`` in an option is the run that the cell comes after, in the study's folder.
     """
     earlier = folder / "runs" / cell.after if cell.after is not None else None
     given = {

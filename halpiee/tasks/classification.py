@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from halpiee.data.data import Data
 from halpiee.tasks.registry import task
-from halpiee.tasks.task import Sums, Task
+from halpiee.tasks.task import Sums, Task, misshapen
 
 __all__ = ["Classification", "matching"]
 
@@ -41,10 +41,7 @@ class Classification(Task):
 
     def wrong(self, answers: Any, n_classes: int, shape: Sequence[int]) -> str:
         """Returns what is wrong with logits that are not ``[2, classes]``."""
-        if isinstance(answers, Tensor) and answers.shape == (2, n_classes):
-            return ""
-        said = f"{list(answers.shape)}" if isinstance(answers, Tensor) else f"a {type(answers).__name__}"
-        return f"{said} where [2, {n_classes}] is wanted; give a classifier that takes num_classes"
+        return misshapen(answers, [2, n_classes], "give a classifier that takes num_classes")
 
     def loss(self, answers: Any, targets: Any, *, smoothing: float = 0.0) -> Tensor:
         """Returns the cross-entropy."""
@@ -65,10 +62,7 @@ class Classification(Task):
 def matching(answers: Tensor, wanted: Tensor, temperature: float = 2.0) -> Tensor:
     """Returns ``T² · KL(softmax(wanted / T) ‖ softmax(answers / T))``, the mean over images (Hinton et al. 2015).
 
-    Args:
-        answers: logits ``[N, classes]`` of the network in training.
-        wanted: logits ``[N, classes]`` of the network to match.
-        temperature: T.
+    Both are logits ``[N, classes]``: of the network in training, and of the one to match.
     """
     ours, theirs = (logits.float() / temperature for logits in (answers, wanted))
     divergence = functional.kl_div(ours.log_softmax(1), theirs.softmax(1), reduction="batchmean")

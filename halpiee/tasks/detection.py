@@ -84,11 +84,7 @@ class Detection(Task):
 
 
 class Detector(nn.Module):
-    """Backbone and head of a detector.
-
-    Args:
-        model: a detector of torchvision.
-    """
+    """Backbone and head of a detector of torchvision."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -100,12 +96,7 @@ class Detector(nn.Module):
 
 
 class Shell:
-    """A detector without weights: what comes before and behind backbone and head.
-
-    Args:
-        detector: whose detector is copied.
-        shape: (channels, height, width) of the images.
-    """
+    """A copy of a detector without weights, for images [C, H, W]: the parts before and behind backbone and head."""
 
     def __init__(self, detector: Detector, shape: Sequence[int]) -> None:
         parameter = next(detector.parameters())
@@ -133,9 +124,8 @@ class Shell:
     def boxes(self, answers: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Returns the boxes of a batch, after non-maximum suppression."""
         self._answers = dict(zip(self._names, answers, strict=True))
-        found: list[dict[str, Tensor]] = self._net.eval()(
-            [answer.new_zeros(self._shape) for answer in answers[0]]
-        )
+        images = [answer.new_zeros(self._shape) for answer in answers[0]]
+        found: list[dict[str, Tensor]] = self._net.eval()(images)
         return found
 
     def _images(self, images: list[Tensor], targets: Any) -> tuple[Any, Any]:
@@ -158,11 +148,7 @@ def maps(net: Any, x: Tensor) -> list[Tensor]:
 
 
 class MeanPrecision(Metric):
-    """COCO's mean average precision, by torchmetrics and pycocotools.
-
-    Args:
-        task: reads boxes off answers.
-    """
+    """COCO's mean average precision, by torchmetrics and pycocotools, of the boxes that a task reads off answers."""
 
     def __init__(self, task: Detection) -> None:
         self._task = task

@@ -26,14 +26,7 @@ REGISTRY: Registry[type[Task]] = Registry("task", group="halpiee.tasks", home="h
 
 
 def task(name: str) -> Callable[[T], T]:
-    """Registers a task under a name.
-
-    Args:
-        name: as ``--task`` takes it.
-
-    Raises:
-        UsageError: another task has the name.
-    """
+    """Registers a task under the name that ``--task`` takes; refuses a name that another task has."""
 
     def register(kind: T) -> T:
         REGISTRY.add(name, kind, kind)

@@ -13,7 +13,7 @@ from halpiee.data.folders import VOID, PairSource
 from halpiee.data.source import Source
 from halpiee.data.sources import find
 from halpiee.tasks.registry import task
-from halpiee.tasks.task import Sums, Task
+from halpiee.tasks.task import Sums, Task, misshapen
 
 __all__ = ["Segmentation"]
 
@@ -37,11 +37,7 @@ class Segmentation(Task):
 
     def wrong(self, answers: Any, n_classes: int, shape: Sequence[int]) -> str:
         """Returns what is wrong with logits of another shape."""
-        wanted = (2, n_classes, *shape[1:])
-        if isinstance(answers, Tensor) and answers.shape == wanted:
-            return ""
-        said = f"{list(answers.shape)}" if isinstance(answers, Tensor) else f"a {type(answers).__name__}"
-        return f"{said} where {list(wanted)} is wanted; give a network that answers every pixel"
+        return misshapen(answers, [2, n_classes, *shape[1:]], "give a network that answers every pixel")
 
     def loss(self, answers: Any, targets: Any, *, smoothing: float = 0.0) -> Tensor:
         """Returns the mean over all pixels of the batch that count; 0 where none does."""
@@ -57,21 +53,12 @@ class Segmentation(Task):
 
     def distance(self, answers: Any, teacher: Any) -> Tensor:
         """Returns the Kullback–Leibler divergence of the classes' shares, the mean over pixels."""
-        return (
-            functional.kl_div(
-                answers.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True
-            )
-            .sum(1)
-            .mean()
-        )
+        ours, theirs = answers.log_softmax(1), teacher.log_softmax(1)
+        return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(1).mean()
 
 
 class Segmenter(nn.Module):
-    """A network that gives a tensor where another gives it under ``out``.
-
-    Args:
-        model: gives a tensor, or a dictionary with one under ``out``.
-    """
+    """A network whose output is a tensor; the model's is one, or a dictionary with one under ``out``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

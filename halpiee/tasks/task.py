@@ -34,11 +34,7 @@ class Metric(ABC):
 
 
 class Sums(Metric):
-    """Figures of a tensor of counts that adds up.
-
-    Attributes:
-        counts: on the device of the answers once there are any.
-    """
+    """Figures of ``counts`` that add up, on the device of the answers once there are any."""
 
     def __init__(self, *shape: int) -> None:
         self.counts = torch.zeros(*shape, dtype=torch.float64)
@@ -76,11 +72,7 @@ class Task(ABC):
     title: str = "Accuracy"
 
     def source(self, data: str, size: int | None) -> Source:
-        """Returns where the examples come from.
-
-        Args:
-            data: as typed after ``--data``.
-            size: pixels of a side; None: images stay as large as they are.
+        """Returns the source that ``--data`` names; ``size``: pixels of a side; None: images stay as large as they are.
 
         Raises:
             DataError: there is nothing of that name.
@@ -97,9 +89,6 @@ class Task(ABC):
     def network(self, model: nn.Module) -> nn.Module:
         """Returns the network that is trained, pruned, timed and exported: images to one tensor or a tuple of tensors.
 
-        Args:
-            model: as built.
-
         Raises:
             UsageError: the task does not know this kind of model.
         """
@@ -111,13 +100,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, answers: Any, targets: Any, *, smoothing: float = 0.0) -> Tensor:
-        """Returns the mean loss of a batch, a scalar.
-
-        Args:
-            answers: of the network, float32.
-            targets: as the data give them.
-            smoothing: of labels, where the task has any.
-        """
+        """Returns the mean loss of a batch, a scalar, of float32 answers; ``smoothing`` is of labels, if any."""
 
     @abstractmethod
     def metric(self, n_classes: int) -> Metric:
@@ -131,6 +114,14 @@ class Task(ABC):
     def predictions(self, answers: Any) -> Any:
         """Returns what a user reads off the answers: those of the exported network need the same."""
         return answers
+
+
+def misshapen(answers: Any, wanted: list[int], advice: str) -> str:
+    """Returns the end of ``answers two images with …`` where the answers are no tensor of a shape, else ``""``."""
+    if isinstance(answers, Tensor) and list(answers.shape) == wanted:
+        return ""
+    said = f"{list(answers.shape)}" if isinstance(answers, Tensor) else f"a {type(answers).__name__}"
+    return f"{said} where {wanted} is wanted; {advice}"
 
 
 def tensors(answers: Any) -> list[Tensor]:

@@ -151,10 +151,7 @@ def budget_of(s: Settings) -> Budget:
 def weights_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None) -> Weights:
     """Returns the weights; for N:M without the layers whose inputs do not divide by M.
 
-    Args:
-        model: the network.
-        s: the settings.
-        shape: of one image, for the order in which layers run; ``None``: found out where it is needed.
+    ``shape`` is that of one image, for the order in which layers run; without it the order is found where it is needed.
 
     Raises:
         UsageError: no layer divides.
@@ -181,9 +178,6 @@ def units_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None) 
 
 def given_mask(path: str) -> Mask:
     """Returns the mask that a run ended with.
-
-    Args:
-        path: the run's folder, or its ``mask.safetensors``.
 
     Raises:
         UsageError: there is none, or a file of something else.
@@ -240,10 +234,7 @@ def initial(
 ) -> nn.Module:
     """Returns the network as training finds it: with the given weights, if there are any.
 
-    Args:
-        settings: of the run.
-        n_classes: of the data.
-        say: told what was done to make the weights fit.
+    ``say`` is called with each change that made the weights fit.
 
     Raises:
         UsageError: weights of another network.

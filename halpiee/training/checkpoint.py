@@ -182,9 +182,7 @@ def read_values(folder: Path) -> dict[str, Any]:
 def read_settings(folder: Path, *, trust: bool = False) -> Settings:
     """Returns the settings of a run, fit to build its network and load its data.
 
-    Args:
-        folder: of the run.
-        trust: whether they may name any function.
+    With ``trust`` they may name any function.
 
     Raises:
         UsageError: the file is no settings, or it names code and was not written by this user here.
@@ -215,11 +213,8 @@ def check_names(
 ) -> None:
     """Refuses settings that name code and were not written by this user here.
 
-    Args:
-        folder: of the run.
-        values: its settings, as ``read_values`` returns them.
-        instead: what to type if the run is trusted.
-        typed: settings that the user has typed, and that replace these.
+    The ``values`` are those of ``read_values``; ``typed`` settings replace them; ``instead`` is what to type if the run
+    is trusted.
 
     Raises:
         UsageError: names what would be called.

@@ -319,9 +319,7 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
     def from_dict(cls, values: Mapping[str, Any], *, where: str = "settings") -> Settings:
         """Builds settings from their JSON values; a seal among them is left out.
 
-        Args:
-            values: as ``as_dict`` returns them; what is not there has its default.
-            where: what they were read from, for messages.
+        What is not there has its default; ``where`` they were read from is for messages.
 
         Raises:
             UsageError: a key that settings do not have, one that is missing, or a value of another type or range.

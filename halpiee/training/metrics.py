@@ -53,12 +53,7 @@ class Metrics:
         self._tracker: Any = None
 
     def write(self, training: str, history: Sequence[Mapping[str, Any]]) -> None:
-        """Writes what a training has come to; of other trainings what was written before stays.
-
-        Args:
-            training: its name.
-            history: its entries, one an epoch.
-        """
+        """Writes what a training has come to; of other trainings what was written before stays."""
         lines = [line for line in self._lines() if line["training"] != training]
         lines += [{"training": training, **flat(entry)} for entry in history]
         text = "".join(json.dumps(line) + "\n" for line in lines)

@@ -105,8 +105,7 @@ def pruning_of(run: Run, cost: LatencyCost | None) -> Training:
 class Dense(Training):
     """Trains the dense network, or scores the given weights.
 
-    Args:
-        again: what is trained again later: the weights of its step are kept in the folder as well.
+    The weights of the step that is trained ``again`` later are kept in the folder as well.
     """
 
     name = "dense"
@@ -234,9 +233,7 @@ class Tuned(Training):
 class Report(Stage):
     """Exports, measures dense and pruned side by side, and writes the report.
 
-    Args:
-        dense: the stage of the dense network, or ``None`` without a baseline.
-        pruned: that of the pruned network.
+    The stage of the dense network is ``None`` without a baseline.
     """
 
     name, title = "export", "Export and measure"

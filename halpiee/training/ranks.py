@@ -34,12 +34,7 @@ LOST = re.compile("gloo|connection closed|connection reset|nccl|broken pipe|time
 
 
 class PeerError(HalpieeError):
-    """Rank 0 ended with an error that it prints itself; the other ranks end with its exit code.
-
-    Args:
-        text: what is said.
-        exit_code: that of rank 0's error.
-    """
+    """Rank 0 ended with an error that it prints itself; the other ranks end with its exit code."""
 
     def __init__(self, text: str, exit_code: int = 1) -> None:
         super().__init__(text)
@@ -113,8 +108,7 @@ class Ranks:
     def check_same(self, facts: Mapping[str, str]) -> None:
         """Refuses ranks that do not agree in what they train.
 
-        Args:
-            facts: what they must agree in → a hash of it.
+        ``facts`` are what they must agree in → a hash of it.
 
         Raises:
             UsageError: names what differs, and between which ranks.
@@ -168,8 +162,7 @@ def launched() -> int:
 def joined(device: str = "auto") -> Ranks:
     """Returns this process among those that a launcher started; they can talk from now on.
 
-    Args:
-        device: of the training: ``auto``, ``cpu``, ``cuda``; processes that train on CPUs talk by gloo.
+    Processes that train on CPUs talk by gloo.
     """
     if launched() == 1:
         return ALONE

@@ -1,4 +1,4 @@
-"""The values of a run's report, and the door of what its stages leave for each other.
+"""The values of a run's report, and the JSON files that its stages leave for each other.
 
 ``report.json`` is one flat dict of numbers that every table, page and check reads. The stages' own JSON files are each
 of one type, and are read through this module only.
@@ -28,7 +28,6 @@ __all__ = [
     "events",
     "line_of",
     "line_values",
-    "plain_events",
     "predicted",
     "promise",
     "promise_of_units",
@@ -45,31 +44,17 @@ __all__ = [
 SCHEMA = 1
 
 
-def events(reports: Iterable[Event]) -> list[dict[str, Any]]:
-    """Returns the events of a latency budget as JSON values, in µs."""
+def events(reports: Iterable[Event], *, latency: bool) -> list[dict[str, Any]]:
+    """Returns the events of a latency budget, in µs, or of a budget of units, without latencies, as JSON values."""
+    names = ("budget_us", "used_us", "omega_us", "gap", "slack_us", "next_step_us")
+    own = () if latency else ("budget", "used", "omega")
+    rest = (*own, "iou", "survival", "skipped", "counts")
     return [
-        _event(
-            e,
-            budget_us=e.budget,
-            used_us=e.used,
-            omega_us=e.omega,
-            gap=e.gap,
-            slack_us=e.slack,
-            next_step_us=e.next_step,
-        )
+        {"step": e.step, "event": e.event}
+        | {name: getattr(e, name.removesuffix("_us")) if latency else None for name in names}
+        | {name: getattr(e, name) for name in rest}
         for e in reports
     ]
-
-
-def plain_events(reports: Iterable[Event]) -> list[dict[str, Any]]:
-    """Returns the events of a budget of units as JSON values; nothing in them is a latency."""
-    latencies = dict.fromkeys(("budget_us", "used_us", "omega_us", "gap", "slack_us", "next_step_us"))
-    return [_event(e, **latencies, budget=e.budget, used=e.used, omega=e.omega) for e in reports]
-
-
-def _event(e: Event, **own: float | None) -> dict[str, Any]:
-    rest = {"iou": e.iou, "survival": e.survival, "skipped": e.skipped, "counts": e.counts}
-    return {"step": e.step, "event": e.event, **own, **rest}
 
 
 def predicted(cost: LatencyCost, counts: Mapping[str, int]) -> dict[str, float]:
@@ -127,9 +112,8 @@ def promise_of_units(kept: int, asked: int, total: int) -> dict[str, Any]:
 def effective_macs(macs: Mapping[str, int], density: Mapping[str, float]) -> int:
     """Returns the multiply-accumulates with a weight that is not zero.
 
-    Args:
-        macs: layer → those of its dense forward; a second call of a layer is ``layer#2``.
-        density: weight or layer name → share that is active; a layer that is not named is dense.
+    ``macs`` are those of each layer's dense forward, a second call of a layer is ``layer#2``; ``density`` is the active
+    share of weights or layers, 1 where none is named.
     """
     share = {name.removesuffix(".weight"): d for name, d in density.items()}
     return round(sum(n * share.get(name.partition("#")[0], 1.0) for name, n in macs.items()))

@@ -43,10 +43,7 @@ __all__ = ["curve", "layers", "write_report"]
 def write_report(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str, Any]) -> None:
     """Exports and measures both networks, and writes the report as numbers, page and Markdown.
 
-    Args:
-        run: whose folder holds the trained networks.
-        dense: results of the dense stage, or ``None`` without a baseline.
-        pruned: results of the stage that trained to the budget.
+    The results of the dense stage are ``None`` without a baseline.
     """
     begun = time.perf_counter()
     exported = _export(run)
@@ -69,9 +66,7 @@ def write_report(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str,
         "onnx_rel_l2": exported["pruned"].rel_l2,
         "onnx_max_abs_error": exported["pruned"].max_abs_error,
         "fixed_batch": exported["pruned"].fixed_batch,
-        "pareto": curve(run)
-        if run.settings.budget is not None
-        else {"skipped": "the run has no latency budget"},
+        "pareto": curve(run),
         "layers": layers(run),
         "frozen": frozen(run.structure),
         "densities": densities(run.folder),
@@ -84,11 +79,9 @@ def write_report(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str,
     seconds = read_seconds(path) if path.is_file() else {}
     seconds["export"] = seconds.get("export", 0.0) + time.perf_counter() - begun
     report |= {"seconds": sum(seconds.values()), "seconds_by_stage": seconds}
-    trained = {"dense": run.has_dense, "pruned": True}
-    for label in exported:
-        facts = run_metadata(
-            report, plan=run.folder / "plan.json", run=run.settings.digest, side=label, trained=trained[label]
-        )
+    plan, digest = run.folder / "plan.json", run.settings.digest
+    for label, trained in (("dense", run.has_dense), ("pruned", True)):
+        facts = run_metadata(report, plan=plan, run=digest, side=label, trained=trained)
         stamp(run.folder / f"{label}.onnx", facts)
     write(run.folder / "report.html", render_html(report), overwrite=True)
     write(run.folder / "report.md", render_markdown(report), overwrite=True)
@@ -188,25 +181,22 @@ def _sizes(run: Run, pruned: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trained(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what training came to: accuracies, FLOPs, histories, events; of an image's training three passes."""
-    ratio = pruned["train_flops_ratio"]
+    """Returns accuracies, FLOPs (three passes for an image's training), histories and events."""
+    ratio, whole = pruned["train_flops_ratio"], dense or {}
     macs = 3.0 * run.macs({}) * run.total_steps * run.settings.batch_size
     return {
-        "accuracy_dense": dense["accuracy"] if dense else None,
+        "accuracy_dense": whole.get("accuracy"),
         "accuracy_pruned": pruned["accuracy"],
-        "top5_dense": dense["top5"] if dense else None,
+        "top5_dense": whole.get("top5"),
         "top5_pruned": pruned["top5"],
         "train_flops_ratio": ratio,
         "train_macs": {"dense": macs, **{accounting: share * macs for accounting, share in ratio.items()}},
         "train_cost": record.train_cost(run.settings, ratio),
-        "seconds_training": {"dense": dense["seconds"] if dense else None, "pruned": pruned["seconds"]},
-        "gap": pruned.get("gap"),
+        "seconds_training": {"dense": whole.get("seconds"), "pruned": pruned["seconds"]},
         "events": pruned["events"],
-        "history": {"dense": dense["history"] if dense else [], "pruned": pruned["history"]},
-        "closed_loop": pruned.get("closed_loop", []),
-        "limits": pruned.get("limits", []),
-        "calibration": pruned.get("calibration"),
-        "repaired": pruned.get("repaired"),
+        "history": {"dense": whole.get("history", []), "pruned": pruned["history"]},
+        **{name: pruned.get(name, []) for name in ("closed_loop", "limits")},
+        **{name: pruned.get(name) for name in ("gap", "calibration", "repaired")},
     }
 
 
@@ -226,25 +216,16 @@ def _files(run: Run) -> dict[str, str]:
 
 def _kept(s: Settings, found: Mapping[str, Any], ratio: float) -> dict[str, Any]:
     """Returns whether a sparsity is met, and what it does for speed."""
+    share, speed = found["kept"] / found["total"], f"{ratio:.2f} times as fast as dense"
     if s.from_run is not None:
-        share = found["kept"] / found["total"]
-        return {
-            "met": True,
-            "text": f"trained on; the network is {ratio:.2f} times as fast as dense",
-            "share": share,
-        }
+        return {"met": True, "text": f"trained on; the network is {speed}", "share": share}
     kind = s.masks.units or METHODS[s.method].sparsity
     if kind == "width":  # whole units: at most what was asked for
-        share = found["kept"] / found["total"]
         text = f"kept {found['kept']:,} of {found['total']:,} parameters, {1 - share:.2%} removed"
         return {"met": found["kept"] <= found["asked"], "text": text, "share": share}
     kept = record.promise_of_units(found["kept"], found["asked"], found["total"])
-    speed = f"{ratio:.2f} times as fast as dense"
-    if kind == "weights":
-        kept["text"] += f"; masks alone bring no speed: measured {speed}"
-    else:
-        kept["text"] += f"; cut out, the network is {speed}"
-    return kept
+    masks = "masks alone bring no speed: measured" if kind == "weights" else "cut out, the network is"
+    return {**kept, "text": f"{kept['text']}; {masks} {speed}"}
 
 
 TRIES = 3
@@ -299,19 +280,18 @@ SHARES = tuple(0.1 + 0.05 * i for i in range(19))
 
 
 def curve(run: Run) -> dict[str, Any]:
-    """Returns the best selections of many budgets and where the run's own network lies, or why there are none.
+    """Returns the best selections of many budgets and where a finished run's network lies, or why there are none.
 
     Scores are the magnitudes of the dense network's trained weights: the same for every point, and known for every
-    channel; the run itself chose by what it met while training.
-
-    Args:
-        run: finished, with its profile, calibration, plan and dense weights in the folder.
+    channel; the run itself chose by the scores of its training.
 
     Returns:
         ``{"scores", "points": [{"share", "kept", "gap"}], "uniform": [{"share", "kept"}], "run": {"share", "kept"}}``,
         shares of the dense latency and of the summed scores, or ``{"skipped": reason}``.
     """
-    if not (run.folder / "dense.safetensors").is_file():
+    if run.settings.budget is None:
+        return {"skipped": "the run has no latency budget"}
+    if not run.has_dense:
         return {"skipped": "the run has no trained dense network that channels could be scored on"}
     try:
         cost = _cost(run)
@@ -329,24 +309,21 @@ def curve(run: Run) -> dict[str, Any]:
     total = sum(float(score.double().sum()) for score in scores.values())
     if not total:
         return {"skipped": "the magnitudes of the dense network's weights are all zero"}
-    kept = sum(
-        float(score.double()[plan.keep[name]].sum()) for name, score in scores.items() if name in plan.keep
-    )
-    kept += sum(float(score.double().sum()) for name, score in scores.items() if name not in plan.keep)
+    kept = sum(float(score.double()[plan.keep.get(name, ...)].sum()) for name, score in scores.items())
     best = {name: score.double().sort(descending=True).values.cumsum(0) for name, score in scores.items()}
+
+    def point(counts: Mapping[str, int], value: float) -> dict[str, float]:
+        return {"share": cost.total_us(counts) / cost.dense_us, "kept": value / total}
+
     return {
         "scores": "magnitudes of the dense network's trained weights",
         "uniform": [
-            {
-                "share": cost.total_us(counts) / cost.dense_us,
-                "kept": sum(float(best[name][k - 1]) for name, k in counts.items() if k) / total,
-            }
-            for counts in same
+            point(counts, sum(float(best[name][k - 1]) for name, k in counts.items() if k)) for counts in same
         ],
         "points": [
             {"share": p.latency_us / cost.dense_us, "kept": p.value / total, "gap": p.gap} for p in points
         ],
-        "run": {"share": cost.total_us(plan.counts) / cost.dense_us, "kept": kept / total},
+        "run": point(plan.counts, kept),
     }
 
 
@@ -369,6 +346,4 @@ def _cost(run: Run) -> LatencyCost:
     profile = Path(run.settings.profile) if run.settings.profile else run.folder / "profile.jsonl"
     cost = LatencyCost(run.structure, latency.Profile.load(profile))
     stored = run.folder / "calibration.json"
-    if not stored.is_file():
-        return cost
-    return cost.with_calibration(read_calibration(stored))
+    return cost.with_calibration(read_calibration(stored)) if stored.is_file() else cost

@@ -86,11 +86,7 @@ def do(stage: Stage, run: Run) -> None:
 
 
 class Training(Stage):
-    """A stage that leaves a network: its weights, and its results.
-
-    Attributes:
-        trainer: made by ``start``.
-    """
+    """A stage that leaves a network: its weights, and its results."""
 
     name = "pruned"
     file = "pruned.json"

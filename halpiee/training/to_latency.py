@@ -101,7 +101,7 @@ class Budgeted(_Cut):
 
     def facts(self, run: Run) -> dict[str, Any]:
         """Returns counts, latencies, the method's events and training FLOPs."""
-        return {**super().facts(run), "events": record.events(self.method.reports)}
+        return {**super().facts(run), "events": record.events(self.method.reports, latency=True)}
 
 
 class Repaired(Training):

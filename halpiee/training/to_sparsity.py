@@ -98,7 +98,7 @@ class Masked(Training):
             "counts": counts,
             "sparsity": units,
             "effective_macs": effective,
-            "events": record.plain_events(method.reports),
+            "events": record.events(method.reports, latency=False),
             "train_flops_ratio": record.train_flops(
                 [*self.before, *method.log],
                 run.active_macs(method),
