@@ -80,7 +80,11 @@ def assemble(recorder: Recorder) -> Structure:
         layers=tuple(Layer(c.name, c.kind, refs(c.ins), refs(c.outs)) for c in recorder.layers),
         groups=tuple(groups),
         ops=timed_ops(recorder, refs),
-        slots=tuple(slot(recorder, name, dim, numbered(roots)) for name, dim, roots in membership.slots),
+        slots=tuple(
+            Slot(name, name.rpartition(".")[0], kind, side, dim, numbered(roots))
+            for name, dim, roots in membership.slots
+            for side, kind in [recorder.roles.get((name, dim), ("norm", "parameter"))]
+        ),
         details={
             "attributes": tuple(
                 replace(a, units=numbered(a.units))
@@ -124,12 +128,6 @@ def training_alone(recorder: Recorder) -> tuple[str, ...]:
     trained = dict.fromkeys(event.module for event in recorder.events[recorder.evaluated :])
     outer = (next((path for path in paths(name) if path not in evaluated), "") for name in trained)
     return tuple(dict.fromkeys(filter(None, outer)))
-
-
-def slot(recorder: Recorder, name: str, dim: int, numbers: Atoms) -> Slot:
-    """Builds the slot of one parameter dimension."""
-    side, kind = recorder.roles.get((name, dim), ("norm", "parameter"))
-    return Slot(name, name.rpartition(".")[0], kind, side, dim, numbers)
 
 
 def group(alike: Alike, name: str, start: int) -> ChannelGroup:

@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     UnsupportedOperatorException,
 )
+from torch.utils._python_dispatch import _disable_current_modes
 
 from halpiee.errors import StructureError
 from halpiee.structure.labels import Tag, together
@@ -59,7 +60,6 @@ from halpiee.structure.watching import (
     TracedCopy,
     Watch,
     copied_for_trace,
-    plain_tensors,
     recorded_run,
 )
 from latency.backends.torch.modules import copy_of
@@ -347,7 +347,7 @@ class Listen(Watch):  # type: ignore[no-untyped-call]
             self.read.append(tuple(self.value(tensor) for tensor in tensors_of([args, kwargs])))
         out = super().step(name, func, args, kwargs)
         if self.compare and (outs := tensors_of(out)):
-            with plain_tensors():
+            with _disable_current_modes():
                 self.ops.append((name, plain([args, kwargs]), [sum_of(tensor) for tensor in outs]))
         return out
 

@@ -196,11 +196,15 @@ def varying(label: Label) -> tuple[int, ...]:
 def moved(units: Units, label: Label, shape: tuple[int, ...], move: Callable[[Tensor], Tensor]) -> Label:
     """Returns the label, at its roots, of a tensor whose elements ``move`` rearranges; before it has this shape."""
     full = torch.from_numpy(np.require(label, requirements=["C", "W"])).expand(shape)
-    after = move(full)
-    for dim in range(after.dim()):
-        if after.stride(dim) == 0 and after.size(dim) > 1:
-            after = after.narrow(dim, 0, 1)
-    return compressed(units.find(after.numpy()))
+    return compressed(units.find(narrow(move(full))))
+
+
+def narrow(ids: Tensor) -> NDArray[np.int64]:
+    """Returns the ids with size 1 along the dimensions over which they were only expanded."""
+    for dim in range(ids.dim()):
+        if ids.stride(dim) == 0 and ids.size(dim) > 1:
+            ids = ids.narrow(dim, 0, 1)
+    return ids.numpy()
 
 
 def reshaped(label: Label, before: Sequence[int], after: Sequence[int]) -> Label:

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from halpiee.structure.labels import Atoms, Label, written_out
+from halpiee.structure.labels import Atoms, Label, narrow, written_out
 
 Side = Literal["out", "in", "norm"]
 
@@ -264,14 +264,6 @@ def kept_along(shape: Sequence[int], masks: Sequence[Mask]) -> list[NDArray[np.i
     return kept if bool(grid[np.ix_(*inside)].all()) else None
 
 
-def narrow(ids: Tensor) -> NDArray[np.int64]:
-    """Returns the ids with size 1 along the dimensions over which they were only expanded."""
-    for dim in range(ids.dim()):
-        if ids.stride(dim) == 0 and ids.size(dim) > 1:
-            ids = ids.narrow(dim, 0, 1)
-    return ids.numpy()
-
-
 def needed(events: Sequence[Event], given: Mapping[int, str], outputs: Collection[int]) -> set[int]:
     """Returns the places of the events of a forward that count, given the value numbers that have to be computed.
 
@@ -293,13 +285,6 @@ def needed(events: Sequence[Event], given: Mapping[int, str], outputs: Collectio
             found.add(place)
             values.update(event.reads)
     return found
-
-
-def idle(events: Sequence[Event], places: Collection[int]) -> frozenset[int]:
-    """Returns the numbers of the ops that do not count and that have united or frozen units."""
-    return frozenset(
-        event.number for place, event in enumerate(events) if place not in places and event.changed
-    )
 
 
 RESHAPES = frozenset({"view", "_unsafe_view", "_reshape_alias", "reshape"})

@@ -31,7 +31,7 @@ from halpiee.structure.groups import ChannelGroup, Structure
 from halpiee.structure.labels import Atoms, no_atoms
 from halpiee.structure.modules import computing_hook, heads_of
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.records import idle, needed, random_like
+from halpiee.structure.records import needed, random_like
 from halpiee.structure.state import Answers, ConstantError
 from halpiee.structure.verification.trial import RowsError, Trial
 from latency.backends.torch.modules import copy_of
@@ -212,8 +212,9 @@ def recorded(subject: Subject, attempt: Attempt = Attempt()) -> Recorder:
         recorder.answers = None if attempt.answers is None else attempt.answers.again()
         record(subject, recorder, training=subject.branches)
         count = needed(recorder.events, recorder.given, {*recorder.outputs, *recorder.read_by_python})
-        if feeding_nothing := idle(recorder.events, count):
-            idle_ops |= feeding_nothing
+        idle = {e.number for place, e in enumerate(recorder.events) if place not in count and e.changed}
+        if idle:  # ops that do not count have united or frozen units
+            idle_ops |= idle
             continue
         refuse_originals(recorder, count)
         rectangular(recorder)

@@ -164,7 +164,7 @@ class Api(TorchFunctionMode):
                 found = self.path.take(func, args, kwargs or {})
                 read = self.path.answers is None and self.path.api != "__format__"
                 if read and isinstance(self.looking, Dispatch):
-                    with plain_tensors():  # its further use is not recorded
+                    with _disable_current_modes():  # its further use is not recorded
                         self.looking.recorder.freeze(args[0], f"{self.path.api}() in Python")
                 return found
             if func in NORMS and self.path.norms:
@@ -231,7 +231,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             recorder.failed = [axis for tag in tags if not tag.parameter for axis in tag.axes]
             recorder.failed_at = where
             raise
-        with plain_tensors():
+        with _disable_current_modes():
             if self.path.answers is not None and reads_values(func):
                 return out
             if number in recorder.idle_ops:
@@ -269,7 +269,7 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def refuse_writing(self, target: Tensor) -> None:
         """Refuses to write into a parameter: with real tensors it belongs to the model."""
-        with plain_tensors():
+        with _disable_current_modes():
             name = self.recorder.parameter_of(target)
         if name is not None:
             raise StructureError(
@@ -330,13 +330,6 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._n_values
 
 
-@contextmanager
-def plain_tensors() -> Iterator[None]:
-    """Lets the rules work on ordinary tensors."""
-    with _disable_current_modes():
-        yield
-
-
 Tensors = Literal["fake", "meta", "real"]
 """What a copy runs on: fake tensors run the ops of their device without values, as ``meta`` does, several times as fast
 but with some other ops, of recurrent layers or where a number is written into a slice."""
@@ -370,7 +363,11 @@ def copied_for_trace(
         own = tensor.detach()  # a parameter is never written into, a buffer may be
         own = own.clone() if tensors == "real" and not isinstance(tensor, nn.Parameter) else own
         data = like.tensor(own, cut.kept.get(name, {}) if cut is not None else {})
-        named[name] = as_parameter(data) if isinstance(tensor, nn.Parameter) else data
+        if isinstance(tensor, nn.Parameter) and isinstance(data, FakeTensor):
+            data._is_param = True  # ``nn.Parameter`` would detach it first, through every mode
+        elif isinstance(tensor, nn.Parameter):
+            data = nn.Parameter(data, requires_grad=False)
+        named[name] = data
         memo[id(tensor)] = named[name]
     try:
         copied = copy_of(model, memo).eval()
@@ -399,17 +396,6 @@ def empty_containers(model: nn.Module) -> dict[int, Any]:
         for value in vars(module).values()
         if type(value) in (OrderedDict, dict, set) and not value
     }
-
-
-def as_parameter(data: Tensor) -> Tensor:
-    """Makes a tensor of a copy a parameter.
-
-    A fake tensor becomes one by its mark; ``nn.Parameter`` would detach it first, through every mode.
-    """
-    if type(data) is not FakeTensor:
-        return nn.Parameter(data, requires_grad=False)
-    data._is_param = True
-    return data
 
 
 class Like:
