@@ -1,28 +1,5 @@
-"""Masks, budgets and schedules: what is active, how much, when."""
+"""Masks, budgets and schedules: which units are active, how many, and when."""
 
-from halpiee.sparsity.distribution import ERK, NM, Budget, Global, Latency, PerLayer, Uniform, erk
-from halpiee.sparsity.filters import Filters
-from halpiee.sparsity.granularity import Channels, Units, Weights
-from halpiee.sparsity.mask import Mask
-from halpiee.sparsity.schedule import Constant, Cosine, Cubic, Curve, Exponential
+from latency._lazy import exports
 
-__all__ = [
-    "ERK",
-    "NM",
-    "Budget",
-    "Channels",
-    "Constant",
-    "Cosine",
-    "Cubic",
-    "Curve",
-    "Exponential",
-    "Filters",
-    "Global",
-    "Latency",
-    "Mask",
-    "PerLayer",
-    "Uniform",
-    "Units",
-    "Weights",
-    "erk",
-]
+__all__, __getattr__, __dir__ = exports(__name__, __file__)
