@@ -38,45 +38,27 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Help:
-    """The help of an option, in the field's metadata.
+    """The help of an option, in the field's metadata."""
 
-    Attributes:
-        text: one sentence.
-        heading: under which help and documentation list it.
-        unset: what happens where the value is None, shown as the default.
-        typed: how the option is typed where that is not the field's name with dashes.
-        bare: the value where the option is typed without one; None: it needs one.
-        argument: whether it is typed by position, without a name.
-        metavar: what the usage line calls its value.
-        on_command_line: False: of recipes and Python alone.
-    """
-
-    text: str
-    heading: str = "Options"
-    unset: str = ""
-    typed: str = ""
-    bare: Any = None
-    argument: bool = False
-    metavar: str | None = None
-    on_command_line: bool = True
+    text: str  # one sentence
+    heading: str = "Options"  # under which help and documentation list it
+    unset: str = ""  # what happens where the value is None, shown as the default
+    typed: str = ""  # how the option is typed where that is not the field's name with dashes
+    bare: Any = None  # the value where the option is typed without one; None: it needs one
+    argument: bool = False  # whether it is typed by position, without a name
+    metavar: str | None = None  # what the usage line calls its value
+    on_command_line: bool = True  # False: of recipes and Python alone
 
 
 @dataclass(frozen=True)
 class Option:
-    """A field, as an option.
-
-    Attributes:
-        owner: the dataclass that it is a field of.
-        part: the part of the settings that ``owner`` is; None: the settings themselves.
-        hint: its type, with the range.
-        default: its value where nothing is given; ``MISSING``: one must be.
-    """
+    """A field, as an option."""
 
     name: str
-    owner: type
-    part: str | None
-    hint: Any
-    default: Any
+    owner: type  # the dataclass that it is a field of
+    part: str | None  # the part of the settings that ``owner`` is; None: the settings themselves
+    hint: Any  # its type, with the range
+    default: Any  # its value where nothing is given; ``MISSING``: one must be
     help: Help
 
     @property

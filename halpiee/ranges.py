@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from halpiee.errors import UsageError
 
-__all__ = ["annotated", "check", "inside", "parse_budget", "words"]
+__all__ = ["annotated", "check", "ensure", "inside", "parse_budget", "words"]
 
 
 Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -94,6 +94,16 @@ def check(settings: Any) -> None:
         if not number or not inside(meta, value) or (kind is int and value != int(value)):
             option = "--" + name.replace("_", "-")
             raise UsageError(f"{option} {str(value)[:40]} was asked; give {words(kind, meta)}")
+
+
+def ensure(owner: str, name: str, value: Any, hint: Any) -> None:
+    """Refuses a number, given in Python, outside the range of its annotation; without a range all are taken."""
+    kind, meta = annotated(hint) or (None, Meta())
+    if kind is None:
+        return
+    number = hasattr(value, "__index__") or (kind is float and isinstance(value, float))
+    if isinstance(value, bool) or not number or not inside(meta, value):
+        raise UsageError(f"{owner} was asked for {name}={str(value)[:40]}; give {words(kind, meta)}")
 
 
 @cache

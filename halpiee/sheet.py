@@ -169,17 +169,11 @@ def _whole(line: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds.
+    """A mean over seeds."""
 
-    Attributes:
-        mean: NaN where there is none.
-        std: of the sample; NaN for one seed.
-        n: seeds.
-    """
-
-    mean: float
-    std: float
-    n: int
+    mean: float  # NaN where there is none
+    std: float  # of the sample; NaN for one seed
+    n: int  # seeds
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:

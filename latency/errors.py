@@ -124,6 +124,12 @@ class MismatchError(PromiseError):
         self.error = error
 
 
+def need(value: object, kind: type | tuple[type, ...], what: str, advice: str) -> None:
+    """Refuses a value of another type in one sentence; a truth value is no number."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UsageError(f"{what} of type {type(value).__name__} was given; {advice}")
+
+
 def unknown(
     name: object, choices: Iterable[str], otherwise: str = "", *, before: str = "", most: int = 1
 ) -> str:

@@ -87,49 +87,30 @@ def read_rows(place: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class Standing:
-    """The means of one contestant at one budget over seeds; NaN where a row lacks the figure.
-
-    Attributes:
-        budget: share that was asked for; of the dense network 1.
-        accuracy: top-1, a share of 1.
-        half: half-width of its 95 % interval.
-        share: measured latency over that of the dense network.
-        seconds: time of its own training.
-        start_seconds: time of training the network that it starts from.
-        train_macs: multiply-accumulates of training, the start's among them.
-        macs: multiply-accumulates of one image.
-    """
+    """The means of one contestant at one budget over seeds; NaN where a row lacks the figure."""
 
     contestant: str
-    budget: float
+    budget: float  # share that was asked for; of the dense network 1
     seeds: tuple[int, ...]
-    accuracy: float
-    half: float
-    share: float
-    seconds: float
-    start_seconds: float
-    train_macs: float
-    macs: float
+    accuracy: float  # top-1, a share of 1
+    half: float  # half-width of its 95 % interval
+    share: float  # measured latency over that of the dense network
+    seconds: float  # time of its own training
+    start_seconds: float  # time of training the network that it starts from
+    train_macs: float  # multiply-accumulates of training, the start's among them
+    macs: float  # multiply-accumulates of one image
     epochs: float
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A contestant against another at the same budget, by pairs of the same seed.
+    """A contestant against another at the same budget, by pairs of the same seed."""
 
-    Attributes:
-        accuracy: mean difference of top-1, a share of 1.
-        half: half-width of its 95 % interval; NaN for a single pair.
-        wins: pairs that the contestant wins.
-        pairs: of seeds that both have.
-        share: mean of the ratios of their measured latencies.
-    """
-
-    accuracy: float
-    half: float
-    wins: int
-    pairs: int
-    share: float
+    accuracy: float  # mean difference of top-1, a share of 1
+    half: float  # half-width of its 95 % interval; NaN for a single pair
+    wins: int  # pairs that the contestant wins
+    pairs: int  # of seeds that both have
+    share: float  # mean of the ratios of their measured latencies
 
 
 def standings(rows: Iterable[Row]) -> list[Standing]:

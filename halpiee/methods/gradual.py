@@ -65,21 +65,13 @@ class Regrowth:
 
 @dataclass(frozen=True, kw_only=True)
 class Ramp:
-    """The steps at which a gradual pruning resizes, and the density it begins with.
+    """The steps at which a gradual pruning resizes, and the density it begins with."""
 
-    Attributes:
-        total_steps: optimizer steps of the whole training.
-        interval: ΔT.
-        initial: density before the first resize.
-        first: share of the training where the cubic begins (t0).
-        last: share where it ends (t_f); the grid t0 + k·ΔT ends at or before it.
-    """
-
-    total_steps: int
-    interval: int
-    initial: float = 1.0
-    first: float = 0.0
-    last: float = 0.5
+    total_steps: int  # optimizer steps of the whole training
+    interval: int  # ΔT
+    initial: float = 1.0  # density before the first resize
+    first: float = 0.0  # share of the training where the cubic begins (t0)
+    last: float = 0.5  # share where it ends (t_f); the grid t0 + k·ΔT ends at or before it
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from halpiee import ranges
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import Pool, bind
 from halpiee.methods.attach import bare, rebind, rewrapped
@@ -64,6 +65,8 @@ class Setup:
         """Returns what all methods take of some keyword arguments, and the others, which are the method's own."""
         own = {key: value for key, value in arguments.items() if key not in SHARED}
         shared = {SHARED[key]: value for key, value in arguments.items() if key in SHARED}
+        for key, span in (("total_steps", ranges.StepsOrNone), ("seed", ranges.Seed)):
+            ranges.ensure(name, key, shared.get(key, 0), span)
         shared["cost"] = cost_of(shared.get("cost"), shared.get("structure"))
         return cls(name=name, model=bare(model), optimizer=optimizer, **shared), own
 
@@ -107,31 +110,20 @@ SHARED = {f.name.removeprefix("asked_"): f.name for f in fields(Setup) if f.defa
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a run of ``halpiee train`` asks of a method.
+    """What a run of ``halpiee train`` asks of a method."""
 
-    Attributes:
-        options: option → value, of those that were typed.
-        cycle: options of IEE's cycle → value, all of them.
-        steps: gives the steps (h, j, q) of IEE's cycle.
-        model: the network, for its units.
-        seed: of every random choice.
-        total_steps: of the whole training.
-        pretrained: whether training starts from given weights.
-        units: what is removed: ``channels``, ``weights`` or ``filters``.
-        structure: gives that of the model.
-        examples: gives (inputs, targets) to score on, ten of each class.
-    """
-
-    options: Mapping[str, Any]
-    model: nn.Module
-    seed: int
-    total_steps: int
-    structure: Callable[[], Structure]
-    examples: Callable[[], Sequence[tuple[Tensor, Tensor]]]
-    steps: Callable[[], tuple[int, int, int]]
-    cycle: Mapping[str, Any] = field(default_factory=dict)
-    pretrained: bool = False
-    units: str = "weights"
+    options: Mapping[str, Any]  # option → value, of those that were typed
+    model: nn.Module  # the network, for its units
+    seed: int  # of every random choice
+    total_steps: int  # of the whole training
+    structure: Callable[[], Structure]  # gives that of the model
+    examples: Callable[
+        [], Sequence[tuple[Tensor, Tensor]]
+    ]  # gives (inputs, targets) to score on, ten of each class
+    steps: Callable[[], tuple[int, int, int]]  # gives the steps (h, j, q) of IEE's cycle
+    cycle: Mapping[str, Any] = field(default_factory=dict)  # options of IEE's cycle → value, all of them
+    pretrained: bool = False  # whether training starts from given weights
+    units: str = "weights"  # what is removed: ``channels``, ``weights`` or ``filters``
 
 
 class Method(Sparse):

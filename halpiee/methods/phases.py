@@ -180,23 +180,16 @@ Recipe = tuple[Phase, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """The decisions of a method, which ``Sparse`` carries out.
+    """The decisions of a method, which ``Sparse`` carries out."""
 
-    Attributes:
-        units: what is removed and brought back.
-        pool: the budget, bound to the units.
-        recipe: phases, in order.
-        criterion: scores units wherever a phase names no other criterion.
-        explore_init: never-active units start from the ``model``'s initialisation, or from ``zero``.
-        loss_fn: what scores over batches take gradients of.
-    """
-
-    units: Units
-    pool: Pool
-    recipe: Recipe
-    criterion: Criterion
-    explore_init: str = "model"
-    loss_fn: LossFn = cross_entropy
+    units: Units  # what is removed and brought back
+    pool: Pool  # the budget, bound to the units
+    recipe: Recipe  # phases, in order
+    criterion: Criterion  # scores units wherever a phase names no other criterion
+    explore_init: str = (
+        "model"  # never-active units start from the ``model``'s initialisation, or from ``zero``
+    )
+    loss_fn: LossFn = cross_entropy  # what scores over batches take gradients of
 
 
 def at_density(budget: Budget, density: float) -> Budget:

@@ -27,6 +27,7 @@ from typing import Any, Literal, TypeVar
 
 from halpiee.errors import UsageError
 from halpiee.options import Option, own_options
+from halpiee.ranges import ensure
 from latency.registry import Registry, not_known
 
 __all__ = ["METHODS", "Entry", "NoOptions", "method", "options_of"]
@@ -293,6 +294,7 @@ def _check_value(owner: str, option: Option, value: Any) -> None:
     if not fits:
         wanted = [*map(repr, option.choices), *(words for kind, words in WORDS.items() if kind in kinds)]
         raise UsageError(f"{owner} was asked for {option.name}={value!r}; it takes {' or '.join(wanted)}")
+    ensure(owner, option.name, value, option.hint)
 
 
 def _signature(kind: type, options: type) -> inspect.Signature:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from torch import Tensor
 
-from halpiee.errors import UsageError, unknown
+from halpiee.errors import UsageError, need, unknown
 from halpiee.selection.candidates import STEP, restrict, thin
 from halpiee.selection.grid import TOLERANCE, FloatArray, IntArray, Side
 from halpiee.selection.priced import Axis, OpSide, Priced, TableSource, axis_of, price
@@ -227,6 +227,7 @@ class Cost:
         return [*((*key, table) for key, table in terms.items()), (None, None, np.array([[constant]]))]
 
     def _full(self, counts: Mapping[str, int]) -> dict[str, int]:
+        need(counts, Mapping, "counts", "give {group name: units that are kept}")
         full = dict(self._sizes)
         for name, k in counts.items():
             if name not in full:
@@ -301,6 +302,15 @@ class LatencyCost(Cost):
             raise UsageError(
                 f"LatencyCost({type(structure).__name__}, {type(profile).__name__}) was asked; give the structure from "
                 "halpiee.trace(model, inputs), and a latency.Profile or the path of its file"
+            )
+        if calibration is not None:
+            from latency.predict import Calibration
+
+            need(
+                calibration,
+                Calibration,
+                "a calibration",
+                "give what latency.predict.fit returns",
             )
         super().__init__(structure, profile, unit="µs")
         self.calibration = calibration

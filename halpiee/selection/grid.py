@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, TypedDict, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, need
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -51,6 +51,7 @@ class Search:
     def __post_init__(self) -> None:
         if self.solver not in get_args(Solver):
             raise UsageError(f"solver={self.solver!r} was asked; choose 'joint', 'linear' or 'cpsat'")
+        need(self.gap, (int, float), "a gap", "give a number of at least 0, such as 1e-3")
         if not self.gap >= 0:
             raise UsageError(f"gap={self.gap!r} was asked; give a number of at least 0, such as 1e-3")
         if self.time_limit_s is not None and not self.time_limit_s > 0:

@@ -263,7 +263,7 @@ def _mask(given: Mapping[str, Tensor], name: str, size: int, *, default: bool, w
 
 
 def _score(scores: Mapping[str, Tensor], name: str, size: int) -> Tensor:
-    score = scores[name].detach().to("cpu", torch.float64)
+    score = torch.as_tensor(scores[name]).detach().to("cpu", torch.float64)
     if tuple(score.shape) != (size,):
         raise UsageError(
             f"scores[{name!r}] must have shape ({size},), found {tuple(score.shape)}; one per unit"

@@ -203,7 +203,7 @@ class NM:
     m: int
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.n, int) and isinstance(self.m, int) and 0 < self.n <= self.m):
+        if not (type(self.n) is type(self.m) is int and 0 < self.n <= self.m):
             raise UsageError(f"{self.n}:{self.m} was asked; N:M keeps N of M, integers with 0 < N <= M")
 
 

@@ -188,7 +188,7 @@ def forward(copied: TracedCopy, recorder: Recorder) -> list[Tensor]:
         where = recorder.last_module = path.last
         raise ForwardError(
             f"the forward of {type(model).__name__} fails on the example inputs"
-            f"{f' in {where!r}' if where else ''}: {type(error).__name__}: {error}; "
+            f"{f' in {where!r}' if where else ''}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}; "
             "check the inputs' shapes and types by calling the model yourself",
             recorder.failed_at or where,
         ) from error

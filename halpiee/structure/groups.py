@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from halpiee.errors import StructureError, unknown
+from halpiee.errors import StructureError, need, unknown
 from latency.op import CONTRACTIONS, Op
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ class Structure:
         """
         import torch
 
+        need(keep, Mapping, "a keep", "give {group name: torch.ones(size, dtype=torch.bool)}")
         alive = np.ones(self.n_units, dtype=np.bool_)
         for name, mask in keep.items():
             group = self.by_name.get(name)

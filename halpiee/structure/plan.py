@@ -20,7 +20,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from halpiee.errors import StructureError
+from halpiee.errors import StructureError, need
 from halpiee.structure.groups import Structure
 from halpiee.structure.labels import together
 from halpiee.structure.shrink import alive_of, apply_kept, holds_number, kept_in
@@ -180,6 +180,12 @@ class Plan:
         Raises:
             StructureError: the selection's keep does not fit the structure.
         """
+        need(
+            getattr(selection, "keep", None),
+            Mapping,
+            "a keep",
+            "give the selection that halpiee.select returns",
+        )
         alive = structure.keep_vector(selection.keep)
         kept = {g: np.flatnonzero(alive[g.start : g.start + g.size]).tolist() for g in structure.prunable}
         return cls(
@@ -321,14 +327,31 @@ def contradiction(plan: Plan) -> str | None:
                 return f"dimension {dim} of tensor {name!r} is sliced, which has {len(held)}"
             if sum(count for _, _, count in coded) != held[int(dim)] or _outside(coded, plan.n_units):
                 return f"dimension {dim} of tensor {name!r} has {held[int(dim)]} positions, and other units"
+    if (unheld := cut_nowhere(plan)) is not None:
+        return f"unit {unheld} is cut, and lies in no tensor"
     for module, name, _, coded, _, _ in plan.attributes:
         if not name.isidentifier() or name.startswith("__"):
             return f"{name!r} of module {module!r} is no attribute"
         if sum(count for _, _, count in coded) > MOST_UNITS or _outside(coded, plan.n_units):
             return f"attribute {name!r} of module {module!r} counts other units"
+    told = {name: getattr(plan, name) or 0.0 for name in ("latency_us", "budget_us", "upper_bound", "gap")}
+    if odd := [f"{name} is {value}" for name, value in told.items() if not math.isfinite(value)]:
+        return odd[0]
     if any(math.prod(shape) > MOST_UNITS or len(shape) > 8 for shape in plan.inputs):
         return f"inputs are of shape {plan.inputs[0][:8]}"
     return None
+
+
+def cut_nowhere(plan: Plan) -> int | None:
+    """Returns the first unit that goes and lies in no tensor, or None."""
+    cut = np.zeros(plan.n_units, dtype=np.bool_)
+    for group in plan.groups:
+        cut[group.start : group.start + group.size] = True
+        cut[group.start + np.asarray(group.kept, dtype=np.int64)] = False
+    for coded in (one for dims in plan.slots.values() for one in dims.values()):
+        units = spelled(coded)
+        cut[units[units >= 0]] = False
+    return int(cut.argmax()) if cut.any() else None
 
 
 def _outside(coded: Runs, n_units: int) -> bool:

@@ -36,25 +36,16 @@ Role = tuple[Side, str]
 
 @dataclass
 class Call:
-    """One op as the dispatcher saw it.
+    """One op as the dispatcher saw it."""
 
-    Attributes:
-        name: of the op, without namespace and overload, for example ``convolution``.
-        func: the overload itself.
-        out: what it returned.
-        module: path of the innermost module that was running.
-        api: name of the torch function that led to it.
-        reads: value numbers of its tensor inputs.
-    """
-
-    name: str
-    func: Any
+    name: str  # of the op, without namespace and overload, for example ``convolution``
+    func: Any  # the overload itself
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    out: Any
-    module: str
-    api: str
-    reads: tuple[int, ...] = ()
+    out: Any  # what it returned
+    module: str  # path of the innermost module that was running
+    api: str  # name of the torch function that led to it
+    reads: tuple[int, ...] = ()  # value numbers of its tensor inputs
 
     @property
     def where(self) -> str:
@@ -150,21 +141,13 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Timing:
-    """The timed op of a call, as its rule describes it.
+    """The timed op of a call, as its rule describes it."""
 
-    Attributes:
-        kind: of the timed op.
-        ins: atoms of its input channels.
-        outs: atoms of its output channels.
-        fields: the other fields of the timed op.
-        layer: name of the layer, where it is one.
-    """
-
-    kind: str
-    ins: Atoms
-    outs: Atoms
-    fields: dict[str, Any] = field(default_factory=dict)
-    layer: str = ""
+    kind: str  # of the timed op
+    ins: Atoms  # atoms of its input channels
+    outs: Atoms  # atoms of its output channels
+    fields: dict[str, Any] = field(default_factory=dict)  # the other fields of the timed op
+    layer: str = ""  # name of the layer, where it is one
 
 
 @dataclass(frozen=True)

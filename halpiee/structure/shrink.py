@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from halpiee.errors import StructureError
+from halpiee.errors import StructureError, need
 from halpiee.structure.groups import Structure
 from halpiee.structure.labels import Atoms
 from halpiee.structure.modules import adapted, emptied, unnested, watch_norms
@@ -63,8 +63,23 @@ def shrink(
         StructureError: the keep does not fit the structure, the model is not the traced one, or the optimizer
             has state that cannot be sliced.
     """
+    need_both(model, structure)
     cut, details = cut_for(structure, keep), structure.details
+    if optimizer is not None:
+        need(optimizer, Optimizer, "an optimizer", "give the one that trains the model")
+        own = {id(p) for p in model.parameters()}
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise StructureError(
+                f"the {type(optimizer).__name__} that was given trains no parameter of this model; give the one over "
+                "its model.parameters(), or shrink without and make a new one"
+            )
     return apply_kept(model, cut.kept, cut.attributes, details["shapes"], optimizer, details["stored"])
+
+
+def need_both(model: object, structure: object) -> None:
+    """Refuses what is no model or no structure."""
+    need(model, nn.Module, "a model", "give the network itself, with its weights loaded")
+    need(structure, Structure, "a structure", "give what halpiee.trace(model, inputs) returns")
 
 
 def alive_of(alive: NDArray[np.bool_], units: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -221,6 +236,7 @@ def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -
     Raises:
         StructureError: the keep does not fit the structure, or the model is not the traced one.
     """
+    need_both(model, structure)
     alive = structure.keep_vector(keep)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     check_shapes(tensors, structure.details["shapes"])

@@ -53,38 +53,23 @@ MODULE = "module"
 
 @dataclass(frozen=True)
 class Built:
-    """An op on a runtime, ready to be timed: the op's time is ``(T(run) − T(minus)) / copies``.
+    """An op on a runtime, ready to be timed: the op's time is ``(T(run) − T(minus)) / copies``."""
 
-    Attributes:
-        run: the call that holds the op.
-        minus: the same call without it; None where the op runs alone.
-        copies: how many more ops ``run`` holds than ``minus``.
-        method: how the op is isolated, for the record.
-        tactic: what the runtime chose, where it says so.
-    """
-
-    run: Callable[[], object]
-    minus: Callable[[], object] | None = None
-    copies: int = 1
-    method: str = "alone"
-    tactic: str | None = None
+    run: Callable[[], object]  # the call that holds the op
+    minus: Callable[[], object] | None = None  # the same call without it; None where the op runs alone
+    copies: int = 1  # how many more ops ``run`` holds than ``minus``
+    method: str = "alone"  # how the op is isolated, for the record
+    tactic: str | None = None  # what the runtime chose, where it says so
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a network that a user can name: ``resnet.onnx@cpu``.
+    """One way to run a network that a user can name: ``resnet.onnx@cpu``."""
 
-    Attributes:
-        name: what stands behind the ``@``.
-        reads: endings of the files that it runs, and ``module`` where it runs PyTorch modules.
-        settings: of the backend.
-        usual: whether it is meant where no way is named.
-    """
-
-    name: str
-    reads: tuple[str, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    usual: bool = False
+    name: str  # what stands behind the ``@``
+    reads: tuple[str, ...]  # endings of the files that it runs, and ``module`` where it runs PyTorch modules
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of the backend
+    usual: bool = False  # whether it is meant where no way is named
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 from latency.backends import Backend, adopted
 from latency.device import TimingPolicy, pinned
-from latency.errors import HoldoutWarning, MeasurementError, UsageError
+from latency.errors import HoldoutWarning, MeasurementError, UsageError, need
 from latency.inspect import inspect
 from latency.op import CONTRACTIONS, Op, in_words
 from latency.profile_io import Journal
@@ -129,6 +129,7 @@ def sweep(
     Warns:
         HoldoutWarning: one held-out cell in twenty is off by more than 5 %.
     """
+    need(ops, Iterable, "ops to time", "give [timed.op for timed in structure.ops]")
     chosen = _chosen(how)
     listed = list(ops)
     wanted = specs(listed, chosen["fixed"])

@@ -57,23 +57,14 @@ class Design:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a sweep would do.
+    """What a sweep would do."""
 
-    Attributes:
-        ops: ops that were named.
-        tables: unique tables among them.
-        cells: cells that would be measured.
-        holdout: of these, cells that only judge the tables.
-        candidates: cells at the crossings of all edges, which the tables will answer for.
-        seconds: roughly how long it takes on one uncontended core.
-    """
-
-    ops: int
-    tables: int
-    cells: int
-    holdout: int
-    candidates: int
-    seconds: float
+    ops: int  # ops that were named
+    tables: int  # unique tables among them
+    cells: int  # cells that would be measured
+    holdout: int  # of these, cells that only judge the tables
+    candidates: int  # cells at the crossings of all edges, which the tables will answer for
+    seconds: float  # roughly how long it takes on one uncontended core
 
     @classmethod
     def of(

@@ -1,0 +1,131 @@
+"""Mistakes in Python calls: one sentence that says what was given and what to give, no traceback of our own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import halpiee
+import latency
+from halpiee.errors import HalpieeError, StructureError
+from halpiee.structure import Plan
+from tests.selection.fakes import FormulaProfile, residual
+
+pruning: Any = halpiee  # called with what its types do not allow
+timing: Any = latency
+saved: Any = Plan
+
+STRUCTURE = residual()
+COST: Any = halpiee.LatencyCost(STRUCTURE, FormulaProfile(conv=lambda i, o: i * o, linear=lambda i, o: i * o))
+SCORES = {group.name: torch.arange(1.0, group.size + 1) for group in STRUCTURE.prunable}
+SMALL: Any = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+TRACED = halpiee.trace(SMALL, (torch.zeros(1, 4),))
+KEEP = {"0": torch.arange(8) < 5}
+
+
+def optimizer(model: Any = SMALL) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def iee(**given: Any) -> Any:
+    arguments = {"budget": halpiee.Global(0.5), "total_steps": 40, "h": 4, "j": 2, "q": 4} | given
+    return halpiee.IEE(SMALL, optimizer(), **arguments)
+
+
+CALLS: dict[str, tuple[Callable[[], Any], str]] = {
+    "a list as keep": (lambda: pruning.shrink(SMALL, TRACED, [KEEP]), "a keep of type list"),
+    "a state dict as model": (
+        lambda: pruning.shrink(SMALL.state_dict(), TRACED, KEEP),
+        "a model of type OrderedDict",
+    ),
+    "no structure": (lambda: pruning.masked(SMALL, None, KEEP), "a structure of type NoneType"),
+    "an optimizer's class": (
+        lambda: pruning.shrink(SMALL, TRACED, KEEP, torch.optim.SGD),
+        "an optimizer of type type",
+    ),
+    "another model's optimizer": (
+        lambda: pruning.shrink(SMALL, TRACED, KEEP, optimizer(nn.Linear(4, 8))),
+        "trains no parameter of this model",
+    ),
+    "a dict as selection": (lambda: saved.from_selection(TRACED, KEEP), "a keep of type NoneType"),
+    "a list as counts": (lambda: COST.total_us([3]), "counts of type list"),
+    "a path as calibration": (
+        lambda: pruning.LatencyCost(STRUCTURE, COST.profile, "x"),
+        "a calibration of type str",
+    ),
+    "text as gap": (lambda: pruning.select(SCORES, COST, 90, gap="x"), "a gap of type str"),
+    "a tensor as inputs": (
+        lambda: timing.measure(SMALL, torch.zeros(1, 4)),
+        "example inputs of type Tensor",
+    ),
+    "text as threads": (
+        lambda: timing.measure(SMALL, (torch.zeros(1, 4),), threads="2"),
+        "threads of type str",
+    ),
+    "a structure as ops": (lambda: timing.sweep(TRACED), "ops to time of type Structure"),
+    "an end of nothing": (lambda: iee(end=0), "end=0; give more than 0 and at most 1"),
+    "an end behind the end": (lambda: iee(end=2), "end=2; give more than 0 and at most 1"),
+    "steps as text": (lambda: iee(total_steps="40"), "total_steps=40; give"),
+    "steps without end": (lambda: iee(total_steps=10**12), "total_steps=1000000000000; give"),
+    "parts of a step": (lambda: iee(total_steps=2.5), "total_steps=2.5; give"),
+    "a seed as text": (lambda: iee(seed="a"), "seed=a; give at least 0 and at most 2,147,483,647"),
+    "a seed below 0": (lambda: iee(seed=-1), "seed=-1; give"),
+    "truth as a number": (lambda: pruning.sparsity.NM(True, 4), "integers with 0 < N <= M"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_a_call_cannot_take_is_one_sentence(name: str) -> None:
+    call, says = CALLS[name]
+    with pytest.raises(HalpieeError) as caught:
+        call()
+    assert says in str(caught.value)
+    assert ";" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_scores_may_be_arrays_and_lists() -> None:
+    wanted = pruning.select(SCORES, COST, 90).counts
+    assert pruning.select({k: v.numpy() for k, v in SCORES.items()}, COST, 90).counts == wanted
+    assert pruning.select({k: v.tolist() for k, v in SCORES.items()}, COST, 90).counts == wanted
+
+
+def test_steps_of_numpy_are_steps() -> None:
+    assert iee(total_steps=np.int64(40)).finished is False
+
+
+def test_an_error_of_torch_within_a_forward_is_told_by_its_first_line() -> None:
+    with pytest.raises(StructureError, match="check the inputs") as caught:
+        pruning.trace(nn.Conv2d(3, 8, 1), (np.zeros((1, 3, 8, 8)),))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"slots": {}}, "unit 5 is cut, and lies in no tensor"),
+        ({"latency_us": float("nan")}, "latency_us is nan"),
+        ({"gap": float("inf")}, "gap is inf"),
+    ],
+)
+def test_a_plan_whose_parts_do_not_belong_together_is_refused(
+    change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    """Units 5, 6 and 7 of the first layer go; by hand."""
+
+    class Selection:
+        keep = KEEP
+
+    saved.from_selection(TRACED, Selection()).save(tmp_path / "plan.json")
+    record = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "changed.json").write_text(json.dumps(record | change))
+    with pytest.raises(StructureError, match=says):
+        saved.load(tmp_path / "changed.json")
