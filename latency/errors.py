@@ -135,8 +135,8 @@ def unknown(
 ) -> str:
     """Returns ``did you mean …`` for a name that is none of the choices, else ``otherwise``, both behind ``before``."""
     close = difflib.get_close_matches(str(name), list(choices), n=most)
-    said = f"did you mean {' or '.join(map(repr, close))}?" if close else otherwise
-    return before + said if said else ""
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else otherwise
+    return before + hint if hint else ""
 
 
 OUT_OF_MEMORY = (

@@ -32,8 +32,8 @@ def plain(name: str) -> str:
 def not_known(noun: str, name: str, known: Iterable[str], *, more: str = "") -> UsageError:
     """Returns the error of a name that nothing has, with the closest name, or all others and ``more``."""
     known = sorted(known)
-    said = unknown(plain(name), known, f"known are {', '.join(known)}{more}")
-    return UsageError(f"the {noun} {name!r} was asked; {said}")
+    hint = unknown(plain(name), known, f"known are {', '.join(known)}{more}")
+    return UsageError(f"the {noun} {name!r} was asked; {hint}")
 
 
 class Registry(Mapping[str, T], Generic[T]):

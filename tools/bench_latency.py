@@ -153,13 +153,13 @@ def row(
     dense = found["dense"]
     points = [(cost.raw(counts), found[str(i)]) for i, counts in enumerate(drawn)]
     line = latency.fit(points[:FITTED], anchor=(cost.raw({}), dense))
-    held_by = coverage(cost, drawn, points, dense)
+    shares = coverage(cost, drawn, points, dense)
     errors = np.abs([line.apply(total) / measured - 1 for total, measured in points[FITTED:]])
     try:
-        held = inspect(profile).holdout_p95
+        holdout = inspect(profile).holdout_p95
     except ProfileError as error:  # what was measured is worth its line without this figure
         print(f"no held-out error: {error}", file=sys.stderr)
-        held = float("nan")
+        holdout = float("nan")
     wide = f" ×{extra['width']:g}" if extra else ""
     own = "" if target.backend == "onnxruntime" else f" {target.precision}" + " nhwc" * target.channels_last
     return {
@@ -168,11 +168,11 @@ def row(
         "sweep s": round(seconds),
         "Σ / dense": round(cost.raw({}) / dense, 3),
         # grids so small that no cell is held out
-        "held-out p95 %": "all measured" if np.isnan(held) else round(100 * held, 1),
+        "held-out p95 %": "all measured" if np.isnan(holdout) else round(100 * holdout, 1),
         "median %": round(100 * float(np.median(errors)), 1),
         "p95 %": round(100 * float(np.quantile(errors, 0.95)), 1),
         "worst %": round(100 * float(errors.max()), 1),
-        "in 90 % interval": f"{100 * np.mean(held_by):.0f} %" if held_by else "–",
+        "in 90 % interval": f"{100 * np.mean(shares):.0f} %" if shares else "–",
     }
 
 
@@ -186,8 +186,8 @@ def coverage(
         fitted = [points[i] for i in order[:FITTED]]
         one = cost.with_calibration(latency.fit(fitted, anchor=(cost.raw({}), dense_us)))
         within = [(one.interval(drawn[i]), points[i][1]) for i in order[FITTED:]]
-        held = [w.holds(us) for w, us in within if w is not None]
-        found += [float(np.mean(held))] if held else []
+        covered = [w.holds(us) for w, us in within if w is not None]
+        found += [float(np.mean(covered))] if covered else []
     return found
 
 

@@ -87,13 +87,13 @@ def table(rows: Sequence[dict[str, Any]], missing: Sequence[str]) -> str:
     return text
 
 
-def prepare(place: Path, interpreter: str, asked: Sequence[str]) -> tuple[str, str] | None:
+def prepare(place: Path, interpreter: str, given: Sequence[str]) -> tuple[str, str] | None:
     """Makes the environment unless it is there; returns the versions of torch and torchvision, None if pip refuses."""
     python = place / "bin" / "python"
     if not (place / "ready").exists():
         subprocess.run([interpreter, "-m", "venv", "--clear", place], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run([*pip, *asked, "-e", f"{ROOT}[dev]"], capture_output=True, text=True)
+        done = subprocess.run([*pip, *given, "-e", f"{ROOT}[dev]"], capture_output=True, text=True)
         if done.returncode:
             print(
                 "\n".join(line for line in done.stderr.splitlines() if line.startswith("ERROR")), flush=True
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="keep the environments")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "compat")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "compatibility.md")
-    asked = parser.parse_args(argv)
+    given = parser.parse_args(argv)
     git = ["git", "-C", str(ROOT)]
     if subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip():
         sys.exit("compat: tracked files differ from the commit, and results go by commit: commit them first")
@@ -139,24 +139,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
     )
     commit = head.stdout.strip()
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    journal = asked.folder / "journal.jsonl"
+    given.folder.mkdir(parents=True, exist_ok=True)
+    journal = given.folder / "journal.jsonl"
     rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
     folders = sorted(
         f"tests/{p.name}" for p in (ROOT / "tests").iterdir() if re.match(r"test_|[a-z]+$", p.name)
     )
     missing, refused = [], False
-    for python in asked.python:
+    for python in given.python:
         interpreter = find(python, roots=[Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))])
         if interpreter is None:
             missing.append(python)
             continue
-        for label in asked.torch:
-            at = {"python": python, "asked": label, "commit": commit, "slow": asked.full}
+        for label in given.torch:
+            at = {"python": python, "asked": label, "commit": commit, "slow": given.full}
             done = {row["folder"] for row in rows if at.items() <= row.items()}
             if done >= set(folders):
                 continue
-            place = asked.folder / f"py{python}-torch{label}"
+            place = given.folder / f"py{python}-torch{label}"
             versions = prepare(place, interpreter, TORCHES[label])
             if versions is None:
                 print(f"compat: Python {python}, torch {label}: cannot be installed here", flush=True)
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if folder in done:
                     continue
                 found = test(
-                    place / "bin" / "python", folder, slow=asked.full, report=asked.folder / "report.xml"
+                    place / "bin" / "python", folder, slow=given.full, report=given.folder / "report.xml"
                 )
                 row = {**at, "torch": versions[0], "torchvision": versions[1], "folder": folder, **found}
                 rows.append(row)
@@ -176,10 +176,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{python} torch {versions[0]} {folder}: {row['passed']} passed, {row['failed']} failed",
                     flush=True,
                 )
-            if not asked.keep:
+            if not given.keep:
                 shutil.rmtree(place)
     text = table(rows, missing)
-    asked.out.write_text(text)
+    given.out.write_text(text)
     print(text)
     return int(refused or any(row["failed"] for row in rows if row["commit"] == commit))
 

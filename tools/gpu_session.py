@@ -192,13 +192,13 @@ class _Worker:
 
         It is told to end after ``seconds`` and ended ``GRACE`` later; ``meanwhile`` is called again and again.
         """
-        asked = {
+        order = {
             "name": part.name, "call": part.call, "arguments": dict(part.arguments), "out": str(self._place.out),
             "device": self._place.device, "trial": self._place.trial, "data": self._place.data,
         }  # fmt: skip
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has died: the answer is how
-            self._process.stdin.write(json.dumps(asked) + "\n")
+            self._process.stdin.write(json.dumps(order) + "\n")
             self._process.stdin.flush()
         answer = self._answer(seconds, meanwhile)
         if answer == READY:  # it has taken longer than a minute to start
@@ -261,18 +261,18 @@ def work() -> None:
             importlib.import_module(name)
     answers.write(READY)
     for line in sys.stdin:
-        asked = json.loads(line)
-        place = Place(Path(asked["out"]), asked["device"], asked["trial"], asked["data"])
+        order = json.loads(line)
+        place = Place(Path(order["out"]), order["device"], order["trial"], order["data"])
         with (
-            (place.out / f"{asked['name']}.log").open("a", buffering=1) as words,
-            (place.out / f"{asked['name']}.jsonl").open("a", buffering=1) as found,
+            (place.out / f"{order['name']}.log").open("a", buffering=1) as words,
+            (place.out / f"{order['name']}.jsonl").open("a", buffering=1) as found,
         ):
             os.dup2(words.fileno(), 1)
             os.dup2(words.fileno(), 2)
             how, why, usable = "well", "", False
             try:
                 running = True
-                how, why = _called(asked, place, found.write)
+                how, why = _called(order, place, found.write)
                 usable = True
             except KeyboardInterrupt:
                 how = "out of time"
@@ -286,15 +286,15 @@ def work() -> None:
         answers.write(json.dumps({"ended": how, "why": why, "usable": usable}) + "\n")
 
 
-def _called(asked: Mapping[str, Any], place: Place, line: Callable[[str], object]) -> tuple[str, str]:
+def _called(order: Mapping[str, Any], place: Place, line: Callable[[str], object]) -> tuple[str, str]:
     """Calls the function of a part; returns how it ended, and why."""
     begun = time.monotonic()
 
     def say(**finding: Any) -> None:
         line(json.dumps({"after_s": round(time.monotonic() - begun, 2), **finding}, default=str) + "\n")
 
-    module, _, name = asked["call"].partition(":")
-    answer = getattr(importlib.import_module(module), name)(place, say, **asked["arguments"])
+    module, _, name = order["call"].partition(":")
+    answer = getattr(importlib.import_module(module), name)(place, say, **order["arguments"])
     return (MORE, "") if answer == MORE else ("failed", str(answer)) if answer else ("well", "")
 
 

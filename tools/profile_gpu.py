@@ -152,8 +152,8 @@ def traced(given: argparse.Namespace) -> list[Op]:
             f"--model {given.model} was asked for, and {error.name} is not installed; write the ops elsewhere with "
             f"`halpiee explain {given.model} --ops FILE` and give --ops FILE here"
         ) from None
-    asked = {"width": given.width, "num_classes": given.classes}
-    network = build(given.model, **{key: value for key, value in asked.items() if value is not None}).eval()
+    options = {"width": given.width, "num_classes": given.classes}
+    network = build(given.model, **{key: value for key, value in options.items() if value is not None}).eval()
     size = given.size or 224
     structure = trace(network, (torch.randn(given.batch or 1, 3, size, size),))
     for name, number in structure.details["untimed"].items():
@@ -206,13 +206,13 @@ def sharded(ops: list[Op], shard: str) -> list[Op]:
 def until(minutes: float | None) -> Any:
     """Returns a progress line on stderr that ends the sweep when its time is over."""
     begun = time.monotonic()
-    said = 0.0
+    printed_s = 0.0
 
     def report(done: int, total: int) -> None:
-        nonlocal said
+        nonlocal printed_s
         spent = time.monotonic() - begun
-        if spent - said > 5 or done >= total:
-            said = spent
+        if spent - printed_s > 5 or done >= total:
+            printed_s = spent
             left = spent / done * (total - done) if done else float("nan")
             print(f"\r{done}/{total} cells, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
         if minutes is not None and spent > 60 * minutes and done < total:

@@ -210,23 +210,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--time", type=int, metavar="IMAGES", help="images of each loader and turn")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
-    asked = parser.parse_args(arguments)
-    if asked.layout in SCENES:
-        test = max(1, asked.images // 5)
-        SCENES[asked.layout](asked.folder, train=asked.images - test, test=test, side=asked.side)
+    given = parser.parse_args(arguments)
+    if given.layout in SCENES:
+        test = max(1, given.images // 5)
+        SCENES[given.layout](given.folder, train=given.images - test, test=test, side=given.side)
         return 0
-    if asked.memory:
-        seen, most = peak_mb(asked.folder)
+    if given.memory:
+        seen, most = peak_mb(given.folder)
         print(f"{seen:,} images read, at most {most:.0f} MB")
         return 0
-    if asked.time is None:
+    if given.time is None:
         make(
-            asked.folder, images=asked.images, classes=asked.classes, test=asked.test, distinct=asked.distinct
+            given.folder, images=given.images, classes=given.classes, test=given.test, distinct=given.distinct
         )
         return 0
     ratios = []
-    for turn in range(asked.turns):
-        own, other = (rate(loader(asked.folder, asked.workers), asked.time) for loader in (ours, theirs))
+    for turn in range(given.turns):
+        own, other = (rate(loader(given.folder, given.workers), given.time) for loader in (ours, theirs))
         ratios.append(own / other)
         print(f"turn {turn + 1}: {own:.0f} images/s, torchvision {other:.0f}, ratio {own / other:.2f}")
     print(f"median ratio {statistics.median(ratios):.2f}")

@@ -154,12 +154,12 @@ def traced(
     try:
         structure = trace(network, example)
     except StructureError as error:
-        said, end, _ = str(error).partition("; check the inputs' shapes")
-        if not end or "positional argument" in said:
+        reason, end, _ = str(error).partition("; check the inputs' shapes")
+        if not end or "positional argument" in reason:
             raise
         raise StructureError(
-            f"{model} was to take {_typed(shape)}: {said}; give the size that it takes with --size, or each input with "
-            "--input NAME=SHAPE"
+            f"{model} was to take {_typed(shape)}: {reason}; give the size that it takes with --size, or each input "
+            "with --input NAME=SHAPE"
         ) from error
     return Traced(network, example, structure)
 
@@ -358,7 +358,7 @@ def _fit(model: nn.Module, loaded: dict[str, Tensor], asked: str) -> None:
     try:
         model.load_state_dict(loaded)
     except RuntimeError as error:
-        said = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
-        if len(said) > 200:
-            said = said[:200].rpartition(", ")[0] + " …"
-        raise UsageError(f"{asked}: {said.rstrip(' .')}; give the weights of this very network") from error
+        reason = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
+        if len(reason) > 200:
+            reason = reason[:200].rpartition(", ")[0] + " …"
+        raise UsageError(f"{asked}: {reason.rstrip(' .')}; give the weights of this very network") from error

@@ -184,18 +184,18 @@ def export_onnx(
     tensors = [_cast(x.detach().cpu(), torch.float32) for x in tensors_in(example_inputs)]
     inputs = filled(example_inputs, tensors)
     result = _try(model, trusted, inputs)
-    stated = {"constants": "; ".join(constants(inputs)), "left_out": "; ".join(left_out(result))}
-    said = {"halpiee_version": __version__, **(metadata or {}), "precision": precision}
-    said |= {key: text for key, text in stated.items() if text}
+    remarks = {"constants": "; ".join(constants(inputs)), "left_out": "; ".join(left_out(result))}
+    written = {"halpiee_version": __version__, **(metadata or {}), "precision": precision}
+    written |= {key: text for key, text in remarks.items() if text}
     also = other_sizes(trusted, inputs) if dynamic_size else []
     taken = checked_names(names_of_inputs(model, example_inputs), names["input_names"], "input")
-    said["input_shapes"] = written_shapes(taken, tensors)
+    written["input_shapes"] = written_shapes(taken, tensors)
     dtype = torch.float16 if precision == "fp16" and not fp32_io else torch.float32
 
     def build(network: nn.Module, free: bool) -> tuple[onnx.ModelProto, int]:
         sizes = {"dynamic_batch": free, "dynamic_size": dynamic_size}
         proto = converted(network, inputs, precision=precision, fp32_io=fp32_io, **sizes, **names)
-        return proto, _finish(proto, path, said)
+        return proto, _finish(proto, path, written)
 
     def run(proto: onnx.ModelProto) -> Callable[[tuple[Any, ...]], list[NDArray[Any]]]:
         call = onnx_outputs(proto)
@@ -205,14 +205,14 @@ def export_onnx(
     _refuse_mismatch(path, precision, done.comparison, allowed)
     write(path, done.graph.SerializeToString(), overwrite=overwrite)
     sizes = tuple(image_size(x) for x in (inputs, *also)) if dynamic_size else ()
-    return _report(path, precision, done, stated, sizes)
+    return _report(path, precision, done, remarks, sizes)
 
 
 def _report(
     path: Path,
     precision: Precision,
     done: Proved,
-    stated: Mapping[str, str],
+    remarks: Mapping[str, str],
     sizes: tuple[tuple[int, int], ...],
 ) -> ExportReport:
     """Returns what is said of a file that was written."""
@@ -228,21 +228,21 @@ def _report(
         opset=next(o.version for o in done.graph.opset_import if o.domain in ("", "ai.onnx")),
         lone_norms=done.lone_norms,
         fixed_batch=done.batch,
-        notes=tuple(_notes(path, done, stated)),
+        notes=tuple(_notes(path, done, remarks)),
         inputs=tuple(value.name for value in done.graph.graph.input),
         outputs=tuple(value.name for value in done.graph.graph.output),
         sizes=sizes,
     )
 
 
-def _finish(proto: onnx.ModelProto, path: Path, said: Mapping[str, str]) -> int:
+def _finish(proto: onnx.ModelProto, path: Path, written: Mapping[str, str]) -> int:
     """Folds, writes the metadata and checks, in place; returns the number of lone batch norms."""
     import onnx
 
     fold_constants(proto)
     lone = fold_batch_norm(proto)
     batch = fixed_batch(proto)
-    write_metadata(proto, said if batch is None else {**said, "fixed_batch": str(batch)})
+    write_metadata(proto, written if batch is None else {**written, "fixed_batch": str(batch)})
     if proto.ByteSize() > MAX_BYTES:
         raise UsageError(
             f"{path} would hold {proto.ByteSize() / 1e9:.1f} GB, one ONNX file at most 2.1 GB; "
@@ -252,7 +252,7 @@ def _finish(proto: onnx.ModelProto, path: Path, said: Mapping[str, str]) -> int:
     return lone
 
 
-def _notes(path: Path, done: Proved, stated: Mapping[str, str]) -> Iterator[str]:
+def _notes(path: Path, done: Proved, remarks: Mapping[str, str]) -> Iterator[str]:
     """Yields what the user of a file should know of its inputs and outputs."""
     if done.comparison.rounding is not None:
         yield (
@@ -265,10 +265,10 @@ def _notes(path: Path, done: Proved, stated: Mapping[str, str]) -> Iterator[str]
             f"{path} takes batches of {done.batch} only: the network has the batch of its example inputs in it "
             "(anchors, a state); export it once for each batch that is needed, or make them from the input"
         )
-    if stated["constants"]:
-        yield f"{path} is made for these inputs, which are no tensors: {stated['constants']}"
-    if stated["left_out"]:
-        yield f"{path} leaves out what is no tensor of the outputs: {stated['left_out']}"
+    if remarks["constants"]:
+        yield f"{path} is made for these inputs, which are no tensors: {remarks['constants']}"
+    if remarks["left_out"]:
+        yield f"{path} leaves out what is no tensor of the outputs: {remarks['left_out']}"
 
 
 def converted(

@@ -251,11 +251,11 @@ def prove_engine(path: Path, onnx: Path | None = None, *, trust: bool = False, s
     precision = str(facts["precision"])
     error = _error(trt, plan, cuda, onnx, sizes, Proof(seed=seed))
     _refuse_beyond(error, None, f"{path}", onnx, precision)
-    stated = {key: value for key, value in facts.items() if key not in ("seal", "engine_sha256")}
-    stated["proved"] = {**device, "rel_l2": error, "tensorrt": str(trt.__version__)}
-    write_engine(path, plan, stated)
+    public = {key: value for key, value in facts.items() if key not in ("seal", "engine_sha256")}
+    public["proved"] = {**device, "rel_l2": error, "tensorrt": str(trt.__version__)}
+    write_engine(path, plan, public)
     return EngineReport(
-        path, len(plan), False, "verified", error, str(trt.__version__), device["device"], sizes, stated
+        path, len(plan), False, "verified", error, str(trt.__version__), device["device"], sizes, public
     )
 
 

@@ -204,8 +204,8 @@ def _uncontended(
         return quiet
     if quiet.sum() < ENOUGH:
         return None
-    stated = us / slower
-    uncontended = np.asarray(quiet & (stated <= burst * stated[quiet].min()))
+    scaled = us / slower
+    uncontended = np.asarray(quiet & (scaled <= burst * scaled[quiet].min()))
     return uncontended if uncontended.sum() >= ENOUGH else None
 
 

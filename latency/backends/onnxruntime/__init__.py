@@ -101,8 +101,8 @@ class OnnxRuntime(Backend):
         if self.provider == "cpu":
             own = {"dtype": "int8"} if self.precision == "int8" else {}
             return environment("onnxruntime", self.threads, optimization="all", **own)
-        stated = {**gpu_facts(), "provider": self.provider}
-        return environment("onnxruntime", self.threads, optimization="all", **stated)
+        own = {**gpu_facts(), "provider": self.provider}
+        return environment("onnxruntime", self.threads, optimization="all", **own)
 
     def clock(self) -> Clock:
         """Returns the CPU clock for one thread, the wall clock for several."""

@@ -233,12 +233,12 @@ def _plugged(options: ort.SessionOptions) -> list[str]:
     """Puts the provider of TensorRT for RTX on the first GPU that it finds; returns its name."""
     import onnxruntime as ort
 
-    asked = "ONNX Runtime on TensorRT for RTX was asked for, and"
+    request = "ONNX Runtime on TensorRT for RTX was asked for, and"
     try:
         plugin = importlib.import_module(PLUGIN)
     except ImportError as error:
         raise MissingError(
-            f"{asked} {PLUGIN} cannot be imported ({error}); pip install onnxruntime-ep-nv-tensorrt-rtx on a machine "
+            f"{request} {PLUGIN} cannot be imported ({error}); pip install onnxruntime-ep-nv-tensorrt-rtx on a machine "
             "with an NVIDIA GPU, or name @cuda"
         ) from error
     name = str(plugin.get_ep_name())
@@ -251,12 +251,12 @@ def _plugged(options: ort.SessionOptions) -> list[str]:
             ort.register_execution_provider_library(name, plugin.get_library_path())
         except Exception as error:  # its exceptions share no base class
             raise MissingError(
-                f"{asked} its library cannot be loaded ({str(error).strip().splitlines()[0][:300]}); run nvidia-smi to "
-                "see the driver, or name @cpu"
+                f"{request} its library cannot be loaded ({str(error).strip().splitlines()[0][:300]}); run nvidia-smi "
+                "to see the driver, or name @cpu"
             ) from error
     devices = found()
     if not devices:
-        raise MissingError(f"{asked} it finds no GPU; run nvidia-smi to see the driver, or name @cuda")
+        raise MissingError(f"{request} it finds no GPU; run nvidia-smi to see the driver, or name @cuda")
     options.add_provider_for_devices(devices[:1], {})
     return [name]
 
