@@ -55,9 +55,9 @@ from halpiee.structure.rules import add_rule as add_rule
 from halpiee.structure.shrink import masked as masked
 from halpiee.structure.shrink import shrink as shrink
 from halpiee.structure.trace import trace as trace
-from halpiee.tasks.registry import task as task
 from halpiee.tasks.task import Metric as Metric
 from halpiee.tasks.task import Task as Task
+from halpiee.tasks.task import task as task
 from halpiee.training.loading import load as load
 
 __all__: list[str]

@@ -12,7 +12,7 @@ from halpiee.errors import ProfileError
 if TYPE_CHECKING:
     import latency
 
-__all__ = ["check_covers", "command", "held"]
+__all__ = ["check_covers", "command", "contents_of"]
 
 
 def command(
@@ -51,7 +51,7 @@ def command(
     return shlex.join(parts)
 
 
-def held(profile: latency.Profile) -> str:
+def contents_of(profile: latency.Profile) -> str:
     """Returns in words how many cells a profile holds, at which batches and input sizes."""
     from latency.op import Op
 
@@ -82,11 +82,13 @@ def check_covers(
         return True
 
     if not profile.cells:
-        raise ProfileError(f"--profile {path} {held(profile)}; `{measuring} --out {path}` continues it")
+        raise ProfileError(
+            f"--profile {path} {contents_of(profile)}; `{measuring} --out {path}` continues it"
+        )
     priced = [op for op in ops if op.kind in CONTRACTIONS]
     lacking = [op for op in priced if not reaches(op)]
     if lacking:
         raise ProfileError(
-            f"--profile {path} {held(profile)}; it lacks {len(lacking)} of the network's {len(priced)} convs and "
-            f"linears, the first of them {in_words(lacking[0])}; measure them with `{measuring} --out FILE`"
+            f"--profile {path} {contents_of(profile)}; it lacks {len(lacking)} of the network's {len(priced)} convs "
+            f"and linears, the first of them {in_words(lacking[0])}; measure them with `{measuring} --out FILE`"
         )

@@ -32,11 +32,7 @@ EXTRAS = {
 
 
 def missing(error: ModuleNotFoundError) -> MissingError | None:
-    """Returns what to type for a module of an extra, or ``None`` for a module that belongs to none.
-
-    Args:
-        error: the failed import.
-    """
+    """Returns what to type for a module of an extra, or ``None`` for a module that belongs to none."""
     module = (error.name or "").split(".")[0]
     for extra, modules in EXTRAS.items():
         if module in modules:

@@ -33,10 +33,7 @@ KEPT = (
 def push(run: str | Path, out: str | Path, *, repository: str | None = None) -> Path:
     """Writes a run as a folder for the Hugging Face hub, and uploads it where a repository is named.
 
-    Args:
-        run: folder of a finished run.
-        out: folder to make; it must not exist.
-        repository: ``owner/name`` on the hub; None: nothing leaves this machine.
+    The folder ``out`` must not exist; without a repository (``owner/name``) nothing leaves this machine.
 
     Returns:
         The folder, with ``README.md``, the model card, beside the files in ``KEPT``.

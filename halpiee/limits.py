@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from halpiee.advice import held
+from halpiee.advice import contents_of
 from halpiee.errors import BudgetError, ProfileError, UsageError, unknown
 from halpiee.ranges import parse_budget
 
@@ -129,7 +129,7 @@ def batch_of(profile: latency.Profile, path: Path, measuring: str = "halpiee pro
     cells = [cell for cell in profile.cells if cell.get("role") not in ("probe", "anchor")] or profile.cells
     batches = sorted({int(cell.get("batch", 1)) for cell in cells})
     if not batches:
-        raise ProfileError(f"{path} {held(profile)}; `{measuring} --out {path}` continues it")
+        raise ProfileError(f"{path} {contents_of(profile)}; `{measuring} --out {path}` continues it")
     if len(batches) != 1:
         raise UsageError(
             f"the batch of {path} was asked; it holds {', '.join(map(str, batches))}; say which with --batch, or "

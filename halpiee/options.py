@@ -133,10 +133,7 @@ def fitted(kind: type, values: Mapping[str, Any], *, where: str = "settings") ->
     A whole number serves as a float, a list as a tuple, ``"80/160"`` as the share it is, and YAML's ``1e-4``,
     which has no point and so is text there, as a number.
 
-    Args:
-        kind: a dataclass.
-        values: field → value.
-        where: what they were read from, for messages.
+    ``where`` names the source of the values in messages.
 
     Raises:
         UsageError: a name that is no field, with the nearest that is one; a value of another type.
@@ -160,10 +157,7 @@ def fitted(kind: type, values: Mapping[str, Any], *, where: str = "settings") ->
 def nested(kind: type, given: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Returns options in the places where the parts of a dataclass have them.
 
-    Args:
-        kind: a dataclass.
-        given: option → value.
-        over: such values as they were before; what is given replaces it.
+    They replace those ``over`` which they are given.
     """
     values = dict(over or {})
     options = options_of(kind)

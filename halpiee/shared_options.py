@@ -274,9 +274,7 @@ class Cycle(Switches):
     def steps(self, total_steps: int, *, scored: bool = False) -> tuple[int, int, int]:
         """Returns (h, j, q); open ones share what the cycles leave within the first ``end`` of training.
 
-        Args:
-            total_steps: of the whole training.
-            scored: whether h steps more come first, which score given weights.
+        Where given weights are ``scored``, h further steps come first.
 
         Raises:
             UsageError: not even one step each is left.

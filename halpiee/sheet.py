@@ -57,11 +57,8 @@ C = TypeVar("C", bound=Cell)
 class Sheet(Generic[R]):
     """The rows of a folder.
 
-    Args:
-        folder: made by the first row where it is not there; or the file of rows itself.
-        kind: type of a row.
-        name: the name of a row's cell.
-        what: what the rows are of, for messages: ``a study``.
+    The first row makes the folder; the file of rows itself may be given, too. ``name`` returns the name of a row's
+    cell; ``what`` the rows are of is for messages: ``a study``.
     """
 
     def __init__(self, folder: Path, kind: type[R], name: Callable[[R], str], what: str) -> None:
@@ -118,10 +115,9 @@ class Sheet(Generic[R]):
     def fill(self, cells: Sequence[C], make: Callable[[C], R | None], *, wait: bool) -> None:
         """Does the cells that have no row, each claimed while it is done, and writes their rows.
 
-        Args:
-            cells: a cell that comes after another one of them is done when that one has its row.
-            make: does a cell and returns its row; ``None``: it cannot be done now.
-            wait: whether to wait for cells that other processes do, and to do them where such a process dies.
+        A cell that comes after another one of these is done when that one has its row. ``make`` returns the row of a
+        cell, ``None`` where it cannot be done now. With ``wait`` cells that other processes do are waited for, and done
+        here where such a process dies.
         """
         while True:
             done = {self.name(row) for row in self.rows()}

@@ -149,12 +149,6 @@ def settings_of(cell: Cell, out: Path) -> Settings:
 def carry_out(cell: Cell, ground: Ground, out: Path, talk: Talk) -> Row | None:
     """Trains, exports and times a cell unless its row is there, and returns the row.
 
-    Args:
-        cell: to do.
-        ground: of its comparison.
-        out: folder of the comparison.
-        talk: says what happens.
-
     Returns:
         The row; ``None`` where another process does the cell.
     """

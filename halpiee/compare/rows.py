@@ -116,8 +116,7 @@ class Difference:
 def standings(rows: Iterable[Row]) -> list[Standing]:
     """Returns a standing for each contestant and budget, best first within a budget, large budgets first.
 
-    Args:
-        rows: of one setting; of rows with one key the last counts.
+    The rows are of one setting; of rows with one key the last counts.
     """
     cells: dict[tuple[str, float], dict[int, Row]] = {}
     for row in rows:

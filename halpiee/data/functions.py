@@ -96,9 +96,7 @@ class FunctionSource(Source):
                 items = [split.read(i) for i in range(len(split))]
                 x = torch.stack([_as_tensor(image) for image, _ in items])
                 labels = [_as_tensor(label).squeeze() for _, label in items]
-                y = torch.stack(labels if all(y.ndim == 0 for y in labels) else labels[:1])
-                if len({tuple(y.shape) for y in labels}) == 1:
-                    y = torch.stack(labels)
+                y = torch.stack(labels if len({y.shape for y in labels}) == 1 else labels[:1])
             except Exception as error:  # whatever a dataset does while it is read
                 raise DataError(
                     f"--data {self.name}: a split is neither (images, labels) nor a dataset of equally large "

@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 
 from halpiee.errors import BudgetError, UsageError
 from halpiee.methods.allocator import LatencyPool, Pool, bind
-from halpiee.methods.method import Asked, Method, Setup
+from halpiee.methods.method import Method, Request, Setup
 from halpiee.methods.phases import Design, Recipe, Resize, Train, at_density
 from halpiee.methods.registry import method
 from halpiee.options import option
@@ -115,18 +115,18 @@ class HALP(Method):
         return given.design(phases, criterion_of(options.criterion, given.seed), pool=pool)
 
     @classmethod
-    def arguments(cls, asked: Asked) -> dict[str, Any]:
+    def arguments(cls, request: Request) -> dict[str, Any]:
         """Returns the prunes of a run: ``rounds`` of them, which end where IEE's cycles end."""
-        o = asked.options
+        o = request.options
         prunes = o.get("rounds", Options.prunes)
-        room = int((asked.cycle.get("end") or LATE) * asked.total_steps) // prunes
+        room = int((request.cycle.get("end") or LATE) * request.total_steps) // prunes
         interval = o.get("interval") or max(1, min(Options.interval, room))
         given = {"criterion": o["criterion"]} if "criterion" in o else {}
         if o.get("value") == "measured":
-            given |= {"value": "measured", "batches": asked.examples()}
-        if asked.cycle.get("solver") is not None:
-            given["solver"] = asked.cycle["solver"]
-        return {**given, "prunes": min(prunes, asked.total_steps), "interval": interval}
+            given |= {"value": "measured", "batches": request.examples()}
+        if request.cycle.get("solver") is not None:
+            given["solver"] = request.cycle["solver"]
+        return {**given, "prunes": min(prunes, request.total_steps), "interval": interval}
 
 
 def _measured(given: Setup) -> dict[str, FloatArray]:

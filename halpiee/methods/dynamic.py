@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import Asked, Method, Setup
+from halpiee.methods.method import Method, Request, Setup
 from halpiee.methods.phases import Design, Drop, Grow, Phase, Resize, Shuffle, Start, Train, update_steps
 from halpiee.methods.registry import method
 from halpiee.methods.scores import Momentum
@@ -179,10 +179,10 @@ class RigL(Method):
             yield Grow(share, by=grow_by, within=self.within, values=o.values)
 
     @classmethod
-    def arguments(cls, asked: Asked) -> dict[str, Any]:
+    def arguments(cls, request: Request) -> dict[str, Any]:
         """Returns the options that were typed; ``last`` is the share of the training where updates end."""
-        last = {"end": asked.options["last"]} if "last" in asked.options else {}
-        return {**super().arguments(asked), **last}
+        last = {"end": request.options["last"]} if "last" in request.options else {}
+        return {**super().arguments(request), **last}
 
 
 @method(

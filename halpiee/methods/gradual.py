@@ -29,7 +29,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import Asked, Method, Setup
+from halpiee.methods.method import Method, Request, Setup
 from halpiee.methods.phases import Design, Drop, Grow, Phase, Recipe, Resize, Train, at_density, density_of
 from halpiee.methods.registry import method
 from halpiee.options import option
@@ -238,11 +238,11 @@ class GraNet(Method):
         return given.design((*start, *phases), Magnitude(), units=units)
 
     @classmethod
-    def arguments(cls, asked: Asked) -> dict[str, Any]:
+    def arguments(cls, request: Request) -> dict[str, Any]:
         """Returns the options that were typed; ``fraction`` and ``regrow_until`` are those of neuroregeneration."""
         named = {"fraction": "start", "regrow_until": "until"}
-        typed = {field: asked.options[name] for name, field in named.items() if name in asked.options}
-        return {**super().arguments(asked), **({"regrowth": Regrowth(**typed)} if typed else {})}
+        typed = {field: request.options[name] for name, field in named.items() if name in request.options}
+        return {**super().arguments(request), **({"regrowth": Regrowth(**typed)} if typed else {})}
 
 
 def recipe(
@@ -338,18 +338,22 @@ class FilterPruning(Method):
         return given.design(phases, criterion_of(o.criterion, given.seed), units=units)
 
     @classmethod
-    def arguments(cls, asked: Asked) -> dict[str, Any]:
+    def arguments(cls, request: Request) -> dict[str, Any]:
         """Returns the options that were typed, and batches for criteria that cannot be read off training steps.
 
         Residual networks keep their first convolution whole (Lubana & Dick 2021).
         """
-        o = {name: asked.options[name] for name in ("interval", "rounds", "regrow") if name in asked.options}
-        name = asked.options.get("criterion", Options.criterion)
+        o = {
+            name: request.options[name]
+            for name in ("interval", "rounds", "regrow")
+            if name in request.options
+        }
+        name = request.options.get("criterion", Options.criterion)
         of = name.removeprefix("inverted-")
         # A batch norm in training mode makes θᵀg zero; the paper scores in evaluation.
-        criterion = InMode(named(name, asked.seed)) if of.startswith("loss") else named(name, asked.seed)
-        batches = asked.examples() if of.startswith(("grasp", "synflow", "loss")) else None
-        pinned = first_conv(asked.model) if any_residual(asked.structure()) else frozenset()
+        criterion = InMode(named(name, request.seed)) if of.startswith("loss") else named(name, request.seed)
+        batches = request.examples() if of.startswith(("grasp", "synflow", "loss")) else None
+        pinned = first_conv(request.model) if any_residual(request.structure()) else frozenset()
         return {**o, "criterion": criterion, "batches": batches, "pinned": pinned, "units": None}
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import bind
-from halpiee.methods.method import Asked, Method, Setup
+from halpiee.methods.method import Method, Request, Setup
 from halpiee.methods.phases import Design, Drop, Grow, Phase, Recipe, Start, Train
 from halpiee.methods.registry import method
 from halpiee.options import option
@@ -130,16 +130,16 @@ class IEE(Method):
         return given.design(phases, criterion, pool=pool, explore_init=explore_init)
 
     @classmethod
-    def arguments(cls, asked: Asked) -> dict[str, Any]:
+    def arguments(cls, request: Request) -> dict[str, Any]:
         """Returns the cycle of a run; given weights are scored before a removal, unless ``init`` says else."""
-        init = asked.options.get("init")
+        init = request.options.get("init")
         own = {f.name for f in fields(Options)}
-        found = {name: value for name, value in asked.cycle.items() if name in own}
-        criterion = asked.options.get("criterion") or ("taylor" if asked.units == "filters" else None)
+        found = {name: value for name, value in request.cycle.items() if name in own}
+        criterion = request.options.get("criterion") or ("taylor" if request.units == "filters" else None)
         return {
             **found,
-            **dict(zip("hjq", asked.steps(), strict=True)),
+            **dict(zip("hjq", request.steps(), strict=True)),
             "criterion": criterion,
-            "start": "pretrained" if asked.pretrained and init is None else "scratch",
+            "start": "pretrained" if request.pretrained and init is None else "scratch",
             "init": "random_scores" if init == "random-scores" else "random",
         }

@@ -28,7 +28,7 @@ from halpiee.sparsity.granularity import Channels, Units, Weights
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 
-__all__ = ["Asked", "BudgetLike", "Method", "Setup", "UnitsLike"]
+__all__ = ["BudgetLike", "Method", "Request", "Setup", "UnitsLike"]
 
 BudgetLike = Budget | float | str
 """A budget, or a share or time that ``as_budget`` makes one of."""
@@ -109,7 +109,7 @@ SHARED = {f.name.removeprefix("asked_"): f.name for f in fields(Setup) if f.defa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Request:
     """What a run of ``halpiee train`` asks of a method."""
 
     options: Mapping[str, Any]  # option → value, of those that were typed
@@ -117,9 +117,7 @@ class Asked:
     seed: int  # of every random choice
     total_steps: int  # of the whole training
     structure: Callable[[], Structure]  # gives that of the model
-    examples: Callable[
-        [], Sequence[tuple[Tensor, Tensor]]
-    ]  # gives (inputs, targets) to score on, ten of each class
+    examples: Callable[[], Sequence[tuple[Tensor, Tensor]]]  # gives (inputs, targets) to score on, ten a class
     steps: Callable[[], tuple[int, int, int]]  # gives the steps (h, j, q) of IEE's cycle
     cycle: Mapping[str, Any] = field(default_factory=dict)  # options of IEE's cycle → value, all of them
     pretrained: bool = False  # whether training starts from given weights
@@ -186,17 +184,17 @@ class Method(Sparse):
         raise NotImplementedError
 
     @classmethod
-    def arguments(cls, asked: Asked) -> dict[str, Any]:
+    def arguments(cls, request: Request) -> dict[str, Any]:
         """Returns keyword arguments for a run: the options that were typed, and those that a short run needs.
 
         Updates come every ``interval`` steps as in the paper where forty of them fit, else every fortieth of the
         training; given weights are kept by magnitude.
         """
         names = {f.name for f in fields(cls.Options)}
-        found = {name: value for name, value in asked.options.items() if name in names}
+        found = {name: value for name, value in request.options.items() if name in names}
         if "interval" in names and "interval" not in found:
-            found["interval"] = max(1, min(cls.Options().interval, asked.total_steps // 40))
-        if "init" in names and "init" not in found and asked.pretrained:
+            found["interval"] = max(1, min(cls.Options().interval, request.total_steps // 40))
+        if "init" in names and "init" not in found and request.pretrained:
             found["init"] = "magnitude"
         return found
 

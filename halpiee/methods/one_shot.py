@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from halpiee.errors import UsageError
 from halpiee.methods.allocator import Pool, bind
 from halpiee.methods.attach import bare
-from halpiee.methods.method import Asked, Method, Setup
+from halpiee.methods.method import Method, Request, Setup
 from halpiee.methods.phases import (
     Design,
     Phase,
@@ -255,9 +255,9 @@ class AtInit(Method):
         return given.design(phases, criterion, units=units)
 
     @classmethod
-    def arguments(cls, asked: Asked) -> dict[str, Any]:
+    def arguments(cls, request: Request) -> dict[str, Any]:
         """Returns the options that were typed, and examples of each class to score on."""
-        return {**super().arguments(asked), "batches": asked.examples()}
+        return {**super().arguments(request), "batches": request.examples()}
 
 
 @method(

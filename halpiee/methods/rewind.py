@@ -42,7 +42,7 @@ __all__ = [
     "Train",
     "draw_again",
     "draw_normal",
-    "held",
+    "keeping_mask",
     "rewind",
     "rewinding",
 ]
@@ -51,8 +51,8 @@ __all__ = [
 class Train(Protocol):
     """Trains steps ``first`` to ``last − 1`` of the schedule, in place.
 
-    What ``mask`` has pruned has to stay zero (see ``held``); ``None`` is the dense network. ``done(n)`` is called
-    when n steps of the schedule have been done: after each step.
+    What ``mask`` has pruned has to stay zero (see ``keeping_mask``); ``None`` is the dense network. ``done(n)`` is
+    called when n steps of the schedule have been done: after each step.
     """
 
     def __call__(
@@ -210,7 +210,7 @@ def rewinding(model: nn.Module, how: Pruning, rewound: Callable[[nn.Module], obj
 
 
 @contextmanager
-def held(
+def keeping_mask(
     model: nn.Module, optimizer: Optimizer, mask: Mask | None, units: Units | None = None
 ) -> Iterator[None]:
     """Context in which steps of the model's optimizer leave pruned weights at zero, with momentum and weight decay.

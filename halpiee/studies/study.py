@@ -6,7 +6,7 @@ A file holds::
     probe                    what a cell does; ``train`` where nothing is said (see ``halpiee.studies.probes``)
     options                  options of ``halpiee train`` for all cells; ``recipe`` names a paper's settings under them
     grid                     axis → values of the option of that name; or axis → label → options of its own
-    values                   the quantities of a row (see ``halpiee.studies.quantities``)
+    values                   the quantities of a row (see ``halpiee.studies.probes``)
     table, figure            what is shown of them
     paper                    printed values that are shown beside
     only                     option → methods that take it; it is left out with the others
@@ -36,8 +36,7 @@ from halpiee.errors import UsageError, unknown
 from halpiee.options import fitted
 from halpiee.recipes import find, names_in
 from halpiee.recipes import read as recipe
-from halpiee.studies.probes import PROBES
-from halpiee.studies.quantities import QUANTITIES
+from halpiee.studies.probes import PROBES, QUANTITIES
 from halpiee.training.config import OPTIONS
 
 __all__ = ["SMALLEST", "Cell", "Figure", "Study", "Table", "names", "read", "scale_of"]

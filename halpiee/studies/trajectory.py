@@ -24,7 +24,7 @@ from halpiee.data.data import Data
 from halpiee.data.tensors import TensorData
 from halpiee.errors import OutputInUseError
 from halpiee.methods.dynamic import Static
-from halpiee.methods.rewind import held
+from halpiee.methods.rewind import keeping_mask
 from halpiee.sparsity.distribution import Uniform
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Units, Weights
@@ -210,7 +210,7 @@ class Branch:
         model.train()
         per_epoch = data.steps_per_epoch(s.batch_size)
         step, end = self.step, self.step + steps
-        with held(model, optimizer, mask, units):
+        with keeping_mask(model, optimizer, mask, units):
             while step < end:
                 epoch, at = divmod(step, per_epoch)
                 for x, y in data.batches(epoch, s.batch_size, seed=s.seed, start=at):

@@ -17,8 +17,7 @@ from halpiee.data.sources import check, load
 from halpiee.errors import DataError, ScoreWarning, UsageError
 from halpiee.options import nested
 from halpiee.sheet import Sheet
-from halpiee.studies.probes import PROBES
-from halpiee.studies.quantities import MEASURED, QUANTITIES, Finished
+from halpiee.studies.probes import MEASURED, PROBES, QUANTITIES, Finished
 from halpiee.studies.rows import Row
 from halpiee.studies.study import Cell, Study
 from halpiee.studies.trajectory import Place

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halpiee.data.data import Data
-from halpiee.tasks.registry import task
-from halpiee.tasks.task import Sums, Task, misshapen
+from halpiee.tasks.task import Sums, Task, misshapen, task
 
 __all__ = ["Classification", "matching"]
 

@@ -15,8 +15,7 @@ from halpiee.data.data import Data
 from halpiee.data.source import Source
 from halpiee.data.sources import find
 from halpiee.errors import MissingError, UsageError
-from halpiee.tasks.registry import task
-from halpiee.tasks.task import Metric, Task
+from halpiee.tasks.task import Metric, Task, task
 
 __all__ = ["Detection", "Detector"]
 

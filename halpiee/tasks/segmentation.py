@@ -12,8 +12,7 @@ from torch.nn import functional
 from halpiee.data.folders import VOID, PairSource
 from halpiee.data.source import Source
 from halpiee.data.sources import find
-from halpiee.tasks.registry import task
-from halpiee.tasks.task import Sums, Task, misshapen
+from halpiee.tasks.task import Sums, Task, misshapen, task
 
 __all__ = ["Segmentation"]
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
-from halpiee.methods.method import Asked, Method
+from halpiee.methods.method import Method, Request
 from halpiee.methods.registry import METHODS
 from halpiee.methods.rewind import draw_normal
 from halpiee.saliency.criterion import LossFn
@@ -99,7 +99,7 @@ def method_of(
         units = "filters" if isinstance(given["units"], Filters) else "weights"
         if units == "filters":
             given["structure"] = material.structure()
-    asked = Asked(
+    request = Request(
         options={**entry.preset, **_typed(s, material.n_classes)},
         cycle=asdict(s.cycle),
         steps=lambda: s.cycle_steps(total_steps),
@@ -111,7 +111,7 @@ def method_of(
         structure=material.structure,
         examples=material.examples,
     )
-    return partial(entry.make, **{**given, **entry.make.arguments(asked)})
+    return partial(entry.make, **{**given, **entry.make.arguments(request)})
 
 
 def _typed(s: Settings, n_classes: int) -> dict[str, Any]:

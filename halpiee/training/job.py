@@ -74,7 +74,7 @@ class Talk(Protocol):
 class Silent:
     """Says nothing: the first rank speaks for all."""
 
-    def note(self, *told: Any) -> None:
+    def note(self, *words: Any) -> None:
         """Says nothing."""
 
     stage = training = sweeping = note
@@ -93,7 +93,7 @@ class Run:
     data_notes: dict[str, None] = field(default_factory=dict)
     """What was said of the data so far, by all ranks."""
 
-    def tell_of_data(self) -> None:
+    def report_data_notes(self) -> None:
         """Says what is new of the data, such as images that could not be read; every rank has to ask at once."""
         for notes in self.ranks.every(self.data.notes):
             for note in notes:

@@ -11,7 +11,7 @@ from halpiee.data.images import Preprocess
 from halpiee.errors import UsageError
 from halpiee.report.values import read_report
 from halpiee.structure.plan import Plan
-from halpiee.tasks.registry import REGISTRY, named
+from halpiee.tasks.task import REGISTRY, named
 from halpiee.training.checkpoint import FILE, fill, load_weights, read_settings, read_values
 from halpiee.training.config import Settings
 from halpiee.training.weights import read_weights

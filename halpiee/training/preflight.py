@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import latency
-from halpiee.advice import check_covers, command, held
+from halpiee.advice import check_covers, command, contents_of
 from halpiee.data.data import Summary
 from halpiee.deploy.target import Target
 from halpiee.errors import DataError, HalpieeError, MissingError, OutputInUseError, ProfileError, UsageError
@@ -318,7 +318,7 @@ def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:
     profile = latency.Profile.load(path)
     if not profile.cells:
         raise ProfileError(
-            f"--profile {path} {held(profile)}; the `halpiee profile {s.model} … --out {path}` that began it "
+            f"--profile {path} {contents_of(profile)}; the `halpiee profile {s.model} … --out {path}` that began it "
             "continues it"
         )
     target = Target.of_profile(profile)

@@ -194,7 +194,7 @@ def begun(
     trainer.lead, trainer.step = lead, first
     if run.settings.distill and label == "pruned":
         trainer.learn_from(run.teacher().to(run.device))
-    run.tell_of_data()
+    run.report_data_notes()
     if given:
         return trainer
     torch.manual_seed(run.settings.seed + run.ranks.rank)
@@ -219,7 +219,7 @@ def begun(
 def _report(run: Run, trainer: Trainer, label: str, entry: dict[str, Any] | None) -> None:
     """Says how far a training is, and writes the figures of an epoch."""
     if entry is not None:
-        run.tell_of_data()
+        run.report_data_notes()
         if run.ranks.first:
             run.metrics.write(label, trainer.history)
         entry = {**entry, "figure": run.task.title}

@@ -44,9 +44,7 @@ def initialise(model: nn.Module) -> None:
 def draw(model: nn.Module, seed: int) -> None:
     """Draws another sample of the same initialisation; running statistics of norms start anew.
 
-    Args:
-        model: a network of this package, changed in place.
-        seed: the same seed draws the same weights; the global generator is left as it was.
+    The same seed draws the same weights; the global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -112,10 +110,7 @@ BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),
 class MobileNetV1(nn.Module):
     """A 3×3 stem, 13 separable convolutions, global average pooling and one linear layer.
 
-    Args:
-        stem_stride: 2 for ImageNet, 1 for CIFAR.
-        width: factor on all channels (the paper's α).
-        num_classes: outputs.
+    The stem's stride is 2 for ImageNet, 1 for CIFAR; ``width``, the paper's α, is a factor on all channels.
     """
 
     def __init__(self, stem_stride: int, *, width: float = 1, num_classes: int = 1000) -> None:
@@ -342,11 +337,7 @@ class PreActivationBlock(nn.Module):
 class WideResNet(nn.Module):
     """A 3×3 stem of 16 channels and three stages of 16, 32 and 64 times ``widen`` channels.
 
-    Args:
-        depth: layers, 6·n + 4 for n blocks per stage.
-        widen: the paper's k.
-        width: further factor on all channels.
-        num_classes: outputs.
+    The depth is 6·n + 4 layers for n blocks per stage; ``width`` is a further factor on all channels.
     """
 
     def __init__(self, depth: int, widen: int, *, width: float = 1, num_classes: int = 10) -> None:

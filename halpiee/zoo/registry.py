@@ -38,10 +38,8 @@ def names_code(name: str) -> bool:
 def check_named(name: str, *, where: str, instead: str) -> None:
     """Refuses a function that only a file names.
 
-    Args:
-        name: MODEL or data source, as the file has it.
-        where: the file and what it says, such as ``the plan half.json names the network``.
-        instead: what to type if the name is the user's own.
+    ``where`` names the file and what it says, such as ``the plan half.json names the network``; ``instead`` is what to
+    type if the name is the user's own.
 
     Raises:
         UsageError: it is a function; it was neither imported nor called.
@@ -56,11 +54,7 @@ def check_named(name: str, *, where: str, instead: str) -> None:
 def check_arguments(name: str, arguments: Mapping[str, Any], *, where: str, instead: str) -> None:
     """Refuses arguments from a file that would make the builder of a known network load something.
 
-    Args:
-        name: of the network.
-        arguments: for its builder, as the file has them.
-        where: the file, such as ``the plan half.json``.
-        instead: what to type if the file is the user's own.
+    ``where`` names the file, such as ``the plan half.json``; ``instead`` is what to type if it is the user's own.
 
     Raises:
         UsageError: one loads something, or is neither a moderate number, a boolean, null nor a list of these.
@@ -85,8 +79,7 @@ def _plain(value: Any) -> bool:
 def names(*, everything: bool = False) -> tuple[str, ...]:
     """Returns the names that ``build`` knows, sorted.
 
-    Args:
-        everything: also torchvision's names and, where it is installed, timm's.
+    With ``everything``, torchvision's names, too, and, where it is installed, timm's.
     """
     known = set(ZOO)
     if everything:

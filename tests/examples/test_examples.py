@@ -22,7 +22,7 @@ import halpiee
 import latency
 from halpiee.methods.registry import METHODS
 from halpiee.saliency.registry import REGISTRY as CRITERIA
-from halpiee.tasks.registry import REGISTRY as TASKS
+from halpiee.tasks.task import REGISTRY as TASKS
 from latency.backends import BACKENDS
 from latency.backends.onnxruntime.ops import BUILDERS
 from latency.op import OPS

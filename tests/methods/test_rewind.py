@@ -18,7 +18,7 @@ from halpiee.methods.rewind import (
     Retrain,
     draw_again,
     draw_normal,
-    held,
+    keeping_mask,
     rewind,
 )
 from halpiee.sparsity import Mask
@@ -161,7 +161,7 @@ def test_held_weights_stay_zero_and_active_ones_train_as_without_the_mask(optimi
     step(opt)  # momentum of what will be pruned is not zero
     mask = prune_once(model, "magnitude", 0.4)
     mask.apply(model)
-    with held(model, opt, mask):
+    with keeping_mask(model, opt, mask):
         for _ in range(3):
             before = model.get_parameter("0.weight").detach().clone()
             step(opt)
@@ -227,7 +227,7 @@ def test_a_real_training_ends_at_the_density_and_repeats_bit_by_bit() -> None:
         model: nn.Module, mask: Mask | None, first: int, last: int, done: Callable[[int], None]
     ) -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-        with held(model, optimizer, mask):
+        with keeping_mask(model, optimizer, mask):
             for step in range(first, last):
                 optimizer.param_groups[0]["lr"] = rates[step]
                 optimizer.zero_grad()

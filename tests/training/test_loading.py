@@ -16,7 +16,7 @@ import halpiee
 from halpiee.errors import HalpieeError, StructureError, UsageError
 from halpiee.structure import Plan, shrink, trace
 from halpiee.structure.plan import Selection
-from halpiee.tasks.registry import named
+from halpiee.tasks.task import named
 from halpiee.training.checkpoint import save_settings
 from halpiee.training.config import Settings
 from halpiee.zoo import build
