@@ -262,11 +262,7 @@ def _plugged(options: ort.SessionOptions) -> list[str]:
 
 
 def feeds(
-    runtime: Any,
-    *,
-    batch: int = 1,
-    seed: int = 0,
-    sizes: Mapping[str, Sequence[int]] | None = None,
+    runtime: Any, *, batch: int = 1, seed: int = 0, sizes: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, Any]:
     """Returns random inputs for a session, free dimensions filled with the batch, or of the ``sizes`` given by name."""
     rng = np.random.default_rng(seed)
@@ -362,7 +358,7 @@ def input_sizes(
 
 
 def written_shapes(runtime: Any) -> dict[str, list[int]]:
-    """Returns input → its example's shape without the batch, of those that the file's ``input_shapes`` tell."""
+    """Returns input → shape of its example without the batch, from the metadata ``input_shapes`` of the file."""
     text = str(runtime.get_modelmeta().custom_metadata_map.get("input_shapes", ""))
     ranks = {value.name: len(value.shape) for value in runtime.get_inputs()}
     found = {}
