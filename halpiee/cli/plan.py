@@ -469,6 +469,4 @@ def show(result: dict[str, Any]) -> None:
     if result["not_covered"]:
         say(f"not timed: {', '.join(result['not_covered'])}")
     if result["interpolated"]:
-        say(
-            f"{len(result['interpolated'])} of {len(result['widths'])} layers are priced between measured cells"
-        )
+        say(f"{len(result['interpolated'])} ops are priced between measured cells")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import latency
+from halpiee.deploy import Target, export_int8
 from latency.backends import load
 from latency.backends.onnxruntime import OnnxRuntime, to_onnx
 from latency.backends.onnxruntime.ops import KINDS
@@ -66,9 +68,39 @@ def test_a_table_is_measured_and_says_its_runtime(tmp_path: Path) -> None:
 
 
 def test_what_it_cannot_do_is_said() -> None:
-    with pytest.raises(UsageError, match="it is measured on the CPU in fp32; leave them out"):
+    with pytest.raises(UsageError, match="it is measured on the CPU in fp32 or int8; leave them out"):
         load("openvino", settings={"precision": "fp16"})
     proto = to_onnx(nn.Linear(4, 2), (torch.zeros(1, 4),))
     runner = load("openvino").network(proto, (torch.zeros(1, 5),))
     with pytest.raises(UsageError, match="OpenVINO was asked to run the model and refused"):
         runner.ready()
+
+
+def test_an_int8_table_prices_ops_as_their_quantised_form_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    op = Op(kind="linear", c_in=64, c_out=64, dtype="int8")
+    profile = latency.sweep([op], backend="openvino", settings={"precision": "int8"}, path=path, every=32)
+    assert (profile.environment["backend"], profile.environment["dtype"]) == ("openvino", "int8")
+    assert float(profile.table(op).lookup(64, 64)) > 0
+    target = Target.of_profile(profile)
+    assert (target.backend, target.precision) == ("openvino", "int8")
+
+
+def test_a_network_in_int8_runs_integer_kernels_and_a_calibrated_file_computes_the_same(
+    model: nn.Sequential, tmp_path: Path
+) -> None:
+    x = torch.randn(3, 3, 8, 8)
+    path = tmp_path / "int8.onnx"
+    export_int8(model, (x[:1],), path, [x])
+    with load("openvino").network(path, (x,)) as runner:
+        found = runner.infer({"input": x.numpy()})[0]
+    expected = model(x).detach().numpy()
+    assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
+    with load("openvino", settings={"precision": "int8"}).network(model, (x,)) as runner:
+        kinds = {str(node.get_rt_info()["runtimePrecision"].value) for node in nodes(runner)}
+    assert kinds & {"i8", "u8"}
+
+
+def nodes(runner: Any) -> Any:
+    """The ops as OpenVINO runs them."""
+    return runner._request.get_compiled_model().get_runtime_model().get_ops()

@@ -31,11 +31,56 @@ from latency.timing import Clock, CpuClock, WallClock, checksum
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["QUANTISER", "OnnxRuntime", "feeds", "fixed_batch", "quantised", "quiet", "session", "to_onnx"]
+__all__ = ["QUANTISER", "OnOnnx", "OnnxRuntime", "feeds", "fixed_batch", "quantised", "session", "to_onnx"]
+
+
+class OnOnnx(Backend):
+    """What backends share that run ONNX graphs on the CPU, in fp32 or int8."""
+
+    builds = 3
+    """Builds of one cell at least: where a session's buffers lie changes its time."""
+
+    files = (".onnx",)
+    precision: str
+
+    @classmethod
+    def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:
+        """Returns the precision that a profile was measured with, where it is not fp32."""
+        return {"precision": "int8"} if environment.get("dtype") == "int8" else {}
+
+    def anchor(self) -> Callable[[], object]:
+        """Returns a checksum of 16 KB, about 5 µs; see `latency.timing.checksum`."""
+        return checksum()
+
+    def reads(self, op: Op) -> int:
+        """Returns the bytes of weights that a timed run of a build reads: those of all its copies, and of one."""
+        return (self.policy.copies(op) + 1) * weight_bytes(op)
+
+    def build(self, op: Op) -> Built:
+        """Builds an op as two graphs, of some copies and of one; see `TimingPolicy.copies`."""
+        most, plain = self.policy.copies(op), op if op.dtype != "int8" else replace(op, dtype="float32")
+        graphs = [differential_graph(plain, copies, most) for copies in (most, 1)]
+        many, one = (self.call(graph if plain is op else quantised(graph)) for graph in graphs)
+        return Built(run=many, minus=one, copies=most - 1, method="twin")
+
+    def call(self, graph: onnx.ModelProto) -> Callable[[], object]:
+        """Returns what runs a graph on random inputs."""
+        raise NotImplementedError
+
+    def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
+        """Returns the ONNX model of a module; in int8 with made-up ranges, which do not change its time."""
+        made = to_onnx(model, example_inputs)
+        return quantised(made) if self.precision == "int8" else made
+
+    def given(self, model: Any, example_inputs: Sequence[Any] | None) -> Any:
+        """Returns what a network is made of: in int8 a module's own ONNX model."""
+        if self.precision != "int8" or example_inputs is None or not is_module(model):
+            return model
+        return self.deployed(model, example_inputs)
 
 
 @backend("onnxruntime")
-class OnnxRuntime(Backend):
+class OnnxRuntime(OnOnnx):
     """Ops and networks on ONNX Runtime; ops on its CPU provider.
 
     Args:
@@ -50,9 +95,6 @@ class OnnxRuntime(Backend):
         MissingError: another device.
     """
 
-    builds = 3
-    """Builds of one cell at least: where a session's buffers lie changes its time."""
-
     ways = (
         Way("cpu", (".onnx",), usual=True),
         Way("cuda", (".onnx",), {"provider": "cuda"}),
@@ -60,7 +102,6 @@ class OnnxRuntime(Backend):
         Way("ort-rtx", (".onnx",), {"provider": "rtx"}),
         Way("onnx", ("module",)),
     )
-    files = (".onnx",)
     times_layers = True
 
     def __init__(
@@ -91,16 +132,10 @@ class OnnxRuntime(Backend):
                 "and NCHW; leave them out, or add --backend torch"
             )
 
-    @classmethod
-    def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:
-        """Returns the precision that a profile was measured with, where it is not fp32."""
-        return {"precision": "int8"} if environment.get("dtype") == "int8" else {}
-
     def environment(self) -> dict[str, Any]:
         """Returns the circumstances of everything this backend measures."""
         if self.provider == "cpu":
-            own = {"dtype": "int8"} if self.precision == "int8" else {}
-            return environment("onnxruntime", self.threads, optimization="all", **own)
+            return environment("onnxruntime", self.threads, PRECISIONS[self.precision], optimization="all")
         own = {**gpu_facts(), "provider": self.provider}
         return environment("onnxruntime", self.threads, optimization="all", **own)
 
@@ -108,37 +143,16 @@ class OnnxRuntime(Backend):
         """Returns the CPU clock for one thread, the wall clock for several."""
         return CpuClock() if self.threads == 1 else WallClock()
 
-    def anchor(self) -> Callable[[], object]:
-        """Returns a checksum of 16 KB, about 5 µs; see `latency.timing.checksum`."""
-        return checksum()
-
-    def reads(self, op: Op) -> int:
-        """Returns the bytes of weights that a timed run of a build reads: those of all its copies, and of one."""
-        return (self.policy.copies(op) + 1) * weight_bytes(op)
-
-    def build(self, op: Op) -> Built:
-        """Builds an op as two graphs, of some copies and of one; see `TimingPolicy.copies`."""
-        most, calls = self.policy.copies(op), []
-        for copies in (most, 1):
-            if op.dtype == "int8":
-                graph = quantised(differential_graph(replace(op, dtype="float32"), copies, most))
-            else:
-                graph = differential_graph(op, copies, most)
-            runtime = session(graph, threads=self.threads, merge=False)
-            calls.append(partial(runtime.run, None, feeds(runtime)))
-        return Built(run=calls[0], minus=calls[1], copies=most - 1, method="twin")
-
-    def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
-        """Returns the ONNX model of a module; in int8 with made-up ranges, which do not change its time."""
-        made = to_onnx(model, example_inputs)
-        return quantised(made) if self.precision == "int8" else made
+    def call(self, graph: onnx.ModelProto) -> Callable[[], object]:
+        """Returns what runs a graph on random inputs."""
+        runtime = session(graph, threads=self.threads, merge=False)
+        return partial(runtime.run, None, feeds(runtime))
 
     def network(
         self, model: Any, example_inputs: Sequence[Any] | None = None, **how: Unpack[NetworkOptions]
     ) -> Runner:
         """Returns a module, which is exported, an ONNX model or the path of one, to be entered and timed."""
-        if self.precision == "int8" and is_module(model) and example_inputs is not None:
-            model = self.deployed(model, example_inputs)
+        model = self.given(model, example_inputs)
         return SessionRunner(model, example_inputs, provider=self.provider, threads=self.threads, **how)
 
     @classmethod
@@ -151,8 +165,8 @@ class OnnxRuntime(Backend):
         return [("backend onnxruntime", Found("ok", ", ".join(onnxruntime.get_available_providers())))]
 
 
-PRECISIONS = ("fp32", "int8")
-"""Arithmetic that ops and networks are timed in."""
+PRECISIONS = {"fp32": "float32", "int8": "int8"}
+"""Arithmetic that ops and networks are timed in, and what profiles call it."""
 
 
 QUANTISER: Mapping[str, Any] = {"per_channel": True, "reduce_range": False}

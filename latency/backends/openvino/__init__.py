@@ -1,7 +1,7 @@
-"""OpenVINO on the CPU: ops as the differential graphs of ONNX Runtime's backend, whole networks from ONNX.
+"""OpenVINO on the CPU: ops as the differential graphs of ONNX Runtime's backend, whole networks from ONNX, QDQ in int8.
 
-Every model is compiled for one stream of latency in float32 with ``threads`` threads, its shapes fixed. Inference runs
-on threads of the runtime, so it is timed by the wall clock; the anchor tells which runs were uncontended.
+Every model is compiled for one stream of latency with ``threads`` threads, its shapes fixed; what is not int8 runs in
+float32. Inference runs on threads of the runtime: it is timed by the wall clock, and the anchor tells which runs count.
 """
 
 from __future__ import annotations
@@ -10,80 +10,62 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 
-from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend
-from latency.backends.onnxruntime.model import ModelInputs, as_proto, exported, to_onnx, weight_precision
+from latency.backends import Found, NetworkOptions, Runner, Way, backend
+from latency.backends.onnxruntime import PRECISIONS, OnOnnx
+from latency.backends.onnxruntime.model import ModelInputs, as_proto, exported, weight_precision
 from latency.backends.onnxruntime.network import feeds, network_inputs
-from latency.backends.onnxruntime.ops import differential_graph
 from latency.device import environment
 from latency.errors import MissingError, UsageError
-from latency.op import Op, weight_bytes
-from latency.timing import Clock, WallClock, checksum
+from latency.timing import Clock, WallClock
 
 __all__ = ["OpenVINO"]
 
 
 @backend("openvino")
-class OpenVINO(Backend):
+class OpenVINO(OnOnnx):
     """Ops and networks on OpenVINO's CPU plugin."""
 
-    builds = 3
     ways = (Way("openvino", (".onnx", "module")),)
-    files = (".onnx",)
 
     def __init__(
         self, threads: int = 1, device: str = "auto", precision: str = "fp32", channels_last: bool = False
     ) -> None:
         self.check(device=device, precision=precision, channels_last=channels_last)
-        self.threads = threads
+        self.threads, self.precision = threads, precision
         self._core = _imported().Core()
 
     @classmethod
     def check(cls, **settings: Any) -> None:
         """Refuses settings that only other runtimes have."""
         super().check(**settings)
-        plain = {"device": ("auto", "cpu"), "precision": ("fp32",), "channels_last": (False,)}
-        if any(settings.get(name, values[0]) not in values for name, values in plain.items()):
+        device, precision = settings.get("device", "auto"), settings.get("precision", "fp32")
+        if device not in ("auto", "cpu") or precision not in PRECISIONS or settings.get("channels_last"):
             raise UsageError(
-                "OpenVINO was asked with a device, precision or layout; it is measured on the CPU in fp32; leave them "
-                "out, or name another backend"
+                "OpenVINO was asked with a device, precision or layout; it is measured on the CPU in fp32 or int8; "
+                "leave them out, or name another backend"
             )
 
     def environment(self) -> dict[str, Any]:
         """Returns the circumstances of everything this backend measures."""
-        return environment("openvino", self.threads, optimization="latency")
+        return environment("openvino", self.threads, PRECISIONS[self.precision], optimization="latency")
 
     def clock(self) -> Clock:
         """Returns the wall clock: inference runs on the runtime's threads."""
         return WallClock()
 
-    def anchor(self) -> Callable[[], object]:
-        """Returns a checksum of 16 KB."""
-        return checksum()
-
-    def reads(self, op: Op) -> int:
-        """Returns the bytes of weights that a timed run of a build reads: those of all its copies, and of one."""
-        return (self.policy.copies(op) + 1) * weight_bytes(op)
-
-    def build(self, op: Op) -> Built:
-        """Builds an op as two graphs, of some copies and of one."""
-        most = self.policy.copies(op)
-        graphs = [differential_graph(op, copies, most) for copies in (most, 1)]
-        many, one = (self.request(graph, feeds(ModelInputs(graph))).infer for graph in graphs)
-        return Built(run=many, minus=one, copies=most - 1, method="twin")
-
-    def deployed(self, model: Any, example_inputs: Sequence[Any]) -> Any:
-        """Returns the ONNX model of a module."""
-        return to_onnx(model, example_inputs)
+    def call(self, graph: Any) -> Callable[[], object]:
+        """Returns what runs a graph on random inputs."""
+        return cast(Callable[[], object], self.request(graph, feeds(ModelInputs(graph))).infer)
 
     def network(
         self, model: Any, example_inputs: Sequence[Any] | None = None, **how: Unpack[NetworkOptions]
     ) -> Runner:
         """Returns a module, which is exported, an ONNX model or the path of one, to be entered and timed."""
-        return _Network(self, model, example_inputs, **how)
+        return _Network(self, self.given(model, example_inputs), example_inputs, **how)
 
     @classmethod
     def found(cls) -> list[tuple[str, Found]]:
