@@ -43,12 +43,11 @@ INVERTED = "inverted-"
 class Entry:
     """A criterion that is registered."""
 
-    name: str  # as ``--criterion`` and ``criterion=`` take it
+    name: str  # of ``--criterion`` and ``criterion=``
     kind: Callable[..., Any]  # the class, or a function of (units, value, gradient)
     paper: str = ""  # where it is from
     units: tuple[str, ...] = ("weights", "filters", "channels")  # what it scores
-    # values of the class's fields under this name; the others have their defaults
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # values of the class's fields under this name
     invertible: bool = True  # whether ``inverted-NAME`` is one, too
 
     def make(self, seed: int = 0) -> Criterion:

@@ -6,7 +6,7 @@ the joined tables stay small: the variable, or the sum, whose joined table is sm
 made by an adder, which eliminates its two summands in one step (a max-plus convolution): a concat of many groups
 never becomes a table over all of them.
 
-Where a joined table would exceed ``limit`` cells it is split and each part is maximised by itself
+Where a joined table would exceed ``limit`` entries it is split and each part is maximised by itself
 (mini-buckets): the result is then an upper bound instead of the maximum, and ``exact`` is false.
 
 Complexity: the sum of the joined tables' sizes. The slow reference is the maximum over all combinations.
@@ -23,7 +23,7 @@ import numpy as np
 from halpiee.selection.grid import Adder, FloatArray, Grid
 
 SLICE = 1 << 16
-"""Cells that are joined at a time: half a megabyte, within a second-level cache."""
+"""Entries that are joined at a time: half a megabyte, within a second-level cache."""
 
 
 class Elimination:
@@ -33,7 +33,7 @@ class Elimination:
         domains: number of states per variable.
         scopes: variables of every factor, ascending.
         adders: how sums are made; a sum can be used once its left summand is made.
-        limit: cells that a joined table may have where that can be helped.
+        limit: entries that a joined table may have where that can be helped.
 
     Attributes:
         steps: in the order they are taken; the message of step i is table ``n_factors + i``.
@@ -112,11 +112,11 @@ class Elimination:
         """
         shape = [self.domains[v] for v in step.scope]
         axis = step.scope.index(step.gone[0])
-        cells = math.prod(shape)
-        if cells <= SLICE or len(shape) == 1:
+        entries = math.prod(shape)
+        if entries <= SLICE or len(shape) == 1:
             return np.asarray(self.join(step, store).max(axis=axis))
         along = 0 if axis else 1  # the first axis that stays, so the first of the message
-        rows = max(1, SLICE * shape[along] // cells)
+        rows = max(1, SLICE * shape[along] // entries)
         tables = [store[part].reshape(small) for part, small in step.parts]
         message = np.empty([n for a, n in enumerate(shape) if a != axis])
         buffer = np.empty([rows if a == along else n for a, n in enumerate(shape)])
@@ -227,12 +227,12 @@ class _Planner:
         cheapest: tuple[float, int, int] | None = None
         for v in self.alive - tied:
             if v not in self.work:
-                self.work[v] = self._cells(self._joined((v,), None))
+                self.work[v] = self._entries(self._joined((v,), None))
             cheapest = min(cheapest or (math.inf, 2, 0), (self.work[v], 0, v))
         for i, adder in self.pending.items():
             if adder.left not in made:
-                cells = self._cells(self._joined(self._done_with(i), adder))
-                cheapest = min(cheapest or (math.inf, 2, 0), (cells, 1, i))
+                entries = self._entries(self._joined(self._done_with(i), adder))
+                cheapest = min(cheapest or (math.inf, 2, 0), (entries, 1, i))
         assert cheapest is not None
         _, is_adder, which = cheapest
         gone = self._done_with(which) if is_adder else (which,)
@@ -254,18 +254,18 @@ class _Planner:
         scope = {u for v in gone for i in self.tables_of[v] for u in self.scope_of[i]} | set(gone)
         return scope | _summands(adder)
 
-    def _cells(self, scope: Iterable[int]) -> float:
+    def _entries(self, scope: Iterable[int]) -> float:
         return math.prod(float(self.domains[v]) for v in scope)
 
     def _buckets(self, ids: list[int], adder: Adder | None) -> list[list[int]]:
         """Returns the tables in mini-buckets within the limit; the first one is the adder's, if there is one."""
         base = _summands(adder)
-        if self._cells({v for i in ids for v in self.scope_of[i]} | base) <= self.limit:
+        if self._entries({v for i in ids for v in self.scope_of[i]} | base) <= self.limit:
             return [ids]
         buckets: list[tuple[set[int], list[int]]] = [(set(base), [])] if adder is not None else []
-        for i in sorted(ids, key=lambda i: (-self._cells(self.scope_of[i]), i)):
+        for i in sorted(ids, key=lambda i: (-self._entries(self.scope_of[i]), i)):
             for scope, members in buckets:
-                if self._cells(scope | set(self.scope_of[i])) <= self.limit:
+                if self._entries(scope | set(self.scope_of[i])) <= self.limit:
                     scope.update(self.scope_of[i])
                     members.append(i)
                     break
@@ -336,7 +336,7 @@ def push(
     rest = [v for v in scope if v not in (adder.left, adder.group)]
     at = np.arange(n_left)
     if adder.out in rest:
-        # A table reads both the sum and a summand: keep the cells where the sum equals that of its summands.
+        # A table reads both the sum and a summand: keep the entries where the sum equals that of its summands.
         table = np.moveaxis(table, 2 + rest.index(adder.out), 2)
         table = table[at[:, None], np.arange(n_group)[None], at[:, None] + adder.steps[None]]
         rest.remove(adder.out)
@@ -346,8 +346,8 @@ def push(
     for k, step in enumerate(adder.steps):
         rows = slice(int(step), int(step) + n_left)
         if keeps_left:
-            cells = (at + int(step), at, k) if keeps_group else (at + int(step), at)
-            out[cells] = np.maximum(out[cells], table[:, k])
+            entries = (at + int(step), at, k) if keeps_group else (at + int(step), at)
+            out[entries] = np.maximum(out[entries], table[:, k])
         elif keeps_group:
             out[rows, k] = table[:, k]
         else:
@@ -361,7 +361,7 @@ def pull(
 ) -> FloatArray:
     """Returns a table over ``message`` as one over ``scope``, read at ``out = left + steps[group]``.
 
-    Where ``scope`` holds the sum itself, cells in which it is not the sum of its summands are −∞.
+    Where ``scope`` holds the sum itself, entries in which it is not the sum of its summands are −∞.
     """
     rest = [v for v in scope if v not in (adder.left, adder.group, adder.out)]
     keeps_left, keeps_group = adder.left in message, adder.group in message

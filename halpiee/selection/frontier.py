@@ -22,7 +22,7 @@ from halpiee.selection.grid import FloatArray, Grid, IntArray
 
 
 class Dual:
-    """The inner problem of a grid, planned once; ``limit`` bounds the cells of a table of the elimination.
+    """The inner problem of a grid, planned once; ``limit`` bounds the entries of a table of the elimination.
 
     Attributes:
         known: ``(value, cost, choice)`` of every choice that was best at some multiplier, where that is

@@ -140,7 +140,7 @@ def solve_dual(
         budget: the largest total cost.
         search: gap and time limit.
         start: a choice that may be within the budget already.
-        limit: cells that a table of the elimination may have.
+        limit: entries that a table of the elimination may have.
         dual: of this grid, with the choices that earlier budgets found.
 
     Raises:
@@ -225,7 +225,7 @@ def _minimise(
 
 
 WIDE = 6.4e7
-"""Cells of a joined table where narrower mini-buckets leave the gap open: 0.5 GB."""
+"""Entries of a joined table where narrower mini-buckets leave the gap open: 0.5 GB."""
 
 
 def solve_joint(grid: Grid, budget: float, search: Search, start: IntArray | None = None) -> GridSolution:

@@ -32,7 +32,7 @@ UNLOCK = (
     ("would drop a single channel", "name the dimensions: squeeze((2, 3)), or flatten(1)"),
     ("padded channels", "use a 1×1 projection instead of padding channels"),
 )
-"""Part of a reason → what the network's author could change; the first that fits is shown."""
+"""Part of a reason → a change of the network that would help; the first that fits is shown."""
 
 OTHERWISE = "the op is not understood: build the layer from ops that are, or leave it whole"
 

@@ -95,9 +95,9 @@ class Recorder:
 
     Args:
         modules: path → module of the traced copy.
-        positions: grouped layers and norms (by name) whose unit is a position across groups, not one group.
-        units: the union-find; a new one where none is given.
-        by_rows: reshapes (by their number among the moves) that spread channels and keep whole rows of them.
+        positions: names of grouped layers and norms whose unit is a position across groups, not one group.
+        units: the union-find, by default a new one.
+        by_rows: numbers (among the moves) of reshapes that spread channels and keep whole rows of them.
     """
 
     def __init__(
