@@ -138,7 +138,7 @@ class Sheet(Generic[R]):
                 time.sleep(WAIT_S)
 
     def _row(self, line: bytes, number: int) -> R:
-        advice = "delete the line, and its cell is done again"
+        advice = "delete the line, and its training is done again"
         try:
             value = msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -159,7 +159,7 @@ def carry_out(cell: Cell, ground: Ground, out: Path, talk: Talk) -> Row | None:
         try:
             report, settings = (_outside if one.who.outside else _trained)(one, ground, out, talk)
         except OutputInUseError:
-            talk.note("another process holds this cell")
+            talk.note("another process does this training")
             return None
         return _as_row(one, report, settings, sheet.row(one.after) if one.after else None)
 

@@ -81,12 +81,7 @@ class ImageSplit(Split):
 
 
 class Files:
-    """Paths below a folder in one block of bytes: a list of Python objects would be copied into every worker.
-
-    Args:
-        root: of all paths.
-        paths: of the files.
-    """
+    """Paths below a folder in one block of bytes: a list of Python objects would be copied into every worker."""
 
     def __init__(self, root: Path, paths: Sequence[Path]) -> None:
         self.root = root

@@ -41,12 +41,8 @@ def random(
 ) -> Change:
     """Returns the random transform of training images.
 
-    Args:
-        changes: of ``flip``, ``shift``, ``crop``, ``jitter``, ``randaugment``.
-        size: (height, width) of what comes out.
-        shift: largest shift in pixels.
-        kind: as for ``fixed``.
-        resize: whether images that are not cropped have to be brought to the size.
+    ``changes`` are of ``flip``, ``shift``, ``crop``, ``jitter``, ``randaugment``; the size is (height, width) of the
+    output, the shift at most so many pixels; ``resize``: images that are not cropped have to be brought to the size.
     """
     steps: list[Any] = []
     if "jitter" in changes:

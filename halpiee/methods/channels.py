@@ -307,14 +307,9 @@ def early(
 ) -> tuple[nn.Module, Optimizer]:
     """Returns a network in training cut, its layers solved again, and its optimizer cut alike: train on with these.
 
-    Args:
-        model: the whole network, trained for a while; left as it is.
-        optimizer: of its parameters.
-        structure: of the model.
-        keep: group name → BoolTensor ``[size]``; as ``halpiee.select`` chooses.
-        batches: inputs of the training images, as for ``halpiee.repair``; no labels.
-        settings: how layers are solved.
-        report: called with each layer.
+    Train on with these. The model, trained for a while, is left as it is; ``keep`` is as ``halpiee.select`` chooses;
+    the ``batches`` are inputs of training images without labels, as for ``halpiee.repair``; ``settings`` say how layers
+    are solved; ``report`` is called with each layer.
     """
     compact, slim = shrink(model, structure, keep, optimizer)
     solved = repair(model, structure, keep, batches, settings=settings, report=report)

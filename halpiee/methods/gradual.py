@@ -96,11 +96,8 @@ def gradual(
 ) -> Recipe:
     """Returns gradual pruning as phases; a start at the initial density goes before.
 
-    Args:
-        budget: the last one; its density is approached along the cubic.
-        ramp: the steps of the resizes.
-        masks_only: whether what was removed may return with its last values.
-        regrowth: neuroregeneration after every resize, if any.
+    The density of the last budget is approached along the cubic, at the steps of the ramp; with ``masks_only`` what was
+    removed may return with its last values; ``regrowth`` follows every resize.
 
     Raises:
         UsageError: no resize fits, or a budget without a density.

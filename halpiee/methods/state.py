@@ -27,9 +27,8 @@ __all__ = ["Guard", "Memory", "RunningNorms", "fresh_state", "shaped_state"]
 class Memory:
     """Last values of masked parameters.
 
-    Args:
-        parameters: name → parameter, changed in place.
-        masks: name → bool of the parameter's shape: which elements are active. They move to the parameters' devices.
+    The masks (name → bool of the parameter's shape) say which elements are active; parameters are changed in place.
+    ``everything``: whether the model holds all elements now, not the active ones only.
 
     Attributes:
         everything: whether the model holds all elements now, not the active ones only.
@@ -191,10 +190,8 @@ class Guard:
     def hold(self, free: Mapping[str, Tensor | None], *, values_only: bool = False) -> None:
         """Starts to freeze; forgets what was frozen before.
 
-        Args:
-            free: tensor name → BoolTensor of its shape, True where it may move; ``None``: nothing of it may.
-                Tensors that are not named move freely.
-            values_only: whether optimizer state moves freely all the same.
+        ``free`` maps names of tensors to a BoolTensor of their shape, True where it may move, ``None``: nowhere; other
+        tensors move freely. With ``values_only`` optimizer state moves freely all the same.
         """
         self._values_only = values_only
         self._free = {

@@ -19,6 +19,7 @@ from halpiee.errors import UsageError
 from halpiee.options import option
 
 if TYPE_CHECKING:
+    from halpiee.analysis.measures import Plasticity
     from halpiee.sparsity.mask import Mask
     from halpiee.studies.trajectory import Branch, Place
     from halpiee.training.job import Run
@@ -221,13 +222,20 @@ def final_gap(place: Place, knobs: PlasticityKnobs) -> Values:
     return found
 
 
-def _pruned(branch: Branch, knobs: PlasticityKnobs, steps: int, rate: Callable[[int], float]) -> Any:
-    return branch.pruned(
-        lambda model, mask: branch.train_on(model, mask, knobs.of, steps, rate),
+def _pruned(branch: Branch, knobs: PlasticityKnobs, steps: int, rate: Callable[[int], float]) -> Plasticity:
+    """Prunes a network on the way, trains a copy on, and returns the accuracies before, right after and at the end."""
+    from halpiee.analysis.measures import pruning_plasticity
+    from halpiee.sparsity.mask import Mask
+    from halpiee.studies.trajectory import accuracy_on
+
+    return pruning_plasticity(
+        branch.model,
         rate=knobs.rate,
-        of=knobs.of,
+        train=lambda model, free: branch.train_on(model, Mask.of(free), knobs.of, steps, rate),
+        accuracy=lambda model: accuracy_on(model, branch.place.data),
+        gradients=branch.gradients() if knobs.regrowth else None,
+        units=branch.units(knobs.of),
         within=knobs.scope,
-        regrowth=knobs.regrowth,
     )
 
 

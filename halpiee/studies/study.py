@@ -184,7 +184,7 @@ class Study:
         count = seeds * math.prod(len(labels) for labels in self.axes.values())
         if count > MOST_CELLS:
             raise UsageError(
-                f"the study {self.name} has {count:,} cells, and at most {MOST_CELLS:,} are taken; leave out values"
+                f"the study {self.name} has {count:,} trainings, and at most {MOST_CELLS:,} are taken; leave out values"
             )
         found: list[Cell] = []
         for seed in range(seeds):
@@ -192,7 +192,9 @@ class Study:
                 found.append(self._cell(dict(zip(self.file.grid, chosen, strict=True)), seed))
         names = {None, *(cell.name for cell in found)}
         if missing := next((cell.after for cell in found if cell.after not in names), None):
-            raise UsageError(f"the study {self.name} has a cell after {missing}, which is not in its grid")
+            raise UsageError(
+                f"the study {self.name} has a training after {missing}, which is not in its grid"
+            )
         return sorted(found, key=lambda cell: cell.after is not None)
 
     def _steps(self, axis: str) -> list[tuple[str, dict[str, Any]]]:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from halpiee.analysis.measures import Plasticity, pruning_plasticity
 from halpiee.data.data import Data
 from halpiee.data.tensors import TensorData
 from halpiee.errors import OutputInUseError
@@ -168,26 +167,6 @@ class Branch:
             for name, value in model.named_buffers():
                 value.copy_(buffers[name])
         return found
-
-    def pruned(
-        self,
-        train: Callable[[nn.Module, Mask], None],
-        *,
-        rate: float,
-        of: str = "weights",
-        within: str = "layer",
-        regrowth: bool = False,
-    ) -> Plasticity:
-        """Prunes the network here, trains a copy on, and returns the accuracies before, right after, and at the end."""
-        return pruning_plasticity(
-            self.model,
-            rate=rate,
-            train=lambda model, free: train(model, Mask.of(free)),
-            accuracy=lambda model: accuracy_on(model, self.place.data),
-            gradients=self.gradients() if regrowth else None,
-            units=self.units(of),
-            within="global" if within == "global" else "layer",
-        )
 
     def train_on(
         self, model: nn.Module, mask: Mask, of: str, steps: int, rate: Callable[[int], float]

@@ -52,7 +52,7 @@ def work(study: Study, sheet: Sheet[Row], *, seeds: int, talk: Talk, only: str |
         cells = [cell for cell in cells if cell.name == only]
         if not cells:
             raise UsageError(
-                f"--cell {only[:80]} was asked, and the study has no such cell; --plan lists them"
+                f"--cell {only[:80]} was asked, and the study has no training of that name; --plan lists them"
             )
     version = study.version
     check_rows(sheet, study.name, version)
@@ -61,7 +61,7 @@ def work(study: Study, sheet: Sheet[Row], *, seeds: int, talk: Talk, only: str |
     def made(cell: Cell) -> Row:
         labels = "".join(f"{axis} {label}, " for axis, label in cell.labels.items())
         number = len({row.cell for row in sheet.rows()}) + 1
-        talk.note(f"cell {number} of {len(cells)}: {labels}seed {cell.seed}")
+        talk.note(f"training {number} of {len(cells)}: {labels}seed {cell.seed}")
         begun = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ScoreWarning)  # at a study's sparsities ties are what is studied

@@ -71,13 +71,8 @@ def method_of(
 ) -> Callable[[nn.Module, Optimizer], Method]:
     """Returns the method of a run with all its options, ready for a model and its optimizer.
 
-    Args:
-        s: the settings.
-        model: the network, for its units.
-        total_steps: of the whole training.
-        material: what else methods are built from.
-        limit: the latency model and the budget in µs; ``None``: the settings ask for a sparsity.
-        protect: groups that stay whole within the latency.
+    ``limit`` is the latency model and the budget in µs, ``None`` where the settings ask for a sparsity; groups to
+    ``protect`` stay whole within it.
     """
     entry = METHODS[s.method].load()
     assert isinstance(entry.make, type)

@@ -35,9 +35,7 @@ FIRST = (
 class Metrics:
     """The figures of a run.
 
-    Args:
-        folder: of the run.
-        tracker: ``auto``: TensorBoard where it is installed; ``none``; or a name in ``PACKAGES``.
+    The tracker is ``auto`` (TensorBoard where it is installed), ``none``, or a name in ``PACKAGES``.
 
     Raises:
         MissingError: a tracker that is not installed.

@@ -109,22 +109,19 @@ def build(name: str, **kwargs: Any) -> nn.Module:
             f"the model {name!r} was asked for, and to build it needs {', '.join(lacking)}; name a function that needs "
             "no arguments and returns the network"
         )
-    asked = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+    given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
     try:
         model = builder(**kwargs)
-    except TypeError as error:
-        raise UsageError(
-            f"the model {name!r} was asked for with ({asked}), and its builder answered: {error}; "
-            "let it take them, or leave out the arguments that it does not take"
-        ) from error
     except HalpieeError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise UsageError(
-            f"the model {name!r} was asked for with ({asked}), and building it ended in {type(error).__name__}"
-            f"{f': {said}' if said else ''}; give other arguments, or mend the function"
-        ) from error
+        said = " ".join([f"{type(error).__name__}:", *str(error).split()])[:300].removesuffix(":")
+        answer = f"building it ended in {said}; give other arguments, or mend the function"
+        if isinstance(error, TypeError):
+            answer = (
+                f"its builder answered: {error}; let it take them, or leave out those that it does not take"
+            )
+        raise UsageError(f"the model {name!r} was asked for with ({given}), and {answer}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"the model {name!r} must be a function that returns a torch.nn.Module, it returned "

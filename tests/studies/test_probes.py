@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from halpiee.analysis.measures import Plasticity, pruning_plasticity
 from halpiee.data.sources import load
+from halpiee.sparsity.mask import Mask
 from halpiee.studies.probes import (
     CollapseKnobs,
     FlowKnobs,
@@ -23,6 +26,17 @@ from halpiee.training.config import Settings
 from halpiee.training.loop import Trainer
 from halpiee.training.masks import Masks
 from halpiee.training.schedule import make_optimizer
+
+
+def pruned(branch: Branch, train: Callable[[torch.nn.Module, Mask], None], *, rate: float) -> Plasticity:
+    return pruning_plasticity(
+        branch.model,
+        rate=rate,
+        train=lambda model, free: train(model, Mask.of(free)),
+        accuracy=lambda model: accuracy_on(model, branch.place.data),
+        units=branch.units("weights"),
+        within="global",
+    )
 
 
 @pytest.fixture
@@ -80,12 +94,12 @@ def test_what_is_pruned_stays_zero_while_the_rest_trains_at_the_rate_it_is_given
 
     seen: list[float] = []
 
-    def train(model: torch.nn.Module, mask: object) -> None:
-        branch.train_on(model, mask, "weights", 5, rate)  # type: ignore[arg-type]
+    def train(model: torch.nn.Module, mask: Mask) -> None:
+        branch.train_on(model, mask, "weights", 5, rate)
         kept = [p for n, p in model.named_parameters() if n in ("conv1.weight", "conv2.weight", "fc.weight")]
         seen.append(sum(int((p != 0).sum()) for p in kept) / sum(p.numel() for p in kept))
 
-    branch.pruned(train, rate=0.5, within="global")
+    pruned(branch, train, rate=0.5)
     assert rates == [12, 13, 14, 15, 16]
     assert seen == [pytest.approx(0.5, abs=0.002)]
 
@@ -103,8 +117,8 @@ def test_the_final_gap_of_a_prune_at_the_end_is_its_loss_and_earlier_ones_recove
     assert (early, end) == (1.0, 4.0)
     ((_, branch),) = branches(place, 0.0, [1.0])
     assert found["accuracy"] == accuracy_on(branch.model, place.data)
-    pruned = branch.pruned(lambda model, mask: None, rate=0.8, within="global")
-    assert last == pytest.approx(pruned.pruned - found["accuracy"])
+    at_once = pruned(branch, lambda model, mask: None, rate=0.8)
+    assert last == pytest.approx(at_once.pruned - found["accuracy"])
     assert first != last
 
 

@@ -99,7 +99,7 @@ def test_a_cell_after_another_begins_in_its_folder_and_comes_later(tmp_path: Pat
     assert first.labels["method"] == "static"
     assert second.after == first.name
     grid["method"] = {"again": {"after": "none", "mask": "{run}", "sparsity": None}}
-    with pytest.raises(UsageError, match=r"has a cell after .* which is not in its grid"):
+    with pytest.raises(UsageError, match=r"has a training after .* which is not in its grid"):
         study(tmp_path, grid=grid)
 
 
@@ -148,7 +148,7 @@ def test_what_stands_for_nothing_is_refused_with_the_nearest(
 
 def test_too_many_cells_are_refused_before_they_are_made(tmp_path: Path) -> None:
     held = study(tmp_path)
-    with pytest.raises(UsageError, match="has 400,000 cells, and at most 100,000"):
+    with pytest.raises(UsageError, match="has 400,000 trainings, and at most 100,000"):
         held.cells(100_000)
 
 

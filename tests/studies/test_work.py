@@ -117,7 +117,8 @@ def test_one_cell_can_be_done_by_its_name(tmp_path: Path) -> None:
     name = held.cells(1)[2].name
     assert [row.cell for row in work(held, sheet, seeds=1, talk=Silent(), only=name)] == [name]
     with pytest.raises(
-        UsageError, match=r"--cell nothing was asked, and the study has no such cell; --plan lists"
+        UsageError,
+        match=r"--cell nothing was asked, and the study has no training of that name; --plan lists",
     ):
         work(held, sheet, seeds=1, talk=Silent(), only="nothing")
 
