@@ -152,8 +152,8 @@ def stages(
         UsageError: no rounds, or an N:M budget in several.
         BudgetError: a budget below what the smallest network needs.
     """
-    if rounds < 1:
-        raise UsageError(f"rounds={rounds} was asked; give at least 1")
+    if not hasattr(rounds, "__index__") or rounds < 1:
+        raise UsageError(f"rounds={rounds!r} was asked; give a whole number of at least 1")
     if isinstance(budget, NM) and rounds > 1:
         raise UsageError(
             f"{budget.n}:{budget.m} was asked in {rounds} rounds, a run of {budget.m} is filled in one; "

@@ -138,13 +138,12 @@ def units_of(model: nn.Module, units: Structure | Units | Literal["weights", "fi
     """Returns the units of a structure, or of a word: ``weights``, ``filters``."""
     if isinstance(units, Structure):
         return Channels(model, units, trainable_only=False)
-    if not isinstance(units, str):
+    if isinstance(units, Units):
         return units
-    if units == "weights":
-        return Weights(model)
-    if units == "filters":
-        return Filters(model)
-    raise UsageError(f"units={units!r} was asked; give 'weights', 'filters', a structure, or units")
+    if units in ("weights", "filters"):
+        return Weights(model) if units == "weights" else Filters(model)
+    found = repr(units) if isinstance(units, str) else type(units).__name__
+    raise UsageError(f"units={found} was asked; give 'weights', 'filters', a structure, or units")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from halpiee.errors import UsageError, unknown
+from halpiee.errors import UsageError, need, unknown
 from halpiee.ranges import parse_budget
 
 Pinned = Literal["outside", "inside"]
@@ -268,6 +268,7 @@ def erk(
         >>> {name: round(d, 4) for name, d in erk({"fc1": (10, 5), "fc2": (20, 10)}, 0.5).items()}
         {'fc1': 0.8333, 'fc2': 0.4167}
     """
+    need(shapes, Mapping, "shapes", "give {layer: (n_out, n_in, *kernel)}")
     _check_density(density)
     if not shapes:
         raise UsageError("ERK densities of no layers were asked; give at least one weight shape")

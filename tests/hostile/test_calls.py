@@ -77,6 +77,15 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "parts of a step": (lambda: iee(total_steps=2.5), "total_steps=2.5; give"),
     "a seed as text": (lambda: iee(seed="a"), "seed=a; give at least 0 and at most 2,147,483,647"),
     "a seed below 0": (lambda: iee(seed=-1), "seed=-1; give"),
+    "a model as units": (
+        lambda: pruning.score(SMALL, [(torch.zeros(1, 4), torch.tensor([1]))], "taylor", units=SMALL),
+        "units=Sequential was asked",
+    ),
+    "rounds as text": (
+        lambda: pruning.prune_once(SMALL, "magnitude", pruning.Global(0.5), rounds="3"),
+        "rounds='3' was asked",
+    ),
+    "a list of shapes": (lambda: pruning.sparsity.erk([(3, 4)], 0.5), "shapes of type list"),
     "truth as a number": (lambda: pruning.sparsity.NM(True, 4), "integers with 0 < N <= M"),
 }
 
