@@ -86,7 +86,7 @@ def _structure(given: Explain, shape: Shape) -> Structure:
 def _shielding(first: str | None, kept: bool) -> str:
     """Returns in words whether the first group stays whole, and which option changes that."""
     if first is None:
-        return "nothing to protect: the first layer shares its channels with later ones"
+        return "nothing to protect: the first layer's channels are frozen, or shared with later layers"
     if kept:
         return f"{first} stays whole in a plan, as in the papers; --no-protect-first frees it"
     return f"{first} is of the first layer alone; plan --protect-first leaves it whole"

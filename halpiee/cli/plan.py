@@ -399,7 +399,7 @@ def notes_on(result: dict[str, Any], selection: Selection, given: Plan, *, first
     if first:
         notes.append(f"first group {first[0]} stays whole; --no-protect-first frees it")
     elif given.protect_first:
-        notes.append("nothing to protect: the first layer shares its channels with later ones")
+        notes.append("nothing to protect: the first layer's channels are frozen, or shared with later layers")
     if selection.gap > given.gap and given.solver != "linear":
         notes.append(
             f"{given.gap:.2%} from optimal was asked and {selection.gap:.2%} is proved"

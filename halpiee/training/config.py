@@ -47,9 +47,13 @@ ONCE = "snip grasp synflow magnitude random"
 SCORED = f"iee halp gmp filter repair early lrr ltr lth {ONCE}"
 ONLY = {
     "criterion": (SCORED, f"its paper has its own; one is taken by {SCORED.replace(' ', ', ')}"),
+    "rounds": (f"halp filter repair early lrr ltr lth {ONCE}", "it has no rounds (iee: --cycles)"),
+    "fraction": ("rigl rigl-itop set set-itop snfs granet", "it exchanges no such share (iee: --omega)"),
     "regrow": ("filter", "only filter exchanges filters"),
     "initial": ("granet", "only granet starts from a sparsity"),
     "regrow_until": ("granet", "only granet regrows while it prunes"),
+    "first": ("gmp granet", "only gmp and granet begin to prune at a share of the training"),
+    "last": ("gmp granet rigl rigl-itop set set-itop snfs", "it ends updates by --end, if at all"),
     "at": (ONCE, "it is of one-shot pruning: snip, grasp, synflow, magnitude or random"),
     "value": ("halp repair early", "widths are measured by halp, repair and early"),
     "widths": ("repair early", "it is of the cuts: repair and early"),
@@ -239,6 +243,7 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
         """Refuses an option that the method would silently leave out."""
         m, kind, name = self.masks, method.kind, self.method
         given = f"was given to --method {name}"
+        self.check_schedule()
         _refuse(
             (
                 m.mask is not None and name != "static",
@@ -259,14 +264,6 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
                 f"--ablation {m.ablation} {given}, which has no one mask to train; train its final one anew: "
                 f"--method static --mask RUN --ablation {m.ablation}",
             ),
-        )
-        for key, (takers, why) in ONLY.items():
-            taken = name in takers.split() or hasattr(method.options, key)
-            if not taken and (value := getattr(m, key)) != getattr(Masks, key):
-                typed = "no-repair" if key == "repair" else f"{key.replace('_', '-')} {value}"
-                raise UsageError(f"--{typed} {given}; {why}")
-        self.check_schedule()
-        _refuse(
             (
                 self.distill == "dense" and not (self.baseline or self.weights),
                 "--distill dense matches the dense network, and --no-baseline trains none; leave one out, give "
@@ -283,6 +280,11 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
                 "--init random, --init random-scores or --weights",
             ),
         )
+        for key, (takers, why) in ONLY.items():
+            taken = name in takers.split() or hasattr(method.options, key)
+            if not taken and (value := getattr(m, key)) != getattr(Masks, key):
+                typed = "no-repair" if key == "repair" else f"{key.replace('_', '-')} {value}"
+                raise UsageError(f"--{typed} {given}; {why}")
 
     @property
     def distribution(self) -> Literal["uniform", "erk", "global", "nm"]:

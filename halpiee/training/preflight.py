@@ -173,6 +173,8 @@ def check_settings(settings: Settings) -> None:
         check_images(s, summary.shape, summary.n_classes)
     if summary.n_train is not None and s.method == "iee" and s.from_run is None:
         s.cycle_steps(max(1, summary.n_train // s.batch_size) * s.epochs)
+    if s.masks.criterion is not None:
+        named(s.masks.criterion)
     if s.masks.asked:
         _check_masks(s, summary)
     Target(s.backend)
@@ -264,10 +266,8 @@ def _measuring(target: Target, settings: Settings, shape: tuple[int, ...], class
 
 
 def _check_masks(settings: Settings, summary: Summary) -> None:
-    """Refuses a criterion, a sparsity, a pattern or an interval that the method would refuse after long work."""
+    """Refuses a sparsity, a pattern or an interval that the method would refuse after long work."""
     s = settings
-    if s.masks.criterion is not None:
-        named(s.masks.criterion)
     if summary.n_classes is None or s.method == "small-dense":
         return
     model = network(s, summary.n_classes)
@@ -297,9 +297,7 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
 
 
 def _check_repair(settings: Settings, summary: Summary) -> None:
-    """Refuses a criterion that is not known, and data that nothing can be solved from."""
-    if settings.masks.criterion is not None:
-        named(settings.masks.criterion)
+    """Refuses data that nothing can be solved from."""
     if summary.n_train is not None and summary.n_train < LEAST:
         raise DataError(
             f"--data {settings.data} has {summary.n_train} training images, and layers are solved from at least "

@@ -43,7 +43,12 @@ REPORT: dict[str, Any] = {
     "promise": {"met": True, "text": "measured 124 µs"},
 }  # fmt: skip
 SETTINGS = Settings(
-    model="resnet20", data="digits", masks=Masks(sparsity=0.9, rounds=3), cycle=Cycle(h=3), drops=(0.5, 0.75)
+    model="resnet20",
+    data="digits",
+    method="lrr",
+    masks=Masks(sparsity=0.9, rounds=3),
+    cycle=Cycle(h=3),
+    drops=(0.5, 0.75),
 )
 RESULT = {
     "accuracy": 0.5, "top5": None, "params": 100, "seconds": 3.0, "history": [{"step": 1}], "counts": {"a": 3},
