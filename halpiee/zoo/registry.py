@@ -118,9 +118,8 @@ def build(name: str, **kwargs: Any) -> nn.Module:
         said = " ".join([f"{type(error).__name__}:", *str(error).split()])[:300].removesuffix(":")
         answer = f"building it ended in {said}; give other arguments, or mend the function"
         if isinstance(error, TypeError):
-            answer = (
-                f"its builder answered: {error}; let it take them, or leave out those that it does not take"
-            )
+            cure = "let it take them, or leave out the arguments that it does not take"
+            answer = f"its builder answered: {error}; {cure}"
         raise UsageError(f"the model {name!r} was asked for with ({given}), and {answer}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(
