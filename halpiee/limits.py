@@ -40,17 +40,11 @@ BYTES = {"": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
 
 @dataclass(frozen=True)
 class Further:
-    """A limit beside the latency, as it was typed.
+    """A limit beside the latency, as it was typed."""
 
-    Attributes:
-        what: one of ``QUANTITIES``.
-        file: the profile of ``profile=FILE:MOST``, or of ``energy=FILE:MOST``.
-        most: a share of the dense network, or a number with its unit.
-    """
-
-    what: str
-    file: Path | None
-    most: str
+    what: str  # one of ``QUANTITIES``
+    file: Path | None  # the profile of ``profile=FILE:MOST``, or of ``energy=FILE:MOST``
+    most: str  # a share of the dense network, or a number with its unit
 
     @property
     def name(self) -> str:

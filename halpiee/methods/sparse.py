@@ -59,6 +59,13 @@ class Sparse(Active):
     ) -> None:
         check_optimizer(optimizer)
         check_holds(optimizer, design.units, dict(bare(model).named_parameters()))
+        for hook in optimizer._optimizer_step_pre_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, Sparse) and other.units.tensors & design.units.tensors:
+                raise UsageError(
+                    f"{type(other).__name__} masks the same weights already through this {type(optimizer).__name__}, "
+                    "and two methods undo each other's masks; go on with that one, or call its detach() first"
+                )
         super().__init__(model, optimizer, design, batches, seed)
         self._check_gradients()
         self._fused_skip, self.watch = False, WATCH

@@ -126,21 +126,13 @@ ABOUT = tuple(About.__annotations__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Options with their source.
+    """Options with their source."""
 
-    Attributes:
-        name: of the file, or its path.
-        options: option → value, as ``halpiee train`` takes them.
-        about: what it is.
-        source: paper, section and table.
-        open: what the source leaves open, and what is different here.
-    """
-
-    name: str
-    options: Mapping[str, Any]
-    about: str = ""
-    source: str = ""
-    open: tuple[str, ...] = ()
+    name: str  # of the file, or its path
+    options: Mapping[str, Any]  # option → value, as ``halpiee train`` takes them
+    about: str = ""  # what it is
+    source: str = ""  # paper, section and table
+    open: tuple[str, ...] = ()  # what the source leaves open, and what is different here
 
 
 def names() -> tuple[str, ...]:

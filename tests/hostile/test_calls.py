@@ -101,6 +101,17 @@ def test_what_a_call_cannot_take_is_one_sentence(name: str) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_a_second_method_on_the_same_weights_is_refused_until_the_first_is_detached() -> None:
+    """As where a cell of a notebook runs twice."""
+    trained = optimizer()
+    given: dict[str, Any] = {"budget": halpiee.Global(0.5), "total_steps": 40, "h": 4, "j": 2, "q": 4}
+    first = halpiee.IEE(SMALL, trained, **given)
+    with pytest.raises(HalpieeError, match="IEE masks the same weights already through this SGD"):
+        halpiee.GMP(SMALL, trained, budget=halpiee.Global(0.3), total_steps=40, interval=4)
+    first.detach()
+    halpiee.GMP(SMALL, trained, budget=halpiee.Global(0.3), total_steps=40, interval=4)
+
+
 def test_scores_may_be_arrays_and_lists() -> None:
     wanted = pruning.select(SCORES, COST, 90).counts
     assert pruning.select({k: v.numpy() for k, v in SCORES.items()}, COST, 90).counts == wanted
