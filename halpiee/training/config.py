@@ -48,12 +48,9 @@ SCORED = f"iee halp gmp filter repair early lrr ltr lth {ONCE}"
 ONLY = {
     "criterion": (SCORED, f"its paper has its own; one is taken by {SCORED.replace(' ', ', ')}"),
     "rounds": (f"halp filter repair early lrr ltr lth {ONCE}", "it has no rounds (iee: --cycles)"),
-    "fraction": ("rigl rigl-itop set set-itop snfs granet", "it exchanges no such share (iee: --omega)"),
     "regrow": ("filter", "only filter exchanges filters"),
     "initial": ("granet", "only granet starts from a sparsity"),
     "regrow_until": ("granet", "only granet regrows while it prunes"),
-    "first": ("gmp granet", "only gmp and granet begin to prune at a share of the training"),
-    "last": ("gmp granet rigl rigl-itop set set-itop snfs", "it ends updates by --end, if at all"),
     "at": (ONCE, "it is of one-shot pruning: snip, grasp, synflow, magnitude or random"),
     "value": ("halp repair early", "widths are measured by halp, repair and early"),
     "widths": ("repair early", "it is of the cuts: repair and early"),

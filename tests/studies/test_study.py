@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from halpiee.errors import UsageError
+from halpiee.methods.registry import METHODS
 from halpiee.studies import Study, names, read
 from halpiee.studies.study import scale_of
+from halpiee.studies.work import settings_of
 
 SMALL: dict[str, Any] = {
     "about": "two sparsities",
@@ -189,6 +191,17 @@ def test_the_benchmarks_that_are_studies_can_be_read(name: str, cells: int, smal
     file = str(Path(__file__).parents[2] / "benchmarks" / f"{name}.yaml")
     assert len(read(file).cells(1)) == cells
     assert len(read(file, scale="smallest").cells(1)) == smallest
+
+
+BENCHMARKS = [f"{Path(__file__).parents[2]}/benchmarks/{name}.yaml" for name in ("methods", "rewinding")]
+
+
+@pytest.mark.parametrize("name", [*names(), *BENCHMARKS], ids=lambda name: Path(name).stem)
+def test_every_training_of_a_study_is_one_that_train_takes(name: str, tmp_path: Path) -> None:
+    data = {"data": "digits"}
+    for found in (read(name, over=data), read(name, over=data, scale="smallest")):
+        for cell in found.cells(1):
+            assert settings_of(found, cell, tmp_path).method in METHODS
 
 
 def test_the_ladder_has_nineteen_rungs_of_four_fifths() -> None:

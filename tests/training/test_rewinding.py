@@ -234,9 +234,6 @@ def test_given_weights_are_the_trained_ones_of_learning_rate_rewinding(tmp_path:
         ("rigl", {"ablation": "shuffle"}, "--method static --mask RUN --ablation shuffle"),
         ("rigl", {"criterion": "l1"}, "--criterion l1 was given to --method rigl; its paper has its own"),
         ("rigl", {"rounds": 5}, "--rounds 5 was given to --method rigl; it has no rounds"),
-        ("gmp", {"fraction": 0.3}, "--fraction 0.3 was given to --method gmp; it exchanges no such share"),
-        ("rigl", {"first": 0.1}, "--first 0.1 was given to --method rigl; only gmp and granet begin"),
-        ("snip", {"last": 0.5}, "--last 0.5 was given to --method snip; it ends updates by --end"),
         ("rigl", {"regrow": 0.3}, "--regrow 0.3 was given to --method rigl; only filter exchanges filters"),
         (
             "gmp",
