@@ -274,7 +274,7 @@ def makers(structure: Structure, cost: LatencyCost, n: int) -> dict[str, Maker]:
     """Returns each method, set so that about ``n`` changes of every kind come in as few steps as possible."""
     exchange: dict[str, Any] = {"budget": ERK(0.1), "total_steps": math.ceil((n + 1) / 0.75), "interval": 1}
     gradual: dict[str, Any] = {"budget": Global(0.1), "total_steps": math.ceil(n / 0.6875), "interval": 1}
-    cycles: dict[str, Any] = {"total_steps": math.ceil((2 * n + 2) / 0.75), "h": 1, "j": 0, "q": 1}
+    cycles: dict[str, Any] = {"total_steps": 2 * n + 2, "end": 1.0, "h": 1, "j": 0, "q": 1}
     latency: dict[str, Any] = {"structure": structure, "cost": cost, "budget": Latency(fraction=0.7)}
     filters: dict[str, Any] = {
         "structure": structure,
