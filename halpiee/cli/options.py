@@ -141,8 +141,9 @@ class Typed(click.Option):
 
     def __init__(self, option: Option, *, needed: bool = True) -> None:
         self.option = option
-        default = None if option.required or not needed else option.default
-        settings: dict[str, Any] = {"default": default, "help": option.help.text}
+        settings: dict[str, Any] = {"help": option.help.text}
+        if not (needed and option.required):  # to click 8.3 a default of None is a value that was given
+            settings["default"] = option.default if needed else None
         names = option.typed
         if bool in option.kinds:
             if option.default is not False:

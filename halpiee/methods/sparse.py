@@ -70,10 +70,8 @@ class Sparse(Active):
         self._check_gradients()
         self._fused_skip, self.watch = False, WATCH
         self._norms = RunningNorms()
-        self._handles = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._handles = [optimizer.register_step_pre_hook(self._before_step)]
+        self._handles.append(optimizer.register_step_post_hook(self._after_step))
         try:
             self._advance()
         except BaseException:  # attached whole or not at all

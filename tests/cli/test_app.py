@@ -48,6 +48,13 @@ def halpiee(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, int(end.value.code or 0), out.getvalue(), err.getvalue())
 
 
+@pytest.mark.parametrize("typed", [["train"], ["export", "nothing"], ["compare", "x.yaml"]])
+def test_an_option_that_must_be_given_is_asked_for(typed: list[str]) -> None:
+    done = halpiee(*typed)
+    assert done.returncode == 2
+    assert "Missing option '--out'" in done.stderr
+
+
 def test_a_warning_of_this_project_is_one_plain_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
