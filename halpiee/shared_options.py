@@ -134,7 +134,7 @@ class Switches:
         None,
         "Share of the training after which updates have ended; channels are cut out then, and the rest trains compact.",
         IEE,
-        unset=f"of iee {EARLY} for a latency; else {LATE}",
+        unset=f"of iee {EARLY} for a latency by halpiee train; else {LATE}",
     )
     explore_init: Literal["model", "zero"] | None = option(
         None,

@@ -8,7 +8,7 @@ the paper leaves open, and what is chosen here, is in docs/methods.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from halpiee.errors import UsageError
@@ -19,8 +19,8 @@ from halpiee.methods.registry import method
 from halpiee.options import option
 from halpiee.saliency import Criterion, Magnitude, Taylor
 from halpiee.saliency.registry import criterion_of
-from halpiee.shared_options import EARLY, LATE, Switches
-from halpiee.sparsity.distribution import ERK, Budget, Global, Latency, Uniform
+from halpiee.shared_options import LATE, Switches
+from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
 from halpiee.sparsity.granularity import Channels, Weights
 from halpiee.sparsity.schedule import Cosine, Curve, Exponential
 
@@ -101,8 +101,8 @@ class IEE(Method):
     def design(self, given: Setup, options: Options) -> Design:
         """Returns the cycles that fit, with Ω on its curve."""
         budget, units = given.limit, given.units
-        end = options.end or (EARLY if isinstance(budget, Latency) else LATE)
-        o = replace(options, end=end)
+        o = options
+        end = LATE if o.end is None else o.end
         if not 0 < o.omega < 1:
             raise UsageError(
                 f"omega={o.omega} was asked; it is the share of the budget that is exchanged, in (0, 1)"

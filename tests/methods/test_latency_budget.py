@@ -98,18 +98,15 @@ def run(net: nn.Module, timed: Structure, batches: Batches, **extra: object) -> 
     return iee
 
 
-def test_updates_end_after_a_tenth_where_no_end_is_given(
-    timed: Structure, net: nn.Module, batches: Batches
+@pytest.mark.parametrize(("end", "cycles"), [(None, 7), (0.1, 1)])
+def test_updates_end_after_three_quarters_or_where_it_is_asked(
+    timed: Structure, net: nn.Module, batches: Batches, end: float | None, cycles: int
 ) -> None:
-    """100 steps leave 10 for one cycle of 3, 1 and 6; a density of channels has 75 for seven."""
-    iee = run(net, timed, batches[:12], total_steps=100, h=3, j=1, q=6, end=None)
-    assert [(e.step, e.event) for e in iee.reports] == [(0, "init"), (3, "prune"), (10, "grow")]
-    assert iee.finished
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    density = IEE(
-        net, optimizer, units=timed, criterion="taylor", budget=Uniform(0.5), total_steps=100, h=3, j=1, q=6
-    )
-    assert len(density.recipe) == 1 + 7 * 5
+    """Of 100 steps 75 hold seven cycles of 3, 1 and 6, and a tenth holds one."""
+    iee = run(net, timed, batches[:12], total_steps=100, h=3, j=1, q=6, end=end)
+    assert len(iee.recipe) == 1 + 5 * cycles
+    assert [(e.step, e.event) for e in iee.reports][:3] == [(0, "init"), (3, "prune"), (10, "grow")]
+    assert iee.finished == (cycles == 1)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
