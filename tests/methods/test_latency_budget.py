@@ -17,7 +17,7 @@ from halpiee.errors import BudgetError, UsageError
 from halpiee.methods.allocator import LatencyPool, bind
 from halpiee.methods.iee import IEE
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity import Channels, Latency, Mask, Uniform
+from halpiee.sparsity import Channels, Latency, Mask
 from halpiee.structure.groups import Structure, TimedOp
 from latency.op import Op
 
