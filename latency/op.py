@@ -13,20 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = [
-    "CHANNEL_KEYS",
-    "CONTRACTIONS",
-    "IMAGE_CHANNELS",
-    "OPS",
-    "Op",
-    "OpSpec",
-    "filled",
-    "heads_of",
-    "in_words",
-    "operand_shapes",
-    "output_size",
-    "weight_bytes",
-]
+from latency.errors import UsageError
 
 CHANNEL_KEYS = ("c_in", "c_out", "groups")
 """Keys that change when channels are removed; the others name the op's table."""
@@ -117,6 +104,13 @@ class Op:
     tail: tuple[str, ...] = ()
     dtype: str = "float32"
     layout: str = "nchw"
+
+    def __post_init__(self) -> None:
+        for name in ("kernel", "stride", "padding", "dilation", "tail"):
+            if not isinstance(getattr(self, name), tuple):
+                raise UsageError(
+                    f"{name}={getattr(self, name)!r} was given to an op; give a tuple, such as kernel=(3, 3)"
+                )
 
     @property
     def spec(self) -> OpSpec:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from latency.errors import OutputInUseError, ProfileError
+from latency.errors import OutputInUseError, ProfileError, UsageError
 from latency.op import Op
 from latency.profiles import SCHEMA, Profile
 
@@ -122,3 +123,10 @@ def test_an_op_without_cells_is_named_with_its_shape() -> None:
 def test_a_cell_without_a_time_is_refused() -> None:
     with pytest.raises(ProfileError, match="cell 0 of a profile was read; it has no us"):
         Profile(HERE, [{"op": "linear", "c_in": 8, "c_out": 8}])
+
+
+@pytest.mark.parametrize("given", [{"kernel": 3}, {"stride": [1, 1]}, {"tail": "relu"}])
+def test_an_op_takes_tuples(given: dict[str, Any]) -> None:
+    [(name, value)] = given.items()
+    with pytest.raises(UsageError, match=re.escape(f"{name}={value!r} was given to an op; give a tuple")):
+        Op(kind="conv", c_in=8, c_out=8, h=4, w=4, **given)
