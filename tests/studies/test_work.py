@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
 import random
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,13 @@ def one_thread(step: object) -> int:
     return 1
 
 
+def process(study: Study, out: Path) -> BaseProcess:
+    """Returns a process that works at a study; a fork of this one would inherit autograd's threads."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["halpiee.studies.work", "halpiee.training.pipeline"])
+    return server.Process(target=importlib.import_module("toy").work_on, args=(study, out))
+
+
 def toy(folder: Path, **changes: Any) -> Study:
     return read(written(folder, **{**TOY, **changes}))
 
@@ -70,10 +79,9 @@ def test_killed_at_random_moments_no_cell_is_lost_or_repeated(tmp_path: Path) ->
     held = toy(tmp_path)
     whole = values(work(held, sheet_of(tmp_path / "whole"), seeds=1, talk=Silent()))
     sheet = sheet_of(tmp_path / "killed")
-    fork = multiprocessing.get_context("fork")
     draw = random.Random(0)
     for _ in range(10):
-        child = fork.Process(target=work, args=(held, sheet), kwargs={"seeds": 1, "talk": Silent()})
+        child = process(held, tmp_path / "killed")
         child.start()
         child.join(draw.uniform(0.05, 0.6))
         assert child.pid is not None
@@ -87,10 +95,7 @@ def test_killed_at_random_moments_no_cell_is_lost_or_repeated(tmp_path: Path) ->
 
 def test_processes_share_a_study_and_each_cell_is_done_once(tmp_path: Path) -> None:
     held, sheet = toy(tmp_path), sheet_of(tmp_path / "out")
-    fork = multiprocessing.get_context("fork")
-    children = [
-        fork.Process(target=work, args=(held, sheet), kwargs={"seeds": 1, "talk": Silent()}) for _ in range(3)
-    ]
+    children = [process(held, tmp_path / "out") for _ in range(3)]
     for child in children:
         child.start()
     for child in children:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -86,3 +90,18 @@ class Plain(nn.Module):
 
 def plain(num_classes: int = 6) -> nn.Module:
     return Plain(num_classes)
+
+
+def work_on(study: Any, out: Path) -> None:
+    """Does what a process of a study does, on one thread."""
+    from halpiee.studies.rows import sheet_of
+    from halpiee.studies.work import work
+    from halpiee.training.job import Silent
+
+    def one_thread(step: object) -> int:
+        torch.set_num_threads(1)
+        return 1
+
+    stage: Any = importlib.import_module("halpiee.training.stage")
+    stage.pick_threads = one_thread
+    work(study, sheet_of(out), seeds=1, talk=Silent())
