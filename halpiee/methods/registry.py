@@ -264,8 +264,9 @@ def _options(name: str, options: Any) -> type:
             for f in fields(options)
             if getattr(options, f.name) != f.default
         ]
-        home = {"__module__": kind.__module__}
-        return make_dataclass(kind.__name__, own, bases=(kind,), namespace=home, frozen=True)
+        made = make_dataclass(kind.__name__, own, bases=(kind,), frozen=True)
+        made.__module__ = kind.__module__  # where its types are named; Python 3.12 sets this module's
+        return made
     open_ = [f.name for f in fields(options) if f.default is MISSING and f.default_factory is MISSING]
     if open_:
         raise UsageError(f"the option {open_[0]!r} of the method {name!r} has no default; give it one")
