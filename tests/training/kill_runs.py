@@ -27,11 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from tools.results import markdown
 
-__all__ = ["Kill", "begin", "chain", "command", "data", "equal", "main", "net"]
+__all__ = ["Kill", "begin", "chain", "command", "equal", "main"]
 
 POINT = "HALPIEE_KILL"
 """Where one rank kills itself: ``rank place name``; a place of ``STEPS`` with training and step, or ``WRITES`` with a
@@ -41,40 +40,6 @@ STEPS = ("before", "in", "after")
 WRITES = ("begun", "half", "written", "renamed")
 PATIENCE = 900.0
 """Seconds that one start may take."""
-
-
-class Net(nn.Module):
-    """conv(3→8) conv(8→12) with batch norms, mean, fc."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.conv2, self.bn2 = nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
-        self.fc = nn.Linear(12, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[B, 3, H, W]`` to logits ``[B, num_classes]``."""
-        x = torch.relu(self.bn1(self.conv1(x)))
-        logits: Tensor = self.fc(torch.relu(self.bn2(self.conv2(x))).mean((2, 3)))
-        return logits
-
-
-def net(num_classes: int = 6) -> nn.Module:
-    """Returns the tiny network that is trained."""
-    return Net(num_classes)
-
-
-def data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Returns training and test images of six classes, told apart by the brightness of the channels."""
-    generator = torch.Generator().manual_seed(0)
-
-    def split(n: int) -> tuple[Tensor, Tensor]:
-        y = torch.arange(n) % 6
-        x = torch.randint(0, 120, (n, 3, 6, 6), generator=generator)
-        x[torch.arange(n), y % 3] += (40 + 40 * (y // 3))[:, None, None]
-        return x.to(torch.uint8), y
-
-    return split(120), split(36)
 
 
 CHAINS = {
@@ -115,13 +80,13 @@ def command(module: str, *arguments: str) -> list[str]:
 def typed(name: str, out: Path) -> list[str]:
     """Returns the options of a chain's training."""
     own = [
-        "--data=tests.training.kill_runs:data",
+        "--data=tests.training.toy:data",
         "--epochs=4",
         "--batch-size=12",
         "--seed=3",
         "--device=cpu",
     ]
-    return ["train", "tests.training.kill_runs:net", *own, *CHAINS[name], f"--out={out}"]
+    return ["train", "tests.training.toy:net", *own, *CHAINS[name], f"--out={out}"]
 
 
 def begin(words: Sequence[str], log: Path, kill: Kill | None = None) -> subprocess.Popen[bytes]:
