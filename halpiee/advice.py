@@ -12,8 +12,6 @@ from halpiee.errors import ProfileError
 if TYPE_CHECKING:
     import latency
 
-__all__ = ["check_covers", "command", "contents_of"]
-
 
 def command(
     verb: str,

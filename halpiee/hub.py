@@ -15,8 +15,6 @@ from typing import Any
 from halpiee.errors import MissingError, OutputInUseError, UsageError
 from latency._files import write
 
-__all__ = ["KEPT", "push"]
-
 KEPT = (
     "settings.json",
     "report.json",

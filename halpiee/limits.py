@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from halpiee.shared_options import Limiting
     from halpiee.structure.groups import Structure
 
-__all__ = [
-    "Further", "Network", "batch_of", "check_also", "check_groups", "check_prunable", "limits_of", "offered",
-    "parse_also", "parse_between", "used_of", "whole_groups",
-]  # fmt: skip
-
 
 C = TypeVar("C", bound="Cost")
 

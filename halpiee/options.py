@@ -21,18 +21,6 @@ import msgspec
 from halpiee.errors import UsageError, unknown
 from halpiee.ranges import annotated, words
 
-__all__ = [
-    "Help",
-    "Option",
-    "described",
-    "fitted",
-    "nested",
-    "option",
-    "options_of",
-    "own_options",
-    "parts_of",
-]
-
 T = TypeVar("T")
 
 

@@ -16,9 +16,6 @@ from msgspec import Meta
 
 from halpiee.errors import UsageError
 
-__all__ = ["annotated", "check", "ensure", "inside", "parse_budget", "words"]
-
-
 Seed = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 """OR-Tools and NumPy's older generators take no larger one."""
 Side = Annotated[int, Meta(ge=1, le=8192)]

@@ -11,23 +11,6 @@ from halpiee import ranges
 from halpiee.errors import UsageError
 from halpiee.options import option
 
-__all__ = [
-    "GOAL",
-    "IEE",
-    "METHOD",
-    "NETWORK",
-    "RUNTIME",
-    "Batched",
-    "Cycle",
-    "Limiting",
-    "Protecting",
-    "Scaled",
-    "Scheduling",
-    "Seeded",
-    "Switches",
-    "Threaded",
-]
-
 GOAL, METHOD, NETWORK, RUNTIME = "Goal", "Method", "Network", "Runtime"
 IEE = "IEE: prune, improve, explore, grow"
 SCHEDULE, SPEED = "Schedule, dense and pruned", "Speed of the training"

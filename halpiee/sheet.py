@@ -24,8 +24,6 @@ from halpiee.errors import OutputInUseError, UsageError
 from latency._files import FolderLock
 from latency.outside import misfit
 
-__all__ = ["FILE", "Cell", "Mean", "Sheet"]
-
 FILE = "rows.jsonl"
 
 WAIT_S = 1.0

@@ -22,7 +22,6 @@ try:
 except ImportError:  # Windows: nothing is locked there, and what a killed process left stays
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FolderLock", "check_place", "contents", "lock", "remove_leftovers", "write"]
 
 _LEFT = re.compile(r"\..+\.\d+\.\d+\.part", re.DOTALL)
 """Names of files that are being written, or were when their writer died."""

@@ -12,8 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["exports"]
-
 
 def exports(package: str, file: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """Returns ``__all__``, ``__getattr__`` and ``__dir__`` of a package, from its ``__name__`` and ``__file__``."""

@@ -28,24 +28,6 @@ from typing import Any
 from latency.errors import UsageError, unknown
 from latency.op import Op, weight_bytes
 
-__all__ = [
-    "IDENTITY",
-    "PRECISIONS",
-    "TimingPolicy",
-    "clocks",
-    "cpu_facts",
-    "differences",
-    "environment",
-    "environment_id",
-    "kind_of_environment",
-    "limits",
-    "pinned",
-    "policy_for",
-    "precision_of",
-    "register_policy",
-]
-
-
 IDENTITY = (
     "backend",
     "backend_version",

@@ -20,9 +20,6 @@ from latency.op import Op, in_words
 from latency.profiles import Profile
 from latency.table import Table
 
-__all__ = ["Inspection", "OpCoverage", "draw", "held_out", "inspect"]
-
-
 STEADY = 0.03
 """Largest share by which an unchanging kernel may vary within a profile of a GPU."""
 

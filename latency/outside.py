@@ -15,8 +15,6 @@ import msgspec
 
 from latency.errors import HalpieeError, UsageError
 
-__all__ = ["MOST_BYTES", "found_in", "misfit", "parsed", "read_bytes", "read_json", "sound"]
-
 MOST_BYTES = 64 * 2**20
 """Largest file that is read whole."""
 

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from latency.errors import UsageError
 
-__all__ = ["Calibration", "Interval", "fit", "interval", "student"]
-
 FloatArray = NDArray[np.float64]
 
 

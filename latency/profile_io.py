@@ -22,8 +22,6 @@ from latency.errors import OutputInUseError, ProfileError, UsageError
 from latency.op import Op, in_words
 from latency.profiles import ENVIRONMENT, KEYS, LEFT_OUT, Profile, cell_key, header_line, read_lines
 
-__all__ = ["ENDINGS", "Conflict", "Journal", "columns", "conflicts", "export"]
-
 
 class Journal:
     """Appends cells to a profile file; without a path it keeps them in memory.

@@ -27,21 +27,6 @@ from latency.op import IMAGE_CHANNELS, Op
 from latency.outside import parsed, read_bytes, sound
 from latency.table import Table, check_time
 
-__all__ = [
-    "COLD",
-    "MOST_CHANNELS",
-    "SCHEMA",
-    "WARM",
-    "Cell",
-    "Environment",
-    "Profile",
-    "cell_key",
-    "contradiction",
-    "header_line",
-    "read_lines",
-]
-
-
 SCHEMA = "halpiee.profile/1"
 
 KEYS = (

@@ -18,9 +18,6 @@ from typing import Generic, TypeVar
 
 from latency.errors import UsageError, unknown
 
-__all__ = ["Registry", "not_known", "plain"]
-
-
 T = TypeVar("T")
 
 

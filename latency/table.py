@@ -29,8 +29,6 @@ from numpy.typing import NDArray
 from latency.errors import ProfileError
 from latency.op import Op, in_words
 
-__all__ = ["Table", "check_time", "gordon", "normalised_width"]
-
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 

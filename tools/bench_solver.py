@@ -37,9 +37,6 @@ from halpiee.structure.groups import Structure
 from latency.op import Op
 from tools.results import append, markdown, recorded
 
-__all__ = ["Staircases"]
-
-
 NETWORKS = {
     "resnet50": (0.1, 1e-3),
     "resnet101": (0.5, 2e-3),

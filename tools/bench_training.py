@@ -48,9 +48,6 @@ from latency import Profile
 from latency.timing.timer import median_interval
 from tools.results import append, markdown, recorded
 
-__all__ = ["main"]
-
-
 PROFILE = Path("profiles/intel-xeon-avx512-ort-1t/resnet20-32-b1.jsonl")
 CUT_PROFILE = Path("profiles/intel-xeon-avx512-ort-1t/wrn22_2-32-b1.jsonl")
 """A network as narrow as ResNet-20 does not reach 30 % of its latency."""

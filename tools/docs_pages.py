@@ -14,8 +14,6 @@ from typing import Any
 
 import yaml
 
-__all__ = ["on_config", "on_files", "on_page_markdown", "options_page", "public_names"]
-
 ROOT = Path(__file__).parent.parent
 
 PACKAGES = (

@@ -27,8 +27,6 @@ from latency.backends.torch import Torch
 from latency.device import PRECISIONS, pinned
 from latency.timing.timer import time_call
 
-__all__ = ["Convolutions", "agreement", "build", "jumps", "measured", "pair"]
-
 CONVS = ((64, 64, 56, 3), (256, 64, 56, 1), (256, 256, 14, 3), (1024, 256, 14, 1), (512, 512, 7, 3))
 """(C_in, C_out, size, kernel) of ResNet-50."""
 

@@ -35,8 +35,6 @@ from latency._files import write
 from latency.device import clocks
 from tools.gpu_session_parts import MORE, PRELOADED, ROOT, Part, Place, parts
 
-__all__ = ["Session", "main", "pack", "unpack", "watched", "work"]
-
 GRACE = 15.0
 """Seconds in which a part that is told to end may write what it has."""
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from halpiee.selection.cost import LatencyCost
     from latency import Built, Op
 
-__all__ = ["MORE", "PRELOADED", "ROOT", "Part", "Place", "parts"]
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,8 +18,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Function", "Limit", "circles", "functions", "imports", "main"]
-
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("halpiee", "latency", "tools")
 LONG = 80
@@ -35,7 +33,7 @@ class Limit:
 
 
 LIMITS = {
-    "lines": Limit(54_388, 35_000),
+    "lines": Limit(53_844, 35_000),
     "files": Limit(235, 160),
     "circles": Limit(0, 0),
     f"functions above {LONG} lines": Limit(0, 0),

@@ -47,9 +47,6 @@ from halpiee.structure import Structure, explain, shrink, trace, verify
 from latency._files import write
 from latency.backends.torch.modules import tensors_in
 
-__all__ = ["build", "example_inputs", "main", "random_keep"]
-
-
 IMAGE_SIZES = {"inception_v3": 96, "maxvit_t": 224}
 """Smallest inputs that are not 64×64."""
 

@@ -26,8 +26,6 @@ from halpiee.compare.rows import read_rows
 from latency._files import write
 from latency.device import cpu_facts
 
-__all__ = ["append", "main", "markdown", "newest", "page", "recorded"]
-
 ROOT = Path(__file__).resolve().parent.parent
 HISTORY = ROOT / "benchmarks" / "history"
 PAGE = ROOT / "docs" / "results.md"

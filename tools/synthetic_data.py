@@ -29,8 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["NAMES", "coco", "main", "make", "pairs", "photograph", "scene", "voc"]
-
 BATCH = 64
 
 

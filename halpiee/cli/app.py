@@ -34,8 +34,6 @@ from halpiee.cli import (
 from halpiee.cli.output import Interrupted, say
 from halpiee.errors import HalpieeError, HoldoutWarning, ScoreWarning, ending_signals
 
-__all__ = ["main", "program"]
-
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},

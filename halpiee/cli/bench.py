@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     Precision = Literal["fp32", "fp16", "bf16"]
 
-__all__ = ["command", "show"]
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "halp": {"batch": "256", "rounds": 30, "precision": "fp32", "seconds": float("inf")}

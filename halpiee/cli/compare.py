@@ -11,8 +11,6 @@ from halpiee.cli.output import ScreenTalk, answer, kept_in, say, screen
 from halpiee.errors import UsageError
 from halpiee.options import described, option
 
-__all__ = ["command", "show_rows"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Answered):

@@ -15,8 +15,6 @@ from halpiee.options import option
 from halpiee.shared_options import Seeded
 from halpiee.training.config import Settings
 
-__all__ = ["command"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Seeded, Answered):

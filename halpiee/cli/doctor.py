@@ -17,8 +17,6 @@ from halpiee.cli.output import answer, screen
 from halpiee.errors import EXTRAS, HalpieeError
 from latency.backends import Found
 
-__all__ = ["Finding", "command", "examine"]
-
 LEAST = {
     "torch": (2, 11),
     "torchvision": (0, 26),

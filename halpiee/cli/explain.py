@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from halpiee.structure.explain import Explanation
     from halpiee.structure.groups import Structure
 
-__all__ = ["command"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Explain(Imaged, Batched, Answered):

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from halpiee.deploy.onnx import ExportReport
     from halpiee.deploy.tensorrt import Batches, EngineReport
 
-__all__ = ["command"]
 
 ENGINE = "TensorRT engines"  # heading of options
 

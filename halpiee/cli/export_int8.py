@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from halpiee.data.data import Data
     from halpiee.tasks import Task
 
-__all__ = ["ONNX", "Quantising", "export_quantised"]
 
 ONNX = "ONNX files"
 """Heading of options."""

@@ -13,7 +13,6 @@ from halpiee.errors import UsageError, unknown
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["INPUTS", "Input", "Shape", "example_of", "parse_inputs", "shapes_of", "spelled"]
 
 INPUTS = "Input by forward's argument, without the batch: image=3x128x128, ids=64:int64; several times."
 """Help of the option."""

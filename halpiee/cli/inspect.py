@@ -19,8 +19,6 @@ from latency._files import check_place
 if TYPE_CHECKING:
     from latency.inspect import Inspection
 
-__all__ = ["command", "merge", "pack"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect(Answered):

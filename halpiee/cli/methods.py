@@ -15,8 +15,6 @@ from halpiee.methods.registry import METHODS
 from halpiee.options import option
 from halpiee.recipes import Recipe, names, read
 
-__all__ = ["command"]
-
 COLUMN = 14
 
 

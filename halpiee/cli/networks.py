@@ -17,18 +17,6 @@ if TYPE_CHECKING:
     from halpiee.structure.plan import Plan
     from halpiee.training.job import Run
 
-__all__ = [
-    "Network",
-    "Traced",
-    "at_batch",
-    "check_run",
-    "from_model",
-    "from_plan",
-    "from_run",
-    "is_run",
-    "traced",
-]
-
 
 @dataclass(frozen=True)
 class Network:

@@ -22,19 +22,6 @@ from halpiee.ranges import annotated, inside, words
 from halpiee.shared_options import NETWORK, Scaled
 from latency._files import check_place
 
-__all__ = [
-    "SIZES",
-    "Answered",
-    "Built",
-    "Imaged",
-    "Ranged",
-    "Typed",
-    "check_picture",
-    "input_size",
-    "parameters",
-    "verb",
-]
-
 SIZES = "224, 192x256 (height x width) or 1x28x28 (channels too)"
 """How an image size is written."""
 

@@ -15,8 +15,6 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Interrupted", "ScreenTalk", "answer", "free_folder", "kept_in", "say", "screen", "wide_screen"]
-
 
 def say(text: str) -> None:
     """Prints a line on stderr."""

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from halpiee.structure.groups import Structure
     from halpiee.structure.plan import Selection
 
-__all__ = ["Plan", "Problem", "check", "command", "notes_on", "opened", "outcome", "show"]
-
 
 SCORES, SOLVER = "Scores", "Solver"
 """Headings."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import latency
     from halpiee.cli.inputs import Shape
 
-__all__ = ["command"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Profile(Imaged, Batched, Threaded, Seeded, Answered):

@@ -16,9 +16,6 @@ from halpiee.cli.output import answer, say, wide_screen
 from halpiee.errors import OutputInUseError, UsageError
 from halpiee.options import described, option
 
-__all__ = ["command", "write_site"]
-
-
 MISSED = 4
 
 

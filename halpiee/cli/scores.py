@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from halpiee.structure.groups import Structure
 
-__all__ = ["filter_norms", "read_scores", "scores_of"]
-
 
 def scores_of(
     model: nn.Module, structure: Structure, file: Path | None, *, trained: bool

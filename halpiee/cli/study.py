@@ -17,9 +17,6 @@ from halpiee.errors import UsageError, unknown
 from halpiee.options import option
 from halpiee.training.config import OPTIONS
 
-__all__ = ["command"]
-
-
 MACS_PER_S = 2e10
 """Multiply-accumulates a second of one core in training a CIFAR network; a GPU does a hundred times as many."""
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     Precision = Literal["fp32", "fp16", "bf16"]
 
-__all__ = ["Timed", "open_all"]
-
 
 @dataclass(frozen=True)
 class Timed:

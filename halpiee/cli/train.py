@@ -18,8 +18,6 @@ from halpiee.training.config import RUN, Settings
 from halpiee.training.ranks import ALONE, Ranks, joined
 from latency._files import contents
 
-__all__ = ["Placed", "carry_out", "command", "gather", "prune"]
-
 MISSED = 4
 
 OPTION = {"model": "MODEL", "data": "--data"}

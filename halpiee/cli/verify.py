@@ -10,8 +10,6 @@ from halpiee.cli.output import answer, say
 from halpiee.options import described, option
 from halpiee.shared_options import Seeded
 
-__all__ = ["command"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(Seeded, Answered):

@@ -37,8 +37,6 @@ from halpiee.training.record import line_values
 from latency._files import FolderLock
 from latency.device import cpu_facts
 
-__all__ = ["Cell", "Ground", "carry_out", "cells", "settings_of"]
-
 SHARED = (
     "data", "width", "size", "device", "backend", "profile", "batch", "threads", "epochs", "batch_size", "weight_decay",
 )  # fmt: skip

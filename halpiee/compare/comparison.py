@@ -33,9 +33,6 @@ from halpiee.errors import UsageError, unknown
 from halpiee.options import described, fitted, option
 from halpiee.recipes import values_in
 
-__all__ = ["CONTESTANTS", "DENSE", "Comparison", "Contestant", "contestant", "read_comparison"]
-
-
 DENSE, DISTILLED = "dense", "-distilled"
 
 

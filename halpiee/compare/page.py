@@ -11,8 +11,6 @@ from halpiee.report.page import templates
 from halpiee.report.plots import Series, chart
 from halpiee.report.values import DASH
 
-__all__ = ["REFERENCE", "lines", "render_html", "render_markdown", "settings_in"]
-
 REFERENCE = "uniform"
 """The contestant that all others are compared with."""
 

@@ -13,8 +13,6 @@ import msgspec
 from halpiee.errors import UsageError
 from halpiee.sheet import Mean, Sheet
 
-__all__ = ["Difference", "Row", "Standing", "difference", "read_rows", "sheet_of", "standings"]
-
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """The results of one cell.

@@ -27,8 +27,6 @@ from halpiee.training.job import Run, Talk
 from halpiee.training.loop import Outlet, Trainer, evaluate
 from halpiee.training.schedule import make_optimizer
 
-__all__ = ["bisected", "pruned_and_tuned"]
-
 BLOCKS = (16, 8, 1)
 """What is left of a group is a multiple; the next is tried where none fits, as the library keeps groups whole."""
 

@@ -22,8 +22,6 @@ from halpiee.data.source import ImageSource, Splits
 from halpiee.data.split import HubSplit, ParquetSplit, TarSplit
 from halpiee.errors import DataError, MissingError
 
-__all__ = ["HubSource", "ParquetSource", "TarSource"]
-
 
 @dataclass(frozen=True)
 class ParquetSource(ImageSource):

@@ -17,8 +17,6 @@ from halpiee.data.source import ImageSource, Splits
 from halpiee.data.split import Files, Split
 from halpiee.errors import DataError
 
-__all__ = ["BoxSource"]
-
 Box = tuple[str, float, float, float, float]
 """Class, and x and y of two corners in pixels."""
 Boxed = list[tuple[Path, list[Box]]]

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from halpiee.errors import DataError, UsageError
 
-__all__ = ["MOST_CLASSES", "Data", "Examples", "Summary", "class_numbers", "seed_of"]
-
 MOST_CLASSES = 10**6
 """Classes that a data source may have; a network of as many takes 2 kB for each."""
 

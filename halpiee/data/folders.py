@@ -14,9 +14,6 @@ from halpiee.data.source import ImageSource, Splits
 from halpiee.data.split import Files, FileSplit, Split
 from halpiee.errors import DataError
 
-__all__ = ["TEST_NAMES", "VOID", "FolderSource", "PairSource", "split_folders"]
-
-
 TEST_NAMES = ("test", "val", "valid", "validation")
 TINY = "val_annotations.txt"
 """In TinyImageNet's ``val`` stands the class of each image in this file; its ``test`` has no labels."""

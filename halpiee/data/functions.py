@@ -22,8 +22,6 @@ from halpiee.data.split import DatasetSplit
 from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.errors import DataError, HalpieeError, UsageError
 
-__all__ = ["FunctionSource", "LoaderData"]
-
 
 @dataclass(frozen=True)
 class FunctionSource(Source):

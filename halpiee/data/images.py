@@ -19,7 +19,6 @@ from halpiee.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Preprocess", "cut", "image_files", "open_image", "pixels", "read_bytes", "resized", "shift_for"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 

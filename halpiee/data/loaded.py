@@ -22,8 +22,6 @@ from halpiee.data.split import Split
 from halpiee.data.transforms import Change, Mix, changed
 from halpiee.errors import DataError
 
-__all__ = ["IMAGENET", "LoadedData"]
-
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of ImageNet's training images, per channel of 0–1."""
 SAMPLE = 512

@@ -20,8 +20,6 @@ from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.data.transforms import Mix, fixed, random
 from halpiee.errors import DataError
 
-__all__ = ["SMALL_BYTES", "open_data"]
-
 SMALL_BYTES = 2 * 10**9
 """Decoded images that stay on the device of the training; CIFAR takes 0.2 GB, TinyImageNet 1.4 GB."""
 

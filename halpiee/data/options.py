@@ -12,8 +12,6 @@ from halpiee import ranges
 from halpiee.errors import UsageError, unknown
 from halpiee.options import option
 
-__all__ = ["AUGMENTATIONS", "Loading"]
-
 DATA = "Data"
 """Heading."""
 

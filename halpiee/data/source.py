@@ -20,8 +20,6 @@ from halpiee.data.split import ImageSplit, Split
 from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.errors import DataError
 
-__all__ = ["ImageSource", "Source", "Splits", "one_size"]
-
 
 @dataclass(frozen=True)
 class Splits:

@@ -20,9 +20,6 @@ from halpiee.data.source import Source
 from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.errors import DataError, MissingError
 
-__all__ = ["CifarSource", "DigitsSource", "check", "find", "load"]
-
-
 HINT = (
     "give digits, cifar10, cifar100, a folder of Parquet files or tars, a folder with train/ and val/, hf:NAME, "
     "or package.module:function"

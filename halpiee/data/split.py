@@ -17,17 +17,6 @@ from torch import Tensor
 from halpiee.data.images import open_image, read_bytes
 from halpiee.errors import DataError
 
-__all__ = [
-    "DatasetSplit",
-    "FileSplit",
-    "Files",
-    "ImageSplit",
-    "ParquetSplit",
-    "Split",
-    "TarSplit",
-    "TensorSplit",
-]
-
 
 class Split(ABC):
     """Examples by index.

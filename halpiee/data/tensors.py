@@ -16,8 +16,6 @@ from torch import Tensor
 from halpiee.data.data import Data, check_batch, seed_of
 from halpiee.errors import DataError
 
-__all__ = ["Augmentation", "TensorData", "shift_and_flip"]
-
 
 @dataclass(frozen=True)
 class Augmentation:

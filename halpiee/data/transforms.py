@@ -10,8 +10,6 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-__all__ = ["Change", "Mix", "changed", "fixed", "random"]
-
 RESIZED = 256 / 224
 """The shorter side is scaled to so many times the size before the centre is cut out (ImageNet's usual test)."""
 COLOURS = 0.4

@@ -30,20 +30,8 @@ from halpiee.methods.allocator import LatencyPool
 from halpiee.methods.method import Method
 from halpiee.selection.cost import Also, LatencyCost
 from halpiee.structure.shrink import keep_first, shrink
-from latency.backends.onnxruntime import feeds, session
+from latency.backends.onnxruntime.network import feeds, session
 from latency.predict import Calibration, fit
-
-__all__ = [
-    "Candidate",
-    "Chosen",
-    "Round",
-    "calibrate",
-    "close_loop",
-    "layer_times",
-    "meet",
-    "random_counts",
-    "side_by_side",
-]
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,6 @@ from halpiee.errors import MismatchError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["drop_unused", "fold_batch_norm", "fold_constants", "shapes_of"]
-
 
 Array = NDArray[Any]
 

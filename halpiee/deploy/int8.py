@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, write_metadata
-from halpiee.deploy.verify import relative_l2
 from halpiee.errors import UsageError
+from halpiee.structure.verification import relative_l2
 from latency._files import check_place, write
-from latency.backends.onnxruntime import QUANTISER, quiet, session
-
-__all__ = ["FileNetwork", "Int8Report", "export_int8"]
+from latency.backends.onnxruntime import QUANTISER, quiet
+from latency.backends.onnxruntime.network import session
 
 
 @dataclass(frozen=True)

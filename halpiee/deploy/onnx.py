@@ -31,17 +31,17 @@ from halpiee.deploy.verify import (
     outputs,
     proved,
     reference,
-    relative_l2,
     written_shapes,
 )
 from halpiee.errors import MismatchError, UsageError
 from halpiee.structure.plan import Plan
 from halpiee.structure.records import random_like
 from halpiee.structure.surroundings import Surroundings, random_states
+from halpiee.structure.verification import relative_l2
 from latency._files import check_place, write
-from latency.backends.onnxruntime import fixed_batch, session, to_onnx
-from latency.backends.onnxruntime.model import read_metadata
+from latency.backends.onnxruntime.model import fixed_batch, to_onnx
 from latency.backends.onnxruntime.naming import checked_names
+from latency.backends.onnxruntime.network import session
 from latency.backends.torch.modules import constants, copy_of, filled, left_out, tensors_given, tensors_in
 from latency.backends.torch.modules import input_names as names_of_inputs
 
@@ -49,22 +49,6 @@ if TYPE_CHECKING:
     import onnx
 
     from halpiee.selection.cost import LatencyCost
-
-__all__ = [
-    "TOLERANCE",
-    "ExportReport",
-    "converted",
-    "export_onnx",
-    "fold_batch_norm",
-    "metadata_of",
-    "onnx_outputs",
-    "plan_hash",
-    "plan_metadata",
-    "read_metadata",
-    "run_metadata",
-    "stamp",
-    "write_metadata",
-]
 
 
 Precision = Literal["fp32", "fp16"]

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from halpiee.errors import MissingError, StructureError, UsageError
 from latency.backends.torch.modules import copy_of
 
-__all__ = ["Zeros", "follows", "semi_structured", "with_zeros", "zeros_in"]
-
 REDUCED = {"Conv": 1, "Gemm": 0, "MatMul": -2}
 """Dimension of the weight (the second input) that an ONNX op sums over; of Gemm where it is not transposed."""
 

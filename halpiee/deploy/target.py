@@ -21,8 +21,6 @@ from latency.backends import BACKENDS, Backend, Runner, load
 from latency.backends.torch.network import Precision, restored
 from latency.timing.benchmark import Comparison, compare
 
-__all__ = ["Target", "in_terms_of"]
-
 DTYPES: dict[str, str] = {"fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 """What profiles call a precision; all others are float32."""
 

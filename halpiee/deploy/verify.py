@@ -24,27 +24,11 @@ from torch import Tensor, nn
 from halpiee.errors import HalpieeError, MismatchError, UsageError
 from halpiee.structure.surroundings import random_states
 from halpiee.structure.verification import redraw, relative_l2, silent
-from latency.backends.onnxruntime import fixed_batch
+from latency.backends.onnxruntime.model import fixed_batch
 from latency.backends.torch.modules import batch_of, copy_of, filled, is_batched, tensors_given, tensors_in
 
 if TYPE_CHECKING:
     import onnx
-
-__all__ = [
-    "ROUNDING",
-    "Build",
-    "Comparison",
-    "Proved",
-    "compare",
-    "image_size",
-    "other_sizes",
-    "outputs",
-    "proved",
-    "random_batches",
-    "reference",
-    "relative_l2",
-    "written_shapes",
-]
 
 
 Arrays = list[NDArray[Any]]

@@ -39,8 +39,6 @@ from halpiee.sparsity.distribution import NM
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.plan import Selection
 
-__all__ = ["Active"]
-
 
 class Active:
     """The active units of a model, and the progress of its recipe; for the arguments see ``Sparse``.

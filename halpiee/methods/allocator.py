@@ -29,8 +29,6 @@ from halpiee.structure.plan import Selection
 
 Solver = Literal["joint", "linear", "cpsat"]
 
-__all__ = ["LatencyPool", "LayerPools", "Pool", "bind", "smallest_us"]
-
 
 class Pool(Protocol):
     """A budget bound to units."""

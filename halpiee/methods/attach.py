@@ -19,8 +19,6 @@ from torch.optim import Optimizer
 from halpiee.errors import UsageError
 from halpiee.sparsity.granularity import Units
 
-__all__ = ["bare", "check_holds", "check_optimizer", "few", "rebind", "rewrapped"]
-
 
 def bare(model: nn.Module) -> nn.Module:
     """Returns the model inside DDP, DataParallel and torch.compile wrappers."""

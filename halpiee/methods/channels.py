@@ -47,8 +47,6 @@ from halpiee.structure.groups import Structure, parameters
 from halpiee.structure.groups import macs as macs_of
 from halpiee.structure.shrink import keep_first, shrink
 
-__all__ = ["HALP", "early", "narrowed", "recipe", "repair", "scaled_dense", "small_dense", "uniform_counts"]
-
 
 def recipe(*, dense: float, prunes: int, interval: int) -> Recipe:
     """Returns HALP as phases: ``prunes`` from ``dense``, the dense cost over Ψ, to 1, ``interval`` steps each."""

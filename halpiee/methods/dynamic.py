@@ -34,8 +34,6 @@ from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 from halpiee.sparsity.schedule import Cosine
 
-__all__ = ["SET", "SETITOP", "SNFS", "RigL", "RigLITOP", "Static"]
-
 Init = Literal["random", "magnitude"]
 
 

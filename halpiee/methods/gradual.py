@@ -42,8 +42,6 @@ from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.schedule import Cosine, Cubic
 from halpiee.structure.groups import Structure
 
-__all__ = ["GMP", "FilterPruning", "GraNet", "Ramp", "Regrowth", "gradual", "recipe"]
-
 
 @dataclass(frozen=True)
 class Regrowth:

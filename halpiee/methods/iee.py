@@ -24,8 +24,6 @@ from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
 from halpiee.sparsity.granularity import Channels, Weights
 from halpiee.sparsity.schedule import Cosine, Curve, Exponential
 
-__all__ = ["IEE", "recipe"]
-
 
 @dataclass(frozen=True)
 class Options(Switches):

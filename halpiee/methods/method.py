@@ -28,8 +28,6 @@ from halpiee.sparsity.granularity import Channels, Units, Weights
 from halpiee.structure.groups import Structure
 from halpiee.structure.shrink import shrink
 
-__all__ = ["BudgetLike", "Method", "Request", "Setup", "UnitsLike"]
-
 BudgetLike = Budget | float | str
 """A budget, or a share or time that ``as_budget`` makes one of."""
 

@@ -45,8 +45,6 @@ from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import Structure
 
-__all__ = ["SNIP", "AtInit", "GraSP", "Pruning", "SynFlow", "in_rounds", "prune_once", "recipe", "stages"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:

@@ -33,24 +33,6 @@ from halpiee.sparsity.distribution import ERK, Budget, Global, Uniform
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
-__all__ = [
-    "Design",
-    "Drop",
-    "Event",
-    "Grow",
-    "Ledger",
-    "Phase",
-    "Recipe",
-    "Redraw",
-    "Resize",
-    "Shuffle",
-    "Start",
-    "Train",
-    "at_density",
-    "density_of",
-    "update_steps",
-]
-
 
 @dataclass(frozen=True)
 class Train:

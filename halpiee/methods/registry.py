@@ -30,8 +30,6 @@ from halpiee.options import Option, own_options
 from halpiee.ranges import ensure
 from latency.registry import Registry, not_known
 
-__all__ = ["METHODS", "Entry", "NoOptions", "method", "options_of"]
-
 M = TypeVar("M", bound=Callable[..., Any])
 
 DENSITIES = ("uniform", "erk", "global")

@@ -35,18 +35,6 @@ from halpiee.sparsity.distribution import Budget, as_budget
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
-__all__ = [
-    "REINIT",
-    "Pruning",
-    "Retrain",
-    "Train",
-    "draw_again",
-    "draw_normal",
-    "keeping_mask",
-    "rewind",
-    "rewinding",
-]
-
 
 class Train(Protocol):
     """Trains steps ``first`` to ``last − 1`` of the schedule, in place.

@@ -17,8 +17,6 @@ from halpiee.saliency.criterion import Criterion, Look, LossFn
 from halpiee.sparsity.granularity import Units
 from halpiee.sparsity.mask import Mask
 
-__all__ = ["Collector", "Momentum", "Tally", "check_ranks", "share", "solved_once"]
-
 T = TypeVar("T")
 
 

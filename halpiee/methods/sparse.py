@@ -29,8 +29,6 @@ from halpiee.saliency.criterion import Batches
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.plan import Selection
 
-__all__ = ["Sparse", "all_finite"]
-
 WATCH = 50
 """Steps between two looks at whether all weights are finite; every change of the units looks, too."""
 

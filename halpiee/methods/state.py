@@ -21,8 +21,6 @@ from torch.utils.hooks import RemovableHandle
 
 from halpiee.errors import UsageError
 
-__all__ = ["Guard", "Memory", "RunningNorms", "fresh_state", "shaped_state"]
-
 
 class Memory:
     """Last values of masked parameters.

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from rich.table import Table
 
-__all__ = ["render_card", "render_html", "render_markdown", "render_site", "runs_table", "table", "templates"]
-
 
 def render_html(
     report: Mapping[str, Any],

@@ -25,20 +25,6 @@ if TYPE_CHECKING:
     from halpiee.selection.cost import LatencyCost
     from halpiee.structure.plan import Selection
 
-__all__ = [
-    "Band",
-    "Series",
-    "accuracy_chart",
-    "chart",
-    "draw_curve",
-    "events_chart",
-    "flops_chart",
-    "loop_chart",
-    "loss_chart",
-    "overlap_chart",
-    "pareto_chart",
-    "tradeoff_chart",
-]
 
 COLOURS = [
     "ink",

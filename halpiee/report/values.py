@@ -15,22 +15,6 @@ from typing import Any, Required, TypedDict
 
 from latency.outside import read_json, sound
 
-__all__ = [
-    "DASH",
-    "Row",
-    "comparison",
-    "count",
-    "facts",
-    "latency",
-    "number",
-    "percent",
-    "predicted",
-    "read_report",
-    "seconds",
-    "title",
-    "unit_of",
-]
-
 DASH = "–"
 LARGEST = 1e18
 """What is larger is no number of a run, and what is smaller than its inverse is zero: no axis has room for it."""

@@ -27,8 +27,6 @@ from halpiee.studies.rows import (
 from halpiee.studies.study import Study
 from latency._files import write
 
-__all__ = ["draw", "figure", "show"]
-
 
 def show(study: Study, rows: Sequence[Row], folder: Path, command: str) -> list[Path]:
     """Writes table, figure and page, and returns the files.

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from halpiee.studies.trajectory import Branch, Place
     from halpiee.training.job import Run
 
-__all__ = ["MEASURED", "PROBES", "QUANTITIES", "Finished", "Knobs", "Probe"]
-
 
 Value = float | list[tuple[float, float]] | dict[str, float]
 

@@ -19,19 +19,6 @@ import msgspec
 from halpiee.sheet import Mean, Sheet
 from halpiee.studies.study import Study
 
-__all__ = [
-    "Row",
-    "curves",
-    "label_text",
-    "means",
-    "of_axes",
-    "paper_value",
-    "sheet_of",
-    "table_csv",
-    "table_markdown",
-    "table_rows",
-]
-
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """The results of one cell.

@@ -39,8 +39,6 @@ from halpiee.recipes import read as recipe
 from halpiee.studies.probes import PROBES, QUANTITIES
 from halpiee.training.config import OPTIONS
 
-__all__ = ["SMALLEST", "Cell", "Figure", "Study", "Table", "names", "read", "scale_of"]
-
 MOST_CELLS = 100_000
 """Cells of a grid; a file of a few lines can multiply out to billions."""
 

@@ -35,8 +35,6 @@ from halpiee.training.loop import Trainer, evaluate
 from halpiee.training.schedule import learning_rate, make_optimizer
 from latency._files import FolderLock
 
-__all__ = ["Branch", "Place", "accuracy_on", "batches_of", "branches", "states", "total_steps"]
-
 WAIT_S = 0.5
 """Between two looks at whether another process has trained what is needed."""
 

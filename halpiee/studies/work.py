@@ -30,8 +30,6 @@ from latency.device import cpu_facts
 if TYPE_CHECKING:
     from halpiee.data.tensors import TensorData
 
-__all__ = ["check_data", "check_rows", "settings_of", "work"]
-
 
 Decoded = Callable[[str, int | None, torch.device], "TensorData"]
 """(source, size, device) → data that are decoded once for all cells."""

@@ -12,8 +12,6 @@ from torch.nn import functional
 from halpiee.data.data import Data
 from halpiee.tasks.task import Sums, Task, misshapen, task
 
-__all__ = ["Classification", "matching"]
-
 LOOKED = 64
 """Targets that tell whether images have several classes each."""
 

@@ -17,8 +17,6 @@ from halpiee.data.sources import find
 from halpiee.errors import MissingError, UsageError
 from halpiee.tasks.task import Metric, Task, task
 
-__all__ = ["Detection", "Detector"]
-
 PARTS = ("backbone", "head", "transform", "anchor_generator")
 """What torchvision's SSD, SSDlite, RetinaNet and FCOS have."""
 

@@ -14,8 +14,6 @@ from halpiee.data.source import Source
 from halpiee.data.sources import find
 from halpiee.tasks.task import Sums, Task, misshapen, task
 
-__all__ = ["Segmentation"]
-
 
 @task("segmentation")
 class Segmentation(Task):

@@ -25,8 +25,6 @@ from halpiee.data.sources import find
 from halpiee.errors import UsageError
 from latency.registry import Registry, not_known
 
-__all__ = ["REGISTRY", "Metric", "Task", "named", "task"]
-
 
 class Metric(ABC):
     """Figures that add up over batches and processes."""

@@ -10,8 +10,9 @@ from torch import nn
 
 from halpiee.methods.dynamic import Static
 from halpiee.methods.method import Method
+from halpiee.methods.one_shot import Pruning
 from halpiee.methods.registry import METHODS
-from halpiee.methods.rewind import REINIT, Pruning, Retrain, rewinding
+from halpiee.methods.rewind import REINIT, Retrain, rewinding
 from halpiee.saliency.registry import named
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.mask import Mask

@@ -13,8 +13,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["VGG", "ZOO", "BasicBlock", "Bottleneck", "MobileNetV1", "ResNet", "WideResNet", "draw"]
-
 
 def scaled(channels: int, width: float) -> int:
     """Returns ``channels * width``, rounded, at least 1."""

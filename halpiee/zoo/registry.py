@@ -20,9 +20,6 @@ from torch import nn
 from halpiee.errors import HalpieeError, UsageError, unknown
 from halpiee.zoo.networks import ZOO
 
-__all__ = ["build", "check_arguments", "check_named", "names", "names_code", "resolve"]
-
-
 LOADING = ("weights", "pretrained", "checkpoint", "scriptable", "exportable", "cache_dir", "features_only")
 """What arguments start with that load something, or return something else than the network."""
 

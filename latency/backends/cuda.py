@@ -23,17 +23,6 @@ from latency.backends import Found
 from latency.device import limits
 from latency.errors import HalpieeError, MissingError, UsageError
 
-__all__ = [
-    "LIBRARIES",
-    "Cuda",
-    "EventClock",
-    "OutOfMemoryError",
-    "gpu_facts",
-    "libraries",
-    "number_of",
-    "open_cuda",
-]
-
 LIBRARIES = ("auto", "cuda-python", "pycuda")
 
 

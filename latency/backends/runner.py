@@ -13,8 +13,6 @@ from latency.errors import UsageError
 if TYPE_CHECKING:
     from latency.timing import Clock
 
-__all__ = ["NetworkOptions", "Runner", "is_module"]
-
 
 class NetworkOptions(TypedDict, total=False):
     """How a whole network is run; all are optional.

@@ -31,8 +31,6 @@ from latency.op import Op, weight_bytes
 from latency.timing import Anchor
 from latency.timing.timer import Precision, Sampling, Timing, interleave, joined
 
-__all__ = ["ColdWeights", "Rate", "cold_weights_of", "round_bytes", "warm_and_cold"]
-
 
 @dataclass(frozen=True)
 class ColdWeights:

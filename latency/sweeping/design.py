@@ -19,9 +19,6 @@ from latency.profiles import Profile
 from latency.sweeping.cold_weights import ColdWeights
 from latency.sweeping.steps import Steps
 
-__all__ = ["Design", "Estimate", "Spec", "crossings", "design", "edge_above", "edges", "refined", "specs"]
-
-
 DENSE_AXIS = 4
 """Axes with at most so many edges are measured at all of them."""
 

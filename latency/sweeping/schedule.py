@@ -29,8 +29,6 @@ from latency.sweeping.steps import Steps
 from latency.timing import Anchor
 from latency.timing.timer import Precision, Sampling, Timing, agree, interleave, joined
 
-__all__ = ["Cell", "Job", "Measurer", "Progress", "Schedule"]
-
 
 @dataclass
 class Job:

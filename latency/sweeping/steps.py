@@ -18,9 +18,6 @@ from latency.device import TimingPolicy
 from latency.op import Op, filled
 from latency.table import FloatArray, normalised_width
 
-__all__ = ["BASE", "Steps", "found_pattern", "found_step", "kind_of", "probe", "probe_op"]
-
-
 DEFAULT = TimingPolicy()
 
 BASE = 64

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     Model = nn.Module | onnx.ModelProto | str | Path | Runner
 
-__all__ = ["CompareOptions", "Comparison", "Measurement", "Ratio", "compare", "measure"]
-
 
 ENOUGH = 9
 """So many uncontended runs give a median an interval."""

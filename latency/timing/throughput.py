@@ -19,9 +19,6 @@ import numpy as np
 from latency.timing.benchmark import Ratio
 from latency.timing.timer import median_interval
 
-__all__ = ["Load", "Throughput", "Throughputs", "measure_throughput"]
-
-
 ROUND_SECONDS = 0.25
 """A round is at least about this long: starting the callers (0.1 ms each) does not count then."""
 

@@ -22,20 +22,6 @@ from numpy.typing import NDArray
 from latency.device import TimingPolicy, policy_for
 from latency.timing import Anchor, Clock, share_lost
 
-__all__ = [
-    "Precision",
-    "Sampling",
-    "Timing",
-    "agree",
-    "interleave",
-    "joined",
-    "median_interval",
-    "standard_error",
-    "time_call",
-    "warm_caches",
-]
-
-
 FEWEST = 3
 """Fewest quiet runs that make a time, or half of `Precision.n_min`; as many of the fastest where none is quiet."""
 

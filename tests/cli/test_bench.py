@@ -22,7 +22,7 @@ from halpiee.cli.bench import show
 from halpiee.errors import HalpieeError, MissingError, OutputInUseError, UsageError
 from halpiee.structure.plan import Selection
 from halpiee.training.checkpoint import save_json
-from latency.backends.onnxruntime import to_onnx
+from latency.backends.onnxruntime.model import to_onnx
 
 ROUNDS = ("--rounds", "9")
 

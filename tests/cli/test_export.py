@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 import halpiee
 from halpiee.cli.app import program
-from halpiee.deploy.onnx import read_metadata
 from halpiee.errors import HalpieeError, MismatchError, OutputInUseError, UsageError
 from halpiee.structure import Plan
 from halpiee.structure.plan import Selection
 from halpiee.training.checkpoint import save_weights
 from halpiee.zoo import build
+from latency.backends.onnxruntime.model import read_metadata
 
 SMALL = ("--size", "3x8x8")
 

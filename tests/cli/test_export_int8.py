@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 import halpiee
 from halpiee.cli.app import program
-from halpiee.deploy.onnx import read_metadata
 from halpiee.errors import UsageError
+from latency.backends.onnxruntime.model import read_metadata
 
 
 def test_a_run_in_int8_is_judged_on_its_test_set(finished_run: Path, tmp_path: Path) -> None:

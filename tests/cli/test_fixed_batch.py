@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import latency
 from halpiee.cli.app import program
-from halpiee.deploy.onnx import export_onnx, read_metadata
+from halpiee.deploy.onnx import export_onnx
 from halpiee.errors import UsageError
+from latency.backends.onnxruntime.model import read_metadata
 
 
 def told(verb: str, *options: object) -> Result:

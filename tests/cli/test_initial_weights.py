@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from halpiee.cli.app import program
-from halpiee.deploy.onnx import read_metadata, run_metadata
+from halpiee.deploy.onnx import run_metadata
 from halpiee.report.values import facts
+from latency.backends.onnxruntime.model import read_metadata
 
 SAID = "has its initial weights: its times hold, its outputs mean nothing"
 

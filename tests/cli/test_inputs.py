@@ -14,8 +14,8 @@ from click.testing import CliRunner
 import halpiee
 from halpiee.cli.app import program
 from halpiee.cli.inputs import Input, example_of, parse_inputs
-from halpiee.deploy.onnx import read_metadata
 from halpiee.errors import UsageError
+from latency.backends.onnxruntime.model import read_metadata
 
 from .plans import write_profile
 from .twofold import net

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.deploy.int8 import FileNetwork, export_int8
-from halpiee.deploy.onnx import read_metadata
 from halpiee.errors import UsageError
+from latency.backends.onnxruntime.model import read_metadata
 
 
 def batches(count: int = 4) -> Iterator[Tensor]:

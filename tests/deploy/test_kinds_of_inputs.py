@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from halpiee.deploy.onnx import export_onnx, onnx_outputs, read_metadata
+from halpiee.deploy.onnx import export_onnx, onnx_outputs
 from halpiee.errors import MismatchError, UsageError
+from latency.backends.onnxruntime.model import read_metadata
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from halpiee.deploy.calibrate import layer_times, side_by_side
 from halpiee.deploy.onnx import export_onnx
-from latency.backends.onnxruntime import session
+from latency.backends.onnxruntime.network import session
 
 
 class Net(nn.Module):

@@ -7,9 +7,9 @@ from torch import nn
 
 import halpiee
 from halpiee.deploy import export_onnx, metadata_of, stamp
-from halpiee.deploy.onnx import read_metadata
 from halpiee.structure.plan import Selection
 from latency import Profile
+from latency.backends.onnxruntime.model import read_metadata
 
 
 def net() -> nn.Module:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from halpiee.deploy.onnx import export_onnx, onnx_outputs, read_metadata
+from halpiee.deploy.onnx import export_onnx, onnx_outputs
 from halpiee.errors import UsageError
+from latency.backends.onnxruntime.model import read_metadata
 
 
 def drawn(*shape: int, seed: int = 3) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import halpiee
 from halpiee.deploy import onnx as exporting
-from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, read_metadata, stamp
+from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, stamp
 from halpiee.errors import MismatchError, OutputInUseError, UsageError
+from latency.backends.onnxruntime.model import read_metadata
 
 
 def small_net(*, first: nn.Module | None = None) -> nn.Module:

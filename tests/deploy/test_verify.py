@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from halpiee.deploy import onnx
 from halpiee.deploy.onnx import export_onnx
-from halpiee.deploy.verify import compare, outputs, random_batches, reference, relative_l2
+from halpiee.deploy.verify import compare, outputs, random_batches, reference
 from halpiee.errors import MismatchError, UsageError
+from halpiee.structure.verification import relative_l2
 
 
 def arrays(*values: list[float]) -> list[np.ndarray]:

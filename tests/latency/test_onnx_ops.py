@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as f
 
-from latency.backends.onnxruntime import feeds, session
+from latency.backends.onnxruntime.network import feeds, session
 from latency.backends.onnxruntime.ops import differential_graph
 from latency.device import TimingPolicy
 from latency.errors import UnsupportedOpError

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import latency
-from latency.backends.onnxruntime import OnnxRuntime, feeds, session, to_onnx
+from latency.backends.onnxruntime import OnnxRuntime
+from latency.backends.onnxruntime.model import to_onnx
+from latency.backends.onnxruntime.network import feeds, session
 from latency.errors import UsageError
 from latency.op import Op
 

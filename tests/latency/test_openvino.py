@@ -13,7 +13,8 @@ from torch import nn
 import latency
 from halpiee.deploy import Target, export_int8
 from latency.backends import load
-from latency.backends.onnxruntime import OnnxRuntime, to_onnx
+from latency.backends.onnxruntime import OnnxRuntime
+from latency.backends.onnxruntime.model import to_onnx
 from latency.backends.onnxruntime.ops import KINDS
 from latency.errors import UsageError
 from latency.op import OPS, Op

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latency.backends import way_of
-from latency.backends.onnxruntime import to_onnx
+from latency.backends.onnxruntime.model import to_onnx
 from latency.backends.onnxruntime.network import PLUGIN, session
 from latency.errors import MissingError
 

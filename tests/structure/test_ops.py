@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from halpiee import zoo
 from halpiee.structure import Structure, macs, parameters, shrink, trace, widths
 from halpiee.structure.groups import TimedOp
-from latency.backends.onnxruntime import to_onnx
+from latency.backends.onnxruntime.model import to_onnx
 from latency.op import Op
 
 from . import nets

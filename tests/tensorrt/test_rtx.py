@@ -18,8 +18,7 @@ from halpiee.deploy.calibrate import random_counts
 from halpiee.deploy.tensorrt import Batches, build_portable, prove_engine
 from halpiee.structure.shrink import keep_first
 from latency.backends import BACKENDS, way_of
-from latency.backends.onnxruntime import to_onnx
-from latency.backends.onnxruntime.model import exported
+from latency.backends.onnxruntime.model import exported, to_onnx
 from latency.backends.tensorrt.builder import Builder, Settings, capabilities_of
 from latency.backends.tensorrt.files import check_library, facts_of, write_engine
 from latency.backends.tensorrt.ops import KINDS, OpNetwork

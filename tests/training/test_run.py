@@ -468,7 +468,7 @@ def test_a_budget_that_only_a_narrower_first_layer_reaches_is_refused_before_tra
 def test_a_run_without_a_baseline_says_that_its_dense_file_was_never_trained(
     toy: None, tmp_path: Path, profile: Path
 ) -> None:
-    from halpiee.deploy.onnx import read_metadata
+    from latency.backends.onnxruntime.model import read_metadata
 
     talk, folder = Quiet(), tmp_path / "run"
     report = execute(settings(profile, baseline=False), folder, talk)

@@ -20,7 +20,7 @@ import numpy as np
 
 from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend, is_module
 from latency.backends.cuda import gpu_facts
-from latency.backends.onnxruntime.model import fixed_batch, to_onnx
+from latency.backends.onnxruntime.model import to_onnx
 from latency.backends.onnxruntime.network import SessionRunner, feeds, session
 from latency.backends.onnxruntime.ops import differential_graph
 from latency.device import environment
@@ -30,8 +30,6 @@ from latency.timing import Clock, CpuClock, WallClock, checksum
 
 if TYPE_CHECKING:
     import onnx
-
-__all__ = ["QUANTISER", "OnOnnx", "OnnxRuntime", "feeds", "fixed_batch", "quantised", "session", "to_onnx"]
 
 
 class OnOnnx(Backend):

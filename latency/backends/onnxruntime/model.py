@@ -27,18 +27,6 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-__all__ = [
-    "ModelInputs",
-    "as_proto",
-    "check_file",
-    "exported",
-    "external_files",
-    "fixed_batch",
-    "read_metadata",
-    "to_onnx",
-    "weight_precision",
-]
-
 
 def to_onnx(
     model: nn.Module,

@@ -16,7 +16,6 @@ from latency.errors import UsageError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["checked_names", "name_ends", "name_sizes"]
 
 INSIDE = ".inside"
 """Suffix of a value or weight inside a graph whose name an input or output takes."""

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-__all__ = ["SessionRunner", "feeds", "input_sizes", "network_inputs", "session"]
-
-
 class SessionRunner(Runner):
     """A whole network in a session of ONNX Runtime."""
 

@@ -27,7 +27,6 @@ from latency.op import Op, filled, heads_of, operand_shapes, output_size
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["BUILDERS", "KINDS", "OPSET", "Graph", "differential_graph"]
 
 OPSET = 20
 IR_VERSION = 10

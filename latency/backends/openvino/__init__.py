@@ -22,8 +22,6 @@ from latency.device import environment
 from latency.errors import MissingError, UsageError
 from latency.timing import Clock, WallClock
 
-__all__ = ["OpenVINO"]
-
 
 @backend("openvino")
 class OpenVINO(OnOnnx):

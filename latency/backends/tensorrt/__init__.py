@@ -31,8 +31,6 @@ from latency.errors import MissingError, UnsupportedOpError, UsageError
 from latency.op import Op, in_words
 from latency.timing import Clock
 
-__all__ = ["TensorRT"]
-
 
 @backend("tensorrt")
 class TensorRT(Backend):

@@ -20,18 +20,6 @@ from latency.backends import NetworkOptions
 from latency.backends.cuda import OutOfMemoryError
 from latency.errors import MissingError, UnsupportedOpError, UsageError
 
-__all__ = [
-    "CAPABILITIES",
-    "Builder",
-    "Settings",
-    "TimingCache",
-    "capabilities_of",
-    "import_tensorrt",
-    "new_logger",
-    "typed_flags",
-]
-
-
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """What TensorRT for RTX builds for; 90 and 100 are datacenter GPUs, which TensorRT serves."""
 

@@ -21,8 +21,6 @@ from latency.backends.tensorrt.ops import NUMPY, from_float, random_numbers, to_
 from latency.errors import UsageError
 from latency.timing import Clock
 
-__all__ = ["Engine", "EngineRunner", "Execution", "alternating", "load_engine", "plain_context"]
-
 PADDED = 64
 """Formats pad channels to 2, 4, 8, 16 or 32: buffers are sized for the next multiple of this."""
 

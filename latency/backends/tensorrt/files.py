@@ -20,17 +20,6 @@ from latency._files import write
 from latency.errors import OutputInUseError, UsageError, WriteError
 from latency.outside import parsed, read_bytes
 
-__all__ = [
-    "ENGINE_FILES",
-    "check_library",
-    "facts_of",
-    "read_engine",
-    "seal",
-    "sealed",
-    "sidecar",
-    "write_engine",
-]
-
 ENGINE_FILES = (".engine", ".plan", ".trt")
 """Endings of engines."""
 

@@ -14,8 +14,6 @@ import numpy as np
 from latency.errors import UnsupportedOpError
 from latency.op import Op, output_size
 
-__all__ = ["BUILDERS", "DTYPES", "KINDS", "NUMPY", "OpNetwork", "from_float", "random_numbers", "to_float"]
-
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 
 NUMPY = {"FLOAT": "float32", "HALF": "float16", "BF16": "uint16", "INT32": "int32", "INT64": "int64",

@@ -20,8 +20,6 @@ from latency.backends.tensorrt.builder import CAPABILITIES
 from latency.backends.tensorrt.files import ENGINE_FILES
 from latency.errors import HalpieeError
 
-__all__ = ["TensorRTRTX"]
-
 
 @backend("tensorrt-rtx")
 class TensorRTRTX(TensorRT):

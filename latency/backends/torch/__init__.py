@@ -33,8 +33,6 @@ from latency.timing import Clock
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Torch"]
-
 
 @backend("torch")
 class Torch(Backend):

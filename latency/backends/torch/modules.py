@@ -28,22 +28,6 @@ from torch.overrides import TorchFunctionMode
 
 from latency.errors import UsageError
 
-__all__ = [
-    "batch_of",
-    "constants",
-    "copy_of",
-    "filled",
-    "folded",
-    "input_names",
-    "is_batched",
-    "left_out",
-    "output_names",
-    "tensors_given",
-    "tensors_in",
-    "tensors_only",
-]
-
-
 T = TypeVar("T")
 
 

@@ -16,19 +16,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = [
-    "CudaClock",
-    "Mode",
-    "ModuleRunner",
-    "Precision",
-    "capture_refused",
-    "clock_on",
-    "dtype_of",
-    "resolved_device",
-    "restored",
-    "set_arithmetic",
-    "shared_graphs",
-]
 
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 

@@ -10,8 +10,6 @@ from torch.nn import functional as f
 from latency.errors import UnsupportedOpError
 from latency.op import Op, filled, heads_of, operand_shapes, output_size
 
-__all__ = ["BUILDERS", "KINDS", "op_call"]
-
 Tensors = Callable[..., torch.Tensor]
 """Random numbers of a shape, where and as the op's are."""
 
