@@ -32,15 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models import (
-    detection,
-    get_model,
-    list_models,
-    optical_flow,
-    quantization,
-    segmentation,
-    video,
-)
+from torchvision.models import detection, get_model, list_models, quantization, segmentation
 
 from halpiee.errors import HalpieeError
 from halpiee.structure import Structure, explain, shrink, trace, verify
@@ -122,9 +114,9 @@ def example_inputs(name: str) -> tuple[Any, ...]:
     """Returns the smallest inputs that a network takes."""
     if name in list_models(module=detection):
         return ([torch.rand(3, 64, 64)],)
-    if name in list_models(module=optical_flow):
+    if name in list_models(module=models.optical_flow):
         return (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
-    if name in list_models(module=video):
+    if name in list_models(module=models.video):
         return (
             (torch.randn(1, 3, 16, 224, 224),)
             if name.startswith(("mvit", "s3d"))
@@ -256,22 +248,8 @@ SIZES = (64, 96, 128)
 """Images that are tried, in pixels, before a network's own size."""
 
 SMALL = (
-    "atto",
-    "femto",
-    "pico",
-    "nano",
-    "xxs",
-    "_xs",
-    "tiny",
-    "_t",
-    "mini",
-    "small",
-    "_s",
-    "050",
-    "18",
-    "b0",
-    "b1",
-)
+    "atto", "femto", "pico", "nano", "xxs", "_xs", "tiny", "_t", "mini", "small", "_s", "050", "18", "b0", "b1",
+)  # fmt: skip
 """What names of small networks hold, the smallest first."""
 
 TIMM_BY = f"""Written by `python -m tools.models_table --timm --here --out docs/models_timm.md`: one small network

@@ -24,19 +24,11 @@ IMAGES = {32: 50_000, 64: 100_000, 224: 1_281_167}
 """Training images of CIFAR, TinyImageNet and ImageNet, by pixels of a side."""
 
 MACS = {
-    "resnet8": (12.5e6, 32),
-    "resnet20": (40.8e6, 32),
-    "resnet56": (125.7e6, 32),
-    "resnet50_cifar": (1297.8e6, 32),
-    "vgg13_bn": (228.3e6, 32),
-    "vgg16_bn": (313.2e6, 32),
-    "vgg19_bn": (398.1e6, 32),
-    "mobilenet_v1_cifar": (46.4e6, 32),
-    "wrn22_2": (157.7e6, 32),
-    "resnet18_modified": (2221.8e6, 64),
-    "resnet50": (4089e6, 224),
+    "resnet8": (12.5e6, 32), "resnet20": (40.8e6, 32), "resnet56": (125.7e6, 32), "resnet50_cifar": (1297.8e6, 32),
+    "vgg13_bn": (228.3e6, 32), "vgg16_bn": (313.2e6, 32), "vgg19_bn": (398.1e6, 32), "wrn22_2": (157.7e6, 32),
+    "mobilenet_v1_cifar": (46.4e6, 32), "resnet18_modified": (2221.8e6, 64), "resnet50": (4089e6, 224),
     "mobilenet_v1": (568.7e6, 224),
-}
+}  # fmt: skip
 """Network → multiply-accumulates of one image, pixels of a side; see ``tests/zoo/test_networks.py``."""
 
 
@@ -177,10 +169,8 @@ def core_hours(cells: Sequence[Any]) -> float | None:
             return None
         macs, side = known
         twice = 2 if cell.options.get("method") in ("ltr", "lth", "lrr") else 1
-        epochs = twice * cell.options.get("epochs", 20) + cell.knobs.get("onward", 0) * len(
-            cell.knobs.get("times", ())
-        )
-        total += 3 * macs * IMAGES[side] * epochs
+        onward = cell.knobs.get("onward", 0) * len(cell.knobs.get("times", ()))
+        total += 3 * macs * IMAGES[side] * (twice * cell.options.get("epochs", 20) + onward)
     return total / MACS_PER_S / 3600
 
 
@@ -211,19 +201,16 @@ def _commands(study: Any, given: Studied) -> list[str]:
         }
         words = [str(options.get("model", "MODEL"))]
         for key, value in options.items():
-            if key == "model" or value in (None, ()):
-                continue
-            if key != "out" and not OPTIONS[key].help.on_command_line:  # of files and Python alone
+            # some options are of files and Python alone
+            typed = key == "out" or OPTIONS[key].help.on_command_line
+            if key == "model" or value in (None, ()) or not typed:
                 continue
             name = key.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no-{name}") if value or OPTIONS[
-                    key
-                ].default else None
-            elif isinstance(value, tuple):
-                words.append(f"--{name} {','.join(str(part) for part in value)}")
-            else:
-                words.append(f"--{name} {shlex.quote(str(value))}")
+            if not isinstance(value, bool):
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                words.append(f"--{name} {shlex.quote(text)}")
+            elif value or OPTIONS[key].default:
+                words.append(f"--{name}" if value else f"--no-{name}")
         found.append(f"halpiee train {' '.join(words)}")
     return found
 

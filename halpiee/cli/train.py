@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from halpiee import ranges
 from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import ScreenTalk, answer, kept_in, say, wide_screen
 from halpiee.errors import OutputInUseError, UsageError, WriteError
@@ -22,9 +23,6 @@ MISSED = 4
 
 OPTION = {"model": "MODEL", "data": "--data"}
 """How what may name code is typed."""
-
-GOALS = {"budget", "sparsity", "mask"}
-"""What is to be met: one of them that is typed replaces that of a recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +40,12 @@ class Start(Placed):
     recipe: str | None = option(
         None, "A paper's settings by name (`halpiee methods --recipes`), or a YAML file of options.", RUN
     )
+    scale: ranges.Positive | None = option(
+        None,
+        "Share of the epochs, and of all that is counted in steps, for a trial of this command: 0.01.",
+        RUN,
+        unset="1",
+    )
     trust_run: bool = option(False, "Resume a run from elsewhere whose settings name functions.", RUN)
 
 
@@ -58,6 +62,8 @@ class Start(Placed):
         "halpiee train resnet20 --data path/to/cifar10 --recipe granet-cifar --sparsity 0.95 --out runs/granet",
         "halpiee train resnet20 --data digits --size 16 --method ltr --rewind 20 --sparsity 0.9 --epochs 4 "
         "--out runs/ticket",
+        "halpiee train resnet50 --data path/to/imagenet --size 224 --recipe iee-structured-imagenet --scale 0.01 "
+        "--out runs/trial",
         "halpiee train --from-run runs/cifar --epochs 10 --lr 0.01 --out runs/tuned",
         "halpiee train --resume --out runs/cifar",
     ),
@@ -71,18 +77,18 @@ def command(given: Start, typed: dict[str, Any]) -> None:
     continues with --resume; on a CPU it ends bit-equal to one that was never interrupted. Diverged, it goes on with
     --resume and a lower --lr or --clip, and its report says so.
     """
+    from halpiee.recipes import read, shortened, told, under
+
     read_of: dict[str, str] = {}
     if given.recipe is not None:
-        from halpiee.recipes import read
-
-        options = dict(read(given.recipe).options)
-        if GOALS & set(typed):
-            # what a latency leaves whole goes with the recipe's latency
-            gone = GOALS if "budget" in typed else GOALS | {"protect_first"}
-            options = {key: value for key, value in options.items() if key not in gone}
-        read_of = {key: f"--recipe {given.recipe}" for key in options.keys() - typed.keys()}
+        options = under(read(given.recipe).options, typed)
+        read_of = dict.fromkeys(options.keys() - typed.keys(), f"--recipe {given.recipe}")
         typed = {**options, **typed}
     ranks = joined(str(typed.get("device", "auto")))
+    if given.scale is not None:
+        typed, before = shortened(typed, given.scale), typed
+        if ranks.first:
+            say(f"--scale {given.scale:g}: {told(before, typed)}")
     settings = gather(typed, given.out, given.resume, read_of=read_of, trust=given.trust_run)
     carry_out(settings, given.out, resume=given.resume, as_json=given.as_json, ranks=ranks)
 

@@ -7,6 +7,7 @@ what it is, ``source`` where it is printed, and ``open`` lists what that leaves 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,8 +22,19 @@ from halpiee.options import fitted
 from halpiee.training.config import OPTIONS
 from latency.outside import read_bytes, sound
 
-__all__ = ["MOST_ALIASES", "Recipe", "find", "names", "names_in", "options_in", "read", "values_in"]
+__all__ = [
+    "MOST_ALIASES", "Recipe", "find", "names", "names_in", "options_in", "read", "shortened", "told", "under",
+    "values_in",
+]  # fmt: skip
 
+GOALS = {"budget", "sparsity", "mask"}
+"""What is to be met: one of them that is typed replaces that of a recipe."""
+
+STEPS = ("interval", "h", "j", "q", "at", "rewind")
+"""Options in steps, which a scale shortens with the epochs."""
+
+SHARES = ("warmup", "drops", "end", "first", "last", "cut_at")
+"""Options that are shares of the training."""
 
 MOST_ALIASES, MOST_DEPTH, MOST_EVENTS = 16, 16, 10_000
 """Aliases to anchors, which a reader multiplies out (ten levels of ten are 10 billion values), nesting, and parts."""
@@ -171,3 +183,41 @@ def read(recipe: str | Path) -> Recipe:
     sound(about, About, what=what, advice="write text, and of `open` a list of texts")
     notes = about.pop("open", ())
     return Recipe(name, typed, **about, open=(notes,) if isinstance(notes, str) else tuple(notes))
+
+
+def under(options: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a recipe that hold beside typed ones.
+
+    A goal that is typed takes the recipe's goal away and, unless it is a latency, what a latency leaves whole.
+    """
+    goal = GOALS & typed.keys()
+    gone = (GOALS if "budget" in goal else GOALS | {"protect_first"}) if goal else set()
+    return {key: value for key, value in options.items() if key not in gone}
+
+
+def shortened(options: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """Returns the options of a training of ``scale`` as many epochs, rounded up, with as many events in it.
+
+    Lengths in steps shorten as the epochs do, to one step at least. Shares of the training stay as they are, and so do
+    the numbers of cycles and of rounds: each cycle and round is shorter.
+    """
+    epochs = _epochs(options)
+    fewer = max(1, math.ceil(round(scale * epochs, 6)))  # 0.07 · 100 is a little more than 7
+    steps = {name: max(1, round(fewer / epochs * options[name])) for name in STEPS if options.get(name)}
+    return {**options, "epochs": fewer, **steps}
+
+
+def told(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Returns what ``shortened`` made of options, in words; shares are said in epochs."""
+    words = [f"epochs {_epochs(before)} → {_epochs(after)}"]
+    words += [f"{n} {before[n]:,} → {after[n]:,} steps" for n in STEPS if before.get(n) is not None]
+    for name in SHARES:
+        shares = before.get(name) or ()
+        listed = shares if isinstance(shares, tuple) else (shares,)
+        was, now = (",".join(f"{one * _epochs(of):.4g}" for one in listed) for of in (before, after))
+        words += [f"{name} {was} → {now} epochs"] if listed else []
+    return "; ".join(words)
+
+
+def _epochs(options: Mapping[str, Any]) -> int:
+    return int(options.get("epochs", OPTIONS["epochs"].default))

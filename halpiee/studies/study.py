@@ -34,7 +34,7 @@ import msgspec
 
 from halpiee.errors import UsageError, unknown
 from halpiee.options import fitted
-from halpiee.recipes import find, names_in
+from halpiee.recipes import find, names_in, shortened, under
 from halpiee.recipes import read as recipe
 from halpiee.studies.probes import PROBES, QUANTITIES
 from halpiee.training.config import OPTIONS
@@ -44,12 +44,6 @@ MOST_CELLS = 100_000
 
 SMALLEST = "smallest"
 """The scale that takes seconds, to try a study out."""
-
-GOALS = ("budget", "sparsity", "mask")
-"""What is to be met: one of them that is given replaces that of a recipe."""
-
-STEPS = ("interval", "h", "j", "q", "at", "rewind")
-"""Options in steps, which a scale shortens with the epochs."""
 
 
 class Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -223,19 +217,21 @@ class Study:
         given |= self.over
         options, knobs = self._resolved(given)
         if isinstance(self.scale, float) and self.scale < 1:
-            options = shortened(options, knobs, self.scale)
+            options = shortened(options, self.scale)
+            if "onward" in knobs:
+                knobs["onward"] = shortened({"epochs": knobs["onward"]}, self.scale)["epochs"]
         return Cell(labels, seed, options, knobs, after)
 
     def _resolved(self, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the options of the training, a recipe's under them, and the knobs of the probe."""
         what = f"the study {self.name}"
         named = given.pop("recipe", None)
-        under = {} if named is None else dict(_recipe(str(named)))
+        lower = {} if named is None else _recipe(str(named)).options
         known = {f.name for f in fields(PROBES[self.file.probe].knobs)}
         plain = {key.replace("-", "_"): value for key, value in given.items()}
         knobs = {key: value for key, value in plain.items() if key in known}
         typed: dict[str, Any] = {}
-        method = str(plain.get("method", under.get("method", "iee")))
+        method = str(plain.get("method", lower.get("method", "iee")))
         for name, value in plain.items():
             if name in knobs or (name in self.file.only and method not in self.file.only[name]):
                 continue
@@ -247,22 +243,7 @@ class Study:
                     f"{what} has the option {name[:80]!r}, which `halpiee train` does not know; {close}"
                 )
             typed |= fitted(OPTIONS[name].owner, {name: value}, where=what)
-        if any(goal in typed for goal in GOALS):
-            under = {key: value for key, value in under.items() if key not in GOALS}
-        return {**under, **typed}, fitted(PROBES[self.file.probe].knobs, knobs, where=what)
-
-
-def shortened(options: Mapping[str, Any], knobs: dict[str, Any], scale: float) -> dict[str, Any]:
-    """Returns the options with the epochs and all that is counted in steps shortened; the probe's epochs in place."""
-    found = dict(options)
-    epochs = found.get("epochs", OPTIONS["epochs"].default)
-    found["epochs"] = max(1, math.ceil(scale * epochs))
-    for name in STEPS:
-        if found.get(name):
-            found[name] = max(1, round(scale * found[name]))
-    if "onward" in knobs:
-        knobs["onward"] = max(1, math.ceil(scale * knobs["onward"]))
-    return found
+        return {**under(lower, typed), **typed}, fitted(PROBES[self.file.probe].knobs, knobs, where=what)
 
 
 def scale_of(text: str) -> float | Literal["smallest"]:
@@ -277,10 +258,8 @@ def scale_of(text: str) -> float | Literal["smallest"]:
     )
 
 
-@cache
-def _recipe(name: str) -> Mapping[str, Any]:
-    """Returns the options of a recipe, read once for all cells."""
-    return recipe(name).options
+_recipe = cache(recipe)
+"""Reads a recipe once for all cells."""
 
 
 def names() -> tuple[str, ...]:

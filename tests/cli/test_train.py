@@ -78,3 +78,30 @@ def test_a_sparsity_beside_a_recipe_to_a_latency_takes_its_protection_away_with_
         result = CliRunner().invoke(train.command, [*command, "--out", str(tmp_path / "run")])
         assert result.exit_code == 0, result.output
     assert [s.protect_first for s in found] == [None, True, False]
+
+
+def test_a_scale_leaves_its_values_in_the_settings_and_says_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found: list[Settings] = []
+    monkeypatch.setattr(train, "carry_out", lambda settings, *_, **__: found.append(settings))
+    command = [
+        "resnet20",
+        "--data",
+        "digits",
+        "--recipe",
+        "iee-structured-imagenet",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    result = CliRunner().invoke(train.command, [*command, "--scale", "0.01"])
+    assert result.exit_code == 0, result.output
+    assert (found[0].epochs, found[0].cycle.h, found[0].cycle.j, found[0].cycle.q) == (2, 2, 2, 2)
+    assert (
+        "--scale 0.01: epochs 130 → 2; h 150 → 2 steps; j 150 → 2 steps; q 150 → 2 steps; " in result.stderr
+    )
+    assert "warmup 8 → 0.1231 epochs; end 5 → 0.07692 epochs" in result.stderr
+    for wrong in ("0", "1.01", "nan", "-0.5", "inf", "much"):
+        result = CliRunner().invoke(train.command, [*command, "--scale", wrong])
+        assert isinstance(result.exception, UsageError)
+        assert f"--scale {wrong} was asked; give more than 0 and at most 1" in str(result.exception)

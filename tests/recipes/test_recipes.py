@@ -11,14 +11,19 @@ import pytest
 import torch
 from torch import nn
 
+from halpiee import ranges
 from halpiee.errors import UsageError
+from halpiee.methods import iee
+from halpiee.methods.phases import Train, update_steps
 from halpiee.options import nested
-from halpiee.recipes import names, read
+from halpiee.ranges import annotated
+from halpiee.recipes import STEPS, names, read, shortened, told, under
 from halpiee.sparsity import Uniform
 from halpiee.training import stage
 from halpiee.training.build import budget_of, network
 from halpiee.training.config import OPTIONS, Settings
 from halpiee.training.preflight import open_run
+from halpiee.training.schedule import learning_rate
 from tests.training.talk import Quiet, one_thread, trained
 
 # epochs, batch, rate, drops (in epochs), factor, weight decay, and the method's own figures
@@ -240,6 +245,64 @@ def test_shares_scale_with_the_epochs_that_are_given_instead() -> None:
     assert tuple(d * s.epochs for d in s.drops) == (8, 12)
     assert s.masks.last == 110 / 160
     assert replace(s, epochs=160).digest == settings("granet-cifar").digest
+
+
+def short(name: str, scale: float, **typed: Any) -> Settings:
+    """A recipe's settings at a scale, with options that were typed beside it."""
+    made = shortened({**under(read(name).options, typed), **typed}, scale)
+    return Settings.from_dict(nested(Settings, {"model": "toy:net", "data": "toy:data", **made}))
+
+
+def test_a_hundredth_of_iees_imagenet_recipe_has_the_schedule_worked_out_by_hand() -> None:
+    """130 epochs become ⌈1.3⌉ = 2 of ⌊1,281,167 / 1024⌋ = 1251 steps, and 150 steps become 150 · 2/130 ≈ 2."""
+    s, total = short("iee-structured-imagenet", 0.01), 2 * 1251
+    assert s.epochs == 2
+    assert s.cycle_steps(total) == (2, 2, 2)
+    step, events = 0, []
+    for phase in iee.recipe(
+        iee.Options(h=2, j=2, q=2, end=s.cycle.end), total_steps=total, omega=lambda _: 0.3
+    ):
+        step += phase.steps if isinstance(phase, Train) else 0
+        events += [] if isinstance(phase, Train) else [(type(phase).__name__, step)]
+    # updates end at 5/130 of 2502 steps, after 96: 16 cycles of six
+    changes = [(name, 6 * cycle + at) for cycle in range(16) for name, at in (("Drop", 2), ("Grow", 6))]
+    assert events == [("Start", 0), *changes]
+    # the warm-up is 8/130 of 2502 steps, 154; then half a cosine to zero over the other 2348
+    rates = [
+        learning_rate(step, s, total) / 1.024 for step in (0, 76, 153, 154 + 587, 154 + 1174, 154 + 1761)
+    ]
+    assert rates == pytest.approx([1 / 154, 0.5, 1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5])
+
+
+def test_a_hundredth_of_granets_imagenet_recipe_prunes_as_often_as_the_whole_one() -> None:
+    """An epoch of ⌊1,281,167 / 64⌋ = 20,018 steps; both prune 150 times, in the first 30 of 100 epochs."""
+    s, whole = short("granet-imagenet", 0.01), settings("granet-imagenet")
+    assert (s.epochs, s.masks.interval, s.masks.last) == (1, 40, 0.3)
+    assert list(update_steps(20_018, 40, 0.3)) == list(range(40, 6001, 40))
+    assert len(update_steps(100 * 20_018, whole.masks.interval or 0, 0.3)) == 150
+    rates = {step: learning_rate(step, s, 20_018) for step in (0, 6004, 6005, 12_010, 12_011, 18_015, 18_016)}
+    by_hand = {0: 0.1, 6004: 0.1, 6005: 0.01, 12_010: 0.01, 12_011: 1e-3, 18_015: 1e-3, 18_016: 1e-4}
+    assert rates == pytest.approx(by_hand)
+
+
+def test_a_scale_shortens_what_is_typed_too_and_says_what_it_became() -> None:
+    typed = {"sparsity": 0.9, "epochs": 100, "interval": 50, "first": 0.0}
+    before = {**under(read("gmp-cifar").options, typed), **typed}
+    after = shortened(before, 0.07)
+    assert (after["epochs"], after["interval"]) == (7, 4)  # 3.5 steps, to the even number
+    assert {key for key in before if before[key] != after[key]} == {"epochs", "interval"}
+    assert told(before, after) == (
+        "epochs 100 → 7; interval 50 → 4 steps; drops 50,75 → 3.5,5.25 epochs; last 68.75 → 4.812 epochs"
+    )
+    assert shortened({}, 0.5) == {"epochs": 10}  # of the 20 of `halpiee train`
+    assert shortened({"epochs": 4, "h": 3, "j": 0}, 1e-9) == {"epochs": 1, "h": 1, "j": 0}
+
+
+def test_every_option_in_steps_is_shortened() -> None:
+    """``bad_images`` has the same range, and counts images."""
+    kinds = [annotated(hint) for hint in (ranges.Steps, ranges.StepsOrNone)]
+    counted = {name for name, one in OPTIONS.items() if annotated(one.hint) in kinds}
+    assert set(STEPS) == counted - {"bad_images"}
 
 
 def uniform(name: str, **over: Any) -> Uniform:

@@ -57,7 +57,7 @@ def test_the_cells_are_the_product_of_the_axes_for_every_seed(tmp_path: Path) ->
 
 def test_a_scale_shortens_epochs_and_what_is_counted_in_steps(tmp_path: Path) -> None:
     cell = read(written(tmp_path), scale=0.25).cells(1)[1]
-    assert (cell.options["epochs"], cell.options["interval"]) == (3, 10)  # ⌈10/4⌉ and 40/4
+    assert (cell.options["epochs"], cell.options["interval"]) == (3, 12)  # ⌈10/4⌉ and 40 · 3/10
     assert scale_of("smallest") == "smallest"
     assert scale_of("0.25") == 0.25
     for wrong in ("0", "2", "tiny", "nan"):
