@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from halpiee.errors import MissingError, OutputInUseError, UsageError
-from latency._files import write
+from latency.files import write
 
 KEPT = (
     "settings.json",

@@ -21,8 +21,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from halpiee.errors import OutputInUseError, UsageError
-from latency._files import FolderLock
-from latency.outside import misfit
+from latency.files import FolderLock, misfit
 
 FILE = "rows.jsonl"
 

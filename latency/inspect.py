@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from latency._files import write
+from latency.files import write
 from latency.op import Op, in_words
 from latency.profiles import Profile
 from latency.table import Table

@@ -1,14 +1,11 @@
-"""A profile as a file: written cell by cell, compared with another one, exported as a flat table.
+"""A profile as a file: written cell by cell, and compared with another one.
 
 ``Journal`` puts every measurement on the disk before the next one begins. ``conflicts`` names cells that two profiles
-of one device measured differently, before they are joined. ``export`` writes CSV or Parquet, one row a cell, for
-spreadsheets and data frames; it is only a way out: profiles are read from JSON Lines alone.
+of one device measured differently, before they are joined.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -16,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latency._files import lock, write
 from latency.device import differences, environment_id
 from latency.errors import OutputInUseError, ProfileError, UsageError
+from latency.files import lock
 from latency.op import Op, in_words
-from latency.profiles import ENVIRONMENT, KEYS, LEFT_OUT, Profile, cell_key, header_line, read_lines
+from latency.profiles import ENVIRONMENT, LEFT_OUT, Profile, cell_key, header_line, read_lines
 
 
 class Journal:
@@ -182,49 +179,3 @@ def conflicts(profiles: Iterable[Profile]) -> list[Conflict]:
             op = Op.from_key(cells[key])
             found.append(Conflict(in_words(op), op.c_in, op.c_out, tuple(us)))
     return sorted(found, key=lambda one: -max(one.us) / max(min(one.us), 1e-9))
-
-
-ENDINGS = (".csv", ".parquet")
-
-
-def columns(profile: Profile) -> dict[str, list[Any]]:
-    """Returns column name → one value per cell; lists become JSON text, what a cell does not state is None."""
-    found = dict.fromkeys(key for cell in profile.cells for key in cell)
-    names = [*(k for k in KEYS if k in found), *(k for k in found if k not in KEYS)]
-
-    def flat(value: Any) -> Any:
-        return json.dumps(value) if isinstance(value, list | dict) else value
-
-    return {name: [flat(cell.get(name)) for cell in profile.cells] for name in names}
-
-
-def export(profile: Profile, path: str | Path) -> None:
-    """Writes a profile's cells as CSV or Parquet, by the ending of the name; whole or not at all.
-
-    Raises:
-        UsageError: another ending.
-        OutputInUseError: the file exists.
-    """
-    path = Path(path)
-    if path.suffix not in ENDINGS:
-        raise UsageError(
-            f"cells were to be written to {path}; they are written as {' or '.join(ENDINGS)}: end the name so"
-        )
-    write(path, (_csv if path.suffix == ".csv" else _parquet)(columns(profile)))
-
-
-def _csv(table: dict[str, list[Any]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(table)
-    writer.writerows(zip(*table.values(), strict=True))
-    return text.getvalue().encode()
-
-
-def _parquet(table: dict[str, list[Any]]) -> bytes:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    content = io.BytesIO()
-    parquet.write_table(pa.table(table), content)
-    return content.getvalue()

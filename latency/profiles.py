@@ -20,11 +20,10 @@ from typing import Annotated, Any, Required, TypedDict
 
 from msgspec import Meta
 
-from latency._files import write
 from latency.device import TimingPolicy, differences, environment_id, kind_of_environment, policy_for
 from latency.errors import ProfileError, UsageError
+from latency.files import parsed, read_bytes, sound, write
 from latency.op import IMAGE_CHANNELS, Op
-from latency.outside import parsed, read_bytes, sound
 from latency.table import Table, check_time
 
 SCHEMA = "halpiee.profile/1"

@@ -31,8 +31,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latency._files import write
 from latency.device import clocks
+from latency.files import write
 from tools.gpu_session_parts import MORE, PRELOADED, ROOT, Part, Place, parts
 
 GRACE = 15.0

@@ -448,8 +448,7 @@ def compare(place: Place, say: Say) -> str | None:
     """Does one cell of the comparison on CIFAR-10, and answers ``more`` while there are others."""
     from halpiee.compare.cells import Ground, carry_out, cells
     from halpiee.compare.comparison import Comparison, read_comparison
-    from halpiee.compare.page import render_markdown
-    from halpiee.compare.rows import sheet_of
+    from halpiee.compare.results import render_markdown, sheet_of
     from halpiee.training.job import Silent
 
     out = place.out / "compare"

@@ -36,8 +36,8 @@ from torchvision.models import detection, get_model, list_models, quantization, 
 
 from halpiee.errors import HalpieeError
 from halpiee.structure import Structure, explain, shrink, trace, verify
-from latency._files import write
 from latency.backends.torch.modules import tensors_in
+from latency.files import write
 
 IMAGE_SIZES = {"inception_v3": 96, "maxvit_t": 224}
 """Smallest inputs that are not 64×64."""

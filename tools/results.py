@@ -21,10 +21,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halpiee.compare.page import render_markdown
-from halpiee.compare.rows import read_rows
-from latency._files import write
+from halpiee.compare.results import read_rows, render_markdown
 from latency.device import cpu_facts
+from latency.files import write
 
 ROOT = Path(__file__).resolve().parent.parent
 HISTORY = ROOT / "benchmarks" / "history"

@@ -79,9 +79,8 @@ def peak_mb(folder: Path) -> tuple[int, float]:
 
 def ours(folder: Path, workers: int) -> Iterator[Any]:
     """Yields halpiee's batches of 224 pixels."""
-    from halpiee.data.opening import open_data
+    from halpiee.data.opening import find, open_data
     from halpiee.data.options import Loading
-    from halpiee.data.sources import find
 
     data = open_data(find(str(folder), 224), Loading(keep="files", augment="flip,crop", workers=workers))
     return data.batches(0, BATCH)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from halpiee.analysis.flops import forward_share
 from halpiee.errors import UsageError
 from halpiee.sparsity.mask import Mask
-from latency._files import write
+from latency.files import write
 
 
 class Followed(Protocol):

@@ -22,14 +22,12 @@ from halpiee.cli import (
     doctor,
     explain,
     export,
-    inspect,
     methods,
     plan,
     profile,
     report,
     study,
     train,
-    verify,
 )
 from halpiee.cli.output import Interrupted, say
 from halpiee.errors import HalpieeError, HoldoutWarning, ScoreWarning, ending_signals
@@ -44,25 +42,10 @@ def program() -> None:
     """Make a neural network meet a latency on a device, and keep as much accuracy as that latency allows."""
 
 
-VERBS = (
-    demo,
-    train,
-    study,
-    compare,
-    methods,
-    profile,
-    plan,
-    explain,
-    export,
-    verify,
-    bench,
-    report,
-    inspect,
-    doctor,
-)
+VERBS = (demo, train, study, compare, methods, profile, plan, explain, export, bench, report, doctor)
 for verb in VERBS:
     program.add_command(verb.command)
-for command in (train.prune, inspect.pack, inspect.merge):
+for command in (train.prune, profile.inspect, profile.pack, profile.merge, export.verify):
     program.add_command(command)
 
 

@@ -65,9 +65,16 @@ def command(given: Compare) -> None:
 
 def show_rows(where: Path, as_json: bool, *, setting: str | None = None) -> None:
     """Writes the page of a comparison beside its rows, and prints its tables, or those of one setting."""
-    from halpiee.compare.page import HEAD, lines, render_html, render_markdown, settings_in
-    from halpiee.compare.rows import read_rows, standings
-    from latency._files import write
+    from halpiee.compare.results import (
+        HEAD,
+        lines,
+        read_rows,
+        render_html,
+        render_markdown,
+        settings_in,
+        standings,
+    )
+    from latency.files import write
 
     folder = where if where.is_dir() else where.parent
     rows = read_rows(where)

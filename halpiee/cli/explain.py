@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halpiee.cli.inputs import spelled
-from halpiee.cli.options import Answered, Imaged, verb
+from halpiee.cli.options import Answered, Imaged, spelled, verb
 from halpiee.cli.output import answer, say, screen
 from halpiee.errors import StructureError
 from halpiee.options import option
 from halpiee.shared_options import Batched
-from latency._files import check_place, write
+from latency.files import check_place, write
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from halpiee.cli.inputs import Shape
+    from halpiee.cli.options import Shape
     from halpiee.structure.explain import Explanation
     from halpiee.structure.groups import Structure
 

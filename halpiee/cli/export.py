@@ -1,4 +1,7 @@
-"""``halpiee export``: writes a network as ONNX, an engine or a folder for the hub, and compares it with PyTorch."""
+"""``halpiee export`` writes a network as ONNX, an engine or a folder for the hub, and compares it with PyTorch.
+
+``halpiee verify`` runs an engine that was built elsewhere on this GPU, beside its ONNX file.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import ranges
 from halpiee.cli.export_int8 import ONNX, Quantising, export_quantised
-from halpiee.cli.inputs import INPUTS, parse_inputs
-from halpiee.cli.options import SIZES, Built, input_size, verb
+from halpiee.cli.options import INPUTS, SIZES, Answered, Built, input_size, parse_inputs, verb
 from halpiee.cli.output import answer, say
 from halpiee.errors import OutputInUseError, UsageError
 from halpiee.options import described, option
-from halpiee.shared_options import NETWORK
-from latency._files import check_place
+from halpiee.shared_options import NETWORK, Seeded
+from latency.files import check_place
 
 if TYPE_CHECKING:
     from halpiee.cli.networks import Network
@@ -368,7 +370,7 @@ def _write_onnx(
 
     from halpiee.deploy.onnx import write_metadata
     from halpiee.deploy.verify import outputs, reference
-    from latency._files import write
+    from latency.files import write
 
     proto = converted(network.model, network.example, precision="bf16")
     write_metadata(proto, {**network.metadata, "precision": "bf16"})
@@ -383,3 +385,38 @@ def _shapes(network: Network, batches: Batches) -> dict[str, list[tuple[int, ...
 
     named = zip(input_names(network.model, network.example), tensors_in(network.example), strict=True)
     return {name: batches.of_one(value.shape[1:]) for name, value in named if value.ndim}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Seeded, Answered):
+    """The engine that is run, and what it is compared with."""
+
+    file: Path = field(
+        metadata=described("A TensorRT engine, its .json beside it.", argument=True, metavar="FILE")
+    )
+    onnx: Path | None = option(
+        None, "The ONNX file that it was built from.", unset="the one beside it that its .json names"
+    )
+    trust_engine: bool = option(
+        False, "Load an engine that was built on another machine: engines are executable."
+    )
+
+
+@verb(
+    "verify",
+    Verify,
+    examples=(
+        "halpiee verify small.engine --trust-engine",
+        "halpiee verify small.engine --onnx small.onnx --json",
+    ),
+)
+def verify(given: Verify) -> None:
+    """Run an engine on this GPU, compare it with its ONNX file in ONNX Runtime, and write that beside it."""
+    from halpiee.deploy.tensorrt import prove_engine
+
+    done = prove_engine(given.file, given.onnx, trust=given.trust_engine, seed=given.seed)
+    text = (
+        f"{given.file}: relative L2 to the ONNX file {done.rel_l2:.1e} at batches "
+        f"{', '.join(map(str, done.batches))}, on {done.device} with version {done.tensorrt}"
+    )
+    answer(asdict(done), given.as_json, lambda: say(text))

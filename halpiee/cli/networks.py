@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halpiee.cli.inputs import Input, Shape, example_of, spelled
+from halpiee.cli.options import Input, Shape, example_of, spelled
 from halpiee.errors import StructureError, UsageError
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from halpiee.limits import (
 from halpiee.options import described, option
 from halpiee.ranges import parse_budget
 from halpiee.shared_options import GOAL, RUNTIME, Limiting, Protecting, Seeded, Threaded
-from latency._files import check_place
+from latency.files import check_place
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -86,7 +86,7 @@ def _named(runs: Sequence[Path]) -> dict[str, Path]:
 def _one(given: Report, report: dict[str, Any]) -> None:
     """Writes the page of one run again, and prints its table."""
     from halpiee.report import render_html, render_markdown, table
-    from latency._files import write
+    from latency.files import write
 
     run = given.runs[0]
     if given.layers:
@@ -112,7 +112,7 @@ def _several(given: Report, reports: dict[str, dict[str, Any]]) -> None:
 def write_site(out: Path, reports: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes a page for each run and one that compares them into a new folder, and says where."""
     from halpiee.report import render_site
-    from latency._files import write
+    from latency.files import write
 
     for name, text in render_site(reports).items():
         write(out / name, text)

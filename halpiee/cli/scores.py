@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halpiee.errors import UsageError, unknown
-from latency.outside import read_json
+from latency.files import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

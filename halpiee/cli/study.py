@@ -95,8 +95,7 @@ def command(given: Studied) -> None:
 
 def _carry_out(study: Any, given: Studied) -> None:
     """Does the cells, and shows what they come to."""
-    from halpiee.studies.page import show
-    from halpiee.studies.rows import sheet_of
+    from halpiee.studies.results import sheet_of, show
     from halpiee.studies.work import check_data, work
 
     out, again = given.out or Path("."), _again(given)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from halpiee.cli.inputs import Input, Shape
+from halpiee.cli.options import Input, Shape
 from halpiee.errors import UsageError
 
 if TYPE_CHECKING:

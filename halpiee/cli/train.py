@@ -17,7 +17,7 @@ from halpiee.errors import OutputInUseError, UsageError, WriteError
 from halpiee.options import described, nested, option
 from halpiee.training.config import RUN, Settings
 from halpiee.training.ranks import ALONE, Ranks, joined
-from latency._files import contents
+from latency.files import contents
 
 MISSED = 4
 

@@ -22,7 +22,7 @@ import torch
 
 import halpiee
 from halpiee.compare.comparison import DENSE, Comparison, Contestant, contestant
-from halpiee.compare.rows import Row, sheet_of
+from halpiee.compare.results import Row, sheet_of
 from halpiee.compare.torch_pruning import pruned_and_tuned
 from halpiee.errors import OutputInUseError
 from halpiee.methods.channels import uniform_counts
@@ -34,8 +34,8 @@ from halpiee.training.job import PROFILE, Run, Talk
 from halpiee.training.pipeline import execute, priced
 from halpiee.training.preflight import open_run
 from halpiee.training.record import line_values
-from latency._files import FolderLock
 from latency.device import cpu_facts
+from latency.files import FolderLock
 
 SHARED = (
     "data", "width", "size", "device", "backend", "profile", "batch", "threads", "epochs", "batch_size", "weight_decay",

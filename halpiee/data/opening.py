@@ -1,24 +1,201 @@
-"""From a source and the options of loading to the data that a run trains on."""
+"""From a ``--data`` argument to its source, and with the options of loading to the data that a run trains on.
+
+Digits and torchvision's CIFAR, which are one file each, are sources of this file.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
+from halpiee.data.archives import HubSource, ParquetSource, TarSource
 from halpiee.data.data import Data, Summary, class_numbers
+from halpiee.data.folders import FolderSource
 from halpiee.data.functions import FunctionSource
-from halpiee.data.images import shift_for
-from halpiee.data.loaded import IMAGENET, LoadedData
+from halpiee.data.images import resized, shift_for
+from halpiee.data.loaded import IMAGENET, LoadedData, Mix, fixed, random
 from halpiee.data.options import Loading
 from halpiee.data.source import Source, Splits
 from halpiee.data.split import DatasetSplit, TensorSplit
 from halpiee.data.tensors import Augmentation, TensorData
-from halpiee.data.transforms import Mix, fixed, random
-from halpiee.errors import DataError
+from halpiee.errors import DataError, MissingError
+
+HINT = (
+    "give digits, cifar10, cifar100, a folder of Parquet files or tars, a folder with train/ and val/, hf:NAME, "
+    "or package.module:function"
+)
+
+
+def find(source: str, size: int | None = None) -> Source:
+    """Returns the source that a ``--data`` argument names; an existing folder comes before ``a:b`` names.
+
+    Raises:
+        DataError: it names nothing that is known or there.
+    """
+    if size is not None and not 1 <= size <= 4096:
+        raise DataError(f"--size {size} was asked; it must be between 1 and 4096 pixels")
+    if source == "digits":
+        return DigitsSource(16 if size is None else size)
+    if source in ("cifar10", "cifar100"):
+        return CifarSource(source, size)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        try:
+            os.listdir(path)
+        except OSError as error:
+            raise DataError(f"--data {source!r} cannot be read ({error}); check its permissions") from error
+        if (path / "dataset_dict.json").is_file():
+            return HubSource(str(path), size)
+        deep = not (
+            path / "train"
+        ).is_dir()  # else it is a folder per class, and ImageNet has a million files
+        for ending, kind in (("parquet", ParquetSource), ("tar", TarSource)):
+            if any(path.rglob(f"*.{ending}") if deep else (path / "train").glob(f"*.{ending}")):
+                return kind(path, size)
+        return FolderSource(path, size)
+    if path.exists():
+        raise DataError(f"--data {source!r} is a file, not a folder; {HINT}")
+    if source.startswith("hf:"):
+        return HubSource(source, size)
+    module, _, name = source.partition(":")
+    if name and all(part.isidentifier() for part in module.split(".")) and name.isidentifier():
+        return FunctionSource(source, size)
+    raise DataError(f"--data {source!r}: there is no such folder and no data set of that name; {HINT}")
+
+
+def load(source: str, *, size: int | None = None) -> TensorData:
+    """Loads and decodes a data source.
+
+    Args:
+        source: ``digits``; ``cifar10`` or ``cifar100`` (torchvision's, downloaded when they are not there); a
+            folder of ``train*.parquet`` and ``test*.parquet`` files in the Hugging Face layout; a folder with
+            ``train/`` and ``val/`` or ``test/``, each with one folder per class; or
+            ``package.module:function``, which returns (train, test), each a pair of tensors or a dataset.
+        size: height and width to bring the images to: shorter side scaled (bilinear), centre cut out. Needed
+            where images differ in size; digits are 16 × 16 by default.
+
+    Raises:
+        DataError: the source is missing, empty, unreadable, corrupted (which file), or does not fit together.
+    """
+    return find(source, size).load()
+
+
+def check(source: str, *, size: int | None = None) -> Summary:
+    """Looks whether a source can be loaded, in a second or two: files are there, a few of them decode.
+
+    Raises:
+        DataError: as ``load``, as far as a look at the file lists and a few images can tell.
+    """
+    return find(source, size).check()
+
+
+@dataclass(frozen=True)
+class DigitsSource(Source):
+    """scikit-learn's 1,797 handwritten digits (8 × 8, they come inside its wheel), upsampled, three channels.
+
+    Every fifth image of each class, in the data set's order, is a test image.
+    """
+
+    size: int = 16
+
+    def check(self, *, bad: int = 0) -> Summary:
+        """Looks whether scikit-learn is installed."""
+        if importlib.util.find_spec("sklearn") is None:
+            raise MissingError(
+                "--data digits needs scikit-learn, which is not installed; pip install scikit-learn"
+            )
+        return Summary("digits", 1442, 355, 10, (3, self.size, self.size))
+
+    def load(self, *, bad: int = 0) -> TensorData:
+        """Upsamples and splits the digits."""
+        self.check()
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        labels = torch.from_numpy(np.asarray(bunch.target, dtype=np.int64))
+        images = torch.from_numpy(np.asarray(bunch.images, dtype=np.float32))[:, None] * (255.0 / 16.0)
+        images = torch.nn.functional.interpolate(
+            images, size=(self.size, self.size), mode="bilinear", align_corners=False
+        )
+        pixels = images.round().clamp(0, 255).to(torch.uint8).repeat(1, 3, 1, 1)
+        test = torch.zeros(len(labels), dtype=torch.bool)
+        for label in range(10):
+            test[(labels == label).nonzero()[4::5, 0]] = True
+        return TensorData(
+            name="digits",
+            train_x=pixels[~test],
+            train_y=labels[~test],
+            test_x=pixels[test],
+            test_y=labels[test],
+            classes=tuple(str(i) for i in range(10)),
+            augmentation=Augmentation(flip=False, shift=shift_for(self.size)),
+        )
+
+
+@dataclass(frozen=True)
+class CifarSource(Source):
+    """torchvision's CIFAR-10 or CIFAR-100, downloaded once into the user's cache folder."""
+
+    name: str
+    size: int | None = None
+
+    def check(self, *, bad: int = 0) -> Summary:
+        """Looks whether the files are there, or else the network."""
+        import urllib.request
+
+        dataset = self._dataset()
+        if not (_cache() / dataset.base_folder).is_dir():
+            try:
+                request = urllib.request.Request(dataset.url, method="HEAD")
+                urllib.request.urlopen(request, timeout=2).close()
+            except OSError as error:
+                raise self._unreachable(error) from error
+        side = self.size or 32
+        return Summary(self.name, 50_000, 10_000, 10 if self.name == "cifar10" else 100, (3, side, side))
+
+    def load(self, *, bad: int = 0) -> TensorData:
+        """Downloads what is missing and reads it."""
+        kind = self._dataset()
+        parts = []
+        for train in (True, False):
+            try:
+                part = kind(root=str(_cache()), train=train, download=True)
+            except (OSError, RuntimeError) as error:
+                raise self._unreachable(error) from error
+            x = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+            parts.append((resized(x, self.size), torch.tensor(part.targets)))
+        (train_x, train_y), (test_x, test_y) = parts
+        augmentation = Augmentation(shift=shift_for(train_x.shape[-1]))
+        return TensorData(self.name, train_x, train_y, test_x, test_y, tuple(part.classes), augmentation)
+
+    def _dataset(self) -> Any:
+        try:
+            from torchvision import datasets
+        except (ImportError, RuntimeError) as error:
+            raise MissingError(
+                f"--data {self.name} is read by torchvision, which cannot be imported ({error}); "
+                "pip install torchvision in the build that belongs to your torch"
+            ) from error
+        return datasets.CIFAR10 if self.name == "cifar10" else datasets.CIFAR100
+
+    def _unreachable(self, error: Exception) -> DataError:
+        return DataError(
+            f"--data {self.name} is not in {_cache()} and could not be downloaded ({error}); "
+            "connect to a network, or give a folder of Parquet files or images"
+        )
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "halpiee" / "data"
+
 
 SMALL_BYTES = 2 * 10**9
 """Decoded images that stay on the device of the training; CIFAR takes 0.2 GB, TinyImageNet 1.4 GB."""

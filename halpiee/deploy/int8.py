@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, write_metadata
 from halpiee.errors import UsageError
 from halpiee.structure.verification import relative_l2
-from latency._files import check_place, write
 from latency.backends.onnxruntime import QUANTISER, quiet
 from latency.backends.onnxruntime.network import session
+from latency.files import check_place, write
 
 
 @dataclass(frozen=True)

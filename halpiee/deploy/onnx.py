@@ -38,12 +38,12 @@ from halpiee.structure.plan import Plan
 from halpiee.structure.records import random_like
 from halpiee.structure.surroundings import Surroundings, random_states
 from halpiee.structure.verification import relative_l2
-from latency._files import check_place, write
 from latency.backends.onnxruntime.model import fixed_batch, to_onnx
 from latency.backends.onnxruntime.naming import checked_names
 from latency.backends.onnxruntime.network import session
 from latency.backends.torch.modules import constants, copy_of, filled, left_out, tensors_given, tensors_in
 from latency.backends.torch.modules import input_names as names_of_inputs
+from latency.files import check_place, write
 
 if TYPE_CHECKING:
     import onnx

@@ -22,8 +22,14 @@ from halpiee.structure.verification import relative_l2
 from latency.backends.cuda import Cuda, open_cuda
 from latency.backends.onnxruntime.model import ModelInputs, check_file, weight_precision
 from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
-from latency.backends.tensorrt.engine import EngineRunner, load_engine
-from latency.backends.tensorrt.files import check_library, facts_of, read_engine, write_engine
+from latency.backends.tensorrt.engine import (
+    EngineRunner,
+    check_library,
+    facts_of,
+    load_engine,
+    read_engine,
+    write_engine,
+)
 
 TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 5e-2}
 """Largest relative L2 error against ONNX Runtime. From the precisions' own rounding; not tried on a GPU yet."""

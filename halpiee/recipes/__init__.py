@@ -20,7 +20,7 @@ import yaml
 from halpiee.errors import UsageError, unknown
 from halpiee.options import fitted
 from halpiee.training.config import OPTIONS
-from latency.outside import read_bytes, sound
+from latency.files import read_bytes, sound
 
 __all__ = [
     "MOST_ALIASES", "Recipe", "find", "names", "names_in", "options_in", "read", "shortened", "told", "under",

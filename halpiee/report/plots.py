@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee.report.values import figure, latency, number
-from latency._files import write
+from latency.files import write
 
 if TYPE_CHECKING:
     from torch import Tensor

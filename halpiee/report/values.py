@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
-from latency.outside import read_json, sound
+from latency.files import read_json, sound
 
 DASH = "–"
 LARGEST = 1e18

@@ -24,8 +24,7 @@ from halpiee.errors import StructureError, need
 from halpiee.structure.groups import Structure
 from halpiee.structure.labels import together
 from halpiee.structure.shrink import alive_of, apply_kept, holds_number, kept_in
-from latency._files import write
-from latency.outside import parsed, read_bytes, sound
+from latency.files import parsed, read_bytes, sound, write
 
 SCHEMA = 1
 """Version of the file's layout."""

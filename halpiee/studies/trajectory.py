@@ -33,7 +33,7 @@ from halpiee.training.checkpoint import load_state, save_state
 from halpiee.training.config import Settings
 from halpiee.training.loop import Trainer, evaluate
 from halpiee.training.schedule import learning_rate, make_optimizer
-from latency._files import FolderLock
+from latency.files import FolderLock
 
 WAIT_S = 0.5
 """Between two looks at whether another process has trained what is needed."""

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from halpiee import __version__
-from halpiee.data.sources import check, load
+from halpiee.data.opening import check, load
 from halpiee.errors import DataError, ScoreWarning, UsageError
 from halpiee.options import nested
 from halpiee.sheet import Sheet
 from halpiee.studies.probes import MEASURED, PROBES, QUANTITIES, Finished
-from halpiee.studies.rows import Row
+from halpiee.studies.results import Row
 from halpiee.studies.study import Cell, Study
 from halpiee.studies.trajectory import Place
 from halpiee.training.config import Settings

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from halpiee.data.boxes import BoxSource
 from halpiee.data.data import Data
+from halpiee.data.opening import find
 from halpiee.data.source import Source
-from halpiee.data.sources import find
 from halpiee.errors import MissingError, UsageError
 from halpiee.tasks.task import Metric, Task, task
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halpiee.data.folders import VOID, PairSource
+from halpiee.data.opening import find
 from halpiee.data.source import Source
-from halpiee.data.sources import find
 from halpiee.tasks.task import Sums, Task, misshapen, task
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halpiee.data.data import Data
+from halpiee.data.opening import find
 from halpiee.data.source import Source
-from halpiee.data.sources import find
 from halpiee.errors import UsageError
 from latency.registry import Registry, not_known
 

@@ -1,7 +1,7 @@
 """Files of a run that survive an interruption: written whole or not at all, and read without executing code.
 
 The settings of a run may name a ``package.module:function``. The user typed that name when the run began, and a seal
-(``latency.backends.tensorrt.files``) shows that this happened here. Unsealed settings come from elsewhere: their
+(``latency.backends.tensorrt.engine``) shows that this happened here. Unsealed settings come from elsewhere: their
 functions are neither imported nor called unless they are typed again or the run is trusted.
 """
 
@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from halpiee.errors import UsageError
 from halpiee.training.config import Settings
 from halpiee.zoo.registry import check_named, names_code
-from latency._files import write
-from latency.backends.tensorrt.files import seal, sealed
-from latency.outside import read_json, sound
+from latency.backends.tensorrt.engine import seal, sealed
+from latency.files import read_json, sound, write
 
 __all__ = [
     "FILE",

@@ -36,7 +36,7 @@ from halpiee.training.metrics import Metrics
 from halpiee.training.ranks import ALONE, Ranks
 from halpiee.training.record import effective_macs
 from halpiee.training.weights import fit_weights
-from latency._files import FolderLock, contents, write
+from latency.files import FolderLock, contents, write
 
 __all__ = ["PROFILE", "Run", "Silent", "Talk", "holds_cells", "save_plan"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from halpiee.errors import MissingError
-from latency._files import write
+from latency.files import write
 
 __all__ = ["Metrics", "flat"]
 

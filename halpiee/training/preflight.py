@@ -33,7 +33,7 @@ from halpiee.training.ranks import ALONE, PeerError, Ranks, code
 from halpiee.training.schedule import make_optimizer
 from halpiee.training.weights import read_weights
 from halpiee.zoo import resolve
-from latency._files import FolderLock, contents, remove_leftovers
+from latency.files import FolderLock, contents, remove_leftovers
 
 __all__ = ["check_cells", "check_folder", "check_images", "check_ranks", "check_settings", "open_run"]
 

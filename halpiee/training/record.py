@@ -18,7 +18,7 @@ from halpiee.analysis.flops import CostReference, FlopsMeter
 from halpiee.methods.phases import Event
 from halpiee.selection.cost import LatencyCost
 from halpiee.training.config import Settings
-from latency.outside import read_json, sound
+from latency.files import read_json, sound
 from latency.predict import Calibration
 
 __all__ = [

@@ -34,7 +34,7 @@ from halpiee.training.checkpoint import load_weights, save_json
 from halpiee.training.config import Settings
 from halpiee.training.job import Run
 from halpiee.training.record import read_calibration, read_seconds
-from latency._files import write
+from latency.files import write
 from latency.timing.benchmark import Comparison
 
 __all__ = ["curve", "layers", "write_report"]

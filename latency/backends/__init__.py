@@ -1,7 +1,8 @@
 """What a backend is: a runtime that builds ops and runs whole networks, so that both can be timed.
 
 A backend is one folder: a class under ``@latency.backend("name")``. Most members of ``Backend`` have a default; what a
-runtime cannot do is left out. Other packages offer theirs as entry points of the group ``latency.backends``::
+runtime cannot do is left out. A whole network runs in a ``Runner``, a context manager that readies, runs, times and
+frees it. Other packages offer theirs as entry points of the group ``latency.backends``::
 
     @latency.backend("mine")
     class Mine(latency.Backend):
@@ -12,15 +13,16 @@ runtime cannot do is left out. Other packages offer theirs as entry points of th
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict, TypeVar, Unpack
 
-from latency.backends.runner import NetworkOptions, Runner, is_module
 from latency.device import TimingPolicy, policy_for
 from latency.errors import UsageError
 from latency.op import Op, weight_bytes
@@ -29,21 +31,119 @@ from latency.registry import Registry
 if TYPE_CHECKING:
     from latency.timing import Clock
 
-__all__ = [
-    "BACKENDS",
-    "Backend",
-    "Built",
-    "Found",
-    "NetworkOptions",
-    "Runner",
-    "Way",
-    "adopted",
-    "backend",
-    "is_module",
-    "load",
-    "way_of",
-    "ways_of",
-]
+
+class NetworkOptions(TypedDict, total=False):
+    """How a whole network is run; all are optional.
+
+    Attributes:
+        batch: images per inference where there are no example inputs; by default the file's own, else 1.
+        shape: (channels, height, width) where the file leaves them open.
+        forwards: inferences in one run; by default 1.
+        trust: whether a file of unknown origin that is executable is loaded.
+        name: of the network in messages.
+    """
+
+    batch: int | None
+    shape: Sequence[int] | None
+    forwards: int
+    trust: bool
+    name: str | None
+
+
+class Runner(ABC):
+    """One network on a runtime, as a context manager: readied on entry, run and timed inside, freed on exit.
+
+    It may be entered again after it was left.
+
+    Attributes:
+        runtime: what runs it, in words: ``torch.compile``, ``onnxruntime cpu``.
+        circumstances: of what is measured with it, as a profile's environment states them.
+        precision: of its weights; known once it is ready.
+        device: ``cpu`` or ``cuda``.
+        in_caller: whether one thread's work is done by the calling thread, so that its CPU time tells.
+    """
+
+    runtime: str = ""
+    circumstances: Mapping[str, Any] = {}
+    precision: str = "fp32"
+    device: str = "cpu"
+    in_caller: bool = True
+    _ready = False
+
+    def __enter__(self) -> Self:
+        if not self._ready:
+            try:
+                self.ready()
+            except BaseException:
+                self.free()
+                raise
+            self._ready = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._ready:
+            self._ready = False
+            self.free()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it was entered and not left, so that it can run."""
+        return self._ready
+
+    @abstractmethod
+    def ready(self) -> None:
+        """Loads, compiles and allocates all that a run needs, and runs once."""
+
+    @abstractmethod
+    def start(self) -> object:
+        """Starts one inference; on a GPU it may return before the answer is there."""
+
+    def finish(self) -> None:  # noqa: B027 - nothing to wait for on most runtimes
+        """Waits for the answers of what this thread has started."""
+
+    def free(self) -> None:  # noqa: B027 - most runtimes free what nobody holds
+        """Gives memory back, also after ``ready`` has failed."""
+
+    def run(self) -> object:
+        """Runs one inference, the answer included."""
+        answer = self.start()
+        self.finish()
+        return answer
+
+    def clock(self) -> Clock | None:
+        """Returns what times ``start``, such as events on the stream it runs on; None: the backend's clock does."""
+        return None
+
+    def again(self) -> Runner:
+        """Returns what a second caller runs at the same time: another runner of the network, or this one."""
+        return self
+
+    def copied(self) -> Self:
+        """Returns another runner of the same network, which is to be entered by itself."""
+        other = copy.copy(self)
+        other._ready = False
+        return other
+
+    def in_thread(self) -> AbstractContextManager[object]:
+        """Inside, the calling thread may start inferences."""
+        return nullcontext()
+
+    def infer(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """Returns the outputs for inputs by name, as arrays.
+
+        Raises:
+            UsageError: this runtime does not tell them.
+        """
+        raise UsageError(f"outputs of {self.runtime} were asked for, and they are not compared here")
+
+
+def is_module(model: object) -> bool:
+    """Returns whether an object is a torch module, without importing torch."""
+    return any(
+        cls.__module__ == "torch.nn.modules.module" and cls.__name__ == "Module"
+        for cls in type(model).__mro__
+    )
+
 
 B = TypeVar("B", bound="type[Backend]")
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import halpiee
 from halpiee.cli.app import program
-from halpiee.cli.inputs import Input, example_of, parse_inputs
+from halpiee.cli.options import Input, example_of, parse_inputs
 from halpiee.errors import UsageError
 from latency.backends.onnxruntime.model import read_metadata
 

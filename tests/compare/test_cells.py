@@ -15,12 +15,12 @@ from halpiee.cli.app import program
 from halpiee.compare import torch_pruning
 from halpiee.compare.cells import Cell, Ground, carry_out, cells
 from halpiee.compare.comparison import read_comparison
-from halpiee.compare.rows import read_rows
+from halpiee.compare.results import read_rows
 from halpiee.compare.torch_pruning import bisected
 from halpiee.errors import BudgetError
 from halpiee.training.checkpoint import load_weights
 from halpiee.training.job import Run
-from latency._files import FolderLock
+from latency.files import FolderLock
 from tests.training.talk import Quiet
 from tests.training.test_run import toy, write_profile
 

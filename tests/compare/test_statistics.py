@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import scipy.stats
 
-from halpiee.compare.rows import Row, difference, standings
+from halpiee.compare.results import Row, difference, standings
 from halpiee.sheet import Mean
 
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from halpiee.data.opening import open_data
+from halpiee.data.opening import check, find, load, open_data
 from halpiee.data.options import Loading
-from halpiee.data.sources import check, find, load
 from halpiee.data.split import ParquetSplit
 from halpiee.errors import DataError
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from halpiee.data.sources import load
+from halpiee.data.opening import load
 from halpiee.data.tensors import Augmentation, TensorData, shift_and_flip
 from halpiee.errors import DataError, UsageError
 

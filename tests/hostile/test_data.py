@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from halpiee.cli.app import program
 from halpiee.data.functions import FunctionSource
-from halpiee.data.sources import load
+from halpiee.data.opening import load
 from halpiee.errors import DataError, UsageError
 
 from .conftest import one_sentence

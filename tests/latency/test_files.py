@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from latency import _files
-from latency._files import FolderLock, check_place, contents, remove_leftovers, write
+from latency import files as _files
 from latency.errors import OutputInUseError, WriteError
+from latency.files import FolderLock, check_place, contents, remove_leftovers, write
 
 KILLED = """
 import os, signal, sys
-from latency._files import write
+from latency.files import write
 
 def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -73,7 +73,7 @@ def test_a_process_killed_while_it_makes_a_file_leaves_nothing_that_the_next_doe
 
 WAITS = """
 import os, sys
-from latency import _files
+from latency import files as _files
 
 really = os.fsync
 os.fsync = lambda fd: (print("writing", flush=True), sys.stdin.readline(), really(fd))
@@ -133,7 +133,7 @@ def test_of_two_processes_that_make_one_file_the_second_is_refused(
 
 FULL = """
 import sys
-from latency._files import write
+from latency.files import write
 from latency.errors import WriteError
 
 try:
@@ -215,7 +215,7 @@ def test_a_name_as_long_as_names_may_be_is_written(tmp_path: Path) -> None:
 HOLDS = """
 import sys
 from pathlib import Path
-from latency._files import FolderLock
+from latency.files import FolderLock
 
 lock = FolderLock(Path(sys.argv[1]))
 print("mine", flush=True)
@@ -295,7 +295,7 @@ def test_where_folders_cannot_be_locked_a_file_in_them_is(
 def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     program = (
-        "import sys\nfrom latency._files import write\n"
+        "import sys\nfrom latency.files import write\n"
         "while True:\n    for c in 'ab':\n        write(sys.argv[1], c * 100_000, overwrite=True)\n"
     )
     for n in range(24):

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
 
 import latency
-from latency.errors import OutputInUseError, UsageError
 from latency.inspect import draw
-from latency.profile_io import conflicts, export
+from latency.profile_io import conflicts
 from latency.profiles import Profile
 
 from .fakes import FakeBackend, conv, staircase
@@ -20,34 +17,6 @@ from .fakes import FakeBackend, conv, staircase
 
 def cell(c_out: int, us: float, **fields: Any) -> dict[str, Any]:
     return {**conv(8, c_out).key(), "us": us, **fields}
-
-
-def test_csv_has_one_row_per_cell_under_the_names_of_the_file(tmp_path: Path) -> None:
-    export(Profile({}, [cell(8, 1.5, role="sweep"), cell(16, 2.5)]), tmp_path / "cells.csv")
-    with (tmp_path / "cells.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(r["op"], r["c_out"], r["us"], r["kernel"], r["role"]) for r in rows] == [
-        ("conv", "8", "1.5", "[3, 3]", "sweep"),
-        ("conv", "16", "2.5", "[3, 3]", ""),
-    ]
-
-
-def test_parquet_keeps_numbers_as_numbers(tmp_path: Path) -> None:
-    export(Profile({}, [cell(8, 1.5), cell(16, 2.5)]), tmp_path / "cells.parquet")
-    table = pyarrow.parquet.read_table(tmp_path / "cells.parquet").to_pydict()
-    assert table["us"] == [1.5, 2.5]
-    assert table["c_out"] == [8, 16]
-
-
-def test_an_export_neither_overwrites_nor_guesses(tmp_path: Path) -> None:
-    taken = tmp_path / "cells.csv"
-    taken.write_text("mine")
-    with pytest.raises(OutputInUseError, match="left alone"):
-        export(Profile({}, [cell(8, 1.5)]), taken)
-    with pytest.raises(UsageError, match=r"\.csv or \.parquet"):
-        export(Profile({}, [cell(8, 1.5)]), tmp_path / "cells.xls")
-    assert taken.read_text() == "mine"
-    assert [p.name for p in tmp_path.iterdir()] == ["cells.csv"]
 
 
 def test_cells_that_two_profiles_see_differently_are_named_worst_first() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halpiee.analysis.measures import Plasticity, pruning_plasticity
-from halpiee.data.sources import load
+from halpiee.data.opening import load
 from halpiee.sparsity.mask import Mask
 from halpiee.studies.probes import (
     CollapseKnobs,

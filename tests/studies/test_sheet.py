@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from halpiee.errors import UsageError
-from halpiee.studies.rows import Row, sheet_of
+from halpiee.studies.results import Row, sheet_of
 from halpiee.studies.work import check_rows
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from halpiee.sheet import Mean
-from halpiee.studies.page import draw, show
-from halpiee.studies.rows import Row, curves, means, table_csv, table_markdown, table_rows
+from halpiee.studies.results import Row, curves, draw, means, show, table_csv, table_markdown, table_rows
 
 from .test_study import study
 
@@ -81,7 +80,7 @@ def test_the_table_shows_what_the_paper_prints_beside(tmp_path: Path) -> None:
 
 
 def test_the_figure_draws_one_line_a_label_at_its_means(tmp_path: Path) -> None:
-    from halpiee.studies.page import figure
+    from halpiee.studies.results import figure
 
     rows = [*ROWS[:4], row("static", "0.9", 0, accuracy=0.7)]
     axes = figure(study(tmp_path, paper=[{"method": "RigL", "sparsity": 0.5, "accuracy": 0.93}]), rows).axes[

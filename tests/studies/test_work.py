@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from halpiee.cli import study as verb
 from halpiee.errors import DataError, UsageError
 from halpiee.studies import Study, names, read
-from halpiee.studies.rows import Row, sheet_of
+from halpiee.studies.results import Row, sheet_of
 from halpiee.studies.work import check_data, work
 from halpiee.training import stage
 from halpiee.training.job import Silent

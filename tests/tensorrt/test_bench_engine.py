@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from latency.backends.tensorrt.files import write_engine
+from latency.backends.tensorrt.engine import write_engine
 from tools import bench_engine
 
 from .gpu import GRAPH_US, LAUNCH_US

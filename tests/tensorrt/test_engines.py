@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from halpiee.deploy.tensorrt import Batches, build_engine, trtexec_line
 from halpiee.errors import MismatchError, MissingError, OutputInUseError, UsageError
 from latency.backends.tensorrt.builder import Settings
-from latency.backends.tensorrt.files import read_engine, sidecar
+from latency.backends.tensorrt.engine import read_engine, sidecar
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import latency
 from halpiee.cli.app import program
 from latency.backends.tensorrt import TensorRT
 from latency.backends.tensorrt.builder import capabilities_of
-from latency.backends.tensorrt.files import check_library, write_engine
+from latency.backends.tensorrt.engine import check_library, write_engine
 from latency.errors import UsageError
 from latency.op import Op
 

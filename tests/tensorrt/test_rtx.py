@@ -20,7 +20,7 @@ from halpiee.structure.shrink import keep_first
 from latency.backends import BACKENDS, way_of
 from latency.backends.onnxruntime.model import exported, to_onnx
 from latency.backends.tensorrt.builder import Builder, Settings, capabilities_of
-from latency.backends.tensorrt.files import check_library, facts_of, write_engine
+from latency.backends.tensorrt.engine import check_library, facts_of, write_engine
 from latency.backends.tensorrt.ops import KINDS, OpNetwork
 from latency.errors import HalpieeError, UnsupportedOpError, UsageError
 from latency.op import OPS, Op

@@ -261,7 +261,7 @@ class HalfWriting:
 def arm(place: str, name: str) -> None:
     """Lets this process end itself at a place of its program."""
     from halpiee.training.loop import Trainer
-    from latency import _files
+    from latency import files as _files
 
     if place in STEPS:
         label, _, step = name.partition(" ")

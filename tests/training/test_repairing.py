@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow  # trains a small network, exports and times two
 @pytest.fixture(scope="module")
 def trained(toy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of the toy network after 150 steps of Adam on its whole data."""
-    from halpiee.data.sources import load
+    from halpiee.data.opening import load
 
     torch.manual_seed(0)
     data, model = load("toy:data"), build("toy:net", num_classes=6)
@@ -83,7 +83,7 @@ def test_the_report_holds_every_number_of_a_run_and_no_training(folder: Path) ->
 def test_the_repaired_network_answers_nearer_to_the_dense_one_than_the_cut_one(
     folder: Path, trained: Path
 ) -> None:
-    from halpiee.data.sources import load
+    from halpiee.data.opening import load
 
     data, dense = load("toy:data"), build("toy:net", num_classes=6).eval()
     dense.load_state_dict(load_weights(trained))

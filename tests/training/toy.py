@@ -94,7 +94,7 @@ def plain(num_classes: int = 6) -> nn.Module:
 
 def work_on(study: Any, out: Path) -> None:
     """Does what a process of a study does, on one thread."""
-    from halpiee.studies.rows import sheet_of
+    from halpiee.studies.results import sheet_of
     from halpiee.studies.work import work
     from halpiee.training.job import Silent
 

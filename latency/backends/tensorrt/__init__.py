@@ -23,8 +23,17 @@ from latency.backends import Backend, Built, Found, NetworkOptions, Way, backend
 from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError, number_of, open_cuda
 from latency.backends.onnxruntime.model import exported
 from latency.backends.tensorrt.builder import Builder, Settings, TimingCache, import_tensorrt
-from latency.backends.tensorrt.engine import EngineRunner, Execution, alternating, load_engine, plain_context
-from latency.backends.tensorrt.files import ENGINE_FILES, check_library, facts_of, read_engine
+from latency.backends.tensorrt.engine import (
+    ENGINE_FILES,
+    EngineRunner,
+    Execution,
+    alternating,
+    check_library,
+    facts_of,
+    load_engine,
+    plain_context,
+    read_engine,
+)
 from latency.backends.tensorrt.ops import OpNetwork
 from latency.device import PRECISIONS, clocks, environment, limits, precision_of
 from latency.errors import MissingError, UnsupportedOpError, UsageError

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from latency._files import write
 from latency.backends import NetworkOptions
 from latency.backends.cuda import OutOfMemoryError
 from latency.errors import MissingError, UnsupportedOpError, UsageError
+from latency.files import write
 
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
 """What TensorRT for RTX builds for; 90 and 100 are datacenter GPUs, which TensorRT serves."""

@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from latency._files import write
 from latency.backends import Way, backend
 from latency.backends.tensorrt import TensorRT
 from latency.backends.tensorrt.builder import CAPABILITIES
-from latency.backends.tensorrt.files import ENGINE_FILES
+from latency.backends.tensorrt.engine import ENGINE_FILES
 from latency.errors import HalpieeError
+from latency.files import write
 
 
 @backend("tensorrt-rtx")

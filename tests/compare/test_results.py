@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from halpiee.compare.page import lines, render_html, render_markdown
-from halpiee.compare.rows import Row, read_rows, sheet_of
+from halpiee.compare.results import Row, lines, read_rows, render_html, render_markdown, sheet_of
 from halpiee.errors import UsageError
 from halpiee.sheet import FILE
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from halpiee.data.sources import check, load
+from halpiee.data.opening import check, load
 from halpiee.errors import DataError
 
 CIFAR_NAMES = ["airplane", "frog"]
