@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -43,3 +44,20 @@ def operators_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(registry))
         yield
+
+
+@pytest.fixture
+def charts_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a chart of the same series be drawn once: hundreds of reports differ in one of eight charts."""
+    from halpiee.report import plots
+
+    draw, drawn = plots._svg, dict[Any, str]()
+    Form = Callable[[float], str]
+
+    def once(series: Any, x_label: str, form: Form, x_form: Form, bands: Any, whole_x: bool) -> str:
+        asked = (repr((series, bands)), x_label, form.__code__, x_form.__code__, whole_x)
+        if asked not in drawn:
+            drawn[asked] = draw(series, x_label, form, x_form, bands, whole_x)
+        return drawn[asked]
+
+    monkeypatch.setattr(plots, "_svg", once)

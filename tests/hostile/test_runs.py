@@ -74,6 +74,7 @@ def fuzz(valid: Any, path: Path, use: Callable[[], object], least: int, n: int =
     assert len(refused) >= least, len(refused)
 
 
+@pytest.mark.usefixtures("charts_drawn_once")
 def test_a_corrupted_report_is_refused_in_one_sentence_or_drawn(tmp_path: Path) -> None:
     def use() -> None:
         report = read_report(tmp_path)

@@ -342,7 +342,7 @@ OTHERS += ["closed_loop", "calibration", "promise", "environment", "seconds_by_s
 OTHERS += ["layers", "pareto", "zeros"]
 
 
-@pytest.mark.slow  # half a second a page: seven charts
+@pytest.mark.usefixtures("charts_drawn_once")
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sets(st.sampled_from(NUMBERS + OTHERS)),

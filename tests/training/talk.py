@@ -10,6 +10,7 @@ import torch
 
 from halpiee.training.job import Run
 from halpiee.training.pipeline import Dense, pruning_of
+from halpiee.training.pipeline import trained as trainings
 from halpiee.training.stage import do
 from halpiee.training.to_sparsity import retrain_of
 
@@ -49,3 +50,18 @@ def trained(run: Run) -> dict[str, Any]:
     stage = pruning_of(run, None)
     do(stage, run)
     return stage.result(run)
+
+
+def ended(run: Run) -> dict[str, Any]:
+    """Returns the results of both trainings of a run, as they lie in its folder; nothing is exported or timed."""
+    dense, pruned = trainings(run)
+    return {"dense": None if dense is None else dense.result(run), "pruned": pruned.result(run)}
+
+
+def unclocked(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of the results of a training no clock has a part in."""
+    clocked = ("seconds", "images_per_s", "waiting")
+    entries = [
+        {key: value for key, value in entry.items() if key not in clocked} for entry in result["history"]
+    ]
+    return {**{key: value for key, value in result.items() if key != "seconds"}, "history": entries}

@@ -22,7 +22,7 @@ from halpiee.training.checkpoint import save_json, save_state, save_weights
 from halpiee.training.preflight import open_run
 
 from . import test_run
-from .talk import Quiet
+from .talk import Quiet, ended
 from .test_run import Whole, execute, settings, weights
 
 profile, toy, whole = test_run.profile, test_run.toy, test_run.whole
@@ -180,7 +180,7 @@ def test_a_full_disk_ends_a_run_whose_state_is_kept_and_continues_bit_equal(
     monkeypatch.undo()
     assert not [name for name in names(folder) if name.startswith(".")]
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    execute(settings(profile), folder, resume=True)
+    ended(open_run(settings(profile), folder, Quiet(), resume=True))
     for name, value in weights(whole.folder).items():
         assert torch.equal(value, weights(folder)[name]), name
 

@@ -26,8 +26,7 @@ from halpiee.training.preflight import open_run
 from halpiee.training.record import promise_of_units, train_flops
 from halpiee.zoo import build
 
-from .talk import Quiet, one_thread, trained
-from .test_run import worked_out
+from .talk import Quiet, one_thread, trained, unclocked
 
 
 @pytest.fixture(autouse=True)
@@ -57,25 +56,32 @@ def execute(given: Settings, folder: Path) -> dict[str, Any]:
 # conv1 3→8 3×3: 216, conv2 8→12: 864, fc 12→6: 72: 1152 weights; MACs on 6×6: 7776 + 31104 + 72
 
 
-@pytest.mark.slow  # trains, exports and times a small network
+SHARES = {"conv1.weight": 7776, "conv2.weight": 31104, "fc.weight": 72}
+
+
 @pytest.mark.parametrize("method", ["iee", "rigl", "granet", "snip"])
 def test_a_run_to_a_sparsity_ends_with_exactly_that_many_weights(method: str, tmp_path: Path) -> None:
-    report = execute(settings(method), tmp_path / "run")
+    found = trained(open_run(settings(method), tmp_path / "run", Quiet()))
     weights = load_weights(tmp_path / "run" / "pruned.safetensors")
     alive = sum(int((t != 0).sum()) for n, t in weights.items() if t.dim() > 1)
-    asked = report["sparsity"]["asked"]
-    assert alive <= report["sparsity"]["kept"] == asked
+    asked = found["sparsity"]["asked"]
+    assert alive <= found["sparsity"]["kept"] == asked
     assert abs(asked - 576) <= 1
+    ratio = found["train_flops_ratio"]
+    assert ratio["paper"] <= ratio["strict"] < 1.2
+    density = found["sparsity"]["densities"]
+    assert found["effective_macs"] == round(sum(n * density[name] for name, n in SHARES.items()))
+
+
+@pytest.mark.slow  # trains, exports and times a small network
+def test_the_report_of_a_run_to_a_sparsity_promises_weights_and_no_speed(tmp_path: Path) -> None:
+    report = execute(settings("rigl"), tmp_path / "run")
     assert report["promise"]["met"]
     assert "masks alone bring no speed" in report["promise"]["text"]
     assert report["budget_us"] is None
     assert report["budget"].startswith("50% of weights removed")
-    ratio = report["train_flops_ratio"]
-    assert ratio["paper"] <= ratio["strict"] < 1.2
     density = report["sparsity"]["densities"]
-    shares = {"conv1": 7776, "conv2": 31104, "fc": 72}
-    effective = sum(n * density[f"{layer}.weight"] for layer, n in shares.items())
-    assert report["macs_pruned"] == round(effective)
+    assert report["macs_pruned"] == round(sum(n * density[name] for name, n in SHARES.items()))
     assert report["macs_dense"] == 38952
     assert report["onnx_rel_l2"] < 1e-5
 
@@ -92,29 +98,28 @@ def test_filters_are_cut_out_half_way_and_the_plan_says_which(tmp_path: Path) ->
     assert report["promise"]["met"]
 
 
-@pytest.mark.slow  # the same run twice
 @pytest.mark.parametrize("method", ["filter", "iee"])
 def test_a_run_resumed_behind_the_cut_reports_what_the_uninterrupted_one_does(
     method: str, tmp_path: Path
 ) -> None:
     given = settings(method, units="filters", criterion="l1")
-    whole = execute(given, tmp_path / "whole")
+    whole = trained(open_run(given, tmp_path / "whole", Quiet()))
     with pytest.raises(KeyboardInterrupt):
-        pipeline.execute(open_run(given, tmp_path / "cut", Quiet(("pruned", 36))))
-    report = pipeline.execute(open_run(given, tmp_path / "cut", Quiet(), resume=True))
-    assert worked_out(report) == worked_out(whole)
+        trained(open_run(given, tmp_path / "cut", Quiet(("pruned", 36))))
+    found = trained(open_run(given, tmp_path / "cut", Quiet(), resume=True))
+    assert unclocked(found) == unclocked(whole)
     # conv1 keeps 4 of 8 filters or conv2 6 of 12, as the scores say: 10 of 20 together
-    assert report["history"]["pruned"][-1]["density"] == 0.5
+    assert found["history"][-1]["density"] == 0.5
 
 
-@pytest.mark.slow
 def test_the_small_dense_network_has_at_most_its_share_of_parameters(tmp_path: Path) -> None:
-    report = execute(settings("small-dense", sparsity=0.6), tmp_path / "run")
-    assert report["params_pruned"] <= 0.4 * report["params_dense"]
+    found = trained(open_run(settings("small-dense", sparsity=0.6), tmp_path / "run", Quiet()))
+    # dense: 29·8 + 9·8·12 + 8·12 + 6 = 1198 parameters
+    assert found["params"] <= 0.4 * 1198
     # 29a + 9ab + 8b + 6 parameters, 479 allowed: 4 and 7 channels (430) are uniform, 5 and 7 (522) too many; one
     # more of the second fits (474), another (518) does not.
-    assert (report["widths"]["conv1"], report["widths"]["conv2"]) == (4, 8)
-    assert report["params_pruned"] == 474
+    assert (found["counts"]["conv1"], found["counts"]["conv2"]) == (4, 8)
+    assert found["params"] == 474
 
 
 def test_densities_and_patterns_become_budgets() -> None:

@@ -54,11 +54,11 @@ SEVERAL = (
     START
     + """
 from halpiee.training.job import Silent
-from halpiee.training.pipeline import execute
+from halpiee.training.pipeline import trained
 from halpiee.training.preflight import open_run
 ranks = joined("cpu")
 for values, folder in json.loads(sys.argv[1]):
-    execute(open_run(Settings.from_dict(values), Path(folder), Silent(), ranks=ranks))
+    trained(open_run(Settings.from_dict(values), Path(folder), Silent(), ranks=ranks))
 ranks.leave()
 """
 )

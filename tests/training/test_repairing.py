@@ -17,6 +17,7 @@ from torch.nn import functional
 import halpiee
 from halpiee.cli.app import program
 from halpiee.errors import BudgetError, UsageError
+from halpiee.structure.groups import widths
 from halpiee.training import stage
 from halpiee.training.checkpoint import load_weights, save_weights
 from halpiee.training.config import Settings
@@ -25,7 +26,7 @@ from halpiee.training.masks import Masks
 from halpiee.training.preflight import open_run
 from halpiee.zoo import build
 
-from .talk import Quiet
+from .talk import Quiet, ended
 from .test_run import KEYS, execute, settings, toy, write_profile
 
 __all__ = ["toy"]
@@ -115,7 +116,8 @@ def test_labels_have_no_part_in_it(
     whole = module.data()
     monkeypatch.setattr(module, "data", lambda: ((whole[0][0], whole[0][1].flip(0)), whole[1]))
     out = tmp_path / "run"
-    execute(settings(profile, method="repair", weights=str(trained), budget="0.7", images=100), out)
+    given = settings(profile, method="repair", weights=str(trained), budget="0.7", images=100)
+    ended(open_run(given, out, Quiet()))
     a, b = (load_weights(f / "pruned.safetensors") for f in (folder, out))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -179,9 +181,9 @@ def test_an_early_cut_that_is_interrupted_anywhere_ends_bit_equal(
     monkeypatch.setattr(stage, "close_loop", lambda model, cost, example, candidate, **_: (cost, []))
     given, out = settings(profile, method="early", images=40), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        execute(given, out, Quiet(("pruned", at)))
+        ended(open_run(given, out, Quiet(("pruned", at))))
     torch.manual_seed(1234)
-    execute(given, out, resume=True)
+    ended(open_run(given, out, Quiet(), resume=True))
     a, b = (load_weights(f / "pruned.safetensors") for f in (early, out))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -193,11 +195,12 @@ def test_given_weights_are_cut_before_the_first_step_and_distilled_from(
     given = settings(
         profile, method="early", weights=str(trained), budget="0.7", images=100, distill="dense", epochs=1
     )
-    report = execute(given, tmp_path / "run")
-    compact = report["macs_pruned"] / report["macs_dense"]
-    assert report["train_flops_ratio"] == pytest.approx({"paper": compact, "strict": compact})
+    found = ended(open_run(given, tmp_path / "run", Quiet()))["pruned"]
+    a, b = found["counts"]["conv1"], found["counts"]["conv2"]
+    compact = (36 * 9 * (3 * a + a * b) + b * 6) / (36 * 9 * (3 * 8 + 8 * 12) + 12 * 6)
+    assert found["train_flops_ratio"] == pytest.approx({"paper": compact, "strict": compact})
     # 10 steps of a network that was trained before: what the cut left goes on, it does not begin anew
-    assert report["accuracy_pruned"] > 0.6
+    assert found["accuracy"] > 0.6
 
 
 def test_a_file_of_weights_is_the_teacher_and_its_share_of_the_loss_is_the_one_asked(
@@ -263,14 +266,14 @@ def test_a_scaled_network_loses_its_last_block_meets_the_latency_and_goes_on_bit
     monkeypatch.setattr(stage, "close_loop", lambda model, cost, example, candidate, **_: (cost, []))
     path = write_profile(tmp_path / "residual.jsonl", "toy:residual")
     given = settings(path, model="toy:residual", method="scaled", budget="0.4")
-    report = execute(given, tmp_path / "run")
-    assert report["widths"]["second.conv1"] == 0 < report["widths"]["first.conv1"]
-    assert report["predicted_us"] <= report["budget_us"] * (1 + 1e-6)
-    assert report["train_flops_ratio"]["strict"] == pytest.approx(
-        report["macs_pruned"] / report["macs_dense"]
-    )
+    run = open_run(given, tmp_path / "run", Quiet())
+    found = ended(run)["pruned"]
+    kept = widths(run.structure, found["counts"])
+    assert kept["second.conv1"] == 0 < kept["first.conv1"]
+    assert found["predicted_us"] <= 0.4 * found["dense_us"] * (1 + 1e-6)
+    assert found["train_flops_ratio"]["strict"] == pytest.approx(run.macs(found["counts"]) / run.macs({}))
     with pytest.raises(KeyboardInterrupt):
-        execute(given, tmp_path / "cut", Quiet(("pruned", 17)))
-    execute(given, tmp_path / "cut", resume=True)
+        ended(open_run(given, tmp_path / "cut", Quiet(("pruned", 17))))
+    ended(open_run(given, tmp_path / "cut", Quiet(), resume=True))
     a, b = (load_weights(tmp_path / name / "pruned.safetensors") for name in ("run", "cut"))
     assert all(torch.equal(a[name], b[name]) for name in a)
