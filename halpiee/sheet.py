@@ -11,6 +11,7 @@ import fcntl
 import math
 import os
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,17 +23,12 @@ import msgspec
 
 from halpiee.errors import OutputInUseError, UsageError
 from latency.files import FolderLock, misfit
+from latency.predict import student
 
 FILE = "rows.jsonl"
 
 WAIT_S = 1.0
 """Between two looks at cells that other processes do."""
-
-T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""Student's t: the 97.5th percentile of 1, 2, … 30 degrees of freedom."""
 
 
 class Cell(Protocol):
@@ -160,6 +156,20 @@ def _whole(line: bytes) -> bool:
     return True
 
 
+def commit() -> str:
+    """Returns the commit of the code; empty where it is no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
 @dataclass(frozen=True)
 class Mean:
     """A mean over seeds."""
@@ -182,8 +192,7 @@ class Mean:
         """Half of the 95 % interval of the mean, ``t · s / √n``; NaN for one seed."""
         if self.n < 2:
             return math.nan
-        t = T_975[self.n - 2] if self.n - 2 < len(T_975) else statistics.NormalDist().inv_cdf(0.975)
-        return t * self.std / math.sqrt(self.n)
+        return student(0.95, self.n - 1) * self.std / math.sqrt(self.n)
 
     def text(self, *, percent: bool = True, digits: int = 1) -> str:
         """Returns mean and standard deviation as text: ``93.6 ± 0.2``."""

@@ -333,6 +333,10 @@ class TimingPolicy:
             more = room
         return 1 + min(self.most_copies - 1, more, room)
 
+    def series(self, one_us: float) -> int:
+        """Returns how many copies of an op of so many µs the longer of a GPU's two calls holds."""
+        return int(min(self.most_copies, max(self.least_copies, self.series_us / one_us)))
+
     def weight_copies(self, op: Op, network: Sequence[Op], cache_bytes: int) -> int:
         """Returns how many copies of its weights an op has on a GPU, so that they are as cold as in its network.
 

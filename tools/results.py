@@ -15,13 +15,13 @@ import argparse
 import datetime
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from halpiee.compare.results import read_rows, render_markdown
+from halpiee.sheet import commit
 from latency.device import cpu_facts
 from latency.files import write
 
@@ -41,7 +41,9 @@ def recorded(parser: argparse.ArgumentParser) -> None:
 
 def append(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = HISTORY) -> None:
     """Adds rows (column → number or text) to a file of the history."""
-    stamp = dict(zip(STAMP, (_commit(), cpu_facts()["model"], f"{datetime.date.today()}"), strict=True))
+    stamp = dict(
+        zip(STAMP, (commit() or "unknown", cpu_facts()["model"], f"{datetime.date.today()}"), strict=True)
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(stamp | dict(row), ensure_ascii=False) + "\n" for row in rows)
@@ -109,13 +111,6 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: one file per verb."""
+"""The command line: a file for the verbs of one thing, such as those of a profile."""
 
 from halpiee.cli.app import main
 

@@ -17,8 +17,6 @@ import click
 
 from halpiee.cli import (
     bench,
-    compare,
-    demo,
     doctor,
     explain,
     export,
@@ -42,10 +40,18 @@ def program() -> None:
     """Make a neural network meet a latency on a device, and keep as much accuracy as that latency allows."""
 
 
-VERBS = (demo, train, study, compare, methods, profile, plan, explain, export, bench, report, doctor)
+VERBS = (train, study, methods, profile, plan, explain, export, bench, report, doctor)
 for verb in VERBS:
     program.add_command(verb.command)
-for command in (train.prune, profile.inspect, profile.pack, profile.merge, export.verify):
+for command in (
+    train.demo,
+    train.prune,
+    study.compare,
+    profile.inspect,
+    profile.pack,
+    profile.merge,
+    export.verify,
+):
     program.add_command(command)
 
 

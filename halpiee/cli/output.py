@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from halpiee.errors import PromiseError
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+MISSED = PromiseError.exit_code
 
 
 def say(text: str) -> None:

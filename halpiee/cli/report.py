@@ -12,11 +12,9 @@ from typing import Any
 import click
 
 from halpiee.cli.options import Answered, verb
-from halpiee.cli.output import answer, say, wide_screen
+from halpiee.cli.output import MISSED, answer, say, wide_screen
 from halpiee.errors import OutputInUseError, UsageError
 from halpiee.options import described, option
-
-MISSED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def command(given: Report) -> None:
 
     first = given.runs[0]
     if len(given.runs) == 1 and (first.suffix == ".jsonl" or (first / "rows.jsonl").is_file()):
-        from halpiee.cli.compare import show_rows
+        from halpiee.cli.study import show_rows
 
         return show_rows(first, given.as_json)
     for run in given.runs:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from halpiee.errors import OutputInUseError
 from halpiee.methods.channels import uniform_counts
 from halpiee.options import nested
 from halpiee.selection.cost import LatencyCost
+from halpiee.sheet import commit
 from halpiee.training.checkpoint import save_json
 from halpiee.training.config import Settings
 from halpiee.training.job import PROFILE, Run, Talk
@@ -227,20 +227,6 @@ def _as_row(cell: Cell, report: dict[str, Any], settings: Settings, start: Row |
             "python": platform.python_version(),
         },
     )
-
-
-def commit() -> str:
-    """Returns the commit of the code; empty where it is no repository."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(halpiee.__file__).parent), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:
-        return ""
-    return done.stdout.strip()
 
 
 def machine(settings: Settings) -> str:

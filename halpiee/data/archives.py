@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from halpiee.data.data import MOST_CLASSES
 from halpiee.data.folders import TEST_NAMES, listed_classes
 from halpiee.data.images import IMAGE_SUFFIXES
-from halpiee.data.source import ImageSource, Splits
-from halpiee.data.split import HubSplit, ParquetSplit, TarSplit
+from halpiee.data.source import HubSplit, ImageSource, ParquetSplit, Splits, TarSplit
 from halpiee.errors import DataError, MissingError
 
 

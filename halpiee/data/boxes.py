@@ -13,8 +13,7 @@ import torch
 
 from halpiee.data.folders import TEST_NAMES
 from halpiee.data.images import open_image, read_bytes
-from halpiee.data.source import ImageSource, Splits
-from halpiee.data.split import Files, Split
+from halpiee.data.source import Files, ImageSource, Split, Splits
 from halpiee.errors import DataError
 
 Box = tuple[str, float, float, float, float]

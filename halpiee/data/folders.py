@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from halpiee.data.images import image_files, open_image, read_bytes
-from halpiee.data.source import ImageSource, Splits
-from halpiee.data.split import Files, FileSplit, Split
+from halpiee.data.source import Files, FileSplit, ImageSource, Split, Splits
 from halpiee.errors import DataError
 
 TEST_NAMES = ("test", "val", "valid", "validation")

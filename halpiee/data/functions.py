@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader
 
 from halpiee.data.data import Data, Summary, check_batch, class_numbers, seed_of
 from halpiee.data.images import resized, shift_for
-from halpiee.data.source import Source, Splits
-from halpiee.data.split import DatasetSplit
+from halpiee.data.source import DatasetSplit, Source, Splits
 from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.errors import DataError, HalpieeError, UsageError
 

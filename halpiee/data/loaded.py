@@ -20,8 +20,7 @@ from torchvision.transforms import v2
 
 from halpiee.data.data import Data, check_batch, seed_of
 from halpiee.data.options import Loading
-from halpiee.data.source import Splits
-from halpiee.data.split import Split
+from halpiee.data.source import Split, Splits
 from halpiee.errors import DataError
 
 RESIZED = 256 / 224

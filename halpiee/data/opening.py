@@ -23,8 +23,7 @@ from halpiee.data.functions import FunctionSource
 from halpiee.data.images import resized, shift_for
 from halpiee.data.loaded import IMAGENET, LoadedData, Mix, fixed, random
 from halpiee.data.options import Loading
-from halpiee.data.source import Source, Splits
-from halpiee.data.split import DatasetSplit, TensorSplit
+from halpiee.data.source import DatasetSplit, Source, Splits, TensorSplit
 from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.errors import DataError, MissingError
 

@@ -1,12 +1,18 @@
-"""What a source of images can do: tell what it holds within seconds, hand out its examples, or decode them all."""
+"""What a source of images can do: tell what it holds within seconds, hand out its examples, or decode them all.
+
+A ``Split`` is one half of a source, the training or the test examples, read one at a time: nothing else lies in memory.
+"""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +21,264 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from halpiee.data.data import Summary
-from halpiee.data.images import cut, pixels, shift_for
-from halpiee.data.split import ImageSplit, Split
+from halpiee.data.images import cut, open_image, pixels, read_bytes, shift_for
 from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.errors import DataError
+
+
+class Split(ABC):
+    """Examples by index.
+
+    ``labels`` are int64 ``[N]``, the class of every image; None: the task has no single one, or only reading tells.
+    """
+
+    labels: NDArray[np.int64] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[Any, Any]:
+        """Returns the image (PIL, or a tensor ``[C, H, W]``) and the target of one example.
+
+        Raises:
+            DataError: it is damaged, and where it lies.
+        """
+
+    def sample(self) -> list[int]:
+        """Returns the numbers of a few examples, to look at before the training: some from all over."""
+        return sorted({i * (len(self) - 1) // 7 for i in range(8)})
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Returns the indices in the order of an epoch: any order is as likely as another, where reading allows it."""
+        return torch.randperm(len(self), generator=generator)
+
+
+class ImageSplit(Split):
+    """Encoded images with a class each."""
+
+    labels: NDArray[np.int64]
+    in_one_file = True
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def blob(self, index: int) -> bytes:
+        """Returns the bytes of an image."""
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """Returns where an image lies, for messages."""
+
+    def read(self, index: int) -> tuple[Any, int]:
+        """Returns the decoded RGB image and its class."""
+        return open_image(self.blob(index), self.where(index)), int(self.labels[index])
+
+
+class Files:
+    """Paths below a folder in one block of bytes: a list of Python objects would be copied into every worker."""
+
+    def __init__(self, root: Path, paths: Sequence[Path]) -> None:
+        self.root = root
+        self._names = np.array([str(path.relative_to(root)).encode() for path in paths], dtype=np.bytes_)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Path:
+        return self.root / bytes(self._names[index]).decode()
+
+
+class FileSplit(ImageSplit):
+    """One file per image."""
+
+    in_one_file = False
+
+    def __init__(self, root: Path, files: Sequence[tuple[Path, int]]) -> None:
+        self._files = Files(root, [path for path, _ in files])
+        self.labels = np.array([label for _, label in files], dtype=np.int64)
+
+    def where(self, index: int) -> str:
+        """Returns the file."""
+        return str(self._files[index])
+
+    def blob(self, index: int) -> bytes:
+        """Returns the file's bytes."""
+        return read_bytes(self._files[index])
+
+
+class TarSplit(ImageSplit):
+    """Members of uncompressed tar files, found by their offset: any order costs the same, and no file is unpacked.
+
+    ``members`` are int64 ``[N, 3]``: file, offset in bytes, size in bytes; ``labels`` int64 ``[N]``.
+    """
+
+    def __init__(self, tars: Sequence[Path], members: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+        self._tars, self._members, self.labels = tuple(tars), members, labels
+
+    def where(self, index: int) -> str:
+        """Returns the tar and the place in it."""
+        return f"the image at byte {self._members[index, 1]:,} of {self._tars[self._members[index, 0]]}"
+
+    def blob(self, index: int) -> bytes:
+        """Returns the member's bytes."""
+        tar, offset, size = (int(i) for i in self._members[index])
+        try:
+            with open(self._tars[tar], "rb", buffering=0) as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise DataError(
+                f"{self._tars[tar]} cannot be read ({error}); check its permissions or take it out"
+            ) from error
+
+
+class ParquetSplit(ImageSplit):
+    """Rows of Parquet files, which are read a row group at a time; the last groups stay in memory.
+
+    ``files`` come with the column of their images, ``groups`` are the rows in each row group of each file.
+    """
+
+    KEPT = 4
+    """Row groups in memory; an epoch is shuffled within as many."""
+
+    def __init__(
+        self, files: Sequence[tuple[Path, str]], groups: Sequence[Sequence[int]], labels: NDArray[np.int64]
+    ) -> None:
+        self._files, self.labels = tuple(files), labels
+        self._groups = [(file, group) for file, rows in enumerate(groups) for group in range(len(rows))]
+        self._starts = np.cumsum([0, *(rows for per_file in groups for rows in per_file)])
+        self._first = [int(n) for n in np.cumsum([0, *(sum(rows) for rows in groups)])]
+        self._kept: OrderedDict[int, list[Any]] = OrderedDict()
+
+    def where(self, index: int) -> str:
+        """Returns row and file."""
+        file = bisect_right(self._first, index) - 1
+        return f"row {index - self._first[file]} of {self._files[file][0]}"
+
+    def blob(self, index: int) -> bytes:
+        """Returns the bytes in a row."""
+        at = int(np.searchsorted(self._starts, index, side="right")) - 1
+        rows = self._kept.get(at)
+        if rows is None:
+            file, group = self._groups[at]
+            path, column = self._files[file]
+            rows = self._kept[at] = read_group(path, column, group)
+            while len(self._kept) > self.KEPT:
+                self._kept.popitem(last=False)
+        cell = rows[index - int(self._starts[at])]
+        found = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(found, bytes):
+            raise DataError(
+                f"{self.where(index)} holds no image bytes; write the images into the file, not paths"
+            )
+        return found
+
+    def sample(self) -> list[int]:
+        """Returns the first eight rows of the first eight files: others may lie in row groups of a hundred MB."""
+        firsts = [(a, min(b, a + 8)) for a, b in zip(self._first, self._first[1:], strict=False)]
+        return [row for first, end in firsts[:8] for row in range(first, end)]
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Returns row groups in random order, their rows shuffled ``KEPT`` groups at a time.
+
+        Where everything fits into that, any order is as likely as another.
+        """
+        n = len(self._groups)
+        if n <= self.KEPT:
+            return super().order(generator)
+        found = []
+        for part in torch.split(torch.randperm(n, generator=generator), self.KEPT):
+            rows = torch.cat([torch.arange(int(self._starts[g]), int(self._starts[g + 1])) for g in part])
+            found.append(rows[torch.randperm(len(rows), generator=generator)])
+        return torch.cat(found)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": OrderedDict()}
+
+
+def read_group(path: Path, column: str, group: int) -> list[Any]:
+    """Returns one column of one row group of a Parquet file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            rows: list[Any] = table.read_row_group(group, columns=[column]).column(column).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}); fetch it again") from error
+    return rows
+
+
+class DatasetSplit(Split):
+    """A map-style dataset of (image, target) pairs: torchvision's, or one's own."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self._dataset, self._name = dataset, name
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def targets(self) -> Tensor:
+        """Returns the class of every example, from an attribute ``targets`` or by reading all of them."""
+        listed = getattr(self._dataset, "targets", None)
+        found = [self.read(i)[1] for i in range(len(self))] if listed is None else listed
+        return torch.as_tensor(found)
+
+    def read(self, index: int) -> tuple[Any, Any]:
+        """Returns the pair."""
+        try:
+            image, target = self._dataset[index]
+        except Exception as error:  # whatever a dataset does while it is read
+            said = " ".join(str(error).split())[:300]
+            raise DataError(
+                f"--data {self._name}: example {index} is no (image, target) pair ({said or type(error).__name__}); "
+                "mend the dataset"
+            ) from error
+        if hasattr(image, "convert") and image.mode != "RGB":
+            image = image.convert("RGB")
+        return image, target
+
+
+class TensorSplit(Split):
+    """Images ``[N, C, H, W]`` in memory, to be changed one by one, and their targets ``[N]`` or ``[N, classes]``."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self._x, self._y = x, y
+        self.labels = y.numpy() if y.ndim == 1 else None
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def read(self, index: int) -> tuple[Any, Any]:
+        """Returns an image and its target."""
+        return self._x[index], self._y[index]
+
+
+class HubSplit(ImageSplit):
+    """Rows of a Hugging Face data set."""
+
+    def __init__(self, dataset: Any, name: str, column: str, labels: NDArray[np.int64]) -> None:
+        import datasets
+
+        self._rows = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        self._name, self._column, self.labels = name, column, labels
+
+    def where(self, index: int) -> str:
+        """Returns row and source."""
+        return f"row {index} of {self._name}"
+
+    def blob(self, index: int) -> bytes:
+        """Returns the bytes in a row, or in the file that it names."""
+        cell = self._rows[index][self._column]
+        found = cell.get("bytes")
+        return found if isinstance(found, bytes) else read_bytes(Path(str(cell.get("path"))))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, write_metadata
 from halpiee.errors import UsageError
 from halpiee.structure.verification import relative_l2
-from latency.backends.onnxruntime import QUANTISER, quiet
+from latency.backends.onnxruntime import QUANTISER
+from latency.backends.onnxruntime.model import quiet
 from latency.backends.onnxruntime.network import session
 from latency.files import check_place, write
 
@@ -87,7 +88,7 @@ def export_int8(
             raise UsageError("int8 was asked without calibration images; give some hundreds of the data")
         made = Path(folder) / "int8.onnx"
         try:
-            with quiet():
+            with quiet(""):
                 quantize_static(
                     str(float_path),
                     str(made),

@@ -19,10 +19,8 @@ from halpiee.errors import UsageError
 from halpiee.structure.groups import Structure
 from latency.backends import BACKENDS, Backend, Runner, load
 from latency.backends.torch.network import Precision, restored
+from latency.device import PRECISIONS
 from latency.timing.benchmark import Comparison, compare
-
-DTYPES: dict[str, str] = {"fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
-"""What profiles call a precision; all others are float32."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class Target:
     @property
     def dtype(self) -> str:
         """Element type of weights and activations, as PyTorch names it."""
-        return DTYPES.get(self.precision, "float32")
+        return {**PRECISIONS, "int8": "int8"}.get(self.precision, "float32")
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -115,8 +115,8 @@ class Runner(ABC):
         return None
 
     def again(self) -> Runner:
-        """Returns what a second caller runs at the same time: another runner of the network, or this one."""
-        return self
+        """Returns what a second caller runs at the same time: this runner on the CPU, on a GPU another one."""
+        return self if self.device == "cpu" else self.copied()
 
     def copied(self) -> Self:
         """Returns another runner of the same network, which is to be entered by itself."""
@@ -192,6 +192,7 @@ class Backend(ABC):
         files: endings of the files that ``network`` runs.
         times_layers: whether its own profiler tells the time of every layer of an ONNX file.
         device_kind: ``cpu`` or ``cuda``: whose timing policy holds.
+        precisions: those that a user may choose from, where the backend says no more of them.
     """
 
     name: str = ""
@@ -202,6 +203,7 @@ class Backend(ABC):
     files: ClassVar[tuple[str, ...]] = ()
     times_layers: ClassVar[bool] = False
     device_kind: str = "cpu"
+    precisions: ClassVar[Collection[str]] = ()
 
     @cached_property
     def policy(self) -> TimingPolicy:
@@ -274,6 +276,10 @@ class Backend(ABC):
                     f"the backend {cls.name!r} was asked with {name} {value!r}; it takes {', '.join(taken)}; leave it "
                     "out, or name another backend"
                 )
+        if cls.precisions and settings.get("precision", "fp32") not in cls.precisions:
+            raise UsageError(
+                f"precision {settings['precision']!r} was asked for; there are {', '.join(cls.precisions)}"
+            )
 
     @classmethod
     def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from halpiee.cli import demo
+from halpiee.cli import train as demo
 from halpiee.cli.app import program
 from halpiee.report import read_report
 from halpiee.training.config import Settings

@@ -23,9 +23,9 @@ def row(contestant: str, seed: int, accuracy: float, budget: float = 0.5, **more
 
 
 def test_an_interval_is_t_times_the_standard_error() -> None:
-    # mean 3, deviations −2 0 2: s² = 8/2 = 4, s/√3 = 1.1547, t(2) = 4.303
+    # mean 3, deviations −2 0 2: s² = 8/2 = 4, s/√3 = 1.1547, t(2) = 4.302653
     found = Mean.of([1.0, 3.0, 5.0])
-    assert (found.mean, found.half) == pytest.approx((3.0, 4.303 * 2 / math.sqrt(3)))
+    assert (found.mean, found.half) == pytest.approx((3.0, 4.302653 * 2 / math.sqrt(3)))
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 31])
@@ -34,7 +34,7 @@ def test_quantiles_are_those_of_scipy(n: int) -> None:
     half = Mean.of(values).half
     mean = sum(values) / n
     s = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    assert half == pytest.approx(scipy.stats.t.ppf(0.975, n - 1) * s / math.sqrt(n), rel=3e-4)
+    assert half == pytest.approx(scipy.stats.t.ppf(0.975, n - 1) * s / math.sqrt(n), rel=1e-6)
 
 
 def test_a_single_value_has_no_interval() -> None:
@@ -54,8 +54,10 @@ def test_a_difference_is_of_pairs_with_the_same_seed_and_budget() -> None:
     ]
     found = difference(rows, "early", "uniform", 0.5)
     assert found is not None
-    # gains 0.01 and 0.03: mean 0.02, s = 0.01·√2, t(1) = 12.706
-    assert (found.accuracy, found.half) == pytest.approx((0.02, 12.706 * 0.01 * math.sqrt(2) / math.sqrt(2)))
+    # gains 0.01 and 0.03: mean 0.02, s = 0.01·√2, t(1) = tan(0.475 π) = 12.706205
+    assert (found.accuracy, found.half) == pytest.approx(
+        (0.02, 12.706205 * 0.01 * math.sqrt(2) / math.sqrt(2))
+    )
     assert (found.wins, found.pairs) == (2, 2)
     assert found.share == pytest.approx((0.5 / 0.4 + 1.0) / 2)
     assert difference(rows, "early", "uniform", 0.3) is None

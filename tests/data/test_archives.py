@@ -15,7 +15,7 @@ from PIL import Image
 
 from halpiee.data.opening import check, find, load, open_data
 from halpiee.data.options import Loading
-from halpiee.data.split import ParquetSplit
+from halpiee.data.source import ParquetSplit
 from halpiee.errors import DataError
 
 from .folders import class_folder, encoded, sixteen_bit, tar_folder

@@ -43,8 +43,8 @@ def test_a_mean_has_its_spread_and_students_interval() -> None:
     assert mean.mean == pytest.approx(0.82)
     assert mean.std == pytest.approx(0.02)
     assert mean.n == 3
-    # t of two degrees of freedom at 97.5 % is 4.303; the half width is t·s/√n
-    assert mean.half == pytest.approx(4.303 * 0.02 / math.sqrt(3))
+    # t of two degrees of freedom at 97.5 % is 4.302653; the half width is t·s/√n
+    assert mean.half == pytest.approx(4.302653 * 0.02 / math.sqrt(3))
     assert mean.text() == "82.0 ± 2.0"
     assert Mean.of([0.5]).text() == "50.0"
     assert math.isnan(Mean.of([0.5]).half)
@@ -75,7 +75,7 @@ def test_the_table_shows_what_the_paper_prints_beside(tmp_path: Path) -> None:
     assert table_markdown(held, ROWS).splitlines()[1] == "| --- | ---: | ---: |"
     lines = table_csv(held, ROWS).splitlines()
     assert lines[0] == "sparsity,method,quantity,x,mean,std,ci95,n"
-    assert lines[1] == "0.5,static,accuracy,,0.82,0.02,0.0496868,3"
+    assert lines[1] == "0.5,static,accuracy,,0.82,0.02,0.0496828,3"
     assert lines[2] == "0.5,RigL,accuracy,,0.9,,,1"
 
 

@@ -9,9 +9,7 @@ scales, so ops and networks that are only timed get made-up ranges; a file that 
 from __future__ import annotations
 
 import importlib.util
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
@@ -20,7 +18,7 @@ import numpy as np
 
 from latency.backends import Backend, Built, Found, NetworkOptions, Runner, Way, backend, is_module
 from latency.backends.cuda import gpu_facts
-from latency.backends.onnxruntime.model import to_onnx
+from latency.backends.onnxruntime.model import quiet, to_onnx
 from latency.backends.onnxruntime.network import SessionRunner, feeds, session
 from latency.backends.onnxruntime.ops import differential_graph
 from latency.device import environment
@@ -202,7 +200,7 @@ def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
         )
         for name in names
     }
-    with quiet():
+    with quiet(""):
         quantiser = QDQQuantizer(
             shaped,
             QUANTISER["per_channel"],
@@ -218,15 +216,3 @@ def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
         quantiser.quantize_model()
     made: onnx.ModelProto = quantiser.model.model
     return made
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the quantiser's advice away from the screen."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)

@@ -80,10 +80,6 @@ class SessionRunner(Runner):
         """Frees the session."""
         self._session, self._call = None, lambda: None
 
-    def again(self) -> Runner:
-        """Returns this runner: a session may be run by several threads; on a GPU one with a binding of its own."""
-        return self if self.device == "cpu" else self.copied()
-
     def clock(self) -> Clock | None:
         """Returns the wall clock on a GPU: the CPU time of a thread that waits for it says nothing."""
         return None if self.device == "cpu" else WallClock()

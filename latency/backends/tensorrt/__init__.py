@@ -68,6 +68,7 @@ class TensorRT(Backend):
     ways = (Way("engine", ENGINE_FILES, usual=True), Way("trt", (".onnx",)))
     files = (".onnx", *ENGINE_FILES)
     device_kind = "cuda"
+    precisions = tuple(PRECISIONS)
 
     def __init__(
         self,
@@ -103,12 +104,8 @@ class TensorRT(Backend):
 
     @classmethod
     def check(cls, **settings: Any) -> None:
-        """Refuses an unknown precision, and any layout."""
+        """Refuses any layout, and the CPU."""
         super().check(**settings)
-        if settings.get("precision", "fp32") not in PRECISIONS:
-            raise UsageError(
-                f"precision {settings['precision']!r} was asked for; there are {', '.join(PRECISIONS)}"
-            )
         if settings.get("channels_last") or settings.get("device") == "cpu":
             raise UsageError(
                 "TensorRT runs on a GPU and chooses layouts itself; leave --channels-last and --device out"
@@ -290,7 +287,7 @@ class TensorRT(Backend):
             runner.enqueue()  # before a capture: the first inference allocates
         self.cuda.synchronize()
         one_us = max(1.0, self.cuda.elapsed_us(first.enqueue))
-        copies = int(min(policy.most_copies, max(policy.least_copies, policy.series_us / one_us)))
+        copies = policy.series(one_us)
         calls = [alternating(self._built, n) for n in (copies, 1)]
         graphs = [self.cuda.captured(call) for call in calls]
         run, minus = (graph or call for graph, call in zip(graphs, calls, strict=True))

@@ -26,7 +26,7 @@ from latency.backends.torch.network import (
     shared_graphs,
 )
 from latency.device import PRECISIONS, clocks, environment, limits, precision_of
-from latency.errors import UnsupportedOpError, UsageError
+from latency.errors import UnsupportedOpError
 from latency.op import Op
 from latency.timing import Clock
 
@@ -53,6 +53,7 @@ class Torch(Backend):
         Way("eager", ("module",), {"mode": "eager"}, usual=True),
         Way("compile", ("module",), {"mode": "compile"}),
     )
+    precisions = tuple(PRECISIONS)
 
     def __init__(
         self,
@@ -77,15 +78,6 @@ class Torch(Backend):
             torch.set_num_threads(threads)
         else:
             set_arithmetic(precision)
-
-    @classmethod
-    def check(cls, **settings: Any) -> None:
-        """Refuses an unknown precision."""
-        super().check(**settings)
-        if settings.get("precision", "fp32") not in PRECISIONS:
-            raise UsageError(
-                f"precision {settings['precision']!r} was asked for; there are {', '.join(PRECISIONS)}"
-            )
 
     @classmethod
     def settings_of(cls, environment: Mapping[str, Any], layout: str) -> dict[str, Any]:
@@ -243,7 +235,7 @@ class Torch(Backend):
             torch.cuda.synchronize()  # what made the tensors must not run beside cuDNN's search
             one = self._captured([first], warm_up=3)
             one_us = max(1.0, min(self.clock().time_us(one.replay)[0] for _ in range(3)))
-            copies = int(min(policy.most_copies, max(policy.least_copies, policy.series_us / one_us)))
+            copies = policy.series(one_us)
             l2_bytes = int(torch.cuda.get_device_properties(self.device).L2_cache_size)
             calls = [first]
             for _ in range(min(copies, policy.weight_copies(op, self._network, l2_bytes)) - 1):

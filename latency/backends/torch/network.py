@@ -217,10 +217,6 @@ class ModuleRunner(Runner):
         """Frees the copy and its graph."""
         self._start = lambda: None
 
-    def again(self) -> Runner:
-        """Returns this runner on the CPU; on a GPU another one with inputs and a graph of its own."""
-        return self if self.device == "cpu" else self.copied()
-
     def _placed(self) -> tuple[nn.Module, tuple[Any, ...]]:
         """Returns the copy and its inputs, on the device and in the precision and layout."""
         import torch
