@@ -20,8 +20,8 @@ from latency.op import Op as Op
 from latency.predict import Calibration as Calibration
 from latency.predict import fit as fit
 from latency.profiles import Profile as Profile
-from latency.sweeping import Estimate as Estimate
 from latency.sweeping import sweep as sweep
+from latency.sweeping.design import Estimate as Estimate
 from latency.table import Table as Table
 from latency.timing.benchmark import Comparison as Comparison
 from latency.timing.benchmark import Measurement as Measurement

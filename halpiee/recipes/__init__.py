@@ -22,11 +22,6 @@ from halpiee.options import fitted
 from halpiee.training.config import OPTIONS
 from latency.files import read_bytes, sound
 
-__all__ = [
-    "MOST_ALIASES", "Recipe", "find", "names", "names_in", "options_in", "read", "shortened", "told", "under",
-    "values_in",
-]  # fmt: skip
-
 GOALS = {"budget", "sparsity", "mask"}
 """What is to be met: one of them that is typed replaces that of a recipe."""
 

@@ -34,20 +34,6 @@ from halpiee.training.config import Settings
 from halpiee.training.weights import fit_weights
 from halpiee.zoo import build
 
-__all__ = [
-    "Material",
-    "arguments",
-    "budget_of",
-    "densities",
-    "draw_again",
-    "given_mask",
-    "initial",
-    "method_of",
-    "network",
-    "units_of",
-    "weights_of",
-]
-
 
 @dataclass(frozen=True)
 class Material:

@@ -25,21 +25,6 @@ from halpiee.zoo.registry import check_named, names_code
 from latency.backends.tensorrt.engine import seal, sealed
 from latency.files import read_json, sound, write
 
-__all__ = [
-    "FILE",
-    "check_names",
-    "fill",
-    "load_state",
-    "load_weights",
-    "read_settings",
-    "read_values",
-    "save_json",
-    "save_settings",
-    "save_state",
-    "save_weights",
-    "settings_of",
-]
-
 
 class State(TypedDict):
     """What a checkpoint holds; the tensors are the models' and optimizers' own to check."""

@@ -38,8 +38,6 @@ from halpiee.shared_options import (
 )
 from halpiee.training.masks import Masks
 
-__all__ = ["OPTIONS", "Settings"]
-
 RUN = "Run"
 """A heading."""
 

@@ -38,9 +38,6 @@ from halpiee.training.record import effective_macs
 from halpiee.training.weights import fit_weights
 from latency.files import FolderLock, contents, write
 
-__all__ = ["PROFILE", "Run", "Silent", "Talk", "holds_cells", "save_plan"]
-
-
 PROFILE = "profile.jsonl"
 """Where a run's own profile lies in its folder."""
 

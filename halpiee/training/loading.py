@@ -17,8 +17,6 @@ from halpiee.training.config import Settings
 from halpiee.training.weights import read_weights
 from halpiee.zoo.registry import build, check_arguments, check_named
 
-__all__ = ["load"]
-
 PLAN, WEIGHTS = "plan.json", "pruned.safetensors"
 """What a finished run holds of its compact network."""
 

@@ -35,8 +35,6 @@ from halpiee.training.config import Settings
 from halpiee.training.ranks import ALONE, Ranks
 from halpiee.training.schedule import learning_rate
 
-__all__ = ["Objective", "Outlet", "Trainer", "evaluate", "judged", "laid_out", "pick_threads"]
-
 LOOK = 100
 """Steps between two looks at what the device has counted, and between two of the method at its weights."""
 

@@ -13,8 +13,6 @@ from halpiee.errors import UsageError
 from halpiee.options import option
 from halpiee.shared_options import GOAL, METHOD
 
-__all__ = ["Masks"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Masks:

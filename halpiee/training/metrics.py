@@ -18,8 +18,6 @@ from typing import Any
 from halpiee.errors import MissingError
 from latency.files import write
 
-__all__ = ["Metrics", "flat"]
-
 LINES, TABLE = "metrics.jsonl", "metrics.csv"
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}

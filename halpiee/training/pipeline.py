@@ -34,8 +34,6 @@ from halpiee.training.stage import Stage, Training, begun, do
 from halpiee.training.to_latency import Budgeted, Early, Repaired, Scaled
 from halpiee.training.to_sparsity import MASK, PLAN, Masked, Rewound, retrain_of
 
-__all__ = ["Dense", "Narrow", "Report", "Tuned", "execute", "priced", "pruning_of", "trained"]
-
 
 def execute(run: Run) -> dict[str, Any]:
     """Does every stage of a run that is still to do, and returns its report; the folder is its own meanwhile.

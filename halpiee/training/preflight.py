@@ -35,9 +35,6 @@ from halpiee.training.weights import read_weights
 from halpiee.zoo import resolve
 from latency.files import FolderLock, contents, remove_leftovers
 
-__all__ = ["check_cells", "check_folder", "check_images", "check_ranks", "check_settings", "open_run"]
-
-
 LEAST = 5
 """Images to solve layers from; one of them judges the ridge."""
 

@@ -30,8 +30,6 @@ from halpiee.training.stage import Stage
 from latency.backends.torch.network import restored
 from latency.inspect import inspect
 
-__all__ = ["Calibrated", "Profiled", "check_reachable", "limited"]
-
 Measure = Callable[[Mapping[str, Tensor]], tuple[float, float]]
 """See ``Also.measure``."""
 

@@ -22,7 +22,6 @@ from halpiee.errors import HalpieeError, MissingError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ALONE", "PeerError", "Ranks", "code", "joined", "launched"]
 
 T = TypeVar("T")
 

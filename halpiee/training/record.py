@@ -21,26 +21,6 @@ from halpiee.training.config import Settings
 from latency.files import read_json, sound
 from latency.predict import Calibration
 
-__all__ = [
-    "SCHEMA",
-    "Result",
-    "effective_macs",
-    "events",
-    "line_of",
-    "line_values",
-    "predicted",
-    "promise",
-    "promise_of_units",
-    "read_calibration",
-    "read_log",
-    "read_result",
-    "read_seconds",
-    "read_threads",
-    "train_cost",
-    "train_flops",
-]
-
-
 SCHEMA = 1
 
 

@@ -37,8 +37,6 @@ from halpiee.training.record import read_calibration, read_seconds
 from latency.files import write
 from latency.timing.benchmark import Comparison
 
-__all__ = ["curve", "layers", "write_report"]
-
 
 def write_report(run: Run, dense: Mapping[str, Any] | None, pruned: Mapping[str, Any]) -> None:
     """Exports and measures both networks, and writes the report as numbers, page and Markdown.

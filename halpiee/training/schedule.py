@@ -10,8 +10,6 @@ from torch.optim import Optimizer
 
 from halpiee.training.config import Settings
 
-__all__ = ["learning_rate", "make_optimizer"]
-
 START, END = 1 / 25, 1e-4
 """Rates of the one-cycle policy at its first and last step, as shares of the peak and of the first."""
 

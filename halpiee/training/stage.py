@@ -29,9 +29,6 @@ from halpiee.training.record import line_values, predicted, read_result, read_se
 from halpiee.training.schedule import make_optimizer
 from latency.timing.benchmark import Comparison
 
-__all__ = ["Stage", "Training", "begun", "close", "cut", "do", "examples", "leave", "material"]
-
-
 BEST = "{}-best.safetensors"
 """The weights of the best epoch of a training, in the folder of its run."""
 

@@ -28,9 +28,6 @@ from halpiee.training.loop import evaluate
 from halpiee.training.schedule import make_optimizer
 from halpiee.training.stage import Training, begun, close, cut, leave, material
 
-__all__ = ["Budgeted", "Early", "Repaired", "Scaled"]
-
-
 BETTER = (
     "from scratch a uniformly narrower network (--method small-dense) had more accuracy at the same latency in the "
     "comparison of docs/results.md, and one of fewer blocks (--method scaled) more still"

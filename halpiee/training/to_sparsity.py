@@ -26,8 +26,6 @@ from halpiee.training.record import read_log
 from halpiee.training.schedule import make_optimizer
 from halpiee.training.stage import Training, begun, cut, examples, material
 
-__all__ = ["Masked", "Rewound", "retrain_of"]
-
 
 def retrain_of(settings: Settings, total_steps: int) -> Retrain | None:
     """Returns which weights are trained again from where on the schedule; ``None`` for methods that do not."""

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from halpiee.errors import UsageError
 from halpiee.training.checkpoint import load_weights
 
-__all__ = ["Fitted", "fit_weights", "fitted_to", "read_weights"]
-
 PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "backbone.", "encoder.")
 """What wrappers, trainers and this package put before the names of parameters."""
 INSIDE = ("state_dict", "model_state_dict", "model", "model_ema", "ema", "net", "weights")

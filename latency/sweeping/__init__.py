@@ -29,8 +29,6 @@ from latency.sweeping.schedule import Cell, Measurer, Progress
 from latency.sweeping.steps import Steps, kind_of, probe
 from latency.timing.timer import Precision
 
-__all__ = ["PROBES", "Estimate", "LazySweep", "SweepOptions", "probed", "sweep"]
-
 
 class SweepOptions(TypedDict, total=False):
     """How tables are measured; all are optional.

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from latency.device import TimingPolicy, policy_for
 
-__all__ = ["Anchor", "Clock", "CpuClock", "WallClock", "checksum", "share_lost"]
-
 
 class Clock(Protocol):
     """What times one call."""
