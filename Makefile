@@ -22,14 +22,15 @@ compat: ## the tests on every torch and Python, into docs/compatibility.md; COMP
 demo: $(VENV)/.installed ## the whole path on a small network: profile, plan, train, shrink, export, measure
 	$(BIN)/halpiee demo
 
+# A process of tests for each core that has its memory (tests/conftest.py); a file of tests stays in one process, for what
+# its tests share. What times this machine runs alone, behind the rest.
+TESTS ?= -n auto --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.installed ## the CPU test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not timing" $(TESTS); all=$$?; \
+	$(BIN)/python -m pytest -m timing; exit $$((all ? all : $$?))
 
-# A process of tests for each core; a file of tests stays in one process, for what its tests share. The whole suite runs one
-# test after the other, as some of its slow ones time this machine.
-TESTS ?= -n auto --maxprocesses 8 --dist loadfile
 quick: $(VENV)/.installed ## the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not timing" $(TESTS)
 
 check: $(VENV)/.installed ## format, lint and complexity, types, arrows between packages, size of the source
 	$(BIN)/ruff format --check .

@@ -5,10 +5,36 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+MOST_PROCESSES = 8
+"""What more would gain is lost to their starts."""
+
+PROCESS_BYTES = 2 << 30
+"""Of one process of tests, which holds torch, ONNX Runtime and the largest of torchvision's networks."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Answers ``-n auto``: a process for each core that has its memory."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, MOST_PROCESSES, memory_bytes // PROCESS_BYTES))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files with most slow tests first where processes share the files, so that none ends with a long one."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    every = Counter(item.path for item in items)
+    items.sort(key=lambda item: (-slow[item.path], -every[item.path], str(item.path)))
 
 
 def pytest_collection_finish() -> None:

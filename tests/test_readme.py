@@ -160,7 +160,8 @@ def test_the_lines_on_the_compact_network_restore_it(tmp_path: Path, monkeypatch
     assert torch.equal(space["model"](x), trained(x))
 
 
-@pytest.mark.slow  # profiles a small network on this machine
+@pytest.mark.slow
+@pytest.mark.timing  # profiles a small network
 @pytest.mark.filterwarnings("default::latency.errors.HoldoutWarning")  # how busy the machine is, is no fault
 def test_the_training_loop_of_the_readme_runs_and_keeps_its_budget() -> None:
     [loop] = blocks("halpiee.IEE(")

@@ -130,6 +130,7 @@ def test_a_short_op_is_built_with_more_copies_than_are_subtracted() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_a_sweep_on_the_real_runtime_answers_for_every_width(tmp_path: Path) -> None:
     ops = [conv(3, 8, h=4, w=4), Op(kind="linear", c_in=16, c_out=4)]
     quick = latency.sweep(

@@ -61,6 +61,7 @@ def test_networks_of_both_runtimes_are_measured_in_turns(model: nn.Sequential) -
     assert all(one.median_us > 0 for one in found.values())
 
 
+@pytest.mark.timing
 def test_a_table_is_measured_and_says_its_runtime(tmp_path: Path) -> None:
     op = Op(kind="linear", c_in=64, c_out=64)
     profile = latency.sweep([op], backend="openvino", path=tmp_path / "p.jsonl", every=32)
@@ -77,6 +78,7 @@ def test_what_it_cannot_do_is_said() -> None:
         runner.ready()
 
 
+@pytest.mark.timing
 def test_an_int8_table_prices_ops_as_their_quantised_form_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     op = Op(kind="linear", c_in=64, c_out=64, dtype="int8")

@@ -21,7 +21,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow  # times a few convolutions with torch
+@pytest.mark.slow
+@pytest.mark.timing  # a few convolutions with torch
 def test_a_file_of_ops_becomes_a_profile_that_prices_them(tmp_path: Path) -> None:
     op = latency.Op(
         kind="conv", c_in=8, c_out=12, h=6, w=6, kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1)

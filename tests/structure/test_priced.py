@@ -279,6 +279,7 @@ def test_a_network_of_convs_norms_and_pools_leaves_nothing_out() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_a_film_is_priced_from_measured_tables() -> None:
     make, _ = CASES["3d"]
     structure = trace(make().eval(), (torch.randn(1, 3, 8, 12, 12),))

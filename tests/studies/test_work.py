@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -24,6 +23,7 @@ from halpiee.studies.results import Row, sheet_of
 from halpiee.studies.work import check_data, work
 from halpiee.training import stage
 from halpiee.training.job import Silent
+from tests.forked import server
 
 from .test_study import written
 
@@ -47,9 +47,7 @@ def one_thread(step: object) -> int:
 
 def process(study: Study, out: Path) -> BaseProcess:
     """Returns a process that works at a study; a fork of this one would inherit autograd's threads."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["halpiee.studies.work", "halpiee.training.pipeline"])
-    return server.Process(target=importlib.import_module("toy").work_on, args=(study, out))
+    return server().Process(target=importlib.import_module("toy").work_on, args=(study, out))
 
 
 def toy(folder: Path, **changes: Any) -> Study:

@@ -204,7 +204,8 @@ def test_the_list_names_the_profiles_that_are_to_be_shipped(tmp_path: Path) -> N
     assert "compare" not in names  # no data was named
 
 
-@pytest.mark.slow  # every part of the session, with little networks: half a minute of one core
+@pytest.mark.slow
+@pytest.mark.timing  # every part of the session, with little networks: half a minute of one core
 def test_a_trial_on_the_cpu_ends_well_in_every_part_and_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
     asked = ["--out", str(out), "--device", "cpu", "--trial", "--data", "digits", "--minutes", "30"]

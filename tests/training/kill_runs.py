@@ -24,13 +24,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from tools.results import markdown
 
-__all__ = ["Kill", "begin", "chain", "command", "equal", "main"]
+__all__ = ["Begin", "Kill", "Ranks", "Torchrun", "chain", "command", "equal", "main"]
 
 POINT = "HALPIEE_KILL"
 """Where one rank kills itself: ``rank place name``; a place of ``STEPS`` with training and step, or ``WRITES`` with a
@@ -89,41 +89,63 @@ def typed(name: str, out: Path) -> list[str]:
     return ["train", "tests.training.toy:net", *own, *CHAINS[name], f"--out={out}"]
 
 
-def begin(words: Sequence[str], log: Path, kill: Kill | None = None) -> subprocess.Popen[bytes]:
-    """Starts two ranks in a process group of their own; what they say goes to the end of a file."""
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "OMP_WAIT_POLICY": "PASSIVE"}
-    if kill is not None and kill.place != "outside":
-        environment[POINT] = f"{kill.rank} {kill.place} {kill.name}"
-    with log.open("ab") as told:
-        return subprocess.Popen(
-            list(words), stdout=told, stderr=told, env=environment, start_new_session=True
-        )
+class Ranks(Protocol):
+    """Ranks of one run, while they work."""
+
+    def poll(self) -> int | None:
+        """Returns the exit code, None while one of them works."""
+
+    def wait(self, seconds: float) -> int:
+        """Waits for their end; returns the exit code."""
+
+    def kill(self) -> None:
+        """Ends them all at once, from outside."""
 
 
-def one(words: Sequence[str], out: Path, kill: Kill | None = None) -> int:
+Begin = Callable[[str, Sequence[str], Path, Mapping[str, str]], Ranks]
+"""Starts two ranks of a module: its name, its command line, the file of what they say, environment variables."""
+
+
+class Torchrun:
+    """Two ranks and their launcher, in a process group of their own."""
+
+    def __init__(self, module: str, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        root = str(Path(__file__).parents[2])
+        shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "OMP_WAIT_POLICY": "PASSIVE"}
+        with log.open("ab") as told:
+            self._process = subprocess.Popen(
+                command(module, *words),
+                stdout=told, stderr=told, env={**shared, **environment}, start_new_session=True,
+            )  # fmt: skip
+        self.poll, self.wait = self._process.poll, self._process.wait
+
+    def kill(self) -> None:
+        """Ends the ranks, to which their launcher gives sessions of their own, and the launcher."""
+        for pid in (*ranks_of(self._process.pid), self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def one(begin: Begin, module: str, words: Sequence[str], out: Path, kill: Kill | None = None) -> int:
     """Runs a command to its end, or until it is killed; returns the exit code."""
-    process = begin(words, out.with_suffix(".log"), kill)
+    inside = kill is not None and kill.place != "outside"
+    point = {POINT: f"{kill.rank} {kill.place} {kill.name}"} if inside and kill is not None else {}
+    ranks = begin(module, words, out.with_suffix(".log"), point)
     try:
-        if kill is not None and kill.place == "outside":
+        if kill is not None and not inside:
             lines, draw = out / "metrics.jsonl", random.Random(kill.name)
             until = time.monotonic() + PATIENCE
-            while process.poll() is None and time.monotonic() < until:
+            while ranks.poll() is None and time.monotonic() < until:
                 if lines.is_file() and lines.read_text().count("\n") >= int(kill.name):
                     time.sleep(draw.random() / 4)
                     break
                 time.sleep(0.02)
         else:
-            process.wait(PATIENCE)
+            ranks.wait(PATIENCE)
     finally:
-        if process.poll() is None:
-            for pid in (
-                *ranks_of(process.pid),
-                process.pid,
-            ):  # the launcher gives its ranks sessions of their own
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-    return process.wait()
+        if ranks.poll() is None:
+            ranks.kill()
+    return ranks.wait(PATIENCE)
 
 
 def ranks_of(launcher: int) -> list[int]:
@@ -165,7 +187,7 @@ def kills(folder: Path, n: int) -> list[Kill]:
 
 
 def chain(
-    name: str, folder: Path, n: int = 100, chosen: Sequence[Kill] = ()
+    name: str, folder: Path, n: int = 100, chosen: Sequence[Kill] = (), begin: Begin = Torchrun
 ) -> tuple[list[dict[str, Any]], bool]:
     """Runs one training undisturbed and once with kills.
 
@@ -174,23 +196,24 @@ def chain(
         folder: of both runs.
         n: kills, at most.
         chosen: these kills instead.
+        begin: starts the ranks.
 
     Returns:
         A row for each kill, and whether both ends are equal.
     """
     whole, out = folder / f"{name}-whole", folder / f"{name}-killed"
-    if one(command("halpiee", *typed(name, whole)), whole) not in (0, 4, 1):
+    if one(begin, "halpiee", typed(name, whole), whole) not in (0, 4, 1):
         raise SystemExit(f"the undisturbed run failed; see {whole.with_suffix('.log')}")
     rows = []
     for kill in chosen or kills(whole, n):
         again = (out / "settings.json").is_file()
         words = ["train", "--resume", f"--out={out}"] if again else typed(name, out)
         module = "halpiee" if kill.place == "outside" else "tests.training.kill_runs"
-        code = one(command(module, *words), out, kill)
+        code = one(begin, module, words, out, kill)
         row = {"training": name, "killed": str(kill), "rank": "all" if kill.place == "outside" else kill.rank}
         rows.append({**row, "exit": code, "goes on at": standing(out), "half-written": leftovers(out)})
         print(" | ".join(map(str, rows[-1].values())), flush=True)
-    one(command("halpiee", "train", "--resume", f"--out={out}"), out)
+    one(begin, "halpiee", ["train", "--resume", f"--out={out}"], out)
     return rows, equal(whole, out)
 
 

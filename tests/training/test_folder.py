@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from halpiee.errors import BudgetError, OutputInUseError, UsageError, WriteError
 from halpiee.training import pipeline
 from halpiee.training.checkpoint import save_json, save_state, save_weights
 from halpiee.training.preflight import open_run
+from tests.forked import begin, end
 
 from . import test_run
 from .talk import Quiet, ended
@@ -71,8 +70,9 @@ def test_a_run_killed_while_it_writes_its_settings_is_begun_by_the_same_command(
 ) -> None:
     folder, given = tmp_path / "run", settings(profile)
     tests = str(request.path.parents[1])
-    command = [sys.executable, "-c", KILLED, json.dumps(given.as_dict()), str(folder), tests]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    started = begin(KILLED, json.dumps(given.as_dict()), str(folder), tests, said=tmp_path, ranks=1)
+    ((code, _),) = end(started, tmp_path)
+    assert code == -signal.SIGKILL
     (left,) = names(folder)
     assert left.startswith(".settings.json.")
     open_run(given, folder, Quiet())

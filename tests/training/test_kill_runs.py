@@ -1,19 +1,48 @@
-"""Real runs of two ranks, begun by torchrun, are killed and end as if they had not been."""
+"""Real runs of two ranks are killed and end as if they had not been; torchrun begins one as well."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.training.kill_runs import CHAINS, Kill, chain, command, equal, one, standing, typed
+from tests import forked
+from tests.training.kill_runs import CHAINS, Kill, Torchrun, chain, equal, one, standing, typed
 
 
-@pytest.mark.slow  # torchrun starts two ranks five times
+class Forked:
+    """Two ranks without a launcher, that find torch loaded."""
+
+    def __init__(self, module: str, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        said = log.with_suffix(".said")
+        said.mkdir(exist_ok=True)
+        program = f"import sys, {module}.cli as m" if module == "halpiee" else f"import sys, {module} as m"
+        self._processes = forked.begin(
+            f"{program}\nsys.exit(m.main(sys.argv[1:]))", *words, said=said, environment=environment
+        )
+
+    def poll(self) -> int | None:
+        codes = [process.exitcode for process in self._processes]
+        return None if None in codes else max(abs(code or 0) for code in codes)
+
+    def wait(self, seconds: float) -> int:
+        for process in self._processes:
+            process.join(seconds)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+
+@pytest.mark.slow  # trains a small network of two ranks twice
 def test_a_run_of_two_ranks_killed_three_times_ends_bit_equal(tmp_path: Path) -> None:
     """In a step, one rank; while the state is half written, the other; both from outside."""
     chosen = [Kill("in", "pruned 15", 1), Kill("half", "pruned.state"), Kill("outside", "2")]
-    rows, same = chain("filter", tmp_path, chosen=chosen)
+    rows, same = chain("filter", tmp_path, chosen=chosen, begin=Forked)
     assert [row["goes on at"].partition(" ")[0] for row in rows[:2]] == ["pruned"] * 2
     assert (
         rows[2]["goes on at"] != "the end"
@@ -27,7 +56,7 @@ def test_a_run_of_two_ranks_killed_three_times_ends_bit_equal(tmp_path: Path) ->
 def test_torchrun_trains_one_run_in_one_folder(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = [*typed("iee", out), "--no-baseline", "--epochs=1", "--cycles=1"]
-    assert one(command("halpiee", *words), out) in (0, 1)  # 1: torchrun's, where a rank ended with 4
+    assert one(Torchrun, "halpiee", words, out) in (0, 1)  # 1: torchrun's, where a rank ended with 4
     said = (tmp_path / "run.log").read_text()
     assert said.count("Train: 60% of weights removed") == 1
     assert standing(out) == "the end"

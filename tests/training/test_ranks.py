@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +17,7 @@ from halpiee.training.config import Settings
 from halpiee.training.masks import Masks
 from halpiee.training.preflight import check_ranks
 from halpiee.training.ranks import ALONE, Ranks
+from tests.forked import begin, end
 
 from .test_run import write_profile
 
@@ -65,37 +61,10 @@ ranks.leave()
 """Several runs, one after the other."""
 
 
-def begin(program: str, *arguments: str, ranks: int = 2) -> list[subprocess.Popen[str]]:
-    """Starts the processes as torchrun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
-    return [
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(ranks)
-    ]
-
-
-def end(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """Returns exit code and stderr of every process."""
-    said = [process.communicate(timeout=900)[1] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+def outcome(program: str, *arguments: str, said: Path, ranks: int = 2) -> list[tuple[int, str]]:
+    """Returns exit code and words of every rank of a program."""
+    said.mkdir()
+    return end(begin(program, *arguments, said=said, ranks=ranks), said)
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +106,12 @@ def both(profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, P
     places = {ranks: tmp_path_factory.mktemp(f"of{ranks}") for ranks in (1, 2)}
     for ranks, place in places.items():
         runs = [[settings(name, profile).as_dict(), str(place / name)] for name in CASES]
-        for code, said in end(begin(SEVERAL, json.dumps(runs), ranks=ranks)):
+        for code, said in outcome(SEVERAL, json.dumps(runs), said=place / "said", ranks=ranks):
             assert code == 0, said
     return places
 
 
-@pytest.mark.slow  # three processes that each load torch
+@pytest.mark.slow  # trains ten small networks
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_choose_what_one_process_with_their_batches_together_chooses(
     name: str, both: dict[int, Path]
@@ -193,19 +162,20 @@ def typed(profile: Path, out: Path, *more: str) -> list[str]:
     return ["train", "toy:plain", "--no-baseline", *rest, f"--out={out}", *more]
 
 
-@pytest.mark.slow  # five processes that each load torch
+@pytest.mark.slow  # trains two small networks
 def test_a_rank_that_dies_ends_the_others_in_a_sentence_and_one_process_goes_on(
     profile: Path, tmp_path: Path, both: dict[int, Path]
 ) -> None:
     out = tmp_path / "run"
-    (first, said), (second, _) = end(begin(KILLED, *typed(profile, out)))
+    (first, said), (second, _) = outcome(KILLED, *typed(profile, out), said=tmp_path / "said")
     assert second == -signal.SIGKILL
     assert first == 3
     assert "halpiee: rank 0 of 2 ends: another rank of this training is gone" in said
     assert "--resume goes on from the last checkpoint" in said
     assert "Traceback" not in said
     assert torch.load(out / "pruned.state", weights_only=True)["step"] == 10
-    ((code, said),) = end(begin(COMMAND, "train", "--resume", f"--out={out}", ranks=1))
+    again = ("train", "--resume", f"--out={out}")
+    ((code, said),) = outcome(COMMAND, *again, said=tmp_path / "again", ranks=1)
     assert code in (0, 4), said  # 4: a toy on a busy machine keeps no promise
     assert "pruned was saved by 2 processes and goes on with 1" in said
     whole, resumed = (json.loads((f / "pruned.json").read_text()) for f in (both[2] / "iee", out))
@@ -215,14 +185,14 @@ def test_a_rank_that_dies_ends_the_others_in_a_sentence_and_one_process_goes_on(
         torch.testing.assert_close(shared[key], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow  # two processes that each load torch
+@pytest.mark.slow  # one start of torch
 def test_ranks_of_other_settings_end_before_training_and_leave_no_folder(
     profile: Path, tmp_path: Path
 ) -> None:
     other = COMMAND.replace(
         "main(sys.argv[1:])", "main([*sys.argv[1:], f\"--lr=0.{1 + int(os.environ['RANK'])}\"])"
     )
-    for code, said in end(begin(other, *typed(profile, tmp_path / "run"))):
+    for code, said in outcome(other, *typed(profile, tmp_path / "run"), said=tmp_path / "said"):
         assert code == 2
         assert "rank 1 of 2 trains with other settings than rank 0; start every process with the same" in said
     assert not (tmp_path / "run").exists()
