@@ -7,7 +7,8 @@ more are ablations of what a change has chosen: shuffle the units, redraw their 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,10 +33,12 @@ from halpiee.methods.phases import (
 )
 from halpiee.methods.scores import Collector, Tally, check_ranks, share
 from halpiee.methods.state import Guard, Memory
+from halpiee.reconstruction.repair import Settings, repair, spread_out
 from halpiee.saliency.criterion import Batches, Criterion
 from halpiee.saliency.magnitude import Given
 from halpiee.saliency.score import undecided, warn_of_ties
 from halpiee.sparsity.distribution import NM
+from halpiee.sparsity.granularity import Channels
 from halpiee.sparsity.mask import Mask
 from halpiee.structure.plan import Selection
 
@@ -65,6 +68,7 @@ class Active:
         units = self.units = design.units
         self.pool, self.recipe, self.criterion = design.pool, design.recipe, design.criterion
         self.batches, self.seed, self.explore_init = batches, seed, design.explore_init
+        self.images = design.images
         self._parameters = dict(self.model.named_parameters())
         named = {**self._parameters, **dict(self.model.named_buffers())}
         in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -151,7 +155,8 @@ class Active:
             scores = self.read(None if phase.by == "scores" else "random", "start")
             choice = pool.choose(scores, must=nothing, may=~nothing, level=1.0)
             self._note_ties(None if phase.by == "scores" else "random", scores, ~nothing, choice.keep)
-        self.apply(choice, "init", 0.0)
+        with self._repairing(choice) if phase.by == "scores" else nullcontext():
+            self.apply(choice, "init", 0.0)
         if self.explore_init == "zero":
             self.memory.forget_inactive()
 
@@ -176,7 +181,8 @@ class Active:
             chosen = Mask.of(choice.keep)
             choice = least.choose(scores, must=chosen, may=may & ~chosen, level=1.0)
         self._note_ties(phase.by, scores, may, choice.keep)
-        self.apply(choice, phase.event, 0.0, budget=pool.total)
+        with self._repairing(choice):
+            self.apply(choice, phase.event, 0.0, budget=pool.total)
         self.last_drop = (before, scores, self.alive)
 
     def _drop(self, phase: Drop) -> None:
@@ -193,7 +199,8 @@ class Active:
             choice = self.pool.choose(scores, must=nothing, may=before, level=1 - phase.omega)
             event = "prune"
         self._note_ties(phase.by, scores, before, choice.keep)
-        self.apply(choice, event, phase.omega, later=isinstance(self.next_phase, Grow))
+        with self._repairing(choice):
+            self.apply(choice, event, phase.omega, later=isinstance(self.next_phase, Grow))
         self.last_drop = (before, scores, self.alive)
 
     def grow(self, phase: Grow) -> None:
@@ -332,6 +339,22 @@ class Active:
             skipped=self.scores.tally.skipped,
             flat=flat,
         )
+
+    @contextmanager
+    def _repairing(self, choice: Selection) -> Iterator[None]:
+        """Solves the layers of the chosen units again, where images were given, from what they answered before."""
+        if self.images is None or not isinstance(self.units, Channels):
+            yield
+            return
+        how = Settings(images=len(self.images), seed=self.seed)
+        # solved in evaluation mode: the statistics of the batch norms are what the units before have
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        solved = repair(self.model, self.units.structure, choice.keep, [self.images], settings=how)
+        for module, training in modes.items():
+            module.training = training
+        yield
+        spread_out(self.model, self.units.structure, choice.keep, solved)
 
     def forget_all(self) -> None:
         """Clears the optimizer's state of every parameter."""

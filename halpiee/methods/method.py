@@ -55,6 +55,7 @@ class Setup:
     loss_fn: LossFn = cross_entropy
     protect: Collection[str] = ()
     seed: int = 0
+    images: Tensor | None = None
 
     @classmethod
     def of(
@@ -98,7 +99,16 @@ class Setup:
         """Returns a design; units and pool default to those of the setup."""
         units = self.units if units is None else units
         pool = bind(self.limit, units, self.cost) if pool is None else pool
-        parts: dict[str, Any] = {"explore_init": explore_init, "loss_fn": self.loss_fn}
+        parts: dict[str, Any] = {
+            "explore_init": explore_init,
+            "loss_fn": self.loss_fn,
+            "images": self.images,
+        }
+        if self.images is not None and not isinstance(units, Channels):
+            raise UsageError(
+                f"{self.name} was given images to solve layers from, and masks {type(units).__name__.lower()}, which "
+                "have none to solve; pass units=halpiee.trace(model, inputs), or leave images out"
+            )
         return Design(units=units, pool=pool, recipe=recipe, criterion=criterion, **parts)
 
 
@@ -142,6 +152,8 @@ class Method(Sparse):
         loss_fn: (outputs, targets) → scalar, what those take gradients of.
         protect: names of groups, weights or convolutions to leave whole.
         seed: of every random choice.
+        images: ``[N, …]`` without labels, at least 5, better 512, where the model lies: after every prune of channels,
+            layers are solved again from these as by ``halpiee.repair``; by default weights stay.
         options: the method's own; see its ``Options``.
 
     Raises:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halpiee.errors import UsageError
@@ -172,6 +172,8 @@ class Design:
         "model"  # never-active units start from the ``model``'s initialisation, or from ``zero``
     )
     loss_fn: LossFn = cross_entropy  # what scores over batches take gradients of
+    # ``[N, …]`` without labels, which layers are solved from after every prune of channels; ``None``: they are not
+    images: Tensor | None = None
 
 
 def at_density(budget: Budget, density: float) -> Budget:

@@ -290,6 +290,24 @@ def repair(
     return cut.train(model.training)
 
 
+def spread_out(
+    model: nn.Module, structure: Structure, keep: Mapping[str, Tensor], compact: nn.Module
+) -> None:
+    """Copies weights and statistics of a compact network to the units of the whole one that it was cut from."""
+    kept = kept_positions(structure, structure.keep_vector(keep))
+    whole = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name, found in (dict(compact.named_parameters()) | dict(compact.named_buffers())).items():
+            shape = whole[name].shape
+            places = [
+                kept.get(name, {}).get(d, torch.arange(n)).to(found.device) for d, n in enumerate(shape)
+            ]
+            grid = tuple(
+                p.view([-1 if i == d else 1 for i in range(len(shape))]) for d, p in enumerate(places)
+            )
+            whole[name][grid] = found.to(whole[name].dtype)
+
+
 def _inputs(batches: Iterable[Any], images: int) -> tuple[Tensor, ...]:
     """Returns the first images of all batches, one tensor for each input of the network."""
     parts: list[tuple[Tensor, ...]] = []

@@ -44,6 +44,9 @@ class Material:
     n_classes: int  # of the data, to draw the network again
     shape: Sequence[int] | None = None  # of one image, for the order in which layers run
     loss: LossFn = cross_entropy  # of a batch, what scores over examples take gradients of
+    images: Callable[[], torch.Tensor | None] = lambda: (
+        None
+    )  # gives inputs without labels to solve layers from
 
 
 def method_of(
@@ -73,6 +76,8 @@ def method_of(
             "protect": protect,
         }
         units = "channels"
+        if s.masks.repair:
+            given["images"] = material.images()
     else:
         if s.masks.mask is None:
             given["budget"] = budget_of(s)

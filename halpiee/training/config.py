@@ -54,7 +54,7 @@ ONLY = {
     "widths": ("repair early", "it is of the cuts: repair and early"),
     "rewind": ("ltr", "only ltr takes weights of a step (lth is step 0, lrr the last one)"),
     "cut_at": ("early", "only early trains a whole network and cuts it once"),
-    "repair": ("early", "only early solves layers again by choice"),
+    "repair": ("early halp iee", "only early, halp and iee solve layers again by choice"),
 }
 """Option → methods that take it, as those of other packages do that have one of its name; what the others say."""
 
@@ -268,6 +268,10 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
                 m.restart and not (m.at or name == "ltr"),
                 "--restart begins the schedule anew after a pruning at a later step; give --at STEP or --method ltr",
             ),
+            (
+                m.repair and name == "iee" and self.budget is None,
+                f"--repair {given} without --budget; layers are solved again where channels are cut: give a latency",
+            ),
             (m.init == "random-scores" and name != "iee", f"--init random-scores {given}; it is IEE's own"),
             (
                 m.init == "magnitude" and name == "iee",
@@ -278,7 +282,7 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
         for key, (takers, why) in ONLY.items():
             taken = name in takers.split() or hasattr(method.options, key)
             if not taken and (value := getattr(m, key)) != getattr(Masks, key):
-                typed = "no-repair" if key == "repair" else f"{key.replace('_', '-')} {value}"
+                typed = {True: key, False: f"no-{key}"}.get(value, f"{key.replace('_', '-')} {value}")
                 raise UsageError(f"--{typed} {given}; {why}")
 
     @property

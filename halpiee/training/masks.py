@@ -86,7 +86,12 @@ class Masks:
         METHOD,
         unset="0.25; with --weights 0",
     )
-    repair: bool = option(True, "Solve the layers again after the cut of --method early.", METHOD)
+    repair: bool | None = option(
+        None,
+        "Solve the layers again after the cut of early, or after every prune of channels by halp and iee.",
+        METHOD,
+        unset="of early yes, of halp and iee no",
+    )
     widths: Literal["scores", "uniform"] = option(
         "scores",
         "Widths of a cut: those that keep the most score, or the widest uniform ones (repair, early).",

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.deploy.calibrate import Candidate, close_loop
@@ -144,10 +144,16 @@ def material(run: Run) -> Material:
     return Material(
         structure=lambda: run.structure,
         examples=lambda: examples(run),
+        images=lambda: run.data.at(shuffled(run)[: run.settings.images])[0],
         n_classes=run.data.n_classes,
         loss=run.task.loss,
         shape=run.data.shape,
     )
+
+
+def shuffled(run: Run) -> Tensor:
+    """Returns the numbers of the training images in an order that the seed draws: the first ones solve layers."""
+    return torch.randperm(run.data.n_train, generator=torch.Generator().manual_seed(run.settings.seed))
 
 
 def examples(run: Run) -> Sequence[tuple[Any, Any]]:

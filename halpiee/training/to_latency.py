@@ -26,7 +26,7 @@ from halpiee.training.build import initial, method_of
 from halpiee.training.job import Run, save_plan
 from halpiee.training.loop import evaluate
 from halpiee.training.schedule import make_optimizer
-from halpiee.training.stage import Training, begun, close, cut, leave, material
+from halpiee.training.stage import Training, begun, close, cut, leave, material, shuffled
 
 BETTER = (
     "from scratch a uniformly narrower network (--method small-dense) had more accuracy at the same latency in the "
@@ -157,7 +157,7 @@ class Early(_Cut):
         model = trainer.model.to(memory_format=torch.contiguous_format).eval()
         cut, facts = chosen(run, model, self._cost, labelled=True)
         compact, slim = shrink(model, run.structure, cut.keep, trainer.optimizer)
-        if run.settings.masks.repair:
+        if run.settings.masks.repair is not False:
             compact.load_state_dict(cut.repaired(_reporting(run, facts)).state_dict())
         trainer.replace(compact, slim)
         figure, _ = evaluate(compact, run.data, run.task)
@@ -232,7 +232,7 @@ def chosen(
         The cut, its layers not solved yet, and what a report says of it.
     """
     s, n = run.settings, run.settings.images
-    order = torch.randperm(run.data.n_train, generator=torch.Generator().manual_seed(s.seed))
+    order = shuffled(run)
     others = (
         order[n : 3 * n] if len(order) > n else order
     )  # to score on; where there are no others, the same images

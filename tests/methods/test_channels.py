@@ -6,13 +6,15 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
-from halpiee import HALP
+import halpiee
+from halpiee import HALP, IEE
 from halpiee.errors import UsageError
 from halpiee.methods.channels import recipe
 from halpiee.methods.phases import Resize, Train
 from halpiee.selection.cost import LatencyCost
-from halpiee.sparsity import Latency
+from halpiee.sparsity import Latency, Uniform
 from halpiee.structure.groups import Structure
 
 from .conftest import TinyNet
@@ -68,3 +70,56 @@ def test_prunes_that_do_not_fit_are_refused(timed: Structure, net: TinyNet) -> N
             structure=timed,
             cost=LatencyCost(timed, Tables()),
         )
+
+
+@pytest.mark.parametrize("method", [HALP, IEE])
+def test_layers_solved_again_after_a_prune_make_up_for_a_channel_that_another_one_copies(
+    method: type[HALP] | type[IEE],
+) -> None:
+    """Every hidden channel has a copy, so that any one can go and the answers can stay; kept weights alone halve it."""
+
+    def loss_of_answers(images: torch.Tensor | None) -> float:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1))
+        first, norm = net[0], net[1]
+        with torch.no_grad():
+            norm.weight.copy_(torch.arange(1.0, 9.0))
+            for tensor in (first.weight, first.bias, norm.weight, norm.bias):
+                tensor[4:] = tensor[:4]
+        norm.momentum = None
+        net(x)  # its statistics are those of the images
+        norm.eval()
+        norm.requires_grad_(False)
+        before = net(x).detach()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        own = (
+            {"prunes": 1, "interval": 1}
+            if method is HALP
+            else {"h": 1, "j": 1, "q": 1, "start": "pretrained"}
+        )
+        structure = halpiee.trace(net, (x[:1],))
+        attached = method(
+            net,
+            optimizer,
+            budget=Uniform(7 / 8),
+            units=structure,
+            total_steps=8,
+            images=images,
+            criterion="l1",
+            **own,
+        )
+        while not attached.reports:
+            net(x).sum().backward()
+            optimizer.step()
+        with torch.no_grad():
+            found, after = attached.keep, net(x)
+        assert sum(int(m.sum()) for m in found.values()) == 7
+        return float((after - before).norm() / before.norm())
+
+    x = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert loss_of_answers(x) < 1e-2 < 0.05 < loss_of_answers(None)
+
+
+def test_images_to_solve_layers_from_are_refused_where_no_channels_are_cut(net: TinyNet) -> None:
+    with pytest.raises(UsageError, match=r"IEE was given images to solve layers from, and masks weights"):
+        IEE(net, sgd(net), budget=Uniform(0.5), total_steps=100, images=torch.zeros(8, 3, 8, 8))
