@@ -3,13 +3,12 @@
 from halpiee.saliency.criterion import Criterion, Look, Probing
 from halpiee.saliency.gradient import SNIP, Gradient, GraSP, LossPreservation, SynFlow, Taylor
 from halpiee.saliency.magnitude import Magnitude, Norm, Random, ScaleChange
-from halpiee.saliency.registry import CRITERIA, Absolute, InMode, Inverted, Product, named
+from halpiee.saliency.registry import CRITERIA, InMode, Inverted, named
 from halpiee.saliency.score import Scores, score
 
 __all__ = [
     "CRITERIA",
     "SNIP",
-    "Absolute",
     "Criterion",
     "GraSP",
     "Gradient",
@@ -20,7 +19,6 @@ __all__ = [
     "Magnitude",
     "Norm",
     "Probing",
-    "Product",
     "Random",
     "ScaleChange",
     "Scores",

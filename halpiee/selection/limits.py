@@ -62,35 +62,6 @@ class _LimitError(BudgetError):
         self.number = number
 
 
-def select_within(
-    scores: Mapping[str, Tensor],
-    limits: Sequence[tuple[Cost, float]],
-    *,
-    protect: Collection[str] = (),
-    names: Sequence[str] | None = None,
-    **searching: Unpack[Searching],
-) -> Selection:
-    """Selects units under several costs at once, over the candidate widths of the first; as ``choose`` otherwise.
-
-    Args:
-        scores: Tensor ``[size]`` per group; a group without scores stays whole.
-        limits: costs of one network, traced at any batch, each with the largest total in its own unit.
-        protect: groups that stay whole.
-        names: of the limits, in messages; by default ``limit 0``, ``limit 1`` …
-        **searching: see ``Searching``; ``time_limit_s`` is 30 s by default.
-
-    Raises:
-        UsageError: no limits, or costs of different networks.
-        BudgetError: limits that no network keeps; ``.minimum`` where one alone is too small.
-    """
-    if not limits:
-        raise UsageError("no limits were given; pass at least one: a cost with its budget")
-    called = names or [f"limit {n}" for n in range(len(limits))]
-    others = [Also(name, *limit) for name, limit in zip(called, limits, strict=True)]
-    cost = others[0].cost.limited(*others[1:])
-    return solve_within(offer(scores, cost, protect=protect), others, **searching)
-
-
 def solve_within(offers: Offers, limits: Sequence[Also], **searching: Unpack[Searching]) -> Selection:
     """Returns the best choice of widths within all limits; the first limit is the budget.
 

@@ -269,7 +269,7 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
                 "--restart begins the schedule anew after a pruning at a later step; give --at STEP or --method ltr",
             ),
             (
-                m.repair and name == "iee" and self.budget is None,
+                bool(m.repair) and name == "iee" and self.budget is None,
                 f"--repair {given} without --budget; layers are solved again where channels are cut: give a latency",
             ),
             (m.init == "random-scores" and name != "iee", f"--init random-scores {given}; it is IEE's own"),

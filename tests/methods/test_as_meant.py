@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 import halpiee
 from halpiee.analysis import History
 from halpiee.errors import BudgetError, HalpieeError, ProfileError, ScoreWarning, UsageError
-from halpiee.saliency import Magnitude, Product, Taylor, named
+from halpiee.saliency import InMode, Magnitude, Taylor, named
 from halpiee.sparsity import ERK, NM, Channels, Filters, Global, Latency, PerLayer, Uniform, Weights
 from halpiee.sparsity.distribution import as_budget
 from halpiee.structure.groups import Structure
@@ -201,9 +201,9 @@ def test_a_criterion_is_taken_by_its_class_and_other_things_are_refused() -> Non
     assert torch.equal(
         by_class["0.weight"], halpiee.score(linear(), [], "magnitude", units="weights")["0.weight"]
     )
-    for other in (3, Product):
+    for other in (3, InMode):
         with pytest.raises(
-            UsageError, match=r"the criterion (3|Product) was asked; give a name such as 'taylor'"
+            UsageError, match=r"the criterion (3|InMode) was asked; give a name such as 'taylor'"
         ):
             attach("GMP", linear(), criterion=other)
 

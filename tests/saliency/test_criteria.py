@@ -14,14 +14,10 @@ import halpiee
 from halpiee.errors import ScoreWarning, UsageError
 from halpiee.saliency import (
     CRITERIA,
-    Absolute,
     GraSP,
     InMode,
     Inverted,
     LossPreservation,
-    Magnitude,
-    Norm,
-    Product,
     ScaleChange,
     SynFlow,
     Taylor,
@@ -147,7 +143,6 @@ def test_magnitude_grasp_is_graspss_absolute_value(net: Small) -> None:
     assert (signed["a.weight"] < 0).any()
     expected = {n: s.abs() for n, s in signed.items()}
     close(halpiee.score(net, data, "grasp-magnitude", units="weights"), expected)
-    close(halpiee.score(net, data, Absolute(GraSP()), units="weights"), expected)
 
 
 def test_grasp_takes_the_gradient_of_each_batch_or_of_all_together(net: Small) -> None:
@@ -327,21 +322,6 @@ def test_inverted_is_the_negative(net: Small) -> None:
             halpiee.score(net, data, Inverted(named(name)), units="weights"),
             {n: -s for n, s in plain.items()},
         )
-
-
-def test_a_product_multiplies_scores_of_one_pass(net: Small) -> None:
-    net.eval()  # in training mode a batch norm leaves θᵀg = 0
-    data = batches(1)
-    size = halpiee.score(net, [], Norm(2), units="filters")
-    loss = halpiee.score(net, data, "loss", units="filters")
-    for pair in (Product(Norm(2), LossPreservation()), Product(LossPreservation(), Norm(2))):
-        close(halpiee.score(net, data, pair, units="filters"), {n: size[n] * loss[n] for n in size})
-    flow = halpiee.score(net, data, "synflow", units="weights")
-    magnitude = halpiee.score(net, [], "magnitude", units="weights")
-    found = halpiee.score(net, data, Product(Magnitude(), SynFlow()), units="weights")
-    close(found, {n: flow[n] * magnitude[n] for n in flow})
-    with pytest.raises(UsageError, match="need different passes over the model"):
-        Product(Taylor(), GraSP())
 
 
 @pytest.mark.parametrize("criterion", [GraSP(), SynFlow()])

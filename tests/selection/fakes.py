@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from halpiee.selection.cost import Also, Cost
 from halpiee.selection.grid import FloatArray, IntArray
+from halpiee.selection.limits import solve_within
+from halpiee.selection.options import offer
 from halpiee.structure.groups import ChannelGroup, GroupRef, Structure, TimedOp
+from halpiee.structure.plan import Selection
 from latency.backends import Built
 from latency.op import Op
 
@@ -122,3 +127,16 @@ def residual(sizes: dict[str, int] | None = None) -> Structure:
             other("linear", "head", one["stream"], one["head"], sizes),
         ],
     )
+
+
+def select_within(
+    scores: Mapping[str, Tensor],
+    limits: Sequence[tuple[Cost, float]],
+    *,
+    names: Sequence[str] = (),
+    **how: Any,
+) -> Selection:
+    """Selects units within several costs, over the candidate widths of the first."""
+    called = names or [f"limit {n}" for n in range(len(limits))]
+    others = [Also(name, *limit) for name, limit in zip(called, limits, strict=True)]
+    return solve_within(offer(scores, others[0].cost.limited(*others[1:])), others, **how)

@@ -13,11 +13,11 @@ import torch
 from halpiee.errors import BudgetError, UsageError
 from halpiee.selection.choose import choose, uniform
 from halpiee.selection.cost import Also, LatencyCost
-from halpiee.selection.limits import pareto, resource, select_within
+from halpiee.selection.limits import pareto, resource
 from halpiee.selection.options import blocks
 from halpiee.structure.groups import Structure
 
-from .fakes import FormulaProfile, conv, group, other, residual, structure
+from .fakes import FormulaProfile, conv, group, other, residual, select_within, structure
 
 SIZES = {"stream": 4, "a": 3, "b": 3}
 

@@ -16,10 +16,10 @@ from halpiee.errors import BudgetError
 from halpiee.selection.choose import choose, select
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
-from halpiee.selection.limits import pareto, resource, select_within
+from halpiee.selection.limits import pareto, resource
 from latency.predict import Calibration, fit
 
-from .fakes import FormulaProfile, residual
+from .fakes import FormulaProfile, residual, select_within
 
 SIZE = 5
 

