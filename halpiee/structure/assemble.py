@@ -91,8 +91,8 @@ def assemble(recorder: Recorder) -> Structure:
                 for a in {(a.module, a.name, a.at): a for a in recorder.attributes}.values()
             ),
             "norms": tuple(
-                replace(n, units=numbered(n.units), others=frozenset(recorder.other_norms.get(n.module, ())))
-                for n in {(n.module, n.units.size): n for n in recorder.norms}.values()
+                replace(n, units=numbered(n.units))
+                for n in {(n.module, n.number): n for n in recorder.norms}.values()
             ),
             "sources": sources,
             "stored": recorder.stored,

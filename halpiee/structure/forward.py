@@ -34,6 +34,7 @@ from halpiee.errors import StructureError
 from halpiee.structure.labels import Tag, together
 from halpiee.structure.recorder import Decisions, Recorder
 from halpiee.structure.records import needed, tensors_of
+from halpiee.structure.rules.norm import freeze_averaged
 from halpiee.structure.shrink import Cut
 from halpiee.structure.state import (
     Answer,
@@ -142,6 +143,8 @@ def ended(recorder: Recorder, outputs: list[Tensor], reason: str) -> None:
     """Freezes the units that feed an output."""
     for tensor in outputs:
         recorder.freeze(tensor, reason)
+        if average := recorder.averages.get(recorder.value(tensor)):
+            freeze_averaged(recorder, average.over)
         recorder.outputs.append(recorder.value(tensor))
         recorder.output_shapes.append(tuple(tensor.shape))
 

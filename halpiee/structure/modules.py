@@ -315,55 +315,67 @@ IN_A_GRAPH: dict[Any, Any] = {
 """The op for a compiled graph: run as Python under the mode, the graph would restrict the function's norm twice."""
 
 
-class KeptChannels(TorchFunctionMode):
-    """Computes norms over the kept channels; the other channels come out as 0."""
+def length(x: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, **given: Any) -> Any:
+    """Returns the length of vectors, as ``torch.norm``, which calls its order ``p``, and ``torch.linalg.norm`` do."""
+    order = given.get("p", ord)
+    order = 2.0 if order is None or order == "fro" else order
+    return torch.ops.aten.linalg_vector_norm(x, order, [dim] if isinstance(dim, int) else dim, keepdim)
 
-    def __init__(self, kept: dict[int, Tensor], others: Collection[int]) -> None:
+
+AVERAGES: dict[Any, Any] = {
+    **dict.fromkeys((torch.mean, Tensor.mean), torch.ops.aten.mean),
+    **dict.fromkeys((torch.var, Tensor.var), torch.ops.aten.var),
+    **dict.fromkeys((torch.std, Tensor.std), torch.ops.aten.std),
+    torch.var_mean: torch.ops.aten.var_mean,
+    torch.std_mean: torch.ops.aten.std_mean,
+    torch.linalg.vector_norm: torch.ops.aten.linalg_vector_norm,
+    **dict.fromkeys((torch.norm, Tensor.norm, torch.linalg.norm), length),
+    F.normalize: lambda x, p=2.0, dim=1, eps=1e-12, out=None: x / length(x, p, dim, True).clamp_min(eps),
+}
+"""Function of which a forward may make a norm of its own → the same in ops, for a compiled graph."""
+
+
+class KeptChannels(TorchFunctionMode):
+    """Computes norms and averages over the kept channels; the other channels of a norm come out as 0."""
+
+    def __init__(self, kept: dict[int, tuple[int, Tensor]]) -> None:
         super().__init__()
-        self.kept = kept  # number of channels of a norm → int64 indices of those that it sees
-        self.others = others  # numbers, in the order of the forward, of norms that see all channels
-        self.number = 0  # how many norms the hooked module has called since its forward began
+        self.kept = kept  # number of a norm → dimension of its channels, int64 indices of those that it sees
+        self.number = 0  # how many norms and averages the hooked module has called since its forward began
         self.inside = 0  # how many inner modules of the hooked one are running; their norms are not changed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the function; a norm over that many channels sees the kept ones."""
         kwargs = kwargs or {}
-        if func not in NORMS:
+        if func not in NORMS and func not in AVERAGES:
             return func(*args, **kwargs)
-        function, names = NORMS[func]
-        given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
-        kept = None if self.inside or self.number in self.others else self.seen(given)
+        seen = None if self.inside else self.kept.get(self.number)
         self.number += 0 if self.inside else 1
-        if torch.compiler.is_compiling():
-            function = IN_A_GRAPH[function]
-            if kept is None:
-                return function(**given)
-        elif kept is None:
+        if seen is None and not torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        x: Tensor = given.pop("input")
+        if func in NORMS:
+            function, names = NORMS[func]
+            given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+            x, args = given.pop("input"), ()
+            if torch.compiler.is_compiling():
+                function = IN_A_GRAPH.get(function, function)
+        else:
+            function, given = AVERAGES[func] if torch.compiler.is_compiling() else func, dict(kwargs)
+            x, *args = args or [given.pop(next(iter(given)))]
+        if seen is None:
+            return function(x, *args, **given)
+        dim, kept = seen[0] % x.dim(), seen[1].to(x.device)
         if kept.numel() == 0:
             return torch.zeros_like(x)
-        for name in ("weight", "bias"):
-            if given.get(name) is not None and "training" not in given:
+        for name in ("weight", "bias") if "training" not in given else ():
+            if given.get(name) is not None:
                 given[name] = given[name].index_select(0, kept.to(given[name].device))
-        dim = x.dim() - 1
-        if "num_groups" in given:
-            dim = 1
-        elif "normalized_shape" in given:
+        if "normalized_shape" in given:
             given["normalized_shape"] = (kept.numel(),)
-        kept = kept.to(x.device)
-        y = function(x.index_select(dim, kept), **given)
+        y = function(x.index_select(dim, kept), *args, **given)
+        if func in AVERAGES and func is not F.normalize:
+            return y
         return torch.zeros_like(x, dtype=y.dtype).index_copy(dim, kept, y)
-
-    def seen(self, given: dict[str, Any]) -> Tensor | None:
-        """Returns the channels that a norm with the given arguments sees; ``None`` where it is not masked."""
-        x = given["input"]
-        if "num_groups" in given:
-            return self.kept.get(x.shape[1])
-        if "normalized_shape" not in given:  # of a weight: each of its rows over its inputs
-            of_itself = given.get("training") and given.get("running_mean") is None
-            return self.kept.get(x.shape[2]) if of_itself and x.dim() == 3 and x.shape[0] == 1 else None
-        return self.kept.get(x.shape[-1]) if len(given["normalized_shape"]) == 1 else None
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """Begins, before the forward of a module."""
@@ -383,12 +395,12 @@ class KeptChannels(TorchFunctionMode):
         self.inside -= 1
 
 
-def watch_norms(module: nn.Module, kept: dict[int, Tensor], others: Collection[int]) -> None:
+def watch_norms(module: nn.Module, kept: dict[int, tuple[int, Tensor]]) -> None:
     """Hooks a module so that its own norms over channels, not its children's, see the kept channels only.
 
-    ``kept`` maps the number of channels of a norm to int64 indices of those that stay.
+    ``kept`` maps the number of a norm, in order, to the dimension of its channels and int64 indices of those that stay.
     """
-    mode = KeptChannels(kept, others)
+    mode = KeptChannels(kept)
     for inner in module.modules():
         inner.register_forward_pre_hook(mode.enter if inner is module else mode.pause)
         inner.register_forward_hook(mode.leave if inner is module else mode.resume, always_call=True)

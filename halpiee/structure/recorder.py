@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from halpiee.structure.labels import Atoms, Label, Tag, Units, along, no_atoms, varying
 from halpiee.structure.records import (
     Attribute,
+    Average,
     Call,
     Event,
     LayerCall,
@@ -116,9 +117,10 @@ class Recorder:
         self.layers: list[LayerCall] = []
         self.idle: list[tuple[Atoms, str]] = []
         self.norms: list[Norm] = []
-        self.other_norms: dict[
-            str, set[int]
-        ] = {}  # numbers of those of each module that are none over channels
+        self.other_norms: set[tuple[str, int]] = set()  # those of a module that are none over channels
+        self.norm_call: tuple[str, int, Tensor] | None = None  # module, number and input of the running one
+        self.averages: dict[int, Average] = {}  # by value number
+        self.alike: set[int] = set()  # value numbers of tensors made by repeating one row
         self.attributes: list[Attribute] = []
         self.events: list[Event] = []
         self.spreads: list[Spread] = []
@@ -135,27 +137,24 @@ class Recorder:
         self.outputs: list[int] = []
         self.parameter_values: set[int] = set()
         self.batch = 1
-        self.evaluated = self.evaluated_moves = 0
+        self.evaluated = self.evaluated_moves = self.ran = self._n_values = 0
         self.training = False
         self.scalars: list[tuple[str, tuple[Any, ...], Atoms]] = []
         self.made: list[tuple[Any, ...]] = []
         self.stored: tuple[Stored, ...] = ()
         self.output_shapes: list[tuple[int, ...]] = []
         self.failed: list[Atoms] = []
-        self.failed_at = ""
-        self.last_module = ""
+        self.failed_at = self.last_module = ""
         self.given: dict[int, str] = {}
         self.originals: dict[int, str] = {}
         self.foreign: dict[int, str] = {}
         self.idle_ops: frozenset[int] = frozenset()
         self.read_by_python: set[int] = set()
         self.answers: Answers | None = None
-        self.ran = 0
         self.real = self.constants = False
         self.decisions: Decisions | None = None
         self._known: dict[int, Known] = {}
         self._sharing: dict[int, set[int]] = {}
-        self._n_values = 0
         self._names: dict[int, str] = {}
         self._starts: list[tuple[int, str, int]] = []
         self._calls: dict[str, int] = {}

@@ -120,11 +120,18 @@ class LayerCall:
 class Norm:
     """One norm over channels, whose statistics must leave removed channels out."""
 
-    module: str  # path of the norm module
+    module: str  # path of the module whose forward computes it
+    number: int  # how many norms, averages and the like that forward has called before it
+    dim: int  # dimension of the channels in its input
     units: Atoms  # the atom, in a structure the unit, of each channel
-    others: frozenset[int] = (
-        frozenset()
-    )  # numbers of the module's norms, in order, that are none over channels
+
+
+@dataclass(frozen=True)
+class Average:
+    """A statistic of channels that is known to be that of a norm once it normalises some."""
+
+    over: tuple[tuple[Label, str], ...]  # the channels, with the reason that holds them where it is none
+    inverse: bool = False  # one over it, or over its root
 
 
 @dataclass(frozen=True)

@@ -250,14 +250,14 @@ def masked(model: nn.Module, structure: Structure, keep: Mapping[str, Tensor]) -
                 continue
             index = torch.from_numpy(np.flatnonzero(~stays)).to(copies[slot.tensor].device)
             copies[slot.tensor].index_fill_(slot.dim, index, 0)
-    kept: dict[str, dict[int, Tensor]] = {}
+    kept: dict[str, dict[int, tuple[int, Tensor]]] = {}
     for norm in structure.details["norms"]:
         stays = alive_of(alive, norm.units)
         if not stays.all():
-            kept.setdefault(norm.module, {})[stays.size] = torch.from_numpy(np.flatnonzero(stays))
-    for path, channels in kept.items():
-        others = next(norm.others for norm in structure.details["norms"] if norm.module == path)
-        watch_norms(full.get_submodule(path), channels, others)
+            channels = norm.dim, torch.from_numpy(np.flatnonzero(stays))
+            kept.setdefault(norm.module, {})[norm.number] = channels
+    for path, seen in kept.items():
+        watch_norms(full.get_submodule(path), seen)
     unnested(full)
     restore(full, structure.details["stored"])
     return full

@@ -375,4 +375,6 @@ def still_computes(recorder: Recorder, roots: Atoms) -> bool:
             (constant if ended else void).update(event.writes)
         elif any(v in constant for v in dead) and event.name not in JOINS:
             return False
+        if any(v in recorder.averages for v in event.writes) and len(dead) == len(reads):
+            return False  # an average of nothing is not a number
     return not any(v in constant or v in void for v in recorder.outputs)

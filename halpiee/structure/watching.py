@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from halpiee.errors import StructureError
 from halpiee.structure.labels import CheckedUnits, Tag
-from halpiee.structure.modules import NORMS, adapted, emptied
+from halpiee.structure.modules import AVERAGES, NORMS, adapted, emptied
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Call, Event, Move, memory_of, tensors_of, with_tensors
 from halpiee.structure.rules import apply, is_movement, is_pointwise, name_of, takes_time
@@ -146,7 +147,7 @@ class Path:
 class Api(TorchFunctionMode):
     """Notes the name of the torch function that the model's code calls, and numbers made into tensors.
 
-    Fused attention is handed to ``looking`` as one op.
+    Fused attention and circular padding are handed to ``looking`` as one op each.
     """
 
     def __init__(self, path: Path, made: list[tuple[Any, ...]], looking: Dispatch | Watch) -> None:
@@ -167,26 +168,39 @@ class Api(TorchFunctionMode):
                     with _disable_current_modes():  # its further use is not recorded
                         self.looking.recorder.freeze(args[0], f"{self.path.api}() in Python")
                 return found
-            if func in NORMS and self.path.norms:
-                return self.norm(lambda: func(*args, **(kwargs or {})))
-            whole = attention_of(args, kwargs or {}) if self.path.api == ATTENTION else None
+            if (func in NORMS or func in AVERAGES) and self.path.norms:
+                source = args[0] if args else next(iter((kwargs or {}).values()))
+                return self.norm(source, lambda: func(*args, **(kwargs or {})))
+            name, whole = ATTENTION, None
+            if self.path.api == ATTENTION:
+                whole = attention_of(args, kwargs or {})
+            elif func is F.pad and "circular" in (*args[2:3], (kwargs or {}).get("mode")):
+                widths = args[1] if len(args) > 1 else (kwargs or {})["pad"]
+                name, whole = f"circular_pad{len(widths) // 2}d", (args, kwargs or {})
             if whole is None:
                 return func(*args, **(kwargs or {}))
             self.path.inside = True
-            return self.looking.step(ATTENTION, func, *whole)
+            return self.looking.step(name, func, *whole)
         finally:
             self.path.api, self.path.inside = before, within
 
-    def norm(self, run: Callable[[], Any]) -> Any:
-        """Runs a norm, and notes which one of its module it is where it is none over channels."""
+    def norm(self, source: Tensor, run: Callable[[], Any]) -> Any:
+        """Runs a norm or an average, and notes which one of its module it is where it is none over channels."""
         module, number = self.path.stack[-1], self.path.norms[-1]
         self.path.norms[-1] += 1
         if not isinstance(self.looking, Dispatch):
             return run()
         recorder = self.looking.recorder
-        before, found = len(recorder.norms), run()
+        before, recorder.norm_call = len(recorder.norms), (module, number, source)
+        try:
+            found = run()
+        finally:
+            recorder.norm_call = None
         if len(recorder.norms) == before:
-            recorder.other_norms.setdefault(module, set()).add(number)
+            recorder.other_norms.add((module, number))
+            for norm in recorder.norms:
+                if (norm.module, norm.number) == (module, number):
+                    recorder.units.freeze(norm.units, f"a norm in {module} over channels, and over others")
         return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -62,9 +63,15 @@ def test_nested_inputs_and_outputs_are_walked() -> None:
     assert verify(model, structure, nets.random_keep(structure), inputs) <= 1e-5
 
 
-def test_a_norm_over_channels_written_by_hand_stays_with_its_reason() -> None:
-    group = trace(RootMeanSquare(), (torch.ones(2, 3),)).by_name["a"]
-    assert (group.prunable, group.reason) == (False, "mean over channels")
+def test_a_norm_over_channels_written_by_hand_is_cut_and_not_trained_with() -> None:
+    model = nets.randomise(RootMeanSquare()).double()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    structure = trace(model, (x,))
+    assert (structure.by_name["a"].prunable, structure.by_name["a"].trainable) == (True, False)
+    keep = torch.arange(8) > 2
+    y = F.linear(x, model.a.weight[keep], model.a.bias[keep])
+    expected = F.linear(F.rms_norm(y, (5,), model.weight[keep], 1e-6), model.b.weight[:, keep], model.b.bias)
+    torch.testing.assert_close(shrink(model, structure, {"a": keep})(x), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -261,7 +261,7 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
         IMAGE,
         {"a"},
     ),
-    "a filter of its own for each channel": (blurred, IMAGE, {"a"}),
+    "a filter of its own for each channel": (blurred, IMAGE, {"a", "c"}),
     "halves by a slice of half the width": (lambda: ab(halves), IMAGE, {"a"}),
     "halves by a split of half the width": (lambda: ab(halves_split), IMAGE, {"a"}),
     "halves of a weight": (

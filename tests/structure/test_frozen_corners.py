@@ -107,7 +107,7 @@ FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
     "spatial attention": (
         lambda: ab(spatial_gate, g=nn.Conv2d(2, 1, 3, padding=1)),
         IMAGE,
-        "mean over channels",
+        "amax over channels",
     ),
     "gram matrix": (
         lambda: Net(
@@ -137,8 +137,8 @@ FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
     ),
     "one over": (lambda: ab(lambda m, x: m.b(1 / m.a(x))), IMAGE, "reciprocal is not finite at 0"),
     "a path by width": (lambda: ab(width_switch), IMAGE, "the forward takes another path at another width"),
-    "norm of the vector": (
-        lambda: ab(lambda m, x: m.b(F.normalize(m.a(x), dim=1))),
+    "a gate of the vector's length": (
+        lambda: ab(lambda m, x: m.b((y := sigmoid(m.a(x))) * torch.tanh(y.norm(dim=1, keepdim=True)))),
         IMAGE,
         "linalg_vector_norm over channels",
     ),
@@ -172,7 +172,7 @@ FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
     "depthwise by number": (
         lambda: ab(lambda m, x: m.b(sigmoid(F.conv2d(m.a(x), m.k, groups=8))), k=number(8, 1, 1, 1)),
         IMAGE,
-        "convolution with a literal number of groups",
+        "convolution with sizes that do not follow the channels",
     ),
     "recurrent": (
         lambda: Net(

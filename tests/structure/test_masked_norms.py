@@ -85,6 +85,17 @@ class OwnRootMeanSquare(nn.Module):
         return F.rms_norm(x, (self.d,), self.weight, 1e-6) * (x.shape[0] > 0)
 
 
+class WrittenOut(nn.Module):
+    """A norm of which each op is a function's or a method's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
 class OfImages(nn.LayerNorm):
     """A norm that puts channels last and back."""
 
@@ -181,6 +192,16 @@ CASES: dict[str, tuple[Callable[[], Net], tuple[int, ...], dict[str, int]]] = {
         lambda: between(OwnRootMeanSquare(12), lambda m, x: m.b(F.gelu(m.n(m.a(x))))),
         TOKENS,
         {"a": 12},
+    ),
+    "a root mean square written out": (
+        lambda: between(WrittenOut(12), lambda m, x: m.b(F.gelu(m.n(m.a(x))))),
+        TOKENS,
+        {"a": 12},
+    ),
+    "a length of what is not 0": (
+        lambda: conv_between(nn.Identity(), lambda m, x: m.b(F.normalize(m.a(x).sigmoid(), dim=1))),
+        IMAGE,
+        {"a": 8},
     ),
     "two streams through one group norm without parameters": (
         lambda: Net(

@@ -21,6 +21,7 @@ from halpiee.structure.rules.elementwise import concat, glu, index, index_put, p
 from halpiee.structure.rules.movement import movement, shuffle
 from halpiee.structure.rules.norm import (
     batch_norm,
+    follow_averages,
     group_norm,
     layer_norm,
     reduction,
@@ -91,6 +92,9 @@ def apply(recorder: Recorder, call: Call) -> Timing | None:
         timing = pointwise(recorder, call)
     elif call.tensors:
         recorder.freeze_call(call)
+    if recorder.averages:
+        elementwise = is_movement(call.name) or rule is same or is_pointwise(call.name, call.func)
+        follow_averages(recorder, call, elementwise=elementwise)
     if len(recorder.layers) > n_layers and not all(out.numel() for out in call.outputs):
         recorder.idle.append((recorder.layers[-1].outs, call.where))
     return timing
@@ -148,6 +152,8 @@ def same(recorder: Recorder, call: Call) -> None:
         recorder.freeze_call(call)
         return
     recorder.set(call.outputs[0], recorder.tag(source))
+    if recorder.value(source) in recorder.alike:
+        recorder.alike.add(recorder.value(call.outputs[0]))
 
 
 def triangle(recorder: Recorder, call: Call) -> None:
@@ -217,14 +223,15 @@ OPS: dict[Rule, str] = {
         narrow split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle""",
     same: """clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided native_dropout
         bernoulli""",
-    reduction: """sum mean amax amin max min var std linalg_vector_norm logsumexp prod any all argmax argmin""",
+    reduction: """sum mean amax amin max min var std var_mean std_mean linalg_vector_norm logsumexp prod any
+        all argmax argmin""",
     softmax: "_softmax _log_softmax cumsum cumprod sort",
     spatial: """max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
         _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d
         upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d upsample_bicubic2d
         upsample_trilinear3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_bilinear2d_aa
         _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
-        replication_pad2d replication_pad3d""",
+        replication_pad2d replication_pad3d circular_pad1d circular_pad2d circular_pad3d""",
     like: "zeros_like ones_like full_like empty_like rand_like randn_like normal_ uniform_ bernoulli_",
     nothing: "new_zeros new_ones new_full new_empty new_empty_strided sym_size sym_numel _local_scalar_dense",
 }

@@ -25,7 +25,9 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = call.args[:9]
     computed = recorder.computed_by(weight)
     if (not recorder.tag(weight).parameter and computed is None) or recorder.tag(x).parameter:
-        recorder.freeze_call(call)
+        of_numbers = recorder.tag(x).parameter or any(recorder.tag(weight).axes)
+        what = "" if of_numbers else " with a weight that is no parameter"
+        recorder.freeze_call(call, call.where + what)
         return None
     kind = "conv_transpose" if transposed else "conv"
     dims = Dims(1, *((0, 1) if transposed else (1, 0)), 1)
@@ -165,8 +167,8 @@ def grouped(
     recorder.serve(rows, "in" if transposed and per_in > 1 else "out", kind)
     per_row = per_in if transposed else per_out
     both = together([ins, rows])
-    if not isinstance(module, CONVS):
-        units.freeze(both, f"{call.where} with a literal number of groups")
+    if per_in == per_out == 1 and recorder.value(weight) in recorder.alike:
+        return ins  # one filter for all channels
     if (ins == 0).any():
         units.freeze(both, f"{call.where} reads channels that belong to no layer")
     if owner in recorder.positions and not transposed:
@@ -174,8 +176,9 @@ def grouped(
             units.unite(by_group[1:], by_group[:1])
         units.unite(ins[:per_in], inner)
         recorder.serve(inner, "in", kind)
-        recorder.attribute(owner, "in_channels", ins)
-        recorder.attribute(owner, "out_channels", rows)
+        if isinstance(module, CONVS):
+            recorder.attribute(owner, "in_channels", ins)
+            recorder.attribute(owner, "out_channels", rows)
         return rows
     first = ins.reshape(groups, per_in)[:, :1]
     units.unite(ins.reshape(groups, per_in), first)

@@ -37,7 +37,7 @@ def pointwise(recorder: Recorder, call: Call) -> Timing | None:
     out, dims = call.outputs[0], call.outputs[0].dim()
     tags = [recorder.tag(t) for t in call.tensors]
     operands = [
-        Operand(tag, (1,) * (dims - t.dim()) + tuple(t.shape), [aligned(a, dims) for a in tag.axes])
+        Operand(tag, (1,) * (dims - t.dim()) + of_values(t), [aligned(a, dims) for a in tag.axes])
         for t, tag in zip(call.tensors, tags, strict=True)
     ]
     zero = stays_zero(recorder, call, call.tensors, tags)
@@ -58,6 +58,12 @@ def pointwise(recorder: Recorder, call: Call) -> Timing | None:
     touched = together(axis for tag in tags for axis in tag.axes)
     recorder.scalars.append((call.where, numbers_of(call.args), touched))
     return timing(recorder, call, call.tensors, out)
+
+
+def of_values(tensor: Tensor) -> tuple[int, ...]:
+    """Returns the shape of a tensor with 1 along the dimensions over which it was only expanded."""
+    strides = tensor.stride() if tensor.layout is torch.strided else (1,) * tensor.dim()
+    return tuple(size if stride else 1 for size, stride in zip(tensor.shape, strides, strict=True))
 
 
 def numbers_of(args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -48,7 +48,7 @@ def movement(recorder: Recorder, call: Call) -> None:
         return
     if call.name == "squeeze":
         squeezed(recorder, call, tag)
-    if call.name not in UNMOVED:
+    if not unmoved(call):
         recorder.moves.append(move_of(call, tag, len(recorder.events)))
     if call.name in CUTS:
         tag = cut(recorder, call, tag)
@@ -85,6 +85,8 @@ def movement(recorder: Recorder, call: Call) -> None:
         else:
             axes = [moved(recorder.units, a, tuple(source.shape), move) for a in tag.axes]
         recorder.set(out, tag.with_axes(axes))
+        if call.name in ("repeat", "expand") and out.dim() == source.dim() and source.shape[0] == 1:
+            recorder.alike.add(recorder.value(out))
         for axis, before in zip(axes, tag.axes, strict=True):
             if len(varying(axis)) > len(varying(before)) and not tag.parameter:
                 recorder.spreads.append(Spread(axis, call.where, False, len(recorder.moves) - 1))
@@ -97,7 +99,16 @@ def alone(call: Call) -> bool:
 
 def moves_of(call: Call, at: int) -> list[Move]:
     """Returns the movement that a call is, without labels, or nothing."""
-    return [move_of(call, Tag(), at)] if call.name not in UNMOVED and alone(call) else []
+    return [move_of(call, Tag(), at)] if alone(call) and not unmoved(call) else []
+
+
+def unmoved(call: Call) -> bool:
+    """Returns whether a movement does the same whichever channels are left; such is a repeat that only expands."""
+    if call.name != "repeat":
+        return call.name in UNMOVED
+    source, out = call.tensors[0], call.outputs[0]
+    before = (1,) * (out.dim() - source.dim()) + tuple(source.shape)
+    return all(size in (1, repeated) for size, repeated in zip(before, out.shape, strict=True))
 
 
 def move_of(call: Call, tag: Tag, at: int) -> Move:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from halpiee.structure.labels import Label, Tag, no_atoms, varying
 from halpiee.structure.modules import heads_of
 from halpiee.structure.recorder import Recorder
-from halpiee.structure.records import Call, Norm, Timing
+from halpiee.structure.records import Average, Call, Norm, Timing
 from halpiee.structure.rules.elementwise import dtype_of, shape_fields
 from halpiee.structure.rules.movement import FOLLOWING, follow_width
 
@@ -51,7 +51,7 @@ def of_weight(recorder: Recorder, call: Call) -> None:
         if recorder.within_kernel(axis.reshape(-1)):
             continue
         if varying(axis) == (2,) and axis.all() and source.dim() == 3 and over_itself:
-            over_channels(recorder, call, axis.reshape(-1))
+            over_channels(recorder, call, axis.reshape(-1), 2)
         elif varying(axis) != (1,):
             recorder.units.freeze(axis, f"{call.where} of a weight over its channels")
     attached = [t for t in call.args[1:5] if isinstance(t, Tensor)]
@@ -89,7 +89,7 @@ def layer_norm(recorder: Recorder, call: Call) -> Timing | None:
         if isinstance(shape_of, tuple | list) or type(shape_of) is int:
             at = None if type(shape_of) is int else 0
             recorder.attribute(call.module, "normalized_shape", atoms, at=at)
-        over_channels(recorder, call, atoms)
+        over_channels(recorder, call, atoms, -1)
     else:
         for parameter in affine:
             recorder.freeze(parameter, call.where)
@@ -101,13 +101,26 @@ def layer_norm(recorder: Recorder, call: Call) -> Timing | None:
     return Timing("layer_norm", ins, ins, fields)
 
 
-def over_channels(recorder: Recorder, call: Call, atoms: np.ndarray) -> None:
-    """Notes a norm over channels; a module that normalises several tensors of one width has one width for them all."""
+def over_channels(recorder: Recorder, call: Call, atoms: np.ndarray, dim: int) -> None:
+    """Notes a norm over channels, which a masked network computes over the kept ones.
+
+    Where a module is called several times, the norm of one place in its forward has one width for all its inputs.
+    """
+    if recorder.norm_call is None:
+        recorder.units.freeze(atoms, f"{call.where} over channels")
+        return
+    module, number, _ = recorder.norm_call
     for norm in recorder.norms:
-        if norm.module == call.module and norm.units.size == atoms.size:
-            recorder.units.unite(norm.units, atoms)
+        if (norm.module, norm.number) == (module, number):
+            if norm.units.size != atoms.size or norm.dim != dim:
+                recorder.units.freeze(norm.units, f"{call.where} over channels of another number elsewhere")
+                recorder.units.freeze(atoms, f"{call.where} over channels of another number elsewhere")
+            else:
+                recorder.units.unite(norm.units, atoms)
+    if (module, number) in recorder.other_norms:
+        recorder.units.freeze(atoms, f"{call.where} over channels, and over others elsewhere")
     follow_width(recorder, call, atoms, FOLLOWING)
-    recorder.norms.append(Norm(call.module, atoms))
+    recorder.norms.append(Norm(module, number, dim, atoms))
 
 
 def group_norm(recorder: Recorder, call: Call) -> None:
@@ -126,7 +139,7 @@ def group_norm(recorder: Recorder, call: Call) -> None:
     rows = atoms.reshape(groups, channels // groups)
     if call.module in recorder.positions or groups == 1:
         recorder.units.unite(rows[1:], rows[:1])
-        over_channels(recorder, call, atoms)
+        over_channels(recorder, call, atoms, 1)
     else:
         recorder.units.unite(rows[:, 1:], rows[:, :1])
         recorder.grouped[call.module] = atoms
@@ -204,7 +217,7 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
     tag = recorder.tag(source)
     dims = reduced_dims(call, source)
     keepdim = all(out.dim() == source.dim() for out in call.outputs[:1])
-    axes, frozen = [], []
+    axes, frozen, averaged = [], [], []
     summed = False
     for axis in tag.axes:
         label = recorder.units.find(axis)
@@ -212,15 +225,20 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
             axes.append(label if keepdim or not dims else label.squeeze(tuple(dims)))
         elif root_mean_square(recorder, call, label, dims):
             continue
-        elif call.name == "sum" and tag.zero and not tag.parameter:
+        elif is_sum(call) and tag.zero and not tag.parameter:
             summed = True  # a sum does not change when elements that are 0 are removed
+        elif averages(recorder, call, label, dims):
+            averaged.append((label, f"{call.where} over channels"))
         else:
             frozen.append(label)
     zero = tag.zero and call.name in ("sum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm")
+    zero &= not averaged
     for out in call.outputs:
         recorder.set(out, replace(tag, zero=zero).with_axes(axes))
     if summed:
         recorder.summed.add(recorder.value(call.outputs[0]))
+    for out in call.outputs if averaged else ():
+        recorder.averages[recorder.value(out)] = Average(tuple(averaged))
     for label in frozen:
         reason = f"{call.where} over channels"
         if heads_of(recorder.modules.get(call.module)) is None:
@@ -232,6 +250,69 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
         dim, atoms = recorder.peek(source)
         return Timing("global_avg_pool", atoms, atoms, shape_fields(source, dim)) if atoms.size else None
     return None
+
+
+def is_sum(call: Call) -> bool:
+    """Returns whether a reduction is a sum of magnitudes or of the elements themselves."""
+    if call.name == "linalg_vector_norm":
+        order = call.args[1] if len(call.args) > 1 else call.kwargs.get("ord", 2)
+        return bool(order > 0)
+    return call.name == "sum"
+
+
+def averages(recorder: Recorder, call: Call, label: Label, dims: list[int]) -> bool:
+    """Returns whether a reduction is an average of whole channels that a masked network can restrict; notes it."""
+    at = varying(label)
+    if (
+        call.name not in AVERAGES
+        or recorder.norm_call is None
+        or recorder.norm_call[2] is not call.tensors[0]
+    ):
+        return False
+    module = recorder.modules.get(call.module)
+    if len(at) != 1 or at[0] not in dims or not label.all() or recorder.tag(call.tensors[0]).parameter:
+        return False
+    if heads_of(module) is not None:
+        return False
+    recorder.units.changes += 1  # an average that feeds no output does not count
+    over_channels(recorder, call, label.reshape(-1), -1 if at[0] == label.ndim - 1 else at[0])
+    return True
+
+
+AVERAGES = frozenset({"mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm"})
+"""Reductions that norms written by hand are made of."""
+
+
+def follow_averages(recorder: Recorder, call: Call, *, elementwise: bool) -> None:
+    """Follows averages over channels to where they normalise channels; where they do something else, those stay.
+
+    They normalise where they are subtracted from channels, or divide them. What a gate or an output makes of an average
+    means something else when channels are removed. ``elementwise`` says whether the op keeps what each element is.
+    """
+    found = [recorder.averages.get(value) for value in call.reads]
+    known = [average for average in found if average is not None]
+    if not known:
+        return
+    name, exponent = call.name.rstrip("_"), call.args[1] if len(call.args) > 1 else None
+    over = tuple({id(label): (label, why) for average in known for label, why in average.over}.values())
+    others = [t for t, average in zip(call.tensors, found, strict=True) if average is None]
+    inverse = any(average.inverse for average in known)
+    if elementwise and not any(recorder.tag(t).axes and not recorder.tag(t).parameter for t in others):
+        inverse |= name in ("rsqrt", "reciprocal") or (name == "div" and found[0] is None)
+        inverse |= name == "pow" and isinstance(exponent, int | float) and exponent < 0
+        for out in call.outputs:
+            recorder.averages[recorder.value(out)] = Average(over, inverse)
+        return
+    divides = name == "div" and found[0] is None
+    if name in ("sub", "rsub") or divides or (name == "mul" and inverse):
+        return
+    freeze_averaged(recorder, over)
+
+
+def freeze_averaged(recorder: Recorder, over: tuple[tuple[Label, str], ...]) -> None:
+    """Freezes channels of which an average is used that is no norm's."""
+    for label, reason in over:
+        recorder.units.freeze(recorder.units.find(label), reason)
 
 
 def root_mean_square(recorder: Recorder, call: Call, label: Label, dims: list[int]) -> bool:
@@ -248,7 +329,7 @@ def root_mean_square(recorder: Recorder, call: Call, label: Label, dims: list[in
     atoms = label.reshape(-1)
     if isinstance(vars(module).get("normalized_shape") if module is not None else None, tuple | list):
         recorder.attribute(call.module, "normalized_shape", atoms, at=0)
-    over_channels(recorder, call, atoms)
+    over_channels(recorder, call, atoms, -1)
     return True
 
 
