@@ -83,11 +83,8 @@ class Taylor:
 class SNIP:
     """``|Σ w·g|``: the loss's sensitivity to a gate on each unit (Lee et al. 2019, Eq. 4).
 
-    Batch norms are in training mode, over ten examples a class (Frankle et al. 2021; measured by neuron collapse, see
-    ``halpiee.analysis.measures``).
-
-    Attributes:
-        norms: mode of the batch norms while scoring.
+    ``norms`` is the mode of the batch norms while scoring: training, over ten examples a class (Frankle et al. 2021;
+    measured by neuron collapse, see ``halpiee.analysis.measures``).
     """
 
     norms: NormMode = "train"
@@ -107,12 +104,10 @@ class SNIP:
 @criterion("loss-magnitude", paper="Lubana & Dick 2021, arXiv 2009.11839", options={"magnitude": True})
 @dataclass(frozen=True)
 class LossPreservation:
-    """``|θᵀg|``, or ``‖θ‖₂·|θᵀg|``, over a unit's scoring elements.
+    """``|θᵀg|``, or with ``magnitude`` ``‖θ‖₂·|θᵀg|``, over a unit's scoring elements.
 
-    Attributes:
-        magnitude: whether the norm multiplies it.
-        signed: whether the sign of θᵀg stays: what the correlation with θᵀHg is taken of.
-        elementwise: as the released code computes it: ``Σ|θ_i g_i|``, with the magnitude ``Σ|θ_i² g_i|``.
+    ``signed`` keeps the sign of θᵀg, of which the correlation with θᵀHg is taken; ``elementwise`` is as the released
+    code computes it: ``Σ|θ_i g_i|``, with the magnitude ``Σ|θ_i² g_i|``.
     """
 
     magnitude: bool = False
@@ -159,14 +154,10 @@ def exact_sums(reduce: Callable[[Look], dict[str, Tensor]], product: Look) -> di
 class GraSP:
     """``Σ w·(H g)`` over a unit's scoring elements; needs batches, and cannot be read off a training step.
 
-    Attributes:
-        temperature: T.
-        magnitude: its absolute value: magnitude GraSP.
-        norms: mode of the batch norms while scoring.
-        pooled: g is the mean over all batches, not that of each.
-        halves: each batch is split in two, as the released code does.
-        redraw_linear: a seed to draw linear weights from Xavier's normal with while scoring, as the released code
-            does; ``None`` scores the weights as they are.
+    ``temperature`` is T, ``norms`` the mode of the batch norms while scoring; ``magnitude`` takes the absolute value
+    (magnitude GraSP), ``pooled`` the mean g over all batches, not that of each. As in the released code, ``halves``
+    splits each batch in two, and ``redraw_linear`` is a seed to draw linear weights from Xavier's normal with while
+    scoring; ``None`` keeps them.
     """
 
     temperature: float = 200.0
@@ -228,12 +219,10 @@ def _linear_redrawn(model: nn.Module, seed: int | None) -> Iterator[None]:
 @criterion("synflow", paper="Tanaka et al. 2020, arXiv 2006.05467")
 @dataclass(frozen=True)
 class SynFlow:
-    """The synaptic flow through a unit's scoring elements; always 0 or more.
+    """The synaptic flow through a unit's scoring elements, always 0 or more; with ``double`` it is computed in 64 bits.
 
-    Attributes:
-        shape: of one input, without the batch; by default that of the first batch, and where there is none a usual
-            one that the model accepts.
-        double: whether it is computed in 64 bits.
+    ``shape`` is that of one input, without the batch; by default that of the first batch, else a usual one that the
+    model accepts.
     """
 
     shape: tuple[int, ...] | None = None

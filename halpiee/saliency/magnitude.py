@@ -32,12 +32,9 @@ class Magnitude:
 @criterion("l2", paper="Lubana & Dick 2021, arXiv 2009.11839", options={"p": 2})
 @dataclass(frozen=True)
 class Norm:
-    """``‖θ‖_p`` over a unit's scoring elements; read once.
+    """``‖θ‖_p``, p = 1 or 2, over a unit's scoring elements; read once.
 
     ``Σ|θ|`` (Li et al. 2017) or ``√Σθ²``, "magnitude" of Lubana & Dick 2021.
-
-    Attributes:
-        p: 1 or 2.
     """
 
     p: Literal[1, 2] = 1
@@ -87,11 +84,9 @@ class Given:
 class ScaleChange:
     """``|σ·Δσ|`` on the scale σ of the batch norm behind a filter (Lubana & Dick 2021, Fig. 2), in place of ``|θᵀg|``.
 
-    Δσ is the change of σ since an earlier state, which is read once. Without an earlier state it is the gradient of σ
-    at every step: the same, at a step of plain SGD, up to the learning rate.
-
-    Attributes:
-        before: parameter name → value at the earlier state, as ``state_dict`` holds it; clone it.
+    Δσ is the change of σ since the earlier state ``before`` (parameter name → value, as ``state_dict`` holds it; clone
+    it), which is read once. Without one it is the gradient of σ at every step: the same, at a step of plain SGD, up to
+    the learning rate.
     """
 
     before: Mapping[str, Tensor] | None = None

@@ -25,10 +25,8 @@ from halpiee.structure.groups import Structure
 class Scores(dict[str, Tensor]):
     """Unit name → score on the CPU.
 
-    Attributes:
-        batches: how many were averaged; 1 where the criterion reads no data.
-        skipped: how many were left out because a score was not finite.
-        flat: unit name → why its scores do not rank its units: they are all equal, or zero without a gradient.
+    ``batches`` says how many were averaged, 1 where the criterion reads no data, ``skipped`` how many were left out
+    because a score was not finite, and ``flat`` why the scores of a unit name do not rank its units.
     """
 
     def __init__(self) -> None:

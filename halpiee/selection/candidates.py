@@ -34,20 +34,12 @@ def restrict(
     vanish: bool = True,
     between: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """Returns the candidates of every group that the given limits allow.
+    """Returns the candidates (group name → ascending widths) of every group that the given limits allow.
 
-    A width that is no multiple is rounded down to one: the widths between two candidates save nothing. Groups that may
-    be removed entirely are exempt from ``least``.
-
-    Args:
-        candidates: group name → ascending widths.
-        sizes: group name → dense width.
-        multiple: widths are multiples of this, the dense width aside.
-        least: fewest units that every group keeps: a share of its units where it is below 1, else a number of units;
-            a group with fewer stays whole.
-        most: share that it keeps at most; a group without so narrow a width keeps its narrowest.
-        vanish: whether groups may be emptied where 0 is a candidate.
-        between: group name → fewest and most units; 0 as the fewest lets a group vanish that may.
+    A width that is no ``multiple`` is rounded down to one, the dense width aside: the widths between two candidates
+    save nothing. Every group keeps at least ``least`` units, a share below 1 or a number, and at most the share
+    ``most``, or its narrowest width; one with fewer units stays whole. ``vanish`` says whether groups with a candidate
+    of 0 may be emptied, for which ``least`` does not hold; ``between`` gives a group's fewest and most units.
 
     Raises:
         UsageError: a multiple below 1, shares that leave nothing, an unknown group, a range without a width.

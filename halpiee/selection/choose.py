@@ -1,10 +1,9 @@
 """Which units to keep so that the network meets a latency and loses as little score as possible.
 
-``choose`` keeps all of ``must``, adds only from ``may``, the best-scoring units of a group first, and never
-exceeds the budget; prune and grow are the same call on complementary sets. ``select`` is ``choose`` with
-everything free. The number of units per group comes from ``solve_grid``, over the candidate widths of the
-cost. ``uniform`` gives every group the same share of its units instead, as large as the budget allows, and ``scaled``
-removes whole blocks, too.
+``choose`` keeps all of ``must``, adds only from ``may``, the best-scoring units of a group first, and never exceeds the
+budget; prune and grow are the same call on complementary sets. ``select`` is ``choose`` with everything free. The
+number of units per group comes from ``solve_grid``, over the candidate widths of the cost. ``uniform`` gives every
+group the same share of its units instead, as large as the budget allows, and ``scaled`` removes whole blocks, too.
 
 ``select_lazily`` starts from few measurements: it solves, measures the cells of the selection, and solves again, until
 all are measured. The first selection rests on the corners of every table. Each round measures the cells of the
@@ -96,28 +95,21 @@ def choose(
     values: Mapping[str, FloatArray] | None = None,
     **searching: Unpack[Searching],
 ) -> Selection:
-    """Keeps all of ``must`` and adds the best of ``may`` within a budget.
+    """Keeps all of ``must`` and adds the best of ``may`` (BoolTensors ``[size]`` by group) within a budget of a cost.
 
-    Within a group units are added by score, ties by index. Widths are the candidates of the cost plus the
-    number of units of ``must``; a group that may not vanish keeps at least one unit. Afterwards no group has
-    a next allowed width of no less value that still fits (``joint`` and ``cpsat``).
+    Within a group units are added by score, ties by index. Widths are the candidates of the cost plus the number of
+    units of ``must``; a group that may not vanish keeps at least one unit. Afterwards no group has a next allowed width
+    of no less value that still fits (``joint`` and ``cpsat``). Groups without scores, and those to ``protect``, keep
+    both whole.
 
-    Args:
-        scores: Tensor ``[size]`` per group; a group without scores keeps ``must`` and ``may`` whole.
-        cost: the latency model, or another cost of the network.
-        budget: the most of it, in its unit.
-        must: BoolTensor ``[size]`` per group; default: nothing.
-        may: BoolTensor ``[size]`` per group; default: everything.
-        protect: groups that keep ``must`` and ``may`` whole.
-        values: group → float ``[size + 1]``, what keeping its best 0, 1, … units is worth; by default the sum of their
-            scores. Removing a block (``options.blocks``) costs what the widths of 0 of its groups add up to.
-        **searching: ``solver``, ``gap``, ``time_limit_s``, ``seed``: see ``halpiee.solve_grid``. ``linear`` takes
-            Eq. 5 around ``must`` where there is one (grow), else around everything that may stay (prune).
+    ``values`` are, per group, what keeping its best 0, 1, … units is worth, float ``[size + 1]``; by default the sum of
+    their scores. Removing a block (``options.blocks``) costs what the widths of 0 of its groups add up to.
+    ``searching`` is as for ``halpiee.solve_grid``; ``linear`` takes Eq. 5 around ``must`` where there is one (grow),
+    else around all that may stay.
 
     Raises:
-        UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left
-            empty, or ``linear`` of a cost with further limits.
-        BudgetError: a budget that ``must`` and the narrowest widths do not fit in; ``.minimum`` in its unit.
+        UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left empty, or
+            ``linear`` of a cost with further limits; a BudgetError: ``must`` and the narrowest widths do not fit.
     """
     offers = offer(scores, cost, must=must, may=may, protect=protect, values=values)
     limits = [(cost, budget)]
@@ -171,15 +163,8 @@ def select_lazily(
 ) -> tuple[Selection, LatencyCost]:
     """Returns a selection whose every cell, and those next to it, was measured, and the cost it was found with.
 
-    Args:
-        scores: every prunable group: Tensor ``[size]``.
-        structure: of the network whose ops the tables were opened with.
-        tables: an open lazy sweep.
-        budget: as for ``select``.
-        calibration: of the cost.
-        gap: relative gap to prove, for the prices known at the time.
-        protect: groups that stay whole.
-        offer: restricts the candidate widths of a cost: ``lambda cost: cost.restricted(…)``.
+    ``tables`` is a lazy sweep, opened with the ops of this structure. ``gap`` holds for the prices known at the time;
+    ``offer`` restricts the candidate widths of a cost: ``lambda cost: cost.restricted(…)``.
 
     Raises:
         BudgetError: a budget below the narrowest network.
@@ -306,20 +291,15 @@ def widest(
     *,
     rising: bool = False,
 ) -> dict[str, int] | None:
-    """Returns the counts of the widest uniform network within a limit, or None where not the narrowest fits.
+    """Returns the counts of the widest uniform network of at most ``limit`` by ``measure``, or None where none fits.
 
-    At a ratio r every group keeps the option nearest to r · size, the wider one of two equally near. The largest r
-    whose network fits is taken. Then single groups step to their next option while one fits, always the one with the
-    largest remainder (r · size − count) / (next − count), the first of equal ones, with r where the ratio stopped.
-    Afterwards no single step of any group fits.
+    At a ratio r every group keeps the one of its ``options`` (ascending, above 0) nearest to r · size, the wider one of
+    two equally near. The largest r whose network fits is taken. Then single groups step to their next option while one
+    fits, always the one with the largest remainder (r · size − count) / (next − count), the first of equal ones, with r
+    where the ratio stopped. Afterwards no single step of any group fits.
 
-    Args:
-        sizes: group name → units of the whole network.
-        options: group name → ascending widths above 0.
-        measure: the size of a network.
-        limit: the largest size.
-        rising: whether the size never falls as a group grows: then the ratio is found by bisection, else by a search of
-            all ratios at which a count changes, from the widest down.
+    Where the size never falls as a group grows (``rising``) the ratio is found by bisection, else by a search of all
+    ratios at which a count changes, from the widest down.
     """
     steps = {
         name: [Fraction(a + b, 2 * sizes[name]) for a, b in pairwise(allowed)]

@@ -188,15 +188,10 @@ class Cost:
         return found
 
     def grid(self, options: Mapping[str, Sequence[int] | IntArray]) -> list[tuple[Side, Side, FloatArray]]:
-        """Returns the terms of ``solve_grid``, which add up to the sum of the ops.
+        """Returns the terms of ``solve_grid``, which add up to the sum of the ops; their budget is ``to_raw(limit)``.
 
-        What does not depend on the choice is a term with two fixed sides. The budget of these terms is
-        ``to_raw(limit)``.
-
-        Args:
-            options: group name → ascending counts to choose from; groups are numbered in this order. Groups
-                with one option and groups that are not named do not vary. ``widths`` of the grid are these
-                counts.
+        ``options`` are the ascending counts, the grid's ``widths``, of groups that are numbered in this order. Groups
+        with one option or none do not vary. What does not depend on the choice is a term with two fixed sides.
         """
         counts = {name: np.asarray(k, dtype=np.int64) for name, k in options.items()}
         whole = self._full({name: int(k[-1]) for name, k in counts.items()})
@@ -306,12 +301,7 @@ class LatencyCost(Cost):
         if calibration is not None:
             from latency.predict import Calibration
 
-            need(
-                calibration,
-                Calibration,
-                "a calibration",
-                "give what latency.predict.fit returns",
-            )
+            need(calibration, Calibration, "a calibration", "give what latency.predict.fit returns")
         super().__init__(structure, profile, unit="µs")
         self.calibration = calibration
 

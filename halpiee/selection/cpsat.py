@@ -65,8 +65,7 @@ def search(
 ) -> tuple[IntArray | None, float]:
     """Maximises the value of grids over the same groups, each within its budget, from a hint and a known bound.
 
-    Returns:
-        A choice or ``None``, and a bound on the value of every choice: −∞ where it is proved that there is none.
+    Returns a choice or ``None``, and a bound on the value of every choice: −∞ where it is proved that there is none.
 
     Raises:
         MissingError: OR-Tools is not installed.

@@ -29,15 +29,10 @@ SLICE = 1 << 16
 class Elimination:
     """A plan: in which order variables are eliminated, made once, run for every λ.
 
-    Args:
-        domains: number of states per variable.
-        scopes: variables of every factor, ascending.
-        adders: how sums are made; a sum can be used once its left summand is made.
-        limit: entries that a joined table may have where that can be helped.
-
-    Attributes:
-        steps: in the order they are taken; the message of step i is table ``n_factors + i``.
-        exact: whether the result is the maximum, not only a bound on it.
+    ``domains`` are the numbers of states of the variables, ``scopes`` the variables of every factor, ascending; a sum
+    of ``adders`` can be used once its left summand is made; a joined table has at most ``limit`` entries where that can
+    be helped. The message of step i of ``steps`` is table ``n_factors + i``; ``exact`` says that the result is the
+    maximum, not only a bound.
     """
 
     def __init__(

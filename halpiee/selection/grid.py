@@ -77,9 +77,8 @@ class GridSolution:
             problem, the one that solver solves.
         budget: the largest cost allowed.
         path: how it was solved: ``whole`` (the best options all fit), ``dual`` (Lagrangian bound and repair),
-            ``frontier`` (Pareto elimination), ``mini-bucket`` (the coupling is too wide for exact
-            elimination: the bound is relaxed), ``cpsat``, ``linear``; ``+time`` is appended when the time
-            limit cut it short.
+            ``frontier`` (Pareto elimination), ``mini-bucket`` (the coupling is too wide for exact elimination: the
+            bound is relaxed), ``cpsat``, ``linear``; ``+time`` is appended when the time limit cut it short.
         own_cost: cost of ``choice`` in the solver's own terms; differs from ``cost`` only for ``linear``.
     """
 

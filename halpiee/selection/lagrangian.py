@@ -1,24 +1,22 @@
 """The Lagrangian dual bounds every selection within the budget, and leads to one close to it: the joint solver.
 
-``L(λ) = max_k [ Σ_g V_g(k_g) − λ · (C(k) − Ψ) ]`` bounds the optimum from above for every λ ≥ 0. The inner
-maximum is exact (``elimination.py``), so L is the upper envelope of lines, one per choice, and its minimum is
-found in a few steps: start from the two extreme choices (most valuable; cheapest), move λ to where their lines cross,
-replace one of them by the best choice at that λ. Choices within the budget that are found are filled up greedily. The
-remaining gap is closed by the frontier, or by wider mini-buckets where the coupling is too wide for it.
+``L(λ) = max_k [ Σ_g V_g(k_g) − λ · (C(k) − Ψ) ]`` bounds the optimum from above for every λ ≥ 0. The inner maximum is
+exact (``elimination.py``), so L is the upper envelope of lines, one per choice, and its minimum is found in a few
+steps: start from the two extreme choices (most valuable; cheapest), move λ to where their lines cross, replace one of
+them by the best choice at that λ. Choices within the budget that are found are filled up greedily. The remaining gap is
+closed by the frontier, or by wider mini-buckets where the coupling is too wide for it.
 
-**Local search.** A choice is filled up to its budget, repaired to its budget, or made cheaper, by single changes: the
-gain and the cost of every other option of every group are kept up to date. Changing one group recomputes only the
-groups that it shares a cost with.
+**Local search.** A choice is filled up to its budget, repaired to it, or made cheaper, by single changes. Gain and cost
+of every other option of every group are kept up to date; a change recomputes only the groups that share a cost with it.
 
-``solve_linear`` is HALP's own formulation, the paper's baseline: every layer priced with its input width frozen.
-Eq. 5 of HALP (arXiv 2210.06659) charges the j-th kept channel ``T(c_in, j) − T(c_in, j−1)`` at the input
-width of a starting point, on the layer's output side only; a depthwise conv ``T(j, j) − T(j−1, j−1)``.
-Channels of a group are taken most important first (precedence), so a group's choice is a count and its cost a
-prefix sum of Eq. 5, negative contributions kept. What remains is a multiple-choice knapsack, solved here on
-real-valued costs by dynamic programming over Pareto pairs. HALP's released program rounds costs to µs and
-tests precedence against one predecessor only, which can miss the optimum; this does not. The linearised cost equals
-the true one at the starting point only: it does not see what a narrower layer saves in the *next* layer. The true cost
-is reported beside the solver's own, and it may exceed the budget.
+``solve_linear`` is HALP's own formulation, the paper's baseline: every layer priced with its input width frozen. Eq. 5
+of HALP (arXiv 2210.06659) charges the j-th kept channel ``T(c_in, j) − T(c_in, j−1)`` at the input width of a starting
+point, on the layer's output side only; a depthwise conv ``T(j, j) − T(j−1, j−1)``. Channels are taken most important
+first, so a group's choice is a count and its cost a prefix sum of Eq. 5, negative contributions kept. What remains is a
+multiple-choice knapsack, solved on real-valued costs by dynamic programming over Pareto pairs. HALP's released program
+rounds costs to µs and tests precedence against one predecessor only, which can miss the optimum. The linearised cost
+equals the true one at the starting point only: it does not see what a narrower layer saves in the *next* layer. The
+true cost is reported beside it, and may exceed the budget.
 """
 
 from __future__ import annotations
@@ -133,15 +131,10 @@ def solve_dual(
     limit: float = 4e6,
     dual: Dual | None = None,
 ) -> GridSolution:
-    """Minimises the dual bound and repairs; goes on to the frontier where the gap is not met.
+    """Minimises the dual bound, from a choice to start from, and repairs; the frontier closes a gap that is not met.
 
-    Args:
-        grid: the problem.
-        budget: the largest total cost.
-        search: gap and time limit.
-        start: a choice that may be within the budget already.
-        limit: entries that a table of the elimination may have.
-        dual: of this grid, with the choices that earlier budgets found.
+    ``limit`` is the most entries of a table of the elimination; ``dual``, of this grid, holds what earlier budgets
+    found.
 
     Raises:
         BudgetError: a budget below the cheapest choice.
@@ -240,11 +233,10 @@ def solve_joint(grid: Grid, budget: float, search: Search, start: IntArray | Non
 
 
 def solve_linear(grid: Grid, budget: float, search: Search, start: IntArray | None = None) -> GridSolution:
-    """Solves the knapsack of the costs linearised around ``start`` (default: all dense).
+    """Solves the knapsack of the costs linearised around ``start`` (default: all dense), within the linearised budget.
 
-    Returns:
-        A choice whose linearised cost is within the budget; ``cost`` and ``meets_budget`` are those of the true
-        cost, ``value`` and ``upper_bound`` those of the linearised problem.
+    The solution's ``cost`` and ``meets_budget`` are of the true cost, ``value`` and ``upper_bound`` of the linearised
+    problem.
 
     Raises:
         BudgetError: a budget below the cheapest linearised choice.

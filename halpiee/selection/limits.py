@@ -97,14 +97,11 @@ def solve_within(offers: Offers, limits: Sequence[Also], **searching: Unpack[Sea
 
 
 def solve_limits(limits: Sequence[tuple[Grid, float]], search: Search) -> tuple[IntArray, float, str]:
-    """Solves grids over the same groups and values, each within its budget.
-
-    Returns:
-        The choice, a bound on the value of every choice within all limits, and how it was found.
+    """Solves grids over the same groups and values, each within its budget; returns choice, upper bound and path.
 
     Raises:
-        _LimitError: one limit that no choice keeps.
-        BudgetError: limits that no choice keeps together; ``.minimum`` is NaN.
+        _LimitError: one limit that no choice keeps; a BudgetError whose ``.minimum`` is NaN: limits that none keeps
+            together.
     """
     gap, limit_s = search.gap, search.time_limit_s
     until = time.monotonic() + (DEFAULT_TIME_LIMIT_S if limit_s is None else limit_s)

@@ -109,8 +109,7 @@ def offer(
     Removing the block costs all scores of its groups, or the ``values`` of their widths of 0.
 
     Raises:
-        UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left
-            empty.
+        UsageError: unknown groups, wrong shapes, scores that are not finite, a group that would be left empty.
     """
     must, may = must or {}, may or {}
     for what, given in {"scores": scores, "must": must, "may": may, "protect": protect}.items():

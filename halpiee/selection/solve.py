@@ -44,14 +44,12 @@ def solve_grid(
 
     Args:
         values: per group a float array ``[n_g]``; options in ascending width, the last one is dense.
-        terms: ``(ins, outs, cost [n_in, n_out])``. A side is ``None`` (fixed, axis of length 1), a group
-            index (axis = its options) or a tuple of group indices (axis = the sum of
-            ``widths[g][choice[g]]``). ``ins == outs`` makes a term of which only the diagonal counts
-            (depthwise). Repeated pairs add up.
+        terms: ``(ins, outs, cost [n_in, n_out])``. A side is ``None`` (fixed, axis of length 1), a group index (axis =
+            its options) or a tuple of group indices (axis = the sum of ``widths[g][choice[g]]``). ``ins == outs`` makes
+            a term of which only the diagonal counts (depthwise). Repeated pairs add up.
         budget: the largest total cost, in the unit of the costs.
         widths: int array ``[n_g]`` per group; needed where a side is a tuple.
-        start: one option per group: where ``linear`` linearises (default: all dense); a first answer for
-            others.
+        start: one option per group: where ``linear`` linearises (default: all dense); a first answer for others.
         **searching: ``solver``, ``gap``, ``time_limit_s``, ``seed``: see ``grid.Searching``.
 
     Returns:

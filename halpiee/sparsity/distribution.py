@@ -99,10 +99,7 @@ class Uniform:
                 _check_density(density)
 
     def densities(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-        """Returns layer → density.
-
-        Args:
-            shapes: layer → weight shape, in the order in which the forward runs the layers.
+        """Returns layer → density, of weight shapes in the order in which the forward runs the layers.
 
         Raises:
             UsageError: the pinned layers alone exceed the total that they are inside of.

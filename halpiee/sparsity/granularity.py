@@ -56,16 +56,13 @@ class Units(Protocol):
 class Weights:
     """Every weight of every conv and linear layer is a unit; biases and norms are not.
 
-    A parameter that several layers share is one entry, under the name that ``model.named_parameters()`` gives it.
-
-    Args:
-        model: the network; parameters of conv and linear modules named ``weight`` are taken.
-        pinned: names of weights, or of their layers, that stay dense.
-        example_input: one input of the network, for the order in which its layers run; by default a usual shape.
+    A parameter that several layers share is one entry, under the name that ``model.named_parameters()`` gives it. The
+    weights that are named in ``pinned``, or whose layers are, stay dense. ``example_input``, by default of a usual
+    shape, shows in which order the layers run.
 
     Raises:
-        StructureError: no conv or linear layer, or a weight that is computed from other tensors.
-        UsageError: a pinned name that is no weight of the model.
+        StructureError: no conv or linear layer, or a weight that is computed from other tensors; a UsageError: a pinned
+            name that is no weight of the model.
     """
 
     zero_is_dead = False

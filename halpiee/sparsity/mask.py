@@ -27,12 +27,10 @@ class Spelled(Protocol):
 
 @dataclass(frozen=True)
 class Mask(Mapping[str, Tensor]):
-    """Active units by name; a value, never changed in place.
+    """Active units by name (BoolTensors of the group's or weight's shape, on the CPU); a value, never changed in place.
 
-    Attributes:
-        units: name → BoolTensor of the group's or weight's shape, on the CPU.
-        skipped: batches that were left out of the scores it was chosen by, as those were not finite.
-        flat: name → why the scores it was chosen by do not rank the units that it separates.
+    ``skipped`` counts the batches that were left out of the scores it was chosen by, as those were not finite; ``flat``
+    says why scores do not rank the units that it separates, by name.
     """
 
     units: dict[str, Tensor]

@@ -74,15 +74,11 @@ class ExplainedLayer:
 class Explanation:
     """What can be removed from a network.
 
-    Attributes:
-        layers: every layer call, in order.
-        groups: every group.
-        prunable_macs_share: share of the multiply-accumulates in layers with a prunable group on either side.
-        untimed: ops that take time and have no entry in a profile, with how often they occur.
-        training_alone: modules that run in training and not in an evaluation: they are cut where they read what
-            an evaluation sees, and whole within.
-        unread: modules whose parameters no forward on these inputs reads: they stay whole, and may not fit what is
-            cut around them when they run.
+    Beside its layer calls and groups in order: the share of the multiply-accumulates in layers with a prunable group on
+    either side; ops that take time and have no entry in a profile, with how often they occur; modules that run in
+    training and not in an evaluation, which are cut where they read what an evaluation sees, and whole within; and
+    modules whose parameters no forward on these inputs reads, which stay whole and may not fit what is cut around them
+    when they run.
     """
 
     layers: tuple[ExplainedLayer, ...]

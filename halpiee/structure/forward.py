@@ -55,14 +55,7 @@ from halpiee.structure.state import (
     truths_in,
 )
 from halpiee.structure.surroundings import Surroundings, foreign
-from halpiee.structure.watching import (
-    Dispatch,
-    Path,
-    TracedCopy,
-    Watch,
-    copied_for_trace,
-    recorded_run,
-)
+from halpiee.structure.watching import Dispatch, Path, TracedCopy, Watch, copied_for_trace, recorded_run
 from latency.backends.torch.modules import copy_of
 
 NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -294,14 +287,10 @@ def observed(
     most: int | None = None,
     compare: bool = True,
 ) -> Observed:
-    """Runs a copy of a model on real tensors, quietly, and notes the values that it reads in Python.
+    """Runs a copy of a model on real tensors, quietly, and notes the values that it reads in Python, some changed.
 
-    Args:
-        subject: the model.
-        change: other values in place of those that it reads.
-        forwards: how often it runs: a tensor that one keeps on ``self`` may steer the next.
-        most: ops after which it is endless.
-        compare: whether to note its ops, with sums over their outputs, for a comparison.
+    It runs ``forwards`` times, as a tensor that one keeps on ``self`` may steer the next, and is endless after ``most``
+    ops. With ``compare`` its ops are noted, with sums over their outputs.
     """
     path = Path(Answers(change=change))
     with subject.around.kept(), quietly():

@@ -1,11 +1,10 @@
 """The public structure of a model: units, the groups they form, where each unit lives, and how large the network is.
 
-A *unit* is one set of channel slots that can only be removed together; a *group* holds all units with the
-same footprint (the same layers on the same sides, equally often), so a layer's width is a sum of group
-counts. Units are numbered through the whole structure: unit ``j`` of group ``g`` has the global index
-``g.start + j``. A *slot* is one dimension of one parameter or buffer, with the global unit index of each of
-its positions; masks, shrinking and training read nothing else. ``macs``, ``parameters`` and ``widths`` say how large
-the network is at a choice of counts.
+A *unit* is one set of channel slots that can only be removed together; a *group* holds all units with the same
+footprint (the same layers on the same sides, equally often), so a layer's width is a sum of group counts. Units are
+numbered through the whole structure: unit ``j`` of group ``g`` has the global index ``g.start + j``. A *slot* is one
+dimension of one parameter or buffer, with the global unit index of each of its positions; masks, shrinking and training
+read nothing else. ``macs``, ``parameters`` and ``widths`` say how large the network is at a choice of counts.
 """
 
 from __future__ import annotations
@@ -105,8 +104,7 @@ class Slot:
         tensor: qualified name, as in ``state_dict``.
         module: path of the module that holds it.
         kind: ``conv``, ``conv_transpose``, ``linear``, ``batch_norm`` …
-        side: ``out`` (rows a layer produces), ``in`` (columns it contracts) or ``norm`` (affine and
-            statistics).
+        side: ``out`` (rows a layer produces), ``in`` (columns it contracts) or ``norm`` (affine and statistics).
         dim: the dimension.
         units: int64 ``[size of the dimension]``, global unit index of each position.
     """
@@ -194,14 +192,11 @@ class Structure:
         return int(self.details.get("batch", 1))
 
     def keep_vector(self, keep: Mapping[str, Tensor]) -> NDArray[np.bool_]:
-        """Returns bool ``[n_units]``: which units stay.
-
-        Args:
-            keep: group name → BoolTensor ``[size]``; a missing group is kept whole.
+        """Returns bool ``[n_units]``: which units stay, of BoolTensors ``[size]`` by group name; others stay whole.
 
         Raises:
-            StructureError: an unknown group, a wrong size or dtype, a unit removed from a group that is not
-                prunable, or an emptied group that may not vanish.
+            StructureError: an unknown group, a wrong size or dtype, a unit removed from a group that is not prunable,
+                or an emptied group that may not vanish.
         """
         import torch
 
@@ -248,15 +243,11 @@ def widths(structure: Structure, counts: Mapping[str, int] | None = None) -> dic
 
 
 def macs(structure: Structure, counts: Mapping[str, int] | None = None) -> dict[str, int]:
-    """Returns the multiply-accumulates of every conv and linear layer for one input (batch 1).
+    """Returns the multiply-accumulates of every conv and linear layer for one input (batch 1), whole or at some counts.
 
     A convolution has C_out · C_in / groups · kernel · output positions of them, a transposed one counts input
     positions, a linear layer C_out · C_in · rows. Positions are those of all frames, patches or views that the network
-    makes of an input. Biases, norms and activations are not counted.
-
-    Args:
-        structure: the network.
-        counts: group name → units that stay; a missing group is whole.
+    makes of an input. Biases, norms and activations are not counted. ``counts`` maps group names to units that stay.
     """
     counts = counts or {}
     found: dict[str, int] = {}

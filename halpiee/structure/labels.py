@@ -3,10 +3,9 @@
 Every position of every parameter dimension is an *atom*; what must be removed together is united, and one united set
 is a unit. Arrays in, arrays out: all calls are vectorised. Atom 0 means "belongs to nothing".
 
-A label has the dimensions of its tensor, with size 1 along every dimension where it does not vary, so the
-label of ``[N, C, H, W]`` is ``[1, C, 1, 1]``. An activation has one label; a tensor made of parameters alone
-has one label per parameter dimension (``axes``), because an element of a weight belongs to a row and to a
-column.
+A label has the dimensions of its tensor, with size 1 along every dimension where it does not vary, so the label of
+``[N, C, H, W]`` is ``[1, C, 1, 1]``. An activation has one label; a tensor made of parameters alone has one label per
+parameter dimension (``axes``), because an element of a weight belongs to a row and to a column.
 """
 
 from __future__ import annotations

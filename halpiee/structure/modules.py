@@ -7,10 +7,9 @@ A model is traced with these forwards, and a shrunk module gets one where its ow
 
 **No channels.** A convolution without channels returns its bias, a norm without channels its input.
 
-**Masked norms.** While a module of a masked model runs, its norms over channels see the kept channels only. The module
-keeps its class, attributes, parameters and signature. Two hooks around its forward enter and leave a function mode that
-computes each norm over the kept channels, wherever in the forward it is called. Hooks also keep
-``nn.TransformerEncoderLayer`` off its fused kernel, which does not call its norms.
+**Masked norms.** While a module of a masked model runs, its norms over channels, written out or not, see the kept ones
+only. The module keeps its class, attributes, parameters and signature: two hooks around its forward enter and leave a
+function mode. Hooks also keep ``nn.TransformerEncoderLayer`` off its fused kernel, which does not call its norms.
 """
 
 from __future__ import annotations

@@ -127,8 +127,7 @@ class Plan:
         groups: the prunable groups, with the units that stay.
         n_units: number of units of all groups.
         shapes: tensor name → shape of the dense model.
-        slots: tensor name → dimension (as text, for JSON) → runs of unit numbers, −1 where a position always
-            stays.
+        slots: tensor name → dimension (as text, for JSON) → runs of unit numbers, −1 where a position always stays.
         attributes: module path, attribute, index or None, runs of the units counted, factor, divisor.
         model: the MODEL string that builds the dense model, where it is known.
         arguments: arguments of its builder.
@@ -168,13 +167,8 @@ class Plan:
     ) -> Plan:
         """Binds a selection to the structure it was made for.
 
-        Args:
-            structure: the traced model.
-            selection: which units stay, and what they cost where that was priced.
-            model: the MODEL string that builds the dense model.
-            arguments: arguments of its builder.
-            budget_us: latency that was asked for, in µs.
-            target: what the latency was predicted for.
+        ``model`` is the MODEL string that builds the dense model, with ``arguments`` of its builder; ``budget_us`` the
+        latency that was asked for, in µs; ``target`` what the latency was predicted for.
 
         Raises:
             StructureError: the selection's keep does not fit the structure.

@@ -92,13 +92,10 @@ class Known:
 
 
 class Recorder:
-    """Labels and records of one forward; the rules write into it.
+    """Labels and records of one forward over the ``modules`` of the traced copy; the rules write into it.
 
-    Args:
-        modules: path → module of the traced copy.
-        positions: names of grouped layers and norms whose unit is a position across groups, not one group.
-        units: the union-find, by default a new one.
-        by_rows: numbers (among the moves) of reshapes that spread channels and keep whole rows of them.
+    In ``positions``, names of grouped layers and norms, a unit is a position across groups, not one group. ``by_rows``
+    are numbers, among the moves, of reshapes that spread channels and keep whole rows of them.
     """
 
     def __init__(

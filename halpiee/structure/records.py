@@ -2,16 +2,14 @@
 
 **Moves.** An op that moves elements must move those that are left in the same way. Every other op works position by
 position, or reads channels in the order in which a weight holds them. So a smaller network is the larger one without
-some channels exactly when ``move(cut(x)) = cut(move(x))`` for each of its moves. This checks the order of channels
-within one unit, too, which no comparison of units can.
+some channels exactly when ``move(cut(x)) = cut(move(x))`` for each of its moves, within a unit, too.
 
 **Needed ops.** A tensor that a forward reads only to log it is no reason to freeze its channels. An op is left out of a
 trace where nothing that counts reads its outputs: no output of the network, no op that writes in place, no op that
 combines an activation with a parameter (which runs in the cut network too, and has to fit).
 
-**Steps.** Two forwards that run the same ops on the same tensors are one network at two widths. A comparison by name
-alone is not enough: a block that reads ``norm(x)`` in place of ``x`` at another width runs the same ops on the same
-shapes.
+**Steps.** Two forwards that run the same ops on the same tensors are one network at two widths. A block that reads
+``norm(x)`` in place of ``x`` at another width runs the same ops on the same shapes.
 """
 
 from __future__ import annotations

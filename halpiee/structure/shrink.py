@@ -209,8 +209,7 @@ def copied_optimizer(
 ) -> Optimizer:
     """Returns an optimizer of the same class over the compact model, groups, order and settings as they were.
 
-    Parameters that are not the model's stay the same objects. Hooks are not copied: they belong to the old
-    one.
+    Parameters that are not the model's stay the same objects. Hooks are not copied: they belong to the old one.
     """
     memo = dict(memo)
     for old, new in zip(model.parameters(), compact.parameters(), strict=True):

@@ -2,19 +2,16 @@
 
 **Answers.** A forward may read a number of a tensor to log it, or a truth value to check it. Fake tensors have no such
 values. They are noted on real tensors and returned again on fake ones, in order; ``forward.py`` tries whether they
-matter.
+matter. **Constants** depend on no input, parameter or buffer, such as strides of which a detector makes its anchors:
+they are the same in a smaller network, and computed with their values, on real tensors.
 
-**Stored tensors.** A cut copy must not use caches of the full network. An attribute that the traced forward changed
-is put back to its value before it; a module makes tensors that it keeps for evaluation anew when it is switched to
+**Stored tensors.** A cut copy must not use caches of the full network. An attribute that the traced forward changed is
+put back to its value before it; a module makes tensors that it keeps for evaluation anew when it is switched to
 training and back.
 
 **Branches.** Where the forward branches on ``training``, training may run other layers than an evaluation. Auxiliary
 heads read channels that an evaluation uses elsewhere, so both are traced, and channels coupled in either are coupled.
-Norms and dropouts stay as in an evaluation meanwhile; they couple nothing otherwise.
-
-**Constants.** A detector makes its anchors of strides, a tensor that it holds beside its buffers, and reads them in
-Python. What depends on no input, parameter or buffer is the same for other inputs and for a smaller network, so it is
-computed with its values, on real tensors.
+Norms and dropouts stay as in an evaluation meanwhile.
 """
 
 from __future__ import annotations

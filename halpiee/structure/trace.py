@@ -1,13 +1,13 @@
 """Traces a model: one forward on fake tensors, with a label beside every tensor, finds which channels belong together.
 
-The model is copied with fake parameters (no memory, no arithmetic, any device) and run once in eval mode, and once
-more as it trains where its code branches on the mode. Below autograd every op is seen, and its rule (``rules``) does to
-the labels what the op does to the elements.
+The model is copied with fake parameters (no memory, no arithmetic, any device) and run once in eval mode, and once more
+as it trains where its code branches on the mode. Below autograd every op is seen, and its rule (``rules``) does to the
+labels what the op does to the elements.
 
-A group may vanish where a parallel path stays. A branch without inner channels is a constant: the bias of the layer
-that read them, carried through the ops behind it. It may be removed where an addition or a concatenation joins it with
-a tensor that is still computed, so that no layer and no output is left with a constant alone. The modules stay, with
-tensors of size 0 and a forward that computes nothing.
+A group may vanish where a parallel path stays. A branch without inner channels is a constant, the bias of the layer
+that read them. It may go where an addition or a concatenation joins it with a tensor that is still computed, so that no
+layer and no output is left with a constant alone. The modules stay, with tensors of size 0 and a forward that computes
+nothing.
 """
 
 from __future__ import annotations
@@ -52,13 +52,11 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
         model: any module that runs on the example inputs.
         example_inputs: positional arguments of its forward; tensors may be nested. Only shapes, types and
             devices count.
-        vanish: whether whole branches may be removed: groups that a parallel path makes dispensable get
-            ``may_vanish``. It is off by default, because a network that loses blocks is another decision than
-            one that gets narrower.
+        vanish: whether whole branches may be removed: groups that a parallel path makes dispensable get ``may_vanish``.
+            It is off by default, because a network that loses blocks is another decision than one that gets narrower.
 
     Raises:
-        StructureError: the model cannot be traced: its forward fails, or its parameters are quantised or
-            parametrised.
+        StructureError: the model cannot be traced: its forward fails, or its parameters are quantised or parametrised.
     """
     if not isinstance(example_inputs, tuple):
         raise StructureError(

@@ -28,7 +28,7 @@ class RootMeanSquare(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         variance = x.to(torch.float64).pow(2).mean(-1, keepdim=True)
         return self.weight * (x * torch.rsqrt(variance + 1e-6)).to(x.dtype)
 
@@ -40,7 +40,7 @@ class ResponseNorm(nn.Module):
         super().__init__()
         self.gamma, self.beta = (nn.Parameter(torch.ones(1, 1, 1, width)) for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         g = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
         return self.gamma * (x * (g / (g.mean(dim=-1, keepdim=True) + 1e-6))) + self.beta + x
 
@@ -55,7 +55,7 @@ class Block(nn.Module):
         self.gate, self.up, self.down = nn.Linear(width, 20), nn.Linear(width, 20), nn.Linear(20, width)
         self.num_heads, self.head_dim = heads, width // heads
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         n, t, _ = x.shape
         y = self.n1(x)
         q, k, v = (
@@ -289,11 +289,8 @@ def test_one_fixed_filter_for_all_channels_lets_them_go(name: str) -> None:
 
 
 def test_circular_padding_keeps_each_channel() -> None:
-    for dims, conv in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)):
-        is_cut_exactly(
-            lambda conv=conv: nn.Sequential(
-                conv(3, 8, 1), nn.ReLU(), conv(8, 6, 3, padding=1, padding_mode="circular"), conv(6, 4, 1)
-            ),
-            (1, 3, *(4,) * dims),
-            {"0", "2"},
-        )
+    convs: list[Any] = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
+    for dims, conv in enumerate(convs, start=1):
+        inner = conv(8, 6, 3, padding=1, padding_mode="circular")
+        model = nn.Sequential(conv(3, 8, 1), nn.ReLU(), inner, conv(6, 4, 1))
+        is_cut_exactly(model.float, (1, 3, *(4,) * dims), {"0", "2"})

@@ -25,9 +25,7 @@ def convolution(recorder: Recorder, call: Call) -> Timing | None:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = call.args[:9]
     computed = recorder.computed_by(weight)
     if (not recorder.tag(weight).parameter and computed is None) or recorder.tag(x).parameter:
-        of_numbers = recorder.tag(x).parameter or any(recorder.tag(weight).axes)
-        what = "" if of_numbers else " with a weight that is no parameter"
-        recorder.freeze_call(call, call.where + what)
+        recorder.freeze_call(call, f"{call.where} with a weight that is no parameter")
         return None
     kind = "conv_transpose" if transposed else "conv"
     dims = Dims(1, *((0, 1) if transposed else (1, 0)), 1)

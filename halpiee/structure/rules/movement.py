@@ -23,10 +23,7 @@ from halpiee.structure.modules import HEAD_WIDTH, HEADS, SHARED_HEADS, attribute
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import RESHAPES, Attribute, Call, Move, Spread, tensors_of
 
-SIZELESS = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip"})
-"""Movements without sizes or positions of their own."""
-
-UNMOVED = SIZELESS | {"expand"}
+UNMOVED = frozenset({"permute", "transpose", "t", "squeeze", "unsqueeze", "flip", "expand"})
 """Movements that do the same whichever channels are left."""
 
 SINGLE = frozenset({"unbind", "select"})

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from halpiee.structure.labels import Label, Tag, no_atoms, varying
+from halpiee.structure.labels import Label, Tag, no_atoms, together, varying
 from halpiee.structure.modules import heads_of
 from halpiee.structure.recorder import Recorder
 from halpiee.structure.records import Average, Call, Norm, Timing
@@ -112,11 +112,11 @@ def over_channels(recorder: Recorder, call: Call, atoms: np.ndarray, dim: int) -
     module, number, _ = recorder.norm_call
     for norm in recorder.norms:
         if (norm.module, norm.number) == (module, number):
-            if norm.units.size != atoms.size or norm.dim != dim:
-                recorder.units.freeze(norm.units, f"{call.where} over channels of another number elsewhere")
-                recorder.units.freeze(atoms, f"{call.where} over channels of another number elsewhere")
-            else:
+            if norm.units.size == atoms.size and norm.dim == dim:
                 recorder.units.unite(norm.units, atoms)
+            else:
+                both = together([norm.units, atoms])
+                recorder.units.freeze(both, f"{call.where} over channels of another number elsewhere")
     if (module, number) in recorder.other_norms:
         recorder.units.freeze(atoms, f"{call.where} over channels, and over others elsewhere")
     follow_width(recorder, call, atoms, FOLLOWING)
@@ -254,25 +254,21 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
 
 def is_sum(call: Call) -> bool:
     """Returns whether a reduction is a sum of magnitudes or of the elements themselves."""
-    if call.name == "linalg_vector_norm":
-        order = call.args[1] if len(call.args) > 1 else call.kwargs.get("ord", 2)
-        return bool(order > 0)
-    return call.name == "sum"
+    order = call.args[1] if len(call.args) > 1 else call.kwargs.get("ord", 2)
+    return call.name == "sum" or (call.name == "linalg_vector_norm" and order > 0)
 
 
 def averages(recorder: Recorder, call: Call, label: Label, dims: list[int]) -> bool:
     """Returns whether a reduction is an average of whole channels that a masked network can restrict; notes it."""
-    at = varying(label)
+    at, source, running = varying(label), call.tensors[0], recorder.norm_call
     if (
         call.name not in AVERAGES
-        or recorder.norm_call is None
-        or recorder.norm_call[2] is not call.tensors[0]
+        or running is None
+        or running[2] is not source
+        or recorder.tag(source).parameter
     ):
         return False
-    module = recorder.modules.get(call.module)
-    if len(at) != 1 or at[0] not in dims or not label.all() or recorder.tag(call.tensors[0]).parameter:
-        return False
-    if heads_of(module) is not None:
+    if len(at) != 1 or at[0] not in dims or not label.all() or heads_of(recorder.modules.get(call.module)):
         return False
     recorder.units.changes += 1  # an average that feeds no output does not count
     over_channels(recorder, call, label.reshape(-1), -1 if at[0] == label.ndim - 1 else at[0])
@@ -304,9 +300,8 @@ def follow_averages(recorder: Recorder, call: Call, *, elementwise: bool) -> Non
             recorder.averages[recorder.value(out)] = Average(over, inverse)
         return
     divides = name == "div" and found[0] is None
-    if name in ("sub", "rsub") or divides or (name == "mul" and inverse):
-        return
-    freeze_averaged(recorder, over)
+    if name not in ("sub", "rsub") and not divides and not (name == "mul" and inverse):
+        freeze_averaged(recorder, over)
 
 
 def freeze_averaged(recorder: Recorder, over: tuple[tuple[Label, str], ...]) -> None:

@@ -2,12 +2,11 @@
 
 Two runs from one seed draw the same noise as long as they draw the same shapes. Where a network draws noise for
 channels of which the other has fewer, each draw is made once, without the dimensions in which the two differ, and
-expanded along them.
+expanded.
 
 Equal outputs prove nothing where the outputs depend on no input. A head that begins at zero (torchvision's ViT), a
-branch whose last norm does (``zero_init_residual``) or is scaled by 1e-6 (LayerScale) lets nothing through: two
-networks that differ before it have equal outputs. Such weights are drawn anew, on both sides alike, and the networks
-are compared once more.
+branch whose last norm does (``zero_init_residual``) or is scaled by 1e-6 (LayerScale) lets nothing through. Such
+weights are drawn anew, on both sides alike, and the networks are compared once more.
 """
 
 from __future__ import annotations

@@ -46,12 +46,11 @@ class Misplaced:
 def irregular_keeps(structure: Structure) -> list[dict[str, Tensor]]:
     """Returns keeps that take an irregular share of the units out of the prunable groups.
 
-    Groups of one size lose different numbers in at least one of the keeps: only then a forward fails that cuts one by
-    the width of another. A size has few widths, so that many groups of one small size need several keeps: the digits
-    of a group's number say how many units it loses in each.
-
-    The last keep leaves few units, the more the fewer the first one leaves, to find a forward that compares a width
-    with a number or with another width. At least two are left, as torch itself takes other paths at a width of one.
+    Groups of one size lose different numbers in at least one keep: only then a forward fails that cuts one by the width
+    of another. A size has few widths, so many groups of a small one need several keeps: the digits of a group's number
+    say how many units it loses in each. The last keep leaves few units, the more the fewer the first one leaves, to
+    find a forward that compares a width with a number or another width; at least two, as torch takes other paths at a
+    width of one.
     """
     generator = torch.Generator().manual_seed(1)
     groups_of = Counter(group.size for group in structure.prunable)
@@ -104,12 +103,8 @@ def differences(
 ) -> list[Finding]:
     """Returns the units that must stay: where the smaller model failed, united units or differed.
 
-    Args:
-        structure: as found so far.
-        full: record of the full model.
-        small: record of the smaller one, with the structure's units as atoms.
-        error: what its forward raised, or None.
-        misplaced: the first op that moves the remaining channels differently, or None.
+    ``full`` is the record of the full model, ``small`` of the smaller one, with the structure's units as atoms and the
+    ``error`` that its forward raised; ``misplaced`` is the first op that moves the remaining channels differently.
     """
     assert isinstance(small.units, CheckedUnits)
     if misplaced is not None and (error is None or small.failed_at != full.moves[misplaced.place].where):
