@@ -58,7 +58,7 @@ from halpiee.structure.trace import trace as trace
 from halpiee.tasks.task import Metric as Metric
 from halpiee.tasks.task import Task as Task
 from halpiee.tasks.task import task as task
-from halpiee.training.loading import load as load
+from halpiee.training.weights import load as load
 
 __all__: list[str]
 __version__: str

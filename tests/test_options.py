@@ -19,8 +19,7 @@ from halpiee.errors import UsageError, unknown
 from halpiee.methods.registry import METHODS
 from halpiee.options import described, fitted, nested, option, options_of
 from halpiee.shared_options import Cycle, Switches
-from halpiee.training.config import Settings
-from halpiee.training.masks import Masks
+from halpiee.training.config import Masks, Settings
 from tools.docs_pages import options_page
 from tools.house import functions
 

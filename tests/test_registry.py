@@ -27,8 +27,7 @@ from halpiee.methods.registry import METHODS
 from halpiee.options import own_options
 from halpiee.saliency.registry import REGISTRY as CRITERIA
 from halpiee.training.build import Material, method_of
-from halpiee.training.config import ONLY, Settings
-from halpiee.training.masks import Masks
+from halpiee.training.config import ONLY, Masks, Settings
 from latency.backends import BACKENDS, way_of
 from latency.registry import Registry
 
@@ -269,7 +268,7 @@ def test_what_is_read_from_the_source_is_what_the_modules_register() -> None:
 
 def test_methods_are_listed_and_settings_checked_without_torch() -> None:
     code = (
-        "import sys\nfrom halpiee.training.config import Settings\nfrom halpiee.training.masks import Masks\n"
+        "import sys\nfrom halpiee.training.config import Settings\nfrom halpiee.training.config import Masks\n"
         "from halpiee.methods.registry import METHODS\n"
         "Settings(model='m', data='d', method='rigl', masks=Masks(sparsity=0.9)); list(METHODS.values())\n"
         "sys.exit('torch' in sys.modules)"

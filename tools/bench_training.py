@@ -40,9 +40,9 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.sparsity import ERK, Channels, Global, Latency, Uniform
 from halpiee.structure.groups import Structure, macs
 from halpiee.structure.trace import trace
+from halpiee.training.build import make_optimizer
 from halpiee.training.config import Settings
 from halpiee.training.loop import Trainer
-from halpiee.training.schedule import make_optimizer
 from halpiee.zoo import build
 from latency import Profile
 from latency.timing.timer import median_interval

@@ -1,15 +1,15 @@
 """Traces, cuts and checks networks, or exports them pruned, a row of a table each; of torchvision, timm or Ultralytics.
 
-Each network has a process of its own, with random weights and the smallest input it takes; one that takes too
-long or too much memory is named with that reason. With ``--here`` all have this one, at low priority, and memory is
-not limited. The file grows by a row per network, and a second call goes on where the first one stopped::
+Each network has a process of its own at low priority, with random weights and the smallest input it takes; one that
+takes too long or too much memory is named with that reason. The file grows by a row per network, and a second call goes
+on where the first one stopped::
 
     python -m tools.models_table --out docs/models.md
     python -m tools.models_table --out docs/models.md --again vit_b_16 swin_t
     python -m tools.models_table resnet18 vgg16
     python -m tools.models_table --exports --out docs/exports.md            # classification networks as ONNX files
-    python -m tools.models_table --timm --here --out docs/models_timm.md    # one small network of every family of timm
-    python -m tools.models_table --yolo --here --out docs/models_yolo.md    # the nine smallest of Ultralytics
+    python -m tools.models_table --timm --out docs/models_timm.md    # one small network of every family of timm
+    python -m tools.models_table --yolo --out docs/models_yolo.md    # the nine smallest of Ultralytics
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -71,11 +70,6 @@ HEADER = (
     "| frozen |\n"
     "|---|---|---|---|---|---|---|---|"
 )
-
-
-def names() -> list[str]:
-    """Returns torchvision's networks, the quantised ones left out."""
-    return [n for n in list_models() if n not in list_models(module=quantization)]
 
 
 def build(name: str) -> nn.Module:
@@ -252,23 +246,21 @@ SMALL = (
 )  # fmt: skip
 """What names of small networks hold, the smallest first."""
 
-TIMM_BY = f"""Written by `python -m tools.models_table --timm --here --out docs/models_timm.md`: one small network
+TIMM_BY = f"""Written by `python -m tools.models_table --timm --out docs/models_timm.md`: one small network
 of every module of timm, random weights, the smallest image of {SIZES} pixels or its own that runs. Modules that have no
 row were not worked out; the command goes on with them.
 """
-
-
-def size_of(name: str) -> tuple[int, int]:
-    """Returns what orders the networks of a family, small ones first."""
-    return next((i for i, part in enumerate(SMALL) if part in name), len(SMALL)), len(name)
 
 
 def timm_names() -> list[str]:
     """Returns one network of every module of timm."""
     import timm
 
+    def size(name: str) -> tuple[int, int]:  # what orders the networks of a family
+        return next((i for i, part in enumerate(SMALL) if part in name), len(SMALL)), len(name)
+
     families = (timm.list_models(module=module) for module in timm.list_modules())
-    return sorted(min(family, key=size_of) for family in families if family)
+    return sorted(min(family, key=size) for family in families if family)
 
 
 def timm_build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -293,7 +285,7 @@ def timm_build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
 YOLO = tuple(f"yolo{version}n{task}" for version in ("v8", "11", "26") for task in ("", "-seg", "-cls"))
 """The smallest networks of Ultralytics: three versions, three tasks."""
 
-YOLO_BY = """Written by `python -m tools.models_table --yolo --here --out docs/models_yolo.md`, with the extra `yolo`:
+YOLO_BY = """Written by `python -m tools.models_table --yolo --out docs/models_yolo.md`, with the extra `yolo`:
 the networks of Ultralytics' YAML files, random weights, float32; compared at 64 × 64 pixels, traced at their own size.
 """
 
@@ -345,25 +337,12 @@ class Kind:
         except (HalpieeError, RuntimeError, ValueError, AssertionError) as error:
             return self.refused(name, " ".join(str(error).split())[:300])
 
-    def in_time(self, name: str) -> str:
-        """Returns the row of one network, worked out in this process within the limit of time."""
-
-        def late(signum: int, frame: object) -> None:
-            raise ValueError(f"takes more than {self.seconds} s")
-
-        before = signal.signal(signal.SIGALRM, late)
-        signal.alarm(self.seconds)
-        try:
-            return self.line(name)
-        finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, before)
-
     def apart(self, name: str, flags: Sequence[str]) -> str:
         """Returns the row of one network, worked out in a process of its own within the limits."""
 
         def limit() -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+            os.nice(10)
 
         command = [sys.executable, "-m", "tools.models_table", *flags, name]
         try:
@@ -386,7 +365,7 @@ KINDS = {
     "": Kind(
         TRACED,
         BY + COLUMNS,
-        names,
+        lambda: [n for n in list_models() if n not in list_models(module=quantization)],
         lambda name: cells(name, build(name), example_inputs(name), double=name in IN_DOUBLE),
         300,
     ),
@@ -425,7 +404,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="networks of the table; all of them where none is named")
     parser.add_argument("--out", type=Path, help="file to write; the rows it has are kept")
     parser.add_argument("--again", action="store_true", help="work out rows anew that the file has")
-    parser.add_argument("--here", action="store_true", help="in this process, at low priority")
     for flag in filter(None, KINDS):
         parser.add_argument(
             f"--{flag}", dest="kind", action="store_const", const=flag, help=f"the table of {flag}"
@@ -438,16 +416,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in chosen if name not in listed]
     if unknown:
         parser.error(f"{', '.join(unknown)}: no network of this table; there are {', '.join(listed)}")
-    if given.here:
-        os.nice(10)
     rows = written(given.out) if given.out is not None else {}
     for name in chosen:
         if name in rows and not given.again:
             continue
-        if given.here:
-            rows[name] = kind.in_time(name)
-        else:
-            rows[name] = kind.line(name) if given.out is None else kind.apart(name, flags)
+        rows[name] = kind.line(name) if given.out is None else kind.apart(name, flags)
         print(rows[name], flush=True)
         if given.out is not None:
             known = written(given.out) | {name: rows[name]}

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import ranges
-from halpiee.cli.options import INPUTS, SIZES, Answered, Built, input_size, parse_inputs, verb
+from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
 from halpiee.cli.output import answer, say, wide_screen
 from halpiee.cli.timed import Timed, open_all
 from halpiee.errors import UsageError
+from halpiee.inputs import INPUTS, parse_inputs
 from halpiee.options import described, option
 from halpiee.shared_options import NETWORK, RUNTIME, Threaded
 from latency.files import check_place, write

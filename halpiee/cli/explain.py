@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from halpiee.cli.options import Answered, Imaged, spelled, verb
+from halpiee.cli.options import Answered, Imaged, verb
 from halpiee.cli.output import answer, say, screen
 from halpiee.errors import StructureError
+from halpiee.inputs import spelled
 from halpiee.options import option
 from halpiee.shared_options import Batched
 from latency.files import check_place, write
@@ -17,7 +18,7 @@ from latency.files import check_place, write
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from halpiee.cli.options import Shape
+    from halpiee.inputs import Shape
     from halpiee.structure.explain import Explanation
     from halpiee.structure.groups import Structure
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from halpiee import ranges
 from halpiee.cli.export_int8 import ONNX, Quantising, export_quantised
-from halpiee.cli.options import INPUTS, SIZES, Answered, Built, input_size, parse_inputs, verb
+from halpiee.cli.options import SIZES, Answered, Built, input_size, verb
 from halpiee.cli.output import answer, say
 from halpiee.errors import OutputInUseError, UsageError
+from halpiee.inputs import INPUTS, parse_inputs
 from halpiee.options import described, option
 from halpiee.shared_options import NETWORK, Seeded
 from latency.files import check_place

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halpiee.cli.options import Input, Shape, example_of, spelled
 from halpiee.errors import StructureError, UsageError
+from halpiee.inputs import Input, Shape, at_batch, example_of, spelled
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -150,15 +150,6 @@ def traced(
             "with --input NAME=SHAPE"
         ) from error
     return Traced(network, example, structure)
-
-
-def at_batch(example: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
-    """Returns example inputs with another batch: the first of each, so many times."""
-    from latency.backends.torch.modules import filled, tensors_in
-
-    return filled(
-        example, [x[:1].expand(batch, *x.shape[1:]).clone() if x.dim() else x for x in tensors_in(example)]
-    )
 
 
 def _typed(shape: Shape) -> str:

@@ -117,7 +117,7 @@ class Problem:
 
     def at_batch(self, n: int) -> Structure:
         """Returns the structure at another batch."""
-        from halpiee.cli.networks import at_batch
+        from halpiee.inputs import at_batch
         from halpiee.structure.trace import trace
 
         if n == self.images:

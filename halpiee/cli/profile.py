@@ -23,7 +23,7 @@ from halpiee.shared_options import RUNTIME, Batched, Seeded, Threaded
 
 if TYPE_CHECKING:
     import latency
-    from halpiee.cli.options import Shape
+    from halpiee.inputs import Shape
     from latency.inspect import Inspection
 
 

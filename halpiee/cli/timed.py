@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from halpiee.cli.options import Input, Shape
 from halpiee.errors import UsageError
+from halpiee.inputs import Input, Shape
 
 if TYPE_CHECKING:
     from halpiee.cli.networks import Network
@@ -52,7 +52,7 @@ class Timed:
             if precision is not None and self.file_ending == ".onnx":
                 check_precision(self.file, precision)
             return made
-        from halpiee.cli.networks import at_batch
+        from halpiee.inputs import at_batch
 
         model, first = self.network.model, self.network.example
         example = at_batch(first, batch)

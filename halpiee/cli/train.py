@@ -24,9 +24,6 @@ from halpiee.training.config import RUN, Settings
 from halpiee.training.ranks import ALONE, Ranks, joined
 from latency.files import contents
 
-OPTION = {"model": "MODEL", "data": "--data"}
-"""How what may name code is typed."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Placed(Answered):
@@ -98,7 +95,7 @@ def command(given: Start, typed: dict[str, Any]) -> None:
 
 TAKEN = (
     "model weights data budget also profile images rounds criterion value protect_first protect only min_width "
-    "multiple_of width size backend batch threads device seed"
+    "multiple_of width size inputs backend batch threads device seed"
 )
 """The options of a training that a pruning without training has."""
 
@@ -144,7 +141,8 @@ def gather(
     stored = out / "settings.json"
     for key, where in (read_of or {}).items():
         if key in ("model", "data"):
-            check_named(typed[key], where=f"{where} names the {key}", instead=f"type {OPTION[key]} as well")
+            option = "--data" if key == "data" else "MODEL"
+            check_named(typed[key], where=f"{where} names the {key}", instead=f"type {option} as well")
     if resume and stored.is_file():
         values = read_values(out)
         if not trust:
@@ -169,7 +167,7 @@ def gather(
     return Settings.from_dict(values, where=str(stored) if resume else "settings")
 
 
-OWN = ("model", "data", "width", "size", "task", "loading", "batch", "threads", "backend")
+OWN = ("model", "data", "width", "size", "inputs", "task", "loading", "batch", "threads", "backend")
 """Options that a run that is trained on brings along; what is typed comes first."""
 
 

@@ -21,11 +21,11 @@ from halpiee.deploy.onnx import export_onnx
 from halpiee.errors import BudgetError, MissingError
 from halpiee.structure.groups import macs
 from halpiee.structure.trace import trace
+from halpiee.training.build import make_optimizer
 from halpiee.training.checkpoint import fill
 from halpiee.training.config import Settings
 from halpiee.training.job import Run, Talk
 from halpiee.training.loop import Outlet, Trainer, evaluate
-from halpiee.training.schedule import make_optimizer
 
 BLOCKS = (16, 8, 1)
 """What is left of a group is a multiple; the next is tried where none fits, as the library keeps groups whole."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from halpiee.errors import DataError, UsageError
+from halpiee.inputs import Input
 
 MOST_CLASSES = 10**6
 """Classes that a data source may have; a network of as many takes 2 kB for each."""
@@ -42,6 +43,7 @@ class Data(ABC):
         classes: one name per label.
         mean: float32, per channel of 0–1, of the images that ``normalised`` takes.
         std: likewise.
+        inputs: what one example is made of, where that is several tensors; a batch has them in a tuple, or by name.
         rank: of this process among those that train together.
         ranks: the number of these.
     """
@@ -50,6 +52,7 @@ class Data(ABC):
     classes: tuple[str, ...]
     mean: Tensor | None
     std: Tensor | None
+    inputs: tuple[Input, ...] = ()
     rank: int = 0
     ranks: int = 1
 
@@ -87,7 +90,7 @@ class Data(ABC):
             "size": side,
             "classes": list(self.classes),
         }
-        if getattr(self, "mean", None) is None:
+        if self.inputs or getattr(self, "mean", None) is None:
             return {"classes": known["classes"]}
         return known | {name: getattr(self, name).flatten().tolist() for name in ("mean", "std")}
 
@@ -174,6 +177,12 @@ class Examples(Sequence[tuple[Any, Any]]):
         if isinstance(number, slice):
             return Examples(self._data, self._parts[number])
         return self._data.at(self._parts[number])
+
+
+def inputs_in(x: Any) -> tuple[Input, ...]:
+    """Returns what an example of several inputs is made of."""
+    named = x.items() if isinstance(x, Mapping) else (("", one) for one in x)
+    return tuple(Input(name, tuple(one.shape), str(one.dtype).removeprefix("torch.")) for name, one in named)
 
 
 def check_batch(batch_size: int) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,18 +17,22 @@ from halpiee.data.images import resized, shift_for
 from halpiee.data.source import DatasetSplit, Source, Splits
 from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.errors import DataError, HalpieeError, UsageError
+from halpiee.zoo.registry import named_code
 
 
 @dataclass(frozen=True)
 class FunctionSource(Source):
-    """``package.module:function``: returns ``Data``, or (train, test), each (images, labels) or a dataset."""
+    """``package.module:function``: returns ``Data``, or (train, test), each (images, labels) or a dataset.
+
+    A dataset may give several inputs in place of an image: a tuple in forward's order, or a dict by its arguments.
+    """
 
     name: str
     size: int | None = None
 
     def check(self, *, bad: int = 0) -> Summary:
         """Finds the function without calling it."""
-        self._function()
+        named_code(self.name, "--data", DataError)
         return Summary(self.name)
 
     def splits(self) -> Splits | None:
@@ -52,7 +53,7 @@ class FunctionSource(Source):
 
     def found(self) -> Data | Splits:
         """Calls the function and returns what it gives: data that are ready, or datasets to read examples of."""
-        function = self._function()
+        function = named_code(self.name, "--data", DataError)
         try:
             result = function()
         except HalpieeError:
@@ -110,27 +111,6 @@ class FunctionSource(Source):
         classes = classes or class_numbers(train_y, self.name)
         augmentation = Augmentation(shift=shift_for(train_x.shape[-1]) if train_x.ndim else 0)
         return TensorData(self.name, train_x, train_y, test_x, test_y, classes, augmentation)
-
-    def _function(self) -> Callable[[], Any]:
-        module_name, _, function_name = self.name.partition(":")
-        if "" not in sys.path and os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        try:
-            module = importlib.import_module(module_name)
-        except Exception as error:  # whatever the module does while it is imported
-            raise DataError(
-                f"--data {self.name}: the module {module_name!r} cannot be imported "
-                f"({'' if isinstance(error, ImportError) else type(error).__name__ + ': '}{_short(error)}); "
-                "run from the folder it lies in, or install it"
-            ) from error
-        function = getattr(module, function_name, None)
-        if not callable(function):
-            raise DataError(
-                f"--data {self.name}: {module_name!r} has no function {function_name!r}; "
-                "give package.module:function"
-            )
-        result: Callable[[], Any] = function
-        return result
 
     def _tensors(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         """Returns images and labels of one split."""

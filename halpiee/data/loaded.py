@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -175,6 +176,8 @@ class LoadedData(Data):
     @property
     def preprocess(self) -> dict[str, Any]:
         """What a network of these data is given; ``resize`` is that of the images that are judged."""
+        if self.inputs:
+            return super().preprocess
         steps = (getattr(step, "size", None) for step in self._fixed.transforms)
         return super().preprocess | {"resize": next((list(size) for size in steps if size is not None), None)}
 
@@ -260,7 +263,8 @@ class LoadedData(Data):
                 f"data {self.name!r}: {len(self._bad)} examples could not be used, and --bad-images allows {limit} "
                 f"({shown}{more}); mend them, or allow more"
             )
-        return self.normalised(_moved(x, self._device)), _moved(y, self._device)
+        x = _moved(x, self._device)
+        return as_given(x)[0] if self.inputs else self.normalised(x), _moved(y, self._device)
 
     def _measured(self) -> tuple[Tensor, Tensor]:
         """Returns mean and deviation of a sample of the training images."""
@@ -288,6 +292,11 @@ class LoadedData(Data):
         other = copy.copy(self)
         other._loaders = {}
         return other
+
+
+def as_given(x: Any, target: Any = None) -> tuple[Any, Any]:
+    """Returns several inputs as a tuple or a dictionary of tensors: of the former, loaders make lists."""
+    return tree_map(torch.as_tensor, tuple(x) if isinstance(x, list) else x), target
 
 
 class _Reader:
@@ -343,17 +352,18 @@ class _Batches(Dataset[Batch]):
 
 def collated(found: list[tuple[Tensor, Any]], bad: list[str]) -> Batch:
     """Returns examples as one batch; None in place of the images where their sizes differ."""
-    images = [image for image, _ in found]
-    sizes = sorted({tuple(image.shape) for image in images})
-    if len(sizes) > 1:
-        shown = ", ".join("×".join(map(str, size[1:])) for size in sizes[:3])
-        return None, None, [*bad, f"images differ in size ({shown} …); give --size to bring them to one"]
-    targets = [target for _, target in found]
-    if not images:
+    if not found:
         return torch.zeros(0), torch.zeros(0), bad
-    if isinstance(targets[0], dict):
-        return torch.stack(images), targets, bad
-    return torch.stack(images), torch.stack([torch.as_tensor(t) for t in targets]), bad
+    images, targets = [image for image, _ in found], [target for _, target in found]
+    stacked: Any = targets
+    if not isinstance(targets[0], dict):
+        stacked = torch.stack([torch.as_tensor(target) for target in targets])
+    sizes = sorted({tuple(tuple(one.shape) for one in tree_leaves(image)) for image in images})
+    if len(sizes) > 1:
+        shown = ", ".join("×".join(map(str, size[0][1:])) for size in sizes[:3])
+        how = "give --size to bring them" if isinstance(images[0], Tensor) else "bring each input"
+        return None, None, [*bad, f"images differ in size ({shown} …); {how} to one"]
+    return tree_map(lambda *parts: torch.stack(parts), *images), stacked, bad
 
 
 def _moved(value: Any, device: torch.device) -> Any:
@@ -361,4 +371,6 @@ def _moved(value: Any, device: torch.device) -> Any:
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
         return {key: _moved(item, device) for key, item in value.items()}
-    return [_moved(item, device) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item, device) for item in value)
+    return value

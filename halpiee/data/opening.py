@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from halpiee.data.archives import HubSource, ParquetSource, TarSource
-from halpiee.data.data import Data, Summary, class_numbers
+from halpiee.data.data import Data, Summary, class_numbers, inputs_in
 from halpiee.data.folders import FolderSource
 from halpiee.data.functions import FunctionSource
 from halpiee.data.images import resized, shift_for
-from halpiee.data.loaded import IMAGENET, LoadedData, Mix, fixed, random
+from halpiee.data.loaded import IMAGENET, LoadedData, Mix, as_given, fixed, random
 from halpiee.data.options import Loading
 from halpiee.data.source import DatasetSplit, Source, Splits, TensorSplit
 from halpiee.data.tensors import Augmentation, TensorData
@@ -303,6 +303,18 @@ def _of_datasets(source: FunctionSource, splits: Splits, loading: Loading, kind:
     splits = replace(splits, kind=kind)
     try:
         image, _ = splits.train.read(0)
+        if isinstance(image, Mapping | tuple | list):
+            asked = loading.augment or loading.normalise or source.size
+            if asked not in (None, "none"):
+                raise DataError(
+                    f"--data {splits.name} gives several inputs, which are taken as they come, and {asked} was asked; "
+                    "change them in the function, and leave the option out"
+                )
+            inputs = inputs_in(as_given(image)[0])
+            first: Any = inputs[0].shape
+            several = LoadedData(_named(splits), first, change=as_given, fixed=as_given, loading=loading)
+            several.inputs = inputs
+            return several
         again, _ = splits.train.read(0)
         same = torch.equal(*(_tensor(one) for one in (image, again)))
         shape = tuple(_tensor(image).shape)
@@ -315,13 +327,17 @@ def _of_datasets(source: FunctionSource, splits: Splits, loading: Loading, kind:
         return _in_memory(source.whole(splits), loading)
     if loading.changes is None and kind == "class":
         loading = replace(loading, augment="none")
-    classes = splits.classes
-    if not classes:
-        assert isinstance(splits.train, DatasetSplit)
-        classes = class_numbers(splits.train.targets(), splits.name)
     side = source.size
     given: tuple[int, int, int] = (int(shape[0]), side or int(shape[1]), side or int(shape[2]))
-    return _from_files(replace(splits, classes=classes), loading, given, side)
+    return _from_files(_named(splits), loading, given, side)
+
+
+def _named(splits: Splits) -> Splits:
+    """Returns datasets with names of their classes: numbers, where they have none."""
+    if splits.classes:
+        return splits
+    assert isinstance(splits.train, DatasetSplit)
+    return replace(splits, classes=class_numbers(splits.train.targets(), splits.name))
 
 
 def _tensor(image: object) -> torch.Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
+from halpiee.inputs import count, ordered
 from halpiee.methods.allocator import LayerPools, bind
 from halpiee.methods.attach import bare
 from halpiee.methods.phases import (
@@ -346,11 +347,12 @@ class Active:
         if self.images is None or not isinstance(self.units, Channels):
             yield
             return
-        how = Settings(images=len(self.images), seed=self.seed)
+        given = ordered(self.model, self.images)
+        how = Settings(images=count(self.images), seed=self.seed)
         # solved in evaluation mode: the statistics of the batch norms are what the units before have
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
-        solved = repair(self.model, self.units.structure, choice.keep, [self.images], settings=how)
+        solved = repair(self.model, self.units.structure, choice.keep, [(given, None)], settings=how)
         for module, training in modes.items():
             module.training = training
         yield

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from halpiee.errors import UsageError
+from halpiee.inputs import called, count, ordered, split
 from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
 from halpiee.saliency.criterion import Criterion, LossFn
 from halpiee.saliency.score import score
@@ -39,6 +40,9 @@ from halpiee.structure.trace import trace
 
 ROUNDS = 4
 """Rounds by default: docs/decisions/0075-rounds-of-repair.md."""
+
+Batch = Tensor | tuple[Tensor, ...]
+"""Images ``[N, …]``, or several inputs in the order of forward's arguments, ``[N, …]`` each."""
 
 BATCH = 128
 """Images that are scored, or pass through a network, together."""
@@ -66,8 +70,8 @@ class Rounds:
         model: the dense network with trained weights, in evaluation mode; it is not changed.
         cost: calibrated, of the model's structure.
         budget_us: Ψ on the scale of ``cost.dense_us``.
-        images: ``[N, …]`` of the training data, without augmentation, where the model lies: layers are solved from
-            these; no labels.
+        images: of the training data, without augmentation, where the model lies: layers are solved from these; no
+            labels.
         scored: others, to score on: layers are fitted to ``images``.
         labels: of these, a tensor or a list, one of each; by default the classes that the dense network predicts.
         how: number of rounds, criterion and widths.
@@ -83,8 +87,8 @@ class Rounds:
         cost: LatencyCost,
         budget_us: float,
         *,
-        images: Tensor,
-        scored: Tensor,
+        images: Batch,
+        scored: Batch,
         labels: Sequence[Any] | Tensor | None = None,
         how: InRounds | None = None,
         note: Callable[[str], None] = lambda text: None,
@@ -104,7 +108,7 @@ class Rounds:
             chosen = self._choose(cost, cost.dense_us * (budget_us / cost.dense_us) ** (k / rounds))
             compact = self._repaired(chosen.keep)
             self._keep = chosen.keep
-            self._scores = self._scored(compact, trace(compact, (images[:1],)))
+            self._scores = self._scored(compact, trace(compact, ordered(compact, split(images, 1)[0])))
             note(f"round {k} of {rounds}: {chosen.latency_us:.0f} µs")
         self._selections = [self._choose(cost, budget_us)]
 
@@ -147,14 +151,14 @@ class Rounds:
             self._model,
             self._structure,
             keep,
-            [self._images],
-            settings=Settings(images=len(self._images), seed=self._how.seed),
+            [(self._images, None)],
+            settings=Settings(images=count(self._images), seed=self._how.seed),
             report=report,
         )
 
-    def _labelled(self, images: Tensor) -> Sequence[tuple[Tensor, Any]]:
+    def _labelled(self, images: Batch) -> Sequence[tuple[Batch, Any]]:
         with torch.no_grad():
-            return paired(images, torch.cat([self._model(x).argmax(1) for x in torch.split(images, BATCH)]))
+            return paired(images, torch.cat([called(self._model, x).argmax(1) for x in split(images, BATCH)]))
 
     def _scored(self, model: nn.Module, structure: Structure) -> dict[str, Tensor]:
         """Returns scores in the dense network's numbering, 0 for inactive units.
@@ -218,9 +222,9 @@ def uniform_selection(
     )
 
 
-def paired(images: Tensor, labels: Sequence[Any] | Tensor) -> list[tuple[Tensor, Any]]:
+def paired(images: Batch, labels: Sequence[Any] | Tensor) -> list[tuple[Batch, Any]]:
     """Returns batches of images and labels."""
-    return [(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+    return [(x, labels[i * BATCH : (i + 1) * BATCH]) for i, x in enumerate(split(images, BATCH))]
 
 
 SHARES = (0.1, 0.25, 0.5, 0.75)
@@ -231,7 +235,7 @@ def measured_values(
     model: nn.Module,
     structure: Structure,
     scores: Mapping[str, Tensor],
-    images: Tensor,
+    images: Batch,
     *,
     shares: Sequence[float] = SHARES,
     protect: Collection[str] = (),
@@ -297,10 +301,10 @@ def concave(points: Mapping[int, float], size: int) -> FloatArray:
     return curve
 
 
-def _answers(model: nn.Module, images: Tensor) -> list[Tensor]:
+def _answers(model: nn.Module, images: Batch) -> list[Tensor]:
     """Returns log-probabilities batch by batch."""
     with torch.no_grad():
-        found = [model(x) for x in torch.split(images, BATCH)]
+        found = [called(model, x) for x in split(images, BATCH)]
     if not all(isinstance(y, Tensor) and y.dim() >= 2 and y.is_floating_point() for y in found):
         raise UsageError(
             f"values were to be measured on a {type(found[0]).__name__} that the model returns; it takes a tensor "
@@ -313,7 +317,7 @@ def _loss(
     dense: nn.Module,
     structure: Structure,
     keep: Mapping[str, Tensor],
-    images: Tensor,
+    images: Batch,
     answers: Sequence[Tensor],
 ) -> float:
     """Returns the mean over images of KL(dense ‖ cut), with batch norms as the cut network needs them."""
@@ -326,12 +330,12 @@ def _loss(
     return total / max(positions, 1)
 
 
-def _renormed(model: nn.Module, images: Tensor) -> None:
+def _renormed(model: nn.Module, images: Batch) -> None:
     """Gives every batch norm the statistics of its input: the mean over batches."""
     norms = [
         m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
     ]
-    if not norms or len(images) < 2:
+    if not norms or count(images) < 2:
         return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -339,9 +343,9 @@ def _renormed(model: nn.Module, images: Tensor) -> None:
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        for x in torch.split(images, BATCH):
-            if len(x) > 1:
-                model(x)
+        for x in split(images, BATCH):
+            if count(x) > 1:
+                called(model, x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

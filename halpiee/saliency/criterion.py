@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
+from halpiee.inputs import called
 from halpiee.sparsity.granularity import Units
 
 Look = Callable[[str], Tensor | None]
 """Tensor name → the parameter's value (or its gradient), ``None`` where there is none."""
 
-Batches = Iterable[tuple[Tensor, Any]]
-"""(inputs, targets)."""
+Batches = Iterable[tuple[Any, Any]]
+"""(inputs, targets); several inputs are a tuple of tensors, or a dictionary by the names of forward's arguments."""
 
 LossFn = Callable[[Any, Any], Tensor]
 """(outputs, targets) → scalar."""
@@ -98,7 +99,7 @@ def loss_gradients(model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passe
     """Yields ∂L/∂θ of each batch."""
     parameters = _trained(model)
     for inputs, targets in batches:
-        loss = differentiable(loss_fn(model(inputs), targets))
+        loss = differentiable(loss_fn(called(model, inputs), targets))
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         yield dict(zip(parameters, found, strict=True))
 
@@ -113,15 +114,15 @@ def hessian_gradients(
     """
     parameters = _trained(model)
 
-    def gradients(inputs: Tensor, targets: Tensor, *, graph: bool) -> list[Tensor]:
-        answers = model(inputs)
+    def gradients(inputs: Any, targets: Any, *, graph: bool) -> list[Tensor]:
+        answers = called(model, inputs)
         one = isinstance(answers, Tensor)
         cooled = answers / temperature if one else tuple(answer / temperature for answer in answers)
         return _gradients(differentiable(loss_fn(cooled, targets)), parameters, graph=graph)
 
     mean: list[Tensor] | None = None
     if pooled:
-        finite: list[tuple[Tensor, Tensor]] = []
+        finite: list[tuple[Any, Any]] = []
         for inputs, targets in batches:
             found = gradients(inputs, targets, graph=False)
             if all(bool(torch.isfinite(g).all()) for g in found):

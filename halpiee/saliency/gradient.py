@@ -33,8 +33,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from halpiee.errors import UsageError
+from halpiee.inputs import ordered, split
 from halpiee.saliency.criterion import (
     Batches,
     Look,
@@ -180,7 +182,9 @@ class GraSP:
     def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
         """Yields H·g of each batch (or half)."""
         if self.halves:
-            batches = (half for x, y in batches for half in zip(x.chunk(2), y.chunk(2), strict=True))
+            batches = (
+                h for x, y in batches for h in zip(split(x, (len(y) + 1) // 2), y.chunk(2), strict=True)
+            )
         with norm_mode(model, self.norms), _linear_redrawn(model, self.redraw_linear):
             yield from hessian_gradients(
                 model, batches, loss_fn, temperature=self.temperature, pooled=self.pooled
@@ -235,15 +239,15 @@ class SynFlow:
         dtype = torch.float64 if self.double else torch.float32
         first = next(iter(batches), None) if self.shape is None else None
         if self.shape is not None:
-            shape = (1, *self.shape)
+            x = torch.empty(1, *self.shape)
         else:
-            shape = tuple(example_input(model).shape) if first is None else (1, *first[0].shape[1:])
+            x = example_input(model) if first is None else split(first[0], 1)[0]
         # Running means are taken absolute, too: after training a negative one could make the flow negative.
         buffers = {n: b.abs().to(dtype) if b.is_floating_point() else b for n, b in model.named_buffers()}
         parameters = {n: p.detach().abs().to(dtype).requires_grad_() for n, p in model.named_parameters()}
         with evaluated(model), torch.enable_grad():
-            ones = torch.ones(shape, device=device, dtype=dtype)
-            answers = tensors_given(functional_call(model, {**parameters, **buffers}, (ones,)))
+            ones = tree_map(lambda one: torch.ones(one.shape, device=device, dtype=dtype), x)
+            answers = tensors_given(functional_call(model, {**parameters, **buffers}, ordered(model, ones)))
             out = torch.stack([answer.sum() for answer in answers]).sum()
             found = torch.autograd.grad(out, list(parameters.values()), allow_unused=True)
         yield dict(zip(parameters, found, strict=True))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.errors import StructureError
+from halpiee.inputs import called, ordered
 from halpiee.sparsity.granularity import evaluated, order_of_use
 from halpiee.sparsity.granularity import example_input as _example_input
 from halpiee.sparsity.mask import chosen_names, computed_weight
@@ -36,7 +37,7 @@ class Filters:
 
     Args:
         model: the network.
-        example_input: one input of the network; by default a usual shape that its first layer accepts.
+        example_input: one input of the network, or several; by default a usual shape that its first layer accepts.
         structure: of the model; traced where there are depthwise convolutions and none is given.
         pinned: paths of convolutions that stay whole (residual networks protect the first).
         norm_follows: whether γ, β and the statistics are removed with the filter, and depthwise filters behind it,
@@ -50,7 +51,7 @@ class Filters:
     def __init__(
         self,
         model: nn.Module,
-        example_input: Tensor | None = None,
+        example_input: Any = None,
         *,
         structure: Structure | None = None,
         pinned: Collection[str] = (),
@@ -97,7 +98,9 @@ class Filters:
             if structure is None:
                 from halpiee.structure.trace import trace
 
-                structure = trace(model, (_example_input(model) if example_input is None else example_input,))
+                structure = trace(
+                    model, ordered(model, _example_input(model) if example_input is None else example_input)
+                )
             self._writers = self._writers_of(structure, self._depthwise - pinned)
         self._members: dict[str, list[str]] = {}
         for path in (*self.sizes, *self._writers):
@@ -230,7 +233,7 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _norms_behind(model: nn.Module, convs: Mapping[str, nn.Module], x: Tensor | None) -> dict[str, str]:
+def _norms_behind(model: nn.Module, convs: Mapping[str, nn.Module], x: Any) -> dict[str, str]:
     """Returns convolution → the batch norm whose input is that convolution's output."""
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS)}
     if not norms:
@@ -256,7 +259,7 @@ def _norms_behind(model: nn.Module, convs: Mapping[str, nn.Module], x: Tensor | 
     handles += [m.register_forward_pre_hook(before_norm(path)) for path, m in norms.items()]
     try:
         with evaluated(model):
-            model(x)
+            called(model, x)
     finally:
         for handle in handles:
             handle.remove()

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from halpiee.errors import StructureError, UsageError
+from halpiee.inputs import called
 from halpiee.sparsity.mask import chosen_names, computed_weight
 from halpiee.structure.groups import Structure
 
@@ -67,9 +68,7 @@ class Weights:
 
     zero_is_dead = False
 
-    def __init__(
-        self, model: nn.Module, *, pinned: Collection[str] = (), example_input: Tensor | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, *, pinned: Collection[str] = (), example_input: Any = None) -> None:
         self.sizes: dict[str, tuple[int, ...]] = {}
         self.left_out: dict[str, str] = {}
         self._model, self._example_input = model, example_input
@@ -317,7 +316,7 @@ def example_input(model: nn.Module) -> Tensor:
     )
 
 
-def order_of_use(model: nn.Module, names: Collection[str], example: Tensor | None = None) -> tuple[str, ...]:
+def order_of_use(model: nn.Module, names: Collection[str], example: Any = None) -> tuple[str, ...]:
     """Returns parameter names in the order in which a forward, run once in eval mode, first uses them.
 
     A parameter that the forward does not use follows the one before it in the model.
@@ -336,7 +335,7 @@ def order_of_use(model: nn.Module, names: Collection[str], example: Tensor | Non
 
     x = example_input(model) if example is None else example
     with evaluated(model), Watch():
-        model(x)
+        called(model, x)
     places: dict[str, tuple[int, int]] = {}
     last = -1
     for at, (name, parameter) in enumerate(model.named_parameters()):

@@ -28,11 +28,10 @@ from halpiee.sparsity.distribution import Uniform
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Units, Weights
 from halpiee.sparsity.mask import Mask
-from halpiee.training.build import initial
+from halpiee.training.build import initial, learning_rate, make_optimizer
 from halpiee.training.checkpoint import load_state, save_state
 from halpiee.training.config import Settings
 from halpiee.training.loop import Trainer, evaluate
-from halpiee.training.schedule import learning_rate, make_optimizer
 from latency.files import FolderLock
 
 WAIT_S = 0.5

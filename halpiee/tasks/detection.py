@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from halpiee.data.boxes import BoxSource
 from halpiee.data.data import Data
-from halpiee.data.opening import find
 from halpiee.data.source import Source
 from halpiee.errors import MissingError, UsageError
 from halpiee.tasks.task import Metric, Task, task
@@ -38,7 +37,7 @@ class Detection(Task):
 
     def source(self, data: str, size: int | None) -> Source:
         """Returns a folder in VOC's or COCO's layout, or a function's datasets."""
-        return BoxSource.of(data, size) or find(data, size)
+        return BoxSource.of(data, size) or super().source(data, size)
 
     def arguments(self, n_classes: int) -> dict[str, Any]:
         """Returns the number of classes with the background."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halpiee.data.folders import VOID, PairSource
-from halpiee.data.opening import find
 from halpiee.data.source import Source
 from halpiee.tasks.task import Sums, Task, misshapen, task
 
@@ -26,7 +25,7 @@ class Segmentation(Task):
 
     def source(self, data: str, size: int | None) -> Source:
         """Returns a folder of image and mask pairs, or a function's datasets."""
-        return PairSource.of(data, size) or find(data, size)
+        return PairSource.of(data, size) or super().source(data, size)
 
     def network(self, model: nn.Module) -> nn.Module:
         """Returns a network that gives logits ``[B, classes, H, W]`` alone: torchvision's give a dictionary."""

@@ -8,9 +8,6 @@ A task is one class, in one file, that registers itself under a name::
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
@@ -20,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halpiee.data.data import Data
-from halpiee.data.opening import find
 from halpiee.data.source import Source
 from halpiee.errors import UsageError
+from halpiee.zoo.registry import named_code
 from latency.registry import Registry, not_known
 
 
@@ -86,6 +83,8 @@ class Task(ABC):
         Raises:
             DataError: there is nothing of that name.
         """
+        from halpiee.data.opening import find  # which needs torchvision: a finished network does not
+
         return find(data, size)
 
     def prepare(self, data: Data, network: nn.Module) -> None:  # noqa: B027  (most tasks need no look)
@@ -163,19 +162,7 @@ def named(name: str) -> Task:
         if name not in REGISTRY:
             raise not_known("task", name, REGISTRY.names(), more=", or package.module:Task")
         return REGISTRY[name]()
-    module, _, kind = name.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), kind)
-    except Exception as error:  # whatever the module does while it is imported
-        said = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--task {name} was asked, and it cannot be imported ({type(error).__name__}: {said}); run from the folder "
-            "that it lies in, or install it"
-        ) from error
+    found = named_code(name, "--task")
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise UsageError(
-            f"--task {name} was asked, and {kind} is no class of halpiee.Task; derive it from that"
-        )
+        raise UsageError(f"--task {name} was asked, which is no class of halpiee.Task; derive it from that")
     return found()

@@ -1,4 +1,4 @@
-"""From the settings of a run to objects: its network, its units and budget, its method.
+"""From the settings of a run to objects: its network, its units and budget, its method, its optimizer and rate.
 
 A method is bound to everything but the model and the optimizer that it is attached to.
 """
@@ -42,11 +42,9 @@ class Material:
     structure: Callable[[], Structure]  # gives that of the network
     examples: Callable[[], Sequence[tuple[Any, Any]]]  # gives (inputs, targets) to score on
     n_classes: int  # of the data, to draw the network again
-    shape: Sequence[int] | None = None  # of one image, for the order in which layers run
+    example: tuple[Any, ...] | None = None  # inputs where the network lies, for the order in which layers run
     loss: LossFn = cross_entropy  # of a batch, what scores over examples take gradients of
-    images: Callable[[], torch.Tensor | None] = lambda: (
-        None
-    )  # gives inputs without labels to solve layers from
+    images: Callable[[], Any] = lambda: None  # gives inputs without labels to solve layers from
 
 
 def method_of(
@@ -81,7 +79,7 @@ def method_of(
     else:
         if s.masks.mask is None:
             given["budget"] = budget_of(s)
-        given["units"] = units_of(model, s, material.shape)
+        given["units"] = units_of(model, s, material.example)
         units = "filters" if isinstance(given["units"], Filters) else "weights"
         if units == "filters":
             given["structure"] = material.structure()
@@ -134,17 +132,16 @@ def budget_of(s: Settings) -> Budget:
     return kinds[kind](density)
 
 
-def weights_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None) -> Weights:
+def weights_of(model: nn.Module, s: Settings, example: tuple[Any, ...] | None = None) -> Weights:
     """Returns the weights; for N:M without the layers whose inputs do not divide by M.
 
-    ``shape`` is that of one image, for the order in which layers run; without it the order is found where it is needed.
+    Without an ``example`` of the inputs, the order in which layers run is found where it is needed.
 
     Raises:
         UsageError: no layer divides.
     """
     if s.distribution != "nm":
-        device = next(model.parameters()).device
-        return Weights(model, example_input=None if shape is None else torch.zeros(1, *shape, device=device))
+        return Weights(model, example_input=example)
     _, m = s.masks.n_of_m
     whole = Weights(model)
     odd = frozenset(name for name, shape in whole.sizes.items() if shape[1] % m)
@@ -155,11 +152,11 @@ def weights_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None
     return Weights(model, pinned=odd)
 
 
-def units_of(model: nn.Module, s: Settings, shape: Sequence[int] | None = None) -> Weights | Filters:
+def units_of(model: nn.Module, s: Settings, example: tuple[Any, ...] | None = None) -> Weights | Filters:
     """Returns what a sparsity is a share of: filters where they are asked for, else weights."""
     if s.masks.units == "filters" or METHODS[s.method].sparsity == "filters":
-        return Filters(model, norm_follows=not s.masks.regrow)
-    return weights_of(model, s, shape)
+        return Filters(model, example, norm_follows=not s.masks.regrow)
+    return weights_of(model, s, example)
 
 
 def given_mask(path: str) -> Mask:
@@ -230,3 +227,51 @@ def initial(
         for note in fit_weights(model, settings.weights, settings.model, reset_head=settings.reset_head):
             say(note)
     return model
+
+
+START, END = 1 / 25, 1e-4
+"""Rates of the one-cycle policy at its first and last step, as shares of the peak and of the first."""
+
+
+def learning_rate(step: int, settings: Settings, total_steps: int) -> float:
+    """Returns the rate of a step.
+
+    A linear warm-up, then ``cosine``: half a cosine to zero at the end; ``steps``: the drops; or ``constant``.
+    ``onecycle`` rises by half a cosine to the peak instead of the warm-up and falls by another one (Smith &
+    Topin 2017).
+    """
+    s = settings
+    warmup = max(1, round(s.warmup * total_steps))
+    if s.kind_of_schedule == "onecycle":
+        first = START * s.lr
+        if step < warmup:
+            return first + (s.lr - first) * (1 - math.cos(math.pi * step / warmup)) / 2
+        done = (step - warmup) / max(1, total_steps - 1 - warmup)
+        return END * first + (s.lr - END * first) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+    if step < warmup:
+        return s.lr * (step + 1) / warmup
+    if s.kind_of_schedule == "constant":
+        return s.lr
+    if s.kind_of_schedule == "steps":
+        passed = sum(step >= round(share * total_steps) for share in s.drops)
+        return s.lr * math.prod(s.factors[:passed])
+    done = (step - warmup) / max(1, total_steps - warmup)
+    return s.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
+    """Returns the optimizer of a network; weight decay on matrices and kernels only.
+
+    On a CUDA device all parameters are stepped by one kernel where the optimizer has one.
+    """
+    s = settings
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": s.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    fused = True if any(p.is_cuda for p in decayed) else None
+    if s.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=s.lr, fused=fused)
+    if s.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=s.lr, momentum=s.momentum)
+    nesterov = s.nesterov and s.momentum > 0
+    return torch.optim.SGD(groups, lr=s.lr, momentum=s.momentum, nesterov=nesterov, fused=fused)

@@ -19,6 +19,7 @@ from halpiee.data.data import Data
 from halpiee.data.opening import open_data
 from halpiee.deploy.target import Target
 from halpiee.errors import ProfileError, WriteError
+from halpiee.inputs import Shape, at_batch, example_of
 from halpiee.limits import whole_groups
 from halpiee.methods.method import Method
 from halpiee.ranges import parse_budget
@@ -32,9 +33,8 @@ from halpiee.tasks import Task, named
 from halpiee.training.build import arguments, network
 from halpiee.training.checkpoint import fill, load_weights, save_json, save_weights
 from halpiee.training.config import Settings
-from halpiee.training.metrics import Metrics
 from halpiee.training.ranks import ALONE, Ranks
-from halpiee.training.record import effective_macs
+from halpiee.training.record import Metrics, effective_macs
 from halpiee.training.weights import fit_weights
 from latency.files import FolderLock, contents, write
 
@@ -166,15 +166,27 @@ class Run:
         self._task.prepare(self.data, self.build())
         return self._task
 
+    @property
+    def shape(self) -> Shape:
+        """(channels, height, width) of the images, or the inputs that the data give."""
+        return self.data.inputs or self.data.shape
+
     def build(self) -> nn.Module:
         """Returns the network with the run's initial weights."""
         return network(self.settings, self.data.n_classes)
 
     @cached_property
-    def example(self) -> tuple[torch.Tensor]:
-        """One batch of random images at the batch size of the budget."""
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        return (torch.randn(self.settings.batch, *self.data.shape, generator=generator),)
+    def example(self) -> tuple[Any, ...]:
+        """One batch of random inputs at the batch size of the budget."""
+        with torch.random.fork_rng(devices=[]):
+            model: Any = self.build() if self.data.inputs else None
+            torch.manual_seed(self.settings.seed)
+            return example_of(model, self.shape, self.settings.batch)
+
+    @property
+    def placed(self) -> tuple[Any, ...]:
+        """``example`` where the run trains."""
+        return tuple(x.to(self.device) if isinstance(x, Tensor) else x for x in self.example)
 
     @cached_property
     def structure(self) -> Structure:
@@ -187,7 +199,7 @@ class Run:
         """Returns the structure at another batch."""
         if n == self.settings.batch:
             return self.structure
-        return trace(self.build(), (self.example[0][:1].expand(n, *self.data.shape),))
+        return trace(self.build(), at_batch(self.example, n))
 
     @cached_property
     def target(self) -> Target:

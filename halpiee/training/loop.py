@@ -24,16 +24,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._pytree import tree_map
 
 from halpiee.data.data import Data
 from halpiee.errors import PromiseError, ending_signals
+from halpiee.inputs import called, count
 from halpiee.methods.sparse import Sparse, all_finite
 from halpiee.tasks import Task
 from halpiee.tasks.classification import Classification
+from halpiee.training.build import learning_rate
 from halpiee.training.checkpoint import save_state, save_weights
 from halpiee.training.config import Settings
 from halpiee.training.ranks import ALONE, Ranks
-from halpiee.training.schedule import learning_rate
 
 LOOK = 100
 """Steps between two looks at what the device has counted, and between two of the method at its weights."""
@@ -66,9 +68,9 @@ def judged(
     metric = task.metric(data.n_classes)
     losses = torch.zeros(2, dtype=torch.float64, device=next(model.parameters(), torch.zeros(())).device)
     for x, y in data.test_batches(batch_size):
-        answers = model(x)
+        answers, n = called(model, x), count(x)
         metric.add(answers, y)
-        losses += torch.stack([task.loss(answers, y).double() * len(x), torch.full_like(losses[1], len(x))])
+        losses += torch.stack([task.loss(answers, y).double() * n, torch.full_like(losses[1], n)])
     model.train(training)
     total, images = ranks.total(losses.cpu()).tolist()
     metric.merge([other for rank, other in enumerate(ranks.every(metric)) if rank != ranks.rank])
@@ -156,16 +158,16 @@ class Objective(nn.Module):
         self.network, self._settings, self._task = network, settings, task
         self._teachers = () if teacher is None else (teacher,)  # no submodule: DDP must not synchronise it
 
-    def forward(self, x: Tensor, y: Any) -> Tensor:
+    def forward(self, x: Any, y: Any) -> Tensor:
         """Returns the mean loss of a batch."""
         s = self._settings
-        if s.channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        answers = in_fp32(self.network(x))
+        if s.channels_last:
+            x = tree_map(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t, x)
+        answers = in_fp32(called(self.network, x))
         loss = self._task.loss(answers, y, smoothing=s.label_smoothing)
         for teacher in self._teachers:
             with torch.no_grad():
-                wanted = in_fp32(teacher(x))
+                wanted = in_fp32(called(teacher, x))
             loss = (1 - s.distill_weight) * loss + s.distill_weight * self._task.distance(answers, wanted)
         return loss
 

@@ -15,6 +15,7 @@ from halpiee.advice import check_covers, command, contents_of
 from halpiee.data.data import Summary
 from halpiee.deploy.target import Target
 from halpiee.errors import DataError, HalpieeError, MissingError, OutputInUseError, ProfileError, UsageError
+from halpiee.inputs import Input, Shape, example_of, parse_inputs, shapes_of, spelled
 from halpiee.limits import parse_also, whole_groups
 from halpiee.methods.allocator import bind
 from halpiee.methods.one_shot import recipe as one_shot
@@ -24,15 +25,15 @@ from halpiee.saliency.registry import named
 from halpiee.structure.groups import Structure
 from halpiee.structure.trace import trace
 from halpiee.tasks import named as task_named
-from halpiee.training.build import Material, budget_of, initial, method_of, network, units_of
+from halpiee.training.build import Material, budget_of, initial, make_optimizer, method_of, network, units_of
 from halpiee.training.checkpoint import FILE, read_values, save_json, save_settings, settings_of
 from halpiee.training.config import Settings
 from halpiee.training.job import PROFILE, Run, Silent, Talk, holds_cells
-from halpiee.training.metrics import Metrics
 from halpiee.training.ranks import ALONE, PeerError, Ranks, code
-from halpiee.training.schedule import make_optimizer
+from halpiee.training.record import Metrics
 from halpiee.training.weights import read_weights
 from halpiee.zoo import resolve
+from latency.backends.torch.modules import tensors_in
 from latency.files import FolderLock, contents, remove_leftovers
 
 LEAST = 5
@@ -200,8 +201,11 @@ def check_settings(settings: Settings) -> None:
         read_weights(s.weights, s.model)
     if s.distill not in (None, "dense"):
         read_weights(s.distill, s.model, option="--distill")
-    if METHODS[s.method].kind == "cut":
-        _check_repair(s, summary)
+    if METHODS[s.method].kind == "cut" and (summary.n_train or LEAST) < LEAST:
+        raise DataError(
+            f"--data {s.data} has {summary.n_train} training images, and layers are solved from at least {LEAST}; give "
+            "data with more, labels are not needed"
+        )
     for text in s.also:
         parse_also(text)
     if (s.protect or s.only) and summary.shape is not None and summary.n_classes is not None:
@@ -211,8 +215,8 @@ def check_settings(settings: Settings) -> None:
         _check_profile(Path(s.profile), s, summary)
 
 
-def check_images(settings: Settings, shape: tuple[int, ...], classes: int) -> None:
-    """Refuses a network that does not take images of a shape [C, H, W], or has outputs for other classes.
+def check_images(settings: Settings, shape: Shape, classes: int) -> None:
+    """Refuses a network that does not take images of a shape [C, H, W] or the inputs, or has outputs for other classes.
 
     Raises:
         DataError: what the network was given, and what it said or returned.
@@ -220,10 +224,18 @@ def check_images(settings: Settings, shape: tuple[int, ...], classes: int) -> No
     """
     s = settings
     model = initial(s, classes).eval()
-    images = f"images of {'×'.join(map(str, shape))} (channels × height × width)"
+    kind = "inputs of" if isinstance(shape[0], Input) else "images of"
+    images = f"{kind} {spelled(shape)} (channels × height × width)"
+    asked = parse_inputs(s.inputs) or shape
+    sizes = [[x.shape for x in tensors_in(example_of(model, one))] for one in (asked, shape)]
+    if sizes[0] != sizes[1]:
+        raise DataError(
+            f"--input {' --input '.join(s.inputs)} was asked, and --data {s.data} gives {images}; ask for these, or "
+            "leave --input out"
+        )
     try:
         with torch.no_grad():
-            found = model(torch.zeros(2, *shape))
+            found = model(*example_of(model, shape, 2))
     except Exception as error:
         raise DataError(
             f"--data {s.data} has {images}, which {s.model} does not take ({' '.join(str(error).split())[:200]}); give "
@@ -234,7 +246,7 @@ def check_images(settings: Settings, shape: tuple[int, ...], classes: int) -> No
             f"--value measured was asked of --task {s.task}, whose network gives {len(found)} tensors; it compares "
             "logits: leave it out"
         )
-    if said := task_named(s.task).wrong(found, classes, shape):
+    if said := task_named(s.task).wrong(found, classes, shapes_of(shape)[0]):
         raise DataError(
             f"--data {s.data} has {classes} classes, and {s.model} answers two images with {said}"
         )
@@ -244,7 +256,7 @@ def check_cells(
     profile: latency.Profile,
     structure: Structure,
     settings: Settings,
-    shape: tuple[int, ...],
+    shape: Shape,
     *,
     classes: int | None = None,
 ) -> None:
@@ -254,7 +266,7 @@ def check_cells(
     check_covers(profile, str(settings.profile), ops, measuring)
 
 
-def _measuring(target: Target, settings: Settings, shape: tuple[int, ...], classes: int | None) -> str:
+def _measuring(target: Target, settings: Settings, shape: Shape, classes: int | None) -> str:
     """Returns the command that profiles a network on a target, as far as it hangs on these."""
     more: dict[str, Any] = {"backend": target.backend if target.backend != Target().backend else None}
     more |= {n.replace("_", "-"): target.settings.get(n) for n in ("device", "precision", "channels_last")}
@@ -268,7 +280,8 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
     if summary.n_classes is None or s.method == "small-dense":
         return
     model = network(s, summary.n_classes)
-    units = units_of(model, s, summary.shape)
+    example = None if summary.shape is None else example_of(model, summary.shape)
+    units = units_of(model, s, example)
     if s.masks.mask is None:
         bind(budget_of(s), units, None)
     total = 1 if summary.n_train is None else max(1, summary.n_train // s.batch_size) * s.epochs
@@ -285,21 +298,11 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
         own = getattr(METHODS[s.method].load().options(), "rounds", 1)
         one_shot(budget_of(s), rounds=own if s.masks.rounds is None else s.masks.rounds, at=s.masks.at)
         return
-    if summary.n_train is None or summary.shape is None:
+    if summary.n_train is None or example is None:
         return
-    example = (torch.zeros(1, *summary.shape),)
-    material = Material(lambda: trace(model, example), list, summary.n_classes, summary.shape)
+    material = Material(lambda: trace(model, example), list, summary.n_classes, example)
     make = method_of(s, model, total, material)
     make(model, make_optimizer(model, s)).detach()
-
-
-def _check_repair(settings: Settings, summary: Summary) -> None:
-    """Refuses data that nothing can be solved from."""
-    if summary.n_train is not None and summary.n_train < LEAST:
-        raise DataError(
-            f"--data {settings.data} has {summary.n_train} training images, and layers are solved from at least "
-            f"{LEAST}; give data with more, labels are not needed"
-        )
 
 
 def _check_profile(path: Path, settings: Settings, summary: Summary) -> None:

@@ -22,7 +22,6 @@ from halpiee.errors import HalpieeError, MissingError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)

@@ -20,13 +20,12 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.structure.shrink import shrink
 from halpiee.structure.verification import verify
 from halpiee.training import record
-from halpiee.training.build import Material, network
+from halpiee.training.build import Material, make_optimizer, network
 from halpiee.training.checkpoint import load_state, save_json
 from halpiee.training.job import Run
 from halpiee.training.loop import Outlet, Trainer, evaluate, pick_threads
 from halpiee.training.ranks import Ranks
 from halpiee.training.record import line_values, predicted, read_result, read_seconds, read_threads
-from halpiee.training.schedule import make_optimizer
 from latency.timing.benchmark import Comparison
 
 BEST = "{}-best.safetensors"
@@ -147,7 +146,7 @@ def material(run: Run) -> Material:
         images=lambda: run.data.at(shuffled(run)[: run.settings.images])[0],
         n_classes=run.data.n_classes,
         loss=run.task.loss,
-        shape=run.data.shape,
+        example=run.placed,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.deploy.calibrate import Chosen
+from halpiee.inputs import ordered
 from halpiee.methods.channels import narrowed
 from halpiee.methods.method import Method
 from halpiee.reconstruction.repair import RepairedLayer
@@ -22,10 +23,9 @@ from halpiee.structure.plan import Selection
 from halpiee.structure.shrink import keep_first, shrink
 from halpiee.structure.verification import verify
 from halpiee.training import record
-from halpiee.training.build import initial, method_of
+from halpiee.training.build import initial, make_optimizer, method_of
 from halpiee.training.job import Run, save_plan
 from halpiee.training.loop import evaluate
-from halpiee.training.schedule import make_optimizer
 from halpiee.training.stage import Training, begun, close, cut, leave, material, shuffled
 
 BETTER = (
@@ -237,6 +237,7 @@ def chosen(
         order[n : 3 * n] if len(order) > n else order
     )  # to score on; where there are no others, the same images
     images, (scored, labels) = run.data.at(order[:n])[0], run.data.at(others)
+    images, scored = (one if isinstance(one, Tensor) else ordered(model, one) for one in (images, scored))
     rounds = s.masks.rounds or (None if s.method == "repair" else ROUNDS)
     given: dict[str, Any] = {"rounds": rounds, "criterion": s.masks.criterion, "value": s.masks.value}
     known = {key: value for key, value in given.items() if value is not None}
@@ -251,7 +252,7 @@ def chosen(
         note=run.talk.note,
     )
     closed = close(run, model, cost, cut)
-    verify(model, run.structure, cut.keep, tuple(x.to(run.device) for x in run.example), sizes=(1, 2, 5))
+    verify(model, run.structure, cut.keep, run.placed, sizes=(1, 2, 5))
     return cut, {"repaired": [], **closed, "next_step_us": cut.next_step_us, "gap": cut.selection.gap}
 
 

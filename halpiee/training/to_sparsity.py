@@ -19,11 +19,18 @@ from halpiee.sparsity.mask import Mask
 from halpiee.structure.groups import macs
 from halpiee.structure.plan import Selection
 from halpiee.training import record
-from halpiee.training.build import budget_of, densities, draw_again, initial, method_of, weights_of
+from halpiee.training.build import (
+    budget_of,
+    densities,
+    draw_again,
+    initial,
+    make_optimizer,
+    method_of,
+    weights_of,
+)
 from halpiee.training.config import Settings
 from halpiee.training.job import Run, save_plan
 from halpiee.training.record import read_log
-from halpiee.training.schedule import make_optimizer
 from halpiee.training.stage import Training, begun, cut, examples, material
 
 

@@ -145,7 +145,8 @@ def resolve(name: str) -> Callable[..., nn.Module]:
         UsageError: no such network; the message has the closest names.
     """
     if ":" in name:
-        return from_path(name)
+        named: Callable[..., nn.Module] = named_code(name)
+        return named
     if name in ZOO:
         return ZOO[name]
     from torchvision.models import get_model, list_models
@@ -176,31 +177,30 @@ def torchvision_defaults(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
     return defaults | kwargs
 
 
-def from_path(name: str) -> Callable[..., nn.Module]:
-    """Returns the function that ``package.module:function`` names; the working directory is on the path."""
-    module_name, _, function = name.partition(":")
+def named_code(name: str, what: str = "the model", refusal: type[HalpieeError] = UsageError) -> Any:
+    """Returns what ``package.module:NAME`` names; the working directory is on the path.
+
+    ``what`` it is begins the messages of the ``refusal``.
+    """
+    module_name, _, wanted = name.partition(":")
     if module_name.endswith(".py"):
         dotted = ".".join(Path(module_name).with_suffix("").parts)
-        raise UsageError(
-            f"the model {name!r} was asked for by a file; write {dotted}:{function}, from the folder that holds it"
-        )
+        raise refusal(f"{what} {name} names a file; write {dotted}:{wanted}, from the folder that holds it")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the module does while it is imported
-        raise UsageError(
-            f"the model {name!r} asks for the module {module_name!r}, which does not import ({error}); "
-            "run from the folder that holds it, or install the package it is in"
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise refusal(
+            f"{what} {name} asks for the module {module_name!r}, which does not import "
+            f"({kind}{' '.join(str(error).split())[:300]}); run from the folder that holds it, or install the package "
+            "it is in"
         ) from error
-    builder = getattr(module, function, None)
-    if not callable(builder):
+    found = getattr(module, wanted, None)
+    if not callable(found):
         known = (name for name in dir(module) if not name.startswith("_"))
-        hint = unknown(function, known, f"define it in {module_name}")
-        raise UsageError(
-            f"the model {name!r} asks for the function {function!r}, "
-            f"which {module_name} does not have; {hint}"
-        )
-    found: Callable[..., nn.Module] = builder
+        hint = unknown(wanted, known, f"define it in {module_name}")
+        raise refusal(f"{what} {name} asks for {wanted!r}, which {module_name} does not have; {hint}")
     return found

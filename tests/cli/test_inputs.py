@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 import halpiee
 from halpiee.cli.app import program
-from halpiee.cli.options import Input, example_of, parse_inputs
 from halpiee.errors import UsageError
+from halpiee.inputs import Input, example_of, parse_inputs
 from latency.backends.onnxruntime.model import read_metadata
 
 from .plans import write_profile

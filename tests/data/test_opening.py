@@ -278,9 +278,9 @@ def test_a_function_that_returns_something_else_is_refused(
 
 
 def test_a_missing_module_or_function_is_named() -> None:
-    with pytest.raises(DataError, match="the module 'no_such_module' cannot be imported"):
+    with pytest.raises(DataError, match="asks for the module 'no_such_module', which does not import"):
         check("no_such_module:make")
-    with pytest.raises(DataError, match="'json' has no function 'nothing'"):
+    with pytest.raises(DataError, match="asks for 'nothing', which json does not have"):
         check("json:nothing")
 
 

@@ -169,7 +169,8 @@ def test_photos_as_they_come_train_a_timm_network_that_is_loaded_elsewhere(
 ) -> None:
     pytest.importorskip("timm", reason="the example is of a network of timm's")
     from halpiee.cli.app import program
-    from halpiee.training import price, stage
+    from halpiee.training import pipeline as price
+    from halpiee.training import stage
 
     shown, sweep = example("photos"), latency.sweep
 

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from halpiee.cli.app import program
-from halpiee.data.functions import FunctionSource
+from halpiee.data import functions
 from halpiee.data.opening import load
 from halpiee.errors import DataError, UsageError
 
@@ -78,7 +78,7 @@ CASES: list[tuple[Callable[[], Any], str]] = [
 def test_data_that_cannot_be_trained_on_is_refused_in_one_sentence(
     function: Callable[[], Any], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FunctionSource, "_function", lambda self: function)
+    monkeypatch.setattr(functions, "named_code", lambda *_: function)
     with pytest.raises(DataError) as refusal:
         load("mine:data")
     assert said in str(refusal.value)
@@ -90,11 +90,11 @@ def test_a_module_that_fails_while_it_is_imported_is_named(
 ) -> None:
     (tmp_path / "broken_on_import.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(DataError, match=r"cannot be imported \(ZeroDivisionError: division by zero\)"):
+    with pytest.raises(DataError, match=r"does not import \(ZeroDivisionError: division by zero\)"):
         load("broken_on_import:data")
     done = CliRunner().invoke(program, ["explain", "broken_on_import:net"])
     assert isinstance(done.exception, UsageError)
-    assert "does not import (division by zero)" in str(done.exception)
+    assert "does not import (ZeroDivisionError: division by zero)" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from halpiee.cli.options import Ranged
 from halpiee.errors import UsageError
 from halpiee.ranges import inside
 from halpiee.shared_options import Cycle
-from halpiee.training.config import Settings
-from halpiee.training.masks import Masks
+from halpiee.training.config import Masks, Settings
 
 from .conftest import content, one_sentence
 

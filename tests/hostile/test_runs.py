@@ -19,8 +19,7 @@ from halpiee.report import render_html, render_markdown, table
 from halpiee.report.values import read_report
 from halpiee.shared_options import Cycle
 from halpiee.training.checkpoint import load_state, read_settings, save_settings, save_state
-from halpiee.training.config import Settings
-from halpiee.training.masks import Masks
+from halpiee.training.config import Masks, Settings
 from halpiee.training.record import read_calibration, read_log, read_result, read_seconds, read_threads
 
 from .conftest import content, one_sentence, refusal

@@ -20,10 +20,9 @@ from halpiee.ranges import annotated
 from halpiee.recipes import STEPS, names, read, shortened, told, under
 from halpiee.sparsity import Uniform
 from halpiee.training import stage
-from halpiee.training.build import budget_of, network
+from halpiee.training.build import budget_of, learning_rate, network
 from halpiee.training.config import OPTIONS, Settings
 from halpiee.training.preflight import open_run
-from halpiee.training.schedule import learning_rate
 from tests.training.talk import Quiet, one_thread, trained
 
 # epochs, batch, rate, drops (in epochs), factor, weight decay, and the method's own figures

@@ -21,11 +21,9 @@ from halpiee.studies.probes import (
     plasticity,
 )
 from halpiee.studies.trajectory import Branch, Place, accuracy_on, branches, states, total_steps
-from halpiee.training.build import initial
-from halpiee.training.config import Settings
+from halpiee.training.build import initial, make_optimizer
+from halpiee.training.config import Masks, Settings
 from halpiee.training.loop import Trainer
-from halpiee.training.masks import Masks
-from halpiee.training.schedule import make_optimizer
 
 
 def pruned(branch: Branch, train: Callable[[torch.nn.Module, Mask], None], *, rate: float) -> Plasticity:

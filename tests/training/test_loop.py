@@ -17,10 +17,10 @@ from halpiee.data.tensors import TensorData
 from halpiee.errors import PromiseError, UsageError
 from halpiee.tasks.classification import Classification, matching
 from halpiee.training import loop
+from halpiee.training.build import learning_rate, make_optimizer
 from halpiee.training.checkpoint import load_state, load_weights
 from halpiee.training.config import Settings
 from halpiee.training.loop import Outlet, Trainer, evaluate, judged
-from halpiee.training.schedule import learning_rate, make_optimizer
 
 SETTINGS = Settings(model="m", data="d", budget="0.5", epochs=3, batch_size=4, lr=0.1, warmup=0.25)
 

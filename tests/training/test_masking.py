@@ -20,8 +20,7 @@ from halpiee.structure.groups import Structure
 from halpiee.training import pipeline, stage
 from halpiee.training.build import Material, budget_of, method_of, weights_of
 from halpiee.training.checkpoint import load_weights
-from halpiee.training.config import Settings
-from halpiee.training.masks import Masks
+from halpiee.training.config import Masks, Settings
 from halpiee.training.preflight import open_run
 from halpiee.training.record import promise_of_units, train_flops
 from halpiee.zoo import build

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from halpiee.errors import MissingError
-from halpiee.training.metrics import Metrics, flat
+from halpiee.training.record import Metrics, flat
 
 
 def entry(epoch: int, **more: Any) -> dict[str, Any]:

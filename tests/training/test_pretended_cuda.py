@@ -17,9 +17,8 @@ from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import fixed_sides
 from halpiee.training import stage
 from halpiee.training.checkpoint import load_weights, save_weights
-from halpiee.training.config import Settings
+from halpiee.training.config import Masks, Settings
 from halpiee.training.loop import Trainer
-from halpiee.training.masks import Masks
 from halpiee.training.pipeline import pruning_of
 from halpiee.training.preflight import open_run
 from tests.latency.fakes import FakeBackend, staircase

@@ -13,8 +13,7 @@ import torch
 from halpiee.errors import UsageError
 from halpiee.shared_options import Cycle
 from halpiee.training.checkpoint import load_weights
-from halpiee.training.config import Settings
-from halpiee.training.masks import Masks
+from halpiee.training.config import Masks, Settings
 from halpiee.training.preflight import check_ranks
 from halpiee.training.ranks import ALONE, Ranks
 from tests.forked import begin, end
@@ -33,7 +32,7 @@ import torch
 torch.set_num_threads(1)
 from latency.predict import Calibration
 from halpiee.deploy.calibrate import Round
-from halpiee.training import price, stage
+from halpiee.training import pipeline as price, stage
 from halpiee.training.config import Settings
 from halpiee.training.ranks import joined
 stage.pick_threads = lambda step: 1

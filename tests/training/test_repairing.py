@@ -20,9 +20,8 @@ from halpiee.errors import BudgetError, UsageError
 from halpiee.structure.groups import widths
 from halpiee.training import stage
 from halpiee.training.checkpoint import load_weights, save_weights
-from halpiee.training.config import Settings
+from halpiee.training.config import Masks, Settings
 from halpiee.training.loop import Objective, evaluate
-from halpiee.training.masks import Masks
 from halpiee.training.preflight import open_run
 from halpiee.zoo import build
 

@@ -14,13 +14,11 @@ from torch.nn.functional import cross_entropy
 
 from halpiee.errors import UsageError
 from halpiee.training import stage
-from halpiee.training.build import network
+from halpiee.training.build import learning_rate, make_optimizer, network
 from halpiee.training.checkpoint import load_weights
-from halpiee.training.config import Settings
+from halpiee.training.config import Masks, Settings
 from halpiee.training.job import Run
-from halpiee.training.masks import Masks
 from halpiee.training.preflight import open_run
-from halpiee.training.schedule import learning_rate, make_optimizer
 
 from .talk import Quiet, one_thread, trained
 

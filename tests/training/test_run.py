@@ -23,10 +23,9 @@ from halpiee.errors import BudgetError, OutputInUseError, ProfileError, PromiseE
 from halpiee.shared_options import Cycle
 from halpiee.structure.groups import widths
 from halpiee.training import pipeline, price, stage
-from halpiee.training.config import Settings
+from halpiee.training.config import Masks, Settings
 from halpiee.training.job import Run
 from halpiee.training.loop import Objective, Trainer
-from halpiee.training.masks import Masks
 from halpiee.training.preflight import open_run
 from halpiee.zoo import build
 from latency.predict import Calibration
@@ -351,7 +350,7 @@ def test_halp_prunes_given_weights_down_to_the_budget_and_never_brings_a_channel
     tmp_path: Path, profile: Path
 ) -> None:
     from halpiee.training.checkpoint import save_weights
-    from halpiee.training.masks import Masks
+    from halpiee.training.config import Masks
 
     torch.manual_seed(0)
     trained = tmp_path / "trained.safetensors"
@@ -418,7 +417,7 @@ def test_the_first_layer_stays_whole_in_every_training_to_a_latency_that_asks_fo
     method: str, tmp_path: Path, profile: Path
 ) -> None:
     from halpiee.training.checkpoint import save_weights
-    from halpiee.training.masks import Masks
+    from halpiee.training.config import Masks
 
     torch.manual_seed(0)
     trained = tmp_path / "trained.safetensors"

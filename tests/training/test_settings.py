@@ -9,8 +9,7 @@ import pytest
 from halpiee.errors import UsageError
 from halpiee.ranges import parse_budget
 from halpiee.shared_options import Cycle
-from halpiee.training.config import Settings
-from halpiee.training.masks import Masks
+from halpiee.training.config import Masks, Settings
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from halpiee.methods.dynamic import RigL
 from halpiee.sparsity import Uniform
 from halpiee.training import loop, stage, to_sparsity
+from halpiee.training.build import make_optimizer
 from halpiee.training.checkpoint import load_state, load_weights
 from halpiee.training.config import Settings
 from halpiee.training.loop import Outlet, Trainer
 from halpiee.training.preflight import open_run
-from halpiee.training.schedule import make_optimizer
 
 from .talk import Quiet, one_thread, trained
 from .test_loop import SETTINGS, data, plain

@@ -23,13 +23,11 @@ from halpiee.errors import DataError, ScoreWarning, UsageError
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import fixed_sides
 from halpiee.training import stage
-from halpiee.training.build import initial, method_of
+from halpiee.training.build import initial, make_optimizer, method_of
 from halpiee.training.checkpoint import load_weights, read_settings
-from halpiee.training.config import Settings
-from halpiee.training.masks import Masks
+from halpiee.training.config import Masks, Settings
 from halpiee.training.pipeline import pruning_of
 from halpiee.training.preflight import open_run
-from halpiee.training.schedule import make_optimizer
 from tests.data.folders import class_folder
 from tests.latency.fakes import FakeBackend, staircase
 from tools.synthetic_data import pairs, voc

@@ -79,7 +79,7 @@ def test_a_path_builds_the_network_of_a_users_module(tmp_path: Path, monkeypatch
     model = zoo.build("my_little_net:make", n=4)
     assert isinstance(model, nn.Linear)
     assert model.out_features == 4
-    with pytest.raises(UsageError, match=r"asks for the function 'mak', .*did you mean 'make'"):
+    with pytest.raises(UsageError, match=r"asks for 'mak', .*did you mean 'make'"):
         zoo.build("my_little_net:mak")
     with pytest.raises(
         UsageError, match=r"must be a function that returns a torch.nn.Module, it returned int"
