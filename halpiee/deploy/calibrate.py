@@ -104,25 +104,20 @@ class Candidate(Protocol):
     @property
     def counts(self) -> dict[str, int]:
         """Units per group."""
-        ...
 
     @property
     def keep(self) -> Mapping[str, torch.Tensor]:
         """Which units stay."""
-        ...
 
     @property
     def next_step_us(self) -> float:
         """Smallest extra cost of any next allowed size; NaN when everything is active."""
-        ...
 
     def solve_again(self, cost: LatencyCost) -> None:
         """Replaces the selection under a corrected cost."""
-        ...
 
     def go_back(self, turn: int) -> None:
         """Takes the selection of an earlier turn (from 0) again."""
-        ...
 
 
 def close_loop(

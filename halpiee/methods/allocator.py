@@ -36,24 +36,19 @@ class Pool(Protocol):
     @property
     def total(self) -> float:
         """The budget Ψ, in the pool's unit."""
-        ...
 
     @property
     def floor(self) -> float:
         """The smallest share of Ψ worth exchanging at the end of training."""
-        ...
 
     def used(self, alive: Mask) -> float:
         """Returns the resource that the active units use, in the pool's unit."""
-        ...
 
     def start(self, generator: torch.Generator) -> Selection:
         """Returns a random choice that fills the budget."""
-        ...
 
     def choose(self, scores: Mapping[str, Tensor], *, must: Mask, may: Mask, level: float) -> Selection:
         """Returns all of ``must`` with the best of ``may``, within ``level · Ψ``."""
-        ...
 
 
 class LatencyPool:

@@ -47,7 +47,6 @@ class Train(Protocol):
         self, model: nn.Module, mask: Mask | None, first: int, last: int, done: Callable[[int], None]
     ) -> object:
         """Trains."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ class Cuda(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """Returns what the device is: ``device``, ``capability``, ``multiprocessors``, ``l2_bytes`` …."""
-        ...
 
     def allocate(self, size_bytes: int) -> int:
         """Returns the address of new memory.
@@ -46,35 +45,27 @@ class Cuda(Protocol):
         Raises:
             OutOfMemoryError: there is not so much.
         """
-        ...
 
     def free(self, address: int) -> None:
         """Gives memory back."""
-        ...
 
     def write(self, address: int, array: NDArray[Any]) -> None:
         """Copies an array to the GPU and waits."""
-        ...
 
     def read(self, address: int, array: NDArray[Any]) -> None:
         """Copies from the GPU into an array and waits."""
-        ...
 
     def synchronize(self) -> None:
         """Waits for everything on the stream."""
-        ...
 
     def in_thread(self) -> AbstractContextManager[object]:
         """Inside, the device's context is current in the calling thread."""
-        ...
 
     def elapsed_us(self, call: Callable[[], object]) -> float:
         """Returns µs between two events around a call that enqueues work on the stream."""
-        ...
 
     def captured(self, call: Callable[[], object]) -> Callable[[], object] | None:
         """Returns a launch of the graph of what a call enqueues; None where it cannot be captured."""
-        ...
 
 
 class EventClock:

@@ -30,7 +30,6 @@ class Clock(Protocol):
 
     def time_us(self, run: Callable[[], object]) -> tuple[float, float]:
         """Runs once; returns the time that counts and the wall time, both in µs."""
-        ...
 
 
 class CpuClock:
