@@ -156,7 +156,7 @@ def pruning_plasticity(
         model: as it was at time t; it is not changed.
         rate: share of the units that are not zero that is removed, the smallest ones.
         train: trains the copy for k epochs at the constant rate; gets unit name → which may be other than zero, and
-            has to keep the others at zero (``halpiee.methods.rewind.held`` does).
+            has to keep the others at zero (``halpiee.methods.rewind.keeping_mask`` does).
         accuracy: of a network on the test images.
         gradients: parameter name → gradient of the dense network; given, as many units as were removed come back by
             its size, starting from zero.
