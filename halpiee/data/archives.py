@@ -18,20 +18,16 @@ from numpy.typing import NDArray
 from halpiee.data.data import MOST_CLASSES
 from halpiee.data.folders import TEST_NAMES, listed_classes
 from halpiee.data.images import IMAGE_SUFFIXES
-from halpiee.data.source import HubSplit, ImageSource, ParquetSplit, Splits, TarSplit
+from halpiee.data.source import HubSplit, ImageSource, InFolder, ParquetSplit, Splits, TarSplit
 from halpiee.errors import DataError, MissingError
 
 
-@dataclass(frozen=True)
-class ParquetSource(ImageSource):
+class ParquetSource(InFolder):
     """A folder of Parquet files in the Hugging Face layout.
 
     Files whose name starts with ``train`` and ``test`` (or ``val``), anywhere below the folder; columns
     ``img`` or ``image`` (a struct of bytes and path, or the bytes) and ``label``.
     """
-
-    path: Path
-    size: int | None = None
 
     def splits(self) -> Splits:
         """Reads the labels; images are read when they are asked for. Classes without names have numbers."""
@@ -64,16 +60,12 @@ class ParquetSource(ImageSource):
         return Splits(str(self.path), made[0], made[1], names or tuple(numbers))
 
 
-@dataclass(frozen=True)
-class TarSource(ImageSource):
+class TarSource(InFolder):
     """A folder of WebDataset's tars: ``train*.tar`` and ``test*.tar`` (or ``val*.tar``), anywhere below it.
 
     Members of one name up to the first dot are one example: an image, and its class as text in ``.cls``, or under
     ``label`` or ``cls`` in ``.json``. Line i of a file ``classes.txt`` in the folder names class i.
     """
-
-    path: Path
-    size: int | None = None
 
     def splits(self) -> Splits:
         """Reads the headers of all members, and the labels."""

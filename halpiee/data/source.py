@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -362,6 +362,20 @@ class ImageSource(Source):
         return TensorData(
             found.name, train_x, train_y, test_x, test_y, found.classes, shift, left_out=tuple(left_out)
         )
+
+
+@dataclass(frozen=True)
+class InFolder(ImageSource):
+    """Images in a folder."""
+
+    path: Path
+    size: int | None = None
+
+    @classmethod
+    def of(cls, data: str, size: int | None) -> Self | None:
+        """Returns the source where ``data`` is a folder; None: it is none."""
+        path = Path(data).expanduser()
+        return cls(path, size) if path.is_dir() else None
 
 
 def _decoded(split: ImageSplit, size: int | None, name: str) -> tuple[Tensor, NDArray[np.int64], list[str]]:

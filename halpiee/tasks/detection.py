@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from halpiee.data.boxes import BoxSource
 from halpiee.data.data import Data
+from halpiee.data.folders import BoxSource
 from halpiee.data.source import Source
 from halpiee.errors import MissingError, UsageError
 from halpiee.tasks.task import Metric, Task, task
