@@ -9,6 +9,7 @@ from latency.errors import HoldoutWarning as HoldoutWarning
 from latency.errors import MissingError
 from latency.errors import __all__ as __all__
 from latency.errors import need as need
+from latency.errors import said as said
 from latency.errors import unknown as unknown
 
 

@@ -21,7 +21,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from halpiee.errors import OutputInUseError, UsageError
+from halpiee.errors import OutputInUseError, UsageError, said
 from latency.files import FolderLock, misfit
 from latency.predict import student
 
@@ -135,8 +135,9 @@ class Sheet(Generic[R]):
         try:
             value = msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            said = " ".join(str(error).split())[:120]
-            raise UsageError(f"line {number} of {self.path} is no JSON ({said}); {advice}") from error
+            raise UsageError(
+                f"line {number} of {self.path} is no JSON ({said(error, 120)}); {advice}"
+            ) from error
         try:
             return msgspec.convert(value, self.kind)
         except msgspec.ValidationError as error:

@@ -139,6 +139,12 @@ def unknown(
     return before + hint if hint else ""
 
 
+def said(error: BaseException, most: int = 300, *, first: bool = False) -> str:
+    """Returns what an error says on one line, or its ``first`` line, cut; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return " ".join(" ".join(lines[:1] if first else lines).split())[:most] or type(error).__name__
+
+
 OUT_OF_MEMORY = (
     "out of memory",
     "outofmemory",

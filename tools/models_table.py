@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import detection, get_model, list_models, quantization, segmentation
 
-from halpiee.errors import HalpieeError
+from halpiee.errors import HalpieeError, said
 from halpiee.structure import Structure, explain, shrink, trace, verify
 from latency.backends.torch.modules import tensors_in
 from latency.files import write
@@ -335,7 +335,7 @@ class Kind:
         try:
             return self.cells(name)
         except (HalpieeError, RuntimeError, ValueError, AssertionError) as error:
-            return self.refused(name, " ".join(str(error).split())[:300])
+            return self.refused(name, said(error))
 
     def apart(self, name: str, flags: Sequence[str]) -> str:
         """Returns the row of one network, worked out in a process of its own within the limits."""

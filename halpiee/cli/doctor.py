@@ -14,7 +14,7 @@ import click
 
 from halpiee.cli.options import Answered, verb
 from halpiee.cli.output import answer, screen
-from halpiee.errors import EXTRAS, HalpieeError
+from halpiee.errors import EXTRAS, HalpieeError, said
 from latency.backends import Found
 
 LEAST = {
@@ -90,7 +90,7 @@ def _packages() -> list[Finding]:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:
         fix = "pip install --force-reinstall torch torchvision (a CPU-only torch does not load PyPI's torchvision)"
-        findings.append(Finding("torchvision loads", "broken", str(error).splitlines()[0], fix))
+        findings.append(Finding("torchvision loads", "broken", said(error, first=True), fix))
     return findings
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halpiee.errors import StructureError, UsageError
+from halpiee.errors import StructureError, UsageError, said
 from halpiee.inputs import Input, Shape, at_batch, example_of, spelled
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def _left(path: Path, plan: Plan, dense: nn.Module, example: tuple[Any, ...]) ->
         except Exception:
             return compact  # not the plan's doing: tracing says what of the inputs does not fit
         raise StructureError(
-            f"the plan {path} leaves a network that does not run ({' '.join(str(error).split())[:200]}); write it "
+            f"the plan {path} leaves a network that does not run ({said(error, 200)}); write it "
             "again with halpiee plan"
         ) from error
     return compact

@@ -19,7 +19,7 @@ from halpiee.data.data import MOST_CLASSES
 from halpiee.data.folders import TEST_NAMES, listed_classes
 from halpiee.data.images import IMAGE_SUFFIXES
 from halpiee.data.source import HubSplit, ImageSource, InFolder, ParquetSplit, Splits, TarSplit
-from halpiee.errors import DataError, MissingError
+from halpiee.errors import DataError, MissingError, said
 
 
 class ParquetSource(InFolder):
@@ -250,8 +250,7 @@ class HubSource(ImageSource):
                 return datasets.load_from_disk(str(Path(self.name)))
             return datasets.load_dataset(name, configuration or None)
         except Exception as error:  # of files, of the network, of the hub
-            said = " ".join(str(error).split())[:300]
             raise DataError(
-                f"--data {self.name} cannot be opened ({type(error).__name__}: {said}); check the name, or fetch it "
-                "first and give its folder"
+                f"--data {self.name} cannot be opened ({type(error).__name__}: {said(error)}); check the name, or "
+                "fetch it first and give its folder"
             ) from error

@@ -23,7 +23,7 @@ from torch import Tensor
 from halpiee.data.data import Summary
 from halpiee.data.images import cut, open_image, pixels, read_bytes, shift_for
 from halpiee.data.tensors import Augmentation, TensorData
-from halpiee.errors import DataError
+from halpiee.errors import DataError, said
 
 
 class Split(ABC):
@@ -236,9 +236,8 @@ class DatasetSplit(Split):
         try:
             image, target = self._dataset[index]
         except Exception as error:  # whatever a dataset does while it is read
-            said = " ".join(str(error).split())[:300]
             raise DataError(
-                f"--data {self._name}: example {index} is no (image, target) pair ({said or type(error).__name__}); "
+                f"--data {self._name}: example {index} is no (image, target) pair ({said(error)}); "
                 "mend the dataset"
             ) from error
         if hasattr(image, "convert") and image.mode != "RGB":

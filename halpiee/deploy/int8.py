@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from halpiee.deploy.onnx import ExportReport, export_onnx, onnx_outputs, write_metadata
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, said
 from halpiee.structure.verification import relative_l2
 from latency.backends.onnxruntime import QUANTISER
 from latency.backends.onnxruntime.model import quiet
@@ -101,13 +101,13 @@ def export_int8(
         except Exception as error:  # the quantiser raises what its passes raise
             raise UsageError(
                 f"{type(model).__name__} was to be quantised to int8, and ONNX Runtime's quantiser raised "
-                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; export it in fp32 or fp16"
+                f"{type(error).__name__}: {said(error, 200)}; export it in fp32 or fp16"
             ) from error
         proto = onnx.load(str(made))
         kept = {entry.key: entry.value for entry in onnx.load(str(float_path)).metadata_props}
         del proto.metadata_props[:]
-        said = {**kept, "precision": "int8", "calibration_images": str(reader.images)}
-        write_metadata(proto, said)
+        stated = {**kept, "precision": "int8", "calibration_images": str(reader.images)}
+        write_metadata(proto, stated)
         onnx.checker.check_model(proto, full_check=True)
         write(path, proto.SerializeToString())
         rel = relative_l2(*(session(one).run(None, reader.first) for one in (path, float_path)))

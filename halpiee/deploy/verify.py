@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from halpiee.errors import HalpieeError, MismatchError, UsageError
+from halpiee.errors import HalpieeError, MismatchError, UsageError, said
 from halpiee.structure.surroundings import random_states
 from halpiee.structure.verification import redraw, relative_l2, silent
 from latency.backends.onnxruntime.model import fixed_batch
@@ -265,7 +265,7 @@ def proved(
         raise failure
     raise UsageError(
         f"{type(trusted).__name__} was exported, and the graph was to be compared with it, which raised "
-        f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}; rewrite what it names, or export a "
+        f"{type(failure).__name__}: {said(failure)}; rewrite what it names, or export a "
         "part of the network"
     ) from failure
 
@@ -392,7 +392,7 @@ def other_sizes(model: nn.Module, inputs: tuple[Any, ...], most: int = 2) -> lis
             with torch.no_grad(), random_states():
                 model(*candidate)
         except Exception as error:  # whatever the model raises
-            why = why or f"{'×'.join(map(str, size))}: {' '.join(str(error).split())[:160]}"
+            why = why or f"{'×'.join(map(str, size))}: {said(error, 160)}"
             continue
         found.append(candidate)
         if len(found) == most:

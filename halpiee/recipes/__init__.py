@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 import yaml
 
-from halpiee.errors import UsageError, unknown
+from halpiee.errors import UsageError, said, unknown
 from halpiee.options import fitted
 from halpiee.training.config import OPTIONS
 from latency.files import read_bytes, sound
@@ -64,8 +64,7 @@ def options_in(text: str, *, what: str) -> Any:
         _check(text, what)
         return yaml.load(text, _Once)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError, AttributeError, TypeError) as error:
-        words = " ".join(str(error).split())[:300]
-        raise UsageError(f"{what} is not YAML: {words}; {AGAIN}") from error
+        raise UsageError(f"{what} is not YAML: {said(error)}; {AGAIN}") from error
 
 
 def values_in(path: Path, *, what: str) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from halpiee.errors import HalpieeError, UsageError, unknown
+from halpiee.errors import HalpieeError, UsageError, said, unknown
 from halpiee.zoo.networks import ZOO
 
 LOADING = ("weights", "pretrained", "checkpoint", "scriptable", "exportable", "cache_dir", "features_only")
@@ -195,7 +195,7 @@ def named_code(name: str, what: str = "the model", refusal: type[HalpieeError] =
         kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
         raise refusal(
             f"{what} {name} asks for the module {module_name!r}, which does not import "
-            f"({kind}{' '.join(str(error).split())[:300]}); run from the folder that holds it, or install the package "
+            f"({kind}{said(error)}); run from the folder that holds it, or install the package "
             "it is in"
         ) from error
     found = getattr(module, wanted, None)

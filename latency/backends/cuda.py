@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from latency.backends import Found
 from latency.device import limits
-from latency.errors import HalpieeError, MissingError, UsageError
+from latency.errors import HalpieeError, MissingError, UsageError, said
 
 LIBRARIES = ("auto", "cuda-python", "pycuda")
 
@@ -139,7 +139,7 @@ def libraries() -> list[tuple[str, Found]]:
             importlib.import_module(module)
             found.append((name, Found("ok", version)))
         except (ImportError, OSError, RuntimeError) as error:
-            why = f"{version}, which cannot be loaded: {str(error).splitlines()[0]}"
+            why = f"{version}, which cannot be loaded: {said(error, first=True)}"
             found.append((name, Found("broken" if _driver() else "note", why, "install the NVIDIA driver")))
     driver = _driver()
     there = (

@@ -16,7 +16,7 @@ import numpy as np
 
 from latency.backends import NetworkOptions, Runner, is_module
 from latency.backends.onnxruntime.model import as_proto, check_file, exported, to_onnx, weight_precision
-from latency.errors import MissingError, UsageError
+from latency.errors import MissingError, UsageError, said
 from latency.timing import Clock, WallClock
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class SessionRunner(Runner):
         return run
 
     def _refused(self, error: Exception) -> UsageError:
-        why = str(error).splitlines()[0][:300]
+        why = said(error, first=True)
         if self._name is None:
             return UsageError(
                 f"the model was to be run and ONNX Runtime refused: {why}; give inputs that it takes, or another batch"
@@ -185,7 +185,7 @@ def session(
     except Exception as error:  # its exceptions share no base class with one another
         what = str(model) if isinstance(model, str | Path) else "the model"
         raise UsageError(
-            f"ONNX Runtime was asked to run {what} and refused: {str(error).splitlines()[0][:300]}; "
+            f"ONNX Runtime was asked to run {what} and refused: {said(error, first=True)}; "
             "check the file with onnx.checker"
         ) from error
     if made.get_providers()[0] != providers[0]:  # the runtime falls back, and says so in its log only
@@ -244,7 +244,7 @@ def _plugged(options: ort.SessionOptions) -> list[str]:
             ort.register_execution_provider_library(name, plugin.get_library_path())
         except Exception as error:  # its exceptions share no base class
             raise MissingError(
-                f"{request} its library cannot be loaded ({str(error).strip().splitlines()[0][:300]}); run nvidia-smi "
+                f"{request} its library cannot be loaded ({said(error, first=True)}); run nvidia-smi "
                 "to see the driver, or name @cpu"
             ) from error
     devices = found()

@@ -36,7 +36,7 @@ from latency.backends.tensorrt.engine import (
 )
 from latency.backends.tensorrt.ops import OpNetwork
 from latency.device import PRECISIONS, clocks, environment, limits, precision_of
-from latency.errors import MissingError, UnsupportedOpError, UsageError
+from latency.errors import MissingError, UnsupportedOpError, UsageError, said
 from latency.op import Op, in_words
 from latency.timing import Clock
 
@@ -250,7 +250,7 @@ class TensorRT(Backend):
         try:
             return [(cls.module, Found("ok", f"{import_tensorrt(cls.module).__version__}{cls.remark}"))]
         except MissingError as error:
-            return [(cls.module, Found("broken", str(error).splitlines()[0]))]
+            return [(cls.module, Found("broken", said(error, first=True)))]
 
     def _runner(self, ops: Sequence[Op], native: bool = True) -> Execution:
         """Builds ops as branches of one engine and loads it."""

@@ -26,7 +26,7 @@ from latency.backends.torch.network import (
     shared_graphs,
 )
 from latency.device import PRECISIONS, clocks, environment, limits, precision_of
-from latency.errors import UnsupportedOpError
+from latency.errors import UnsupportedOpError, said
 from latency.op import Op
 from latency.timing import Clock
 
@@ -288,7 +288,7 @@ class Torch(Backend):
                 raise
             raise UnsupportedOpError(
                 f"an op was to be captured in a CUDA graph, and {self.device} refuses it "
-                f"({str(error).strip().splitlines()[0]}); it is left out"
+                f"({said(error, first=True)}); it is left out"
             ) from error
         return graph
 

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from latency.backends import Runner
-from latency.errors import HalpieeError, MissingError, UsageError, out_of_memory
+from latency.errors import HalpieeError, MissingError, UsageError, out_of_memory, said
 from latency.timing import Clock, CpuClock, WallClock
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ class ModuleRunner(Runner):
         if self.device != "cpu" and capture_refused(error):
             return UsageError(
                 f"{type(self._module).__name__} was to be captured in a CUDA graph, and {self._place} refuses it "
-                f"({str(error).strip().splitlines()[0]}); time it call by call, with @eager"
+                f"({said(error, first=True)}); time it call by call, with @eager"
             )
         shapes = ", ".join("×".join(map(str, x.shape)) for x in inputs if hasattr(x, "shape"))
         text = str(error).strip()
