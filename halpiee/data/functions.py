@@ -16,7 +16,7 @@ from halpiee.data.data import Data, Summary, check_batch, class_numbers, seed_of
 from halpiee.data.images import resized, shift_for
 from halpiee.data.source import DatasetSplit, Source, Splits
 from halpiee.data.tensors import Augmentation, TensorData
-from halpiee.errors import DataError, HalpieeError, UsageError
+from halpiee.errors import DataError, HalpieeError, UsageError, said
 from halpiee.zoo.registry import named_code
 
 
@@ -98,7 +98,7 @@ class FunctionSource(Source):
             except Exception as error:  # whatever a dataset does while it is read
                 raise DataError(
                     f"--data {self.name}: a split is neither (images, labels) nor a dataset of equally large "
-                    f"(image, label) pairs ({_short(error)}); return one of the two"
+                    f"(image, label) pairs ({said(error)}); return one of the two"
                 ) from error
             parts += self._tensors(x, y)
         return self._data(parts[0], parts[1], parts[2], parts[3], found.classes)
@@ -228,13 +228,8 @@ def _are_tensors(split: Any) -> bool:
     return isinstance(split, tuple | list) and len(split) == 2 and hasattr(split[0], "shape")
 
 
-def _short(error: Exception) -> str:
-    """Returns what an exception says, on one line."""
-    return " ".join(str(error).split())[:300]
-
-
 def _said(error: Exception) -> str:
-    return f" ({_short(error)})" if str(error).strip() else ""
+    return f" ({said(error)})" if str(error).strip() else ""
 
 
 def _as_tensor(image: Any) -> Tensor:

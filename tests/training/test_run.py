@@ -22,7 +22,7 @@ from halpiee.deploy.calibrate import Round
 from halpiee.errors import BudgetError, OutputInUseError, ProfileError, PromiseError, UsageError
 from halpiee.shared_options import Cycle
 from halpiee.structure.groups import widths
-from halpiee.training import pipeline, price, stage
+from halpiee.training import pipeline, stage
 from halpiee.training.config import Masks, Settings
 from halpiee.training.job import Run
 from halpiee.training.loop import Objective, Trainer
@@ -47,7 +47,7 @@ def toy() -> Iterator[None]:
         patch.setattr(stage, "pick_threads", one_thread)
         patch.syspath_prepend(str(Path(__file__).parent))
         # Latencies are measured elsewhere; here the line is known and the candidate always fits.
-        patch.setattr(price, "calibrate", lambda *_, **__: Calibration())
+        patch.setattr(pipeline, "calibrate", lambda *_, **__: Calibration())
         patch.setattr(
             stage,
             "close_loop",
