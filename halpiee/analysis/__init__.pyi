@@ -1,6 +1,5 @@
 from halpiee.analysis.flops import CostReference as CostReference
 from halpiee.analysis.flops import FlopsMeter as FlopsMeter
-from halpiee.analysis.flops import forward_cost as forward_cost
 from halpiee.analysis.flops import forward_share as forward_share
 from halpiee.analysis.flops import train_flops as train_flops
 from halpiee.analysis.history import History as History
@@ -8,7 +7,6 @@ from halpiee.analysis.history import densities as densities
 from halpiee.analysis.history import distance as distance
 from halpiee.analysis.history import distances as distances
 from halpiee.analysis.history import exploration as exploration
-from halpiee.analysis.history import flops_over_time as flops_over_time
 from halpiee.analysis.history import overlaps as overlaps
 from halpiee.analysis.history import survival_rates as survival_rates
 from halpiee.analysis.measures import Plasticity as Plasticity

@@ -13,8 +13,8 @@ step costs f(F) + f(F) + f(U); every method is a choice of the two::
     IEE                  active; while exploring F = all, U = the inactive
 
 IEE's paper charges an explore step dense + 2 · active. Activation gradients pass through all weights, and the inactive
-part is trained, so strictly it is dense + dense + (dense − active): ``accounting`` says which. Ratios are the same in
-MACs and in FLOPs; totals name their convention, as the papers use both (1 MAC = 2 FLOPs).
+part is trained, so strictly it is dense + dense + (dense − active): ``accounting`` says which. Totals are in MACs; the
+papers count in them or in FLOPs, two a MAC, and ratios are the same in both.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from halpiee.errors import UsageError, unknown
 
 Accounting = Literal["paper", "strict"]
-Convention = Literal["macs", "flops"]
 Method = Literal["dense", "static", "set", "rigl", "snfs", "gmp", "granet", "sr-ste", "dcil", "iee"]
 Constant = float | Mapping[str, float]
 Density = Constant | Sequence[Constant] | Callable[[int], Constant]
@@ -181,20 +180,6 @@ def forward_share(macs: Mapping[str, int], density: Constant) -> float:
     return sum(n * _valid(density.get(name, 1.0), name) for name, n in macs.items()) / total
 
 
-def forward_cost(macs: Mapping[str, int], density: Constant, *, convention: Convention) -> float:
-    """Returns the cost of one forward of a sparse network: in MACs, or in FLOPs at two a MAC.
-
-    Args:
-        macs: layer → multiply-accumulates of its dense forward.
-        density: one share for all layers, or layer → share; a layer left out is dense.
-        convention: ``macs`` or ``flops``.
-
-    Raises:
-        UsageError: an unknown layer or convention, or a density outside [0, 1].
-    """
-    return forward_share(macs, density) * sum(macs.values()) * _factor(convention)
-
-
 @dataclass
 class FlopsMeter:
     """Adds up the cost of a training, phase by phase, by both accountings.
@@ -243,10 +228,6 @@ class FlopsMeter:
             steps, dense_macs, dense_macs, dense_macs - active_macs, paper_macs=dense_macs + 2 * active_macs
         )
 
-    def total(self, accounting: Accounting, convention: Convention) -> float:
-        """Returns the total, per image if the MACs were: in MACs, or in FLOPs at two a MAC."""
-        return (self.paper_macs if accounting == "paper" else self.strict_macs) * _factor(convention)
-
     def ratio(self, dense_macs: float, dense_steps: int) -> dict[str, float]:
         """Returns ``{"paper": …, "strict": …}``: multiples of a dense training of ``dense_steps`` steps."""
         if dense_macs <= 0 or dense_steps < 1:
@@ -255,14 +236,6 @@ class FlopsMeter:
             )
         whole = 3.0 * dense_macs * dense_steps
         return {"paper": self.paper_macs / whole, "strict": self.strict_macs / whole}
-
-
-def _factor(convention: Convention) -> int:
-    if convention not in get_args(Convention):
-        raise UsageError(
-            f"the convention {convention!r} was asked; give 'macs' or 'flops', at two FLOPs a MAC"
-        )
-    return 2 if convention == "flops" else 1
 
 
 def _shares(macs: Mapping[str, int], density: Density, steps: int) -> NDArray[np.float64]:

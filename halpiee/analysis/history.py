@@ -1,4 +1,4 @@
-"""The masks of one training, packed, and quantities of them: overlap, survival, exploration, distance, FLOPs.
+"""The masks of one training, packed, and quantities of them: overlap, survival, exploration, distance.
 
 A method never computes metrics: a history listens to it and keeps (step, event, masks), eight units a byte. Overlap and
 survival are those of the IEE paper (Fig. 5): intersection over union of consecutive masks, and the share of grown units
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from halpiee.analysis.flops import forward_share
 from halpiee.errors import UsageError
 from halpiee.sparsity.mask import Mask
 from latency.files import write
@@ -196,21 +195,6 @@ def distances(history: History, steps: Sequence[int]) -> list[tuple[int, float]]
     """Returns (step, distance to the mask at the step before) over given steps: the ends of epochs, say."""
     at = [_active(history, step) for step in steps]
     return [(steps[i], distance(at[i - 1], at[i])) for i in range(1, len(steps))]
-
-
-def flops_over_time(history: History, macs: Mapping[str, int]) -> list[tuple[int, float]]:
-    """Returns (step, the forward's MACs over the dense one's) after every event.
-
-    Args:
-        history: of single weights.
-        macs: layer → multiply-accumulates of its dense forward; a layer is named as its module or its weight.
-    """
-    by_layer = {name.removesuffix(".weight"): n for name, n in macs.items()}
-    found = []
-    for index, entry in enumerate(history.entries):
-        shares = {n.removesuffix(".weight"): d for n, d in densities(history.mask(index)).items()}
-        found.append((entry.step, forward_share(by_layer, shares)))
-    return found
 
 
 def _active(history: History, step: int) -> Mask:

@@ -67,8 +67,8 @@ def neuron_collapse(masks: Mapping[str, Tensor], *, threshold: float = 1.0) -> f
     return 100 * sum(int(g.sum()) for g in gone.values()) / sum(len(g) for g in gone.values())
 
 
-def correlation(first: Tensor, second: Tensor, *, kind: Literal["pearson", "spearman"] = "pearson") -> float:
-    """Returns the correlation −1 … 1 of two measures ``[n]`` of the same units, or of their ranks (ties share theirs).
+def correlation(first: Tensor, second: Tensor) -> float:
+    """Returns Pearson's correlation −1 … 1 of two measures ``[n]`` of the same units.
 
     It is NaN where one of them does not vary.
 
@@ -80,17 +80,10 @@ def correlation(first: Tensor, second: Tensor, *, kind: Literal["pearson", "spea
         raise UsageError(
             f"a correlation of {len(a)} and {len(b)} units was asked; give two measures of the same units, two at least"
         )
-    if kind == "spearman":
-        a, b = ranks(a), ranks(b)
     return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
 
 
-def correlations(
-    first: Mapping[str, Tensor],
-    second: Mapping[str, Tensor],
-    *,
-    kind: Literal["pearson", "spearman"] = "pearson",
-) -> dict[str, float]:
+def correlations(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, float]:
     """Returns layer → correlation over its units, and ``""`` → over those of all layers.
 
     Layers that only one of the two measures has (a filter without a batch norm has no σ) are left out.
@@ -100,22 +93,13 @@ def correlations(
         raise UsageError(
             "a correlation of two measures without a common layer was asked; score the same units"
         )
-    found = {
-        name: correlation(first[name], second[name], kind=kind) for name in names if first[name].numel() > 1
-    }
+    found = {name: correlation(first[name], second[name]) for name in names if first[name].numel() > 1}
     whole = [
         torch.cat([scores[name].detach().flatten().double().cpu() for name in names])
         for scores in (first, second)
     ]
-    found[""] = correlation(whole[0], whole[1], kind=kind)
+    found[""] = correlation(whole[0], whole[1])
     return found
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Returns the rank of each value, the mean one for equal values."""
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    mean: Tensor = counts.cumsum(0).double() - (counts.double() - 1) / 2
-    return mean[inverse]
 
 
 @dataclass(frozen=True)

@@ -202,9 +202,8 @@ def test_the_meter_adds_the_three_parts_of_a_step() -> None:
     meter = FlopsMeter()
     meter.add(2, 5.0, 3.0, 1.0)
     meter.add(1, 1.0, 1.0, 1.0, paper_macs=7.0)
-    assert meter.total("strict", "macs") == 21.0
-    assert meter.total("paper", "macs") == 25.0
-    assert meter.total("paper", "flops") == 50.0
+    assert meter.strict_macs == 21.0
+    assert meter.paper_macs == 25.0
 
 
 def test_the_meter_agrees_with_the_formula_of_iee() -> None:
@@ -249,8 +248,3 @@ def test_a_network_without_macs_is_refused() -> None:
 def test_a_negative_phase_is_refused() -> None:
     with pytest.raises(UsageError, match="neither steps nor MACs can be negative"):
         FlopsMeter().explore(1, active_macs=2.0, dense_macs=1.0)
-
-
-def test_a_convention_is_macs_or_flops_and_always_said() -> None:
-    with pytest.raises(UsageError, match="the convention 'ops' was asked; give 'macs' or 'flops'"):
-        FlopsMeter().total("paper", "ops")  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from halpiee.analysis import History, densities, distance, distances, exploration, overlaps, survival_rates
-from halpiee.analysis.history import flops_over_time
 from halpiee.errors import OutputInUseError, UsageError
 from halpiee.methods.dynamic import RigL
 from halpiee.sparsity import Mask, Uniform
@@ -73,7 +72,7 @@ def test_distance_is_the_share_of_units_that_differ(history: History) -> None:
     assert distances(history, [0, 20, 40]) == [(20, 0.2), (40, 0.1)]
 
 
-def test_densities_and_flops_follow_the_masks() -> None:
+def test_densities_follow_the_masks() -> None:
     h = History()
     h.add(
         0,
@@ -81,7 +80,6 @@ def test_densities_and_flops_follow_the_masks() -> None:
         Mask({"a.weight": torch.tensor([True, False]), "b.weight": torch.ones(4, dtype=torch.bool)}),
     )
     assert densities(h.mask(0)) == {"a.weight": 0.5, "b.weight": 1.0}
-    assert flops_over_time(h, {"a": 30, "b": 10}) == [(0, 25 / 40)]
 
 
 def test_masks_of_another_training_are_refused(history: History) -> None:

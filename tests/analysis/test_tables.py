@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from halpiee.analysis import CostReference, FlopsMeter, forward_cost, forward_share, train_flops
+from halpiee.analysis import CostReference, FlopsMeter, forward_share, train_flops
 from halpiee.errors import UsageError
 from halpiee.methods.one_shot import stages
 from halpiee.sparsity import ERK, Global, Weights, erk
@@ -91,10 +91,10 @@ def test_granets_appendix_has_erk_in_whole_percent_and_uniform_everywhere() -> N
     assert round(forward_share(MACS, dict.fromkeys(SHAPES, 0.1)), 4) == 0.1
 
 
-def test_a_forward_costs_macs_or_twice_as_many_flops() -> None:
-    assert forward_cost(MACS, 1.0, convention="flops") == 8_178_368_512
-    assert forward_cost(MACS, 1.0, convention="macs") == 4_089_184_256
-    found = [forward_cost(MACS, erk(SHAPES, d), convention="flops") for d in (0.5, 0.2, 0.1)]
+def test_a_forward_by_erk_has_the_flops_that_the_papers_print_at_two_a_mac() -> None:
+    dense = 2 * sum(MACS.values())
+    assert dense == 8_178_368_512
+    found = [dense * forward_share(MACS, erk(SHAPES, d)) for d in (0.5, 0.2, 0.1)]
     assert [round(f / 1e9, 1) for f in found] == [5.8, 3.4, 2.0]
 
 
@@ -103,8 +103,7 @@ def test_a_dense_training_costs_the_papers_exaflops() -> None:
     for images, printed in ((32_000 * 4096, 3.216), (100 * 1_281_167, 3.143)):
         meter = FlopsMeter()
         meter.train(images, sum(MACS.values()))
-        assert round(meter.total("paper", "flops") / 1e18, 3) == printed
-        assert meter.total("paper", "macs") == meter.total("paper", "flops") / 2
+        assert round(2 * meter.paper_macs / 1e18, 3) == printed
 
 
 @pytest.mark.parametrize(("p", "cost"), [(0.4153, 0.4172), (0.2431, 0.2456)])
