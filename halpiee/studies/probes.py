@@ -279,15 +279,15 @@ def gradient_flow(place: Place, knobs: FlowKnobs) -> Values:
     needed = {e for epoch in epochs for e in (epoch, max(0, epoch - 1))}
     files = states(place, 0.0, [per_epoch * e for e in needed])
     batches = batches_of(data, knobs.examples, min(128, s.batch_size))
-    few = batches[: max(1, len(batches) // 4)]
     found: Values = {"scale_change": [], "hessian": [], "mask_distance": []}
     before: Mask | None = None
     for epoch in epochs:
         model = Branch.load(place, files[per_epoch * epoch]).model
         units = Filters(model)
-        loss = scores_of(model, batches, InMode(LossPreservation()), units=units)
-        signed = scores_of(model, few, InMode(LossPreservation(signed=True)), units=units)
-        hessian = scores_of(model, few, GraSP(temperature=1.0, norms="eval"), units=units)
+        # of the gradient over all batches: averaged one by one, |θᵀg| would be mostly the noise of a batch
+        signed = scores_of(model, batches, InMode(LossPreservation(signed=True)), units=units)
+        loss = {name: score.abs() for name, score in signed.items()}
+        hessian = scores_of(model, batches, GraSP(temperature=1.0, norms="eval", pooled=True), units=units)
         found["hessian"].append((epoch, correlations(hessian, signed)[""]))
         if epoch > 0:
             earlier = Branch.load(place, files[per_epoch * (epoch - 1)]).model.state_dict()

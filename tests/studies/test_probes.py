@@ -138,6 +138,27 @@ def test_flow_looks_at_every_epoch_and_its_correlations_are_correlations(place: 
     assert all(0 <= y <= 0.4 for _, y in found["mask_distance"])  # 20 % of the filters are out
 
 
+def test_scales_are_compared_with_the_gradient_over_all_images_not_with_those_of_batches(
+    place: Place,
+) -> None:
+    """|σ·Δσ| and |θᵀg| by hand at the last epoch; g is one gradient over the 120 images, norms as in evaluation."""
+    ((epoch, found),) = gradient_flow(place, FlowKnobs(every=4, examples=120))["scale_change"]
+    files = states(place, 0.0, [18, 24])
+    earlier, model = (Branch.load(place, files[step]).model.eval() for step in (18, 24))
+    images, labels = place.data.at(torch.arange(120))
+    torch.autograd.backward(torch.nn.functional.cross_entropy(model(images), labels))
+    changes, sizes = [], []
+    for i in (1, 2):
+        kernel = model.get_parameter(f"conv{i}.weight")
+        assert kernel.grad is not None
+        sizes.append((kernel.detach() * kernel.grad).flatten(1).sum(1).abs())
+        now, then = (net.get_parameter(f"bn{i}.weight").detach() for net in (model, earlier))
+        changes.append((now * (now - then)).abs())
+    expected = torch.corrcoef(torch.stack([torch.cat(changes), torch.cat(sizes)]))[0, 1]
+    assert epoch == 4
+    assert found == pytest.approx(float(expected), abs=1e-4)
+
+
 def test_collapse_at_the_threshold_of_one_is_that_of_all_weights(place: Place) -> None:
     found = collapse(place, CollapseKnobs(by="synflow-shuffled", thresholds=(0.5, 1.0)))
     assert found["neurons"][-1] == (1.0, found["collapsed"])
