@@ -246,7 +246,7 @@ def figure(study: Study, rows: Sequence[Row]) -> Any:
     for row in range(down):
         grid[row * across].set_ylabel(f.ylabel or f.y.replace("_", " "))
     handles, labels = grid[0].get_legend_handles_labels()
-    if len(labels) > 1:
+    if f.series:
         drawn.legend(
             handles, labels, loc="outside right upper", fontsize=8, frameon=False, title=", ".join(f.series)
         )
@@ -288,8 +288,11 @@ def _panel(axes: Any, study: Study, rows: Sequence[Row], panel: Mapping[str, str
     if f.xscale == "log":
         axes.set_xscale("log")
     if names:
-        upright = {"rotation": 90, "fontsize": 6} if len(names) > 6 else {"rotation": 20, "fontsize": 8}
-        axes.set_xticks(range(len(names)), names, **upright)
+        turn = 90 if len(names) > 6 else 20 if max(map(len, names)) > 6 else 0
+        shown = range(0, len(names), math.ceil(len(names) / 30))  # more names do not fit into a panel
+        axes.set_xticks(shown, [names[i] for i in shown], rotation=turn, fontsize=6 if turn == 90 else 8)
+    elif f.xlabel == "epoch":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     if f.kind == "bars" and heights and min(heights) > 0:
         least, most = min(heights), max(heights)
         room = max(most - least, 0.02 * most)
