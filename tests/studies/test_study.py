@@ -177,7 +177,7 @@ def test_every_study_of_the_papers_is_there_with_its_source() -> None:
             "at-init-ladder",
         ),
         *("at-init-ablations", "at-step", "collapse", "gradient-flow-rounds", "gradient-flow-correlations"),
-        *("layer-ratios", "iee-ablation", "iee-wrn", "iee-2-4", "exploration", "latency"),
+        *("layer-ratios", "iee-ablation", "iee-wrn", "iee-2-4", "exploration", "latency", "detection"),
     }
     for name in names():
         found = read(name)
@@ -186,14 +186,21 @@ def test_every_study_of_the_papers_is_there_with_its_source() -> None:
         assert len(read(name, scale="smallest").cells(1)) <= 8, name
 
 
-@pytest.mark.parametrize(("name", "cells", "smallest"), [("methods", 10, 3), ("rewinding", 10, 4)])
-def test_the_benchmarks_that_are_studies_can_be_read(name: str, cells: int, smallest: int) -> None:
+OWN = {  # study of benchmarks/ → its cells, and those of its smallest scale
+    **{"methods": (10, 3), "rewinding": (10, 4), "plasticity": (3, 1), "rounds": (4, 4)},
+    **{"scale-change": (1, 1), "survival": (2, 2)},
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_benchmarks_that_are_studies_can_be_read(name: str) -> None:
+    cells, smallest = OWN[name]
     file = str(Path(__file__).parents[2] / "benchmarks" / f"{name}.yaml")
     assert len(read(file).cells(1)) == cells
     assert len(read(file, scale="smallest").cells(1)) == smallest
 
 
-BENCHMARKS = [f"{Path(__file__).parents[2]}/benchmarks/{name}.yaml" for name in ("methods", "rewinding")]
+BENCHMARKS = [f"{Path(__file__).parents[2]}/benchmarks/{name}.yaml" for name in OWN]
 
 
 @pytest.mark.parametrize("name", [*names(), *BENCHMARKS], ids=lambda name: Path(name).stem)
