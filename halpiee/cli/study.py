@@ -23,14 +23,14 @@ from halpiee.training.config import OPTIONS
 MACS_PER_S = 2e10
 """Multiply-accumulates a second of one core in training a CIFAR network; a GPU does a hundred times as many."""
 
-IMAGES = {32: 50_000, 64: 100_000, 224: 1_281_167}
-"""Training images of CIFAR, TinyImageNet and ImageNet, by pixels of a side."""
+IMAGES = {32: 50_000, 64: 100_000, 224: 1_281_167, 512: 16_551}
+"""Training images of CIFAR, TinyImageNet, ImageNet and PASCAL VOC 07+12, by pixels of a side."""
 
 MACS = {
     "resnet8": (12.5e6, 32), "resnet20": (40.8e6, 32), "resnet56": (125.7e6, 32), "resnet50_cifar": (1297.8e6, 32),
     "vgg13_bn": (228.3e6, 32), "vgg16_bn": (313.2e6, 32), "vgg19_bn": (398.1e6, 32), "wrn22_2": (157.7e6, 32),
     "mobilenet_v1_cifar": (46.4e6, 32), "resnet18_modified": (2221.8e6, 64), "resnet50": (4089e6, 224),
-    "mobilenet_v1": (568.7e6, 224),
+    "mobilenet_v1": (568.7e6, 224), "ssd512_resnet50": (45917e6, 512),
 }  # fmt: skip
 """Network → multiply-accumulates of one image, pixels of a side; see ``tests/zoo/test_networks.py``."""
 

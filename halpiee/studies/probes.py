@@ -98,9 +98,10 @@ def mean(points: Sequence[tuple[float, float]]) -> float:
 
 
 QUANTITIES: dict[str, Callable[[Finished], Value]] = {
-    # Top-1 accuracy, on the test images where nothing else is said.
+    # Top-1 accuracy, or the figure of another task, on the test images where nothing else is said.
     "accuracy": lambda of: float(of.pruned["accuracy"]),
     "accuracy_dense": lambda of: of.accuracy_dense,
+    "map50": lambda of: float(of.pruned["history"][-1]["map50"]),
     "loss_of_accuracy": lambda of: of.accuracy_dense - float(of.pruned["accuracy"]),
     "train_accuracy": train_accuracy,
     "accuracy_over_epochs": lambda of: of.over_epochs(lambda e: e["accuracy"]),

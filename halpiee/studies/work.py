@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from halpiee import __version__
-from halpiee.data.opening import check, load
+from halpiee.data.opening import load
 from halpiee.errors import DataError, ScoreWarning, UsageError
 from halpiee.options import nested
 from halpiee.sheet import Sheet
@@ -21,6 +21,7 @@ from halpiee.studies.probes import MEASURED, PROBES, QUANTITIES, Finished
 from halpiee.studies.results import Row
 from halpiee.studies.study import Cell, Study
 from halpiee.studies.trajectory import Place
+from halpiee.tasks import named
 from halpiee.training.config import Settings
 from halpiee.training.job import Silent, Talk
 from halpiee.training.pipeline import execute, trained
@@ -115,7 +116,9 @@ def check_data(study: Study, data: str, size: int | None) -> None:
     Raises:
         DataError: fewer pixels or classes.
     """
-    needs, summary = study.file.needs, check(data, size=size)
+    needs, options = study.file.needs, study.cells(1)[0].options
+    source = named(options.get("task", "classification")).source(data, size or options.get("size"))
+    summary = source.check()
     smallest = study.scale == "smallest"
     if summary.shape is not None and not smallest and min(summary.shape[1:]) < needs.pixels:
         raise DataError(
@@ -141,7 +144,8 @@ def _values(study: Study, cell: Cell, folder: Path, decoded: Decoded) -> dict[st
         return {name: found[name] for name in wanted}
     own = folder / "runs" / cell.name
     run = open_run(s, own, Silent(), resume=(own / "settings.json").is_file())
-    vars(run)["data"] = decoded(s.data, s.size, run.device)
+    if s.task == "classification":
+        vars(run)["data"] = decoded(s.data, s.size, run.device)
     report = execute(run) if MEASURED & set(wanted) else None
     with run.owned():
         dense, pruned = trained(run)

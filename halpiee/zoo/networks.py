@@ -281,6 +281,53 @@ def resnet50_cifar(width: float = 1, num_classes: int = 10) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), width=width, num_classes=num_classes)
 
 
+class Pyramid(nn.Module):
+    """ResNet-50 without its last stage, whose third keeps the size, and six smaller maps: SSD's backbone.
+
+    Each smaller map comes of a 1×1 and a 3×3 convolution of stride 2, half as wide and as wide as the map.
+    """
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        stem = nn.Conv2d(3, c_in := scaled(64, width), 7, 2, padding=3, bias=False)
+        layers = [stem, nn.BatchNorm2d(c_in), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+        for depth, base, stride in ((3, 64, 1), (4, 128, 2), (6, 256, 1)):
+            for index in range(depth):
+                layers.append(Bottleneck(c_in, scaled(base, width), stride if index == 0 else 1))
+                c_in = scaled(base, width) * Bottleneck.expansion
+        self.layers = nn.Sequential(*layers)
+        self.out_channels = [c_in]
+        self.smaller = nn.ModuleList()
+        for base in (512, 512, 256, 256, 256, 256):
+            inner, c_out = scaled(base // 2, width), scaled(base, width)
+            first, second = conv_bn(c_in, inner, 1), conv_bn(inner, c_out, 3, 2)
+            self.smaller.append(nn.Sequential(*first, nn.ReLU(), *second, nn.ReLU()))
+            self.out_channels.append(c_in := c_out)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps images ``[N, 3, H, W]`` to maps of an eighth of the side, of a sixteenth, and so on, at least 1×1."""
+        maps = [self.layers(x)]
+        for smaller in self.smaller:
+            maps.append(smaller(maps[-1]))
+        return {str(i): made for i, made in enumerate(maps)}
+
+
+def ssd512_resnet50(width: float = 1, num_classes: int = 21) -> nn.Module:
+    """Builds SSD512 on ResNet-50: 16,102,340 parameters, 45.9 G MACs at 512×512; class 0 is the background.
+
+    Scales and shapes of the 24,564 boxes are those of Liu et al. 2016 for 512 pixels and PASCAL VOC.
+    """
+    from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+    from torchvision.models.detection.ssd import SSD
+
+    scales = [0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05]
+    boxes = DefaultBoxGenerator([[2], *[[2, 3]] * 4, [2], [2]], scales=scales)
+    backbone = Pyramid(width)
+    initialise(backbone)
+    detector: nn.Module = SSD(backbone, boxes, (512, 512), num_classes)
+    return detector
+
+
 def wrn14_8(width: float = 1, num_classes: int = 10) -> ResNet:
     """Builds WRN-14-8 as Frankle et al. 2021 name it: the CIFAR ResNet-14 with eight times the channels.
 
@@ -368,8 +415,8 @@ def wrn22_2(width: float = 1, num_classes: int = 10) -> WideResNet:
 
 
 BUILDERS: tuple[Callable[..., nn.Module], ...] = (
-    mobilenet_v1, mobilenet_v1_cifar, resnet8, resnet18_modified, resnet20, resnet50_cifar, resnet56, vgg2_16_bn,
-    vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn, wrn14_8, wrn14_10, wrn20_8, wrn22_2, wrn32_2,
+    mobilenet_v1, mobilenet_v1_cifar, resnet8, resnet18_modified, resnet20, resnet50_cifar, resnet56, ssd512_resnet50,
+    vgg2_16_bn, vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn, wrn14_8, wrn14_10, wrn20_8, wrn22_2, wrn32_2,
 )  # fmt: skip
 
 ZOO = {builder.__name__: builder for builder in BUILDERS}

@@ -105,3 +105,22 @@ def test_a_scale_leaves_its_values_in_the_settings_and_says_them(
         result = CliRunner().invoke(train.command, [*command, "--scale", wrong])
         assert isinstance(result.exception, UsageError)
         assert f"--scale {wrong} was asked; give more than 0 and at most 1" in str(result.exception)
+
+
+def test_the_training_cost_is_stated_in_dense_trainings_of_a_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Half of the weights in every layer for 9 epochs, 90 dense ones before, in trainings of 90: (9 / 2 + 90) / 90."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "training"))
+    asked = ["toy:net", "--data", "toy:data", "--method", "static", "--sparsity", "0.5", "--epochs", "9"]
+    asked += ["--distribution", "uniform", "--cost-reference", "epochs=90", "--pretraining", "90"]
+    result = CliRunner().invoke(
+        train.command, [*asked, "--no-baseline", "--json", "--out", str(tmp_path / "run")]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["train_cost"]["paper"] == pytest.approx(1.05, abs=5e-4)
+    for given, said in (("epochs=0", "give epochs above 0"), ("steps=90", "write epochs=90")):
+        wrong = CliRunner().invoke(train.command, [*asked[:-3], given, "--out", str(tmp_path / "wrong")])
+        assert isinstance(wrong.exception, UsageError)
+        assert said in str(wrong.exception)

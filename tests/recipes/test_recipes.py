@@ -91,6 +91,10 @@ PRINTED: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
             "protect_first": True,
         },
     ),
+    "iee-ssd512-voc": (
+        (900, 32, 8e-3, (700, 800, 840, 870)),
+        {"warmup": 50 / 900, "drop_factors": (3 / 8, 1 / 3, 2 / 5, 1 / 10), "end": 5 / 130, "omega": 0.3},
+    ),
     "halp-imagenet": (
         (90, 1024, 1.024, (), 0.1, 3.05e-5),
         {
@@ -172,6 +176,13 @@ def test_a_scaled_down_run_of_each_cifar_recipe_trains_to_its_sparsity(
     assert sparsity is not None
     assert found["sparsity"]["kept"] == found["sparsity"]["asked"]
     assert found["sparsity"]["kept"] / total == pytest.approx(1 - sparsity, abs=1.5 / total)
+
+
+def test_the_rate_of_the_detector_falls_by_a_factor_of_its_own_at_each_drop() -> None:
+    """After a warm-up of 50 of 900 epochs 8e-3, times 3/8, 1/3, 2/5 and 1/10: 3e-3, 1e-3, 4e-4 and 4e-5."""
+    s = settings("iee-ssd512-voc")
+    rates = [learning_rate(10 * epoch + 5, s, 9000) for epoch in (25, 50, 699, 700, 800, 840, 870, 899)]
+    assert rates == pytest.approx([8e-3 * 0.51, 8e-3, 8e-3, 3e-3, 1e-3, 4e-4, 4e-5, 4e-5], rel=5e-3)
 
 
 def test_a_file_of_ones_own_takes_options_with_hyphens_and_shares(tmp_path: Path) -> None:

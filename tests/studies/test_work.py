@@ -24,6 +24,7 @@ from halpiee.studies.work import check_data, work
 from halpiee.training import stage
 from halpiee.training.job import Silent
 from tests.forked import server
+from tools.synthetic_data import voc
 
 from .test_study import written
 
@@ -142,6 +143,17 @@ def test_data_that_lacks_what_a_study_needs_is_refused() -> None:
     check_data(read("granet-cifar", scale="smallest"), "digits", 16)
 
 
+def test_a_study_of_another_task_reads_the_data_of_that_task(tmp_path: Path) -> None:
+    folder = str(voc(tmp_path / "voc"))
+    held = read("detection")
+    check_data(held, folder, None)  # images are brought to the 512 pixels of its recipe
+    with pytest.raises(DataError, match="needs images of at least 512 pixels a side"):
+        check_data(held, folder, 300)
+    (tmp_path / "voc" / "ImageSets/Main/train.txt").unlink()
+    with pytest.raises(DataError, match=r"needs train\.txt and val\.txt"):
+        check_data(held, folder, None)
+
+
 def asked(*arguments: str) -> Any:
     return CliRunner().invoke(verb.command, arguments, standalone_mode=False)
 
@@ -208,9 +220,13 @@ def test_every_planned_command_is_one_that_train_takes(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_the_study_runs_to_its_table_and_figure_at_its_smallest_scale(name: str, tmp_path: Path) -> None:
+    data = ["digits", "--size", "16"]
+    if name == "detection":
+        pytest.importorskip("pycocotools")
+        data = [str(voc(tmp_path / "voc", train=160, test=40, side=64))]
     begun = time.process_time()
     result = asked(
-        *(name, "--data", "digits", "--size", "16", "--seeds", "1", "--scale", "smallest"),
+        *(name, "--data", *data, "--seeds", "1", "--scale", "smallest"),
         *("--out", str(tmp_path / "out"), "--json", "--device", "cpu"),
     )
     assert result.exception is None, result.exception

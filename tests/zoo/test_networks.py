@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torchvision.models.detection.image_list import ImageList
 
 from halpiee import zoo
+from halpiee.tasks.detection import Detection
 
 
 def counted_macs(model: nn.Module, size: int) -> int:
@@ -173,8 +176,72 @@ def test_resnet18_modified_is_resnet18_with_another_stem_and_head() -> None:
     assert parameters(zoo.resnet18_modified()) == expected
 
 
-@pytest.mark.parametrize("name", zoo.names())
-def test_every_network_maps_images_to_logits(name: str) -> None:
+# ResNet-50 from the stem's pool on without its last stage, the third at stride 1; six smaller maps; at 512×512.
+SSD512 = [
+    *((3, 64, 7, 256, 1, 1), (64, 64, 1, 128, 1, 1), (64, 64, 3, 128, 1, 3), (64, 256, 1, 128, 1, 4)),
+    (256, 64, 1, 128, 1, 2),
+    *((256, 128, 1, 128, 1, 1), (128, 128, 3, 64, 1, 4), (128, 512, 1, 64, 1, 4), (512, 128, 1, 64, 1, 3)),
+    (256, 512, 1, 64, 1, 1),
+    *((512, 256, 1, 64, 1, 1), (256, 256, 3, 64, 1, 6), (256, 1024, 1, 64, 1, 6), (1024, 256, 1, 64, 1, 5)),
+    (512, 1024, 1, 64, 1, 1),
+    *((1024, 256, 1, 64, 1, 1), (256, 512, 3, 32, 1, 1), (512, 256, 1, 32, 1, 1), (256, 512, 3, 16, 1, 1)),
+    *((512, 128, 1, 16, 1, 1), (128, 256, 3, 8, 1, 1), (256, 128, 1, 8, 1, 1), (128, 256, 3, 4, 1, 1)),
+    *((256, 128, 1, 4, 1, 1), (128, 256, 3, 2, 1, 1), (256, 128, 1, 2, 1, 1), (128, 256, 3, 1, 1, 1)),
+]
+# Channels, side and boxes a position of each map; a box has four offsets and 21 scores.
+MAPS = [(1024, 64, 4), (512, 32, 6), (512, 16, 6), (256, 8, 6), (256, 4, 6), (256, 2, 4), (256, 1, 4)]
+
+
+def test_ssd512_has_the_parameters_and_macs_of_its_table() -> None:
+    weights = sum(n * c_in * c_out * k * k for c_in, c_out, k, _, _, n in SSD512)
+    norms = sum(n * 2 * c_out for _, c_out, _, _, _, n in SSD512)
+    macs = sum(n * c_in * c_out * k * k * at * at for c_in, c_out, k, at, _, n in SSD512)
+    head = sum((9 * c + 1) * boxes * 25 for c, _, boxes in MAPS)
+    model = Detection().network(zoo.ssd512_resnet50())
+    assert parameters(model) == weights + norms + head == 16_102_340
+    assert (
+        counted_macs(model, 512)
+        == macs + sum(9 * c * at * at * b * 25 for c, at, b in MAPS)
+        == 45_916_877_824
+    )
+
+
+def test_the_backbone_of_ssd512_is_torchvisions_resnet50_without_its_last_stage() -> None:
+    theirs: Any = torchvision.models.resnet50(weights=None)
+    ours: Any = zoo.ssd512_resnet50()
+    for layer in (theirs.layer3[0].conv2, theirs.layer3[0].downsample[0]):
+        layer.stride = (1, 1)
+    begun = [
+        theirs.conv1,
+        theirs.bn1,
+        theirs.relu,
+        theirs.maxpool,
+        theirs.layer1,
+        theirs.layer2,
+        theirs.layer3,
+    ]
+    reference = nn.Sequential(*begun).eval()
+    values = [v for v in ours.backbone.layers.state_dict().values() if v.dim() != 0]
+    names = [n for n, v in reference.state_dict().items() if v.dim() != 0]
+    reference.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.backbone.layers.eval()(x), reference(x))
+
+
+def test_ssd512_has_the_boxes_of_its_paper() -> None:
+    """Liu et al. 2016: 24,564 boxes; the smallest of 0.07 of the side, on the first map, eight pixels apart."""
+    net: Any = zoo.ssd512_resnet50(width=0.1)
+    images = ImageList(torch.zeros(1, 3, 512, 512), [(512, 512)])
+    (boxes,) = net.anchor_generator(images, list(net.backbone.eval()(images.tensors).values()))
+    assert len(boxes) == 24_564 == sum(side * side * each for _, side, each in MAPS)
+    half = 0.07 * 512 / 2
+    torch.testing.assert_close(boxes[0], torch.tensor([4 - half, 4 - half, 4 + half, 4 + half]))
+    torch.testing.assert_close(boxes[4][:2] - boxes[0][:2], torch.tensor([8.0, 0.0]))
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.names() if name != "ssd512_resnet50"])
+def test_every_classifier_maps_images_to_logits(name: str) -> None:
     kwargs = {"width": 0.25, "num_classes": 6}
     assert zoo.build(name, **kwargs).eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 6)
 

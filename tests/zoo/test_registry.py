@@ -30,6 +30,7 @@ def test_names_lists_the_zoo() -> None:
         "resnet50_cifar",
         "resnet56",
         "resnet8",
+        "ssd512_resnet50",
         "vgg11_bn",
         "vgg13_bn",
         "vgg16_bn",
