@@ -179,13 +179,6 @@ class Coordinates(nn.Module):
         return self.h(self.b(self.a(x + self.grid(x.shape[-1])).relu()).relu().mean((2, 3)))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_old_is_walked_through() -> None:
-    """Keeps what earlier tests left out of every walk through the heap here: half a second each."""
-    gc.collect()
-    gc.freeze()
-
-
 def fake_tensors(before: Iterable[weakref.ref[Any]] = ()) -> list[weakref.ref[Any]]:
     """Returns the tensors without values, but for those that were there before."""
     gc.collect()

@@ -91,7 +91,8 @@ class Running:
         def work() -> float:
             assert not self.__dict__.get("_busy"), "two threads on one execution context"
             self._busy = True
-            time.sleep(told.busy_seconds)
+            if told.busy_seconds:
+                time.sleep(told.busy_seconds)
             self._busy = False
             if plan["onnx"] and told.computes:
                 _compute(self, base64.b64decode(plan["onnx"]))
