@@ -28,7 +28,7 @@ from halpiee.methods.channels import uniform_counts
 from halpiee.options import nested
 from halpiee.selection.cost import LatencyCost
 from halpiee.sheet import commit
-from halpiee.training.checkpoint import save_json
+from halpiee.training.checkpoint import read_settings, save_json
 from halpiee.training.config import Settings
 from halpiee.training.job import PROFILE, Run, Talk
 from halpiee.training.pipeline import execute, priced
@@ -89,7 +89,10 @@ class Ground:
         )
         while True:
             try:
-                run = open_run(dense, folder, talk, resume=(folder / "settings.json").is_file())
+                begun = (
+                    folder / "settings.json"
+                ).is_file()  # maybe for other budgets, whose ground is the same
+                run = open_run(read_settings(folder) if begun else dense, folder, talk, resume=begun)
                 with run.owned():
                     return cls(run, priced(run))
             except OutputInUseError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def test_every_cell_has_one_row_whose_latency_is_within_its_budget(out: Path) ->
         assert row.latency_us > 0
         assert row.commit
         assert row.date
+
+
+@pytest.mark.parametrize("budgets", [(0.7,), (0.5, 0.3)])
+def test_budgets_that_come_later_stand_on_the_same_ground(
+    file: Path, out: Path, budgets: tuple[float, ...]
+) -> None:
+    later = Ground.of(replace(read_comparison(file), budgets=budgets), out, Quiet())
+    assert later.cost.calibration == Ground.of(read_comparison(file), out, Quiet()).cost.calibration
 
 
 def test_what_a_training_costs_is_its_own_and_that_of_what_it_starts_from(out: Path) -> None:
