@@ -71,6 +71,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "uniform-twice": Contestant("the same for twice the epochs", UNIFORM, epochs=2),
     "uniform-flops": Contestant("the same for the dense training's FLOPs", UNIFORM, epochs="flops"),
     "scaled": Contestant("fewer blocks and channels alike, from scratch", {"method": "scaled"}),
+    "scaled-twice": Contestant("the same for twice the epochs", {"method": "scaled"}, epochs=2),
     "early": Contestant("whole for a quarter, one cut with repair, then compact", {"method": "early"}),
     "early-0.1": Contestant("the same, cut after a tenth", {"method": "early", "cut_at": 0.1}),
     "early-0.5": Contestant("the same, cut after half", {"method": "early", "cut_at": 0.5}),
@@ -96,6 +97,11 @@ CONTESTANTS: dict[str, Contestant] = {
     ),
     "cut": Contestant(
         "Taylor scores, one solve, trained on", {"method": "early", "repair": False}, pretrained=True
+    ),
+    "repaired-scaled": Contestant(
+        "cut to the widths of scaled, layers solved again, trained on",
+        {"method": "early", "widths": "scaled"},
+        pretrained=True,
     ),
     "repaired": Contestant("the same, layers solved again, trained on", {"method": "early"}, pretrained=True),
     "repair": Contestant(

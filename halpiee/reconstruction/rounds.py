@@ -29,7 +29,7 @@ from halpiee.inputs import called, count, ordered, split
 from halpiee.reconstruction.repair import RepairedLayer, Settings, repair
 from halpiee.saliency.criterion import Criterion, LossFn
 from halpiee.saliency.score import score
-from halpiee.selection.choose import choose, uniform
+from halpiee.selection.choose import choose, scaled, uniform
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.grid import FloatArray
 from halpiee.selection.options import blocks
@@ -55,8 +55,9 @@ class InRounds:
     rounds: int = ROUNDS  # n
     criterion: Criterion | str = "taylor"  # of the scores, or its name
     protect: Collection[str] = ()  # groups that stay whole
-    # those that keep the most score, or those of the widest uniform network that fits
-    widths: Literal["scores", "uniform"] = "scores"
+    # those that keep the most score, or those of the widest uniform network that fits, or of ``scaled``, which has
+    # fewer blocks too: the structure is traced with ``vanish=True`` for it
+    widths: Literal["scores", "uniform", "scaled"] = "scores"
     seed: int = 0  # of random scores and of the positions that repair samples
     # the value of a width: the sum of its units' scores, or ``measured`` on the images, anew in every round
     value: Literal["scores", "measured"] = "scores"
@@ -184,10 +185,12 @@ class Rounds:
         return scores
 
     def _choose(self, cost: LatencyCost, capacity_us: float) -> Selection:
-        # A removed layer has no weights to solve: groups keep a unit.
-        cost = cost.restricted(vanish=False)
-        if self._how.widths == "uniform":
-            return uniform_selection(self._scores, cost, capacity_us, protect=self._how.protect)
+        shape = {"uniform": uniform, "scaled": scaled}.get(self._how.widths)
+        if shape is not scaled:  # a block that goes by its scores is missed more than one of many channels
+            cost = cost.restricted(vanish=False)
+        if shape is not None:
+            counts = shape(cost, capacity_us, protect=self._how.protect)
+            return best_of(self._scores, counts, cost, capacity_us)
         return choose(
             self._scores,
             cost,
@@ -198,17 +201,13 @@ class Rounds:
         )
 
 
-def uniform_selection(
-    scores: Mapping[str, Tensor], cost: LatencyCost, budget_us: float, *, protect: Collection[str] = ()
+def best_of(
+    scores: Mapping[str, Tensor], counts: Mapping[str, int], cost: LatencyCost, budget_us: float
 ) -> Selection:
-    """Returns the best-scoring units of the widest uniform network within a latency.
+    """Returns the best-scoring units of given widths.
 
     The value of other widths has no bound: the gap is not a number.
-
-    Raises:
-        BudgetError: not the narrowest uniform network is that fast.
     """
-    counts = uniform(cost, budget_us, protect=protect)
     keep = {name: torch.zeros(len(values), dtype=torch.bool) for name, values in scores.items()}
     for name, values in scores.items():
         keep[name][values.argsort(descending=True, stable=True)[: counts[name]]] = True
@@ -217,7 +216,7 @@ def uniform_selection(
         (cost.total(counts),),
         (budget_us,),
         value=sum(float(values[keep[name].to(values.device)].sum()) for name, values in scores.items()),
-        next_step=cost.next_step(counts, cost.candidates),
+        next_step=cost.next_step(counts, {n: allowed for n, allowed in cost.candidates.items() if counts[n]}),
         path="uniform",
     )
 

@@ -117,9 +117,10 @@ class Masks:
         METHOD,
         unset="of early yes, of halp and iee no",
     )
-    widths: Literal["scores", "uniform"] = option(
+    widths: Literal["scores", "uniform", "scaled"] = option(
         "scores",
-        "Widths of a cut: those that keep the most score, or the widest uniform ones (repair, early).",
+        "Widths of a cut: those that keep the most score, the widest uniform ones, or those of --method scaled, with "
+        "fewer blocks (repair, early).",
         METHOD,
     )
     restart: bool = option(
@@ -396,6 +397,11 @@ class Settings(Scheduling, Scaled, Protecting, Limiting, Batched, Threaded, Seed
             (
                 m.restart and not (m.at or name == "ltr"),
                 "--restart begins the schedule anew after a pruning at a later step; give --at STEP or --method ltr",
+            ),
+            (
+                m.widths == "scaled" and (m.rounds or 1) > 1,
+                f"--widths scaled and --rounds {m.rounds} were asked; a later round may want a block that an earlier "
+                "one has removed: leave --rounds out",
             ),
             (
                 bool(m.repair) and name == "iee" and self.budget is None,

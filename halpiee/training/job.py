@@ -191,9 +191,9 @@ class Run:
     @cached_property
     def structure(self) -> Structure:
         """Units and ops of the network, in the precision and layout it is timed in."""
-        return self.target.of(
-            trace(self.build(), self.example, vanish=self.settings.vanish or self.settings.method == "scaled")
-        )
+        s = self.settings
+        blocks = s.vanish or "scaled" in (s.method, s.masks.widths)
+        return self.target.of(trace(self.build(), self.example, vanish=blocks))
 
     def at_batch(self, n: int) -> Structure:
         """Returns the structure at another batch."""

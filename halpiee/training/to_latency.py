@@ -238,7 +238,8 @@ def chosen(
     )  # to score on; where there are no others, the same images
     images, (scored, labels) = run.data.at(order[:n])[0], run.data.at(others)
     images, scored = (one if isinstance(one, Tensor) else ordered(model, one) for one in (images, scored))
-    rounds = s.masks.rounds or (None if s.method == "repair" else ROUNDS)
+    several = s.method == "repair" and s.masks.widths != "scaled"  # which would bring blocks back
+    rounds = s.masks.rounds or (None if several else ROUNDS)
     given: dict[str, Any] = {"rounds": rounds, "criterion": s.masks.criterion, "value": s.masks.value}
     known = {key: value for key, value in given.items() if value is not None}
     cut = Rounds(

@@ -276,3 +276,43 @@ def test_a_scaled_network_loses_its_last_block_meets_the_latency_and_goes_on_bit
     ended(open_run(given, tmp_path / "cut", Quiet(), resume=True))
     a, b = (load_weights(tmp_path / name / "pruned.safetensors") for name in ("run", "cut"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_given_weights_are_cut_to_the_widths_of_scaled_and_the_best_units_of_these_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "close_loop", lambda model, cost, example, candidate, **_: (cost, []))
+    path = write_profile(tmp_path / "residual.jsonl", "toy:residual")
+    torch.manual_seed(0)
+    model = build("toy:residual", num_classes=6)
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        with torch.no_grad():  # a norm's scale stands for its unit
+            norm.weight.copy_(torch.arange(1.0, 1 + len(norm.weight)))
+    save_weights(tmp_path / "given.safetensors", model.state_dict())
+    masks = Masks(widths="scaled", criterion="l1")
+    given = settings(
+        path,
+        model="toy:residual",
+        method="early",
+        weights=str(tmp_path / "given.safetensors"),
+        budget="0.4",
+        masks=masks,
+    )
+    run = open_run(given, tmp_path / "run", Quiet())
+    kept = widths(run.structure, ended(run)["pruned"]["counts"])
+    whole = open_run(
+        settings(path, model="toy:residual", method="scaled", budget="0.4"), tmp_path / "scaled", Quiet()
+    )
+    assert kept == widths(whole.structure, ended(whole)["pruned"]["counts"])
+    assert kept["second.conv1"] == 0 < kept["first.conv1"]
+    units = halpiee.Plan.load(tmp_path / "run" / "plan.json").keep["first.conv1"]
+    assert not units.all()
+    assert units.nonzero().flatten().tolist() == list(range(len(units)))[-kept["first.conv1"] :]
+    with pytest.raises(UsageError, match=r"--widths scaled and --rounds 3 were asked"):
+        settings(
+            path,
+            method="repair",
+            weights="w.safetensors",
+            budget="0.4",
+            masks=Masks(widths="scaled", rounds=3),
+        )
