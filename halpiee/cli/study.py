@@ -251,9 +251,10 @@ class Compare(Answered):
 def compare(given: Compare) -> None:
     """Train the contestants of FILE to each budget with each seed, export and time them, and compare.
 
-    Contestants: dense, uniform, uniform-twice, uniform-flops, early and its variants, iee, iee-short, iee-pretrained,
-    halp-linear, halp-joint, l1, cut, repaired, repair, torch-pruning; with -distilled behind the name they match the
-    dense network's answers. The same command goes on where it was interrupted, also in several processes at once.
+    Contestants: dense, uniform, uniform-twice, uniform-flops, scaled, scaled-twice, early, iee, iee-short,
+    iee-pretrained, halp-linear, halp-joint, l1, cut, repaired, repaired-scaled, repair, torch-pruning; those with
+    -distilled behind match the dense network's answers. The same command goes on where it was interrupted, also in
+    several processes at once.
     """
     from halpiee.compare.comparison import read_comparison
 

@@ -38,24 +38,15 @@ DENSE, DISTILLED = "dense", "-distilled"
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to a network of a latency.
+    """One way to a network of a latency."""
 
-    Attributes:
-        summary: in a few words.
-        options: of ``halpiee train``.
-        pretrained: whether it starts from the dense network of its seed.
-        epochs: how many times the epochs of the comparison it trains; ``flops``: as many as cost what the dense
-            training costs.
-        distilled: whether it matches the dense network's answers.
-        outside: whether it is another library's: it needs an extra.
-    """
-
-    summary: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    pretrained: bool = False
+    summary: str  # in a few words
+    options: Mapping[str, Any] = field(default_factory=dict)  # of ``halpiee train``
+    pretrained: bool = False  # whether it starts from the dense network of its seed
+    # how many times the epochs of the comparison it trains; ``flops``: as many as cost what the dense training costs
     epochs: float | Literal["flops"] = 1
-    distilled: bool = False
-    outside: bool = False
+    distilled: bool = False  # whether it matches the dense network's answers
+    outside: bool = False  # whether it is another library's: it needs an extra
 
     @property
     def needs_dense(self) -> bool:
@@ -73,10 +64,6 @@ CONTESTANTS: dict[str, Contestant] = {
     "scaled": Contestant("fewer blocks and channels alike, from scratch", {"method": "scaled"}),
     "scaled-twice": Contestant("the same for twice the epochs", {"method": "scaled"}, epochs=2),
     "early": Contestant("whole for a quarter, one cut with repair, then compact", {"method": "early"}),
-    "early-0.1": Contestant("the same, cut after a tenth", {"method": "early", "cut_at": 0.1}),
-    "early-0.5": Contestant("the same, cut after half", {"method": "early", "cut_at": 0.5}),
-    "early-cut": Contestant("the same without repair", {"method": "early", "repair": False}),
-    "early-uniform": Contestant("the same to uniform widths", {"method": "early", "widths": "uniform"}),
     "iee": Contestant("IEE from scratch, updates for three quarters", {"method": "iee", "end": 0.75}),
     "iee-short": Contestant("IEE from scratch, updates for a tenth", {"method": "iee", **SHORT}),
     "iee-pretrained": Contestant("IEE from the dense network", {"method": "iee", **SHORT}, pretrained=True),
@@ -157,7 +144,7 @@ class Comparison:
     epochs: ranges.Epochs = option(20, "Epochs of every training.")
     batch_size: ranges.Images = option(128, "Images per training step.")
     lr: ranges.Rate = option(0.1, "Peak learning rate from scratch.")
-    tuning_lr: ranges.Rate = option(0.05, "Peak learning rate of a network that was trained before.")
+    tuning_lr: ranges.Rate = option(0.1, "Peak learning rate of a network that was trained before.")
     weight_decay: ranges.Decay = option(5e-4, "Weight decay.")
     distill: ranges.Between = option(
         0.5, "Weight of the dense network's answers in `…-distilled` contestants."

@@ -119,10 +119,9 @@ class Repaired(Training):
 
     def finish(self, run: Run) -> None:
         """Writes plan, weights and results."""
-        cut = self._cut
-        save_plan(run, cut.selection)
+        save_plan(run, self._cut.selection)
         nothing = {"events": [], "train_flops_ratio": {"paper": 0.0, "strict": 0.0}}
-        facts = {"counts": cut.counts, **nothing, **self._facts}
+        facts = {"counts": self._cut.counts, **nothing, **self._facts}
         leave(run, self.name, self._compact, [], time.perf_counter() - self._begun, facts)
 
 
