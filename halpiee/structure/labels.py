@@ -84,11 +84,11 @@ class Units:
     def find(self, atoms: Atoms) -> Atoms:
         """Returns the root of each atom: the smallest atom of its unit. Roots are returned themselves, not copied."""
         root = self._parent[atoms]
-        if np.array_equal(root, atoms):
+        if not (root != atoms).any():
             return atoms
         while True:
             above = self._parent[root]
-            if np.array_equal(above, root):
+            if not (above != root).any():
                 break
             root = above
         self._parent[atoms] = root

@@ -105,8 +105,7 @@ class Recorder:
         units: Units | None = None,
         by_rows: frozenset[int] = frozenset(),
     ) -> None:
-        self.modules = modules
-        self.positions = positions
+        self.modules, self.positions = modules, positions
         self.units = Units() if units is None else units
         self.by_rows = by_rows
         self.parameters: dict[str, tuple[Atoms, ...]] = {}
@@ -119,6 +118,7 @@ class Recorder:
         self.averages: dict[int, Average] = {}  # by value number
         self.alike: set[int] = set()  # value numbers of tensors made by repeating one row
         self.attributes: list[Attribute] = []
+        self._counted: dict[tuple[object, ...], Atoms] = {}  # the first atoms that an attribute counts
         self.events: list[Event] = []
         self.spreads: list[Spread] = []
         self.moves: list[Move] = []
@@ -321,17 +321,11 @@ class Recorder:
 
         What one number counts in several tensors goes together.
         """
-        for a in self.attributes:
-            if (a.module, a.name, a.units.size, a.mul, a.div, a.at) == (
-                module,
-                name,
-                atoms.size,
-                mul,
-                div,
-                at,
-            ):
-                self.units.unite(a.units, atoms)
+        what = (module, name, atoms.size, mul, div, at)
+        if what in self._counted:
+            self.units.unite(self._counted[what], atoms)
         if atoms.any():
+            self._counted.setdefault(what, atoms)
             self.attributes.append(Attribute(module, name, atoms, mul, div, at))
 
     def unfollow(self, module: str, names: Collection[str]) -> bool:
