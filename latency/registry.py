@@ -13,7 +13,6 @@ import importlib.metadata
 import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from latency.errors import UsageError, unknown
@@ -96,18 +95,6 @@ class Registry(Mapping[str, T], Generic[T]):
         """Returns the parts that need nothing of other packages, and those of other packages asked for so far."""
         self._search()
         return dict(self._parts)
-
-    @contextmanager
-    def forgetting(self) -> Iterator[None]:
-        """Inside, parts may be registered; afterwards the registry holds its earlier and its own parts. For tests."""
-        parts, origins = self.loaded(), dict(self._origins)
-        try:
-            yield
-        finally:  # a module of the home is imported once only: what it registered inside stays
-            for name, origin in self._origins.items():
-                if name not in parts and origin.startswith(f"{self.home}."):
-                    parts[name], origins[name] = self._parts[name], origin
-            self._parts, self._origins = parts, origins
 
     def origin(self, name: str) -> str:
         """Returns the module and the name of what registered a part."""

@@ -30,6 +30,7 @@ from halpiee.training.build import Material, method_of
 from halpiee.training.config import ONLY, Masks, Settings
 from latency.backends import BACKENDS, way_of
 from latency.registry import Registry
+from tests.forgetting import forgetting
 
 CRITERION = '''
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder on the path whose modules are forgotten again, with the parts they registered."""
     monkeypatch.syspath_prepend(str(tmp_path))
     modules = set(sys.modules)
-    with CRITERIA.forgetting(), METHODS.forgetting(), BACKENDS.forgetting():
+    with forgetting(CRITERIA, METHODS, BACKENDS):
         yield tmp_path
     for name in set(sys.modules) - modules:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):

@@ -79,8 +79,8 @@ def peak_mb(folder: Path) -> tuple[int, float]:
 
 def ours(folder: Path, workers: int) -> Iterator[Any]:
     """Yields halpiee's batches of 224 pixels."""
+    from halpiee.data.loading import Loading
     from halpiee.data.opening import find, open_data
-    from halpiee.data.options import Loading
 
     data = open_data(find(str(folder), 224), Loading(keep="files", augment="flip,crop", workers=workers))
     return data.batches(0, BATCH)

@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from halpiee.data.data import Data, check_batch, seed_of
-from halpiee.data.options import Loading
+from halpiee.data.loading import Loading
 from halpiee.data.source import Split, Splits
 from halpiee.errors import DataError
 

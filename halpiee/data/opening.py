@@ -22,7 +22,7 @@ from halpiee.data.folders import FolderSource
 from halpiee.data.functions import FunctionSource
 from halpiee.data.images import resized, shift_for
 from halpiee.data.loaded import IMAGENET, LoadedData, Mix, as_given, fixed, random
-from halpiee.data.options import Loading
+from halpiee.data.loading import Loading
 from halpiee.data.source import DatasetSplit, Source, Splits, TensorSplit
 from halpiee.data.tensors import Augmentation, TensorData
 from halpiee.errors import DataError, MissingError

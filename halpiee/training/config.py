@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from halpiee import ranges
-from halpiee.data.options import Loading
+from halpiee.data.loading import Loading
 from halpiee.errors import UsageError
 from halpiee.inputs import INPUTS, parse_inputs
 from halpiee.methods.registry import METHODS, Entry

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from halpiee.data.loading import Loading
 from halpiee.data.opening import check, find, load, open_data
-from halpiee.data.options import Loading
 from halpiee.data.source import ParquetSplit
 from halpiee.errors import DataError
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from halpiee.data.data import Data
 from halpiee.data.images import Preprocess
 from halpiee.data.loaded import LoadedData
+from halpiee.data.loading import Loading
 from halpiee.data.opening import find, open_data
-from halpiee.data.options import Loading
 from halpiee.data.tensors import TensorData
 from halpiee.errors import DataError, UsageError
 

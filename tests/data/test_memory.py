@@ -14,7 +14,7 @@ from tools.synthetic_data import make
 READ = """
 import resource, sys
 from halpiee.data.opening import open_data
-from halpiee.data.options import Loading
+from halpiee.data.loading import Loading
 from halpiee.data.opening import find
 data = open_data(find(sys.argv[1], 224), Loading(keep="files", workers=0))
 seen = sum(len(x) for epoch in range(2) for x, _ in data.batches(epoch, 8))

@@ -15,6 +15,7 @@ from latency.backends import BACKENDS, Built
 from latency.errors import UsageError
 from latency.timing import Clock, WallClock
 from latency.timing.benchmark import Comparison
+from tests.forgetting import forgetting
 
 
 def profile(cells: list[dict[str, Any]], **facts: Any) -> latency.Profile:
@@ -57,7 +58,7 @@ def test_a_profile_of_single_ops_only_is_refused() -> None:
         def build(self, op: latency.Op) -> Built:
             return Built(lambda: None)
 
-    with BACKENDS.forgetting():
+    with forgetting(BACKENDS):
         latency.backend("ops-only")(OpsOnly)
         with pytest.raises(
             UsageError, match=r"whole networks are timed on onnxruntime or .*torch: profile on"

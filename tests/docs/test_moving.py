@@ -12,6 +12,7 @@ import torch
 
 import latency
 from halpiee.saliency.registry import REGISTRY
+from tests.forgetting import forgetting
 
 from ..latency.fakes import FakeBackend, staircase
 
@@ -47,7 +48,7 @@ def test_a_page_sets_ten_calls_beside_ours(name: str) -> None:
 
 
 def test_the_page_of_torchs_prune_keeps_what_its_budgets_say(done: Any) -> None:
-    with REGISTRY.forgetting():
+    with forgetting(REGISTRY):
         space = done("from-torch-prune")
     for mask, density in (
         ("uniform", 0.8),

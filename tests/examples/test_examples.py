@@ -27,6 +27,7 @@ from latency.backends import BACKENDS
 from latency.backends.onnxruntime.ops import BUILDERS
 from latency.op import OPS
 from latency.timing.benchmark import Comparison
+from tests.forgetting import forgetting
 
 from ..latency.fakes import FakeBackend, staircase
 
@@ -47,7 +48,7 @@ def example(name: str) -> ModuleType:
 def forgotten() -> Iterator[None]:
     """What an example registers is gone after it."""
     kinds, builders = dict(OPS), dict(BUILDERS)
-    with CRITERIA.forgetting(), METHODS.forgetting(), BACKENDS.forgetting(), TASKS.forgetting():
+    with forgetting(CRITERIA, METHODS, BACKENDS, TASKS):
         yield
     OPS.clear()
     OPS.update(kinds)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from halpiee.data.loaded import LoadedData
+from halpiee.data.loading import Loading
 from halpiee.data.opening import open_data
-from halpiee.data.options import Loading
 from halpiee.data.tensors import TensorData
 from halpiee.errors import DataError, UsageError
 from halpiee.tasks import named

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from halpiee.data.loaded import LoadedData
+from halpiee.data.loading import Loading
 from halpiee.data.opening import open_data
-from halpiee.data.options import Loading
 from halpiee.errors import DataError
 from halpiee.tasks import named
 from halpiee.zoo import build

@@ -19,8 +19,8 @@ import halpiee
 from halpiee.cli.app import program
 from halpiee.data.data import Data
 from halpiee.data.functions import FunctionSource
+from halpiee.data.loading import Loading
 from halpiee.data.opening import open_data
-from halpiee.data.options import Loading
 from halpiee.errors import DataError, HalpieeError, UsageError
 from halpiee.inputs import Input, called, ordered
 from halpiee.saliency.score import score

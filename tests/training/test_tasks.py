@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import latency
 from halpiee.data.loaded import LoadedData
-from halpiee.data.options import Loading
+from halpiee.data.loading import Loading
 from halpiee.deploy.calibrate import Round
 from halpiee.deploy.onnx import export_onnx
 from halpiee.errors import DataError, ScoreWarning, UsageError
