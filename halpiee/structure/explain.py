@@ -19,7 +19,6 @@ UNLOCK = (
     ("does not follow", "compute sizes from the tensor's shape instead of writing numbers"),
     ("checks its widths", "compute widths from the tensor's shape instead of storing them"),
     ("computed from the width", "write the number down, so that it stays when channels are removed"),
-    ("literal number of groups", "use a Conv module, whose groups can follow"),
     ("constant of the same width", "register the constant as a buffer, so that it can be cut"),
     ("over channels", "normalise with a norm layer, or work on each channel alone"),
     (
