@@ -12,6 +12,7 @@ from halpiee import ranges
 from halpiee.cli.options import Answered
 from halpiee.cli.output import answer, say
 from halpiee.errors import UsageError
+from halpiee.inputs import spelled
 from halpiee.options import option
 from halpiee.shared_options import Seeded
 
@@ -59,10 +60,10 @@ def export_quantised(
     from halpiee.training.loop import judged
 
     data, task = _data(given, network, named)
-    if tuple(network.example[0].shape[1:]) != tuple(data.shape):
+    if data.inputs or tuple(network.example[0].shape[1:]) != tuple(data.shape):
         raise UsageError(
             f"--int8 was asked of a network of {tuple(network.example[0].shape[1:])}, and the images of "
-            f"{data.name} are {tuple(data.shape)}; give --size the size of the images"
+            f"{data.name} are {spelled(data.inputs or data.shape)}; give --size the size of the images, of one input"
         )
     with tempfile.TemporaryDirectory(prefix="halpiee.fp32.") as folder:
         beside = Path(folder) / "fp32.onnx"

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy
 
 import halpiee
+from halpiee.cli import export_int8
 from halpiee.cli.app import program
+from halpiee.cli.networks import Network
 from halpiee.data.data import Data
 from halpiee.data.functions import FunctionSource
 from halpiee.data.loading import Loading
@@ -226,3 +228,13 @@ def test_train_and_prune_take_a_network_of_two_inputs_to_a_latency(tmp_path: Pat
     pruned = json.loads((cut / "report.json").read_text())
     assert pruned["accuracy_pruned"] > 1 / 3
     assert len(pruned["repaired"]) == 4
+
+
+def test_an_int8_file_is_calibrated_on_one_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(export_int8, "_data", lambda *_: (opened("named"), None))
+    network = Network(net().eval(), (torch.zeros(1, 3, 6, 6), torch.zeros(1, 1, 6, 6)))
+    given = export_int8.Quantising()
+    with pytest.raises(
+        UsageError, match="are 3×6×6 and 1×6×6; give --size the size of the images, of one input"
+    ):
+        export_int8.export_quantised(given, tmp_path / "net.onnx", network, named="net", ends={})
