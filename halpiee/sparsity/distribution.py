@@ -125,13 +125,10 @@ class Uniform:
 
 @dataclass(frozen=True)
 class ERK:
-    """Erdős–Rényi-kernel densities at a total density (Evci et al. 2020); see ``erk``.
+    """Erdős–Rényi-kernel densities at a total density, the share that is kept (Evci et al. 2020); see ``erk``.
 
-    Attributes:
-        density: share that is kept.
-        dense: layers that stay whole.
-        pinned: whether those are ``outside`` of the equation (RigL) or ``inside`` of the total (SRigL).
-        power: 1 for ERK, 0 for uniform.
+    Layers in ``dense`` stay whole, ``outside`` of the equation (RigL) or ``inside`` of the total (SRigL), as ``pinned``
+    says. ``power`` is 1 for ERK, 0 for uniform.
     """
 
     density: float

@@ -30,22 +30,15 @@ class Filters:
     """Every output filter of every convolution is a unit, named by its convolution's module path.
 
     Scores are those of the convolution's weight, and of a gate on the whole filter (``gate``) those of the norm behind
-    it. A weight that several convolutions share is one set of filters, under the first path; biases and norms of the
-    others belong to it. A norm belongs to a filter when its input *is* the convolution's output, as one forward pass
-    shows; a norm behind a sum is not changed. A depthwise filter is no unit: it is removed, with its norm, when all
-    filters that write its channel are.
+    it, whose path ``norms`` holds. A weight that several convolutions share is one set of filters, under the first
+    path; biases and norms of the others belong to it. A norm belongs to a filter when its input *is* the convolution's
+    output, as one forward pass shows on ``example_input``, by default of a usual shape; a norm behind a sum is not
+    changed. A depthwise filter is no unit: it is removed, with its norm, when all filters that write its channel are;
+    without a ``structure`` the model is traced for it.
 
-    Args:
-        model: the network.
-        example_input: one input of the network, or several; by default a usual shape that its first layer accepts.
-        structure: of the model; traced where there are depthwise convolutions and none is given.
-        pinned: paths of convolutions that stay whole (residual networks protect the first).
-        norm_follows: whether γ, β and the statistics are removed with the filter, and depthwise filters behind it,
-            which makes its removal exact. With ``False`` only the filter is zeroed: γ and β keep its gradient from
-            vanishing, so that it can be grown again.
-
-    Attributes:
-        norms: convolution → path of the batch norm behind it, where there is one.
+    Convolutions in ``pinned`` stay whole (residual networks protect the first). ``norm_follows`` says whether γ, β and
+    the statistics are removed with the filter, and depthwise filters behind it, which makes its removal exact. With
+    ``False`` only the filter is zeroed: γ and β keep its gradient from vanishing, so that it can be grown again.
     """
 
     def __init__(

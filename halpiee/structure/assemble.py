@@ -104,6 +104,7 @@ def assemble(recorder: Recorder) -> Structure:
             "real": False,
             "positions": recorder.positions,
             "positions_of": dict(recorder.output_positions),
+            "passing": {name: (refs(atoms), atoms.size) for name, atoms in recorder.passing.items()},
             "batch": recorder.batch,
             "learned": frozenset(recorder.learned),
             "shapes": {name: tuple(a.size for a in dims) for name, dims in recorder.parameters.items()},

@@ -264,6 +264,10 @@ def macs(structure: Structure, counts: Mapping[str, int] | None = None) -> dict[
         else:
             weights = c_out * per_group_in
         positions = structure.details["positions_of"][timed.layer]
+        if timed.layer in structure.details["passing"]:
+            refs, whole = structure.details["passing"][timed.layer]
+            gone = structure.channels(refs, {}) - structure.channels(refs, counts)
+            positions = positions * (whole - gone) // whole
         found[timed.layer] = weights * positions * math.prod(op.kernel) // structure.batch
     return found
 

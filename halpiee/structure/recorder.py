@@ -116,7 +116,6 @@ class Recorder:
         self.other_norms: set[tuple[str, int]] = set()  # those of a module that are none over channels
         self.norm_call: tuple[str, int, Tensor] | None = None  # module, number and input of the running one
         self.averages: dict[int, Average] = {}  # by value number
-        self.alike: set[int] = set()  # value numbers of tensors made by repeating one row
         self.attributes: list[Attribute] = []
         self._counted: dict[tuple[object, ...], Atoms] = {}  # the first atoms that an attribute counts
         self.events: list[Event] = []
@@ -125,11 +124,13 @@ class Recorder:
         self.batched: list[tuple[Label, int, str]] = []
         self.unread: list[tuple[list[int], Label, str]] = []
         self.output_positions: dict[str, int] = {}
+        self.passing: dict[str, Atoms] = {}  # channels or heads to each of which a layer does the same
         self.learned: set[str] = set()
         self.computed: dict[str, str] = {}
         self.grouped: dict[str, Atoms] = {}
         self.picked: dict[tuple[int, int], Label] = {}
-        self.summed: set[int] = set()
+        # value numbers of sums over channels, and of tensors made by repeating one row
+        self.summed, self.alike = set[int](), set[int]()
         self.inputs: list[tuple[str, int]] = []
         self.outputs: list[int] = []
         self.parameter_values: set[int] = set()

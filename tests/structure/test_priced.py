@@ -19,11 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import latency
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.limits import resource
-from halpiee.structure import Structure, macs, trace
+from halpiee.structure import Structure, macs, shrink, trace
 from halpiee.structure.assemble import assemble
 from halpiee.structure.forward import Subject
 from halpiee.structure.trace import recorded
 from latency.backends.torch.modules import copy_of
+
+from . import nets
 
 
 @pytest.fixture(autouse=True)
@@ -367,3 +369,47 @@ def test_macs_of_timms_families_are_those_that_torch_counts(name: str) -> None:
     x = torch.randn(1, 3, size, size)
     structure = trace(model, (x,))
     assert sum(macs(structure).values()) == counted(model, (x,))
+
+
+class Mixer(nn.Module):
+    """Tolstikhin et al. 2021, equation 1: layers over tokens of each channel, then over channels."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.tokens = nn.Sequential(nn.Linear(tokens, 10), nn.GELU(), nn.Linear(10, tokens))
+        self.channels = nn.Sequential(nn.Linear(width, 20), nn.GELU(), nn.Linear(20, width))
+
+    def forward(self, x: Tensor) -> Any:
+        x = x + self.tokens(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        return x + self.channels(self.norms[1](x))
+
+
+class ByConvolution(nn.Module):
+    """Tokens mixed by a convolution of one position, whose channels are the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.mix, self.b = nn.Linear(3, 8), nn.Conv1d(6, 6, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(torch.relu(self.mix(torch.sigmoid(self.a(x)))))
+
+
+CUT = {**nets.PRUNED, "tokens by convolution": (ByConvolution, (2, 6, 3))}
+CUT["mixer"] = (
+    lambda: nn.Sequential(nn.Linear(3, 8), Mixer(6, 8), Mixer(6, 8), nn.Linear(8, 5)),
+    (2, 6, 3),
+)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_macs_at_any_counts_equal_those_that_torch_counts_in_the_cut_network(name: str) -> None:
+    builder, shape = CUT[name]
+    model, x = builder().eval(), (torch.zeros(shape),)
+    structure = trace(model, x)
+    for seed in range(3):
+        keep = nets.random_keep(structure, seed)
+        counts = {group: int(mask.sum()) for group, mask in keep.items()}
+        found = counted(shrink(model, structure, keep), x, batched=name == "mixer")
+        assert sum(macs(structure, counts).values()) * shape[0] == found

@@ -72,6 +72,8 @@ def layer(
     if computed is None and not recorder.tag(weight).zero:
         recorder.freeze(weight, f"{call.where} with a weight that is a sum of parameters")
     passing = across(recorder, call, x, dims.x, weight)
+    if passing is not None:
+        recorder.passing[name] = passing.reshape(-1)
     ins = recorder.read(x, dims.x, call) if passing is None else no_atoms(x.shape[dims.x])
     c_out = call.out.shape[dims.out]
     if computed is not None:  # by an op without a rule
