@@ -124,11 +124,14 @@ def pairs_of(batches: object) -> Batches:
     """Returns batches, given many, or one pair of tensors; a UsageError refuses others."""
     if isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(t, Tensor) for t in batches):
         return [batches]
+    advice = "give [(inputs, targets), …], or a data loader"
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor | str):
-        raise UsageError(
-            f"batches of type {type(batches).__name__} were given to score on; "
-            "give [(inputs, targets), …], or a data loader"
-        )
+        raise UsageError(f"batches of type {type(batches).__name__} were given to score on; {advice}")
+    for one in batches if isinstance(batches, list | tuple) else ():
+        if not isinstance(one, list | tuple) or len(one) != 2 or one[1] is None:
+            raise UsageError(
+                f"a batch of {type(one).__name__} without targets was given to score on; {advice}"
+            )
     return batches
 
 

@@ -94,9 +94,8 @@ class Uniform:
     pinned: Pinned = "outside"
 
     def __post_init__(self) -> None:
-        for density in (self.density, self.first, self.last):
-            if density is not None:
-                _check_density(density)
+        for density in (self.density, *(d for d in (self.first, self.last) if d is not None)):
+            _check_density(density)
 
     def densities(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
         """Returns layer → density, of weight shapes in the order in which the forward runs the layers.

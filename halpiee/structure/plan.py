@@ -58,8 +58,7 @@ class Selection:
 
     Attributes:
         keep: group or layer → BoolTensor of its shape; a solved selection names every prunable group.
-        used: per limit what the selection costs, in the limit's unit; the first limit is the budget. Empty where
-            nothing was priced.
+        used: per limit what the selection costs, in its unit; the first one is the budget. Empty without prices.
         budgets: per limit the most that was allowed.
         value: sum of the scores of the units that were chosen; NaN where none were given.
         upper_bound: no selection within the limits has a higher value.
@@ -136,8 +135,7 @@ class Plan:
         upper_bound: no selection within the budget has a higher value, or None.
         gap: distance of the selection's value to it, relative, or None.
         target: what ``latency_us`` was predicted for: device, backend, dtype, batch, threads, as far as known.
-        inputs: shapes of the inputs it was traced and predicted for, without their batch dimension; empty in files
-            that were written before plans held them.
+        inputs: shapes, without their batch dimension, of the inputs it was traced for; empty in files of old.
     """
 
     groups: tuple[PlannedGroup, ...]
@@ -277,6 +275,7 @@ class Plan:
         Raises:
             StructureError: the file is not there, is no plan, or has another schema version.
         """
+        need(path, (str, Path), "a plan's path", "give the path of the file that halpiee plan writes")
         what = f"the plan {path}"
         again = "write it again with halpiee plan"
         data = read_bytes(Path(path), what=what, advice="write one with halpiee plan", error=StructureError)
@@ -291,7 +290,7 @@ class Plan:
                 f"{what} lacks or adds a field ({odd[0][:80]!r}, which no plan has); {again}"
             )
         plan = sound(record, cls, what=what, advice=again, error=StructureError)
-        if wrong := contradiction(plan):
+        if wrong := contradiction(plan) if plan.groups else "it has no group, and so would cut nothing":
             raise StructureError(f"{what} contradicts itself: {wrong}; {again}")
         return plan
 

@@ -129,8 +129,7 @@ class Recorder:
         self.computed: dict[str, str] = {}
         self.grouped: dict[str, Atoms] = {}
         self.picked: dict[tuple[int, int], Label] = {}
-        # value numbers of sums over channels, and of tensors made by repeating one row
-        self.summed, self.alike = set[int](), set[int]()
+        self.summed, self.alike = set[int](), set[int]()  # value numbers: sums over channels, repeated rows
         self.inputs: list[tuple[str, int]] = []
         self.outputs: list[int] = []
         self.parameter_values: set[int] = set()
