@@ -130,6 +130,8 @@ def sweep(
     need(ops, Iterable, "ops to time", "give [timed.op for timed in structure.ops]")
     chosen = _chosen(how)
     listed = list(ops)
+    for op in listed:
+        need(op, Op, "an op to time", "give [timed.op for timed in structure.ops]")
     wanted = specs(listed, chosen["fixed"])
     runtime = _opened(backend, listed, chosen)
     memory = cold_weights_of(runtime, listed, runtime.environment())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
 import halpiee
+import latency
 from halpiee.errors import StructureError, UsageError
 from halpiee.structure import Plan, trace
 from halpiee.structure.plan import Selection
@@ -32,6 +33,11 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "no targets in a batch": (lambda: scored([(X, None)]), PAIRS),
     "no density": (lambda: halpiee.Uniform(None), "density is the share that is kept"),  # type: ignore[arg-type]
     "no plan": (lambda: Plan.load(None), "give the path of the file that halpiee plan writes"),  # type: ignore[arg-type]
+    "a name for ops": (
+        lambda: latency.sweep(cast(Any, "conv")),
+        "an op to time of type str was given; give [timed.op",
+    ),
+    "no op among ops": (lambda: latency.sweep([cast(Any, None)]), "an op to time of type NoneType was given"),
     "a number for a plan": (lambda: Plan.load(3), "give the path of the file"),  # type: ignore[arg-type]
 }
 
