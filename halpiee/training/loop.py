@@ -35,7 +35,7 @@ from halpiee.tasks.classification import Classification
 from halpiee.training.build import learning_rate
 from halpiee.training.checkpoint import save_state, save_weights
 from halpiee.training.config import Settings
-from halpiee.training.ranks import ALONE, Ranks
+from halpiee.training.ranks import ALONE, Ranks, launched
 
 LOOK = 100
 """Steps between two looks at what the device has counted, and between two of the method at its weights."""
@@ -182,7 +182,7 @@ def engine(settings: Settings, device: torch.device) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state()  # one process may train at several precisions, one after the other
+    AcceleratorState._reset_state(launched() == 1)  # precision and device of an engine before
     return Accelerator(
         device_placement=False,
         cpu=device.type == "cpu",

@@ -15,7 +15,7 @@ from halpiee.deploy.calibrate import Round
 from halpiee.methods.sparse import Sparse
 from halpiee.selection.cost import LatencyCost
 from halpiee.selection.options import fixed_sides
-from halpiee.training import stage
+from halpiee.training import loop, stage
 from halpiee.training.checkpoint import load_weights, save_weights
 from halpiee.training.config import Masks, Settings
 from halpiee.training.loop import Trainer
@@ -25,6 +25,7 @@ from tests.latency.fakes import FakeBackend, staircase
 from tests.pretended_cuda import PretendedCuda
 
 from .talk import Quiet, one_thread, trained
+from .test_loop import SETTINGS
 from .test_masking import settings
 from .toy import net
 
@@ -207,3 +208,9 @@ def test_the_double_raises_where_cuda_would_and_counts_what_waits() -> None:
         here.to("cuda")
     assert gpu.waits == {"__float__": 1, "download": 1, "upload": 1}
     assert torch.ones(1).numpy() == 1.0
+
+
+def test_an_engine_is_of_the_device_of_its_training_whatever_the_one_before_it_was() -> None:
+    with PretendedCuda():
+        assert loop.engine(SETTINGS, torch.device("cuda")).device.type == "cuda"
+    assert loop.engine(SETTINGS, torch.device("cpu")).device.type == "cpu"

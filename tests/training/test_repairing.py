@@ -240,8 +240,8 @@ def test_options_of_an_early_cut_are_refused_where_nothing_is_cut_early() -> Non
         UsageError, match=r"--cut-at 0.1 was given to --method iee; only early trains a whole"
     ):
         asked(method="iee", masks=Masks(cut_at=0.1))
-    with pytest.raises(UsageError, match=r"--no-repair was given to --method halp"):
-        asked(method="halp", weights="w.safetensors", masks=Masks(repair=False))
+    with pytest.raises(UsageError, match=r"--no-repair was given to --method scaled"):
+        asked(method="scaled", masks=Masks(repair=False))
     with pytest.raises(
         UsageError, match=r"--distill dense matches the dense network, and --no-baseline trains none"
     ):
