@@ -83,7 +83,9 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and plain(name) in self.names()
+        self._search()
+        here = {*self._parts, *self._homes()}  # to ask other packages for theirs takes ms
+        return isinstance(name, str) and (plain(name) in here or plain(name) in self._points())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())

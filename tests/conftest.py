@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keeps the collector from walking through what was imported: that stays until the end."""
+    """Keeps the collector from walking through what was imported: that stays until the end; else it comes rarely."""
+    gc.set_threshold(20_000, 20, 20)
     gc.collect()
     gc.freeze()
 
@@ -67,9 +68,19 @@ def key_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+class Unread:
+    """What torch writes in annotations of functions that it makes ten thousand times at an export."""
+
+    def __class_getitem__(cls, _: object) -> type[Unread]:
+        return cls
+
+
 @pytest.fixture(scope="session", autouse=True)
 def operators_read_once() -> Iterator[None]:
-    """Lets torch.onnx read the sources of its 500 operators once: at every export it is half of a small one's time."""
+    """Lets torch.onnx read the sources of its 500 operators once, and at an export what is registered once.
+
+    At every export that is three quarters of a small one's time.
+    """
     if "torch" not in sys.modules:  # none of these tests exports
         yield
         return
@@ -88,15 +99,21 @@ def operators_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
 
         def exported(*given: Any, **named: Any) -> Any:
-            with suppress(
-                ImportError, AttributeError
-            ):  # a version of torch that keeps them elsewhere: only slower
-                from torch.onnx._internal.exporter._registration import ONNXRegistry
+            with pytest.MonkeyPatch.context() as here:
+                # a version of torch that keeps them elsewhere: only slower
+                with suppress(ImportError, AttributeError):
+                    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-                if not original:
-                    original.append(ONNXRegistry.from_torchlib)
-                    patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(registry))
-            return export(*given, **named)
+                    if not original:
+                        original.append(ONNXRegistry.from_torchlib)
+                        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(registry))
+                with suppress(ImportError, AttributeError):
+                    from torch._export import utils
+
+                    utils._materialize_cpp_cia_ops()
+                    here.setattr(utils, "_materialize_cpp_cia_ops", lambda: None)
+                    here.setattr(torch._ops, "Callable", Unread)
+                return export(*given, **named)
 
         patch.setattr(torch.onnx, "export", exported)
         yield
@@ -107,13 +124,21 @@ def charts_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a chart of the same series be drawn once: hundreds of reports differ in one of eight charts."""
     from halpiee.report import plots
 
-    draw, drawn = plots._svg, dict[Any, str]()
+    draw = plots._svg
     Form = Callable[[float], str]
 
+    def written(form: Form) -> tuple[Any, str]:
+        read = [cell.cell_contents for cell in form.__closure__ or ()]
+        return form.__code__, repr((read, form.__defaults__, form.__kwdefaults__))
+
     def once(series: Any, x_label: str, form: Form, x_form: Form, bands: Any, whole_x: bool) -> str:
-        asked = (repr((series, bands)), x_label, form.__code__, x_form.__code__, whole_x)
-        if asked not in drawn:
-            drawn[asked] = draw(series, x_label, form, x_form, bands, whole_x)
-        return drawn[asked]
+        asked = (repr((series, bands)), x_label, written(form), written(x_form), whole_x)
+        if asked not in _drawn:
+            _drawn[asked] = draw(series, x_label, form, x_form, bands, whole_x)
+        return _drawn[asked]
 
     monkeypatch.setattr(plots, "_svg", once)
+
+
+_drawn: dict[Any, str] = {}
+"""Charts by all that they are drawn of."""

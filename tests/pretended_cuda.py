@@ -279,7 +279,9 @@ class PretendedCuda(TorchFunctionMode):
         self._check(name, args, inputs, on)
         if on and (name in WAITS or (name == "where" and len(args) == 1)):
             self._wait(name)
-        out = func(*args, **fields)
+        # without numbers a ReLU is its size; torch's own way to it is twenty functions of Python
+        sized = self.modelled and name == "relu" and on and not fields.get("inplace") and len(args) == 1
+        out = torch.empty_like(args[0]) if sized else func(*args, **fields)
         return self._answered(name, args, on, out)
 
     def _attribute(self, func: Any, name: str, args: Sequence[Any], fields: dict[str, Any]) -> Any:

@@ -14,7 +14,6 @@ function mode. Hooks also keep ``nn.TransformerEncoderLayer`` off its fused kern
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -150,7 +149,6 @@ def computing_hook(module: nn.Module) -> tuple[str, str] | None:
 
 def attentions(model: nn.Module) -> Iterator[tuple[nn.Module, int, int]]:
     """Yields the attention modules that can lose heads, with rows and columns of their joint projection's weight."""
-    torchvision = [m for n, m in sys.modules.items() if n in WINDOWED]
     for module in model.modules():
         kind = type(module)
         if kind is nn.MultiheadAttention:
@@ -158,7 +156,7 @@ def attentions(model: nn.Module) -> Iterator[tuple[nn.Module, int, int]]:
             if plain and module._qkv_same_embed_dim and module.in_proj_weight is not None:
                 weight = module.get_parameter("in_proj_weight")
                 yield module, weight.shape[0], weight.shape[1]
-        elif torchvision and kind.__module__ in WINDOWED and kind.__name__ in WINDOWED[kind.__module__]:
+        elif kind.__module__ in WINDOWED and kind.__name__ in WINDOWED[kind.__module__]:
             projection = module.get_submodule("to_qkv" if hasattr(module, "to_qkv") else "qkv")
             rows, columns = projection.get_parameter("weight").shape
             yield module, rows, columns

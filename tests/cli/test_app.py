@@ -155,13 +155,13 @@ def test_a_folder_in_use_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
-    shown = process("train", "--resume", "--out", str(tmp_path))
+    shown = halpiee("train", "--resume", "--out", str(tmp_path))
     assert shown.returncode == 2
     assert "holds no run" in shown.stderr
 
 
 def test_an_error_under_json_is_one_object(tmp_path: Path) -> None:
-    shown = process(
+    shown = halpiee(
         "train", "resnet20", "--data", "digits", "--budget", "x", "--out", str(tmp_path / "r"), "--json"
     )
     answer = json.loads(shown.stdout)

@@ -38,8 +38,8 @@ ARGUMENTS = {"width": 0.25, "num_classes": 4}
 
 @cache
 def record() -> dict[str, Any]:
-    """Returns a plan of a narrow ResNet-20 as JSON values."""
-    structure = halpiee.trace(build("resnet20", **ARGUMENTS).eval(), (torch.zeros(1, 3, 8, 8),))
+    """Returns a plan of a narrow ResNet-8 as JSON values."""
+    structure = halpiee.trace(build("resnet8", **ARGUMENTS).eval(), (torch.zeros(1, 3, 8, 8),))
     keep = {g.name: torch.arange(g.size) % 2 == 0 for g in structure.prunable}
     chosen: Any = SimpleNamespace(keep=keep, latency_us=77.0)
     import tempfile
@@ -47,9 +47,7 @@ def record() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         target = {"device": "a CPU", "backend": "onnxruntime", "dtype": "float32", "batch": 1, "threads": 1}
-        Plan.from_selection(structure, chosen, model="resnet20", arguments=ARGUMENTS, target=target).save(
-            path
-        )
+        Plan.from_selection(structure, chosen, model="resnet8", arguments=ARGUMENTS, target=target).save(path)
         found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -151,7 +149,7 @@ def test_a_function_that_is_typed_or_trusted_is_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine_of_plans.py").write_text(
-        "from halpiee.zoo import build\ndef net(**kwargs): return build('resnet20', **kwargs)\n"
+        "from halpiee.zoo import build\ndef net(**kwargs): return build('resnet8', **kwargs)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     written(tmp_path, model="mine_of_plans:net")

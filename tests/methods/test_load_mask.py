@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -20,9 +21,14 @@ from halpiee.structure import relative_error
 STEPS = 20
 
 
-def started(kind: str = "iee") -> tuple[nn.Module, torch.optim.Optimizer, Method]:
+@cache
+def traced() -> halpiee.Structure:
+    return halpiee.trace(network(), (torch.zeros(1, 3, 6, 6),))
+
+
+def network() -> nn.Sequential:
     torch.manual_seed(0)
-    model = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(3, 12, 3),
         nn.BatchNorm2d(12),
         nn.ReLU(),
@@ -31,7 +37,10 @@ def started(kind: str = "iee") -> tuple[nn.Module, torch.optim.Optimizer, Method
         nn.Flatten(),
         nn.Linear(8, 4),
     )
-    structure = halpiee.trace(model, (torch.zeros(1, 3, 6, 6),))
+
+
+def started(kind: str = "iee") -> tuple[nn.Module, torch.optim.Optimizer, Method]:
+    structure, model = traced(), network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     method: Method
     if kind == "filter":

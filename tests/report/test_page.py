@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from halpiee.report import render_card, render_html, render_markdown, render_site, runs_table, table
 
+pytestmark = pytest.mark.usefixtures("charts_drawn_once")
+
 VOID = {"meta", "br"}
 HOSTILE = "<script>alert(1)</script>\"'&|`"
 
@@ -342,7 +344,6 @@ OTHERS += ["closed_loop", "calibration", "promise", "environment", "seconds_by_s
 OTHERS += ["layers", "pareto", "zeros"]
 
 
-@pytest.mark.usefixtures("charts_drawn_once")
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sets(st.sampled_from(NUMBERS + OTHERS)),
