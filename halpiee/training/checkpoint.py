@@ -156,11 +156,17 @@ def save_settings(folder: Path, settings: Settings) -> None:
 def read_values(folder: Path) -> dict[str, Any]:
     """Returns the settings of a run as they are in its folder, seal and all.
 
+    Before settings had ``inputs``, ``repair`` was true where nothing was typed, and only ``early`` read it.
+
     Raises:
         UsageError: the file cannot be read, or holds no settings.
     """
     path = folder / FILE
-    return read_json(path, dict[str, Any], what=str(path), advice="name the folder of another run")
+    values = read_json(path, dict[str, Any], what=str(path), advice="name the folder of another run")
+    masks = values.get("masks")
+    if "inputs" not in values and isinstance(masks, dict) and masks.get("repair") is True:
+        values["masks"] = {**masks, "repair": None}
+    return values
 
 
 def read_settings(folder: Path, *, trust: bool = False) -> Settings:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from halpiee.cli.train import gather
 from halpiee.errors import UsageError
 from halpiee.ranges import parse_budget
 from halpiee.shared_options import Cycle
+from halpiee.training.checkpoint import read_settings, save_settings
 from halpiee.training.config import Masks, Settings
 
 
@@ -109,3 +113,25 @@ def test_protecting_the_first_layer_is_refused_where_no_latency_is_met(asked: bo
         Settings(
             model="resnet20", data="digits", method="rigl", masks=Masks(sparsity=0.9), protect_first=asked
         )
+
+
+@pytest.mark.parametrize("method", ["scaled", "iee", "halp", "early", "repair"])
+def test_a_run_of_old_is_read_with_the_repair_that_nobody_typed(method: str, tmp_path: Path) -> None:
+    """Settings had no ``inputs`` then, and ``repair`` was true; of IEE and HALP that meant nothing."""
+    weights = None if method in ("scaled", "iee") else "dense.safetensors"
+    settings = Settings(model="resnet20", data="digits", budget="0.5", method=method, weights=weights)
+    values = json.loads(json.dumps(settings.as_dict()))
+    values["masks"]["repair"] = True
+    del values["inputs"]
+    (tmp_path / "settings.json").write_text(json.dumps(values))
+    assert read_settings(tmp_path) == settings
+    assert gather({}, tmp_path, resume=True) == settings
+    assert gather({"from_run": str(tmp_path)}, tmp_path / "on", resume=False).model == "resnet20"
+
+
+def test_a_repair_that_is_typed_is_kept_or_refused(tmp_path: Path) -> None:
+    typed = Settings(model="resnet20", data="digits", budget="0.5", method="iee", masks=Masks(repair=True))
+    save_settings(tmp_path, typed)
+    assert read_settings(tmp_path).masks.repair is True
+    with pytest.raises(UsageError, match="--repair was given to --method scaled; only early, halp and iee"):
+        Settings(model="resnet20", data="digits", budget="0.5", method="scaled", masks=Masks(repair=True))
