@@ -134,7 +134,7 @@ def fitted(kind: type, values: Mapping[str, Any], *, where: str = "settings") ->
             raise UsageError(f"{where} hold {str(name)[:80]!r}, which is no option; {hint}")
         try:
             found[name] = msgspec.convert(_meant(hints[name], value), hints[name])
-        except (msgspec.ValidationError, OverflowError, RecursionError):
+        except (msgspec.ValidationError, OverflowError, RecursionError, UnicodeError):
             shown = repr(value) if not isinstance(value, int) or value.bit_length() < 200 else "a huge number"
             raise UsageError(
                 f"{where} hold {name!r}: {shown[:80]} ({type(value).__name__}); it takes {in_words(hints[name])}"

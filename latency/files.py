@@ -57,7 +57,7 @@ def write(path: str | Path, content: bytes | str, *, overwrite: bool = False, pr
     _refuse(path, overwrite)
     data = content.encode() if isinstance(content, str) else content
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent, [])
         remove_leftovers(path.parent, of=path.name)
         part, descriptor = _begin(path, 0o600 if private else 0o666)
         try:
@@ -166,7 +166,7 @@ class FolderLock:
     def _locked(self) -> int:
         """Returns the descriptor that holds the lock."""
         while True:
-            self._make()
+            _make(self.folder, self.made)
             descriptor = os.open(self.folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
             try:
                 self._claim(descriptor)
@@ -207,17 +207,6 @@ class FolderLock:
         except FileNotFoundError:
             return False
 
-    def _make(self) -> None:
-        missing = []
-        folder = self.folder.absolute()
-        while not os.path.lexists(folder):
-            missing.append(folder)
-            folder = folder.parent
-        for one in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(one)
-                self.made.append(one)
-
     def _remove_made(self) -> None:
         for one in reversed(self.made):
             try:
@@ -226,7 +215,25 @@ class FolderLock:
                 break
 
 
+def _make(folder: Path, made: list[Path]) -> None:
+    """Makes a folder and those above it, and appends to ``made`` each that was not there, the outermost first."""
+    missing = []
+    folder = folder.absolute()
+    while not os.path.lexists(folder):
+        missing.append(folder)
+        folder = folder.parent
+    for one in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(one)
+            made.append(one)
+
+
 def _refuse(path: Path, overwrite: bool) -> None:
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(path)
+    except (OSError, ValueError) as error:  # no name: it is too long, or has a zero byte in it
+        raise _refusal(path, error) from error
     if path.is_dir():
         raise OutputInUseError(
             f"{path} was asked as the file to write, but is a folder; give the name of a file"
@@ -235,12 +242,12 @@ def _refuse(path: Path, overwrite: bool) -> None:
         raise OutputInUseError(f"{path} exists already and was left alone; give another name or remove it")
 
 
-def _refusal(path: Path, error: OSError, *, what: str = "the file") -> WriteError:
+def _refusal(path: Path, error: OSError | ValueError, *, what: str = "the file") -> WriteError:
     """Returns an error of the system as a WriteError of one sentence."""
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    number, reason = getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         cure = "free some space and type the same command again; what was there is unchanged"
-    elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+    elif number in (errno.EEXIST, errno.ENOTDIR):
         reason, cure = "a file stands where a folder belongs", "name another place"
     else:
         cure = "name a place that may be written"

@@ -27,7 +27,7 @@ from halpiee.cli import (
     study,
     train,
 )
-from halpiee.cli.output import Interrupted, say
+from halpiee.cli.output import Interrupted, printable, say
 from halpiee.errors import HalpieeError, HoldoutWarning, ScoreWarning, ending_signals
 
 
@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Spinning worker threads make torch up to thirty times slower on a shared machine; read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
-    for stream in (sys.stdout, sys.stderr):  # a locale without µ or × is no reason to fail
-        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+    for stream in (sys.stdout, sys.stderr):  # a locale without µ, a name that is no text: no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         with _terminable(), _warnings_said():
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except click.exceptions.Exit as stop:
         code = stop.exit_code
     except click.ClickException as error:
+        vars(error)["message"] = printable(error.message)
         error.show()
         code = _failed(error.format_message(), "UsageError", error.exit_code, arguments)
     except HalpieeError as error:
@@ -110,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _named(error: OSError) -> str:
-    name = str(error.filename or "")
-    return f", {name if len(name) <= 400 else name[:400] + ' …'}" if name else ""
+    return f", {error.filename}" if error.filename else ""
 
 
 def _failed(text: str, kind: str, code: int, arguments: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +22,21 @@ if TYPE_CHECKING:
 MISSED = PromiseError.exit_code
 
 
+LONGEST = 300
+"""Characters of a word, such as a path, that is shown whole."""
+
+
 def say(text: str) -> None:
     """Prints a line on stderr."""
     with suppress(OSError):  # the terminal was closed: the work goes on without it
-        click.echo(text, err=True)
+        click.echo(printable(text), err=True)
+
+
+def printable(text: str) -> str:
+    """Returns a text on one line, without what would move a terminal's cursor, long words cut in their middle."""
+    plain = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    half = LONGEST // 2
+    return re.sub(rf"\S{{{LONGEST + 1},}}", lambda word: f"{word[0][:half]} … {word[0][-half:]}", plain)
 
 
 def answer(value: Mapping[str, Any], as_json: bool, show: Callable[[], None]) -> None:

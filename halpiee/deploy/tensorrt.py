@@ -226,12 +226,12 @@ def prove_engine(path: Path, onnx: Path | None = None, *, trust: bool = False, s
         MismatchError: the outputs differ by more than the tolerance.
     """
     facts = facts_of(path)
-    if facts is None:
+    if facts is None or not {"batches", "precision"} <= facts.keys():
         raise UsageError(
             f"{path} was to be verified, and no {path.name}.json beside it says what it is; copy it from where the "
             "engine was built"
         )
-    onnx = onnx or path.with_name(str(facts.get("onnx") or path.with_suffix(".onnx").name))
+    onnx = onnx or path.parent / (facts.get("onnx") or f"{path.stem}.onnx")
     if not onnx.is_file() or hashlib.sha256(onnx.read_bytes()).hexdigest() != facts.get("onnx_sha256"):
         raise UsageError(
             f"{path} was to be verified against {onnx}, which is not the file that it was built from; name that one "

@@ -91,14 +91,15 @@ class Figure(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     percent: bool = True
 
 
-Axis = list[float | int | str | bool] | dict[str, dict[str, Any]]
+Labels = Annotated[list[float | int | str | bool], msgspec.Meta(min_length=1)]
+Axis = Labels | Annotated[dict[str, dict[str, Any]], msgspec.Meta(min_length=1)]
 
 
 class Smallest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What is different at the smallest scale: options over all others, and values or labels of axes."""
 
     options: dict[str, Any] = msgspec.field(default_factory=dict)
-    grid: dict[str, list[float | int | str | bool]] = msgspec.field(default_factory=dict)
+    grid: dict[str, Labels] = msgspec.field(default_factory=dict)
 
 
 class Needs(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -281,7 +282,7 @@ def read(
     values = find(study, "halpiee.studies", what=what, kind="study", listing="halpiee study --list")
     try:
         found = msgspec.convert(values, File)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError, RecursionError, UnicodeError) as error:
         raise UsageError(f"{what} is no study: {error}; see docs/studies.md for what a file holds") from error
     _check(found, what)
     made = Study(name, found, scale, dict(over or {}))

@@ -16,7 +16,7 @@ import click
 import pytest
 
 from halpiee.cli.app import main, program
-from halpiee.cli.output import ScreenTalk
+from halpiee.cli.output import ScreenTalk, printable
 from halpiee.errors import ScoreWarning
 
 VERBS = (
@@ -236,6 +236,27 @@ def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     talk.stage("Profile mynets:two:x [bold]")
     talk.note("mynets:two:x [red]")
     assert capsys.readouterr().err.splitlines() == ["Profile mynets:two:x [bold]", "  mynets:two:x [red]"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("runs/größe is 3 × 4 µs", "runs/größe is 3 × 4 µs"),
+        ("a\nb\tc", "a\\nb\\tc"),
+        ("\x1b[2J\u202e\udcff", "\\x1b[2J\\u202e\\udcff"),
+        (f"path {'a' * 200}{'b' * 200} end", f"path {'a' * 150} … {'b' * 150} end"),
+        ("a" * 300, "a" * 300),
+    ],
+)
+def test_a_line_is_one_line_and_moves_no_cursor(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_a_name_that_is_no_text_is_printed_as_far_as_it_is(tmp_path: Path) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict", write_through=True)
+    with redirect_stdout(out), pytest.raises(SystemExit) as end:
+        main(["methods"])
+    assert (end.value.code, out.errors) == (0, "replace")
 
 
 def test_the_progress_line_names_the_figure_of_the_task(capsys: pytest.CaptureFixture[str]) -> None:

@@ -204,6 +204,28 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("x" * 300, "File name too long"), ("a/" * 3000 + "b", "File name too long"), ("a\0b", "null")],
+)
+def test_what_is_no_name_is_refused_before_the_work_and_nothing_is_made(
+    name: str, why: str, tmp_path: Path
+) -> None:
+    said = f"could not be: .*{why}.*; name a place that may be written"
+    with pytest.raises(WriteError, match=said):
+        check_place(tmp_path / name)
+    with pytest.raises(WriteError, match=said):
+        write(tmp_path / name, b"")
+    assert not contents(tmp_path)
+
+
+def test_a_file_below_a_thousand_folders_is_written(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*"a" * 1010)
+    write(deep / "f", b"1")
+    assert (deep / "f").read_bytes() == b"1"
+    subprocess.run(["rm", "-r", str(tmp_path / "a")], check=True)  # shutil's own way is a recursion
+
+
 def test_a_name_as_long_as_names_may_be_is_written(tmp_path: Path) -> None:
     name = "é" * 125 + ".json"  # 255 bytes
     write(tmp_path / name, "µ")

@@ -20,16 +20,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
 from latency.backends import Runner
 from latency.backends.cuda import Cuda, EventClock, OutOfMemoryError
 from latency.backends.tensorrt.builder import new_logger
 from latency.backends.tensorrt.ops import NUMPY, from_float, random_numbers, to_float
 from latency.errors import OutputInUseError, UsageError, WriteError
-from latency.files import parsed, read_bytes, write
+from latency.files import parsed, read_bytes, sound, write
 from latency.timing import Clock
 
 ENGINE_FILES = (".engine", ".plan", ".trt")
@@ -38,7 +39,7 @@ ENGINE_FILES = (".engine", ".plan", ".trt")
 
 def sidecar(path: Path) -> Path:
     """Returns the file beside an engine."""
-    return path.with_name(f"{path.name}.json")
+    return path.parent / f"{path.name}.json"
 
 
 def write_engine(path: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
@@ -49,14 +50,26 @@ def write_engine(path: Path, plan: bytes, facts: Mapping[str, Any]) -> None:
         write(target, data, overwrite=True)
 
 
+class Facts(TypedDict, total=False):
+    """What the file beside an engine says of it, as far as it is read here."""
+
+    library: Literal["tensorrt", "tensorrt-rtx"]
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+    batches: dict[str, Annotated[int, Meta(ge=1, le=2**16)]]
+    onnx: Annotated[str, Meta(pattern=r"^[^/\\\x00]+$")] | None
+    onnx_sha256: str
+    capabilities: list[int | str] | None
+
+
 def facts_of(path: Path) -> dict[str, Any] | None:
-    """Returns the facts in the file beside an engine; None where there is no readable one."""
+    """Returns the facts in the file beside an engine; None where there is none that can be read and fits."""
     what, advice = str(sidecar(path)), "build the engine again"
     try:
         found = parsed(read_bytes(sidecar(path), what=what, advice=advice), what=what, advice=advice)
+        sound(found, Facts, what=what, advice=advice)
     except UsageError:
         return None
-    return found if isinstance(found, dict) else None
+    return dict(found)
 
 
 def read_engine(path: Path, *, trust: bool = False) -> bytes:
