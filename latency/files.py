@@ -54,9 +54,9 @@ def write(path: str | Path, content: bytes | str, *, overwrite: bool = False, pr
         WriteError: the disk is full, the folder cannot be made, or may not be written; what was there is unchanged.
     """
     path = Path(path)
-    _refuse(path, overwrite)
     data = content.encode() if isinstance(content, str) else content
     try:
+        _refuse(path, overwrite)
         _make(path.parent, [])
         remove_leftovers(path.parent, of=path.name)
         part, descriptor = _begin(path, 0o600 if private else 0o666)
@@ -70,7 +70,7 @@ def write(path: str | Path, content: bytes | str, *, overwrite: bool = False, pr
         finally:
             part.unlink(missing_ok=True)
             os.close(descriptor)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _refusal(path, error) from error
 
 
@@ -82,10 +82,10 @@ def check_place(path: str | Path, *, overwrite: bool = False) -> None:
         WriteError: a file stands where a folder above it belongs, or that folder may not be written.
     """
     path = Path(path)
-    _refuse(path, overwrite)
     try:
+        _refuse(path, overwrite)
         above = next(p for p in path.absolute().parents if os.path.lexists(p))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _refusal(path, error) from error
     if not above.is_dir():
         raise _refusal(path, NotADirectoryError(errno.ENOTDIR, f"{above} is no folder"))
@@ -229,11 +229,8 @@ def _make(folder: Path, made: list[Path]) -> None:
 
 
 def _refuse(path: Path, overwrite: bool) -> None:
-    try:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.lstat(path)
-    except (OSError, ValueError) as error:  # no name: it is too long, or has a zero byte in it
-        raise _refusal(path, error) from error
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(path)  # refuses what is no name: it is too long, or has a zero byte in it
     if path.is_dir():
         raise OutputInUseError(
             f"{path} was asked as the file to write, but is a folder; give the name of a file"

@@ -15,18 +15,7 @@ from typing import TextIO
 
 import click
 
-from halpiee.cli import (
-    bench,
-    doctor,
-    explain,
-    export,
-    methods,
-    plan,
-    profile,
-    report,
-    study,
-    train,
-)
+from halpiee.cli import bench, doctor, explain, export, methods, plan, profile, report, study, train
 from halpiee.cli.output import Interrupted, printable, say
 from halpiee.errors import HalpieeError, HoldoutWarning, ScoreWarning, ending_signals
 
@@ -98,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in ENVIRONMENT:
             raise
-        text = f"the system refused a file{_named(error)}: {error.strerror}; mend that and type the same command again"
+        named = f", {error.filename}" if error.filename else ""
+        text = (
+            f"the system refused a file{named}: {error.strerror}; mend that and type the same command again"
+        )
         say(f"halpiee: {text}")
         code = _failed(text, "WriteError", 2, arguments)
     except (KeyboardInterrupt, click.Abort) as stop:
@@ -108,10 +100,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"halpiee: {text}")
         code = _failed(text, "Interrupted", 130, arguments)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _named(error: OSError) -> str:
-    return f", {error.filename}" if error.filename else ""
 
 
 def _failed(text: str, kind: str, code: int, arguments: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -22,10 +22,6 @@ from halpiee.options import Option, described, fitted, option, options_of
 from halpiee.ranges import annotated, inside, words
 from halpiee.shared_options import NETWORK, Scaled
 from latency.files import check_place
-
-if TYPE_CHECKING:
-    pass
-
 
 SIZES = "224, 192x256 (height x width) or 1x28x28 (channels too)"
 """How an image size is written."""

@@ -79,7 +79,8 @@ def wide_screen() -> Console:
 class _Stderr:
     """The current standard error; drops what cannot be written because the terminal was closed."""
 
-    encoding = property(lambda self: self._now.encoding)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._now, name)
 
     @property
     def _now(self) -> Any:
@@ -95,12 +96,6 @@ class _Stderr:
     def flush(self) -> None:
         with suppress(OSError):
             self._now.flush()
-
-    def isatty(self) -> bool:
-        return bool(self._now.isatty())
-
-    def fileno(self) -> int:
-        return int(self._now.fileno())
 
 
 class ScreenTalk:

@@ -335,15 +335,7 @@ def _save(problem: Problem, cost: LatencyCost, selection: Selection, measured: l
 def outcome(
     structure: Structure, cost: LatencyCost, selection: Selection, *, model: str, scores: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """Returns the figures of a plan as JSON values: times in µs, widths by layer, what each limit allows.
-
-    Args:
-        structure: of the network.
-        cost: predicted latency, with the limits beside it.
-        selection: what was chosen.
-        model: its name.
-        scores: of every prunable group.
-    """
+    """Returns the figures of a plan as JSON values: times in µs, widths by layer, what each limit allows."""
     from halpiee.structure.groups import macs, parameters, widths
 
     counts = selection.counts
@@ -379,14 +371,7 @@ def outcome(
 
 
 def notes_on(result: dict[str, Any], selection: Selection, given: Plan, *, first: Sequence[str]) -> list[str]:
-    """Returns the notes on a plan.
-
-    Args:
-        result: its figures.
-        selection: what was chosen.
-        given: the options.
-        first: the first group, where it is protected.
-    """
+    """Returns the notes on a plan with some figures; ``first`` is the first group, where it is protected."""
     notes = [f"scores: {result['scores']}"]
     if result.get("int8") and given.multiple_of == 1:
         notes.append(

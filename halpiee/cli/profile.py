@@ -214,11 +214,11 @@ def _show(found: Inspection, warnings: Sequence[str]) -> None:
         )
     console = screen()
     console.print(table)
-    steps = sorted({op.steps for op in found.ops})
+    steps, median = sorted({op.steps for op in found.ops}), found.contention_median
     console.print("steps (in, out): " + "; ".join(f"{i}, {o}" for i, o in steps))
     console.print(
         f"spread {_share(found.spread_median)} median, {_share(found.spread_p95)} at the 95th percentile; "
-        f"contention {_contention(found.contention_median)}; held-out cells off by "
+        f"contention {'not measured' if math.isnan(median) else f'{_share(median)} median'}; held-out cells off by "
         f"{_share(found.holdout_median)} median, {_share(found.holdout_p95)} at the 95th percentile by time, "
         f"{_share(found.holdout_p95_cells)} with all cells alike; "
         f"{found.newest_days:.1f} to {found.oldest_days:.1f} days old"
@@ -281,10 +281,6 @@ def merge(given: Merge) -> None:
         given.as_json,
         show,
     )
-
-
-def _contention(median: float) -> str:
-    return "not measured" if math.isnan(median) else f"{_share(median)} median"
 
 
 def _share(value: float) -> str:

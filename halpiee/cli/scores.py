@@ -75,23 +75,18 @@ def read_scores(file: Path, structure: Structure) -> dict[str, Tensor]:
     if not file.is_file():
         raise UsageError(f"scores {file} were asked for, and there is no such file; check the path")
     form = 'give safetensors, or JSON such as {"GROUP": [0.3, 1.2, …]}'
+    what = f"scores {file} were read, and are not group → list of numbers"
     found: dict[str, Tensor]
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
 
+        try:
             found = load_file(file)
-        else:
-            what = f"scores {file} were read, and are not group → list of numbers: the file"
-            kind = dict[str, list[float]]
-            raw = read_json(file, kind, what=what, advice=form)
-            found = {name: torch.tensor(values, dtype=torch.float64) for name, values in raw.items()}
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"scores {file} were read, and are not group → list of numbers ({error}); {form}"
-        ) from error
+        except Exception as error:
+            raise UsageError(f"{what} ({error}); {form}") from error
+    else:
+        raw = read_json(file, dict[str, list[float]], what=f"{what}: the file", advice=form)
+        found = {name: torch.tensor(values, dtype=torch.float64) for name, values in raw.items()}
     for name, score in found.items():
         group = structure.by_name.get(name)
         if group is None:
