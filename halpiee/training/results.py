@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import latency
-from halpiee.deploy.calibrate import layer_times, side_by_side
+from halpiee.deploy.calibrate import layer_times, side_by_side, timed
 from halpiee.deploy.onnx import PREDICTED, ExportReport, export_onnx, run_metadata, stamp
 from halpiee.deploy.sparse import zeros_in
 from halpiee.errors import BudgetError, HalpieeError
@@ -226,13 +226,6 @@ def _kept(s: Settings, found: Mapping[str, Any], ratio: float) -> dict[str, Any]
     return {**kept, "text": f"{kept['text']}; {masks} {speed}"}
 
 
-TRIES = 3
-"""How often dense and pruned are timed side by side where the ratio stays uncertain."""
-
-CERTAIN = 0.015
-"""Half-width of the ratio's 95 % interval, relative, that is good enough."""
-
-
 def layers(run: Run) -> list[dict[str, Any]]:
     """Returns the time of every layer before and after, from the runtime's own profiler; none where it has none."""
     if not run.target.times_layers:
@@ -242,26 +235,14 @@ def layers(run: Run) -> list[dict[str, Any]]:
 
 
 def _side_by_side(run: Run) -> Comparison:
-    """Times dense and pruned in interleaved rounds, again while the machine is too noisy to tell their ratio.
-
-    The measurement whose ratio has the narrowest interval is taken, whatever it says of the budget.
-    """
+    """Times dense and pruned in interleaved rounds, again while the machine is too noisy to tell their ratio."""
     networks: dict[str, Any] = {label: run.folder / f"{label}.onnx" for label in ("dense", "pruned")}
     if ".onnx" not in run.target.files or run.target.dtype != "float32":  # the exports hold float32
         models = {"dense": run.dense(), "pruned": run.compact()}
         networks = {label: run.target.ready(model, run.example) for label, model in models.items()}
-    best: tuple[float, Comparison] | None = None
-    for turn in range(TRIES):
-        found = run.target.compare(networks, run.example, rounds=max(run.settings.rounds, 30) * (turn + 1))
-        ratio = found.ratio("dense", "pruned")
-        half = (ratio.hi - ratio.lo) / (2 * ratio.median)
-        if best is None or half < best[0]:
-            best = half, found
-        if half <= CERTAIN:
-            break
-        run.talk.note(f"the ratio is only known to ±{half:.1%}; measuring again")
-    assert best is not None
-    return best[1]
+    return timed(
+        run.target, networks, run.example, rounds=max(30, run.settings.rounds), progress=run.talk.note
+    )
 
 
 def _words(value: object) -> str | int | float:

@@ -297,8 +297,9 @@ def close(run: Run, model: nn.Module, cost: LatencyCost, candidate: Candidate) -
     # of several ranks, the first one times
     target = run.target if run.ranks.count == 1 else cast(Target, _FirstRank(run.target, run.ranks))
     cost, turns = close_loop(
-        model, cost, run.example, candidate, budget_us=budget_us, target=target, rounds=rounds
-    )
+        model, cost, run.example, candidate, budget_us=budget_us, target=target, rounds=rounds,
+        progress=run.talk.note,
+    )  # fmt: skip
     for turn in turns:
         run.talk.note(
             f"round {turn.round}: predicted {turn.predicted_us:.0f} µs, measured {turn.measured_us:.0f} µs, "

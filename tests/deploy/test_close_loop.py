@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import halpiee
-from halpiee.deploy.calibrate import close_loop, meet
+from halpiee.deploy.calibrate import close_loop, meet, timed
 from halpiee.deploy.target import Target
 from halpiee.errors import UsageError
 from halpiee.methods.method import Method
@@ -130,6 +130,31 @@ def test_a_second_device_that_its_tables_misjudge_is_met_as_it_is_measured(
         products(halpiee.shrink(model, structure, keep_first(structure, chosen.counts)))
         <= 0.7 * cost.dense * 1.02
     )
+
+
+@pytest.mark.parametrize(("spreads", "tried"), [((200, 20, 100), 3), ((200, 0, 100), 2), ((0,), 1)])
+def test_what_is_timed_on_a_noisy_machine_is_timed_again_and_the_surest_ratio_is_taken(
+    spreads: tuple[int, ...], tried: int
+) -> None:
+    asked: list[int] = []
+
+    class Noisy:
+        def compare(self, networks: Mapping[str, Any], example: Any, *, rounds: int) -> Comparison:
+            off = spreads[len(asked)]
+            asked.append(rounds)
+            dense = [400.0 + off, 400.0 - off] * 15  # the ratio is 4 ± off / 100
+            return Comparison({"dense": dense, "pruned": [100.0] * 30}, "cpu", {})
+
+    said: list[str] = []
+    both = {"dense": None, "pruned": None}
+    found = timed(cast(Target, Noisy()), both, (), rounds=10, progress=said.append)
+    ratio = found.ratio("dense", "pruned")
+    assert (ratio.lo, ratio.hi) == pytest.approx((4 - min(spreads) / 100, 4 + min(spreads) / 100))
+    assert asked == [10, 20, 30][:tried]
+    assert [one.split(";")[0] for one in said] == [
+        "the ratio is only known to ±50.0%",
+        "the ratio is only known to ±5.0%",
+    ][: tried - 1]
 
 
 def test_a_limit_that_is_not_timed_here_holds_as_predicted() -> None:
