@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,21 +23,8 @@ from halpiee.errors import UsageError
 from halpiee.sparsity.mask import Mask
 from latency.files import write
 
-
-class Followed(Protocol):
-    """The attributes of a method that a history reads."""
-
-    @property
-    def ledger(self) -> object:
-        """Has ``listeners``, called with (event, mask)."""
-
-    @property
-    def alive(self) -> Mask:
-        """The active units."""
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
+if TYPE_CHECKING:
+    from halpiee.methods.sparse import Sparse
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +49,11 @@ class History:
     entries: list[Entry] = field(default_factory=list)
 
     @classmethod
-    def of(cls, method: Followed) -> History:
+    def of(cls, method: Sparse) -> History:
         """Returns a history that listens to a method from now on; it begins with the units active now."""
         history = cls()
         history.add(method.step, "init" if method.alive.density < 1 else "dense", method.alive)
-        listeners = method.ledger.listeners  # type: ignore[attr-defined]
-        listeners.append(lambda event, alive: history.add(event.step, event.event, alive))
+        method.ledger.listeners.append(lambda event, alive: history.add(event.step, event.event, alive))
         return history
 
     def add(self, step: int, event: str, alive: Mask) -> None:

@@ -94,12 +94,8 @@ def correlations(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> d
             "a correlation of two measures without a common layer was asked; score the same units"
         )
     found = {name: correlation(first[name], second[name]) for name in names if first[name].numel() > 1}
-    whole = [
-        torch.cat([scores[name].detach().flatten().double().cpu() for name in names])
-        for scores in (first, second)
-    ]
-    found[""] = correlation(whole[0], whole[1])
-    return found
+    whole = (torch.cat([scores[name].flatten() for name in names]) for scores in (first, second))
+    return {**found, "": correlation(*whole)}
 
 
 @dataclass(frozen=True)

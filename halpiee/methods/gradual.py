@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -34,9 +34,9 @@ from halpiee.methods.phases import Design, Drop, Grow, Phase, Recipe, Resize, Tr
 from halpiee.methods.registry import method
 from halpiee.options import option
 from halpiee.saliency.criterion import Criterion
-from halpiee.saliency.gradient import Gradient
+from halpiee.saliency.gradient import Gradient, GraSP, LossPreservation
 from halpiee.saliency.magnitude import Magnitude
-from halpiee.saliency.registry import InMode, criterion_of, named
+from halpiee.saliency.registry import InMode, Inverted, criterion_of
 from halpiee.sparsity.distribution import ERK, Budget, Global
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.schedule import Cosine, Cubic
@@ -330,7 +330,10 @@ class FilterPruning(Method):
             )
         over = given.batches is not None
         phases = recipe(budget, rounds=o.rounds, interval=steps, regrow=o.regrow, batches=over)
-        return given.design(phases, criterion_of(o.criterion, given.seed), units=units)
+        criterion = criterion_of(o.criterion, given.seed)
+        if over and isinstance(o.criterion, str):
+            criterion = in_evaluation(criterion)
+        return given.design(phases, criterion, units=units)
 
     @classmethod
     def arguments(cls, request: Request) -> dict[str, Any]:
@@ -340,16 +343,14 @@ class FilterPruning(Method):
         """
         o = {
             name: request.options[name]
-            for name in ("interval", "rounds", "regrow")
+            for name in ("criterion", "interval", "rounds", "regrow")
             if name in request.options
         }
-        name = request.options.get("criterion", Options.criterion)
-        of = name.removeprefix("inverted-")
-        # A batch norm in training mode makes θᵀg zero; the paper scores in evaluation.
-        criterion = InMode(named(name, request.seed)) if of.startswith("loss") else named(name, request.seed)
-        batches = request.examples() if of.startswith(("grasp", "synflow", "loss")) else None
+        of = str(request.options.get("criterion", Options.criterion)).removeprefix("inverted-")
+        images = 2560 if of.startswith("loss") else None  # as in the paper's code: 20 batches of 128
+        batches = request.examples(images) if of.startswith(("grasp", "synflow", "loss")) else None
         pinned = first_conv(request.model) if any_residual(request.structure()) else frozenset()
-        return {**o, "criterion": criterion, "batches": batches, "pinned": pinned, "units": None}
+        return {**o, "batches": batches, "pinned": pinned, "units": None}
 
     @torch.no_grad()
     def shrink(self) -> tuple[nn.Module, Optimizer]:
@@ -365,6 +366,19 @@ class FilterPruning(Method):
                     if own in self.alive and tensor is not None:
                         tensor.masked_fill_(~self.alive[own].to(tensor.device), 0.0)
         return super().shrink()
+
+
+def in_evaluation(criterion: Criterion) -> Criterion:
+    """Returns a measure of gradient flow with batch norms in evaluation, as its paper has it; others as they are.
+
+    A batch norm in training mode undoes the scale of the filter before it: there θᵀg = 0, and so θᵀHg = −‖g‖² for each
+    filter, and the largest gradients would go first.
+    """
+    if isinstance(criterion, Inverted):
+        return replace(criterion, of=in_evaluation(criterion.of))
+    if isinstance(criterion, GraSP):
+        return replace(criterion, norms="eval")
+    return InMode(criterion) if isinstance(criterion, LossPreservation) else criterion
 
 
 def first_conv(model: nn.Module) -> frozenset[str]:

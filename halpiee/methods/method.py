@@ -125,9 +125,7 @@ class Request:
     seed: int  # of every random choice
     total_steps: int  # of the whole training
     structure: Callable[[], Structure]  # gives that of the model
-    examples: Callable[
-        [], Sequence[tuple[Tensor, Tensor]]
-    ]  # gives (inputs, targets) to score on, ten a class
+    examples: Callable[..., Sequence[tuple[Tensor, Tensor]]]  # to score on: ten a class, or n images of n
     steps: Callable[[], tuple[int, int, int]]  # gives the steps (h, j, q) of IEE's cycle
     cycle: Mapping[str, Any] = field(default_factory=dict)  # options of IEE's cycle → value, all of them
     pretrained: bool = False  # whether training starts from given weights

@@ -104,6 +104,22 @@ def loss_gradients(model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passe
         yield dict(zip(parameters, found, strict=True))
 
 
+def pooled_gradients(model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+    """Yields ∂L/∂θ once: its mean over the batches that are finite."""
+    total: dict[str, Tensor | None] = {}
+    finite = 0
+    for found in loss_gradients(model, batches, loss_fn):
+        if found is None or not all(g is None or bool(torch.isfinite(g).all()) for g in found.values()):
+            yield None
+            continue
+        finite += 1
+        for name, g in found.items():
+            before = total.get(name)
+            total[name] = g if before is None else before if g is None else before + g
+    if finite:
+        yield {name: None if g is None else g / finite for name, g in total.items()}
+
+
 def hessian_gradients(
     model: nn.Module, batches: Batches, loss_fn: LossFn, *, temperature: float = 1.0, pooled: bool = False
 ) -> Passes:

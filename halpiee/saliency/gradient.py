@@ -47,6 +47,7 @@ from halpiee.saliency.criterion import (
     hessian_gradients,
     loss_gradients,
     norm_mode,
+    pooled_gradients,
 )
 from halpiee.saliency.magnitude import Norm
 from halpiee.saliency.registry import criterion
@@ -108,6 +109,9 @@ class SNIP:
 class LossPreservation:
     """``|θᵀg|``, or with ``magnitude`` ``‖θ‖₂·|θᵀg|``, over a unit's scoring elements.
 
+    Over batches g is one gradient, the mean of theirs, as in the paper, whose g is over 2,560 images: a mean of the
+    batches' own ``|θᵀg|`` would be mostly their noise. Read off training steps it is the mean over the steps.
+
     ``signed`` keeps the sign of θᵀg, of which the correlation with θᵀHg is taken; ``elementwise`` is as the released
     code computes it: ``Σ|θ_i g_i|``, with the magnitude ``Σ|θ_i² g_i|``.
     """
@@ -116,6 +120,10 @@ class LossPreservation:
     elementwise: bool = False
     signed: bool = False
     per_step: bool = True
+
+    def probe(self, model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passes:
+        """Yields the mean gradient of all batches."""
+        return pooled_gradients(model, batches, loss_fn)
 
     def __call__(self, units: Units, value: Look, gradient: Look) -> dict[str, Tensor]:
         """Returns unit name → score."""

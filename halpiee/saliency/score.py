@@ -88,7 +88,7 @@ def scores_of(
     # The passes are generators: closing one restores the model.
     with (
         torch.enable_grad(),
-        _buffers_kept(model),
+        buffers_kept(model),
         _unfrozen(model),
         closing(pass_of(criterion)(model, pairs_of(batches), loss_fn)) as passes,
     ):
@@ -161,7 +161,8 @@ def _unfrozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, running statistics may change; afterwards they are as before."""
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     try:
         yield

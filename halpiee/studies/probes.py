@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta
@@ -72,10 +72,14 @@ class Finished:
 
 
 def train_accuracy(of: Finished) -> float:
-    """Returns top-1 of the pruned network on the training images, without augmentation."""
-    from halpiee.studies.trajectory import accuracy_on
+    """Returns top-1 of the pruned network on all training images, without augmentation."""
+    from halpiee.data.tensors import TensorData
+    from halpiee.training.loop import evaluate
 
-    return accuracy_on(of.run.compact().to(of.run.device), of.run.data, train=True)
+    data = of.run.data
+    assert isinstance(data, TensorData)  # ``work`` keeps the images of a classification in memory
+    seen = replace(data, test_x=data.train_x, test_y=data.train_y)
+    return evaluate(of.run.compact().to(of.run.device), seen)[0]
 
 
 def train_cost(of: Finished) -> float:
@@ -210,10 +214,11 @@ def plasticity(place: Place, knobs: PlasticityKnobs) -> Values:
 
 def final_gap(place: Place, knobs: PlasticityKnobs) -> Values:
     """Returns the final accuracy of a network that is pruned on the way less that of the one that is not."""
-    from halpiee.studies.trajectory import Branch, accuracy_on, branches, states, total_steps
+    from halpiee.studies.trajectory import Branch, branches, states, total_steps
+    from halpiee.training.loop import evaluate
 
     total = total_steps(place)
-    end = accuracy_on(Branch.load(place, states(place, knobs.pretrained, [total])[total]).model, place.data)
+    end = evaluate(Branch.load(place, states(place, knobs.pretrained, [total])[total]).model, place.data)[0]
     found: Values = {"final_gap": [], "accuracy": end}
     for epoch, branch in branches(place, knobs.pretrained, knobs.times):
         result = _pruned(branch, knobs, total - branch.step, branch.rate)
@@ -225,13 +230,13 @@ def _pruned(branch: Branch, knobs: PlasticityKnobs, steps: int, rate: Callable[[
     """Prunes a network on the way, trains a copy on, and returns the accuracies before, right after and at the end."""
     from halpiee.analysis.measures import pruning_plasticity
     from halpiee.sparsity.mask import Mask
-    from halpiee.studies.trajectory import accuracy_on
+    from halpiee.training.loop import evaluate
 
     return pruning_plasticity(
         branch.model,
         rate=knobs.rate,
         train=lambda model, free: branch.train_on(model, Mask.of(free), knobs.of, steps, rate),
-        accuracy=lambda model: accuracy_on(model, branch.place.data),
+        accuracy=lambda model: evaluate(model, branch.place.data)[0],
         gradients=branch.gradients() if knobs.regrowth else None,
         units=branch.units(knobs.of),
         within=knobs.scope,
@@ -248,8 +253,7 @@ def collapse(place: Place, knobs: CollapseKnobs) -> Values:
     model = initial(s, place.data.n_classes).to(place.device)
     name = knobs.by.removesuffix("-shuffled")
     rounds = s.masks.rounds or (100 if name == "synflow" else 1)
-    batches = place.data.few(10, seed=s.seed)
-    mask = prune_once(model, name, budget_of(s), batches, rounds=rounds, seed=s.seed)
+    mask = prune_once(model, name, budget_of(s), place.data.few(10, seed=s.seed), rounds=rounds, seed=s.seed)
     if name != knobs.by:
         mask = mask.shuffled(s.seed)
     return {
@@ -267,10 +271,12 @@ def gradient_flow(place: Place, knobs: FlowKnobs) -> Values:
     """
     from halpiee.analysis.history import distance
     from halpiee.analysis.measures import correlations
+    from halpiee.methods.one_shot import prune_once
     from halpiee.saliency.gradient import GraSP, LossPreservation
-    from halpiee.saliency.magnitude import ScaleChange
+    from halpiee.saliency.magnitude import Given, ScaleChange
     from halpiee.saliency.registry import InMode
     from halpiee.saliency.score import scores_of
+    from halpiee.sparsity.distribution import Global
     from halpiee.sparsity.filters import Filters
     from halpiee.studies.trajectory import Branch, batches_of, states
 
@@ -294,23 +300,11 @@ def gradient_flow(place: Place, knobs: FlowKnobs) -> Values:
             earlier = Branch.load(place, files[per_epoch * (epoch - 1)]).model.state_dict()
             change = scores_of(model, [], ScaleChange(before=dict(earlier)), units=units)
             found["scale_change"].append((epoch, correlations(change, loss)[""]))
-        mask = _best(units, loss, 1 - knobs.removed)
+        mask = prune_once(model, Given(loss), Global(1 - knobs.removed), units=units)
         if before is not None:
             found["mask_distance"].append((epoch, distance(before, mask)))
         before = mask
     return found
-
-
-def _best(units: Any, scores: Any, density: float) -> Mask:
-    """Returns the best filters of all layers together."""
-    from halpiee.methods.allocator import LayerPools
-    from halpiee.sparsity.distribution import Global
-    from halpiee.sparsity.mask import Mask
-
-    nothing = Mask.full(units.sizes, False)
-    return Mask.of(
-        LayerPools(units, Global(density)).choose(scores, must=nothing, may=~nothing, level=1.0).keep
-    )
 
 
 PROBES: dict[str, Probe] = {

@@ -84,11 +84,11 @@ def of_axes(study: Study, names: Sequence[str]) -> list[tuple[str, ...]]:
     return list(itertools.product(*(labels[name] for name in names)))
 
 
-def label_text(axes: Sequence[str], labels: Sequence[str]) -> str:
-    """Returns labels as text; numbers and switches come with the name of their axis."""
-    plain = ("True", "False")
+def label_text(study: Study, axes: Sequence[str], labels: Sequence[str]) -> str:
+    """Returns labels as text; numbers and switches come with the name of their axis, networks as what trained."""
+    bare: Callable[[str], bool] = lambda text: text in ("True", "False") or text.replace(".", "").isdigit()  # noqa: E731
     return ", ".join(
-        f"{axis} {label}" if len(axes) > 1 and (label in plain or label.replace(".", "").isdigit()) else label
+        f"{axis} {label}" if len(axes) > 1 and bare(label) else study.shown(axis, label)
         for axis, label in zip(axes, labels, strict=True)
     )
 
@@ -105,10 +105,12 @@ def table_rows(study: Study, rows: Sequence[Row]) -> list[list[str]]:
     by_value = {value: means(rows, value, axes) for value in scalar}
     head = [", ".join(t.rows)]
     for value in scalar:
-        head += [f"{value.replace('_', ' ')} {label_text(t.columns, labels)}".strip() for labels in columns]
+        head += [
+            f"{value.replace('_', ' ')} {label_text(study, t.columns, labels)}".strip() for labels in columns
+        ]
     found = [head]
     for labels in of_axes(study, t.rows):
-        line = [label_text(t.rows, labels)]
+        line = [label_text(study, t.rows, labels)]
         for value in scalar:
             for column in columns:
                 key = (*labels, *column)
@@ -133,7 +135,7 @@ def _listed(study: Study, rows: Sequence[Row], value: str) -> list[list[str]]:
     for labels in of_axes(study, axes):
         by_x = found.get(labels, {})
         texts = [by_x[x].text(percent=t.percent, digits=t.digits) if x in by_x else "–" for x in xs]
-        body.append([label_text(axes, labels), *texts])
+        body.append([label_text(study, axes, labels), *texts])
     return [head, *body] if len(xs) <= 12 else [list(line) for line in zip(head, *body, strict=True)]
 
 
@@ -167,7 +169,7 @@ def table_csv(study: Study, rows: Sequence[Row]) -> str:
         for labels, by_x in numbers.items():
             for x, mean in by_x.items():
                 shown = ("" if math.isnan(v) else f"{v:.6g}" for v in (mean.mean, mean.std, mean.half))
-                writer.writerow([*labels, value, x, *shown, mean.n])
+                writer.writerow([*map(study.shown, axes, labels), value, x, *shown, mean.n])
     return out.getvalue()
 
 
@@ -193,6 +195,7 @@ def show(study: Study, rows: Sequence[Row], folder: Path, command: str) -> list[
         head=head,
         body=body,
         rows=rows,
+        shown=study.shown,
         figure=svg[svg.index("<svg") :],
         seeds=len({row.seed for row in rows}),
         hours=sum(row.seconds for row in rows) / 3600,
@@ -239,7 +242,7 @@ def figure(study: Study, rows: Sequence[Row]) -> Any:
     for axes, panel in zip(grid, panels, strict=False):
         own = dict(zip(f.panels, panel, strict=True))
         _panel(axes, study, _with_labels(rows, f.panels, panel), own)
-        axes.set_title(label_text(f.panels, panel), fontsize=10)
+        axes.set_title(label_text(study, f.panels, panel), fontsize=10)
         axes.set_xlabel(f.xlabel or (f.x or ""))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -263,7 +266,7 @@ def _panel(axes: Any, study: Study, rows: Sequence[Row], panel: Mapping[str, str
     names: list[str] = []
     heights: list[float] = []
     for number, labels in enumerate(of_axes(study, f.series)):
-        label = label_text(f.series, labels)
+        label = label_text(study, f.series, labels)
         points = _points(study, _with_labels(rows, f.series, labels))
         if f.kind in ("layers", "bars") or f.xscale == "labels":
             names = names or [str(x) for x in points]

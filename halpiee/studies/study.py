@@ -190,6 +190,12 @@ class Study:
             )
         return sorted(found, key=lambda cell: cell.after is not None)
 
+    def shown(self, axis: str, label: str) -> str:
+        """Returns a label as tables and figures print it: before it the network, where another than its own trained."""
+        own = dict(self._steps(axis)).get(label, {}).get("model")
+        trained = {**(self.file.smallest.options if self.scale == SMALLEST else {}), **self.over}.get("model")
+        return label if own is None or trained in (None, own) else f"{trained} (for {label})"
+
     def _steps(self, axis: str) -> list[tuple[str, dict[str, Any]]]:
         """Returns the labels of an axis with the options of each."""
         values = self.file.grid[axis]

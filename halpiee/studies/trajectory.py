@@ -6,24 +6,26 @@ at the same step, in whatever process, train it once. A training that was killed
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Optimizer
 
-from halpiee.data.data import Data
 from halpiee.data.tensors import TensorData
 from halpiee.errors import OutputInUseError
 from halpiee.methods.dynamic import Static
 from halpiee.methods.rewind import keeping_mask
+from halpiee.saliency.criterion import pooled_gradients
+from halpiee.saliency.score import buffers_kept
 from halpiee.sparsity.distribution import Uniform
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Units, Weights
@@ -31,7 +33,7 @@ from halpiee.sparsity.mask import Mask
 from halpiee.training.build import initial, learning_rate, make_optimizer
 from halpiee.training.checkpoint import load_state, save_state
 from halpiee.training.config import Settings
-from halpiee.training.loop import Trainer, evaluate
+from halpiee.training.loop import Trainer
 from latency.files import FolderLock
 
 WAIT_S = 0.5
@@ -51,20 +53,6 @@ class Place:
 def total_steps(place: Place) -> int:
     """Returns the optimizer steps of the whole training."""
     return place.data.steps_per_epoch(place.settings.batch_size) * place.settings.epochs
-
-
-def accuracy_on(model: nn.Module, data: Data, *, train: bool = False) -> float:
-    """Returns top-1 on the test images, or on the training images without augmentation."""
-    if not train:
-        return evaluate(model, data)[0]
-    training, right, total = model.training, 0, 0
-    model.eval()
-    with torch.no_grad():
-        for x, y in data.batches(0, 256 if data.n_train >= 256 else data.n_train, augment=False):
-            right += int((model(x).argmax(1) == y).sum())
-            total += len(y)
-    model.train(training)
-    return right / total
 
 
 def batches_of(data: TensorData, images: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
@@ -123,23 +111,20 @@ def _trainer(place: Place, pretrained: float) -> Trainer:
 
 @dataclass
 class Branch:
-    """A network at a step of a training, and its optimizer."""
+    """A network at a step of a training, and the state of its optimizer."""
 
     place: Place  # settings and data
     step: int  # optimizer steps done
     model: nn.Module  # with the weights of that step
-    optimizer: Optimizer  # with its state of that step
-    kept: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any]  # state of that step
 
     @classmethod
     def load(cls, place: Place, path: Path) -> Branch:
         """Returns the network that a state holds; masks, whose zeros are in the weights, are left out."""
         state = load_state(path)
         model = initial(place.settings, place.data.n_classes).to(place.device)
-        optimizer = make_optimizer(model, place.settings)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        return cls(place, int(state["step"]), model, optimizer, {"optimizer": state["optimizer"]})
+        return cls(place, int(state["step"]), model, state["optimizer"])
 
     def units(self, of: str) -> Units:
         """Returns the weights or the filters; only the kernels of filters are zeroed, so that they can come back."""
@@ -151,19 +136,11 @@ class Branch:
 
     def gradients(self) -> dict[str, Tensor]:
         """Returns the loss gradient of every parameter, a mean over the training images of one epoch, 2,560 at most."""
-        model, s = self.model, self.place.settings
-        model.train()
-        buffers = {name: value.clone() for name, value in model.named_buffers()}
-        batches = batches_of(self.place.data, 2560, s.batch_size)
-        model.zero_grad(set_to_none=True)
-        for x, y in batches:
-            torch.autograd.backward(functional.cross_entropy(model(x), y) / len(batches))
-        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        model.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for name, value in model.named_buffers():
-                value.copy_(buffers[name])
-        return found
+        self.model.train()
+        batches = batches_of(self.place.data, 2560, self.place.settings.batch_size)
+        with buffers_kept(self.model):
+            *_, found = pooled_gradients(self.model, batches, functional.cross_entropy)
+        return {name: g for name, g in (found or {}).items() if g is not None}
 
     def train_on(
         self, model: nn.Module, mask: Mask, of: str, steps: int, rate: Callable[[int], float]
@@ -175,7 +152,7 @@ class Branch:
         """
         s, data = self.place.settings, self.place.data
         optimizer = make_optimizer(model, s)
-        optimizer.load_state_dict(self.kept["optimizer"])
+        optimizer.load_state_dict(copy.deepcopy(self.optimizer))
         units = Weights(model) if of == "weights" else Filters(model, norm_follows=False)
         masks, names = units.masks(mask), dict(model.named_parameters())
         with torch.no_grad():
@@ -184,23 +161,21 @@ class Branch:
                     if isinstance(value, Tensor) and value.shape == free.shape:
                         value.mul_(free.to(value.device))
         model.train()
-        per_epoch = data.steps_per_epoch(s.batch_size)
-        step, end = self.step, self.step + steps
+        first, at = divmod(self.step, data.steps_per_epoch(s.batch_size))
+        batches = itertools.chain.from_iterable(
+            data.batches(epoch, s.batch_size, seed=s.seed, start=at if epoch == first else 0)
+            for epoch in itertools.count(first)
+        )
         with keeping_mask(model, optimizer, mask, units):
-            while step < end:
-                epoch, at = divmod(step, per_epoch)
-                for x, y in data.batches(epoch, s.batch_size, seed=s.seed, start=at):
-                    now = rate(step)
-                    for group in optimizer.param_groups:
-                        group["lr"] = now
-                    optimizer.zero_grad(set_to_none=True)
-                    torch.autograd.backward(
-                        functional.cross_entropy(model(x), y, label_smoothing=s.label_smoothing)
-                    )
-                    optimizer.step()
-                    step += 1
-                    if step >= end:
-                        break
+            for step, (x, y) in zip(range(self.step, self.step + steps), batches, strict=False):
+                now = rate(step)
+                for group in optimizer.param_groups:
+                    group["lr"] = now
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(
+                    functional.cross_entropy(model(x), y, label_smoothing=s.label_smoothing)
+                )
+                optimizer.step()
 
 
 def branches(place: Place, pretrained: float, shares: Sequence[float]) -> Iterator[tuple[float, Branch]]:

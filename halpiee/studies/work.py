@@ -53,12 +53,11 @@ def work(study: Study, sheet: Sheet[Row], *, seeds: int, talk: Talk, only: str |
             raise UsageError(
                 f"--cell {only[:80]} was asked, and the study has no training of that name; --plan lists them"
             )
-    version = study.version
-    check_rows(sheet, study.name, version)
+    check_rows(sheet, study.name, study.version)
     decoded = cache(lambda data, size, device: load(data, size=size).to(device))
 
     def made(cell: Cell) -> Row:
-        labels = "".join(f"{axis} {label}, " for axis, label in cell.labels.items())
+        labels = "".join(f"{axis} {study.shown(axis, label)}, " for axis, label in cell.labels.items())
         number = len({row.cell for row in sheet.rows()}) + 1
         talk.note(f"training {number} of {len(cells)}: {labels}seed {cell.seed}")
         begun = time.perf_counter()
@@ -67,7 +66,7 @@ def work(study: Study, sheet: Sheet[Row], *, seeds: int, talk: Talk, only: str |
             values = _values(study, cell, sheet.folder, decoded)
         return Row(
             study=study.name,
-            version=version,
+            version=study.version,
             cell=cell.name,
             labels=dict(cell.labels),
             seed=cell.seed,
@@ -117,10 +116,9 @@ def check_data(study: Study, data: str, size: int | None) -> None:
         DataError: fewer pixels or classes.
     """
     needs, options = study.file.needs, study.cells(1)[0].options
-    source = named(options.get("task", "classification")).source(data, size or options.get("size"))
-    summary = source.check()
-    smallest = study.scale == "smallest"
-    if summary.shape is not None and not smallest and min(summary.shape[1:]) < needs.pixels:
+    task = named(options.get("task", "classification"))
+    summary = task.source(data, size or options.get("size")).check()
+    if summary.shape is not None and study.scale != "smallest" and min(summary.shape[1:]) < needs.pixels:
         raise DataError(
             f"the study {study.name} needs images of at least {needs.pixels} pixels a side, and --data {data} has "
             f"{summary.shape[1]}×{summary.shape[2]}; give other data, --size {needs.pixels}, or --scale smallest"
@@ -137,8 +135,7 @@ def _values(study: Study, cell: Cell, folder: Path, decoded: Decoded) -> dict[st
     s, wanted = settings_of(study, cell, folder), study.file.values
     probe = PROBES[study.file.probe]
     if probe.measure is not None:
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(s.device.replace("auto", auto))
+        device = torch.device(s.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu"))
         place = Place(s, decoded(s.data, s.size, device), device, folder / "shared")
         found = probe.measure(place, probe.knobs(**cell.knobs))
         return {name: found[name] for name in wanted}

@@ -40,7 +40,7 @@ class Material:
     """What a method is built from beside the settings: the network's structure and the data."""
 
     structure: Callable[[], Structure]  # gives that of the network
-    examples: Callable[[], Sequence[tuple[Any, Any]]]  # gives (inputs, targets) to score on
+    examples: Callable[..., Sequence[tuple[Any, Any]]]  # as those of a request
     n_classes: int  # of the data, to draw the network again
     example: tuple[Any, ...] | None = None  # inputs where the network lies, for the order in which layers run
     loss: LossFn = cross_entropy  # of a batch, what scores over examples take gradients of

@@ -300,7 +300,7 @@ def _check_masks(settings: Settings, summary: Summary) -> None:
         return
     if summary.n_train is None or example is None:
         return
-    material = Material(lambda: trace(model, example), list, summary.n_classes, example)
+    material = Material(lambda: trace(model, example), lambda *_: [], summary.n_classes, example)
     make = method_of(s, model, total, material)
     make(model, make_optimizer(model, s)).detach()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -142,7 +144,7 @@ def material(run: Run) -> Material:
     """Returns what a method is built from beside the settings."""
     return Material(
         structure=lambda: run.structure,
-        examples=lambda: examples(run),
+        examples=partial(examples, run),
         images=lambda: run.data.at(shuffled(run)[: run.settings.images])[0],
         n_classes=run.data.n_classes,
         loss=run.task.loss,
@@ -155,10 +157,14 @@ def shuffled(run: Run) -> Tensor:
     return torch.randperm(run.data.n_train, generator=torch.Generator().manual_seed(run.settings.seed))
 
 
-def examples(run: Run) -> Sequence[tuple[Any, Any]]:
-    """Returns batches to score on, ten images of each class; of other targets than classes as large as in training."""
+def examples(run: Run, images: int | None = None) -> Sequence[tuple[Any, Any]]:
+    """Returns batches to score on; of other targets than classes as large as in training.
+
+    They are ten images of each class, or as many of each as come to ``images``.
+    """
     s, single = run.settings, run.task.kind == "class"
-    return run.data.few(10, seed=s.seed, batch_size=256 if single else s.batch_size // s.accumulate)
+    a_class = 10 if images is None else math.ceil(images / run.data.n_classes)
+    return run.data.few(a_class, seed=s.seed, batch_size=256 if single else s.batch_size // s.accumulate)
 
 
 def begun(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import halpiee
 from halpiee import FilterPruning, Global, Uniform
@@ -111,6 +114,52 @@ def test_second_order_criteria_score_over_given_batches(net: TinyNet, batches: B
     with pytest.raises(UsageError, match="score over batches"):
         for _ in train(other, optimizer, batches[:2]):
             pass
+
+
+def products(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, dict[str, torch.Tensor]]:
+    """θᵀg, θᵀHg and ‖g‖² of every filter, by two backward passes."""
+    weights = {name: net.get_parameter(f"{name}.weight") for name in ("conv1", "conv2")}
+    parameters = list(net.parameters())
+    g = torch.autograd.grad(functional.cross_entropy(net(x), y), parameters, create_graph=True)
+    dot = torch.stack([(one * one.detach()).sum() for one in g]).sum()
+    hg = torch.autograd.grad(dot, parameters)
+    found: dict[str, dict[str, torch.Tensor]] = {"θᵀg": {}, "θᵀHg": {}, "‖g‖²": {}}
+    for name, w in weights.items():
+        at = next(i for i, p in enumerate(parameters) if p is w)
+        for key, one, other in (("θᵀg", w, g[at]), ("θᵀHg", w, hg[at]), ("‖g‖²", g[at], g[at])):
+            found[key][name] = (one * other).detach().flatten(1).sum(1)
+    return found
+
+
+def test_gradient_flow_is_scored_in_evaluation_where_a_norm_does_not_undo_the_scale_of_filters(
+    net: TinyNet, batches: Batches
+) -> None:
+    """In training mode θᵀg is zero and θᵀHg is −‖g‖², whatever the weights are."""
+    for norm in (net.bn1, net.bn2):
+        norm.momentum = 0.0  # the one training step leaves the running statistics
+        norm.eps = 1e-12
+    net.double()
+    (x, y), *_ = data = [(x.double(), y) for x, y in batches[:2]]
+    training = products(copy.deepcopy(net).train(), x, y)
+    for name, size in training["‖g‖²"].items():
+        torch.testing.assert_close(training["θᵀHg"][name], -size, rtol=1e-6, atol=1e-12)
+        assert float(training["θᵀg"][name].abs().max()) < 1e-9
+    evaluation = products(copy.deepcopy(net).eval(), x, y)
+    for criterion, key, sign in (
+        ("grasp-plain", "θᵀHg", 1),
+        ("inverted-grasp-plain", "θᵀHg", -1),
+        ("loss", "θᵀg", 0),
+    ):
+        method, optimizer = attach(copy.deepcopy(net), criterion=criterion, batches=data[:1], interval=1)
+        optimizer.param_groups[0]["lr"] = 0.0
+        for _ in train(method.model, optimizer, data[:1]):
+            pass
+        assert method.last_drop is not None
+        for name, score in method.last_drop[1].items():
+            expected = evaluation[key][name]
+            torch.testing.assert_close(
+                score, sign * expected if sign else expected.abs(), rtol=1e-6, atol=1e-12
+            )
 
 
 def test_rounds_that_do_not_fit_are_refused(net: TinyNet) -> None:

@@ -282,6 +282,29 @@ def test_loss_preservation_is_the_dot_product_of_a_filter_and_its_gradient(net: 
     assert torch.allclose(found(released), (w.square() * g).abs().sum(1))
 
 
+def test_loss_preservation_over_batches_is_of_their_mean_gradient() -> None:
+    """θ = (2, 3), g = (1, 1) and (−1, 3), mean (0, 2): |θᵀg| is (0, 6), where the mean of |θᵀg| would be (2, 6)."""
+    net = nn.Conv2d(1, 2, 1, bias=False)
+    net.weight.data.copy_(torch.tensor([2.0, 3.0]).reshape(2, 1, 1, 1))
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.flatten(1) * targets).sum(1).mean()
+
+    one, infinite = torch.ones(1, 1, 1, 1), torch.full((1, 1, 1, 1), torch.inf)
+    data = [(one, torch.tensor([g])) for g in ([1.0, 1.0], [-1.0, 3.0])]
+    data.insert(1, (infinite, torch.ones(1, 2)))
+
+    def found(criterion: LossPreservation | str) -> list[float]:
+        scores = halpiee.score(nn.Sequential(net), data, criterion, units="filters", loss_fn=loss)
+        assert (scores.batches, scores.skipped) == (1, 1)
+        return [float(score) for score in scores["0"]]
+
+    assert found("loss") == [0, 6]
+    assert found(LossPreservation(signed=True)) == [0, 6]
+    assert found("loss-magnitude") == [0, 18]
+    assert found(LossPreservation(elementwise=True)) == [0, 6]
+
+
 def test_a_criterion_in_a_mode_scores_as_if_the_model_were_in_it_and_leaves_it(net: Small) -> None:
     data = batches(2)
     expected = halpiee.score(net.eval(), data, "loss", units="filters")

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from halpiee.analysis.measures import Plasticity, pruning_plasticity
 from halpiee.data.opening import load
+from halpiee.data.tensors import TensorData
 from halpiee.sparsity.mask import Mask
 from halpiee.studies.probes import (
     CollapseKnobs,
+    Finished,
     FlowKnobs,
     PlasticityKnobs,
     collapse,
     final_gap,
     gradient_flow,
     plasticity,
+    train_accuracy,
 )
-from halpiee.studies.trajectory import Branch, Place, accuracy_on, branches, states, total_steps
+from halpiee.studies.trajectory import Branch, Place, branches, states, total_steps
 from halpiee.training.build import initial, make_optimizer
 from halpiee.training.config import Masks, Settings
-from halpiee.training.loop import Trainer
+from halpiee.training.loop import Trainer, evaluate
 
 
 def pruned(branch: Branch, train: Callable[[torch.nn.Module, Mask], None], *, rate: float) -> Plasticity:
@@ -31,7 +36,7 @@ def pruned(branch: Branch, train: Callable[[torch.nn.Module, Mask], None], *, ra
         branch.model,
         rate=rate,
         train=lambda model, free: train(model, Mask.of(free)),
-        accuracy=lambda model: accuracy_on(model, branch.place.data),
+        accuracy=lambda model: evaluate(model, branch.place.data)[0],
         units=branch.units("weights"),
         within="global",
     )
@@ -114,7 +119,7 @@ def test_the_final_gap_of_a_prune_at_the_end_is_its_loss_and_earlier_ones_recove
     (early, first), (end, last) = found["final_gap"]
     assert (early, end) == (1.0, 4.0)
     ((_, branch),) = branches(place, 0.0, [1.0])
-    assert found["accuracy"] == accuracy_on(branch.model, place.data)
+    assert found["accuracy"] == evaluate(branch.model, place.data)[0]
     at_once = pruned(branch, lambda model, mask: None, rate=0.8)
     assert last == pytest.approx(at_once.pruned - found["accuracy"])
     assert first != last
@@ -157,6 +162,19 @@ def test_scales_are_compared_with_the_gradient_over_all_images_not_with_those_of
     expected = torch.corrcoef(torch.stack([torch.cat(changes), torch.cat(sizes)]))[0, 1]
     assert epoch == 4
     assert found == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_the_training_accuracy_is_over_all_images_those_behind_the_last_full_batch_too() -> None:
+    """A network that always says 0, on 256 images of class 0 and 44 of class 1."""
+
+    class Zero(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([1.0, 0.0]).expand(len(x), 2)
+
+    images, labels = torch.zeros(300, 1, 4, 4), torch.cat([torch.zeros(256), torch.ones(44)]).long()
+    data = TensorData("two", images, labels, images[-2:], labels[-2:], ("a", "b"))
+    run: Any = SimpleNamespace(compact=Zero, device="cpu", data=data)
+    assert train_accuracy(Finished(run, None, {})) == pytest.approx(256 / 300)
 
 
 def test_collapse_at_the_threshold_of_one_is_that_of_all_weights(place: Place) -> None:

@@ -8,11 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from halpiee.sheet import Mean
-from halpiee.studies.results import Row, curves, draw, means, show, table_csv, table_markdown, table_rows
+from halpiee.studies import read
+from halpiee.studies.results import (
+    Row,
+    curves,
+    draw,
+    figure,
+    means,
+    show,
+    table_csv,
+    table_markdown,
+    table_rows,
+)
 
-from .test_study import study
+from .test_study import study, written
 
 
 def row(method: str, sparsity: str, seed: int, **values: Any) -> Row:
@@ -80,8 +92,6 @@ def test_the_table_shows_what_the_paper_prints_beside(tmp_path: Path) -> None:
 
 
 def test_the_figure_draws_one_line_a_label_at_its_means(tmp_path: Path) -> None:
-    from halpiee.studies.results import figure
-
     rows = [*ROWS[:4], row("static", "0.9", 0, accuracy=0.7)]
     axes = figure(study(tmp_path, paper=[{"method": "RigL", "sparsity": 0.5, "accuracy": 0.93}]), rows).axes[
         0
@@ -91,6 +101,43 @@ def test_the_figure_draws_one_line_a_label_at_its_means(tmp_path: Path) -> None:
     assert lines["RigL"].get_xydata().tolist() == [[0.5, 90.0]]
     hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == "none"]
     assert [line.get_xydata().tolist() for line in hollow] == [[[0.5, pytest.approx(93.0)]]]
+
+
+def test_a_panel_and_the_tables_name_the_network_that_trained(tmp_path: Path) -> None:
+    """At the smallest scale, or by --set, one network stands in for those of the axis; other labels stay."""
+    grid = {"model": ["resnet56", "vgg13_bn"], "net": {"ResNet-8": {"model": "resnet8"}}}
+    file = {
+        "options": {"epochs": 10, "method": "static", "sparsity": 0.5},
+        "grid": {**grid, "method": ["static", "set"]},
+        "table": {"rows": ["method"], "columns": ["model", "net"], "values": ["accuracy"]},
+        "figure": {"x": "method", "y": "accuracy", "panels": ["model", "net"], "xscale": "labels"},
+        "smallest": {"options": {"model": "resnet8"}, "grid": {"model": ["resnet56"]}},
+    }
+    path = written(tmp_path, **file)
+    whole, small = read(path), read(path, scale="smallest")
+    other = read(path, over={"model": "wrn22_2"})
+    assert [whole.shown("model", label) for label in ("resnet56", "vgg13_bn")] == ["resnet56", "vgg13_bn"]
+    assert [cell.options["model"] for cell in small.cells(1)] == ["resnet8", "resnet8"]
+    assert (small.shown("model", "resnet56"), small.shown("net", "ResNet-8")) == (
+        "resnet8 (for resnet56)",
+        "ResNet-8",
+    )
+    assert small.shown("method", "static") == "static"
+    assert other.shown("model", "vgg13_bn") == "wrn22_2 (for vgg13_bn)"
+    rows = [
+        replace(
+            row(method, "", 0, accuracy=0.5),
+            labels={"model": "resnet56", "net": "ResNet-8", "method": method},
+        )
+        for method in ("static", "set")
+    ]
+    assert figure(small, rows).axes[0].get_title() == "resnet8 (for resnet56), ResNet-8"
+    assert table_rows(small, rows)[0] == ["method", "accuracy resnet8 (for resnet56), ResNet-8"]
+    assert (
+        table_csv(small, rows).splitlines()[1].startswith("resnet8 (for resnet56),ResNet-8,static,accuracy")
+    )
+    show(small, rows, tmp_path, "halpiee study mine.yaml")
+    assert "<td>resnet8 (for resnet56), ResNet-8, static</td>" in (tmp_path / "index.html").read_text()
 
 
 def test_the_files_are_whole_and_the_same_for_the_same_rows(tmp_path: Path) -> None:

@@ -92,6 +92,38 @@ def test_killed_at_random_moments_no_cell_is_lost_or_repeated(tmp_path: Path) ->
     assert values(rows) == whole  # bit for bit what an undisturbed study finds
 
 
+@pytest.mark.slow  # trains six networks twice
+def test_a_study_of_digits_killed_at_ten_random_moments_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """Rewinding trains a dense network first, so that kills fall into both trainings of a cell, and between cells."""
+    file = Path(__file__).parents[2] / "benchmarks" / "rewinding.yaml"
+    held = read(file, scale="smallest", over={"data": "digits", "size": 8, "device": "cpu"})
+    warm = server().Process(target=int)  # what imports torch is not timed
+    warm.start()
+    warm.join()
+    child = process(held, tmp_path / "whole")
+    begun = time.perf_counter()
+    child.start()
+    child.join()
+    takes = time.perf_counter() - begun
+    draw, done = random.Random(0), []
+    for _ in range(10):
+        child = process(held, tmp_path / "killed")
+        child.start()
+        child.join(draw.uniform(0, 0.1 * takes))
+        assert child.is_alive()  # ten kills come before the end
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        done.append(len(sheet_of(tmp_path / "killed").rows()))
+    assert done == sorted(done)  # no row is lost
+    child = process(held, tmp_path / "killed")
+    child.start()
+    child.join()
+    rows = {name: sheet_of(tmp_path / name).rows() for name in ("whole", "killed")}
+    assert sorted(row.cell for row in rows["killed"]) == sorted(cell.name for cell in held.cells(1))
+    assert values(rows["killed"]) == values(rows["whole"])
+
+
 def test_processes_share_a_study_and_each_cell_is_done_once(tmp_path: Path) -> None:
     held, sheet = toy(tmp_path), sheet_of(tmp_path / "out")
     children = [process(held, tmp_path / "out") for _ in range(3)]

@@ -1,18 +1,21 @@
-"""Does a training of two processes end the same after it was killed? Kills real runs and compares what they leave.
+"""Does a training end the same after it was killed? Kills real runs of two ranks and of one process, and compares ends.
 
-    python -m tests.training.kill_runs runs/kills              30 kills in two chains, and a table of them
-    python -m tests.training.kill_runs runs/kills --kills 4    fewer of each chain
+    python -m tests.training.kill_runs runs/kills                      every kill, a line for each, and a verdict
+    python -m tests.training.kill_runs runs/kills --ranks 2 --launcher torchrun --kills 4
+                                                                       four of each training, begun by torchrun
 
-``torchrun --nproc-per-node 2 -m halpiee train`` trains a tiny network on CPUs, once undisturbed. The same command
-then runs in another folder, is killed, and goes on with ``--resume`` until it is killed again: before, in and after the
-steps where a mask changes or a network is cut, and while a file of the run is begun, half written, written and not yet
-renamed, and renamed. One rank dies by SIGKILL at a point of its program; or launcher and ranks all do, from outside, at
-a moment that is drawn. At the end the weights of both folders must be equal bit for bit.
+``halpiee train`` trains a tiny network on CPUs, once undisturbed. The same command then runs in other folders, is
+killed, and goes on with ``--resume`` until it is killed again: before, in and after the steps where a mask changes or
+a network is cut, and while a file of the run is begun, half written, written and not yet renamed, and renamed. One
+rank dies by SIGKILL at a point of its program; or all do, and their launcher, from outside, at a moment that is drawn.
+A chain is a few kills of one run, spread over it. At its end the weights must be those of the undisturbed run, bit for
+bit.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -22,24 +25,29 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from tools.results import markdown
-
-__all__ = ["Begin", "Kill", "Ranks", "Torchrun", "chain", "command", "equal", "main"]
+from tests import forked
 
 POINT = "HALPIEE_KILL"
 """Where one rank kills itself: ``rank place name``; a place of ``STEPS`` with training and step, or ``WRITES`` with a
 file."""
 
+DIED = "HALPIEE_KILLED"
+"""The file that it makes right before."""
+
 STEPS = ("before", "in", "after")
 WRITES = ("begun", "half", "written", "renamed")
-PATIENCE = 900.0
+PATIENCE = 240.0
 """Seconds that one start may take."""
+
+LONG = 5
+"""Kills of one chain, at most."""
 
 
 CHAINS = {
@@ -95,15 +103,12 @@ class Ranks(Protocol):
     def poll(self) -> int | None:
         """Returns the exit code, None while one of them works."""
 
-    def wait(self, seconds: float) -> int:
-        """Waits for their end; returns the exit code."""
-
     def kill(self) -> None:
         """Ends them all at once, from outside."""
 
 
 Begin = Callable[[str, Sequence[str], Path, Mapping[str, str]], Ranks]
-"""Starts two ranks of a module: its name, its command line, the file of what they say, environment variables."""
+"""Starts the ranks of a module: its name, its command line, the file of what they say, environment variables."""
 
 
 class Torchrun:
@@ -117,7 +122,7 @@ class Torchrun:
                 command(module, *words),
                 stdout=told, stderr=told, env={**shared, **environment}, start_new_session=True,
             )  # fmt: skip
-        self.poll, self.wait = self._process.poll, self._process.wait
+        self.poll = self._process.poll
 
     def kill(self) -> None:
         """Ends the ranks, to which their launcher gives sessions of their own, and the launcher."""
@@ -126,95 +131,127 @@ class Torchrun:
                 os.kill(pid, signal.SIGKILL)
 
 
-def one(begin: Begin, module: str, words: Sequence[str], out: Path, kill: Kill | None = None) -> int:
-    """Runs a command to its end, or until it is killed; returns the exit code."""
+class Forked:
+    """Ranks without a launcher, with the variables that it gives them, or one plain process; they find torch loaded."""
+
+    def __init__(
+        self, module: str, words: Sequence[str], log: Path, environment: Mapping[str, str], *, ranks: int = 2
+    ) -> None:
+        program = f"import sys, {module}{'.cli' if module == 'halpiee' else ''} as m\nsys.exit(m.main(sys.argv[1:]))"
+        if ranks > 1:
+            said = log.with_suffix(".said")
+            said.mkdir(exist_ok=True)
+            self._processes = forked.begin(program, *words, said=said, ranks=ranks, environment=environment)
+            return
+        # A run times how many threads are fastest and keeps that number. Two runs of one and of two threads differ in
+        # rounding, so all have one processor here; ranks share the processors and have one thread each.
+        program = f"import os; os.sched_setaffinity(0, {{max(os.sched_getaffinity(0))}})\n{program}"
+        process = forked.server().Process(target=forked.carry_out, args=(program, words, environment, log))
+        process.start()
+        self._processes = [process]
+
+    def poll(self) -> int | None:
+        """Returns the largest exit code, 9 after a SIGKILL."""
+        codes = [process.exitcode for process in self._processes]
+        return None if None in codes else max(abs(code or 0) for code in codes)
+
+    def kill(self) -> None:
+        """Ends all of them."""
+        for process in self._processes:
+            process.kill()
+
+
+def one(begin: Begin, module: str, words: Sequence[str], out: Path, kill: Kill | None = None) -> str:
+    """Runs a command to its end, or until it is killed, and returns how it ended.
+
+    That is ``ended``, ``killed``, ``failed``, or ``hung`` where it did neither in its time.
+    """
     inside = kill is not None and kill.place != "outside"
-    point = {POINT: f"{kill.rank} {kill.place} {kill.name}"} if inside and kill is not None else {}
+    died = out.with_suffix(".died")
+    died.unlink(missing_ok=True)
+    point = {POINT: f"{kill.rank} {kill.place} {kill.name}", DIED: str(died)} if inside and kill else {}
     ranks = begin(module, words, out.with_suffix(".log"), point)
+    killed, until = False, time.monotonic() + PATIENCE
+    lines, draw = out / "metrics.jsonl", random.Random(str(kill))
     try:
-        if kill is not None and not inside:
-            lines, draw = out / "metrics.jsonl", random.Random(kill.name)
-            until = time.monotonic() + PATIENCE
-            while ranks.poll() is None and time.monotonic() < until:
-                if lines.is_file() and lines.read_text().count("\n") >= int(kill.name):
-                    time.sleep(draw.random() / 4)
-                    break
-                time.sleep(0.02)
-        else:
-            ranks.wait(PATIENCE)
+        while ranks.poll() is None and time.monotonic() < until and not killed:
+            time.sleep(0.02)
+            waits = kill is not None and not inside and lines.is_file()
+            if kill is not None and waits and lines.read_text().count("\n") >= int(kill.name):
+                time.sleep(draw.random() / 4)
+                killed = ranks.poll() is None
     finally:
-        if ranks.poll() is None:
+        hung = ranks.poll() is None and not killed
+        while ranks.poll() is None:
             ranks.kill()
-    return ranks.wait(PATIENCE)
+            time.sleep(0.02)
+    if killed or died.exists():
+        return "killed" if not hung else "hung"
+    if hung:
+        return "hung"
+    # torchrun says 1 where a rank says 4: the toy misses no promise that is asked of it here
+    return "ended" if ranks.poll() in (0, 1, 4) and standing(out) == "the end" else "failed"
 
 
 def ranks_of(launcher: int) -> list[int]:
     """Returns the processes that a launcher has started, and those that they have."""
-    found = [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
-    return [pid for child in found for pid in (child, *ranks_of(child))]
+    with suppress(FileNotFoundError):
+        found = [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+        return [pid for child in found for pid in (child, *ranks_of(child))]
+    return []
 
 
-def kills(folder: Path, n: int) -> list[Kill]:
-    """Returns ``n`` kills for a chain, spread over its phases and files in the order in which they come.
+def kills(folder: Path, ranks: int = 2) -> list[Kill]:
+    """Returns kills of a training, spread over its phases and files, in the order in which these come.
 
     Args:
         folder: of the undisturbed run.
-        n: how many.
+        ranks: how many it has.
     """
     found = json.loads((folder / "pruned.json").read_text())
     steps = sorted({event["step"] for event in found["events"] if 0 < event["step"] < 39})
+    dense = (folder / "dense.json").is_file()
     whole: list[Kill] = []
-    if (folder / "dense.json").is_file():
-        whole += [
-            Kill("in", "dense 15", 1),
-            Kill("half", "dense.state"),
-            Kill("written", "dense-best.safetensors"),
-        ]
-        whole += [Kill("outside", "3"), Kill("begun", "dense.safetensors"), Kill("renamed", "dense.json")]
+    if dense:
+        whole += [Kill("in", "dense 15", 1), Kill("half", "dense.state")]
+        whole += [Kill("written", "dense-best.safetensors"), Kill("outside", "3")]
+        whole += [Kill("begun", "dense.safetensors"), Kill("renamed", "dense.json")]
     for k, step in enumerate(steps):
         places = [(STEPS[0], step - 1), (STEPS[1], step), (STEPS[2], step)]
         whole += [Kill(place, f"pruned {at}", (k + i) % 2) for i, (place, at) in enumerate(places)]
-    whole += [Kill("outside", "7" if (folder / "dense.json").is_file() else "3")]
-    whole += [
-        Kill("written", "pruned.state"),
-        Kill("half", "pruned.safetensors"),
-        Kill("begun", "pruned.json"),
-    ]
+    whole += [Kill("outside", "7" if dense else "3"), Kill("written", "pruned.state")]
+    whole += [Kill("half", "pruned.safetensors"), Kill("begun", "pruned.json")]
     whole += [Kill("renamed", "pruned.json"), Kill("half", "pruned.onnx"), Kill("written", "report.json")]
-    if len(whole) <= n:
-        return whole
-    return [whole[i * len(whole) // n] for i in range(n)]
+    return [replace(kill, rank=kill.rank % ranks) for kill in whole]
 
 
 def chain(
-    name: str, folder: Path, n: int = 100, chosen: Sequence[Kill] = (), begin: Begin = Torchrun
-) -> tuple[list[dict[str, Any]], bool]:
-    """Runs one training undisturbed and once with kills.
+    name: str, out: Path, chosen: Sequence[Kill], begin: Begin, tell: Callable[[str], None] = print
+) -> list[str]:
+    """Begins a training, kills it and goes on as often as is asked, and then to its end.
 
     Args:
         name: of ``CHAINS``.
-        folder: of both runs.
-        n: kills, at most.
-        chosen: these kills instead.
+        out: its folder.
+        chosen: the kills, in the order of what they wait for.
         begin: starts the ranks.
+        tell: is told every start.
 
     Returns:
-        A row for each kill, and whether both ends are equal.
+        How each start ended; the last one does nothing but end, and none follows one that failed.
     """
-    whole, out = folder / f"{name}-whole", folder / f"{name}-killed"
-    if one(begin, "halpiee", typed(name, whole), whole) not in (0, 4, 1):
-        raise SystemExit(f"the undisturbed run failed; see {whole.with_suffix('.log')}")
-    rows = []
-    for kill in chosen or kills(whole, n):
+    starts: list[str] = []
+    for kill in (*chosen, None):
         again = (out / "settings.json").is_file()
         words = ["train", "--resume", f"--out={out}"] if again else typed(name, out)
-        module = "halpiee" if kill.place == "outside" else "tests.training.kill_runs"
-        code = one(begin, module, words, out, kill)
-        row = {"training": name, "killed": str(kill), "rank": "all" if kill.place == "outside" else kill.rank}
-        rows.append({**row, "exit": code, "goes on at": standing(out), "half-written": leftovers(out)})
-        print(" | ".join(map(str, rows[-1].values())), flush=True)
-    one(begin, "halpiee", ["train", "--resume", f"--out={out}"], out)
-    return rows, equal(whole, out)
+        module = "halpiee" if kill is None or kill.place == "outside" else "tests.training.kill_runs"
+        starts.append(one(begin, module, words, out, kill))
+        who = "" if kill is None or kill.place == "outside" else f", rank {kill.rank}"
+        where = f"goes on at {standing(out)}, {leftovers(out)} half-written" if kill else "the end"
+        tell(f"  {out.name}: {kill or 'no kill'}{who}: {starts[-1]}; {where}")
+        if starts[-1] in ("failed", "hung"):
+            break
+    return starts
 
 
 def standing(out: Path) -> str:
@@ -260,7 +297,8 @@ def equal(first: Path, second: Path) -> bool:
 
 
 def die() -> None:
-    """Ends this process at once."""
+    """Ends this process at once, and leaves a sign that it was here."""
+    Path(os.environ[DIED]).touch()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -338,29 +376,54 @@ def around(kind: Any, method: str, here: Callable[[Any], bool], *, after: bool) 
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
-    """Kills runs and prints the table, returns 1 where an end differs; as a rank it is ``halpiee`` itself."""
-    if "LOCAL_RANK" in environment:
+    """Kills runs, says how each start ended, returns 1 where an end differs; as a rank it is ``halpiee`` itself."""
+    if POINT in environment:
         from halpiee.cli import main as command_line
 
         rank, place, name = environment[POINT].split(" ", 2)
-        if environment["RANK"] == rank:
+        if environment.get("RANK", "0") == rank:
             arm(place, name)
         command_line(list(arguments))
         return 0
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="of the runs; must not exist")
-    parser.add_argument("--kills", type=int, default=100, help="of each chain, at most (default: all)")
+    parser.add_argument("--kills", type=int, default=100, help="of each training, at most (default: all)")
     parser.add_argument("--chains", nargs="*", choices=list(CHAINS), default=list(CHAINS))
+    parser.add_argument("--ranks", nargs="*", type=int, choices=(1, 2), default=[2, 1])
+    parser.add_argument("--launcher", choices=("fork", "torchrun"), default="fork", help="of two ranks")
     asked = parser.parse_args(arguments)
     asked.folder.mkdir(parents=True)
-    rows, ends = [], {}
-    for name in asked.chains:
-        more, ends[name] = chain(name, asked.folder.absolute(), asked.kills)
-        rows += more
-    print(markdown(rows))
-    for name, same in ends.items():
-        print(f"{name}: the end is {'equal bit for bit' if same else 'NOT the same'}")
-    return 0 if all(ends.values()) else 1
+    verdicts: list[tuple[int, int, bool]] = []
+    for ranks in asked.ranks:
+        begin: Begin = (
+            Torchrun if ranks > 1 and asked.launcher == "torchrun" else partial(Forked, ranks=ranks)
+        )
+        for name in asked.chains:
+            verdicts += _all_of(name, ranks, asked.folder.absolute(), asked.kills, begin)
+    done, resumed, same = (sum(column) for column in zip(*verdicts, strict=True))
+    print(f"{done} kills, {resumed} resumed; {same} of {len(verdicts)} ends are equal bit for bit")
+    return 0 if done == resumed and same == len(verdicts) else 1
+
+
+def _all_of(name: str, ranks: int, folder: Path, most: int, begin: Begin) -> list[tuple[int, int, bool]]:
+    """Kills one training in chains; returns for each its kills, those that went on, and whether the end is equal."""
+    tell = partial(print, flush=True)
+    whole = folder / f"{name}-{ranks}-whole"
+    if one(begin, "halpiee", typed(name, whole), whole) != "ended":
+        raise SystemExit(f"the undisturbed run failed; see {whole}.log or {whole}.said")
+    planned = kills(whole, ranks)
+    planned = [planned[i * len(planned) // most] for i in range(most)] if len(planned) > most else planned
+    found, parts = [], -(-len(planned) // LONG)
+    for part in range(parts):
+        out = folder / f"{name}-{ranks}-{part + 1}"
+        starts = chain(name, out, planned[part::parts], begin, tell)
+        killed = starts.count("killed")
+        went_on = sum(a == "killed" and b in ("killed", "ended") for a, b in itertools.pairwise(starts))
+        same = starts[-1] == "ended" and equal(whole, out)
+        told = "equal bit for bit" if same else f"NOT the same, see {out}.log or {out}.said"
+        tell(f"{out.name}: {killed} kills, {went_on} resumed; the end is {told}")
+        found.append((killed, went_on, same))
+    return found
 
 
 if __name__ == "__main__":

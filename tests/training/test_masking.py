@@ -111,6 +111,28 @@ def test_a_run_resumed_behind_the_cut_reports_what_the_uninterrupted_one_does(
     assert found["history"][-1]["density"] == 0.5
 
 
+def test_filters_are_ranked_by_one_gradient_over_2560_images_and_by_grasp_over_ten_a_class(
+    tmp_path: Path,
+) -> None:
+    run = open_run(settings("filter", criterion="loss", interval=1), tmp_path / "run", Quiet())
+    for images, a_class in ((None, 10), (12, 2), (13, 3), (2560, 20)):  # the toy has 20 of each class
+        labels = torch.cat([y for _, y in stage.examples(run, images)])
+        assert torch.bincount(labels).tolist() == [a_class] * 6, images
+    asked: list[int | None] = []
+
+    def examples(images: int | None = None) -> Any:
+        asked.append(images)
+        return stage.examples(run, images)
+
+    for criterion, expected in (("loss", 2560), ("inverted-loss-magnitude", 2560), ("grasp", None)):
+        s = settings("filter", criterion=criterion, interval=1)
+        net = build("toy:net", num_classes=6)
+        make = method_of(s, net, 40, replace(stage.material(run), examples=examples))
+        make(net, torch.optim.SGD(net.parameters(), lr=0.1))
+        assert asked.pop() == expected
+    assert not asked
+
+
 def test_the_small_dense_network_has_at_most_its_share_of_parameters(tmp_path: Path) -> None:
     found = trained(open_run(settings("small-dense", sparsity=0.6), tmp_path / "run", Quiet()))
     # dense: 29·8 + 9·8·12 + 8·12 + 6 = 1198 parameters
