@@ -267,14 +267,15 @@ def steer_nothing(answers: list[Answer], same: Callable[[Change], bool | None]) 
 
 
 def raised_on_purpose(error: Exception) -> bool:
-    """Returns whether a ``raise`` or an ``assert`` in code of the model's own has ended a forward."""
+    """Returns whether a ``raise`` or an ``assert`` in code of the model's own, or NumPy's, has ended a forward."""
     trace = error.__traceback__
     if isinstance(error, EndlessError | Warning) or trace is None:
         return isinstance(error, Warning)
     while trace.tb_next is not None:
         trace = trace.tb_next
     frame = trace.tb_frame
-    if foreign(str(frame.f_globals.get("__name__", ""))):
+    name = str(frame.f_globals.get("__name__", ""))
+    if foreign(name) and not name.startswith("numpy."):
         return False
     return dis.opname[frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
 

@@ -37,8 +37,8 @@ def together(parts: Iterable[Atoms]) -> Atoms:
     return np.concatenate([no_atoms(), *(part.reshape(-1) for part in parts)])
 
 
-def source_line() -> str:
-    """Returns file and line of the innermost frame of a forward outside torch and this package."""
+def source_line(*, exact: bool = False) -> str:
+    """Returns file and line (``exact``: the instruction, too) of a forward's innermost frame outside torch and this."""
     frame = sys._getframe(1)
     found = ""
     while frame is not None:
@@ -47,7 +47,7 @@ def source_line() -> str:
             if frame.f_code.co_name == "_call_impl" and found:
                 return found
         elif not found:
-            found = f"{name}:{frame.f_lineno}"
+            found = f"{name}:{frame.f_lineno}{f':{frame.f_lasti}' if exact else ''}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
 

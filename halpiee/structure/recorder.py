@@ -133,9 +133,9 @@ class Recorder:
         self.inputs: list[tuple[str, int]] = []
         self.outputs: list[int] = []
         self.parameter_values: set[int] = set()
-        self.batch = 1
+        self.batch, self.training = 1, False
         self.evaluated = self.evaluated_moves = self.ran = self._n_values = 0
-        self.training = False
+        self.centred: set[str] = set()  # weights whose averages over their inputs are taken, by name
         self.scalars: list[tuple[str, tuple[Any, ...], Atoms]] = []
         self.made: list[tuple[Any, ...]] = []
         self.stored: tuple[Stored, ...] = ()

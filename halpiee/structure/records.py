@@ -5,8 +5,8 @@ position, or reads channels in the order in which a weight holds them. So a smal
 some channels exactly when ``move(cut(x)) = cut(move(x))`` for each of its moves, within a unit, too.
 
 **Needed ops.** A tensor that a forward reads only to log it is no reason to freeze its channels. An op is left out of a
-trace where nothing that counts reads its outputs: no output of the network, no op that writes in place, no op that
-combines an activation with a parameter (which runs in the cut network too, and has to fit).
+trace where nothing that counts reads its outputs: no output of the network, no op that writes into a tensor that
+counts, no op that combines an activation with a parameter (which runs in the cut network too, and has to fit).
 
 **Steps.** Two forwards that run the same ops on the same tensors are one network at two widths. A block that reads
 ``norm(x)`` in place of ``x`` at another width runs the same ops on the same shapes.
@@ -130,6 +130,7 @@ class Average:
 
     over: tuple[tuple[Label, str], ...]  # the channels, with the reason that holds them where it is none
     inverse: bool = False  # one over it, or over its root
+    weight: bool = False  # of a weight, over the inputs of each row
 
 
 @dataclass(frozen=True)
@@ -163,11 +164,12 @@ class Event:
     module: str
     reads: tuple[int, ...]  # value numbers it reads
     writes: tuple[int, ...]  # value numbers of its outputs
+    memories: Mapping[int, int | None]  # the memory of each of these values
     timing: Timing | None
     batch: int = 1  # first size of the network's first input
     unpriced: bool = False  # it takes time of its own that no timed op stands for
     number: int = 0  # how many ops ran before it
-    changed: bool = False  # its rule has united or frozen units
+    changed: bool = False  # its rule has united or frozen units, or it computes with numbers
 
 
 @dataclass(frozen=True)
@@ -265,13 +267,22 @@ def needed(events: Sequence[Event], given: Mapping[int, str], outputs: Collectio
             made_of_parameters.update(event.writes)
         elif any(apart):
             mixed.add(place)
+    memories: dict[int, int | None] = {}
+    made = set()  # memories that began in this forward
+    for event in events:
+        made.update({event.memories[w] for w in event.writes}.difference(memories.values(), [None]))
+        memories |= event.memories
     values = set(outputs)
+    shared = {memories.get(value) for value in values}
     found = set()
     for place in range(len(events) - 1, -1, -1):
         event = events[place]
-        if place in mixed or event.name.endswith("_") or values.intersection(event.writes):
+        memory = event.memories.get(event.reads[0]) if event.name.endswith("_") and event.reads else None
+        inplace = event.name.endswith("_") and (memory not in made or memory in shared)
+        if place in mixed or inplace or values.intersection(event.writes):
             found.add(place)
             values.update(event.reads)
+            shared.update(event.memories[value] for value in event.reads)
     return found
 
 

@@ -44,7 +44,7 @@ class Answer:
     """A value that Python read from a tensor."""
 
     value: Any  # a number, a truth value, a text, an array, or lists of them
-    line: str  # file and line that asked
+    line: str  # file and line that asked; for truth values its instruction too
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Answers:
                 raise
             found = self.given[place].value
             found = found.copy() if isinstance(found, np.ndarray) else found
-        line = source_line()
+        line = source_line(exact=has_truths(found))
         kept = found.copy() if isinstance(found, np.ndarray) else found
         self.noted.append(Answer(kept, line))
         if self.change is not None and self.change.line in ("", line):

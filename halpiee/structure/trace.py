@@ -13,6 +13,7 @@ nothing.
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -65,20 +66,27 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
         )
     refuse_foreign(model)
     subject = Subject.of(model, example_inputs)
-    try:
-        structure = fake_or_real(subject, vanish=vanish)
-    except ForwardError as failure:
-        if not runs(subject):
-            raise
-        raise own_fault(model, failure.where, failure.__cause__ or failure) from failure
-    except HalpieeError:
-        raise
-    except Exception as error:
-        raise own_fault(model, "", error) from error
+    with warnings.catch_warnings():  # raised as an error, torch's own may end a forward and leak its tensors
+        warnings.simplefilter("ignore")
+        structure = of_subject(subject, vanish=vanish)
     subject.around.clear()
     refuse_empty(model, structure)
     inputs = [list(x.shape[1:]) for x in example_inputs if isinstance(x, Tensor)]
     return replace(structure, details={**structure.details, "inputs": inputs})
+
+
+def of_subject(subject: Subject, *, vanish: bool) -> Structure:
+    """Traces a model; where it runs and its trace does not, the fault is of the trace."""
+    try:
+        return fake_or_real(subject, vanish=vanish)
+    except ForwardError as failure:
+        if not runs(subject):
+            raise
+        raise own_fault(subject.model, failure.where, failure.__cause__ or failure) from failure
+    except HalpieeError:
+        raise
+    except Exception as error:
+        raise own_fault(subject.model, "", error) from error
 
 
 @dataclass(frozen=True)
@@ -211,7 +219,7 @@ def recorded(subject: Subject, attempt: Attempt = Attempt()) -> Recorder:
         record(subject, recorder, training=subject.branches)
         count = needed(recorder.events, recorder.given, {*recorder.outputs, *recorder.read_by_python})
         idle = {e.number for place, e in enumerate(recorder.events) if place not in count and e.changed}
-        if idle:  # ops that do not count have united or frozen units
+        if idle:  # ops that do not count have united or frozen units, or compute with numbers
             idle_ops |= idle
             continue
         refuse_originals(recorder, count)

@@ -259,7 +259,8 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for value, tensor in zip(reads, tensors, strict=True):
                 if id(tensor) in recorder.originals:
                     recorder.foreign[value] = recorder.originals[id(tensor)]
-            changes, unpriced = recorder.units.changes, takes_time(recorder, call)
+            changes, numbers = recorder.units.changes, len(recorder.scalars)
+            unpriced = takes_time(recorder, call)
             try:
                 timing = apply(recorder, call)
             except StructureError:
@@ -276,8 +277,11 @@ class Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 recorder.written(outs[0])
             writes = tuple(recorder.value(t) for t in outs)
             unpriced &= timing is None
-            changed = recorder.units.changes > changes
-            event = Event(name, module, reads, writes, timing, recorder.batch, unpriced, number, changed)
+            changed = recorder.units.changes > changes or any(n for _, n, _ in recorder.scalars[numbers:])
+            memories = dict(zip(reads + writes, map(memory_of, tensors + outs), strict=True))
+            event = Event(
+                name, module, reads, writes, memories, timing, recorder.batch, unpriced, number, changed
+            )
             recorder.events.append(event)
         return out
 
@@ -327,7 +331,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tensors = tensors_of([args, kwargs])
             reads = tuple(self.value(tensor) for tensor in tensors)
             writes = tuple(self.written(tensor) for tensor in outs)
-            self.events.append(Event(name, module, reads, writes, None))
+            memories = dict(zip(reads + writes, map(memory_of, tensors + outs), strict=True))
+            self.events.append(Event(name, module, reads, writes, memories, None))
             if is_pointwise(name, func) and tensors:
                 self.numbers.append(numbers_of(args))
         return out

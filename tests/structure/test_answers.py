@@ -50,9 +50,18 @@ IDLE: dict[str, str] = {
     "unique": "len(x.unique())",
     "histogram": "torch.histc(x, 5).numpy().argmax()",
     "tensor of it": "m.last = torch.tensor(x.mean().item())",
+    "two questions in a line": "assert not x.isnan().any() and x.min() >= 0",
+    "numpy's histogram": "np.histogram(x.detach().numpy(), bins=4)",
+    "normalised in place": "y = x.detach().clone(); y.sub_(y.min()).div_(y.max()); print(y.mean().item())",
+    "quantile": "print(torch.quantile(x.flatten(), 0.5).item())",
+    "number from the width": "print((x.sum() / x.shape[1]).item())",
     "order": "print('up' if x[0].mean().item() > x[1].mean().item() else 'down')",
 }
 STEERS: dict[str, str] = {
+    "two questions in a line": "return x * 2 if x.isnan().any() or x.min() < 0 else x",
+    "array of numpy's checks": "return x * float(np.histogram(x.detach().numpy(), bins=4)[1][2])",
+    "in place into what counts": "y = x.clone(); y.mul_(y.amax()); return y",
+    "in place into a view": "y = x.clone(); y[:, :, :2].sub_(x.amax()); return y",
     "factor": "return x * float(x.mean().detach())",
     "branch": "if x.mean().item() > 0.2: return x * 2",
     "branch far away": "if x.mean().item() > 1000: return x * 2",

@@ -140,6 +140,13 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
         IMAGE,
         {"a"},
     ),
+    "weight minus its mean over inputs": (
+        lambda: ab(
+            lambda m, x: F.conv2d(m.a(x).relu(), m.b.weight - m.b.weight.mean((1, 2, 3), keepdim=True))
+        ),
+        IMAGE,
+        {"a"},
+    ),
     "standardised weight": (
         lambda: ab(
             lambda m, x: m.b(

@@ -118,12 +118,19 @@ FROZEN: dict[str, tuple[Callable[[], Net], tuple[int, ...], str]] = {
         IMAGE,
         "bmm of two tensors with channels",
     ),
-    "weight minus its mean over inputs": (
+    "weight times its mean over inputs": (
+        lambda: ab(
+            lambda m, x: F.conv2d(sigmoid(m.a(x)), m.b.weight * m.b.weight.mean((1, 2, 3), keepdim=True))
+        ),
+        IMAGE,
+        "mean over channels",
+    ),
+    "weight minus its mean over inputs behind a sigmoid": (
         lambda: ab(
             lambda m, x: F.conv2d(sigmoid(m.a(x)), m.b.weight - m.b.weight.mean((1, 2, 3), keepdim=True))
         ),
         IMAGE,
-        "mean over channels",
+        "convolution of channels that are not 0 when removed, with a centred weight",
     ),
     "sum of weights": (
         lambda: ab(lambda m, x: F.conv2d(sigmoid(m.a(x)), m.b.weight + m.shift), shift=number(1, 8, 1, 1)),

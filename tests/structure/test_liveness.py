@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from halpiee.errors import StructureError
-from halpiee.structure import shrink, trace, verify
+from halpiee.structure import macs, shrink, trace, verify
 
 from .corners import Net
 
@@ -82,9 +82,29 @@ class Standardised(nn.Conv2d):
         return F.conv2d(x, w, self.bias, self.stride, self.padding)
 
 
+class ByVariance(nn.Conv2d):
+    """Standardised by ``var_mean``, as BiT's authors wrote it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, m = torch.var_mean(self.weight, dim=[1, 2, 3], keepdim=True, unbiased=False)
+        return F.conv2d(x, (self.weight - m) / torch.sqrt(v + 1e-6), self.bias)
+
+
+class ByRoot(nn.Conv2d):
+    """Standardised by two averages and a product with one over a root."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = self.weight.mean((1, 2, 3), keepdim=True)
+        v = self.weight.var((1, 2, 3), unbiased=False, keepdim=True)
+        return F.conv2d(x, (self.weight - m) * (v + 1e-6).rsqrt(), self.bias)
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_a_standardised_weight_is_cut_and_standardised_over_the_kept_inputs(kernel: int) -> None:
-    model = net(lambda m, x: None, a=Standardised(3, 8, kernel), b=Standardised(8, 6, kernel))
+@pytest.mark.parametrize("kind", [Standardised, ByVariance, ByRoot])
+def test_a_standardised_weight_is_cut_and_standardised_over_the_kept_inputs(
+    kind: type[nn.Conv2d], kernel: int
+) -> None:
+    model = net(lambda m, x: None, a=kind(3, 8, kernel), b=kind(8, 6, kernel))
     structure = trace(model, X)
     assert [layer.name for layer in structure.layers] == ["a", "b", "h"]
     assert [g.name for g in structure.prunable] == ["a", "b"]
@@ -107,6 +127,18 @@ def test_a_weight_standardised_over_its_rows_keeps_them_for_a_reason() -> None:
 
     structure = trace(net(lambda m, x: None, b=Columns(8, 6, 3)), X)
     assert structure.by_name["b"].reason == "native_batch_norm in b of a weight over its channels"
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_average_of_a_weight_that_is_no_norms_keeps_its_inputs_for_a_reason(rows: int) -> None:
+    class Gated(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            mean = self.weight.mean(tuple(range(2 - rows, 4)), keepdim=True)
+            return F.conv2d(x, self.weight * torch.sigmoid(mean), self.bias)
+
+    structure = trace(net(lambda m, x: None, b=Gated(8, 6, 3)), X)
+    assert str(structure.by_name["a"].reason).startswith("mean in b over channels")
+    assert structure.by_name["b"].prunable == (rows == 1)
 
 
 @pytest.mark.slow
@@ -136,6 +168,14 @@ def test_a_layer_whose_weight_an_unknown_op_computes_is_found_and_stays_for_a_re
             return F.linear(
                 x, torch.fake_quantize_per_tensor_affine(self.weight, 0.1, 0, -128, 127), self.bias
             )
+
+    class Normed(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, F.layer_norm(self.weight, self.weight.shape[1:]), self.bias)
+
+    normed = trace(net(lambda m, x: None, b=Normed(8, 6, 3)), X)
+    assert macs(normed)["b"] == 8 * 6 * 9 * 16
+    assert normed.by_name["b"].reason == "convolution in b with a weight that native_layer_norm in b computes"
 
     model = net(lambda m, x: None, b=Quantised(8, 6, 3), h=QuantisedLinear(6, 5))
     structure = trace(model, X)

@@ -196,6 +196,11 @@ def test_macs_of_a_network_are_those_that_torch_counts(case: str) -> None:
     assert resource(structure, "macs").dense == sum(macs(structure).values())
 
 
+class Spectral(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.ifft2(torch.fft.fft2(x)).real
+
+
 class Table:
     """1 µs a channel of input and 1,000 a channel of output."""
 
@@ -233,6 +238,7 @@ def test_every_op_has_its_full_cost_at_its_fixed_width(case: str) -> None:
         (lambda: around(Computed()), IMAGE, "1 (convolution)"),
         (Bag, (2, 3), "table (embedding_bag_forward_only)"),
         (lambda: around(nn.Softmax2d()), IMAGE, "1 (softmax)"),
+        (lambda: around(Spectral()), IMAGE, "1 (fft_c2c)"),
     ],
 )
 def test_what_takes_time_and_has_no_price_is_named(

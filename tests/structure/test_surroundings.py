@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import random
+import warnings
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
@@ -285,3 +286,21 @@ def test_a_registry_of_classes_holds_classes_behind_a_trace() -> None:
 
     assert [g.name for g in trace(Net(), (torch.ones(2, 4),)).prunable] == ["a"]
     assert [MAKES.get(name) for name in MAKES] == [nn.ReLU, nn.GELU]
+
+
+def test_a_warning_that_is_an_error_ends_no_trace() -> None:
+    """Raised within torch it leaks the tensors of the op, which a trace would take for a cache of the forward's."""
+
+    class Warns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.r = nn.Linear(6, 12), nn.LSTM(12, 10, proj_size=6, batch_first=True)
+            self.b, self.h = nn.Linear(6, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            warnings.warn("an old argument", DeprecationWarning, stacklevel=2)
+            return self.h(self.b(self.r(self.a(x).relu())[0]).relu())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [g.name for g in trace(Warns(), (torch.randn(2, 5, 6),)).prunable] == ["b"]

@@ -105,7 +105,7 @@ def is_pointwise(name: str, func: Any) -> bool:
     rule = rule_of(name)
     if rule is not None:
         return rule is pointwise
-    return torch.Tag.pointwise in func.tags or name.rstrip("_") in POINTWISE
+    return torch.Tag.pointwise in func.tags
 
 
 def is_movement(name: str) -> bool:
@@ -122,26 +122,12 @@ def takes_time(recorder: Recorder, call: Call) -> bool:
     if all(recorder.tag(t).parameter for t in call.tensors):
         return False
     name = call.name.strip("_")
-    if not any(out.is_floating_point() for out in call.outputs) or is_pointwise(call.name, call.func):
+    numbers = any(out.is_floating_point() or out.is_complex() for out in call.outputs)
+    if not numbers or is_pointwise(call.name, call.func):
         return False
     if name in FILLING:
         return False
     return rule_of(call.name) not in FREE
-
-
-POINTWISE = frozenset(
-    [
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-        "_prelu_kernel",
-        "elu",
-        "leaky_relu",
-        "copy",
-        "log_sigmoid_forward",
-    ]
-)
-"""Pointwise ops that torch does not mark as such."""
 
 
 def same(recorder: Recorder, call: Call) -> None:
@@ -212,6 +198,7 @@ OPS: dict[Rule, str] = {
     group_norm: "native_group_norm",
     embedding: "embedding",
     glu: "glu",
+    pointwise: "hardtanh hardswish hardsigmoid _prelu_kernel elu leaky_relu copy log_sigmoid_forward",
     triangle: "tril triu",
     shuffle: "channel_shuffle native_channel_shuffle",
     pad: "constant_pad_nd",
@@ -221,8 +208,7 @@ OPS: dict[Rule, str] = {
     index: "index index_select",
     movement: """view _unsafe_view _reshape_alias reshape expand permute transpose t squeeze unsqueeze select slice
         narrow split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle""",
-    same: """clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided native_dropout
-        bernoulli""",
+    same: "clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided native_dropout bernoulli",
     reduction: """sum mean amax amin max min var std var_mean std_mean linalg_vector_norm logsumexp prod any
         all argmax argmin""",
     softmax: "_softmax _log_softmax cumsum cumprod sort",

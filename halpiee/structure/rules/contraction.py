@@ -71,6 +71,8 @@ def layer(
     name, module = recorder.call_name(owner), recorder.modules.get(owner)
     if computed is None and not recorder.tag(weight).zero:
         recorder.freeze(weight, f"{call.where} with a weight that is a sum of parameters")
+    if recorder.tag(weight).source in recorder.centred and not recorder.tag(x).zero:
+        recorder.freeze(x, f"{call.where} of channels that are not 0 when removed, with a centred weight")
     passing = across(recorder, call, x, dims.x, weight)
     if passing is not None:
         recorder.passing[name] = passing.reshape(-1)

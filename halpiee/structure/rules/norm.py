@@ -74,6 +74,9 @@ def attach(recorder: Recorder, call: Call, atoms: np.ndarray, parameters: list[T
 def layer_norm(recorder: Recorder, call: Call) -> Timing | None:
     """Layer norm over the last dimensions; its statistics are those of the kept channels."""
     source, shape = call.args[:2]
+    if recorder.tag(source).parameter:
+        recorder.freeze_call(call, f"{call.where} of a parameter")
+        return None
     label = recorder.label(source)
     first = source.dim() - len(shape)
     over = [d for d in range(first, source.dim()) if label is not None and label.shape[d] > 1]
@@ -231,14 +234,13 @@ def reduction(recorder: Recorder, call: Call) -> Timing | None:
             averaged.append((label, f"{call.where} over channels"))
         else:
             frozen.append(label)
-    zero = tag.zero and call.name in ("sum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm")
-    zero &= not averaged
+    zero = tag.zero and call.name in OF_ZEROS and (tag.parameter or not averaged)
     for out in call.outputs:
         recorder.set(out, replace(tag, zero=zero).with_axes(axes))
     if summed:
         recorder.summed.add(recorder.value(call.outputs[0]))
     for out in call.outputs if averaged else ():
-        recorder.averages[recorder.value(out)] = Average(tuple(averaged))
+        recorder.averages[recorder.value(out)] = Average(tuple(averaged), weight=tag.parameter)
     for label in frozen:
         reason = f"{call.where} over channels"
         if heads_of(recorder.modules.get(call.module)) is None:
@@ -265,18 +267,23 @@ def averages(recorder: Recorder, call: Call, label: Label, dims: list[int]) -> b
         call.name not in AVERAGES
         or running is None
         or running[2] is not source
-        or recorder.tag(source).parameter
+        or (recorder.tag(source).parameter and recorder.within_kernel(label.reshape(-1)))
     ):
         return False
     if len(at) != 1 or at[0] not in dims or not label.all() or heads_of(recorder.modules.get(call.module)):
         return False
     recorder.units.changes += 1  # an average that feeds no output does not count
+    if recorder.tag(source).parameter and call.name.endswith("mean"):
+        recorder.centred.add(recorder.tag(source).source)
     over_channels(recorder, call, label.reshape(-1), -1 if at[0] == label.ndim - 1 else at[0])
     return True
 
 
 AVERAGES = frozenset({"mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm"})
 """Reductions that norms written by hand are made of."""
+
+OF_ZEROS = AVERAGES | {"sum", "amax", "amin", "max", "min"}
+"""Reductions that are 0 over zeros."""
 
 
 def follow_averages(recorder: Recorder, call: Call, *, elementwise: bool) -> None:
@@ -293,11 +300,20 @@ def follow_averages(recorder: Recorder, call: Call, *, elementwise: bool) -> Non
     over = tuple({id(label): (label, why) for average in known for label, why in average.over}.values())
     others = [t for t, average in zip(call.tensors, found, strict=True) if average is None]
     inverse = any(average.inverse for average in known)
-    if elementwise and not any(recorder.tag(t).axes and not recorder.tag(t).parameter for t in others):
+    weight = any(average.weight for average in known)
+
+    def channels(tensor: Tensor) -> bool:
+        """Whether a tensor has the channels: of a weight its inputs, else any but a parameter's."""
+        tag, find = recorder.tag(tensor), recorder.units.find
+        if not weight:
+            return bool(tag.axes) and not tag.parameter
+        return any(np.isin(find(axis), find(label)).any() for axis in tag.axes for label, _ in over)
+
+    if elementwise and not any(map(channels, others)):
         inverse |= name in ("rsqrt", "reciprocal") or (name == "div" and found[0] is None)
         inverse |= name == "pow" and isinstance(exponent, int | float) and exponent < 0
         for out in call.outputs:
-            recorder.averages[recorder.value(out)] = Average(over, inverse)
+            recorder.averages[recorder.value(out)] = Average(over, inverse, weight)
         return
     divides = name == "div" and found[0] is None
     if name not in ("sub", "rsub") and not divides and not (name == "mul" and inverse):
