@@ -59,7 +59,6 @@ class StaticOptions:
 @method(
     "static",
     paper="Mocanu et al. 2018, arXiv 1707.04780",
-    units=("weights", "N:M"),
     budgets=("erk", "uniform", "global", "nm"),
     options=StaticOptions,
 )
@@ -121,7 +120,6 @@ class RigLOptions:
 @method(
     "rigl",
     paper="Evci et al. 2020, arXiv 1911.11134",
-    units=("weights", "N:M"),
     budgets=("erk", "uniform", "global", "nm"),
     options=RigLOptions,
     summary="drops the smallest weights, grows those of the largest gradient",
@@ -186,7 +184,6 @@ class RigL(Method):
 @method(
     "set",
     paper="Mocanu et al. 2018, arXiv 1707.04780",
-    units=("weights", "N:M"),
     budgets=("erk", "uniform", "global", "nm"),
     options=RigLOptions,
 )
@@ -217,7 +214,6 @@ class SNFS(RigL):
 @method(
     "rigl-itop",
     paper="Liu et al. 2021, arXiv 2102.02887",
-    units=("weights", "N:M"),
     budgets=("erk", "uniform", "global", "nm"),
     options=RigLOptions(interval=4000, fraction=0.5, floor=0.005, end=1.0),
 )
@@ -228,7 +224,6 @@ class RigLITOP(RigL):
 @method(
     "set-itop",
     paper="Liu et al. 2021, arXiv 2102.02887",
-    units=("weights", "N:M"),
     budgets=("erk", "uniform", "global", "nm"),
     options=RigLOptions(interval=1500, fraction=0.5, floor=0.005, end=1.0),
 )

@@ -99,11 +99,7 @@ class Setup:
         """Returns a design; units and pool default to those of the setup."""
         units = self.units if units is None else units
         pool = bind(self.limit, units, self.cost) if pool is None else pool
-        parts: dict[str, Any] = {
-            "explore_init": explore_init,
-            "loss_fn": self.loss_fn,
-            "images": self.images,
-        }
+        parts: dict[str, Any] = {"explore_init": explore_init, "loss_fn": self.loss_fn, "images": self.images}
         if self.images is not None and not isinstance(units, Channels):
             raise UsageError(
                 f"{self.name} was given images to solve layers from, and masks {type(units).__name__.lower()}, which "

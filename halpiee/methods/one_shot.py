@@ -215,7 +215,6 @@ class Options:
 @method(
     "magnitude",
     paper="Frankle et al. 2021, arXiv 2009.08576",
-    units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="once",
     options=Options,
@@ -224,7 +223,6 @@ class Options:
 @method(
     "random",
     paper="Frankle et al. 2021, arXiv 2009.08576",
-    units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="once",
     options=Options(criterion="random"),
@@ -261,7 +259,6 @@ class AtInit(Method):
 @method(
     "snip",
     paper="Lee et al. 2019, arXiv 1810.02340",
-    units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="once",
     options=Options(criterion="snip"),
@@ -273,7 +270,6 @@ class SNIP(AtInit):
 @method(
     "grasp",
     paper="Wang et al. 2020, arXiv 2002.07376",
-    units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="once",
     options=Options(criterion="grasp"),

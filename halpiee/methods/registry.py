@@ -33,6 +33,7 @@ from latency.registry import Registry, not_known
 M = TypeVar("M", bound=Callable[..., Any])
 
 DENSITIES = ("uniform", "erk", "global")
+WEIGHTS = ("weights", "N:M")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def method(
     name: str,
     *,
     paper: str,
-    units: tuple[str, ...],
+    units: tuple[str, ...] = WEIGHTS,
     budgets: tuple[str, ...] = DENSITIES,
     kind: Literal["training", "once", "rewind", "narrow", "cut"] = "training",
     options: Any = NoOptions,
@@ -232,7 +233,7 @@ def _read(mark: ast.expr, python: str, module: str, home: str, doc: str | None) 
         name=ast.literal_eval(mark.args[0]),
         summary=found.get("summary") or _summary(doc),
         paper=found["paper"],
-        units=found["units"],
+        units=found.get("units", WEIGHTS),
         budgets=found.get("budgets", DENSITIES),
         kind=found.get("kind", "training"),
         module=module,

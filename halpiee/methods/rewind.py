@@ -97,7 +97,6 @@ class Rewinding:
 @method(
     "lrr",
     paper="Renda et al. 2020, arXiv 2003.02389",
-    units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="rewind",
     options=Rewinding(weights="final"),
@@ -106,7 +105,6 @@ class Rewinding:
 @method(
     "ltr",
     paper="Frankle et al. 2020, arXiv 1912.05671",
-    units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="rewind",
     summary="lottery-ticket rewinding: the trained network's mask, the weights of an early step, the rest again",
@@ -114,7 +112,6 @@ class Rewinding:
 @method(
     "lth",
     paper="Frankle & Carbin 2019, arXiv 1803.03635",
-    units=("weights", "N:M"),
     budgets=("global", "uniform", "erk", "nm"),
     kind="rewind",
     options=Rewinding(weights=0),

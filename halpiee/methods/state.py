@@ -155,7 +155,7 @@ def fresh_state(optimizer: Optimizer) -> dict[str, float]:
         options = {key: value for key, value in optimizer.defaults.items() if key in accepted}
         copy = type(optimizer)([probe], **options)
         copy.step()
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:
         raise UsageError(
             f"{name} cannot be masked: a step of it on one matrix failed ({error}); "
             "use an optimizer that steps without a closure, such as SGD or AdamW"

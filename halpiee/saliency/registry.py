@@ -20,16 +20,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor, nn
 
 from halpiee.errors import UsageError
-from halpiee.saliency.criterion import (
-    Batches,
-    Criterion,
-    Look,
-    LossFn,
-    NormMode,
-    Passes,
-    norm_mode,
-    pass_of,
-)
+from halpiee.saliency.criterion import Batches, Criterion, Look, LossFn, NormMode, Passes, norm_mode, pass_of
 from halpiee.sparsity.granularity import Units
 from latency.registry import Registry, not_known, plain
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 from torch import Tensor
 
-from halpiee.errors import BudgetError, UsageError
+from halpiee.errors import BudgetError, UsageError, need
 from halpiee.selection.cost import Also, Cost, LatencyCost
 from halpiee.selection.grid import FloatArray, Searching
 from halpiee.selection.limits import solve_within
@@ -59,6 +59,7 @@ def select(
         UsageError: no latency, a prunable group without scores, or scores that do not fit.
         BudgetError: a budget below the narrowest network; ``.minimum`` holds its latency in µs.
     """
+    need(scores, Mapping, "scores", "give {group name: a score per unit}, as halpiee.score returns")
     missing = [g.name for g in cost.structure.prunable if g.name not in scores]
     if missing:
         shown = ", ".join(repr(name) for name in missing[:5]) + (" …" if len(missing) > 5 else "")
@@ -74,7 +75,7 @@ def _in_unit(given: object, cost: Cost) -> float:
     from halpiee.sparsity.distribution import Latency, as_budget
 
     if isinstance(given, numbers.Real) and not isinstance(given, bool):
-        return float(given)
+        return math.inf if given > 1e300 else float(given)  # type: ignore[operator]
     budget = as_budget(given, latency=True)
     if not isinstance(budget, Latency):
         raise UsageError(
@@ -137,10 +138,12 @@ def choose(
     )
 
 
-def _too_small(cost: Cost, budget: float, minimum: float) -> BudgetError:
-    share = f", or for a share of the dense latency as text: '{budget:.0%}'" if budget <= 1 else ""
+def _too_small(
+    cost: Cost, budget: float, minimum: float, what: str = "budget", least: str = "narrowest network allowed"
+) -> BudgetError:
+    share = f", or for a share of the dense latency as text: '{budget:.0%}'" if 0 < budget <= 1 else ""
     return BudgetError(
-        f"a budget of {budget:.1f} {cost.unit} was asked; the narrowest network allowed takes {minimum:.1f} "
+        f"a {what} of {budget:.1f} {cost.unit} was asked; the {least} takes {minimum:.1f} "
         f"{cost.unit}; ask for at least {math.ceil(minimum * 10) / 10:.1f} {cost.unit}{share}",
         minimum=minimum,
     )
@@ -222,15 +225,7 @@ def uniform(
                 f"narrowest one takes {used:.6g}; ask for at least that",
                 minimum=used,
             )
-    raise _no_network("uniform network", "narrowest", cost, budget, cost.total(narrowest))
-
-
-def _no_network(what: str, least: str, cost: Cost, budget: float, minimum: float) -> BudgetError:
-    return BudgetError(
-        f"a {what} of {budget:.1f} {cost.unit} was asked; the {least} one takes {minimum:.1f} {cost.unit}; "
-        f"ask for at least {minimum:.1f} {cost.unit}",
-        minimum=minimum,
-    )
+    raise _too_small(cost, budget, cost.total(narrowest), "uniform network", "narrowest one")
 
 
 def scaled(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict[str, int]:
@@ -262,7 +257,7 @@ def scaled(cost: Cost, budget: float, *, protect: Collection[str] = ()) -> dict[
         if best is None or off < best[0]:
             best = off, counts
     if best is None:
-        raise _no_network("network", "smallest", cost, budget, lowest)
+        raise _too_small(cost, budget, lowest, "network", "smallest one")
     return best[1]
 
 

@@ -358,6 +358,8 @@ def test_a_list_of_optimizers_or_something_else_is_refused_with_a_way_out() -> N
         attach("RigL", net, two)
     with pytest.raises(UsageError, match=r"an optimizer of type generator was given.* torch.optim.SGD"):
         attach("RigL", net, net.parameters())
+    with pytest.raises(UsageError, match=r"SparseAdam cannot be masked: .*does not support dense gradients"):
+        attach("RigL", net, torch.optim.SparseAdam(net.parameters()))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -222,6 +223,15 @@ def test_scores_that_do_not_fit_are_refused_by_group(
 ) -> None:
     with pytest.raises(UsageError, match=text):
         select(scores, cost, 100.0)
+
+
+def test_no_scores_and_no_budget_are_refused_in_a_sentence(cost: LatencyCost) -> None:
+    nothing: Any = None
+    with pytest.raises(UsageError, match="scores of type NoneType was given"):
+        select(nothing, cost, 40.0)
+    with pytest.raises(BudgetError, match=r"a budget of -1\.0 µs was asked; .* ask for at least \d+\.\d µs$"):
+        select(scores_of(0), cost, -1)
+    assert select(scores_of(0), cost, 10**400).counts == {"stream": 8, "a": 8}
 
 
 def test_masks_that_do_not_fit_are_refused_by_group(cost: LatencyCost) -> None:
