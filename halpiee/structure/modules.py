@@ -232,7 +232,7 @@ def constant_output(module: nn.Module, x: Tensor, sizes: Sequence[int]) -> Tenso
     bias = module.bias
     if not isinstance(bias, Tensor):
         return x.new_zeros(shape)
-    return bias.to(x.dtype).reshape(1, -1, *(1,) * len(sizes)).expand(shape)
+    return bias.to(x.dtype).reshape(1, -1, *(1,) * len(sizes)).expand(shape).clone()  # written into in place
 
 
 class ConstantConv:

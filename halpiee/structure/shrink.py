@@ -84,7 +84,7 @@ def need_both(model: object, structure: object) -> None:
 
 def alive_of(alive: NDArray[np.bool_], units: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Returns whether the unit of each position stays; positions of no unit (−1) always do."""
-    return np.where(units < 0, True, alive[units])
+    return np.where(units < 0, True, alive[units] if alive.size else True)
 
 
 def kept_positions(structure: Structure, alive: NDArray[np.bool_]) -> Kept:

@@ -198,7 +198,8 @@ def test_macs_of_a_network_are_those_that_torch_counts(case: str) -> None:
 
 class Spectral(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.fft.ifft2(torch.fft.fft2(x)).real
+        found: Tensor = torch.fft.ifft2(torch.fft.fft2(x)).real
+        return found
 
 
 class Table:

@@ -54,6 +54,38 @@ def test_an_emptied_branch_is_its_constant_by_hand() -> None:
             assert (pruned(x) - expected).norm() / expected.norm() < 1e-12
 
 
+@pytest.mark.parametrize("side", [1, 8])
+def test_a_constant_that_is_written_into_in_place_is_no_layers_bias(side: int) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 8, 1)
+            self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.stem(x)
+            return self.head((x + self.relu(self.b(self.relu(self.a(x))))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model: Any = InPlace().eval()
+    x = torch.randn(1, 3, side, side)
+    structure = trace(model, (x,), vanish=True)
+    assert [g.name for g in structure.groups if g.may_vanish] == ["a"]
+    pruned: Any = shrink(model, structure, {"a": torch.zeros(6, dtype=torch.bool)})
+    with torch.no_grad():
+        expected = model.head((model.stem(x) + model.b.bias.clamp(min=0)[:, None, None]).mean((2, 3)))
+        for _ in range(2):
+            torch.testing.assert_close(pruned(x), expected)
+    assert torch.equal(pruned.b.bias, model.b.bias)
+    torch.autograd.backward(pruned(x).sum())
+
+
+def test_a_network_without_a_layer_is_cut_to_itself() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).eval()
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(shrink(model, trace(model, (x,)), {})(x), model(x))
+
+
 def test_a_norm_behind_the_branch_keeps_its_constant() -> None:
     model = nets.randomise(zoo.resnet20(width=0.25)).double().eval()
     x = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
