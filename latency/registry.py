@@ -26,10 +26,10 @@ def plain(name: str) -> str:
 
 
 def not_known(noun: str, name: str, known: Iterable[str], *, more: str = "") -> UsageError:
-    """Returns the error of a name that nothing has, with the closest name, or all others and ``more``."""
+    """Returns the error of a name that nothing has, cut, with the closest name, or all others and ``more``."""
     known = sorted(known)
     hint = unknown(plain(name), known, f"known are {', '.join(known)}{more}")
-    return UsageError(f"the {noun} {name!r} was asked; {hint}")
+    return UsageError(f"the {noun} {name[:200]!r} was asked; {hint}")
 
 
 class Registry(Mapping[str, T], Generic[T]):

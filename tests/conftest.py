@@ -43,12 +43,19 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 20)
     gc.collect()
     gc.freeze()
+    if "torch" in sys.modules:
+        _threads.append(sys.modules["torch"].get_num_threads())
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Iterator[None]:
-    """Freezes what outlives a test in which the collector walked through everything: a fifth of the time otherwise."""
+    """Freezes what outlives a test in which the collector walked through everything: a fifth of the time otherwise.
+
+    Nor do threads stay that a training has chosen: small networks in two of them take ten times as long.
+    """
     yield
+    if _threads and sys.modules["torch"].get_num_threads() != _threads[0]:
+        sys.modules["torch"].set_num_threads(_threads[0])
     walks = gc.get_stats()[2]["collections"]
     if walks != _walks[0]:
         gc.collect()
@@ -58,6 +65,9 @@ def pytest_runtest_teardown() -> Iterator[None]:
 
 _walks = [0]
 """Full collections so far."""
+
+_threads: list[int] = []
+"""Of torch, before the first test."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -172,6 +172,8 @@ def test_a_registry_is_a_mapping_of_what_its_home_registers() -> None:
     registry.add("one", 1, test_a_registry_is_a_mapping_of_what_its_home_registers)
     assert (list(registry), len(registry), registry["one"], "two" in registry) == (["one"], 1, 1, False)
     assert registry.origin("one").endswith(".test_a_registry_is_a_mapping_of_what_its_home_registers")
+    with pytest.raises(UsageError, match=r"the thing '1{200}' was asked; known are"):
+        registry["1" * 5000]
     with pytest.raises(UsageError, match="the thing 'onr' was asked; did you mean 'one'"):
         registry["onr"]
 

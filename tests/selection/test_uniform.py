@@ -63,10 +63,11 @@ def random_network(seed: int) -> Any:
 def test_no_larger_ratio_fits_and_no_single_further_step(seed: int) -> None:
     sizes, options, measure = random_network(seed)
     every = [measure(dict(zip("abc", k, strict=True))) for k in itertools.product(*options.values())]
+    at = [{n: nearest(options[n], r * sizes[n]) for n in "abc"} for r in ratios()]
+    costs = [measure(widths) for widths in at]
     for limit in np.linspace(min(every), max(every), 7):
         counts = widest(sizes, options, measure, limit, rising=seed % 2 == 0)
-        at = [{n: nearest(options[n], r * sizes[n]) for n in "abc"} for r in ratios()]
-        fitting = [widths for widths in at if measure(widths) <= limit]
+        fitting = [widths for widths, cost in zip(at, costs, strict=True) if cost <= limit]
         if not fitting:
             assert counts is None
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -105,14 +106,21 @@ def block(attention: nn.Module) -> Any:
     ).double()
 
 
-@pytest.mark.parametrize("mode", ["eager", "sdpa", "gqa"])
-@pytest.mark.parametrize("viewed", ["numbers", "width"])
-@pytest.mark.parametrize(("rotary", "normed"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("shared", [2, 4])
+KINDS: list[list[Any]] = [
+    ["eager", "sdpa", "gqa"], ["numbers", "width"], [(False, False), (True, False), (True, True)], [2, 4]
+]  # fmt: skip
+FORMS = itertools.product(*map(enumerate, KINDS))
+
+
+@pytest.mark.parametrize(
+    ("mode", "viewed", "turned", "shared"),
+    # of any three of the four, every combination is among the quick ones
+    [pytest.param(*(v for _, v in f), marks=[pytest.mark.slow] * (sum(i for i, _ in f) % 2)) for f in FORMS],
+)
 def test_a_head_of_keys_and_values_goes_with_the_heads_that_read_it(
-    mode: str, viewed: str, rotary: bool, normed: bool, shared: int
+    mode: str, viewed: str, turned: tuple[bool, bool], shared: int
 ) -> None:
-    model = block(Grouped(shared, mode, viewed, rotary, normed)).eval()
+    model = block(Grouped(shared, mode, viewed, *turned)).eval()
     x = torch.randn(2, 7, 5, dtype=torch.float64)
     structure = trace(model, (x,))
     assert {g.name: g.size for g in structure.prunable} == {"a": WIDTH, "t.q_proj": shared, "gate": 20}

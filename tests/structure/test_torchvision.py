@@ -17,7 +17,6 @@ from . import nets
 torchvision = pytest.importorskip("torchvision")
 
 FAST: dict[str, tuple[int, int | None]] = {
-    "alexnet": (64, 7),
     "mobilenet_v2": (32, 25),
     "mobilenet_v3_small": (32, None),
     "resnet18": (32, 12),
@@ -25,6 +24,7 @@ FAST: dict[str, tuple[int, int | None]] = {
     "squeezenet1_1": (64, 25),
 }
 SLOW: dict[str, tuple[int, int | None]] = {
+    "alexnet": (64, 7),
     "convnext_tiny": (32, 22),
     "deeplabv3_mobilenet_v3_large": (32, None),
     "densenet121": (32, 120),

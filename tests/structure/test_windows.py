@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from halpiee.structure import masked, relative_error, shrink, trace, verify
+from halpiee.structure import Structure, masked, relative_error, shrink, trace, verify
 
 from . import nets
 
@@ -66,18 +67,19 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str, str]] = {
 """Builder, input shape, the layer that makes the heads (of a shifted window, where there is one), the one behind."""
 
 
-def built(name: str) -> tuple[nn.Module, torch.Tensor]:
+@cache
+def traced(name: str) -> tuple[nn.Module, torch.Tensor, Structure]:
     builder, shape, _, _ = KINDS[name]
     torch.manual_seed(0)
     model = nets.randomise(builder()).double().eval()
-    return model, torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return model, x, trace(model, (x,))
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_window_without_a_head_is_the_one_whose_projection_does_not_read_it(name: str) -> None:
     _, _, rows, projection = KINDS[name]
-    model, x = built(name)
-    structure = trace(model, (x,))
+    model, x, structure = traced(name)
     heads = next(layer.out_groups[0][0] for layer in structure.layers if layer.name == rows)
     group = structure.by_name[heads]
     assert group.prunable
@@ -94,8 +96,7 @@ def test_a_window_without_a_head_is_the_one_whose_projection_does_not_read_it(na
 
 @pytest.mark.parametrize("name", KINDS)
 def test_everything_else_goes_with_the_heads(name: str) -> None:
-    model, x = built(name)
-    structure = trace(model, (x,))
+    model, x, structure = traced(name)
     frozen = {g.reason for g in structure.groups if not g.prunable}
     assert frozen == {"a network input", "feeds the network's output"}
     for seed in range(2):
@@ -104,8 +105,7 @@ def test_everything_else_goes_with_the_heads(name: str) -> None:
 
 
 def test_hidden_units_of_a_perceptron_are_those_its_second_layer_does_not_read() -> None:
-    model, x = built("swin")
-    structure = trace(model, (x,))
+    model, x, structure = traced("swin")
     group = structure.by_name["features.1.0.mlp.0"]
     keep = {group.name: torch.arange(group.size) % 3 == 0}
     reference = copy.deepcopy(model)

@@ -252,7 +252,7 @@ def test_every_planned_command_is_one_that_train_takes(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_the_study_runs_to_its_table_and_figure_at_its_smallest_scale(name: str, tmp_path: Path) -> None:
-    data = ["digits", "--size", "16"]
+    data = ["toy:few_digits", "--set", "batch-size=16"]
     if name == "detection":
         pytest.importorskip("pycocotools")
         data = [str(voc(tmp_path / "voc", train=160, test=40, side=64))]

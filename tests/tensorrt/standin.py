@@ -9,6 +9,7 @@ import enum
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -103,30 +104,32 @@ def _check(where: str, value: Any, wanted: Any, module: ModuleType) -> None:
 
 def tensorrt(major: int, behaviour: Behaviour) -> ModuleType:
     """Returns the module of a major version."""
-    contract = json.loads((CONTRACTS / f"{major}.json").read_text())
+    contract = _read(major)
     module = ModuleType("tensorrt")
     module.__spec__ = ModuleSpec("tensorrt", None)  # PyTorch looks for it
     module.__version__ = VERSIONS[major]  # type: ignore[attr-defined]
     enum_of: Any = _Named  # with names and members it makes an enum
     for name, members in contract["enums"].items():
         setattr(module, name, enum_of(name, members))
-    owners = {key.split(".")[0] for key in (*contract["methods"], *contract["props"])}
-    for owner in owners:
-        space: dict[str, Any] = {
-            "_contract": contract,
-            "_class": owner,
-            "_module": module,
-            "_told": behaviour,
-        }
-        for key, overloads in contract["methods"].items():
-            if key.split(".")[0] == owner:
-                space[key.split(".")[1]] = _method(key, overloads, module, behaviour)
-        for key in contract["props"]:
-            getter = getattr(_Model, key.replace(".", "_"), None)
-            if key.split(".")[0] == owner and getter is not None:
-                space[key.split(".")[1]] = property(getter)
+    spaces: dict[str, dict[str, Any]] = {}
+    for key in (*contract["methods"], *contract["props"]):
+        owner, name = key.split(".")
+        facts = {"_contract": contract, "_class": owner, "_module": module, "_told": behaviour}
+        space = spaces.setdefault(owner, facts)
+        getter = getattr(_Model, key.replace(".", "_"), None)
+        if key in contract["methods"]:
+            space[name] = _method(key, contract["methods"][key], module, behaviour)
+        elif getter is not None:
+            space[name] = property(getter)
+    for owner, space in spaces.items():
         setattr(module, owner, type(owner, (Strict,), space))
     return module
+
+
+@cache
+def _read(major: int) -> dict[str, Any]:
+    contract: dict[str, Any] = json.loads((CONTRACTS / f"{major}.json").read_text())
+    return contract
 
 
 def _method(key: str, overloads: list[list[str]], module: ModuleType, told: Behaviour) -> Any:

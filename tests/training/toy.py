@@ -74,6 +74,14 @@ def data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return split(120), split(36)
 
 
+def few_digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Every fourth of scikit-learn's digits, in batches of 16 as many steps as of all in batches of 64."""
+    from halpiee.data.opening import load
+
+    found = load("digits", size=16)
+    return (found.train_x[::4], found.train_y[::4]), (found.test_x[::4], found.test_y[::4])
+
+
 class Plain(nn.Module):
     """conv(3→8) conv(8→12) with biases, mean, fc; no statistics of a batch, so that its parts add up."""
 
