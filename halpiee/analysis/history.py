@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, said
 from halpiee.sparsity.mask import Mask
 from latency.files import write
 
@@ -109,14 +110,23 @@ class History:
 
     @classmethod
     def load(cls, path: str | Path) -> History:
-        """Reads a history that was saved."""
-        with np.load(path, allow_pickle=False) as arrays:
-            about = json.loads(arrays["about"].tobytes())
-            sizes = {name: tuple(shape) for name, shape in about["sizes"].items()}
-            entries = [
-                Entry(step, event, {name: arrays[f"{i}/{name}"] for name in sizes})
-                for i, (step, event) in enumerate(about["entries"])
-            ]
+        """Reads a history that was saved.
+
+        Raises:
+            UsageError: it cannot be read, or is none.
+        """
+        try:
+            with np.load(Path(path), allow_pickle=False) as arrays:
+                about = json.loads(arrays["about"].tobytes())
+                sizes = {name: tuple(shape) for name, shape in about["sizes"].items()}
+                entries = [
+                    Entry(step, event, {name: arrays[f"{i}/{name}"] for name in sizes})
+                    for i, (step, event) in enumerate(about["entries"])
+                ]
+        except (OSError, ValueError, LookupError, AttributeError, EOFError, BadZipFile) as error:
+            raise UsageError(
+                f"{path} cannot be read as a history ({said(error)}); give a file that History.save wrote"
+            ) from error
         return cls(sizes, entries)
 
 

@@ -1,14 +1,5 @@
 """What a run leaves for people: a table on screen, a page, a site of several runs, and Markdown."""
 
-from halpiee.report.page import render_card, render_html, render_markdown, render_site, runs_table, table
-from halpiee.report.values import read_report
+from latency._lazy import exports
 
-__all__ = [
-    "read_report",
-    "render_card",
-    "render_html",
-    "render_markdown",
-    "render_site",
-    "runs_table",
-    "table",
-]
+__all__, __getattr__, __dir__ = exports(__name__, __file__)

@@ -5,6 +5,6 @@ training, the table and the figure that they end in. Every training is a *cell*;
 several processes fill together.
 """
 
-from halpiee.studies.study import Cell, Study, names, read
+from latency._lazy import exports
 
-__all__ = ["Cell", "Study", "names", "read"]
+__all__, __getattr__, __dir__ = exports(__name__, __file__)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from latency.backends import Backend, Runner, adopted, is_module
 from latency.device import TimingPolicy, pinned, policy_for
-from latency.errors import need
+from latency.errors import UsageError, need
 from latency.timing import Anchor, Clock, checksum, share_lost
 from latency.timing.timer import median_interval, warm_caches
 
@@ -290,6 +290,8 @@ def compare(
     if strange := how.keys() - CompareOptions.__annotations__.keys():
         raise TypeError(f"compare takes no {', '.join(strange)}; see latency.timing.benchmark.CompareOptions")
     need(example_inputs, (Sequence, type(None)), "example inputs", "give a tuple, as in (x,)")
+    if not models:
+        raise UsageError("no networks were given to compare; give {name: model}, one or more")
     need(threads, int, "a number of threads", "give a whole number of at least 1")
     runtime = adopted(backend, threads=threads, settings={} if device == "auto" else {"device": device})
     clock = how.get("clock")

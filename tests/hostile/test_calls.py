@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import halpiee
 import latency
 from halpiee.errors import HalpieeError, StructureError
 from halpiee.structure import Plan
+from halpiee.structure.plan import Selection
 from tests.selection.fakes import FormulaProfile, residual
 
 pruning: Any = halpiee  # called with what its types do not allow
@@ -37,6 +41,14 @@ def optimizer(model: Any = SMALL) -> torch.optim.SGD:
 def iee(**given: Any) -> Any:
     arguments = {"budget": halpiee.Global(0.5), "total_steps": 40, "h": 4, "j": 2, "q": 4} | given
     return halpiee.IEE(SMALL, optimizer(), **arguments)
+
+
+PAIR = torch.zeros(2, 4)
+PAIRS = "give [(inputs, targets), …], or a data loader"
+
+
+def scored(batches: Any) -> Any:
+    return pruning.score(SMALL, batches, "taylor", units="weights")
 
 
 CALLS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -87,6 +99,19 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a list of shapes": (lambda: pruning.sparsity.erk([(3, 4)], 0.5), "shapes of type list"),
     "truth as a number": (lambda: pruning.sparsity.NM(True, 4), "integers with 0 < N <= M"),
+    "inputs in a tuple": (lambda: scored((PAIR,)), PAIRS),
+    "inputs in a list": (lambda: scored([PAIR, PAIR]), PAIRS),
+    "inputs alone in a batch": (lambda: scored([(PAIR,)]), PAIRS),
+    "no targets": (lambda: scored((PAIR, None)), PAIRS),
+    "no targets in a batch": (lambda: scored([(PAIR, None)]), PAIRS),
+    "no density": (lambda: pruning.Uniform(None), "density is the share that is kept"),
+    "no plan": (lambda: saved.load(None), "give the path of the file that halpiee plan writes"),
+    "a name for ops": (
+        lambda: timing.sweep("conv"),
+        "an op to time of type str was given; give [timed.op",
+    ),
+    "no op among ops": (lambda: timing.sweep([None]), "an op to time of type NoneType was given"),
+    "a number for a plan": (lambda: saved.load(3), "give the path of the file"),
 }
 
 
@@ -149,3 +174,71 @@ def test_a_plan_whose_parts_do_not_belong_together_is_refused(
     (tmp_path / "changed.json").write_text(json.dumps(record | change))
     with pytest.raises(StructureError, match=says):
         saved.load(tmp_path / "changed.json")
+
+
+def test_a_plan_without_groups_is_refused_and_not_taken_for_the_dense_network(tmp_path: Path) -> None:
+    saved.from_selection(TRACED, Selection(KEEP)).save(tmp_path / "plan.json")
+    record = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "none.json").write_text(json.dumps(record | {"groups": []}))
+    said = "no group, and so would cut nothing; write it again with halpiee plan"
+    with pytest.raises(StructureError, match=said):
+        saved.load(tmp_path / "none.json")
+
+
+FACES = (
+    "halpiee", "halpiee.analysis", "halpiee.deploy", "halpiee.report", "halpiee.saliency", "halpiee.sparsity",
+    "halpiee.structure", "halpiee.studies", "halpiee.tasks", "halpiee.zoo", "latency",
+)  # fmt: skip
+WRONG: tuple[Any, ...] = (None, "x", 3.5, {}, [None], torch.zeros(2), object())
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Yields the functions and classes of every face."""
+    for face in FACES:
+        home = import_module(face)
+        for name in home.__all__:
+            found = getattr(home, name)
+            if inspect.isfunction(found) or (isinstance(found, type) and not issubclass(found, Exception)):
+                yield f"{face}.{name}", found
+
+
+CALLABLE = dict(public())
+
+
+@pytest.mark.parametrize("name", CALLABLE)
+def test_what_a_public_name_cannot_take_is_one_sentence_that_names_the_argument(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every parameter without a default is given a value of a type that few of them take."""
+    monkeypatch.chdir(tmp_path)
+    needed = [p for p in inspect.signature(CALLABLE[name]).parameters.values() if p.default is p.empty]
+    plain = [p.name for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = [p.name for p in needed if p.kind is p.KEYWORD_ONLY]
+    for value in WRONG if plain or named else ():
+        said = message(lambda: CALLABLE[name](*(value for _ in plain), **dict.fromkeys(named, value)))  # noqa: B023
+        assert said is None or "\n" not in said
+        told = re.search(r" was called with (\w+) of type ", said or "")
+        assert told is None or told[1] in plain + named
+
+
+def message(call: Callable[[], object]) -> str | None:
+    """Returns what a call is refused with, or says of an argument of no such name; any other error comes through."""
+    try:
+        call()
+    except HalpieeError as error:
+        return str(error)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        return str(error)
+    return None
+
+
+def test_an_error_of_what_was_rightly_given_comes_through() -> None:
+    """A criterion, a loss or a data loader of the user's own fails as it does anywhere."""
+
+    def broken(*_: object) -> Any:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        pruning.score(SMALL, [(PAIR, torch.tensor([0, 1]))], "taylor", units="weights", loss_fn=broken)

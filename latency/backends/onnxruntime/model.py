@@ -264,7 +264,12 @@ def as_proto(model: Any) -> Any:
         return model
     import onnx
 
-    return onnx.ModelProto.FromString(model)
+    try:
+        return onnx.ModelProto.FromString(model)
+    except Exception as error:
+        raise UsageError(
+            f"{len(model)} bytes were given, which are no ONNX model; give those of one"
+        ) from error
 
 
 def check_file(path: str | Path) -> onnx.ModelProto:

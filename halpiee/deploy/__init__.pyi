@@ -1,0 +1,13 @@
+from halpiee.deploy.calibrate import calibrate as calibrate
+from halpiee.deploy.calibrate import meet as meet
+from halpiee.deploy.int8 import FileNetwork as FileNetwork
+from halpiee.deploy.int8 import Int8Report as Int8Report
+from halpiee.deploy.int8 import export_int8 as export_int8
+from halpiee.deploy.onnx import ExportReport as ExportReport
+from halpiee.deploy.onnx import export_onnx as export_onnx
+from halpiee.deploy.onnx import metadata_of as metadata_of
+from halpiee.deploy.onnx import stamp as stamp
+from halpiee.deploy.target import Target as Target
+from halpiee.deploy.verify import Comparison as Comparison
+from halpiee.deploy.verify import compare as compare
+from halpiee.structure.verification import relative_l2 as relative_l2
