@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from halpiee.cli.options import Answered, Imaged, verb
 from halpiee.cli.output import answer, say, screen
-from halpiee.errors import StructureError
 from halpiee.inputs import spelled
 from halpiee.options import option
 from halpiee.shared_options import Batched
@@ -18,9 +17,7 @@ from latency.files import check_place, write
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from halpiee.inputs import Shape
     from halpiee.structure.explain import Explanation
-    from halpiee.structure.groups import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +41,11 @@ def command(given: Explain) -> None:
     shape = given.shape
     if given.ops is not None:
         check_place(given.ops)
+    from halpiee.cli.networks import traced
     from halpiee.selection.options import first_group, protected
     from halpiee.structure.explain import explain
 
-    structure = _structure(given, shape)
+    structure = traced(given.model, given.batch, shape, **given.arguments).structure
     found = explain(structure)
     first, kept = first_group(structure), protected(structure, given.model)
     if given.ops is not None:
@@ -65,20 +63,6 @@ def command(given: Explain) -> None:
         console.print(f"first group: {_shielding(first, bool(kept))}")
 
     answer({**found.as_dict(), "first_group": first, "protected": list(kept)}, given.as_json, show)
-
-
-def _structure(given: Explain, shape: Shape) -> Structure:
-    from halpiee.cli.networks import traced
-
-    try:
-        return traced(given.model, given.batch, shape, **given.arguments).structure
-    except StructureError as error:
-        if "positional argument" not in str(error):
-            raise
-        raise StructureError(
-            f"{given.model} takes other inputs than {spelled(shape)} "
-            f"({str(error).split(': ')[-1].split(';')[0]}); name each of them: --input NAME=SHAPE --input …"
-        ) from error
 
 
 def _shielding(first: str | None, kept: bool) -> str:

@@ -143,7 +143,12 @@ def traced(
         structure = trace(network, example)
     except StructureError as error:
         reason, end, _ = str(error).partition("; check the inputs' shapes")
-        if not end or "positional argument" in reason:
+        if "positional argument" in reason:
+            raise StructureError(
+                f"{model} takes other inputs than {spelled(shape)} ({reason.split(': ')[-1].split(';')[0]}); name "
+                "each of them: --input NAME=SHAPE --input …"
+            ) from error
+        if not end:
             raise
         raise StructureError(
             f"{model} was to take {_typed(shape)}: {reason}; give the size that it takes with --size, or each input "
