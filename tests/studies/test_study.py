@@ -188,7 +188,7 @@ def test_every_study_of_the_papers_is_there_with_its_source() -> None:
 
 OWN = {  # study of benchmarks/ → its cells, and those of its smallest scale
     **{"methods": (10, 3), "rewinding": (10, 4), "plasticity": (3, 1), "rounds": (4, 4)},
-    **{"scale-change": (1, 1), "survival": (2, 2)},
+    **{"scale-change": (1, 1), "survival": (2, 2), "rewinding-digits": (8, 4), "orderings": (18, 3)},
 }
 
 
