@@ -126,7 +126,8 @@ def choose(
         return solve_within(offers, [Also("the budget", cost, budget), *cost.also], **searching)
     start = None
     if searching.get("solver") == "linear":
-        start = [0 if bool(one.must.any()) else len(one.counts) - 1 for one in offers.free.values()]
+        grow = any(bool(one.must.any()) for one in offers.free.values())
+        start = [0 if grow else len(one.counts) - 1 for one in offers.free.values()]
     try:
         found = solve_grid(
             offers.values, offers.terms, cost.to_raw(budget), widths=offers.counts, start=start, **searching

@@ -225,6 +225,14 @@ def test_scores_that_do_not_fit_are_refused_by_group(
         select(scores, cost, 100.0)
 
 
+def test_eq_5_around_a_network_with_an_emptied_group_starts_at_that_network(cost: LatencyCost) -> None:
+    """The cost at its start is the true one: 14·3 µs, with nothing left to add; a block that is gone is not dense."""
+    must, may = {"stream": mask(0, 1, 2), "a": mask()}, {"stream": mask(3, 4), "a": mask(*range(8))}
+    found = choose(scores_of(0), cost, latency(3, 0), must=must, may=may, solver="linear")
+    assert found.counts == {"stream": 3, "a": 0}
+    assert found.latency_us == latency(3, 0)
+
+
 def test_no_scores_and_no_budget_are_refused_in_a_sentence(cost: LatencyCost) -> None:
     nothing: Any = None
     with pytest.raises(UsageError, match="scores of type NoneType was given"):
