@@ -53,7 +53,6 @@ IDLE: dict[str, str] = {
     "two questions in a line": "assert not x.isnan().any() and x.min() >= 0",
     "numpy's histogram": "np.histogram(x.detach().numpy(), bins=4)",
     "normalised in place": "y = x.detach().clone(); y.sub_(y.min()).div_(y.max()); print(y.mean().item())",
-    "quantile": "print(torch.quantile(x.flatten(), 0.5).item())",
     "number from the width": "print((x.sum() / x.shape[1]).item())",
     "order": "print('up' if x[0].mean().item() > x[1].mean().item() else 'down')",
 }

@@ -140,6 +140,11 @@ CUT: dict[str, tuple[Callable[[], Net], tuple[int, ...], set[str]]] = {
         IMAGE,
         {"a"},
     ),
+    "border set to zero in place": (
+        lambda: ab(lambda m, x: m.b((y := sigmoid(m.a(x)).clone(), y[:, :, 0].zero_())[0])),
+        IMAGE,
+        {"a"},
+    ),
     "weight minus its mean over inputs": (
         lambda: ab(
             lambda m, x: F.conv2d(m.a(x).relu(), m.b.weight - m.b.weight.mean((1, 2, 3), keepdim=True))

@@ -208,7 +208,7 @@ OPS: dict[Rule, str] = {
     index: "index index_select",
     movement: """view _unsafe_view _reshape_alias reshape expand permute transpose t squeeze unsqueeze select slice
         narrow split split_with_sizes unbind unfold diagonal repeat roll flip pixel_shuffle pixel_unshuffle""",
-    same: "clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided native_dropout bernoulli",
+    same: "zero clone contiguous detach alias _to_copy lift_fresh lift_fresh_copy as_strided native_dropout bernoulli",
     reduction: """sum mean amax amin max min var std var_mean std_mean linalg_vector_norm logsumexp prod any
         all argmax argmin""",
     softmax: "_softmax _log_softmax cumsum cumprod sort",
