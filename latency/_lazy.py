@@ -82,7 +82,7 @@ def _told(call: Any, name: str) -> Any:
         try:
             return call(*args, **kwargs)
         except FAULTS as error:
-            if (wrong := _wrong(call, args, kwargs)) is None:
+            if (wrong := _wrong(call, args, kwargs, error)) is None:
                 raise
             argument, value, wanted = wrong
             raise UsageError(
@@ -93,8 +93,11 @@ def _told(call: Any, name: str) -> Any:
     return checked
 
 
-def _wrong(call: Any, args: Any, kwargs: Any) -> tuple[str, Any, str] | None:
-    """Returns the first argument that does not fit its annotation: its name, its value and the annotation."""
+def _wrong(call: Any, args: Any, kwargs: Any, error: Exception) -> tuple[str, Any, str] | None:
+    """Returns the first argument that does not fit its annotation, or names a file that the system refused.
+
+    These are its name, its value, and what would fit.
+    """
     signature = inspect.signature(call)
     try:
         given = signature.bind(*args, **kwargs).arguments
@@ -105,6 +108,9 @@ def _wrong(call: Any, args: Any, kwargs: Any) -> tuple[str, Any, str] | None:
         parameter = signature.parameters[name]
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
+        refused = isinstance(error, OSError) and str(error.filename) == str(value)
+        if isinstance(value, str | Path) and (refused or "\0" in str(value)):
+            return name, value, "the path of another file"
         text = parameter.annotation
         try:
             fits = _fits(value, eval(text, {}, names) if isinstance(text, str) else Any)

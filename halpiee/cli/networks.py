@@ -150,18 +150,13 @@ def traced(
             ) from error
         if not end:
             raise
+        named = any(isinstance(n, Input) for n in shape)
+        typed = f"inputs of {spelled(shape)}" if named else f"images of --size {'x'.join(map(str, shape))}"
         raise StructureError(
-            f"{model} was to take {_typed(shape)}: {reason}; give the size that it takes with --size, or each input "
+            f"{model} was to take {typed}: {reason}; give the size that it takes with --size, or each input "
             "with --input NAME=SHAPE"
         ) from error
     return Traced(network, example, structure)
-
-
-def _typed(shape: Shape) -> str:
-    """Returns what was typed of a network's inputs, in words."""
-    if all(isinstance(n, int) for n in shape):
-        return f"images of --size {'x'.join(map(str, shape))}"
-    return f"inputs of {spelled(shape)}"
 
 
 USUAL = (3, 224, 224)
@@ -180,15 +175,8 @@ def from_plan(
 ) -> Network:
     """Returns the network that a plan leaves; compares it with the masked one where the weights are dense.
 
-    Args:
-        path: the plan.
-        shape: (channels, height, width) of the images, or inputs by name; by default those that the plan was made
-            for. For others no latency is claimed.
-        model: MODEL string of the dense network, as typed; by default the plan's, where that is a known network.
-        weights: of the dense network, or of the compact one.
-        precision: of the file that is made of it.
-        seed: of the initial weights.
-        trust: whether the plan may name any function and give a builder any argument.
+    The ``shape`` is of its images, or inputs by name, by default those that the plan was made for: for others no
+    latency is claimed. With ``trust`` the plan may name any function and give a builder any argument.
 
     Raises:
         UsageError: no such plan, weights of another network, or a plan that names no network or code to run.

@@ -151,11 +151,7 @@ def check(given: Plan) -> Path:
 
 
 def opened(given: Plan, file: Path) -> Problem:
-    """Returns the network with its groups, scores and profile.
-
-    Raises:
-        UsageError: a group, a score or a profile that does not fit the network.
-    """
+    """Returns the network with its groups, scores and profile, which must fit it."""
     import latency
     from halpiee.cli.networks import traced
     from halpiee.cli.scores import scores_of

@@ -127,12 +127,7 @@ def _answer(
 
 
 def gaps(without: dict[str, int], refused: Sequence[str]) -> list[str]:
-    """Returns a line for each kind of op that the profile has no times for.
-
-    Args:
-        without: ops of the network that have no entry in any profile, with how often they occur.
-        refused: ops that this backend cannot build or this device has no memory for, each with the reason.
-    """
+    """Returns a line for each kind of op without an entry in any profile, and for each that was refused here."""
     lines = []
     if without:
         ops = ", ".join(f"{name} ×{n}" for name, n in without.items())

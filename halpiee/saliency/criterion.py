@@ -12,10 +12,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from halpiee.errors import UsageError
+from halpiee.errors import UsageError, said
 from halpiee.inputs import called
 from halpiee.sparsity.granularity import Units
+from latency.errors import out_of_memory
 
 Look = Callable[[str], Tensor | None]
 """Tensor name → the parameter's value (or its gradient), ``None`` where there is none."""
@@ -99,7 +101,7 @@ def loss_gradients(model: nn.Module, batches: Batches, loss_fn: LossFn) -> Passe
     """Yields ∂L/∂θ of each batch."""
     parameters = _trained(model)
     for inputs, targets in batches:
-        loss = differentiable(loss_fn(called(model, inputs), targets))
+        loss = loss_of(loss_fn, called(model, inputs), targets)
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         yield dict(zip(parameters, found, strict=True))
 
@@ -134,7 +136,7 @@ def hessian_gradients(
         answers = called(model, inputs)
         one = isinstance(answers, Tensor)
         cooled = answers / temperature if one else tuple(answer / temperature for answer in answers)
-        return _gradients(differentiable(loss_fn(cooled, targets)), parameters, graph=graph)
+        return _gradients(loss_of(loss_fn, cooled, targets), parameters, graph=graph)
 
     mean: list[Tensor] | None = None
     if pooled:
@@ -155,8 +157,17 @@ def hessian_gradients(
         yield dict(zip(parameters, _gradients(dot, parameters), strict=True))
 
 
-def differentiable(loss: Tensor) -> Tensor:
-    """Returns the loss, or raises a UsageError where it depends on no parameter."""
+def loss_of(loss_fn: LossFn, answers: Any, targets: Any) -> Tensor:
+    """Returns a loss that depends on parameters; a UsageError refuses others, and what no cross-entropy is of."""
+    try:
+        loss = loss_fn(answers, targets)
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
+        if loss_fn is not cross_entropy or out_of_memory(error):
+            raise  # a loss of the user's own speaks for itself
+        raise UsageError(
+            f"cross-entropy was asked of these answers and targets ({said(error, 200)}); give as targets the class of "
+            "each example, a whole number of dtype int64 from 0 on, or a loss_fn of your own"
+        ) from error
     if not loss.requires_grad:
         raise UsageError(
             "the gradient of the loss was needed to score by, and the loss depends on no parameter: the forward or the "

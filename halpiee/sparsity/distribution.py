@@ -62,7 +62,9 @@ class Latency:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    return not isinstance(value, int) or abs(value) < 2**1000  # what no float holds is none
 
 
 def _check_density(density: float) -> None:

@@ -132,6 +132,8 @@ def sweep(
     listed = list(ops)
     for op in listed:
         need(op, Op, "an op to time", "give [timed.op for timed in structure.ops]")
+    if not listed:
+        raise UsageError("no ops to time were given; give [timed.op for timed in structure.ops]")
     wanted = specs(listed, chosen["fixed"])
     runtime = _opened(backend, listed, chosen)
     memory = cold_weights_of(runtime, listed, runtime.environment())

@@ -112,6 +112,28 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no op among ops": (lambda: timing.sweep([None]), "an op to time of type NoneType was given"),
     "a number for a plan": (lambda: saved.load(3), "give the path of the file"),
+    "no ops": (lambda: timing.sweep([]), "no ops to time were given; give [timed.op"),
+    "classes as floats": (lambda: scored((PAIR, torch.tensor([0.0, 1.0]))), "of dtype int64 from 0 on"),
+    "a class too many": (lambda: scored((PAIR, torch.tensor([0, 3]))), "Target 3 is out of bounds"),
+    "a class too few": (
+        lambda: scored((PAIR, torch.tensor([0]))),
+        "give as targets the class of each example",
+    ),
+    "a budget that no float holds": (
+        lambda: pruning.prune_once(SMALL, "magnitude", 10**400),
+        "a budget of 1000",
+    ),
+    "a latency that no float holds": (lambda: pruning.Latency(us=10**400), "give a positive number"),
+    "a folder as history": (
+        lambda: pruning.analysis.History.load("."),
+        "give a file that History.save wrote",
+    ),
+    "a file that is not there": (
+        lambda: pruning.deploy.stamp(Path("gone.onnx"), {}),
+        "'gone.onnx'); give the path of another file, as help(stamp) says",
+    ),
+    "networks to compare with none": (lambda: timing.compare({}), "give {name: model}, one or more"),
+    "bytes that are no model": (lambda: timing.measure(b"x"), "1 bytes were given, which are no ONNX model"),
 }
 
 
