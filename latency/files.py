@@ -331,7 +331,7 @@ def read_bytes(
         HalpieeError: of the class given: it cannot be read, or is larger.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_opened) as file:
             data = file.read(most_bytes + 1)
     except (OSError, ValueError) as problem:
         raise error(
@@ -340,6 +340,14 @@ def read_bytes(
     if len(data) > most_bytes:
         raise error(f"{what} is larger than {most_bytes / 2**20:.0f} MiB, which no such file is; {advice}")
     return data
+
+
+def _opened(path: str, flags: int) -> int:
+    """Opens a file; a pipe that nobody writes into is at its end, and not waited for."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if hasattr(os, "O_NONBLOCK"):
+        os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def parsed(data: bytes, *, what: str, advice: str, error: type[HalpieeError] = UsageError) -> Any:

@@ -30,17 +30,8 @@ def program() -> None:
 
 
 VERBS = (train, study, methods, profile, plan, explain, export, bench, report, doctor)
-for verb in VERBS:
-    program.add_command(verb.command)
-for command in (
-    train.demo,
-    train.prune,
-    study.compare,
-    profile.inspect,
-    profile.pack,
-    profile.merge,
-    export.verify,
-):
+MORE = (train.demo, train.prune, study.compare, profile.inspect, profile.pack, profile.merge, export.verify)
+for command in (*(verb.command for verb in VERBS), *MORE):
     program.add_command(command)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from halpiee.cli.networks import from_plan
 from halpiee.errors import UsageError
 from halpiee.structure import Plan
 from halpiee.zoo import build
+from latency import Profile
 
 from .conftest import content, one_sentence, refusal
 from .mutations import files
@@ -203,6 +206,39 @@ def test_what_is_wrong_is_named_with_its_place(changes: dict[str, object], said:
 def test_a_file_without_an_end_is_not_read_to_it() -> None:
     with pytest.raises(UsageError, match="is larger than 64 MiB, which no such file is"):
         Plan.load("/dev/zero")
+
+
+def test_a_pipe_is_read_to_its_end_and_not_waited_for_where_nobody_writes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=r"is not JSON \(Expecting value"):
+        Plan.load(tmp_path / "pipe")
+    plan = written(tmp_path)
+    reader, writer = os.pipe()
+    slow = subprocess.Popen(["sh", "-c", f"sleep 0.2; cat '{plan}'"], stdout=writer)
+    os.close(writer)
+    try:
+        assert Plan.load(f"/dev/fd/{reader}") == Plan.load(plan)
+    finally:
+        os.close(reader)
+        slow.wait()
+
+
+@pytest.mark.parametrize(
+    "path", ["", "folder", "empty", "huge", "loop", "folder/gone", "empty/below", "a\0b"]
+)
+def test_what_holds_no_plan_is_refused_in_one_sentence(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name, size in (("empty", 0), ("huge", 2**31)):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, size)
+    (tmp_path / "loop").symlink_to("loop")
+    for load in (Plan.load, Profile.load):
+        with pytest.raises(UsageError) as refused:
+            load(path)
+        assert one_sentence(str(refused.value))
 
 
 def test_a_plan_of_another_network_is_said_before_memory_is_taken(tmp_path: Path) -> None:
