@@ -63,8 +63,9 @@ def public(home: Any, name: str) -> Any:
         for key, call in list(vars(found).items()):
             if isinstance(call, classmethod) and not key.startswith("_"):
                 setattr(found, key, classmethod(_told(call.__func__, f"{name}.{key}")))
-        if isinstance(vars(found).get("__init__"), FunctionType):
-            setattr(found, "__init__", _told(vars(found)["__init__"], name))  # noqa: B010
+        made = found.__init__
+        if isinstance(made, FunctionType) and made.__name__ == "__init__":  # a Protocol's is called otherwise
+            setattr(found, "__init__", _told(made, name))  # noqa: B010
     return getattr(home, name)
 
 

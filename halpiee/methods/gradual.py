@@ -79,9 +79,10 @@ class Ramp:
             UsageError: no resize fits.
         """
         first, last, total, interval = self.first, self.last, self.total_steps, self.interval
-        t0 = round(first * total)
-        n = int(round(last * total, 6) - t0) // max(interval, 1)
-        if interval < 1 or n < 1 or not 0 <= first < last <= 1:
+        asked = interval >= 1 and 0 <= first < last <= 1
+        t0 = round(first * total) if asked else 0
+        n = int(round(last * total, 6) - t0) // interval if asked else 0
+        if n < 1:
             raise UsageError(
                 f"resizes every {interval} steps between {first:.0%} and {last:.0%} of {total} steps were asked, "
                 "and none fits; train longer, or give a shorter interval= (--interval)"

@@ -227,6 +227,7 @@ class Plan:
         Raises:
             StructureError: a layer of the model is not the traced one's; the message names it.
         """
+        need(fresh_model, nn.Module, "a model", "give a dense network of the traced one's shapes")
         alive = np.ones(self.n_units, dtype=np.bool_)
         for group in self.groups:
             alive[group.start : group.start + group.size] = False
@@ -252,16 +253,13 @@ class Plan:
         return compact
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Writes the plan as JSON, one line per group and tensor; a torn file never appears.
-
-        Args:
-            path: the file to write.
-            overwrite: whether a file that is there may be replaced.
+        """Writes the plan as JSON, one line per group and tensor; with ``overwrite`` over a file that is there.
 
         Raises:
             OutputInUseError: the file is there and may not be replaced; nothing was written.
             WriteError: it cannot be written.
         """
+        need(path, (str, Path), "a plan's path", "give the path of a file to write")
         write(path, self.text(), overwrite=overwrite)
 
     def text(self) -> str:

@@ -37,9 +37,9 @@ VERBS = NEEDED | {
 
 ODD = (
     "", " ", "x", "-1", "0", "1", "2", "0.5", "1.5", "nan", "inf", "1e300", str(2**65), "1_0", "１", "0b1", "50%",
-    "-5%", "5us", "a\nb", "\x1b[2Jx", "\udcff", "ü" * 300, "x" * 5000, "a/" * 2000 + "b", "../..", "/", "~",
+    "-5%", "5us", "a\nb", "\x1b[2Jx", "\udcff", "ü" * 300, "x" * 5000, "a/" * 300 + "b", "../..", "/", "~",
     "/dev/null", "/dev/full", "/proc/self/mem", "/sys/x", "FILE", "FILE/below", "FOLDER", "MISSING", "EMPTY", "HUGE",
-    "os:system", "forbidden_code:call", "abc:def", "[", "{", ",", ",,", "1,", "=", "a=", "=b", "a=b", "a=2..1",
+    "abc:def", "[", "{", ",", ",,", "1,", "=", "a=", "=b", "a=b", "a=2..1",
     "macs=0", "macs=nan", "profile=:0.5", "memory=1XB", "epochs=1e400", "ids=0", "ids=1:foo", "image=3x8x8", "1x1x1x1",
     "0x0", "99999x1", "tpu", "cuda:99", "timm/x", "torchvision/x", "resnet20 ", "hf:x", "*", "%s%n", "4:2", "None",
 )  # fmt: skip

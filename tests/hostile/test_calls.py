@@ -134,6 +134,22 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "networks to compare with none": (lambda: timing.compare({}), "give {name: model}, one or more"),
     "bytes that are no model": (lambda: timing.measure(b"x"), "1 bytes were given, which are no ONNX model"),
+    "a plan of no model": (
+        lambda: saved.from_selection(TRACED, Selection(KEEP)).apply(None),
+        "a model of type NoneType",
+    ),
+    "a plan to nowhere": (
+        lambda: saved.from_selection(TRACED, Selection(KEEP)).save(None),
+        "a plan's path of type NoneType",
+    ),
+    "a ramp from nowhere": (
+        lambda: pruning.GMP(SMALL, optimizer(), budget=0.5, total_steps=40, interval=4, first=float("nan")),
+        "resizes every 4 steps between nan% and",
+    ),
+    "a method of no model": (
+        lambda: pruning.GMP(None, optimizer(), budget=0.5, total_steps=40, interval=4),
+        " was called with model of type NoneType",
+    ),
 }
 
 

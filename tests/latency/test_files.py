@@ -221,9 +221,11 @@ def test_what_is_no_name_is_refused_before_the_work_and_nothing_is_made(
 
 def test_a_file_below_a_thousand_folders_is_written(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*"a" * 1010)
-    write(deep / "f", b"1")
-    assert (deep / "f").read_bytes() == b"1"
-    subprocess.run(["rm", "-r", str(tmp_path / "a")], check=True)  # shutil's own way is a recursion
+    try:
+        write(deep / "f", b"1")
+        assert (deep / "f").read_bytes() == b"1"
+    finally:  # shutil's own way, which pytest goes, is a recursion
+        subprocess.run(["rm", "-r", str(tmp_path / "a")], check=True)
 
 
 def test_a_name_as_long_as_names_may_be_is_written(tmp_path: Path) -> None:
