@@ -77,22 +77,8 @@ def settings_of(ddp: DistributedDataParallel) -> dict[str, Any]:
             "model, whose parameters are others; give the method the bare module and wrap what shrink() returns"
         )
     taken = inspect.signature(DistributedDataParallel.__init__).parameters
-    given: dict[str, Any] = {
-        name: getattr(ddp, name)
-        for name in (
-            "device_ids",
-            "output_device",
-            "dim",
-            "process_group",
-            "find_unused_parameters",
-            "gradient_as_bucket_view",
-            "static_graph",
-            "mixed_precision",
-            "skip_all_reduce_unused_params",
-            "batched_grad_copy",
-        )
-        if name in taken and hasattr(ddp, name)
-    }
+    others = {"self", "module", "device_mesh", "bucket_cap_mb", "broadcast_buffers", "forward_sync_buffers"}
+    given: dict[str, Any] = {n: getattr(ddp, n) for n in taken if n not in others and hasattr(ddp, n)}
     sync = "forward_sync_buffers" if "forward_sync_buffers" in taken else "broadcast_buffers"
     given[sync] = getattr(ddp, sync)
     if not getattr(ddp, "bucket_bytes_cap_default", False):

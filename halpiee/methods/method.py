@@ -212,7 +212,7 @@ class Method(Sparse):
                 raise UsageError(
                     "filters were to be cut out without a structure; pass structure=halpiee.trace(model, inputs)"
                 )
-            return self.units.channels(self._structure, self.alive)
+            return self.units.channels(self._structure, self.alive, silent=True)
         return dict(self.alive)
 
     def shrink(self) -> tuple[nn.Module, Optimizer]:

@@ -341,9 +341,7 @@ class LatencyCost(Cost):
         """Calibrated latency of the whole network."""
         return self.dense
 
-    def total_us(self, counts: Mapping[str, int]) -> float:
-        """Returns the calibrated latency; arguments as for ``total``."""
-        return self.total(counts)
+    total_us = Cost.total
 
     def interval(self, counts: Mapping[str, int], share: float = 0.9) -> Interval | None:
         """Returns the range that holds the measured latency in a share of cases; see ``latency.predict.interval``.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from halpiee.errors import StructureError
@@ -194,32 +195,51 @@ class Filters:
         live = [units[alive[p].cpu()] if p in alive else units for p, units in writers.items()]
         return torch.isin(own, torch.cat(live))
 
-    def channels(self, structure: Structure, alive: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def channels(
+        self, structure: Structure, alive: Mapping[str, Tensor], *, silent: bool = False
+    ) -> dict[str, Tensor]:
         """Returns the channels that remain, in the form that ``halpiee.shrink`` takes.
 
         A channel goes when every layer that writes to it is a convolution whose filter there is gone; each group
-        keeps at least one channel. The removal is exact where a zero stays a zero up to the next convolution, as
-        behind ReLU; elsewhere the shrunk network is the one without those channels.
+        keeps one at least. ``silent``: only where its readers read zeros in the masked model, so that it is exact.
         """
         kept = np.zeros(structure.n_units, dtype=bool)
         made = np.zeros(structure.n_units, dtype=bool)
         for slot in structure.slots:
-            path = slot.tensor.removesuffix("weight").removesuffix("bias").removesuffix(".")
-            path = self._first_of.get(path, path)
+            path = self.owner(slot.tensor.removesuffix("weight").removesuffix("bias").removesuffix("."))
             if slot.side != "out" or path in self._depthwise:
                 continue
             made[slot.units] = True
             keep = alive[path].cpu().numpy() if path in alive else np.ones(len(slot.units), dtype=bool)
             kept[slot.units[keep]] = True
+        if silent:
+            kept |= self._heard(structure)
         keeps = {}
         for group in structure.prunable:
             units = slice(group.start, group.start + group.size)
             keep = kept[units] | ~made[units]
-            if not keep.any():
-                keep[0] = True
+            keep[0] |= not keep.any()
             if not keep.all():
                 keeps[group.name] = torch.from_numpy(keep.copy())
         return keeps
+
+    def _heard(self, structure: Structure) -> NDArray[np.bool_]:
+        """Returns BoolArray ``[n_units]``: of which channels any layer reads another value than 0, in one forward."""
+        heard = np.zeros(structure.n_units, dtype=bool)
+
+        named = {f"{path}.weight": module for path, module in self._model.named_modules()}
+        read = {named.get(slot.tensor): slot.units for slot in structure.slots if slot.side == "in"}
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            units = read.get(module)
+            if units is None or not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                return
+            x = args[0].detach().movedim(-1 if isinstance(module, nn.Linear) else 1, 0)
+            if len(x) == len(units):
+                heard[units[x.flatten(1).any(1).cpu().numpy()]] = True
+
+        _watched(self._model, self._example_input, before, lambda module, args, output: None)
+        return heard
 
 
 def _join(path: str, name: str) -> str:
@@ -231,29 +251,29 @@ def _norms_behind(model: nn.Module, convs: Mapping[str, nn.Module], x: Any) -> d
     norms = {path: m for path, m in model.named_modules() if isinstance(m, NORMS)}
     if not norms:
         return {}
-    x = _example_input(model) if x is None else x
+    paths = {module: path for path, module in (*convs.items(), *norms.items())}
     made: dict[int, tuple[str, Tensor]] = {}  # the tensor is kept, so that its id is not used again
     behind: dict[str, str] = {}
 
-    def after_conv(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            made[id(output)] = (path, output)
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(module, CONVS) and module in paths:
+            made[id(output)] = (paths[module], output)
 
-        return hook
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if isinstance(module, NORMS) and module in paths and args and id(args[0]) in made:
+            behind[made[id(args[0])][0]] = paths[module]
 
-    def before_norm(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and id(args[0]) in made:
-                behind[made[id(args[0])][0]] = path
+    _watched(model, x, before, after)
+    return behind
 
-        return hook
 
-    handles = [m.register_forward_hook(after_conv(path)) for path, m in convs.items()]
-    handles += [m.register_forward_pre_hook(before_norm(path)) for path, m in norms.items()]
+def _watched(model: nn.Module, x: Any, before: Callable[..., None], after: Callable[..., None]) -> None:
+    """Runs a model once, evaluated, with hooks before and behind the forward of every module."""
+    hooks = nn.modules.module
+    handles = hooks.register_module_forward_pre_hook(before), hooks.register_module_forward_hook(after)
     try:
         with evaluated(model):
-            called(model, x)
+            called(model, _example_input(model) if x is None else x)
     finally:
         for handle in handles:
             handle.remove()
-    return behind

@@ -97,10 +97,7 @@ class Selection:
         """The first limit, in its unit; NaN without one."""
         return self.budgets[0] if self.budgets else math.nan
 
-    @property
-    def slack_us(self) -> float:
-        """``slack``, of a latency in µs."""
-        return self.slack
+    slack_us = slack
 
     @property
     def next_step_us(self) -> float:

@@ -260,21 +260,20 @@ def needed(events: Sequence[Event], given: Mapping[int, str], outputs: Collectio
     ``given`` maps the value numbers of parameters, buffers and inputs to their names.
     """
     made_of_parameters = {value for value, name in given.items() if not name.startswith("input")}
-    mixed = set()
+    mixed, made = set(), set[int | None]()  # made: memories that began in this forward
+    memories: dict[int, int | None] = {}
+    known: set[int | None] = {None}
     for place, event in enumerate(events):
         apart = [value in made_of_parameters for value in event.reads]
         if apart and all(apart):
             made_of_parameters.update(event.writes)
         elif any(apart):
             mixed.add(place)
-    memories: dict[int, int | None] = {}
-    made = set()  # memories that began in this forward
-    for event in events:
-        made.update({event.memories[w] for w in event.writes}.difference(memories.values(), [None]))
+        known.update(event.memories[value] for value in event.reads)
+        made.update({event.memories[value] for value in event.writes} - known)
+        known.update(event.memories.values())
         memories |= event.memories
-    values = set(outputs)
-    shared = {memories.get(value) for value in values}
-    found = set()
+    values, found, shared = set(outputs), set[int](), {memories.get(value) for value in outputs}
     for place in range(len(events) - 1, -1, -1):
         event = events[place]
         memory = event.memories.get(event.reads[0]) if event.name.endswith("_") and event.reads else None

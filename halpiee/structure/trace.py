@@ -66,8 +66,9 @@ def trace(model: nn.Module, example_inputs: tuple[Any, ...], *, vanish: bool = F
         )
     refuse_foreign(model)
     subject = Subject.of(model, example_inputs)
-    with warnings.catch_warnings():  # raised as an error, torch's own may end a forward and leak its tensors
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # torch's own, raised as an error, leak the tensors of an op
         structure = of_subject(subject, vanish=vanish)
     subject.around.clear()
     refuse_empty(model, structure)

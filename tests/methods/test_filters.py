@@ -104,6 +104,37 @@ def test_after_regrowth_the_cut_takes_the_norms_of_removed_filters_too(
     torch.testing.assert_close(compact.eval()(x), net.eval()(x), rtol=1e-5, atol=1e-6)
 
 
+def three(between: nn.Module) -> nn.Module:
+    """conv 3 → 6, what lies between, conv 6 → 5, ReLU, conv 5 → 4."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 1), between, nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 1), nn.Flatten()
+    )
+
+
+@pytest.mark.parametrize(
+    ("between", "stays"),
+    [(nn.ReLU(), False), (nn.Sigmoid(), True), (nn.GroupNorm(3, 6), True), (nn.Identity(), False)],
+    ids=lambda one: type(one).__name__,
+)
+def test_a_channel_that_is_heard_without_its_filter_is_not_cut(between: nn.Module, stays: bool) -> None:
+    """The compact network is the one that was trained: a sigmoid makes 0.5 of zeros, a group norm −µ/σ."""
+    net, x = three(between), torch.randn(4, 3, 5, 5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    structure = halpiee.trace(net, (x,))
+    method = FilterPruning(
+        net, optimizer, budget=Uniform(0.5), total_steps=4, structure=structure, rounds=1, interval=1
+    )
+    for _ in range(2):
+        optimizer.zero_grad()
+        torch.autograd.backward(net(x).square().mean())
+        optimizer.step()
+    compact, _ = method.shrink()
+    torch.testing.assert_close(compact.eval()(x), net.eval()(x), rtol=1e-5, atol=1e-6)
+    widths = [m.out_channels for m in compact.modules() if isinstance(m, nn.Conv2d)]
+    assert widths == [6 if stays else 3, 2, 4]
+
+
 def test_second_order_criteria_score_over_given_batches(net: TinyNet, batches: Batches) -> None:
     method, optimizer = attach(net, criterion="grasp", batches=batches[:2], interval=1)
     for _ in train(net, optimizer, batches[:2]):
