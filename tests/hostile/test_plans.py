@@ -36,6 +36,7 @@ MANY = settings(
     ],
     derandomize=True,
 )
+DRAWS = pytest.mark.parametrize("n", [100, pytest.param(500, marks=pytest.mark.slow)])
 ARGUMENTS = {"width": 0.25, "num_classes": 4}
 
 
@@ -66,10 +67,11 @@ def written(folder: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_malformed_plan_is_refused_in_one_sentence_or_is_a_plan(tmp_path: Path) -> None:
+@DRAWS
+def test_a_malformed_plan_is_refused_in_one_sentence_or_is_a_plan(tmp_path: Path, n: int) -> None:
     refused: list[str] = []
 
-    @MANY
+    @settings(MANY, max_examples=n)
     @given(files(record()))
     def one(text: bytes) -> None:
         if text not in known:
@@ -83,7 +85,7 @@ def test_a_malformed_plan_is_refused_in_one_sentence_or_is_a_plan(tmp_path: Path
 
     known: dict[bytes, list[str]] = {}  # a fifth is drawn twice
     one()
-    assert len(refused) > 300  # the others are plans still: an unknown target, another latency
+    assert len(refused) > 0.6 * n  # the others are plans still: an unknown target, another latency
 
 
 @pytest.mark.slow

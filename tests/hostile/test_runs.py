@@ -24,7 +24,7 @@ from halpiee.training.record import read_calibration, read_log, read_result, rea
 
 from .conftest import content, one_sentence, refusal
 from .mutations import files
-from .test_plans import MANY
+from .test_plans import DRAWS, MANY
 
 EVENT = {"step": 3, "event": "prune", "budget_us": 120.0, "used_us": 100.0, "omega_us": 20.0, "slack_us": 1.0}
 REPORT: dict[str, Any] = {
@@ -55,8 +55,8 @@ RESULT = {
 }  # fmt: skip
 
 
-def fuzz(valid: Any, path: Path, use: Callable[[], object], least: int, n: int = 500) -> None:
-    """Uses a file in ``n`` malformed versions, of which at least so many must be refused; none may be written."""
+def fuzz(valid: Any, path: Path, use: Callable[[], object], least: float, n: int) -> None:
+    """Uses a file in ``n`` malformed versions, of which at least a share must be refused; none may be written."""
     refused: list[str] = []
 
     @settings(MANY, max_examples=n)
@@ -73,22 +73,24 @@ def fuzz(valid: Any, path: Path, use: Callable[[], object], least: int, n: int =
 
     known: dict[bytes, list[str]] = {}
     one()
-    assert len(refused) >= least, len(refused)
+    assert len(refused) >= least * n, len(refused)
 
 
+@DRAWS
 @pytest.mark.usefixtures("charts_drawn_once")
-def test_a_corrupted_report_is_refused_in_one_sentence_or_drawn(tmp_path: Path) -> None:
+def test_a_corrupted_report_is_refused_in_one_sentence_or_drawn(tmp_path: Path, n: int) -> None:
     def use() -> None:
         report = read_report(tmp_path)
         render_html(report).encode("utf-8")
         render_markdown(report).encode("utf-8")
         table(report)
 
-    fuzz(REPORT, tmp_path / "report.json", use, 150)
+    fuzz(REPORT, tmp_path / "report.json", use, 0.3, n)
 
 
-def test_corrupted_settings_are_refused_in_one_sentence_or_are_settings(tmp_path: Path) -> None:
-    fuzz(SETTINGS.as_dict(), tmp_path / "settings.json", lambda: read_settings(tmp_path), 350)
+@DRAWS
+def test_corrupted_settings_are_refused_in_one_sentence_or_are_settings(tmp_path: Path, n: int) -> None:
+    fuzz(SETTINGS.as_dict(), tmp_path / "settings.json", lambda: read_settings(tmp_path), 0.7, n)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_corrupted_settings_are_refused_in_one_sentence_or_are_settings(tmp_path
 def test_a_corrupted_record_of_a_stage_is_refused_in_one_sentence(
     name: str, valid: Any, read: Callable[[Path], object], tmp_path: Path
 ) -> None:
-    fuzz(valid, tmp_path / name, lambda: read(tmp_path / name), 30, n=100)
+    fuzz(valid, tmp_path / name, lambda: read(tmp_path / name), 0.3, n=100)
 
 
 @pytest.mark.parametrize("key", ["model", "data"])

@@ -278,7 +278,13 @@ def test_the_masked_model_compiles_and_exports_whole(name: str) -> None:
 
 
 @GRADIENT_ASKED
-@pytest.mark.parametrize("inner", [nn.LayerNorm(16), nn.GroupNorm(1, 16), nn.RMSNorm(16)])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        nn.LayerNorm(16),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (nn.GroupNorm(1, 16), nn.RMSNorm(16))),
+    ],
+)
 def test_norms_of_the_outermost_module_are_compiled_once(inner: nn.Module) -> None:
     class Outermost(nn.Module):
         """A norm by function in the forward of the network itself, and a module's of the same width behind it."""
