@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from latency.errors import UsageError, unknown
+from latency.errors import UsageError, need, unknown
 from latency.op import Op, weight_bytes
 
 IDENTITY = (
@@ -370,6 +370,8 @@ def register_policy(kind: str, policy: TimingPolicy) -> None:
         kind: ``cpu``, ``cuda``, or another one that a backend names as its ``device_kind``.
         policy: replaces the one that was registered.
     """
+    need(kind, str, "a kind of device", "give a backend's device_kind, such as 'cpu'")
+    need(policy, TimingPolicy, "the policy of a kind of device", "give a latency.TimingPolicy")
     _POLICIES[kind] = policy
 
 

@@ -25,23 +25,13 @@ A message has three parts: what was asked, what was found, what to type next.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Iterable
 
 __all__ = [
-    "BudgetError",
-    "DataError",
-    "HalpieeError",
-    "MeasurementError",
-    "MismatchError",
-    "MissingError",
-    "OutputInUseError",
-    "ProfileError",
-    "PromiseError",
-    "StructureError",
-    "UnsupportedOpError",
-    "UsageError",
-    "WriteError",
-]
+    "BudgetError", "DataError", "HalpieeError", "MeasurementError", "MismatchError", "MissingError", "OutputInUseError",
+    "ProfileError", "PromiseError", "StructureError", "UnsupportedOpError", "UsageError", "WriteError",
+]  # fmt: skip
 
 
 class HalpieeError(Exception):
@@ -143,6 +133,13 @@ def said(error: BaseException, most: int = 300, *, first: bool = False) -> str:
     """Returns what an error says on one line, or its ``first`` line, cut; its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return " ".join(" ".join(lines[:1] if first else lines).split())[:most] or type(error).__name__
+
+
+def outside() -> int:
+    """Returns the ``stacklevel`` at which a warning of the caller names the line of the user's own code."""
+    homes = [str(frame.frame.f_globals.get("__name__")).split(".")[0] for frame in inspect.stack(0)[1:]]
+    ours = ("halpiee", "latency", "torch")
+    return next((i for i, home in enumerate(homes, 1) if home not in ours), len(homes))
 
 
 OUT_OF_MEMORY = (

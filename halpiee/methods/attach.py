@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from halpiee.errors import UsageError
 from halpiee.sparsity.granularity import Units
+from latency.errors import outside
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -53,7 +54,7 @@ def rewrapped(wrapped: nn.Module, inner: nn.Module) -> nn.Module:
             warnings.warn(
                 f"the compact model is in a new DistributedDataParallel without the communication hook {named}, whose "
                 "state is that of the full model's gradients; register one with a new state",
-                stacklevel=2,
+                stacklevel=outside(),
             )
     elif isinstance(wrapped, DataParallel):
         inner = rewrapped(wrapped.module, inner)

@@ -20,6 +20,7 @@ from halpiee.saliency.registry import criterion_of
 from halpiee.sparsity.filters import Filters
 from halpiee.sparsity.granularity import Channels, Units, Weights
 from halpiee.structure.groups import Structure
+from latency.errors import outside
 
 
 class Scores(dict[str, Tensor]):
@@ -211,7 +212,7 @@ def undecided(
     return found
 
 
-def warn_of_ties(found: Mapping[str, str], criterion: object, *, stacklevel: int = 3) -> None:
+def warn_of_ties(found: Mapping[str, str], criterion: object) -> None:
     """Warns once of groups (with the reason) whose units all have the same score."""
     if not found:
         return
@@ -226,7 +227,7 @@ def warn_of_ties(found: Mapping[str, str], criterion: object, *, stacklevel: int
             f"{_shown(criterion)} does not tell the units of {shown} apart: {why}, so they are ranked by index; "
             f"{ADVICE.get(kind, 'choose another criterion')}, or leave them whole with protect=…",
             ScoreWarning,
-            stacklevel=stacklevel,
+            stacklevel=outside(),
         )
 
 

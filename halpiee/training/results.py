@@ -240,9 +240,8 @@ def _side_by_side(run: Run) -> Comparison:
     if ".onnx" not in run.target.files or run.target.dtype != "float32":  # the exports hold float32
         models = {"dense": run.dense(), "pruned": run.compact()}
         networks = {label: run.target.ready(model, run.example) for label, model in models.items()}
-    return timed(
-        run.target, networks, run.example, rounds=max(30, run.settings.rounds), progress=run.talk.note
-    )
+    rounds, note = max(30, run.settings.rounds), run.talk.note
+    return timed(run.target, networks, run.example, rounds=rounds, seconds=60.0, progress=note)
 
 
 def _words(value: object) -> str | int | float:

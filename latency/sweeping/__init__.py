@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 
 from latency.backends import Backend, adopted
 from latency.device import TimingPolicy, pinned
-from latency.errors import HoldoutWarning, MeasurementError, UsageError, need
+from latency.errors import HoldoutWarning, MeasurementError, UsageError, need, outside
 from latency.inspect import inspect
 from latency.op import CONTRACTIONS, Op, in_words
 from latency.profile_io import Journal
@@ -147,7 +147,7 @@ def sweep(
     profile = Profile(journal.environment, journal.cells)
     warning = inspect(profile).holdout_warning
     if warning is not None:
-        warnings.warn(warning, HoldoutWarning, stacklevel=2)
+        warnings.warn(warning, HoldoutWarning, stacklevel=outside())
     return profile
 
 
