@@ -41,7 +41,7 @@ class Round:
     round: int  # from 1
     predicted_us: float  # the selection's latency before it was measured
     measured_us: float  # its latency beside the dense network's
-    lower_us: float  # the budget minus one step of the selection
+    lower_us: float  # the budget minus one step of the selection, at least 1.5 %
     upper_us: float  # 1.02 times the budget
     factor: float  # measured over predicted
 
@@ -192,7 +192,8 @@ def close_loop(
         found = timed(target, pair, example_inputs, rounds=rounds, progress=progress)
         measured = cost.dense_us / found.ratio("dense", "pruned").median
         predicted, step = cost.total_us(counts), candidate.next_step_us
-        lower, upper = budget_us - (budget_us if math.isnan(step) else step), 1.02 * budget_us
+        least = max(step, CERTAIN * budget_us)  # nothing closer is known
+        lower, upper = 0.0 if math.isnan(step) else budget_us - least, 1.02 * budget_us
         if cost.also and budget_us - predicted > step:  # another limit holds the network back
             lower = 0.0
         cost = cost.limited(*beside.measured(cost, candidate.keep, counts))
